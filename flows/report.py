@@ -1,0 +1,90 @@
+"""What a run leaves in Prefect for people: a summary, and a table of what failed."""
+
+from __future__ import annotations
+
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+
+from imbrace_lake.runs import RunSummary
+
+SUMMARY_KEY = "export-summary"
+FAILURES_KEY = "export-failures"
+
+_HEADLINES = {
+    "complete": "✅ Complete",
+    "partial": "⚠️ Partial",
+    "failed": "❌ Failed",
+}
+
+
+async def publish_report(summary: RunSummary) -> None:
+    """Create the run's artifacts; neither holds a phone number or a message."""
+    await acreate_markdown_artifact(
+        summary_markdown(summary), key=SUMMARY_KEY, description="What the run found, read and wrote"
+    )
+    if summary.dead_letters:
+        table = [
+            {"conversation": letter.conversation_id, "status": letter.status, "reason": letter.reason}
+            for letter in summary.dead_letters
+        ]
+        count = summary.dead_letter_count
+        told = f"The {count} conversations" if count > 1 else "The conversation"
+        await acreate_table_artifact(table, key=FAILURES_KEY, description=f"{told} not exported, and why")
+
+
+def summary_markdown(summary: RunSummary) -> str:
+    """The summary as a page: counts, cost, where the lake is and how to query it."""
+    totals = summary.totals
+    phones, conversations = totals.phones, totals.conversations
+    lines = [
+        f"# {_HEADLINES[summary.status]}",
+        "",
+        summary.reason or "Every conversation was read and proven complete.",
+        "",
+        "| phone numbers | |",
+        "|---|--:|",
+        *_rows(phones, ("resolved", "none", "invalid", "duplicate", "error")),
+        "",
+        "| conversations | |",
+        "|---|--:|",
+        *_rows(conversations, ("complete", "unchanged", "gone", "incomplete", "failed")),
+        "",
+        "| cost | |",
+        "|---|--:|",
+        f"| messages new | {totals.messages_new:,} |",
+        f"| messages in these conversations | {totals.messages_total:,} |",
+        f"| requests (of these tried again) | {totals.requests:,} ({totals.retries:,}) |",
+        f"| refused by the gateway | {totals.refusals:,} |",
+        f"| received | {size(totals.received_bytes)} |",
+        f"| written | {size(totals.written_bytes)} |",
+        f"| time | {totals.seconds:,.1f} s |",
+        "",
+        f"The lake is at `{summary.lake}`, the run is `{summary.run_id}`.",
+        "",
+        "```sql",
+        "-- DuckDB; any engine that reads Parquet will do",
+        "SELECT conversation_id, count(*) AS messages, max(created_at) AS latest",
+        f"FROM read_parquet('{query_path(summary.lake)}')",
+        "WHERE NOT is_deleted GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
+        "```",
+    ]
+    if summary.status == "partial":
+        lines += ["", f"Once the cause is mended: export again with `rerun` set to `{summary.run_id}`."]
+    return "\n".join(lines)
+
+
+def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
+    return [f"| {name} | {counts.get(name, 0):,} |" for name in order]
+
+
+def query_path(lake: str) -> str:
+    """The pattern that finds every message of a lake."""
+    return f"{lake.removeprefix('file://')}/messages/**/*.parquet"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for people: ``1.4 MB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size_bytes < 1_000:
+            return f"{size_bytes:.1f} {unit}" if unit != "B" else f"{size_bytes:.0f} B"
+        size_bytes /= 1_000
+    return f"{size_bytes:.1f} TB"

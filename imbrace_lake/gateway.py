@@ -1,0 +1,294 @@
+"""The gateway's two endpoints, one method each, and what a request does when it fails.
+
+A request is tried again for seconds here; what outlasts that is the orchestrator's to try again in
+minutes. There is no third layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
+
+from imbrace_lake.errors import (
+    BadRequest,
+    ConversationNotFound,
+    GatewayError,
+    GatewayUnavailable,
+    MalformedAnswer,
+    OrganizationMismatch,
+    RateLimited,
+    TokenRejected,
+)
+from imbrace_lake.models import Links, Malformed, Page, decode_json, parse_links, parse_page
+from imbrace_lake.pacing import Gate
+from imbrace_lake.phones import PhoneNumber, digits
+
+T = TypeVar("T")
+
+# Proxies commonly refuse more than 8 KB of URL (nginx: large_client_header_buffers 4 8k).
+MAX_URL_BYTES = 7_500
+SMALLEST_PAGE = 10
+TOKEN_TRIES = 4
+SHORT_BODY_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How to reach the gateway and how patient to be.
+
+    Attributes:
+        url: Base address, with its ``/3rd``.
+        timeout_seconds: Longest wait for one whole answer; the gateway's proxy gives up after 30.
+        tries: How often one request is sent before its failure is believed.
+        patience_seconds: How long refusals (429) are waited out; the source's window is 30 minutes.
+        first_delay_seconds: The wait before the second try; it doubles from then on, with jitter.
+    """
+
+    url: str
+    token: SecretStr
+    organization: str
+    timeout_seconds: float = 35.0
+    tries: int = 6
+    patience_seconds: float = 2_100.0
+    first_delay_seconds: float = 0.5
+    longest_delay_seconds: float = 20.0
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was sent and what came back."""
+
+    requests: int = 0
+    retries: int = 0
+    size_bytes: int = 0
+
+
+class _Overdue(GatewayUnavailable):
+    """504 or no whole answer in time: a smaller page may arrive where a large one does not."""
+
+
+class _ShortBody(MalformedAnswer):
+    """Valid JSON with fewer messages than it says: cut, or a server that counts otherwise."""
+
+
+class GatewayClient:
+    """A client of one gateway for one event loop.
+
+    Args:
+        options: Address, token and patience.
+        gate: The budget that this client shares with every other of the process.
+        transport: Replaces the network; for answers that a healthy server cannot send.
+    """
+
+    def __init__(
+        self, options: GatewayOptions, gate: Gate, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.options = options
+        self.traffic = Traffic()
+        self.gate = gate
+        self._base = options.url.rstrip("/")
+        self._ids = f"lake-{uuid.uuid4().hex[:12]}"
+        # httpx's own pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
+        self._http = httpx.AsyncClient(
+            headers={"x-access-token": options.token.get_secret_value(), "accept": "application/json"},
+            timeout=httpx.Timeout(options.timeout_seconds, pool=None),
+            transport=transport or AiohttpTransport(),
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, exc, trace)
+
+    async def get_links(self, phones: Sequence[PhoneNumber]) -> Links:
+        """Find the conversations of some phone numbers; `link_batches` says how many fit.
+
+        Raises:
+            GatewayError: As its class says.
+        """
+        path = "/conversations/links"
+        pairs = [("phone_numbers", digits(phone)) for phone in phones]
+        query = str(httpx.QueryParams([*pairs, ("organization_id", self.options.organization)]))
+        try:
+            return await self._get(path, lambda _: query, lambda body: parse_links(body, phones))
+        except ConversationNotFound:
+            return Links((), ())
+
+    async def get_page(self, conversation_id: str, *, skip: int = 0, limit: int = 100) -> Page:
+        """Fetch one page of messages, newest first, leaving out the `skip` newest.
+
+        A page that comes late is asked for again at half its length, so fewer than `limit` messages
+        may come although there are more.
+
+        Raises:
+            ConversationNotFound: The gateway has no such conversation.
+            GatewayError: As its class says.
+        """
+        path = f"/conversations/{quote(conversation_id, safe='')}/messages"
+        lengths: list[int] = []
+
+        def query(overdue: int) -> str:
+            return f"limit={max(min(limit, SMALLEST_PAGE), limit >> overdue)}&skip={skip}"
+
+        def parse(body: bytes) -> Page:
+            page = parse_page(body, skip)
+            if page.whole is not None and not page.is_exact:
+                lengths.append(len(page.ids))
+                # The same length every time is no accident on the way: this server counts otherwise.
+                if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
+                    raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer says")
+            return page
+
+        return await self._get(path, query, parse)
+
+    async def _get(self, path: str, query: Callable[[int], str], parse: Callable[[bytes], T]) -> T:
+        """Send a request until its answer can be believed.
+
+        `query` gets how often the answer came too late, and may ask for less.
+        """
+        tries = rejections = overdue = 0
+        while True:
+            try:
+                return await self._try(path, query(overdue), parse)
+            except RateLimited:
+                # Not this request's fault, so not one of its tries: the gate makes everybody wait.
+                if self.gate.refused_seconds() > self.options.patience_seconds:
+                    raise
+                delay = 0.0
+            except TokenRejected:
+                # The gateway answers 401 also when its own look-up of the token fails for a moment.
+                rejections += 1
+                if rejections >= TOKEN_TRIES:
+                    raise
+                delay = self._delay(rejections)
+            except GatewayError as exc:
+                tries += 1
+                if not exc.is_transient or tries >= self.options.tries:
+                    raise
+                overdue += isinstance(exc, _Overdue)
+                delay = self._delay(tries)
+            self.traffic.retries += 1
+            await asyncio.sleep(delay)
+
+    def _delay(self, failures: int) -> float:
+        longest = min(
+            self.options.longest_delay_seconds, self.options.first_delay_seconds * 2.0 ** (failures - 1)
+        )
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+    async def _try(self, path: str, query: str, parse: Callable[[bytes], T]) -> T:
+        """One request and its answer, parsed or raised."""
+        ticket = await self.gate.enter()
+        try:
+            self.traffic.requests += 1
+            request_id = f"{self._ids}-{self.traffic.requests:x}"
+            try:
+                async with asyncio.timeout(self.options.timeout_seconds):
+                    response = await self._http.get(
+                        f"{self._base}{path}?{query}", headers={"x-request-id": request_id}
+                    )
+            except (httpx.TimeoutException, TimeoutError) as exc:
+                self.gate.strained(ticket)
+                waited = f"{self.options.timeout_seconds:g} s"
+                raise _Overdue(path, f"the gateway sent no whole answer in {waited}", request_id) from exc
+            except httpx.HTTPError as exc:
+                reason = f"the connection to the gateway failed ({type(exc).__name__})"
+                raise GatewayUnavailable(path, reason, request_id) from exc
+            self.traffic.size_bytes += len(response.content)
+            request_id = response.headers.get("x-request-id", request_id)
+            if response.status_code == 200:
+                self.gate.succeeded(ticket)
+                return _parsed(response.content, parse, path, request_id)
+            raise self._refusal(response, ticket, path, request_id)
+        finally:
+            self.gate.leave()
+
+    def _refusal(self, response: httpx.Response, ticket: int, path: str, request_id: str) -> GatewayError:
+        """The error that a status other than 200 means; tells the gate about it."""
+        status = response.status_code
+        if status == 429:
+            self.gate.refused(ticket, _retry_after(response))
+            waited = f"{self.options.patience_seconds:g} s"
+            return RateLimited(path, f"the gateway refused every request for over {waited}", request_id)
+        if status in (408, 503, 504):
+            self.gate.strained(ticket)
+        else:
+            self.gate.succeeded(ticket)
+        if status >= 500 or status == 408:
+            kind = _Overdue if status == 504 else GatewayUnavailable
+            return kind(path, f"the gateway failed with status {status}", request_id)
+        if status == 401:
+            return TokenRejected(path, "the gateway does not accept the token", request_id)
+        if status == 403:
+            return OrganizationMismatch(path, self._mismatch(response), request_id)
+        if status == 404 and _is_gateways_own(response):
+            return ConversationNotFound(path, "the gateway does not have this conversation", request_id)
+        if status == 404:
+            reason = f"status 404, but not in the gateway's words: is {self._base} the right address?"
+            return BadRequest(path, reason, request_id)
+        return BadRequest(path, f"the gateway refuses this request with status {status}", request_id)
+
+    def _mismatch(self, response: httpx.Response) -> str:
+        ours = self.options.organization
+        try:
+            theirs = decode_json(response.content)["details"]["expected"]
+        except (Malformed, LookupError, TypeError):
+            return f"the token does not belong to organization {ours}"
+        return f"the token belongs to organization {theirs}, not to {ours}"
+
+
+def _parsed(body: bytes, parse: Callable[[bytes], T], path: str, request_id: str) -> T:
+    try:
+        return parse(body)
+    except Malformed as exc:
+        raise MalformedAnswer(path, f"the gateway sent {exc}", request_id) from exc
+    except _ShortBody as exc:
+        raise _ShortBody(path, exc.reason, request_id) from exc
+
+
+def _is_gateways_own(response: httpx.Response) -> bool:
+    """Whether a 404 is the gateway's answer, and not a proxy's that knows no such path."""
+    try:
+        message = str(decode_json(response.content)["message"]).lower()
+    except (Malformed, LookupError, TypeError):
+        return False
+    return "conversation" in message
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the answer asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    text = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def link_batches(
+    phones: Sequence[PhoneNumber], organization: str, *, most: int
+) -> list[Sequence[PhoneNumber]]:
+    """Cut a list of numbers so that no request's URL is longer than proxies let through."""
+    room = MAX_URL_BYTES - 300 - len(quote(organization, safe=""))
+    # A number has at most 15 digits (ITU-T E.164).
+    size = max(1, min(most, room // len("&phone_numbers=886911425977000")))
+    return [phones[start : start + size] for start in range(0, len(phones), size)]

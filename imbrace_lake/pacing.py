@@ -1,0 +1,164 @@
+"""The budget of requests that everything in one process shares.
+
+A `Gate` admits requests: no more than so many at a time, no more than so many a second, none while
+the gateway refuses. What the gateway bears is learned from its answers (additive increase,
+multiplicative decrease), since it sends no hint. A refusal closes the gate for everybody: requests
+made meanwhile do not help. After the wait one request goes ahead alone, and only its success opens
+the gate to the others, to half as many as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from dataclasses import dataclass
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+BURST_REQUESTS = 1.0
+
+
+@dataclass(slots=True)
+class GateCounts:
+    """What the gate saw: refusals (answers with 429) and seconds during which it was closed."""
+
+    refusals: int = 0
+    closed_seconds: float = 0.0
+
+
+class Gate:
+    """Admits requests of one event loop, first come, first served.
+
+    Args:
+        max_in_flight: Most requests under way at a time; where the gate starts.
+        per_second: Most requests a second; None for no such limit.
+    """
+
+    def __init__(self, *, max_in_flight: int = 32, per_second: float | None = None) -> None:
+        self.counts = GateCounts()
+        self._most = float(max_in_flight)
+        self._limit = float(max_in_flight)
+        self._per_second = per_second
+        self._in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._due = 0.0  # when the rate admits the next request
+        self._closed_until = 0.0
+        self._refused_since: float | None = None
+        self._pauses = 0
+        self._is_probing = False
+        self._epoch = 0  # refusals of requests admitted before the last closing say nothing new
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight_limit(self) -> int:
+        """How many requests the gate admits at a time just now."""
+        return 1 if self._is_probing else max(1, int(self._limit))
+
+    @property
+    def per_second(self) -> float | None:
+        """How many requests a second the gate admits; may be set while requests wait."""
+        return self._per_second
+
+    @per_second.setter
+    def per_second(self, value: float | None) -> None:
+        self._per_second = value
+        self._due = 0.0
+        if self._waiting:
+            self._admit()
+
+    def refused_seconds(self) -> float:
+        """For how long the gateway has refused everything; 0.0 when it last answered."""
+        if self._refused_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._refused_since
+
+    async def enter(self) -> int:
+        """Wait for a turn; the ticket goes back with what became of the request."""
+        if self._waiting or not self._is_admitting():
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            self._admit()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.leave()  # admitted in the moment of the cancellation: pass the turn on
+                raise
+        else:
+            self._count_in()
+        return self._epoch
+
+    def leave(self) -> None:
+        """The request has ended, however it did."""
+        self._in_flight -= 1
+        if self._waiting:
+            self._admit()
+
+    def succeeded(self, ticket: int) -> None:
+        """The gateway answered."""
+        if self._is_probing:
+            self._is_probing = False
+            self._epoch += 1
+        elif ticket == self._epoch:
+            self._pauses = 0
+        self._refused_since = None
+        if self._limit < self._most:
+            self._limit = min(self._most, self._limit + 1.0 / max(1.0, self._limit))
+
+    def strained(self, ticket: int) -> None:
+        """The gateway was too slow or overloaded: fewer at a time, once for all that met it."""
+        if ticket == self._epoch:
+            self._epoch += 1
+            self._limit = max(1.0, self._limit * 0.7)
+
+    def refused(self, ticket: int, retry_after_seconds: float | None) -> None:
+        """The gateway refused (429): close for everybody, as long as it said or ever longer."""
+        self.counts.refusals += 1
+        loop = asyncio.get_running_loop()
+        if self._refused_since is None:
+            self._refused_since = loop.time()
+        if ticket != self._epoch:
+            return
+        self._epoch += 1
+        if retry_after_seconds is None:
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**self._pauses)
+            # Several processes that were refused together must not come back together.
+            pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
+        else:
+            pause = retry_after_seconds
+        self._pauses += 1
+        self._limit = max(1.0, self._limit / 2.0)
+        self._is_probing = True
+        self._closed_until = loop.time() + pause
+        self.counts.closed_seconds += pause
+
+    def _is_admitting(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return (
+            self._in_flight < self.in_flight_limit
+            and now >= self._closed_until
+            and (self._per_second is None or now >= self._due)
+        )
+
+    def _count_in(self) -> None:
+        self._in_flight += 1
+        if self._per_second is not None:
+            now = asyncio.get_running_loop().time()
+            spacing = 1.0 / self._per_second
+            # A turn that comes late by a timer's grain is made up for; a long silence is not.
+            self._due = max(self._due, now - BURST_REQUESTS * spacing) + spacing
+
+    def _admit(self) -> None:
+        while self._waiting and self._is_admitting():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._count_in()
+                turn.set_result(None)
+        if self._waiting and self._in_flight < self.in_flight_limit:
+            # Nothing under way will wake the next one, so the clock must.
+            loop = asyncio.get_running_loop()
+            wake = max(self._closed_until, self._due if self._per_second is not None else 0.0)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(max(wake, loop.time()), self._admit)

@@ -1,0 +1,96 @@
+"""Addresses, secrets and limits, from the environment and a `.env`; read once, handed down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.gateway import GatewayOptions
+from imbrace_lake.pacing import Gate
+
+PRODUCTION = "https://app-gateway.imbrace.co/3rd"
+PREFIX = "IMBRACE_"
+
+
+class Settings(BaseSettings):
+    """What a run needs to know; each field is the environment variable `IMBRACE_` + its name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    token: SecretStr | None = Field(None, description="The organization's API token, `api_…`.")
+    organization: str | None = Field(None, description="The organization's id, `org_…`.")
+    gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
+    lake: str | None = Field(None, description="Where the lake is: a folder or `s3://bucket/prefix`.")
+    region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
+    mask_phones: bool = Field(False, description="Leave whole phone numbers out of the lake.")
+    phone_key: SecretStr | None = Field(
+        None, min_length=16, description="Key of the phone numbers' hashes; by default one kept in the lake."
+    )
+    page_size: int = Field(100, ge=1, le=1_000, description="Messages to ask for at a time.")
+    max_in_flight: int = Field(32, ge=1, le=1_000, description="Most requests under way at a time.")
+    requests_per_second: float | None = Field(
+        None, gt=0, description="Most requests a second; none by default."
+    )
+    timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
+    tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
+    patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")
+    pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
+    chunk_size: int | None = Field(
+        None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."
+    )
+    chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks at work at a time.")
+    task_retries: int = Field(2, ge=0, le=10, description="How often a task is tried again.")
+    task_retry_seconds: float = Field(
+        15.0, ge=0, description="The wait before a task's second try; doubles after."
+    )
+
+    def needed(self, name: str) -> Any:
+        """The value of a setting that has no default.
+
+        Raises:
+            SettingsError: It is not set.
+        """
+        value = getattr(self, name)
+        if value is None or value == "":
+            raise SettingsError(f"no {name} is set: set {PREFIX}{name.upper()}")
+        return value
+
+    def gateway_options(self) -> GatewayOptions:
+        """How to reach the gateway.
+
+        Raises:
+            SettingsError: Token or organization is missing, or the address is none.
+        """
+        if not self.gateway.startswith(("http://", "https://")):
+            raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
+        return GatewayOptions(
+            url=self.gateway,
+            token=self.needed("token"),
+            organization=self.needed("organization"),
+            timeout_seconds=self.timeout_seconds,
+            tries=self.tries,
+            patience_seconds=self.patience_seconds,
+        )
+
+    def gate(self) -> Gate:
+        """A new budget of requests, for everything in one process to share."""
+        return Gate(max_in_flight=self.max_in_flight, per_second=self.requests_per_second)
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read the settings; what is given and not None wins over the environment, that over `.env`.
+
+    Raises:
+        SettingsError: A value cannot be used; the sentence names it and does not repeat it.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as exc:
+        first = exc.errors(include_input=False, include_url=False)[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None

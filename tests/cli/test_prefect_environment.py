@@ -1,0 +1,120 @@
+"""What a process needs before it imports Prefect."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from cli.prefect_environment import (
+    client_environment,
+    configured_api_url,
+    flow_run_url,
+    prepare_client,
+)
+
+URL = "http://prefect.test:4200/api"
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("PREFECT_") or name.upper() == "NO_PROXY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_any_configuration_there_is_no_api() -> None:
+    assert configured_api_url() is None
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (".env", f"PREFECT_API_URL={URL}\n"),
+        ("prefect.toml", f'[api]\nurl = "{URL}"\n'),
+        ("pyproject.toml", f'[tool.prefect.api]\nurl = "{URL}"\n'),
+        (
+            ".prefect/profiles.toml",
+            f'active = "work"\n[profiles.home]\n[profiles.work]\nPREFECT_API_URL = "{URL}"\n',
+        ),
+    ],
+)
+def test_the_api_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(text)
+
+    assert configured_api_url() == URL
+
+
+def test_the_environment_comes_first_but_not_when_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(f"PREFECT_API_URL={URL}\n")
+
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    assert configured_api_url() == URL
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://other.test/api")
+    assert configured_api_url() == "http://other.test/api"
+
+
+def test_the_profile_is_the_one_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = tmp_path / "p.toml"
+    profiles.write_text(f'active = "home"\n[profiles.work]\nPREFECT_API_URL = "{URL}"\n')
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(profiles))
+    assert configured_api_url() is None
+
+    monkeypatch.setenv("PREFECT_PROFILE", "work")
+    assert configured_api_url() == URL
+
+
+def test_a_profile_file_that_is_no_toml_is_prefects_to_complain_about(tmp_path: Path) -> None:
+    (tmp_path / "prefect.toml").write_text("[[[")
+
+    assert configured_api_url() is None
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
+
+    environment = client_environment(URL)
+
+    assert environment["PREFECT_API_URL"] == URL
+    assert "PREFECT_LOGGING_LEVEL" not in environment
+    assert "PREFECT_HOME" not in environment
+    assert "NO_PROXY" not in environment
+
+
+def test_our_own_server_is_never_asked_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client_environment(URL, tmp_path)["NO_PROXY"] == "127.0.0.1,localhost"
+
+    monkeypatch.setenv("no_proxy", "example.test")
+    environment = client_environment(URL, tmp_path)
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "example.test,127.0.0.1,localhost"
+    assert environment["PREFECT_HOME"] == str(tmp_path)
+
+
+def test_to_prepare_is_to_set_the_environment_and_to_quiet_the_end_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    logger = logging.getLogger("EventsWorker")
+    logger.setLevel(logging.NOTSET)
+
+    prepare_client(URL, tmp_path)
+
+    assert os.environ["PREFECT_API_URL"] == URL
+    assert not logger.isEnabledFor(logging.WARNING)
+    logger.setLevel(logging.NOTSET)
+
+
+def test_a_flow_run_has_a_page() -> None:
+    assert flow_run_url("http://127.0.0.1:4280/", 7) == "http://127.0.0.1:4280/runs/flow-run/7"

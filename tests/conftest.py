@@ -1,0 +1,28 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.seaweed import Seaweed
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Seaweed]:
+    """Run a real S3 server for the whole test run."""
+    # pytest's own folders can have names too long for a socket.
+    with Seaweed(Path(tempfile.mkdtemp(prefix="s3-"))) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: Seaweed) -> str:
+    """Make a fresh bucket and give its name."""
+    name = f"test-{uuid4().hex[:12]}"
+    s3.create_bucket(name)
+    return name

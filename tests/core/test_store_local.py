@@ -1,0 +1,288 @@
+"""A lake on a disk: URLs, what a failure leaves behind, and what is said about it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from imbrace_lake import store_disk
+from imbrace_lake.errors import ObjectExists, SettingsError, StoreError, StoreUnavailable
+from imbrace_lake.store import Probe, Store, Stored, open_store
+
+STAMP = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def refuse(number: int) -> object:
+    def raise_it(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return raise_it
+
+
+async def put_new(url: str, key: str = "messages/a", data: bytes | Path = b"rows") -> Stored:
+    async with open_store(url) as store:
+        return await store.put_new(key, data)
+
+
+def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lake = tmp_path / "a lake"
+
+    urls = ["a lake", "./a lake/", str(lake), "~/a lake", f"file://{tmp_path}/a%20lake", lake.as_uri()]
+
+    assert {open_store(url).url for url in urls} == {str(lake)}
+    assert repr(open_store(str(lake))) == f"LocalStore('{lake}')"
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("", "URL is empty"),
+        ("file://lake/a", "names no host"),
+        ("simplecache::s3://bucket/a", "chain of file systems"),
+        ("s3://[bucket/a", "is no URL"),
+    ],
+)
+def test_a_url_that_names_no_lake_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        open_store(url)
+
+
+def test_opening_a_lake_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    async def look() -> None:
+        async with open_store(str(tmp_path / "lake")) as store:
+            assert await store.list("") == []
+
+    asyncio.run(look())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_object_and_the_lock_are_left_of_writes(tmp_path: Path) -> None:
+    async def write() -> None:
+        async with open_store(str(tmp_path)) as store:
+            stored = await store.put_new("messages/a", b"1")
+            await store.replace("messages/a", b"2", stored.etag)
+            await store.put("state/b", b"1")
+            await store.delete("state/b")
+
+    asyncio.run(write())
+
+    assert files_below(tmp_path) == [".tmp/lock", "messages/a"]
+    assert not (tmp_path / "state").exists()
+
+
+SENTENCES = {
+    errno.ENOSPC: (StoreError, "is full"),
+    errno.EDQUOT: (StoreError, "is full"),
+    errno.EACCES: (StoreError, "this user may not"),
+    errno.EROFS: (StoreError, "read-only file system"),
+    errno.EIO: (StoreUnavailable, "fails for now"),
+    errno.ENAMETOOLONG: (StoreError, "File name too long"),
+}
+
+
+@pytest.mark.parametrize("number", SENTENCES)
+@pytest.mark.parametrize("step", ["fsync", "link"])
+def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    kind, sentence = SENTENCES[number]
+    monkeypatch.setattr(os, step, refuse(number))
+
+    with pytest.raises(StoreError, match=sentence) as caught:
+        asyncio.run(put_new(str(tmp_path)))
+
+    assert type(caught.value) is kind
+    assert caught.value.is_transient is (kind is StoreUnavailable)
+    assert str(tmp_path) in str(caught.value)
+    assert files_below(tmp_path) == []
+
+
+def test_a_failed_replacement_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def replace() -> None:
+        async with open_store(str(tmp_path)) as store:
+            stored = await store.put_new("messages/a", b"old")
+            monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
+            with pytest.raises(StoreError, match="is full"):
+                await store.replace("messages/a", b"new", stored.etag)
+            assert await store.get("messages/a") == b"old"
+
+    asyncio.run(replace())
+
+    assert files_below(tmp_path) == ["messages/a"]
+
+
+def test_a_lock_that_a_file_system_does_not_have_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put() -> None:
+        async with open_store(str(tmp_path)) as store:
+            await store.put("state/a", b"")
+
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+
+    with pytest.raises(StoreError, match="has no file locks"):
+        asyncio.run(put())
+
+
+@pytest.mark.parametrize("root", ["lake", "lake/below"])
+def test_a_lake_that_is_a_file_is_refused(tmp_path: Path, root: str) -> None:
+    (tmp_path / "lake").write_bytes(b"")
+
+    with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
+        asyncio.run(put_new(str(tmp_path / root)))
+
+
+def test_an_object_is_no_folder_for_another(tmp_path: Path) -> None:
+    asyncio.run(put_new(str(tmp_path), "messages/a"))
+
+    with pytest.raises(StoreError, match="is a file where the lake needs a folder") as caught:
+        asyncio.run(put_new(str(tmp_path), "messages/a/b"))
+
+    assert not isinstance(caught.value, ObjectExists)
+
+
+def test_a_name_that_points_nowhere_is_not_taken_for_an_object(tmp_path: Path) -> None:
+    (tmp_path / "messages").symlink_to(tmp_path / "gone")
+
+    with pytest.raises(StoreError) as caught:
+        asyncio.run(put_new(str(tmp_path)))
+
+    assert not isinstance(caught.value, ObjectExists)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(StoreError, match="this user may not"):
+        asyncio.run(put_new(str(tmp_path / "lake")))
+
+
+def test_temporary_files_of_the_day_before_yesterday_are_swept_at_opening(tmp_path: Path) -> None:
+    temporary = tmp_path / ".tmp"
+    temporary.mkdir()
+    for name, days in [("left-behind.part", 2.0), ("lock", 2.0), ("of-a-running-one.part", 0.5)]:
+        (temporary / name).write_bytes(b"")
+        then = time.time() - days * 24 * 3600
+        os.utime(temporary / name, (then, then))
+
+    asyncio.run(put_new(str(tmp_path)))
+
+    assert files_below(tmp_path) == [".tmp/lock", ".tmp/of-a-running-one.part", "messages/a"]
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behave like a disk without hard links, which Linux reports as EPERM."""
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_one_writer_wins_and_the_probe_advises_one_run_at_a_time(tmp_path: Path) -> None:
+    async def race(stores: list[Store], key: str) -> list[Stored]:
+        results = await asyncio.gather(*(s.put_new(key, b"x") for s in stores * 4), return_exceptions=True)
+        assert all(isinstance(result, Stored | ObjectExists) for result in results)
+        return [result for result in results if isinstance(result, Stored)]
+
+    async def run() -> Probe:
+        async with open_store(str(tmp_path)) as one, open_store(str(tmp_path)) as other:
+            for number in range(20):
+                assert len(await race([one, other], f"messages/conv={number}/a")) == 1
+            return await one.probe()
+
+    probe = asyncio.run(run())
+
+    assert not probe.is_conditional
+    assert probe.note is not None
+    assert "without hard links" in probe.note
+
+
+def test_a_disk_that_keeps_no_versions_apart_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_disk, "_stored", lambda key, stat: Stored(key, stat.st_size, "same", STAMP))
+
+    async def probe() -> Probe:
+        async with open_store(str(tmp_path)) as store:
+            return await store.probe()
+
+    found = asyncio.run(probe())
+
+    assert not found.is_conditional
+    assert found.note is not None
+    assert "mixes up versions" in found.note
+    assert files_below(tmp_path) == [".tmp/lock"]
+
+
+def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spilled = Path(tempfile.mkdtemp(dir=tmp_path)) / "spilled"
+    spilled.write_bytes(b"rows")
+    link = os.link
+
+    def link_on_one_disk(source: Path, target: Path) -> None:
+        if source == spilled.resolve():
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_on_one_disk)
+
+    asyncio.run(put_new(str(tmp_path / "lake"), data=spilled))
+
+    assert (tmp_path / "lake/messages/a").read_bytes() == b"rows"
+    assert not (tmp_path / "lake/messages/a").samefile(spilled)
+
+
+def test_a_replacement_is_another_version_even_if_the_clock_went_back(tmp_path: Path) -> None:
+    async def replace() -> None:
+        async with open_store(str(tmp_path)) as store:
+            await store.put_new("messages/a", b"1")
+            tomorrow = time.time() + 24 * 3600
+            os.utime(tmp_path / "messages/a", (tomorrow, tomorrow))
+            read = await store.head("messages/a")
+            assert read is not None
+
+            replaced = await store.replace("messages/a", b"2", read.etag)
+
+            assert replaced.etag != read.etag
+            assert replaced.modified_at > read.modified_at
+
+    asyncio.run(replace())
+
+
+def test_a_lock_that_another_process_keeps_ends_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_disk, "LOCK_SECONDS", 0.05)
+
+    async def put() -> None:
+        async with open_store(str(tmp_path)) as store:
+            lock = store.temporary_directory() / "lock"
+            with lock.open("wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                with pytest.raises(StoreUnavailable, match="another process has locked"):
+                    await store.put("state/a", b"")
+            await store.put("state/a", b"")
+
+    asyncio.run(put())
+
+
+def test_a_temporary_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "lake").write_bytes(b"")
+
+    with pytest.raises(StoreError, match="is a file where"):
+        open_store(str(tmp_path / "lake")).temporary_directory()

@@ -1,0 +1,169 @@
+"""Lists that move while they are read, and what that does to a plain offset walk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+
+from sandbox import Sandbox
+from tests.sandbox.conftest import Connect, StartBox
+from tests.sandbox.reading import first_of, get_page, ids_of, walk
+
+
+def test_an_arrival_makes_a_plain_walk_read_a_message_twice(box: Sandbox, client: httpx.Client) -> None:
+    conversation_id = first_of(box)
+    box.before_page(lambda each, number: number == 2 and box.append(each, 1))
+
+    read = ids_of(walk(client, conversation_id))
+
+    assert sum(many - 1 for many in Counter(read).values()) == 1
+    assert set(read) < set(ids_of(box.truth(conversation_id)))
+
+
+def test_a_deletion_makes_a_plain_walk_miss_a_message(box: Sandbox, client: httpx.Client) -> None:
+    conversation_id = first_of(box)
+    newest = box.truth(conversation_id)[-1]["_id"]
+    box.before_page(lambda each, number: number == 2 and box.delete(each, [newest]))
+
+    read = ids_of(walk(client, conversation_id))
+
+    missed = set(ids_of(box.truth(conversation_id))) - set(read)
+    assert len(missed) == 1
+
+
+def test_churn_defeats_a_plain_walk_in_both_ways(start: StartBox, connect: Connect) -> None:
+    box = start(sizes=(300,), churn_inserts=1, churn_deletes=2, churn_edits=0.5, churn_backdated=0.5)
+    conversation_id = first_of(box)
+    before = set(ids_of(box.truth(conversation_id)))
+
+    read = ids_of(walk(connect(box), conversation_id))
+
+    still_there = before & set(ids_of(box.truth(conversation_id)))
+    assert len(set(read)) < len(read)
+    assert still_there - set(read)
+
+
+def test_equal_seeds_churn_alike(start: StartBox, connect: Connect) -> None:
+    boxes = [start(seed=seed, sizes=(80,), churn_inserts=0.7, churn_deletes=0.7) for seed in (1, 1, 2)]
+
+    once, again, other = (ids_of(walk(connect(box), first_of(box))) for box in boxes)
+
+    assert once == again
+    assert once != other
+
+
+def test_churn_comes_to_rest_after_so_many_moves(start: StartBox, connect: Connect) -> None:
+    box = start(sizes=(80,), churn_inserts=2, churn_moves=5)
+    client = connect(box)
+
+    walk(client, first_of(box))
+    settled = walk(client, first_of(box))
+
+    assert box.conversations[first_of(box)] == 85
+    assert settled[::-1] == box.truth(first_of(box))
+
+
+def test_churn_never_deletes_more_than_there_is(start: StartBox, connect: Connect) -> None:
+    box = start(sizes=(3,), churn_deletes=2, churn_edits=2)
+    client = connect(box)
+
+    counts = [get_page(client, first_of(box)).json()["count"] for _ in range(3)]
+
+    assert counts == [1, 0, 0]
+
+
+def test_an_arrival_is_the_newest_and_a_backdated_one_lies_where_its_time_says(box: Sandbox) -> None:
+    conversation_id = first_of(box)
+
+    arrived = box.append(conversation_id, 2)
+    backdated = box.backdate(conversation_id, 40)
+
+    truth = box.truth(conversation_id)
+    times = [item["created_at"] for item in truth]
+    assert times == sorted(times)
+    assert len(truth) == 35 + 42
+    assert len(set(ids_of(truth))) == len(truth)
+    assert set(ids_of(truth)) >= {*arrived, *backdated}
+    assert ids_of(truth).index(arrived[0]) < ids_of(truth).index(arrived[1])
+
+
+def test_an_edit_changes_content_and_updated_at_and_moves_nothing(box: Sandbox) -> None:
+    conversation_id = first_of(box)
+    before = box.truth(conversation_id)
+
+    (edited,) = box.edit(conversation_id, [before[7]["_id"]])
+
+    after = box.truth(conversation_id)
+    changed = {name for name in after[7] if after[7][name] != before[7][name]}
+    assert edited == before[7]["_id"]
+    assert changed == {"content", "updated_at"}
+    assert after[:7] + after[8:] == before[:7] + before[8:]
+
+
+@pytest.mark.parametrize("content", [None, "bare", [1], {"url": "x"}])
+def test_an_edit_can_change_any_content(box: Sandbox, content: object) -> None:
+    conversation_id = box.put([{"_id": "msg_1", "content": content}])
+
+    box.edit(conversation_id, 1)
+
+    (item,) = box.truth(conversation_id)
+    assert item["content"]["text"].endswith("(edit 1)")
+    assert item["updated_at"] > "2024"
+
+
+def test_an_edit_in_a_million_messages_is_remembered(start: StartBox, connect: Connect) -> None:
+    box = start(sizes=(1_000_000,), conversations=0)
+    (added,) = box.append(first_of(box), 1)
+
+    box.edit(first_of(box), [added])
+
+    (item,) = get_page(connect(box), first_of(box), limit=1).json()["items"]
+    assert item["_id"] == added
+    assert item["content"]["text"].endswith("(edit 2)")
+
+
+def test_a_vanished_conversation_is_named_by_links_and_not_found(box: Sandbox, client: httpx.Client) -> None:
+    conversation_id = first_of(box)
+
+    box.vanish(conversation_id)
+    gone = get_page(client, conversation_id)
+    box.restore(conversation_id)
+    back = get_page(client, conversation_id)
+
+    assert any(conversation_id in ids for ids in box.links.values())
+    assert (gone.status_code, gone.json()) == (404, {"message": "Conversation not found"})
+    assert back.json()["count"] == 35
+
+
+def test_only_what_is_there_can_be_deleted(box: Sandbox) -> None:
+    with pytest.raises(ValueError, match="there are 35 messages, not 36"):
+        box.delete(first_of(box), 36)
+    with pytest.raises(ValueError, match="no message with one of these ids"):
+        box.delete(first_of(box), ["msg_nobody"])
+    with pytest.raises(ValueError, match="no conversation conv_nobody"):
+        box.delete("conv_nobody", 1)
+
+
+def test_messages_can_be_handed_over_and_are_served_as_they_are(box: Sandbox, client: httpx.Client) -> None:
+    items: list[dict[str, Any]] = [
+        {"_id": "msg_a", "odd": 2**80},
+        {"_id": "msg_b", "content": ["\ud800", 1.0]},
+    ]
+
+    conversation_id = box.put(items, phone="+886911425977", conversation_id="conv_mine")
+
+    assert conversation_id == "conv_mine"
+    assert walk(client, "conv_mine")[::-1] == items == box.truth("conv_mine")
+    assert box.links["+886911425977"] == ["conv_mine"]
+
+
+def test_a_conversation_is_handed_over_once_and_with_ids(box: Sandbox) -> None:
+    with pytest.raises(ValueError, match="exists"):
+        box.put([], conversation_id=first_of(box))
+    with pytest.raises(ValueError, match="needs an _id"):
+        box.put([{"content": None}])
+    empty = box.put([])
+    assert box.conversations[empty] == 0

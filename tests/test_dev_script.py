@@ -1,0 +1,143 @@
+"""`./dev`, with a little program in the place of uv, so that nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "dev"
+FAKE_UV = """#!/bin/sh
+[ "$1" = --version ] && exit
+[ -f "$UV_PROJECT_ENVIRONMENT/broken" ] && exit 2
+echo "uv ${VIRTUAL_ENV-no environment} $UV_PYTHON_DOWNLOADS $*" >>"$UV_PROJECT_ENVIRONMENT/calls"
+"""
+FAKE_PROGRAM = """#!/bin/sh
+printf '%s|' "$(pwd -P)" "$IMBRACE_HOME" "$@"
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository that is set up but for its packages, at a path with a space."""
+    root = tmp_path.resolve() / "my repository"
+    for program, text in ((".uv/bin/uv", FAKE_UV), (".venv/bin/imbrace-lake", FAKE_PROGRAM)):
+        (root / program).parent.mkdir(parents=True)
+        (root / program).write_text(text)
+        (root / program).chmod(0o755)
+    (root / ".venv/bin/python").symlink_to(sys.executable)
+    (root / "pyproject.toml").write_text("")
+    (root / "uv.lock").write_text("one")
+    shutil.copy2(SCRIPT, root / "dev")
+    return root
+
+
+def dev(
+    repository: Path, *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "IMBRACE_HOME"}
+    return subprocess.run(
+        [str(repository / "dev"), *arguments],
+        cwd=cwd or repository,
+        env={**inherited, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(repository: Path) -> list[str]:
+    path = repository / ".venv" / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_arguments_and_the_callers_folder_reach_the_program(repository: Path, tmp_path: Path) -> None:
+    run = dev(repository, "run", "export", "two words", "*", cwd=tmp_path)
+
+    assert run.returncode == 0
+    assert run.stdout == f"{tmp_path.resolve()}|{repository}/.imbrace-lake|export|two words|*|"
+
+
+def test_the_demo_runs_in_the_repository(repository: Path, tmp_path: Path) -> None:
+    run = dev(repository, "demo", cwd=tmp_path, IMBRACE_HOME="elsewhere")
+
+    assert run.stdout == f"{repository}|elsewhere|demo|"
+
+
+def test_packages_are_installed_once_and_again_when_the_lock_changes(repository: Path) -> None:
+    assert dev(repository, "run", VIRTUAL_ENV="foreign").returncode == 0
+    (first,) = calls(repository)
+    assert first.startswith("uv no environment never sync --locked")
+    assert "--no-dev --inexact --extra query" in first
+
+    assert dev(repository, "demo").returncode == 0
+    assert len(calls(repository)) == 1
+
+    (repository / "uv.lock").write_text("two")
+    assert dev(repository, "run").returncode == 0
+    assert len(calls(repository)) == 2
+
+
+def test_packages_that_cannot_be_installed_are_tried_again(repository: Path) -> None:
+    (repository / ".venv" / "broken").touch()
+
+    run = dev(repository, "run")
+    assert run.returncode == 1
+    assert "./dev: the packages could not be installed" in run.stderr
+
+    (repository / ".venv" / "broken").unlink()
+    assert dev(repository, "run").returncode == 0
+
+
+def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
+    for program, code in (("ruff", 0), ("mypy", 3), ("lint-imports", 0), ("coverage", 0)):
+        path = repository / ".venv" / "bin" / program
+        path.write_text(f"#!/bin/sh\necho {program} $*\nexit {code}\n")
+        path.chmod(0o755)
+
+    run = dev(repository, "test", "-k", "x")
+
+    assert run.returncode == 3
+    assert run.stdout.split("\n== ")[1:] == [
+        "format\nruff format --check .\n",
+        "lint\nruff check .\n",
+        "types\nmypy\n",
+    ]
+
+    (repository / ".venv" / "bin" / "mypy").write_text("#!/bin/sh\n")
+    run = dev(repository, "test", "-k", "x")
+    assert run.returncode == 0
+    assert "coverage run -m pytest -k x" in run.stdout
+    assert run.stdout.endswith("== all checks passed\n")
+
+
+def test_without_python_one_sentence_says_so(repository: Path, tmp_path: Path) -> None:
+    (repository / ".venv" / "bin" / "python").unlink()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "dirname", "cat", "cksum", "head", "rm"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tools / tool).symlink_to(found)
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "python3").chmod(0o755)
+
+    run = dev(repository, "run", PATH=str(tools))
+
+    assert run.returncode == 1
+    assert run.stderr.startswith("./dev: Python 3.11 or newer is needed")
+    assert run.stderr.count("\n") == 1
+
+
+def test_help_is_given_when_asked_for_and_when_needed(repository: Path) -> None:
+    assert dev(repository, "help").stdout.startswith("usage: ./dev")
+    assert dev(repository).returncode == 0
+
+    unknown = dev(repository, "dmeo")
+    assert unknown.returncode == 1
+    assert "there is no command dmeo" in unknown.stderr

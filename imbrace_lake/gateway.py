@@ -99,6 +99,7 @@ class GatewayClient:
         self.traffic = Traffic()
         self.gate = gate
         self._base = options.url.rstrip("/")
+        self._longest_page = 0
         self._ids = f"lake-{uuid.uuid4().hex[:12]}"
         # httpx's own pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
         self._http = httpx.AsyncClient(
@@ -141,21 +142,39 @@ class GatewayClient:
             GatewayError: As its class says.
         """
         path = f"/conversations/{quote(conversation_id, safe='')}/messages"
+        asked = limit
         lengths: list[int] = []
 
         def query(overdue: int) -> str:
-            return f"limit={max(min(limit, SMALLEST_PAGE), limit >> overdue)}&skip={skip}"
+            nonlocal asked
+            asked = max(min(limit, SMALLEST_PAGE), limit >> overdue)
+            return f"limit={asked}&skip={skip}"
 
         def parse(body: bytes) -> Page:
             page = parse_page(body, skip)
-            if page.whole is not None and not page.is_exact:
+            if self._is_short(page, asked):
                 lengths.append(len(page.ids))
-                # The same length every time is no accident on the way: this server counts otherwise.
+                # The same length every time is no accident on the way: this server counts otherwise,
+                # or gives less than it did.
                 if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
                     raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer says")
+                self._longest_page = len(page.ids)
+            self._longest_page = max(self._longest_page, len(page.ids))
             return page
 
         return await self._get(path, query, parse)
+
+    def _is_short(self, page: Page, asked: int) -> bool:
+        """Whether a page may have lost messages on the way: it brings fewer than it should.
+
+        A body can be cut and still count right, so it is also held against the longest page that
+        this gateway has sent; a gap inside a page is the one thing that a walk could not see.
+        """
+        if page.whole is None:
+            return False
+        expected = min(asked, self._longest_page, page.whole - page.skip)
+        is_contradictory = page.has_more is False and page.end < page.whole
+        return not page.is_exact or len(page.ids) < expected or is_contradictory
 
     async def _get(self, path: str, query: Callable[[int], str], parse: Callable[[bytes], T]) -> T:
         """Send a request until its answer can be believed.

@@ -56,6 +56,11 @@ class Gate:
         return 1 if self._is_probing else max(1, int(self._limit))
 
     @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        return self._in_flight
+
+    @property
     def per_second(self) -> float | None:
         """How many requests a second the gate admits; may be set while requests wait."""
         return self._per_second
@@ -72,6 +77,10 @@ class Gate:
         if self._refused_since is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._refused_since
+
+    def pause_seconds(self) -> float:
+        """For how long the gate stays closed after a refusal; 0.0 when it is open."""
+        return max(0.0, self._closed_until - asyncio.get_running_loop().time())
 
     async def enter(self) -> int:
         """Wait for a turn; the ticket goes back with what became of the request."""

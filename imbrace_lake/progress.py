@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from imbrace_lake.ledger import ConversationEntry
+from imbrace_lake.pacing import Gate
 
 
 @dataclass(slots=True)
@@ -20,6 +21,7 @@ class Progress:
         messages_new: Messages added to the lake.
         messages_total: Messages of the conversations that were proven.
         written_bytes: Size of the parts added.
+        gate: The run's budget of requests; None until it is opened.
     """
 
     stage: str = "starting"
@@ -30,6 +32,7 @@ class Progress:
     messages_new: int = 0
     messages_total: int = 0
     written_bytes: int = 0
+    gate: Gate | None = None
 
     @property
     def conversations_done(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -16,10 +17,13 @@ from imbrace_lake.export import ExportRun, utc_now
 from imbrace_lake.gateway import GatewayClient
 from imbrace_lake.lake import open_lake
 from imbrace_lake.ledger import ConversationEntry, Journal, RunTotals, run_row
+from imbrace_lake.lock import alone
 from imbrace_lake.progress import Progress
 from imbrace_lake.schema import SCHEMA_VERSION
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import StoreOptions
+
+logger = logging.getLogger(__name__)
 
 RunStatus = Literal["complete", "partial", "failed"]
 # A summary is for people; the whole list is in the ledger.
@@ -81,24 +85,29 @@ async def open_run(
     """
     started_at = utc_now()
     options = settings.gateway_options()
+    progress = progress or Progress()
+    progress.gate = gate = settings.gate()
     async with (
         open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake,
-        GatewayClient(options, settings.gate()) as gateway,
+        GatewayClient(options, gate) as gateway,
     ):
-        await lake.store.probe()
-        yield ExportRun(
-            run_id=run_id,
-            organization_id=options.organization,
-            lake=lake,
-            gateway=gateway,
-            journal=Journal(lake, run_id, started_at),
-            # Twice what can be under way at the gateway, so that encoding never leaves it idle.
-            slots=asyncio.Semaphore(2 * settings.max_in_flight),
-            page_size=settings.page_size,
-            pages_ahead=settings.pages_ahead,
-            progress=progress or Progress(),
-            started_at=started_at,
-        )
+        probe = await lake.store.probe()
+        if probe.note:
+            logger.warning("%s", probe.note)
+        async with nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now):
+            yield ExportRun(
+                run_id=run_id,
+                organization_id=options.organization,
+                lake=lake,
+                gateway=gateway,
+                journal=Journal(lake, run_id, started_at),
+                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
+                slots=asyncio.Semaphore(2 * settings.max_in_flight),
+                page_size=settings.page_size,
+                pages_ahead=settings.pages_ahead,
+                progress=progress,
+                started_at=started_at,
+            )
 
 
 async def close_run(

@@ -25,7 +25,7 @@ class Stored:
     Attributes:
         key: Relative to the lake's root, ``/``-separated.
         size_bytes: Its length.
-        etag: Opaque version; differs after each replacement, means nothing in another store.
+        etag: Opaque version; differs whenever the bytes do, means nothing in another store.
         modified_at: UTC, by the clock of the store.
     """
 

@@ -143,10 +143,8 @@ class Disk:
             target.unlink()
             # As on S3, a folder is there as long as something is in it.
             with suppress(OSError):
-                for folder in target.parents:
-                    if folder == self.root:
-                        break
-                    folder.rmdir()
+                for folder in target.relative_to(self.root).parents[:-1]:
+                    (self.root / folder).rmdir()
 
     @contextmanager
     def _staged(self, data: bytes | Path) -> Iterator[Path]:

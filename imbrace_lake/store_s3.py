@@ -210,7 +210,7 @@ class S3Store:
         except BaseException:
             # Parts that nobody completes are invisible and paid for.
             with suppress(StoreError):
-                await asyncio.shield(self._bucket.call("abort_multipart_upload", **name))
+                await self._bucket.call("abort_multipart_upload", **name)
             raise
 
     async def _upload_parts(self, name: Mapping[str, Any], path: Path, size: int) -> Parts:

@@ -148,7 +148,7 @@ def test_what_a_write_returns_is_what_head_and_list_show(lake: OpenStore) -> Non
 
 
 def test_a_listing_is_flat_sorted_fresh_and_complete_beyond_a_page(lake: OpenStore) -> None:
-    keys = [f"messages/org={number % 3}/conv={number:04}/part-00000.parquet" for number in range(1_100)]
+    keys = [f"messages/org={number % 3}/conv={number:04}/part-00000.parquet" for number in range(1_005)]
 
     async def fill_and_list() -> None:
         async with lake() as store, lake() as other:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -91,6 +92,7 @@ SENTENCES = {
     errno.EACCES: (StoreError, "this user may not"),
     errno.EROFS: (StoreError, "read-only file system"),
     errno.EIO: (StoreUnavailable, "fails for now"),
+    errno.ENOENT: (StoreError, "No such file"),
     errno.ENAMETOOLONG: (StoreError, "File name too long"),
 }
 
@@ -110,6 +112,18 @@ def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
     assert caught.value.is_transient is (kind is StoreUnavailable)
     assert str(tmp_path) in str(caught.value)
     assert files_below(tmp_path) == []
+
+
+def test_a_lake_whose_root_is_deleted_under_a_writer_is_made_again(tmp_path: Path) -> None:
+    async def write() -> None:
+        async with open_store(str(tmp_path / "lake")) as store:
+            await store.put_new("messages/a", b"1")
+            shutil.rmtree(tmp_path / "lake")
+            await store.put_new("messages/a", b"2")
+
+    asyncio.run(write())
+
+    assert (tmp_path / "lake/messages/a").read_bytes() == b"2"
 
 
 def test_a_failed_replacement_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +259,13 @@ def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pyt
 
     assert (tmp_path / "lake/messages/a").read_bytes() == b"rows"
     assert not (tmp_path / "lake/messages/a").samefile(spilled)
+
+
+def test_a_file_that_is_not_there_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="No such file"):
+        asyncio.run(put_new(str(tmp_path), data=tmp_path / "gone"))
+
+    assert files_below(tmp_path) == []
 
 
 def test_a_replacement_is_another_version_even_if_the_clock_went_back(tmp_path: Path) -> None:

@@ -122,6 +122,12 @@ def test_an_endpoint_that_nobody_listens_at_is_said_within_six_seconds() -> None
     assert str(unreachable).startswith(f"bucket bucket at {endpoint} cannot be reached")
 
 
+def test_settings_that_botocore_refuses_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "aws-config").write_text("[default\n")
+
+    assert "cannot be used (ConfigParseError)" in str(refusal("s3://bucket", None))
+
+
 def test_https_to_a_server_of_http_is_said(s3: Seaweed, bucket: str) -> None:
     endpoint = s3.endpoint_url.replace("http://", "https://")
 
@@ -318,9 +324,14 @@ def test_settings_that_cannot_be_are_refused_without_repeating_them(
     assert "hunter2" not in repr(caught.value)
 
 
-def test_a_region_that_cannot_be_is_refused() -> None:
+@pytest.mark.parametrize("setting", [("AWS_REGION", "no region at all"), ("AWS_ENDPOINT_URL", "minio")])
+def test_a_region_or_endpoint_that_cannot_be_is_refused(
+    setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*setting)
+
     async def use() -> None:
-        async with open_store("s3://bucket", StoreOptions(region="no region at all")):
+        async with open_store("s3://bucket"):
             pytest.fail("opened")
 
     with pytest.raises((SettingsError, StoreError), match=r"region|settings"):

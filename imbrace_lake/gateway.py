@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from imbrace_lake.errors import (
     TokenRejected,
 )
 from imbrace_lake.models import Links, Malformed, Page, decode_json, parse_links, parse_page
-from imbrace_lake.pacing import Gate
+from imbrace_lake.pacing import Gate, TurnedAway
 from imbrace_lake.phones import PhoneNumber, digits
 
 T = TypeVar("T")
@@ -99,7 +100,9 @@ class GatewayClient:
         self.traffic = Traffic()
         self.gate = gate
         self._base = options.url.rstrip("/")
+        self._accepted = 0  # requests that the gateway has answered, and so its token
         self._longest_page = 0
+        self._counts_pages = True  # one of the two counts is the number of messages in the page
         self._ids = f"lake-{uuid.uuid4().hex[:12]}"
         # httpx's own pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
         self._http = httpx.AsyncClient(
@@ -159,6 +162,7 @@ class GatewayClient:
                 if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
                     raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer says")
                 self._longest_page = len(page.ids)
+                self._counts_pages = self._counts_pages and page.is_exact
             self._longest_page = max(self._longest_page, len(page.ids))
             return page
 
@@ -174,27 +178,27 @@ class GatewayClient:
             return False
         expected = min(asked, self._longest_page, page.whole - page.skip)
         is_contradictory = page.has_more is False and page.end < page.whole
-        return not page.is_exact or len(page.ids) < expected or is_contradictory
+        is_miscounted = self._counts_pages and not page.is_exact
+        return is_miscounted or len(page.ids) < expected or is_contradictory
 
     async def _get(self, path: str, query: Callable[[int], str], parse: Callable[[bytes], T]) -> T:
         """Send a request until its answer can be believed.
 
         `query` gets how often the answer came too late, and may ask for less.
         """
-        tries = rejections = overdue = 0
+        tries = rejections = accepted = overdue = 0
         while True:
             try:
                 return await self._try(path, query(overdue), parse)
             except RateLimited:
                 # Not this request's fault, so not one of its tries: the gate makes everybody wait.
-                if self.gate.refused_seconds() > self.options.patience_seconds:
+                if self._is_refused_for_good():
                     raise
                 delay = 0.0
-            except TokenRejected:
-                # The gateway answers 401 also when its own look-up of the token fails for a moment.
+            except TokenRejected as exc:
                 rejections += 1
-                if rejections >= TOKEN_TRIES:
-                    raise
+                accepted = self._accepted if rejections == 1 else accepted
+                self._believe(exc, rejections, is_accepted_elsewhere=self._accepted > accepted)
                 delay = self._delay(rejections)
             except GatewayError as exc:
                 tries += 1
@@ -205,6 +209,24 @@ class GatewayClient:
             self.traffic.retries += 1
             await asyncio.sleep(delay)
 
+    def _believe(self, exc: TokenRejected, rejections: int, *, is_accepted_elsewhere: bool) -> None:
+        """Raise a 401 that has come often enough.
+
+        The gateway answers 401 also when its own look-up of the token fails for a moment. While other
+        requests with the same token succeed, a 401 is that, and no reason to end the run.
+        """
+        if rejections < TOKEN_TRIES or (is_accepted_elsewhere and rejections < self.options.tries):
+            return
+        if is_accepted_elsewhere:
+            reason = "the gateway does not accept the token here, although it does elsewhere"
+            raise GatewayUnavailable(exc.path, reason, exc.request_id) from exc
+        raise exc
+
+    def _is_refused_for_good(self) -> bool:
+        """Whether the gate was closed, or will be, for longer than anybody is to wait."""
+        waited = self.gate.refused_seconds() + self.gate.pause_seconds()
+        return waited > self.options.patience_seconds
+
     def _delay(self, failures: int) -> float:
         longest = min(
             self.options.longest_delay_seconds, self.options.first_delay_seconds * 2.0 ** (failures - 1)
@@ -213,7 +235,12 @@ class GatewayClient:
 
     async def _try(self, path: str, query: str, parse: Callable[[bytes], T]) -> T:
         """One request and its answer, parsed or raised."""
-        ticket = await self.gate.enter()
+        if self.gate.pause_seconds() and self._is_refused_for_good():
+            raise self._rate_limited(path)
+        try:
+            ticket = await self.gate.enter()
+        except TurnedAway:
+            raise self._rate_limited(path) from None
         try:
             self.traffic.requests += 1
             request_id = f"{self._ids}-{self.traffic.requests:x}"
@@ -222,29 +249,38 @@ class GatewayClient:
                     response = await self._http.get(
                         f"{self._base}{path}?{query}", headers={"x-request-id": request_id}
                     )
+            except httpx.ConnectTimeout as exc:
+                # What this transport calls every failure to connect; a smaller page would not help.
+                raise self._unconnected(exc, path, request_id) from exc
             except (httpx.TimeoutException, TimeoutError) as exc:
                 self.gate.strained(ticket)
                 waited = f"{self.options.timeout_seconds:g} s"
                 raise _Overdue(path, f"the gateway sent no whole answer in {waited}", request_id) from exc
             except httpx.HTTPError as exc:
-                reason = f"the connection to the gateway failed ({type(exc).__name__})"
-                raise GatewayUnavailable(path, reason, request_id) from exc
+                raise self._unconnected(exc, path, request_id) from exc
             self.traffic.size_bytes += len(response.content)
             request_id = response.headers.get("x-request-id", request_id)
             if response.status_code == 200:
                 self.gate.succeeded(ticket)
+                self._accepted += 1
                 return _parsed(response.content, parse, path, request_id)
             raise self._refusal(response, ticket, path, request_id)
         finally:
             self.gate.leave()
+
+    def _unconnected(self, exc: httpx.HTTPError, path: str, request_id: str) -> GatewayUnavailable:
+        kind = type(exc.__cause__ or exc).__name__
+        return GatewayUnavailable(path, f"the connection to the gateway failed ({kind})", request_id)
 
     def _refusal(self, response: httpx.Response, ticket: int, path: str, request_id: str) -> GatewayError:
         """The error that a status other than 200 means; tells the gate about it."""
         status = response.status_code
         if status == 429:
             self.gate.refused(ticket, _retry_after(response))
-            waited = f"{self.options.patience_seconds:g} s"
-            return RateLimited(path, f"the gateway refused every request for over {waited}", request_id)
+            error = self._rate_limited(path, request_id)
+            if self._is_refused_for_good():
+                self.gate.turn_away()
+            return error
         if status in (408, 503, 504):
             self.gate.strained(ticket)
         else:
@@ -262,6 +298,10 @@ class GatewayClient:
             reason = f"status 404, but not in the gateway's words: is {self._base} the right address?"
             return BadRequest(path, reason, request_id)
         return BadRequest(path, f"the gateway refuses this request with status {status}", request_id)
+
+    def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
+        waited = f"{self.options.patience_seconds:g} s"
+        return RateLimited(path, f"the gateway refuses every request for over {waited}", request_id)
 
     def _mismatch(self, response: httpx.Response) -> str:
         ours = self.options.organization
@@ -287,16 +327,15 @@ def _is_gateways_own(response: httpx.Response) -> bool:
         message = str(decode_json(response.content)["message"]).lower()
     except (Malformed, LookupError, TypeError):
         return False
-    return "conversation" in message
+    # Not the path alone, which web frameworks repeat: "Cannot GET /conversations/links".
+    return re.search(r"conversations? (not )?found", message) is not None
 
 
 def _retry_after(response: httpx.Response) -> float | None:
     """Seconds that the answer asks to wait: a number or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError):

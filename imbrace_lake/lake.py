@@ -4,11 +4,12 @@
 
     lake.json                                          what the lake is: its version, its phone key
     messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
-    phones/ conversations/ runs/ revisions/            the ledgers (ledger.py)
+    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (ledger.py)
     journal/<run>/                                     what a run that is under way has done so far
 
-Parts are only ever added. The part's own conditional write is the commit: nothing else has to
-succeed for it to be true, and of two writers of one part exactly one wins.
+Parts are only ever added, but for one that holds an edited or deleted message: it is replaced. The
+part's own conditional write is the commit: nothing else has to succeed for it to be true, and of two
+writers of one part exactly one wins.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPart:
-    """A part that this run wrote; `sha256` is of the object's bytes."""
+    """A part as it was written or read; `sha256` is of the object's bytes."""
 
     part: Part
     sha256: str
@@ -94,10 +95,10 @@ class Lake:
         phone_key: Key of the hashes of phone numbers, unless the settings give another.
     """
 
-    def __init__(self, store: Store, marker: Mapping[str, str | int]) -> None:
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
         self.store = store
-        self.schema_version = int(marker["schema_version"])
-        self.phone_key = bytes.fromhex(str(marker["phone_key"]))
+        self.schema_version = schema_version
+        self.phone_key = phone_key
 
     @property
     def url(self) -> str:
@@ -120,22 +121,35 @@ class Lake:
         parts = [_as_part(stored.key, stored.size_bytes, stored.etag)[1] for stored in found]
         return [part for part in parts if part is not None]
 
-    async def read_parts(self, parts: Sequence[Part]) -> pa.Table:
-        """Read parts, one request each; rows in `SCHEMA`, part by part.
+    async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
+        """Read parts, one request each: what came, which may be newer than listed, and its rows in `SCHEMA`.
 
         Raises:
             StoreError: An object is gone or is no part; the message names it.
         """
-        tables = await asyncio.gather(*(self._read_part(part) for part in parts))
-        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
 
-    async def _read_part(self, part: Part) -> pa.Table:
+    async def _read_part(self, part: Part) -> tuple[PublishedPart, pa.Table]:
         try:
-            return read_rows(await self.store.get(part.key))
+            body = await self.store.get(part.key)
+            rows = read_rows(body)
+            # The ETag stays that of the listing: a part replaced since then is not to be overwritten.
+            found = Part(part.key, part.number, len(body), part.etag)
+            return PublishedPart(found, sha256(body).hexdigest(), rows.num_rows), rows
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{part.key} is gone: parts are never to be removed") from None
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
+
+    async def replace_part(self, part: Part, body: bytes, rows: int) -> PublishedPart:
+        """Replace a part some of whose messages were edited or deleted.
+
+        Raises:
+            ObjectChanged: Another writer replaced it first: read it again.
+        """
+        stored = await self.store.replace(part.key, body, part.etag)
+        replaced = Part(part.key, part.number, stored.size_bytes, stored.etag)
+        return PublishedPart(replaced, sha256(body).hexdigest(), rows)
 
     async def add_part(
         self, organization_id: str, conversation_id: str, number: int, body: bytes, rows: int
@@ -170,38 +184,65 @@ async def open_lake(
     """
     async with open_store(url, options) as store:
         try:
-            marker = json.loads(await store.get(MARKER))
+            marker = await store.get(MARKER)
         except FileNotFoundError:
             marker = await _make_marker(store, now)
-        except ValueError:
-            raise StoreError(f"{store.url}/{MARKER} is no JSON: restore it from a copy") from None
-        if int(marker.get("schema_version", 0)) > SCHEMA_VERSION:
+        if not is_marker(marker):
+            raise StoreError(f"{store.url}/{MARKER} is damaged, or no lake's: restore it from a copy")
+        values = json.loads(marker)
+        version, phone_key = int(values["schema_version"]), bytes.fromhex(values["phone_key"])
+        if version > SCHEMA_VERSION:
             raise UsageError(
-                f"the lake at {store.url} has schema version {marker['schema_version']}, this program knows"
+                f"the lake at {store.url} has schema version {version}, this program knows"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
-        yield Lake(store, marker)
+        yield Lake(store, version, phone_key)
 
 
-async def _make_marker(store: Store, now: datetime | None) -> dict[str, str | int]:
+async def _make_marker(store: Store, now: datetime | None) -> bytes:
     if now is None:
         raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
-    marker: dict[str, str | int] = {
+    values: dict[str, str | int] = {
         "schema_version": SCHEMA_VERSION,
         "created_at": now.isoformat(timespec="seconds"),
         "phone_key": secrets.token_hex(32),
     }
+    values["checksum"] = _checksum(values)
+    marker = json.dumps(values, indent=2).encode() + b"\n"
     try:
-        await store.put_new(MARKER, json.dumps(marker, indent=2).encode() + b"\n")
+        await store.put_new(MARKER, marker)
     except ObjectExists:
         # Another run makes the same lake just now; its key is the lake's key.
-        marker = json.loads(await store.get(MARKER))
+        return await store.get(MARKER)
     return marker
 
 
+def is_marker(body: bytes) -> bool:
+    """Whether `lake.json` is what was written."""
+    try:
+        values = json.loads(body)
+        return bool(values["checksum"] == _checksum(values))
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _checksum(values: Mapping[str, str | int]) -> str:
+    told = {name: value for name, value in values.items() if name != "checksum"}
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def read_rows(body: bytes) -> pa.Table:
-    """Rows of a part in today's `SCHEMA`, whichever version wrote it."""
-    return pq.read_table(io.BytesIO(body), schema=SCHEMA, page_checksum_verification=True)
+    """Rows of a part in today's `SCHEMA`, whichever version wrote it.
+
+    Raises:
+        pa.ArrowInvalid: It is no part.
+        OSError: It is damaged.
+    """
+    rows = pq.read_table(io.BytesIO(body), schema=SCHEMA, page_checksum_verification=True)
+    # A column that the file does not have is read as nulls.
+    if any(rows.column(field.name).null_count for field in SCHEMA if not field.nullable):
+        raise pa.ArrowInvalid("columns of a part are missing")
+    return rows
 
 
 def partition_key(organization_id: str, conversation_id: str) -> str:
@@ -215,13 +256,19 @@ def partition_key(organization_id: str, conversation_id: str) -> str:
 
 def encoded(value: str) -> str:
     """An id as a folder's name: percent-encoded, and shortened with a hash where it is long."""
-    name = quote(value, safe="", errors="surrogatepass")
+    name = _quoted(value)
     if not name.strip("."):
         name = name.replace(".", "%2E")
     if len(name) <= LONGEST_NAME:
         return name
-    kept = re.sub(r"%.?$", "", name[: LONGEST_NAME - 33])
+    # Cut between characters: engines decode the names of folders, and refuse a lake with half of one.
+    kept = _quoted(unquote(re.sub(r"%.?$", "", name[: LONGEST_NAME - 33]), errors="ignore"))
     return f"{kept}~{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def _quoted(value: str) -> str:
+    # No tilde, which marks what was shortened.
+    return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
 
 
 def _as_part(key: str, size_bytes: int, etag: str) -> tuple[str, Part | None]:

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import ObjectExists, StoreError, UsageError
-from imbrace_lake.lake import Lake
-from imbrace_lake.schema import to_parquet
+from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.lake import Lake, PublishedPart
+from imbrace_lake.schema import SCHEMA, encode
 
 _TIME = pa.timestamp("ms", "UTC")
 
@@ -56,6 +56,8 @@ CONVERSATIONS = pa.schema(
         pa.field("server_count", pa.int64()),
         pa.field("distinct_messages", pa.int64()),
         pa.field("new_messages", pa.int64(), nullable=False),
+        pa.field("edited_messages", pa.int64(), nullable=False),
+        pa.field("deleted_messages", pa.int64(), nullable=False),
         pa.field("first_message_at", _TIME),
         pa.field("last_message_at", _TIME),
         pa.field("proven_from", _TIME),
@@ -101,17 +103,58 @@ RUNS = pa.schema(
     ]
 )
 
-_SCHEMAS = {"phones": PHONES, "conversations": CONVERSATIONS, "runs": RUNS}
-Ledger = Literal["phones", "conversations", "runs"]
+# A version of a message that another replaced: the row as it was, by whom it was replaced, and when.
+REVISIONS = SCHEMA.append(pa.field("replaced_at", _TIME, nullable=False)).append(
+    pa.field("replaced_by_run_id", pa.string(), nullable=False)
+)
+
+SHAPES = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("shape", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string()),
+        pa.field("seen_at", _TIME, nullable=False),
+    ]
+)
+
+_SCHEMAS = {
+    "phones": PHONES,
+    "conversations": CONVERSATIONS,
+    "runs": RUNS,
+    "revisions": REVISIONS,
+    "shapes": SHAPES,
+}
+# What makes two rows of one run's journal the same thing written twice, and by which of its times the
+# later one is found, which counts: an earlier attempt of the run may have left some as well.
+_SAME = {
+    "phones": ["position"],
+    "conversations": ["organization_id", "conversation_id"],
+    "revisions": ["conversation_id", "message_id", "last_changed_at"],
+    "shapes": ["shape"],
+}
+_LATEST = {
+    "phones": "resolved_at",
+    "conversations": "finished_at",
+    "revisions": "replaced_at",
+    "shapes": "seen_at",
+}
+Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
+LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
+JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes")
 JOURNAL = "journal/"
+# In the journal of each run, what it says of itself (resume.py).
+HEADER = "run.json"
 
 ConversationStatus = Literal["complete", "unchanged", "incomplete", "gone", "failed"]
 PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
+# The proof method of a read that claims nothing beyond a span of time.
+WINDOW = "window"
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """One part of a partition as the ledger knows it; without a hash if another run wrote it unseen."""
+    """One part of a partition as the ledger knows it."""
 
     key: str
     size_bytes: int
@@ -133,6 +176,8 @@ class ConversationEntry:
     server_count: int | None = None
     distinct_messages: int | None = None
     new_messages: int = 0
+    edited_messages: int = 0
+    deleted_messages: int = 0
     first_message_at: datetime | None = None
     last_message_at: datetime | None = None
     proven_from: datetime | None = None
@@ -169,39 +214,88 @@ class Journal:
     """What one run writes down while it is under way, and the ledger objects it ends with."""
 
     def __init__(self, lake: Lake, run_id: str, started_at: datetime) -> None:
+        self.run_id = run_id
         self._lake = lake
-        self._run_id = run_id
         self._started_at = started_at
         self._prefix = f"{JOURNAL}{run_id}/"
+        self._noted: dict[tuple[Ledger, str], str] = {}
 
     async def note(self, ledger: Ledger, name: str, rows: pa.Table) -> None:
         """Write rows down under a name; the same name again replaces them."""
-        await self._lake.store.put(f"{self._prefix}{ledger}/{name}.parquet", _to_bytes(rows))
+        body = _to_bytes(rows)
+        key = named_by_hash(f"{self._prefix}{ledger}/{name}", body)
+        await self._lake.store.put(key, body)
+        before = self._noted.get((ledger, name), key)
+        self._noted[ledger, name] = key
+        if before != key:
+            await self._lake.store.delete(before)
 
-    async def close(self, ledger: Ledger) -> str | None:
-        """Make one ledger object of all that was noted; its key, or None if there was nothing."""
-        noted = await self._lake.store.list(f"{self._prefix}{ledger}/")
-        if not noted:
-            return None
-        rows = pa.concat_tables(await read_objects(self._lake, [stored.key for stored in noted]))
-        key = await self.add(ledger, rows)
-        await asyncio.gather(*(self._lake.store.delete(stored.key) for stored in noted))
-        return key
+    async def close(self, row: Mapping[str, Any], totals: RunTotals) -> None:
+        """Make one object a ledger of all that was noted, add the run's own row, and drop the journal.
+
+        Whoever reads meanwhile sees rows twice, never not at all. Killed in between, it is closed
+        again by another run.
+
+        Args:
+            row: The run as a row of `runs`, but for its `objects`.
+            totals: What it adds up to.
+        """
+        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        keys = []
+        for ledger in JOURNALED:
+            own = [key for key in noted if key.startswith(f"{self._prefix}{ledger}/")]
+            # None of them is left where two runs close the journal of a third.
+            tables = await read_objects(self._lake, own)
+            if tables:
+                keys.append(await self.add(ledger, _last_of_each(pa.concat_tables(tables), ledger)))
+        await self.add("runs", run_row({**row, "objects": keys}, totals))
+        await self.drop()
+
+    async def drop(self) -> None:
+        """Remove the journal, whose content is in the ledgers."""
+        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        # The header last: a journal without one belongs to nobody.
+        header = f"{self._prefix}{HEADER}"
+        await asyncio.gather(*(self._lake.store.delete(key) for key in noted if key != header))
+        await self._lake.store.delete(header)
 
     async def add(self, ledger: Ledger, rows: pa.Table) -> str:
         """Add one object to a ledger and return its key."""
         body = _to_bytes(rows)
         stamp = self._started_at.strftime("%Y%m%dT%H%M%SZ")
-        key = f"{ledger}/{stamp}-{self._run_id}-{sha256(body).hexdigest()[:16]}.parquet"
+        key = named_by_hash(f"{ledger}/{stamp}-{self.run_id}", body)
         # The name holds the content's hash, so what is there already is this very object.
         with suppress(ObjectExists):
             await self._lake.store.put_new(key, body)
         return key
 
 
+def _last_of_each(rows: pa.Table, ledger: Ledger) -> pa.Table:
+    """Of rows that speak of the same thing the latest one."""
+    rows = rows.take(pc.sort_indices(rows, [(_LATEST[ledger], "ascending", "at_start")]))
+    numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    last = numbered.group_by(_SAME[ledger], use_threads=False).aggregate([("row", "max")]).column("row_max")
+    return rows.take(last.take(pc.sort_indices(last)))
+
+
+def named_by_hash(name: str, body: bytes) -> str:
+    """A key that tells when the object is not what was written."""
+    return f"{name}-{sha256(body).hexdigest()[:16]}.parquet"
+
+
+def is_intact(key: str, body: bytes) -> bool:
+    """Whether a ledger's object is what its name says; the journal's headers say nothing of it."""
+    return key.endswith(".json") or key == named_by_hash(key.rpartition("-")[0], body)
+
+
+def part_entries(parts: Iterable[PublishedPart]) -> tuple[PartEntry, ...]:
+    """Parts as the ledger tells of them."""
+    return tuple(PartEntry(one.part.key, one.part.size_bytes, one.rows, one.sha256) for one in parts)
+
+
 def _to_bytes(rows: pa.Table) -> bytes:
-    few = ["run_id", "organization_id", "status", "reason", "proof_method"]
-    return to_parquet(rows, {}, few)
+    few_values = ["run_id", "organization_id", "status", "reason", "proof_method"]
+    return encode(rows, {}, compression="zstd", use_dictionary=few_values)
 
 
 async def read_objects(
@@ -210,7 +304,7 @@ async def read_objects(
     """Read ledger objects, each in one request.
 
     Raises:
-        StoreError: One cannot be read; the message names it.
+        StoreError: One is not what was written; the message names it.
     """
 
     async def read(key: str) -> pa.Table | None:
@@ -218,13 +312,12 @@ async def read_objects(
             body = await lake.store.get(key)
         except FileNotFoundError:
             return None  # a journal that its run has just turned into a ledger object
+        if not is_intact(key, body):
+            raise StoreError(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
         schema = _SCHEMAS[_ledger_of(key)]
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        try:
-            return pq.read_table(io.BytesIO(body), schema=schema, columns=columns)
-        except (pa.ArrowInvalid, OSError) as exc:
-            raise StoreError(f"{lake.url}/{key} cannot be read: restore it from a copy") from exc
+        return pq.read_table(io.BytesIO(body), schema=schema, columns=columns)
 
     return [table for table in await asyncio.gather(*(read(key) for key in keys)) if table is not None]
 
@@ -233,86 +326,54 @@ def _ledger_of(key: str) -> str:
     return key.split("/")[2 if key.startswith(JOURNAL) else 0]
 
 
+async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
+    """The objects with a ledger's rows, those of runs under way or killed included."""
+    # Journals first: what a run closes between the two listings is then seen twice, never not at all.
+    journals = [stored.key for stored in await lake.store.list(JOURNAL)]
+    objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
+    return [*objects, *(key for key in journals if f"/{ledger}/" in key)]
+
+
 async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a ledger, those of runs under way or killed included."""
-    # Journals first: what a run closes between the two listings is then seen twice, never not at all.
-    journals = [stored.key for stored in await lake.store.list(JOURNAL) if f"/{ledger}/" in f"/{stored.key}"]
+    journals = await read_noted(lake, ledger, columns)
     objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
-    tables = await read_objects(lake, [*objects, *journals], columns)
-    if tables:
-        return pa.concat_tables(tables)
+    tables = [*await read_objects(lake, objects, columns), *journals]
+    return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
+
+
+async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:
+    """What runs under way or killed have noted for a ledger.
+
+    To be read before the ledger is listed: what a run closes meanwhile is then seen twice at most,
+    never not at all.
+    """
+    noted = [stored.key for stored in await lake.store.list(JOURNAL) if _ledger_of(stored.key) == ledger]
+    return await read_objects(lake, noted, columns)
+
+
+def empty_ledger(ledger: Ledger, columns: Sequence[str] | None = None) -> pa.Table:
+    """A ledger without rows."""
     schema = _SCHEMAS[ledger]
     return pa.schema([schema.field(name) for name in columns or schema.names]).empty_table()
 
 
-_STATE = ["run_id", "organization_id", "conversation_id", "status", "server_count", "distinct_messages",
-          "first_message_at", "last_message_at", "proven_from", "proven_until", "proof_method", "is_still",
-          "content_hash", "newest_message_id", "head_messages", "head_hash", "full_walk_at", "parts",
-          "finished_at", "new_messages", "is_dead_letter", "requests"]  # fmt: skip
-
-
-class KnownConversations:
-    """How each conversation stood when it was last proven, in little memory."""
-
-    def __init__(self, rows: pa.Table) -> None:
-        proven = rows.filter(pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"])))
-        order = pc.sort_indices(proven, sort_keys=[("finished_at", "ascending")])
-        self._rows = proven.take(order)
-        # Later rows win; a dictionary of row numbers is all that is kept per conversation.
-        ids = self._rows.column("conversation_id").to_pylist()
-        self._row_of = {conversation_id: row for row, conversation_id in enumerate(ids)}
-
-    @classmethod
-    def none(cls) -> KnownConversations:
-        """Nothing known, as in a new lake."""
-        return cls(pa.schema([CONVERSATIONS.field(name) for name in _STATE]).empty_table())
-
-    @classmethod
-    async def read(cls, lake: Lake, organization_id: str) -> KnownConversations:
-        """Read the state of every conversation of an organization."""
-        rows = await read_ledger(lake, "conversations", columns=_STATE)
-        return cls(rows.filter(pc.equal(rows.column("organization_id"), organization_id)))
-
-    def of(self, conversation_id: str) -> ConversationEntry | None:
-        """The last entry that proved the conversation complete, unchanged or gone."""
-        row = self._row_of.get(conversation_id)
-        if row is None:
-            return None
-        values: dict[str, Any] = self._rows.slice(row, 1).to_pylist()[0]
-        values["parts"] = tuple(PartEntry(**part) for part in values["parts"] or ())
-        return ConversationEntry(**values)
-
-    def ids(self) -> list[str]:
-        """Every conversation that the lake knows."""
-        return list(self._row_of)
+def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
+    """A row of the ledger, or some of its columns, as an entry."""
+    parts = tuple(PartEntry(**part) for part in row["parts"] or ())
+    return ConversationEntry(**{**row, "parts": parts})
 
 
 def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
     """Entries as rows of the ledger."""
-    return pa.Table.from_pylist([asdict(entry) for entry in entries], schema=CONVERSATIONS)
+    # dataclasses.asdict() copies every value deeply, which costs more than all the rest here.
+    rows = [{name: getattr(entry, name) for name in CONVERSATIONS.names} for entry in entries]
+    for row in rows:
+        row["parts"] = [asdict(part) for part in row["parts"]]
+    return pa.Table.from_pylist(rows, schema=CONVERSATIONS)
 
 
 def run_row(values: Mapping[str, Any], totals: RunTotals) -> pa.Table:
     """One run as a row of the ledger; mappings among the values become JSON."""
     row = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
     return pa.Table.from_pylist([{**row, "totals": json.dumps(asdict(totals))}], schema=RUNS)
-
-
-async def read_dead_letters(lake: Lake, run_id: str) -> tuple[list[str], list[str]]:
-    """What a run left undone: conversations that failed, and numbers that could not be resolved.
-
-    Returns:
-        Conversation ids, and phone numbers in E.164; numbers of a lake that masks them are left out.
-
-    Raises:
-        UsageError: The lake knows no such run.
-    """
-    columns = ["run_id", "conversation_id", "is_dead_letter"]
-    conversations = await read_ledger(lake, "conversations", columns=columns)
-    phones = await read_ledger(lake, "phones", columns=["run_id", "phone", "status"])
-    is_its = [pc.equal(rows.column("run_id"), run_id) for rows in (conversations, phones)]
-    if not any(pc.any(mask).as_py() for mask in is_its):
-        raise UsageError(f"the lake at {lake.url} knows no run {run_id}: look for its id in runs/")
-    dead = conversations.filter(pc.and_(is_its[0], conversations.column("is_dead_letter")))
-    failed = phones.filter(pc.and_(is_its[1], pc.equal(phones.column("status"), "error")))
-    return dead.column("conversation_id").unique().to_pylist(), failed.column("phone").drop_null().to_pylist()

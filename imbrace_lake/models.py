@@ -65,10 +65,17 @@ class ConversationLink:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """One answer of the links endpoint: the links, and the numbers that the answer left out."""
+    """One answer of the links endpoint.
 
-    links: tuple[ConversationLink, ...]
-    unanswered: tuple[PhoneNumber, ...]
+    Attributes:
+        links: Which number takes part in which conversation.
+        unanswered: Numbers that the answer left out.
+        spoiled: Numbers of which it says something that names no conversation.
+    """
+
+    links: tuple[ConversationLink, ...] = ()
+    unanswered: tuple[PhoneNumber, ...] = ()
+    spoiled: tuple[PhoneNumber, ...] = ()
 
 
 def decode_json(body: bytes) -> Any:
@@ -87,9 +94,13 @@ def decode_json(body: bytes) -> Any:
         except orjson.JSONDecodeError:
             pass  # it may still be a lone surrogate, which the next parser accepts
     try:
-        return json.loads(body)
+        return json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
         raise Malformed(f"{len(body)} bytes that are not JSON") from exc
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def parse_page(body: bytes, skip: int) -> Page:
@@ -133,7 +144,7 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
     """Parse an answer of the links endpoint, in either of its two documented shapes.
 
     Raises:
-        Malformed: Neither shape, or a link without a `conv_id`.
+        Malformed: Neither shape.
     """
     by_digits = {digits(phone): phone for phone in asked}
     answer = decode_json(body)
@@ -143,17 +154,21 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
         found, answered = _from_envelope(answer)
     else:
         raise Malformed("an answer that is neither an array of links nor an envelope with data")
+    spoiled = {number for number, conversation_id in found if not _is_text(conversation_id)}
     links = dict.fromkeys(
         ConversationLink(by_digits[number], conversation_id)
         for number, conversation_id in found
-        if number in by_digits
+        if number in by_digits and number not in spoiled and conversation_id is not None
     )
-    unanswered = tuple(phone for number, phone in by_digits.items() if number not in answered)
-    return Links(tuple(links), unanswered)
+    return Links(
+        tuple(links),
+        tuple(phone for number, phone in by_digits.items() if number not in answered),
+        tuple(phone for number, phone in by_digits.items() if number in spoiled),
+    )
 
 
-def _from_array(entries: list[Any]) -> tuple[list[tuple[str, str]], set[str]]:
-    found = []
+def _from_array(entries: list[Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
+    found: list[tuple[str, str | None]] = []
     answered = set()
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("conversation_links"), list):
@@ -164,12 +179,12 @@ def _from_array(entries: list[Any]) -> tuple[list[tuple[str, str]], set[str]]:
     return found, answered
 
 
-def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str]], set[str]]:
-    found = []
+def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
+    found: list[tuple[str, str | None]] = []
     for entry in answer["data"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("conversation_id"), str):
-            raise Malformed("an entry without conversation_id")
-        found.append((_plain(entry.get("phone_number")), entry["conversation_id"]))
+        if not isinstance(entry, dict):
+            raise Malformed("an entry that is no object")
+        found.append((_plain(entry.get("phone_number")), entry.get("conversation_id")))
     missing = answer.get("not_found")
     answered = {number for number, _ in found}
     if isinstance(missing, list):
@@ -177,19 +192,33 @@ def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str]], se
     return found, answered
 
 
+def _is_text(value: object) -> bool:
+    """Whether it can be an id: text that UTF-8 can hold, and with it an address and a column."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _plain(number: Any) -> str:
     return "".join(character for character in str(number) if character.isdigit())
 
 
-def _conversation_of(link: Any) -> str:
-    """The `conv_id` of a link, whatever its host, path and other parameters.
+def _conversation_of(link: Any) -> str | None:
+    """The `conv_id` of a link, whatever its host, path and other parameters; None if it has none.
 
     A single-page application may carry its parameters behind the `#`.
     """
     address = link.get("link") if isinstance(link, dict) else None
     if isinstance(address, str):
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            return None
         for query in (parts.query, urlsplit(parts.fragment).query):
             for conversation_id in parse_qs(query).get("conv_id", []):
                 return conversation_id
-    raise Malformed("a link without conv_id")
+    return None

@@ -27,6 +27,10 @@ class GateCounts:
     closed_seconds: float = 0.0
 
 
+class TurnedAway(Exception):
+    """The gate stays closed for longer than is worth waiting for."""
+
+
 class Gate:
     """Admits requests of one event loop, first come, first served.
 
@@ -83,7 +87,11 @@ class Gate:
         return max(0.0, self._closed_until - asyncio.get_running_loop().time())
 
     async def enter(self) -> int:
-        """Wait for a turn; the ticket goes back with what became of the request."""
+        """Wait for a turn; the ticket goes back with what became of the request.
+
+        Raises:
+            TurnedAway: There is no use in waiting.
+        """
         if self._waiting or not self._is_admitting():
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -91,12 +99,19 @@ class Gate:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
+                if turn.done() and not turn.cancelled() and turn.exception() is None:
                     self.leave()  # admitted in the moment of the cancellation: pass the turn on
                 raise
         else:
             self._count_in()
         return self._epoch
+
+    def turn_away(self) -> None:
+        """Let everybody who waits fail: the gate stays closed for longer than they would wait."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(TurnedAway())
+        self._waiting.clear()
 
     def leave(self) -> None:
         """The request has ended, however it did."""
@@ -107,6 +122,8 @@ class Gate:
     def succeeded(self, ticket: int) -> None:
         """The gateway answered."""
         if self._is_probing:
+            if ticket != self._epoch:
+                return  # sent before the gate closed, so it says nothing of now
             self._is_probing = False
             self._epoch += 1
         elif ticket == self._epoch:
@@ -122,7 +139,10 @@ class Gate:
             self._limit = max(1.0, self._limit * 0.7)
 
     def refused(self, ticket: int, retry_after_seconds: float | None) -> None:
-        """The gateway refused (429): close for everybody, as long as it said or ever longer."""
+        """The gateway refused (429): close for everybody, as long as it said or ever longer.
+
+        A gateway that refuses again after the wait it asked for is not believed in a hurry twice.
+        """
         self.counts.refusals += 1
         loop = asyncio.get_running_loop()
         if self._refused_since is None:
@@ -130,12 +150,11 @@ class Gate:
         if ticket != self._epoch:
             return
         self._epoch += 1
-        if retry_after_seconds is None:
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**self._pauses)
-            # Several processes that were refused together must not come back together.
-            pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
-        else:
-            pause = retry_after_seconds
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**self._pauses)
+        # Several processes that were refused together must not come back together.
+        pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
+        if retry_after_seconds is not None:
+            pause = max(retry_after_seconds, pause if self._pauses else 0.0)
         self._pauses += 1
         self._limit = max(1.0, self._limit / 2.0)
         self._is_probing = True

@@ -33,6 +33,8 @@ EXTRA_SHARE = 0.05
 # From here on a closing look at the head is within the share, so even edge-to-edge pages may be
 # read side by side.
 LONG_PAGES = 20
+# So many pages in a row that bring nothing older, though the gateway says that there is more.
+MOST_IDLE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Proof:
         listed: How many of them the last pass saw: `distinct` less what was deleted before it.
         requests: Pages asked for.
         method: ``overlap`` (pages that hang together), ``count`` (edge to edge, count unchanged), or
-            ``joined`` (read down to what was known before).
+            ``joined`` (read until enough was read).
         is_still: The list did not move while it was read.
     """
 
@@ -66,7 +68,7 @@ class _Moved(Exception):
 
 
 class _Endless(Exception):
-    """More pages were asked for than any list of this length can need."""
+    """The pass would not end; the argument says why."""
 
 
 async def walk(
@@ -75,9 +77,10 @@ async def walk(
     *,
     limit: int = 100,
     ahead: int = 8,
-    known: Container[str] = frozenset(),
+    is_enough: Callable[[Page], bool] | None = None,
+    start: int = 0,
 ) -> Proof:
-    """Read a conversation from its newest message to its oldest, or down to a message in `known`.
+    """Read a conversation from its newest message to its oldest, or until enough was read.
 
     Args:
         fetch: Gets one page. Called concurrently for pages of a long conversation.
@@ -85,16 +88,22 @@ async def walk(
             that came last has its newest version.
         limit: How many messages to ask for at a time.
         ahead: How many pages of a long conversation are under way at once.
-        known: Ids below which everything is known already; a page that holds one ends the walk.
+        is_enough: Asked after each page that belongs to the walk; True ends it there.
+        start: The position to begin at. From any but 0 the proof is of what lies between that page
+            and the last one, and no count is held against it.
 
     Returns:
         The proof. Memory is one id a message.
     """
-    walker = _Walker(fetch, accept, limit, ahead, known)
+    walker = _Walker(fetch, accept, limit, ahead, is_enough or _never, start)
     try:
         return await walker.run()
     finally:
         await walker.drop_ahead()
+
+
+def _never(page: Page) -> bool:
+    return False
 
 
 class _Walker:
@@ -104,23 +113,25 @@ class _Walker:
         accept: Callable[[Page], None],
         limit: int,
         ahead: int,
-        known: Container[str],
+        is_enough: Callable[[Page], bool],
+        start: int,
     ) -> None:
         self._fetch = fetch
         self._accept = accept
         self._limit = limit
         self._most_ahead = ahead
-        self._known = known
+        self._is_enough = is_enough
+        self._start = start
         self._all: set[str] = set()
         self._pass: set[str] = set()  # what hangs together below the head of this pass
-        self._size = 0  # the longest page that came: what the server really gives
+        self._size = 0  # how long a page is that the server really gives
         self._requests = 0
         self._budget = 40
         self._ahead: dict[int, asyncio.Task[Page]] = {}
         self._whole: int | None = None
         self._first_whole = 0
         self._is_still = True
-        self._is_careful = False
+        self._is_careful = start > 0  # the count says nothing of a part of the list
         self._is_joined = False
         self._needs_closing = False
         self._frontier = ""  # the oldest message of this pass
@@ -140,8 +151,8 @@ class _Walker:
             return self._verdict()
         except _Moved:
             return self._proof("the list moved, and its pages hold too little to be tied together")
-        except _Endless:
-            return self._proof(f"the list kept moving through {self._requests} requests")
+        except _Endless as exc:
+            return self._proof(str(exc))
 
     async def _pass_carefully(self) -> None:
         self._is_careful = True
@@ -153,7 +164,7 @@ class _Walker:
 
     def _missing(self) -> int:
         """Messages that the gateway counts and the pass did not see; negative the other way round."""
-        if self._whole is None or self._is_joined:
+        if self._whole is None or self._is_joined or self._start:
             return 0
         return self._whole - len(self._pass)
 
@@ -187,18 +198,24 @@ class _Walker:
         self._needs_closing = False
         self._edges = 0
         self._pass = set()
-        head = await self._ask(0)
+        head = await self._ask(self._start)
         self._take(head)
         await self._descend(head, frozenset())
-        if self._is_joined:
+        if self._start:
             return
-        if self._needs_closing and self._is_still:
+        if self._needs_closing:
             await self._close(head)
-        if not self._is_still:
+        if not self._is_still and not self._is_joined:
             await self._read_head()
 
     async def _close(self, first: Page) -> None:
-        """Pages read side by side and edge to edge prove nothing unless nothing arrived meanwhile."""
+        """Pages read side by side and edge to edge prove nothing unless nothing arrived meanwhile.
+
+        One that came late may hold nothing but arrivals, as many as were deleted: the count stays the
+        same, no message comes twice, and those that stood there are lost.
+        """
+        if not self._is_still:
+            raise _Moved
         head = await self._ask(0)
         if head.ids != first.ids or head.whole != first.whole:
             raise _Moved
@@ -216,16 +233,17 @@ class _Walker:
         self._pass |= older
 
     async def _descend(self, page: Page, stop: Container[str]) -> None:
-        """Read on below an accepted page until the bottom, or a message of `stop` or of the known."""
+        """Read on below an accepted page until the bottom, a message of `stop`, or enough."""
         idle = 0
-        while not self._ends_here(page, stop) and not self._is_bottom(page, idle):
+        while not self._ends_here(page, stop) and not await self._is_bottom(page, idle):
             overlap = self._overlap(page)
             frontier = self._frontier
             last = page
             page = await self._ask_ahead(page, overlap)
             if self._hangs_together(last, page, overlap):
+                if len(page.ids) == self._size:
+                    self._breadth = min(self._most_ahead, self._breadth + 1)
                 self._take(page)
-                self._breadth = min(self._most_ahead, self._breadth + 1)
             else:
                 page = await self._step_back(page)
             # A page that ends where the last one ended brought nothing older.
@@ -233,25 +251,32 @@ class _Walker:
         await self.drop_ahead()
 
     def _ends_here(self, page: Page, stop: Container[str]) -> bool:
-        if any(message_id in self._known for message_id in page.ids):
+        if self._is_enough(page):
             self._is_joined = True
         return self._is_joined or any(message_id in stop for message_id in page.ids)
 
-    def _is_bottom(self, page: Page, idle: int) -> bool:
+    async def _is_bottom(self, page: Page, idle: int) -> bool:
         """Whether the page reaches the list's end, by all that the gateway says of it.
 
         Where `has_more` and the count contradict each other, or neither is given, only asking
-        further decides: `idle` pages in a row ended with the oldest message known. A full page that
-        does so is no sign of it, for arrivals may just have pushed the list down by what was new.
+        further decides: `idle` pages in a row ended with the oldest message known, and nothing lies
+        below it. A full page that does so is no sign of it, for arrivals may just have pushed the
+        list down by what was new.
         """
-        counted = None if page.whole is None or not page.is_exact else page.end >= page.whole
+        if not page.ids and page.skip == 0:
+            return True
+        if idle > MOST_IDLE:
+            raise _Endless("the gateway says that there are older messages, but lists none")
+        counted = None
+        if page.whole is not None and (page.is_exact or page.end >= page.whole):
+            counted = page.end >= page.whole
         if page.has_more is None and counted is not None:
             return counted
         if page.has_more is False and counted is not False:
             return True
         if page.has_more and not counted:
             return False
-        return idle >= 2 and len(page.ids) < self._size
+        return idle >= 2 and len(page.ids) < self._size and not (await self._ask(page.end)).ids
 
     def _hangs_together(self, last: Page, page: Page, overlap: int) -> bool:
         shared = sum(message_id in self._pass for message_id in page.ids)
@@ -260,7 +285,7 @@ class _Walker:
             self._is_still = False
         if overlap:
             return shared > 0
-        if not self._is_still or not page.ids:
+        if not self._is_still or not page.ids or page.whole is None:
             raise _Moved
         self._edges += 1
         return True
@@ -286,8 +311,12 @@ class _Walker:
 
     def _take(self, page: Page) -> None:
         self._accept(page)
-        if page.ids and page.ids[-1] not in self._pass:
+        brings_older = bool(page.ids) and page.ids[-1] not in self._pass
+        if brings_older:
             self._frontier = page.ids[-1]
+        if brings_older and (page.has_more or page.end < (page.whole or 0)):
+            # With others below it, it is as long as the server gives just now.
+            self._size = len(page.ids)
         self._pass.update(page.ids)
         self._all.update(page.ids)
         if page.skip == 0 or self._whole is None:
@@ -317,23 +346,26 @@ class _Walker:
     async def _ask_ahead(self, page: Page, overlap: int) -> Page:
         """The page below this one, with further ones set under way where that is safe."""
         skip = page.end - overlap
-        if skip not in self._ahead:
+        if self._ahead and skip not in self._ahead:
+            self._breadth = max(1, self._breadth // 2)
             await self.drop_ahead()
         stride = self._size - overlap
         whole = page.whole or 0
         is_long = math.ceil(whole / max(1, self._size)) >= LONG_PAGES
         if stride > 0 and (is_long or (overlap and not self._is_careful)):
-            self._needs_closing = self._needs_closing or overlap == 0
             for position in range(skip, min(whole - overlap, skip + stride * self._breadth), stride):
                 if position not in self._ahead:
                     self._ahead[position] = asyncio.ensure_future(self._ask(position))
         waiting = self._ahead.pop(skip, None)
-        return await (waiting if waiting is not None else self._ask(skip))
+        if waiting is None:
+            return await self._ask(skip)
+        self._needs_closing = self._needs_closing or overlap == 0
+        return await waiting
 
     async def _ask(self, skip: int) -> Page:
         self._requests += 1
         if self._requests > self._budget:
-            raise _Endless
+            raise _Endless(f"the list kept moving through {self._requests} requests")
         return await self._fetch(skip, self._limit)
 
     async def drop_ahead(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from imbrace_lake.errors import BadRequest, GatewayError, MalformedAnswer
+from imbrace_lake.errors import BadRequest, GatewayError
 from imbrace_lake.gateway import GatewayClient, link_batches
 from imbrace_lake.ledger import PHONES, Journal
 from imbrace_lake.models import Links
@@ -92,9 +92,13 @@ async def resolve_numbers(
             errors.append(exc)
             return dict.fromkeys(batch, Resolved(error=str(exc)))
 
-    found: dict[PhoneNumber, Resolved] = {}
-    for part in await asyncio.gather(*map(resolve_batch, batches)):
-        found.update(part)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(resolve_batch(batch)) for batch in batches]
+    except BaseExceptionGroup as failures:
+        # Callers write `except GatewayError`, and a group would slip past them.
+        raise failures.exceptions[0] from None
+    found = {phone: resolved for task in tasks for phone, resolved in task.result().items()}
     table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
     await journal.note("phones", name, table)
     ids = dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids)
@@ -105,8 +109,9 @@ async def resolve_numbers(
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
     """Find the conversations of as many numbers as fit one request.
 
-    An answer that leaves a number out may have been cut, so what it leaves out is asked for again;
-    a request that is refused is halved until the number that spoils it stands alone.
+    An answer that leaves a number out may have been cut, so what it leaves out, or tells without
+    naming a conversation, is asked for again; a request that is refused is halved until the number
+    that spoils it stands alone.
 
     Raises:
         GatewayError: The request failed for a reason that is not the numbers'.
@@ -116,14 +121,15 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
     for _ in range(UNANSWERED_TRIES):
         try:
             links = await gateway.get_links(missing)
-        except (BadRequest, MalformedAnswer) as exc:
+        except BadRequest as exc:
             return found | await _halved(gateway, missing, exc)
         found |= _by_phone(missing, links)
-        missing = links.unanswered
+        missing = [*links.unanswered, *links.spoiled]
         if not missing:
             break
+    spoiled = Resolved(error="what the gateway says of this number names no conversation")
     # Left out every time, without an error: the gateway knows nothing of these.
-    return found | dict.fromkeys(missing, Resolved())
+    return found | {phone: spoiled if phone in links.spoiled else Resolved() for phone in missing}
 
 
 async def _halved(
@@ -136,8 +142,8 @@ async def _halved(
 
 
 def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, Resolved]:
-    unanswered = set(links.unanswered)
-    conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unanswered}
+    unclear = {*links.unanswered, *links.spoiled}
+    conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unclear}
     for link in links.links:
         conversations[link.phone].append(link.conversation_id)
     return {phone: Resolved(tuple(ids)) for phone, ids in conversations.items()}

@@ -13,14 +13,16 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
-from imbrace_lake.export import ExportRun, utc_now
+from imbrace_lake.export_run import ExportRun, utc_now
 from imbrace_lake.gateway import GatewayClient
 from imbrace_lake.lake import open_lake
-from imbrace_lake.ledger import ConversationEntry, Journal, RunTotals, run_row
+from imbrace_lake.ledger import ConversationEntry, Journal, RunTotals
 from imbrace_lake.lock import alone
 from imbrace_lake.progress import Progress
+from imbrace_lake.resume import pulse
 from imbrace_lake.schema import SCHEMA_VERSION
 from imbrace_lake.settings import Settings
+from imbrace_lake.state import leave_digest
 from imbrace_lake.store import StoreOptions
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ class RunSummary:
     Attributes:
         status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``.
         reason: Why it is not complete, in one sentence.
-        dead_letters: The first 500 of them; `totals` has their number.
+        dead_letters: The first 500 of them.
+        new_shapes: What the gateway had never sent before (drift.py).
     """
 
     run_id: str
@@ -59,6 +62,7 @@ class RunSummary:
     totals: RunTotals = field(default_factory=RunTotals)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     dead_letter_count: int = 0
+    new_shapes: list[str] = field(default_factory=list)
     flow_run_url: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -94,7 +98,10 @@ async def open_run(
         probe = await lake.store.probe()
         if probe.note:
             logger.warning("%s", probe.note)
-        async with nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now):
+        async with (
+            nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now),
+            pulse(lake, run_id, options.organization, utc_now) as beating,
+        ):
             yield ExportRun(
                 run_id=run_id,
                 organization_id=options.organization,
@@ -103,6 +110,8 @@ async def open_run(
                 journal=Journal(lake, run_id, started_at),
                 # Twice what can be under way at the gateway, so that encoding never leaves it idle.
                 slots=asyncio.Semaphore(2 * settings.max_in_flight),
+                pulse=beating,
+                policy=settings.policy(),
                 page_size=settings.page_size,
                 pages_ahead=settings.pages_ahead,
                 progress=progress,
@@ -128,12 +137,17 @@ async def close_run(
         failure: Why the run could not go on, if it could not.
     """
     run.progress.stage = "closing"
-    ledgers = [await run.journal.close(ledger) for ledger in ("phones", "conversations")]
+    if run.pulse is not None:
+        await run.pulse.stop()
+    if run.shapes.new and run.drift != "freeze":
+        rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
+        await run.journal.note("shapes", "new", rows)
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
     summary.totals = _totals(run, phones, (summary.finished_at - run.started_at).total_seconds())
     summary.dead_letters = [_dead_letter(entry) for entry in run.dead_letters[:MOST_LISTED]]
     summary.dead_letter_count = len(run.dead_letters)
+    summary.new_shapes = sorted(run.shapes.new)
     summary.status, summary.reason = _status(run, phones, tolerated_share, failure)
     row = {
         "run_id": run.run_id,
@@ -144,9 +158,9 @@ async def close_run(
         "versions": versions(),
         "started_at": summary.started_at,
         "finished_at": summary.finished_at,
-        "objects": [key for key in ledgers if key is not None],
     }
-    await run.journal.add("runs", run_row(row, summary.totals))
+    await run.journal.close(row, summary.totals)
+    await leave_digest(run.lake, run.clock())
     run.progress.stage = "done"
     return summary
 
@@ -177,7 +191,7 @@ def _status(
         return "complete", None
     if not phones["error"] and dead <= tolerated_share * done:
         return "complete", f"{lost} of {done} failed, which the run tolerates"
-    if dead == done and not (phones["resolved"] or phones["none"]):
+    if dead == done:
         return "failed", f"{lost} failed, and nothing was exported"
     return "partial", f"{lost} failed; the others are in the lake"
 

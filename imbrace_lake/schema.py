@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -25,6 +25,9 @@ from imbrace_lake.models import Item
 SCHEMA_VERSION = 1
 
 _TIME = pa.timestamp("ms", "UTC")
+# What Python can hold, and with it most readers.
+_FIRST_TIME = pa.scalar(datetime.min.replace(tzinfo=UTC), _TIME)
+_LAST_TIME = pa.scalar(datetime.max.replace(microsecond=999_000, tzinfo=UTC), _TIME)
 
 SCHEMA = pa.schema(
     [
@@ -52,9 +55,13 @@ SCHEMA = pa.schema(
 DIGEST = "digest"
 _WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
 
-# Of these a conversation has few different values; of the others a dictionary only costs.
+# Of these a conversation has few different values: a dictionary makes them so small that compressing them
+# as well would cost as much time as all the rest of a part.
 _FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender_id", "sender_role", "type",
-               "first_seen_at", "last_changed_at", "run_id", "is_deleted"]  # fmt: skip
+               "first_seen_at", "last_changed_at", "run_id", "is_deleted", "deleted_at"]  # fmt: skip
+_COMPRESSION = {name: "none" if name in _FEW_VALUES else "zstd" for name in SCHEMA.names}
+# Least and greatest text of a part help no query, and can be as long as everything else in it.
+_WITH_STATISTICS = [name for name in SCHEMA.names if name not in ("text", "content", "extra")]
 ROW_GROUP_ROWS = 50_000
 
 # What of an item has a column of its own. All else is in `extra`.
@@ -93,35 +100,31 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
     """
     extras = [_extra_of(item) for item in items]
     count = len(items)
-    held = {
-        field: [_held(item, field, extra) for item, extra in zip(items, extras, strict=True)]
-        for field in ("business_unit_id", "from", "type", "created_at", "updated_at")
-    }
-    for item, message_id, extra in zip(items, ids, extras, strict=True):
-        _keep_what_differs(item, message_id, origin, extra)
+    _keep_other_ids(items, ids, origin, extras)
+    senders = _string_column("from", items, extras)
+    texts = [text_of(item.get("content")) for item in items]
+    contents = [dump_json(item["content"]) if "content" in item else None for item in items]
     seen_at = pa.repeat(pa.scalar(origin.seen_at, _TIME), count)
     columns = {
-        "message_id": pa.array(map(_encodable, ids), pa.string()),
+        "message_id": _strings(ids),
         "conversation_id": pa.repeat(origin.conversation_id, count),
         "organization_id": pa.repeat(origin.organization_id, count),
-        "business_unit_id": pa.array(held["business_unit_id"], pa.string()),
-        "sender_id": pa.array(held["from"], pa.string()),
-        "sender_role": pa.array(map(_role, held["from"]), pa.string()),
-        "type": pa.array(held["type"], pa.string()),
-        "text": pa.array([text_of(item.get("content")) for item in items], pa.string()),
-        "content": pa.array(
-            [dump_json(item["content"]) if "content" in item else None for item in items], pa.string()
-        ),
-        "created_at": _time_column("created_at", held["created_at"], extras),
-        "updated_at": _time_column("updated_at", held["updated_at"], extras),
-        # After the times, because what is no time is kept there.
+        "business_unit_id": _string_column("business_unit_id", items, extras),
+        "sender_id": senders,
+        "sender_role": _roles(senders),
+        "type": _string_column("type", items, extras),
+        "text": pa.array(texts, pa.string()),
+        "content": pa.array(contents, pa.string()),
+        "created_at": _time_column("created_at", items, extras),
+        "updated_at": _time_column("updated_at", items, extras),
+        # After the others, because what they cannot hold is kept there.
         "extra": pa.array([dump_json(extra) if extra else None for extra in extras], pa.string()),
         "is_deleted": pa.repeat(False, count),
         "deleted_at": pa.nulls(count, _TIME),
         "first_seen_at": seen_at,
         "last_changed_at": seen_at,
         "run_id": pa.repeat(origin.run_id, count),
-        DIGEST: pa.array(map(item_digest, items), pa.binary(16)),
+        DIGEST: pa.array([item_digest(item) for item in items], pa.binary(16)),
     }
     return pa.Table.from_arrays([columns[name] for name in _WITH_DIGEST.names], schema=_WITH_DIGEST)
 
@@ -136,38 +139,77 @@ def _extra_of(item: Item) -> dict[str, Any]:
     return extra
 
 
-def _keep_what_differs(item: Item, message_id: str, origin: Origin, extra: dict[str, Any]) -> None:
-    """Keep what the columns say otherwise than the item does: ids that were asked for, odd times."""
+def _keep_other_ids(
+    items: Sequence[Item], ids: Sequence[str], origin: Origin, extras: Sequence[dict[str, Any]]
+) -> None:
+    """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
+    count = len(items)
     for field, held in (
-        ("_id", _encodable(message_id)),
-        ("conversation_id", origin.conversation_id),
-        ("organization_id", origin.organization_id),
+        ("_id", [*map(_encodable, ids)]),
+        ("conversation_id", [origin.conversation_id] * count),
+        ("organization_id", [origin.organization_id] * count),
     ):
-        if item.get(field, held) != held:
-            extra[field] = item[field]
-    for field in ("created_at", "updated_at"):
+        if [item.get(field) for item in items] == held:
+            continue
+        for item, value, extra in zip(items, held, extras, strict=True):
+            if item.get(field, value) != value:
+                extra[field] = item[field]
+
+
+def _string_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+    """Values of one field; what a column of strings cannot hold as it came goes to `extra`."""
+    values = [item.get(field) for item in items]
+    try:
+        return pa.array(values, pa.string())
+    except (TypeError, UnicodeEncodeError):
+        return pa.array(
+            [_held(field, value, extra) for value, extra in zip(values, extras, strict=True)], pa.string()
+        )
+
+
+def _held(field: str, value: Any, extra: dict[str, Any]) -> str | None:
+    if value is None:
+        return None
+    held = _encodable(value) if isinstance(value, str) else None
+    if held is not value:
+        extra[field] = value
+    return held
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array(map(_encodable, texts), pa.string())
+
+
+def _roles(senders: pa.Array) -> pa.Array:
+    roles = {sender: _role(sender) for sender in senders.unique().to_pylist()}
+    return pa.array([roles[sender] for sender in senders.to_pylist()], pa.string())
+
+
+def _time_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+    """Times of one field; what a column of times would not give back as it came goes to `extra`."""
+    texts = _string_column(field, items, extras)
+    for item, extra in zip(items, extras, strict=True):
         value = item.get(field)
         if isinstance(value, str) and not _is_canonical(value):
             extra[field] = value
-
-
-def _time_column(field: str, texts: list[str | None], extras: list[dict[str, Any]]) -> pa.Array:
-    """Times of one field; what is no time is null and stays, as it came, in `extra`."""
     try:
-        return _times(pa.array(texts, pa.string()))
+        return _times(texts)
     except pa.ArrowInvalid:
-        kept: list[str | None] = []
-        for text, extra in zip(texts, extras, strict=True):
-            is_time = text is None or _is_time(text)
-            kept.append(text if is_time else None)
-            if not is_time:
-                extra[field] = text
+        kept = [text if text and _is_time(text) else None for text in texts.to_pylist()]
+        for text, item, extra in zip(kept, items, extras, strict=True):
+            if text is None and item.get(field) is not None:
+                extra[field] = item[field]
         return _times(pa.array(kept, pa.string()))
 
 
 def _times(texts: pa.Array) -> pa.Array:
     # To milliseconds directly, the cast refuses microseconds; by way of them it refuses nothing.
-    return pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
+    times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
+    is_readable = pc.and_(pc.greater_equal(times, _FIRST_TIME), pc.less_equal(times, _LAST_TIME))
+    return pc.if_else(is_readable, times, pa.scalar(None, _TIME))
 
 
 def _is_time(text: str) -> bool:
@@ -180,21 +222,8 @@ def _is_time(text: str) -> bool:
 
 def _is_canonical(text: str) -> bool:
     """Whether a time is written as the column would be written: ``2024-12-10T09:53:17.127Z``."""
-    return len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T"
-
-
-def _held(item: Item, field: str, extra: dict[str, Any]) -> str | None:
-    """The value as a column of strings can hold it; what it cannot goes to `extra`."""
-    value = item.get(field)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        held = _encodable(value)
-        if held is not value:
-            extra[field] = value
-        return held
-    extra[field] = value
-    return None
+    is_form = len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T"
+    return is_form and text[:4] != "0000"
 
 
 def _encodable(text: str) -> str:
@@ -220,6 +249,9 @@ def text_of(content: Any) -> str | None:
         return _encodable(content)
     if not isinstance(content, dict):
         return None
+    text = content.get("text")
+    if isinstance(text, str) and text:
+        return _encodable(text)
     texts = [content[name] for name in ("text", "title", "caption", "description") if name in content]
     texts = [text for text in texts if isinstance(text, str)]
     return _encodable(next(filter(None, texts), texts[0])) if texts else None
@@ -255,6 +287,33 @@ def content_hash(rows: pa.Table) -> str:
     return "".join(f"{int(lane):016x}" for lane in lanes.sum(axis=0, dtype=np.uint64))
 
 
+def hash_after(before: str, added: Iterable[pa.Table], removed: Iterable[pa.Table]) -> str:
+    """The hash of a set of messages after some were added to it and others taken away.
+
+    Args:
+        before: Its hash.
+        added: Rows with digests.
+        removed: Rows of the lake.
+    """
+    lanes = _lanes(before)
+    for sign, tables in ((1, added), (-1, map(with_digests, removed))):
+        for table in tables:
+            lanes = [
+                lane + sign * other for lane, other in zip(lanes, _lanes(content_hash(table)), strict=True)
+            ]
+    return "".join(f"{lane % (1 << 64):016x}" for lane in lanes)
+
+
+def with_digests(rows: pa.Table) -> pa.Table:
+    """Rows of the lake with the digests of the objects that they rebuild; 10 µs a row."""
+    digests = pa.array([item_digest(to_item(row)) for row in rows.to_pylist()], pa.binary(16))
+    return rows.append_column(_WITH_DIGEST.field(DIGEST), digests)
+
+
+def _lanes(content: str) -> list[int]:
+    return [int(content[:16], 16), int(content[16:], 16)]
+
+
 # -- rows, files ----------------------------------------------------------------------------------
 
 
@@ -278,26 +337,29 @@ def without_repeats(table: pa.Table) -> pa.Table:
     return table.take(pa.array(sorted(newest.values()), pa.int64()))
 
 
-def to_parquet(
-    table: pa.Table, metadata: Mapping[str, str], few_values: Sequence[str] = _FEW_VALUES
-) -> bytes:
-    """Encode rows in memory: an object is published by one PUT or not at all.
+def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """Encode rows of `SCHEMA` in memory: an object is published by one PUT or not at all."""
+    return encode(
+        table,
+        metadata,
+        compression=_COMPRESSION,
+        use_dictionary=_FEW_VALUES,
+        write_statistics=_WITH_STATISTICS,
+    )
 
-    Zstandard at level 1 is smaller than Snappy and hardly slower on objects of this size; page
-    checksums cost nothing and tell a flipped byte.
+
+def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:
+    """Encode any rows with the options of a Parquet writer.
+
+    Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
+    size; page checksums cost nothing and tell a flipped byte.
     """
     sink = io.BytesIO()
-    schema = table.schema.with_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})
-    with pq.ParquetWriter(
-        sink,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[name for name in few_values if name in table.column_names],
-        write_page_checksum=True,
-        store_schema=False,
-    ) as writer:
-        writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_ROWS)
+    schema = table.schema
+    with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        # Not by way of the schema, which is not stored, and what hangs on it neither.
+        writer.add_key_value_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})
     return sink.getvalue()
 
 

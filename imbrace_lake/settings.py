@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
+import httpx
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway import GatewayOptions
 from imbrace_lake.pacing import Gate
+from imbrace_lake.policy import ReadPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
@@ -40,6 +43,11 @@ class Settings(BaseSettings):
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")
     pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
+    look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
+    look_back_messages: int = Field(200, ge=0, description="At most so many of them a conversation.")
+    rewalk_days: float = Field(
+        30.0, ge=0, description="A conversation not walked whole for this long is, for older edits."
+    )
     chunk_size: int | None = Field(
         None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."
     )
@@ -56,7 +64,7 @@ class Settings(BaseSettings):
             SettingsError: It is not set.
         """
         value = getattr(self, name)
-        if value is None or value == "":
+        if not value:
             raise SettingsError(f"no {name} is set: set {PREFIX}{name.upper()}")
         return value
 
@@ -64,17 +72,39 @@ class Settings(BaseSettings):
         """How to reach the gateway.
 
         Raises:
-            SettingsError: Token or organization is missing, or the address is none.
+            SettingsError: Token or organization is missing, or the token or the address can be none.
         """
         if not self.gateway.startswith(("http://", "https://")):
             raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
+        try:
+            has_host = bool(httpx.URL(self.gateway).host)
+        except httpx.InvalidURL:
+            has_host = False
+        if not has_host:
+            raise SettingsError(f"{PREFIX}GATEWAY is no address: {self.gateway}")
         return GatewayOptions(
             url=self.gateway,
-            token=self.needed("token"),
+            token=self._checked_token(),
             organization=self.needed("organization"),
             timeout_seconds=self.timeout_seconds,
             tries=self.tries,
             patience_seconds=self.patience_seconds,
+        )
+
+    def _checked_token(self) -> SecretStr:
+        token: SecretStr = self.needed("token")
+        text = token.get_secret_value()
+        # A line break at the end is what files of secrets leave; no header can hold it.
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise SettingsError(
+                f"{PREFIX}TOKEN holds a blank, a line break or a letter that no token has: set it anew"
+            )
+        return token
+
+    def policy(self) -> ReadPolicy:
+        """What is read again of conversations that the lake has."""
+        return ReadPolicy(
+            timedelta(days=self.look_back_days), self.look_back_messages, timedelta(days=self.rewalk_days)
         )
 
     def gate(self) -> Gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,17 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.export import ExportRun
+from imbrace_lake.export_run import ExportRun
+
+
+def _drop_empty_traceback(record: logging.LogRecord) -> bool:
+    """A failed state is logged as if it were an exception; without one that reads "NoneType: None"."""
+    if record.exc_info == (None, None, None):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

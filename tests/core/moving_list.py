@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from imbrace_lake.models import Item, Page
@@ -18,65 +18,117 @@ class MovingList:
     Attributes:
         ids: The list now, newest first.
         cap: The most messages that a page holds, whatever was asked; None for no cap.
+        caps: Now and then the cap becomes another of these.
         arrive, vanish: The chance that, before a page is served, messages arrive at the head, or
             that messages anywhere are deleted.
+        swap: The chance that as many arrive as are deleted, so that the count does not tell.
+        flicker: The chance that a message arrives, or that the last one to do so is deleted again.
         burst: The most that arrive or vanish at once.
         counts: ``right`` (count is the whole), ``swapped``, ``both`` (both are the whole), ``none``.
+        count_error: Added to the whole that the answer claims.
         has_more: Whether the answer carries the field.
+        is_lying: Its value is true for ever.
         backdated: The share of arrivals that land anywhere in the list.
+        delay: The most turns of the event loop that an answer takes.
+        on_move: Called before each page is served, after everything above.
     """
 
     ids: list[str]
     rng: random.Random
     cap: int | None = None
+    caps: Sequence[int | None] = ()
     arrive: float = 0.0
     vanish: float = 0.0
+    swap: float = 0.0
+    flicker: float = 0.0
     burst: int = 1
     counts: str = "right"
+    count_error: int = 0
     has_more: bool = True
+    is_lying: bool = False
     backdated: float = 0.0
-    requests: int = 0
-    deleted: set[str] = field(default_factory=set)
+    delay: int = 2
+    on_move: Callable[[MovingList], None] | None = None
     is_frozen: bool = False
-    on_move: Callable[[], None] | None = None
+    requests: int = 0
+    under_way: int = 0
+    most_under_way: int = 0
+    asked: list[int] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    at_start: list[str] | None = None
     _arrived: int = 0
 
     @classmethod
-    def of(cls, length: int, seed: int, **options: object) -> MovingList:
+    def of(cls, length: int, seed: int = 0, **options: object) -> MovingList:
         return cls([f"m{n}" for n in range(length)], random.Random(seed), **options)  # type: ignore[arg-type]
+
+    def must_see(self) -> set[str]:
+        """Every message that was there when the walk's first page was served and was never deleted."""
+        assert self.at_start is not None
+        return set(self.at_start) - self.deleted
+
+    def insert(self, place: int = 0) -> None:
+        self._arrived += 1
+        self.ids.insert(place, f"new{self._arrived}")
+
+    def delete(self, place: int) -> None:
+        self.deleted.add(self.ids.pop(place))
 
     def move(self) -> None:
         if self.is_frozen:
             return
+        if self.rng.random() < self.swap:
+            for _ in range(min(len(self.ids), self.rng.randint(1, self.burst))):
+                self.delete(self.rng.randrange(len(self.ids)))
+                self.insert()
+        if self.rng.random() < self.flicker:
+            if self.ids and self.ids[0].startswith("new"):
+                self.delete(0)
+            else:
+                self.insert()
+        self._grow_and_shrink()
+        if self.caps and self.rng.random() < 0.05:
+            self.cap = self.rng.choice(self.caps)
+        if self.on_move is not None:
+            self.on_move(self)
+
+    def _grow_and_shrink(self) -> None:
         if self.rng.random() < self.arrive:
             for _ in range(self.rng.randint(1, self.burst)):
-                self._arrived += 1
-                place = self.rng.randint(0, len(self.ids)) if self.rng.random() < self.backdated else 0
-                self.ids.insert(place, f"new{self._arrived}")
+                is_backdated = self.rng.random() < self.backdated
+                self.insert(self.rng.randint(0, len(self.ids)) if is_backdated else 0)
         if self.rng.random() < self.vanish:
             for _ in range(min(len(self.ids), self.rng.randint(1, self.burst))):
                 # Where deletions hurt most is at the head: everything unread is pulled up.
-                at = 0 if self.rng.random() < 0.5 else self.rng.randrange(len(self.ids))
-                self.deleted.add(self.ids.pop(at))
+                self.delete(0 if self.rng.random() < 0.5 else self.rng.randrange(len(self.ids)))
 
     async def fetch(self, skip: int, limit: int) -> Page:
-        # Requests that are under way together are answered in any order.
-        for _ in range(self.rng.randint(0, 2)):
-            await asyncio.sleep(0)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            # Requests that are under way together are answered in any order.
+            for _ in range(self.rng.randint(0, self.delay)):
+                await asyncio.sleep(0)
+            return self.serve(skip, limit)
+        finally:
+            self.under_way -= 1
+
+    def serve(self, skip: int, limit: int) -> Page:
         self.requests += 1
+        self.asked.append(skip)
         self.move()
-        length = min(limit, self.cap or limit)
-        ids = self.ids[skip : skip + length]
-        whole = {"right": len(self.ids), "swapped": len(self.ids), "both": len(self.ids), "none": None}
+        if self.at_start is None:
+            self.at_start = list(self.ids)
+        ids = self.ids[skip : skip + min(limit, self.cap or limit)]
         items: list[Item] = [{"_id": message_id} for message_id in ids]
+        is_whole = len(ids) == len(self.ids)
         return Page(
             skip=skip,
             items=items,
             ids=ids,
-            whole=whole[self.counts],
-            has_more=skip + len(ids) < len(self.ids) if self.has_more else None,
-            is_exact=self.counts in ("right", "swapped")
-            or (self.counts == "both" and len(ids) == len(self.ids)),
+            whole=None if self.counts == "none" else max(0, len(self.ids) + self.count_error),
+            has_more=(self.is_lying or skip + len(ids) < len(self.ids)) if self.has_more else None,
+            is_exact=self.counts in ("right", "swapped") or (self.counts == "both" and is_whole),
         )
 
     def fewest(self, limit: int) -> int:
@@ -87,6 +139,8 @@ async def plain_offset_walk(moving: MovingList, limit: int) -> list[str]:
     """What generic offset paginators do: add up what came, stop when there is no more."""
     seen: list[str] = []
     while True:
+        # They follow a list that outgrows them for ever; this one is given a fair end.
+        moving.is_frozen = moving.requests > 100
         page = await moving.fetch(len(seen), limit)
         seen += page.ids
         if not page.ids or page.end >= (page.whole or 0):

@@ -1,0 +1,59 @@
+"""The backfill: conversations of the past again, whole or for a window of time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+
+from flows.observer import Observer
+from flows.params import BackfillParams
+from flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.policy import Window
+from imbrace_lake.runs import RunSummary
+from imbrace_lake.settings import load_settings
+
+
+def _run_name() -> str:
+    params = flow_run.parameters["params"]
+    return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+
+
+@flow(
+    name="backfill-conversations",
+    flow_run_name=_run_name,
+    description="Reads conversations again, whole or for a window of time, and brings the lake up to them.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def backfill_conversations(params: BackfillParams) -> State[Any]:
+    """Read conversations again and bring the lake up to them.
+
+    Args:
+        params: Which conversations, and which time.
+    """
+
+    async def work(observer: Observer) -> RunSummary:
+        settings = load_settings(
+            organization=params.organization,
+            lake=params.lake,
+            gateway=params.gateway,
+            region=params.region,
+            chunk_size=params.chunk_size,
+            # At this age every walk is due.
+            rewalk_days=0.0 if params.walk_whole else None,
+        )
+        selection = Selection(
+            phones=params.phones,
+            conversations=params.conversations,
+            rerun=params.rerun,
+            is_everything=params.source == "everything",
+            column=params.column,
+            window=Window(params.since, params.until),
+        )
+        return await read_conversations(selection, params, settings, observer)
+
+    return await run_flow(params, work)

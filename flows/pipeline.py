@@ -1,0 +1,216 @@
+"""What every reading flow does: find the conversations, export them by chunks, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+from prefect import Task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
+
+from flows.observer import Observer, current_observer
+from flows.params import ReadParams
+from flows.report import publish_report
+from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.export import chunk_size
+from imbrace_lake.export_run import ExportRun
+from imbrace_lake.known import read_dead_letters
+from imbrace_lake.phone_lists import PhoneList, iter_numbers, read_phone_list
+from imbrace_lake.policy import Window
+from imbrace_lake.progress import Progress
+from imbrace_lake.resolve import Recording, ResolveResult
+from imbrace_lake.resume import job_of
+from imbrace_lake.runs import RunSummary, close_run, open_run
+from imbrace_lake.settings import Settings
+from tasks.export import export_conversations_chunk
+from tasks.resolve import resolve_phones
+from tasks.retry import is_transient
+
+PROGRESS_SECONDS = 2.0
+PHONE_TASKS = 200
+SMALLEST_SLICE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which conversations a run reads; one of the first four is given."""
+
+    phones: str | None = None
+    conversations: str | None = None
+    rerun: str | None = None
+    is_everything: bool = False
+    column: str | None = None
+    window: Window = field(default_factory=Window)
+
+
+async def run_flow(params: ReadParams, work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
+    """Do a flow's work, and end it in the state that says how it went, in one sentence."""
+    observer = current_observer.get() or Observer()
+    try:
+        summary = await work(observer)
+    except ImbraceLakeError as exc:
+        return Failed(message=str(exc))
+    observer.summary = summary
+    message = summary.reason or "every conversation is complete"
+    if summary.status == "complete":
+        return Completed(message=message)
+    return Failed(name="Partial" if summary.status == "partial" else "Failed", message=message)
+
+
+async def read_conversations(
+    selection: Selection, params: ReadParams, settings: Settings, observer: Observer
+) -> RunSummary:
+    """Everything a reading run does, from its selection to its summary.
+
+    Raises:
+        ImbraceLakeError: The run could not begin; nothing was written but the lake's marker.
+    """
+    numbers = None
+    if selection.phones is not None:
+        numbers = await asyncio.to_thread(
+            read_phone_list, selection.phones, region=settings.region, column=selection.column
+        )
+    listed = await asyncio.to_thread(_read_ids, selection)
+    async with open_run(settings, str(flow_run.id), progress=observer.progress) as run:
+        run.window = selection.window
+        run.drift = params.drift
+        ids: Sequence[str] = listed
+        if selection.rerun is not None:
+            ids, phones = await read_dead_letters(run.lake, selection.rerun)
+            numbers = read_phone_list(phones, source_name="the earlier run") if phones else None
+        statuses: Counter[str] = Counter()
+        async with _shown(run.progress):
+            if numbers is not None:
+                observer.problems.extend(islice(numbers.problems(), 100))
+                found, statuses = await _resolve(run, settings, numbers)
+                ids = [*dict.fromkeys([*ids, *found])]
+            if run.fatal is None:
+                await _export(run, settings, ids, selection.is_everything)
+        summary = await close_run(
+            run,
+            params.model_dump(mode="json", exclude_none=True),
+            statuses,
+            tolerated_share=params.tolerated_failures,
+            failure=None if run.fatal is None else str(run.fatal),
+        )
+        await publish_report(summary)
+        return summary
+
+
+def _read_ids(selection: Selection) -> list[str]:
+    if selection.conversations is None:
+        return []
+    column = selection.column
+    found = (number.text.strip() for number in iter_numbers(selection.conversations, column=column))
+    return [*dict.fromkeys(filter(None, found))]
+
+
+async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tuple[list[str], Counter[str]]:
+    """Find the conversations of all numbers; each once, in the order of the numbers."""
+    run.progress.stage = "resolving"
+    run.progress.numbers = numbers.valid
+    key = settings.phone_key.get_secret_value().encode() if settings.phone_key else run.lake.phone_key
+    recording = Recording(
+        run.run_id, run.organization_id, key, settings.mask_phones, resolved_at=run.started_at
+    )
+    results: list[ResolveResult] = []
+    rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
+    slices = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
+    retrying = _retrying(resolve_phones, settings)
+
+    async def resolve_slice(place: int, part: pa.Table) -> None:
+        name = f"phones-{place + 1}-of-{len(slices)}"
+        _raise_bug(await retrying(run, recording, name, part, results, return_state=True))
+
+    jobs = (partial(resolve_slice, place, part) for place, part in enumerate(slices))
+    await _side_by_side(run, settings, jobs)
+    ids = dict.fromkeys(one for result in results for one in result.conversation_ids)
+    statuses: Counter[str] = sum((result.statuses for result in results), Counter())
+    return list(ids), statuses
+
+
+async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_everything: bool) -> None:
+    """Export conversations by chunks; how each ended is in the run's progress and journal."""
+    run.progress.stage = "exporting"
+    # What is to be done names the job, so that a killed run of the same job is continued.
+    what = ("everything",) if is_everything else ids
+    await run.learn(job_of(what, run.organization_id, run.window, run.policy))
+    if is_everything:
+        ids = run.known.ids()
+    run.progress.conversations = len(ids)
+    size = chunk_size(len(ids), settings.chunk_size)
+    count = -(-len(ids) // size)
+    retrying = _retrying(export_conversations_chunk, settings)
+
+    async def export(place: int) -> None:
+        chunk = ids[place * size : (place + 1) * size]
+        _raise_bug(await retrying(run, f"chunk-{place + 1}-of-{count}", chunk, return_state=True))
+
+    await _side_by_side(run, settings, (partial(export, place) for place in range(count)))
+
+
+def _retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
+    delays = exponential_backoff(backoff_factor=settings.task_retry_seconds)
+    return task.with_options(
+        retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
+    )
+
+
+def _raise_bug(state: State[Any]) -> None:
+    """End the run by what a task raised: the tasks put whatever they expect into a sentence."""
+    cause = getattr(state.data, "result", state.data)
+    if isinstance(cause, BaseException):
+        raise cause
+
+
+async def _side_by_side(
+    run: ExportRun, settings: Settings, jobs: Iterator[Callable[[], Awaitable[None]]]
+) -> None:
+    """Do jobs, so many at a time, each begun only when one before it has ended."""
+
+    async def worker() -> None:
+        # One iterator for all workers: a job goes to whoever is free, and no list of them is kept.
+        for job in jobs:
+            if run.fatal is not None:
+                return
+            await job()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(settings.chunks_in_flight):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        # Callers write `except ImbraceLakeError`, and a group would slip past them.
+        raise failures.exceptions[0] from None
+
+
+@asynccontextmanager
+async def _shown(progress: Progress) -> AsyncIterator[None]:
+    """Keep a progress artifact up to date as long as the work goes on."""
+    artifact = await acreate_progress_artifact(0.0, key="export-progress", description="How far the run is")
+    assert artifact is not None  # noqa: S101 - told to the type checker
+
+    async def show() -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            await aupdate_progress_artifact(artifact, progress=round(100 * progress.share(), 1))
+
+    showing = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        showing.cancel()
+        with suppress(asyncio.CancelledError):
+            await showing
+        await aupdate_progress_artifact(artifact, progress=100.0)

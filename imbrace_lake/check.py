@@ -1,0 +1,254 @@
+"""Try everything that a run needs, quickly, and say all that is wrong at once, each in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import quote
+
+import httpx
+
+from imbrace_lake.errors import (
+    GatewayError,
+    ImbraceLakeError,
+    OrganizationMismatch,
+    RateLimited,
+    SettingsError,
+    TokenRejected,
+    UsageError,
+)
+from imbrace_lake.gateway import SHORT_BODY_TRIES, GatewayClient, GatewayOptions
+from imbrace_lake.lake import MARKER, open_lake
+from imbrace_lake.ledger import read_ledger
+from imbrace_lake.models import Malformed, Page, decode_json
+from imbrace_lake.pacing import Gate
+from imbrace_lake.phones import PhoneNumber
+from imbrace_lake.settings import PREFIX, Settings
+from imbrace_lake.store import Store, StoreOptions, open_store
+
+Verdict = Literal["ok", "note", "wrong", "skipped"]
+
+# One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
+HARMLESS = PhoneNumber("+12025550123")
+STEP_SECONDS = 4.0
+ANSWER_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look brought.
+
+    Attributes:
+        name: What was looked at.
+        verdict: ``ok``; ``note``, with which a run can live; ``wrong``, with which it cannot; ``skipped``.
+        told: What was found, in one sentence; where it is wrong, what to do about it too.
+    """
+
+    name: str
+    verdict: Verdict
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Findings, and a conversation by which to look further."""
+
+    findings: list[Finding]
+    conversation_id: str | None = None
+
+
+async def check(settings: Settings, phone: PhoneNumber | None = None) -> list[Finding]:
+    """Look at the settings, then at gateway and lake side by side, then at a conversation.
+
+    Args:
+        settings: What a run would have; what is missing is a finding.
+        phone: A number with a conversation, to see pages and counts; else the longest that the lake knows.
+    """
+    findings = _missing(settings, ("token", "organization"))
+    options = _options(settings, findings)
+    gateway, lake = await asyncio.gather(_look_at_gateway(options, phone), _look_at_lake(settings))
+    findings += gateway.findings
+    conversation_id = gateway.conversation_id or lake.conversation_id
+    if options is not None and all(one.verdict != "wrong" for one in gateway.findings):
+        findings += await _look_at_messages(options, settings.page_size, conversation_id)
+    return findings + lake.findings
+
+
+def _missing(settings: Settings, names: Iterable[str]) -> list[Finding]:
+    return [
+        Finding(name, "wrong", f"no {name} is set: set {PREFIX}{name.upper()}, or write it into .env")
+        for name in names
+        if not getattr(settings, name)
+    ]
+
+
+def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | None:
+    """How to ask the gateway without much patience; None if a setting for it is missing."""
+    if findings:
+        return None
+    try:
+        options = settings.gateway_options()
+    except SettingsError as exc:
+        findings.append(Finding("gateway", "wrong", str(exc)))
+        return None
+    return replace(
+        options,
+        timeout_seconds=ANSWER_SECONDS,
+        # As many as it takes to believe a server whose counts fit nothing.
+        tries=SHORT_BODY_TRIES,
+        patience_seconds=0.0,
+        first_delay_seconds=0.1,
+        longest_delay_seconds=0.5,
+    )
+
+
+# -- the gateway ----------------------------------------------------------------------------------
+
+
+async def _look_at_gateway(options: GatewayOptions | None, phone: PhoneNumber | None) -> _Look:
+    if options is None:
+        return _Look([Finding("gateway", "skipped", "not asked, because settings are missing")])
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(STEP_SECONDS), GatewayClient(options, Gate()) as gateway:
+            links = await gateway.get_links([phone or HARMLESS])
+    except TimeoutError:
+        told = f"{options.url} sent no answer in {STEP_SECONDS:g} s: check {PREFIX}GATEWAY and the network"
+        return _Look([Finding("gateway", "wrong", told)])
+    except GatewayError as exc:
+        return _Look(_refused(options, exc))
+    seconds = time.perf_counter() - began
+    findings = [
+        Finding("gateway", "ok", f"{options.url} answers after {1_000 * seconds:,.0f} ms"),
+        Finding("token", "ok", "accepted"),
+        Finding("organization", "ok", f"{options.organization} is the token's"),
+    ]
+    if gateway.traffic.retries:
+        told = f"{gateway.traffic.retries} of the first requests failed and had to be tried again"
+        findings.append(Finding("gateway", "note", told))
+    if phone is not None and not links.links:
+        findings.append(Finding("number", "note", "the number that was given has no conversation"))
+    return _Look(findings, next((link.conversation_id for link in links.links), None))
+
+
+def _refused(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
+    answers = Finding("gateway", "ok", f"{options.url} answers")
+    match exc:
+        case TokenRejected():
+            advice = f"check {PREFIX}TOKEN, which belongs to one organization of one environment"
+            return [answers, Finding("token", "wrong", f"{exc}: {advice}")]
+        case OrganizationMismatch():
+            wrong = Finding("organization", "wrong", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
+            return [answers, Finding("token", "ok", "known to the gateway"), wrong]
+        case RateLimited():
+            told = "the gateway refuses every request at present (429): wait, a run would do the same"
+            return [Finding("gateway", "wrong", told)]
+        case _:
+            return [Finding("gateway", "wrong", f"{exc}: check {PREFIX}GATEWAY and the network")]
+
+
+async def _look_at_messages(
+    options: GatewayOptions, page_size: int, conversation_id: str | None
+) -> list[Finding]:
+    """See how long a page gets, and what the counts mean."""
+    if conversation_id is None:
+        told = "not seen, because no conversation is known yet: give --phone with a number that has one"
+        return [Finding("pages", "skipped", told)]
+    try:
+        async with asyncio.timeout(STEP_SECONDS), GatewayClient(options, Gate()) as gateway:
+            page = await gateway.get_page(conversation_id, limit=page_size)
+            counts = await _counts(options, conversation_id)
+    except TimeoutError:
+        return [Finding("pages", "wrong", f"no page of messages came in {STEP_SECONDS:g} s: try again later")]
+    except GatewayError as exc:
+        return [Finding("pages", "wrong", f"messages cannot be read: {exc}")]
+    return [_told_of_page(page, page_size), counts]
+
+
+def _told_of_page(page: Page, page_size: int) -> Finding:
+    came, whole = len(page.ids), page.whole
+    if whole is None:
+        return Finding("pages", "note", f"{came} messages came for a limit of {page_size}, without counts")
+    if came < min(page_size, whole):
+        told = f"a page holds {came} messages at most, though {page_size} were asked for: the walk adapts"
+        return Finding("pages", "ok", told)
+    if whole <= page_size:
+        told = f"{came} messages came, all there are: whether a page may hold {page_size} is not to be seen"
+        return Finding("pages", "ok", told)
+    return Finding("pages", "ok", f"a page holds {page_size} messages, as asked")
+
+
+async def _counts(options: GatewayOptions, conversation_id: str) -> Finding:
+    """Which of the two counts is the whole conversation; asked raw, for everybody else needs not know."""
+    path = f"/conversations/{quote(conversation_id, safe='')}/messages"
+    headers = {"x-access-token": options.token.get_secret_value()}
+    try:
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as client:
+            response = await client.get(f"{options.url.rstrip('/')}{path}?limit=1&skip=0")
+        answer = decode_json(response.content)
+        came, count, total = len(answer["items"]), answer.get("count"), answer.get("total")
+    except (httpx.HTTPError, Malformed, LookupError, TypeError, AttributeError):
+        return Finding("counts", "skipped", "not seen, because the second answer was none")
+    extras = "" if "has_more" in answer else ", and there is no `has_more`"
+    if count is None or total is None:
+        return Finding("counts", "note", f"`count` or `total` is missing{extras}: walks cost more requests")
+    if count == total:
+        told = "the conversation is too short to tell `count` from `total`"
+    elif total == came:
+        told = f"`count` is the conversation ({count:,}) and `total` the page, as the vendor says"
+    elif count == came:
+        told = f"`total` is the conversation ({total:,}) and `count` the page: not the vendor's way, but fine"
+    else:
+        told = f"neither `count` ({count:,}) nor `total` ({total:,}) is the page: walks cost more requests"
+    return Finding("counts", "ok", told + extras)
+
+
+# -- the lake -------------------------------------------------------------------------------------
+
+
+async def _look_at_lake(settings: Settings) -> _Look:
+    missing = _missing(settings, ["lake"])
+    if missing:
+        return _Look(missing)
+    try:
+        async with asyncio.timeout(STEP_SECONDS):
+            async with open_store(
+                settings.needed("lake"), StoreOptions(timeout_seconds=ANSWER_SECONDS)
+            ) as store:
+                findings = await _look_at_store(store)
+            conversation_id = await _longest_known(settings)
+    except TimeoutError:
+        told = f"{settings.lake} sent no answer in {STEP_SECONDS:g} s: check the address and the network"
+        return _Look([Finding("lake", "wrong", told)])
+    except ImbraceLakeError as exc:
+        return _Look([Finding("lake", "wrong", str(exc))])
+    return _Look(findings, conversation_id)
+
+
+async def _look_at_store(store: Store) -> list[Finding]:
+    exists = await store.head(MARKER) is not None
+    probe = await store.probe()
+    state = "holds a lake" if exists else "holds no lake yet; the first export makes it"
+    if probe.is_conditional:
+        conditions = Finding("conditions", "ok", "of two writers one wins, so runs may overlap")
+    else:
+        conditions = Finding("conditions", "note", probe.note or "the store ignores conditions")
+    return [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
+
+
+async def _longest_known(settings: Settings) -> str | None:
+    try:
+        async with open_lake(settings.needed("lake"), now=None) as lake:
+            columns = ["organization_id", "conversation_id", "status", "server_count"]
+            rows = (await read_ledger(lake, "conversations", columns=columns)).to_pylist()
+    except UsageError:
+        return None
+    counts = {
+        row["conversation_id"]: row["server_count"] or 0
+        for row in rows
+        if row["organization_id"] == settings.organization and row["status"] in ("complete", "unchanged")
+    }
+    return max(counts, key=counts.__getitem__, default=None)

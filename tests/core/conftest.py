@@ -1,0 +1,46 @@
+"""A stand-in gateway for each test that asks for one, and clients that lose no time in waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from imbrace_lake import pacing
+from imbrace_lake.gateway import GatewayClient, GatewayOptions
+from imbrace_lake.pacing import Gate
+from sandbox import Sandbox, SandboxOptions
+
+StartBox = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def start() -> Iterator[StartBox]:
+    """Start stand-ins with options of one's own; they stop with the test."""
+    with ExitStack() as opened:
+        yield lambda **options: opened.enter_context(Sandbox(SandboxOptions(**options)))
+
+
+@pytest.fixture
+def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a closed gate open again after milliseconds."""
+    monkeypatch.setattr(pacing, "FIRST_PAUSE_SECONDS", 0.005)
+
+
+def client_of(
+    box: Sandbox, gate: Gate | None = None, transport: httpx.AsyncBaseTransport | None = None, **options: Any
+) -> GatewayClient:
+    """A client with tiny delays of a stand-in, or of what a transport plays."""
+    given: dict[str, Any] = {
+        "url": box.url,
+        "token": SecretStr(box.options.token),
+        "organization": box.options.organization_id,
+        "timeout_seconds": 5.0,
+        "first_delay_seconds": 0.001,
+        "longest_delay_seconds": 0.002,
+    }
+    return GatewayClient(GatewayOptions(**{**given, **options}), gate or Gate(), transport)

@@ -1,0 +1,229 @@
+"""Runs that are killed at a chosen moment and started again, in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from imbrace_lake.reconcile import CONTENT
+from imbrace_lake.settings import Settings
+from imbrace_lake.store_contract import TEMPORARY
+from sandbox import Sandbox
+from tests.core.lake_runs import Bench, run_once, settings_for
+
+# Every child is forked from one process that has imported all of this.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+
+
+def work(settings: Settings, ids: Sequence[str]) -> None:
+    """What the child does: one run."""
+    summary = asyncio.run(run_once(settings, ids))
+    # No exit handlers: they belong to the process that it was forked from.
+    os._exit(0 if summary.status == "complete" else 1)
+
+
+@dataclass
+class Reader:
+    """Somebody who reads some conversations all the time; each is to be there as before or as after.
+
+    Attributes:
+        before, after: Message ids by conversation.
+        polls: How often all were read.
+        wrong: What was seen that is neither.
+    """
+
+    lake: Path
+    before: dict[str, frozenset[str]]
+    after: dict[str, frozenset[str]]
+    polls: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def poll(self) -> None:
+        """Read the conversations once, as any engine does: list, then read what was listed."""
+        folders = [path for path in self.lake.glob("messages/*/*") if path.name[5:] in self.after]
+        files = [str(path) for folder in folders for path in folder.glob("**/*.parquet")]
+        rows = ds.dataset(files).to_table(columns=["conversation_id", "message_id"]) if files else None
+        seen: dict[str, list[str]] = defaultdict(list)
+        for row in rows.to_pylist() if rows else ():
+            seen[row["conversation_id"]].append(row["message_id"])
+        for one, after in self.after.items():
+            ids = frozenset(seen[one])
+            if len(ids) < len(seen[one]):
+                self.wrong.append(f"{one}: {len(seen[one]) - len(ids)} messages twice")
+            if ids not in (self.before.get(one, frozenset()), after):
+                self.wrong.append(f"{one}: {len(ids)} messages, neither before nor after")
+        self.polls += 1
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read as long as the block runs."""
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.wait(0.05):
+                self.poll()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self.poll()
+
+
+@dataclass
+class Killing:
+    """A lake that is behind its gateway, and copies of it on which runs are killed.
+
+    Attributes:
+        bench: The gateway, and the lake that every copy is made of.
+        pages: How many pages a run costs that nobody kills.
+        costs: For each kill, how many pages the killed and the resumed run cost together.
+    """
+
+    bench: Bench
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    pages: int = 0
+    costs: list[int] = field(default_factory=list)
+    polls: int = 0
+
+    def __post_init__(self) -> None:
+        self._ids = list(self.bench.box.conversations)
+        self._before = _ids_of(self.bench)
+        unkilled = self._copy("unkilled")
+        with _counting(self.bench.box) as count:
+            process = self._start(unkilled)
+            process.join()
+            self.pages = count.pages
+        assert process.exitcode == 0
+        self._result = _values(unkilled)
+        self._revisions = _revisions(unkilled)
+        after = _ids_of(unkilled)
+        self._changed = {one: ids for one, ids in after.items() if ids != self._before.get(one)}
+
+    def kill_once(self, rng: Random) -> None:
+        """Kill a run at a random moment and start it again; the lake is to be as if nobody had."""
+        while True:
+            lake = self._copy("killed")
+            page = rng.randint(1, self.pages + self.pages // 10)
+            # Beyond the last page the run has its ledgers to write.
+            delay = rng.uniform(0, 0.05) if page < self.pages else rng.uniform(0, 0.3)
+            reader = Reader(Path(lake.lake), self._before, self._changed)
+            with reader.reading(), _counting(self.bench.box, min(page, self.pages)) as count:
+                process = self._start(lake)
+                _wait_for(count, process)
+                time.sleep(delay)
+                process.kill()
+                process.join()
+                if _has_ended(lake):
+                    continue  # it was faster than the killer
+                again = self._start(lake)
+                again.join()
+                assert again.exitcode == 0
+            break
+        self.costs.append(count.pages)
+        self.polls += reader.polls
+        assert not reader.wrong, reader.wrong[:3]
+        assert _values(lake).equals(self._result)
+        assert _revisions(lake) == self._revisions
+        assert lake.verify().is_sound
+        assert not list(Path(lake.lake, "journal").glob("*"))
+
+    @property
+    def read_again(self) -> list[float]:
+        """For each kill the share of pages that were read again."""
+        return [cost / self.pages - 1 for cost in self.costs]
+
+    def _copy(self, name: str) -> Bench:
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        # Objects are never written in place, so a link is as good as a copy.
+        shutil.copytree(
+            self.bench.lake, target, copy_function=os.link, ignore=shutil.ignore_patterns(TEMPORARY)
+        )
+        return Bench(self.bench.box, str(target))
+
+    def _start(self, lake: Bench) -> ForkServerProcess:
+        settings = settings_for(lake.box, lake.lake, **self.settings)
+        process = _context.Process(target=work, args=(settings, self._ids))
+        process.start()
+        return process
+
+
+@dataclass
+class _Count:
+    pages: int = 0
+    reached: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def _counting(box: Sandbox, wanted: float = math.inf) -> Iterator[_Count]:
+    """Count the pages that are asked for, and say when so many were."""
+    count = _Count()
+
+    def on_page(conversation_id: str, number: int) -> None:
+        count.pages += 1
+        if count.pages >= wanted:
+            count.reached.set()
+
+    box.before_page(on_page)
+    try:
+        yield count
+    finally:
+        box.before_page(None)
+
+
+def _wait_for(count: _Count, process: ForkServerProcess) -> None:
+    while not count.reached.wait(0.01):
+        if not process.is_alive():
+            return
+
+
+def _has_ended(lake: Bench) -> bool:
+    """Whether the run under way has written its row in `runs`."""
+    return len(list(Path(lake.lake, "runs").glob("*"))) > 1
+
+
+def _ids_of(bench: Bench) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for conversation_id, message_id in _keys(bench):
+        found[conversation_id].add(message_id)
+    return {one: frozenset(ids) for one, ids in found.items()}
+
+
+def _keys(bench: Bench) -> Iterator[tuple[str, str]]:
+    rows = bench.rows().select(["conversation_id", "message_id"]).to_pylist()
+    return ((row["conversation_id"], row["message_id"]) for row in rows)
+
+
+def _values(bench: Bench) -> pa.Table:
+    """Every message by value, in an order of their own."""
+    keys = ["conversation_id", "message_id"]
+    rows = bench.rows().select([*keys, *CONTENT, "is_deleted"])
+    return rows.sort_by([(key, "ascending") for key in keys]).combine_chunks()
+
+
+def _revisions(bench: Bench) -> set[tuple[str, str, str]]:
+    """Replaced versions; one may have been noted by the killed run and by the next one."""
+    rows = bench.ledger("revisions")
+    return {(row["conversation_id"], row["message_id"], row["content"]) for row in rows}

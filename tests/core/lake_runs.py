@@ -1,0 +1,199 @@
+"""Runs of the core against the stand-in gateway, and what a reader then sees of the lake."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from imbrace_lake.drift import DriftMode
+from imbrace_lake.export import export_chunk
+from imbrace_lake.export_run import ExportRun
+from imbrace_lake.lake import Lake, open_lake
+from imbrace_lake.ledger import Journal, Ledger, read_ledger
+from imbrace_lake.policy import Window
+from imbrace_lake.resume import job_of
+from imbrace_lake.runs import RunSummary, close_run, open_run
+from imbrace_lake.schema import SCHEMA, content_hash, to_item, with_digests
+from imbrace_lake.settings import Settings, load_settings
+from imbrace_lake.state import read_known
+from imbrace_lake.store import StoreOptions
+from imbrace_lake.verify import Verification, verify_objects
+from sandbox import Sandbox
+
+T = TypeVar("T")
+
+Message = tuple[str, str]
+"""Conversation id and message id."""
+Row = dict[str, Any]
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Bench:
+    """A stand-in gateway and a lake, and the runs between them.
+
+    Attributes:
+        now: The time by the clock of the next run; every run moves it by a second.
+        settings: Beyond the addresses.
+    """
+
+    box: Sandbox
+    lake: str
+    now: datetime = START
+    store: StoreOptions | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, ids: Iterable[str] | None = None, **options: Any) -> RunSummary:
+        """Export conversations, all of the gateway by default; see `run_once`."""
+        self.now += timedelta(seconds=1)
+        chosen = list(self.box.conversations if ids is None else ids)
+        settings = settings_for(self.box, self.lake, **self.settings)
+        return asyncio.run(run_once(settings, chosen, now=self.now, store=self.store, **options))
+
+    def run_two(self, ids: Iterable[str], **options: Any) -> list[RunSummary]:
+        """Export the same conversations by two runs at the same time, each with an event loop of its own."""
+        self.now += timedelta(seconds=1)
+        chosen = list(ids)
+        settings = settings_for(self.box, self.lake, **self.settings)
+        both = threading.Barrier(2)
+
+        def one_of_two() -> RunSummary:
+            both.wait()
+            return asyncio.run(run_once(settings, chosen, now=self.now, store=self.store, **options))
+
+        with ThreadPoolExecutor(2) as threads:
+            return [each.result() for each in [threads.submit(one_of_two) for _ in range(2)]]
+
+    def look(self, job: Callable[[Lake], Coroutine[Any, Any, T]]) -> T:
+        """Do something with the open lake."""
+
+        async def inside() -> T:
+            async with open_lake(self.lake, now=None, options=self.store) as lake:
+                return await job(lake)
+
+        return asyncio.run(inside())
+
+    def rows(self) -> pa.Table:
+        """Every row of the messages."""
+        if self.store is None:
+            return ds.dataset(f"{self.lake}/messages", format="parquet", schema=SCHEMA).to_table()
+
+        async def read(lake: Lake) -> pa.Table:
+            org = self.box.options.organization_id
+            partitions = await lake.list_partitions(org)
+            parts = [part for one in self.box.conversations for part in partitions.of(org, one)]
+            return pa.concat_tables([rows for _, rows in await lake.read_parts(parts)])
+
+        return self.look(read)
+
+    def messages(self, conversation_id: str) -> dict[str, dict[str, Any]]:
+        """The rows of one conversation by message id."""
+        return {one: row for (owner, one), row in by_message(self.rows()).items() if owner == conversation_id}
+
+    def ledger(self, ledger: Ledger) -> list[dict[str, Any]]:
+        """The rows of a ledger."""
+        rows: list[dict[str, Any]] = self.look(lambda lake: read_ledger(lake, ledger)).to_pylist()
+        return rows
+
+    def verify(self) -> Verification:
+        """Every object against its hash."""
+        return self.look(verify_objects)
+
+    def differences(
+        self, ids: Iterable[str] | None = None, rows: dict[Message, Row] | None = None
+    ) -> Counter[str]:
+        """Hold the lake against the gateway, message by message; empty when they are equal."""
+        chosen = set(self.box.conversations if ids is None else ids)
+        live: dict[str, dict[str, Row]] = {one: {} for one in chosen}
+        found: Counter[str] = Counter()
+        for (owner, one), row in (by_message(self.rows()) if rows is None else rows).items():
+            if not row["is_deleted"] and owner in live:
+                live[owner][one] = to_item(row)
+        for one in chosen:
+            truth = {item["_id"]: item for item in self.box.truth(one)}
+            found["missing"] += len(truth.keys() - live[one].keys())
+            found["extra"] += len(live[one].keys() - truth.keys())
+            found["other version"] += sum(
+                live[one][key] != truth[key] for key in truth.keys() & live[one].keys()
+            )
+        return +found
+
+    def wrong_hashes(self) -> list[str]:
+        """Conversations whose content hash or count is not that of the lake's live rows."""
+        known = self.look(lambda lake: read_known(lake, self.box.options.organization_id))
+        rows = self.rows()
+        rows = with_digests(rows.filter(pc.invert(rows.column("is_deleted"))))
+        rows = rows.sort_by("conversation_id")
+        ids = rows.column("conversation_id").to_pylist()
+        wrong = []
+        for entry in known.entries():
+            first, end = bisect_left(ids, entry.conversation_id), bisect_right(ids, entry.conversation_id)
+            own = (end - first, content_hash(rows.slice(first, end - first).combine_chunks()))
+            if entry.status != "gone" and own != (entry.distinct_messages, entry.content_hash):
+                wrong.append(entry.conversation_id)
+        return wrong
+
+
+def by_message(rows: pa.Table) -> dict[Message, Row]:
+    """Rows of the messages by conversation and message; each message is there once."""
+    found = {(row["conversation_id"], row["message_id"]): row for row in rows.to_pylist()}
+    assert len(found) == rows.num_rows, "a message is in the lake twice"
+    return found
+
+
+def settings_for(box: Sandbox, lake: str, **more: Any) -> Settings:
+    """Settings of a run against a stand-in."""
+    options = box.options
+    return load_settings(
+        token=options.token, organization=options.organization_id, gateway=box.url, lake=lake, **more
+    )
+
+
+async def run_once(
+    settings: Settings,
+    ids: Iterable[str],
+    *,
+    run_id: str | None = None,
+    now: datetime | None = None,
+    window: Window | None = None,
+    drift: DriftMode = "evolve",
+    store: StoreOptions | None = None,
+    prepare: Callable[[ExportRun], object] = lambda run: None,
+) -> RunSummary:
+    """One run of the core over some conversations, from opening to summary.
+
+    Args:
+        settings: Where from and where to.
+        ids: Which conversations.
+        run_id: A new one by default.
+        now: What the run's clock says all the time; the real time by default.
+        window, drift: As the run has them.
+        store: How to reach an S3 store.
+        prepare: Called when the run has learned what the lake knows.
+    """
+    chosen = list(ids)
+    async with open_run(settings, run_id or str(uuid.uuid4()), store_options=store) as run:
+        if now is not None:
+            fixed = now
+            run.clock = lambda: fixed
+            run.started_at = fixed
+            run.journal = Journal(run.lake, run.run_id, fixed)
+        run.window = window or Window()
+        run.drift = drift
+        await run.learn(job_of(chosen, run.organization_id, run.window, run.policy))
+        prepare(run)
+        await export_chunk(run, "chunk-1-of-1", chosen)
+        return await close_run(run, {}, Counter())

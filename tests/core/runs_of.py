@@ -1,0 +1,80 @@
+"""Export runs against a stand-in, and what a reader finds in the lake afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+
+from imbrace_lake.export_run import ExportRun
+from imbrace_lake.gateway import GatewayClient
+from imbrace_lake.lake import open_lake, partition_key
+from imbrace_lake.ledger import Journal, RunTotals
+from imbrace_lake.schema import to_item
+from sandbox import Sandbox
+from tests.core.conftest import client_of
+
+T = TypeVar("T")
+ORG = "org_sandbox"
+
+
+@asynccontextmanager
+async def open_export(
+    box: Sandbox, url: Path | str, run_id: str = "run_1", gateway: GatewayClient | None = None, **fields: Any
+) -> AsyncIterator[ExportRun]:
+    """A run that knows what the lake holds."""
+    async with open_lake(str(url), now=datetime.now(UTC)) as lake, gateway or client_of(box) as client:
+        run = ExportRun(
+            run_id=run_id,
+            organization_id=ORG,
+            lake=lake,
+            gateway=client,
+            journal=Journal(lake, run_id, datetime.now(UTC)),
+            slots=asyncio.Semaphore(8),
+            **fields,
+        )
+        await run.learn("everything")
+        yield run
+
+
+def exporting(
+    box: Sandbox, url: Path, job: Callable[[ExportRun], Awaitable[T]], run_id: str = "run_1", **fields: Any
+) -> T:
+    """Do something in a run, and close its journal as every run does."""
+
+    async def main() -> T:
+        async with open_export(box, url, run_id, **fields) as run:
+            try:
+                return await job(run)
+            finally:
+                await close(run)
+
+    return asyncio.run(main())
+
+
+async def close(run: ExportRun) -> None:
+    """Make ledger objects of what a run has noted."""
+    row = {"run_id": run.run_id, "organization_id": run.organization_id, "status": "complete"}
+    await run.journal.close(row, RunTotals())
+
+
+def parts_of(folder: Path, conversation_id: str) -> list[Path]:
+    return sorted((folder / partition_key(ORG, conversation_id)).glob("*"))
+
+
+def items_of(folder: Path, conversation_id: str) -> list[dict[str, Any]]:
+    """The gateway's objects, rebuilt from the parts, oldest first within each."""
+    return [
+        to_item(row) for path in parts_of(folder, conversation_id) for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def objects_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every message object with what would tell a rewriting: its time and its inode."""
+    found = sorted((folder / "messages").rglob("*.parquet"))
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}

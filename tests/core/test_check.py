@@ -1,0 +1,323 @@
+"""Everything that can be wrong before a run, each found and told in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_lake import check as checking
+from imbrace_lake.check import Finding, check
+from imbrace_lake.errors import StoreUnavailable
+from imbrace_lake.export import export_chunk
+from imbrace_lake.phones import PhoneNumber
+from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.settings import Settings
+from imbrace_lake.store_contract import Probe
+from sandbox import Sandbox, SandboxOptions
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with Sandbox(SandboxOptions(conversations=0, sizes=(230, 1))) as box:
+        yield box
+
+
+def settings_of(box: Sandbox, lake: Path, **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "token": box.options.token,
+        "organization": box.options.organization_id,
+        "gateway": box.url,
+        "lake": str(lake),
+    }
+    return Settings(_env_file=None, **{**values, **changes})
+
+
+def look(settings: Settings, phone: str | None = None) -> dict[str, list[Finding]]:
+    """Findings by name, found in time."""
+    began = time.monotonic()
+    findings: dict[str, list[Finding]] = {}
+    for finding in asyncio.run(check(settings, PhoneNumber(phone) if phone else None)):
+        findings.setdefault(finding.name, []).append(finding)
+    assert time.monotonic() - began < 10
+    return findings
+
+
+def verdicts(findings: dict[str, list[Finding]]) -> dict[str, str]:
+    return {name: found[0].verdict for name, found in findings.items()}
+
+
+def phone_of(box: Sandbox, conversation_id: str) -> str:
+    return next(phone for phone, ids in box.links.items() if ids[:1] == [conversation_id])
+
+
+def test_where_nothing_is_wrong_everything_is_ok(box: Sandbox, tmp_path: Path) -> None:
+    longest = next(iter(box.conversations))
+
+    findings = look(settings_of(box, tmp_path / "lake"), phone_of(box, longest))
+
+    names = ["gateway", "token", "organization", "pages", "counts", "lake", "conditions"]
+    assert verdicts(findings) == dict.fromkeys(names, "ok")
+    assert findings["pages"][0].told == "a page holds 100 messages, as asked"
+    assert "`count` is the conversation (230)" in findings["counts"][0].told
+    assert "holds no lake yet" in findings["lake"][0].told
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".tmp"] == []
+
+
+def test_everything_that_is_not_set_is_told_at_once() -> None:
+    findings = look(Settings(_env_file=None))
+
+    assert verdicts(findings) == {
+        "token": "wrong", "organization": "wrong", "gateway": "skipped", "lake": "wrong"
+    }  # fmt: skip
+    assert "set IMBRACE_ORGANIZATION" in findings["organization"][0].told
+
+
+def test_an_address_that_is_none_is_told(box: Sandbox, tmp_path: Path) -> None:
+    findings = look(settings_of(box, tmp_path, gateway="app-gateway.imbrace.co"))
+
+    assert [finding.verdict for finding in findings["gateway"]] == ["wrong", "skipped"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "told"),
+    [
+        ({"token": "api_wrong"}, "token", "check IMBRACE_TOKEN"),
+        ({"organization": "org_wrong"}, "organization", "belongs to organization org_sandbox"),
+    ],
+)
+def test_a_wrong_token_and_a_wrong_organization_are_told(
+    changes: dict[str, str], name: str, told: str, box: Sandbox, tmp_path: Path
+) -> None:
+    findings = look(settings_of(box, tmp_path, **changes))
+
+    assert findings[name][0].verdict == "wrong"
+    assert told in findings[name][0].told
+    assert "api_wrong" not in str(findings)
+    assert "pages" not in findings
+    assert findings["lake"][0].verdict == "ok"
+
+
+def test_a_gateway_that_is_not_there_is_told(box: Sandbox, tmp_path: Path) -> None:
+    findings = look(settings_of(box, tmp_path, gateway="http://127.0.0.1:9/3rd"))
+
+    assert findings["gateway"][0].verdict == "wrong"
+    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].told
+
+
+def test_a_gateway_that_never_answers_is_told_in_time(
+    tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "STEP_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/3rd"
+
+        findings = look(settings_of(box, tmp_path, gateway=url))
+
+    assert "sent no answer in 0.5 s" in findings["gateway"][0].told
+
+
+def test_a_closed_budget_is_told(box: Sandbox, tmp_path: Path) -> None:
+    box.break_conversation("links", "429")
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert "refuses every request at present (429)" in findings["gateway"][0].told
+
+
+def test_failures_that_pass_are_noted(box: Sandbox, tmp_path: Path) -> None:
+    box.fail_next("500")
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert [finding.verdict for finding in findings["gateway"]] == ["ok", "note"]
+
+
+def test_a_number_without_a_conversation_is_noted(box: Sandbox, tmp_path: Path) -> None:
+    without = next(phone for phone, ids in box.links.items() if not ids)
+
+    findings = look(settings_of(box, tmp_path), without)
+
+    assert findings["number"][0].verdict == "note"
+    assert findings["pages"][0].verdict == "skipped"
+    assert without not in str(findings)
+
+
+def test_a_hidden_cap_and_counts_the_other_way_round_are_seen(tmp_path: Path) -> None:
+    options = SandboxOptions(
+        conversations=0, sizes=(230,), page_cap=50, counts_swapped=True, without_has_more=True
+    )
+    with Sandbox(options) as box:
+        findings = look(settings_of(box, tmp_path), phone_of(box, next(iter(box.conversations))))
+
+    assert "holds 50 messages at most, though 100 were asked for" in findings["pages"][0].told
+    assert "`total` is the conversation (230)" in findings["counts"][0].told
+    assert "no `has_more`" in findings["counts"][0].told
+
+
+def test_a_short_conversation_shows_little(box: Sandbox, tmp_path: Path) -> None:
+    number = "+886911425977"
+    box.put([{"_id": "msg_1"}], phone=number)
+
+    findings = look(settings_of(box, tmp_path), number)
+
+    assert "all there are" in findings["pages"][0].told
+    assert "too short" in findings["counts"][0].told
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [("404", "cannot be read"), ("stall", "no page of messages came")]
+)
+def test_messages_that_cannot_be_read_are_told(
+    fault: str, told: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "STEP_SECONDS", 1.0)
+    longest = next(iter(box.conversations))
+    box.break_conversation(longest, fault)
+
+    findings = look(settings_of(box, tmp_path), phone_of(box, longest))
+
+    assert findings["pages"][0].verdict == "wrong"
+    assert told in findings["pages"][0].told
+
+
+def test_a_second_answer_that_is_none_is_no_finding_against_the_gateway(box: Sandbox, tmp_path: Path) -> None:
+    longest = next(iter(box.conversations))
+    box.fail_next("ok", "ok", "html")
+
+    findings = look(settings_of(box, tmp_path), phone_of(box, longest))
+
+    assert findings["counts"][0].verdict == "skipped"
+
+
+class _Odd:
+    """Answers without counts, or with counts that fit nothing."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self.body = json.dumps({"items": [{"_id": "msg_1"}], "has_more": True, **counts}).encode()
+
+    def __enter__(self) -> str:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+        from threading import Thread
+
+        body = self.body
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if "/links" in self.path:
+                    answer = [
+                        {"phone_number": "12025550123", "conversation_links": [{"link": "x?conv_id=c"}]}
+                    ]
+                    sent = json.dumps(answer).encode()
+                else:
+                    sent = body
+                self.send_response(200)
+                self.send_header("content-length", str(len(sent)))
+                self.end_headers()
+                self.wfile.write(sent)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}/3rd"
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("counts", "pages", "told"),
+    [
+        ({}, "without counts", "is missing"),
+        ({"count": 7, "total": 5}, "", "is the page: walks cost more requests"),
+    ],
+)
+def test_counts_that_say_nothing_are_noted(
+    counts: dict[str, int], pages: str, told: str, box: Sandbox, tmp_path: Path
+) -> None:
+    with _Odd(counts) as url:
+        findings = look(settings_of(box, tmp_path, gateway=url), "+12025550123")
+
+    assert pages in findings["pages"][0].told
+    assert told in findings["counts"][0].told
+
+
+def test_the_longest_conversation_that_the_lake_knows_is_looked_at(box: Sandbox, tmp_path: Path) -> None:
+    settings = settings_of(box, tmp_path)
+
+    async def export() -> None:
+        async with open_run(settings, "earlier") as run:
+            await export_chunk(run, "all", list(box.conversations))
+            await close_run(run, {}, Counter())
+
+    asyncio.run(export())
+
+    findings = look(settings)
+
+    assert "(230)" in findings["counts"][0].told
+    assert "holds a lake" in findings["lake"][0].told
+
+
+def test_a_lake_that_cannot_be_written_is_told(box: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "lake").write_text("in the way")
+
+    findings = look(settings_of(box, tmp_path / "lake"))
+
+    assert findings["lake"][0].verdict == "wrong"
+    assert "is a file where the lake needs a folder" in findings["lake"][0].told
+    assert findings["token"][0].verdict == "ok"
+
+
+def test_a_store_that_never_answers_is_told_in_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "STEP_SECONDS", 0.3)
+
+    class Stalled:
+        async def __aenter__(self) -> None:
+            await asyncio.sleep(60)
+
+        async def __aexit__(self, *_: object) -> None:
+            raise AssertionError
+
+    monkeypatch.setattr(checking, "open_store", lambda *_: Stalled())
+
+    findings = look(settings_of(box, Path("s3://bucket/lake")))
+
+    assert "sent no answer in 0.3 s" in findings["lake"][0].told
+
+
+@pytest.mark.parametrize(
+    ("note", "told"), [("one run at a time", "one run at a time"), (None, "ignores conditions")]
+)
+def test_a_store_without_conditions_is_noted(
+    note: str | None, told: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def probe(_: object) -> Probe:
+        return Probe(is_conditional=False, note=note)
+
+    monkeypatch.setattr("imbrace_lake.store_local.LocalStore.probe", probe)
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert findings["conditions"][0].verdict == "note"
+    assert told in findings["conditions"][0].told
+
+
+def test_a_store_that_fails_for_now_is_told(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def probe(_: object) -> Probe:
+        raise StoreUnavailable("the disk fails for now")
+
+    monkeypatch.setattr("imbrace_lake.store_local.LocalStore.probe", probe)
+
+    assert look(settings_of(box, tmp_path))["lake"] == [Finding("lake", "wrong", "the disk fails for now")]

@@ -1,0 +1,486 @@
+"""Exporting conversations: whole or not at all, each message once, and nothing written in vain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake import publish
+from imbrace_lake.conversation import export_conversation
+from imbrace_lake.errors import ObjectExists, OrganizationMismatch, StoreUnavailable, WalkIncomplete
+from imbrace_lake.export import ChunkResult, chunk_size, export_chunk
+from imbrace_lake.export_run import ExportRun
+from imbrace_lake.lake import Partitions
+from imbrace_lake.ledger import ConversationEntry, read_ledger
+from imbrace_lake.schema import SCHEMA
+from sandbox import Sandbox
+from tests.core.conftest import StartBox, client_of
+from tests.core.runs_of import close, exporting, items_of, objects_in, open_export, parts_of
+
+
+@pytest.fixture
+def box(start: StartBox) -> Sandbox:
+    """Seven conversations: an empty one, one longer than a page, and some of a few messages."""
+    return start(conversations=4, sizes=(0, 1, 250), gateway_timeout_seconds=0.0)
+
+
+def export_all(box: Sandbox, lake: Path, run_id: str = "run_1", *, is_last_try: bool = True) -> ChunkResult:
+    ids = list(box.conversations)
+    return exporting(box, lake, lambda run: export_chunk(run, "chunk", ids, is_last_try=is_last_try), run_id)
+
+
+def by_id(items: list[dict[str, object]]) -> dict[object, dict[str, object]]:
+    return {item["_id"]: item for item in items}
+
+
+def assert_holds_all(box: Sandbox, lake: Path) -> None:
+    for conversation_id in box.conversations:
+        items = items_of(lake, conversation_id)
+        assert len(by_id(items)) == len(items)
+        assert by_id(items) == by_id(box.truth(conversation_id))
+
+
+# -- the first export and the next ----------------------------------------------------------------
+
+
+def test_a_first_export_writes_each_conversation_whole_as_one_part(box: Sandbox, tmp_path: Path) -> None:
+    result = export_all(box, tmp_path)
+
+    assert result.statuses == {"complete": 7}
+    assert result.dead_letters == ()
+    assert_holds_all(box, tmp_path)
+    for conversation_id, size in box.conversations.items():
+        names = [path.name for path in parts_of(tmp_path, conversation_id)]
+        assert names == (["part-00000.parquet"] if size else [])
+        for path in parts_of(tmp_path, conversation_id):
+            rows = pq.read_table(path)
+            assert rows.schema.remove_metadata() == SCHEMA
+            order = [(row["created_at"], row["message_id"]) for row in rows.to_pylist()]
+            assert order == sorted(order)
+            assert pq.read_metadata(path).metadata[b"conversation_id"] == conversation_id.encode()
+
+
+def test_an_unchanged_conversation_costs_one_request_and_no_object(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    before = objects_in(tmp_path)
+
+    for run_id in ("run_2", "run_3"):
+        box.reset_stats()
+        result = export_all(box, tmp_path, run_id)
+
+        assert result.statuses == {"unchanged": 7}
+        assert box.stats().pages == dict.fromkeys(box.conversations, 1)
+        assert objects_in(tmp_path) == before
+
+
+def test_a_grown_conversation_adds_a_part_of_only_what_is_new(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    before = objects_in(tmp_path)
+    grown = list(box.conversations)[2]
+    new = box.append(grown, 3)
+
+    result = export_all(box, tmp_path, "run_2")
+
+    assert result.statuses == {"unchanged": 6, "complete": 1}
+    assert [path.name for path in parts_of(tmp_path, grown)] == ["part-00000.parquet", "part-00001.parquet"]
+    assert pq.read_table(parts_of(tmp_path, grown)[1]).column("message_id").to_pylist() == new
+    assert_holds_all(box, tmp_path)
+    assert objects_in(tmp_path).items() > before.items()
+
+
+def test_growth_is_noticed_by_a_lake_whose_ledgers_were_lost(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    for path in (tmp_path / "conversations").iterdir():
+        path.unlink()
+    before = objects_in(tmp_path)
+    box.append(list(box.conversations)[2], 2)
+
+    result = export_all(box, tmp_path, "run_2")
+
+    assert result.statuses == {"complete": 7}
+    assert len(objects_in(tmp_path)) == len(before) + 1
+    assert_holds_all(box, tmp_path)
+
+
+def test_a_part_that_vanished_from_the_lake_is_read_anew(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    lost = list(box.conversations)[2]
+    for path in parts_of(tmp_path, lost):
+        path.unlink()
+
+    export_all(box, tmp_path, "run_2")
+
+    assert_holds_all(box, tmp_path)
+
+
+def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    box.append(list(box.conversations)[2], 1)
+    export_all(box, tmp_path, "run_2")
+
+    async def rows(run: ExportRun) -> list[dict[str, object]]:
+        ledger = await read_ledger(run.lake, "conversations")
+        return [row for row in ledger.to_pylist() if row["run_id"] == "run_2"]
+
+    for row in exporting(box, tmp_path, rows, "run_3"):
+        conversation_id = str(row["conversation_id"])
+        truth = box.truth(conversation_id)
+        assert row["server_count"] == row["distinct_messages"] == len(truth)
+        assert row["newest_message_id"] == (truth[-1]["_id"] if truth else None)
+        assert row["is_still"] is True
+        if truth:
+            first = datetime.fromisoformat(truth[0]["created_at"].replace("Z", "+00:00"))
+            assert row["first_message_at"] == row["proven_from"] == first
+        parts = row["parts"]
+        assert isinstance(parts, list)
+        assert [tmp_path / part["key"] for part in parts] == parts_of(tmp_path, conversation_id)
+        for part in parts:
+            body = (tmp_path / part["key"]).read_bytes()
+            assert part["sha256"] == sha256(body).hexdigest()
+            assert part["size_bytes"] == len(body)
+            assert part["rows"] == pq.read_metadata(tmp_path / part["key"]).num_rows
+
+
+@pytest.mark.parametrize("change", ["edit", "delete", "append"])
+def test_a_change_at_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_path: Path, change: str) -> None:
+    export_all(box, tmp_path)
+    conversation_id = list(box.conversations)[2]
+    newest = box.truth(conversation_id)[-1]["_id"]
+    if change == "append":
+        box.append(conversation_id)
+    else:
+        getattr(box, change)(conversation_id, [newest])
+
+    result = export_all(box, tmp_path, "run_2")
+
+    assert result.statuses == {"unchanged": 6, "complete": 1}
+
+
+# -- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_one_conversation_that_fails_costs_itself(box: Sandbox, tmp_path: Path) -> None:
+    broken = list(box.conversations)[2]
+    box.break_conversation(broken, "500")
+
+    result = export_all(box, tmp_path)
+
+    assert result.statuses == {"complete": 6, "failed": 1}
+    assert [(dead.conversation_id, dead.status, dead.is_dead_letter) for dead in result.dead_letters] == [
+        (broken, "failed", True)
+    ]
+    assert "status 500" in (result.dead_letters[0].reason or "")
+    assert result.is_worth_retrying
+    assert parts_of(tmp_path, broken) == []
+
+    box.mend(broken)
+    assert export_all(box, tmp_path, "run_2").statuses == {"complete": 1, "unchanged": 6}
+    assert_holds_all(box, tmp_path)
+
+
+def test_a_chunk_of_which_nothing_succeeds_says_so_of_each(box: Sandbox, tmp_path: Path) -> None:
+    ids = list(box.conversations)[2:4]
+    for conversation_id in ids:
+        box.break_conversation(conversation_id, "400")
+
+    result = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", ids))
+
+    assert result.statuses == {"failed": 2}
+    assert objects_in(tmp_path) == {}
+
+
+def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tmp_path: Path) -> None:
+    ids = list(box.conversations)
+    box.put([{"_id": "same"}, {"_id": "other"}, {"_id": "same"}], conversation_id="conv_odd")
+
+    async def job(run: ExportRun) -> ChunkResult:
+        with pytest.raises(WalkIncomplete, match="counts 3 messages, but lists 2"):
+            await export_conversation(run, "conv_odd")
+        return await export_chunk(run, "chunk", [*ids, "conv_odd"])
+
+    result = exporting(box, tmp_path, job)
+
+    assert result.statuses == {"complete": 7, "incomplete": 1}
+    assert result.dead_letters[0].reason == (
+        "conversation conv_odd is not proven whole: the gateway counts 3 messages, but lists 2"
+    )
+    assert parts_of(tmp_path, "conv_odd") == []
+
+
+def test_a_conversation_that_is_gone_is_a_dead_letter_only_if_the_lake_never_had_it(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    known, new = list(box.conversations)[2:4]
+    exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known]))
+    had = objects_in(tmp_path)
+    box.vanish(known)
+    box.vanish(new)
+
+    first = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known, new]), "run_2")
+    second = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known, new]), "run_3")
+
+    assert first.statuses == second.statuses == {"gone": 2}
+    assert [dead.conversation_id for dead in first.dead_letters] == [new]
+    assert second.dead_letters == ()
+    assert not first.is_worth_retrying
+    assert objects_in(tmp_path) == had
+
+    box.restore(known)
+    box.append(known)
+    back = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known]), "run_4")
+    assert back.statuses == {"complete": 1}
+    assert by_id(items_of(tmp_path, known)) == by_id(box.truth(known))
+
+
+def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp_path: Path) -> None:
+    conversation_id = list(box.conversations)[2]
+
+    def vanish(each: str, number: int) -> None:
+        if number == 2:
+            box.vanish(each)
+
+    box.before_page(vanish)
+
+    entry = exporting(box, tmp_path, lambda run: export_conversation(run, conversation_id))
+
+    assert entry.status == "gone"
+    assert parts_of(tmp_path, conversation_id) == []
+
+
+def test_what_every_conversation_would_meet_stops_the_chunk_and_keeps_what_is_done(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    ids = list(box.conversations)
+
+    def refuse_all(each: str, number: int) -> None:
+        if each == ids[2]:
+            box.set_options(rates={"403": 1.0})
+
+    async def job(run: ExportRun) -> tuple[list[str], int]:
+        run.slots = asyncio.Semaphore(1)
+        box.before_page(refuse_all)
+        with pytest.raises(OrganizationMismatch):
+            await export_chunk(run, "chunk", ids)
+        rows = await read_ledger(run.lake, "conversations")
+        return rows.column("conversation_id").to_pylist(), run.gateway.traffic.requests
+
+    noted, requests = exporting(box, tmp_path, job)
+
+    assert noted == ids[:2]
+    assert requests <= 8
+    assert [path.parent.name for path in map(Path, objects_in(tmp_path))] == [f"conv={ids[1]}"]
+
+
+def test_a_chunk_tried_again_goes_on_with_only_what_is_left(box: Sandbox, tmp_path: Path) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[2], "502")
+
+    async def job(run: ExportRun) -> tuple[ChunkResult, ChunkResult, Counter[str], int]:
+        first = await export_chunk(run, "chunk", ids, is_last_try=False)
+        box.mend(ids[2])
+        box.reset_stats()
+        second = await export_chunk(run, "chunk", ids, is_last_try=False)
+        return first, second, box.stats().pages, run.progress.conversations_done
+
+    first, second, pages, done = exporting(box, tmp_path, job)
+
+    assert first.is_worth_retrying
+    assert first.statuses == {"complete": 6}
+    assert first.dead_letters == ()
+    assert second.statuses == {"complete": 7}
+    assert set(pages) == {ids[2]}
+    assert done == 7
+    assert_holds_all(box, tmp_path)
+
+
+def test_what_waiting_cannot_cure_is_said_at_the_first_try(box: Sandbox, tmp_path: Path) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[2], "400")
+
+    result = export_all(box, tmp_path, is_last_try=False)
+
+    assert not result.is_worth_retrying
+    assert result.statuses == {"complete": 6, "failed": 1}
+    assert [dead.conversation_id for dead in result.dead_letters] == [ids[2]]
+
+
+def test_a_cancelled_chunk_has_written_down_what_it_published(box: Sandbox, tmp_path: Path) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[2], "stall")
+
+    async def job(run: ExportRun) -> list[str]:
+        task = asyncio.create_task(export_chunk(run, "chunk", ids))
+        while run.progress.conversations_done < 6:  # noqa: ASYNC110 - progress has no event
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        rows = await read_ledger(run.lake, "conversations")
+        return rows.column("conversation_id").to_pylist()  # type: ignore[no-any-return]
+
+    assert sorted(exporting(box, tmp_path, job)) == sorted({*ids} - {ids[2]})
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_faults_of_every_passing_kind_change_nothing_of_the_result(start: StartBox, tmp_path: Path) -> None:
+    box = start(
+        conversations=40,
+        sizes=(700,),
+        mixed=0.1,
+        gateway_timeout_seconds=0.0,
+        stall_seconds=0.01,
+        page_cap=20,
+    )
+
+    result = exporting(
+        box,
+        tmp_path,
+        lambda run: export_chunk(run, "chunk", list(box.conversations)),
+        gateway=client_of(box, tries=9),
+    )
+
+    assert result.statuses == {"complete": 41}
+    assert len(box.stats().faults) >= 10
+    assert_holds_all(box, tmp_path)
+
+
+def test_a_list_that_moves_while_it_is_exported_loses_nothing_of_what_stays(
+    start: StartBox, tmp_path: Path
+) -> None:
+    box = start(
+        conversations=6,
+        sizes=(300, 300),
+        page_cap=10,
+        churn_inserts=0.1,
+        churn_deletes=0.1,
+        churn_edits=0.1,
+        churn_moves=60,
+    )
+    before = {each: {item["_id"] for item in box.truth(each)} for each in box.conversations}
+
+    result = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", list(box.conversations)))
+
+    assert set(result.statuses) <= {"complete", "incomplete"}
+    assert result.statuses["complete"] >= 7
+    for conversation_id in box.conversations:
+        items = items_of(tmp_path, conversation_id)
+        if items:
+            stayed = before[conversation_id] & {item["_id"] for item in box.truth(conversation_id)}
+            assert stayed <= by_id(items).keys()
+            assert len(by_id(items)) == len(items)
+
+
+# -- several at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("round_", range(2))
+def test_runs_over_the_same_growing_conversations_lose_and_double_nothing(
+    start: StartBox, tmp_path: Path, round_: int
+) -> None:
+    box = start(conversations=7, sizes=(120,), seed=round_)
+    ids = list(box.conversations)
+
+    async def one(run_id: str) -> ChunkResult:
+        async with open_export(box, tmp_path, run_id) as run:
+            result = await export_chunk(run, "chunk", ids)
+            await close(run)
+            return result
+
+    async def race() -> None:
+        for generation in range(2):
+            await asyncio.gather(*(one(f"run_{generation}_{number}") for number in range(3)))
+            for conversation_id in ids:
+                box.append(conversation_id, 2)
+
+    box.before_page(lambda each, number: number % 3 == 0 and number < 9 and box.append(each))
+    asyncio.run(race())
+    box.before_page(None)
+    export_all(box, tmp_path, "last")
+
+    assert_holds_all(box, tmp_path)
+    assert export_all(box, tmp_path, "after").statuses == {"unchanged": 8}
+
+
+def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: Sandbox, tmp_path: Path) -> None:
+    conversation_id = list(box.conversations)[2]
+    exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [conversation_id]))
+    new = box.append(conversation_id, 2)
+
+    async def blind(run: ExportRun) -> ConversationEntry:
+        run.partitions = Partitions.none()
+        return await export_conversation(run, conversation_id)
+
+    entry = exporting(box, tmp_path, blind, "run_2")
+
+    assert entry.new_messages == 2
+    assert pq.read_table(parts_of(tmp_path, conversation_id)[1]).column("message_id").to_pylist() == new
+    assert [part.sha256 is None for part in entry.parts] == [False, False]
+
+
+def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation_id = list(box.conversations)[2]
+    tries = Counter[int]()
+
+    async def job(run: ExportRun) -> None:
+        async def lose(organization: str, conversation: str, number: int, body: bytes, rows: int) -> None:
+            tries[number] += 1
+            raise ObjectExists("another writer")
+
+        monkeypatch.setattr(run.lake, "add_part", lose)
+        with pytest.raises(StoreUnavailable, match="other runs kept writing to it"):
+            await export_conversation(run, conversation_id)
+
+    exporting(box, tmp_path, job)
+
+    assert tries == {0: publish.TRIES}
+
+
+# -- small things ---------------------------------------------------------------------------------
+
+
+def test_never_more_conversations_are_in_memory_than_there_are_slots(box: Sandbox, tmp_path: Path) -> None:
+    async def job(run: ExportRun) -> ChunkResult:
+        run.slots = asyncio.Semaphore(2)
+        run.pages_ahead = 1
+        return await export_chunk(run, "chunk", list(box.conversations))
+
+    exporting(box, tmp_path, job)
+
+    assert box.stats().max_in_flight <= 2
+
+
+def test_no_phone_number_and_no_token_gets_into_the_lake(box: Sandbox, tmp_path: Path) -> None:
+    box.break_conversation(list(box.conversations)[2], "500")
+    export_all(box, tmp_path)
+
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            body = path.read_bytes()
+            assert box.options.token.encode() not in body
+            assert not any(phone[1:].encode() in body for phone in box.phones)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "chosen", "size"),
+    [
+        (0, None, 10),
+        (1, None, 10),
+        (400, None, 10),
+        (401, None, 11),
+        (8_204, None, 206),
+        (10**6, None, 500),
+        (50, 7, 7),
+    ],
+)
+def test_chunks_are_few_enough_for_the_orchestrator(
+    conversations: int, chosen: int | None, size: int
+) -> None:
+    assert chunk_size(conversations, chosen) == size

@@ -1,0 +1,668 @@
+"""The gateway client against the stand-in: each row of the contract's section 3, and what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from imbrace_lake.errors import (
+    BadRequest,
+    ConversationNotFound,
+    GatewayError,
+    GatewayUnavailable,
+    MalformedAnswer,
+    OrganizationMismatch,
+    RateLimited,
+    TokenRejected,
+)
+from imbrace_lake.gateway import MAX_URL_BYTES, GatewayClient, link_batches
+from imbrace_lake.models import Page
+from imbrace_lake.pacing import Gate
+from imbrace_lake.phones import PhoneNumber
+from sandbox import Sandbox, SandboxOptions
+from tests.core.conftest import StartBox, client_of
+
+T = TypeVar("T")
+
+PASSING = ["401", "429", "500:json", "500:html", "502:text", "503:html", "504", "cut_before", "cut_body",
+           "short", "lossy", "html", "not_json"]  # fmt: skip
+PHONE = PhoneNumber("+886911425977")
+
+
+def ask(client: GatewayClient, job: Callable[[GatewayClient], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with client:
+            return await job(client)
+
+    return asyncio.run(run())
+
+
+def page_of(client: GatewayClient, conversation_id: str, **asked: int) -> Page:
+    return ask(client, lambda each: each.get_page(conversation_id, **asked))
+
+
+def first_of(box: Sandbox) -> str:
+    return next(iter(box.conversations))
+
+
+def newest(box: Sandbox, conversation_id: str, many: int = 100) -> list[dict[str, Any]]:
+    return box.truth(conversation_id)[::-1][:many]
+
+
+@pytest.fixture
+def box(start: StartBox) -> Sandbox:
+    """One conversation of 35 messages and some more; slow proxies give up at once."""
+    return start(conversations=3, sizes=(35,), gateway_timeout_seconds=0.0)
+
+
+# What a healthy server cannot send.
+Play = (
+    Callable[[httpx.Request], httpx.Response]
+    | Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
+)
+NOWHERE = Sandbox(SandboxOptions(conversations=0))
+
+
+def playing(play: Play, **options: Any) -> GatewayClient:
+    return client_of(NOWHERE, transport=httpx.MockTransport(play), **{"url": "http://played/3rd"} | options)
+
+
+def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
+    items = [{"_id": message_id} for message_id in ids]
+    return {"items": items, "count": len(ids), "total": len(ids), "has_more": False} | fields
+
+
+# -- what passes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_costs_a_retry_and_nothing_else(box: Sandbox, fault: str) -> None:
+    conversation_id = first_of(box)
+    box.fail_next("ok", fault, fault)
+
+    async def twice(client: GatewayClient) -> Page:
+        await client.get_page(conversation_id, limit=20)
+        return await client.get_page(conversation_id, limit=20)
+
+    client = client_of(box)
+    page = ask(client, twice)
+
+    # A page that came late is asked for again at half its length, and that at half of its own.
+    expected = 10 if fault == "504" else 20
+    assert page.items == newest(box, conversation_id, expected)
+    assert (page.whole, page.has_more, page.is_exact) == (35, True, True)
+    # The transport itself sends again what a connection that was in use before swallowed.
+    assert client.traffic.requests == client.traffic.retries + 2
+    assert sum(box.stats().requests.values()) == 4
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize("fault", [fault for fault in PASSING if fault not in ("short", "lossy")])
+def test_links_survive_what_passes(box: Sandbox, fault: str) -> None:
+    box.fail_next(fault, fault)
+    phones = [PhoneNumber(phone) for phone in box.phones]
+
+    links = ask(client_of(box), lambda client: client.get_links(phones))
+
+    assert {(link.phone, link.conversation_id) for link in links.links} == {
+        (phone, conversation_id) for phone, ids in box.links.items() for conversation_id in ids
+    }
+    assert links.unanswered == ()
+
+
+@pytest.mark.parametrize("fault", ["stall", "stall_body", "drip"])
+def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str) -> None:
+    conversation_id = first_of(box)
+    box.fail_next(fault)
+
+    client = client_of(box, timeout_seconds=0.1)
+    page = page_of(client, conversation_id)
+
+    assert page.items == newest(box, conversation_id)
+    assert client.traffic.retries == 1
+
+
+# -- what stays -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "requests"),
+    [
+        ("401", TokenRejected, 4),
+        ("403", OrganizationMismatch, 1),
+        ("400", BadRequest, 1),
+        ("404", ConversationNotFound, 1),
+        ("500", GatewayUnavailable, 6),
+        ("502", GatewayUnavailable, 6),
+        ("503", GatewayUnavailable, 6),
+        ("504", GatewayUnavailable, 6),
+        ("cut_before", GatewayUnavailable, 6),
+        ("cut_body", GatewayUnavailable, 6),
+        ("html", MalformedAnswer, 6),
+        ("not_json", MalformedAnswer, 6),
+    ],
+)
+def test_a_fault_that_stays_ends_the_request_after_its_tries(
+    box: Sandbox, fault: str, error: type[GatewayError], requests: int
+) -> None:
+    conversation_id = first_of(box)
+    box.break_conversation(conversation_id, fault)
+    client = client_of(box)
+
+    with pytest.raises(error) as caught:
+        page_of(client, conversation_id)
+
+    assert client.traffic.requests == requests
+    assert caught.value.path == f"/conversations/{conversation_id}/messages"
+    assert caught.value.is_fatal == (fault in ("401", "403"))
+    assert caught.value.is_transient == (requests == 6)
+
+
+def test_a_wrong_token_is_believed_after_four_tries(box: Sandbox) -> None:
+    with pytest.raises(TokenRejected, match="does not accept the token"):
+        page_of(client_of(box, token=SecretStr("api_wrong")), first_of(box))
+
+    assert sum(box.stats().requests.values()) == 4
+
+
+def test_a_401_that_only_one_conversation_meets_does_not_end_the_run() -> None:
+    async def play(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        is_bad = "/bad/" in request.url.path
+        return httpx.Response(401) if is_bad else httpx.Response(200, json=body_of(["a"]))
+
+    async def job(client: GatewayClient) -> None:
+        bad = asyncio.create_task(client.get_page("bad"))
+        while not bad.done():
+            await client.get_page("good")
+        await bad
+
+    with pytest.raises(GatewayUnavailable, match="does not accept the token here") as caught:
+        ask(playing(play), job)
+
+    assert caught.value.is_transient
+    assert not caught.value.is_fatal
+
+
+def test_the_sentence_of_a_403_names_both_organizations(box: Sandbox) -> None:
+    client = client_of(box, organization="org_other")
+
+    with pytest.raises(
+        OrganizationMismatch, match="belongs to organization org_sandbox, not to org_other"
+    ) as caught:
+        ask(client, lambda each: each.get_links([PHONE]))
+
+    assert client.traffic.requests == 1
+    assert caught.value.is_fatal
+
+
+def test_a_403_without_details_names_the_organization_that_was_asked_for() -> None:
+    client = playing(lambda request: httpx.Response(403, text="Forbidden"), organization="org_mine")
+
+    with pytest.raises(OrganizationMismatch, match="does not belong to organization org_mine"):
+        page_of(client, "c")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "Cannot GET /wrong/conversations/links", "error": "Not Found", "statusCode": 404},
+        {"message": "Not Found"},
+        {"error": "no route"},
+        ["conversation not found"],
+        "<html>nginx 404: conversation not found</html>",
+        "",
+    ],
+)
+def test_a_404_that_is_not_in_the_gateways_words_is_no_answer(body: Any) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+
+    with pytest.raises(BadRequest, match="is http://played/3rd the right address"):
+        ask(playing(lambda request: httpx.Response(404, text=text)), lambda each: each.get_links([PHONE]))
+    with pytest.raises(BadRequest, match="right address"):
+        page_of(playing(lambda request: httpx.Response(404, text=text)), "c")
+
+
+def test_numbers_without_any_conversation_are_an_answer(box: Sandbox) -> None:
+    links = ask(client_of(box), lambda client: client.get_links([PHONE]))
+
+    assert (links.links, links.unanswered) == ((), ())
+
+
+def test_a_conversation_that_vanished_is_not_found_at_once(box: Sandbox) -> None:
+    box.vanish(first_of(box))
+
+    with pytest.raises(ConversationNotFound):
+        page_of(client_of(box), first_of(box))
+
+    assert sum(box.stats().requests.values()) == 1
+
+
+def test_a_gateway_that_is_not_there_is_unavailable() -> None:
+    with Sandbox(SandboxOptions(conversations=1)) as box:
+        url = box.url
+    client = client_of(box, url=url, tries=3)
+
+    with pytest.raises(GatewayUnavailable, match="the connection to the gateway failed"):
+        page_of(client, "c")
+
+    assert client.traffic.requests == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(302, BadRequest), (414, BadRequest), (408, GatewayUnavailable), (530, GatewayUnavailable)],
+)
+def test_any_other_status_is_an_error_that_names_it(status: int, error: type[GatewayError]) -> None:
+    with pytest.raises(error, match=f"status {status}"):
+        page_of(playing(lambda request: httpx.Response(status)), "c")
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_a_429_closes_the_gate_for_everybody_and_one_request_opens_it(start: StartBox) -> None:
+    box = start(conversations=12, budget_requests=6, budget_window_seconds=0.4)
+    gate = Gate(max_in_flight=4)
+    ids = list(box.conversations)
+
+    async def all_of_them(client: GatewayClient) -> list[Page]:
+        return await asyncio.gather(*(client.get_page(each) for each in ids * 2))
+
+    pages = ask(client_of(box, gate), all_of_them)
+
+    assert [page.items for page in pages] == [newest(box, each) for each in ids * 2]
+    # Each window of six is found closed by at most the four that were under way; what follows goes alone,
+    # ever more slowly. A client that just tried again would have met thousands of refusals.
+    assert 0 < box.stats().refused == gate.counts.refusals < 60
+    assert gate.counts.closed_seconds > 0
+
+
+def test_while_the_gate_is_closed_nobody_asks(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation_id = first_of(box)
+    box.fail_next("429")
+
+    async def during_the_pause(client: GatewayClient) -> int:
+        first = asyncio.create_task(client.get_page(conversation_id))
+        while not client.gate.pause_seconds():  # noqa: ASYNC110 - the gate has no event to wait for
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(client.get_page(conversation_id)) for _ in range(5)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        sent = client.traffic.requests
+        for task in (first, *others):
+            task.cancel()
+        await asyncio.gather(first, *others, return_exceptions=True)
+        return sent
+
+    assert ask(client_of(box), during_the_pause) == 1
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_retry_after_is_obeyed(form: str) -> None:
+    wait = (
+        "30" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    )
+    client = playing(lambda request: httpx.Response(429, headers={"Retry-After": wait}))
+
+    async def until_closed(each: GatewayClient) -> float:
+        task = asyncio.create_task(each.get_page("c"))
+        while not each.gate.pause_seconds():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        return each.gate.pause_seconds()
+
+    assert 28 < ask(client, until_closed) <= 30
+
+
+@pytest.mark.usefixtures("quick_gate")
+@pytest.mark.parametrize(
+    "hint", ["soon", "-5", "0", "inf", "nan", "Fri, 99 Foo 2020", "Wed, 21 Oct 2015 07:28:00 GMT"]
+)
+def test_a_retry_after_that_means_nothing_does_no_harm(hint: str) -> None:
+    answers = iter([httpx.Response(429, headers={"Retry-After": hint})] * 3)
+
+    page = page_of(playing(lambda request: next(answers, httpx.Response(200, json=body_of(["a"])))), "c")
+
+    assert page.ids == ["a"]
+
+
+def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> None:
+    refusals = Counter[str]()
+
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        refusals[request.url.path] += 1
+        await asyncio.sleep(0.01)
+        return httpx.Response(429, headers={"Retry-After": "3600"})
+
+    async def many(client: GatewayClient) -> list[Any]:
+        jobs = (client.get_page(f"c{n}") for n in range(20))
+        crowd = await asyncio.gather(*jobs, return_exceptions=True)
+        latecomer = await asyncio.gather(client.get_page("late"), return_exceptions=True)
+        return [*crowd, *latecomer]
+
+    errors = ask(playing(refuse, gate=Gate(max_in_flight=4), patience_seconds=60.0), many)
+
+    assert [type(error) for error in errors] == [RateLimited] * 21
+    assert [error.path for error in errors[:20]] == [f"/conversations/c{n}/messages" for n in range(20)]
+    assert refusals.total() == 4
+    assert "/3rd/conversations/late/messages" not in refusals
+
+
+def test_refusals_that_never_end_are_waited_out_no_longer_than_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("imbrace_lake.pacing.FIRST_PAUSE_SECONDS", 0.001)
+    client = playing(lambda request: httpx.Response(429), patience_seconds=0.02)
+
+    with pytest.raises(RateLimited, match=r"over 0.02 s"):
+        page_of(client, "c")
+
+    assert 2 <= client.traffic.requests < 20
+
+
+# -- pages that come late or short ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [100, 15, 4])
+def test_a_page_that_comes_late_is_asked_for_again_at_half_its_length_but_never_tiny(limit: int) -> None:
+    asked: list[int] = []
+
+    def late(request: httpx.Request) -> httpx.Response:
+        asked.append(int(request.url.params["limit"]))
+        if len(asked) == 2:
+            raise httpx.ReadTimeout("late", request=request)
+        return httpx.Response(504, text="upstream request timeout")
+
+    with pytest.raises(GatewayUnavailable):
+        page_of(playing(late), "c", limit=limit)
+
+    assert asked == {100: [100, 50, 25, 12, 10, 10], 15: [15, 10, 10, 10, 10, 10], 4: [4] * 6}[limit]
+
+
+def test_a_page_that_is_shorter_because_it_was_late_is_believed(box: Sandbox) -> None:
+    conversation_id = first_of(box)
+
+    async def twice(client: GatewayClient) -> Page:
+        await client.get_page(conversation_id)
+        box.fail_next("504")
+        return await client.get_page(conversation_id, limit=34)
+
+    client = client_of(box)
+    page = ask(client, twice)
+
+    assert page.items == newest(box, conversation_id, 17)
+    assert client.traffic.requests == 3
+
+
+@pytest.mark.parametrize("fault", ["short", "lossy"])
+def test_a_page_that_always_lacks_something_is_handed_on_as_it_is(box: Sandbox, fault: str) -> None:
+    """Whether a walk can be proven without what lacks is for the walk to say."""
+    whole = body_of([f"m{n}" for n in range(10)], count=30, total=10, has_more=True)
+    total = 10 if fault == "short" else 9
+    cut = body_of([f"m{n}" for n in range(9)], count=30, total=total, has_more=True)
+    bodies = iter([whole, *[cut] * 9])
+
+    async def twice(client: GatewayClient) -> Page:
+        await client.get_page("c", limit=10)
+        return await client.get_page("c", limit=10)
+
+    client = playing(lambda request: httpx.Response(200, json=next(bodies)))
+    page = ask(client, twice)
+
+    assert (len(page.ids), page.whole, page.is_exact) == (9, 30, fault == "lossy")
+    assert client.traffic.requests == 1 + 3
+
+
+def test_a_page_that_says_both_that_there_is_more_and_that_there_is_none_is_asked_for_again() -> None:
+    odd = body_of(["a", "b"], count=5, total=2, has_more=False)
+    right = body_of(["a", "b"], count=5, total=2, has_more=True)
+    bodies = iter([odd, right])
+
+    page = page_of(playing(lambda request: httpx.Response(200, json=next(bodies))), "c", limit=2)
+
+    assert page.has_more is True
+
+
+def test_a_page_without_counts_is_taken_as_it_is() -> None:
+    body = {"items": [{"_id": "a"}]}
+
+    page = page_of(playing(lambda request: httpx.Response(200, json=body)), "c")
+
+    assert (page.ids, page.whole, page.has_more) == (["a"], None, None)
+
+
+def test_a_server_that_counts_the_whole_twice_is_understood_once_and_not_asked_thrice_for_ever() -> None:
+    def both(request: httpx.Request) -> httpx.Response:
+        skip, limit = int(request.url.params["skip"]), int(request.url.params["limit"])
+        ids = [f"m{n}" for n in range(skip, min(200, skip + limit))]
+        return httpx.Response(200, json=body_of(ids, count=200, total=200, has_more=skip + limit < 200))
+
+    async def read(client: GatewayClient) -> list[str]:
+        pages = [await client.get_page("c", skip=skip, limit=20) for skip in range(0, 200, 20)]
+        return [message_id for page in pages for message_id in page.ids]
+
+    client = playing(both)
+
+    assert ask(client, read) == [f"m{n}" for n in range(200)]
+    assert client.traffic.requests == 10 + 2
+
+
+def test_a_server_that_gives_less_than_it_did_is_soon_believed() -> None:
+    cap = 50
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        skip = int(request.url.params["skip"])
+        ids = [f"m{n}" for n in range(skip, min(400, skip + cap))]
+        return httpx.Response(
+            200, json=body_of(ids, count=400, total=len(ids), has_more=skip + len(ids) < 400)
+        )
+
+    async def read(client: GatewayClient) -> int:
+        nonlocal cap
+        await client.get_page("c")
+        cap = 20
+        for skip in range(50, 400, 20):
+            await client.get_page("c", skip=skip)
+        return client.traffic.requests
+
+    assert ask(playing(serve), read) == 1 + 18 + 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "null",
+        "7",
+        '"x"',
+        "[]",
+        '{"items": {}}',
+        '{"items": [7]}',
+        '{"items": [{}]}',
+        '{"items": [NaN]}',
+    ],
+)
+def test_a_body_that_is_no_page_is_an_error_with_the_request_id(body: str) -> None:
+    def play(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text=body, headers={"x-request-id": "theirs-7"})
+
+    with pytest.raises(MalformedAnswer) as caught:
+        page_of(playing(play, tries=2), "c")
+
+    assert caught.value.request_id == "theirs-7"
+    assert "theirs-7" in str(caught.value)
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def test_integers_beyond_64_bits_and_lone_surrogates_survive(start: StartBox) -> None:
+    box = start(conversations=0)
+    items = [
+        {"_id": "a", "content": {"n": 2**70, "m": -(2**64), "exact": 2**63}},
+        {"_id": "b", "content": {"text": "half \ud83d and \ude00 half", "\udfff": 1}},
+        {"_id": "c", "content": {"f": 0.1, "z": -0.0, "e": 1e308, "t": True, "n": None}},
+    ]
+    conversation_id = box.put(items)
+
+    page = page_of(client_of(box), conversation_id)
+
+    assert page.items == items[::-1]
+    assert [*map(repr, page.items)] == [*map(repr, items[::-1])]
+
+
+@pytest.mark.parametrize("conversation_id", ["a/b", "a b?c=d&limit=1#e", "%2F..%00", "対話", "a;b=c", "+"])
+def test_ids_of_any_letters_reach_the_gateway_as_they_are(start: StartBox, conversation_id: str) -> None:
+    box = start(conversations=0)
+    box.put([{"_id": "m"}], conversation_id=conversation_id)
+
+    assert page_of(client_of(box), conversation_id).ids == ["m"]
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["array", "envelope", "alternating"])
+def test_both_shapes_of_the_links_mean_the_same_decoys_or_not(start: StartBox, shape: str) -> None:
+    box = start(conversations=80, links_shape=shape)
+    phones = [PhoneNumber(phone) for phone in box.phones]
+
+    async def every(client: GatewayClient) -> set[tuple[str, str]]:
+        found = [await client.get_links(batch) for batch in link_batches(phones, "org_sandbox", most=30)]
+        return {(link.phone, link.conversation_id) for each in found for link in each.links}
+
+    assert ask(client_of(box), every) == {
+        (phone, conversation_id) for phone, ids in box.links.items() for conversation_id in ids
+    }
+
+
+def test_a_number_that_the_answer_leaves_out_is_unanswered_and_not_without_conversations(
+    start: StartBox,
+) -> None:
+    box = start(conversations=20)
+    phones = [PhoneNumber(phone) for phone in box.phones]
+    box.fail_next("short")
+
+    links = ask(client_of(box), lambda client: client.get_links(phones))
+
+    assert len(links.unanswered) == 1
+    assert not {link.phone for link in links.links} & set(links.unanswered)
+
+
+@pytest.mark.parametrize("many", [1, 7, 400, 5_000])
+@pytest.mark.parametrize("organization", ["org_sandbox", "org_" + "x" * 2_000, "組織" * 60])
+def test_no_batch_makes_an_address_that_a_proxy_refuses(many: int, organization: str) -> None:
+    phones = [PhoneNumber(f"+{886_911_425_977_000 + n}") for n in range(many)]
+    lengths: list[int] = []
+
+    def play(request: httpx.Request) -> httpx.Response:
+        lengths.append(len(request.url.raw_path))
+        return httpx.Response(404, json={"message": "No conversations found for the provided phone numbers"})
+
+    async def every(client: GatewayClient) -> None:
+        for batch in batches:
+            await client.get_links(batch)
+
+    batches = link_batches(phones, organization, most=10_000)
+    ask(playing(play, organization=organization), every)
+
+    assert [phone for batch in batches for phone in batch] == phones
+    assert max(lengths) <= MAX_URL_BYTES
+    assert sum(map(len, batches)) == many
+
+
+def test_a_large_batch_never_meets_a_414(start: StartBox) -> None:
+    box = start(conversations=0)
+    phones = [PhoneNumber(f"+{886_911_425_977_000 + n}") for n in range(1_000)]
+
+    async def every(client: GatewayClient) -> None:
+        for batch in link_batches(phones, "org_sandbox", most=1_000):
+            await client.get_links(batch)
+
+    ask(client_of(box), every)
+
+    assert set(box.stats().statuses) == {"404"}
+    assert box.stats().requests["links"] <= 5
+
+
+# -- what is sent and what is told ----------------------------------------------------------------
+
+
+def test_every_request_carries_the_token_and_an_id_of_its_own() -> None:
+    heads: list[httpx.Headers] = []
+
+    def play(request: httpx.Request) -> httpx.Response:
+        heads.append(request.headers)
+        return httpx.Response(500)
+
+    with pytest.raises(GatewayUnavailable) as caught:
+        page_of(playing(play), "c")
+
+    ids = [head["x-request-id"] for head in heads]
+    assert len(set(ids)) == len(ids) == 6
+    assert {head["x-access-token"] for head in heads} == {NOWHERE.options.token}
+    assert caught.value.request_id == ids[-1]
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        lambda request: httpx.Response(500, text="about 886911425977"),
+        lambda request: httpx.Response(400, text="bad number 886911425977"),
+        lambda request: httpx.Response(401),
+        lambda request: httpx.Response(403, json={"details": {"expected": "org_a", "received": "org_b"}}),
+        lambda request: httpx.Response(404, text="no 886911425977"),
+        lambda request: httpx.Response(429, headers={"Retry-After": "99999"}),
+        lambda request: httpx.Response(504),
+        lambda request: httpx.Response(200, text="<html>886911425977</html>"),
+        lambda request: httpx.Response(200, json=[{"phone_number": "886911425977"}]),
+    ],
+)
+def test_errors_travel_between_processes_and_tell_no_number_and_no_token(play: Play) -> None:
+    with pytest.raises(GatewayError) as caught:
+        ask(playing(play), lambda client: client.get_links([PHONE]))
+
+    error = caught.value
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert type(copy) is type(error)
+    assert (str(copy), copy.is_transient, copy.is_fatal) == (str(error), error.is_transient, error.is_fatal)
+    assert "911425977" not in f"{error!r} {error}"
+    assert NOWHERE.options.token not in f"{error!r} {error}"
+
+
+def test_traffic_counts_what_came(box: Sandbox) -> None:
+    client = client_of(box)
+
+    page = page_of(client, first_of(box))
+
+    assert client.traffic.size_bytes == page.size_bytes == box.stats().bytes_sent
+
+
+def test_waits_between_tries_grow_and_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("imbrace_lake.gateway.asyncio.sleep", note)
+    options: dict[str, Any] = {"first_delay_seconds": 1.0, "longest_delay_seconds": 5.0, "tries": 7}
+
+    with pytest.raises(GatewayUnavailable):
+        page_of(playing(lambda request: httpx.Response(500), **options), "c")
+
+    for wait, longest in zip(waits, (1, 2, 4, 5, 5, 5), strict=True):
+        assert longest / 2 <= wait <= longest

@@ -1,0 +1,335 @@
+"""A lake that is fed again and again: what changed is found, the rest costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from imbrace_lake.drift import DriftMode
+from imbrace_lake.export import NOTE_ENTRIES
+from imbrace_lake.schema import to_item
+from imbrace_lake.store_contract import StoreOptions
+from sandbox import Sandbox, SandboxOptions
+from tests.core.kills import Killing
+from tests.core.lake_runs import Bench
+from tests.core.rivals import contend, settle
+from tests.core.timeline import Amounts, Timeline, live_through
+from tests.seaweed import Seaweed
+
+OpenBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def open_bench(tmp_path: Path) -> Iterator[OpenBench]:
+    """Make stand-ins with the options given, each with a lake of its own."""
+    with ExitStack() as stack:
+
+        def make(settings: dict[str, Any] | None = None, lake: str = "lake", **options: Any) -> Bench:
+            box = stack.enter_context(Sandbox(SandboxOptions(**options)))
+            return Bench(box, str(tmp_path / lake), settings=settings or {})
+
+        yield make
+
+
+@pytest.fixture
+def bench(open_bench: OpenBench) -> Bench:
+    """Give a stand-in with one conversation of 250 messages, which the lake has."""
+    bench = open_bench(conversations=0, sizes=(250,))
+    bench.run()
+    bench.box.reset_stats()
+    return bench
+
+
+def only(bench: Bench) -> str:
+    return next(iter(bench.box.conversations))
+
+
+def statuses(bench: Bench, **options: Any) -> dict[str, int]:
+    return dict(bench.run(**options).totals.conversations)
+
+
+def is_equal(bench: Bench) -> bool:
+    return not bench.differences() and not bench.wrong_hashes() and bench.verify().is_sound
+
+
+def test_rounds_of_changes_cost_little_more_than_what_is_new_and_end_in_the_gateways_own_messages(
+    open_bench: OpenBench,
+) -> None:
+    bench = open_bench(conversations=50, sizes=(350,) * 4, messages_max=200)
+    timeline = Timeline(bench.box, Random(3), Amounts(grow=4, edit_near=4, edit_far=2, lose=2, vanish=1))
+
+    costs = live_through(bench, timeline, rounds=2)
+
+    assert all(requests <= most for requests, most in costs), costs
+
+
+def test_an_idle_conversation_costs_one_request_and_no_write(bench: Bench) -> None:
+    before = bench.look(lambda lake: lake.store.list("messages/"))
+
+    assert statuses(bench) == {"unchanged": 1}
+    assert bench.box.stats().accepted == 1
+    assert bench.look(lambda lake: lake.store.list("messages/")) == before
+
+
+@pytest.mark.parametrize(("many", "pages"), [(1, 1), (99, 1), (100, 2), (101, 2), (300, 4)])
+def test_a_grown_conversation_costs_its_new_pages_and_an_overlap(bench: Bench, many: int, pages: int) -> None:
+    bench.box.append(only(bench), many)
+
+    assert statuses(bench) == {"complete": 1}
+    assert bench.box.stats().accepted == pages
+    assert bench.ledger("conversations")[-1]["new_messages"] == many
+    assert is_equal(bench)
+    assert statuses(bench) == {"unchanged": 1}
+
+
+def test_a_conversation_that_lost_all_its_messages_has_them_marked_deleted(open_bench: OpenBench) -> None:
+    bench = open_bench(conversations=0, sizes=(30,))
+    bench.run()
+    ids = [item["_id"] for item in bench.box.truth(only(bench))]
+    bench.box.delete(only(bench), ids)
+
+    bench.run()
+
+    assert all(row["is_deleted"] for row in bench.messages(only(bench)).values())
+    assert is_equal(bench)
+    bench.box.append(only(bench), 2)
+    bench.run()
+    assert is_equal(bench)
+    assert statuses(bench) == {"unchanged": 1}
+
+
+def test_messages_that_were_all_replaced_by_others_are_marked_deleted(open_bench: OpenBench) -> None:
+    bench = open_bench(conversations=0, sizes=(30,))
+    bench.run()
+    ids = [item["_id"] for item in bench.box.truth(only(bench))]
+    bench.box.append(only(bench), 30)
+    bench.box.delete(only(bench), ids)
+
+    bench.run()
+
+    assert is_equal(bench)
+    assert sum(row["is_deleted"] for row in bench.messages(only(bench)).values()) == 30
+
+
+def test_a_deletion_that_an_arrival_hides_from_the_count_is_found(bench: Bench) -> None:
+    bench.box.delete(only(bench), [bench.box.truth(only(bench))[3]["_id"]])
+    bench.box.append(only(bench), 1)
+
+    bench.run()
+
+    assert is_equal(bench)
+
+
+def test_a_message_inserted_among_old_ones_is_found(bench: Bench) -> None:
+    bench.box.backdate(only(bench), 3)
+
+    bench.run()
+
+    assert is_equal(bench)
+
+
+def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_bench: OpenBench) -> None:
+    bench = open_bench({"look_back_days": 7.0, "look_back_messages": 200}, conversations=0, sizes=(400,))
+    truth = bench.box.truth(only(bench))
+    bench.now = datetime.fromisoformat(truth[-1]["created_at"]) + timedelta(hours=1)
+    bench.run()
+    bench.box.edit(only(bench), [truth[-180]["_id"], truth[-250]["_id"]])
+    bench.box.reset_stats()
+
+    bench.run()
+
+    assert bench.box.stats().accepted <= 3
+    assert bench.differences() == {"other version": 1}
+    assert [row["message_id"] for row in bench.ledger("revisions")] == [truth[-180]["_id"]]
+    # A month later the messages are no longer young, and the walk is due that finds the other edit.
+    bench.now += timedelta(days=31)
+    bench.run()
+    assert is_equal(bench)
+
+
+def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> None:
+    items = bench.box.truth(only(bench))
+    one = bench.box.put(items, conversation_id="conv_back")
+    bench.run([one])
+    lost = [item["_id"] for item in items[5:9]]
+    bench.box.delete(one, lost)
+    bench.run([one])
+    first_seen = {key: row["first_seen_at"] for key, row in bench.messages(one).items()}
+    assert {key for key, row in bench.messages(one).items() if row["is_deleted"]} == set(lost)
+
+    # The stand-in cannot take a deletion back, so another one serves the same conversation.
+    with Sandbox(SandboxOptions(conversations=0)) as again:
+        again.put(items, conversation_id=one)
+        later = Bench(again, bench.lake, now=bench.now)
+        later.run([one])
+
+        assert not later.differences([one])
+        rows = later.messages(one)
+        assert {key: row["first_seen_at"] for key, row in rows.items()} == first_seen
+        assert all(rows[key]["deleted_at"] is None for key in lost)
+        assert all(rows[key]["last_changed_at"] == later.now for key in lost)
+        assert {row["message_id"]: row["is_deleted"] for row in later.ledger("revisions")} == dict.fromkeys(
+            lost, True
+        )
+        assert not later.wrong_hashes()
+
+
+def test_a_conversation_that_is_gone_keeps_its_rows_and_may_come_back(bench: Bench) -> None:
+    before = bench.rows()
+    bench.box.vanish(only(bench))
+
+    assert statuses(bench) == {"gone": 1}
+    assert statuses(bench) == {"gone": 1}
+    assert bench.rows().equals(before)
+
+    bench.box.append(only(bench), 2)
+    bench.box.restore(only(bench))
+    assert statuses(bench) == {"complete": 1}
+    assert is_equal(bench)
+
+
+def test_a_head_that_comes_shorter_than_before_is_no_change(bench: Bench) -> None:
+    bench.box.fail_next("504")
+    bench.box.set_options(gateway_timeout_seconds=0.01)
+
+    bench.run()
+
+    assert is_equal(bench)
+    assert statuses(bench) == {"unchanged": 1}
+
+
+@pytest.mark.parametrize("sizes", [(100, 30), (30, 100), (7, 100), (100, 7)])
+def test_pages_may_have_another_length_at_each_run(open_bench: OpenBench, sizes: tuple[int, int]) -> None:
+    bench = open_bench({"page_size": sizes[0]}, conversations=0, sizes=(130,))
+    bench.run()
+    bench.settings["page_size"] = sizes[1]
+
+    bench.run()
+    assert is_equal(bench)
+    bench.box.append(only(bench), 40)
+    bench.box.delete(only(bench), 1)
+    bench.run()
+
+    assert is_equal(bench)
+    assert statuses(bench) == {"unchanged": 1}
+
+
+def test_a_gateway_that_does_not_count_is_walked_whole_and_its_deletions_are_found(bench: Bench) -> None:
+    one = only(bench)
+    bench.box.delete(one, [bench.box.truth(one)[3]["_id"]])
+    bench.box.append(one, 1)
+    bench.box.set_options(without_has_more=True)
+
+    bench.run()
+
+    assert is_equal(bench)
+
+
+def test_what_moves_while_an_incremental_run_reads_it_is_right_in_the_end(open_bench: OpenBench) -> None:
+    bench = open_bench(conversations=6, sizes=(260, 150))
+    rng = Random(7)
+    bench.run()
+    for _ in range(3):
+        for one in bench.box.conversations:
+            bench.box.append(one, rng.randint(0, 130))
+        bench.box.set_options(churn_inserts=0.4, churn_deletes=0.3)
+        bench.run()
+        bench.box.set_options(churn_inserts=0.0, churn_deletes=0.0)
+
+        bench.run()
+
+        assert is_equal(bench)
+
+
+def test_a_clock_that_goes_back_between_runs_loses_nothing(bench: Bench) -> None:
+    for hours in (-3, -50, 2):
+        bench.now += timedelta(hours=hours)
+        bench.box.append(only(bench), 5)
+        bench.box.edit(only(bench), [bench.box.truth(only(bench))[-20]["_id"]])
+        bench.box.delete(only(bench), 1)
+
+        bench.run()
+
+        assert not bench.differences()
+
+
+def test_surprising_values_come_and_go_without_a_change_of_the_hash(open_bench: OpenBench) -> None:
+    bench = open_bench(conversations=0, sizes=(240,), surprises=0.5)
+    bench.run()
+    ids = [item["_id"] for item in bench.box.truth(only(bench))]
+    bench.box.append(only(bench), 3)
+    bench.box.edit(only(bench), ids[-60:-30])
+
+    bench.run()
+
+    assert is_equal(bench)
+
+
+@pytest.mark.parametrize(
+    ("drift", "status", "shapes"),
+    [("evolve", "complete", 1), ("warn", "complete", 1), ("freeze", "failed", 0)],
+)
+def test_a_new_field_is_kept_said_and_if_wanted_an_error(
+    open_bench: OpenBench, drift: DriftMode, status: str, shapes: int
+) -> None:
+    bench = open_bench(conversations=0, sizes=(1,))
+    item = bench.box.truth(only(bench))[0] | {"mood": "sunny"}
+    one = bench.box.put([item], conversation_id="conv_odd")
+
+    summary = bench.run([one], drift=drift)
+
+    assert dict(summary.totals.conversations) == {status: 1}
+    assert summary.new_shapes == ["item.mood"]
+    assert [row["shape"] for row in bench.ledger("shapes")] == ["item.mood"] * shapes
+    if shapes:
+        assert to_item(bench.messages(one)[item["_id"]]) == item
+        assert not bench.run([one], drift="freeze").new_shapes
+
+
+def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
+    open_bench: OpenBench, tmp_path: Path
+) -> None:
+    bench = open_bench(lake="base", conversations=100, sizes=(330,) * 3, messages_max=60)
+    bench.now = datetime.now(UTC) - timedelta(hours=2)
+    bench.run(list(bench.box.conversations)[:-8])
+    Timeline(bench.box, Random(4), Amounts(grow=5, edit_near=3, edit_far=0, lose=2, vanish=1)).next_round()
+    killing = Killing(bench, tmp_path, settings={"max_in_flight": 2})
+
+    rng = Random(9)
+    for _ in range(10):
+        killing.kill_once(rng)
+
+    # What a kill costs does not depend on the run's length: what is being written down, what is not yet, and
+    # what is under way, with several pages for some of it.
+    assert max(killing.costs) <= killing.pages + 2 * NOTE_ENTRIES + 20
+    assert killing.polls > 10
+
+
+def test_two_runs_at_the_same_time_lose_and_double_nothing(open_bench: OpenBench) -> None:
+    bench = open_bench(conversations=12, messages_max=100)
+    rng = Random(1)
+    for _ in range(2):
+        contend(bench, list(bench.box.conversations), rng)
+    settle(bench, list(bench.box.conversations))
+
+
+def test_two_runs_at_the_same_time_lose_and_double_nothing_on_s3(
+    open_bench: OpenBench, s3: Seaweed, bucket: str
+) -> None:
+    bench = open_bench(conversations=5, messages_max=60)
+    bench.lake = f"s3://{bucket}/lake"
+    bench.store = s3_options(s3)
+
+    contend(bench, list(bench.box.conversations), Random(2))
+    settle(bench, list(bench.box.conversations))
+
+
+def s3_options(s3: Seaweed) -> StoreOptions:
+    return StoreOptions(endpoint_url=s3.endpoint_url, key=SecretStr(s3.key), secret=SecretStr(s3.secret))

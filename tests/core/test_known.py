@@ -1,0 +1,261 @@
+"""What the lake knows of conversations, and the digest that spares the reading of years of it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.known import read_dead_letters
+from imbrace_lake.lake import Lake, open_lake
+from imbrace_lake.ledger import (
+    PHONES,
+    WINDOW,
+    ConversationEntry,
+    Journal,
+    PartEntry,
+    RunTotals,
+    conversation_rows,
+    read_ledger,
+)
+from imbrace_lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def entry(conversation_id: str, run: int, **more: object) -> ConversationEntry:
+    part = PartEntry("messages/org=org/conv=c/part-00000.parquet", run, run, "00")
+    plain = ConversationEntry(
+        f"run-{run}",
+        "org",
+        conversation_id,
+        "complete",
+        START + run * HOUR,
+        distinct_messages=run,
+        parts=(part,),
+    )
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+async def end_run(lake: Lake, run: int, *entries: ConversationEntry) -> None:
+    """One run from its journal to its ledgers, and the digest that it may leave."""
+    started_at = START + run * HOUR
+    journal = Journal(lake, f"run-{run}", started_at)
+    await journal.note("conversations", "chunk-1-of-1", conversation_rows(entries))
+    row = {"run_id": f"run-{run}", "organization_id": "org", "status": "complete", "started_at": started_at}
+    await journal.close(row, RunTotals())
+    await leave_digest(lake, started_at)
+
+
+async def known_counts(lake: Lake) -> dict[str, int | None]:
+    known = await read_known(lake, "org")
+    return {one.conversation_id: one.distinct_messages for one in known.entries()}
+
+
+def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        async with open_lake(str(folder), now=START) as lake:
+            await job(lake)
+
+    asyncio.run(inside())
+
+
+def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1), entry("b", 1), entry("c", 1))
+        await end_run(
+            lake,
+            2,
+            entry("a", 2, status="unchanged"),
+            entry("b", 2, status="failed", distinct_messages=None),
+            entry("c", 2, proof_method=WINDOW),
+            entry("d", 2, status="incomplete"),
+            entry("e", 2, organization_id="other"),
+        )
+
+        known = await read_known(lake, "org")
+        assert {one: known.of(one).run_id for one in known.ids()} == {  # type: ignore[union-attr]
+            "a": "run-2",
+            "b": "run-1",
+            "c": "run-1",
+        }
+        assert known.of("a") == replace(entry("a", 2, status="unchanged"))
+        assert known.of("d") is None
+
+    in_lake(tmp_path, job)
+
+
+def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1))
+        await Journal(lake, "run-2", START).note("conversations", "x", conversation_rows([entry("a", 2)]))
+
+        assert await known_counts(lake) == {"a": 2}
+
+    in_lake(tmp_path, job)
+
+
+def test_in_a_new_lake_nothing_is_known(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        assert not (await read_known(lake, "org")).ids()
+
+    in_lake(tmp_path, job)
+
+
+RUNS = 2 * MOST_BEYOND + 5
+KNOWN_AFTER_YEARS = {"each": RUNS, **{f"only-{run}": run for run in range(1, RUNS + 1)}}
+
+
+@pytest.fixture(scope="module")
+def runs_of_years(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a lake of so many runs that they left two digests."""
+    folder = tmp_path_factory.mktemp("years")
+
+    async def job(lake: Lake) -> None:
+        for run in range(1, RUNS + 1):
+            await end_run(lake, run, entry("each", run), entry(f"only-{run}", run))
+
+    in_lake(folder, job)
+    return folder
+
+
+@pytest.fixture
+def years(runs_of_years: Path, tmp_path: Path) -> Path:
+    """Give a copy of that lake."""
+    shutil.copytree(runs_of_years, tmp_path / "lake")
+    return tmp_path / "lake"
+
+
+def test_after_some_runs_a_digest_holds_what_their_ledgers_say_and_later_ones_are_read_with_it(
+    years: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        assert len(await lake.store.list("state/")) == 2
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+        # The proof that the digest is what was read: without most of the ledger all is still known.
+        for stored in (await lake.store.list("conversations/"))[: 2 * MOST_BEYOND]:
+            await lake.store.delete(stored.key)
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_a_deleted_digest_changes_nothing(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        for stored in await lake.store.list("state/"):
+            await lake.store.delete(stored.key)
+
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_a_damaged_digest_changes_nothing_wherever_it_is_damaged(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        newest = max(stored.key for stored in await lake.store.list("state/"))
+        body = await lake.store.get(newest)
+
+        for place in range(0, len(body), len(body) // 9):
+            await lake.store.put(newest, body[:place] + bytes([body[place] ^ 0x10]) + body[place + 1 :])
+            assert await known_counts(lake) == KNOWN_AFTER_YEARS
+        await lake.store.put(newest, b"")
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_only_some_digests_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbrace_lake.state.MOST_BEYOND", 2)
+
+    async def job(lake: Lake) -> None:
+        for run in range(1, 2 * KEPT + 5):
+            await end_run(lake, run, entry("each", run))
+
+        assert len(await lake.store.list("state/")) == KEPT
+        assert await known_counts(lake) == {"each": 2 * KEPT + 4}
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_that_began_before_a_digest_and_ends_after_it_is_known(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        late = replace(
+            entry("each", 1), run_id="slow", finished_at=START + 1_000 * HOUR, distinct_messages=999
+        )
+        journal = Journal(lake, "slow", START)
+        await journal.note("conversations", "x", conversation_rows([late]))
+        await journal.close({"run_id": "slow", "organization_id": "org", "status": "complete"}, RunTotals())
+
+        assert (await known_counts(lake))["each"] == 999
+
+    in_lake(years, job)
+
+
+def test_a_damaged_ledger_object_ends_the_run_by_its_name(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1))
+        key = (await lake.store.list("conversations/"))[0].key
+        body = await lake.store.get(key)
+        await lake.store.put(key, body[:-9] + b"x" + body[-8:])
+
+        with pytest.raises(StoreError, match=key):
+            await read_known(lake, "org")
+
+    in_lake(tmp_path, job)
+
+
+def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_called(
+    tmp_path: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        for run in range(1, 9):
+            first = entry("a", 2 * run, run_id=f"r{run}", status="failed", is_dead_letter=True)
+            again = entry("a", 2 * run + 1, run_id=f"r{run}")
+            for attempt in (first, again):  # each by a process of its own, so neither knows of the other
+                journal = Journal(lake, f"r{run}", START)
+                await journal.note("conversations", "chunk-1-of-1", conversation_rows([attempt]))
+            await journal.close(
+                {"run_id": f"r{run}", "organization_id": "org", "status": "complete"}, RunTotals()
+            )
+
+        rows = (await read_ledger(lake, "conversations")).to_pylist()
+        assert [row["status"] for row in rows] == ["complete"] * 8
+
+    in_lake(tmp_path, job)
+
+
+def test_dead_letters_are_what_a_run_left_undone(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1), entry("b", 1, status="failed", is_dead_letter=True))
+        phones = [
+            {
+                "run_id": "run-1",
+                "organization_id": "org",
+                "position": 1,
+                "phone": "+85262602239",
+                "status": "error",
+            },
+            {"run_id": "run-1", "organization_id": "org", "position": 2, "phone": None, "status": "error"},
+            {
+                "run_id": "run-1",
+                "organization_id": "org",
+                "position": 3,
+                "phone": "+886911425977",
+                "status": "none",
+            },
+        ]
+        await Journal(lake, "run-1", START).add("phones", pa.Table.from_pylist(phones, schema=PHONES))
+
+        assert await read_dead_letters(lake, "run-1") == (["b"], ["+85262602239"])
+        with pytest.raises(UsageError, match="knows no run run-2"):
+            await read_dead_letters(lake, "run-2")
+
+    in_lake(tmp_path, job)

@@ -1,0 +1,352 @@
+"""The lake: names of folders, its marker, parts that are added once, and engines that read them all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.lake import LONGEST_NAME, Lake, Part, encoded, open_lake, partition_key
+from imbrace_lake.publish import Held
+from imbrace_lake.schema import DIGEST, SCHEMA, SCHEMA_VERSION, Origin, in_order, to_parquet, to_rows
+from imbrace_lake.store import StoreOptions
+from tests.core.s3_servers import options_for
+from tests.seaweed import Seaweed
+
+T = TypeVar("T")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ORG = "org_1"
+AWKWARD_IDS = [
+    "007",
+    "1e5",
+    "true",
+    "a/b",
+    "..",
+    "a=b&c",
+    "conv_ABC",
+    "conv_abc",
+    "對話 %2F",
+    "x" * 300,
+    "é" * 200,
+]
+
+
+def in_lake(
+    url: Path | str,
+    job: Callable[[Lake], Awaitable[T]],
+    *,
+    now: datetime | None = NOW,
+    options: StoreOptions | None = None,
+) -> T:
+    async def run() -> T:
+        async with open_lake(str(url), now=now, options=options) as lake:
+            return await job(lake)
+
+    return asyncio.run(run())
+
+
+def a_part(conversation_id: str, *message_ids: str) -> bytes:
+    items = [{"_id": message_id, "content": {"text": message_id}} for message_id in message_ids]
+    rows = to_rows(items, message_ids, Origin(ORG, conversation_id, "run_1", NOW))
+    return to_parquet(in_order(rows).drop_columns([DIGEST]), {})
+
+
+async def add(lake: Lake, conversation_id: str, number: int, *message_ids: str) -> None:
+    await lake.add_part(ORG, conversation_id, number, a_part(conversation_id, *message_ids), len(message_ids))
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("conv_85130be2-db16", "conv_85130be2-db16"),
+        ("a/b", "a%2Fb"),
+        ("..", "%2E%2E"),
+        (".", "%2E"),
+        ("a.b", "a.b"),
+        ("a b=c", "a%20b%3Dc"),
+        ("é", "%C3%A9"),
+        ("\ud800", "%ED%A0%80"),
+        ("~", "%7E"),
+        ("A", "A"),
+        ("%41", "%2541"),
+        ("", ""),
+    ],
+)
+def test_an_id_becomes_a_name_that_every_file_system_holds(value: str, name: str) -> None:
+    assert encoded(value) == name
+
+
+ANY_ID = st.text(st.characters(exclude_categories=()), max_size=80)
+
+
+@given(ANY_ID, ANY_ID)
+def test_different_ids_have_different_names_of_bounded_length(one: str, other: str) -> None:
+    for value in (one, one * 7):
+        assert len(encoded(value)) <= LONGEST_NAME
+        assert encoded(value).isascii()
+        assert encoded(value) not in (".", "..")
+        assert "/" not in encoded(value)
+    assert (encoded(one) == encoded(other)) == (one == other)
+    assert (encoded(one * 7) == encoded(other * 7)) == (one * 7 == other * 7)
+
+
+def test_a_name_that_was_shortened_is_no_other_ids_name() -> None:
+    long = "x" * 500
+
+    assert encoded(encoded(long)) != encoded(long)
+    assert encoded(long) != encoded(long + "x")
+    assert unquote(encoded("é" * 200), errors="strict").startswith("ééé")
+
+
+def test_the_folder_of_a_conversation_has_names_that_are_no_columns() -> None:
+    assert partition_key("org/1", "conv 2") == "messages/org=org%2F1/conv=conv%202"
+
+
+# -- the marker -----------------------------------------------------------------------------------
+
+
+def test_a_lake_is_made_once_and_keeps_its_key(tmp_path: Path) -> None:
+    async def key(lake: Lake) -> bytes:
+        return lake.phone_key
+
+    first = in_lake(tmp_path, key)
+    again = in_lake(tmp_path, key, now=None)
+
+    marker = json.loads((tmp_path / "lake.json").read_text())
+    assert first == again == bytes.fromhex(marker["phone_key"])
+    assert len(first) == 32
+    assert marker["schema_version"] == SCHEMA_VERSION
+    assert marker["created_at"] == "2026-01-02T03:04:05+00:00"
+
+
+def test_makers_of_one_lake_agree_on_its_key(tmp_path: Path) -> None:
+    async def make() -> bytes:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            return lake.phone_key
+
+    async def all_at_once() -> list[bytes]:
+        return await asyncio.gather(*(make() for _ in range(8)))
+
+    keys = asyncio.run(all_at_once())
+
+    assert len(set(keys)) == 1
+    assert keys[0].hex() == json.loads((tmp_path / "lake.json").read_text())["phone_key"]
+
+
+def test_a_lake_that_is_only_to_be_read_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no lake at"):
+        in_lake(tmp_path, lambda lake: asyncio.sleep(0), now=None)
+
+    assert not (tmp_path / "lake.json").exists()
+
+
+def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    marker: dict[str, object] = {"schema_version": SCHEMA_VERSION + 1, "phone_key": "00"}
+    marker["checksum"] = sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "lake.json").write_text(json.dumps(marker))
+
+    with pytest.raises(UsageError, match="upgrade imbrace-lake"):
+        in_lake(tmp_path, lambda lake: asyncio.sleep(0))
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "7",
+        '{"schema_version": 1}',
+        '{"schema_version": "x", "phone_key": "00"}',
+        '{"schema_version": 1, "phone_key": "no hex"}',
+        '{"schema_version": 1, "phone_key": null}',
+    ],
+)
+def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: str) -> None:
+    (tmp_path / "lake.json").write_text(marker)
+
+    with pytest.raises(StoreError, match=r"lake\.json is damaged, or no lake's: restore it"):
+        in_lake(tmp_path, lambda lake: asyncio.sleep(0))
+
+    assert (tmp_path / "lake.json").read_text() == marker
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def test_parts_are_listed_and_read_in_order(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> tuple[list[Part], pa.Table]:
+        await add(lake, "c", 1, "b")
+        await add(lake, "c", 0, "a", "aa")
+        await add(lake, "other", 0, "z")
+        (tmp_path / "messages/org=org_1/conv=c/notes.txt").write_text("not a part")
+        parts = await lake.list_parts(ORG, "c")
+        partitions = await lake.list_partitions(ORG)
+        assert list(partitions.of(ORG, "c")) == parts
+        assert len(partitions.of(ORG, "missing")) == 0
+        assert len(partitions) == 2
+        read = await lake.read_parts(parts)
+        assert [one.part for one, _ in read] == parts
+        assert [one.rows for one, _ in read] == [2, 1]
+        assert [one.sha256 for one, _ in read] == [
+            sha256((tmp_path / part.key).read_bytes()).hexdigest() for part in parts
+        ]
+        return parts, pa.concat_tables([rows for _, rows in read])
+
+    parts, rows = in_lake(tmp_path, job)
+
+    assert [part.number for part in parts] == [0, 1]
+    assert [part.key for part in parts] == [f"messages/org=org_1/conv=c/part-0000{n}.parquet" for n in (0, 1)]
+    assert rows.column("message_id").to_pylist() == ["a", "aa", "b"]
+    assert rows.schema.remove_metadata() == SCHEMA
+
+
+def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
+    rows = in_lake(tmp_path, lambda lake: Held.read(lake, [])).rows
+
+    assert rows.num_rows == 0
+    assert rows.schema == SCHEMA
+
+
+def test_a_part_is_told_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
+    body = a_part("c", "a")
+
+    published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, body, 1))
+
+    assert (tmp_path / published.part.key).read_bytes() == body
+    assert published.sha256 == sha256(body).hexdigest()
+    assert (published.rows, published.part.size_bytes) == (1, len(body))
+
+
+def test_a_part_is_never_written_over(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await add(lake, "c", 0, "a")
+        with pytest.raises(ObjectExists):
+            await add(lake, "c", 0, "b")
+        ((_, rows),) = await lake.read_parts(await lake.list_parts(ORG, "c"))
+        assert rows.column("message_id").to_pylist() == ["a"]
+
+    in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize("store", ["folder", "s3"])
+def test_of_two_writers_of_a_part_exactly_one_wins(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url, options = str(tmp_path), None
+    if store == "s3":
+        server: Seaweed = request.getfixturevalue("s3")
+        url, options = f"s3://{request.getfixturevalue('bucket')}/lake", options_for(server)
+
+    async def write(number: int) -> str | None:
+        async with open_lake(url, now=NOW, options=options) as lake:
+            try:
+                await add(lake, "c", 0, f"from-{number}")
+            except ObjectExists:
+                return None
+            return f"from-{number}"
+
+    async def race() -> tuple[list[str | None], list[str]]:
+        ends = await asyncio.gather(*(write(number) for number in range(6)))
+        async with open_lake(url, now=None, options=options) as lake:
+            ((_, rows),) = await lake.read_parts(await lake.list_parts(ORG, "c"))
+        return ends, rows.column("message_id").to_pylist()
+
+    ends, ids = asyncio.run(race())
+
+    assert [end for end in ends if end] == ids
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty", "foreign", "text"])
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    async def job(lake: Lake) -> None:
+        await add(lake, "c", 0, *(f"m{n}" for n in range(50)))
+        (part,) = await lake.list_parts(ORG, "c")
+        path = tmp_path / part.key
+        body = bytearray(path.read_bytes())
+        path.unlink()
+        if damage == "flipped":
+            body[200] ^= 1
+        if damage == "foreign":
+            pq.write_table(pa.table({"message_id": ["a"]}), path)
+        elif damage != "gone":
+            bodies = {"cut": bytes(body[:300]), "flipped": bytes(body), "empty": b"", "text": b"hello"}
+            path.write_bytes(bodies[damage])
+        with pytest.raises(StoreError, match=r"conv=c/part-00000\.parquet (is gone|cannot be read)"):
+            await lake.read_parts([part])
+
+    in_lake(tmp_path, job)
+
+
+# -- engines --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def awkward_lake(tmp_path: Path) -> Path:
+    """Conversations whose ids engines like to misread, two parts each."""
+
+    async def fill(lake: Lake) -> None:
+        for conversation_id in AWKWARD_IDS:
+            await add(lake, conversation_id, 0, "1", "2")
+            await add(lake, conversation_id, 1, "3")
+
+    in_lake(tmp_path, fill)
+    return tmp_path / "messages"
+
+
+EXPECTED = sorted((conversation_id, number) for conversation_id in AWKWARD_IDS for number in "123")
+
+
+def test_duckdb_reads_all_messages_with_their_ids(awkward_lake: Path) -> None:
+    with duckdb.connect() as connection:
+        everything = str(awkward_lake / "**/*.parquet")
+        for rows in (
+            connection.read_parquet(everything),
+            connection.read_parquet(everything, hive_partitioning=True),
+        ):
+            assert sorted(rows.project("conversation_id, message_id").fetchall()) == EXPECTED
+
+
+def test_pandas_reads_the_folder(awkward_lake: Path) -> None:
+    frame = pd.read_parquet(awkward_lake)
+
+    assert sorted(zip(frame["conversation_id"], frame["message_id"], strict=True)) == EXPECTED
+
+
+def test_pyarrow_reads_the_folder(awkward_lake: Path) -> None:
+    def ids(rows: pa.Table) -> list[tuple[Any, Any]]:
+        return sorted(
+            zip(
+                rows.column("conversation_id").to_pylist(), rows.column("message_id").to_pylist(), strict=True
+            )
+        )
+
+    assert ids(ds.dataset(awkward_lake, format="parquet", partitioning="hive").to_table()) == EXPECTED
+    assert ids(ds.dataset(awkward_lake, format="parquet").to_table()) == EXPECTED
+    assert ids(pq.read_table(awkward_lake)) == EXPECTED
+
+
+def test_polars_reads_the_folder(awkward_lake: Path) -> None:
+    frame = pl.scan_parquet(awkward_lake / "**/*.parquet").select("conversation_id", "message_id").collect()
+
+    assert sorted(frame.iter_rows()) == EXPECTED

@@ -1,0 +1,329 @@
+"""The ledgers: what a run wrote down is read back, whether it ended, was killed or is under way."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.known import KnownConversations, read_dead_letters
+from imbrace_lake.lake import Lake
+from imbrace_lake.ledger import (
+    CONVERSATIONS,
+    LEDGERS,
+    PHONES,
+    RUNS,
+    ConversationEntry,
+    Journal,
+    PartEntry,
+    RunTotals,
+    conversation_rows,
+    read_ledger,
+    run_row,
+)
+from imbrace_lake.state import read_known
+from imbrace_lake.store import Store, Stored
+from tests.core.test_lake import NOW, ORG, in_lake
+
+PART = PartEntry("messages/org=org_1/conv=c/part-00000.parquet", 123, 4, "ab" * 32)
+
+
+def entry(conversation_id: str, minute: int = 0, run_id: str = "run_1", **fields: Any) -> ConversationEntry:
+    values: dict[str, Any] = {"status": "complete", "server_count": 4, "parts": (PART,), **fields}
+    return ConversationEntry(
+        run_id=run_id,
+        organization_id=ORG,
+        conversation_id=conversation_id,
+        finished_at=NOW + timedelta(minutes=minute),
+        **values,
+    )
+
+
+def a_phone(position: int, status: str, run_id: str = "run_1", phone: str | None = None) -> dict[str, Any]:
+    return {"run_id": run_id, "organization_id": ORG, "position": position, "status": status, "phone": phone}
+
+
+def phones(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=PHONES)
+
+
+async def note(lake: Lake, name: str, *entries: ConversationEntry, run_id: str = "run_1") -> Journal:
+    journal = Journal(lake, run_id, NOW)
+    await journal.note("conversations", name, conversation_rows(entries))
+    return journal
+
+
+async def close(journal: Journal) -> None:
+    row = {"run_id": journal.run_id, "organization_id": ORG, "status": "complete"}
+    await journal.close(row, RunTotals())
+
+
+# -- one run --------------------------------------------------------------------------------------
+
+
+def test_a_closed_journal_becomes_one_object_named_by_its_hash(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> list[str]:
+        await note(lake, "chunk-1", entry("a"), entry("b"))
+        journal = await note(lake, "chunk-2", entry("c"))
+        await journal.note("phones", "1", phones(a_phone(0, "none")))
+        await close(journal)
+        (run,) = (await read_ledger(lake, "runs")).to_pylist()
+        return run["objects"]  # type: ignore[no-any-return]
+
+    keys = in_lake(tmp_path, job)
+
+    assert [key.split("/")[0] for key in keys] == ["phones", "conversations"]
+    key = keys[1]
+    assert [path.name for path in (tmp_path / "conversations").iterdir()] == [Path(key).name]
+    body = (tmp_path / key).read_bytes()
+    assert key == f"conversations/20260102T030405Z-run_1-{sha256(body).hexdigest()[:16]}.parquet"
+    rows = pq.read_table(tmp_path / key)
+    assert rows.column("conversation_id").to_pylist() == ["a", "b", "c"]
+    assert rows.schema.remove_metadata() == CONVERSATIONS
+    assert (pq.read_metadata(tmp_path / key).metadata or {})[b"schema_version"] == b"1"
+    assert [path for path in (tmp_path / "journal").rglob("*") if path.is_file()] == []
+
+
+def test_the_same_name_again_replaces_what_was_noted(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> list[str]:
+        journal = await note(lake, "chunk-1", entry("a", status="failed"))
+        await journal.note("conversations", "chunk-1", conversation_rows([entry("a"), entry("b")]))
+        return (await read_ledger(lake, "conversations")).column("status").to_pylist()  # type: ignore[no-any-return]
+
+    assert in_lake(tmp_path, job) == ["complete", "complete"]
+
+
+def test_a_run_that_noted_nothing_adds_only_itself(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> tuple[pa.Table, pa.Table]:
+        await close(Journal(lake, "run_1", NOW))
+        return await read_ledger(lake, "runs"), await read_ledger(lake, "phones")
+
+    runs, rows = in_lake(tmp_path, job)
+
+    assert [(row["run_id"], row["objects"]) for row in runs.to_pylist()] == [("run_1", [])]
+    assert rows.schema == PHONES
+    assert rows.num_rows == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name in LEDGERS] == ["runs"]
+
+
+def test_a_ledger_object_that_is_there_already_is_no_error(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> list[str]:
+        journal = Journal(lake, "run_1", NOW)
+        rows = phones(a_phone(0, "none"))
+        return [await journal.add("phones", rows), await journal.add("phones", rows)]
+
+    first, second = in_lake(tmp_path, job)
+
+    assert first == second
+    assert len(list((tmp_path / "phones").iterdir())) == 1
+
+
+def test_a_run_is_one_row_with_its_parameters_versions_and_totals_as_json(tmp_path: Path) -> None:
+    values = {
+        "run_id": "run_1",
+        "organization_id": ORG,
+        "status": "partial",
+        "parameters": {"region": "TW"},
+        "versions": {"schema": "1"},
+        "started_at": NOW,
+        "objects": ["phones/x.parquet"],
+    }
+
+    async def job(lake: Lake) -> pa.Table:
+        await Journal(lake, "run_1", NOW).add("runs", run_row(values, RunTotals(messages_new=7)))
+        return await read_ledger(lake, "runs")
+
+    rows = in_lake(tmp_path, job)
+
+    assert rows.schema.remove_metadata() == RUNS
+    row = rows.to_pylist()[0]
+    assert json.loads(row["parameters"]) == {"region": "TW"}
+    assert json.loads(row["totals"])["messages_new"] == 7
+    assert row["objects"] == ["phones/x.parquet"]
+
+
+# -- what is known --------------------------------------------------------------------------------
+
+
+def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> ConversationEntry | None:
+        await note(lake, "chunk-1", entry("a", server_count=9), run_id="killed")
+        return (await read_known(lake, ORG)).of("a")
+
+    known = in_lake(tmp_path, job)
+
+    assert known == entry("a", server_count=9)
+
+
+def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> KnownConversations:
+        await close(await note(lake, "1", entry("a", 1, server_count=1), entry("b", 1), run_id="r1"))
+        await close(await note(lake, "1", entry("a", 3, server_count=3, status="unchanged"), run_id="r3"))
+        await close(await note(lake, "1", entry("a", 2, server_count=2), run_id="r2"))
+        await note(
+            lake, "1", entry("a", 4, status="failed", run_id="r4"), entry("b", 4, status="gone"), run_id="r4"
+        )
+        return await read_known(lake, ORG)
+
+    known = in_lake(tmp_path, job)
+
+    a, b = known.of("a"), known.of("b")
+    assert a is not None
+    assert (a.server_count, a.status, a.parts) == (3, "unchanged", (PART,))
+    assert b is not None
+    assert b.status == "gone"
+    assert known.of("c") is None
+    assert sorted(known.ids()) == ["a", "b"]
+
+
+def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Path) -> None:
+    whole = entry(
+        "a",
+        reason=None, distinct_messages=4, new_messages=4, first_message_at=NOW, last_message_at=NOW,
+        proven_from=NOW, proven_until=NOW, proof_method="overlap", is_still=True, content_hash="00",
+        newest_message_id="m", head_messages=4, head_hash="11", full_walk_at=NOW, requests=2,
+    )  # fmt: skip
+
+    async def job(lake: Lake) -> ConversationEntry | None:
+        await note(lake, "1", whole)
+        return (await read_known(lake, ORG)).of("a")
+
+    assert in_lake(tmp_path, job) == whole
+
+
+def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> list[str]:
+        await note(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
+        return (await read_known(lake, "org_2")).ids()
+
+    assert in_lake(tmp_path, job) == ["b"]
+
+
+def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> KnownConversations:
+        return await read_known(lake, ORG)
+
+    assert in_lake(tmp_path, job).ids() == KnownConversations.none().ids() == []
+
+
+class ClosingStore:
+    """A store in which a run closes its journal at the worst moment: while another one reads."""
+
+    def __init__(self, store: Store, journal: Journal, at: str) -> None:
+        self._store = store
+        self._journal: Journal | None = journal
+        self._at = at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def _close(self, moment: str) -> None:
+        if self._journal is not None and moment == self._at:
+            journal, self._journal = self._journal, None
+            await close(journal)
+
+    async def list(self, prefix: str) -> list[Stored]:
+        await self._close(f"before list {prefix}")
+        found = await self._store.list(prefix)
+        await self._close(f"after list {prefix}")
+        return found
+
+    async def get(self, key: str) -> bytes:
+        await self._close(f"before get {key.split('/')[0]}")
+        return await self._store.get(key)
+
+
+@pytest.mark.parametrize(
+    "at",
+    ["before list journal/", "after list journal/", "before get journal", "before list conversations/",
+     "after list conversations/", "before get conversations"],
+)  # fmt: skip
+def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, at: str) -> None:
+    async def job(lake: Lake) -> set[str]:
+        await close(await note(lake, "1", entry("earlier"), run_id="r0"))
+        journal = await note(lake, "1", entry("closing"))
+        lake.store = ClosingStore(lake.store, journal, at)
+        return set((await read_known(lake, ORG)).ids())
+
+    assert in_lake(tmp_path, job) == {"earlier", "closing"}
+
+
+def test_a_ledger_object_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        key = await Journal(lake, "run_1", NOW).add("phones", phones(a_phone(0, "none")))
+        (tmp_path / key).unlink()
+        (tmp_path / key).write_bytes(b"PAR1 not really")
+        with pytest.raises(StoreError, match=re.escape(key)):
+            await read_ledger(lake, "phones")
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_named_like_a_ledger_confuses_nobody(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> tuple[int, int]:
+        await note(lake, "1", entry("a"), run_id="phones")
+        return (await read_ledger(lake, "phones")).num_rows, (
+            await read_ledger(lake, "conversations")
+        ).num_rows
+
+    assert in_lake(tmp_path, job) == (0, 1)
+
+
+# -- what was left undone -------------------------------------------------------------------------
+
+
+def test_dead_letters_are_the_failed_conversations_and_unresolved_numbers_of_one_run(tmp_path: Path) -> None:
+    def dead(conversation_id: str, run_id: str) -> ConversationEntry:
+        return entry(conversation_id, run_id=run_id, status="failed", is_dead_letter=True)
+
+    async def job(lake: Lake) -> tuple[list[str], list[str]]:
+        await note(lake, "1", dead("other", "r2"), run_id="r2")
+        journal = await note(lake, "1", entry("ok", run_id="r1"), dead("bad", "r1"), run_id="r1")
+        rows = [
+            a_phone(0, "error", "r1", "+886911425977"),
+            a_phone(1, "error", "r1"),
+            a_phone(2, "none", "r1", "+1"),
+        ]
+        await journal.note("phones", "1", phones(*rows))
+        await close(journal)
+        return await read_dead_letters(lake, "r1")
+
+    assert in_lake(tmp_path, job) == (["bad"], ["+886911425977"])
+
+
+def test_a_run_that_the_lake_does_not_know_has_no_dead_letters_to_take_up(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="knows no run nobody"):
+        in_lake(tmp_path, lambda lake: read_dead_letters(lake, "nobody"))
+
+
+def test_the_current_view_is_one_sql_statement_away(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        for minute, run_id in enumerate(["r1", "r2", "r3"]):
+            entries = [
+                entry("a", minute, run_id=run_id, new_messages=minute),
+                entry(f"only-{run_id}", minute),
+            ]
+            await close(await note(lake, "1", *entries, run_id=run_id))
+
+    in_lake(tmp_path, job)
+
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            """
+            SELECT conversation_id, new_messages FROM read_parquet(?)
+            QUALIFY row_number() OVER (PARTITION BY conversation_id ORDER BY finished_at DESC) = 1
+            ORDER BY conversation_id
+            """,
+            [str(tmp_path / "conversations/*.parquet")],
+        ).fetchall()
+    assert rows == [("a", 2), ("only-r1", 0), ("only-r2", 0), ("only-r3", 0)]

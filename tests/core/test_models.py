@@ -1,0 +1,249 @@
+"""What the gateway sends, parsed: pages that contradict themselves, links of every make."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbrace_lake.models import ConversationLink, Malformed, decode_json, parse_links, parse_page
+from imbrace_lake.phones import PhoneNumber
+
+ONE, TWO = PhoneNumber("+886911425977"), PhoneNumber("+12345678")
+
+
+def a_page(items: int, **fields: Any) -> bytes:
+    return json.dumps({"items": [{"_id": f"m{n}"} for n in range(items)], **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "whole", "is_exact"),
+    [
+        ({"count": 304, "total": 10}, 304, True),
+        ({"count": 10, "total": 304}, 304, True),
+        ({"count": 304, "total": 304}, 304, False),
+        ({"count": 10, "total": 10}, 10, True),
+        ({"count": 304, "total": 11}, 304, False),
+        ({"count": 304}, None, False),
+        ({"total": 10}, None, False),
+        ({}, None, False),
+        ({"count": "304", "total": 10}, None, False),
+        ({"count": True, "total": 10}, None, False),
+        ({"count": -1, "total": 10}, None, False),
+        ({"count": None, "total": 10}, None, False),
+    ],
+)
+def test_the_larger_count_is_the_whole_whichever_way_round_they_come(
+    fields: dict[str, Any], whole: int | None, is_exact: bool
+) -> None:
+    page = parse_page(a_page(10, **fields), skip=20)
+
+    assert (page.whole, page.is_exact) == (whole, is_exact)
+    assert (page.skip, page.end, len(page.items)) == (20, 30, 10)
+    assert page.size_bytes == len(a_page(10, **fields))
+
+
+@pytest.mark.parametrize(
+    ("value", "has_more"), [(True, True), (False, False), (None, None), ("yes", None), (1, None)]
+)
+def test_has_more_is_believed_only_as_a_bool(value: Any, has_more: bool | None) -> None:
+    assert parse_page(a_page(1, has_more=value), 0).has_more is has_more
+    assert parse_page(a_page(1), 0).has_more is None
+
+
+@pytest.mark.parametrize(
+    ("item", "message_id"),
+    [
+        ({"_id": "a", "public_id": "b"}, "a"),
+        ({"public_id": "b"}, "b"),
+        ({"_id": None, "public_id": "b"}, "b"),
+        ({"_id": 7}, "7"),
+        ({"_id": {"$oid": "x"}}, '{"$oid":"x"}'),
+    ],
+)
+def test_the_id_of_a_message_has_a_second_source(item: dict[str, Any], message_id: str) -> None:
+    assert parse_page(json.dumps({"items": [item]}).encode(), 0).ids == [message_id]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"items":null}',
+        b'{"items":{}}',
+        b'{"items":[1]}',
+        b'{"items":[{}]}',
+        b'{"items":[{"_id":null}]}',
+        b'{"items":[NaN]}',
+        b'{"items":[-Infinity]}',
+        b"\xff\xfe",
+        b"[" * 5_000,
+    ],
+)
+def test_a_body_that_is_no_page_is_malformed_and_is_not_quoted(body: bytes) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_page(body, 0)
+
+    assert "items" not in str(caught.value).replace("list of items", "")
+
+
+@given(st.integers(-(10**40), 10**40), st.text(st.characters(exclude_categories=())))
+def test_no_digit_and_no_surrogate_is_lost(number: int, text: str) -> None:
+    text = json.loads(json.dumps(text))
+    for ascii_only in (True, False):
+        body = json.dumps({"n": number, "t": text, "x": 0.5}, ensure_ascii=ascii_only)
+        try:
+            encoded = body.encode()
+        except UnicodeEncodeError:
+            continue  # raw lone surrogates are not UTF-8, so no body holds them
+        assert decode_json(encoded) == {"n": number, "t": text, "x": 0.5}
+
+
+@pytest.mark.parametrize(
+    "number", [2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**19, -(2**63), -(2**63) - 1, 10**30]
+)
+def test_integers_around_64_bits_stay_integers(number: int) -> None:
+    decoded = decode_json(json.dumps([number]).encode())
+
+    assert decoded == [number]
+    assert type(decoded[0]) is int
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+
+def an_array(*entries: tuple[str, list[str]]) -> bytes:
+    return json.dumps(
+        [
+            {"phone_number": number, "conversation_links": [{"link": link} for link in links]}
+            for number, links in entries
+        ]
+    ).encode()
+
+
+def test_the_examples_of_the_vendors_page_are_read() -> None:
+    links = parse_links(
+        an_array(
+            ("886911425977", ["https://webapp.dev.imbrace.co/chatroom-routing?conv_id=conv_8"]),
+            ("12345678", []),
+        ),
+        [ONE, TWO],
+    )
+    envelope = parse_links(
+        json.dumps(
+            {
+                "data": [
+                    {"phone_number": "886911425977", "conversation_id": "conv_8", "contact_id": "con_1"}
+                ],
+                "count": 1,
+                "found": 1,
+                "not_found": ["12345678"],
+            }
+        ).encode(),
+        [ONE, TWO],
+    )
+
+    assert links == envelope
+    assert links.links == (ConversationLink(ONE, "conv_8"),)
+    assert links.unanswered == ()
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://webapp.imbrace.co/chatroom-routing?conv_id=conv_8",
+        "http://x:8443/?a=b&conv_id=conv_8&c",
+        "https://x/r/?conv_id=conv%5F8#conv_id=conv_2",
+        "https://x/?prev_conv_id=conv_1&conv_id=conv_8&conv_id_hint=conv_2",
+        "https://x/?back=" + quote("https://x/?conv_id=conv_1", safe="") + "&conv_id=conv_8",
+        "https://x/#/chat?conv_id=conv_8",
+        "/chatroom-routing?conv_id=conv_8",
+        "?conv_id=conv_8&conv_id=conv_9",
+    ],
+)
+def test_the_conversation_is_the_conv_id_of_the_link_whatever_else_it_has(link: str) -> None:
+    assert parse_links(an_array(("886911425977", [link])), [ONE]).links == (ConversationLink(ONE, "conv_8"),)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "",
+        "https://x/",
+        "https://x/?conv_id=",
+        "https://x/conv_id=conv_8",
+        None,
+        7,
+        "http://[bad?conv_id=conv_8",
+    ],
+)
+def test_a_link_without_a_conversation_spoils_its_number_and_no_other(link: Any) -> None:
+    good = [{"link": "https://x/?conv_id=c"}]
+    entries = [
+        {"phone_number": "886911425977", "conversation_links": [*good, {"link": link}]},
+        {"phone_number": TWO[1:], "conversation_links": good},
+    ]
+
+    answer = parse_links(json.dumps(entries).encode(), [ONE, TWO])
+
+    assert answer.spoiled == (ONE,)
+    assert answer.links == (ConversationLink(TWO, "c"),)
+    assert answer.unanswered == ()
+
+
+@pytest.mark.parametrize("number", ["886911425977", "+886 911 425 977", 886911425977, "886-911-425-977"])
+def test_a_number_is_recognized_however_the_answer_writes_it(number: Any) -> None:
+    body = json.dumps({"data": [{"phone_number": number, "conversation_id": "c"}]}).encode()
+
+    assert parse_links(body, [ONE]).links == (ConversationLink(ONE, "c"),)
+
+
+@pytest.mark.parametrize("shape", ["array", "envelope"])
+def test_a_conversation_id_that_no_address_can_hold_spoils_its_number(shape: str) -> None:
+    entries: dict[str, dict[str, Any]] = {
+        "array": {"conversation_links": [{"link": "https://x/?conv_id=\ud800"}]},
+        "envelope": {"conversation_id": "\ud800"},
+    }
+    entry = entries[shape] | {"phone_number": "886911425977"}
+    body = json.dumps([entry] if shape == "array" else {"data": [entry]}).encode()
+
+    assert parse_links(body, [ONE]).spoiled == (ONE,)
+
+
+def test_repeated_links_and_numbers_that_nobody_asked_for_are_left_out() -> None:
+    link = "https://x/?conv_id=c"
+
+    links = parse_links(an_array(("886911425977", [link, link]), ("999", [link])), [ONE, TWO])
+
+    assert links.links == (ConversationLink(ONE, "c"),)
+    assert links.unanswered == (TWO,)
+
+
+def test_numbers_that_an_envelope_does_not_mention_are_unanswered() -> None:
+    body = json.dumps({"data": [{"phone_number": "886911425977", "conversation_id": "c"}]}).encode()
+
+    assert parse_links(body, [ONE, TWO]).unanswered == (TWO,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "7",
+        "{}",
+        "[7]",
+        '[{"phone_number": "1"}]',
+        '[{"conversation_links": {}}]',
+        '{"data": {}}',
+        '{"data": [7]}',
+    ],
+)
+def test_an_answer_of_neither_shape_is_malformed(body: str) -> None:
+    with pytest.raises(Malformed):
+        parse_links(body.encode(), [ONE])

@@ -1,0 +1,140 @@
+"""What an export would cost, found out without writing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_lake.errors import TokenRejected
+from imbrace_lake.export import export_chunk
+from imbrace_lake.phone_lists import read_phone_list
+from imbrace_lake.plan import Plan, make_plan
+from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.settings import Settings
+from sandbox import Sandbox, SandboxOptions
+
+
+def settings_of(box: Sandbox, lake: Path, **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "token": box.options.token,
+        "organization": box.options.organization_id,
+        "gateway": box.url,
+        "lake": str(lake),
+        "tries": 1,
+    }
+    return Settings(**{**values, **changes})
+
+
+def plan(settings: Settings, numbers: list[str]) -> Plan:
+    return asyncio.run(make_plan(settings, read_phone_list(numbers)))
+
+
+def test_the_estimate_is_exact_where_every_conversation_was_asked(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=10, sizes=(450, 0), page_cap=50)) as box:
+        numbers = [*box.phones, box.phones[0], "12"]
+
+        found = plan(settings_of(box, tmp_path / "lake"), numbers)
+
+        ids = {one for each in box.links.values() for one in each}
+        lengths = [box.conversations[one] for one in ids]
+    assert (found.new, found.known, found.conversations) == (len(ids), 0, len(ids))
+    assert found.sampled == len(ids)
+    assert found.messages == sum(lengths)
+    assert found.page_size == 50
+    assert found.requests == 1 + sum(max(1, -(-length // 50)) for length in lengths)
+    assert found.numbers["duplicate"] == found.numbers["invalid"] == 1
+    assert found.planning_requests == 1 + len(ids) + 1
+    assert not found.lake_exists
+    assert not (tmp_path / "lake").exists()
+
+
+def test_of_many_conversations_a_part_is_asked(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=130, messages_mean=40, messages_spread=0)) as box:
+        found = plan(settings_of(box, tmp_path), box.phones)
+
+    assert 40 <= found.sampled <= 50
+    assert found.messages == 40 * found.new
+    assert found.page_size == 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_lake_knows_costs_one_request(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=6)) as box:
+        settings = settings_of(box, tmp_path)
+        ids = list(dict.fromkeys(one for each in box.links.values() for one in each))
+
+        async def export_some() -> None:
+            async with open_run(settings, "earlier") as run:
+                await run.learn("some")
+                await export_chunk(run, "some", ids[:4])
+                await close_run(run, {}, Counter())
+
+        asyncio.run(export_some())
+        before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+        found = plan(settings, box.phones)
+
+    assert (found.known, found.new, found.lake_exists) == (4, len(ids) - 4, True)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+
+def test_the_pace_is_the_limit_that_is_set(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=2)) as box:
+        found = plan(settings_of(box, tmp_path, requests_per_second=5.0), box.phones)
+
+    assert found.per_second == 5.0
+    assert found.seconds == pytest.approx(found.requests / 5.0, abs=0.1)
+
+
+def test_the_pace_follows_from_how_fast_the_gateway_answers(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=2, latency_seconds=0.1)) as box:
+        found = plan(settings_of(box, tmp_path, max_in_flight=2), box.phones)
+
+    assert 5 < found.per_second <= 20
+    assert "2 at a time" in found.pace
+
+
+def test_a_fast_gateway_is_not_read_faster_than_one_process_can(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=2)) as box:
+        found = plan(settings_of(box, tmp_path, max_in_flight=1_000), box.phones)
+
+    assert found.per_second == 450.0
+
+
+def test_conversations_that_cannot_be_read_and_numbers_that_cannot_be_resolved_are_borne(
+    tmp_path: Path,
+) -> None:
+    with Sandbox(SandboxOptions(conversations=2)) as box:
+        for conversation_id in box.conversations:
+            box.break_conversation(conversation_id, "404")
+        unreadable = plan(settings_of(box, tmp_path), box.phones)
+        box.break_conversation("links", "500")
+        unresolved = plan(settings_of(box, tmp_path), box.phones)
+
+    assert (unreadable.new, unreadable.messages) == (2, 0)
+    assert unresolved.numbers["error"] == len(box.phones)
+    assert unresolved.conversations == 0
+
+
+@pytest.mark.parametrize("place", ["links", "messages"])
+def test_a_token_that_is_refused_ends_the_plan(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.gateway.TOKEN_TRIES", 1)
+    with Sandbox(SandboxOptions(conversations=1)) as box:
+        for name in ["links"] if place == "links" else box.conversations:
+            box.break_conversation(name, "401")
+
+        with pytest.raises(TokenRejected):
+            plan(settings_of(box, tmp_path), box.phones)
+
+
+def test_a_plan_is_plain_json(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=1)) as box:
+        values = plan(settings_of(box, tmp_path), box.phones).as_json()
+
+    assert values["conversations"] == 1

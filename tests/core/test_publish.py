@@ -1,0 +1,209 @@
+"""Writers of one conversation: whoever comes second looks again and does what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.errors import StoreUnavailable
+from imbrace_lake.lake import Lake, open_lake
+from imbrace_lake.ledger import Journal, read_ledger
+from imbrace_lake.publish import Held, Publication, Published
+from imbrace_lake.reconcile import live_ids
+from tests.core.test_reconcile import message, read
+
+NOW = datetime(2026, 2, 1, tzinfo=UTC)
+ORG, CONVERSATION = "org_1", "c1"
+
+
+class Writer:
+    """One run that publishes into one conversation."""
+
+    def __init__(self, lake: Lake, run_id: str) -> None:
+        self.lake = lake
+        self.journal = Journal(lake, run_id, NOW)
+
+    async def look(self) -> Held:
+        return await Held.read(self.lake, await self.lake.list_parts(ORG, CONVERSATION))
+
+    async def publish(
+        self, *items: dict[str, Any], held: Held | None = None, judged: pa.Array | None = None
+    ) -> Published:
+        held = await self.look() if held is None else held
+        publication = Publication(self.lake, self.journal, ORG, CONVERSATION, NOW)
+        return await publication.publish(read(*items, run_id=self.journal.run_id), held, judged)
+
+
+async def texts(lake: Lake) -> list[tuple[str, str, bool]]:
+    """What a reader sees: id, text and deletion of every row, over all parts."""
+    held = await Held.read(lake, await lake.list_parts(ORG, CONVERSATION))
+    return sorted((row["message_id"], row["text"], row["is_deleted"]) for row in held.rows.to_pylist())
+
+
+def with_two_writers(folder: Path, job: Callable[[Writer, Writer], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        async with open_lake(str(folder), now=NOW) as one, open_lake(str(folder), now=NOW) as other:
+            await job(Writer(one, "run-a"), Writer(other, "run-b"))
+
+    asyncio.run(inside())
+
+
+def test_of_two_writers_of_one_part_number_the_second_adds_only_what_is_missing(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        before = await second.look()
+        await first.publish(message(1), message(2))
+        done = await second.publish(message(1), message(2), message(3), held=before)
+
+        assert await texts(first.lake) == [
+            ("m1", "hello", False),
+            ("m2", "hello", False),
+            ("m3", "hello", False),
+        ]
+        assert [held.part.number for held in done.parts] == [0, 1]
+        assert not done.is_alone
+        assert done.new is not None
+        assert done.new.num_rows == 1
+
+    with_two_writers(tmp_path, job)
+
+
+def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        for start in range(0, 40, 4):
+            before = await first.look()
+            ours = [message(number) for number in range(start + 3)]
+            theirs = [message(number, "edited", version=1) for number in range(start + 4)]
+            await asyncio.gather(first.publish(*ours, held=before), second.publish(*theirs, held=before))
+
+        assert await texts(first.lake) == sorted((f"m{number}", "edited", False) for number in range(40))
+
+    with_two_writers(tmp_path, job)
+
+
+def test_of_two_replacements_of_one_part_the_second_is_made_on_top_of_the_first(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1), message(2), message(3))
+        before = await second.look()
+        await first.publish(message(1, "by a", version=1), message(2), message(3))
+        done = await second.publish(
+            message(1), message(2, "by b", version=1), held=before, judged=live_ids(before.rows)
+        )
+
+        assert await texts(first.lake) == [
+            ("m1", "by a", False),
+            ("m2", "by b", False),
+            ("m3", "hello", True),
+        ]
+        assert not done.is_alone
+        assert done.parts[0].sha256 == (await second.look()).parts[0].sha256
+
+    with_two_writers(tmp_path, job)
+
+
+def test_a_listing_that_is_out_of_date_overwrites_nothing(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1), message(2))
+        listed = await second.lake.list_parts(ORG, CONVERSATION)
+        await first.publish(message(1, "by a", version=1), message(2))
+        stale = await Held.read(second.lake, listed)
+        await first.publish(message(1, "again by a", version=2), message(2))
+        await second.publish(message(1, "by b", version=1), message(2, "by b", version=1), held=stale)
+
+        assert await texts(first.lake) == [("m1", "again by a", False), ("m2", "by b", False)]
+
+    with_two_writers(tmp_path, job)
+
+
+def test_what_was_read_of_a_part_is_what_is_said_of_it_whatever_the_listing_said(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1))
+        listed = await second.lake.list_parts(ORG, CONVERSATION)
+        await first.publish(message(1, "longer than it was, and of another size", version=1))
+
+        held = await Held.read(second.lake, listed)
+
+        now = (await first.look()).parts[0]
+        assert (held.parts[0].sha256, held.parts[0].part.size_bytes) == (now.sha256, now.part.size_bytes)
+
+    with_two_writers(tmp_path, job)
+
+
+def test_every_replaced_version_is_in_the_revisions_of_the_run_that_replaced_it(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1, "one"), message(2, "one"))
+        await first.publish(message(1, "two", version=1), message(2, "one"))
+        # The same run replaces the same part again, as a task that is tried again does.
+        await first.publish(message(1, "three", version=2), message(2, "two", version=1))
+        await second.publish(message(1, "four", version=3), message(2, "two", version=1))
+
+        rows = (await read_ledger(first.lake, "revisions")).to_pylist()
+        found = sorted((row["message_id"], row["text"], row["replaced_by_run_id"]) for row in rows)
+        assert found == [
+            ("m1", "one", "run-a"),
+            ("m1", "three", "run-b"),
+            ("m1", "two", "run-a"),
+            ("m2", "one", "run-a"),
+        ]
+        assert {row["replaced_at"] for row in rows} == {NOW}
+
+    with_two_writers(tmp_path, job)
+
+
+def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1), message(2))
+        before = await first.lake.store.list("messages/")
+
+        done = await second.publish(message(1), message(2), judged=pa.array(["m1", "m2"]))
+
+        assert await first.lake.store.list("messages/") == before
+        assert (done.size_bytes, done.is_alone, done.new) == (0, True, None)
+
+    with_two_writers(tmp_path, job)
+
+
+def test_a_crash_after_the_revision_is_made_up_for_by_the_next_run(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1, "one"))
+        real = first.lake.replace_part
+
+        async def crash(*args: object) -> Any:
+            raise KeyboardInterrupt
+
+        first.lake.replace_part = crash  # type: ignore[assignment, method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            await first.publish(message(1, "two", version=1))
+        first.lake.replace_part = real  # type: ignore[method-assign]
+
+        assert await texts(second.lake) == [("m1", "one", False)]
+        await second.publish(message(1, "two", version=1))
+
+        assert await texts(second.lake) == [("m1", "two", False)]
+        rows = (await read_ledger(first.lake, "revisions")).to_pylist()
+        assert {(row["message_id"], row["text"]) for row in rows} == {("m1", "one")}
+
+    with_two_writers(tmp_path, job)
+
+
+def test_a_conversation_that_others_never_stop_writing_to_is_left_for_later(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        real = first.lake.add_part
+        numbers = iter(range(1_000))
+
+        async def too_late(*args: Any) -> Any:
+            await second.publish(message(next(numbers), "theirs"))
+            return await real(*args)
+
+        first.lake.add_part = too_late  # type: ignore[assignment, method-assign]
+        with pytest.raises(StoreUnavailable, match="other runs kept writing"):
+            await first.publish(message(59, "ours"))
+
+        assert "ours" not in [text for _, text, _ in await texts(second.lake)]
+
+    with_two_writers(tmp_path, job)

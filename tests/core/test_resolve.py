@@ -1,0 +1,218 @@
+"""Resolving: every input number ends with exactly one status, whatever the links endpoint does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from imbrace_lake.errors import GatewayUnavailable, OrganizationMismatch
+from imbrace_lake.gateway import GatewayClient
+from imbrace_lake.lake import open_lake
+from imbrace_lake.ledger import Journal, read_ledger
+from imbrace_lake.pacing import Gate
+from imbrace_lake.phone_lists import read_phone_list
+from imbrace_lake.phones import PhoneNumber, phone_hash
+from imbrace_lake.resolve import Recording, Resolved, ResolveResult, resolve, resolve_numbers
+from sandbox import Sandbox, SandboxOptions
+from tests.core.conftest import StartBox, client_of
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+KEY = b"k" * 32
+NOWHERE = Sandbox(SandboxOptions(conversations=0))
+ONE, TWO, BAD = PhoneNumber("+886911425977"), PhoneNumber("+85262602239"), PhoneNumber("+12025550123")
+
+
+def resolved(
+    gateway: GatewayClient, folder: Path, numbers: list[str], *, is_masked: bool = False
+) -> tuple[ResolveResult, list[dict[str, Any]]]:
+    async def run() -> tuple[ResolveResult, list[dict[str, Any]]]:
+        async with open_lake(str(folder), now=NOW) as lake, gateway:
+            recording = Recording("run_1", "org_sandbox", KEY, is_masked, NOW)
+            given = read_phone_list(numbers).table
+            result = await resolve_numbers(gateway, Journal(lake, "run_1", NOW), recording, "slice-1", given)
+            return result, (await read_ledger(lake, "phones")).to_pylist()
+
+    return asyncio.run(run())
+
+
+def resolve_some(gateway: GatewayClient, *phones: PhoneNumber) -> dict[PhoneNumber, Resolved]:
+    async def run() -> dict[PhoneNumber, Resolved]:
+        async with gateway:
+            return await resolve(gateway, phones)
+
+    return asyncio.run(run())
+
+
+def playing(answer: Callable[[list[str]], httpx.Response]) -> GatewayClient:
+    def play(request: httpx.Request) -> httpx.Response:
+        return answer(request.url.params.get_list("phone_numbers"))
+
+    return client_of(NOWHERE, transport=httpx.MockTransport(play), url="http://played/3rd", tries=2)
+
+
+def link(conversation_id: str) -> dict[str, str]:
+    return {"link": f"https://x/?conv_id={conversation_id}"}
+
+
+# -- the ledger -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["array", "envelope", "alternating"])
+def test_every_input_number_ends_with_exactly_one_status(start: StartBox, tmp_path: Path, shape: str) -> None:
+    box = start(conversations=150, links_shape=shape)
+    numbers = [*box.phones, "no number", box.phones[0], "+886911425977"]
+
+    result, rows = resolved(client_of(box), tmp_path, numbers)
+
+    assert [row["position"] for row in rows] == list(range(1, len(numbers) + 1))
+    for row, number in zip(rows, box.phones, strict=False):
+        conversation_ids = box.links[number]
+        assert (row["phone"], row["conversation_ids"]) == (number, conversation_ids)
+        assert row["status"] == ("resolved" if conversation_ids else "none")
+        assert row["phone_hash"] == phone_hash(PhoneNumber(number), KEY)
+        assert row["resolved_at"] == NOW
+    assert [row["status"] for row in rows[-3:]] == ["invalid", "duplicate", "none"]
+    assert rows[-2]["duplicate_of"] == 1
+    assert rows[-3]["reason"]
+    assert rows[-3]["phone_hash"] is None
+    assert result.statuses == Counter(row["status"] for row in rows)
+    assert result.error is None
+    # A conversation of two phones is one conversation.
+    assert sorted(result.conversation_ids) == sorted(box.conversations)
+
+
+def test_masked_numbers_are_known_by_their_hash_alone(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=5)
+
+    _, rows = resolved(client_of(box), tmp_path, box.phones, is_masked=True)
+
+    assert {row["phone"] for row in rows} == {None}
+    assert all(row["phone_hash"] and "*" in row["phone_masked"] for row in rows)
+    for path in tmp_path.rglob("*.parquet"):
+        assert not any(phone[1:].encode() in path.read_bytes() for phone in box.phones)
+
+
+def test_no_number_needs_no_request(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=1)
+
+    result, rows = resolved(client_of(box), tmp_path, ["nonsense"])
+
+    assert result.conversation_ids == ()
+    assert [row["status"] for row in rows] == ["invalid"]
+    assert box.stats().requests == {}
+
+
+def test_many_numbers_travel_in_batches(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=250)
+
+    result, _ = resolved(client_of(box), tmp_path, box.phones)
+
+    assert sorted(result.conversation_ids) == sorted(box.conversations)
+    assert box.stats().requests["links"] == -(-len(box.phones) // 100)
+
+
+# -- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_an_answer_that_was_cut_is_asked_for_what_it_left_out(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=30)
+    box.fail_next("short", "short")
+
+    result, _ = resolved(client_of(box), tmp_path, box.phones)
+
+    assert sorted(result.conversation_ids) == sorted(box.conversations)
+    assert "error" not in result.statuses
+
+
+def test_a_number_that_is_left_out_every_time_has_no_conversation() -> None:
+    asked: list[list[str]] = []
+
+    def answer(numbers: list[str]) -> httpx.Response:
+        asked.append(numbers)
+        entries = [
+            {"phone_number": number, "conversation_links": [link("c")]}
+            for number in numbers
+            if number != BAD[1:]
+        ]
+        return httpx.Response(200, json=entries)
+
+    found = resolve_some(playing(answer), ONE, BAD, TWO)
+
+    assert found == {ONE: Resolved(("c",)), TWO: Resolved(("c",)), BAD: Resolved()}
+    assert [len(numbers) for numbers in asked] == [3, 1, 1]
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_number_that_spoils_its_request_stands_alone_in_the_end(place: int) -> None:
+    good = [PhoneNumber(f"+88691142597{n}") for n in range(6)]
+    phones = [*good[:place], BAD, *good[place:]]
+
+    def answer(numbers: list[str]) -> httpx.Response:
+        if BAD[1:] in numbers:
+            return httpx.Response(400, json={"message": "bad number"})
+        return httpx.Response(
+            200, json=[{"phone_number": number, "conversation_links": [link(number)]} for number in numbers]
+        )
+
+    found = resolve_some(playing(answer), *phones)
+
+    assert {phone: found[phone].conversation_ids for phone in good} == {phone: (phone[1:],) for phone in good}
+    assert found[BAD].conversation_ids == ()
+    assert BAD[1:] not in (found[BAD].error or "")
+    assert found[BAD].error
+
+
+def test_a_number_whose_answer_never_names_a_conversation_is_an_error_and_costs_no_other() -> None:
+    asked: list[list[str]] = []
+
+    def answer(numbers: list[str]) -> httpx.Response:
+        asked.append(numbers)
+        links = {
+            number: [{"link": "https://x/"}] if number == BAD[1:] else [link(number)] for number in numbers
+        }
+        return httpx.Response(
+            200, json=[{"phone_number": number, "conversation_links": links[number]} for number in numbers]
+        )
+
+    found = resolve_some(playing(answer), ONE, BAD)
+
+    assert found[ONE] == Resolved((ONE[1:],))
+    assert found[BAD].error == "what the gateway says of this number names no conversation"
+    assert asked == [[ONE[1:], BAD[1:]], [BAD[1:]], [BAD[1:]]]
+
+
+def test_an_outage_is_an_error_of_its_numbers_and_worth_another_try(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=3)
+    box.break_conversation("links", "503")
+
+    result, rows = resolved(client_of(box), tmp_path, [*box.phones, "nonsense"])
+
+    assert result.statuses == {"error": len(box.phones), "invalid": 1}
+    assert isinstance(result.error, GatewayUnavailable)
+    assert result.conversation_ids == ()
+    assert all("status 503" in row["reason"] and row["conversation_ids"] is None for row in rows[:-1])
+
+
+def test_what_every_request_would_meet_is_raised_and_leaves_no_request_behind(
+    start: StartBox, tmp_path: Path
+) -> None:
+    box = start(conversations=300)
+    box.break_conversation("links", "403")
+
+    async def run() -> set[asyncio.Task[Any]]:
+        gate = Gate(max_in_flight=1)
+        async with open_lake(str(tmp_path), now=NOW) as lake, client_of(box, gate) as gateway:
+            recording = Recording("run_1", "org_sandbox", KEY, False, NOW)
+            given = read_phone_list(box.phones).table
+            with pytest.raises(OrganizationMismatch):
+                await resolve_numbers(gateway, Journal(lake, "run_1", NOW), recording, "slice-1", given)
+            return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert not asyncio.run(run())

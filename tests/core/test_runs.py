@@ -1,0 +1,228 @@
+"""One run from its opening to its summary: the same facts in the summary and in the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_lake import lock
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.export import export_chunk
+from imbrace_lake.export_run import ExportRun
+from imbrace_lake.ledger import read_ledger
+from imbrace_lake.progress import Progress
+from imbrace_lake.runs import MOST_LISTED, RunSummary, close_run, open_run
+from imbrace_lake.settings import Settings
+from sandbox import Sandbox
+from tests.core.conftest import StartBox
+from tests.core.runs_of import items_of
+
+
+@pytest.fixture
+def box(start: StartBox) -> Sandbox:
+    """Ten conversations."""
+    return start(conversations=10, gateway_timeout_seconds=0.0)
+
+
+def settings_for(box: Sandbox, folder: Path, /, **given: Any) -> Settings:
+    values: dict[str, Any] = {
+        "token": box.options.token,
+        "organization": box.options.organization_id,
+        "gateway": box.url,
+        "lake": str(folder),
+        "tries": 1,
+    }
+    return Settings(_env_file=None, **{**values, **given})
+
+
+def run_once(
+    box: Sandbox,
+    lake: Path,
+    phones: dict[str, int] | None = None,
+    *,
+    is_exporting: bool = True,
+    **closing: Any,
+) -> tuple[RunSummary, list[dict[str, Any]]]:
+    async def main() -> tuple[RunSummary, list[dict[str, Any]]]:
+        async with open_run(settings_for(box, lake), "run_1") as run:
+            await run.learn("everything")
+            if is_exporting:
+                await export_chunk(run, "chunk", list(box.conversations))
+            summary = await close_run(run, {"region": "TW"}, Counter(phones or {"resolved": 10}), **closing)
+            return summary, (await read_ledger(run.lake, "runs")).to_pylist()
+
+    return asyncio.run(main())
+
+
+def test_a_complete_run_says_so_in_the_summary_and_in_the_ledger(box: Sandbox, tmp_path: Path) -> None:
+    summary, rows = run_once(box, tmp_path)
+
+    messages = sum(box.conversations.values())
+    assert (summary.status, summary.reason) == ("complete", None)
+    assert summary.totals.conversations == {"complete": 10}
+    assert summary.totals.messages_new == summary.totals.messages_total == messages
+    assert summary.totals.requests == sum(box.stats().requests.values())
+    assert summary.totals.received_bytes == box.stats().bytes_sent
+    assert summary.totals.written_bytes == sum(
+        path.stat().st_size for path in (tmp_path / "messages").rglob("*.parquet")
+    )
+    (row,) = rows
+    assert (row["run_id"], row["status"]) == ("run_1", "complete")
+    assert json.loads(row["totals"]) == summary.as_json()["totals"]
+    assert json.loads(row["parameters"]) == {"region": "TW"}
+    assert set(json.loads(row["versions"])) >= {"schema", "python", "imbrace-lake", "pyarrow"}
+    assert [key.split("/")[0] for key in row["objects"]] == ["conversations", "shapes"]
+    assert all((tmp_path / key).is_file() for key in row["objects"])
+    assert row["started_at"] <= row["finished_at"]
+
+
+def test_a_summary_is_plain_json(box: Sandbox, tmp_path: Path) -> None:
+    summary, _ = run_once(box, tmp_path)
+
+    values = json.loads(json.dumps(summary.as_json()))
+
+    assert values["lake"] == str(tmp_path)
+    assert datetime.fromisoformat(values["started_at"]).tzinfo is not None
+    unfinished = RunSummary("r", "o", "l", datetime(2026, 1, 1, tzinfo=UTC)).as_json()
+    assert unfinished["finished_at"] is None
+    assert unfinished["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("broken", "phones", "tolerated", "status", "reason"),
+    [
+        (1, {"resolved": 10}, 0.0, "partial", "1 conversation failed; the others are in the lake"),
+        (2, {"resolved": 10}, 0.1, "partial", "2 conversations failed; the others are in the lake"),
+        (1, {"resolved": 10}, 0.1, "complete", "1 conversation of 10 failed, which the run tolerates"),
+        (
+            1,
+            {"resolved": 9, "error": 2},
+            0.5,
+            "partial",
+            "1 conversation and 2 phone numbers failed; the others are",
+        ),
+        (0, {"resolved": 9, "error": 1}, 1.0, "partial", "1 phone number failed; the others are in the lake"),
+        (0, {"resolved": 9, "none": 5, "invalid": 3}, 0.0, "complete", None),
+    ],
+)
+def test_what_is_missing_decides_how_a_run_ends(
+    box: Sandbox,
+    tmp_path: Path,
+    broken: int,
+    phones: dict[str, int],
+    tolerated: float,
+    status: str,
+    reason: str | None,
+) -> None:
+    for conversation_id in list(box.conversations)[:broken]:
+        box.break_conversation(conversation_id, "500")
+
+    summary, rows = run_once(box, tmp_path, phones, tolerated_share=tolerated)
+
+    assert summary.status == rows[0]["status"] == status
+    assert summary.reason == rows[0]["reason"]
+    assert (summary.reason or "").startswith(reason or "")
+    assert summary.dead_letter_count == len(summary.dead_letters) == broken
+    for letter in summary.dead_letters:
+        assert letter.status == "failed"
+        assert "status 500" in letter.reason
+    for conversation_id in list(box.conversations)[broken:]:
+        assert len(items_of(tmp_path, conversation_id)) == box.conversations[conversation_id]
+
+
+def test_a_run_in_which_no_number_could_be_resolved_has_failed(box: Sandbox, tmp_path: Path) -> None:
+    summary, _ = run_once(box, tmp_path, {"error": 3, "invalid": 1}, is_exporting=False)
+
+    assert (summary.status, summary.reason) == ("failed", "3 phone numbers failed, and nothing was exported")
+
+
+def test_a_run_that_could_not_go_on_says_why(box: Sandbox, tmp_path: Path) -> None:
+    summary, rows = run_once(box, tmp_path, failure="the gateway does not accept the token")
+
+    assert summary.status == rows[0]["status"] == "failed"
+    assert summary.reason == "the gateway does not accept the token"
+    assert summary.totals.conversations == {"complete": 10}
+
+
+def test_a_summary_lists_so_many_dead_letters_and_counts_them_all(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=0)
+
+    async def main() -> RunSummary:
+        async with open_run(settings_for(box, tmp_path), "run_1") as run:
+            await export_chunk(run, "chunk", [f"conv_{n}" for n in range(MOST_LISTED + 20)])
+            return await close_run(run, {}, Counter())
+
+    summary = asyncio.run(main())
+
+    assert summary.dead_letter_count == MOST_LISTED + 20
+    assert len(summary.dead_letters) == MOST_LISTED
+    assert summary.dead_letters[0].status == "gone"
+    assert summary.status == "failed"
+
+
+@pytest.mark.parametrize("missing", ["token", "organization", "lake"])
+def test_a_run_without_what_it_needs_does_not_begin(box: Sandbox, tmp_path: Path, missing: str) -> None:
+    async def main() -> None:
+        async with open_run(settings_for(box, tmp_path, **{missing: None}), "run_1"):
+            pytest.fail("it began")
+
+    with pytest.raises(SettingsError, match=f"IMBRACE_{missing.upper()}"):
+        asyncio.run(main())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_shape_the_run(box: Sandbox, tmp_path: Path) -> None:
+    progress = Progress()
+
+    async def main() -> ExportRun:
+        settings = settings_for(box, tmp_path, page_size=7, pages_ahead=3, max_in_flight=4)
+        async with open_run(settings, "run_9", progress=progress) as run:
+            return run
+
+    run = asyncio.run(main())
+
+    assert (run.run_id, run.page_size, run.pages_ahead) == ("run_9", 7, 3)
+    assert run.progress is progress
+    assert progress.gate is run.gateway.gate
+
+
+def test_on_a_store_without_conditions_the_run_holds_the_lock(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("imbrace_lake.runs.alone", partial(lock.alone, settle_seconds=0.0))
+
+    async def main() -> str:
+        settings = settings_for(box, tmp_path, lake="memory://a-lake-of-its-own")
+        async with open_run(settings, "run_1") as run:
+            return (await run.lake.store.get(lock.LOCK)).decode()
+
+    assert json.loads(asyncio.run(main()))["run_id"] == "run_1"
+    assert "run one export at a time" in caplog.text
+
+
+def test_progress_moves_from_nothing_to_all(box: Sandbox, tmp_path: Path) -> None:
+    progress = Progress(numbers=10, conversations=10)
+    shares = [progress.share()]
+
+    async def main() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1", progress=progress) as run:
+            progress.numbers_resolved = 10
+            shares.append(progress.share())
+            await export_chunk(run, "chunk", list(box.conversations)[:5])
+            shares.append(progress.share())
+            await export_chunk(run, "chunk", list(box.conversations)[5:])
+            await close_run(run, {}, Counter())
+            shares.append(progress.share())
+
+    asyncio.run(main())
+
+    assert shares == pytest.approx([0.0, 0.05, 0.525, 1.0])
+    assert progress.conversations_done == 10
+    assert Progress().share() == 0.0

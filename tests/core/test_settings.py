@@ -1,0 +1,114 @@
+"""Settings: from flags, the environment and a `.env`, in that order; wrong ones said in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.settings import PRODUCTION, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No settings but the test's own."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"IMBRACE_{name.upper()}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SECRET = "api_secret-never-to-be-shown"
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clean / ".env").write_text("IMBRACE_ORGANIZATION=of-file\nIMBRACE_REGION=TW\nIMBRACE_TRIES=9\nOTHER=1\n")
+    monkeypatch.setenv("IMBRACE_ORGANIZATION", "of-environment")
+    monkeypatch.setenv("IMBRACE_TRIES", "8")
+
+    settings = load_settings(tries=7, region=None)
+
+    assert (settings.tries, settings.organization, settings.region) == (7, "of-environment", "TW")
+    assert settings.gateway == PRODUCTION
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"tries": "many"}, "IMBRACE_TRIES: input should be a valid integer"),
+        ({"tries": 0}, "IMBRACE_TRIES: input should be greater than or equal to 1"),
+        ({"page_size": 5_000}, "IMBRACE_PAGE_SIZE: input should be less than or equal to 1000"),
+        ({"requests_per_second": 0}, "IMBRACE_REQUESTS_PER_SECOND: input should be greater than 0"),
+        ({"phone_key": SECRET[:5]}, "IMBRACE_PHONE_KEY: value should have at least 16 items"),
+        ({"timeout_seconds": "soon"}, "IMBRACE_TIMEOUT_SECONDS: input should be a valid number"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_and_not_repeated(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**given)
+
+    assert str(caught.value).startswith(sentence)
+    assert not any(str(value) in str(caught.value) for value in given.values() if isinstance(value, str))
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["token", "organization", "lake"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_what_is_needed_and_not_set_is_named(name: str, value: str | None) -> None:
+    with pytest.raises(SettingsError, match=f"no {name} is set: set IMBRACE_{name.upper()}"):
+        load_settings(**{name: value}).needed(name)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "app-gateway.imbrace.co/3rd",
+        "ftp://x",
+        "http://",
+        "https:///3rd",
+        "http://host:port/3rd",
+        "http://[::1",
+    ],
+)
+def test_an_address_that_is_none_is_said_before_anything_is_sent(address: str) -> None:
+    settings = load_settings(gateway=address, token=SECRET, organization="org_1")
+
+    with pytest.raises(SettingsError, match="IMBRACE_GATEWAY"):
+        settings.gateway_options()
+
+
+@pytest.mark.parametrize("token", ["api_1\n", "api 1", "api_é", "\x00", "api_1\r\nx-evil: 1"])
+def test_a_token_that_no_header_can_hold_is_said_and_not_repeated(token: str) -> None:
+    settings = load_settings(token=token, organization="org_1")
+
+    with pytest.raises(SettingsError) as caught:
+        settings.gateway_options()
+
+    assert "IMBRACE_TOKEN" in str(caught.value)
+    assert token not in str(caught.value)
+
+
+def test_settings_reach_the_client_and_its_gate() -> None:
+    settings = load_settings(
+        token=SECRET, organization="org_1", gateway="http://localhost:1/3rd", tries=3, timeout_seconds=1.5,
+        patience_seconds=0, max_in_flight=5, requests_per_second=2.5,
+    )  # fmt: skip
+
+    options, gate = settings.gateway_options(), settings.gate()
+
+    assert (options.url, options.organization) == ("http://localhost:1/3rd", "org_1")
+    assert (options.tries, options.timeout_seconds, options.patience_seconds) == (3, 1.5, 0.0)
+    assert options.token == SecretStr(SECRET)
+    assert (gate.in_flight_limit, gate.per_second) == (5, 2.5)
+
+
+def test_no_secret_shows_where_settings_are_printed() -> None:
+    settings = load_settings(token=SECRET, phone_key=SECRET, organization="org_1")
+
+    shown = f"{settings!r} {settings} {settings.gateway_options()!r} {settings.model_dump_json()}"
+    assert SECRET not in shown

@@ -1,0 +1,256 @@
+"""One byte that is not as it was written, in whatever object, and `verify` names that object."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake.errors import GatewayError
+from imbrace_lake.gateway import GatewayClient
+from imbrace_lake.lake import Lake, open_lake
+from imbrace_lake.ledger import Journal, conversation_rows
+from imbrace_lake.state import read_known
+from imbrace_lake.verify import Verification, verify_counts, verify_objects
+from sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import START, Bench, settings_for
+from tests.core.test_known import entry
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A small lake with a digest, revisions, deletions, a second part and a window's part."""
+    folder = tmp_path_factory.mktemp("verify") / "lake"
+    with Sandbox(SandboxOptions(conversations=0, sizes=(3, 40, 130))) as box:
+        bench = Bench(box, str(folder))
+        ids = list(box.conversations)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("imbrace_lake.state.MOST_BEYOND", 2)
+            bench.run()
+            box.append(ids[0], 2)
+            box.edit(ids[1], [box.truth(ids[1])[-1]["_id"]])
+            box.delete(ids[2], 1)
+            bench.run()
+        yield bench
+
+
+@pytest.fixture
+def bench(_made: Bench, tmp_path: Path) -> Bench:
+    """Give a copy of that lake."""
+    shutil.copytree(_made.lake, tmp_path / "lake")
+    return Bench(_made.box, str(tmp_path / "lake"), now=_made.now)
+
+
+def objects(bench: Bench) -> list[Path]:
+    return [path for path in Path(bench.lake).glob("**/*") if path.is_file() and ".tmp" not in path.parts]
+
+
+def flipped(body: bytes, place: int, bits: int = 0xFF) -> bytes:
+    return body[:place] + bytes([body[place] ^ bits]) + body[place + 1 :]
+
+
+def named(found: Verification) -> list[str]:
+    return [difference.name for difference in found.differences]
+
+
+def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Bench) -> None:
+    seen: list[tuple[int, int]] = []
+
+    async def verify(lake: Lake) -> Verification:
+        return await verify_objects(lake, lambda done, all: seen.append((done, all)))
+
+    found = bench.look(verify)
+
+    folders = {path.relative_to(bench.lake).parts[0] for path in objects(bench)}
+    assert folders == {"lake.json", "messages", "conversations", "runs", "revisions", "shapes", "state"}
+    assert found.is_sound
+    assert found.parts + found.ledger_objects + 1 == len(objects(bench))
+    assert found.unrecorded == 0
+    assert seen[-1] == (len(objects(bench)), len(objects(bench)))
+
+
+def test_one_byte_flipped_in_any_object_is_named(bench: Bench) -> None:
+    rng = Random(1)
+    for path in objects(bench):
+        body = path.read_bytes()
+        places = {0, len(body) - 1, len(body) - 5, *(rng.randrange(len(body)) for _ in range(6))}
+        for place in places:
+            path.write_bytes(flipped(body, place, 1 << rng.randrange(8)))
+            expected = [str(path.relative_to(bench.lake))]
+            try:
+                found = named(bench.verify())
+            except Exception as exc:  # noqa: BLE001 - a lake whose marker is damaged is not even opened
+                assert path.name == "lake.json", (path, place)
+                found = expected if "lake.json is damaged" in str(exc) else [repr(exc)]
+            assert found == expected, (path, place)
+        path.write_bytes(body)
+    assert bench.verify().is_sound
+
+
+def test_a_marker_damaged_while_the_lake_is_open_is_named(bench: Bench) -> None:
+    async def verify(lake: Lake) -> Verification:
+        await lake.store.put("lake.json", flipped(await lake.store.get("lake.json"), 40))
+        return await verify_objects(lake)
+
+    assert named(bench.look(verify)) == ["lake.json"]
+
+
+def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Bench) -> None:
+    part = next(path for path in objects(bench) if path.name == "part-00001.parquet")
+    for path in objects(bench):
+        if path not in (part, Path(bench.lake, "lake.json")):
+            path.unlink()
+    assert bench.verify().is_sound
+    assert bench.verify().unrecorded == 1
+    body = part.read_bytes()
+    rows = pq.read_table(part)
+
+    passed = []
+    for place in range(0, len(body), 53):
+        part.write_bytes(flipped(body, place))
+        if named(bench.verify()) != [str(part.relative_to(bench.lake))]:
+            passed.append(place)
+            assert pq.read_table(io.BytesIO(flipped(body, place))).equals(rows)
+
+    # What only says who wrote it, and for whom, cannot be told from what was written.
+    remarks = (
+        b"parquet-cpp-arrow version 26.0.1",
+        rows.column("run_id")[0].as_py().encode(),
+        rows.column("conversation_id")[0].as_py().encode(),
+    )
+    assert len(passed) <= sum(map(len, remarks)) / 53 + 8
+
+
+def test_what_is_missing_is_named(bench: Bench) -> None:
+    for path in objects(bench):
+        folder = path.relative_to(bench.lake).parts[0]
+        if folder in ("messages", "conversations", "revisions"):
+            body = path.read_bytes()
+            path.unlink()
+            assert str(path.relative_to(bench.lake)) in named(bench.verify())
+            path.write_bytes(body)
+
+
+def test_a_part_that_was_cut_emptied_or_swapped_for_another_is_named(bench: Bench) -> None:
+    first, second = [path for path in objects(bench) if path.name == "part-00000.parquet"][:2]
+    body = first.read_bytes()
+
+    for wrong in (body[:-1], b"", second.read_bytes(), body + b"\0"):
+        first.write_bytes(wrong)
+        assert named(bench.verify()) == [str(first.relative_to(bench.lake))]
+
+
+def test_a_part_that_a_killed_run_left_is_counted_and_no_difference(bench: Bench) -> None:
+    box = bench.box
+    one = next(iter(box.conversations))
+    box.append(one, 3)
+    whole = Path(bench.lake, "conversations")
+    before = {path.name for path in whole.iterdir()}
+    bench.run()
+    for path in whole.iterdir():
+        if path.name not in before:
+            path.unlink()
+    shutil.rmtree(Path(bench.lake, "runs"))
+    shutil.rmtree(Path(bench.lake, "state"))
+
+    found = bench.verify()
+
+    assert found.is_sound
+    assert found.unrecorded == 1
+
+
+def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
+    async def damage(lake: Lake) -> str:
+        await Journal(lake, "under-way", START).note(
+            "conversations", "x", conversation_rows([entry("a", 1, parts=())])
+        )
+        stored = (await lake.store.list("journal/"))[0]
+        await lake.store.put(stored.key, flipped(await lake.store.get(stored.key), 30))
+        return stored.key
+
+    assert named(bench.verify()) == []
+    key = bench.look(damage)
+    assert named(bench.verify()) == [key]
+
+
+def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> None:
+    box = bench.box
+    one = list(box.conversations)[1]
+
+    async def verify(lake: Lake) -> Verification:
+        real = lake.store.list
+
+        async def then_a_run(prefix: str) -> Any:
+            found = await real(prefix)
+            if prefix == "":
+                lake.store.list = real  # type: ignore[method-assign]
+                box.edit(one, [box.truth(one)[-2]["_id"]])
+                await asyncio.to_thread(bench.run)
+            return found
+
+        lake.store.list = then_a_run  # type: ignore[method-assign]
+        return await verify_objects(lake)
+
+    assert bench.look(verify).is_sound
+
+
+def test_of_two_runs_at_once_either_may_have_written_last(bench: Bench) -> None:
+    async def two(lake: Lake) -> None:
+        part = (await lake.store.list("messages/"))[0]
+        true = (await read_known(lake, bench.box.options.organization_id)).entries()
+        told = next(one for known in true for one in known.parts if one.key == part.key)
+        for number, (digest, begin, end) in enumerate([(told.sha256, 100, 120), ("00" * 32, 110, 130)]):
+            parts = (entry("x", 1).parts[0].__class__(part.key, part.size_bytes, told.rows, digest),)
+            base = entry("x", end, parts=parts, started_at=entry("x", begin).finished_at, run_id=f"r{number}")
+            await Journal(lake, f"r{number}", START).note("conversations", "x", conversation_rows([base]))
+
+    bench.look(two)
+
+    assert bench.verify().is_sound
+
+
+def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
+    box = bench.box
+    ids = list(box.conversations)
+
+    async def count() -> list[str]:
+        found = Verification()
+        settings = settings_for(box, bench.lake, tries=1)
+        async with (
+            open_lake(bench.lake, now=None) as lake,
+            GatewayClient(settings.gateway_options(), settings.gate()) as gateway,
+        ):
+            known = await read_known(lake, box.options.organization_id)
+            await verify_counts(gateway, known.entries(), found)
+        assert found.counts == len(ids)
+        return [f"{difference.name}: {difference.problem}" for difference in found.differences]
+
+    bench.run()
+    assert asyncio.run(count()) == []
+
+    box.append(ids[0], 2)
+    box.vanish(ids[1])
+    box.break_conversation(ids[2], "500")
+    problems = dict(zip(sorted(ids), sorted(asyncio.run(count())), strict=True))
+    size = box.conversations[ids[0]]
+    assert problems[ids[0]] == f"{ids[0]}: has {size} messages at the gateway, {size - 2} in the lake"
+    assert problems[ids[1]] == f"{ids[1]}: is gone from the gateway"
+    assert problems[ids[2]].startswith(
+        f"{ids[2]}: could not be asked for: the gateway failed with status 500"
+    )
+
+    box.mend(ids[2])
+    bench.run()
+    assert asyncio.run(count()) == []
+    box.set_options(broken=dict.fromkeys(ids, "403"))
+    with pytest.raises(GatewayError):
+        asyncio.run(count())
+    box.set_options(broken={})
+    box.restore(ids[1])

@@ -48,9 +48,9 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
     wishes = {
         # A server that goes away is an error, not a reason to start another.
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        # INFO to the server, which shows it beside the run; only WARNING and above to the terminal.
+        # INFO to the server, which shows it beside the run; the terminal is the commands' own to write to.
         "PREFECT_LOGGING_LEVEL": "INFO",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "imbrace_lake",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         # Five would be a minute of silence before a lost server is told.

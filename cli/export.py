@@ -1,0 +1,120 @@
+"""`imbrace-lake export`: run the export flow in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.options import AsJson, checked_settings
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  export IMBRACE_TOKEN=api_…
+  imbrace-lake export --phones customers.csv --organization org_… --lake ./lake
+  imbrace-lake export --phones - --region TW --lake s3://bucket/prefix < numbers.txt
+  imbrace-lake export +886911425977 --json | jq .totals
+  imbrace-lake export --rerun RUN_ID
+
+\b
+Exit codes:
+  0 all complete   3 partial   1 failed   2 wrong use   130 interrupted
+"""
+
+
+def export(
+    numbers: options.Numbers = None,
+    phones: options.Phones = None,
+    column: options.Column = None,
+    region: options.Region = None,
+    rerun: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Instead of numbers: only what this earlier run left undone.",
+        ),
+    ] = None,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10_000,
+            metavar="N",
+            help="Conversations a task; by default chosen from their number.",
+        ),
+    ] = None,
+    tolerated_failures: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Up to this share of the conversations may fail in a run that still counts as complete.",
+        ),
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Export every conversation of a list of phone numbers into the lake, proven complete.
+
+    The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
+    """
+    from cli.running import run_export
+    from cli.summary import tell_outcome
+
+    settings = checked_settings(
+        organization=organization, lake=lake, gateway=gateway, region=region,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
+    )  # fmt: skip
+    params = {
+        "phones": _list_or_none(settings, phones, numbers or [], column, rerun),
+        "column": column,
+        "region": settings.region,
+        "rerun": rerun,
+        "organization": settings.organization,
+        "lake": settings.lake,
+        "gateway": settings.gateway,
+        "chunk_size": settings.chunk_size,
+        "tolerated_failures": tolerated_failures,
+    }
+    pace = {"requests_per_second": requests_per_second, "max_in_flight": max_in_flight}
+    outcome = run_export(settings, params, pace)
+    tell_outcome(outcome, as_json=as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _list_or_none(
+    settings: Settings, phones: str | None, numbers: list[str], column: str | None, rerun: str | None
+) -> str | None:
+    """The address of the list, or None where an earlier run says what to do.
+
+    Raises:
+        UsageError: Both or neither are given, or one cannot be used.
+    """
+    from cli.numbers import list_address
+
+    if rerun is None:
+        return list_address(phones, numbers, column=column, region=settings.region)
+    if phones is not None or numbers:
+        raise UsageError("give either phone numbers or --rerun, not both")
+    asyncio.run(_find_run(settings, rerun))
+    return None
+
+
+async def _find_run(settings: Settings, run_id: str) -> None:
+    from imbrace_lake.known import read_dead_letters
+    from imbrace_lake.lake import open_lake
+
+    async with open_lake(settings.needed("lake"), now=None) as lake:
+        await read_dead_letters(lake, run_id)

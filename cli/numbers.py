@@ -1,0 +1,90 @@
+"""Where the phone numbers of a command come from, as the address of a list.
+
+Prefect stores and shows the parameters of a flow in clear, so numbers that were typed or piped never
+become parameters: they are put into a file system in the memory of this process, and the flow, which
+runs in it, gets the address.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from imbrace_lake.errors import UsageError
+
+STANDARD_INPUT = "-"
+
+
+def list_address(
+    phones: str | None, numbers: Sequence[str], *, column: str | None, region: str | None
+) -> str:
+    """Find the list of a command and make sure that it can be read.
+
+    Args:
+        phones: A path, a URL or ``-``.
+        numbers: Given one by one instead.
+        column, region: As for `iter_numbers`.
+
+    Raises:
+        UsageError: There is none, or it cannot be read; nothing more than its beginning was read.
+    """
+    if (phones is None) == (not numbers):
+        raise UsageError(
+            "give the phone numbers either as arguments or by --phones FILE (- for standard input)"
+        )
+    if phones is None:
+        address = keep(("\n".join(" ".join(number.split()) for number in numbers)).encode(), "the arguments")
+    elif phones == STANDARD_INPUT:
+        if sys.stdin.isatty():
+            sys.stderr.write("reading phone numbers, one a line; end with Ctrl-D\n")
+        address = keep(_read_standard_input(), "standard input")
+    else:
+        address = phones
+        _refuse_secrets(phones)
+    _look_into(address, column, region)
+    return address
+
+
+def keep(body: bytes, name: str) -> str:
+    """Put a list into this process's memory and return its address; messages call it `name`."""
+    import fsspec
+
+    path = f"/imbrace-lake/{uuid4().hex}/{name}"
+    fsspec.filesystem("memory").pipe_file(path, body)
+    return f"memory:/{path}"
+
+
+def _read_standard_input() -> bytes:
+    stream = getattr(sys.stdin, "buffer", None)
+    return stream.read() if stream is not None else sys.stdin.read().encode("utf-8", "surrogatepass")
+
+
+def _refuse_secrets(address: str) -> None:
+    if "://" not in address:
+        return
+    try:
+        parts = urlsplit(address)
+        has_login = parts.username is not None or parts.password is not None
+    except ValueError:
+        raise UsageError("the address of the list is no URL: check it") from None
+    if has_login:
+        raise UsageError(
+            "the address of the list holds credentials, which Prefect would store: leave them out, and set"
+            " them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        )
+    if parts.query and parts.scheme in ("http", "https"):
+        raise UsageError(
+            "the address of the list holds a query, perhaps a signature, which Prefect would store:"
+            " download the list, or pipe it into --phones -"
+        )
+
+
+def _look_into(address: str, column: str | None, region: str | None) -> None:
+    from imbrace_lake.phone_lists import iter_numbers
+    from imbrace_lake.phone_sources import display_name
+
+    if next(iter_numbers(address, column=column, region=region), None) is None:
+        name = display_name(address).rpartition("/")[2]
+        raise UsageError(f"{name} holds no phone number: give at least one")

@@ -1,0 +1,108 @@
+"""The options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import environ
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_lake.errors import SettingsError
+
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
+
+Numbers = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NUMBER", help="Phone numbers with country code.", show_default=False),
+]
+Phones = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|-",
+        help="A text, CSV or Parquet file with the numbers, a URL of one, or - for standard input.",
+    ),
+]
+Column = Annotated[str | None, typer.Option(help="The column with the numbers, by name or position.")]
+Region = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TW",
+        help="Country of numbers written without a country code.  [IMBRACE_REGION]",
+    ),
+]
+Organization = Annotated[
+    str | None,
+    typer.Option(metavar="ORG", help="The organization's id.  [IMBRACE_ORGANIZATION]"),
+]
+Lake = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="A folder or s3://bucket/prefix.  [IMBRACE_LAKE]"),
+]
+Gateway = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The gateway's address with its /3rd; production by default.  [IMBRACE_GATEWAY]",
+    ),
+]
+RequestsPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="Most requests a second; no limit by default.  [IMBRACE_REQUESTS_PER_SECOND]",
+    ),
+]
+MaxInFlight = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Most requests under way at a time; 32 by default.  [IMBRACE_MAX_IN_FLIGHT]",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
+]
+
+
+def checked_settings(**given: object) -> Settings:
+    """Read the settings and check all that can be checked without asking anybody.
+
+    Raises:
+        SettingsError: One is missing or cannot be used.
+    """
+    from imbrace_lake.phones import parse_region
+    from imbrace_lake.settings import load_settings
+    from imbrace_lake.store import open_store
+
+    settings = load_settings(**given)
+    for name in ("organization", "lake"):
+        if not getattr(settings, name):
+            raise SettingsError(f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}")
+    settings.gateway_options()
+    if settings.region is not None:
+        parse_region(settings.region)
+    open_store(settings.needed("lake"))
+    return settings
+
+
+@contextmanager
+def environment(values: Mapping[str, object | None]) -> Iterator[None]:
+    """Set settings for as long as the block lasts; what is None stays as it is.
+
+    What is no parameter of the flow, because it is a secret or belongs to this machine, reaches it
+    as every other setting does.
+    """
+    changes = {f"IMBRACE_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+    before = {name: environ.get(name) for name in changes}
+    environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = value

@@ -1,0 +1,102 @@
+"""`imbrace-lake plan`: a dry run of the export."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli import options
+from cli.options import AsJson, checked_settings
+
+if TYPE_CHECKING:
+    from imbrace_lake.phone_lists import PhoneList
+    from imbrace_lake.plan import Plan
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake plan --phones customers.csv --organization org_… --lake ./lake
+  imbrace-lake plan --phones customers.csv --requests-per-second 2
+"""
+
+
+def plan(
+    numbers: options.Numbers = None,
+    phones: options.Phones = None,
+    column: options.Column = None,
+    region: options.Region = None,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an export of the same numbers would read, how many requests, how long; write nothing.
+
+    The numbers are resolved, and some of the new conversations are asked for their length.
+    """
+    from cli.numbers import list_address
+    from cli.terminal import list_problems
+    from imbrace_lake.phone_lists import read_phone_list
+
+    settings = checked_settings(
+        organization=organization, lake=lake, gateway=gateway, region=region,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight,
+    )  # fmt: skip
+    address = list_address(phones, numbers or [], column=column, region=settings.region)
+    given = read_phone_list(address, region=settings.region, column=column)
+    list_problems(given.problems(), given.invalid)
+    found = _made(settings, given)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+    else:
+        _show(found, settings)
+
+
+def _made(settings: Settings, given: PhoneList) -> Plan:
+    from cli.terminal import is_watched, to_user
+    from imbrace_lake.plan import make_plan
+
+    if not is_watched():
+        return asyncio.run(make_plan(settings, given))
+    with to_user().status("asking the gateway"):
+        return asyncio.run(make_plan(settings, given))
+
+
+def _show(found: Plan, settings: Settings) -> None:
+    from cli.terminal import counted, show
+
+    names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
+             "invalid": "invalid", "error": "not resolved"}  # fmt: skip
+    lake = settings.needed("lake") + ("" if found.lake_exists else " (to be made)")
+    basis = f"from the lengths of {found.sampled:,}" if found.sampled < found.new else "from their lengths"
+    rows = [
+        ("numbers", counted([(found.numbers[status], name) for status, name in names.items()])),
+        ("conversations", counted([(found.new, "new to the lake"), (found.known, "known to it")])),
+        (
+            "messages",
+            f"about {found.messages:,} in the new ones ({basis})" if found.new else "none that are new",
+        ),
+        ("requests", f"about {found.requests:,}, with {found.page_size:,} messages a page"),
+        (
+            "time",
+            f"about {duration(found.seconds)}, at {found.per_second:,.3g} requests a second ({found.pace})",
+        ),
+        ("lake", lake),
+    ]
+    show("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
+    show(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``3 min``."""
+    for length, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{max(1, math.ceil(seconds))} s"

@@ -1,0 +1,117 @@
+"""Make Prefect ready for a run in this process: a server, an environment, and only then the import."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cli.local_server import ensure_server, keep_alive
+from cli.prefect_environment import configured_api_url, flow_run_url, prepare_client
+from imbrace_lake.errors import ImbraceLakeError
+
+if TYPE_CHECKING:
+    import httpx
+
+SLOW_SECONDS = 1.0
+
+
+class ServerUnavailable(ImbraceLakeError):
+    """The Prefect server that is configured does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where a run is seen; `ui_url` is that of our own server, None for one of the user's."""
+
+    api_url: str
+    ui_url: str | None
+
+    def run_url(self, flow_run_id: object) -> str | None:
+        """The page of a flow run, where it is known."""
+        if self.ui_url is not None:
+            return flow_run_url(self.ui_url, flow_run_id)
+        from prefect.settings import get_current_settings
+
+        ui_url = get_current_settings().ui_url
+        return flow_run_url(ui_url, flow_run_id) if ui_url else None
+
+
+@contextmanager
+def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
+    """Use the server that is configured, or else our own, as long as the block lasts.
+
+    Args:
+        say: Called with what is being waited for.
+
+    Raises:
+        SettingsError: Our own server could not be started.
+        ServerUnavailable: The one that is configured went away or was never there.
+    """
+
+    import httpx
+
+    def waiting(seconds: float) -> None:
+        if seconds >= SLOW_SECONDS:
+            say("starting a Prefect server of its own, which the next commands will find running")
+
+    configured = configured_api_url()
+    try:
+        if configured is not None:
+            # Prefect itself would say it in a traceback.
+            ask_server(configured)
+            prepare_client(configured)
+            yield _opened(Session(configured, None), say)
+            return
+        server = ensure_server(on_wait=waiting)
+        with keep_alive():
+            prepare_client(server.api_url, server.directory)
+            yield _opened(Session(server.api_url, server.ui_url), say)
+    except httpx.HTTPError as exc:
+        raise ServerUnavailable(_explained(exc, configured)) from exc
+
+
+def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
+    """Ask a configured server for its version, which every one but the hosted service tells.
+
+    Raises:
+        httpx.HTTPError: It does not answer, or there is no such address.
+    """
+    import httpx
+
+    key = os.environ.get("PREFECT_API_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        return httpx.get(f"{api_url.rstrip('/')}/admin/version", headers=headers, timeout=timeout_seconds)
+    except httpx.InvalidURL as exc:
+        raise httpx.UnsupportedProtocol(str(exc)) from exc
+
+
+def shown_url(api_url: str) -> str:
+    """The address of a server without the credentials that it can hold."""
+    return re.sub(r"//[^/]*@", "//***@", api_url)
+
+
+def _opened(session: Session, say: Callable[[str], None]) -> Session:
+    say("loading Prefect")
+    import prefect  # noqa: F401 - not before the environment is set
+
+    # To the server, which shows it beside the run.
+    logging.getLogger("imbrace_lake").setLevel(logging.INFO)
+    return session
+
+
+def _explained(exc: httpx.HTTPError, configured: str | None) -> str:
+    kind = type(exc).__name__
+    if configured is None:
+        return (
+            f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
+        )
+    return (
+        f"the Prefect server at {shown_url(configured)} does not answer ({kind}):"
+        " start it, or unset PREFECT_API_URL to use one of its own"
+    )

@@ -1,0 +1,118 @@
+"""Run the export flow in this process, watched, and say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cli.options import environment
+from cli.prefect_session import prefect_session
+from imbrace_lake.errors import ImbraceLakeError
+
+if TYPE_CHECKING:
+    from cli.progress_view import View
+    from flows.observer import Observer
+    from flows.params import ExportParams
+    from imbrace_lake.runs import RunSummary
+    from imbrace_lake.settings import Settings
+
+COMPLETE, FAILED, PARTIAL = 0, 1, 3
+
+
+class Interrupted(ImbraceLakeError):
+    """Ctrl-C during a run; the message says what is left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and what was wrong with its input (the first of `problem_count`)."""
+
+    summary: RunSummary
+    problems: list[str]
+
+    @property
+    def problem_count(self) -> int:
+        """How many input numbers are none."""
+        return self.summary.totals.phones.get("invalid", len(self.problems))
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 3 partial, 1 failed."""
+        return {"complete": COMPLETE, "partial": PARTIAL}.get(self.summary.status, FAILED)
+
+
+def run_export(
+    settings: Settings, params: Mapping[str, object | None], overrides: Mapping[str, object | None]
+) -> Outcome:
+    """Run the flow; a failed one is an outcome too.
+
+    Args:
+        settings: Checked already.
+        params: Fields of `ExportParams`.
+        overrides: Settings that are no parameters of the flow.
+
+    Raises:
+        Interrupted: By Ctrl-C.
+        ImbraceLakeError: There is no Prefect server to run with.
+    """
+    from cli.progress_view import open_view
+
+    with environment(overrides), open_view() as view, prefect_session(view.say) as session:
+        from flows.observer import Observer, current_observer
+        from flows.params import ExportParams
+
+        observer = Observer()
+        token = current_observer.set(observer)
+        try:
+            state = asyncio.run(_watched(ExportParams.model_validate(params), observer, view))
+        except KeyboardInterrupt:
+            done = observer.progress.conversations_done
+            raise Interrupted(
+                f"{done:,} conversations are whole in the lake, and the same command goes on with the rest"
+            ) from None
+        finally:
+            current_observer.reset(token)
+        summary = observer.summary or _failed(settings, state)
+        summary.flow_run_url = session.run_url(summary.run_id)
+    return Outcome(summary, observer.problems)
+
+
+async def _watched(params: ExportParams, observer: Observer, view: View) -> Any:
+    from flows.export import export_conversations
+
+    async def watch() -> None:
+        while True:
+            view.update(observer.progress)
+            await asyncio.sleep(view.interval_seconds)
+
+    watching = asyncio.create_task(watch())
+    try:
+        state = await export_conversations(params, return_state=True)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+    cause = getattr(state.data, "result", state.data)
+    if isinstance(cause, BaseException):
+        # Not one of our errors, which the flow puts into a sentence: a bug, so with its traceback.
+        raise cause
+    return state
+
+
+def _failed(settings: Settings, state: Any) -> RunSummary:
+    """The summary of a run that could not even open its lake."""
+    from imbrace_lake.runs import RunSummary
+
+    now = datetime.now(UTC)
+    return RunSummary(
+        run_id=str(state.state_details.flow_run_id),
+        organization=settings.needed("organization"),
+        lake=settings.needed("lake"),
+        started_at=now,
+        finished_at=now,
+        reason=state.message,
+    )

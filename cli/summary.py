@@ -1,0 +1,79 @@
+"""How a run ended, for people: what was wrong with the input, why it failed, what it did."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.terminal import complain, counted, list_problems, show
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cli.running import Outcome
+    from imbrace_lake.runs import RunSummary
+
+MOST_FAILURES = 10
+_STYLES = {"complete": "bold green", "partial": "bold yellow", "failed": "bold red"}
+
+
+def tell_outcome(outcome: Outcome, *, as_json: bool = False) -> None:
+    """Write problems to standard error, and the summary to standard output."""
+    list_problems(outcome.problems, outcome.problem_count)
+    if outcome.summary.status == "failed":
+        complain(outcome.summary.reason or "the run failed")
+    if as_json:
+        typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
+    else:
+        _show_summary(outcome.summary)
+
+
+def _show_summary(summary: RunSummary) -> None:
+    from rich.text import Text
+
+    headline = Text(summary.status, style=_STYLES[summary.status])
+    # Why it failed is an error, and those are told elsewhere.
+    if summary.reason and summary.status != "failed":
+        headline.append(f": {summary.reason}", style="not bold default")
+    show(headline, *_lines(summary))
+    failures = summary.dead_letters[:MOST_FAILURES]
+    if failures:
+        show(
+            "", "not exported:", *(f"  {one.conversation_id}  {one.status}: {one.reason}" for one in failures)
+        )
+        if summary.dead_letter_count > len(failures):
+            show(f"  and {summary.dead_letter_count - len(failures):,} more")
+    if summary.status == "partial":
+        show(
+            "", f"Once the cause is mended: imbrace-lake export --rerun {summary.run_id} (and the same lake)"
+        )
+
+
+def _lines(summary: RunSummary) -> list[RenderableType]:
+    totals = summary.totals
+    phones, conversations = totals.phones, totals.conversations
+    order = ("complete", "unchanged", "gone", "incomplete", "failed")
+    rows = [("lake", summary.lake), ("run", summary.flow_run_url or summary.run_id)]
+    if phones or conversations:
+        names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
+                 "invalid": "invalid", "error": "not resolved"}  # fmt: skip
+        rows = [
+            ("numbers", counted([(phones.get(status, 0), name) for status, name in names.items()])),
+            ("conversations", counted([(conversations.get(status, 0), status) for status in order])),
+            ("messages", f"{totals.messages_new:,} new of {totals.messages_total:,}"),
+            ("requests", _requests(summary)),
+            ("time", f"{totals.seconds:,.1f} s"),
+            *rows,
+        ]
+    return [f"  {name:<15}{value}" for name, value in rows]
+
+
+def _requests(summary: RunSummary) -> str:
+    from flows.report import size
+
+    totals = summary.totals
+    again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
+    told = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
+    return f"{told}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"

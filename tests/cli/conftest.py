@@ -1,0 +1,141 @@
+"""What the tests of the commands share: one Prefect server, stand-in gateways, a clean environment."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from cli.main import main
+from cli.prefect_environment import prepare_client
+from sandbox import Sandbox, SandboxOptions
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+# Prefect leaves some of its own connections to the garbage collector.
+prefect_leaks = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stand in an empty folder, with nothing configured; whatever a command sets is undone."""
+    with patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith(("PREFECT_", "IMBRACE_", "AWS_")):
+                del os.environ[name]
+        os.environ["HOME"] = os.environ["IMBRACE_HOME"] = str(tmp_path / "home")
+        folder = tmp_path / "here"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture
+def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call a command in this process."""
+
+    def call(*arguments: str) -> Result:
+        code = main(arguments)
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def terminal(place: Path) -> None:
+    """Make standard output and standard error terminals, as far as can be told from here."""
+    os.environ.update(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", TERM="xterm-256color", COLUMNS="100")
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    """A small stand-in gateway."""
+    with Sandbox(SandboxOptions(conversations=12, sizes=(130,))) as box:
+        yield box
+
+
+@pytest.fixture
+def settings(place: Path, box: Sandbox) -> dict[str, str]:
+    """Point the settings at the stand-in and at a lake that does not exist yet."""
+    values = {
+        "IMBRACE_TOKEN": box.options.token,
+        "IMBRACE_ORGANIZATION": box.options.organization_id,
+        "IMBRACE_GATEWAY": box.url,
+        "IMBRACE_LAKE": str(place / "lake"),
+        "IMBRACE_TASK_RETRY_SECONDS": "0.1",
+    }
+    os.environ.update(values)
+    return values
+
+
+@pytest.fixture
+def phones(place: Path, box: Sandbox) -> Path:
+    """A list of all numbers as people write them, three of them none."""
+    path = place / "phones.txt"
+    path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """One real Prefect server for all tests of the commands."""
+    home = tmp_path_factory.mktemp("prefect")
+    server = ensure_server(home)
+    with keep_alive(home):
+        with patch.dict(os.environ):
+            prepare_client(server.api_url, server.directory)
+            # Its settings are those of its first import, whichever test that was in.
+            import prefect  # noqa: F401
+        yield server
+        _send_what_is_left()
+        _collect_leaks()
+        stop_server(home)
+
+
+def _collect_leaks() -> None:
+    """Let no later test meet the warnings about what Prefect leaves open."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def _send_what_is_left() -> None:
+    """Logs and events wait in threads of Prefect, which try for long to reach a server that is gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all()
+
+
+@pytest.fixture
+def prefect(prefect_server: LocalServer, place: Path) -> Iterator[LocalServer]:
+    """Let commands in this process find that server as their own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+
+    os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)
+    with temporary_settings(
+        {PREFECT_API_URL: prefect_server.api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
+    ):
+        yield prefect_server
+    _collect_leaks()

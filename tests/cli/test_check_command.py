@@ -1,0 +1,101 @@
+"""`imbrace-lake check`: a list of what was found, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.cli.conftest import Run
+from tests.cli.fake_server import fake_server
+
+pytestmark = pytest.mark.usefixtures("settings")
+
+
+def test_in_a_pipe_each_finding_is_a_line(run: Run, box: Sandbox) -> None:
+    number = next(phone for phone, ids in box.links.items() if ids)
+
+    result = run("check", "--phone", number)
+
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert all(line.startswith(("ok ", "note ", "skipped ")) for line in lines)
+    assert f"Prefect {version('prefect')}" in result.out
+    assert "its own starts with the first run" in result.out
+    assert number not in result.out
+
+
+@pytest.mark.usefixtures("terminal")
+def test_on_a_terminal_it_is_a_checklist(run: Run) -> None:
+    os.environ["IMBRACE_ORGANIZATION"] = "org_wrong"
+
+    result = run("check")
+
+    assert result.code == 1
+    assert "✓" in result.out
+    assert "✗" in result.out
+
+
+def test_as_json_it_is_one_object(run: Run) -> None:
+    os.environ["IMBRACE_TOKEN"] = "api_wrong"
+    del os.environ["IMBRACE_LAKE"]
+
+    result = run("check", "--json")
+
+    found = json.loads(result.out)
+    assert result.code == 1
+    assert found["ok"] is False
+    assert {each["name"] for each in found["findings"] if each["verdict"] == "wrong"} == {"token", "lake"}
+
+
+def test_without_any_setting_each_is_asked_for(run: Run, settings: dict[str, str]) -> None:
+    for name in settings:
+        del os.environ[name]
+
+    result = run("check")
+
+    assert result.code == 1
+    assert result.out.count("wrong ") == 3
+
+
+def test_a_number_that_is_none_is_wrong_use(run: Run) -> None:
+    assert run("check", "--phone", "12").code == 2
+
+
+def test_its_own_server_is_named(run: Run, prefect: LocalServer) -> None:
+    assert f"its own runs at {prefect.ui_url}" in run("check").out
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told", "code"),
+    [
+        (200, f'"{version("prefect")}"', f"answers, version {version('prefect')}", 0),
+        (200, '"2.0.0"', "has version 2.0.0", 0),
+        (404, "", "/api answers\n", 0),
+        (401, "", "set PREFECT_API_KEY", 1),
+    ],
+)
+def test_a_configured_server_is_asked(status: int, body: str, told: str, code: int, run: Run) -> None:
+    with fake_server(status, body) as url:
+        os.environ["PREFECT_API_URL"] = url.replace("//", "//user:secret@")
+        os.environ["PREFECT_API_KEY"] = "pnu_secret"
+
+        result = run("check")
+
+    assert result.code == code
+    assert told in result.out
+    assert "secret" not in result.out
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://host:port/api"])
+def test_a_configured_server_that_is_not_there_is_told(url: str, run: Run) -> None:
+    os.environ["PREFECT_API_URL"] = url
+
+    result = run("check")
+
+    assert result.code == 1
+    assert "start it, or unset PREFECT_API_URL" in result.out

@@ -1,0 +1,245 @@
+"""`imbrace-lake export`, run in this process against a real Prefect server and a real gateway."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.dataset as ds
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.cli.conftest import Run, prefect_leaks
+
+pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
+
+
+def exported(place: Path) -> dict[str, int]:
+    """How many messages the lake has of each conversation."""
+    rows = ds.dataset(place / "lake" / "messages").to_table(columns=["conversation_id"])
+    counts = rows.column("conversation_id").value_counts().to_pylist()
+    return {row["values"]: row["counts"] for row in counts}
+
+
+def linked(box: Sandbox) -> dict[str, int]:
+    """How many messages the gateway has of each conversation that some number takes part in."""
+    ids = {one for each in box.links.values() for one in each}
+    return {one: count for one, count in box.conversations.items() if one in ids and count}
+
+
+def flow_run(server: LocalServer, run_id: str) -> Any:
+    """The orchestrator's view of a run, once it is what it ends as."""
+    for _ in range(50):
+        found = httpx.get(f"{server.api_url}/flow_runs/{run_id}").json()
+        if found["state"]["type"] not in ("RUNNING", "PENDING", "CANCELLING"):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def test_a_file_is_exported_and_its_flaws_are_listed(
+    run: Run, box: Sandbox, phones: Path, place: Path
+) -> None:
+    result = run("export", "--phones", str(phones))
+
+    assert result.code == 0
+    assert exported(place) == linked(box)
+    assert result.out.startswith("complete\n")
+    assert "3 invalid" in result.out
+    assert "/runs/flow-run/" in result.out
+    assert result.err.count("input: line ") == 3
+    assert not any(number in result.out + result.err for number in box.phones)
+
+
+def test_standard_input_and_json_leave_one_object_on_standard_output(
+    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"phone,name\n" + "\n".join(box.phones).encode()))
+    monkeypatch.setattr(sys, "stdin", stream)
+
+    result = run("export", "--phones", "-", "--column", "phone", "--json", "--chunk-size", "3")
+
+    summary = json.loads(result.out)
+    assert result.code == 0
+    assert summary["status"] == "complete"
+    assert summary["totals"]["messages_total"] == sum(linked(box).values())
+    assert summary["flow_run_url"].endswith(summary["run_id"])
+    parameters = str(flow_run(prefect, summary["run_id"])["parameters"])
+    assert "memory://" in parameters
+    assert not any(number.lstrip("+") in parameters for number in box.phones)
+
+
+def test_arguments_are_exported_at_the_pace_that_is_set(
+    run: Run, box: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = next(phone for phone, ids in box.links.items() if ids)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    result = run(
+        "export", number, "12", "--requests-per-second", "50", "--max-in-flight", "2", "--region", "TW"
+    )
+
+    assert result.code == 0
+    assert set(exported(place)) == set(box.links[number]) & set(linked(box))
+    assert "line 2 of the arguments" in result.err
+    assert box.stats().max_in_flight <= 2
+    assert "IMBRACE_MAX_IN_FLIGHT" not in os.environ
+
+
+def test_a_partial_run_is_mended_by_running_its_rest(
+    run: Run, box: Sandbox, phones: Path, place: Path
+) -> None:
+    broken = [*linked(box)][1]
+    box.break_conversation(broken, "404")
+
+    partial = run("export", "--phones", str(phones), "--json")
+    told = run("export", "--phones", str(phones), "--lake", str(place / "other"))
+    box.mend(broken)
+    run_id = json.loads(partial.out)["run_id"]
+    mended = run("export", "--rerun", run_id)
+
+    assert (partial.code, told.code, mended.code) == (3, 3, 0)
+    assert broken in told.out
+    assert "imbrace-lake export --rerun" in told.out
+    assert exported(place) == linked(box)
+    assert "1 complete" in mended.out
+
+
+def test_failures_that_are_tolerated_leave_the_run_complete(run: Run, box: Sandbox, phones: Path) -> None:
+    box.break_conversation([*linked(box)][1], "400")
+
+    result = run("export", "--phones", str(phones), "--tolerated-failures", "0.5")
+
+    assert result.code == 0
+    assert "which the run tolerates" in result.out
+    assert "warning: not exported conversation=" in result.err
+
+
+def test_an_unknown_run_cannot_be_run_again(run: Run, phones: Path) -> None:
+    run("export", "--phones", str(phones))
+
+    result = run("export", "--rerun", "no-such-run")
+
+    assert result.code == 2
+    assert "knows no run no-such-run" in result.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_token_that_is_refused_fails_the_run_in_one_sentence(
+    as_json: bool, run: Run, phones: Path, prefect: LocalServer
+) -> None:
+    os.environ["IMBRACE_TOKEN"] = "api_wrong"
+
+    result = run("export", "--phones", str(phones), *["--json"][: int(as_json)])
+
+    assert result.code == 1
+    assert result.err.count("error: the gateway does not accept the token") == 1
+    assert "api_wrong" not in result.out + result.err
+    if as_json:
+        summary = json.loads(result.out)
+        assert summary["status"] == "failed"
+        assert flow_run(prefect, summary["run_id"])["state"]["type"] == "FAILED"
+    else:
+        assert result.out.startswith("failed\n")
+
+
+def test_a_lake_that_cannot_be_written_fails_the_run_and_still_leaves_a_summary(
+    run: Run, phones: Path, place: Path
+) -> None:
+    (place / "lake").write_text("in the way")
+
+    result = run("export", "--phones", str(phones), "--json")
+
+    assert result.code == 1
+    assert json.loads(result.out)["status"] == "failed"
+    assert "is a file where the lake needs a folder" in result.err
+
+
+def test_a_bug_in_a_task_ends_the_run_with_its_traceback(
+    run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tasks.export.export_chunk", fail)
+
+    with pytest.raises(ZeroDivisionError):
+        run("export", "--phones", str(phones))
+
+
+def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
+    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer
+) -> None:
+    box.break_conversation([*linked(box)][1], "stall")
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and sum(box.stats().pages.values()) < len(linked(box)):
+            time.sleep(0.05)
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = run("export", "--phones", str(phones))
+    thread.join()
+    box.mend([*linked(box)][1])
+
+    assert result.code == 130
+    assert result.out == ""
+    last = result.err.splitlines()[-1]
+    assert last.startswith("interrupted: ")
+    assert "conversations are whole in the lake" in last
+    before = exported(place)
+    assert before
+    again = run("export", "--phones", str(phones), "--json")
+    assert again.code == 0
+    assert exported(place) == linked(box)
+    assert json.loads(again.out)["totals"]["conversations"]["unchanged"] == len(before)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_on_a_terminal_the_run_is_watched_and_its_display_goes_away(
+    run: Run, box: Sandbox, phones: Path
+) -> None:
+    box.set_options(latency_seconds=0.2)
+    box.break_conversation([*linked(box)][1], "400")
+
+    result = run("export", "--phones", str(phones))
+
+    assert result.code == 3
+    assert "exporting" in result.err
+    assert "conversations" in result.err
+    assert "in flight" in result.err
+    # What warnings say is in the summary, and would tear the display.
+    assert "warning" not in result.err
+    assert "exporting" not in result.out
+
+
+def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    os.environ.update(IMBRACE_TRIES="1", IMBRACE_TASK_RETRIES="1", IMBRACE_TASK_RETRY_SECONDS="0")
+    box.break_conversation([*linked(box)][1], "500")
+
+    result = run("export", "--phones", str(phones), "--json")
+
+    assert result.code == 3
+    run_id = json.loads(result.out)["run_id"]
+    wanted = {"logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": 40}}}
+    deadline = time.monotonic() + 20
+    told: list[str] = []
+    while not any("exhausted" in message for message in told) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        told = [log["message"] for log in httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()]
+    assert any("exhausted" in message for message in told)
+    assert not any("NoneType" in message for message in told)

@@ -1,0 +1,101 @@
+"""Calling `imbrace-lake`: what is told before anything is done."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from cli import plan as plan_command
+from cli.main import main
+from cli.terminal import prepare_streams
+from tests.cli.conftest import Run
+
+COMMANDS = ("demo", "export", "plan", "check", "sandbox", "server")
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    result = run("--version")
+
+    assert (result.code, result.out) == (0, f"imbrace-lake {version('imbrace-lake')}\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_without_a_command_the_commands_are_listed(arguments: tuple[str, ...], run: Run) -> None:
+    result = run(*arguments)
+
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS[:-1])
+def test_each_command_helps_with_examples(command: str, run: Run) -> None:
+    result = run(command, "--help")
+
+    assert result.code == 0
+    assert f"  imbrace-lake {command}" in result.out
+
+
+def test_the_server_commands_are_listed(run: Run) -> None:
+    assert "status" in run("server").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fly"], "No such command 'fly' (see imbrace-lake --help)"),
+        (["export", "--fast"], "No such option: --fast (see imbrace-lake export --help)"),
+        (["export", "--chunk-size", "0"], "'--chunk-size'"),
+        (["demo", "--conversations", "many"], "'--conversations'"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments: list[str], told: str, run: Run) -> None:
+    result = run(*arguments)
+
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert told in result.err
+
+
+@pytest.mark.parametrize("arguments", [["--token", "api_secret"], ["--token=api_secret"]])
+def test_a_token_as_an_argument_is_refused_and_not_repeated(arguments: list[str], run: Run) -> None:
+    result = run("export", *arguments)
+
+    assert result.code == 2
+    assert "set IMBRACE_TOKEN" in result.err
+    assert "api_secret" not in result.err
+
+
+def test_ctrl_c_is_one_sentence(run: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_command, "_made", interrupt)
+
+    result = run("plan", "+886911425977")
+
+    assert result.code == 130
+    assert result.err == "interrupted: nothing was written\n"
+
+
+def test_a_bug_shows_its_traceback(
+    place: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(plan_command, "_made", fail)
+
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", "+886911425977"])
+
+
+def test_a_stream_that_cannot_be_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", object())
+
+    prepare_streams()

@@ -1,0 +1,59 @@
+"""`imbrace-lake plan`: what an export would do, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.plan import duration
+from sandbox import Sandbox
+from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("settings")
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
+    watched: bool, run: Run, box: Sandbox, phones: Path, place: Path, request: pytest.FixtureRequest
+) -> None:
+    if watched:
+        request.getfixturevalue("terminal")
+
+    result = run("plan", "--phones", str(phones), "--requests-per-second", "20")
+
+    new = len({one for each in box.links.values() for one in each})
+    assert result.code == 0
+    assert f"{new} new to the lake" in result.out
+    assert "at 20 requests a second (the limit of requests per second that is set)" in result.out
+    assert "(to be made)" in result.out
+    assert result.err.count("input:") == 3
+    assert [path.name for path in place.iterdir()] == ["phones.txt"]
+    assert not (place.parent / "home").exists()
+
+
+def test_a_plan_as_json_is_one_object(run: Run, box: Sandbox) -> None:
+    number = next(phone for phone, ids in box.links.items() if not ids)
+
+    result = run("plan", number, "--json")
+
+    plan = json.loads(result.out)
+    assert (result.code, result.err) == (0, "")
+    assert plan["numbers"]["none"] == 1
+    assert plan["conversations"] == 0
+    assert number[1:] not in result.out
+
+
+def test_a_plan_that_has_nothing_new_says_so(run: Run, box: Sandbox) -> None:
+    number = next(phone for phone, ids in box.links.items() if not ids)
+
+    assert "none that are new" in run("plan", number).out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "1 s"), (90.0, "90 s"), (600.0, "10 min"), (7_200.0, "2 h"), (260_000.0, "3 days")],
+)
+def test_a_duration_is_told_in_the_unit_that_fits(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

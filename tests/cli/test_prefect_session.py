@@ -1,0 +1,69 @@
+"""Which Prefect server a run gets, and what is told when there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from cli import prefect_session as sessions
+from cli.local_server import LocalServer
+from cli.prefect_session import ServerUnavailable, Session, prefect_session
+from tests.cli.conftest import prefect_leaks
+
+pytestmark = [pytest.mark.usefixtures("place"), prefect_leaks]
+
+
+def test_a_server_that_is_configured_is_used(prefect: LocalServer) -> None:
+    os.environ["PREFECT_API_URL"] = prefect.api_url
+    said: list[str] = []
+
+    with prefect_session(said.append) as session:
+        assert session.api_url == prefect.api_url
+        assert session.run_url("a-run") == f"{prefect.ui_url}/runs/flow-run/a-run"
+
+    assert said == ["loading Prefect"]
+
+
+def test_a_server_that_is_configured_and_not_there_is_told_without_its_credentials() -> None:
+    os.environ["PREFECT_API_URL"] = "http://user:secret@127.0.0.1:9/api"
+
+    with (
+        pytest.raises(ServerUnavailable, match="start it, or unset PREFECT_API_URL") as caught,
+        prefect_session(print),
+    ):
+        pass
+
+    assert "secret" not in str(caught.value)
+
+
+def test_its_own_server_that_goes_away_is_told(prefect: LocalServer) -> None:
+    import httpx
+
+    with pytest.raises(ServerUnavailable, match="the local Prefect server failed"), prefect_session(print):
+        raise httpx.ReadError("gone")
+
+
+def test_waiting_for_a_server_is_said(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure(on_wait: Callable[[float], None]) -> LocalServer:
+        on_wait(0.5)
+        on_wait(2.0)
+        return prefect
+
+    monkeypatch.setattr(sessions, "ensure_server", ensure)
+    said: list[str] = []
+
+    with prefect_session(said.append):
+        pass
+
+    assert [sentence.partition(" ")[0] for sentence in said] == ["starting", "loading"]
+
+
+def test_a_server_without_pages_has_no_links(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Settings:
+        ui_url = None
+
+    monkeypatch.setattr("prefect.settings.get_current_settings", Settings)
+
+    assert Session(prefect.api_url, None).run_url("a-run") is None

@@ -1,0 +1,128 @@
+"""What is shown while a run works."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cli import progress_view
+from cli.progress_view import details, open_view, refused
+from imbrace_lake.pacing import Gate
+from imbrace_lake.progress import Progress
+
+
+def half_done() -> Progress:
+    return Progress(
+        stage="exporting",
+        numbers=20,
+        numbers_resolved=20,
+        conversations=10,
+        statuses=Counter(complete=4, failed=1),
+        messages_total=1_234,
+        gate=Gate(),
+    )
+
+
+def test_the_counters_fit_one_line() -> None:
+    progress = half_done()
+    assert progress.gate is not None
+    progress.gate.counts.refusals = 3
+
+    told = details(progress, 56.7)
+
+    assert told == "4 complete · 1 failed · 1,234 messages (57/s) · 0 in flight · 3 refused"
+    assert details(Progress(), 0.0) == ""
+
+
+def test_a_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 10.0, 20.0, 24.0])
+    monkeypatch.setattr("cli.progress_view.time.monotonic", lambda: next(times))
+    rate = progress_view._Rate()
+
+    assert [rate.of(count) for count in (0, 1_000, 1_100, 1_300)] == [0.0, 100.0, 10.0, 50.0]
+
+
+def test_a_gateway_that_refuses_is_told_as_long_as_it_does() -> None:
+    async def look() -> list[str]:
+        progress = half_done()
+        gate = progress.gate
+        assert gate is not None
+        told = [refused(Progress()), refused(progress)]
+        gate.refused(await gate.enter(), 30.0)
+        await asyncio.sleep(0.01)
+        told.append(refused(progress))
+        gate._closed_until = 0.0
+        told.append(refused(progress))
+        return told
+
+    assert asyncio.run(look()) == [
+        "",
+        "",
+        "the gateway refuses (429), asking again in 30 s",
+        "the gateway refuses (429), asking whether it answers again",
+    ]
+
+
+def test_in_a_pipe_there_is_a_line_now_and_then(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_view, "LINE_SECONDS", 0.0)
+    with open_view() as view:
+        view.say("loading Prefect")
+        view.say("starting a Prefect server")
+        view.say("starting a Prefect server")
+        view.update(Progress())
+        view.update(Progress(stage="resolving", numbers=3_000, numbers_resolved=500))
+        monkeypatch.setattr(progress_view, "LINE_SECONDS", 10.0)
+        view.update(half_done())
+        view.update(half_done())
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.sub(r"\([\d,]+/s\)", "(N/s)", err).splitlines() == [
+        "starting a Prefect server",
+        "resolving: 500 of 3,000 numbers",
+        "exporting: 5 of 10 conversations · 4 complete · 1 failed · 1,234 messages (N/s) · 0 in flight",
+    ]
+
+
+def test_in_a_pipe_the_first_warnings_are_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("imbrace_lake.export")
+    with open_view():
+        for number in range(30):
+            logger.warning("not exported conversation=%d", number)
+
+    logger.warning("after the end")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: not exported conversation=0"
+    assert lines[20:] == ["warning: further ones are counted in the summary"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_on_a_terminal_there_is_a_display_that_goes_away(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refuse() -> Progress:
+        progress = half_done()
+        assert progress.gate is not None
+        progress.gate.refused(await progress.gate.enter(), 30.0)
+        await asyncio.sleep(0.01)
+        view.update(progress)
+        return progress
+
+    with open_view() as view:
+        view.say("loading Prefect")
+        view.update(Progress())
+        view.update(Progress(stage="resolving", numbers=3_000, numbers_resolved=500))
+        asyncio.run(refuse())
+        view.display.refresh()  # type: ignore[attr-defined]
+
+    shown = capsys.readouterr().err
+    assert "5/10" in shown
+    assert "the gateway refuses" in shown

@@ -1,0 +1,52 @@
+"""`imbrace-lake server`: the local Prefect server, looked at, started and stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cli import local_server
+from cli.local_server import LocalServer
+from tests.cli.conftest import Run
+
+
+def test_where_none_runs_that_is_said(run: Run) -> None:
+    result = run("server", "status")
+
+    assert (result.code, result.out) == (1, "not running\n")
+    assert run("server", "stop").out == "not running\n"
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_one_that_runs_is_described(
+    watched: bool, run: Run, prefect: LocalServer, request: pytest.FixtureRequest
+) -> None:
+    if watched:
+        request.getfixturevalue("terminal")
+
+    status = run("server", "status")
+    start = run("server", "start")
+
+    assert (status.code, start.code) == (0, 0)
+    assert status.out == start.out
+    assert f"running at {prefect.ui_url}" in status.out
+    assert str(prefect.pid) in status.out
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_one_that_runs_is_stopped(
+    watched: bool, run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if watched:
+        request.getfixturevalue("terminal")
+    monkeypatch.setattr(local_server, "stop_server", lambda: True)
+
+    assert run("server", "stop").out == "stopped\n"
+
+
+def test_another_server_that_is_configured_is_mentioned(run: Run, place: Path) -> None:
+    os.environ["PREFECT_API_URL"] = "http://prefect.test/api"
+
+    assert "PREFECT_API_URL is configured" in run("server", "status").err

@@ -1,0 +1,55 @@
+"""What is told of a run that has ended."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cli.running import Outcome
+from cli.summary import tell_outcome
+from imbrace_lake.ledger import RunTotals
+from imbrace_lake.runs import DeadLetter, RunSummary
+from tests.cli.conftest import prefect_leaks
+
+pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]
+
+
+def summary(failures: int = 0) -> RunSummary:
+    letters = [DeadLetter(f"conv_{number}", "failed", "broken") for number in range(failures)]
+    return RunSummary(
+        run_id="run",
+        organization="org",
+        lake="./lake",
+        started_at=datetime(2026, 1, 1, tzinfo=UTC),
+        status="partial" if failures else "complete",
+        totals=RunTotals(
+            phones={"resolved": 1_234, "invalid": 25},
+            conversations={"complete": 9},
+            requests=50,
+            retries=3,
+            refusals=2,
+        ),
+        dead_letters=letters,
+        dead_letter_count=failures,
+    )
+
+
+def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_outcome(Outcome(summary(failures=12), [f"line {number}: none" for number in range(100)]))
+
+    out, err = capsys.readouterr()
+    assert out.count("failed: broken") == 10
+    assert "  and 2 more\n" in out
+    assert err.count("input: line") == 20
+    assert err.endswith("input: and 5 more\n")
+
+
+def test_what_did_not_happen_is_not_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_outcome(Outcome(summary(), []))
+
+    out = capsys.readouterr().out
+    assert "  numbers        1,234 with conversations · 25 invalid\n" in out
+    assert "  requests       50 (3 tried again · 2 refused), " in out
+    assert "not exported" not in out

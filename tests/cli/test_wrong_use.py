@@ -1,0 +1,106 @@
+"""What can be found wrong before anything is started: nothing is written, the exit code is 2."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+NUMBER = "+886911425977"
+
+pytestmark = pytest.mark.usefixtures("settings")
+
+
+@pytest.mark.parametrize("command", ["export", "plan"])
+@pytest.mark.parametrize(
+    ("unset", "told"),
+    [
+        ("IMBRACE_TOKEN", "set IMBRACE_TOKEN"),
+        ("IMBRACE_ORGANIZATION", "use --organization, or set IMBRACE_ORGANIZATION"),
+        ("IMBRACE_LAKE", "use --lake, or set IMBRACE_LAKE"),
+    ],
+)
+def test_a_setting_that_is_missing_is_named(command: str, unset: str, told: str, run: Run) -> None:
+    del os.environ[unset]
+
+    result = run(command, NUMBER)
+
+    assert result.code == 2
+    assert told in result.err
+
+
+@pytest.mark.parametrize("token", ["api_1\n", "api 1", "äpi_1"])
+def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: Run) -> None:
+    os.environ["IMBRACE_TOKEN"] = token
+
+    result = run("export", NUMBER)
+
+    assert result.code == 2
+    assert "IMBRACE_TOKEN" in result.err
+    assert "pi_1" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "either as arguments or by --phones"),
+        ([NUMBER, "--phones", "phones.txt"], "either as arguments or by --phones"),
+        (["--phones", "missing.csv"], "missing.csv does not exist"),
+        (["--phones", "."], "is a directory"),
+        (["--phones", "phones.txt", "--column", "phone"], "no column 'phone'"),
+        (["--phones", "empty.txt"], "empty.txt holds no phone number"),
+        (["--phones", "s3://key:secret@bucket/list.csv"], "holds credentials"),
+        (["--phones", "https://host/list.csv?signature=secret"], "holds a query"),
+        (["--phones", "http://[/list.csv"], "is no URL"),
+        (["--phones", "gopher://host/list.csv"], "gopher://"),
+        ([NUMBER, "--lake", "s3://key:secret@bucket/lake"], "holds credentials"),
+        ([NUMBER, "--lake", "gopher://host/lake"], "gopher://"),
+        ([NUMBER, "--gateway", "app-gateway.imbrace.co/3rd"], "must start with https://"),
+        ([NUMBER, "--region", "Taiwan"], "There is no region 'Taiwan'"),
+        ([NUMBER, "--requests-per-second", "0"], "IMBRACE_REQUESTS_PER_SECOND"),
+        ([NUMBER, "--max-in-flight", "0"], "IMBRACE_MAX_IN_FLIGHT"),
+    ],
+)
+def test_input_that_cannot_be_used_is_told(arguments: list[str], told: str, run: Run, place: Path) -> None:
+    (place / "phones.txt").write_text(NUMBER)
+    (place / "empty.txt").write_text("# nothing\n\n")
+
+    result = run("export", *arguments)
+
+    assert result.code == 2
+    assert result.out == ""
+    assert told in result.err
+    assert "secret" not in result.err
+    assert not (place / "lake").exists()
+    assert not (place.parent / "home").exists()
+
+
+def test_an_earlier_run_and_numbers_exclude_each_other(run: Run) -> None:
+    assert "not both" in run("export", NUMBER, "--rerun", "some-run").err
+
+
+def test_a_rerun_needs_a_lake(run: Run, place: Path) -> None:
+    result = run("export", "--rerun", "some-run")
+
+    assert result.code == 2
+    assert "there is no lake" in result.err
+    assert not (place / "lake").exists()
+
+
+def test_on_a_terminal_numbers_are_asked_for(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+
+    result = run("export", "--phones", "-")
+
+    assert result.code == 2
+    assert "end with Ctrl-D" in result.err
+    assert "standard input holds no phone number" in result.err

@@ -1,0 +1,68 @@
+"""The export flow, on a Prefect server that runs already; the core alone with `--without-prefect`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from benchmarks.account import measure, read_job
+from benchmarks.contest import Job
+from cli.prefect_environment import prepare_client
+from imbrace_lake.export import chunk_size, export_chunk
+from imbrace_lake.phone_lists import read_phone_list
+from imbrace_lake.resolve import Recording, resolve_numbers
+from imbrace_lake.resume import job_of
+from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.settings import load_settings
+
+
+async def run_core(job: Job) -> None:
+    """What the flow does, without an orchestrator."""
+    numbers = read_phone_list(job.phones)
+    async with open_run(load_settings(), str(uuid4())) as run:
+        recording = Recording(
+            run.run_id, run.organization_id, run.lake.phone_key, is_masked=False, resolved_at=run.started_at
+        )
+        found = await resolve_numbers(run.gateway, run.journal, recording, "phones", numbers.table)
+        ids = found.conversation_ids
+        await run.learn(job_of(ids))
+        size = chunk_size(len(ids))
+        chunks = iter(range(0, len(ids), size))
+
+        async def work() -> None:
+            for start in chunks:
+                await export_chunk(run, f"chunk-{start}", ids[start : start + size])
+
+        await asyncio.gather(*(work() for _ in range(load_settings().chunks_in_flight)))
+        await close_run(run, {}, found.statuses)
+
+
+def main() -> None:
+    """Do one job."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flow")
+    parser.add_argument("--without-prefect", action="store_true")
+    parser.add_argument("--server", nargs=2, metavar=("API", "FOLDER"))
+    arguments = parser.parse_args()
+    job = read_job()
+    os.environ |= {
+        "IMBRACE_TOKEN": job.token,
+        "IMBRACE_ORGANIZATION": job.organization,
+        "IMBRACE_GATEWAY": job.url,
+        "IMBRACE_LAKE": job.folder,
+    }
+    if arguments.without_prefect:
+        measure(lambda: run_core(job))
+        return
+    prepare_client(arguments.server[0], Path(arguments.server[1]))
+    # Only now, because Prefect's settings are in the environment only now.
+    from flows.export import export_conversations
+    from flows.params import ExportParams
+
+    measure(lambda: export_conversations(ExportParams(phones=job.phones), return_state=True))
+
+
+if __name__ == "__main__":
+    main()

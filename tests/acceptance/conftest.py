@@ -1,0 +1,41 @@
+"""What the acceptance tests share: a Prefect server, a process that runs flows, the real conversations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from tests.acceptance.exporter import ROOT, Exporter
+
+DATA_VARIABLE = "IMBRACE_ACCEPTANCE_DATA"
+DATA_PLACE = "../shared/data/support-conversations.jsonl.gz"
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """Run the command line's own Prefect server, in a home of the test run's."""
+    home = tmp_path_factory.mktemp("home")
+    server = ensure_server(home)
+    with keep_alive(home):
+        yield server
+        stop_server(home)
+
+
+@pytest.fixture(scope="session")
+def exporter(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
+    """Keep one process ready to run flows."""
+    with Exporter(prefect_server, tmp_path_factory.mktemp("exporter")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def real_conversations() -> Path:
+    """Find the file of real conversations, which is not part of the project."""
+    path = Path(os.environ.get(DATA_VARIABLE) or ROOT / DATA_PLACE)
+    if not path.is_file():
+        pytest.skip(f"the real conversations are not here: put them at {DATA_PLACE} or set {DATA_VARIABLE}")
+    return path

@@ -1,0 +1,152 @@
+"""Runs the export flow in a process of its own, and says how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.acceptance.runner import OURS
+from tests.seaweed import Seaweed
+
+ROOT = Path(__file__).parents[2]
+RUNNER = "tests.acceptance.runner"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a flow run ended; `summary` is what `imbrace-lake export --json` would print."""
+
+    state_type: str
+    state_name: str
+    message: str
+    problems: list[str]
+    summary: dict[str, Any] | None
+    seconds: float
+    cpu_seconds: float
+    most_memory_bytes: int
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The sums of the run; it must have come as far as a summary."""
+        assert self.summary is not None, self.message
+        totals: dict[str, Any] = self.summary["totals"]
+        return totals
+
+
+class Exporter:
+    """A process that has imported everything and waits for jobs.
+
+    Args:
+        server: The Prefect server that sees the runs.
+        folder: Its working directory, where no settings lie about; its console goes to `console`.
+    """
+
+    def __init__(self, server: LocalServer, folder: Path) -> None:
+        self.console = folder / "console.log"
+        self._folder = folder
+        self._server = server
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        reading, writing = os.pipe()
+        foreign = ("PREFECT_", "COVERAGE_", *OURS)
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
+        with self.console.open("ab") as console:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", RUNNER),
+                    *(str(writing), self._server.api_url, str(self._server.directory)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=console,
+                stderr=console,
+                pass_fds=[writing],
+                cwd=self._folder,
+                env={**environment, "PYTHONPATH": str(ROOT)},
+                text=True,
+            )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._answers is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._answers.close()
+
+    def begin(self, environment: Mapping[str, str], **params: Any) -> None:
+        """Start a run without waiting for its end."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        job = {"environment": dict(environment), "params": params}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> Outcome:
+        """Wait for the end of the run that was begun."""
+        assert self._answers is not None
+        line = self._answers.readline()
+        assert line, f"the process that runs flows has ended:\n{self.console.read_text()[-4000:]}"
+        return Outcome(**json.loads(line))
+
+    def run(self, environment: Mapping[str, str], **params: Any) -> Outcome:
+        """Run the flow with its settings in the environment, as an operator gives them."""
+        self.begin(environment, **params)
+        return self.finish()
+
+    def kill(self) -> None:
+        """End the process as a power failure would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+def settings_for(box: Sandbox, lake: str | Path, **others: str) -> dict[str, str]:
+    """Settings of an export from a stand-in; `others` are further ones, without their prefix."""
+    return {
+        "IMBRACE_TOKEN": box.options.token,
+        "IMBRACE_ORGANIZATION": box.options.organization_id,
+        "IMBRACE_GATEWAY": box.url,
+        "IMBRACE_LAKE": str(lake),
+        **{f"IMBRACE_{name.upper()}": text for name, text in others.items()},
+    }
+
+
+def credentials(s3: Seaweed) -> dict[str, str]:
+    """The environment in which AWS tools find the test's S3 server."""
+    return {
+        "AWS_ACCESS_KEY_ID": s3.key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+def write_phones(path: Path, lines: list[str]) -> str:
+    """Write a list of numbers and return its address."""
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def linked(box: Sandbox) -> set[str]:
+    """Every conversation that some phone leads to."""
+    return {conversation_id for ids in box.links.values() for conversation_id in ids}

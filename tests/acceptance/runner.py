@@ -1,0 +1,67 @@
+"""A process that runs the export flow for the acceptance tests, as the command line would run it.
+
+It is a process of its own because Prefect fixes its settings when it is imported, because whatever it
+prints is looked at by a test, and because a test kills it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.prefect_environment import prepare_client
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+OURS = ("IMBRACE_", "AWS_")
+
+
+def main() -> None:
+    """Do one job a line of standard input; `argv` has where answers go, Prefect's API and folder."""
+    answers = os.fdopen(int(sys.argv[1]), "w")
+    prepare_client(sys.argv[2], Path(sys.argv[3]))
+    logging.getLogger("imbrace_lake").setLevel(logging.INFO)
+    for line in sys.stdin:
+        job = json.loads(line)
+        for name in [name for name in os.environ if name.startswith(OURS)]:
+            del os.environ[name]
+        os.environ.update(job["environment"])
+        print(json.dumps(_export(job["params"])), file=answers, flush=True)
+
+
+def _export(params: dict[str, Any]) -> dict[str, Any]:
+    # Only now, because Prefect's settings are in the environment only now.
+    from flows.export import export_conversations
+    from flows.observer import Observer, current_observer
+    from flows.params import ExportParams
+
+    observer = Observer()
+    current_observer.set(observer)
+    began, cpu = time.monotonic(), time.process_time()
+
+    async def export() -> State[Any]:
+        return await export_conversations(ExportParams(**params), return_state=True)
+
+    state = asyncio.run(export())
+    return {
+        "state_type": state.type.value,
+        "state_name": state.name,
+        "message": state.message,
+        "problems": observer.problems,
+        "summary": observer.summary and observer.summary.as_json(),
+        "seconds": time.monotonic() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "most_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()

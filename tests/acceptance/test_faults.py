@@ -1,0 +1,160 @@
+"""Whatever the gateway and the way to it do for a moment, the lake is the one of a day without trouble."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_lake import pacing
+from sandbox import Sandbox, SandboxOptions
+from sandbox.catalog import FORMS, PASSING, WITH_FORMS
+from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
+from tests.acceptance.lakes import export_with_core, messages_in
+
+CONVERSATIONS = 200
+SHARE = 0.1
+# Half of a time-out: the answer comes, but late.
+SLOW_SECONDS = 0.25
+WRONG_TOKEN = "api_11111111-1111-4111-8111-111111111111"
+
+FAULTS = [
+    f"{fault}:{form}" if form else fault
+    for fault in PASSING
+    for form in (FORMS if fault in WITH_FORMS else ("",))
+]
+
+
+def _options(**trouble: Any) -> SandboxOptions:
+    return SandboxOptions(
+        conversations=CONVERSATIONS - 2,
+        sizes=(101, 450),
+        surprises=0.05,
+        gateway_timeout_seconds=SLOW_SECONDS,
+        **trouble,
+    )
+
+
+@pytest.fixture(scope="module")
+def untroubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """Give the list of phones, and the lake of a day without trouble."""
+    folder = tmp_path_factory.mktemp("untroubled")
+    with Sandbox(_options()) as box:
+        phones = write_phones(folder / "phones.txt", box.phones)
+        summary = export_with_core(box, folder / "lake", phones)
+        assert summary.totals.conversations == {"complete": CONVERSATIONS}
+        assert summary.totals.messages_total == sum(box.conversations.values())
+        assert summary.totals.retries == 0
+    return phones, messages_in(folder / "lake")
+
+
+@pytest.fixture
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "FIRST_PAUSE_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("_short_pauses")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_fault_in_a_tenth_of_all_requests_changes_nothing(
+    fault: str, untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    phones, expected = untroubled
+    with Sandbox(_options(rates={fault: SHARE})) as box:
+        summary = export_with_core(box, tmp_path / "lake", phones)
+        met = box.stats().faults
+
+    assert summary.status == "complete", summary.reason
+    assert summary.dead_letter_count == 0
+    assert met[fault.partition(":")[0]] > 10
+    assert messages_in(tmp_path / "lake") == expected
+
+
+@pytest.mark.usefixtures("_short_pauses")
+def test_all_faults_mixed_in_a_tenth_of_all_requests_change_nothing(
+    untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    phones, expected = untroubled
+    with Sandbox(_options(mixed=SHARE)) as box:
+        summary = export_with_core(box, tmp_path / "lake", phones)
+        met = box.stats().faults
+
+    assert summary.status == "complete", summary.reason
+    assert set(PASSING) <= set(met)
+    assert messages_in(tmp_path / "lake") == expected
+
+
+def test_the_flow_bears_all_faults_mixed_as_well(
+    exporter: Exporter, untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    phones, expected = untroubled
+    # A refusal closes the gate for a second at least, and the flow's waits cannot be patched.
+    faults = [fault for fault in PASSING if fault != "429"]
+    rates = dict.fromkeys(faults, SHARE / len(faults))
+    with Sandbox(_options(rates=rates)) as box:
+        environment = settings_for(box, tmp_path / "lake", timeout_seconds="0.5", task_retry_seconds="1")
+        outcome = exporter.run(environment, phones=phones)
+
+    assert outcome.state_type == "COMPLETED", outcome.message
+    assert outcome.totals["retries"] > 10
+    assert messages_in(tmp_path / "lake") == expected
+
+
+@pytest.mark.usefixtures("_short_pauses")
+def test_a_used_up_budget_is_waited_out(untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    phones, expected = untroubled
+    with Sandbox(_options(budget_requests=60, budget_window_seconds=0.7)) as box:
+        summary = export_with_core(box, tmp_path / "lake", phones)
+        refused = box.stats().refused
+
+    assert summary.status == "complete", summary.reason
+    assert summary.totals.refusals == refused > 0
+    assert messages_in(tmp_path / "lake") == expected
+
+
+def test_a_token_that_is_wrong_ends_the_run_within_30_seconds_in_one_sentence(
+    exporter: Exporter, tmp_path: Path
+) -> None:
+    with Sandbox(_options()) as box:
+        outcome = _run_that_is_refused(exporter, box, tmp_path, token=WRONG_TOKEN)
+
+    assert "the gateway does not accept the token" in outcome.message
+    assert WRONG_TOKEN not in outcome.message
+
+
+def test_an_organization_of_somebody_else_ends_the_run_within_30_seconds_in_one_sentence(
+    exporter: Exporter, tmp_path: Path
+) -> None:
+    with Sandbox(_options()) as box:
+        outcome = _run_that_is_refused(exporter, box, tmp_path, organization="org_other")
+
+    assert "the token belongs to organization org_sandbox, not to org_other" in outcome.message
+
+
+@pytest.mark.parametrize("fault", ["401", "403"])
+def test_a_token_that_is_withdrawn_for_messages_ends_the_run_within_30_seconds_in_one_sentence(
+    fault: str, exporter: Exporter, tmp_path: Path
+) -> None:
+    with Sandbox(_options(broken={})) as box:
+        # The phones are resolved before every conversation answers like this.
+        for conversation_id in linked(box):
+            box.break_conversation(conversation_id, fault)
+        outcome = _run_that_is_refused(exporter, box, tmp_path)
+
+    assert "the token" in outcome.message
+
+
+def _run_that_is_refused(exporter: Exporter, box: Sandbox, folder: Path, **settings: str) -> Outcome:
+    phones = write_phones(folder / "phones.txt", box.phones)
+    began = time.monotonic()
+    outcome = exporter.run(settings_for(box, folder / "lake", **settings), phones=phones)
+    seconds = time.monotonic() - began
+
+    assert seconds < 30
+    assert (outcome.state_type, outcome.state_name) == ("FAILED", "Failed")
+    assert outcome.summary is not None
+    assert outcome.summary["status"] == "failed"
+    assert outcome.message == outcome.summary["reason"]
+    assert "\n" not in outcome.message
+    return outcome

@@ -1,0 +1,37 @@
+"""A run over a thousand conversations, killed at random moments and started again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
+from tests.core.kills import Killing
+from tests.core.lake_runs import Bench
+from tests.core.timeline import Amounts, Timeline
+
+KILLS = 100 if IS_FULL else 3
+MOST_READ_AGAIN = 0.10
+
+
+@pytest.mark.timeout(3_600)
+def test_a_killed_run_that_is_started_again_leaves_the_lake_as_if_nobody_had_killed_it(
+    tmp_path: Path,
+) -> None:
+    with Sandbox(SandboxOptions(conversations=970, sizes=(350,) * 30, messages_max=400)) as box:
+        # Before the runs that are killed, whose clock is the true one.
+        bench = Bench(box, str(tmp_path / "base"), now=datetime.now(UTC) - timedelta(hours=2))
+        bench.run(list(box.conversations)[:-50])
+        Timeline(box, Random(4), Amounts(grow=50, edit_near=20, edit_far=0, lose=10, vanish=5)).next_round()
+        killing = Killing(bench, tmp_path)
+
+        rng = Random(5)
+        for _ in range(KILLS):
+            killing.kill_once(rng)
+
+    assert max(killing.read_again) <= MOST_READ_AGAIN, sorted(killing.read_again)
+    assert killing.polls > KILLS

@@ -1,0 +1,166 @@
+"""8,204 real conversations, exported whole, come back message for message from every engine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.engines import ENGINES, dataset
+from tests.acceptance.exporter import Exporter, Outcome, credentials, settings_for, write_phones
+from tests.seaweed import Seaweed
+
+CONVERSATIONS = 8_204
+MESSAGES = 181_949
+
+logger = logging.getLogger(__name__)
+
+pytestmark = pytest.mark.timeout(900)
+
+Texts = list[tuple[str, ...]]
+"""The texts of a conversation in order; those of one instant, which have no order, together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the stand-in serves, and what the file says of it."""
+
+    box: Sandbox
+    phones: list[str]
+    texts: Mapping[str, Texts]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A lake of all of it."""
+
+    lake: str
+    outcome: Outcome
+    s3: Seaweed | None
+
+
+@pytest.fixture(scope="module")
+def served(real_conversations: Path) -> Iterator[Served]:
+    """Serve the whole file, and read it a second time without the stand-in's code."""
+    with Sandbox(SandboxOptions(file=real_conversations)) as box:
+        # The stand-in names conversations in the order of the file.
+        with gzip.open(real_conversations, "rt", encoding="utf-8") as lines:
+            texts = dict(zip(box.conversations, map(_texts_of, lines), strict=True))
+        yield Served(box, box.messy_phones(), texts)
+
+
+def _texts_of(line: str) -> Texts:
+    messages = json.loads(line)["messages"]
+    if messages[0]["at"] is None:
+        return [(message["text"],) for message in messages]
+    timed = sorted((datetime.fromisoformat(message["at"]), message["text"]) for message in messages)
+    return [tuple(text for _, text in group) for _, group in groupby(timed, key=lambda pair: pair[0])]
+
+
+@pytest.fixture(scope="module", params=["local", "s3"])
+def exported(
+    request: pytest.FixtureRequest,
+    served: Served,
+    exporter: Exporter,
+    s3: Seaweed,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    """Export all of it once to a local folder and once to SeaweedFS."""
+    folder = tmp_path_factory.mktemp("real")
+    lake, environment = str(folder / "lake"), dict[str, str]()
+    if request.param == "s3":
+        s3.create_bucket("real-conversations")
+        lake, environment = "s3://real-conversations/lake", credentials(s3)
+    phones = write_phones(folder / "phones.txt", served.phones)
+    outcome = exporter.run({**settings_for(served.box, lake), **environment}, phones=phones)
+    logger.info("exported to=%s seconds=%.1f totals=%s", request.param, outcome.seconds, outcome.totals)
+    return Exported(lake, outcome, s3 if request.param == "s3" else None)
+
+
+def test_the_file_is_the_one_that_the_figures_are_of(served: Served) -> None:
+    assert len(served.texts) == CONVERSATIONS
+    assert sum(len(group) for texts in served.texts.values() for group in texts) == MESSAGES
+
+
+def test_the_run_is_completed_and_says_how_much_there_was(exported: Exported) -> None:
+    totals = exported.outcome.totals
+
+    assert exported.outcome.state_type == "COMPLETED", exported.outcome.message
+    assert totals["conversations"] == {"complete": CONVERSATIONS}
+    assert totals["messages_new"] == totals["messages_total"] == MESSAGES
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_reads_each_message_once_with_the_text_of_the_source(
+    engine: str, exported: Exported, served: Served
+) -> None:
+    rows = ENGINES[engine](f"{exported.lake}/messages", exported.s3)
+
+    assert rows.num_rows == MESSAGES
+    assert pc.count_distinct(rows.column("message_id")).as_py() == MESSAGES
+    found = _texts_in(rows)
+    # Not one `==` of both: the difference of two such dictionaries would take minutes to print.
+    assert found.keys() == served.texts.keys()
+    assert [each for each, texts in served.texts.items() if found[each] != texts] == []
+
+
+def _texts_in(rows: pa.Table) -> dict[str, Texts]:
+    """The texts of each conversation, in the order of `created_at` and within an instant of the text."""
+    order = pc.sort_indices(
+        rows, sort_keys=[(name, "ascending") for name in ("conversation_id", "created_at", "text")]
+    )
+    columns = rows.take(order).select(["conversation_id", "created_at", "text"])
+    ids, times, texts = (
+        column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
+        for column in columns.columns
+    )
+    found: dict[str, Texts] = {}
+    for (conversation_id, _), group in groupby(zip(ids, times, texts, strict=True), key=lambda row: row[:2]):
+        found.setdefault(conversation_id, []).append(tuple(text for *_, text in group))
+    return found
+
+
+def test_the_phones_ledger_gives_each_input_number_one_status_and_the_stand_ins_links(
+    exported: Exported, served: Served
+) -> None:
+    rows = _phones_ledger(exported)
+
+    positions = [row["position"] for row in rows]
+    assert len(set(positions)) == len(rows) == len(served.phones) - served.phones.count("")
+    links = served.box.links
+    expected: dict[int, tuple[str, frozenset[str]]] = {}
+    seen: set[str] = set()
+    for line_number, line in enumerate(served.phones, start=1):
+        if not line:
+            continue
+        phone = "+" + re.sub(r"\D", "", line)
+        if phone not in links:
+            expected[line_number] = ("invalid", frozenset())
+        elif phone in seen:
+            expected[line_number] = ("duplicate", frozenset())
+        else:
+            expected[line_number] = ("resolved" if links[phone] else "none", frozenset(links[phone]))
+        seen.add(phone)
+    told = {row["position"]: (row["status"], frozenset(row["conversation_ids"] or ())) for row in rows}
+    assert told == expected
+    statuses = Counter(status for status, _ in expected.values())
+    assert exported.outcome.totals["phones"] == dict(statuses)
+    assert statuses.keys() == {"resolved", "none", "invalid", "duplicate"}
+
+
+def _phones_ledger(exported: Exported) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = dataset(f"{exported.lake}/phones", exported.s3).to_table().to_pylist()
+    return rows

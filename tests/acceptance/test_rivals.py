@@ -1,0 +1,37 @@
+"""Two runs over the same two hundred growing conversations at the same time, again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+from pydantic import SecretStr
+
+from imbrace_lake.store_contract import StoreOptions
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
+from tests.core.lake_runs import Bench
+from tests.core.rivals import contend, settle
+from tests.seaweed import Seaweed
+
+
+@pytest.mark.timeout(1_800)
+def test_two_runs_at_once_lose_and_double_nothing_on_a_disk(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=200)) as box:
+        ids = list(box.conversations)
+        bench = Bench(box, str(tmp_path / "lake"))
+        for number in range(8 if IS_FULL else 2):
+            contend(bench, ids, Random(number))
+        settle(bench, ids)
+
+
+@pytest.mark.timeout(1_800)
+def test_two_runs_at_once_lose_and_double_nothing_on_s3(s3: Seaweed, bucket: str) -> None:
+    store = StoreOptions(endpoint_url=s3.endpoint_url, key=SecretStr(s3.key), secret=SecretStr(s3.secret))
+    with Sandbox(SandboxOptions(conversations=200)) as box:
+        ids = list(box.conversations)
+        bench = Bench(box, f"s3://{bucket}/lake", store=store)
+        for number in range(2 if IS_FULL else 1):
+            contend(bench, ids, Random(number))
+        settle(bench, ids)

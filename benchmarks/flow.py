@@ -11,11 +11,11 @@ from uuid import uuid4
 from benchmarks.account import measure, read_job
 from benchmarks.contest import Job
 from cli.prefect_environment import prepare_client
-from imbrace_lake.export import chunk_size, export_chunk
-from imbrace_lake.phone_lists import read_phone_list
-from imbrace_lake.resolve import Recording, resolve_numbers
-from imbrace_lake.resume import job_of
-from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.export.chunk import chunk_size, export_chunk
+from imbrace_lake.export.resolve import Recording, resolve_numbers
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 
 

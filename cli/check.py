@@ -17,7 +17,7 @@ from cli.terminal import is_watched, show, to_data, to_user
 
 if TYPE_CHECKING:
     from imbrace_lake.check import Finding
-    from imbrace_lake.phones import PhoneNumber
+    from imbrace_lake.phones.numbers import PhoneNumber
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -46,7 +46,7 @@ def check(
 
     A small object is written into the lake's place and deleted again. Exit code 1 if anything is wrong.
     """
-    from imbrace_lake.phones import parse_phone
+    from imbrace_lake.phones.numbers import parse_phone
     from imbrace_lake.settings import load_settings
 
     settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)

@@ -113,8 +113,8 @@ def _list_or_none(
 
 
 async def _find_run(settings: Settings, run_id: str) -> None:
-    from imbrace_lake.known import read_dead_letters
-    from imbrace_lake.lake import open_lake
+    from imbrace_lake.lake.known import read_dead_letters
+    from imbrace_lake.lake.lake import open_lake
 
     async with open_lake(settings.needed("lake"), now=None) as lake:
         await read_dead_letters(lake, run_id)

@@ -82,8 +82,8 @@ def _refuse_secrets(address: str) -> None:
 
 
 def _look_into(address: str, column: str | None, region: str | None) -> None:
-    from imbrace_lake.phone_lists import iter_numbers
-    from imbrace_lake.phone_sources import display_name
+    from imbrace_lake.phones.lists import iter_numbers
+    from imbrace_lake.phones.sources import display_name
 
     if next(iter_numbers(address, column=column, region=region), None) is None:
         name = display_name(address).rpartition("/")[2]

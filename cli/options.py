@@ -73,9 +73,9 @@ def checked_settings(**given: object) -> Settings:
     Raises:
         SettingsError: One is missing or cannot be used.
     """
-    from imbrace_lake.phones import parse_region
+    from imbrace_lake.phones.numbers import parse_region
     from imbrace_lake.settings import load_settings
-    from imbrace_lake.store import open_store
+    from imbrace_lake.store.opening import open_store
 
     settings = load_settings(**given)
     for name in ("organization", "lake"):

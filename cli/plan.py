@@ -13,8 +13,8 @@ from cli import options
 from cli.options import AsJson, checked_settings
 
 if TYPE_CHECKING:
-    from imbrace_lake.phone_lists import PhoneList
-    from imbrace_lake.plan import Plan
+    from imbrace_lake.export.plan import Plan
+    from imbrace_lake.phones.lists import PhoneList
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -43,7 +43,7 @@ def plan(
     """
     from cli.numbers import list_address
     from cli.terminal import list_problems
-    from imbrace_lake.phone_lists import read_phone_list
+    from imbrace_lake.phones.lists import read_phone_list
 
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
@@ -61,7 +61,7 @@ def plan(
 
 def _made(settings: Settings, given: PhoneList) -> Plan:
     from cli.terminal import is_watched, to_user
-    from imbrace_lake.plan import make_plan
+    from imbrace_lake.export.plan import make_plan
 
     if not is_watched():
         return asyncio.run(make_plan(settings, given))

@@ -22,7 +22,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from cli.terminal import MOST_LISTED, complain, counted, is_watched, tell, to_user
-from imbrace_lake import progress as core
+from imbrace_lake.export import progress as core
 
 LINE_SECONDS = 10.0
 STEADY_SECONDS = 3.0

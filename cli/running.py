@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cli.progress_view import View
     from flows.observer import Observer
     from flows.params import ExportParams
-    from imbrace_lake.runs import RunSummary
+    from imbrace_lake.export.runs import RunSummary
     from imbrace_lake.settings import Settings
 
 COMPLETE, FAILED, PARTIAL = 0, 1, 3
@@ -105,7 +105,7 @@ async def _watched(params: ExportParams, observer: Observer, view: View) -> Any:
 
 def _failed(settings: Settings, state: Any) -> RunSummary:
     """The summary of a run that could not even open its lake."""
-    from imbrace_lake.runs import RunSummary
+    from imbrace_lake.export.runs import RunSummary
 
     now = datetime.now(UTC)
     return RunSummary(

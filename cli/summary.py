@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cli.running import Outcome
-    from imbrace_lake.runs import RunSummary
+    from imbrace_lake.export.runs import RunSummary
 
 MOST_FAILURES = 10
 _STYLES = {"complete": "bold green", "partial": "bold yellow", "failed": "bold red"}

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from flows.observer import Observer
 from flows.params import ExportParams
 from flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.runs import RunSummary
+from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.settings import load_settings
 
 

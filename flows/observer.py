@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from imbrace_lake.progress import Progress
-from imbrace_lake.runs import RunSummary
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.runs import RunSummary
 
 
 @dataclass(slots=True)

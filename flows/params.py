@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from imbrace_lake.drift import DriftMode
+from imbrace_lake.export.drift import DriftMode
 
 Source = Literal["everything", "phones", "conversations", "rerun"]
 

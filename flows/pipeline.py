@@ -23,15 +23,15 @@ from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.export import chunk_size
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.known import read_dead_letters
-from imbrace_lake.phone_lists import PhoneList, iter_numbers, read_phone_list
+from imbrace_lake.export.chunk import chunk_size
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.resolve import Recording, ResolveResult
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.lake.known import read_dead_letters
+from imbrace_lake.phones.lists import PhoneList, iter_numbers, read_phone_list
 from imbrace_lake.policy import Window
-from imbrace_lake.progress import Progress
-from imbrace_lake.resolve import Recording, ResolveResult
-from imbrace_lake.resume import job_of
-from imbrace_lake.runs import RunSummary, close_run, open_run
 from imbrace_lake.settings import Settings
 from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from imbrace_lake.runs import RunSummary
+from imbrace_lake.export.runs import RunSummary
 
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"

@@ -20,14 +20,14 @@ from imbrace_lake.errors import (
     TokenRejected,
     UsageError,
 )
-from imbrace_lake.gateway import SHORT_BODY_TRIES, GatewayClient, GatewayOptions
-from imbrace_lake.lake import MARKER, open_lake
-from imbrace_lake.ledger import read_ledger
-from imbrace_lake.models import Malformed, Page, decode_json
-from imbrace_lake.pacing import Gate
-from imbrace_lake.phones import PhoneNumber
+from imbrace_lake.gateway.client import SHORT_BODY_TRIES, GatewayClient, GatewayOptions
+from imbrace_lake.gateway.models import Malformed, Page, decode_json
+from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.lake.lake import MARKER, open_lake
+from imbrace_lake.lake.ledger import read_ledger
+from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import PREFIX, Settings
-from imbrace_lake.store import Store, StoreOptions, open_store
+from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 Verdict = Literal["ok", "note", "wrong", "skipped"]
 

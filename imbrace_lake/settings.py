@@ -10,8 +10,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.gateway import GatewayOptions
-from imbrace_lake.pacing import Gate
+from imbrace_lake.gateway.client import GatewayOptions
+from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.policy import ReadPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"

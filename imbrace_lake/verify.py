@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ConversationNotFound, GatewayError, StoreError
-from imbrace_lake.gateway import GatewayClient
-from imbrace_lake.lake import MARKER, MESSAGES, Lake, is_marker
-from imbrace_lake.ledger import (
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker
+from imbrace_lake.lake.ledger import (
     LEDGERS,
     ConversationEntry,
     Ledger,
@@ -24,8 +24,8 @@ from imbrace_lake.ledger import (
     list_ledger,
     read_objects,
 )
-from imbrace_lake.schema import to_parquet
-from imbrace_lake.store import Stored
+from imbrace_lake.lake.schema import to_parquet
+from imbrace_lake.store.opening import Stored
 
 SIDE_BY_SIDE = 16
 # Folders whose objects have their content's hash in their names.

@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.export import ChunkResult, export_chunk
-from imbrace_lake.export_run import ExportRun
+from imbrace_lake.export.chunk import ChunkResult, export_chunk
+from imbrace_lake.export.export_run import ExportRun
 from tasks.retry import attempt, is_last_try
 
 

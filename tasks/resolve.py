@@ -11,8 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.resolve import Recording, ResolveResult, resolve_numbers
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
 from tasks.retry import attempt, is_last_try
 
 

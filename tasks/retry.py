@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun
 
 
 def _drop_empty_traceback(record: logging.LogRecord) -> bool:

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pyarrow.dataset as ds
 
-from imbrace_lake.export import export_chunk
-from imbrace_lake.phone_lists import read_phone_list
-from imbrace_lake.resolve import Recording, resolve_numbers
-from imbrace_lake.resume import job_of
-from imbrace_lake.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.resolve import Recording, resolve_numbers
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from sandbox import Sandbox
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake import pacing
+from imbrace_lake.gateway import pacing
 from sandbox import Sandbox, SandboxOptions
 from sandbox.catalog import FORMS, PASSING, WITH_FORMS
 from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones

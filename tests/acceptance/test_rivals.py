@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake.store_contract import StoreOptions
+from imbrace_lake.store.contract import StoreOptions
 from sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench

@@ -42,7 +42,7 @@ with keep_alive(home):
 
     @flow
     async def run() -> None:
-        logging.getLogger("imbrace_lake.export").info("exported rows=1")
+        logging.getLogger("imbrace_lake.export.chunk").info("exported rows=1")
         await asyncio.gather(*[step(number) for number in range(100)])
 
     asyncio.run(run())

@@ -12,8 +12,8 @@ import pytest
 
 from cli import progress_view
 from cli.progress_view import details, open_view, refused
-from imbrace_lake.pacing import Gate
-from imbrace_lake.progress import Progress
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.gateway.pacing import Gate
 
 
 def half_done() -> Progress:
@@ -92,7 +92,7 @@ def test_in_a_pipe_there_is_a_line_now_and_then(
 
 
 def test_in_a_pipe_the_first_warnings_are_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("imbrace_lake.export")
+    logger = logging.getLogger("imbrace_lake.export.chunk")
     with open_view():
         for number in range(30):
             logger.warning("not exported conversation=%d", number)

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake import pacing
-from imbrace_lake.gateway import GatewayClient, GatewayOptions
-from imbrace_lake.pacing import Gate
+from imbrace_lake.gateway import pacing
+from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
+from imbrace_lake.gateway.pacing import Gate
 from sandbox import Sandbox, SandboxOptions
 
 StartBox = Callable[..., Sandbox]

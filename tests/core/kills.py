@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from imbrace_lake.reconcile import CONTENT
+from imbrace_lake.lake.reconcile import CONTENT
 from imbrace_lake.settings import Settings
-from imbrace_lake.store_contract import TEMPORARY
+from imbrace_lake.store.contract import TEMPORARY
 from sandbox import Sandbox
 from tests.core.lake_runs import Bench, run_once, settings_for
 
@@ -134,7 +134,7 @@ class Killing:
                 _wait_for(count, process)
                 time.sleep(delay)
                 process.kill()
-                process.join()
+                _wait_until_gone(process)
                 if _has_ended(lake):
                     continue  # it was faster than the killer
                 again = self._start(lake)
@@ -197,6 +197,13 @@ def _wait_for(count: _Count, process: ForkServerProcess) -> None:
     while not count.reached.wait(0.01):
         if not process.is_alive():
             return
+
+
+def _wait_until_gone(process: ForkServerProcess) -> None:
+    """Wait until the system knows no such process: for a moment a killed one still has its number."""
+    process.join()
+    while Path(f"/proc/{process.pid}").exists():
+        time.sleep(0.005)
 
 
 def _has_ended(lake: Bench) -> bool:

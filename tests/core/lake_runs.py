@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from imbrace_lake.drift import DriftMode
-from imbrace_lake.export import export_chunk
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.lake import Lake, open_lake
-from imbrace_lake.ledger import Journal, Ledger, read_ledger
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.drift import DriftMode
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, Ledger, read_ledger
+from imbrace_lake.lake.schema import SCHEMA, content_hash, to_item, with_digests
+from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window
-from imbrace_lake.resume import job_of
-from imbrace_lake.runs import RunSummary, close_run, open_run
-from imbrace_lake.schema import SCHEMA, content_hash, to_item, with_digests
 from imbrace_lake.settings import Settings, load_settings
-from imbrace_lake.state import read_known
-from imbrace_lake.store import StoreOptions
+from imbrace_lake.store.opening import StoreOptions
 from imbrace_lake.verify import Verification, verify_objects
 from sandbox import Sandbox
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from imbrace_lake.models import Item, Page
+from imbrace_lake.gateway.models import Item, Page
 
 
 @dataclass

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.gateway import GatewayClient
-from imbrace_lake.lake import open_lake, partition_key
-from imbrace_lake.ledger import Journal, RunTotals
-from imbrace_lake.schema import to_item
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.lake import open_lake, partition_key
+from imbrace_lake.lake.ledger import Journal, RunTotals
+from imbrace_lake.lake.schema import to_item
 from sandbox import Sandbox
 from tests.core.conftest import client_of
 

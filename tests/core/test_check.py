@@ -16,11 +16,11 @@ import pytest
 from imbrace_lake import check as checking
 from imbrace_lake.check import Finding, check
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.export import export_chunk
-from imbrace_lake.phones import PhoneNumber
-from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
-from imbrace_lake.store_contract import Probe
+from imbrace_lake.store.contract import Probe
 from sandbox import Sandbox, SandboxOptions
 
 
@@ -304,7 +304,7 @@ def test_a_store_without_conditions_is_noted(
     async def probe(_: object) -> Probe:
         return Probe(is_conditional=False, note=note)
 
-    monkeypatch.setattr("imbrace_lake.store_local.LocalStore.probe", probe)
+    monkeypatch.setattr("imbrace_lake.store.local.LocalStore.probe", probe)
 
     findings = look(settings_of(box, tmp_path))
 
@@ -318,6 +318,6 @@ def test_a_store_that_fails_for_now_is_told(
     async def probe(_: object) -> Probe:
         raise StoreUnavailable("the disk fails for now")
 
-    monkeypatch.setattr("imbrace_lake.store_local.LocalStore.probe", probe)
+    monkeypatch.setattr("imbrace_lake.store.local.LocalStore.probe", probe)
 
     assert look(settings_of(box, tmp_path))["lake"] == [Finding("lake", "wrong", "the disk fails for now")]

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.drift import Shapes
-from imbrace_lake.ledger import SHAPES
+from imbrace_lake.export.drift import Shapes
+from imbrace_lake.lake.ledger import SHAPES
 
 TEXT: dict[str, Any] = {
     "_id": "m1",

@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake import publish
-from imbrace_lake.conversation import export_conversation
 from imbrace_lake.errors import ObjectExists, OrganizationMismatch, StoreUnavailable, WalkIncomplete
-from imbrace_lake.export import ChunkResult, chunk_size, export_chunk
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.lake import Partitions
-from imbrace_lake.ledger import ConversationEntry, read_ledger
-from imbrace_lake.schema import SCHEMA
+from imbrace_lake.export.chunk import ChunkResult, chunk_size, export_chunk
+from imbrace_lake.export.conversation import export_conversation
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.lake import publish
+from imbrace_lake.lake.lake import Partitions
+from imbrace_lake.lake.ledger import ConversationEntry, read_ledger
+from imbrace_lake.lake.schema import SCHEMA
 from sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of
 from tests.core.runs_of import close, exporting, items_of, objects_in, open_export, parts_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from imbrace_lake.freshness import freshness
-from imbrace_lake.ledger import ConversationEntry
+from imbrace_lake.lake.freshness import freshness
+from imbrace_lake.lake.ledger import ConversationEntry
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)

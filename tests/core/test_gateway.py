@@ -25,10 +25,10 @@ from imbrace_lake.errors import (
     RateLimited,
     TokenRejected,
 )
-from imbrace_lake.gateway import MAX_URL_BYTES, GatewayClient, link_batches
-from imbrace_lake.models import Page
-from imbrace_lake.pacing import Gate
-from imbrace_lake.phones import PhoneNumber
+from imbrace_lake.gateway.client import MAX_URL_BYTES, GatewayClient, link_batches
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.phones.numbers import PhoneNumber
 from sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import StartBox, client_of
 
@@ -364,7 +364,7 @@ def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> No
 def test_refusals_that_never_end_are_waited_out_no_longer_than_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.pacing.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("imbrace_lake.gateway.pacing.FIRST_PAUSE_SECONDS", 0.001)
     client = playing(lambda request: httpx.Response(429), patience_seconds=0.02)
 
     with pytest.raises(RateLimited, match=r"over 0.02 s"):
@@ -658,7 +658,7 @@ def test_waits_between_tries_grow_and_stay_bounded(monkeypatch: pytest.MonkeyPat
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("imbrace_lake.gateway.asyncio.sleep", note)
+    monkeypatch.setattr("imbrace_lake.gateway.client.asyncio.sleep", note)
     options: dict[str, Any] = {"first_delay_seconds": 1.0, "longest_delay_seconds": 5.0, "tries": 7}
 
     with pytest.raises(GatewayUnavailable):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake.drift import DriftMode
-from imbrace_lake.export import NOTE_ENTRIES
-from imbrace_lake.schema import to_item
-from imbrace_lake.store_contract import StoreOptions
+from imbrace_lake.export.chunk import NOTE_ENTRIES
+from imbrace_lake.export.drift import DriftMode
+from imbrace_lake.lake.schema import to_item
+from imbrace_lake.store.contract import StoreOptions
 from sandbox import Sandbox, SandboxOptions
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench

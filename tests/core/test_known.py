@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.known import read_dead_letters
-from imbrace_lake.lake import Lake, open_lake
-from imbrace_lake.ledger import (
+from imbrace_lake.lake.known import read_dead_letters
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import (
     PHONES,
     WINDOW,
     ConversationEntry,
@@ -25,7 +25,7 @@ from imbrace_lake.ledger import (
     conversation_rows,
     read_ledger,
 )
-from imbrace_lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
+from imbrace_lake.lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -173,7 +173,7 @@ def test_a_damaged_digest_changes_nothing_wherever_it_is_damaged(years: Path) ->
 
 
 def test_only_some_digests_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imbrace_lake.state.MOST_BEYOND", 2)
+    monkeypatch.setattr("imbrace_lake.lake.state.MOST_BEYOND", 2)
 
     async def job(lake: Lake) -> None:
         for run in range(1, 2 * KEPT + 5):

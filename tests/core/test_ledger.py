@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.known import KnownConversations, read_dead_letters
-from imbrace_lake.lake import Lake
-from imbrace_lake.ledger import (
+from imbrace_lake.lake.known import KnownConversations, read_dead_letters
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import (
     CONVERSATIONS,
     LEDGERS,
     PHONES,
@@ -31,8 +31,8 @@ from imbrace_lake.ledger import (
     read_ledger,
     run_row,
 )
-from imbrace_lake.state import read_known
-from imbrace_lake.store import Store, Stored
+from imbrace_lake.lake.state import read_known
+from imbrace_lake.store.opening import Store, Stored
 from tests.core.test_lake import NOW, ORG, in_lake
 
 PART = PartEntry("messages/org=org_1/conv=c/part-00000.parquet", 123, 4, "ab" * 32)

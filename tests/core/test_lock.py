@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_lake.lock import LEASE_SECONDS, LOCK, AnotherRun, alone
-from imbrace_lake.store import Store, open_store
+from imbrace_lake.store.lock import LEASE_SECONDS, LOCK, AnotherRun, alone
+from imbrace_lake.store.opening import Store, open_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.models import ConversationLink, Malformed, decode_json, parse_links, parse_page
-from imbrace_lake.phones import PhoneNumber
+from imbrace_lake.gateway.models import ConversationLink, Malformed, decode_json, parse_links, parse_page
+from imbrace_lake.phones.numbers import PhoneNumber
 
 ONE, TWO = PhoneNumber("+886911425977"), PhoneNumber("+12345678")
 

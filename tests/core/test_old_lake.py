@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from imbrace_lake.schema import SCHEMA_VERSION, to_item
+from imbrace_lake.lake.schema import SCHEMA_VERSION, to_item
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, by_message
 from tests.fixtures.make_lake import GATEWAY, LAKE

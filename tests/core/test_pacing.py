@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imbrace_lake.pacing import LONGEST_PAUSE_SECONDS, Gate, TurnedAway
+from imbrace_lake.gateway.pacing import LONGEST_PAUSE_SECONDS, Gate, TurnedAway
 from tests.core.clock import run_timeless
 
 

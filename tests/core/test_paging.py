@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imbrace_lake.models import Page
-from imbrace_lake.paging import Proof, walk
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.paging import Proof, walk
 from tests.core.moving_list import MovingList, plain_offset_walk
 
 CAPS = (5, 7, 50, 100, None)

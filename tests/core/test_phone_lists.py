@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import InvalidPhoneNumber, UsageError
-from imbrace_lake.phone_lists import InputNumber, PhoneList, Source, iter_numbers, read_phone_list
-from imbrace_lake.phones import parse_phone
+from imbrace_lake.phones.lists import InputNumber, PhoneList, Source, iter_numbers, read_phone_list
+from imbrace_lake.phones.numbers import parse_phone
 
 A, B, C = "+886911425977", "+886922425978", "+12025550123"
 BARE_A, BARE_B, BARE_C = A[1:], B[1:], C[1:]
@@ -131,7 +131,7 @@ class TestPhoneList:
         assert phones.unique().to_pylist() == list(first)
 
     def test_duplicates_are_found_across_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("imbrace_lake.phone_lists._BATCH_ROWS", 2)
+        monkeypatch.setattr("imbrace_lake.phones.lists._BATCH_ROWS", 2)
 
         phones = read_phone_list(["Anna", A, B, "Berta", "Cleo", B, A, C])
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import InvalidPhoneNumber, UsageError
-from imbrace_lake.phones import PhoneNumber, digits, mask, parse_phone, parse_region, phone_hash
+from imbrace_lake.phones.numbers import PhoneNumber, digits, mask, parse_phone, parse_region, phone_hash
 
 REGIONS = sorted(
     region for region in phonenumbers.SUPPORTED_REGIONS if phonenumbers.example_number(region) is not None

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from imbrace_lake.errors import TokenRejected
-from imbrace_lake.export import export_chunk
-from imbrace_lake.phone_lists import read_phone_list
-from imbrace_lake.plan import Plan, make_plan
-from imbrace_lake.runs import close_run, open_run
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.plan import Plan, make_plan
+from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import Settings
 from sandbox import Sandbox, SandboxOptions
 
@@ -124,7 +124,7 @@ def test_conversations_that_cannot_be_read_and_numbers_that_cannot_be_resolved_a
 def test_a_token_that_is_refused_ends_the_plan(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.gateway.TOKEN_TRIES", 1)
+    monkeypatch.setattr("imbrace_lake.gateway.client.TOKEN_TRIES", 1)
     with Sandbox(SandboxOptions(conversations=1)) as box:
         for name in ["links"] if place == "links" else box.conversations:
             box.break_conversation(name, "401")

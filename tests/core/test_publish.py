@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.lake import Lake, open_lake
-from imbrace_lake.ledger import Journal, read_ledger
-from imbrace_lake.publish import Held, Publication, Published
-from imbrace_lake.reconcile import live_ids
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.publish import Held, Publication, Published
+from imbrace_lake.lake.reconcile import live_ids
 from tests.core.test_reconcile import message, read
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)

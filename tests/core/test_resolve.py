@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from imbrace_lake.errors import GatewayUnavailable, OrganizationMismatch
-from imbrace_lake.gateway import GatewayClient
-from imbrace_lake.lake import open_lake
-from imbrace_lake.ledger import Journal, read_ledger
-from imbrace_lake.pacing import Gate
-from imbrace_lake.phone_lists import read_phone_list
-from imbrace_lake.phones import PhoneNumber, phone_hash
-from imbrace_lake.resolve import Recording, Resolved, ResolveResult, resolve, resolve_numbers
+from imbrace_lake.export.resolve import Recording, Resolved, ResolveResult, resolve, resolve_numbers
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.phones.lists import read_phone_list
+from imbrace_lake.phones.numbers import PhoneNumber, phone_hash
 from sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import StartBox, client_of
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.lake import Lake, open_lake
-from imbrace_lake.ledger import Journal, RunTotals, conversation_rows, read_ledger
+from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, job_of, pulse, take_over
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, RunTotals, conversation_rows, read_ledger
 from imbrace_lake.policy import ReadPolicy, Window
-from imbrace_lake.resume import DEAD_AFTER, RESUME_WITHIN, job_of, pulse, take_over
 from tests.core.test_known import START, entry
 
 JOB = job_of(["a", "b"])
@@ -256,7 +256,7 @@ def test_a_job_is_what_is_to_be_done_in_whatever_order() -> None:
 def test_the_pulse_renews_the_header_and_survives_a_store_that_fails_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.resume.RENEW_SECONDS", 0.005)
+    monkeypatch.setattr("imbrace_lake.export.resume.RENEW_SECONDS", 0.005)
     ticks = (START + timedelta(seconds=number) for number in range(1_000_000))
 
     async def job(lake: Lake) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake import lock
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.export import export_chunk
-from imbrace_lake.export_run import ExportRun
-from imbrace_lake.ledger import read_ledger
-from imbrace_lake.progress import Progress
-from imbrace_lake.runs import MOST_LISTED, RunSummary, close_run, open_run
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.runs import MOST_LISTED, RunSummary, close_run, open_run
+from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
+from imbrace_lake.store import lock
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
@@ -196,7 +196,7 @@ def test_settings_shape_the_run(box: Sandbox, tmp_path: Path) -> None:
 def test_on_a_store_without_conditions_the_run_holds_the_lock(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.runs.alone", partial(lock.alone, settle_seconds=0.0))
+    monkeypatch.setattr("imbrace_lake.export.runs.alone", partial(lock.alone, settle_seconds=0.0))
 
     async def main() -> str:
         settings = settings_for(box, tmp_path, lake="memory://a-lake-of-its-own")

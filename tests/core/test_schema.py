@@ -18,9 +18,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imbrace_lake.lake import read_rows
-from imbrace_lake.models import Item, parse_page
-from imbrace_lake.schema import (
+from imbrace_lake.gateway.models import Item, parse_page
+from imbrace_lake.lake.lake import read_rows
+from imbrace_lake.lake.schema import (
     DIGEST,
     SCHEMA,
     SCHEMA_VERSION,

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError
-from imbrace_lake.store import Store, Stored, open_store
+from imbrace_lake.store.opening import Store, Stored, open_store
 from tests.core.s3_servers import options_for
 from tests.seaweed import Seaweed
 

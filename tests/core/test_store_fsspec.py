@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
-from imbrace_lake.store import Stored, open_store
+from imbrace_lake.store.opening import Stored, open_store
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def url() -> Iterator[str]:
 def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write as to an object store, and as to a server that renames in one step."""
     if request.param == "renaming":
-        monkeypatch.setattr("imbrace_lake.store_fsspec.RENAMING", frozenset({"memory"}))
+        monkeypatch.setattr("imbrace_lake.store.fsspec_store.RENAMING", frozenset({"memory"}))
 
 
 @pytest.mark.usefixtures("protocol")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_lake import store_disk
 from imbrace_lake.errors import ObjectExists, SettingsError, StoreError, StoreUnavailable
-from imbrace_lake.store import Probe, Store, Stored, open_store
+from imbrace_lake.store import disk as store_disk
+from imbrace_lake.store.opening import Probe, Store, Stored, open_store
 
 STAMP = datetime(2026, 1, 1, tzinfo=UTC)
 

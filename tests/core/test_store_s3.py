@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake import store_s3, store_s3_client
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
-from imbrace_lake.store import Probe, StoreOptions, open_store
+from imbrace_lake.store import s3 as store_s3
+from imbrace_lake.store import s3_client as store_s3_client
+from imbrace_lake.store.opening import Probe, StoreOptions, open_store
 from tests.core.s3_servers import KEY, SECRET, FakeS3, options_for
 from tests.seaweed import Seaweed
 

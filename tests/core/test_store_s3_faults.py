@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake import store_s3, store_s3_client
 from imbrace_lake.errors import ObjectExists, StoreError, StoreUnavailable
-from imbrace_lake.store import Store, StoreOptions, open_store
+from imbrace_lake.store import s3 as store_s3
+from imbrace_lake.store import s3_client as store_s3_client
+from imbrace_lake.store.opening import Store, StoreOptions, open_store
 from tests.core.s3_servers import CuttingProxy, options_for, stalled_server
 from tests.seaweed import Seaweed
 

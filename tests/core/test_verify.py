@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
-from imbrace_lake.gateway import GatewayClient
-from imbrace_lake.lake import Lake, open_lake
-from imbrace_lake.ledger import Journal, conversation_rows
-from imbrace_lake.state import read_known
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, conversation_rows
+from imbrace_lake.lake.state import read_known
 from imbrace_lake.verify import Verification, verify_counts, verify_objects
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, settings_for
@@ -32,7 +32,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench = Bench(box, str(folder))
         ids = list(box.conversations)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("imbrace_lake.state.MOST_BEYOND", 2)
+            patch.setattr("imbrace_lake.lake.state.MOST_BEYOND", 2)
             bench.run()
             box.append(ids[0], 2)
             box.edit(ids[1], [box.truth(ids[1])[-1]["_id"]])

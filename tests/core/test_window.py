@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.ledger import WINDOW
+from imbrace_lake.lake.ledger import WINDOW
+from imbrace_lake.lake.schema import to_item
+from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window
-from imbrace_lake.schema import to_item
-from imbrace_lake.state import read_known
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 

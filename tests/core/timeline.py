@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
 
-from imbrace_lake.schema import to_item
+from imbrace_lake.lake.schema import to_item
 from sandbox import Sandbox
 from tests.core.lake_runs import Bench, Message, Row, by_message
 

@@ -1,0 +1,1 @@
+"""One run: from phone numbers to published conversations."""

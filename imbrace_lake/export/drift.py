@@ -1,0 +1,118 @@
+"""Notice what the gateway has never sent before: types of messages, fields, kinds of values.
+
+Nothing is lost when it does: unknown fields go to `extra`, content is kept as it came. But whoever
+reads the lake wants to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.gateway.models import Item
+from imbrace_lake.lake.ledger import SHAPES
+
+DriftMode = Literal["evolve", "warn", "freeze"]
+
+_TEXT = {"text": "string", "is_mail": "boolean"}
+_MEDIA = {"url": "string", "caption": "string"}
+# What the vendor's page documents.
+_DOCUMENTED: dict[str, dict[str, str]] = {
+    "text": _TEXT,
+    "jaas.conference": _TEXT,
+    "message_template": _TEXT,
+    "quick_reply": {"title": "string", "payload": "string", "description": "string"},
+    "response": {"title": "string", "text": "string", "quick_replies": "array"},
+    "image": _MEDIA,
+    "audio": _MEDIA,
+    "pdf": _MEDIA,
+    "whatsapp.sticker": _MEDIA,
+    "video": {"url": "string", "text": "string"},
+    "whatsapp.template": {"text": "string", "variables": "array"},
+}
+_FIELDS = ["_id", "public_id", "doc_name", "organization_id", "business_unit_id", "conversation_id", "from",
+           "type", "content", "created_at", "updated_at"]  # fmt: skip
+_KINDS = {str: "string", bool: "boolean", int: "number", float: "number", dict: "object", list: "array"}
+
+
+class SchemaDrift(ImbraceLakeError):
+    """The gateway sent something new, and the run was told to stop at that."""
+
+
+class Shapes:
+    """The shapes of messages that are known, and those that a run saw for the first time.
+
+    A shape is a line such as ``text``, ``text.content.text:string`` or ``item.comments``.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = set(known) | set(_documented())
+        self._seen: set[object] = set()
+        self.new: dict[str, str] = {}
+
+    def observe(self, conversation_id: str, items: Iterable[Item], *, is_kept: bool = True) -> list[str]:
+        """Find what is new in some messages; unless it is kept, it is new the next time as well."""
+        found: list[str] = []
+        for item in items:
+            content = item.get("content")
+            kind: object = content.__class__
+            if isinstance(content, dict):
+                kind = (*content, *map(type, content.values()))
+            # Most messages look like one that was looked at before, and end here.
+            signature = (str(item.get("type")), kind, *item)
+            if signature in self._seen:
+                continue
+            new = [shape for shape in _shapes_of(item) if shape not in self._known]
+            found += [shape for shape in new if shape not in found]
+            self.new.update(dict.fromkeys(new, conversation_id))
+            if is_kept:
+                self._known.update(new)
+            if is_kept or not new:
+                self._seen.add(signature)
+        return found
+
+    def rows(self, run_id: str, organization_id: str, seen_at: datetime) -> pa.Table:
+        """What is new as rows of the ledger `shapes`."""
+        rows = [
+            {
+                "run_id": run_id,
+                "organization_id": organization_id,
+                "shape": shape,
+                "conversation_id": conversation_id,
+                "seen_at": seen_at,
+            }
+            for shape, conversation_id in self.new.items()
+        ]
+        return pa.Table.from_pylist(rows, schema=SHAPES)
+
+
+def _documented() -> Iterable[str]:
+    yield from (f"item.{field}" for field in _FIELDS)
+    for kind, fields in _DOCUMENTED.items():
+        yield kind
+        yield f"{kind}.content:object"
+        yield from (f"{kind}.content.{field}:{value}" for field, value in fields.items())
+
+
+def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
+    yield from (f"item.{field}" for field in item)
+    kind = item.get("type")
+    if not isinstance(kind, str):
+        kind = "null" if kind is None else _kind(kind)
+    yield kind
+    content = item.get("content")
+    if content is None:
+        return
+    yield f"{kind}.content:{_kind(content)}"
+    if isinstance(content, dict):
+        yield from (
+            f"{kind}.content.{field}:{_kind(value)}" for field, value in content.items() if value is not None
+        )
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), "object")

@@ -1,0 +1,112 @@
+"""What all conversations of one run in one process share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.resume import Pulse, take_over
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.lake.known import KnownConversations
+from imbrace_lake.lake.lake import Lake, Partitions
+from imbrace_lake.lake.ledger import ConversationEntry, Journal, read_ledger
+from imbrace_lake.lake.state import read_known
+from imbrace_lake.policy import ReadPolicy, Window
+
+logger = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """The time, in UTC; the default clock of a run."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class ExportRun:
+    """What all conversations of one run in one process share.
+
+    Attributes:
+        run_id: Names the run in the lake.
+        organization_id: Whose conversations they are.
+        lake, gateway: Open, of this event loop.
+        journal: Where the run writes down what it has done.
+        slots: Bounds the conversations that are in memory at a time.
+        known: How each conversation stood when it was last proven; see `learn`.
+        partitions: Which parts each conversation has, as listed when the run began.
+        pulse: Says that the run lives, so that nobody takes over its journal.
+        shapes: Which shapes of messages are known, and which the run saw first.
+        drift: What a new shape means: nothing but a remark, a warning, or that the conversation fails.
+        window: The time whose messages are read; open on both sides for all of them.
+        policy: What is read again of conversations that the lake has.
+        page_size, pages_ahead: As in `walk`.
+        progress: Counted on as conversations end.
+        clock: Tells the time.
+        started_at: When the run began.
+        dead_letters: What could not be exported, as long as the run is under way.
+        resumed: What a killed run of the same job had got done: not asked for again.
+        half_done: What a chunk has got done so far, by its name, so that another try goes on from it.
+        fatal: What ends the run because every further request would meet it as well.
+    """
+
+    run_id: str
+    organization_id: str
+    lake: Lake
+    gateway: GatewayClient
+    journal: Journal
+    slots: asyncio.Semaphore
+    known: KnownConversations = field(default_factory=KnownConversations.none)
+    partitions: Partitions = field(default_factory=Partitions.none)
+    pulse: Pulse | None = None
+    shapes: Shapes = field(default_factory=Shapes)
+    drift: DriftMode = "evolve"
+    window: Window = field(default_factory=Window)
+    policy: ReadPolicy = field(default_factory=ReadPolicy)
+    page_size: int = 100
+    pages_ahead: int = 8
+    progress: Progress = field(default_factory=Progress)
+    clock: Callable[[], datetime] = utc_now
+    started_at: datetime = field(default_factory=utc_now)
+    dead_letters: list[ConversationEntry] = field(default_factory=list)
+    resumed: dict[str, ConversationEntry] = field(default_factory=dict)
+    half_done: dict[str, dict[str, ConversationEntry]] = field(default_factory=dict)
+    fatal: ImbraceLakeError | None = None
+
+    def look_at_shapes(self, conversation_id: str, page: Page) -> None:
+        """Notice what the gateway has never sent before.
+
+        Raises:
+            SchemaDrift: There is such a thing, and the run is told to stop at it.
+        """
+        new = self.shapes.observe(conversation_id, page.items, is_kept=self.drift != "freeze")
+        if not new or self.drift == "evolve":
+            return
+        told = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+        if self.drift == "freeze":
+            raise SchemaDrift(
+                f"conversation {conversation_id} has what no message had before ({told}): look at it, then"
+                " export with drift=evolve"
+            )
+        logger.warning("schema drift conversation=%s new=%s", conversation_id, told)
+
+    async def learn(self, job: str) -> None:
+        """Read what the lake has and knows of the organization's conversations; once a run.
+
+        Args:
+            job: As `job_of` names it: what a killed run of the same job had done is not done again.
+        """
+        self.resumed = await take_over(self.lake, self.run_id, job, self.clock())
+        if self.pulse is not None:
+            await self.pulse.beat(job)
+        shapes = await read_ledger(self.lake, "shapes", columns=["shape"])
+        self.shapes = Shapes(shapes.column("shape").to_pylist())
+        self.known, self.partitions = await asyncio.gather(
+            read_known(self.lake, self.organization_id),
+            self.lake.list_partitions(self.organization_id),
+        )

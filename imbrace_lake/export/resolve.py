@@ -1,0 +1,176 @@
+"""Find the conversations of phone numbers, so that every input number ends with exactly one status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from imbrace_lake.errors import BadRequest, GatewayError
+from imbrace_lake.gateway.client import GatewayClient, link_batches
+from imbrace_lake.gateway.models import Links
+from imbrace_lake.lake.ledger import PHONES, Journal
+from imbrace_lake.phones.numbers import PhoneNumber, mask, phone_hash
+
+UNANSWERED_TRIES = 3
+# Of a link request the gateway has to look up every number, so more is not faster; nor is its
+# largest batch documented.
+NUMBERS_PER_REQUEST = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What became of one number: its conversations, or why they are not known."""
+
+    conversation_ids: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How a run writes numbers into its ledger.
+
+    Attributes:
+        run_id, organization_id: The run's.
+        key: Of the numbers' hashes.
+        is_masked: Leave the numbers themselves out.
+        resolved_at: When.
+    """
+
+    run_id: str
+    organization_id: str
+    key: bytes
+    is_masked: bool
+    resolved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveResult:
+    """What became of some input numbers.
+
+    Attributes:
+        conversation_ids: Those found, each once, in the order of the numbers.
+        statuses: How many rows have which status.
+        error: The failure behind the numbers with status ``error``, if another try may help.
+    """
+
+    conversation_ids: tuple[str, ...]
+    statuses: Counter[str]
+    error: GatewayError | None
+
+
+async def resolve_numbers(
+    gateway: GatewayClient, journal: Journal, recording: Recording, name: str, numbers: pa.Table
+) -> ResolveResult:
+    """Resolve a slice of the input, and write each of its rows down under `name`.
+
+    Args:
+        gateway, journal: The run's.
+        recording: How the rows are written.
+        name: Names the slice in the journal; the same name again replaces it.
+        numbers: Rows of `PhoneList.table`; those that are ``ok`` are asked for.
+
+    Raises:
+        GatewayError: One that every other request would meet as well (`is_fatal`).
+    """
+    rows = numbers.to_pylist()
+    phones = [PhoneNumber(row["phone"]) for row in rows if row["status"] == "ok"]
+    batches = link_batches(phones, recording.organization_id, most=NUMBERS_PER_REQUEST)
+    errors: list[GatewayError] = []
+
+    async def resolve_batch(batch: Sequence[PhoneNumber]) -> Mapping[PhoneNumber, Resolved]:
+        try:
+            return await resolve(gateway, batch)
+        except GatewayError as exc:
+            if exc.is_fatal:
+                raise
+            errors.append(exc)
+            return dict.fromkeys(batch, Resolved(error=str(exc)))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(resolve_batch(batch)) for batch in batches]
+    except BaseExceptionGroup as failures:
+        # Callers write `except GatewayError`, and a group would slip past them.
+        raise failures.exceptions[0] from None
+    found = {phone: resolved for task in tasks for phone, resolved in task.result().items()}
+    table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
+    await journal.note("phones", name, table)
+    ids = dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids)
+    statuses = Counter(table.column("status").to_pylist())
+    return ResolveResult(tuple(ids), statuses, next((e for e in errors if e.is_transient), None))
+
+
+async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
+    """Find the conversations of as many numbers as fit one request.
+
+    An answer that leaves a number out may have been cut, so what it leaves out, or tells without
+    naming a conversation, is asked for again; a request that is refused is halved until the number
+    that spoils it stands alone.
+
+    Raises:
+        GatewayError: The request failed for a reason that is not the numbers'.
+    """
+    found: dict[PhoneNumber, Resolved] = {}
+    missing = phones
+    for _ in range(UNANSWERED_TRIES):
+        try:
+            links = await gateway.get_links(missing)
+        except BadRequest as exc:
+            return found | await _halved(gateway, missing, exc)
+        found |= _by_phone(missing, links)
+        missing = [*links.unanswered, *links.spoiled]
+        if not missing:
+            break
+    spoiled = Resolved(error="what the gateway says of this number names no conversation")
+    # Left out every time, without an error: the gateway knows nothing of these.
+    return found | {phone: spoiled if phone in links.spoiled else Resolved() for phone in missing}
+
+
+async def _halved(
+    gateway: GatewayClient, phones: Sequence[PhoneNumber], error: GatewayError
+) -> dict[PhoneNumber, Resolved]:
+    if len(phones) == 1:
+        return {phones[0]: Resolved(error=str(error))}
+    middle = len(phones) // 2
+    return await resolve(gateway, phones[:middle]) | await resolve(gateway, phones[middle:])
+
+
+def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, Resolved]:
+    unclear = {*links.unanswered, *links.spoiled}
+    conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unclear}
+    for link in links.links:
+        conversations[link.phone].append(link.conversation_id)
+    return {phone: Resolved(tuple(ids)) for phone, ids in conversations.items()}
+
+
+def _row(
+    given: Mapping[str, Any], found: Mapping[PhoneNumber, Resolved], recording: Recording
+) -> dict[str, Any]:
+    """One input number as a row of the `phones` ledger."""
+    phone: PhoneNumber | None = given["phone"]
+    row = {
+        "run_id": recording.run_id,
+        "organization_id": recording.organization_id,
+        "position": given["position"],
+        "status": given["status"],
+        "reason": given["reason"],
+        "duplicate_of": given["duplicate_of"],
+        "resolved_at": recording.resolved_at,
+    }
+    if phone is not None:
+        row["phone_hash"] = phone_hash(phone, recording.key)
+        row["phone_masked"] = mask(phone)
+        row["phone"] = None if recording.is_masked else phone
+    if given["status"] == "ok" and phone is not None:
+        resolved = found[phone]
+        row["conversation_ids"] = list(resolved.conversation_ids)
+        row["status"] = "resolved" if resolved.conversation_ids else "none"
+        if resolved.error is not None:
+            row |= {"status": "error", "reason": resolved.error, "conversation_ids": None}
+    return row

@@ -1,0 +1,214 @@
+"""One run, from its opening to the summary it ends with, without an orchestrator."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.resume import pulse
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import ConversationEntry, Journal, RunTotals
+from imbrace_lake.lake.schema import SCHEMA_VERSION
+from imbrace_lake.lake.state import leave_digest
+from imbrace_lake.settings import Settings
+from imbrace_lake.store.lock import alone
+from imbrace_lake.store.opening import StoreOptions
+
+logger = logging.getLogger(__name__)
+
+RunStatus = Literal["complete", "partial", "failed"]
+# A summary is for people; the whole list is in the ledger.
+MOST_LISTED = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A conversation that could not be exported, and why."""
+
+    conversation_id: str
+    status: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What one run did; the same in the terminal, as JSON, in the orchestrator and in the ledger.
+
+    Attributes:
+        status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``.
+        reason: Why it is not complete, in one sentence.
+        dead_letters: The first 500 of them.
+        new_shapes: What the gateway had never sent before (drift.py).
+    """
+
+    run_id: str
+    organization: str
+    lake: str
+    started_at: datetime
+    status: RunStatus = "failed"
+    reason: str | None = None
+    finished_at: datetime | None = None
+    totals: RunTotals = field(default_factory=RunTotals)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letter_count: int = 0
+    new_shapes: list[str] = field(default_factory=list)
+    flow_run_url: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values; times in ISO 8601."""
+        values = asdict(self)
+        for name in ("started_at", "finished_at"):
+            values[name] = values[name] and values[name].isoformat(timespec="milliseconds")
+        return values
+
+
+@asynccontextmanager
+async def open_run(
+    settings: Settings,
+    run_id: str,
+    *,
+    progress: Progress | None = None,
+    store_options: StoreOptions | None = None,
+) -> AsyncIterator[ExportRun]:
+    """Open lake and gateway for one run; makes the lake if there is none.
+
+    Raises:
+        SettingsError: Something is not set.
+        StoreError: The lake cannot be written.
+    """
+    started_at = utc_now()
+    options = settings.gateway_options()
+    progress = progress or Progress()
+    progress.gate = gate = settings.gate()
+    async with (
+        open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake,
+        GatewayClient(options, gate) as gateway,
+    ):
+        probe = await lake.store.probe()
+        if probe.note:
+            logger.warning("%s", probe.note)
+        async with (
+            nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now),
+            pulse(lake, run_id, options.organization, utc_now) as beating,
+        ):
+            yield ExportRun(
+                run_id=run_id,
+                organization_id=options.organization,
+                lake=lake,
+                gateway=gateway,
+                journal=Journal(lake, run_id, started_at),
+                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
+                slots=asyncio.Semaphore(2 * settings.max_in_flight),
+                pulse=beating,
+                policy=settings.policy(),
+                page_size=settings.page_size,
+                pages_ahead=settings.pages_ahead,
+                progress=progress,
+                started_at=started_at,
+            )
+
+
+async def close_run(
+    run: ExportRun,
+    parameters: dict[str, Any],
+    phones: Counter[str],
+    *,
+    tolerated_share: float = 0.0,
+    failure: str | None = None,
+) -> RunSummary:
+    """Turn the journal into ledger objects and say how the run ended.
+
+    Args:
+        run: The run.
+        parameters: What it was asked to do, without secrets or numbers.
+        phones: Input numbers by status.
+        tolerated_share: The share of conversations that may fail in a run that is called complete.
+        failure: Why the run could not go on, if it could not.
+    """
+    run.progress.stage = "closing"
+    if run.pulse is not None:
+        await run.pulse.stop()
+    if run.shapes.new and run.drift != "freeze":
+        rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
+        await run.journal.note("shapes", "new", rows)
+    summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
+    summary.finished_at = run.clock()
+    summary.totals = _totals(run, phones, (summary.finished_at - run.started_at).total_seconds())
+    summary.dead_letters = [_dead_letter(entry) for entry in run.dead_letters[:MOST_LISTED]]
+    summary.dead_letter_count = len(run.dead_letters)
+    summary.new_shapes = sorted(run.shapes.new)
+    summary.status, summary.reason = _status(run, phones, tolerated_share, failure)
+    row = {
+        "run_id": run.run_id,
+        "organization_id": run.organization_id,
+        "status": summary.status,
+        "reason": summary.reason,
+        "parameters": parameters,
+        "versions": versions(),
+        "started_at": summary.started_at,
+        "finished_at": summary.finished_at,
+    }
+    await run.journal.close(row, summary.totals)
+    await leave_digest(run.lake, run.clock())
+    run.progress.stage = "done"
+    return summary
+
+
+def _totals(run: ExportRun, phones: Counter[str], seconds: float) -> RunTotals:
+    return RunTotals(
+        phones=dict(phones),
+        conversations=dict(run.progress.statuses),
+        messages_new=run.progress.messages_new,
+        messages_total=run.progress.messages_total,
+        requests=run.gateway.traffic.requests,
+        retries=run.gateway.traffic.retries,
+        refusals=run.gateway.gate.counts.refusals,
+        received_bytes=run.gateway.traffic.size_bytes,
+        written_bytes=run.progress.written_bytes,
+        seconds=round(seconds, 3),
+    )
+
+
+def _status(
+    run: ExportRun, phones: Counter[str], tolerated_share: float, failure: str | None
+) -> tuple[RunStatus, str | None]:
+    if failure is not None:
+        return "failed", failure
+    dead, done = len(run.dead_letters), run.progress.conversations_done
+    lost = _counted([(dead, "conversation"), (phones["error"], "phone number")])
+    if not lost:
+        return "complete", None
+    if not phones["error"] and dead <= tolerated_share * done:
+        return "complete", f"{lost} of {done} failed, which the run tolerates"
+    if dead == done:
+        return "failed", f"{lost} failed, and nothing was exported"
+    return "partial", f"{lost} failed; the others are in the lake"
+
+
+def _counted(counts: Sequence[tuple[int, str]]) -> str:
+    return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
+
+
+def _dead_letter(entry: ConversationEntry) -> DeadLetter:
+    return DeadLetter(entry.conversation_id, entry.status, entry.reason or "")
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a run writes."""
+    names = ("imbrace-lake", "pyarrow", "httpx", "s3fs")
+    return {
+        "schema": str(SCHEMA_VERSION),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }

@@ -1,0 +1,224 @@
+"""What the gateway sends, parsed once at the edge: pages of messages and links to conversations.
+
+The gateway's answers do not always mean what they say, so parsing is where they are checked against
+themselves: a page must bring as many messages as it claims to, an answer about phone numbers must
+speak of every number that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+
+from imbrace_lake.phones.numbers import PhoneNumber, digits
+
+Item = dict[str, Any]
+
+_DIGITS_TO_ZERO = bytes(0x30 if 0x30 <= code <= 0x39 else 0x20 for code in range(256))
+_LONG_NUMBER = b"0" * 19
+
+
+class Malformed(ValueError):
+    """The body is not what the endpoint sends; the message says how, without quoting the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of the messages endpoint, newest first.
+
+    Attributes:
+        skip: How many of the newest messages were to be left out.
+        items: The messages as they came.
+        ids: Their ids, in the same order.
+        whole: How many messages the gateway counts in the whole conversation; None if it does not say.
+        has_more: Whether the gateway says that older ones remain; None if it does not say.
+        is_exact: One of the two counts equals what came, so the body was not cut.
+        size_bytes: Length of the body.
+    """
+
+    skip: int
+    items: list[Item]
+    ids: list[str]
+    whole: int | None
+    has_more: bool | None
+    is_exact: bool
+    size_bytes: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position in the list just past this page's last message."""
+        return self.skip + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationLink:
+    """A phone number takes part in a conversation."""
+
+    phone: PhoneNumber
+    conversation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """One answer of the links endpoint.
+
+    Attributes:
+        links: Which number takes part in which conversation.
+        unanswered: Numbers that the answer left out.
+        spoiled: Numbers of which it says something that names no conversation.
+    """
+
+    links: tuple[ConversationLink, ...] = ()
+    unanswered: tuple[PhoneNumber, ...] = ()
+    spoiled: tuple[PhoneNumber, ...] = ()
+
+
+def decode_json(body: bytes) -> Any:
+    """Parse JSON without losing a digit or a lone surrogate.
+
+    orjson turns integers beyond 64 bits into floats and refuses lone surrogates; the standard
+    library keeps both, and takes five times as long. So it parses only what needs it.
+
+    Raises:
+        Malformed: The body is not JSON.
+    """
+    # Nineteen digits in a row may be more than 64 bits. translate + find costs a tenth of the parse.
+    if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            pass  # it may still be a lone surrogate, which the next parser accepts
+    try:
+        return json.loads(body, parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        raise Malformed(f"{len(body)} bytes that are not JSON") from exc
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def parse_page(body: bytes, skip: int) -> Page:
+    """Parse one page of messages.
+
+    `count` is the whole conversation and `total` this page, which is the reverse of the usual
+    convention; a page is never longer than the whole, so the larger of the two is the whole
+    whichever way round a server has them.
+
+    Raises:
+        Malformed: Not an object with a list of messages that each have an id.
+    """
+    answer = decode_json(body)
+    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+        raise Malformed("an answer without a list of items")
+    items: list[Item] = answer["items"]
+    ids = [_id_of(item) for item in items]
+    counts = [n for n in (answer.get("count"), answer.get("total")) if type(n) is int and n >= 0]
+    has_more = answer.get("has_more")
+    return Page(
+        skip=skip,
+        items=items,
+        ids=ids,
+        whole=max(counts) if len(counts) == 2 else None,
+        has_more=has_more if isinstance(has_more, bool) else None,
+        is_exact=len(counts) == 2 and min(counts) == len(items),
+        size_bytes=len(body),
+    )
+
+
+def _id_of(item: Any) -> str:
+    if not isinstance(item, dict):
+        raise Malformed("an item that is no object")
+    value = item.get("_id") or item.get("public_id")
+    if value is None:
+        raise Malformed("an item without an id")
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
+    """Parse an answer of the links endpoint, in either of its two documented shapes.
+
+    Raises:
+        Malformed: Neither shape.
+    """
+    by_digits = {digits(phone): phone for phone in asked}
+    answer = decode_json(body)
+    if isinstance(answer, list):
+        found, answered = _from_array(answer)
+    elif isinstance(answer, dict) and isinstance(answer.get("data"), list):
+        found, answered = _from_envelope(answer)
+    else:
+        raise Malformed("an answer that is neither an array of links nor an envelope with data")
+    spoiled = {number for number, conversation_id in found if not _is_text(conversation_id)}
+    links = dict.fromkeys(
+        ConversationLink(by_digits[number], conversation_id)
+        for number, conversation_id in found
+        if number in by_digits and number not in spoiled and conversation_id is not None
+    )
+    return Links(
+        tuple(links),
+        tuple(phone for number, phone in by_digits.items() if number not in answered),
+        tuple(phone for number, phone in by_digits.items() if number in spoiled),
+    )
+
+
+def _from_array(entries: list[Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
+    found: list[tuple[str, str | None]] = []
+    answered = set()
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("conversation_links"), list):
+            raise Malformed("an entry without conversation_links")
+        number = _plain(entry.get("phone_number"))
+        answered.add(number)
+        found += [(number, _conversation_of(link)) for link in entry["conversation_links"]]
+    return found, answered
+
+
+def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
+    found: list[tuple[str, str | None]] = []
+    for entry in answer["data"]:
+        if not isinstance(entry, dict):
+            raise Malformed("an entry that is no object")
+        found.append((_plain(entry.get("phone_number")), entry.get("conversation_id")))
+    missing = answer.get("not_found")
+    answered = {number for number, _ in found}
+    if isinstance(missing, list):
+        answered |= {_plain(number) for number in missing}
+    return found, answered
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be an id: text that UTF-8 can hold, and with it an address and a column."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(number: Any) -> str:
+    return "".join(character for character in str(number) if character.isdigit())
+
+
+def _conversation_of(link: Any) -> str | None:
+    """The `conv_id` of a link, whatever its host, path and other parameters; None if it has none.
+
+    A single-page application may carry its parameters behind the `#`.
+    """
+    address = link.get("link") if isinstance(link, dict) else None
+    if isinstance(address, str):
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            return None
+        for query in (parts.query, urlsplit(parts.fragment).query):
+            for conversation_id in parse_qs(query).get("conv_id", []):
+                return conversation_id
+    return None

@@ -1,0 +1,377 @@
+"""Walk a newest-first list that moves while it is read, and prove that nothing was missed.
+
+The list is read by position (`skip`), and positions shift: a message that arrives pushes everything
+one down (seen again), a deleted one pulls everything one up (never seen). What never changes is the
+*order* of the messages that stay. So a page that holds a message already seen is contiguous with
+what was read before, whatever happened in between: every message that existed between that one and
+the page's last is in the page. A pass from the top to the bottom whose pages all hang together like
+that has met every message that existed when it began and was not deleted.
+
+Overlapping pages cost requests, and where they would cost more than one in twenty the walk reads
+edge to edge instead and leans on the gateway's count: a list whose count stayed the same on every
+page, of which no message came twice, and of which exactly that many were found, was found whole
+(arrivals come at the head, so what is found was there when the walk began). The first sign of
+movement ends such a pass, and the list is walked again with overlap.
+
+A single pass never trusts `limit`: positions follow from what came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Container
+from dataclasses import dataclass
+
+from imbrace_lake.gateway.models import Page
+
+Fetch = Callable[[int, int], Awaitable[Page]]
+"""`(skip, limit)` to a page."""
+
+OVERLAP = 2
+EXTRA_SHARE = 0.05
+# From here on a closing look at the head is within the share, so even edge-to-edge pages may be
+# read side by side.
+LONG_PAGES = 20
+# So many pages in a row that bring nothing older, though the gateway says that there is more.
+MOST_IDLE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a walk can say about a conversation.
+
+    Attributes:
+        is_complete: Every message that existed when the walk began, and was not deleted, was seen.
+        reason: Why not; empty when complete.
+        server_count: The gateway's own count, on the last look at the head.
+        distinct: How many different messages were seen.
+        listed: How many of them the last pass saw: `distinct` less what was deleted before it.
+        requests: Pages asked for.
+        method: ``overlap`` (pages that hang together), ``count`` (edge to edge, count unchanged), or
+            ``joined`` (read until enough was read).
+        is_still: The list did not move while it was read.
+    """
+
+    is_complete: bool
+    reason: str
+    server_count: int | None
+    distinct: int
+    listed: int
+    requests: int
+    method: str
+    is_still: bool
+
+
+class _Moved(Exception):
+    """The list moved during a pass that cannot bear it."""
+
+
+class _Endless(Exception):
+    """The pass would not end; the argument says why."""
+
+
+async def walk(
+    fetch: Fetch,
+    accept: Callable[[Page], None],
+    *,
+    limit: int = 100,
+    ahead: int = 8,
+    is_enough: Callable[[Page], bool] | None = None,
+    start: int = 0,
+) -> Proof:
+    """Read a conversation from its newest message to its oldest, or until enough was read.
+
+    Args:
+        fetch: Gets one page. Called concurrently for pages of a long conversation.
+        accept: Takes each page that belongs to the walk. A message can be in several; the page
+            that came last has its newest version.
+        limit: How many messages to ask for at a time.
+        ahead: How many pages of a long conversation are under way at once.
+        is_enough: Asked after each page that belongs to the walk; True ends it there.
+        start: The position to begin at. From any but 0 the proof is of what lies between that page
+            and the last one, and no count is held against it.
+
+    Returns:
+        The proof. Memory is one id a message.
+    """
+    walker = _Walker(fetch, accept, limit, ahead, is_enough or _never, start)
+    try:
+        return await walker.run()
+    finally:
+        await walker.drop_ahead()
+
+
+def _never(page: Page) -> bool:
+    return False
+
+
+class _Walker:
+    def __init__(
+        self,
+        fetch: Fetch,
+        accept: Callable[[Page], None],
+        limit: int,
+        ahead: int,
+        is_enough: Callable[[Page], bool],
+        start: int,
+    ) -> None:
+        self._fetch = fetch
+        self._accept = accept
+        self._limit = limit
+        self._most_ahead = ahead
+        self._is_enough = is_enough
+        self._start = start
+        self._all: set[str] = set()
+        self._pass: set[str] = set()  # what hangs together below the head of this pass
+        self._size = 0  # how long a page is that the server really gives
+        self._requests = 0
+        self._budget = 40
+        self._ahead: dict[int, asyncio.Task[Page]] = {}
+        self._whole: int | None = None
+        self._first_whole = 0
+        self._is_still = True
+        self._is_careful = start > 0  # the count says nothing of a part of the list
+        self._is_joined = False
+        self._needs_closing = False
+        self._frontier = ""  # the oldest message of this pass
+        self._edges = 0  # pages of this pass that only the count ties to the one before
+        self._breadth = ahead
+
+    # -- one walk ---------------------------------------------------------------------------------
+
+    async def run(self) -> Proof:
+        try:
+            try:
+                await self._pass_down()
+            except _Moved:
+                await self._pass_carefully()
+            if self._is_unproven():
+                await self._pass_carefully()
+            return self._verdict()
+        except _Moved:
+            return self._proof("the list moved, and its pages hold too little to be tied together")
+        except _Endless as exc:
+            return self._proof(str(exc))
+
+    async def _pass_carefully(self) -> None:
+        self._is_careful = True
+        await self.drop_ahead()
+        await self._pass_down()
+
+    def _is_unproven(self) -> bool:
+        return not self._is_careful and self._missing() != 0
+
+    def _missing(self) -> int:
+        """Messages that the gateway counts and the pass did not see; negative the other way round."""
+        if self._whole is None or self._is_joined or self._start:
+            return 0
+        return self._whole - len(self._pass)
+
+    def _verdict(self) -> Proof:
+        missing = self._missing()
+        if missing > 0:
+            return self._proof(f"the gateway counts {self._whole} messages, but lists {len(self._pass)}")
+        if missing < 0 and self._is_still:
+            return self._proof(f"the gateway lists {len(self._pass)} messages, but counts {self._whole}")
+        return self._proof("")
+
+    def _proof(self, reason: str) -> Proof:
+        method = "joined" if self._is_joined else "count" if self._edges else "overlap"
+        return Proof(
+            is_complete=not reason,
+            reason=reason,
+            server_count=self._whole,
+            distinct=len(self._all),
+            listed=len(self._pass),
+            requests=self._requests,
+            method=method,
+            is_still=self._is_still,
+        )
+
+    # -- one pass ---------------------------------------------------------------------------------
+
+    async def _pass_down(self) -> None:
+        """Read from the head to the bottom, then the head again if the list moved."""
+        self._is_still = True
+        self._is_joined = False
+        self._needs_closing = False
+        self._edges = 0
+        self._pass = set()
+        head = await self._ask(self._start)
+        self._take(head)
+        await self._descend(head, frozenset())
+        if self._start:
+            return
+        if self._needs_closing:
+            await self._close(head)
+        if not self._is_still and not self._is_joined:
+            await self._read_head()
+
+    async def _close(self, first: Page) -> None:
+        """Pages read side by side and edge to edge prove nothing unless nothing arrived meanwhile.
+
+        One that came late may hold nothing but arrivals, as many as were deleted: the count stays the
+        same, no message comes twice, and those that stood there are lost.
+        """
+        if not self._is_still:
+            raise _Moved
+        head = await self._ask(0)
+        if head.ids != first.ids or head.whole != first.whole:
+            raise _Moved
+
+    async def _read_head(self) -> None:
+        """Add what arrived since the pass began, so that the count of now can be held against it."""
+        older = self._pass
+        head = await self._ask(0)
+        if not any(message_id in older for message_id in head.ids):
+            # More arrived than a page holds: a new head that reaches down to the old one.
+            self._pass = set()
+            self._breadth = self._most_ahead = 1
+        self._take(head)
+        await self._descend(head, older)
+        self._pass |= older
+
+    async def _descend(self, page: Page, stop: Container[str]) -> None:
+        """Read on below an accepted page until the bottom, a message of `stop`, or enough."""
+        idle = 0
+        while not self._ends_here(page, stop) and not await self._is_bottom(page, idle):
+            overlap = self._overlap(page)
+            frontier = self._frontier
+            last = page
+            page = await self._ask_ahead(page, overlap)
+            if self._hangs_together(last, page, overlap):
+                if len(page.ids) == self._size:
+                    self._breadth = min(self._most_ahead, self._breadth + 1)
+                self._take(page)
+            else:
+                page = await self._step_back(page)
+            # A page that ends where the last one ended brought nothing older.
+            idle = idle + 1 if page.ids and page.ids[-1] == frontier else 0
+        await self.drop_ahead()
+
+    def _ends_here(self, page: Page, stop: Container[str]) -> bool:
+        if self._is_enough(page):
+            self._is_joined = True
+        return self._is_joined or any(message_id in stop for message_id in page.ids)
+
+    async def _is_bottom(self, page: Page, idle: int) -> bool:
+        """Whether the page reaches the list's end, by all that the gateway says of it.
+
+        Where `has_more` and the count contradict each other, or neither is given, only asking
+        further decides: `idle` pages in a row ended with the oldest message known, and nothing lies
+        below it. A full page that does so is no sign of it, for arrivals may just have pushed the
+        list down by what was new.
+        """
+        if not page.ids and page.skip == 0:
+            return True
+        if idle > MOST_IDLE:
+            raise _Endless("the gateway says that there are older messages, but lists none")
+        counted = None
+        if page.whole is not None and (page.is_exact or page.end >= page.whole):
+            counted = page.end >= page.whole
+        if page.has_more is None and counted is not None:
+            return counted
+        if page.has_more is False and counted is not False:
+            return True
+        if page.has_more and not counted:
+            return False
+        return idle >= 2 and len(page.ids) < self._size and not (await self._ask(page.end)).ids
+
+    def _hangs_together(self, last: Page, page: Page, overlap: int) -> bool:
+        shared = sum(message_id in self._pass for message_id in page.ids)
+        is_same_count = page.whole == last.whole
+        if shared != min(overlap, len(page.ids)) or not is_same_count:
+            self._is_still = False
+        if overlap:
+            return shared > 0
+        if not self._is_still or not page.ids or page.whole is None:
+            raise _Moved
+        self._edges += 1
+        return True
+
+    async def _step_back(self, page: Page) -> Page:
+        """The list was pulled up past the overlap: go up until a page holds a message of this pass."""
+        self._is_still = False
+        self._breadth = max(1, self._breadth // 2)
+        await self.drop_ahead()
+        back = max(1, self._size // 2)
+        while True:
+            skip = max(0, page.skip - back)
+            back *= 2
+            page = await self._ask(skip)
+            if any(message_id in self._pass for message_id in page.ids):
+                self._take(page)
+                return page
+            if skip == 0:
+                # Nothing of this pass is near the head any more, so the pass begins here.
+                self._pass = set()
+                self._take(page)
+                return page
+
+    def _take(self, page: Page) -> None:
+        self._accept(page)
+        brings_older = bool(page.ids) and page.ids[-1] not in self._pass
+        if brings_older:
+            self._frontier = page.ids[-1]
+        if brings_older and (page.has_more or page.end < (page.whole or 0)):
+            # With others below it, it is as long as the server gives just now.
+            self._size = len(page.ids)
+        self._pass.update(page.ids)
+        self._all.update(page.ids)
+        if page.skip == 0 or self._whole is None:
+            self._whole = page.whole
+        self._size = max(self._size, len(page.ids))
+        # Bounded by what there was to read when the walk began, or else a list that grows faster
+        # than it is read would be read for ever.
+        if self._requests == 1:
+            self._first_whole = page.whole or 0
+        pages = math.ceil(max(self._first_whole, len(self._pass)) / max(1, self._size))
+        self._budget = max(self._budget, 40 + 8 * pages)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _overlap(self, page: Page) -> int:
+        """How many messages the next page shares with this one: as many as come nearly free."""
+        size = max(1, self._size)
+        most = min(OVERLAP, size - 1, page.end)
+        if self._is_careful or page.whole is None or not page.is_exact:
+            return most
+        fewest = math.ceil(page.whole / size)
+        for overlap in range(most, 0, -1):
+            if 1 + math.ceil((page.whole - size) / (size - overlap)) <= fewest * (1 + EXTRA_SHARE):
+                return overlap
+        return 0
+
+    async def _ask_ahead(self, page: Page, overlap: int) -> Page:
+        """The page below this one, with further ones set under way where that is safe."""
+        skip = page.end - overlap
+        if self._ahead and skip not in self._ahead:
+            self._breadth = max(1, self._breadth // 2)
+            await self.drop_ahead()
+        stride = self._size - overlap
+        whole = page.whole or 0
+        is_long = math.ceil(whole / max(1, self._size)) >= LONG_PAGES
+        if stride > 0 and (is_long or (overlap and not self._is_careful)):
+            for position in range(skip, min(whole - overlap, skip + stride * self._breadth), stride):
+                if position not in self._ahead:
+                    self._ahead[position] = asyncio.ensure_future(self._ask(position))
+        waiting = self._ahead.pop(skip, None)
+        if waiting is None:
+            return await self._ask(skip)
+        self._needs_closing = self._needs_closing or overlap == 0
+        return await waiting
+
+    async def _ask(self, skip: int) -> Page:
+        self._requests += 1
+        if self._requests > self._budget:
+            raise _Endless(f"the list kept moving through {self._requests} requests")
+        return await self._fetch(skip, self._limit)
+
+    async def drop_ahead(self) -> None:
+        """Give up the pages under way: the list is no longer where they were aimed."""
+        tasks = list(self._ahead.values())
+        self._ahead.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,80 @@
+"""What the lake knows of conversations from earlier runs, and what earlier runs left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.errors import UsageError
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, entry_of, read_ledger
+
+STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
+
+
+class KnownConversations:
+    """How each conversation stood when it was last proven, in little memory."""
+
+    def __init__(self, rows: pa.Table, organization_id: str) -> None:
+        states = latest_states(rows.filter(pc.equal(rows.column("organization_id"), organization_id)))
+        self._rows = states.combine_chunks()
+        ids = self._rows.column("conversation_id").to_pylist()
+        self._row_of = {conversation_id: row for row, conversation_id in enumerate(ids)}
+
+    @staticmethod
+    def none_rows() -> pa.Table:
+        """The rows of a lake in which nothing is known."""
+        return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
+
+    @classmethod
+    def none(cls) -> KnownConversations:
+        """Nothing known, as in a new lake."""
+        return cls(cls.none_rows(), "")
+
+    def of(self, conversation_id: str) -> ConversationEntry | None:
+        """The last entry that proved the conversation complete, unchanged or gone."""
+        row = self._row_of.get(conversation_id)
+        return None if row is None else entry_of(self._rows.slice(row, 1).to_pylist()[0])
+
+    def ids(self) -> list[str]:
+        """Every conversation that the lake knows."""
+        return sorted(self._row_of)
+
+    def entries(self) -> Iterator[ConversationEntry]:
+        """Every conversation as it stands."""
+        for batch in self._rows.to_batches(max_chunksize=4096):
+            yield from map(entry_of, batch.to_pylist())
+
+
+def latest_states(rows: pa.Table) -> pa.Table:
+    """Of each conversation the last row that proved it complete, unchanged or gone."""
+    # A window of time proves nothing of the whole, so it is no state to go on from.
+    is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
+    is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
+    proven = rows.filter(pc.and_(is_state, pc.invert(is_window)))
+    proven = proven.take(pc.sort_indices(proven, sort_keys=[("finished_at", "ascending")]))
+    numbered = proven.append_column("row", pa.array(range(proven.num_rows), pa.int64()))
+    ids = ["organization_id", "conversation_id"]
+    return proven.take(numbered.group_by(ids).aggregate([("row", "max")]).column("row_max"))
+
+
+async def read_dead_letters(lake: Lake, run_id: str) -> tuple[list[str], list[str]]:
+    """What a run left undone: conversations that failed, and numbers that could not be resolved.
+
+    Returns:
+        Conversation ids, and phone numbers in E.164; numbers of a lake that masks them are left out.
+
+    Raises:
+        UsageError: The lake knows no such run.
+    """
+    columns = ["run_id", "conversation_id", "is_dead_letter"]
+    conversations = await read_ledger(lake, "conversations", columns=columns)
+    phones = await read_ledger(lake, "phones", columns=["run_id", "phone", "status"])
+    is_its = [pc.equal(rows.column("run_id"), run_id) for rows in (conversations, phones)]
+    if not any(pc.any(mask).as_py() for mask in is_its):
+        raise UsageError(f"the lake at {lake.url} knows no run {run_id}: look for its id in runs/")
+    dead = conversations.filter(pc.and_(is_its[0], conversations.column("is_dead_letter")))
+    failed = phones.filter(pc.and_(is_its[1], pc.equal(phones.column("status"), "error")))
+    return dead.column("conversation_id").unique().to_pylist(), failed.column("phone").drop_null().to_pylist()

@@ -1,0 +1,278 @@
+"""A lake: where its objects lie, and how a conversation's messages get there and back.
+
+::
+
+    lake.json                                          what the lake is: its version, its phone key
+    messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
+    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (ledger.py)
+    journal/<run>/                                     what a run that is under way has done so far
+
+Parts are only ever added, but for one that holds an edited or deleted message: it is replaced. The
+part's own conditional write is the commit: nothing else has to succeed for it to be true, and of two
+writers of one part exactly one wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
+from imbrace_lake.store.opening import Store, StoreOptions, open_store
+
+MARKER = "lake.json"
+MESSAGES = "messages/"
+# Names of files may have 255 bytes, and `conv=` and a store's own suffixes want some.
+LONGEST_NAME = 200
+
+_PART = re.compile(r"^(?P<folder>.+)/part-(?P<number>\d{5})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One object of a partition.
+
+    Attributes:
+        key: Relative to the lake's root.
+        number: Its place in the partition, from 0.
+        size_bytes: Its length.
+        etag: The store's version of it.
+    """
+
+    key: str
+    number: int
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPart:
+    """A part as it was written or read; `sha256` is of the object's bytes."""
+
+    part: Part
+    sha256: str
+    rows: int
+
+
+class Partitions:
+    """Which parts every conversation of an organization has, by one listing of the lake."""
+
+    def __init__(self, parts: Mapping[str, Sequence[Part]]) -> None:
+        self._parts = parts
+
+    @classmethod
+    def none(cls) -> Partitions:
+        """No partitions at all, as in a new lake."""
+        return cls({})
+
+    def of(self, organization_id: str, conversation_id: str) -> Sequence[Part]:
+        """The parts of one conversation, in order; none if the lake does not have it."""
+        return self._parts.get(partition_key(organization_id, conversation_id), ())
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+class Lake:
+    """An open lake; see `open_lake`.
+
+    Attributes:
+        store: Where its objects are.
+        schema_version: The version that the lake was made with.
+        phone_key: Key of the hashes of phone numbers, unless the settings give another.
+    """
+
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
+        self.store = store
+        self.schema_version = schema_version
+        self.phone_key = phone_key
+
+    @property
+    def url(self) -> str:
+        """Where the lake is, free of credentials."""
+        return self.store.url
+
+    async def list_partitions(self, organization_id: str) -> Partitions:
+        """List every part of an organization; once a run, since a listing costs a second for 10,000."""
+        folders: dict[str, list[Part]] = {}
+        for stored in await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"):
+            folder, part = _as_part(stored.key, stored.size_bytes, stored.etag)
+            if part is not None:
+                folders.setdefault(folder, []).append(part)
+        return Partitions(folders)
+
+    async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
+        """List the parts of one conversation anew, in order."""
+        folder = partition_key(organization_id, conversation_id)
+        found = await self.store.list(f"{folder}/")
+        parts = [_as_part(stored.key, stored.size_bytes, stored.etag)[1] for stored in found]
+        return [part for part in parts if part is not None]
+
+    async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
+        """Read parts, one request each: what came, which may be newer than listed, and its rows in `SCHEMA`.
+
+        Raises:
+            StoreError: An object is gone or is no part; the message names it.
+        """
+        return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
+
+    async def _read_part(self, part: Part) -> tuple[PublishedPart, pa.Table]:
+        try:
+            body = await self.store.get(part.key)
+            rows = read_rows(body)
+            # The ETag stays that of the listing: a part replaced since then is not to be overwritten.
+            found = Part(part.key, part.number, len(body), part.etag)
+            return PublishedPart(found, sha256(body).hexdigest(), rows.num_rows), rows
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{part.key} is gone: parts are never to be removed") from None
+        except (pa.ArrowInvalid, OSError) as exc:
+            raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
+
+    async def replace_part(self, part: Part, body: bytes, rows: int) -> PublishedPart:
+        """Replace a part some of whose messages were edited or deleted.
+
+        Raises:
+            ObjectChanged: Another writer replaced it first: read it again.
+        """
+        stored = await self.store.replace(part.key, body, part.etag)
+        replaced = Part(part.key, part.number, stored.size_bytes, stored.etag)
+        return PublishedPart(replaced, sha256(body).hexdigest(), rows)
+
+    async def add_part(
+        self, organization_id: str, conversation_id: str, number: int, body: bytes, rows: int
+    ) -> PublishedPart:
+        """Add a part to a conversation's partition; this is the commit.
+
+        Args:
+            organization_id: Whose conversation it is.
+            conversation_id: Names the partition.
+            number: One more than the highest part that was read.
+            body: The Parquet file, `rows` rows in `SCHEMA`, none of them in an earlier part.
+            rows: How many.
+
+        Raises:
+            ObjectExists: Another writer took this number: read the partition again.
+        """
+        key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
+        stored = await self.store.put_new(key, body)
+        part = Part(key, number, stored.size_bytes, stored.etag)
+        return PublishedPart(part, sha256(body).hexdigest(), rows)
+
+
+@asynccontextmanager
+async def open_lake(
+    url: str, *, now: datetime | None, options: StoreOptions | None = None
+) -> AsyncIterator[Lake]:
+    """Open a lake, and with `now` make it if there is none.
+
+    Raises:
+        UsageError: There is no lake and `now` is None, or a newer version of this project wrote it.
+        StoreError: The store cannot be used.
+    """
+    async with open_store(url, options) as store:
+        try:
+            marker = await store.get(MARKER)
+        except FileNotFoundError:
+            marker = await _make_marker(store, now)
+        if not is_marker(marker):
+            raise StoreError(f"{store.url}/{MARKER} is damaged, or no lake's: restore it from a copy")
+        values = json.loads(marker)
+        version, phone_key = int(values["schema_version"]), bytes.fromhex(values["phone_key"])
+        if version > SCHEMA_VERSION:
+            raise UsageError(
+                f"the lake at {store.url} has schema version {version}, this program knows"
+                f" {SCHEMA_VERSION}: upgrade imbrace-lake"
+            )
+        yield Lake(store, version, phone_key)
+
+
+async def _make_marker(store: Store, now: datetime | None) -> bytes:
+    if now is None:
+        raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
+    values: dict[str, str | int] = {
+        "schema_version": SCHEMA_VERSION,
+        "created_at": now.isoformat(timespec="seconds"),
+        "phone_key": secrets.token_hex(32),
+    }
+    values["checksum"] = _checksum(values)
+    marker = json.dumps(values, indent=2).encode() + b"\n"
+    try:
+        await store.put_new(MARKER, marker)
+    except ObjectExists:
+        # Another run makes the same lake just now; its key is the lake's key.
+        return await store.get(MARKER)
+    return marker
+
+
+def is_marker(body: bytes) -> bool:
+    """Whether `lake.json` is what was written."""
+    try:
+        values = json.loads(body)
+        return bool(values["checksum"] == _checksum(values))
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _checksum(values: Mapping[str, str | int]) -> str:
+    told = {name: value for name, value in values.items() if name != "checksum"}
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def read_rows(body: bytes) -> pa.Table:
+    """Rows of a part in today's `SCHEMA`, whichever version wrote it.
+
+    Raises:
+        pa.ArrowInvalid: It is no part.
+        OSError: It is damaged.
+    """
+    rows = pq.read_table(io.BytesIO(body), schema=SCHEMA, page_checksum_verification=True)
+    # A column that the file does not have is read as nulls.
+    if any(rows.column(field.name).null_count for field in SCHEMA if not field.nullable):
+        raise pa.ArrowInvalid("columns of a part are missing")
+    return rows
+
+
+def partition_key(organization_id: str, conversation_id: str) -> str:
+    """The folder of a conversation's parts.
+
+    The names `org` and `conv` are not those of the columns: readers that meet one name in path and
+    file merge the two and fail.
+    """
+    return f"{MESSAGES}org={encoded(organization_id)}/conv={encoded(conversation_id)}"
+
+
+def encoded(value: str) -> str:
+    """An id as a folder's name: percent-encoded, and shortened with a hash where it is long."""
+    name = _quoted(value)
+    if not name.strip("."):
+        name = name.replace(".", "%2E")
+    if len(name) <= LONGEST_NAME:
+        return name
+    # Cut between characters: engines decode the names of folders, and refuse a lake with half of one.
+    kept = _quoted(unquote(re.sub(r"%.?$", "", name[: LONGEST_NAME - 33]), errors="ignore"))
+    return f"{kept}~{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def _quoted(value: str) -> str:
+    # No tilde, which marks what was shortened.
+    return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
+
+
+def _as_part(key: str, size_bytes: int, etag: str) -> tuple[str, Part | None]:
+    match = _PART.match(key)
+    if match is None:
+        return key, None
+    return match["folder"], Part(key, int(match["number"]), size_bytes, etag)

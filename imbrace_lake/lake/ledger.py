@@ -1,0 +1,379 @@
+"""What is known: input numbers, conversations and runs, as append-only Parquet beside the messages.
+
+While a run is under way it writes what it has done into `journal/<run>/`; when it ends, one object
+a ledger is made of that and the journal goes. A killed run leaves its journal, and whoever asks for
+the state of a conversation reads ledgers and journals alike.
+
+The name of a ledger object ends with the hash of its content, so a copy that differs shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.lake.lake import Lake, PublishedPart
+from imbrace_lake.lake.schema import SCHEMA, encode
+
+_TIME = pa.timestamp("ms", "UTC")
+
+PHONES = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("phone_hash", pa.string()),
+        pa.field("phone_masked", pa.string()),
+        pa.field("phone", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("duplicate_of", pa.int64()),
+        pa.field("conversation_ids", pa.list_(pa.string())),
+        pa.field("resolved_at", _TIME),
+    ]
+)
+
+CONVERSATIONS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("is_dead_letter", pa.bool_(), nullable=False),
+        pa.field("server_count", pa.int64()),
+        pa.field("distinct_messages", pa.int64()),
+        pa.field("new_messages", pa.int64(), nullable=False),
+        pa.field("edited_messages", pa.int64(), nullable=False),
+        pa.field("deleted_messages", pa.int64(), nullable=False),
+        pa.field("first_message_at", _TIME),
+        pa.field("last_message_at", _TIME),
+        pa.field("proven_from", _TIME),
+        pa.field("proven_until", _TIME),
+        pa.field("proof_method", pa.string()),
+        pa.field("is_still", pa.bool_()),
+        pa.field("content_hash", pa.string()),
+        pa.field("newest_message_id", pa.string()),
+        pa.field("head_messages", pa.int64()),
+        pa.field("head_hash", pa.string()),
+        pa.field("full_walk_at", _TIME),
+        pa.field(
+            "parts",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("key", pa.string()),
+                        pa.field("size_bytes", pa.int64()),
+                        pa.field("rows", pa.int64()),
+                        pa.field("sha256", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        pa.field("requests", pa.int64(), nullable=False),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME, nullable=False),
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("parameters", pa.string()),
+        pa.field("versions", pa.string()),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME),
+        pa.field("totals", pa.string()),
+        pa.field("objects", pa.list_(pa.string())),
+    ]
+)
+
+# A version of a message that another replaced: the row as it was, by whom it was replaced, and when.
+REVISIONS = SCHEMA.append(pa.field("replaced_at", _TIME, nullable=False)).append(
+    pa.field("replaced_by_run_id", pa.string(), nullable=False)
+)
+
+SHAPES = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("shape", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string()),
+        pa.field("seen_at", _TIME, nullable=False),
+    ]
+)
+
+_SCHEMAS = {
+    "phones": PHONES,
+    "conversations": CONVERSATIONS,
+    "runs": RUNS,
+    "revisions": REVISIONS,
+    "shapes": SHAPES,
+}
+# What makes two rows of one run's journal the same thing written twice, and by which of its times the
+# later one is found, which counts: an earlier attempt of the run may have left some as well.
+_SAME = {
+    "phones": ["position"],
+    "conversations": ["organization_id", "conversation_id"],
+    "revisions": ["conversation_id", "message_id", "last_changed_at"],
+    "shapes": ["shape"],
+}
+_LATEST = {
+    "phones": "resolved_at",
+    "conversations": "finished_at",
+    "revisions": "replaced_at",
+    "shapes": "seen_at",
+}
+Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
+LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
+JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes")
+JOURNAL = "journal/"
+# In the journal of each run, what it says of itself (resume.py).
+HEADER = "run.json"
+
+ConversationStatus = Literal["complete", "unchanged", "incomplete", "gone", "failed"]
+PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
+# The proof method of a read that claims nothing beyond a span of time.
+WINDOW = "window"
+
+
+@dataclass(frozen=True, slots=True)
+class PartEntry:
+    """One part of a partition as the ledger knows it."""
+
+    key: str
+    size_bytes: int
+    rows: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationEntry:
+    """How one conversation stands after one run touched it; the columns of `CONVERSATIONS`."""
+
+    run_id: str
+    organization_id: str
+    conversation_id: str
+    status: ConversationStatus
+    finished_at: datetime
+    reason: str | None = None
+    is_dead_letter: bool = False
+    server_count: int | None = None
+    distinct_messages: int | None = None
+    new_messages: int = 0
+    edited_messages: int = 0
+    deleted_messages: int = 0
+    first_message_at: datetime | None = None
+    last_message_at: datetime | None = None
+    proven_from: datetime | None = None
+    proven_until: datetime | None = None
+    proof_method: str | None = None
+    is_still: bool | None = None
+    content_hash: str | None = None
+    newest_message_id: str | None = None
+    head_messages: int | None = None
+    head_hash: str | None = None
+    full_walk_at: datetime | None = None
+    parts: tuple[PartEntry, ...] = ()
+    requests: int = 0
+    started_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class RunTotals:
+    """What a run adds up to; the `totals` of the ledger and of every summary."""
+
+    phones: dict[str, int] = field(default_factory=dict)
+    conversations: dict[str, int] = field(default_factory=dict)
+    messages_new: int = 0
+    messages_total: int = 0
+    requests: int = 0
+    retries: int = 0
+    refusals: int = 0
+    received_bytes: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Journal:
+    """What one run writes down while it is under way, and the ledger objects it ends with."""
+
+    def __init__(self, lake: Lake, run_id: str, started_at: datetime) -> None:
+        self.run_id = run_id
+        self._lake = lake
+        self._started_at = started_at
+        self._prefix = f"{JOURNAL}{run_id}/"
+        self._noted: dict[tuple[Ledger, str], str] = {}
+
+    async def note(self, ledger: Ledger, name: str, rows: pa.Table) -> None:
+        """Write rows down under a name; the same name again replaces them."""
+        body = _to_bytes(rows)
+        key = named_by_hash(f"{self._prefix}{ledger}/{name}", body)
+        await self._lake.store.put(key, body)
+        before = self._noted.get((ledger, name), key)
+        self._noted[ledger, name] = key
+        if before != key:
+            await self._lake.store.delete(before)
+
+    async def close(self, row: Mapping[str, Any], totals: RunTotals) -> None:
+        """Make one object a ledger of all that was noted, add the run's own row, and drop the journal.
+
+        Whoever reads meanwhile sees rows twice, never not at all. Killed in between, it is closed
+        again by another run.
+
+        Args:
+            row: The run as a row of `runs`, but for its `objects`.
+            totals: What it adds up to.
+        """
+        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        keys = []
+        for ledger in JOURNALED:
+            own = [key for key in noted if key.startswith(f"{self._prefix}{ledger}/")]
+            # None of them is left where two runs close the journal of a third.
+            tables = await read_objects(self._lake, own)
+            if tables:
+                keys.append(await self.add(ledger, _last_of_each(pa.concat_tables(tables), ledger)))
+        await self.add("runs", run_row({**row, "objects": keys}, totals))
+        await self.drop()
+
+    async def drop(self) -> None:
+        """Remove the journal, whose content is in the ledgers."""
+        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        # The header last: a journal without one belongs to nobody.
+        header = f"{self._prefix}{HEADER}"
+        await asyncio.gather(*(self._lake.store.delete(key) for key in noted if key != header))
+        await self._lake.store.delete(header)
+
+    async def add(self, ledger: Ledger, rows: pa.Table) -> str:
+        """Add one object to a ledger and return its key."""
+        body = _to_bytes(rows)
+        stamp = self._started_at.strftime("%Y%m%dT%H%M%SZ")
+        key = named_by_hash(f"{ledger}/{stamp}-{self.run_id}", body)
+        # The name holds the content's hash, so what is there already is this very object.
+        with suppress(ObjectExists):
+            await self._lake.store.put_new(key, body)
+        return key
+
+
+def _last_of_each(rows: pa.Table, ledger: Ledger) -> pa.Table:
+    """Of rows that speak of the same thing the latest one."""
+    rows = rows.take(pc.sort_indices(rows, [(_LATEST[ledger], "ascending", "at_start")]))
+    numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    last = numbered.group_by(_SAME[ledger], use_threads=False).aggregate([("row", "max")]).column("row_max")
+    return rows.take(last.take(pc.sort_indices(last)))
+
+
+def named_by_hash(name: str, body: bytes) -> str:
+    """A key that tells when the object is not what was written."""
+    return f"{name}-{sha256(body).hexdigest()[:16]}.parquet"
+
+
+def is_intact(key: str, body: bytes) -> bool:
+    """Whether a ledger's object is what its name says; the journal's headers say nothing of it."""
+    return key.endswith(".json") or key == named_by_hash(key.rpartition("-")[0], body)
+
+
+def part_entries(parts: Iterable[PublishedPart]) -> tuple[PartEntry, ...]:
+    """Parts as the ledger tells of them."""
+    return tuple(PartEntry(one.part.key, one.part.size_bytes, one.rows, one.sha256) for one in parts)
+
+
+def _to_bytes(rows: pa.Table) -> bytes:
+    few_values = ["run_id", "organization_id", "status", "reason", "proof_method"]
+    return encode(rows, {}, compression="zstd", use_dictionary=few_values)
+
+
+async def read_objects(
+    lake: Lake, keys: Iterable[str], columns: Sequence[str] | None = None
+) -> list[pa.Table]:
+    """Read ledger objects, each in one request.
+
+    Raises:
+        StoreError: One is not what was written; the message names it.
+    """
+
+    async def read(key: str) -> pa.Table | None:
+        try:
+            body = await lake.store.get(key)
+        except FileNotFoundError:
+            return None  # a journal that its run has just turned into a ledger object
+        if not is_intact(key, body):
+            raise StoreError(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
+        schema = _SCHEMAS[_ledger_of(key)]
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return pq.read_table(io.BytesIO(body), schema=schema, columns=columns)
+
+    return [table for table in await asyncio.gather(*(read(key) for key in keys)) if table is not None]
+
+
+def _ledger_of(key: str) -> str:
+    return key.split("/")[2 if key.startswith(JOURNAL) else 0]
+
+
+async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
+    """The objects with a ledger's rows, those of runs under way or killed included."""
+    # Journals first: what a run closes between the two listings is then seen twice, never not at all.
+    journals = [stored.key for stored in await lake.store.list(JOURNAL)]
+    objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
+    return [*objects, *(key for key in journals if f"/{ledger}/" in key)]
+
+
+async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a ledger, those of runs under way or killed included."""
+    journals = await read_noted(lake, ledger, columns)
+    objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
+    tables = [*await read_objects(lake, objects, columns), *journals]
+    return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
+
+
+async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:
+    """What runs under way or killed have noted for a ledger.
+
+    To be read before the ledger is listed: what a run closes meanwhile is then seen twice at most,
+    never not at all.
+    """
+    noted = [stored.key for stored in await lake.store.list(JOURNAL) if _ledger_of(stored.key) == ledger]
+    return await read_objects(lake, noted, columns)
+
+
+def empty_ledger(ledger: Ledger, columns: Sequence[str] | None = None) -> pa.Table:
+    """A ledger without rows."""
+    schema = _SCHEMAS[ledger]
+    return pa.schema([schema.field(name) for name in columns or schema.names]).empty_table()
+
+
+def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
+    """A row of the ledger, or some of its columns, as an entry."""
+    parts = tuple(PartEntry(**part) for part in row["parts"] or ())
+    return ConversationEntry(**{**row, "parts": parts})
+
+
+def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
+    """Entries as rows of the ledger."""
+    # dataclasses.asdict() copies every value deeply, which costs more than all the rest here.
+    rows = [{name: getattr(entry, name) for name in CONVERSATIONS.names} for entry in entries]
+    for row in rows:
+        row["parts"] = [asdict(part) for part in row["parts"]]
+    return pa.Table.from_pylist(rows, schema=CONVERSATIONS)
+
+
+def run_row(values: Mapping[str, Any], totals: RunTotals) -> pa.Table:
+    """One run as a row of the ledger; mappings among the values become JSON."""
+    row = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return pa.Table.from_pylist([{**row, "totals": json.dumps(asdict(totals))}], schema=RUNS)

@@ -1,0 +1,385 @@
+"""The columns of a message, and the way from the gateway's JSON object to a row and back.
+
+`SCHEMA` is the same in every object of the lake: engines drop or refuse what differs from file to
+file. Nothing is lost on the way: what a column cannot hold as it came lies in `extra`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imbrace_lake.gateway.models import Item
+
+SCHEMA_VERSION = 1
+
+_TIME = pa.timestamp("ms", "UTC")
+# What Python can hold, and with it most readers.
+_FIRST_TIME = pa.scalar(datetime.min.replace(tzinfo=UTC), _TIME)
+_LAST_TIME = pa.scalar(datetime.max.replace(microsecond=999_000, tzinfo=UTC), _TIME)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("message_id", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("business_unit_id", pa.string()),
+        pa.field("sender_id", pa.string()),
+        pa.field("sender_role", pa.string(), nullable=False),
+        pa.field("type", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("content", pa.string()),
+        pa.field("created_at", _TIME),
+        pa.field("updated_at", _TIME),
+        pa.field("extra", pa.string()),
+        pa.field("is_deleted", pa.bool_(), nullable=False),
+        pa.field("deleted_at", _TIME),
+        pa.field("first_seen_at", _TIME),
+        pa.field("last_changed_at", _TIME),
+        pa.field("run_id", pa.string()),
+    ]
+)
+
+# Travels with the rows of a walk and is not written.
+DIGEST = "digest"
+_WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
+
+# Of these a conversation has few different values: a dictionary makes them so small that compressing them
+# as well would cost as much time as all the rest of a part.
+_FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender_id", "sender_role", "type",
+               "first_seen_at", "last_changed_at", "run_id", "is_deleted", "deleted_at"]  # fmt: skip
+_COMPRESSION = {name: "none" if name in _FEW_VALUES else "zstd" for name in SCHEMA.names}
+# Least and greatest text of a part help no query, and can be as long as everything else in it.
+_WITH_STATISTICS = [name for name in SCHEMA.names if name not in ("text", "content", "extra")]
+ROW_GROUP_ROWS = 50_000
+
+# What of an item has a column of its own. All else is in `extra`.
+_COLUMN_OF = {
+    "_id": "message_id",
+    "conversation_id": "conversation_id",
+    "organization_id": "organization_id",
+    "business_unit_id": "business_unit_id",
+    "from": "sender_id",
+    "type": "type",
+    "content": "content",
+    "created_at": "created_at",
+    "updated_at": "updated_at",
+}
+# In `extra`, the fields of `_COLUMN_OF` that the item did not have (a null is not the same).
+ABSENT = "$absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a row says of itself beyond the message: where it was asked for, when, and by whom."""
+
+    organization_id: str
+    conversation_id: str
+    run_id: str
+    seen_at: datetime
+
+
+def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Table:
+    """Rows of one page, in its order: the columns of `SCHEMA` and `DIGEST`.
+
+    Args:
+        items: The gateway's objects.
+        ids: Their ids.
+        origin: What is the same in all rows.
+    """
+    extras = [_extra_of(item) for item in items]
+    count = len(items)
+    _keep_other_ids(items, ids, origin, extras)
+    senders = _string_column("from", items, extras)
+    texts = [text_of(item.get("content")) for item in items]
+    contents = [dump_json(item["content"]) if "content" in item else None for item in items]
+    seen_at = pa.repeat(pa.scalar(origin.seen_at, _TIME), count)
+    columns = {
+        "message_id": _strings(ids),
+        "conversation_id": pa.repeat(origin.conversation_id, count),
+        "organization_id": pa.repeat(origin.organization_id, count),
+        "business_unit_id": _string_column("business_unit_id", items, extras),
+        "sender_id": senders,
+        "sender_role": _roles(senders),
+        "type": _string_column("type", items, extras),
+        "text": pa.array(texts, pa.string()),
+        "content": pa.array(contents, pa.string()),
+        "created_at": _time_column("created_at", items, extras),
+        "updated_at": _time_column("updated_at", items, extras),
+        # After the others, because what they cannot hold is kept there.
+        "extra": pa.array([dump_json(extra) if extra else None for extra in extras], pa.string()),
+        "is_deleted": pa.repeat(False, count),
+        "deleted_at": pa.nulls(count, _TIME),
+        "first_seen_at": seen_at,
+        "last_changed_at": seen_at,
+        "run_id": pa.repeat(origin.run_id, count),
+        DIGEST: pa.array([item_digest(item) for item in items], pa.binary(16)),
+    }
+    return pa.Table.from_arrays([columns[name] for name in _WITH_DIGEST.names], schema=_WITH_DIGEST)
+
+
+def _extra_of(item: Item) -> dict[str, Any]:
+    """The fields that have no column."""
+    extra = {
+        key if key[:1] != "$" else f"${key}": value for key, value in item.items() if key not in _COLUMN_OF
+    }
+    if len(item) - len(extra) < len(_COLUMN_OF):
+        extra[ABSENT] = [field for field in _COLUMN_OF if field not in item]
+    return extra
+
+
+def _keep_other_ids(
+    items: Sequence[Item], ids: Sequence[str], origin: Origin, extras: Sequence[dict[str, Any]]
+) -> None:
+    """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
+    count = len(items)
+    for field, held in (
+        ("_id", [*map(_encodable, ids)]),
+        ("conversation_id", [origin.conversation_id] * count),
+        ("organization_id", [origin.organization_id] * count),
+    ):
+        if [item.get(field) for item in items] == held:
+            continue
+        for item, value, extra in zip(items, held, extras, strict=True):
+            if item.get(field, value) != value:
+                extra[field] = item[field]
+
+
+def _string_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+    """Values of one field; what a column of strings cannot hold as it came goes to `extra`."""
+    values = [item.get(field) for item in items]
+    try:
+        return pa.array(values, pa.string())
+    except (TypeError, UnicodeEncodeError):
+        return pa.array(
+            [_held(field, value, extra) for value, extra in zip(values, extras, strict=True)], pa.string()
+        )
+
+
+def _held(field: str, value: Any, extra: dict[str, Any]) -> str | None:
+    if value is None:
+        return None
+    held = _encodable(value) if isinstance(value, str) else None
+    if held is not value:
+        extra[field] = value
+    return held
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array(map(_encodable, texts), pa.string())
+
+
+def _roles(senders: pa.Array) -> pa.Array:
+    roles = {sender: _role(sender) for sender in senders.unique().to_pylist()}
+    return pa.array([roles[sender] for sender in senders.to_pylist()], pa.string())
+
+
+def _time_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+    """Times of one field; what a column of times would not give back as it came goes to `extra`."""
+    texts = _string_column(field, items, extras)
+    for item, extra in zip(items, extras, strict=True):
+        value = item.get(field)
+        if isinstance(value, str) and not _is_canonical(value):
+            extra[field] = value
+    try:
+        return _times(texts)
+    except pa.ArrowInvalid:
+        kept = [text if text and _is_time(text) else None for text in texts.to_pylist()]
+        for text, item, extra in zip(kept, items, extras, strict=True):
+            if text is None and item.get(field) is not None:
+                extra[field] = item[field]
+        return _times(pa.array(kept, pa.string()))
+
+
+def _times(texts: pa.Array) -> pa.Array:
+    # To milliseconds directly, the cast refuses microseconds; by way of them it refuses nothing.
+    times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
+    is_readable = pc.and_(pc.greater_equal(times, _FIRST_TIME), pc.less_equal(times, _LAST_TIME))
+    return pc.if_else(is_readable, times, pa.scalar(None, _TIME))
+
+
+def _is_time(text: str) -> bool:
+    try:
+        _times(pa.array([text], pa.string()))
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _is_canonical(text: str) -> bool:
+    """Whether a time is written as the column would be written: ``2024-12-10T09:53:17.127Z``."""
+    is_form = len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T"
+    return is_form and text[:4] != "0000"
+
+
+def _encodable(text: str) -> str:
+    """The text itself, or a copy whose lone surrogates are question marks: UTF-8 has none."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def _role(sender: str | None) -> str:
+    if sender is None:
+        return "unknown"
+    return "contact" if sender.startswith("con_") else "user" if sender.startswith("u_") else "unknown"
+
+
+def text_of(content: Any) -> str | None:
+    """What a person would read of a message; None where there is nothing to read."""
+    if isinstance(content, str):
+        return _encodable(content)
+    if not isinstance(content, dict):
+        return None
+    text = content.get("text")
+    if isinstance(text, str) and text:
+        return _encodable(text)
+    texts = [content[name] for name in ("text", "title", "caption", "description") if name in content]
+    texts = [text for text in texts if isinstance(text, str)]
+    return _encodable(next(filter(None, texts), texts[0])) if texts else None
+
+
+def dump_json(value: Any) -> str:
+    """Compact JSON that keeps integers of any size and, escaped, lone surrogates."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"))
+
+
+def item_digest(item: Mapping[str, Any]) -> bytes:
+    """16 bytes that stand for an item, value for value, whatever the order of its fields."""
+    try:
+        body = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        body = json.dumps(item, separators=(",", ":"), sort_keys=True).encode()
+    return blake2b(body, digest_size=16).digest()
+
+
+def content_hash(rows: pa.Table) -> str:
+    """32 hexadecimal digits that stand for a set of messages: the sum of their digests.
+
+    A sum does not depend on the order of the messages, nor on how they are spread over parts, and
+    an added part changes it by what it adds. It guards against accidents, not against an attacker.
+    """
+    if not rows.num_rows:
+        return "0" * 32
+    digests = rows.column(DIGEST).combine_chunks()
+    lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
+    return "".join(f"{int(lane):016x}" for lane in lanes.sum(axis=0, dtype=np.uint64))
+
+
+def hash_after(before: str, added: Iterable[pa.Table], removed: Iterable[pa.Table]) -> str:
+    """The hash of a set of messages after some were added to it and others taken away.
+
+    Args:
+        before: Its hash.
+        added: Rows with digests.
+        removed: Rows of the lake.
+    """
+    lanes = _lanes(before)
+    for sign, tables in ((1, added), (-1, map(with_digests, removed))):
+        for table in tables:
+            lanes = [
+                lane + sign * other for lane, other in zip(lanes, _lanes(content_hash(table)), strict=True)
+            ]
+    return "".join(f"{lane % (1 << 64):016x}" for lane in lanes)
+
+
+def with_digests(rows: pa.Table) -> pa.Table:
+    """Rows of the lake with the digests of the objects that they rebuild; 10 µs a row."""
+    digests = pa.array([item_digest(to_item(row)) for row in rows.to_pylist()], pa.binary(16))
+    return rows.append_column(_WITH_DIGEST.field(DIGEST), digests)
+
+
+def _lanes(content: str) -> list[int]:
+    return [int(content[:16], 16), int(content[16:], 16)]
+
+
+# -- rows, files ----------------------------------------------------------------------------------
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """Rows as a part has them: `created_at`, then `message_id`, oldest first; without a time last."""
+    order = pc.sort_indices(table, sort_keys=[("created_at", "ascending"), ("message_id", "ascending")])
+    return table.take(order).combine_chunks()
+
+
+def without_repeats(table: pa.Table) -> pa.Table:
+    """Each message once, in the version that was updated last, or else read last."""
+    ids = table.column("message_id")
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return table
+    updated = table.column("updated_at").cast(pa.int64()).fill_null(0).to_pylist()
+    newest: dict[str, int] = {}
+    for row, message_id in enumerate(ids.to_pylist()):
+        known = newest.get(message_id)
+        if known is None or updated[row] >= updated[known]:
+            newest[message_id] = row
+    return table.take(pa.array(sorted(newest.values()), pa.int64()))
+
+
+def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """Encode rows of `SCHEMA` in memory: an object is published by one PUT or not at all."""
+    return encode(
+        table,
+        metadata,
+        compression=_COMPRESSION,
+        use_dictionary=_FEW_VALUES,
+        write_statistics=_WITH_STATISTICS,
+    )
+
+
+def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:
+    """Encode any rows with the options of a Parquet writer.
+
+    Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
+    size; page checksums cost nothing and tell a flipped byte.
+    """
+    sink = io.BytesIO()
+    schema = table.schema
+    with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        # Not by way of the schema, which is not stored, and what hangs on it neither.
+        writer.add_key_value_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})
+    return sink.getvalue()
+
+
+def to_item(row: Mapping[str, Any]) -> Item:
+    """Rebuild the gateway's object from a row of the lake, value for value (times as instants)."""
+    extra: dict[str, Any] = json.loads(row["extra"]) if row["extra"] else {}
+    absent = set(extra.pop(ABSENT, ()))
+    item: Item = {}
+    for field, column in _COLUMN_OF.items():
+        if field in absent:
+            continue
+        value = row[column]
+        if field == "content":
+            value = json.loads(value)
+        elif isinstance(value, datetime):
+            value = _written(value)
+        item[field] = extra.pop(field, value)
+    item.update({key[1:] if key[:1] == "$" else key: value for key, value in extra.items()})
+    return item
+
+
+def _written(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

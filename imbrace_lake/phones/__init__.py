@@ -1,0 +1,1 @@
+"""Phone numbers: parsing, and the lists that they come in."""

@@ -1,0 +1,243 @@
+"""Files that appear under their name in one step and survive a power failure; blocking calls."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
+from imbrace_lake.store.contract import TEMPORARY, Stored
+
+STALE_SECONDS = 24 * 3600
+LOCK_FILE = "lock"
+LOCK_SECONDS = 60.0
+# EPERM is what Linux says for vfat, exFAT and most FUSE mounts, the others what macOS and NFS say.
+NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+class Disk:
+    """A folder of files; a write is temporary file, fsync, then one link or rename. Thread-safe.
+
+    Every method may raise OSError.
+
+    Attributes:
+        root: The folder.
+        has_links: False once the file system has refused a hard link.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.has_links = True
+        self._turn = threading.Lock()
+
+    def temporary(self) -> Path:
+        """Give the folder of temporary files, made when missing."""
+        folder = self.root / TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def sweep(self) -> None:
+        """Remove what a killed process left behind.
+
+        Raises:
+            NotADirectoryError: The root is a file.
+        """
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(self.root.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
+        oldest = time.time() - STALE_SECONDS
+        # Whoever may only read must be able to open a lake, so nothing here has to succeed.
+        with suppress(OSError):
+            for path in (self.root / TEMPORARY).iterdir():
+                # A lock file that goes away would let two processes lock two different files.
+                if path.name != LOCK_FILE and path.stat().st_mtime < oldest:
+                    path.unlink()
+
+    def walk(self, folder: Path, prefix: str) -> Iterator[Stored]:
+        """Iterate over all files below a folder whose key is ``prefix``; none if it is missing."""
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    # What vanishes while it is looked at is as good as vanished before.
+                    with suppress(FileNotFoundError):
+                        if not entry.is_dir():
+                            yield _stored(prefix + entry.name, entry.stat())
+                        elif prefix + entry.name != TEMPORARY:
+                            yield from self.walk(folder / entry.name, f"{prefix}{entry.name}/")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def read(self, key: str) -> bytes | None:
+        """Read a whole file; None when there is none."""
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def look_up(self, key: str) -> Stored | None:
+        """Look a file up; None when there is none."""
+        path = self.root / key
+        try:
+            return None if path.is_dir() else _stored(key, path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write_new(self, key: str, data: bytes | Path) -> Stored:
+        """Write a file that must not exist; ObjectExists if it does."""
+        target = self.root / key
+        with self._staged(data) as staged:
+            stored = _stored(key, staged.stat())
+            try:
+                unsynced = _in_folder(target.parent, lambda: self._link_new(staged, target, key))
+            except OSError as exc:
+                if exc.errno not in NO_LINK:
+                    raise
+                self.has_links = False
+                unsynced = self._rename_new(staged, target, key)
+        _sync(unsynced)
+        return stored
+
+    def _link_new(self, staged: Path, target: Path, key: str) -> None:
+        try:
+            os.link(staged, target)
+        except FileExistsError as exc:
+            raise ObjectExists(f"{key} exists already in {self.root}") from exc
+
+    def _rename_new(self, staged: Path, target: Path, key: str) -> list[Path]:
+        # A rename overwrites, so without hard links "is it new?" is asked under the lock, which
+        # holds among the processes of this machine only.
+        with self._locked():
+            if target.exists():
+                raise ObjectExists(f"{key} exists already in {self.root}")
+            return _in_folder(target.parent, lambda: staged.rename(target))
+
+    def write_over(self, key: str, data: bytes | Path, etag: str | None) -> Stored:
+        """Write a new version of a file; ObjectChanged unless the old one is ``etag`` or that is None."""
+        target = self.root / key
+        with self._staged(data) as staged, self._locked():
+            current = self.look_up(key)
+            if etag is not None and (current is None or current.etag != etag):
+                raise ObjectChanged(f"{key} in {self.root} is no longer the version that was read")
+            if current is not None:
+                _make_newer(staged, target)
+            stored = _stored(key, staged.stat())
+            unsynced = _in_folder(target.parent, lambda: staged.replace(target))
+        _sync(unsynced)
+        return stored
+
+    def remove(self, key: str) -> None:
+        """Remove a file and the folders that are empty without it."""
+        target = self.root / key
+        with self._locked(), suppress(FileNotFoundError):
+            target.unlink()
+            # As on S3, a folder is there as long as something is in it.
+            with suppress(OSError):
+                for folder in target.relative_to(self.root).parents[:-1]:
+                    (self.root / folder).rmdir()
+
+    @contextmanager
+    def _staged(self, data: bytes | Path) -> Iterator[Path]:
+        """Hold the data as a temporary file that has reached the disk."""
+        staged = self.temporary() / f"{uuid4().hex}.part"
+        try:
+            if isinstance(data, Path):
+                _link_or_copy(data.resolve(), staged)
+            else:
+                staged.write_bytes(data)
+            with staged.open("rb") as file:
+                # Some kernels stamp files by a clock of 4 ms ticks: two versions would look alike.
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))
+                os.fsync(file.fileno())
+            yield staged
+        finally:
+            staged.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lake's lock, which every writer that may overwrite or remove takes.
+
+        Raises:
+            StoreUnavailable: Another process has held it for LOCK_SECONDS.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        # Threads queue here, so that only processes have to poll for the file.
+        with self._turn, (self.temporary() / LOCK_FILE).open("ab") as file:
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(
+                        f"another process has locked {self.root} for {LOCK_SECONDS:.0f} seconds: end it"
+                    )
+                time.sleep(0.002)
+            yield  # closing the file gives the lock back
+
+
+def _stored(key: str, status: os.stat_result) -> Stored:
+    # No inode number in it: some network and FUSE mounts invent a new one at each look.
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+    return Stored(key, status.st_size, etag, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def _make_newer(staged: Path, target: Path) -> None:
+    """Give a new version a later time than the old one has, whatever the clock and the disk say."""
+    old = target.stat().st_mtime_ns
+    if staged.stat().st_mtime_ns <= old:
+        # FAT counts in steps of two seconds, and a clock may have been set back.
+        os.utime(staged, ns=(old + 2_000_000_000, old + 2_000_000_000))
+
+
+def _link_or_copy(source: Path, staged: Path) -> None:
+    try:
+        os.link(source, staged)
+    except OSError as exc:
+        if exc.errno not in NO_LINK | {errno.EXDEV}:
+            raise
+        shutil.copyfile(source, staged)
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _in_folder(folder: Path, action: Callable[[], object]) -> list[Path]:
+    """Name a file in a folder, which is made when missing.
+
+    Returns:
+        The folders that got a new name in them: sync these, or a power failure may undo it.
+    """
+    missing: list[Path] = []
+    for _ in range(8):  # a delete() may remove the folder again while it is still empty
+        with suppress(FileNotFoundError):
+            action()
+            return [folder, *(path.parent for path in missing)]
+        missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+        with suppress(FileNotFoundError):
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+
+
+def _sync(folders: Iterable[Path]) -> None:
+    """Make names in folders survive a power failure; a file's own fsync does not."""
+    for folder in folders:
+        with suppress(FileNotFoundError):  # removed again with all that was in it
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

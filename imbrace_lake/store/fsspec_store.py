@@ -1,0 +1,231 @@
+"""A lake on any other file system that fsspec has a driver for, without conditional writes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import fsspec
+
+from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
+from imbrace_lake.store.contract import (
+    TEMPORARY,
+    Listing,
+    Probe,
+    Stored,
+    check_key,
+    check_prefix,
+    probe_conditions,
+)
+
+THREADS = 8
+# Their drivers write a file piece by piece under its name, but rename in one step. Object stores
+# are the other way round.
+RENAMING = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
+VERSIONS = ("etag", "ETag", "generation")
+TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class FsspecStore:
+    """Objects through fsspec's synchronous interface, in threads.
+
+    Conditions are only looked at before the write: two writers at the same moment may both win.
+    What a driver raises beyond OSError, ValueError and NotImplementedError goes through as it is.
+
+    Raises:
+        SettingsError: There is no such protocol, or its driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        protocol = urlsplit(url).scheme
+        try:
+            driver = fsspec.get_filesystem_class(protocol)
+        except ValueError as exc:
+            raise SettingsError(
+                f"nothing is known of {protocol}:// URLs: use a folder, s3:// or a protocol of fsspec"
+            ) from exc
+        except ImportError as exc:
+            raise SettingsError(f"the driver for {protocol}:// is not installed: {exc}") from exc
+        self.url = url.rstrip("/")
+        self.is_conditional: bool | None = None
+        self._driver = driver
+        self._protocol = protocol
+        self._files: Any = None
+        self._root = ""
+        self._threads: ThreadPoolExecutor | None = None
+        self._spilled: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"FsspecStore({self.url!r})"
+
+    async def __aenter__(self) -> Self:
+        # Drivers that are asynchronous inside can be called from several threads; the others are
+        # often one connection.
+        threads = THREADS if self._driver.async_impl else 1
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lake")
+        try:
+            self._files, root = await self._run(
+                fsspec.url_to_fs, self.url, use_listings_cache=False, skip_instance_cache=True
+            )
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self._root = root.rstrip("/")
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._threads is not None:
+            await asyncio.to_thread(self._threads.shutdown)
+            self._threads = None
+        if self._spilled is not None:
+            shutil.rmtree(self._spilled, ignore_errors=True)
+            self._spilled = None
+
+    async def list(self, prefix: str) -> Listing:
+        check_prefix(prefix)
+        return await self._run(self._walk, prefix)
+
+    async def get(self, key: str) -> bytes:
+        check_key(key)
+        data = await self._run(self._read, key)
+        if data is None:
+            raise FileNotFoundError(key)
+        return data
+
+    async def head(self, key: str) -> Stored | None:
+        check_key(key)
+        return await self._run(self._look_up, key)
+
+    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+        check_key(key)
+        if await self.head(key) is not None:
+            raise ObjectExists(f"{key} exists already in {self.url}")
+        return await self._run(self._write, key, data)
+
+    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+        current = await self.head(key)
+        if current is None or current.etag != etag:
+            raise ObjectChanged(f"{key} in {self.url} is no longer the version that was read")
+        return await self._run(self._write, key, data)
+
+    async def put(self, key: str, data: bytes) -> Stored:
+        check_key(key)
+        return await self._run(self._write, key, data)
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        await self._run(self._remove, key)
+
+    def temporary_directory(self) -> Path:
+        if self._spilled is None:
+            self._spilled = Path(tempfile.mkdtemp(prefix="imbrace-lake-"))
+        return self._spilled
+
+    async def probe(self) -> Probe:
+        await probe_conditions(self)
+        self.is_conditional = False
+        return Probe(is_conditional=False, note=f"{self.url} knows no conditions: run one export at a time.")
+
+    async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._threads is None:
+            raise RuntimeError("open the store with `async with` first")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, partial(func, *args, **kwargs))
+        except PermissionError as exc:
+            raise StoreError(
+                f"{self.url} refused ({type(exc).__name__}): check rights and credentials"
+            ) from exc
+        except (ConnectionError, TimeoutError) as exc:
+            raise StoreUnavailable(f"{self.url} cannot be reached ({type(exc).__name__}): try again") from exc
+        except NotImplementedError as exc:
+            raise StoreError(f"{self.url} cannot be written: choose a store that can") from exc
+        except (OSError, ValueError) as exc:
+            raise StoreError(
+                f"{self.url} cannot be used ({type(exc).__name__}): check URL and settings"
+            ) from exc
+
+    # What follows runs in threads.
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _walk(self, prefix: str) -> Listing:
+        try:
+            found = self._files.find(self._path(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        start = len(self._root) + 1
+        listing = [_stored(path[start:], info) for path, info in found.items() if info["type"] == "file"]
+        return sorted(
+            (stored for stored in listing if not stored.key.startswith(f"{TEMPORARY}/")),
+            key=lambda stored: stored.key,
+        )
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return bytes(self._files.cat_file(self._path(key)))
+        except FileNotFoundError:
+            return None
+
+    def _look_up(self, key: str) -> Stored | None:
+        try:
+            info = self._files.info(self._path(key))
+        except FileNotFoundError:
+            return None
+        return _stored(key, info) if info["type"] == "file" else None
+
+    def _write(self, key: str, data: bytes | Path) -> Stored:
+        target = self._path(key)
+        is_renaming = self._protocol in RENAMING
+        place = self._path(f"{TEMPORARY}/{uuid4().hex}") if is_renaming else target
+        self._files.makedirs(self._files._parent(place), exist_ok=True)
+        if isinstance(data, Path):
+            self._files.put_file(str(data), place)
+        else:
+            self._files.pipe_file(place, data)
+        if is_renaming:
+            self._files.makedirs(self._files._parent(target), exist_ok=True)
+            self._files.mv(place, target)
+        stored = self._look_up(key)
+        if stored is None:
+            raise StoreError(f"{self.url} does not show at once what was written: use a consistent store")
+        return stored
+
+    def _remove(self, key: str) -> None:
+        try:
+            self._files.rm_file(self._path(key))
+        except FileNotFoundError:
+            return
+
+
+def _stored(key: str, info: dict[str, Any]) -> Stored:
+    size = int(info["size"] or 0)
+    modified_at = _modified_at(info)
+    # Without a version of its own the time has to do, in the one form that info and find share.
+    version = next((str(info[name]) for name in VERSIONS if info.get(name)), modified_at.isoformat())
+    return Stored(key, size, f"{version}-{size:x}", modified_at)
+
+
+def _modified_at(info: dict[str, Any]) -> datetime:
+    for name in TIMES:
+        match info.get(name):
+            case datetime() as time:
+                return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+            case int() | float() as seconds:
+                return datetime.fromtimestamp(seconds, UTC)
+            case str() as text:
+                return datetime.fromisoformat(text).astimezone(UTC)
+    return datetime.fromtimestamp(0, UTC)

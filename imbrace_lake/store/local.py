@@ -1,0 +1,131 @@
+"""A lake on a local disk: whole files appear under their name in one step, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, Self, TypeVar
+
+from imbrace_lake.errors import StoreError, StoreUnavailable
+from imbrace_lake.store.contract import Listing, Probe, Stored, check_key, check_prefix, probe_conditions
+from imbrace_lake.store.disk import Disk
+
+THREADS = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LocalStore:
+    """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
+
+    Blocking calls run in a few threads of their own. A thread cannot be stopped: a write whose
+    caller was cancelled may still be done, whole, a moment later.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._disk = Disk(root)
+        self.url = str(root)
+        self.is_conditional: bool | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.url!r})"
+
+    async def __aenter__(self) -> Self:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lake")
+        try:
+            await self._run(self._disk.sweep)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._threads is not None:
+            await asyncio.to_thread(self._threads.shutdown)
+            self._threads = None
+
+    async def list(self, prefix: str) -> Listing:
+        check_prefix(prefix)
+        found = await self._run(lambda: [*self._disk.walk(self._disk.root / prefix, prefix)])
+        return sorted(found, key=lambda stored: stored.key)
+
+    async def get(self, key: str) -> bytes:
+        check_key(key)
+        data = await self._run(self._disk.read, key)
+        if data is None:
+            raise FileNotFoundError(key)
+        return data
+
+    async def head(self, key: str) -> Stored | None:
+        check_key(key)
+        return await self._run(self._disk.look_up, key)
+
+    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+        check_key(key)
+        return await self._run(self._disk.write_new, key, data)
+
+    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+        check_key(key)
+        return await self._run(self._disk.write_over, key, data, etag)
+
+    async def put(self, key: str, data: bytes) -> Stored:
+        check_key(key)
+        return await self._run(self._disk.write_over, key, data, None)
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        await self._run(self._disk.remove, key)
+
+    def temporary_directory(self) -> Path:
+        try:
+            return self._disk.temporary()
+        except OSError as exc:
+            raise explain(exc, self.url) from exc
+
+    async def probe(self) -> Probe:
+        works = await probe_conditions(self)
+        self.is_conditional = works and self._disk.has_links
+        if not works:
+            note = f"{self.url} is on a disk that mixes up versions of a file: run one export at a time."
+        elif not self._disk.has_links:
+            note = f"{self.url} is on a disk without hard links: run one export at a time."
+        else:
+            note = None
+        return Probe(self.is_conditional, note)
+
+    async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._threads is None:
+            raise RuntimeError("open the store with `async with` first")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, partial(func, *args, **kwargs))
+        except OSError as exc:
+            raise explain(exc, self.url) from exc
+
+
+def explain(exc: OSError, url: str) -> StoreError:
+    """Put into one sentence why a local disk refused."""
+    reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
+    match exc.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
+        case errno.EACCES | errno.EPERM:
+            return StoreError(f"this user may not read and write {url} ({reason}): change its owner or mode")
+        case errno.EROFS:
+            return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
+        case errno.ENOTDIR | errno.EEXIST:
+            place = exc.filename or url
+            return StoreError(f"{place} is a file where the lake needs a folder: choose another place")
+        case errno.ENOLCK | errno.EOPNOTSUPP:
+            return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")
+        case errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EMFILE | errno.ENFILE:
+            return StoreUnavailable(f"the disk of {url} fails for now ({reason})")
+        case _:
+            return StoreError(f"{url} cannot be used ({reason}): check the path")

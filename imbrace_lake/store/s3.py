@@ -1,0 +1,240 @@
+"""A lake in an S3 bucket: the conditional PUT is the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+from uuid import uuid4
+
+from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError
+from imbrace_lake.store.contract import (
+    Listing,
+    Probe,
+    Stored,
+    StoreOptions,
+    check_key,
+    check_prefix,
+    probe_conditions,
+)
+from imbrace_lake.store.s3_client import Bucket
+from imbrace_lake.store.s3_errors import Missing, Refused
+
+FIRST_CALL_SECONDS = 5.0
+SINGLE_PUT_BYTES = 32 * 2**20
+PART_BYTES = 16 * 2**20
+MAX_PARTS = 10_000
+# Metadata of an object: which call wrote it.
+MARK = "write-id"
+
+Parts: TypeAlias = list[dict[str, Any]]
+
+
+class S3Store:
+    """Objects in a bucket below a prefix, through one client that s3fs opens and configures.
+
+    Args:
+        bucket: Its name.
+        prefix: Where in the bucket the lake is; empty for all of it.
+        options: How to reach the server.
+
+    Raises:
+        SettingsError: The options contradict each other or have no such form.
+    """
+
+    def __init__(self, bucket: str, prefix: str, options: StoreOptions) -> None:
+        if not bucket or ":" in bucket:
+            raise SettingsError("an S3 lake's URL is s3://bucket/prefix: name the bucket, not the server")
+        segments = [segment for segment in prefix.split("/") if segment]
+        self.url = "/".join([f"s3://{bucket}", *segments])
+        self.is_conditional: bool | None = None
+        self._bucket = Bucket(bucket, options)
+        self._base = "".join(f"{segment}/" for segment in segments)
+        self._temporary: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.url!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._bucket.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._bucket.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+
+    async def list(self, prefix: str) -> Listing:
+        check_prefix(prefix)
+        found: Listing = []
+        position: dict[str, Any] = {}
+        while True:
+            page = await self._bucket.call("list_objects_v2", Prefix=self._base + prefix, **position)
+            for item in page.get("Contents", ()):
+                # Consoles make "folders": empty objects whose names end with a slash.
+                if not item["Key"].endswith("/"):
+                    key = item["Key"].removeprefix(self._base)
+                    found.append(_stored(key, item["Size"], item["ETag"], item["LastModified"]))
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda stored: stored.key)
+            if token is None or token == position.get("ContinuationToken"):
+                raise StoreError(f"{self._bucket.place} lists in circles: use a server that pages as S3 does")
+            position = {"ContinuationToken": token}
+
+    async def get(self, key: str) -> bytes:
+        check_key(key)
+        try:
+            return await self._bucket.read(self._base + key)
+        except Missing as exc:
+            raise FileNotFoundError(key) from exc
+
+    async def head(self, key: str) -> Stored | None:
+        check_key(key)
+        try:
+            answer = await self._bucket.call("head_object", Key=self._base + key)
+        except Missing:
+            return None
+        return _stored(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
+
+    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+        check_key(key)
+        exists = f"{key} exists already in {self.url}"
+        if self.is_conditional is False:
+            if await self.head(key) is not None:
+                raise ObjectExists(exists)
+            return await self._write(key, data, {})
+        try:
+            return await self._write(key, data, {"IfNoneMatch": "*"})
+        except Refused as exc:
+            if await self.head(key) is None:
+                raise
+            raise ObjectExists(exists) from exc
+
+    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+        check_key(key)
+        changed = f"{key} in {self.url} is no longer the version that was read"
+        if self.is_conditional is False:
+            current = await self.head(key)
+            if current is None or current.etag != etag:
+                raise ObjectChanged(changed)
+            return await self._write(key, data, {})
+        try:
+            return await self._write(key, data, {"IfMatch": f'"{etag}"'})
+        except (Refused, Missing) as exc:
+            raise ObjectChanged(changed) from exc
+
+    async def put(self, key: str, data: bytes) -> Stored:
+        check_key(key)
+        return await self._write(key, data, {})
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        with suppress(Missing):
+            await self._bucket.call("delete_object", Key=self._base + key)
+
+    def temporary_directory(self) -> Path:
+        if self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="imbrace-lake-"))
+        return self._temporary
+
+    async def probe(self) -> Probe:
+        # The first call tells at once what is wrong with address, bucket or credentials.
+        seconds = min(FIRST_CALL_SECONDS, self._bucket.seconds(0))
+        await self._bucket.call("list_objects_v2", seconds, Prefix=f"{self._base}_probe/", MaxKeys=1)
+        self.is_conditional = None
+        self.is_conditional = await probe_conditions(self)
+        if self.is_conditional:
+            return Probe(is_conditional=True)
+        return Probe(
+            is_conditional=False, note=f"{self._bucket.place} ignores conditions: run one export at a time."
+        )
+
+    async def _write(self, key: str, data: bytes | Path, condition: Mapping[str, Any]) -> Stored:
+        """Write under a condition; raises Refused only if it was not this call that wrote the object."""
+        size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
+        # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
+        # connection without telling: the 412 that comes back is then for our own object. The bytes
+        # cannot tell, because two writers may write the same; so each call marks its object.
+        mark = uuid4().hex
+        try:
+            if isinstance(data, Path) and size > SINGLE_PUT_BYTES:
+                answer = await self._upload(key, data, size, mark, condition)
+            else:
+                body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
+                answer = await self._bucket.call(
+                    "put_object",
+                    self._bucket.seconds(size),
+                    Key=self._base + key,
+                    Body=body,
+                    Metadata={MARK: mark},
+                    **condition,
+                )
+        except (Refused, Missing):
+            own = await self._find_own(key, mark)
+            if own is None:
+                raise
+            return own
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return _stored(key, size, answer["ETag"], now)
+
+    async def _find_own(self, key: str, mark: str) -> Stored | None:
+        try:
+            answer = await self._bucket.call("head_object", Key=self._base + key)
+        except Missing:
+            return None
+        if answer.get("Metadata", {}).get(MARK) != mark:
+            return None
+        return _stored(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
+
+    async def _upload(
+        self, key: str, path: Path, size: int, mark: str, condition: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write a file part after part; nothing is to be seen of it before the last call."""
+        name: dict[str, Any] = {"Key": self._base + key}
+        started = await self._bucket.call("create_multipart_upload", **name, Metadata={MARK: mark})
+        name["UploadId"] = started["UploadId"]
+        try:
+            parts = await self._upload_parts(name, path, size)
+            return await self._bucket.call(
+                "complete_multipart_upload", **name, MultipartUpload={"Parts": parts}, **condition
+            )
+        except BaseException:
+            # Parts that nobody completes are invisible and paid for.
+            with suppress(StoreError):
+                await self._bucket.call("abort_multipart_upload", **name)
+            raise
+
+    async def _upload_parts(self, name: Mapping[str, Any], path: Path, size: int) -> Parts:
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
+        parts: Parts = []
+        for number, offset in enumerate(range(0, size, part_bytes), start=1):
+            body = await asyncio.to_thread(_read_part, path, offset, part_bytes)
+            answer = await self._bucket.call(
+                "upload_part", self._bucket.seconds(len(body)), **name, PartNumber=number, Body=body
+            )
+            sums = {field: answer[field] for field in answer if field in ("ETag", "ChecksumCRC32")}
+            parts.append({"PartNumber": number, **sums})
+        return parts
+
+
+def _stored(key: str, size_bytes: int, etag: str, modified_at: datetime) -> Stored:
+    return Stored(key, size_bytes, etag.strip('"'), modified_at.astimezone(UTC))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _read_part(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

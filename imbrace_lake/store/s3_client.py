@@ -1,0 +1,185 @@
+"""Calls to one S3 bucket, each with a bounded time, one layer of retries and errors in sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from botocore.handlers import add_expect_header
+from s3fs import S3FileSystem
+
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.store.contract import StoreOptions
+from imbrace_lake.store.s3_errors import FAILURES, explain, is_transient
+
+CONNECTIONS = 32
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+# The one layer of retries. Those of botocore are off, because they end where an answer's body
+# begins, and because a probe must not wait as long as a run may.
+PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0)
+SLOWEST_BYTES_PER_SECOND = 50_000
+
+T = TypeVar("T")
+
+
+class Bucket:
+    """One bucket, through a client that s3fs opens and configures; for one event loop.
+
+    Attributes:
+        place: Bucket and endpoint, for people.
+
+    Raises:
+        SettingsError: The options contradict each other or have no such form.
+    """
+
+    def __init__(self, name: str, options: StoreOptions) -> None:
+        _check(options)
+        self.name = name
+        self.place = f"bucket {name}"
+        self._options = options
+        self._endpoint = ""
+        self._client: Any = None
+        self._slots = asyncio.Semaphore(CONNECTIONS)
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.name!r})"
+
+    async def open(self) -> None:
+        """Connect nothing yet, but find out credentials, region and endpoint.
+
+        Raises:
+            SettingsError: The endpoint or the region cannot be one.
+            StoreError: A profile or its credentials cannot be read.
+        """
+        # An instance of s3fs that is cached belongs to the loop of an earlier asyncio.run.
+        files = S3FileSystem(
+            asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **_settings(self._options)
+        )
+        try:
+            async with asyncio.timeout(self._options.timeout_seconds):
+                self._client = await files.set_session()
+        except ValueError as exc:
+            raise SettingsError(
+                f"the S3 settings for {self.place} cannot be used: check region and endpoint"
+            ) from exc
+        except (*FAILURES, TimeoutError) as exc:
+            raise explain(exc, self.place, "S3") from exc
+        # With `Expect: 100-continue` a PUT to a stalled server waits without any time-out, and
+        # every other one takes a third longer.
+        self._client.meta.events.unregister("before-call.s3", add_expect_header)
+        address = urlsplit(self._client.meta.endpoint_url)
+        self._endpoint = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+        self.place = f"bucket {self.name} at {self._endpoint}"
+        self._slots = asyncio.Semaphore(CONNECTIONS)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def read(self, key: str) -> bytes:
+        """Get a whole object by one request; raises as :meth:`call` does."""
+
+        async def once(deadline: asyncio.Timeout) -> bytes:
+            answer = await self._client.get_object(Bucket=self.name, Key=key)
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(now + self.seconds(answer["ContentLength"]))
+            async with answer["Body"] as body:
+                return bytes(await body.read())
+
+        return await self._persist(once, self._options.timeout_seconds)
+
+    async def call(self, operation: str, seconds: float | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Ask the bucket one thing.
+
+        Args:
+            operation: Method of the botocore client.
+            seconds: Time in all, retries included; the options' if None.
+            kwargs: What the operation takes, without ``Bucket``.
+
+        Raises:
+            Missing: There is no such object.
+            Refused: A condition does not hold, or a conflict goes on.
+            StoreError: Anything else, in one sentence.
+        """
+
+        async def once(_: asyncio.Timeout) -> dict[str, Any]:
+            answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.name, **kwargs)
+            return answer
+
+        return await self._persist(once, self._options.timeout_seconds if seconds is None else seconds)
+
+    async def _persist(self, once: Callable[[asyncio.Timeout], Awaitable[T]], seconds: float) -> T:
+        """Make one call, again while that may help, for so many seconds in all."""
+        if self._client is None:
+            raise RuntimeError("open the store with `async with` first")
+        last: Exception | None = None
+        async with self._slots:
+            try:
+                async with asyncio.timeout(seconds) as deadline:
+                    for pause in PAUSES_SECONDS:
+                        try:
+                            return await once(deadline)
+                        except FAILURES as exc:
+                            if not is_transient(exc):
+                                raise
+                            last = exc
+                        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
+                    return await once(deadline)
+            except TimeoutError as exc:
+                raise explain(last or exc, self.place, self._endpoint) from exc
+            except FAILURES as exc:
+                raise explain(exc, self.place, self._endpoint) from exc
+
+    def seconds(self, size_bytes: int) -> float:
+        """Give a call with a large body more time."""
+        return self._options.timeout_seconds + size_bytes / SLOWEST_BYTES_PER_SECOND
+
+
+def _check(options: StoreOptions) -> None:
+    if (options.key is None) != (options.secret is None):
+        raise SettingsError("an S3 access key and its secret key go together: give both or neither")
+    if options.endpoint_url is not None:
+        address = urlsplit(options.endpoint_url)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise SettingsError("the S3 endpoint is http://host:port or https://host, without credentials")
+
+
+def _settings(options: StoreOptions) -> dict[str, Any]:
+    """Put the options into the words of s3fs; what is left out botocore looks up where AWS tools do."""
+    endpoint = options.endpoint_url or os.environ.get(
+        "AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")
+    )
+    is_aws = endpoint is None or (urlsplit(endpoint).hostname or "").endswith(".amazonaws.com")
+    config: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": min(READ_SECONDS, options.timeout_seconds),
+        "max_pool_connections": CONNECTIONS,
+        "retries": {"total_max_attempts": 1},
+    }
+    if not is_aws:
+        # Other servers do not all know the checksums that AWS clients have sent since 2025; the
+        # signature covers the body either way.
+        config |= {"request_checksum_calculation": "when_required"}
+        config |= {"response_checksum_validation": "when_required"}
+    # bucket.minio:9000 is rarely in anybody's DNS.
+    if options.path_style or (options.path_style is None and not is_aws):
+        config["s3"] = {"addressing_style": "path"}
+    elif options.path_style is False:
+        config["s3"] = {"addressing_style": "virtual"}
+    # boto knows only AWS_DEFAULT_REGION; every other AWS tool lets AWS_REGION go before it.
+    region = options.region or os.environ.get("AWS_REGION")
+    secrets = {"key": options.key, "secret": options.secret, "token": options.token}
+    return {
+        "anon": options.is_anonymous,
+        "endpoint_url": options.endpoint_url,
+        "client_kwargs": {"region_name": region} if region else {},
+        "config_kwargs": config,
+        **{name: value.get_secret_value() for name, value in secrets.items() if value is not None},
+    }

@@ -24,6 +24,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from imbrace_lake.lake.schema import SCHEMA
+
 START_SECONDS = 120.0
 
 
@@ -72,6 +74,7 @@ class Contender:
     command: Sequence[str]
     messages: str = "."
     message_id: str = "message_id"
+    is_same: bool = True  # it writes the lake's columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +140,20 @@ def compete(contender: Contender, gateway: StandIn) -> Round:
 
 def _faults(contender: Contender, result: Path, gateway: StandIn) -> str:
     """Hold what was written against what is served."""
-    table = ds.dataset(result / contender.messages).to_table(
-        columns=[contender.message_id, "conversation_id"]
-    )
+    found = ds.dataset(result / contender.messages)
+    table = found.to_table(columns=[contender.message_id, "conversation_id"])
     served = sum(gateway.messages.values())
     distinct = pc.count_distinct(table.column(contender.message_id)).as_py()
     faults = []
+    if contender.is_same and [(f.name, f.type) for f in found.schema] != [(f.name, f.type) for f in SCHEMA]:
+        faults.append("other columns")
     if distinct < served:
         faults.append(f"{served - distinct:,} lost")
     if table.num_rows > distinct:
         faults.append(f"{table.num_rows - distinct:,} doubles")
     counts = table.group_by("conversation_id").aggregate([([], "count_all")]).to_pylist()
-    found = {row["conversation_id"]: row["count_all"] for row in counts}
-    wrong = [each for each, count in gateway.messages.items() if found.get(each, 0) != count]
+    lengths = {row["conversation_id"]: row["count_all"] for row in counts}
+    wrong = [each for each, count in gateway.messages.items() if lengths.get(each, 0) != count]
     if wrong:
         faults.append(f"{len(wrong):,} conversations of the wrong length")
     return ", ".join(faults)

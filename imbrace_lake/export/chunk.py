@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +11,10 @@ from dataclasses import dataclass, replace
 from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.notes import Notes
 from imbrace_lake.lake.ledger import ConversationEntry, conversation_rows
 
 logger = logging.getLogger(__name__)
-
-# What is done is written down this often, or when so many are: a killed run is continued from there.
-NOTE_SECONDS = 1.0
-NOTE_ENTRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +41,9 @@ async def export_chunk(
     Raises:
         ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
     """
-    done = run.half_done.setdefault(name, {})
+    notes = run.half_done.setdefault(name, Notes(run.journal, name))
+    done = notes.done
     failed: dict[str, ImbraceLakeError] = {}
-
-    notes = _Notes(run, name, done)
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
@@ -74,9 +69,10 @@ async def export_chunk(
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try:
         return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
-    entries = [*done.values(), *(_failed(run, one, error) for one, error in failed.items())]
-    if failed:
-        await run.journal.note("conversations", name, conversation_rows(entries))
+    lost = [_failed(run, one, error) for one, error in failed.items()]
+    if lost:
+        await run.journal.note("conversations", f"{name}-failed", conversation_rows(lost))
+    entries = [*done.values(), *lost]
     del run.half_done[name]
     statuses = _statuses(entries)
     told = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
@@ -94,33 +90,6 @@ async def _export_or_resume(run: ExportRun, conversation_id: str) -> Conversatio
     entry = replace(before, run_id=run.run_id)
     run.progress.note(entry)
     return entry
-
-
-class _Notes:
-    """Keeps the journal not far behind what a chunk has got done."""
-
-    def __init__(self, run: ExportRun, name: str, done: dict[str, ConversationEntry]) -> None:
-        self._run = run
-        self._name = name
-        self._done = done
-        self._noted = len(done)
-        self._noted_at = time.monotonic()
-        self._writing = asyncio.Lock()
-
-    async def keep_up(self) -> None:
-        """Write if enough has been done, or enough time has passed, since the last time."""
-        is_late = time.monotonic() - self._noted_at >= NOTE_SECONDS
-        # Whoever is far ahead of a slow disk waits for it, or a killed run would lose more and more.
-        if len(self._done) - self._noted >= NOTE_ENTRIES or (is_late and not self._writing.locked()):
-            await self.write()
-
-    async def write(self) -> None:
-        """Write what has been done, if that is news."""
-        async with self._writing:
-            if len(self._done) > self._noted:
-                self._noted, self._noted_at = len(self._done), time.monotonic()
-                rows = conversation_rows(self._done.values())
-                await self._run.journal.note("conversations", self._name, rows)
 
 
 def _statuses(entries: Iterable[ConversationEntry]) -> Counter[str]:
@@ -143,9 +112,9 @@ def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> Co
 
 
 def chunk_size(conversations: int, chosen: int | None = None) -> int:
-    """How many conversations one task exports: about 40 tasks, of 10 to 500 conversations each.
+    """How many conversations one task exports: about 20 tasks, of 25 to 500 conversations each.
 
     A task run costs the orchestrator 30 ms of CPU, and more than about 1,000 in a burst are lost by
     its in-memory broker; smaller chunks only buy finer rows in its view.
     """
-    return chosen or min(500, max(10, -(-conversations // 40)))
+    return chosen or min(500, max(25, -(-conversations // 20)))

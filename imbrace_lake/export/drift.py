@@ -57,16 +57,10 @@ class Shapes:
     def observe(self, conversation_id: str, items: Iterable[Item], *, is_kept: bool = True) -> list[str]:
         """Find what is new in some messages; unless it is kept, it is new the next time as well."""
         found: list[str] = []
-        for item in items:
-            content = item.get("content")
-            kind: object = content.__class__
-            if isinstance(content, dict):
-                kind = (*content, *map(type, content.values()))
-            # Most messages look like one that was looked at before, and end here.
-            signature = (str(item.get("type")), kind, *item)
-            if signature in self._seen:
-                continue
-            new = [shape for shape in _shapes_of(item) if shape not in self._known]
+        # Most messages look like one that was looked at before, and end here.
+        unseen = {_signature(item): item for item in items}
+        for signature in unseen.keys() - self._seen:
+            new = [shape for shape in _shapes_of(unseen[signature]) if shape not in self._known]
             found += [shape for shape in new if shape not in found]
             self.new.update(dict.fromkeys(new, conversation_id))
             if is_kept:
@@ -88,6 +82,14 @@ class Shapes:
             for shape, conversation_id in self.new.items()
         ]
         return pa.Table.from_pylist(rows, schema=SHAPES)
+
+
+def _signature(item: Item) -> tuple[object, ...]:
+    """What two items have in common that have the same shapes."""
+    content = item.get("content")
+    if content.__class__ is dict:
+        return (str(item.get("type")), *content, *map(type, content.values()), *item)
+    return (str(item.get("type")), content.__class__, *item)
 
 
 def _documented() -> Iterable[str]:

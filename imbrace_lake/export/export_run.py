@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
+from imbrace_lake.export.notes import Notes
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
@@ -75,7 +76,7 @@ class ExportRun:
     started_at: datetime = field(default_factory=utc_now)
     dead_letters: list[ConversationEntry] = field(default_factory=list)
     resumed: dict[str, ConversationEntry] = field(default_factory=dict)
-    half_done: dict[str, dict[str, ConversationEntry]] = field(default_factory=dict)
+    half_done: dict[str, Notes] = field(default_factory=dict)
     fatal: ImbraceLakeError | None = None
 
     def look_at_shapes(self, conversation_id: str, page: Page) -> None:

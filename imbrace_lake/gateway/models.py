@@ -117,7 +117,7 @@ def parse_page(body: bytes, skip: int) -> Page:
     if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
         raise Malformed("an answer without a list of items")
     items: list[Item] = answer["items"]
-    ids = [_id_of(item) for item in items]
+    ids = _ids_of(items)
     counts = [n for n in (answer.get("count"), answer.get("total")) if type(n) is int and n >= 0]
     has_more = answer.get("has_more")
     return Page(
@@ -129,6 +129,16 @@ def parse_page(body: bytes, skip: int) -> Page:
         is_exact=len(counts) == 2 and min(counts) == len(items),
         size_bytes=len(body),
     )
+
+
+def _ids_of(items: list[Any]) -> list[str]:
+    try:
+        ids = [item["_id"] for item in items]
+    except (TypeError, LookupError):
+        ids = []
+    if set(map(type, ids)) == {str} and all(ids):
+        return ids
+    return [_id_of(item) for item in items]
 
 
 def _id_of(item: Any) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 
 from imbrace_lake.gateway.models import Page
@@ -224,7 +224,7 @@ class _Walker:
         """Add what arrived since the pass began, so that the count of now can be held against it."""
         older = self._pass
         head = await self._ask(0)
-        if not any(message_id in older for message_id in head.ids):
+        if older.isdisjoint(head.ids):
             # More arrived than a page holds: a new head that reaches down to the old one.
             self._pass = set()
             self._breadth = self._most_ahead = 1
@@ -232,7 +232,7 @@ class _Walker:
         await self._descend(head, older)
         self._pass |= older
 
-    async def _descend(self, page: Page, stop: Container[str]) -> None:
+    async def _descend(self, page: Page, stop: Set[str]) -> None:
         """Read on below an accepted page until the bottom, a message of `stop`, or enough."""
         idle = 0
         while not self._ends_here(page, stop) and not await self._is_bottom(page, idle):
@@ -250,10 +250,10 @@ class _Walker:
             idle = idle + 1 if page.ids and page.ids[-1] == frontier else 0
         await self.drop_ahead()
 
-    def _ends_here(self, page: Page, stop: Container[str]) -> bool:
+    def _ends_here(self, page: Page, stop: Set[str]) -> bool:
         if self._is_enough(page):
             self._is_joined = True
-        return self._is_joined or any(message_id in stop for message_id in page.ids)
+        return self._is_joined or not stop.isdisjoint(page.ids)
 
     async def _is_bottom(self, page: Page, idle: int) -> bool:
         """Whether the page reaches the list's end, by all that the gateway says of it.
@@ -279,7 +279,7 @@ class _Walker:
         return idle >= 2 and len(page.ids) < self._size and not (await self._ask(page.end)).ids
 
     def _hangs_together(self, last: Page, page: Page, overlap: int) -> bool:
-        shared = sum(message_id in self._pass for message_id in page.ids)
+        shared = sum(map(self._pass.__contains__, page.ids))
         is_same_count = page.whole == last.whole
         if shared != min(overlap, len(page.ids)) or not is_same_count:
             self._is_still = False
@@ -300,7 +300,7 @@ class _Walker:
             skip = max(0, page.skip - back)
             back *= 2
             page = await self._ask(skip)
-            if any(message_id in self._pass for message_id in page.ids):
+            if not self._pass.isdisjoint(page.ids):
                 self._take(page)
                 return page
             if skip == 0:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 import pyarrow as pa
 
@@ -13,7 +13,7 @@ from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
 from imbrace_lake.lake.lake import Lake, Part, PublishedPart, encoded
 from imbrace_lake.lake.ledger import REVISIONS, Journal
 from imbrace_lake.lake.reconcile import Changes, apply_changes, find_changes
-from imbrace_lake.lake.schema import DIGEST, SCHEMA, in_order, to_parquet
+from imbrace_lake.lake.schema import DIGEST, EMPTY, in_order, to_parquet
 
 # Each lost race means that another writer has just written, so only a crowd loses this often.
 TRIES = 20
@@ -35,7 +35,7 @@ class Held:
     @property
     def rows(self) -> pa.Table:
         """All rows, part by part."""
-        return pa.concat_tables(self.tables) if self.tables else SCHEMA.empty_table()
+        return pa.concat_tables(self.tables) if self.tables else EMPTY
 
 
 @dataclass(slots=True)
@@ -121,8 +121,8 @@ class Publication:
             # By the part's version, so that what an earlier replacement noted stays.
             name = f"{encoded(self.conversation_id)}-{held.part.number}-{held.sha256[:8]}"
             await self.journal.note("revisions", name, self._revisions(replaced))
-        body = await asyncio.to_thread(to_parquet, in_order(after), self._metadata())
-        written = await self.lake.replace_part(held.part, body, after.num_rows)
+        encode = partial(to_parquet, in_order(after), self._metadata())
+        written = await self.lake.replace_part(held.part, encode, after.num_rows)
         done.size_bytes += written.part.size_bytes
         done.replaced.append(replaced)
         done.deleted.append(deleted)
@@ -132,10 +132,10 @@ class Publication:
 
     async def _add(self, new: pa.Table, parts: Sequence[PublishedPart], done: Published) -> PublishedPart:
         """Add one part with all new rows."""
-        body = await asyncio.to_thread(to_parquet, new.drop_columns([DIGEST]), self._metadata())
+        encode = partial(to_parquet, new.drop_columns([DIGEST]), self._metadata())
         number = max((held.part.number for held in parts), default=-1) + 1
         written = await self.lake.add_part(
-            self.organization_id, self.conversation_id, number, body, new.num_rows
+            self.organization_id, self.conversation_id, number, encode, new.num_rows
         )
         done.size_bytes += written.part.size_bytes
         done.new = new

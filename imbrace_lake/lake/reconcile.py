@@ -53,6 +53,8 @@ def find_changes(lake: pa.Table, read: pa.Table, judged: pa.Array | None = None)
             a message that was not read is gone. Of one that another run has added since, the walk
             could say nothing.
     """
+    if not lake.num_rows:
+        return Changes(read, read.slice(0, 0), pa.array([], pa.string()))
     held = lake.column("message_id").combine_chunks()
     is_held = pc.is_in(read.column("message_id"), held)
     again = read.filter(is_held)

@@ -51,6 +51,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+EMPTY = SCHEMA.empty_table()
+
 # Travels with the rows of a walk and is not written.
 DIGEST = "digest"
 _WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
@@ -98,73 +100,97 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         ids: Their ids.
         origin: What is the same in all rows.
     """
-    extras = [_extra_of(item) for item in items]
+    values, extras = _split(items)
     count = len(items)
-    _keep_other_ids(items, ids, origin, extras)
-    senders = _string_column("from", items, extras)
-    texts = [text_of(item.get("content")) for item in items]
-    contents = [dump_json(item["content"]) if "content" in item else None for item in items]
+    _keep_other_ids(values, ids, origin, extras)
+    senders = _string_column("from", values, extras)
     seen_at = pa.repeat(pa.scalar(origin.seen_at, _TIME), count)
     columns = {
         "message_id": _strings(ids),
         "conversation_id": pa.repeat(origin.conversation_id, count),
         "organization_id": pa.repeat(origin.organization_id, count),
-        "business_unit_id": _string_column("business_unit_id", items, extras),
+        "business_unit_id": _string_column("business_unit_id", values, extras),
         "sender_id": senders,
         "sender_role": _roles(senders),
-        "type": _string_column("type", items, extras),
-        "text": pa.array(texts, pa.string()),
-        "content": pa.array(contents, pa.string()),
-        "created_at": _time_column("created_at", items, extras),
-        "updated_at": _time_column("updated_at", items, extras),
+        "type": _string_column("type", values, extras),
+        "text": _texts(values["content"]),
+        "content": _json_column([item.get("content", _NOTHING) for item in items]),
+        "created_at": _time_column("created_at", values, extras),
+        "updated_at": _time_column("updated_at", values, extras),
         # After the others, because what they cannot hold is kept there.
-        "extra": pa.array([dump_json(extra) if extra else None for extra in extras], pa.string()),
+        "extra": _json_column([extra or _NOTHING for extra in extras]),
         "is_deleted": pa.repeat(False, count),
         "deleted_at": pa.nulls(count, _TIME),
         "first_seen_at": seen_at,
         "last_changed_at": seen_at,
         "run_id": pa.repeat(origin.run_id, count),
-        DIGEST: pa.array([item_digest(item) for item in items], pa.binary(16)),
+        DIGEST: pa.array(_digests(items), pa.binary(16)),
     }
     return pa.Table.from_arrays([columns[name] for name in _WITH_DIGEST.names], schema=_WITH_DIGEST)
 
 
+_Values = Mapping[str, Sequence[Any]]
+_Extras = Sequence[dict[str, Any]]
+
+
+def _split(items: Sequence[Item]) -> tuple[_Values, _Extras]:
+    """The values of each field that has a column, and of each item the fields that have none."""
+    shapes = set(map(tuple, items))
+    if len(shapes) != 1:
+        values: _Values = {field: [item.get(field) for item in items] for field in _COLUMN_OF}
+        return values, [_extra_of(item) for item in items]
+    # Nearly always all have the same fields in the same order, and then nobody has to look at each item.
+    (shape,) = shapes
+    values = dict(zip(shape, zip(*map(dict.values, items), strict=True), strict=True))
+    others = [field for field in shape if field not in _COLUMN_OF]
+    names = [*map(_escaped, others)]
+    extras: list[dict[str, Any]] = [{} for _ in items]
+    if others:
+        rows = zip(*(values[field] for field in others), strict=True)
+        extras = [dict(zip(names, row, strict=True)) for row in rows]
+    absent = [field for field in _COLUMN_OF if field not in values]
+    if absent:
+        values |= dict.fromkeys(absent, (None,) * len(items))
+        for extra in extras:
+            extra[ABSENT] = absent
+    return values, extras
+
+
 def _extra_of(item: Item) -> dict[str, Any]:
     """The fields that have no column."""
-    extra = {
-        key if key[:1] != "$" else f"${key}": value for key, value in item.items() if key not in _COLUMN_OF
-    }
+    extra = {_escaped(key): value for key, value in item.items() if key not in _COLUMN_OF}
     if len(item) - len(extra) < len(_COLUMN_OF):
         extra[ABSENT] = [field for field in _COLUMN_OF if field not in item]
     return extra
 
 
-def _keep_other_ids(
-    items: Sequence[Item], ids: Sequence[str], origin: Origin, extras: Sequence[dict[str, Any]]
-) -> None:
+def _escaped(field: str) -> str:
+    """The name of a field in `extra`, where `ABSENT` has a meaning of its own."""
+    return field if field[:1] != "$" else f"${field}"
+
+
+def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
     """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
-    count = len(items)
+    count = len(ids)
     for field, held in (
         ("_id", [*map(_encodable, ids)]),
         ("conversation_id", [origin.conversation_id] * count),
         ("organization_id", [origin.organization_id] * count),
     ):
-        if [item.get(field) for item in items] == held:
+        if [*values[field]] == held:
             continue
-        for item, value, extra in zip(items, held, extras, strict=True):
-            if item.get(field, value) != value:
-                extra[field] = item[field]
+        for value, expected, extra in zip(values[field], held, extras, strict=True):
+            if value != expected and field not in extra.get(ABSENT, ()):
+                extra[field] = value
 
 
-def _string_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+def _string_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
     """Values of one field; what a column of strings cannot hold as it came goes to `extra`."""
-    values = [item.get(field) for item in items]
     try:
-        return pa.array(values, pa.string())
+        return pa.array(values[field], pa.string())
     except (TypeError, UnicodeEncodeError):
-        return pa.array(
-            [_held(field, value, extra) for value, extra in zip(values, extras, strict=True)], pa.string()
-        )
+        held = [_held(field, value, extra) for value, extra in zip(values[field], extras, strict=True)]
+        return pa.array(held, pa.string())
 
 
 def _held(field: str, value: Any, extra: dict[str, Any]) -> str | None:
@@ -184,24 +210,30 @@ def _strings(texts: Sequence[str]) -> pa.Array:
 
 
 def _roles(senders: pa.Array) -> pa.Array:
-    roles = {sender: _role(sender) for sender in senders.unique().to_pylist()}
-    return pa.array([roles[sender] for sender in senders.to_pylist()], pa.string())
+    found = senders.dictionary_encode()
+    roles = pa.array([_role(sender) for sender in found.dictionary.to_pylist()], pa.string())
+    return roles.take(found.indices).fill_null(_role(None))
 
 
-def _time_column(field: str, items: Sequence[Item], extras: Sequence[dict[str, Any]]) -> pa.Array:
+def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
     """Times of one field; what a column of times would not give back as it came goes to `extra`."""
-    texts = _string_column(field, items, extras)
-    for item, extra in zip(items, extras, strict=True):
-        value = item.get(field)
+    try:
+        times = pa.array(values[field], pa.string()).cast(_TIME)
+        if _are_canonical(values[field]):
+            return times
+    except (pa.ArrowInvalid, TypeError, UnicodeEncodeError):
+        pass  # one of them is no time, or a finer one than the column has
+    texts = _string_column(field, values, extras)
+    for value, extra in zip(values[field], extras, strict=True):
         if isinstance(value, str) and not _is_canonical(value):
             extra[field] = value
     try:
         return _times(texts)
     except pa.ArrowInvalid:
         kept = [text if text and _is_time(text) else None for text in texts.to_pylist()]
-        for text, item, extra in zip(kept, items, extras, strict=True):
-            if text is None and item.get(field) is not None:
-                extra[field] = item[field]
+        for text, value, extra in zip(kept, values[field], extras, strict=True):
+            if text is None and value is not None:
+                extra[field] = value
         return _times(pa.array(kept, pa.string()))
 
 
@@ -226,6 +258,17 @@ def _is_canonical(text: str) -> bool:
     return is_form and text[:4] != "0000"
 
 
+def _are_canonical(times: Sequence[Any]) -> bool:
+    """`_is_canonical` of texts that are all times, a hundred at once."""
+    count = len(times)
+    if not count or None in times:
+        return False
+    text = "".join(times)
+    # A Z can only end a time, so with one at every 24th place each is 24 long.
+    is_form = text[23::24] == "Z" * count and text[19::24] == "." * count and text[10::24] == "T" * count
+    return is_form and bool(min(times) >= "0001")
+
+
 def _encodable(text: str) -> str:
     """The text itself, or a copy whose lone surrogates are question marks: UTF-8 has none."""
     if text.isascii():
@@ -241,6 +284,17 @@ def _role(sender: str | None) -> str:
     if sender is None:
         return "unknown"
     return "contact" if sender.startswith("con_") else "user" if sender.startswith("u_") else "unknown"
+
+
+def _texts(contents: Sequence[Any]) -> pa.Array:
+    """`text_of` of each content."""
+    texts = [content.get("text") if content.__class__ is dict else None for content in contents]
+    if None in texts or "" in texts:
+        texts = [text or text_of(content) for text, content in zip(texts, contents, strict=True)]
+    try:
+        return pa.array(texts, pa.string())
+    except (TypeError, UnicodeEncodeError):
+        return pa.array(map(text_of, contents), pa.string())
 
 
 def text_of(content: Any) -> str | None:
@@ -263,6 +317,30 @@ def dump_json(value: Any) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         return json.dumps(value, separators=(",", ":"))
+
+
+# In a list of values for `_json_column`, a row without one (a null is not the same).
+_NOTHING: Any = object()
+
+
+def _json_column(values: Sequence[Any]) -> pa.Array:
+    """`dump_json` of each value."""
+    try:
+        texts = [orjson.dumps(value) if value is not _NOTHING else None for value in values]
+    except TypeError:
+        return pa.array(
+            [dump_json(value) if value is not _NOTHING else None for value in values], pa.string()
+        )
+    return pa.array(texts, pa.string())
+
+
+def _digests(items: Sequence[Item]) -> list[bytes]:
+    """`item_digest` of each item."""
+    try:
+        bodies = [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in items]
+    except TypeError:
+        return [item_digest(item) for item in items]
+    return [blake2b(body, digest_size=16).digest() for body in bodies]
 
 
 def item_digest(item: Mapping[str, Any]) -> bytes:
@@ -328,13 +406,12 @@ def without_repeats(table: pa.Table) -> pa.Table:
     ids = table.column("message_id")
     if pc.count_distinct(ids).as_py() == len(ids):
         return table
-    updated = table.column("updated_at").cast(pa.int64()).fill_null(0).to_pylist()
-    newest: dict[str, int] = {}
-    for row, message_id in enumerate(ids.to_pylist()):
-        known = newest.get(message_id)
-        if known is None or updated[row] >= updated[known]:
-            newest[message_id] = row
-    return table.take(pa.array(sorted(newest.values()), pa.int64()))
+    message = ids.combine_chunks().dictionary_encode().indices.to_numpy()
+    updated = table.column("updated_at").cast(pa.int64()).fill_null(0).to_numpy()
+    # Message by message, the version that counts last; a stable sort keeps the order in which they came.
+    order = np.lexsort((updated, message))
+    is_last = np.append(message[order][1:] != message[order][:-1], True)
+    return table.take(np.sort(order[is_last]))
 
 
 def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:

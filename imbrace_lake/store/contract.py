@@ -35,6 +35,13 @@ class Stored:
     modified_at: datetime
 
 
+Body: TypeAlias = bytes | Path | Callable[[], bytes | Path]
+"""What is to be written: the bytes, a finished file, or what makes either, called once in a thread.
+
+A file stays where it is and must not be written again: on a local disk the object may be a hard
+link to it.
+"""
+
 # Inside a class with a method named `list`, `list[Stored]` would name the method.
 Listing: TypeAlias = list[Stored]
 
@@ -111,20 +118,19 @@ class Store(Protocol):
         """Look an object up without reading it; None when there is none."""
         ...
 
-    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+    async def put_new(self, key: str, data: Body) -> Stored:
         """Write an object that must not exist yet; readers see all of it or nothing.
 
         Args:
             key: Where to.
-            data: The bytes, or a finished file. The file stays where it is and must not be
-                written again: on a local disk the object may be a hard link to it.
+            data: What.
 
         Raises:
             ObjectExists: Somebody was first; nothing was changed.
         """
         ...
 
-    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+    async def replace(self, key: str, data: Body, etag: str) -> Stored:
         """Write a new version of the object whose version is ``etag``.
 
         Raises:

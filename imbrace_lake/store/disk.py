@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from typing import IO
 from uuid import uuid4
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
-from imbrace_lake.store.contract import TEMPORARY, Stored
+from imbrace_lake.store.contract import TEMPORARY, Body, Stored
 
 STALE_SECONDS = 24 * 3600
 LOCK_FILE = "lock"
@@ -39,13 +40,16 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.has_links = True
+        self._temporary = root / TEMPORARY
         self._turn = threading.Lock()
+        self._moments = itertools.count()
+        self._syncing = threading.Lock()
+        self._synced: dict[Path, int] = {}
 
     def temporary(self) -> Path:
         """Give the folder of temporary files, made when missing."""
-        folder = self.root / TEMPORARY
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        return self._temporary
 
     def sweep(self) -> None:
         """Remove what a killed process left behind.
@@ -93,7 +97,7 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write_new(self, key: str, data: bytes | Path) -> Stored:
+    def write_new(self, key: str, data: Body) -> Stored:
         """Write a file that must not exist; ObjectExists if it does."""
         target = self.root / key
         with self._staged(data) as staged:
@@ -105,7 +109,7 @@ class Disk:
                     raise
                 self.has_links = False
                 unsynced = self._rename_new(staged, target, key)
-        _sync(unsynced)
+        self._sync(target.parent, unsynced)
         return stored
 
     def _link_new(self, staged: Path, target: Path, key: str) -> None:
@@ -122,7 +126,7 @@ class Disk:
                 raise ObjectExists(f"{key} exists already in {self.root}")
             return _in_folder(target.parent, lambda: staged.rename(target))
 
-    def write_over(self, key: str, data: bytes | Path, etag: str | None) -> Stored:
+    def write_over(self, key: str, data: Body, etag: str | None) -> Stored:
         """Write a new version of a file; ObjectChanged unless the old one is ``etag`` or that is None."""
         target = self.root / key
         with self._staged(data) as staged, self._locked():
@@ -133,7 +137,7 @@ class Disk:
                 _make_newer(staged, target)
             stored = _stored(key, staged.stat())
             unsynced = _in_folder(target.parent, lambda: staged.replace(target))
-        _sync(unsynced)
+        self._sync(target.parent, unsynced)
         return stored
 
     def remove(self, key: str) -> None:
@@ -146,16 +150,27 @@ class Disk:
                 for folder in target.relative_to(self.root).parents[:-1]:
                     (self.root / folder).rmdir()
 
+    def _sync(self, folder: Path, others: Iterable[Path]) -> None:
+        """Make names in a folder, and those of new folders in others, survive a power failure.
+
+        The others are few, and shared: threads that wait while one is synced share the next time.
+        """
+        _sync_folder(folder)
+        named = next(self._moments)
+        for other in others:
+            with self._syncing:
+                if self._synced.get(other, -1) < named:
+                    began = next(self._moments)
+                    _sync_folder(other)
+                    self._synced[other] = began
+
     @contextmanager
-    def _staged(self, data: bytes | Path) -> Iterator[Path]:
+    def _staged(self, data: Body) -> Iterator[Path]:
         """Hold the data as a temporary file that has reached the disk."""
-        staged = self.temporary() / f"{uuid4().hex}.part"
+        data = data() if callable(data) else data
+        staged = self._temporary / f"{uuid4().hex}.part"
         try:
-            if isinstance(data, Path):
-                _link_or_copy(data.resolve(), staged)
-            else:
-                staged.write_bytes(data)
-            with staged.open("rb") as file:
+            with self._open_staged(data, staged) as file:
                 # Some kernels stamp files by a clock of 4 ms ticks: two versions would look alike.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
@@ -163,6 +178,23 @@ class Disk:
             yield staged
         finally:
             staged.unlink(missing_ok=True)
+
+    def _open_staged(self, data: bytes | Path, staged: Path) -> IO[bytes]:
+        """Open the temporary file, with everything in it."""
+        try:
+            if isinstance(data, Path):
+                _link_or_copy(data.resolve(), staged)
+                return staged.open("rb")
+            file = staged.open("wb", buffering=0)
+        except FileNotFoundError:
+            if self._temporary.is_dir():
+                raise
+            self.temporary()
+            return self._open_staged(data, staged)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        return file
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -218,26 +250,25 @@ def _in_folder(folder: Path, action: Callable[[], object]) -> list[Path]:
     """Name a file in a folder, which is made when missing.
 
     Returns:
-        The folders that got a new name in them: sync these, or a power failure may undo it.
+        The folders above it that got a new folder in them: a power failure may undo that, like the
+        file's name, until they are synced.
     """
     missing: list[Path] = []
     for _ in range(8):  # a delete() may remove the folder again while it is still empty
         with suppress(FileNotFoundError):
             action()
-            return [folder, *(path.parent for path in missing)]
-        missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+            return [path.parent for path in missing]
+        missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
         with suppress(FileNotFoundError):
             for path in reversed(missing):
                 path.mkdir(exist_ok=True)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
-def _sync(folders: Iterable[Path]) -> None:
-    """Make names in folders survive a power failure; a file's own fsync does not."""
-    for folder in folders:
-        with suppress(FileNotFoundError):  # removed again with all that was in it
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _sync_folder(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # removed again with all that was in it
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -19,6 +19,7 @@ import fsspec
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
 from imbrace_lake.store.contract import (
     TEMPORARY,
+    Body,
     Listing,
     Probe,
     Stored,
@@ -108,13 +109,13 @@ class FsspecStore:
         check_key(key)
         return await self._run(self._look_up, key)
 
-    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+    async def put_new(self, key: str, data: Body) -> Stored:
         check_key(key)
         if await self.head(key) is not None:
             raise ObjectExists(f"{key} exists already in {self.url}")
         return await self._run(self._write, key, data)
 
-    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+    async def replace(self, key: str, data: Body, etag: str) -> Stored:
         current = await self.head(key)
         if current is None or current.etag != etag:
             raise ObjectChanged(f"{key} in {self.url} is no longer the version that was read")
@@ -187,7 +188,8 @@ class FsspecStore:
             return None
         return _stored(key, info) if info["type"] == "file" else None
 
-    def _write(self, key: str, data: bytes | Path) -> Stored:
+    def _write(self, key: str, data: Body) -> Stored:
+        data = data() if callable(data) else data
         target = self._path(key)
         is_renaming = self._protocol in RENAMING
         place = self._path(f"{TEMPORARY}/{uuid4().hex}") if is_renaming else target

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
 from imbrace_lake.errors import StoreError, StoreUnavailable
-from imbrace_lake.store.contract import Listing, Probe, Stored, check_key, check_prefix, probe_conditions
+from imbrace_lake.store.contract import (
+    Body,
+    Listing,
+    Probe,
+    Stored,
+    check_key,
+    check_prefix,
+    probe_conditions,
+)
 from imbrace_lake.store.disk import Disk
 
 THREADS = 8
@@ -67,11 +75,11 @@ class LocalStore:
         check_key(key)
         return await self._run(self._disk.look_up, key)
 
-    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+    async def put_new(self, key: str, data: Body) -> Stored:
         check_key(key)
         return await self._run(self._disk.write_new, key, data)
 
-    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+    async def replace(self, key: str, data: Body, etag: str) -> Stored:
         check_key(key)
         return await self._run(self._disk.write_over, key, data, etag)
 

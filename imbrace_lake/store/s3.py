@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError
 from imbrace_lake.store.contract import (
+    Body,
     Listing,
     Probe,
     Stored,
@@ -104,7 +105,7 @@ class S3Store:
             return None
         return _stored(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
 
-    async def put_new(self, key: str, data: bytes | Path) -> Stored:
+    async def put_new(self, key: str, data: Body) -> Stored:
         check_key(key)
         exists = f"{key} exists already in {self.url}"
         if self.is_conditional is False:
@@ -118,7 +119,7 @@ class S3Store:
                 raise
             raise ObjectExists(exists) from exc
 
-    async def replace(self, key: str, data: bytes | Path, etag: str) -> Stored:
+    async def replace(self, key: str, data: Body, etag: str) -> Stored:
         check_key(key)
         changed = f"{key} in {self.url} is no longer the version that was read"
         if self.is_conditional is False:
@@ -157,8 +158,9 @@ class S3Store:
             is_conditional=False, note=f"{self._bucket.place} ignores conditions: run one export at a time."
         )
 
-    async def _write(self, key: str, data: bytes | Path, condition: Mapping[str, Any]) -> Stored:
+    async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> Stored:
         """Write under a condition; raises Refused only if it was not this call that wrote the object."""
+        data = await asyncio.to_thread(data) if callable(data) else data
         size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
         # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
         # connection without telling: the 412 that comes back is then for our own object. The bytes

@@ -471,11 +471,11 @@ def test_no_phone_number_and_no_token_gets_into_the_lake(box: Sandbox, tmp_path:
 @pytest.mark.parametrize(
     ("conversations", "chosen", "size"),
     [
-        (0, None, 10),
-        (1, None, 10),
-        (400, None, 10),
-        (401, None, 11),
-        (8_204, None, 206),
+        (0, None, 25),
+        (1, None, 25),
+        (500, None, 25),
+        (501, None, 26),
+        (8_204, None, 411),
         (10**6, None, 500),
         (50, 7, 7),
     ],

@@ -126,7 +126,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str)
     conversation_id = first_of(box)
     box.fail_next(fault)
 
-    client = client_of(box, timeout_seconds=0.1)
+    client = client_of(box, timeout_seconds=0.5)
     page = page_of(client, conversation_id)
 
     assert page.items == newest(box, conversation_id)

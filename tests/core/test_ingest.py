@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake.export.chunk import NOTE_ENTRIES
 from imbrace_lake.export.drift import DriftMode
+from imbrace_lake.export.notes import NOTE_ENTRIES
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import StoreOptions
 from sandbox import Sandbox, SandboxOptions

@@ -43,7 +43,8 @@ FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender_
 Item = dict[str, Any]
 
 
-Get = Callable[[str, list[tuple[str, str]]], Awaitable[Any]]
+Query = dict[str, str | list[str]]
+Get = Callable[[str, Query], Awaitable[Any]]
 
 
 @asynccontextmanager
@@ -53,8 +54,8 @@ async def with_httpx(job: Job) -> AsyncIterator[Get]:
         transport=AiohttpTransport(), headers={"x-access-token": job.token}, timeout=httpx.Timeout(35.0)
     )
 
-    async def get(path: str, query: list[tuple[str, str]]) -> Any:
-        response = await http.get(f"{job.url}{path}", params=httpx.QueryParams(query))
+    async def get(path: str, query: Query) -> Any:
+        response = await http.get(f"{job.url}{path}", params=query)
         response.raise_for_status()
         return orjson.loads(response.content)
 
@@ -67,7 +68,7 @@ async def with_aiohttp(job: Job) -> AsyncIterator[Get]:
     """The quickest client there is for Python."""
     async with aiohttp.ClientSession(headers={"x-access-token": job.token}) as http:
 
-        async def get(path: str, query: list[tuple[str, str]]) -> Any:
+        async def get(path: str, query: Query) -> Any:
             async with http.get(f"{job.url}{path}", params=query) as response:
                 response.raise_for_status()
                 return orjson.loads(await response.read())
@@ -79,20 +80,21 @@ async def export(job: Job, phones: list[str], get_json: Get, *, is_synced: bool)
     """Everything of the phones into the folder."""
     slots = asyncio.Semaphore(IN_FLIGHT)
 
-    async def get(path: str, query: list[tuple[str, str]]) -> Any:
+    async def get(path: str, query: Query) -> Any:
         async with slots:
             return await get_json(path, query)
 
     async def resolve(phones: list[str]) -> list[str]:
-        pairs = [("phone_numbers", phone.removeprefix("+")) for phone in phones]
-        entries = await get("/conversations/links", [*pairs, ("organization_id", job.organization)])
+        numbers = [phone.removeprefix("+") for phone in phones]
+        query: Query = {"phone_numbers": numbers, "organization_id": job.organization}
+        entries = await get("/conversations/links", query)
         links = [link["link"] for entry in entries for link in entry["conversation_links"]]
         return [parse_qs(urlsplit(link).query)["conv_id"][0] for link in links]
 
     async def export_one(conversation_id: str) -> None:
         items: list[Item] = []
         while True:
-            query = [("limit", str(PAGE)), ("skip", str(len(items)))]
+            query: Query = {"limit": str(PAGE), "skip": str(len(items))}
             page = await get(f"/conversations/{conversation_id}/messages", query)
             items += page["items"]
             if not page["has_more"]:

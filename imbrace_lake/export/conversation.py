@@ -215,7 +215,7 @@ class _Export:
         """The entry of a conversation that was walked."""
         is_joined = proof.method == JOINED and self._known is not None
         known = self._known if is_joined and self._known is not None else self._blank()
-        times = pc.min_max(rows.column("created_at")).as_py()
+        first, last = _first_and_last(rows.column("created_at"))
         new = published.new.num_rows if published.new is not None else 0
         return replace(
             self._blank(),
@@ -226,9 +226,9 @@ class _Export:
             new_messages=new,
             edited_messages=sum(table.num_rows for table in published.replaced),
             deleted_messages=sum(table.num_rows for table in published.deleted),
-            first_message_at=_least(known.first_message_at, times["min"]),
-            last_message_at=times["max"],
-            proven_from=_least(known.proven_from, times["min"]),
+            first_message_at=_least(known.first_message_at, first),
+            last_message_at=last,
+            proven_from=_least(known.proven_from, first),
             proven_until=self._started_at,
             proof_method=proof.method,
             is_still=proof.is_still,
@@ -338,6 +338,12 @@ def _are_those_of(parts: Sequence[Part], known: ConversationEntry) -> bool:
     return [(part.key, part.size_bytes) for part in parts] == [
         (part.key, part.size_bytes) for part in known.parts
     ]
+
+
+def _first_and_last(times: pa.ChunkedArray) -> tuple[datetime | None, datetime | None]:
+    """The ends of a column that is in order, messages without a time last."""
+    count = len(times) - times.null_count
+    return (times[0].as_py(), times[count - 1].as_py()) if count else (None, None)
 
 
 def _least(one: datetime | None, other: datetime | None) -> datetime | None:

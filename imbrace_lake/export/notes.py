@@ -12,7 +12,7 @@ from imbrace_lake.lake.ledger import ConversationEntry, Journal, conversation_ro
 NOTE_SECONDS = 1.0
 NOTE_ENTRIES = 20
 # And so many go into one object, which is written anew, whole, each time.
-MOST_NOTED = 100
+MOST_NOTED = 40
 
 
 class Notes:

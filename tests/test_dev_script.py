@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     (repository / ".venv" / "bin" / "mypy").write_text("#!/bin/sh\n")
     run = dev(repository, "test", "-k", "x")
     assert run.returncode == 0
-    assert "coverage run -m pytest -k x" in run.stdout
+    assert re.search("\ncoverage run -m pytest -n .* -k x\n.*\ncoverage combine", run.stdout, re.DOTALL)
     assert run.stdout.endswith("== all checks passed\n")
 
 

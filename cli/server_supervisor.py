@@ -43,6 +43,9 @@ RECORDING_SECONDS = 10.0
 
 FIRST_PORT = 4280
 PORTS_TRIED = 20
+CLAIM_OFFSET = 100
+"""A supervisor that has chosen port 4280 holds port 4380, on which nobody listens."""
+
 TICK_SECONDS = 2.0
 
 SERVER_SETTINGS = {
@@ -75,19 +78,36 @@ def is_answering(port: int, version: str, timeout_seconds: float = 5.0) -> bool:
         connection.close()
 
 
-def find_port() -> int:
-    """Choose a free port: the same one each time if that is possible, so that an open UI finds its server."""
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """Choose a free port, which no other supervisor takes while the block runs.
+
+    The same one each time if that is possible, so that an open UI finds its server.
+    """
     for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
-        with contextlib.suppress(OSError):
-            return _bind(port)
-    return _bind(0)
-
-
-def _bind(port: int) -> int:
+        if claim := _claim(port):
+            with claim:
+                yield port
+            return
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return int(probe.getsockname()[1])
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield port
+
+
+def _claim(port: int) -> socket.socket | None:
+    """Hold a port for a server that will listen there in some seconds, unless it is taken."""
+    claim = socket.socket()
+    try:
+        # The port itself cannot be held, because then the server could not have it.
+        claim.bind(("127.0.0.1", port + CLAIM_OFFSET))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        claim.close()
+        return None
+    return claim
 
 
 def server_environment(directory: Path, port: int) -> dict[str, str]:
@@ -124,14 +144,17 @@ class Supervisor:
 
     def run(self, stop: threading.Event) -> int:
         """Run the server until `stop` is set; return the exit code of the supervisor."""
-        port = find_port()
-        # In its own folder the server meets no settings file of the place the command was called from.
-        with subprocess.Popen(  # noqa: S603  (our own module, no shell)
-            self.command(port),
-            cwd=self.files.directory,
-            env=server_environment(self.files.directory, port),
-            stdin=subprocess.DEVNULL,
-        ) as server:
+        with contextlib.ExitStack() as stack:
+            port = stack.enter_context(free_port())
+            # In its own folder the server meets no settings file of the place the command was called from.
+            server = stack.enter_context(
+                subprocess.Popen(  # noqa: S603  (our own module, no shell)
+                    self.command(port),
+                    cwd=self.files.directory,
+                    env=server_environment(self.files.directory, port),
+                    stdin=subprocess.DEVNULL,
+                )
+            )
             try:
                 return self._watch(server, port, stop)
             finally:

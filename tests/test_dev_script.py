@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,14 @@ FAKE_UV = """#!/bin/sh
 [ "$1" = --version ] && exit
 [ -f "$UV_PROJECT_ENVIRONMENT/broken" ] && exit 2
 echo "uv ${VIRTUAL_ENV-no environment} $UV_PYTHON_DOWNLOADS $*" >>"$UV_PROJECT_ENVIRONMENT/calls"
+case $1 in
+venv)
+    for place; do :; done
+    mkdir -p "$place/bin"
+    cp "$UV_PROJECT_ENVIRONMENT/bin/imbrace-lake" "$place/bin"
+    ;;
+pip) echo "prefect 3" ;;
+esac
 """
 FAKE_PROGRAM = """#!/bin/sh
 printf '%s|' "$(pwd -P)" "$IMBRACE_HOME" "$@"
@@ -112,8 +121,32 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     (repository / ".venv" / "bin" / "mypy").write_text("#!/bin/sh\n")
     run = dev(repository, "test", "-k", "x")
     assert run.returncode == 0
-    assert "coverage run -m pytest -k x" in run.stdout
+    assert re.search("\ncoverage run -m pytest -n .* -k x\n.*\ncoverage combine", run.stdout, re.DOTALL)
     assert run.stdout.endswith("== all checks passed\n")
+
+
+def test_an_install_without_the_lock_runs_the_demo_from_a_place_that_is_thrown_away(
+    repository: Path, tmp_path: Path
+) -> None:
+    run = dev(repository, "unlocked", TMPDIR=str(tmp_path))
+
+    assert run.returncode == 0, run.stderr
+    _, venv, install, _ = calls(repository)
+    place = venv.rpartition(" ")[2].removesuffix("/venv")
+    assert install.endswith(f"{place}/venv/bin/python {repository}")
+    assert "--locked" not in install
+    assert f"{place}|{place}/home|demo|" in run.stdout
+    assert run.stdout.endswith(f"/|{place}/home|server|stop|")
+    assert not Path(place).exists()
+
+
+def test_an_install_without_the_lock_that_does_not_work_fails(repository: Path, tmp_path: Path) -> None:
+    (repository / ".venv/bin/imbrace-lake").write_text("#!/bin/sh\nexit 3\n")
+
+    run = dev(repository, "unlocked", TMPDIR=str(tmp_path))
+
+    assert run.returncode == 3
+    assert "the project works" not in run.stdout
 
 
 def test_without_python_one_sentence_says_so(repository: Path, tmp_path: Path) -> None:

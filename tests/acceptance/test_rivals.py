@@ -1,4 +1,4 @@
-"""Two runs over the same two hundred growing conversations at the same time, again and again."""
+"""Two runs over the same two hundred growing conversations, by default fifty, at the same time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tests.core.lake_runs import Bench
 from tests.core.rivals import contend, settle
 from tests.seaweed import Seaweed
 
+CONVERSATIONS = 200 if IS_FULL else 50
+
 
 @pytest.mark.timeout(1_800)
 def test_two_runs_at_once_lose_and_double_nothing_on_a_disk(tmp_path: Path) -> None:
-    with Sandbox(SandboxOptions(conversations=200)) as box:
+    with Sandbox(SandboxOptions(conversations=CONVERSATIONS)) as box:
         ids = list(box.conversations)
         bench = Bench(box, str(tmp_path / "lake"))
         for number in range(8 if IS_FULL else 2):
@@ -29,7 +31,7 @@ def test_two_runs_at_once_lose_and_double_nothing_on_a_disk(tmp_path: Path) -> N
 @pytest.mark.timeout(1_800)
 def test_two_runs_at_once_lose_and_double_nothing_on_s3(s3: Seaweed, bucket: str) -> None:
     store = StoreOptions(endpoint_url=s3.endpoint_url, key=SecretStr(s3.key), secret=SecretStr(s3.secret))
-    with Sandbox(SandboxOptions(conversations=200)) as box:
+    with Sandbox(SandboxOptions(conversations=CONVERSATIONS)) as box:
         ids = list(box.conversations)
         bench = Bench(box, f"s3://{bucket}/lake", store=store)
         for number in range(2 if IS_FULL else 1):

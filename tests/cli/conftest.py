@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,9 +97,11 @@ def phones(place: Path, box: Sandbox) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Prefect's connection draws a random number every 20 seconds, and when that is
+# while Hypothesis makes an example of a later test, Hypothesis takes it for the example's.
+@pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """One real Prefect server for all tests of the commands."""
+    """One real Prefect server for all tests of the commands; no thread of Prefect stays behind them."""
     home = tmp_path_factory.mktemp("prefect")
     server = ensure_server(home)
     with keep_alive(home):
@@ -107,7 +110,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
             # Its settings are those of its first import, whichever test that was in.
             import prefect  # noqa: F401
         yield server
-        _send_what_is_left()
+        _end_threads()
         _collect_leaks()
         stop_server(home)
 
@@ -119,13 +122,15 @@ def _collect_leaks() -> None:
         gc.collect()
 
 
-def _send_what_is_left() -> None:
-    """Logs and events wait in threads of Prefect, which try for long to reach a server that is gone."""
+def _end_threads() -> None:
+    """Send what logs and events are left: their threads try for long to reach a server that is gone."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all()
+        names = [thread.name for thread in threading.enumerate()]
+        assert f"{worker.__name__}Thread" not in names
 
 
 @pytest.fixture

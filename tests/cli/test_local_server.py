@@ -82,14 +82,12 @@ def test_two_commands_at_once_start_one_server(home: Path, first_two: list[Local
     assert is_answering(one.port, prefect_version())
 
 
-def test_the_next_command_finds_the_server_at_once(home: Path, first_two: list[LocalServer]) -> None:
-    began = time.monotonic()
+def test_the_next_command_finds_the_same_server(home: Path, first_two: list[LocalServer]) -> None:
     found = ensure_server(home)
 
     assert found.was_running
     assert found.pid == first_two[0].pid
     assert found == server_status(home)
-    assert time.monotonic() - began < 5
 
 
 def test_a_run_prints_nothing_and_all_of_it_is_recorded(home: Path, first_two: list[LocalServer]) -> None:

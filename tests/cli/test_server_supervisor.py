@@ -19,7 +19,7 @@ from cli import server_supervisor
 from cli.server_files import ServerFiles, is_locked, prefect_version, read_state, try_lock
 from cli.server_supervisor import (
     Supervisor,
-    find_port,
+    free_port,
     is_answering,
     main,
     server_command,
@@ -150,9 +150,10 @@ def test_what_was_just_done_is_recorded_before_the_end(tmp_path: Path) -> None:
     assert time.monotonic() - began > 0.2
 
     os.utime(chosen.files.lease, (1, 1))
+    chosen.recording_seconds = 60.0
     began = time.monotonic()
     chosen._let_record()
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 30
 
 
 def test_a_server_that_dies_ends_its_supervisor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,17 +212,24 @@ def test_a_start_can_be_interrupted(tmp_path: Path) -> None:
 
 
 def test_another_program_on_the_usual_port_is_stepped_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_supervisor, "FIRST_PORT", find_port())
-    taken = server_supervisor.FIRST_PORT
+    with free_port() as taken:
+        monkeypatch.setattr(server_supervisor, "FIRST_PORT", taken)
     command = [sys.executable, "-c", SERVER, str(taken), "another program"]
     with subprocess.Popen(command) as other:
         wait_until(lambda: is_answering(taken, "another program"))
 
-        assert find_port() != taken
+        with free_port() as port:
+            assert port != taken
         monkeypatch.setattr(server_supervisor, "PORTS_TRIED", 1)
-        assert find_port() != taken
+        with free_port() as port:
+            assert port != taken
         assert not is_answering(taken, prefect_version())
         other.kill()
+
+
+def test_two_supervisors_that_start_together_choose_two_ports() -> None:
+    with free_port() as one, free_port() as other:
+        assert one != other
 
 
 def test_the_users_settings_for_prefect_stay_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

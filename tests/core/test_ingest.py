@@ -221,7 +221,7 @@ def test_pages_may_have_another_length_at_each_run(open_bench: OpenBench, sizes:
     assert statuses(bench) == {"unchanged": 1}
 
 
-def test_a_gateway_that_does_not_count_is_walked_whole_and_its_deletions_are_found(bench: Bench) -> None:
+def test_a_deletion_is_found_as_well_when_the_gateway_leaves_out_has_more(bench: Bench) -> None:
     one = only(bench)
     bench.box.delete(one, [bench.box.truth(one)[3]["_id"]])
     bench.box.append(one, 1)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 
 import fsspec
 import pyarrow as pa
@@ -453,13 +454,13 @@ class TestTrouble:
             ("n.parquet", b"PAR1 cut", "damaged"),
             ("n.xlsx", b"PK\x03\x04", "save the list as CSV"),
             ("n.gz", b"\x1f\x8b broken", "damaged"),
-            ("n.gz", gzip.compress(BARE_A.encode() * 99)[:-9], "damaged"),
+            ("n.gz", gzip.compress(BARE_A.encode() * 99, mtime=0)[:-9], "damaged"),
             (
                 "n.csv.gz",
-                gzip.compress(b"phone\n" + os.urandom(99_000).hex("\n", 6).encode())[:-999],
+                gzip.compress(b"phone\n" + Random(1).randbytes(99_000).hex("\n", 6).encode())[:-999],
                 "damaged",
             ),
-            ("n.gz", gzip.compress(b"PAR1"), "path of an uncompressed Parquet file"),
+            ("n.gz", gzip.compress(b"PAR1", mtime=0), "path of an uncompressed Parquet file"),
         ],
     )
     def test_files_that_are_not_what_they_seem_are_refused(

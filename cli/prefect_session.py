@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -100,8 +99,6 @@ def _opened(session: Session, say: Callable[[str], None]) -> Session:
     say("loading Prefect")
     import prefect  # noqa: F401 - not before the environment is set
 
-    # To the server, which shows it beside the run.
-    logging.getLogger("imbrace_lake").setLevel(logging.INFO)
     return session
 
 

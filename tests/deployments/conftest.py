@@ -1,8 +1,10 @@
-"""One real server, one real worker, one stand-in gateway; set up and deployed as an operator does it."""
+"""One real server, real workers, one stand-in gateway; set up and deployed as an operator does it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -68,9 +70,43 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     return operator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(deployed: Operator) -> Iterator[Worker]:
     """A worker with nothing configured: all it needs is in the blocks."""
     bare = Operator(deployed.server, deployed.folder)
     with Worker(bare, "imbrace") as worker:
         yield worker
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """A list of numbers at half of whose conversations a run stops: `quick` are answered, `stuck` are not."""
+
+    phones: Path
+    quick: list[str]
+    stuck: list[str]
+
+    def release(self, box: Sandbox) -> None:
+        """Let the gateway answer, and count its answers anew."""
+        for conversation_id in self.stuck:
+            box.mend(conversation_id)
+        box.reset_stats()
+
+
+_numbers = itertools.count(886911500000)
+
+
+@pytest.fixture
+def halted(box: Sandbox, tmp_path: Path) -> Iterator[Halted]:
+    """Conversations that no run has seen, half of them behind a gateway that does not answer."""
+    numbers = [f"+{next(_numbers)}" for _ in range(12)]
+    ids = [box.put([], phone=number) for number in numbers]
+    for conversation_id in ids:
+        box.append(conversation_id, 3)
+    path = tmp_path / "numbers.txt"
+    path.write_text("\n".join(numbers), encoding="utf-8")
+    halted = Halted(path, ids[:6], ids[6:])
+    for conversation_id in halted.stuck:
+        box.break_conversation(conversation_id, "stall")
+    yield halted
+    halted.release(box)

@@ -88,6 +88,11 @@ class Operator:
         states = self.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
         return [state["name"] for state in sorted(states, key=lambda one: one["timestamp"])]
 
+    def logs(self, run_id: str) -> list[str]:
+        """What the UI shows beside a run."""
+        lines = self.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return [line["message"] for line in lines]
+
     def wait(self, run_id: str) -> dict[str, Any]:
         """Wait for the end of a run; give its last state."""
         final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

@@ -13,9 +13,10 @@ import pytest
 from cli.local_server import LocalServer
 from sandbox import Sandbox
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import Operator, Worker, until
+from tests.deployments.lakes import messages
+from tests.deployments.operator import ROOT, Operator, Worker, until
 
-ROUTINE = ["Scheduled", "Pending", "Running", "Completed"]
+TYPED = "886911000111"
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(400)]
 
@@ -29,29 +30,22 @@ def exported(deployed: Operator, worker: Worker, phones: Path) -> str:
     return run_id
 
 
-def conversations(lake: Path) -> set[str]:
-    """Which conversations a reader of the lake finds."""
-    table = ds.dataset(lake / "messages").to_table(columns=["conversation_id"])
-    return set(table.column(0).to_pylist())
-
-
 def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
     deployed: Operator, exported: str, box: Sandbox, lake: Path
 ) -> None:
     run = deployed.flow_run(exported)
 
-    assert conversations(lake) == {one for ids in box.links.values() for one in ids}
+    assert messages(lake).keys() == {one for ids in box.links.values() for one in ids}
     assert run["name"].startswith(f"export-{box.options.organization_id}-")
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
-    logs = deployed.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [exported]}}})
-    assert any("exported chunk=" in line["message"] for line in logs)
+    assert any("exported chunk=" in line for line in deployed.logs(exported))
 
 
 def test_ingestion_finds_new_messages_and_conversations_that_began_since(
     deployed: Operator, exported: str, box: Sandbox, lake: Path
 ) -> None:
     known = next(one for ids in box.links.values() for one in ids)
-    before = ds.dataset(lake / "messages").count_rows()
+    before = messages(lake).total()
     box.append(known)
     began = box.put([], phone=next(iter(box.links)))
     box.append(began)
@@ -59,8 +53,8 @@ def test_ingestion_finds_new_messages_and_conversations_that_began_since(
     state = deployed.wait(deployed.start("ingest-hourly"))
 
     assert state["name"] == "Completed", state["message"]
-    assert ds.dataset(lake / "messages").count_rows() == before + 2
-    assert began in conversations(lake)
+    assert messages(lake).total() == before + 2
+    assert began in messages(lake)
 
 
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
@@ -69,20 +63,23 @@ def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, ex
     assert state["name"] == "Completed", state["message"]
 
 
-def test_what_a_run_left_undone_is_brought_by_its_id(
-    deployed: Operator, exported: str, box: Sandbox, lake: Path
+def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer
 ) -> None:
-    broken = box.put([], phone="+886911000111")
+    broken = box.put([], phone=f"+{TYPED}")
     box.append(broken)
     box.break_conversation(broken, "400")
-    partial = deployed.start("export-on-demand", numbers="+886911000111, +886911000112")
+    partial = deployed.start("export-on-demand", numbers=f"+{TYPED}, nobody")
     assert deployed.wait(partial)["name"] == "Failed"
     box.mend(broken)
 
     state = deployed.wait(deployed.start("rerun-failed", rerun=partial))
 
     assert state["name"] == "Completed", state["message"]
-    assert broken in conversations(lake)
+    assert broken in messages(lake)
+    places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
+    assert places == {'INSERT INTO "flow_run" VALUES'}
+    assert TYPED not in repr(ds.dataset(lake / "runs").to_table().to_pylist())
 
 
 def test_an_event_that_names_a_list_starts_an_export_of_that_list(
@@ -104,7 +101,32 @@ def test_an_event_that_names_a_list_starts_an_export_of_that_list(
     run = until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
     assert run["parameters"]["params"] == {"phones": str(uploaded)}
     assert deployed.wait(run["id"])["name"] == "Completed"
-    assert new in conversations(lake)
+    assert new in messages(lake)
+
+
+def test_an_hourly_run_is_left_out_while_one_still_works(
+    deployed: Operator, exported: str, box: Sandbox
+) -> None:
+    box.set_options(latency_seconds=2.0)
+    first, second = deployed.start("ingest-hourly"), deployed.start("ingest-hourly")
+
+    states = {deployed.wait(first)["name"], deployed.wait(second)["name"]}
+    box.set_options(latency_seconds=0.0)
+
+    assert states == {"Completed", "Cancelled"}
+
+
+def test_deploying_again_asks_nothing_and_keeps_what_is_there(deployed: Operator, exported: str) -> None:
+    before = deployed.deployment("ingest-hourly")
+
+    done = deployed.run(
+        "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml")
+    )
+
+    assert done.returncode == 0, done.stdout
+    after = deployed.deployment("ingest-hourly")
+    assert (after["id"], after["parameters"]) == (before["id"], before["parameters"])
+    assert [one["schedule"]["cron"] for one in after["schedules"]] == ["7 * * * *"]
 
 
 def test_neither_parameters_nor_anything_else_of_the_server_holds_the_token(

@@ -224,4 +224,4 @@ async def _shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-        await aupdate_progress_artifact(artifact, progress=100.0)
+    await aupdate_progress_artifact(artifact, progress=100.0)

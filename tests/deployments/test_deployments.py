@@ -15,6 +15,7 @@ from sandbox import Sandbox
 from tests.deployments.conftest import TOKEN
 from tests.deployments.lakes import messages
 from tests.deployments.operator import ROOT, Operator, Worker, until
+from tests.seaweed import Seaweed
 
 TYPED = "886911000111"
 
@@ -102,6 +103,34 @@ def test_an_event_that_names_a_list_starts_an_export_of_that_list(
     assert run["parameters"]["params"] == {"phones": str(uploaded)}
     assert deployed.wait(run["id"])["name"] == "Completed"
     assert new in messages(lake)
+
+
+def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
+    deployed: Operator,
+    exported: str,
+    box: Sandbox,
+    phones: Path,
+    s3: Seaweed,
+    bucket: str,
+    server: LocalServer,
+) -> None:
+    keys = {
+        "AWS_ACCESS_KEY_ID": s3.key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": "us-east-1",
+    }
+    told = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
+
+    # The worker has none of these, and the deployment refers to the block as before.
+    state = deployed.wait(deployed.start("export-on-demand", phones=str(phones)))
+    assert deployed.run("imbrace-lake", "setup").returncode == 0
+
+    assert "changed the block conversation-lake/default; lake: put, get, list and delete work" in told
+    assert state["name"] == "Completed", state["message"]
+    found = s3.client().list_objects_v2(Bucket=bucket, Prefix="lake/messages/")["Contents"]
+    assert len(found) >= len(box.links)
+    assert not any(s3.secret in line for line in _dump(server))
 
 
 def test_an_hourly_run_is_left_out_while_one_still_works(

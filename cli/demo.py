@@ -74,8 +74,7 @@ def _run(box: Sandbox, lake: Path) -> None:
         checked = options.checked_settings()
         # Numbers as people write them: spaces, brackets, repeats, and a few that are none.
         phones = keep("\n".join(box.messy_phones()).encode(), "numbers.txt")
-        params = {name: settings[name] for name in ("organization", "gateway", "lake")} | {"phones": phones}
-        outcome = run_export(checked, params, {})
+        outcome = run_export(checked, {"phones": phones}, {})
     tell_outcome(outcome)
     if outcome.exit_code == 0:
         look_at(Path(os.path.abspath(lake)), place)  # noqa: PTH100 - resolve() would follow links

@@ -82,14 +82,17 @@ def export(
         "column": column,
         "region": settings.region,
         "rerun": rerun,
-        "organization": settings.organization,
-        "lake": settings.lake,
-        "gateway": settings.gateway,
         "chunk_size": settings.chunk_size,
         "tolerated_failures": tolerated_failures,
     }
-    pace = {"requests_per_second": requests_per_second, "max_in_flight": max_in_flight}
-    outcome = run_export(settings, params, pace)
+    overrides = {
+        "organization": settings.organization,
+        "lake": settings.lake,
+        "gateway": settings.gateway,
+        "requests_per_second": requests_per_second,
+        "max_in_flight": max_in_flight,
+    }
+    outcome = run_export(settings, params, overrides)
     tell_outcome(outcome, as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, demo, export, plan, sandbox, server
+from cli import check, demo, export, plan, sandbox, server, setup
 from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
@@ -45,6 +45,9 @@ app.command("export", epilog=export.EXAMPLES, short_help="Export conversations i
 app.command("plan", epilog=plan.EXAMPLES, short_help="Say what an export would do; write nothing.")(plan.plan)
 app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and lake; say what is wrong.")(
     check.check
+)
+app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
+    setup.setup
 )
 app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the stand-in gateway alone.")(
     sandbox.sandbox

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -72,7 +71,7 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
             prepare_client(server.api_url, server.directory)
             yield _opened(Session(server.api_url, server.ui_url), say)
     except httpx.HTTPError as exc:
-        raise ServerUnavailable(_explained(exc, configured)) from exc
+        raise unanswered(exc, configured) from exc
 
 
 def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
@@ -100,18 +99,17 @@ def _opened(session: Session, say: Callable[[str], None]) -> Session:
     say("loading Prefect")
     import prefect  # noqa: F401 - not before the environment is set
 
-    # To the server, which shows it beside the run.
-    logging.getLogger("imbrace_lake").setLevel(logging.INFO)
     return session
 
 
-def _explained(exc: httpx.HTTPError, configured: str | None) -> str:
+def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
+    """Say what became of a server; `configured` is the user's, None means our own."""
     kind = type(exc).__name__
     if configured is None:
-        return (
+        return ServerUnavailable(
             f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
         )
-    return (
+    return ServerUnavailable(
         f"the Prefect server at {shown_url(configured)} does not answer ({kind}):"
         " start it, or unset PREFECT_API_URL to use one of its own"
     )

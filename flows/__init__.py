@@ -1,1 +1,1 @@
-"""Prefect flows and their parameter models."""
+"""Prefect flows, their parameter models and the blocks they take."""

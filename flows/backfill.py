@@ -9,16 +9,16 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.blocks import ConversationLake, ImbraceCredentials, connect
 from flows.observer import Observer
 from flows.params import BackfillParams
 from flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.policy import Window
-from imbrace_lake.settings import load_settings
 
 
 def _run_name() -> str:
-    params = flow_run.parameters["params"]
+    params: BackfillParams = flow_run.parameters["params"]
     return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
 
 
@@ -29,18 +29,23 @@ def _run_name() -> str:
     persist_result=False,
     validate_parameters=True,
 )
-async def backfill_conversations(params: BackfillParams) -> State[Any]:
+async def backfill_conversations(
+    params: BackfillParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
     """Read conversations again and bring the lake up to them.
 
     Args:
         params: Which conversations, and which time.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Which; the worker's settings if left out.
     """
 
     async def work(observer: Observer) -> RunSummary:
-        settings = load_settings(
-            organization=params.organization,
-            lake=params.lake,
-            gateway=params.gateway,
+        connection = connect(
+            credentials,
+            lake,
             region=params.region,
             chunk_size=params.chunk_size,
             # At this age every walk is due.
@@ -54,6 +59,6 @@ async def backfill_conversations(params: BackfillParams) -> State[Any]:
             column=params.column,
             window=Window(params.since, params.until),
         )
-        return await read_conversations(selection, params, settings, observer)
+        return await read_conversations(selection, params, connection, observer)
 
-    return await run_flow(params, work)
+    return await run_flow(work)

@@ -9,16 +9,15 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
 from flows.observer import Observer
 from flows.params import ExportParams
 from flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.export.runs import RunSummary
-from imbrace_lake.settings import load_settings
 
 
 def _run_name() -> str:
-    organization = flow_run.parameters["params"].organization or "default"
-    return f"export-{organization}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+    return f"export-{organization_in_force(flow_run.parameters)}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
 
 
 @flow(
@@ -28,22 +27,24 @@ def _run_name() -> str:
     persist_result=False,
     validate_parameters=True,
 )
-async def export_conversations(params: ExportParams) -> State[Any]:
+async def export_conversations(
+    params: ExportParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
     """Export every conversation of a list of phone numbers into the lake, proven complete.
 
     Args:
-        params: Which numbers, from which gateway, into which lake.
+        params: Which numbers.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Where to; the worker's settings if left out.
     """
 
     async def work(observer: Observer) -> RunSummary:
-        settings = load_settings(
-            organization=params.organization,
-            lake=params.lake,
-            gateway=params.gateway,
-            region=params.region,
-            chunk_size=params.chunk_size,
+        connection = connect(credentials, lake, region=params.region, chunk_size=params.chunk_size)
+        selection = Selection(
+            phones=params.phones, numbers=params.typed(), rerun=params.rerun, column=params.column
         )
-        selection = Selection(phones=params.phones, rerun=params.rerun, column=params.column)
-        return await read_conversations(selection, params, settings, observer)
+        return await read_conversations(selection, params, connection, observer)
 
-    return await run_flow(params, work)
+    return await run_flow(work)

@@ -1,32 +1,50 @@
 """What an operator may choose for one run; the fields become the forms in the UI.
 
-Everything that is left out comes from the settings (`IMBRACE_*`) of the machine that runs it. Phone
-numbers are no parameters, because Prefect stores and shows those in clear: they travel by the
-address of a list. Nor are tokens.
+Everything else comes from the blocks (`flows/blocks.py`) or the settings (`IMBRACE_*`) of the machine
+that runs it. Prefect stores and shows parameters in clear, so tokens are none, and phone numbers
+travel by the address of a list; a few may be typed for a try, and the form says what that means.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from imbrace_lake.export.drift import DriftMode
 
 Source = Literal["everything", "phones", "conversations", "rerun"]
 
+MOST_TYPED = 20
+# Fifteen digits, a plus, and room for blanks, brackets and a comma.
+LONGEST_TYPED = 32 * MOST_TYPED
+
+
+def _repeats_no_input(record: logging.LogRecord) -> bool:
+    """Drop the log line in which Prefect repeats refused parameters; the state of the run says why."""
+    return "\nParameters: " not in record.getMessage()
+
+
+logging.getLogger("prefect.flows").addFilter(_repeats_no_input)
+
+
+def _place(position: int) -> JsonDict:
+    """Keep the order of the form: PostgreSQL forgets the order of the keys of an object."""
+    return {"position": position}
+
 
 class RunParams(BaseModel):
-    """What every run may be told."""
+    """What every run has in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    organization: str | None = Field(None, title="Organization", description="Its id, `org_…`.")
-    lake: str | None = Field(None, title="Lake", description="A folder or `s3://bucket/prefix`.")
-    gateway: str | None = Field(
-        None, title="Gateway", description="Its address with `/3rd`; production by default."
-    )
+    def recorded(self) -> dict[str, Any]:
+        """What the ledger keeps of them; numbers that were typed are masked."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class ReadParams(RunParams):
@@ -38,6 +56,7 @@ class ReadParams(RunParams):
         le=1.0,
         title="Tolerated share of failures",
         description="Up to this share of conversations may fail in a run that still ends as completed.",
+        json_schema_extra=_place(20),
     )
     drift: DriftMode = Field(
         "evolve",
@@ -46,6 +65,7 @@ class ReadParams(RunParams):
             "A message type or field that no message had before: `evolve` says so in the summary, `warn` also"
             " in the log, `freeze` does not export the conversation."
         ),
+        json_schema_extra=_place(21),
     )
     chunk_size: int | None = Field(
         None,
@@ -53,6 +73,7 @@ class ReadParams(RunParams):
         le=10_000,
         title="Conversations a task",
         description="By default chosen from the number of conversations, so that tasks stay few.",
+        json_schema_extra=_place(22),
     )
 
 
@@ -62,33 +83,74 @@ class PhonesParams(BaseModel):
     phones: str | None = Field(
         None,
         title="List of phone numbers",
-        description="Address of a text, CSV or Parquet file with the numbers: a path or `s3://bucket/list.csv`.",
+        description=(
+            "Address of a text, CSV or Parquet file with the numbers, as the worker finds it:"
+            " `s3://bucket/list.csv`, or a path on its machine."
+        ),
+        json_schema_extra=_place(1),
     )
     column: str | None = Field(
-        None, title="Column", description="The column of the list to read, by name or position."
+        None,
+        title="Column",
+        description="The column of the list to read, by name or position.",
+        json_schema_extra=_place(3),
     )
     region: str | None = Field(
         None,
         title="Default country",
         pattern="^[A-Za-z]{2}$",
         description="Country of numbers written without a country code, as two letters: `TW`.",
+        json_schema_extra=_place(4),
     )
 
 
 class ExportParams(ReadParams, PhonesParams):
     """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
 
+    numbers: SecretStr | None = Field(
+        None,
+        max_length=LONGEST_TYPED,
+        title="A few phone numbers",
+        description=(
+            f"At most {MOST_TYPED}, separated by commas or line breaks, for a try. **Prefect stores what is"
+            " typed here and shows it to everybody who may see the run**: prefer a list."
+        ),
+        json_schema_extra=_place(2),
+    )
     rerun: str | None = Field(
         None,
         title="Only what this run left undone",
-        description="The id of an earlier run: exports only what that one could not. Leave the list empty.",
+        description="The id of an earlier run: exports only what that one could not. Give no numbers.",
+        json_schema_extra=_place(5),
     )
+
+    @field_validator("numbers")
+    @classmethod
+    def _few(cls, numbers: SecretStr | None) -> SecretStr | None:
+        if numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED:
+            raise ValueError(f"type 1 to {MOST_TYPED} phone numbers, or give the address of a list")
+        return numbers
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.phones is None) == (self.rerun is None):
-            raise ValueError("give either a list of phone numbers or the run whose rest is to be exported")
+        if sum(source is not None for source in (self.phones, self.numbers, self.rerun)) != 1:
+            raise ValueError(
+                "give one of these: a list of phone numbers, a few numbers, or the run whose rest is to be"
+                " exported"
+            )
         return self
+
+    def typed(self) -> list[str] | None:
+        """The numbers that were typed, one by one; None without any."""
+        return None if self.numbers is None else _separate(self.numbers)
+
+
+def _separate(numbers: SecretStr) -> list[str]:
+    return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
+
+
+class IngestParams(ReadParams, PhonesParams):
+    """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
 
 
 class BackfillParams(ReadParams, PhonesParams):
@@ -101,21 +163,37 @@ class BackfillParams(ReadParams, PhonesParams):
             "`everything` the lake knows, those of a list of `phones`, a list of `conversations`, or what an"
             " earlier run left undone (`rerun`). Fill in the field that belongs to it."
         ),
+        json_schema_extra=_place(0),
     )
     conversations: str | None = Field(
         None,
         title="List of conversations",
         description="Address of a text, CSV or Parquet file with conversation ids.",
+        json_schema_extra=_place(5),
     )
-    rerun: str | None = Field(None, title="Run", description="The id of the run that left something undone.")
+    rerun: str | None = Field(
+        None,
+        title="Run",
+        description="The id of the run that left something undone.",
+        json_schema_extra=_place(6),
+    )
     since: AwareDatetime | None = Field(
-        None, title="From", description="Only messages from this moment on; their edits too."
+        None,
+        title="From",
+        description="Only messages from this moment on; their edits too.",
+        json_schema_extra=_place(7),
     )
-    until: AwareDatetime | None = Field(None, title="Until", description="Only messages before this moment.")
+    until: AwareDatetime | None = Field(
+        None,
+        title="Until",
+        description="Only messages before this moment.",
+        json_schema_extra=_place(8),
+    )
     walk_whole: bool = Field(
         True,
         title="Walk whole conversations",
         description="Read each from top to bottom, for old edits and deletions; otherwise only what is new.",
+        json_schema_extra=_place(9),
     )
 
     @model_validator(mode="after")
@@ -140,10 +218,12 @@ class VerifyParams(RunParams):
         False,
         title="Ask the gateway for every count",
         description="One request a conversation; what arrived since the last run counts as a difference.",
+        json_schema_extra=_place(1),
     )
     stale_hours: float | None = Field(
         None,
         gt=0,
         title="Stale after",
         description="Hours after which a conversation's proof is too old; says so in an event.",
+        json_schema_extra=_place(2),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
+from flows.blocks import Connection
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
@@ -41,12 +43,16 @@ PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
 
+# To the server, which shows it beside the run. Of the root logger it would show the URLs of requests.
+logging.getLogger("imbrace_lake").setLevel(logging.INFO)
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which conversations a run reads; one of the first four is given."""
+    """Which conversations a run reads, by the first four fields, or everything the lake knows."""
 
     phones: str | None = None
+    numbers: list[str] | None = None
     conversations: str | None = None
     rerun: str | None = None
     is_everything: bool = False
@@ -54,7 +60,7 @@ class Selection:
     window: Window = field(default_factory=Window)
 
 
-async def run_flow(params: ReadParams, work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
+async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
     """Do a flow's work, and end it in the state that says how it went, in one sentence."""
     observer = current_observer.get() or Observer()
     try:
@@ -69,20 +75,25 @@ async def run_flow(params: ReadParams, work: Callable[[Observer], Awaitable[RunS
 
 
 async def read_conversations(
-    selection: Selection, params: ReadParams, settings: Settings, observer: Observer
+    selection: Selection, params: ReadParams, connection: Connection, observer: Observer
 ) -> RunSummary:
     """Everything a reading run does, from its selection to its summary.
 
     Raises:
         ImbraceLakeError: The run could not begin; nothing was written but the lake's marker.
     """
+    settings = connection.settings
     numbers = None
     if selection.phones is not None:
         numbers = await asyncio.to_thread(
             read_phone_list, selection.phones, region=settings.region, column=selection.column
         )
+    elif selection.numbers is not None:
+        numbers = read_phone_list(selection.numbers, region=settings.region)
     listed = await asyncio.to_thread(_read_ids, selection)
-    async with open_run(settings, str(flow_run.id), progress=observer.progress) as run:
+    async with open_run(
+        settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
+    ) as run:
         run.window = selection.window
         run.drift = params.drift
         ids: Sequence[str] = listed
@@ -99,7 +110,7 @@ async def read_conversations(
                 await _export(run, settings, ids, selection.is_everything)
         summary = await close_run(
             run,
-            params.model_dump(mode="json", exclude_none=True),
+            params.recorded(),
             statuses,
             tolerated_share=params.tolerated_failures,
             failure=None if run.fatal is None else str(run.fatal),
@@ -144,10 +155,10 @@ async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_eve
     """Export conversations by chunks; how each ended is in the run's progress and journal."""
     run.progress.stage = "exporting"
     # What is to be done names the job, so that a killed run of the same job is continued.
-    what = ("everything",) if is_everything else ids
+    what = ("everything", *ids) if is_everything else ids
     await run.learn(job_of(what, run.organization_id, run.window, run.policy))
     if is_everything:
-        ids = run.known.ids()
+        ids = [*dict.fromkeys([*run.known.ids(), *ids])]
     run.progress.conversations = len(ids)
     size = chunk_size(len(ids), settings.chunk_size)
     count = -(-len(ids) // size)
@@ -213,4 +224,4 @@ async def _shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-        await aupdate_progress_artifact(artifact, progress=100.0)
+    await aupdate_progress_artifact(artifact, progress=100.0)

@@ -77,6 +77,18 @@ async def check(settings: Settings, phone: PhoneNumber | None = None) -> list[Fi
     return findings + lake.findings
 
 
+async def check_gateway(settings: Settings) -> list[Finding]:
+    """Look at gateway, token and organization only."""
+    findings = _missing(settings, ("token", "organization"))
+    options = _options(settings, findings)
+    return findings if options is None else (await _look_at_gateway(options, None)).findings
+
+
+async def check_lake(settings: Settings, options: StoreOptions | None = None) -> list[Finding]:
+    """Look at the lake only; `options` say how to reach an S3 store."""
+    return (await _look_at_lake(settings, options)).findings
+
+
 def _missing(settings: Settings, names: Iterable[str]) -> list[Finding]:
     return [
         Finding(name, "wrong", f"no {name} is set: set {PREFIX}{name.upper()}, or write it into .env")
@@ -209,17 +221,16 @@ async def _counts(options: GatewayOptions, conversation_id: str) -> Finding:
 # -- the lake -------------------------------------------------------------------------------------
 
 
-async def _look_at_lake(settings: Settings) -> _Look:
+async def _look_at_lake(settings: Settings, options: StoreOptions | None = None) -> _Look:
     missing = _missing(settings, ["lake"])
     if missing:
         return _Look(missing)
+    options = replace(options or StoreOptions(), timeout_seconds=ANSWER_SECONDS)
     try:
         async with asyncio.timeout(STEP_SECONDS):
-            async with open_store(
-                settings.needed("lake"), StoreOptions(timeout_seconds=ANSWER_SECONDS)
-            ) as store:
+            async with open_store(settings.needed("lake"), options) as store:
                 findings = await _look_at_store(store)
-            conversation_id = await _longest_known(settings)
+            conversation_id = await _longest_known(settings, options)
     except TimeoutError:
         told = f"{settings.lake} sent no answer in {STEP_SECONDS:g} s: check the address and the network"
         return _Look([Finding("lake", "wrong", told)])
@@ -239,9 +250,9 @@ async def _look_at_store(store: Store) -> list[Finding]:
     return [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
 
 
-async def _longest_known(settings: Settings) -> str | None:
+async def _longest_known(settings: Settings, options: StoreOptions) -> str | None:
     try:
-        async with open_lake(settings.needed("lake"), now=None) as lake:
+        async with open_lake(settings.needed("lake"), now=None, options=options) as lake:
             columns = ["organization_id", "conversation_id", "status", "server_count"]
             rows = (await read_ledger(lake, "conversations", columns=columns)).to_pylist()
     except UsageError:

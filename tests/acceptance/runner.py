@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import resource
 import sys
@@ -28,7 +27,6 @@ def main() -> None:
     """Do one job a line of standard input; `argv` has where answers go, Prefect's API and folder."""
     answers = os.fdopen(int(sys.argv[1]), "w")
     prepare_client(sys.argv[2], Path(sys.argv[3]))
-    logging.getLogger("imbrace_lake").setLevel(logging.INFO)
     for line in sys.stdin:
         job = json.loads(line)
         for name in [name for name in os.environ if name.startswith(OURS)]:

@@ -186,7 +186,7 @@ def test_the_places_that_are_searched_do_hold_the_traces_of_the_runs(aftermath: 
     for trace in ("exported conversation=", "not exported conversation=", "resolve-phones-1-of-1"):
         assert trace in dump
     assert "export-failures" in dump
-    assert "export-default-" in dump
+    assert "export-org_sandbox-" in dump
     assert b"status" in aftermath.haystack["ledgers"]
 
 

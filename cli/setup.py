@@ -1,0 +1,75 @@
+"""`imbrace-lake setup`: prepare a Prefect server for the deployments of `prefect.yaml`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.terminal import show
+from imbrace_lake.errors import SettingsError
+
+EXAMPLES = """
+\b
+Examples:
+  export PREFECT_API_URL=http://127.0.0.1:4200/api IMBRACE_TOKEN=api_…
+  imbrace-lake setup --organization org_… --lake s3://bucket/conversations
+  imbrace-lake setup --phones s3://bucket/customers.csv
+  imbrace-lake setup --requests-per-second 5
+"""
+
+
+def setup(
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    phones: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The list of numbers that the hourly ingestion reads."),
+    ] = None,
+    requests_per_second: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="N",
+            help="Set the budget that all workers share, even if it was changed in the UI.",
+        ),
+    ] = None,
+    pool: Annotated[
+        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_POOL", help="Work pool of the deployments.")
+    ] = "imbrace",
+    queue: Annotated[
+        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_QUEUE", help="Its work queue.")
+    ] = "default",
+) -> None:
+    """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
+
+    Makes blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
+    for runs whose worker dies. A second call changes only what differs.
+    """
+    import httpx
+
+    from cli.prefect_environment import configured_api_url, prepare_client
+    from cli.prefect_session import ask_server, unanswered
+    from imbrace_lake.settings import load_settings
+
+    api_url = configured_api_url()
+    if api_url is None:
+        raise SettingsError(
+            "no Prefect server is configured: start one by `prefect server start`, and set"
+            " PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    settings = load_settings(organization=organization, lake=lake, gateway=gateway)
+    if settings.token is not None and settings.organization is not None:
+        settings.gateway_options()
+    try:
+        ask_server(api_url)
+        prepare_client(api_url)
+        from deployments.setup import Wishes, set_up
+
+        done = asyncio.run(set_up(Wishes(settings, pool, queue, phones, requests_per_second)))
+    except httpx.HTTPError as exc:
+        raise unanswered(exc, api_url) from exc
+    show(*done, "", "Next: prefect deploy --all")

@@ -1,0 +1,70 @@
+"""Automations for runs whose worker dies, which an open-source server leaves "Running" for ever."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+TAG = "imbrace-lake"
+# Three times the PREFECT_FLOWS_HEARTBEAT_FREQUENCY of prefect.yaml.
+SILENCE = timedelta(seconds=90)
+
+# Only runs of our deployments have the tag.
+_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+_ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Crashed")
+
+
+def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
+    """What a server needs, so that a run outlives its worker.
+
+    Args:
+        silence: How long a run may be without a heartbeat before it counts as dead.
+    """
+    seconds = f"{silence.total_seconds():g} s"
+    return [
+        AutomationCore(
+            name="imbrace-lake-mark-dead-runs",
+            description=f"A run without a heartbeat for {seconds} has lost its worker: it crashed.",
+            tags=[TAG],
+            trigger=EventTrigger(
+                posture=Posture.Proactive,
+                threshold=1,
+                within=silence,
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _ENDS)},
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message=f"No heartbeat for {seconds}, so its worker is gone."
+                )
+            ],
+        ),
+        AutomationCore(
+            name="imbrace-lake-restart-crashed-runs-once",
+            description="A run that crashed at its first try starts again where it stood.",
+            tags=[TAG],
+            trigger=EventTrigger(
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+                # A second crash has count 2, and is left to people.
+                match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "1"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                expect={"prefect.flow-run.Crashed"},
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED,
+                    name="Restarting",
+                    message="It crashed, and starts again where it stood; once.",
+                )
+            ],
+        ),
+    ]

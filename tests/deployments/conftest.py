@@ -1,0 +1,112 @@
+"""One real server, real workers, one stand-in gateway; set up and deployed as an operator does it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from sandbox import Sandbox, SandboxOptions
+from tests.deployments.operator import ROOT, Operator, Worker
+
+TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """Run a Prefect server in a home of the test run's."""
+    home = tmp_path_factory.mktemp("home")
+    server = ensure_server(home)
+    with keep_alive(home):
+        yield server
+        stop_server(home)
+
+
+@pytest.fixture(scope="session")
+def box() -> Iterator[Sandbox]:
+    """A small stand-in gateway."""
+    with Sandbox(SandboxOptions(conversations=12, sizes=(130,), token=TOKEN)) as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the lake of all deployments is to be."""
+    return tmp_path_factory.mktemp("shared") / "lake"
+
+
+@pytest.fixture(scope="session")
+def operator(
+    server: LocalServer, box: Sandbox, lake: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Operator:
+    """An operator with a token, before anything is set up."""
+    settings = {
+        "IMBRACE_TOKEN": TOKEN,
+        "IMBRACE_ORGANIZATION": box.options.organization_id,
+        "IMBRACE_GATEWAY": box.url,
+        "IMBRACE_LAKE": str(lake),
+    }
+    return Operator(server, tmp_path_factory.mktemp("operator"), settings)
+
+
+@pytest.fixture(scope="session")
+def phones(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of all numbers as people write them, some of them none."""
+    path = tmp_path_factory.mktemp("lists") / "phones.txt"
+    path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def deployed(operator: Operator, phones: Path) -> Operator:
+    """The same, after `imbrace-lake setup` and `prefect deploy --all`."""
+    assert operator.run("imbrace-lake", "setup", "--phones", str(phones)).returncode == 0
+    done = operator.run("prefect", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return operator
+
+
+@pytest.fixture(scope="module")
+def worker(deployed: Operator) -> Iterator[Worker]:
+    """A worker with nothing configured: all it needs is in the blocks."""
+    bare = Operator(deployed.server, deployed.folder)
+    with Worker(bare, "imbrace") as worker:
+        yield worker
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """A list of numbers at half of whose conversations a run stops: `quick` are answered, `stuck` are not."""
+
+    phones: Path
+    quick: list[str]
+    stuck: list[str]
+
+    def release(self, box: Sandbox) -> None:
+        """Let the gateway answer, and count its answers anew."""
+        for conversation_id in self.stuck:
+            box.mend(conversation_id)
+        box.reset_stats()
+
+
+_numbers = itertools.count(886911500000)
+
+
+@pytest.fixture
+def halted(box: Sandbox, tmp_path: Path) -> Iterator[Halted]:
+    """Conversations that no run has seen, half of them behind a gateway that does not answer."""
+    numbers = [f"+{next(_numbers)}" for _ in range(12)]
+    ids = [box.put([], phone=number) for number in numbers]
+    for conversation_id in ids:
+        box.append(conversation_id, 3)
+    path = tmp_path / "numbers.txt"
+    path.write_text("\n".join(numbers), encoding="utf-8")
+    halted = Halted(path, ids[:6], ids[6:])
+    for conversation_id in halted.stuck:
+        box.break_conversation(conversation_id, "stall")
+    yield halted
+    halted.release(box)

@@ -1,0 +1,152 @@
+"""What an operator has: a Prefect server, its API, its command line, and a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from cli.local_server import LocalServer
+from imbrace_lake.settings import PREFIX
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 120.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Somebody who works with a server from an empty folder, with nothing configured but its address."""
+
+    server: LocalServer
+    folder: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of every command."""
+        foreign = ("PREFECT_", "AWS_", "COVERAGE_", PREFIX)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        own = {
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_API_URL": self.server.api_url,
+            "PREFECT_HOME": str(self.folder / "home"),
+            "NO_COLOR": "1",
+            "DO_NOT_TRACK": "1",
+        }
+        return {**kept, **own, **self.settings, **more}
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `imbrace-lake` or `prefect` with arguments, without a terminal; `more` is environment."""
+        program, *arguments = command
+        return subprocess.run(
+            [str(BIN / program), *arguments],
+            cwd=self.folder,
+            env=self.environment(**more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Ask the API, and give its answer as plain values."""
+        answer = httpx.request(method, f"{self.server.api_url}{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """Look a deployment up by its own name."""
+        body = {"deployments": {"name": {"any_": [name]}}}
+        (found,) = self.ask("POST", "/deployments/filter", body)
+        return dict(found)
+
+    def start(self, name: str, **params: object) -> str:
+        """Start a run of a deployment, as its form would; give the run's id."""
+        given = {"parameters": {"params": params}} if params else {}
+        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
+        return str(self.ask("POST", path, given)["id"])
+
+    def flow_run(self, run_id: str) -> dict[str, Any]:
+        """How a run stands."""
+        return dict(self.ask("GET", f"/flow_runs/{run_id}"))
+
+    def states(self, run_id: str) -> list[str]:
+        """The names of the states a run went through."""
+        states = self.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
+        return [state["name"] for state in sorted(states, key=lambda one: one["timestamp"])]
+
+    def logs(self, run_id: str) -> list[str]:
+        """What the UI shows beside a run."""
+        lines = self.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return [line["message"] for line in lines]
+
+    def wait(self, run_id: str) -> dict[str, Any]:
+        """Wait for the end of a run; give its last state."""
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+        def state() -> dict[str, Any] | None:
+            found = self.flow_run(run_id)["state"]
+            return found if found["type"] in final else None
+
+        return until(state, f"the end of run {run_id}")
+
+
+def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+    """Look again and again, until something is found."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.2)
+    return found
+
+
+class Worker:
+    """`prefect worker start`, and whatever it starts; gone when the ``with`` block ends."""
+
+    def __init__(self, operator: Operator, pool: str, **environment: str) -> None:
+        self.log = operator.folder / "worker.log"
+        self._operator = operator
+        self._command = [str(BIN / "prefect"), "worker", "start", "--pool", pool]
+        self._environment = operator.environment(PREFECT_WORKER_QUERY_SECONDS="1", **environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._operator.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # So that all it starts can be ended with it.
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and its runs at once, as a machine that loses its power does."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,59 @@
+"""A run that is cancelled in the UI stops soon, leaves whole conversations, and the next one goes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox import Sandbox
+from tests.deployments.conftest import Halted
+from tests.deployments.lakes import messages
+from tests.deployments.operator import Operator, until
+
+STOPPED_WITHIN_SECONDS = 30.0
+
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(400)]
+
+
+def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
+    deployed: Operator, box: Sandbox, lake: Path, halted: Halted
+) -> None:
+    run_id = deployed.start("export-on-demand", phones=str(halted.phones))
+    until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+    until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
+    pid = int(deployed.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
+
+    deployed.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def is_over() -> bool | None:
+        return (deployed.flow_run(run_id)["state"]["name"] == "Cancelled" and not _is_running(pid)) or None
+
+    until(is_over, "its end", STOPPED_WITHIN_SECONDS)
+    assert deployed.states(run_id)[-2:] == ["Cancelling", "Cancelled"]
+    assert not any("Traceback" in line for line in deployed.logs(run_id))
+    found = messages(lake)
+    assert {one: found[one] for one in halted.quick} == dict.fromkeys(halted.quick, 3)
+    assert found.keys().isdisjoint(halted.stuck)
+
+    halted.release(box)
+    state = deployed.wait(deployed.start("export-on-demand", phones=str(halted.phones)))
+
+    assert state["name"] == "Completed", state["message"]
+    found = messages(lake)
+    assert {one: found[one] for one in (*halted.quick, *halted.stuck)} == dict.fromkeys(
+        (*halted.quick, *halted.stuck), 3
+    )
+    pages = box.stats().pages
+    assert [pages[one] for one in halted.quick] == [0] * len(halted.quick), (
+        "what was done was asked for again"
+    )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

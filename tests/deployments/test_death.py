@@ -1,0 +1,75 @@
+"""A worker that dies takes its runs with it: they start again where they stood, and only once."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from deployments.automations import automations
+from sandbox import Sandbox
+from tests.deployments.conftest import Halted
+from tests.deployments.lakes import messages
+from tests.deployments.operator import Operator, Worker, until
+
+# Heartbeats cannot come more often than every 30 s.
+SILENCE = timedelta(seconds=40)
+LONG_ENOUGH_SECONDS = 8.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def impatient(deployed: Operator) -> Operator:
+    """The same, with an automation that takes a run for dead sooner."""
+    mark, _ = automations(SILENCE)
+    found = {"automations": {"name": {"any_": [mark.name]}}}
+    (made,) = deployed.ask("POST", "/automations/filter", found)
+    deployed.ask(
+        "PUT", f"/automations/{made['id']}", mark.model_dump(mode="json", exclude={"owner_resource"})
+    )
+    return deployed
+
+
+def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
+    impatient: Operator, box: Sandbox, lake: Path, halted: Halted
+) -> None:
+    bare = Operator(impatient.server, impatient.folder)
+    run_id = impatient.start("export-on-demand", phones=str(halted.phones))
+    with Worker(bare, "imbrace") as worker:
+        until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
+        until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+        worker.kill()
+    halted.release(box)
+
+    until(lambda: "Restarting" in impatient.states(run_id) or None, "the run to be started again")
+    with Worker(bare, "imbrace"):
+        state = impatient.wait(run_id)
+
+    assert state["name"] == "Completed", state["message"]
+    told = [
+        name for name in impatient.states(run_id) if name in ("Running", "Crashed", "Restarting", "Completed")
+    ]
+    assert told == ["Running", "Crashed", "Restarting", "Running", "Completed"]
+    found = messages(lake)
+    everything = (*halted.quick, *halted.stuck)
+    assert {one: found[one] for one in everything} == dict.fromkeys(everything, 3)
+    assert all(box.stats().pages[one] == 0 for one in halted.quick), "what was done was asked for again"
+
+
+def test_a_run_that_crashes_again_is_left_to_people(deployed: Operator, halted: Halted) -> None:
+    bare = Operator(deployed.server, deployed.folder)
+    crash = {"state": {"type": "CRASHED", "message": "as if its process had been killed"}}
+    run_id = deployed.start("export-on-demand", phones=str(halted.phones))
+    with Worker(bare, "imbrace"):
+        until(lambda: deployed.states(run_id).count("Running") == 1 or None, "the first try")
+        deployed.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
+        until(lambda: deployed.states(run_id).count("Running") == 2 or None, "the second try")
+        deployed.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
+        # The first crash was followed by another start within a second or two.
+        time.sleep(LONG_ENOUGH_SECONDS)
+
+    assert deployed.states(run_id).count("Restarting") == 1
+    assert deployed.flow_run(run_id)["state"]["name"] == "Crashed"

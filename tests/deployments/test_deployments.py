@@ -1,0 +1,180 @@
+"""Every deployment, run once by a real worker, as an operator would start it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.deployments.conftest import TOKEN
+from tests.deployments.lakes import messages
+from tests.deployments.operator import ROOT, Operator, Worker, until
+from tests.seaweed import Seaweed
+
+TYPED = "886911000111"
+
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def exported(deployed: Operator, worker: Worker, phones: Path) -> str:
+    """The run that filled the lake."""
+    run_id = deployed.start("export-on-demand", phones=str(phones))
+    state = deployed.wait(run_id)
+    assert state["name"] == "Completed", f"{state['message']}\n{worker.log.read_text()}"
+    return run_id
+
+
+def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path
+) -> None:
+    run = deployed.flow_run(exported)
+
+    assert messages(lake).keys() == {one for ids in box.links.values() for one in ids}
+    assert run["name"].startswith(f"export-{box.options.organization_id}-")
+    assert set(run["tags"]) >= {"imbrace-lake", "export"}
+    assert any("exported chunk=" in line for line in deployed.logs(exported))
+
+
+def test_ingestion_finds_new_messages_and_conversations_that_began_since(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path
+) -> None:
+    known = next(one for ids in box.links.values() for one in ids)
+    before = messages(lake).total()
+    box.append(known)
+    began = box.put([], phone=next(iter(box.links)))
+    box.append(began)
+
+    state = deployed.wait(deployed.start("ingest-hourly"))
+
+    assert state["name"] == "Completed", state["message"]
+    assert messages(lake).total() == before + 2
+    assert began in messages(lake)
+
+
+def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
+    state = deployed.wait(deployed.start("backfill-on-demand", source="everything"))
+
+    assert state["name"] == "Completed", state["message"]
+
+
+def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer
+) -> None:
+    broken = box.put([], phone=f"+{TYPED}")
+    box.append(broken)
+    box.break_conversation(broken, "400")
+    partial = deployed.start("export-on-demand", numbers=f"+{TYPED}, nobody")
+    assert deployed.wait(partial)["name"] == "Failed"
+    box.mend(broken)
+
+    state = deployed.wait(deployed.start("rerun-failed", rerun=partial))
+
+    assert state["name"] == "Completed", state["message"]
+    assert broken in messages(lake)
+    places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
+    assert places == {'INSERT INTO "flow_run" VALUES'}
+    assert TYPED not in repr(ds.dataset(lake / "runs").to_table().to_pylist())
+
+
+def test_an_event_that_names_a_list_starts_an_export_of_that_list(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path, tmp_path: Path
+) -> None:
+    new = box.put([], phone="+886911000222")
+    box.append(new)
+    uploaded = tmp_path / "today.csv"
+    uploaded.write_text("phone\n+886911000222\n", encoding="utf-8")
+
+    emitted = deployed.run(
+        "prefect", "event", "emit", "imbrace.phones.uploaded",
+        "--resource-id", "imbrace.phones.today", "--payload", f'{{"list": "{uploaded}"}}',
+    )  # fmt: skip
+    assert emitted.returncode == 0, emitted.stderr
+
+    deployment = deployed.deployment("export-on-phones-uploaded")
+    runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
+    run = until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
+    assert run["parameters"]["params"] == {"phones": str(uploaded)}
+    assert deployed.wait(run["id"])["name"] == "Completed"
+    assert new in messages(lake)
+
+
+def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
+    deployed: Operator,
+    exported: str,
+    box: Sandbox,
+    phones: Path,
+    s3: Seaweed,
+    bucket: str,
+    server: LocalServer,
+) -> None:
+    keys = {
+        "AWS_ACCESS_KEY_ID": s3.key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": "us-east-1",
+    }
+    told = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
+
+    # The worker has none of these, and the deployment refers to the block as before.
+    state = deployed.wait(deployed.start("export-on-demand", phones=str(phones)))
+    assert deployed.run("imbrace-lake", "setup").returncode == 0
+
+    assert "changed the block conversation-lake/default; lake: put, get, list and delete work" in told
+    assert state["name"] == "Completed", state["message"]
+    found = s3.client().list_objects_v2(Bucket=bucket, Prefix="lake/messages/")["Contents"]
+    assert len(found) >= len(box.links)
+    assert not any(s3.secret in line for line in _dump(server))
+
+
+def test_an_hourly_run_is_left_out_while_one_still_works(
+    deployed: Operator, exported: str, box: Sandbox
+) -> None:
+    box.set_options(latency_seconds=2.0)
+    first, second = deployed.start("ingest-hourly"), deployed.start("ingest-hourly")
+
+    states = {deployed.wait(first)["name"], deployed.wait(second)["name"]}
+    box.set_options(latency_seconds=0.0)
+
+    assert states == {"Completed", "Cancelled"}
+
+
+def test_deploying_again_asks_nothing_and_keeps_what_is_there(deployed: Operator, exported: str) -> None:
+    before = deployed.deployment("ingest-hourly")
+
+    done = deployed.run(
+        "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml")
+    )
+
+    assert done.returncode == 0, done.stdout
+    after = deployed.deployment("ingest-hourly")
+    assert (after["id"], after["parameters"]) == (before["id"], before["parameters"])
+    assert [one["schedule"]["cron"] for one in after["schedules"]] == ["7 * * * *"]
+
+
+def test_neither_parameters_nor_anything_else_of_the_server_holds_the_token(
+    deployed: Operator, exported: str, server: LocalServer
+) -> None:
+    parameters = deployed.flow_run(exported)["parameters"]
+    dump = "\n".join(_dump(server))
+
+    assert parameters["credentials"].keys() == {"$ref"}
+    # What is searched does hold the runs and the blocks.
+    assert exported.replace("-", "") in dump.replace("-", "")
+    assert "imbrace-credentials" in dump
+    assert TOKEN not in dump
+
+
+def _dump(server: LocalServer) -> Iterator[str]:
+    time.sleep(2)  # what the server was told last is in its database a second later
+    connection = sqlite3.connect(f"file:{server.directory / 'prefect.db'}?mode=ro", uri=True)
+    try:
+        yield from connection.iterdump()
+    finally:
+        connection.close()

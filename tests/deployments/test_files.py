@@ -1,0 +1,103 @@
+"""Files that no test can run: they have to agree with what they speak of."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from ruamel.yaml import YAML
+
+from deployments.automations import SILENCE, TAG, automations
+from tests.deployments.operator import ROOT
+
+
+def read(path: str) -> Any:
+    """Read a YAML file of the project."""
+    return YAML(typ="safe").load(ROOT / path)
+
+
+@pytest.fixture(scope="module")
+def deployments() -> list[dict[str, Any]]:
+    """The entries of prefect.yaml."""
+    return list(read("prefect.yaml")["deployments"])
+
+
+def test_a_run_is_taken_for_dead_after_three_heartbeats_that_did_not_come(
+    deployments: list[dict[str, Any]],
+) -> None:
+    environments = [one["work_pool"]["job_variables"]["env"] for one in deployments]
+
+    heartbeats = {timedelta(seconds=int(one["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) for one in environments}
+    assert {3 * heartbeat for heartbeat in heartbeats} == {SILENCE}
+
+
+def test_every_deployment_is_watched_bounded_and_explained(deployments: list[dict[str, Any]]) -> None:
+    for one in deployments:
+        assert TAG in one["tags"]
+        assert one["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+        assert one["enforce_parameter_schema"] is True
+        assert "**" in one["description"]
+
+
+def test_every_way_in_which_a_run_ends_is_no_silence() -> None:
+    mark, _ = automations()
+
+    # The names of states that flows/ ends in, beside Prefect's own.
+    assert isinstance(mark.trigger, EventTrigger)
+    assert {"prefect.flow-run.Partial", "prefect.flow-run.Failed", "prefect.flow-run.Cancelled"} <= set(
+        mark.trigger.expect
+    )
+
+
+def test_the_notification_is_an_automation_for_runs_of_ours() -> None:
+    (told,) = [AutomationCore.model_validate(one) for one in read("deployments/notify.yaml")["automations"]]
+
+    assert isinstance(told.trigger, EventTrigger)
+    (ours,) = {
+        str(automation.trigger.match_related)
+        for automation in automations()
+        if isinstance(automation.trigger, EventTrigger)
+    }
+    assert str(told.trigger.match_related) == ours
+    assert "prefect.flow-run.Partial" in told.trigger.expect
+
+
+def test_the_image_is_made_of_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+    lines = (ROOT / "deployments/docker/Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert {*packages, "pyproject.toml", "uv.lock", "prefect.yaml"} <= kept
+    assert all((ROOT / name).exists() for name in kept)
+
+
+def test_what_a_pod_runs_is_the_image_as_nobody_of_note() -> None:
+    template = json.loads((ROOT / "deployments/kubernetes/base-job-template.json").read_text())
+
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "{{ image }}"
+    assert container["env"] == "{{ env }}"
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert "USER 10001" in (ROOT / "deployments/docker/Dockerfile").read_text()
+
+
+def test_compose_asks_for_every_secret_and_holds_none() -> None:
+    text = (ROOT / "deployments/docker/compose.yaml").read_text()
+    names = [
+        line.partition("=")[0]
+        for line in (ROOT / "deployments/docker/example.env").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+
+    for name in names:
+        assert f"${{{name}" in text
+    for service in read("deployments/docker/compose.yaml")["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if name.endswith(("TOKEN", "PASSWORD", "KEY", "KEY_ID")):
+                assert value.startswith("${")

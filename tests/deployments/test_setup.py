@@ -1,0 +1,235 @@
+"""`imbrace-lake setup`: what it makes, what it leaves alone, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from pydantic import SecretStr
+
+from cli.main import main
+from deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
+from tests.cli.conftest import prefect_leaks
+from tests.deployments.conftest import TOKEN
+from tests.deployments.operator import ROOT, Operator
+
+Setup = Callable[..., list[str]]
+
+pytestmark = [prefect_leaks, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stand in an empty folder, with nothing configured."""
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(("PREFECT_", "IMBRACE_", "AWS_"))]:
+            del os.environ[name]
+        os.environ["PREFECT_HOME"] = str(tmp_path)
+        yield tmp_path
+
+
+@pytest.fixture
+def setup(deployed: Operator, place: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Setup]:
+    """Call it in this process, as the operator who called it before; gives its sentences."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    os.environ.update({**deployed.settings, "PREFECT_API_URL": deployed.server.api_url})
+
+    def call(*arguments: str) -> list[str]:
+        assert main(["setup", *arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out.splitlines()
+
+    with temporary_settings({PREFECT_API_URL: deployed.server.api_url}):
+        yield call
+
+
+def budget(operator: Operator) -> tuple[int, float]:
+    """Slots and requests a second."""
+    found = operator.ask("GET", f"/v2/concurrency_limits/{BUDGET}")
+    return found["limit"], found["slot_decay_per_second"]
+
+
+def variable(operator: Operator, name: str) -> Any:
+    """The value of a variable on the server."""
+    return operator.ask("GET", f"/variables/name/{name}")["value"]
+
+
+def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operator) -> None:
+    before = budget(deployed), variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_phones")
+
+    told = setup()
+
+    assert [line.split()[0] for line in told if line] == [*["found"] * 3, "left", *["found"] * 2, "Next:"]
+    assert (
+        budget(deployed),
+        variable(deployed, "imbrace_credentials"),
+        variable(deployed, "imbrace_phones"),
+    ) == before
+
+
+def test_the_blocks_are_tried_and_what_was_found_is_told(setup: Setup) -> None:
+    told = setup()
+
+    assert " answers after " in told[0]
+    assert "put, get, list and delete work" in told[1]
+
+
+def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Operator) -> None:
+    before = variable(deployed, "imbrace_credentials")
+    os.environ["IMBRACE_TOKEN"] = "api_another"
+
+    told = setup()
+    again = setup()
+    os.environ["IMBRACE_TOKEN"] = TOKEN
+    setup()
+
+    assert told[0].startswith("changed the block imbrace-credentials/default; token: ")
+    assert again[0].startswith("found the block imbrace-credentials/default; token: ")
+    # Deployments refer to it by its id.
+    assert variable(deployed, "imbrace_credentials") == before
+
+
+def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_told(
+    setup: Setup, deployed: Operator
+) -> None:
+    assert budget(deployed)[1] == DEFAULT_REQUESTS_PER_SECOND
+    change = {"limit": 3, "slot_decay_per_second": 2.5}
+    deployed.ask("PATCH", f"/v2/concurrency_limits/{BUDGET}", change)
+    os.environ["IMBRACE_REQUESTS_PER_SECOND"] = "40"
+
+    left = setup()
+    kept = budget(deployed)
+    changed = setup("--requests-per-second", "0.5")
+
+    assert f"left the budget {BUDGET} at 2.5 requests a second" in left
+    assert kept == (3, 2.5)
+    assert f"changed the budget {BUDGET} to 0.5 requests a second" in changed
+    assert budget(deployed) == (1, 0.5)
+    setup("--requests-per-second", f"{DEFAULT_REQUESTS_PER_SECOND}")
+
+
+def test_an_automation_that_was_disabled_stays_so(setup: Setup, deployed: Operator) -> None:
+    name = "imbrace-lake-mark-dead-runs"
+    (found,) = deployed.ask("POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}})
+    deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": False})
+
+    told = setup()
+
+    assert f"found the automation {name}, which is disabled" in told
+    assert deployed.ask("GET", f"/automations/{found['id']}")["enabled"] is False
+    deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": True})
+
+
+def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deployed: Operator) -> None:
+    before = variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")
+    for name in ("IMBRACE_TOKEN", "IMBRACE_LAKE"):
+        del os.environ[name]
+
+    told = setup()
+
+    assert told[0] == (
+        "left the block imbrace-credentials/default, as IMBRACE_TOKEN and IMBRACE_ORGANIZATION are not set"
+    )
+    assert told[1] == "left the block conversation-lake/default, as IMBRACE_LAKE is not set"
+    assert (variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")) == before
+
+
+def test_deployments_go_to_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:
+    deploy = ("prefect", "deploy", "--name", "rerun-failed", "--prefect-file", str(ROOT / "prefect.yaml"))
+    setup("--pool", "elsewhere", "--queue", "slow")
+    try:
+        assert deployed.run(*deploy).returncode == 0
+        moved = deployed.deployment("rerun-failed")
+    finally:
+        setup()
+        assert deployed.run(*deploy).returncode == 0
+
+    assert (moved["work_pool_name"], moved["work_queue_name"]) == ("elsewhere", "slow")
+    assert deployed.deployment("rerun-failed")["work_pool_name"] == "imbrace"
+
+
+def test_a_server_takes_the_notification_of_failures(deployed: Operator) -> None:
+    path = str(ROOT / "deployments" / "notify.yaml")
+
+    done = deployed.run("prefect", "--no-prompt", "automation", "create", "--from-file", path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = "imbrace-lake-tell-of-failures"
+    made = deployed.ask("POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}})
+    assert [one["name"] for one in made] == [name]
+    for one in made:
+        deployed.ask("DELETE", f"/automations/{one['id']}")
+
+
+def test_without_a_server_it_says_how_to_start_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["setup"]) == 2
+
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "`prefect server start`" in err
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+
+    assert main(["setup"]) == 1
+
+    assert capsys.readouterr().err.startswith("error: the Prefect server at http://127.0.0.1:9/api does not")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("IMBRACE_TOKEN", "api 1"), ("IMBRACE_GATEWAY", "app-gateway"), ("IMBRACE_TRIES", "")],
+)
+def test_a_setting_that_cannot_be_used_is_told_before_anything_is_made(
+    name: str, value: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ.update({"IMBRACE_TOKEN": TOKEN, "IMBRACE_ORGANIZATION": "org_1", name: value})
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+
+    assert main(["setup"]) == 2
+
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert name in err
+    assert "api 1" not in err
+
+
+def test_a_lake_in_a_bucket_takes_what_the_environment_says_of_s3() -> None:
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": "https://s3.example.net",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }
+
+    block = lake_block("s3://bucket/lake", environment)
+
+    assert (block.url, block.endpoint, block.region) == (
+        "s3://bucket/lake",
+        "https://s3.example.net",
+        "eu-west-1",
+    )
+    assert (block.access_key, block.secret_key) == ("key", SecretStr("secret"))
+
+
+def test_temporary_credentials_are_not_kept() -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
+
+    block = lake_block("s3://bucket/lake", keys)
+
+    assert (block.access_key, block.secret_key) == (None, None)
+
+
+def test_a_folder_becomes_a_whole_path_and_takes_no_keys(place: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+    assert lake_block("lake", keys).url == str(place / "lake")
+    assert lake_block("/data/lake", keys).access_key is None

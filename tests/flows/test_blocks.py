@@ -1,0 +1,118 @@
+"""Blocks: what they become for a run, and what they say when they are tried."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from prefect.runtime import deployment
+from pydantic import SecretStr
+
+from flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.settings import PRODUCTION
+from sandbox import Sandbox, SandboxOptions
+from tests.seaweed import Seaweed
+
+CREDENTIALS = ImbraceCredentials(organization="org_of_block", token=SecretStr("api_of_block"))
+LAKE = ConversationLake(
+    url="s3://bucket/lake",
+    endpoint="http://127.0.0.1:1",
+    region="eu-west-1",
+    path_style=True,
+    access_key="key",
+    secret_key=SecretStr("secret"),
+)
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine with settings of its own."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"TOKEN": "api_of_machine", "ORGANIZATION": "org_of_machine", "LAKE": "lake", "PAGE_SIZE": "7"}
+    with patch.dict(os.environ, {f"IMBRACE_{name}": value for name, value in settings.items()}):
+        yield
+
+
+def test_blocks_win_over_the_settings_of_the_machine() -> None:
+    connection = connect(CREDENTIALS, LAKE, chunk_size=3)
+
+    settings, store = connection.settings, connection.store
+    assert (settings.organization, settings.gateway, settings.lake) == (
+        "org_of_block",
+        PRODUCTION,
+        "s3://bucket/lake",
+    )
+    assert settings.needed("token").get_secret_value() == "api_of_block"
+    assert (settings.page_size, settings.chunk_size) == (7, 3)
+    assert store is not None
+    assert (store.endpoint_url, store.region, store.path_style) == ("http://127.0.0.1:1", "eu-west-1", True)
+    assert store.key is not None
+    assert store.secret is not None
+    assert (store.key.get_secret_value(), store.secret.get_secret_value()) == ("key", "secret")
+
+
+def test_where_a_block_is_left_out_the_machine_decides() -> None:
+    connection = connect(None, None, region=None)
+
+    assert connection.settings.organization == "org_of_machine"
+    assert connection.settings.lake == "lake"
+    assert connection.store is None
+
+
+def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
+    with (
+        patch.object(deployment, "id", "a-deployment", create=True),
+        pytest.raises(SettingsError, match="give a whole path"),
+    ):
+        connect(CREDENTIALS, None)
+
+
+@pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
+def test_a_lake_that_is_the_same_from_everywhere_is_not_refused(lake: str) -> None:
+    with patch.object(deployment, "id", "a-deployment", create=True):
+        assert connect(None, ConversationLake(url=lake)).settings.lake == lake
+
+
+def test_a_run_is_named_after_the_organization_in_force() -> None:
+    assert organization_in_force({"credentials": CREDENTIALS}) == "org_of_block"
+    assert organization_in_force({"credentials": None}) == "org_of_machine"
+    with patch.dict(os.environ, {"IMBRACE_PAGE_SIZE": "none"}):
+        assert organization_in_force({}) == "default"
+
+
+def test_no_secret_is_in_what_a_block_shows_of_itself() -> None:
+    assert "api_of_block" not in f"{CREDENTIALS!r} {CREDENTIALS}"
+    assert "secret" not in repr(LAKE.secret_key)
+
+
+def test_credentials_that_are_tried_say_that_they_work_or_what_to_mend() -> None:
+    with Sandbox(SandboxOptions(conversations=1)) as box:
+        good = ImbraceCredentials(
+            organization=box.options.organization_id, token=SecretStr(box.options.token), gateway=box.url
+        )
+        wrong = good.model_copy(update={"token": SecretStr("api_of_nobody")})
+
+        assert good.check().startswith(f"gateway: {box.url} answers")
+        assert wrong.check().startswith("token: ")
+        assert "belongs to one organization" in wrong.check()
+
+
+def test_a_lake_that_is_tried_says_that_it_works_or_what_to_mend(s3: Seaweed, bucket: str) -> None:
+    good = ConversationLake(
+        url=f"s3://{bucket}/lake",
+        endpoint=s3.endpoint_url,
+        region="us-east-1",
+        access_key=s3.key,
+        secret_key=SecretStr(s3.secret),
+    )
+    half = good.model_copy(update={"secret_key": None})
+    refused = good.model_copy(update={"secret_key": SecretStr("another")})
+
+    assert good.check().startswith("lake: put, get, list and delete work")
+    assert half.check() == "lake: an S3 access key and its secret key go together: give both or neither"
+    assert refused.check().startswith("lake: ")
+    assert "another" not in refused.check()

@@ -1,0 +1,95 @@
+"""What an operator may choose: refused in one sentence, shown in order, and never repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import parameter_schema
+from pydantic import SecretStr, ValidationError
+
+from flows.backfill import backfill_conversations
+from flows.export import export_conversations
+from flows.ingest import ingest_conversations
+from flows.params import MOST_TYPED, ExportParams
+
+NUMBER = "+886911425977"
+
+
+def test_typed_numbers_are_told_apart_by_commas_and_line_breaks_and_may_hold_blanks() -> None:
+    params = ExportParams(numbers=SecretStr("+886 911 425 977, (02) 2345-6789;\n +14152837465\n"))
+
+    assert params.typed() == ["+886 911 425 977", "(02) 2345-6789", "+14152837465"]
+
+
+@pytest.mark.parametrize("typed", ["", " , ;\n", ",".join([NUMBER] * (MOST_TYPED + 1)), "9" * 1_000])
+def test_no_number_and_more_than_a_few_are_refused(typed: str) -> None:
+    with pytest.raises(ValidationError):
+        ExportParams(numbers=SecretStr(typed))
+
+
+def test_as_many_numbers_as_the_form_says_can_be_typed_in_their_longest_form() -> None:
+    longest = "+886 (9) 11 42-59 77 12 3"
+
+    assert (
+        ExportParams(numbers=SecretStr(",\n".join([longest] * MOST_TYPED))).typed() == [longest] * MOST_TYPED
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"phones": "a.csv", "rerun": "a-run"},
+        {"phones": "a.csv", "numbers": NUMBER},
+        {"numbers": NUMBER, "rerun": "a-run"},
+    ],
+)
+def test_an_export_has_exactly_one_source(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="give one of these"):
+        ExportParams.model_validate(given)
+
+
+def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
+    params = ExportParams(numbers=SecretStr(NUMBER), region="TW")
+
+    assert NUMBER[1:] not in json.dumps(params.recorded()) + repr(params) + str(params)
+    assert params.recorded()["region"] == "TW"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}]
+)
+def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
+    wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError) as caught:
+        export_conversations.validate_parameters({"params": {"numbers": NUMBER, **wrong}})
+
+    assert NUMBER[1:] not in str(caught.value) + caplog.text
+    assert "invalid parameters" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flow", "first"),
+    [
+        (export_conversations, ["phones", "numbers", "column", "region", "rerun"]),
+        (ingest_conversations, ["phones", "column", "region"]),
+        (backfill_conversations, ["source", "phones", "column", "region", "conversations", "rerun"]),
+    ],
+)
+def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation(
+    flow: object, first: list[str]
+) -> None:
+    schema = parameter_schema(flow).model_dump_for_openapi()  # type: ignore[arg-type]
+
+    (form,) = [one for name, one in schema["definitions"].items() if name.endswith("Params")]
+    fields = form["properties"]
+    places = {name: field["position"] for name, field in fields.items()}
+    assert len(set(places.values())) == len(places)
+    assert sorted(places, key=places.__getitem__)[: len(first)] == first
+    assert all(field["title"] and field["description"] for field in fields.values())
+    assert list(schema["properties"]) == ["params", "credentials", "lake"]
+    assert all(field["description"] for field in schema["properties"].values())

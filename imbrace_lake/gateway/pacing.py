@@ -209,8 +209,8 @@ class Gate:
         return math.inf if self._per_second is None else self._per_second * USED_SHARE
 
     def _due(self) -> float:
-        """When the rate admits the next request."""
-        return self._spent_at + self._spacing()
+        """When the rate admits the next request; inf for never."""
+        return self._spent_at + self._spacing() if self.pace else math.inf
 
     def _is_admitting(self) -> bool:
         now = asyncio.get_running_loop().time()

@@ -1,22 +1,30 @@
 """The budget of requests that everything in one process shares.
 
 A `Gate` admits requests: no more than so many at a time, no more than so many a second, none while
-the gateway refuses. What the gateway bears is learned from its answers (additive increase,
-multiplicative decrease), since it sends no hint. A refusal closes the gate for everybody: requests
-made meanwhile do not help. After the wait one request goes ahead alone, and only its success opens
-the gate to the others, to half as many as before.
+the gateway refuses. What the gateway bears is learned from its answers, since it sends no hint: from
+its strain how many at a time (additive increase, multiplicative decrease), from its refusals how many
+a second (`Pace`). A refusal closes the gate for everybody: requests made meanwhile do not help. After
+the wait one request goes ahead alone, and only its success opens the gate to the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from dataclasses import dataclass
 
+from imbrace_lake.gateway.pace import Meter, Pace
+
 FIRST_PAUSE_SECONDS = 1.0
+# At a rate that is nearly right, a budget has room again after a request or two.
+FIRST_PAUSE_REQUESTS = 2.0
+SHORTEST_PAUSE_SECONDS = 0.04
 LONGEST_PAUSE_SECONDS = 60.0
 BURST_REQUESTS = 1.0
+# Requests that are sent evenly arrive less evenly, and a window that gets one too many refuses it.
+USED_SHARE = 0.98
 
 
 @dataclass(slots=True)
@@ -36,7 +44,7 @@ class Gate:
 
     Args:
         max_in_flight: Most requests under way at a time; where the gate starts.
-        per_second: Most requests a second; None for no such limit.
+        per_second: Most requests a second; 0 lets nobody in, None is no such limit.
     """
 
     def __init__(self, *, max_in_flight: int = 32, per_second: float | None = None) -> None:
@@ -44,14 +52,18 @@ class Gate:
         self._most = float(max_in_flight)
         self._limit = float(max_in_flight)
         self._per_second = per_second
+        self._pace = Pace()
+        self._admitted = Meter()
+        self._is_held = False
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._due = 0.0  # when the rate admits the next request
+        self._spent_at = -math.inf  # the moment that the rate counts the last request for
         self._closed_until = 0.0
         self._refused_since: float | None = None
         self._pauses = 0
         self._is_probing = False
         self._epoch = 0  # refusals of requests admitted before the last closing say nothing new
+        self._refused_epoch = -1  # of the requests whose refusal closed the gate
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -66,15 +78,29 @@ class Gate:
 
     @property
     def per_second(self) -> float | None:
-        """How many requests a second the gate admits; may be set while requests wait."""
+        """How many requests a second the gate may admit; may be set while requests wait."""
         return self._per_second
 
     @per_second.setter
     def per_second(self, value: float | None) -> None:
         self._per_second = value
-        self._due = 0.0
         if self._waiting:
             self._admit()
+
+    @property
+    def pace(self) -> float:
+        """How many requests a second the gate admits just now: as allowed, or as borne; may be inf."""
+        return min(self._allowed(), self._pace.per_second)
+
+    def demand(self) -> float:
+        """How many requests a second would be made if `per_second` allowed it; inf if it held some back.
+
+        Held back since the last question, that is.
+        """
+        is_held, self._is_held = self._is_held, False
+        if is_held:
+            return math.inf
+        return self._admitted.per_second(asyncio.get_running_loop().time())
 
     def refused_seconds(self) -> float:
         """For how long the gateway has refused everything; 0.0 when it last answered."""
@@ -121,9 +147,12 @@ class Gate:
 
     def succeeded(self, ticket: int) -> None:
         """The gateway answered."""
+        now = asyncio.get_running_loop().time()
+        self._pace.accepted(now)
         if self._is_probing:
             if ticket != self._epoch:
                 return  # sent before the gate closed, so it says nothing of now
+            self._pace.reopened(now)
             self._is_probing = False
             self._epoch += 1
         elif ticket == self._epoch:
@@ -144,38 +173,55 @@ class Gate:
         A gateway that refuses again after the wait it asked for is not believed in a hurry twice.
         """
         self.counts.refusals += 1
-        loop = asyncio.get_running_loop()
+        now = asyncio.get_running_loop().time()
         if self._refused_since is None:
-            self._refused_since = loop.time()
+            self._refused_since = now
         if ticket != self._epoch:
+            if ticket == self._refused_epoch:
+                self._pace.refused_as_well()
             return
+        # A request that goes ahead alone says whether the wait is over, and nothing of a rate.
+        if not self._is_probing:
+            self._refused_epoch = ticket
+            self._pace.refused(now)
         self._epoch += 1
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**self._pauses)
+        pause = min(LONGEST_PAUSE_SECONDS, self._first_pause() * 2.0**self._pauses)
         # Several processes that were refused together must not come back together.
         pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
         if retry_after_seconds is not None:
             pause = max(retry_after_seconds, pause if self._pauses else 0.0)
         self._pauses += 1
-        self._limit = max(1.0, self._limit / 2.0)
         self._is_probing = True
-        self._closed_until = loop.time() + pause
+        self._closed_until = now + pause
         self.counts.closed_seconds += pause
+
+    def _first_pause(self) -> float:
+        if self.pace == math.inf:
+            return FIRST_PAUSE_SECONDS
+        requests = max(SHORTEST_PAUSE_SECONDS, FIRST_PAUSE_REQUESTS * self._spacing())
+        return min(FIRST_PAUSE_SECONDS, requests)
+
+    def _spacing(self) -> float:
+        """Seconds between two requests."""
+        return 1.0 / self.pace if self.pace else math.inf
+
+    def _allowed(self) -> float:
+        return math.inf if self._per_second is None else self._per_second * USED_SHARE
+
+    def _due(self) -> float:
+        """When the rate admits the next request; inf for never."""
+        return self._spent_at + self._spacing() if self.pace else math.inf
 
     def _is_admitting(self) -> bool:
         now = asyncio.get_running_loop().time()
-        return (
-            self._in_flight < self.in_flight_limit
-            and now >= self._closed_until
-            and (self._per_second is None or now >= self._due)
-        )
+        return self._in_flight < self.in_flight_limit and now >= self._closed_until and now >= self._due()
 
     def _count_in(self) -> None:
         self._in_flight += 1
-        if self._per_second is not None:
-            now = asyncio.get_running_loop().time()
-            spacing = 1.0 / self._per_second
-            # A turn that comes late by a timer's grain is made up for; a long silence is not.
-            self._due = max(self._due, now - BURST_REQUESTS * spacing) + spacing
+        now = asyncio.get_running_loop().time()
+        self._admitted.count(now)
+        # A turn that comes late by a timer's grain is made up for; a long silence is not.
+        self._spent_at = max(self._due(), now - BURST_REQUESTS * self._spacing())
 
     def _admit(self) -> None:
         while self._waiting and self._is_admitting():
@@ -183,10 +229,14 @@ class Gate:
             if not turn.done():
                 self._count_in()
                 turn.set_result(None)
-        if self._waiting and self._in_flight < self.in_flight_limit:
-            # Nothing under way will wake the next one, so the clock must.
-            loop = asyncio.get_running_loop()
-            wake = max(self._closed_until, self._due if self._per_second is not None else 0.0)
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(max(wake, loop.time()), self._admit)
+        if not self._waiting or self._in_flight >= self.in_flight_limit:
+            return
+        # Nothing under way will wake the next one, so the clock must.
+        loop = asyncio.get_running_loop()
+        due = self._due()
+        self._is_held |= self.pace == self._allowed() and due > max(loop.time(), self._closed_until)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = (
+            None if due == math.inf else loop.call_at(max(due, self._closed_until, loop.time()), self._admit)
+        )

@@ -105,7 +105,10 @@ class BackfillParams(ReadParams, PhonesParams):
     conversations: str | None = Field(
         None,
         title="List of conversations",
-        description="Address of a text, CSV or Parquet file with conversation ids.",
+        description=(
+            "Address of a text, CSV or Parquet file with conversation ids; in tables, in the column"
+            " `conversation_id` unless you name another."
+        ),
     )
     rerun: str | None = Field(None, title="Run", description="The id of the run that left something undone.")
     since: AwareDatetime | None = Field(

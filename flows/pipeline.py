@@ -30,7 +30,7 @@ from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
 from imbrace_lake.lake.known import read_dead_letters
-from imbrace_lake.phones.lists import PhoneList, iter_numbers, read_phone_list
+from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
 from tasks.export import export_conversations_chunk
@@ -81,11 +81,12 @@ async def read_conversations(
         numbers = await asyncio.to_thread(
             read_phone_list, selection.phones, region=settings.region, column=selection.column
         )
-    listed = await asyncio.to_thread(_read_ids, selection)
+    ids: Sequence[str] = ()
+    if selection.conversations is not None:
+        ids = await asyncio.to_thread(read_ids, selection.conversations, column=selection.column)
     async with open_run(settings, str(flow_run.id), progress=observer.progress) as run:
         run.window = selection.window
         run.drift = params.drift
-        ids: Sequence[str] = listed
         if selection.rerun is not None:
             ids, phones = await read_dead_letters(run.lake, selection.rerun)
             numbers = read_phone_list(phones, source_name="the earlier run") if phones else None
@@ -106,14 +107,6 @@ async def read_conversations(
         )
         await publish_report(summary)
         return summary
-
-
-def _read_ids(selection: Selection) -> list[str]:
-    if selection.conversations is None:
-        return []
-    column = selection.column
-    found = (number.text.strip() for number in iter_numbers(selection.conversations, column=column))
-    return [*dict.fromkeys(filter(None, found))]
 
 
 async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tuple[list[str], Counter[str]]:

@@ -29,7 +29,7 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
-from imbrace_lake.lake.known import read_dead_letters
+from imbrace_lake.lake.known import read_dead_letters, read_every_id
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
@@ -140,7 +140,7 @@ async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_eve
     what = ("everything",) if is_everything else ids
     await run.learn(job_of(what, run.organization_id, run.window, run.policy))
     if is_everything:
-        ids = run.known.ids()
+        ids = await read_every_id(run.lake, run.organization_id, run.partitions)
     run.progress.conversations = len(ids)
     size = chunk_size(len(ids), settings.chunk_size)
     count = -(-len(ids) // size)

@@ -62,6 +62,24 @@ MaxInFlight = Annotated[
         help="Most requests under way at a time; 32 by default.  [IMBRACE_MAX_IN_FLIGHT]",
     ),
 ]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=10_000,
+        metavar="N",
+        help="Conversations a task; by default chosen from their number.",
+    ),
+]
+ToleratedFailures = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Up to this share of the conversations may fail in a run that still counts as complete.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
 ]

@@ -16,6 +16,7 @@ from imbrace_lake.lake.ledger import (
     ConversationEntry,
     Ledger,
     entry_of,
+    last_of_each,
     read_ledger,
     read_noted,
     read_objects,
@@ -49,6 +50,9 @@ class KnownConversations:
         row = self._row_of.get(conversation_id)
         return None if row is None else entry_of(self._rows.slice(row, 1).to_pylist()[0])
 
+    def __len__(self) -> int:
+        return len(self._row_of)
+
     def entries(self) -> Iterator[ConversationEntry]:
         """Every conversation as it stands."""
         for batch in self._rows.to_batches(max_chunksize=4096):
@@ -61,10 +65,7 @@ def latest_states(rows: pa.Table) -> pa.Table:
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
     proven = rows.filter(pc.and_(is_state, pc.invert(is_window)))
-    proven = proven.take(pc.sort_indices(proven, sort_keys=[("finished_at", "ascending")]))
-    numbered = proven.append_column("row", pa.array(range(proven.num_rows), pa.int64()))
-    ids = ["organization_id", "conversation_id"]
-    return proven.take(numbered.group_by(ids).aggregate([("row", "max")]).column("row_max"))
+    return last_of_each(proven, ["organization_id", "conversation_id"], "finished_at")
 
 
 async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:

@@ -54,9 +54,10 @@ def demo(
 def _run(box: Sandbox, lake: Path) -> None:
     from cli.demo_look import look_at
     from cli.numbers import keep
-    from cli.running import run_export
+    from cli.running import export_flow, run_flow
     from cli.summary import tell_outcome
     from cli.terminal import show
+    from flows.params import ExportParams
 
     show(
         f"A stand-in gateway serves {len(box.conversations):,} conversations of {len(box.phones):,} phone"
@@ -74,8 +75,8 @@ def _run(box: Sandbox, lake: Path) -> None:
         checked = options.checked_settings()
         # Numbers as people write them: spaces, brackets, repeats, and a few that are none.
         phones = keep("\n".join(box.messy_phones()).encode(), "numbers.txt")
-        outcome = run_export(checked, {"phones": phones}, {})
-    tell_outcome(outcome)
+        outcome = run_flow(checked, export_flow, ExportParams(phones=phones), {})
+    tell_outcome(outcome, "imbrace-lake export")
     if outcome.exit_code == 0:
         look_at(Path(os.path.abspath(lake)), place)  # noqa: PTH100 - resolve() would follow links
         show("", *_next_steps(outcome.summary.flow_run_url))

@@ -46,32 +46,17 @@ def export(
     gateway: options.Gateway = None,
     requests_per_second: options.RequestsPerSecond = None,
     max_in_flight: options.MaxInFlight = None,
-    chunk_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=10_000,
-            metavar="N",
-            help="Conversations a task; by default chosen from their number.",
-        ),
-    ] = None,
-    tolerated_failures: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            metavar="SHARE",
-            help="Up to this share of the conversations may fail in a run that still counts as complete.",
-        ),
-    ] = 0.0,
+    chunk_size: options.ChunkSize = None,
+    tolerated_failures: options.ToleratedFailures = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Export every conversation of a list of phone numbers into the lake, proven complete.
 
     The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
     """
-    from cli.running import run_export
+    from cli.running import export_flow, run_flow
     from cli.summary import tell_outcome
+    from flows.params import ExportParams
 
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
@@ -85,15 +70,9 @@ def export(
         "chunk_size": settings.chunk_size,
         "tolerated_failures": tolerated_failures,
     }
-    overrides = {
-        "organization": settings.organization,
-        "lake": settings.lake,
-        "gateway": settings.gateway,
-        "requests_per_second": requests_per_second,
-        "max_in_flight": max_in_flight,
-    }
-    outcome = run_export(settings, params, overrides)
-    tell_outcome(outcome, as_json=as_json)
+    overrides = options.overrides(settings, requests_per_second, max_in_flight)
+    outcome = run_flow(settings, export_flow, ExportParams.model_validate(params), overrides)
+    tell_outcome(outcome, "imbrace-lake export", as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -111,13 +90,21 @@ def _list_or_none(
         return list_address(phones, numbers, column=column, region=settings.region)
     if phones is not None or numbers:
         raise UsageError("give either phone numbers or --rerun, not both")
-    asyncio.run(_find_run(settings, rerun))
+    find_run(settings, rerun)
     return None
 
 
-async def _find_run(settings: Settings, run_id: str) -> None:
+def find_run(settings: Settings, run_id: str) -> None:
+    """Make sure that the lake knows a run.
+
+    Raises:
+        UsageError: It does not, or there is no lake.
+    """
     from imbrace_lake.lake.known import read_dead_letters
     from imbrace_lake.lake.lake import open_lake
 
-    async with open_lake(settings.needed("lake"), now=None) as lake:
-        await read_dead_letters(lake, run_id)
+    async def find() -> None:
+        async with open_lake(settings.needed("lake"), now=None) as lake:
+            await read_dead_letters(lake, run_id)
+
+    asyncio.run(find())

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, demo, export, plan, sandbox, server, setup
+from cli import backfill, check, demo, export, plan, sandbox, server, setup
 from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
@@ -42,6 +42,9 @@ app.command(
     "demo", epilog=demo.EXAMPLES, short_help="Export made-up conversations into ./lake, and query it."
 )(demo.demo)
 app.command("export", epilog=export.EXAMPLES, short_help="Export conversations into the lake.")(export.export)
+app.command(
+    "backfill", epilog=backfill.EXAMPLES, short_help="Read conversations again, or a window of time."
+)(backfill.backfill)
 app.command("plan", epilog=plan.EXAMPLES, short_help="Say what an export would do; write nothing.")(plan.plan)
 app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and lake; say what is wrong.")(
     check.check

@@ -1,4 +1,4 @@
-"""Where the phone numbers of a command come from, as the address of a list.
+"""Where the phone numbers or conversation ids of a command come from, as the address of a list.
 
 Prefect stores and shows the parameters of a flow in clear, so numbers that were typed or piped never
 become parameters: they are put into a file system in the memory of this process, and the flow, which
@@ -34,17 +34,40 @@ def list_address(
         raise UsageError(
             "give the phone numbers either as arguments or by --phones FILE (- for standard input)"
         )
-    if phones is None:
-        address = keep(("\n".join(" ".join(number.split()) for number in numbers)).encode(), "the arguments")
-    elif phones == STANDARD_INPUT:
-        if sys.stdin.isatty():
-            sys.stderr.write("reading phone numbers, one a line; end with Ctrl-D\n")
-        address = keep(_read_standard_input(), "standard input")
-    else:
-        address = phones
-        _refuse_secrets(phones)
+    address = _address(phones, numbers, "phone numbers")
     _look_into(address, column, region)
     return address
+
+
+def ids_address(conversations: str | None, ids: Sequence[str], *, column: str | None) -> str:
+    """Find the list of conversation ids of a command and read it once.
+
+    Args:
+        conversations: A path, a URL or ``-``.
+        ids: Given one by one instead.
+        column: As for `read_ids`.
+
+    Raises:
+        UsageError: Both are given, or it cannot be read.
+    """
+    from imbrace_lake.phones.lists import read_ids
+
+    if conversations is not None and ids:
+        raise UsageError("give the conversations either by --conversations FILE or one by one, not both")
+    address = _address(conversations, ids, "conversation ids")
+    read_ids(address, column=column)
+    return address
+
+
+def _address(given: str | None, items: Sequence[str], what: str) -> str:
+    if given is None:
+        return keep(("\n".join(" ".join(item.split()) for item in items)).encode(), "the arguments")
+    if given == STANDARD_INPUT:
+        if sys.stdin.isatty():
+            sys.stderr.write(f"reading {what}, one a line; end with Ctrl-D\n")
+        return keep(_read_standard_input(), "standard input")
+    _refuse_secrets(given)
+    return given
 
 
 def keep(body: bytes, name: str) -> str:

@@ -62,6 +62,24 @@ MaxInFlight = Annotated[
         help="Most requests under way at a time; 32 by default.  [IMBRACE_MAX_IN_FLIGHT]",
     ),
 ]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=10_000,
+        metavar="N",
+        help="Conversations a task; by default chosen from their number.",
+    ),
+]
+ToleratedFailures = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Up to this share of the conversations may fail in a run that still counts as complete.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
 ]
@@ -86,6 +104,19 @@ def checked_settings(**given: object) -> Settings:
         parse_region(settings.region)
     open_store(settings.needed("lake"))
     return settings
+
+
+def overrides(
+    settings: Settings, requests_per_second: float | None, max_in_flight: int | None
+) -> dict[str, object | None]:
+    """Settings that a run gets by its environment, because they are no parameters of a flow."""
+    return {
+        "organization": settings.organization,
+        "lake": settings.lake,
+        "gateway": settings.gateway,
+        "requests_per_second": requests_per_second,
+        "max_in_flight": max_in_flight,
+    }
 
 
 @contextmanager

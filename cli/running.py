@@ -1,9 +1,9 @@
-"""Run the export flow in this process, watched, and say how it ended."""
+"""Run a reading flow in this process, watched, and say how it ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,11 +14,18 @@ from cli.prefect_session import prefect_session
 from imbrace_lake.errors import ImbraceLakeError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
     from cli.progress_view import View
     from flows.observer import Observer
-    from flows.params import ExportParams
+    from flows.params import ReadParams
     from imbrace_lake.export.runs import RunSummary
     from imbrace_lake.settings import Settings
+
+    ReadingFlow = Flow[..., Coroutine[Any, Any, State[Any]]]
 
 COMPLETE, FAILED, PARTIAL = 0, 1, 3
 
@@ -45,14 +52,32 @@ class Outcome:
         return {"complete": COMPLETE, "partial": PARTIAL}.get(self.summary.status, FAILED)
 
 
-def run_export(
-    settings: Settings, params: Mapping[str, object | None], overrides: Mapping[str, object | None]
+def export_flow() -> ReadingFlow:
+    """Import the export."""
+    from flows.export import export_conversations
+
+    return export_conversations
+
+
+def backfill_flow() -> ReadingFlow:
+    """Import the backfill."""
+    from flows.backfill import backfill_conversations
+
+    return backfill_conversations
+
+
+def run_flow(
+    settings: Settings,
+    load: Callable[[], ReadingFlow],
+    params: ReadParams,
+    overrides: Mapping[str, object | None],
 ) -> Outcome:
-    """Run the flow; a failed one is an outcome too.
+    """Run a flow; a failed one is an outcome too.
 
     Args:
         settings: Checked already.
-        params: Fields of `ExportParams`.
+        load: Imports the flow, which must wait until Prefect's environment is set.
+        params: The flow's.
         overrides: Settings that are no parameters of the flow.
 
     Raises:
@@ -63,12 +88,11 @@ def run_export(
 
     with environment(overrides), open_view() as view, prefect_session(view.say) as session:
         from flows.observer import Observer, current_observer
-        from flows.params import ExportParams
 
         observer = Observer()
         token = current_observer.set(observer)
         try:
-            state = asyncio.run(_watched(ExportParams.model_validate(params), observer, view))
+            state = asyncio.run(_watched(load(), params, observer, view))
         except KeyboardInterrupt:
             done = observer.progress.conversations_done
             raise Interrupted(
@@ -81,9 +105,7 @@ def run_export(
     return Outcome(summary, observer.problems)
 
 
-async def _watched(params: ExportParams, observer: Observer, view: View) -> Any:
-    from flows.export import export_conversations
-
+async def _watched(flow: ReadingFlow, params: ReadParams, observer: Observer, view: View) -> Any:
     async def watch() -> None:
         while True:
             view.update(observer.progress)
@@ -91,7 +113,7 @@ async def _watched(params: ExportParams, observer: Observer, view: View) -> Any:
 
     watching = asyncio.create_task(watch())
     try:
-        state = await export_conversations(params, return_state=True)
+        state = await flow(params, return_state=True)
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):

@@ -19,18 +19,24 @@ MOST_FAILURES = 10
 _STYLES = {"complete": "bold green", "partial": "bold yellow", "failed": "bold red"}
 
 
-def tell_outcome(outcome: Outcome, *, as_json: bool = False) -> None:
-    """Write problems to standard error, and the summary to standard output."""
+def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> None:
+    """Write problems to standard error, and the summary to standard output.
+
+    Args:
+        outcome: How the run ended.
+        command: What exports its rest, but for `--rerun` and the run.
+        as_json: For programs.
+    """
     list_problems(outcome.problems, outcome.problem_count)
     if outcome.summary.status == "failed":
         complain(outcome.summary.reason or "the run failed")
     if as_json:
         typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
     else:
-        _show_summary(outcome.summary)
+        _show_summary(outcome.summary, command)
 
 
-def _show_summary(summary: RunSummary) -> None:
+def _show_summary(summary: RunSummary, command: str) -> None:
     from rich.text import Text
 
     headline = Text(summary.status, style=_STYLES[summary.status])
@@ -46,9 +52,7 @@ def _show_summary(summary: RunSummary) -> None:
         if summary.dead_letter_count > len(failures):
             show(f"  and {summary.dead_letter_count - len(failures):,} more")
     if summary.status == "partial":
-        show(
-            "", f"Once the cause is mended: imbrace-lake export --rerun {summary.run_id} (and the same lake)"
-        )
+        show("", f"Once the cause is mended: {command} --rerun {summary.run_id} (and the same lake)")
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:

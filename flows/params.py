@@ -168,7 +168,10 @@ class BackfillParams(ReadParams, PhonesParams):
     conversations: str | None = Field(
         None,
         title="List of conversations",
-        description="Address of a text, CSV or Parquet file with conversation ids.",
+        description=(
+            "Address of a text, CSV or Parquet file with conversation ids; in tables, in the column"
+            " `conversation_id` unless you name another."
+        ),
         json_schema_extra=_place(5),
     )
     rerun: str | None = Field(

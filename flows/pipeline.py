@@ -31,8 +31,8 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
-from imbrace_lake.lake.known import read_dead_letters
-from imbrace_lake.phones.lists import PhoneList, iter_numbers, read_phone_list
+from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
 from tasks.budget import shared_budget
@@ -91,7 +91,9 @@ async def read_conversations(
         )
     elif selection.numbers is not None:
         numbers = read_phone_list(selection.numbers, region=settings.region)
-    listed = await asyncio.to_thread(_read_ids, selection)
+    ids: Sequence[str] = ()
+    if selection.conversations is not None:
+        ids = await asyncio.to_thread(read_ids, selection.conversations, column=selection.column)
     async with (
         open_run(
             settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
@@ -100,7 +102,6 @@ async def read_conversations(
     ):
         run.window = selection.window
         run.drift = params.drift
-        ids: Sequence[str] = listed
         if selection.rerun is not None:
             ids, phones = await read_dead_letters(run.lake, selection.rerun)
             numbers = read_phone_list(phones, source_name="the earlier run") if phones else None
@@ -121,14 +122,6 @@ async def read_conversations(
         )
         await publish_report(summary)
         return summary
-
-
-def _read_ids(selection: Selection) -> list[str]:
-    if selection.conversations is None:
-        return []
-    column = selection.column
-    found = (number.text.strip() for number in iter_numbers(selection.conversations, column=column))
-    return [*dict.fromkeys(filter(None, found))]
 
 
 async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tuple[list[str], Counter[str]]:
@@ -162,7 +155,8 @@ async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_eve
     what = ("everything", *ids) if is_everything else ids
     await run.learn(job_of(what, run.organization_id, run.window, run.policy))
     if is_everything:
-        ids = [*dict.fromkeys([*run.known.ids(), *ids])]
+        known = await read_every_id(run.lake, run.organization_id, run.partitions)
+        ids = [*dict.fromkeys([*known, *ids])]
     run.progress.conversations = len(ids)
     size = chunk_size(len(ids), settings.chunk_size)
     count = -(-len(ids) // size)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import UsageError
-from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, entry_of, read_ledger
+from imbrace_lake.lake.lake import Lake, Partitions
+from imbrace_lake.lake.ledger import (
+    CONVERSATIONS,
+    PROVEN,
+    WINDOW,
+    ConversationEntry,
+    Ledger,
+    entry_of,
+    last_of_each,
+    read_ledger,
+    read_noted,
+    read_objects,
+)
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
+READ_AT_A_TIME = 16
 
 
 class KnownConversations:
@@ -38,9 +50,8 @@ class KnownConversations:
         row = self._row_of.get(conversation_id)
         return None if row is None else entry_of(self._rows.slice(row, 1).to_pylist()[0])
 
-    def ids(self) -> list[str]:
-        """Every conversation that the lake knows."""
-        return sorted(self._row_of)
+    def __len__(self) -> int:
+        return len(self._row_of)
 
     def entries(self) -> Iterator[ConversationEntry]:
         """Every conversation as it stands."""
@@ -54,10 +65,44 @@ def latest_states(rows: pa.Table) -> pa.Table:
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
     proven = rows.filter(pc.and_(is_state, pc.invert(is_window)))
-    proven = proven.take(pc.sort_indices(proven, sort_keys=[("finished_at", "ascending")]))
-    numbered = proven.append_column("row", pa.array(range(proven.num_rows), pa.int64()))
-    ids = ["organization_id", "conversation_id"]
-    return proven.take(numbered.group_by(ids).aggregate([("row", "max")]).column("row_max"))
+    return last_of_each(proven, ["organization_id", "conversation_id"], "finished_at")
+
+
+async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:
+    """Every conversation that the lake has a message or a ledger's row of, in order.
+
+    What failed, what only a window was read of, what is gone, and what a number led to before the run
+    was killed is among them.
+
+    Args:
+        lake: Which.
+        organization_id: Whose conversations.
+        partitions: Its parts, as listed.
+    """
+    found: set[str] = set()
+    columns: tuple[tuple[Ledger, str], ...] = (
+        ("conversations", "conversation_id"),
+        ("phones", "conversation_ids"),
+    )
+    for ledger, column in columns:
+        async for rows in _iter_rows(lake, ledger, ["organization_id", column]):
+            ids = rows.filter(pc.equal(rows.column("organization_id"), organization_id)).column(column)
+            ids = pc.list_flatten(ids) if column == "conversation_ids" else ids
+            found.update(ids.unique().to_pylist())
+    untold = partitions.beyond(organization_id, found)
+    for _, messages in await lake.read_parts(untold):
+        found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
+    return sorted(found)
+
+
+async def _iter_rows(lake: Lake, ledger: Ledger, columns: list[str]) -> AsyncIterator[pa.Table]:
+    """A ledger's rows, some objects at a time: every run names every conversation again."""
+    for rows in await read_noted(lake, ledger, columns):
+        yield rows
+    keys = [stored.key for stored in await lake.store.list(f"{ledger}/")]
+    for start in range(0, len(keys), READ_AT_A_TIME):
+        for rows in await read_objects(lake, keys[start : start + READ_AT_A_TIME], columns):
+            yield rows
 
 
 async def read_dead_letters(lake: Lake, run_id: str) -> tuple[list[str], list[str]]:

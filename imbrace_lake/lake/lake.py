@@ -19,7 +19,7 @@ import io
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,6 +83,11 @@ class Partitions:
     def of(self, organization_id: str, conversation_id: str) -> Sequence[Part]:
         """The parts of one conversation, in order; none if the lake does not have it."""
         return self._parts.get(partition_key(organization_id, conversation_id), ())
+
+    def beyond(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
+        """The first part of each partition that belongs to none of these conversations."""
+        known = {partition_key(organization_id, one) for one in conversation_ids}
+        return [parts[0] for folder, parts in self._parts.items() if folder not in known]
 
     def __len__(self) -> int:
         return len(self._parts)

@@ -247,7 +247,8 @@ class Journal:
             # None of them is left where two runs close the journal of a third.
             tables = await read_objects(self._lake, own)
             if tables:
-                keys.append(await self.add(ledger, _last_of_each(pa.concat_tables(tables), ledger)))
+                rows = last_of_each(pa.concat_tables(tables), _SAME[ledger], _LATEST[ledger])
+                keys.append(await self.add(ledger, rows))
         await self.add("runs", run_row({**row, "objects": keys}, totals))
         await self.drop()
 
@@ -270,11 +271,11 @@ class Journal:
         return key
 
 
-def _last_of_each(rows: pa.Table, ledger: Ledger) -> pa.Table:
-    """Of rows that speak of the same thing the latest one."""
-    rows = rows.take(pc.sort_indices(rows, [(_LATEST[ledger], "ascending", "at_start")]))
+def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
+    """Of rows that are equal in the columns `same` the one whose time `at` is latest, in its order."""
+    rows = rows.take(pc.sort_indices(rows, [(at, "ascending", "at_start")]))
     numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
-    last = numbered.group_by(_SAME[ledger], use_threads=False).aggregate([("row", "max")]).column("row_max")
+    last = numbered.group_by(same, use_threads=False).aggregate([("row", "max")]).column("row_max")
     return rows.take(last.take(pc.sort_indices(last)))
 
 

@@ -1,4 +1,4 @@
-"""Lists of phone numbers: read from arguments, streams, text, CSV or Parquet, and kept in little memory."""
+"""Lists of phone numbers or ids: from arguments, streams, text, CSV or Parquet, kept in little memory."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from imbrace_lake.phones.tables import iter_csv, iter_parquet
 
 Source = str | Path | TextIO | Iterable[str]
 
+ID_COLUMN = "conversation_id"
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}
 _PARQUET = {".parquet", ".pq"}
@@ -160,6 +161,25 @@ def iter_numbers(
         yield InputNumber(position, text)
 
 
+def read_ids(source: str, *, column: str | None = None) -> list[str]:
+    """Read a list of conversation ids; each once, in order.
+
+    Args:
+        source: A path or URL of text with one id a line, or of a table whose first row names the columns.
+        column: Of a table, by name or position; ``conversation_id`` by default.
+
+    Raises:
+        UsageError: The source cannot be read, has no such column, or holds no id at all.
+    """
+    name = display_name(source)
+    with explained(name), open_source(source) as file:
+        found = [text.strip() for _, _, text in _iter_file(file, name, column, None, ID_COLUMN)]
+    ids = [*dict.fromkeys(filter(None, found))]
+    if not ids:
+        raise UsageError(f"{PurePosixPath(name).name} holds no conversation id: give at least one.")
+    return ids
+
+
 _Row = tuple[str, int, str]
 """Unit of the position, position, text."""
 
@@ -178,17 +198,21 @@ def _iter_rows(source: Source, column: str | None, region: str | None) -> Iterat
                 yield "number", position, text
 
 
-def _iter_file(file: IO[bytes], name: str, column: str | None, region: str | None) -> Iterator[_Row]:
+def _iter_file(
+    file: IO[bytes], name: str, column: str | None, region: str | None, usual: str | None = None
+) -> Iterator[_Row]:
+    """Rows of a file; `usual` is the column of a table where none is given."""
     suffix = PurePosixPath(re.sub(r"\.(?:gz|gzip|zst|zstd)$", "", name.lower())).suffix
     head = file.read(4)
     if head == b"PAR1":
-        for position, text in iter_parquet(file, name, column, region):
+        for position, text in iter_parquet(file, name, column or usual, region):
             yield "data row", position, text
     elif suffix in _PARQUET:
         raise UsageError(f"{name} is named like Parquet but is none: check how it was made.")
     else:
         text_source = read_text(itertools.chain([head], byte_chunks(file)), name)
-        yield from _iter_text(text_source, name, column is not None or suffix in _CSV, column, region)
+        is_csv = column is not None or suffix in _CSV
+        yield from _iter_text(text_source, name, is_csv, column or usual, region)
 
 
 def _iter_text(

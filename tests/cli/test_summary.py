@@ -37,7 +37,10 @@ def summary(failures: int = 0) -> RunSummary:
 
 
 def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell_outcome(Outcome(summary(failures=12), [f"line {number}: none" for number in range(100)]))
+    tell_outcome(
+        Outcome(summary(failures=12), [f"line {number}: none" for number in range(100)]),
+        "imbrace-lake export",
+    )
 
     out, err = capsys.readouterr()
     assert out.count("failed: broken") == 10
@@ -47,7 +50,7 @@ def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixtu
 
 
 def test_what_did_not_happen_is_not_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell_outcome(Outcome(summary(), []))
+    tell_outcome(Outcome(summary(), []), "imbrace-lake export")
 
     out = capsys.readouterr().out
     assert "  numbers        1,234 with conversations · 25 invalid\n" in out

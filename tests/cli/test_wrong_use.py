@@ -104,3 +104,48 @@ def test_on_a_terminal_numbers_are_asked_for(run: Run, place: Path, monkeypatch:
     assert result.code == 2
     assert "end with Ctrl-D" in result.err
     assert "standard input holds no phone number" in result.err
+
+
+ALL = ["--everything"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "say which conversations by one of: --everything, phone numbers"),
+        ([*ALL, NUMBER], "choose one of: --everything, phone numbers"),
+        (
+            ["--conversation", "c", "--rerun", "r"],
+            "choose one of: --conversations (or --conversation), --rerun",
+        ),
+        (["--conversation", "c", "--conversations", "ids.txt"], "not both"),
+        (["--conversations", "missing.txt"], "missing.txt does not exist"),
+        (["--conversations", "empty.txt"], "empty.txt holds no conversation id"),
+        (["--conversations", "ids.csv"], "ids.csv has no column 'conversation_id'"),
+        (["--conversations", "s3://key:secret@bucket/list.csv"], "holds credentials"),
+        (["--phones", "empty.txt"], "empty.txt holds no phone number"),
+        ([*ALL, "--since", "yesterday"], "--since yesterday is no time in ISO 8601"),
+        ([*ALL, "--until", "2026-01-01T08:00"], "--until 2026-01-01T08:00 has no time zone: add Z for UTC"),
+        ([*ALL, "--since", "2026-01-02", "--until", "2026-01-01"], "the window ends before it begins"),
+        ([*ALL, "--since", "2026-01-01", "--until", "2026-01-01T01:00+01:00"], "is not after --since"),
+        ([*ALL, "--new-only", "--since", "2026-01-01"], "--new-only has no window of time"),
+        (["--rerun", "some-run"], "there is no lake"),
+        ([*ALL, "--lake", "gopher://host/lake"], "gopher://"),
+        ([*ALL, "--gateway", "app-gateway.imbrace.co/3rd"], "must start with https://"),
+    ],
+)
+def test_a_backfill_of_nothing_of_too_much_or_of_no_time_is_told(
+    arguments: list[str], told: str, run: Run, place: Path
+) -> None:
+    (place / "empty.txt").write_text("# nothing\n\n")
+    (place / "ids.csv").write_text("conv_1\n")
+
+    result = run("backfill", *arguments)
+
+    assert result.code == 2
+    assert result.out == ""
+    assert told in result.err
+    assert len(result.err.splitlines()) == 1
+    assert "secret" not in result.err
+    assert not (place / "lake").exists()
+    assert not (place.parent / "home").exists()

@@ -29,7 +29,8 @@ from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings, load_settings
 from imbrace_lake.store.opening import StoreOptions
-from imbrace_lake.verify import Verification, verify_objects
+from imbrace_lake.verify.findings import Verification
+from imbrace_lake.verify.objects import verify_objects
 from sandbox import Sandbox
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.lake.known import read_dead_letters
+from imbrace_lake.lake.known import read_dead_letters, read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import (
     PHONES,
@@ -26,6 +26,7 @@ from imbrace_lake.lake.ledger import (
     read_ledger,
 )
 from imbrace_lake.lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
+from tests.core.test_lake import a_part
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -82,7 +83,7 @@ def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) ->
         )
 
         known = await read_known(lake, "org")
-        assert {one: known.of(one).run_id for one in known.ids()} == {  # type: ignore[union-attr]
+        assert {one.conversation_id: one.run_id for one in known.entries()} == {
             "a": "run-2",
             "b": "run-1",
             "c": "run-1",
@@ -105,7 +106,7 @@ def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> No
 
 def test_in_a_new_lake_nothing_is_known(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
-        assert not (await read_known(lake, "org")).ids()
+        assert not [*(await read_known(lake, "org")).entries()]
 
     in_lake(tmp_path, job)
 
@@ -257,5 +258,30 @@ def test_dead_letters_are_what_a_run_left_undone(tmp_path: Path) -> None:
         assert await read_dead_letters(lake, "run-1") == (["b"], ["+85262602239"])
         with pytest.raises(UsageError, match="knows no run run-2"):
             await read_dead_letters(lake, "run-2")
+
+    in_lake(tmp_path, job)
+
+
+def test_every_id_is_that_of_whatever_was_ever_heard_of(tmp_path: Path) -> None:
+    names = {"proven", "failed", "only a window", "gone", "linked", "under way", "told of by no ledger"}
+
+    async def job(lake: Lake) -> None:
+        await end_run(
+            lake,
+            1,
+            entry("proven", 1),
+            entry("failed", 1, status="failed", is_dead_letter=True),
+            entry("only a window", 1, proof_method=WINDOW),
+            entry("gone", 1, status="gone"),
+            entry("of another", 1, organization_id="other"),
+        )
+        number = {"run_id": "run-1", "organization_id": "org", "position": 1, "status": "resolved"}
+        rows = pa.Table.from_pylist([{**number, "conversation_ids": ["linked", "gone"]}], schema=PHONES)
+        await Journal(lake, "run-1", START).add("phones", rows)
+        journal = Journal(lake, "run-2", START)
+        await journal.note("conversations", "x", conversation_rows([entry("under way", 2)]))
+        await lake.add_part("org", "told of by no ledger", 0, a_part("told of by no ledger", "m"), 1)
+
+        assert set(await read_every_id(lake, "org", await lake.list_partitions("org"))) == names
 
     in_lake(tmp_path, job)

@@ -183,7 +183,7 @@ def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
     assert b is not None
     assert b.status == "gone"
     assert known.of("c") is None
-    assert sorted(known.ids()) == ["a", "b"]
+    assert sorted(one.conversation_id for one in known.entries()) == ["a", "b"]
 
 
 def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Pa
 def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         await note(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
-        return (await read_known(lake, "org_2")).ids()
+        return [one.conversation_id for one in (await read_known(lake, "org_2")).entries()]
 
     assert in_lake(tmp_path, job) == ["b"]
 
@@ -213,7 +213,7 @@ def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
     async def job(lake: Lake) -> KnownConversations:
         return await read_known(lake, ORG)
 
-    assert in_lake(tmp_path, job).ids() == KnownConversations.none().ids() == []
+    assert [*in_lake(tmp_path, job).entries()] == [*KnownConversations.none().entries()] == []
 
 
 class ClosingStore:
@@ -253,7 +253,7 @@ def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, 
         await close(await note(lake, "1", entry("earlier"), run_id="r0"))
         journal = await note(lake, "1", entry("closing"))
         lake.store = ClosingStore(lake.store, journal, at)
-        return set((await read_known(lake, ORG)).ids())
+        return {one.conversation_id for one in (await read_known(lake, ORG)).entries()}
 
     assert in_lake(tmp_path, job) == {"earlier", "closing"}
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import InvalidPhoneNumber, UsageError
-from imbrace_lake.phones.lists import InputNumber, PhoneList, Source, iter_numbers, read_phone_list
+from imbrace_lake.phones.lists import InputNumber, PhoneList, Source, iter_numbers, read_ids, read_phone_list
 from imbrace_lake.phones.numbers import parse_phone
 
 A, B, C = "+886911425977", "+886922425978", "+12025550123"
@@ -518,3 +518,29 @@ def test_a_phone_list_can_be_made_from_a_table_that_was_stored() -> None:
     again = PhoneList(phones.table, phones.source_name, phones.unit)
 
     assert repr(again) == repr(phones)
+
+
+class TestConversationIds:
+    def test_they_are_read_from_text_csv_and_parquet_each_once_in_order(self, tmp_path: Path) -> None:
+        text = write(tmp_path / "ids.txt", "# of March\nconv_2\n conv_1 \n\nconv_2\n")
+        table = write(tmp_path / "ids.csv", f"phone,conversation_id\n{A},conv_2\n{A},conv_1\n{A},conv_2\n")
+        parquet = write_parquet(tmp_path / "ids", n=pa.array([1, 2]), conversation_id=pa.array(["7", "007"]))
+
+        assert read_ids(str(text)) == read_ids(str(table)) == ["conv_2", "conv_1"]
+        assert read_ids(str(parquet)) == ["7", "007"]
+        assert read_ids(str(table), column="1") == [A]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            # Its first row could be a header or an id, and an id must not get lost.
+            ("ids.csv", "conv_1\nconv_2\n", "ids.csv has no column 'conversation_id', only conv_1"),
+            ("ids.csv", "conversation_id\n", "ids.csv holds no conversation id"),
+            ("ids.txt", "# nothing\n", "ids.txt holds no conversation id"),
+        ],
+    )
+    def test_a_list_without_ids_is_refused(self, tmp_path: Path, name: str, content: str, said: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            read_ids(str(write(tmp_path / name, content)))
+
+        assert said in str(caught.value)

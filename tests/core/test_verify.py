@@ -6,19 +6,24 @@ import asyncio
 import io
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import Journal, conversation_rows
+from imbrace_lake.lake.ledger import Journal, Ledger, conversation_rows
 from imbrace_lake.lake.state import read_known
-from imbrace_lake.verify import Verification, verify_counts, verify_objects
+from imbrace_lake.verify.counts import verify_counts
+from imbrace_lake.verify.findings import Verification
+from imbrace_lake.verify.objects import verify_objects
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, settings_for
 from tests.core.test_known import entry
@@ -220,6 +225,8 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
     box = bench.box
     ids = list(box.conversations)
 
+    seen: list[tuple[int, int]] = []
+
     async def count() -> list[str]:
         found = Verification()
         settings = settings_for(box, bench.lake, tries=1)
@@ -228,12 +235,13 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
             GatewayClient(settings.gateway_options(), settings.gate()) as gateway,
         ):
             known = await read_known(lake, box.options.organization_id)
-            await verify_counts(gateway, known.entries(), found)
+            await verify_counts(gateway, known, found, on_progress=lambda *done: seen.append(done))
         assert found.counts == len(ids)
         return [f"{difference.name}: {difference.problem}" for difference in found.differences]
 
     bench.run()
     assert asyncio.run(count()) == []
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
     box.append(ids[0], 2)
     box.vanish(ids[1])
@@ -254,3 +262,98 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
         asyncio.run(count())
     box.set_options(broken={})
     box.restore(ids[1])
+    assert asyncio.run(count()) == [
+        f"{ids[1]}: is back at the gateway with {box.conversations[ids[1]]} messages"
+    ]
+
+
+def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_admits(
+    tmp_path: Path,
+) -> None:
+    with Sandbox(SandboxOptions(conversations=40, latency_seconds=0.05)) as box:
+        bench = Bench(box, str(tmp_path / "lake"))
+        bench.run()
+        box.reset_stats()
+        found = Verification()
+
+        async def count(lake: Lake) -> None:
+            settings = settings_for(box, bench.lake, max_in_flight=5)
+            async with GatewayClient(settings.gateway_options(), settings.gate()) as gateway:
+                known = await read_known(lake, box.options.organization_id)
+                await verify_counts(gateway, known, found)
+
+        bench.look(count)
+
+        assert found.is_sound
+        assert found.counts == 40
+        assert box.stats().max_in_flight == 5
+
+
+def unnoted(patch: pytest.MonkeyPatch) -> None:
+    """Let the next run die when it has published and is about to write that down."""
+    real = Journal.note
+
+    async def note(self: Journal, ledger: Ledger, name: str, rows: pa.Table) -> None:
+        if ledger == "conversations":
+            raise KeyboardInterrupt
+        await real(self, ledger, name, rows)
+
+    patch.setattr(Journal, "note", note)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("change", ["edit", "delete"])
+def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a_damaged_one(
+    change: str, is_closed: bool, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, (short, edited, *_) = bench.box, list(bench.box.conversations)
+    before = {path: path.read_bytes() for path in objects(bench)}
+    if change == "edit":
+        box.edit(edited, [box.truth(edited)[-1]["_id"]])
+    else:
+        box.delete(edited, 1)
+    with monkeypatch.context() as patch:
+        unnoted(patch)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run([edited])
+    if is_closed:
+        # Another run brings the dead one into the ledgers, and does not look at its conversation.
+        bench.now += timedelta(hours=2)
+        bench.run([short])
+    (part,) = [path for path, body in before.items() if path.read_bytes() != body]
+
+    found = bench.verify()
+
+    assert found.is_sound
+    assert found.unrecorded == 1
+    replaced = part.read_bytes()
+    for place in (0, *range(7, len(replaced), 41), len(replaced) - 1):
+        part.write_bytes(flipped(replaced, place))
+        assert named(bench.verify()) == [str(part.relative_to(bench.lake))], place
+    # What the ledger told last is still right; what nobody wrote just now is not.
+    part.write_bytes(before[part])
+    assert bench.verify().is_sound
+    elsewhere = next(path for path in before if path.name == "part-00000.parquet" and path != part)
+    elsewhere.write_bytes(replaced)
+    assert named(bench.verify()) == [str(elsewhere.relative_to(bench.lake))]
+
+
+def test_an_old_version_of_a_part_that_was_put_back_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = bench.box
+    edited = list(box.conversations)[1]
+    part = next(path for path in objects(bench) if edited in str(path) and path.name == "part-00000.parquet")
+    old = [part.read_bytes()]
+    for is_killed in (True, False):
+        box.edit(edited, [box.truth(edited)[-1]["_id"]])
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            if is_killed:
+                unnoted(patch)
+            bench.run([edited])
+        old.append(part.read_bytes())
+
+    assert bench.verify().is_sound
+    for body in old[:-1]:
+        part.write_bytes(body)
+        assert named(bench.verify()) == [str(part.relative_to(bench.lake))]

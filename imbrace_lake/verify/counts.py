@@ -1,0 +1,74 @@
+"""Hold the lake's counts against the gateway's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from imbrace_lake.errors import ConversationNotFound, GatewayError
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.known import KnownConversations
+from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.verify.findings import Difference, Verification
+
+
+async def verify_counts(
+    gateway: GatewayClient,
+    known: KnownConversations,
+    found: Verification,
+    *,
+    side_by_side: int = 32,
+    on_progress: Callable[[int, int], None] = lambda done, all: None,
+) -> None:
+    """Ask the gateway for the count of each conversation, one request each; differences go to `found`.
+
+    Args:
+        gateway: Its gate paces the requests.
+        known: How each conversation stands.
+        found: Where to tell of it.
+        side_by_side: Conversations that are asked for or wait at the gate at a time.
+        on_progress: Told how many conversations of how many are done.
+
+    Raises:
+        GatewayError: One that every other request would meet as well (`is_fatal`).
+    """
+    entries = known.entries()
+    differences: list[Difference] = []
+    done = 0
+
+    async def ask() -> None:
+        nonlocal done
+        # One iterator for all of them: no conversation waits, and few are in memory.
+        for entry in entries:
+            problem = await _count_problem(gateway, entry)
+            if problem is not None:
+                differences.append(Difference(entry.conversation_id, problem))
+            found.counts += 1
+            done += 1
+            on_progress(done, len(known))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(side_by_side, len(known))):
+                group.create_task(ask())
+    except BaseExceptionGroup as failures:
+        # Callers write `except ImbraceLakeError`, and a group would slip past them.
+        raise failures.exceptions[0] from None
+    found.differences += sorted(differences, key=lambda difference: difference.name)
+
+
+async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> str | None:
+    """How the gateway's count of a conversation differs from the lake's; None if it does not."""
+    try:
+        page = await gateway.get_page(entry.conversation_id, limit=1)
+    except ConversationNotFound:
+        return None if entry.status == "gone" else "is gone from the gateway"
+    except GatewayError as exc:
+        if exc.is_fatal:
+            raise
+        return f"could not be asked for: {exc}"
+    if entry.status == "gone":
+        return f"is back at the gateway with {page.whole} messages"
+    if page.whole == entry.distinct_messages:
+        return None
+    return f"has {page.whole} messages at the gateway, {entry.distinct_messages} in the lake"

@@ -1,0 +1,129 @@
+"""What the ledgers say of the lake's objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.errors import StoreError
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import CONVERSATIONS, JOURNAL, Ledger, last_of_each, list_ledger, read_objects
+
+READ_AT_A_TIME = 16
+_TIME = CONVERSATIONS.field("finished_at").type
+# A version of a part, and the latest entry that tells of it.
+_VERSIONS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("begun_at", _TIME),
+        pa.field("finished_at", _TIME),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Told:
+    """What the ledgers say of objects.
+
+    Attributes:
+        parts: The hashes that each part may have.
+        newest: `_VERSIONS` of each part, as told by the entry that was finished last.
+        ledgers: The ledgers' objects that runs say they wrote.
+        is_whole: No object of the ledger `conversations` is damaged or missing, so that no newer hash is.
+    """
+
+    parts: dict[str, tuple[str, ...]]
+    newest: pa.Table
+    ledgers: set[str]
+    is_whole: bool
+
+    @classmethod
+    async def read(cls, lake: Lake) -> Self:
+        """Read it from all ledgers and journals; damaged objects say nothing."""
+        versions, is_whole = _VERSIONS.empty_table(), True
+        columns = ["parts", "started_at", "finished_at"]
+        async for tables, are_all in _intact_rows(lake, "conversations", columns):
+            some = pa.concat_tables([versions, *map(_versions, tables)])
+            # The lake's years tell of the same few versions again and again.
+            versions = last_of_each(some, ["key", "sha256"], "finished_at")
+            is_whole = is_whole and are_all
+        written = set()
+        async for tables, _ in _intact_rows(lake, "runs", ["objects"]):
+            for rows in tables:
+                written.update(pc.list_flatten(rows.column("objects")).to_pylist())
+        newest = last_of_each(versions, ["key"], "finished_at")
+        return cls(_hashes(versions, newest), newest, written, is_whole)
+
+    def newest_begun_at(self, key: str) -> datetime:
+        """When the reading began after which the newest entry tells of a part."""
+        own = self.newest.filter(pc.equal(self.newest.column("key"), key))
+        begun_at: datetime = own.column("begun_at")[0].as_py()
+        return begun_at
+
+
+def _versions(entries: pa.Table) -> pa.Table:
+    """Each part that each entry tells of."""
+    entries = entries.combine_chunks()
+    parts = pc.list_flatten(entries.column("parts"))
+    place = pc.list_parent_indices(entries.column("parts"))
+    finished_at = entries.column("finished_at").take(place)
+    begun_at = pc.coalesce(entries.column("started_at").take(place), finished_at)
+    columns = [pc.struct_field(parts, "key"), pc.struct_field(parts, "sha256"), begun_at, finished_at]
+    told = pa.Table.from_arrays(columns, schema=_VERSIONS)
+    return told.filter(pc.is_valid(told.column("sha256")))
+
+
+def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:
+    """The hashes of each part: that which the newest entry that speaks of it gives.
+
+    Where two runs were at one conversation at a time, the entry that was written last need not be
+    that of the run that replaced the part last, so both count.
+    """
+    place = pc.index_in(versions.column("key"), newest.column("key").combine_chunks())
+    is_current = pc.greater_equal(versions.column("finished_at"), newest.column("begun_at").take(place))
+    hashes: dict[str, tuple[str, ...]] = {}
+    for batch in versions.filter(is_current).to_batches(max_chunksize=4096):
+        for key, digest in zip(batch["key"].to_pylist(), batch["sha256"].to_pylist(), strict=True):
+            hashes[key] = (*hashes.get(key, ()), digest)
+    return hashes
+
+
+async def _intact_rows(
+    lake: Lake, ledger: Ledger, columns: Sequence[str]
+) -> AsyncIterator[tuple[list[pa.Table], bool]]:
+    """A ledger's rows, some objects at a time: those of intact objects, and whether all of them are."""
+
+    async def read(key: str) -> list[pa.Table] | None:
+        try:
+            return await read_objects(lake, [key], columns)
+        except StoreError:
+            return None
+
+    keys = await list_ledger(lake, ledger)
+    for start in range(0, len(keys), READ_AT_A_TIME):
+        some = await asyncio.gather(*(read(key) for key in keys[start : start + READ_AT_A_TIME]))
+        yield [rows for tables in some for rows in tables or ()], None not in some
+
+
+async def has_told_nothing(lake: Lake, run_id: str, key: str) -> bool:
+    """Whether the lake knows a run, and has no entry of it that tells of a part."""
+    noted = [stored.key for stored in await lake.store.list(f"{JOURNAL}{run_id}/")]
+    told = [
+        stored.key
+        for folder in ("conversations/", "runs/")
+        for stored in await lake.store.list(folder)
+        if f"-{run_id}-" in stored.key
+    ]
+    own = [one for one in (*noted, *told) if "conversations/" in one]
+    for rows in await read_objects(lake, own, ["parts"]):
+        keys = pc.struct_field(pc.list_flatten(rows.column("parts")), "key")
+        if pc.any(pc.equal(keys, key)).as_py():
+            return False
+    return bool(noted or told)

@@ -1,0 +1,125 @@
+"""`imbrace-lake backfill`, run in this process against a real Prefect server and a real gateway."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.cli.conftest import Run, prefect_leaks
+
+pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
+
+
+def texts(place: Path, conversation_id: str) -> dict[str, str]:
+    """The messages of one conversation in the lake: content by id."""
+    rows = ds.dataset(place / "lake" / "messages").to_table(
+        columns=["conversation_id", "message_id", "content"]
+    )
+    own = rows.filter(pc.equal(rows.column("conversation_id"), conversation_id))
+    return dict(zip(own.column("message_id").to_pylist(), own.column("content").to_pylist(), strict=True))
+
+
+def truth(box: Sandbox, conversation_id: str, since: str = "", until: str = "9") -> dict[str, Any]:
+    items = box.truth(conversation_id)
+    return {item["_id"]: item["content"] for item in items if since <= item["created_at"] < until}
+
+
+def parsed(contents: dict[str, str]) -> dict[str, Any]:
+    return {key: json.loads(content) for key, content in contents.items()}
+
+
+def of_size(box: Sandbox, least: int) -> list[str]:
+    """Conversations of at least so many messages."""
+    return [one for one, size in box.conversations.items() if size >= least]
+
+
+def test_conversations_given_by_id_are_read_whole_and_old_edits_found(
+    run: Run, box: Sandbox, place: Path
+) -> None:
+    long = of_size(box, 110)[0]
+    assert run("backfill", "--conversation", long).code == 0
+    box.edit(long, [box.truth(long)[0]["_id"]])  # the oldest, which no look-back reaches
+
+    assert run("backfill", "--conversation", long, "--new-only").code == 0
+    assert parsed(texts(place, long)) != truth(box, long)
+
+    result = run("backfill", "--conversation", long, "--json")
+
+    assert result.code == 0
+    assert json.loads(result.out)["totals"]["conversations"] == {"complete": 1}
+    assert parsed(texts(place, long)) == truth(box, long)
+
+
+def test_a_window_is_read_and_no_more(
+    run: Run, box: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = of_size(box, 110)[0]
+    middle = box.truth(long)[60]["created_at"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{long}\n".encode())))
+
+    result = run("backfill", "--conversations", "-", "--since", middle)
+
+    assert result.code == 0
+    assert parsed(texts(place, long)) == truth(box, long, since=middle)
+    assert len(truth(box, long, since=middle)) == 70
+    assert run("backfill", "--conversation", long, "--until", middle).code == 0
+    assert parsed(texts(place, long)) == truth(box, long)
+
+
+def test_the_rest_of_a_window_is_told_with_its_window_and_everything_finds_what_never_succeeded(
+    run: Run, box: Sandbox, place: Path, phones: Path, prefect: LocalServer
+) -> None:
+    never, windowed = of_size(box, 5)[:2]
+    box.break_conversation(never, "400")
+
+    partial = run("backfill", "--conversation", never, "--conversation", windowed, "--since", "2020-01-01")
+    box.mend(never)
+    told = next(line for line in partial.out.splitlines() if "--rerun" in line)
+    everything = run("backfill", "--everything", "--json", "--chunk-size", "1")
+
+    assert (partial.code, everything.code) == (3, 0)
+    assert "imbrace-lake backfill --since 2020-01-01 --rerun " in told
+    summary = json.loads(everything.out)
+    assert summary["totals"]["conversations"] == {"complete": 2}
+    for one in (never, windowed):
+        assert parsed(texts(place, one)) == truth(box, one)
+    parameters = httpx.get(f"{prefect.api_url}/flow_runs/{summary['run_id']}").json()["parameters"]["params"]
+    assert (parameters["source"], parameters["chunk_size"]) == ("everything", 1)
+
+
+def test_times_reach_the_flow_with_their_zone_and_a_plain_date_is_midnight_in_utc(
+    run: Run, box: Sandbox, prefect: LocalServer
+) -> None:
+    window = ("--since", "2026-01-31", "--until", "2026-02-01T08:00+08:00")
+
+    done = run("backfill", "--conversation", of_size(box, 5)[0], *window, "--json")
+
+    run_id = json.loads(done.out)["run_id"]
+    parameters = httpx.get(f"{prefect.api_url}/flow_runs/{run_id}").json()["parameters"]["params"]
+    since, until = (datetime.fromisoformat(parameters[name]) for name in ("since", "until"))
+    assert since == datetime(2026, 1, 31, tzinfo=UTC)
+    assert until == datetime(2026, 2, 1, tzinfo=UTC)
+
+
+def test_what_a_run_left_undone_is_read_by_its_id(run: Run, box: Sandbox, place: Path, phones: Path) -> None:
+    broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
+    box.break_conversation(broken, "400")
+    partial = run("backfill", "--phones", str(phones), "--json")
+    box.mend(broken)
+
+    rest = run("backfill", "--rerun", json.loads(partial.out)["run_id"], "--json")
+
+    assert (partial.code, rest.code) == (3, 0)
+    assert json.loads(rest.out)["totals"]["conversations"] == {"complete": 1}
+    assert parsed(texts(place, broken)) == truth(box, broken)

@@ -124,9 +124,7 @@ class _Setup:
             await self._client.create_global_concurrency_limit(
                 GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
             )
-            self.told.append(
-                f"made the budget {BUDGET}: {first:g} requests a second for all workers together"
-            )
+            self.told.append(f"made the budget {BUDGET}: {first:g} requests a second, for all workers")
             return
         if wished is None or wished == found.slot_decay_per_second:
             self.told.append(f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests a second")

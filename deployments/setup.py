@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,8 @@ def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
 
 
 def _slots(requests_per_second: float) -> int:
-    """How many requests may come at once: those of a second."""
-    return max(1, round(requests_per_second))
+    """Slots of a budget: what comes back in a second, for the smaller of the two is what counts."""
+    return ceil(requests_per_second)
 
 
 def _fields(block: ImbraceCredentials | ConversationLake) -> dict[str, Any]:

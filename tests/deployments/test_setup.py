@@ -112,6 +112,8 @@ def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_told(
     assert kept == (3, 2.5)
     assert f"changed the budget {BUDGET} to 0.5 requests a second" in changed
     assert budget(deployed) == (1, 0.5)
+    setup("--requests-per-second", "2.25")
+    assert budget(deployed) == (3, 2.25)
     setup("--requests-per-second", f"{DEFAULT_REQUESTS_PER_SECOND}")
 
 

@@ -84,7 +84,12 @@ def _read_standard_input() -> bytes:
     return stream.read() if stream is not None else sys.stdin.read().encode("utf-8", "surrogatepass")
 
 
-def _refuse_secrets(address: str) -> None:
+def refuse_secrets(address: str) -> None:
+    """Refuse the address of a list that Prefect must not store.
+
+    Raises:
+        UsageError: It holds credentials or a query, or is no URL.
+    """
     if "://" not in address:
         return
     try:

@@ -104,12 +104,21 @@ def _opened(session: Session, say: Callable[[str], None]) -> Session:
 
 def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
     """Say what became of a server; `configured` is the user's, None means our own."""
+    import httpx
+
     kind = type(exc).__name__
     if configured is None:
         return ServerUnavailable(
             f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
         )
+    place = f"the Prefect server at {shown_url(configured)}"
+    if not isinstance(exc, httpx.HTTPStatusError):
+        return ServerUnavailable(
+            f"{place} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
+        )
+    if exc.response.status_code in (401, 403):
+        return ServerUnavailable(f"{place} asks for a key: set PREFECT_API_KEY")
     return ServerUnavailable(
-        f"the Prefect server at {shown_url(configured)} does not answer ({kind}):"
-        " start it, or unset PREFECT_API_URL to use one of its own"
+        f"{place} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
+        " be as new as this Prefect"
     )

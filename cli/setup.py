@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
 from cli.terminal import show
-from imbrace_lake.errors import SettingsError
+from imbrace_lake.errors import SettingsError, UsageError
+
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
 
 EXAMPLES = """
 \b
@@ -62,10 +65,10 @@ def setup(
             " PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     settings = load_settings(organization=organization, lake=lake, gateway=gateway)
-    if settings.token is not None and settings.organization is not None:
-        settings.gateway_options()
+    _check(settings, phones, pool, queue)
     try:
-        ask_server(api_url)
+        # Prefect itself would say it in a traceback.
+        ask_server(api_url).raise_for_status()
         prepare_client(api_url)
         from deployments.setup import Wishes, set_up
 
@@ -73,3 +76,23 @@ def setup(
     except httpx.HTTPError as exc:
         raise unanswered(exc, api_url) from exc
     show(*done, "", "Next: prefect deploy --all")
+
+
+def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> None:
+    """Find what is wrong before anything is made.
+
+    Raises:
+        UsageError: It names what to change.
+    """
+    from cli.numbers import refuse_secrets
+    from imbrace_lake.store.opening import open_store
+
+    if settings.token is not None and settings.organization is not None:
+        settings.gateway_options()
+    if settings.lake is not None:
+        open_store(settings.lake)
+    if phones is not None:
+        refuse_secrets(phones)
+    for name in (pool, queue):
+        if not name or set(name) & set("/%&<>"):
+            raise UsageError(f"{name!r} is no name of a work pool or queue: leave out / % & < and >")

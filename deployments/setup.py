@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,7 @@ class _Setup:
             await self._client.create_global_concurrency_limit(
                 GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
             )
-            self.told.append(
-                f"made the budget {BUDGET}: {first:g} requests a second for all workers together"
-            )
+            self.told.append(f"made the budget {BUDGET}: {first:g} requests a second, for all workers")
             return
         if wished is None or wished == found.slot_decay_per_second:
             self.told.append(f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests a second")
@@ -205,8 +204,8 @@ def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
 
 
 def _slots(requests_per_second: float) -> int:
-    """How many requests may come at once: those of a second."""
-    return max(1, round(requests_per_second))
+    """Slots of a budget: what comes back in a second, for the smaller of the two is what counts."""
+    return ceil(requests_per_second)
 
 
 def _fields(block: ImbraceCredentials | ConversationLake) -> dict[str, Any]:

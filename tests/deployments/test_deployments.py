@@ -133,6 +133,16 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
     assert not any(s3.secret in line for line in _dump(server))
 
 
+def test_the_nightly_verification_finds_the_lake_sound(deployed: Operator, exported: str) -> None:
+    assert [one["schedule"]["cron"] for one in deployed.deployment("verify-nightly")["schedules"]] == [
+        "30 2 * * *"
+    ]
+
+    state = deployed.wait(deployed.start("verify-nightly"))
+
+    assert state["name"] == "Completed", state["message"]
+
+
 def test_an_hourly_run_is_left_out_while_one_still_works(
     deployed: Operator, exported: str, box: Sandbox
 ) -> None:

@@ -12,8 +12,10 @@ import pytest
 from pydantic import SecretStr
 
 from cli.main import main
+from deployments.automations import automations
 from deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
 from tests.cli.conftest import prefect_leaks
+from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
 
@@ -110,6 +112,8 @@ def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_told(
     assert kept == (3, 2.5)
     assert f"changed the budget {BUDGET} to 0.5 requests a second" in changed
     assert budget(deployed) == (1, 0.5)
+    setup("--requests-per-second", "2.25")
+    assert budget(deployed) == (3, 2.25)
     setup("--requests-per-second", f"{DEFAULT_REQUESTS_PER_SECOND}")
 
 
@@ -123,6 +127,28 @@ def test_an_automation_that_was_disabled_stays_so(setup: Setup, deployed: Operat
     assert f"found the automation {name}, which is disabled" in told
     assert deployed.ask("GET", f"/automations/{found['id']}")["enabled"] is False
     deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": True})
+
+
+def test_what_was_deleted_is_made_again_and_an_automation_that_differs_is_put_right(
+    setup: Setup, deployed: Operator
+) -> None:
+    mark, restart = (wanted.name for wanted in automations())
+    by_name = {one["name"]: one for one in deployed.ask("POST", "/automations/filter", {})}
+    deployed.ask("DELETE", f"/automations/{by_name[mark]['id']}")
+    altered = automations()[1].model_copy(update={"description": "something else"})
+    body = altered.model_dump(mode="json", exclude={"owner_resource"})
+    deployed.ask("PUT", f"/automations/{by_name[restart]['id']}", body)
+    deployed.ask("DELETE", f"/v2/concurrency_limits/{BUDGET}")
+
+    told = setup()
+
+    assert {f"made the automation {mark}", f"changed the automation {restart}"} <= set(told)
+    assert f"made the budget {BUDGET}: 20 requests a second, for all workers" in told
+    assert setup()[-5:-2] == [
+        f"left the budget {BUDGET} at 20 requests a second",
+        f"found the automation {mark}",
+        f"found the automation {restart}",
+    ]
 
 
 def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deployed: Operator) -> None:
@@ -182,6 +208,43 @@ def test_a_server_that_does_not_answer_is_one_sentence(
     assert main(["setup"]) == 1
 
     assert capsys.readouterr().err.startswith("error: the Prefect server at http://127.0.0.1:9/api does not")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "set PREFECT_API_KEY"), (404, "PREFECT_API_URL ends with /api")]
+)
+def test_a_server_that_refuses_is_one_sentence(
+    status: int, told: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server(status, "") as url:
+        os.environ["PREFECT_API_URL"] = url
+        assert main(["setup"]) == 1
+
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--pool", "a/b"], "no name of a work pool or queue"),
+        (["--queue", ""], "no name of a work pool or queue"),
+        (["--phones", "https://user:pass@example.net/a.csv"], "holds credentials"),
+        (["--lake", "s3://key:secret@bucket/lake"], "holds credentials"),
+        (["--requests-per-second", "0"], "--requests-per-second"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_told_before_anything_is_made(
+    arguments: list[str], told: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+
+    assert main(["setup", *arguments]) == 2
+
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert told in err
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
         if sys.stdin.isatty():
             sys.stderr.write(f"reading {what}, one a line; end with Ctrl-D\n")
         return keep(_read_standard_input(), "standard input")
-    _refuse_secrets(given)
+    refuse_secrets(given)
     return given
 
 

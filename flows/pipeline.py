@@ -21,6 +21,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows.blocks import Connection
+from flows.events import emit_run_events
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
@@ -121,6 +122,7 @@ async def read_conversations(
             failure=None if run.fatal is None else str(run.fatal),
         )
         await publish_report(summary)
+        emit_run_events(summary)
         return summary
 
 
@@ -135,11 +137,11 @@ async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tu
     results: list[ResolveResult] = []
     rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
     slices = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
-    retrying = _retrying(resolve_phones, settings)
+    resolving = retrying(resolve_phones, settings)
 
     async def resolve_slice(place: int, part: pa.Table) -> None:
         name = f"phones-{place + 1}-of-{len(slices)}"
-        _raise_bug(await retrying(run, recording, name, part, results, return_state=True))
+        raise_bug(await resolving(run, recording, name, part, results, return_state=True))
 
     jobs = (partial(resolve_slice, place, part) for place, part in enumerate(slices))
     await _side_by_side(run, settings, jobs)
@@ -160,23 +162,24 @@ async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_eve
     run.progress.conversations = len(ids)
     size = chunk_size(len(ids), settings.chunk_size)
     count = -(-len(ids) // size)
-    retrying = _retrying(export_conversations_chunk, settings)
+    exporting = retrying(export_conversations_chunk, settings)
 
     async def export(place: int) -> None:
         chunk = ids[place * size : (place + 1) * size]
-        _raise_bug(await retrying(run, f"chunk-{place + 1}-of-{count}", chunk, return_state=True))
+        raise_bug(await exporting(run, f"chunk-{place + 1}-of-{count}", chunk, return_state=True))
 
     await _side_by_side(run, settings, (partial(export, place) for place in range(count)))
 
 
-def _retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
+def retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
+    """A task that is tried again as the settings say."""
     delays = exponential_backoff(backoff_factor=settings.task_retry_seconds)
     return task.with_options(
         retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
     )
 
 
-def _raise_bug(state: State[Any]) -> None:
+def raise_bug(state: State[Any]) -> None:
     """End the run by what a task raised: the tasks put whatever they expect into a sentence."""
     cause = getattr(state.data, "result", state.data)
     if isinstance(cause, BaseException):

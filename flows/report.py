@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.runs import MOST_LISTED, RunSummary
+from imbrace_lake.lake.freshness import Freshness, by_age
+from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"
+DRIFT_KEY = "export-drift"
+VERIFICATION_KEY = "verify-summary"
+DIFFERENCES_KEY = "verify-differences"
 
 _HEADLINES = {
     "complete": "✅ Complete",
@@ -29,6 +36,37 @@ async def publish_report(summary: RunSummary) -> None:
         count = summary.dead_letter_count
         told = f"The {count} conversations" if count > 1 else "The conversation"
         await acreate_table_artifact(table, key=FAILURES_KEY, description=f"{told} not exported, and why")
+    if summary.new_shapes:
+        shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
+        told = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
+        await acreate_table_artifact(shapes, key=DRIFT_KEY, description=told)
+
+
+def _of(count: int) -> str:
+    return f" (the first {MOST_LISTED} of {count:,})" if count > MOST_LISTED else ""
+
+
+async def publish_verification(lake: str, found: Verification, ages: Sequence[Freshness]) -> None:
+    """Create the artifacts of a verification: a summary, and a table of what differs."""
+    counts = f"{found.counts:,} counts were asked of the gateway, and " if found.counts else ""
+    page = [
+        "# ✅ Sound" if found.is_sound else "# ❌ Differs",
+        "",
+        f"In the lake at `{lake}`, {found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
+        f" were read, {counts}{len(found.differences):,} things differ. {found.unrecorded:,} parts are as"
+        " killed runs left them: whole, and not yet in a ledger.",
+        "",
+        "| last proven | conversations |",
+        "|---|--:|",
+        *(f"| {name} | {count:,} |" for name, count in by_age(ages).items()),
+    ]
+    await acreate_markdown_artifact(
+        "\n".join(page), key=VERIFICATION_KEY, description="What the verification read and found"
+    )
+    if found.differences:
+        table = [{"name": one.name, "problem": one.problem} for one in found.differences[:MOST_LISTED]]
+        told = f"What differs{_of(len(found.differences))}"
+        await acreate_table_artifact(table, key=DIFFERENCES_KEY, description=told)
 
 
 def summary_markdown(summary: RunSummary) -> str:

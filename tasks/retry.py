@@ -36,17 +36,17 @@ def is_last_try() -> bool:
     return context is None or context.task_run.run_count > context.task.retries
 
 
-async def attempt(run: ExportRun, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
+async def attempt(run: ExportRun | None, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
     """Do a task's work; what waiting can cure is raised so that the orchestrator tries again.
 
-    All else ends the task as failed, in one sentence. What every other task would meet as well is
-    kept in `run.fatal`, so that the flow stops instead of repeating it.
+    All else ends the task as failed, in one sentence. What every other task of a run would meet as
+    well is kept in `run.fatal`, so that the flow stops instead of repeating it.
     """
     try:
         return await work()
     except ImbraceLakeError as exc:
         if exc.is_transient and not is_last_try():
             raise
-        if exc.is_fatal and run.fatal is None:
+        if run is not None and exc.is_fatal and run.fatal is None:
             run.fatal = exc
         return Failed(message=str(exc))

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from imbrace_lake.lake.known import read_every_id
+from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.lake.state import read_known
+
+NEVER = "never proven"
+OLDER = "30 days or more"
+CLASSES = {
+    "under an hour": timedelta(hours=1),
+    "under a day": timedelta(days=1),
+    "under a week": timedelta(weeks=1),
+    "under 30 days": timedelta(days=30),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,26 +26,55 @@ class Freshness:
     """How one conversation stands, and since when nobody has looked.
 
     Attributes:
-        age: Since it was last proven complete or unchanged.
+        status: Of its last proof; ``unproven`` if it has none.
+        age: Since it was last proven complete or unchanged; None if it never was.
         walk_age: Since it was last walked from top to bottom.
     """
 
     conversation_id: str
     status: str
-    age: timedelta
+    age: timedelta | None
     walk_age: timedelta | None
+
+
+async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> list[Freshness]:
+    """Every conversation that the lake has heard of with the age of its proof, the stalest first."""
+    known = await read_known(lake, organization_id)
+    ids = await read_every_id(lake, organization_id, await lake.list_partitions(organization_id))
+    unproven = [Freshness(one, "unproven", None, None) for one in ids if known.of(one) is None]
+    return [*unproven, *freshness(known.entries(), now)]
 
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:
     """Every conversation with the age of its proof, the stalest first; what is gone has none to renew."""
     found = [
-        Freshness(
+        (
+            now - (entry.proven_until or entry.finished_at),
             entry.conversation_id,
             entry.status,
-            now - (entry.proven_until or entry.finished_at),
             None if entry.full_walk_at is None else now - entry.full_walk_at,
         )
         for entry in entries
         if entry.status != "gone"
     ]
-    return sorted(found, key=lambda one: (-one.age, one.conversation_id))
+    found.sort(key=lambda one: (-one[0], one[1]))
+    return [Freshness(one, status, age, walk_age) for age, one, status, walk_age in found]
+
+
+def by_age(found: Iterable[Freshness]) -> dict[str, int]:
+    """How many conversations are of which age, the oldest last; classes without any are there too."""
+    counts = dict.fromkeys([*CLASSES, OLDER, NEVER], 0)
+    for one in found:
+        counts[_class_of(one.age)] += 1
+    return counts
+
+
+def _class_of(age: timedelta | None) -> str:
+    if age is None:
+        return NEVER
+    return next((name for name, limit in CLASSES.items() if age < limit), OLDER)
+
+
+def count_stale(found: Sequence[Freshness], limit: timedelta) -> int:
+    """How many conversations have a proof older than `limit`, or none."""
+    return sum(one.age is None or one.age > limit for one in found)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from imbrace_lake.lake.freshness import freshness
-from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.lake.freshness import Freshness, by_age, count_stale, freshness, read_freshness
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import WINDOW, ConversationEntry, Journal, conversation_rows
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -35,3 +38,40 @@ def test_what_is_gone_cannot_be_stale() -> None:
 
 def test_an_entry_that_proves_no_time_is_as_old_as_itself() -> None:
     assert freshness([replace(ENTRY, finished_at=NOW - DAY)], NOW)[0].age == DAY
+
+
+def test_what_was_never_proven_whole_is_the_stalest(tmp_path: Path) -> None:
+    entries = [
+        replace(ENTRY, conversation_id="fresh"),
+        replace(ENTRY, conversation_id="failed", status="failed", is_dead_letter=True),
+        replace(ENTRY, conversation_id="window", proof_method=WINDOW),
+        replace(ENTRY, conversation_id="gone", status="gone"),
+        replace(ENTRY, conversation_id="old", finished_at=NOW - DAY),
+    ]
+
+    async def found() -> list[Freshness]:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            await Journal(lake, "run", NOW).note("conversations", "x", conversation_rows(entries))
+            return await read_freshness(lake, "org", NOW)
+
+    assert [(one.conversation_id, one.status, one.age) for one in asyncio.run(found())] == [
+        ("failed", "unproven", None),
+        ("window", "unproven", None),
+        ("old", "complete", DAY),
+        ("fresh", "complete", 0 * DAY),
+    ]
+
+
+def test_conversations_are_counted_by_age_and_by_a_limit() -> None:
+    ages = [None, 0 * DAY, DAY / 25, DAY / 2, DAY, 29 * DAY, 30 * DAY, 400 * DAY]
+    found = [Freshness(str(place), "complete", age, None) for place, age in enumerate(ages)]
+
+    assert by_age(found) == {
+        "under an hour": 2,
+        "under a day": 1,
+        "under a week": 1,
+        "under 30 days": 1,
+        "30 days or more": 2,
+        "never proven": 1,
+    }
+    assert count_stale(found, DAY) == 4

@@ -1,0 +1,190 @@
+"""The events and artifacts that flows leave on a real Prefect server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox
+from tests.cli.conftest import Run, prefect_leaks
+
+pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
+
+
+def events_of(server: LocalServer, run_id: str, least: int) -> list[dict[str, Any]]:
+    """Our events of a flow run, once at least so many have come; they travel in the background."""
+    wanted = {
+        "filter": {
+            "event": {"prefix": ["imbrace."]},
+            "related": {"id": [f"prefect.flow-run.{run_id}"]},
+        },
+        "limit": 50,
+    }
+    deadline = time.monotonic() + 60
+    found: list[dict[str, Any]] = []
+    while len(found) < least and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = httpx.post(f"{server.api_url}/events/filter", json=wanted).json()["events"]
+    return found
+
+
+def artifacts_of(server: LocalServer, run_id: str) -> dict[str, str]:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+    found = httpx.post(f"{server.api_url}/artifacts/filter", json=wanted).json()
+    return {one["key"]: one["data"] if isinstance(one["data"], str) else "" for one in found}
+
+
+def verified(**params: Any) -> tuple[str, str, str, str]:
+    """Run the flow `verify-lake`: the run's id, and type, name and message of its state."""
+    from flows.params import VerifyParams
+    from flows.verify import verify_lake
+
+    async def run() -> Any:
+        return await verify_lake(VerifyParams(**params), return_state=True)
+
+    state = asyncio.run(run())
+    return str(state.state_details.flow_run_id), state.type.value, state.name, state.message or ""
+
+
+def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, place: Path
+) -> None:
+    broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
+    box.break_conversation(broken, "400")
+
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+    run_id = summary["run_id"]
+    events = {one["event"]: one for one in events_of(prefect, run_id, 3)}
+
+    assert set(events) == {
+        "imbrace.export.completed",
+        "imbrace.conversation.incomplete",
+        "imbrace.schema.drift",
+    }
+    ended = events["imbrace.export.completed"]
+    assert ended["resource"]["prefect.resource.id"].startswith("imbrace.lake.")
+    assert ended["payload"]["status"] == "partial"
+    assert ended["payload"]["lake"] == str(place / "lake")
+    assert ended["payload"]["totals"] == summary["totals"]
+    organization = f"imbrace.organization.{box.options.organization_id}"
+    assert organization in [one["prefect.resource.id"] for one in ended["related"]]
+    missed = events["imbrace.conversation.incomplete"]
+    assert missed["resource"]["prefect.resource.id"] == f"imbrace.conversation.{broken}"
+    assert missed["payload"]["reason"] == summary["dead_letters"][0]["reason"]
+    drift = events["imbrace.schema.drift"]
+    assert drift["payload"]["new_shapes"] == summary["new_shapes"] != []
+    assert not any(number.lstrip("+") in json.dumps(list(events.values())) for number in box.phones)
+    assert summary["new_shapes"][0] in artifacts_of(prefect, run_id)["export-drift"]
+
+
+def test_resources_keep_their_ids_from_run_to_run(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    def resource() -> str:
+        summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+        events = events_of(prefect, summary["run_id"], 1)
+        ended = next(one for one in events if one["event"] == "imbrace.export.completed")
+        return str(ended["resource"]["prefect.resource.id"])
+
+    assert resource() == resource()
+
+
+def test_no_more_than_a_hundred_conversations_are_told_of_by_events(
+    run: Run, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.events.MOST_CONVERSATIONS", 2)
+    given = [argument for number in range(4) for argument in ("--conversation", f"conv_{number}")]
+
+    summary = json.loads(run("backfill", *given, "--json").out)
+
+    events = [one["event"] for one in events_of(prefect, summary["run_id"], 3)]
+    assert summary["dead_letter_count"] == 4
+    assert events.count("imbrace.conversation.incomplete") == 2
+
+
+@pytest.fixture
+def lake(run: Run, phones: Path, place: Path) -> Path:
+    """A lake with everything in it."""
+    assert run("export", "--phones", str(phones)).code == 0
+    return place / "lake"
+
+
+def test_a_sound_lake_completes_its_verification(lake: Path, box: Sandbox, prefect: LocalServer) -> None:
+    run_id, kind, _, message = verified(counts=True, stale_hours=24)
+
+    assert kind == "COMPLETED"
+    assert "objects are as they were written" in message
+    assert "no proof" not in message
+    artifacts = artifacts_of(prefect, run_id)
+    assert set(artifacts) == {"verify-summary"}
+    counted = len({one for ids in box.links.values() for one in ids})
+    assert f"{counted} counts were asked of the gateway" in artifacts["verify-summary"]
+    assert f"| under an hour | {counted} |" in artifacts["verify-summary"]
+
+
+def damage(path: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 0xFF
+    path.write_bytes(bytes(body))
+
+
+def test_differences_fail_a_verification_and_are_in_its_table_with_what_is_stale(
+    lake: Path, box: Sandbox, prefect: LocalServer
+) -> None:
+    part = next(lake.glob("messages/**/*.parquet"))
+    damage(part)
+    grown = next(one for ids in box.links.values() for one in ids if box.conversations[one])
+    box.append(grown, 1)
+
+    run_id, kind, name, message = verified(counts=True, stale_hours=1e-9)
+
+    assert (kind, name) == ("FAILED", "Differs")
+    assert message.startswith("2 things differ, see the table of this run; ")
+    table = artifacts_of(prefect, run_id)["verify-differences"]
+    assert str(part.relative_to(lake)) in table
+    assert grown in table
+    (stale,) = events_of(prefect, run_id, 1)
+    assert stale["event"] == "imbrace.lake.stale"
+    assert stale["payload"]["conversations"] == len({one for ids in box.links.values() for one in ids})
+    assert stale["payload"]["never_proven"] == 0
+
+
+def test_a_long_table_of_differences_is_cut_and_says_so(
+    lake: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.report.MOST_LISTED", 2)
+    parts = sorted(lake.glob("messages/**/*.parquet"))[:3]
+    for part in parts:
+        damage(part)
+
+    run_id, _, _, message = verified()
+
+    assert message == "3 things differ, see the table of this run"
+    assert len(json.loads(artifacts_of(prefect, run_id)["verify-differences"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (lambda lake: os.environ.update(IMBRACE_TOKEN="api_other"), "does not accept the token"),
+        (lambda lake: (lake / "lake.json").unlink(), "there is no lake"),
+    ],
+)
+def test_a_verification_that_cannot_be_done_fails_in_one_sentence(
+    broken: Callable[[Path], None], told: str, lake: Path
+) -> None:
+    broken(lake)
+
+    _, kind, name, message = verified(counts=True)
+
+    assert (kind, name) == ("FAILED", "Failed")
+    assert told in message

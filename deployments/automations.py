@@ -11,6 +11,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 TAG = "imbrace-lake"
 # Three times the PREFECT_FLOWS_HEARTBEAT_FREQUENCY of prefect.yaml.
 SILENCE = timedelta(seconds=90)
+LONGEST_RUN = timedelta(days=7)
 
 # Only runs of our deployments have the tag.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
@@ -52,11 +53,13 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 threshold=1,
-                within=timedelta(0),
-                # A second crash has count 2, and is left to people.
+                within=LONGEST_RUN,
+                # A second try has count 2. One that crashes before it runs still has count 1, but no run
+                # of its own before it: without `after`, it would be started again for ever.
                 match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "1"},
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
+                after={"prefect.flow-run.Running"},
                 expect={"prefect.flow-run.Crashed"},
             ),
             actions=[

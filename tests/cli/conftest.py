@@ -129,8 +129,10 @@ def _end_threads() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all()
-        names = [thread.name for thread in threading.enumerate()]
-        assert f"{worker.__name__}Thread" not in names
+        for thread in threading.enumerate():
+            if thread.name == f"{worker.__name__}Thread":
+                thread.join(60)
+                assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 0     done, and all of it
 1     failed
 2     wrong use: an option, a setting or a file; nothing was started
-3     partial: what could not be exported is named, everything else is done
+3     not all of it: what could not be exported, what differs or what is stale is named
 130   interrupted
 ====  ================================================================================
 
@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from cli import backfill, check, demo, export, plan, sandbox, server, setup
+from cli import backfill, check, demo, export, freshness, plan, sandbox, server, setup, verify
 from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
@@ -48,6 +48,12 @@ app.command(
 app.command("plan", epilog=plan.EXAMPLES, short_help="Say what an export would do; write nothing.")(plan.plan)
 app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and lake; say what is wrong.")(
     check.check
+)
+app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; name what is damaged.")(
+    verify.verify
+)
+app.command("freshness", epilog=freshness.EXAMPLES, short_help="Say how old the proofs are.")(
+    freshness.freshness
 )
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import environ
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +85,27 @@ AsJson = Annotated[
 ]
 
 
+def lake_settings(*, needed: Sequence[str] = ("lake",), **given: object) -> Settings:
+    """Read the settings of a command that asks the lake and nobody else.
+
+    Args:
+        needed: Settings that must be there.
+        given: The command's options; None where one is not given.
+
+    Raises:
+        SettingsError: One is missing or cannot be used.
+    """
+    from imbrace_lake.settings import load_settings
+    from imbrace_lake.store.opening import open_store
+
+    settings = load_settings(**given)
+    for name in needed:
+        if not getattr(settings, name):
+            raise SettingsError(f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}")
+    open_store(settings.needed("lake"))
+    return settings
+
+
 def checked_settings(**given: object) -> Settings:
     """Read the settings and check all that can be checked without asking anybody.
 
@@ -92,17 +113,11 @@ def checked_settings(**given: object) -> Settings:
         SettingsError: One is missing or cannot be used.
     """
     from imbrace_lake.phones.numbers import parse_region
-    from imbrace_lake.settings import load_settings
-    from imbrace_lake.store.opening import open_store
 
-    settings = load_settings(**given)
-    for name in ("organization", "lake"):
-        if not getattr(settings, name):
-            raise SettingsError(f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}")
+    settings = lake_settings(needed=("organization", "lake"), **given)
     settings.gateway_options()
     if settings.region is not None:
         parse_region(settings.region)
-    open_store(settings.needed("lake"))
     return settings
 
 

@@ -1,7 +1,7 @@
 """The verification: every object of a lake against its hash, every count against the gateway."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

@@ -1,0 +1,183 @@
+"""A backfill leaves the same lake whether the command line or a deployment's parameters started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.exporter import ROOT, settings_for, write_phones
+from tests.acceptance.lakes import messages_in
+from tests.acceptance.runner import OURS
+from tests.acceptance.served import DEPLOYMENT
+
+TRIES = {"tries": "2", "task_retries": "0"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A lake that is behind its gateway, and both ways to start a backfill of it.
+
+    Attributes:
+        base: The lake, of which each run gets a copy.
+        behind: A conversation that the lake does not have, because it failed in its first run.
+        changed: One with an edit that no look-back reaches, new messages, and one deleted.
+        window: A part of `behind`.
+        run_id: The run that left `behind` undone.
+    """
+
+    box: Sandbox
+    server: LocalServer
+    base: Path
+    environment: dict[str, str]
+    phones: str
+    behind: str
+    changed: str
+    window: tuple[str, str]
+    run_id: str
+
+    def copy(self, name: str) -> Path:
+        """Give another copy of the lake."""
+        return Path(shutil.copytree(self.base, self.base.parent / name))
+
+    def by_command(self, lake: Path, *arguments: str) -> dict[str, Any]:
+        """Run the command and return its summary."""
+        return command(self.environment, "backfill", *arguments, "--lake", str(lake))
+
+    def by_deployment(self, lake: Path, params: Mapping[str, object]) -> str:
+        """Start a run of the deployment, its parameters in JSON, and return its id."""
+        api = self.server.api_url
+        name = f"{api}/deployments/name/backfill-conversations/{DEPLOYMENT}"
+        deployment = httpx.get(name).raise_for_status().json()["id"]
+        body = {"parameters": {"params": {**params, "lake": str(lake)}}}
+        for _ in range(20):
+            answer = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body)
+            # What the server says while its database is busy, and every client of Prefect waits out.
+            if answer.status_code != 503:
+                break
+            time.sleep(0.5)
+        return str(answer.raise_for_status().json()["id"])
+
+    def end_of(self, run_id: str) -> tuple[str, str]:
+        """Wait for a run's end and return its state and message."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            state = httpx.get(f"{self.server.api_url}/flow_runs/{run_id}").json()["state"]
+            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                break
+            time.sleep(0.5)
+        return state["name"], state["message"]
+
+
+def command(environment: Mapping[str, str], *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments, "--json"],
+        capture_output=True, text=True, check=False, env=environment, cwd=environment["HOME"],
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+@pytest.fixture(scope="module")
+def stage(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("modes")
+    foreign = ("PREFECT_", "COVERAGE_", *OURS)
+    clean = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
+    with Sandbox(SandboxOptions(conversations=12, sizes=(250, 130))) as box:
+        environment = {
+            **clean,
+            **settings_for(box, folder / "base", **TRIES),
+            "HOME": str(folder),
+            "PYTHONPATH": str(ROOT),
+            "IMBRACE_HOME": str(prefect_server.directory.parent),
+        }
+        behind, changed = list(box.conversations)[:2]
+        phones = write_phones(folder / "phones.txt", box.phones)
+        box.break_conversation(behind, "400")
+        first = command(environment, "backfill", "--conversation", behind, "--conversation", changed)
+        assert first["status"] == "partial"
+        assert command(environment, "export", "--phones", phones)["status"] in ("complete", "partial")
+        box.mend(behind)
+        ids = [item["_id"] for item in box.truth(changed)]
+        box.edit(changed, [ids[3]])
+        box.delete(changed, 1)
+        box.append(changed, 2)
+        times = [item["created_at"] for item in box.truth(behind)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.acceptance.served",
+             prefect_server.api_url, str(prefect_server.directory)],
+            env={**environment, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}, cwd=folder,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as serving:  # fmt: skip
+            stage = Stage(
+                box, prefect_server, folder / "base", environment, phones, behind, changed,
+                (times[60], times[200]), first["run_id"],
+            )  # fmt: skip
+            _wait_for_deployment(prefect_server)
+            yield stage
+            serving.terminate()
+
+
+def _wait_for_deployment(server: LocalServer) -> None:
+    deadline = time.monotonic() + 120
+    name = f"{server.api_url}/deployments/name/backfill-conversations/{DEPLOYMENT}"
+    while httpx.get(name).status_code != 200:
+        assert time.monotonic() < deadline, "the deployment is not served"
+        time.sleep(0.5)
+
+
+def rows_in(lake: Path) -> list[dict[str, Any]]:
+    """The rows of a lake by value; when a deletion was noticed tells one run from another."""
+    return [{name: row[name] for name in row if name != "deleted_at"} for row in messages_in(lake)]
+
+
+@pytest.mark.parametrize("span", ["whole", "window", "new only"])
+@pytest.mark.parametrize("source", ["everything", "phones", "conversations", "rerun"])
+def test_command_line_and_deployment_leave_the_same_lake(source: str, span: str, stage: Stage) -> None:
+    ids = write_phones(stage.base.parent / "ids.txt", [stage.behind, stage.changed])
+    given = {
+        "everything": (["--everything"], {}),
+        "phones": (["--phones", stage.phones], {"phones": stage.phones}),
+        "conversations": (["--conversations", ids], {"conversations": ids}),
+        "rerun": (["--rerun", stage.run_id], {"rerun": stage.run_id}),
+    }
+    since, until = stage.window
+    spans: dict[str, tuple[list[str], dict[str, object]]] = {
+        "whole": ([], {}),
+        "window": (["--since", since, "--until", until], {"since": since, "until": until}),
+        "new only": (["--new-only"], {"walk_whole": False}),
+    }
+    arguments, params = given[source]
+    more_arguments, more_params = spans[span]
+    mine, theirs = stage.copy(f"{source}-{span}-command"), stage.copy(f"{source}-{span}-deployment")
+
+    run_id = stage.by_deployment(theirs, {"source": source, **params, **more_params})
+    summary = stage.by_command(mine, *arguments, *more_arguments)
+    ended = stage.end_of(run_id)
+
+    assert summary["status"] == "complete", summary["reason"]
+    assert ended == ("Completed", "every conversation is complete"), ended
+    assert rows_in(mine) == rows_in(theirs)
+    assert rows_in(mine) != rows_in(stage.base)
+    if span == "whole" and source != "rerun":
+        _check(stage, mine, (stage.behind, stage.changed))
+
+
+def _check(stage: Stage, lake: Path, conversations: tuple[str, ...]) -> None:
+    """Hold conversations in a lake against the stand-in."""
+    rows = [row for row in messages_in(lake) if row["conversation_id"] in conversations]
+    live = {row["message_id"]: json.loads(row["content"]) for row in rows if not row["is_deleted"]}
+    assert live == {item["_id"]: item["content"] for one in conversations for item in stage.box.truth(one)}

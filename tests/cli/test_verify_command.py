@@ -1,0 +1,171 @@
+"""`imbrace-lake verify` and `imbrace-lake freshness`, which need no Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sandbox import Sandbox
+from tests.cli.conftest import Run
+from tests.core.lake_runs import Bench
+
+
+@pytest.fixture
+def bench(settings: dict[str, str], box: Sandbox) -> Bench:
+    """A lake whose conversations were proven two days ago."""
+    made = Bench(box, settings["IMBRACE_LAKE"], now=datetime.now(UTC) - timedelta(days=2))
+    made.run()
+    return made
+
+
+def parts(bench: Bench) -> list[Path]:
+    return sorted(Path(bench.lake).glob("messages/**/*.parquet"))
+
+
+def damage(path: Path) -> str:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(bytes(body))
+    return path.name
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave nothing but the lake: no token, no organization, no Prefect."""
+    for name in ("IMBRACE_TOKEN", "IMBRACE_ORGANIZATION", "IMBRACE_GATEWAY"):
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("bench", "alone")
+def test_a_sound_lake_is_verified_without_token_organization_or_server(
+    run: Run, bench: Bench, place: Path
+) -> None:
+    result = run("verify")
+
+    assert result.code == 0
+    assert result.out == ""
+    assert result.err.startswith(f"sound: {len(parts(bench))} parts and ")
+    assert not (place.parent / "home").exists()
+
+
+def test_each_difference_is_a_line_and_the_exit_code_is_3(run: Run, bench: Bench) -> None:
+    first, second = parts(bench)[:2]
+    damage(first)
+    second.unlink()
+
+    result = run("verify")
+    told = run("verify", "--json")
+
+    names = [str(path.relative_to(bench.lake)) for path in (first, second)]
+    assert (result.code, told.code) == (3, 3)
+    assert [line.partition(": ")[0] for line in result.out.splitlines()] == names
+    assert result.err.startswith("2 differ: ")
+    values = json.loads(told.out)
+    assert values["sound"] is False
+    assert [one["name"] for one in values["differences"]] == names
+
+
+def test_counts_are_asked_of_the_gateway(run: Run, bench: Bench, box: Sandbox) -> None:
+    grown = next(iter(box.conversations))
+    sound = run("verify", "--counts", "--json")
+    box.append(grown, 2)
+
+    differs = run("verify", "--counts", "--max-in-flight", "2")
+
+    assert (sound.code, differs.code) == (0, 3)
+    assert json.loads(sound.out)["counts"] == len(box.conversations)
+    assert differs.out.startswith(f"{grown}: has {box.conversations[grown]} messages at the gateway")
+    assert len(differs.out.splitlines()) == 1
+
+
+def test_what_a_killed_run_left_is_told_and_no_difference(run: Run, bench: Bench) -> None:
+    for path in Path(bench.lake).glob("*/*.parquet"):
+        path.unlink()
+
+    result = run("verify")
+
+    assert result.code == 0
+    assert f"{len(parts(bench))} parts are as killed runs left them" in result.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_on_a_terminal_its_progress_is_shown(run: Run, bench: Bench) -> None:
+    result = run("verify", "--counts")
+
+    assert result.code == 0
+    assert "objects" in result.err
+    assert "counts" in result.err
+    assert result.out == ""
+
+
+def test_what_cannot_be_verified_ends_with_1_and_wrong_use_with_2(
+    run: Run, bench: Bench, place: Path
+) -> None:
+    os.environ["IMBRACE_TOKEN"] = "api_wrong"
+    refused = run("verify", "--counts")
+    (Path(bench.lake) / "lake.json").write_text("{}")
+    damaged = run("verify")
+    nowhere = run("verify", "--lake", str(place / "other"))
+    del os.environ["IMBRACE_TOKEN"]
+    missing = run("verify", "--counts")
+
+    assert (refused.code, damaged.code, nowhere.code, missing.code) == (1, 1, 2, 2)
+    assert "does not accept the token" in refused.err
+    assert "lake.json is damaged" in damaged.err
+    assert "there is no lake" in nowhere.err
+    assert "set IMBRACE_TOKEN" in missing.err
+    assert {result.out for result in (refused, damaged, nowhere, missing)} == {""}
+
+
+def test_freshness_counts_by_age_and_lists_the_stalest_first(
+    run: Run, settings: dict[str, str], box: Sandbox
+) -> None:
+    never, *old = list(box.conversations)
+    fresh = [old.pop() for _ in range(4)]
+    bench = Bench(box, settings["IMBRACE_LAKE"], now=datetime.now(UTC) - timedelta(days=2, hours=1))
+    box.break_conversation(never, "400")
+    bench.run([never, *old])
+    bench.now = datetime.now(UTC)
+    bench.run(fresh)
+
+    result = run("freshness", "--limit", "2")
+
+    assert result.code == 0
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[:3] == [
+        ["4", "under", "an", "hour"],
+        [str(len(old)), "under", "a", "week"],
+        ["1", "never", "proven"],
+    ]
+    assert lines[5] == ["never", "never", "unproven", never]
+    assert lines[6] == ["2", "days", "ago", "2", "days", "ago", "complete", min(old)]
+    assert result.out.endswith(f"and {len(box.conversations) - 2} that are fresher\n")
+
+
+@pytest.mark.usefixtures("bench")
+def test_what_is_staler_than_the_limit_asked_for_ends_with_3(run: Run, box: Sandbox) -> None:
+    fine = run("freshness", "--stale-hours", "72", "--limit", "0")
+    stale = run("freshness", "--stale-hours", "24", "--limit", "0")
+    told = run("freshness", "--stale-hours", "24", "--limit", "1", "--json")
+
+    count = len(box.conversations)
+    assert (fine.code, stale.code, told.code) == (0, 3, 3)
+    assert stale.out.endswith(f"{count} of {count} conversations have no proof of the last 24 hours\n")
+    values = json.loads(told.out)
+    assert values["stale"] == values["ages"]["under a week"] == count
+    assert len(values["conversations"]) == 1
+    assert 47 < values["conversations"][0]["age_hours"] < 49
+
+
+@pytest.mark.usefixtures("bench")
+def test_freshness_needs_an_organization(run: Run) -> None:
+    del os.environ["IMBRACE_ORGANIZATION"]
+
+    result = run("freshness")
+
+    assert result.code == 2
+    assert "use --organization, or set IMBRACE_ORGANIZATION" in result.err

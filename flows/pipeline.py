@@ -33,6 +33,7 @@ from imbrace_lake.lake.known import read_dead_letters
 from imbrace_lake.phones.lists import PhoneList, iter_numbers, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
+from tasks.budget import shared_budget
 from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
 from tasks.retry import is_transient
@@ -82,7 +83,10 @@ async def read_conversations(
             read_phone_list, selection.phones, region=settings.region, column=selection.column
         )
     listed = await asyncio.to_thread(_read_ids, selection)
-    async with open_run(settings, str(flow_run.id), progress=observer.progress) as run:
+    async with (
+        open_run(settings, str(flow_run.id), progress=observer.progress) as run,
+        shared_budget(run.gateway.gate, settings),
+    ):
         run.window = selection.window
         run.drift = params.drift
         ids: Sequence[str] = listed

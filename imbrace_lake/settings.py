@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     requests_per_second: float | None = Field(
         None, gt=0, description="Most requests a second; none by default."
     )
+    request_limit: str = Field(
+        "imbrace-requests",
+        description="Prefect's global concurrency limit that all runs share; empty for none.",
+    )
     timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")

@@ -2,85 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from dataclasses import dataclass
 
 import pytest
 
 from imbrace_lake.gateway.pacing import Gate
-from sandbox.budget import Budget
-from sandbox.options import SandboxOptions
 from tests.core.clock import run_timeless
+from tests.core.load import LATENCY_SECONDS, Load
 
-LATENCY_SECONDS = 0.05
 WARM_UP_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What came of a minute: accepted requests a second, and the share of refusals."""
-
-    per_second: float
-    refused_share: float
-
-
-class Load:
-    """Everybody who wants something from a gateway that refuses without a hint.
-
-    Args:
-        requests: What the gateway bears in a window; 0 for everything.
-        window_seconds: Its length.
-        kind: ``fixed`` window or ``bucket``.
-        stray_share: Requests that are refused whatever the rate.
-    """
-
-    def __init__(
-        self, requests: int, window_seconds: float = 1.0, kind: str = "fixed", *, stray_share: float = 0.0
-    ) -> None:
-        self._options = SandboxOptions(
-            budget_requests=requests, budget_window_seconds=window_seconds, budget_kind=kind
-        )
-        self._stray_share = stray_share
-        self._rng = random.Random(7)
-        self._answers: list[tuple[float, bool]] = []
-
-    def bears(self, requests: int) -> None:
-        """From now on the gateway bears so many."""
-        options = self._options.changed({"budget_requests": requests})
-        self._budget = Budget(options, asyncio.get_running_loop().time)
-
-    async def press(self, *gates: Gate, until: float, many: int = 100) -> None:
-        """Ask through the gates, as fast as they let, until the clock says so."""
-        if not self._answers:
-            self.bears(self._options.budget_requests)
-        clients = [asyncio.create_task(self._client(gate)) for gate in gates for _ in range(many)]
-        await asyncio.sleep(until - asyncio.get_running_loop().time())
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-
-    def use(self, since: float, until: float) -> Use:
-        """What came of a span of time."""
-        answers = [is_refused for at, is_refused in self._answers if since <= at < until]
-        accepted = answers.count(False)
-        return Use(accepted / (until - since), (len(answers) - accepted) / len(answers))
-
-    async def _client(self, gate: Gate) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            ticket = await gate.enter()
-            try:
-                await asyncio.sleep(self._rng.uniform(0.0, 0.01))  # on the way
-                is_refused = self._budget.wait_seconds("us") > 0 or self._rng.random() < self._stray_share
-                self._answers.append((clock(), is_refused))
-                await asyncio.sleep(0.002 if is_refused else LATENCY_SECONDS)
-                if is_refused:
-                    gate.refused(ticket, None)
-                else:
-                    gate.succeeded(ticket)
-            finally:
-                gate.leave()
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +42,17 @@ def test_a_budget_that_nobody_told_is_found_by_its_refusals(
     use = load.use(WARM_UP_SECONDS, 130.0)
     assert use.per_second >= used_share * per_second
     assert use.refused_share < 0.015
+
+
+@pytest.mark.parametrize("borne", [30, 45])
+def test_a_budget_that_was_set_too_high_is_corrected_by_refusals(borne: int) -> None:
+    load = Load(borne)
+
+    run_timeless(load.press(Gate(per_second=50.0), until=130.0))
+
+    use = load.use(WARM_UP_SECONDS, 130.0)
+    assert use.per_second >= 0.9 * borne
+    assert use.refused_share < 0.02
 
 
 def test_gates_that_do_not_know_of_each_other_find_one_budget_together() -> None:
@@ -148,7 +89,7 @@ def test_a_long_window_that_is_used_up_costs_few_requests() -> None:
 
     run_timeless(load.press(Gate(), until=5400.0))
 
-    assert sum(not is_refused for _, is_refused in load._answers) == 300
+    assert sum(not is_refused for _, is_refused in load.answers) == 300
     assert load.use(0.0, 5400.0).refused_share < 0.4
 
 

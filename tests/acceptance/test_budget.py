@@ -1,0 +1,99 @@
+"""Two workers share the request budget that an operator sets, and changes, in Prefect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.exporter import Exporter, settings_for, write_phones
+from tests.acceptance.scale import IS_FULL
+
+LIMIT = "imbrace-requests"
+PER_SECOND = 10
+# Imports, the start of two flow runs, and the first shares.
+WARM_UP_SECONDS = 60 if IS_FULL else 25
+MEASURED_SECONDS = 120 if IS_FULL else 20
+FOLLOWED_SECONDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Two workers at work, the gateway they read from, and the limit that they share."""
+
+    box: Sandbox
+    limit_url: str
+
+    def set_limit(self, per_second: int) -> None:
+        """Change the limit as the UI does."""
+        change = {"limit": per_second, "slot_decay_per_second": per_second}
+        httpx.patch(self.limit_url, json=change).raise_for_status()
+
+    def measure(self, seconds: int) -> tuple[float, float]:
+        """Wait, and give the accepted requests a second and the share of refused ones."""
+        before = self.box.stats()
+        began = time.monotonic()
+        time.sleep(seconds)
+        after = self.box.stats()
+        accepted, refused = after.accepted - before.accepted, after.refused - before.refused
+        return accepted / (time.monotonic() - began), refused / max(1, accepted + refused)
+
+
+@pytest.fixture(scope="module")
+def workers(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Set two processes to work on more than they can do in the time of these tests."""
+    limits = f"{prefect_server.api_url}/v2/concurrency_limits/"
+    limit = {"name": LIMIT, "limit": PER_SECOND, "slot_decay_per_second": PER_SECOND}
+    httpx.post(limits, json=limit).raise_for_status()
+    options = SandboxOptions(
+        conversations=4_000, messages_mean=3, budget_requests=PER_SECOND, budget_window_seconds=1.0
+    )
+    folder = tmp_path_factory.mktemp("budget")
+    with (
+        Sandbox(options) as box,
+        Exporter(prefect_server, folder / "one") as one,
+        Exporter(prefect_server, folder / "two") as two,
+    ):
+        phones = write_phones(folder / "phones.txt", box.phones)
+        for each, name in ((one, "one"), (two, "two")):
+            each.begin(settings_for(box, _lake(folder, name)), phones=phones)
+        yield Workers(box, f"{limits}{LIMIT}")
+        for each in (one, two):
+            each.kill()
+    httpx.delete(f"{limits}{LIMIT}").raise_for_status()
+
+
+def _lake(folder: Path, name: str) -> Path:
+    return folder / name / "lake"
+
+
+def test_two_workers_use_one_budget_and_hardly_exceed_it(workers: Workers) -> None:
+    workers.set_limit(PER_SECOND)
+    time.sleep(WARM_UP_SECONDS)
+
+    per_second, refused_share = workers.measure(MEASURED_SECONDS)
+
+    assert per_second >= 0.85 * PER_SECOND
+    assert refused_share < 0.02
+
+
+def test_a_change_in_prefect_is_followed_within_15_seconds(workers: Workers) -> None:
+    workers.set_limit(4)
+    time.sleep(FOLLOWED_SECONDS)
+    slow, _ = workers.measure(10)
+    workers.set_limit(8)
+    time.sleep(FOLLOWED_SECONDS)
+    fast, _ = workers.measure(10)
+    workers.set_limit(0)
+    time.sleep(FOLLOWED_SECONDS)
+    none, _ = workers.measure(5)
+
+    assert 3.0 <= slow <= 4.2
+    assert 6.0 <= fast <= 8.2
+    assert none == 0.0

@@ -1,0 +1,221 @@
+"""The shared budget on a real Prefect server: its limit is read, claims are seen and cleared away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from cli.local_server import LocalServer
+from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.shares import BoardUnreachable, Claim
+from imbrace_lake.settings import Settings, load_settings
+from tests.cli.conftest import prefect_leaks
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+pytestmark = [prefect_leaks, pytest.mark.usefixtures("prefect")]
+CLAIM = Claim(4.0, 10.0)
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[PrefectClient, str]]:
+    """Give a client and the name of a limit that no other test has."""
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        yield client, f"limit-{uuid4().hex[:8]}"
+
+
+def run(job: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await job()
+
+    asyncio.run(main())
+
+
+async def make_limit(client: PrefectClient, name: str, limit: int, decay: float = 0.0) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+    await client.create_global_concurrency_limit(
+        GlobalConcurrencyLimitCreate(name=name, limit=limit, slot_decay_per_second=decay)
+    )
+
+
+async def change_limit(client: PrefectClient, name: str, **changes: object) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate.model_validate(changes))
+
+
+@pytest.mark.parametrize(
+    ("limit", "decay", "per_second"),
+    [(10, 10.0, 10.0), (10, 4.5, 4.5), (3, 10.0, 3.0), (7, 0.0, 7.0), (0, 5.0, 0.0)],
+)
+def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
+    limit: int, decay: float, per_second: float
+) -> None:
+    async def job() -> None:
+        from tasks.budget import PrefectBoard
+
+        async with connected() as (client, name):
+            await make_limit(client, name, limit, decay)
+
+            assert await PrefectBoard(client, name).read_limit() == per_second
+
+    run(job)
+
+
+def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
+    async def job() -> None:
+        from tasks.budget import PrefectBoard
+
+        async with connected() as (client, name):
+            board = PrefectBoard(client, name)
+            assert await board.read_limit() is None
+            await make_limit(client, name, 10)
+            await change_limit(client, name, active=False)
+
+            assert await board.read_limit() is None
+
+    run(job)
+
+
+def test_claims_are_seen_by_the_others_of_the_same_limit_until_they_are_withdrawn() -> None:
+    async def job() -> None:
+        from tasks.budget import PrefectBoard
+
+        async with connected() as (client, name):
+            one, two = PrefectBoard(client, name), PrefectBoard(client, name)
+            foreign = PrefectBoard(client, f"{name}-other")
+            await one.claim(CLAIM)
+            await foreign.claim(CLAIM)
+            assert await one.read_claims() == []
+            assert await two.read_claims() == [CLAIM]
+
+            await one.claim(Claim(2.5, 3.0))
+            assert await two.read_claims() == [Claim(2.5, 3.0)]
+
+            for board in (one, foreign, two):
+                await board.withdraw()
+            assert await two.read_claims() == []
+
+    run(job)
+
+
+def test_a_claim_that_somebody_deleted_is_made_anew_and_one_that_is_gone_can_be_withdrawn() -> None:
+    async def job() -> None:
+        from tasks.budget import PrefectBoard
+
+        async with connected() as (client, name):
+            one, two = PrefectBoard(client, name), PrefectBoard(client, name)
+            await one.claim(CLAIM)
+            await delete_claims(client, name)
+
+            await one.claim(CLAIM)
+            assert await two.read_claims() == [CLAIM]
+
+            await delete_claims(client, name)
+            await one.withdraw()
+
+    run(job)
+
+
+def test_who_does_not_renew_a_claim_is_not_counted_and_what_is_left_is_cleared_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def job() -> None:
+        from tasks import budget
+
+        monkeypatch.setattr(budget, "CLAIM_LIFE", timedelta(seconds=0.2))
+        async with connected() as (client, name):
+            dead, alive = budget.PrefectBoard(client, name), budget.PrefectBoard(client, name)
+            await dead.claim(CLAIM)
+            await asyncio.sleep(0.4)
+            await alive.claim(CLAIM)
+
+            assert await alive.read_claims() == []
+            assert len(await claim_names(client, name)) == 2
+
+            monkeypatch.setattr(budget, "LITTER_AGE", timedelta(seconds=0.3))
+            await alive.read_claims()
+            assert len(await claim_names(client, name)) == 1
+            await dead.claim(CLAIM)
+            assert await alive.read_claims() == [CLAIM]
+
+    run(job)
+
+
+def test_a_variable_that_is_no_claim_is_named() -> None:
+    async def job() -> None:
+        from prefect.client.schemas.actions import VariableCreate
+
+        from tasks.budget import CLAIM_TAG, PrefectBoard
+
+        async with connected() as (client, name):
+            tags = [CLAIM_TAG, name]
+            await client.create_variable(VariableCreate(name=f"odd-{name}", value="much", tags=tags))
+
+            with pytest.raises(BoardUnreachable, match=f"the variable odd-{name} holds no claim, delete it"):
+                await PrefectBoard(client, name).read_claims()
+
+    run(job)
+
+
+def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
+    prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job() -> None:
+        from prefect.client.orchestration import PrefectClient
+
+        from tasks import budget
+
+        # Nothing listens on that port.
+        for url, words in ((f"{prefect.api_url}/wrong", "status 404"), ("http://127.0.0.1:9/api", "is away")):
+            with pytest.raises(BoardUnreachable, match=words):
+                await budget.PrefectBoard(PrefectClient(url), "limit").read_claims()
+        monkeypatch.setattr(budget, "PATIENCE_SECONDS", 0.0)
+        with pytest.raises(BoardUnreachable, match="did not answer in 0 s"):
+            await budget.PrefectBoard(PrefectClient(prefect.api_url), "limit").read_limit()
+
+    run(job)
+
+
+def test_a_gate_follows_the_limit_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
+    async def job() -> None:
+        from tasks.budget import shared_budget
+
+        gate = Gate()
+        async with connected() as (client, name):
+            await make_limit(client, name, 6, 6.0)
+            async with shared_budget(gate, settings(request_limit=name)):
+                assert gate.per_second == 6.0
+            assert await claim_names(client, name) == []
+            async with shared_budget(gate := Gate(), settings(request_limit="")):
+                assert gate.per_second is None
+
+        assert f"the limit {name} allows 6 requests a second for all runs together" in caplog.text
+
+    with caplog.at_level(logging.INFO):
+        run(job)
+
+
+def settings(**given: object) -> Settings:
+    return load_settings(lake=str(Path("lake")), **given)
+
+
+async def claim_names(client: PrefectClient, limit: str) -> list[str]:
+    return [each.name for each in await client.read_variables() if limit in (each.tags or ())]
+
+
+async def delete_claims(client: PrefectClient, limit: str) -> None:
+    for name in await claim_names(client, limit):
+        await client.delete_variable_by_name(name)

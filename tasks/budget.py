@@ -1,8 +1,8 @@
 """The budget of requests that all workers share: a global concurrency limit of the Prefect server.
 
-The limit only says how many requests a second there may be. Taking its slots would cost a call of the
-server for every few requests, and loses what is refused or rounded; so each process claims a share in
-a variable of its own (`imbrace_lake.gateway.shares`), which the server stamps with its own clock.
+The limit only says how many requests a second there may be, and its slots stay empty: to take them
+would cost a call of the server for every few requests. Each process claims a share in a variable of
+its own instead (`imbrace_lake.gateway.shares`), which the server stamps with its own clock.
 """
 
 from __future__ import annotations

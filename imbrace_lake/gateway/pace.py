@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 
 DECREASE = 0.95
-# What one closing of the gate may take away, however many requests it met.
-LARGEST_DECREASE = 0.25
+# What one closing of the gate leaves at least, however many requests it met.
+LEAST_LEFT = 0.25
 SLOWEST_PER_SECOND = 0.1
 # Growth with each answer: always, more of it the longer there was no refusal, and on the way back.
 GROWTH = 0.0003
 STEADY_ANSWERS = 250
 RETURN = 0.01
+# Under a budget that somebody set, a refusal is more likely chance: requests that bunched on the way.
+KNOWN_FACTOR = 3.0
 # Until the second refusal, because the first says little: somebody else may have used the budget up.
 SEARCH = 0.1
 FIRST_PER_SECOND = 1.0
@@ -63,14 +65,16 @@ class Pace:
         self._answers = 0  # since the last refusal
         self._is_searching = False
 
-    def accepted(self, now: float) -> None:
-        """The gateway answered a request."""
+    def accepted(self, now: float, *, is_known: bool = False) -> None:
+        """The gateway answered a request; `is_known` if a budget was set, which is believed sooner."""
         self._accepted.count(now)
         # A rate that is not used has not been borne.
         if self.per_second < 2.0 * self._accepted.per_second(now):
             self._answers += 1
             way_back = max(0.0, 1.0 - self.per_second / (DECREASE * self._refused_at))
             growth = GROWTH * (1.0 + (self._answers / STEADY_ANSWERS) ** 2) + RETURN * way_back
+            if is_known:
+                growth *= KNOWN_FACTOR
             self.per_second *= 1.0 + (SEARCH if self._is_searching else growth)
 
     def refused(self, now: float) -> None:
@@ -81,7 +85,7 @@ class Pace:
         lately = self._accepted.per_second(now)
         self._refused_at = self.per_second
         # What was borne on average, closed times included, can be had without any.
-        lowest = max(SLOWEST_PER_SECOND, self.per_second * LARGEST_DECREASE, lately * DECREASE)
+        lowest = max(SLOWEST_PER_SECOND, self.per_second * LEAST_LEFT, lately * DECREASE)
         self._lowest = min(self.per_second, lowest)
         self.per_second = min(self.per_second, max(lately, self._lowest))
         self._answers = 0

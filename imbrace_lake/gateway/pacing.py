@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from imbrace_lake.gateway.pace import Meter, Pace
 
 FIRST_PAUSE_SECONDS = 1.0
-# At a rate that is nearly right, a budget has room again after a request or two.
-FIRST_PAUSE_REQUESTS = 2.0
+# At a rate that is nearly right, a budget has room again after a request.
+FIRST_PAUSE_REQUESTS = 1.0
 SHORTEST_PAUSE_SECONDS = 0.04
 LONGEST_PAUSE_SECONDS = 60.0
-BURST_REQUESTS = 1.0
+# A process that was busy for a moment makes up for it.
+LATE_SECONDS = 0.05
 # Requests that are sent evenly arrive less evenly, and a window that gets one too many refuses it.
 USED_SHARE = 0.98
 
@@ -148,7 +149,7 @@ class Gate:
     def succeeded(self, ticket: int) -> None:
         """The gateway answered."""
         now = asyncio.get_running_loop().time()
-        self._pace.accepted(now)
+        self._pace.accepted(now, is_known=self._per_second is not None)
         if self._is_probing:
             if ticket != self._epoch:
                 return  # sent before the gate closed, so it says nothing of now
@@ -220,8 +221,8 @@ class Gate:
         self._in_flight += 1
         now = asyncio.get_running_loop().time()
         self._admitted.count(now)
-        # A turn that comes late by a timer's grain is made up for; a long silence is not.
-        self._spent_at = max(self._due(), now - BURST_REQUESTS * self._spacing())
+        # A turn that comes a little late is made up for; a long silence is not.
+        self._spent_at = max(self._due(), now - max(LATE_SECONDS, self._spacing()))
 
     def _admit(self) -> None:
         while self._waiting and self._is_admitting():

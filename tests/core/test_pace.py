@@ -44,6 +44,17 @@ def test_a_budget_that_nobody_told_is_found_by_its_refusals(
     assert use.refused_share < 0.015
 
 
+@pytest.mark.parametrize("borne", [30, 45])
+def test_a_budget_that_was_set_too_high_is_corrected_by_refusals(borne: int) -> None:
+    load = Load(borne)
+
+    run_timeless(load.press(Gate(per_second=50.0), until=130.0))
+
+    use = load.use(WARM_UP_SECONDS, 130.0)
+    assert use.per_second >= 0.9 * borne
+    assert use.refused_share < 0.02
+
+
 def test_gates_that_do_not_know_of_each_other_find_one_budget_together() -> None:
     load = Load(50)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imbrace_lake.gateway.pacing import LONGEST_PAUSE_SECONDS, Gate, TurnedAway
+from imbrace_lake.gateway.pacing import LATE_SECONDS, LONGEST_PAUSE_SECONDS, Gate, TurnedAway
 from tests.core.clock import run_timeless
 
 
@@ -143,9 +143,9 @@ def test_no_second_sees_more_requests_than_the_rate_allows(rate: float) -> None:
         await asyncio.gather(*(traffic.send(number, seconds=0.01) for number in range(50)))
 
         spans = [late - early for early, late in zip(traffic.times, traffic.times[10:], strict=False)]
-        # A turn that came late by a timer's grain is made up for, by one request at most.
-        assert min(spans) >= 9 / rate - 1e-6
-        assert traffic.times[-1] <= 50 / rate + 1e-6
+        # A turn that came late is made up for, by one request or 50 ms at most.
+        assert min(spans) >= 10 / rate - max(1 / rate, LATE_SECONDS) - 1e-6
+        assert traffic.times[-1] <= 51 / rate
 
     run(job)
 
@@ -229,7 +229,7 @@ def test_a_refusal_closes_the_gate_and_one_request_goes_ahead_alone() -> None:
         assert traffic.most_under_way <= 8
         assert traffic.times[2] == 3.0
         # So soon after a refusal not all at once.
-        assert traffic.times[3] == 4.0
+        assert traffic.times[3] > 3.5
         assert traffic.gate.refused_seconds() == 0.0
 
     run(job)

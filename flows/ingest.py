@@ -1,7 +1,7 @@
 """The ingestion: what is new, again and again, in every conversation the lake knows."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
 from datetime import UTC, datetime
 from typing import Any
 

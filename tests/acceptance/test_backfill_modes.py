@@ -61,7 +61,7 @@ class Stage:
         api = self.server.api_url
         name = f"{api}/deployments/name/backfill-conversations/{DEPLOYMENT}"
         deployment = httpx.get(name).raise_for_status().json()["id"]
-        body = {"parameters": {"params": {**params, "lake": str(lake)}}}
+        body = {"parameters": {"params": dict(params), "lake": {"url": str(lake)}}}
         for _ in range(20):
             answer = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body)
             # What the server says while its database is busy, and every client of Prefect waits out.

@@ -112,9 +112,9 @@ def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> Co
 
 
 def chunk_size(conversations: int, chosen: int | None = None) -> int:
-    """How many conversations one task exports: about 20 tasks, of 25 to 500 conversations each.
+    """How many conversations one task exports: about 10 tasks, of 25 to 500 conversations each.
 
     A task run costs the orchestrator 30 ms of CPU, and more than about 1,000 in a burst are lost by
     its in-memory broker; smaller chunks only buy finer rows in its view.
     """
-    return chosen or min(500, max(25, -(-conversations // 20)))
+    return chosen or min(500, max(25, -(-conversations // 10)))

@@ -473,9 +473,9 @@ def test_no_phone_number_and_no_token_gets_into_the_lake(box: Sandbox, tmp_path:
     [
         (0, None, 25),
         (1, None, 25),
-        (500, None, 25),
-        (501, None, 26),
-        (8_204, None, 411),
+        (250, None, 25),
+        (251, None, 26),
+        (4_000, None, 400),
         (10**6, None, 500),
         (50, 7, 7),
     ],

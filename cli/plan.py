@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from typing import TYPE_CHECKING
 
 import typer
@@ -70,7 +69,8 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 
 
 def _show(found: Plan, settings: Settings) -> None:
-    from cli.terminal import counted, show
+    from cli.terminal import show
+    from imbrace_lake.export.figures import counted, duration
 
     names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
              "invalid": "invalid", "error": "not resolved"}  # fmt: skip
@@ -92,11 +92,3 @@ def _show(found: Plan, settings: Settings) -> None:
     ]
     show("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
     show(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``3 min``."""
-    for length, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{max(1, math.ceil(seconds))} s"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.terminal import complain, counted, list_problems, show
+from cli.terminal import complain, list_problems, show
+from imbrace_lake.export.figures import counted, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,8 +76,6 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
 
 
 def _requests(summary: RunSummary) -> str:
-    from flows.report import size
-
     totals = summary.totals
     again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
     told = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")

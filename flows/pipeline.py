@@ -28,7 +28,7 @@ from flows.report import publish_report
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import chunk_size
 from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
@@ -41,6 +41,7 @@ from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
 from tasks.retry import is_transient
 
+PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
@@ -210,13 +211,15 @@ async def _side_by_side(
 @asynccontextmanager
 async def _shown(progress: Progress) -> AsyncIterator[None]:
     """Keep a progress artifact up to date as long as the work goes on."""
-    artifact = await acreate_progress_artifact(0.0, key="export-progress", description="How far the run is")
+    line = ProgressLine()
+    artifact = await acreate_progress_artifact(0.0, key=PROGRESS_KEY, description="starting")
     assert artifact is not None  # noqa: S101 - told to the type checker
 
     async def show() -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            await aupdate_progress_artifact(artifact, progress=round(100 * progress.share(), 1))
+            percent = round(100 * progress.share(), 1)
+            await aupdate_progress_artifact(artifact, percent, description=line.tell(progress))
 
     showing = asyncio.create_task(show())
     try:
@@ -225,4 +228,4 @@ async def _shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-    await aupdate_progress_artifact(artifact, progress=100.0)
+    await aupdate_progress_artifact(artifact, 100.0, description=line.tell_end(progress))

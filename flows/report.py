@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
+from imbrace_lake.export.figures import size
 from imbrace_lake.export.runs import MOST_LISTED, RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.verify.findings import Verification
@@ -117,12 +118,3 @@ def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
 def query_path(lake: str) -> str:
     """The pattern that finds every message of a lake."""
     return f"{lake.removeprefix('file://')}/messages/**/*.parquet"
-
-
-def size(size_bytes: float) -> str:
-    """Bytes for people: ``1.4 MB``."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size_bytes < 1_000:
-            return f"{size_bytes:.1f} {unit}" if unit != "B" else f"{size_bytes:.0f} B"
-        size_bytes /= 1_000
-    return f"{size_bytes:.1f} TB"

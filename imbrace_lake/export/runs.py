@@ -95,6 +95,7 @@ async def open_run(
         open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake,
         GatewayClient(options, gate) as gateway,
     ):
+        progress.traffic = gateway.traffic
         probe = await lake.store.probe()
         if probe.note:
             logger.warning("%s", probe.note)

@@ -43,6 +43,12 @@ def artifacts_of(server: LocalServer, run_id: str) -> dict[str, str]:
     return {one["key"]: one["data"] if isinstance(one["data"], str) else "" for one in found}
 
 
+def artifact_of(server: LocalServer, run_id: str, key: str) -> dict[str, Any]:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+    (found,) = httpx.post(f"{server.api_url}/artifacts/filter", json=wanted).json()
+    return dict(found)
+
+
 def verified(**params: Any) -> tuple[str, str, str, str]:
     """Run the flow `verify-lake`: the run's id, and type, name and message of its state."""
     from flows.params import VerifyParams
@@ -188,3 +194,16 @@ def test_a_verification_that_cannot_be_done_fails_in_one_sentence(
 
     assert (kind, name) == ("FAILED", "Failed")
     assert told in message
+
+
+def test_the_progress_of_a_run_ends_with_its_counts(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    progress = artifact_of(prefect, summary["run_id"], "export-progress")
+    count, messages = sum(summary["totals"]["conversations"].values()), summary["totals"]["messages_total"]
+    assert progress["data"] == 100.0
+    assert progress["description"] == (
+        f"{count:,} of {count:,} conversations · 0 failed · {messages:,} messages"
+    )

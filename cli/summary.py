@@ -52,6 +52,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         )
         if summary.dead_letter_count > len(failures):
             show(f"  and {summary.dead_letter_count - len(failures):,} more")
+        show("", "what to do:", *(f"  {line}" for line in summary.advice()))
     if summary.status == "partial":
         show("", f"Once the cause is mended: {command} --rerun {summary.run_id} (and the same lake)")
 

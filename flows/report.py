@@ -31,12 +31,18 @@ async def publish_report(summary: RunSummary) -> None:
     )
     if summary.dead_letters:
         table = [
-            {"conversation": letter.conversation_id, "status": letter.status, "reason": letter.reason}
+            {
+                "conversation": letter.conversation_id,
+                "status": letter.status,
+                "reason": letter.reason,
+                "what to do": letter.advice,
+            }
             for letter in summary.dead_letters
         ]
         count = summary.dead_letter_count
-        told = f"The {count} conversations" if count > 1 else "The conversation"
-        await acreate_table_artifact(table, key=FAILURES_KEY, description=f"{told} not exported, and why")
+        told = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
+        told += f". `rerun-failed` tries them again; it takes the run id `{summary.run_id}`"
+        await acreate_table_artifact(table, key=FAILURES_KEY, description=told)
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
         told = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
@@ -106,8 +112,9 @@ def summary_markdown(summary: RunSummary) -> str:
         "WHERE NOT is_deleted GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
         "```",
     ]
-    if summary.status == "partial":
-        lines += ["", f"Once the cause is mended: export again with `rerun` set to `{summary.run_id}`."]
+    if summary.dead_letters:
+        rerun = f"Once the cause is mended, start `rerun-failed` with the run id `{summary.run_id}`."
+        lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
     return "\n".join(lines)
 
 

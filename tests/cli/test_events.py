@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_lake.errors import BadRequest
+from sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
@@ -207,3 +208,46 @@ def test_the_progress_of_a_run_ends_with_its_counts(
     assert progress["description"] == (
         f"{count:,} of {count:,} conversations · 0 failed · {messages:,} messages"
     )
+
+
+def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
+    box.break_conversation(broken, "400")
+
+    run_id = json.loads(run("export", "--phones", str(phones), "--json").out)["run_id"]
+
+    table = artifact_of(prefect, run_id, "export-failures")
+    (row,) = json.loads(table["data"])
+    assert row["conversation"] == broken
+    assert "request id" in row["reason"]
+    assert row["what to do"] == BadRequest.advice
+    assert table["description"] == (
+        f"Not exported: 1 conversation. `rerun-failed` tries them again; it takes the run id `{run_id}`"
+    )
+    assert f"- 1 × {BadRequest.advice}" in artifacts_of(prefect, run_id)["export-summary"]
+
+
+def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
+    run: Run, prefect: LocalServer
+) -> None:
+    with Sandbox(SandboxOptions(conversations=1_000, messages_mean=1, messages_spread=0)) as box:
+        os.environ.update(IMBRACE_GATEWAY=box.url, IMBRACE_TOKEN=box.options.token)
+        numbers = Path("many.txt")
+        numbers.write_text("\n".join(box.phones), encoding="utf-8")
+        summary = json.loads(run("export", "--phones", str(numbers), "--json").out)
+
+    wanted = {"logs": {"flow_run_id": {"any_": [summary["run_id"]]}}, "limit": 200}
+
+    def lines() -> list[str]:
+        found = httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()
+        return [line["message"] for line in found]
+
+    deadline = time.monotonic() + 60
+    # The last line of a run, which says its state; logs travel in the background.
+    while not any("Finished in state Completed" in line for line in lines()[-3:]):
+        assert time.monotonic() < deadline, lines()
+        time.sleep(0.5)
+    assert summary["totals"]["conversations"]["complete"] == 1_000
+    assert 20 < len(lines()) < 100

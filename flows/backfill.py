@@ -53,6 +53,7 @@ async def backfill_conversations(
         )
         selection = Selection(
             phones=params.phones,
+            numbers=params.typed(),
             conversations=params.conversations,
             rerun=params.rerun,
             is_everything=params.source == "everything",

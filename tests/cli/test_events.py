@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from cli.local_server import LocalServer
 from imbrace_lake.errors import BadRequest
@@ -251,3 +252,22 @@ def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
         time.sleep(0.5)
     assert summary["totals"]["conversations"]["complete"] == 1_000
     assert 20 < len(lines()) < 100
+
+
+def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
+    lake: Path, box: Sandbox, prefect: LocalServer
+) -> None:
+    from flows.backfill import backfill_conversations
+    from flows.params import BackfillParams
+
+    number, ids = next((phone, ids) for phone, ids in box.links.items() if ids)
+    box.reset_stats()
+
+    async def run() -> Any:
+        params = BackfillParams(source="phones", numbers=SecretStr(number))
+        return await backfill_conversations(params, return_state=True)
+
+    state = asyncio.run(run())
+
+    assert state.name == "Completed"
+    assert set(box.stats().pages) == set(ids)

@@ -122,7 +122,7 @@ async def read_conversations(
             tolerated_share=params.tolerated_failures,
             failure=None if run.fatal is None else str(run.fatal),
         )
-        await publish_report(summary)
+        await publish_report(summary, run.progress.days)
         emit_run_events(summary)
         return summary
 

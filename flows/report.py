@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
+from flows.picture import picture_url
 from imbrace_lake.export.figures import size
 from imbrace_lake.export.runs import MOST_LISTED, RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
@@ -13,6 +15,7 @@ from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"
+PICTURE_KEY = "export-picture"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
@@ -24,10 +27,20 @@ _HEADLINES = {
 }
 
 
-async def publish_report(summary: RunSummary) -> None:
-    """Create the run's artifacts; neither holds a phone number or a message."""
+async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
+    """Create the run's artifacts; none holds a phone number or a message.
+
+    Args:
+        summary: How it ended.
+        days: New messages by the day they were created, UTC.
+    """
     await acreate_markdown_artifact(
         summary_markdown(summary), key=SUMMARY_KEY, description="What the run found, read and wrote"
+    )
+    await acreate_image_artifact(
+        picture_url(days, summary.totals.conversations),
+        key=PICTURE_KEY,
+        description="New messages by day, conversations by status",
     )
     if summary.dead_letters:
         table = [

@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from imbrace_lake.export.figures import duration
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.lake.publish import Published
 
 # How far back speeds are measured, and how long before anything is foretold by one.
 REQUEST_SECONDS = 10.0
@@ -29,6 +34,7 @@ class Progress:
         messages_new: Messages added to the lake.
         messages_total: Messages of the conversations that were proven.
         written_bytes: Size of the parts added.
+        days: Messages added, by the day they were created, UTC.
         gate: The run's budget of requests; None until it is opened.
         traffic: What was sent and received; None until the gateway is opened.
     """
@@ -41,6 +47,7 @@ class Progress:
     messages_new: int = 0
     messages_total: int = 0
     written_bytes: int = 0
+    days: Counter[date] = field(default_factory=Counter)
     gate: Gate | None = None
     traffic: Traffic | None = None
 
@@ -49,12 +56,17 @@ class Progress:
         """Conversations that have a status."""
         return sum(self.statuses.values())
 
-    def note(self, entry: ConversationEntry, written_bytes: int = 0) -> None:
-        """Count one conversation that is done."""
+    def note(self, entry: ConversationEntry, published: Published | None = None) -> None:
+        """Count one conversation that is done, and what was written of it."""
         self.statuses[entry.status] += 1
         self.messages_new += entry.new_messages
         self.messages_total += entry.distinct_messages or 0
-        self.written_bytes += written_bytes
+        if published is not None:
+            self.written_bytes += published.size_bytes
+            if published.new is not None:
+                created = pc.drop_null(published.new.column("created_at"))
+                for each in pc.value_counts(pc.cast(created, pa.date32(), safe=False)).to_pylist():
+                    self.days[each["values"]] += each["counts"]
 
     @property
     def conversations_failed(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,18 @@ def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
 
     assert state.name == "Completed"
     assert set(box.stats().pages) == set(ids)
+
+
+def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    found = artifact_of(prefect, summary["run_id"], "export-picture")
+    kind, _, body = found["data"].partition(",")
+    svg = b64decode(body).decode()
+    assert (found["type"], kind) == ("image", "data:image/svg+xml;base64")
+    assert f"{summary['totals']['messages_new']:,} new messages by " in svg
+    assert f"{summary['totals']['conversations']['complete']:,} complete" in svg
+    assert not any(number.lstrip("+") in svg for number in box.phones)
+    assert not any(conversation_id in svg for conversation_id in box.conversations)

@@ -36,6 +36,7 @@ from imbrace_lake.lake.known import read_dead_letters, read_every_id
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
+from tasks.assets import record_tables
 from tasks.budget import shared_budget
 from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
@@ -124,6 +125,7 @@ async def read_conversations(
         )
         await publish_report(summary, run.progress.days)
         emit_run_events(summary)
+        await record_tables(summary)
         return summary
 
 

@@ -23,11 +23,11 @@ from tests.cli.conftest import Run, prefect_leaks
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
-def events_of(server: LocalServer, run_id: str, least: int) -> list[dict[str, Any]]:
-    """Our events of a flow run, once at least so many have come; they travel in the background."""
+def events_of(server: LocalServer, run_id: str, least: int, prefix: str = "imbrace.") -> list[dict[str, Any]]:
+    """Events of a flow run, once at least so many have come; they travel in the background."""
     wanted = {
         "filter": {
-            "event": {"prefix": ["imbrace."]},
+            "event": {"prefix": [prefix]},
             "related": {"id": [f"prefect.flow-run.{run_id}"]},
         },
         "limit": 50,
@@ -93,6 +93,29 @@ def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
     assert drift["payload"]["new_shapes"] == summary["new_shapes"] != []
     assert not any(number.lstrip("+") in json.dumps(list(events.values())) for number in box.phones)
     assert summary["new_shapes"][0] in artifacts_of(prefect, run_id)["export-drift"]
+
+
+def test_the_tables_that_a_run_has_written_are_assets_made_from_the_organization(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, place: Path
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    made = events_of(prefect, summary["run_id"], 5, "prefect.asset.materialization.succeeded")
+    (source,) = events_of(prefect, summary["run_id"], 1, "prefect.asset.referenced")
+    root = f"file://{place / 'lake'}"
+    rows = {one["resource"]["prefect.resource.id"]: one["payload"]["new_rows"] for one in made}
+    totals = summary["totals"]
+    assert rows == {
+        f"{root}/runs": 1,
+        f"{root}/conversations": sum(totals["conversations"].values()),
+        f"{root}/messages": totals["messages_new"],
+        f"{root}/phones": sum(totals["phones"].values()),
+        f"{root}/shapes": len(summary["new_shapes"]),
+    }
+    assert {one["payload"]["run_id"] for one in made} == {summary["run_id"]}
+    organization = f"imbrace://{box.options.organization_id}/conversations"
+    assert source["resource"]["prefect.resource.id"] == organization
+    assert all(organization in [one["prefect.resource.id"] for one in event["related"]] for event in made)
 
 
 def test_resources_keep_their_ids_from_run_to_run(

@@ -60,6 +60,6 @@ async def backfill_conversations(
             column=params.column,
             window=Window(params.since, params.until),
         )
-        return await read_conversations(selection, params, connection, observer)
+        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
 
     return await run_flow(work)

@@ -104,8 +104,8 @@ class PhonesParams(BaseModel):
     )
 
 
-class TypedParams(PhonesParams):
-    """A list of phone numbers, or a few that are typed."""
+class ChosenParams(ReadParams, PhonesParams):
+    """What exports and backfills have in common: somebody starts them, and can type and answer."""
 
     numbers: SecretStr | None = Field(
         None,
@@ -116,6 +116,15 @@ class TypedParams(PhonesParams):
             " typed here and shows it to everybody who may see the run**: prefer a list."
         ),
         json_schema_extra=_place(2),
+    )
+    ask_first: bool = Field(
+        False,
+        title="Ask before reading",
+        description=(
+            "Find out what the run would read and how long that takes, and wait up to a day for somebody to"
+            " approve it with *Resume*."
+        ),
+        json_schema_extra=_place(19),
     )
 
     @field_validator("numbers")
@@ -130,7 +139,7 @@ class TypedParams(PhonesParams):
         return None if self.numbers is None else _separate(self.numbers)
 
 
-class ExportParams(ReadParams, TypedParams):
+class ExportParams(ChosenParams):
     """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
 
     rerun: str | None = Field(
@@ -158,7 +167,7 @@ class IngestParams(ReadParams, PhonesParams):
     """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
 
 
-class BackfillParams(ReadParams, TypedParams):
+class BackfillParams(ChosenParams):
     """A backfill: some conversations again, whole or for a window of time."""
 
     source: Source = Field(

@@ -310,3 +310,18 @@ def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     assert f"{summary['totals']['conversations']['complete']:,} complete" in svg
     assert not any(number.lstrip("+") in svg for number in box.phones)
     assert not any(conversation_id in svg for conversation_id in box.conversations)
+
+
+def test_a_run_that_nobody_could_resume_does_not_ask(place: Path, box: Sandbox, prefect: LocalServer) -> None:
+    from flows.export import export_conversations
+    from flows.params import ExportParams
+
+    async def run() -> Any:
+        params = ExportParams(numbers=SecretStr(box.phones[0]), ask_first=True)
+        return await export_conversations(params, return_state=True)
+
+    state = asyncio.run(run())
+
+    assert state.name == "Failed"
+    assert (state.message or "").startswith("only a run of a deployment can ask before it reads")
+    assert not (place / "lake").exists()

@@ -30,7 +30,7 @@ def _tree(folder: Path, place: str) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    from flows.report import size
+    from imbrace_lake.export.figures import size
 
     tree = Tree(Text(place, style="bold"))
     messages = tree.add("messages")

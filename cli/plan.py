@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from typing import TYPE_CHECKING
 
 import typer
@@ -70,33 +69,9 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 
 
 def _show(found: Plan, settings: Settings) -> None:
-    from cli.terminal import counted, show
+    from cli.terminal import show
 
-    names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
-             "invalid": "invalid", "error": "not resolved"}  # fmt: skip
     lake = settings.needed("lake") + ("" if found.lake_exists else " (to be made)")
-    basis = f"from the lengths of {found.sampled:,}" if found.sampled < found.new else "from their lengths"
-    rows = [
-        ("numbers", counted([(found.numbers[status], name) for status, name in names.items()])),
-        ("conversations", counted([(found.new, "new to the lake"), (found.known, "known to it")])),
-        (
-            "messages",
-            f"about {found.messages:,} in the new ones ({basis})" if found.new else "none that are new",
-        ),
-        ("requests", f"about {found.requests:,}, with {found.page_size:,} messages a page"),
-        (
-            "time",
-            f"about {duration(found.seconds)}, at {found.per_second:,.3g} requests a second ({found.pace})",
-        ),
-        ("lake", lake),
-    ]
+    rows = [*found.rows(), ("lake", lake)]
     show("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
     show(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``3 min``."""
-    for length, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{max(1, math.ceil(seconds))} s"

@@ -16,13 +16,13 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.spinner import Spinner
 from rich.text import Text
 
-from cli.terminal import MOST_LISTED, complain, counted, is_watched, tell, to_user
+from cli.terminal import MOST_LISTED, complain, is_watched, tell, to_user
 from imbrace_lake.export import progress as core
+from imbrace_lake.export.figures import counted, duration
 
 LINE_SECONDS = 10.0
 STEADY_SECONDS = 3.0
@@ -57,21 +57,6 @@ def open_view() -> Iterator[View]:
         logger.removeHandler(handler)
 
 
-class _Rate:
-    """How fast a counter grows, over the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = []
-
-    def of(self, count: int) -> float:
-        now = time.monotonic()
-        self._seen.append((now, count))
-        while len(self._seen) > 2 and self._seen[1][0] < now - STEADY_SECONDS:
-            del self._seen[0]
-        began, before = self._seen[0]
-        return (count - before) / (now - began) if now > began else 0.0
-
-
 class _LiveView:
     interval_seconds = 0.1
 
@@ -83,13 +68,14 @@ class _LiveView:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}"),
             console=console,
         )
-        self._task = self._bar.add_task("", total=None, unit="")
+        self._task = self._bar.add_task("", total=None, unit="", left="")
         self._waiting = Spinner("dots", text="starting", style="progress.spinner")
         self._details = Text()
-        self._rate = _Rate()
+        self._rate = core.Rate(STEADY_SECONDS)
+        self._left = core.TimeLeft()
         self.display = Live(
             console=console, transient=True, refresh_per_second=10, get_renderable=self._render
         )
@@ -101,11 +87,12 @@ class _LiveView:
         if not progress.numbers and not progress.conversations:
             self.say("opening the lake")
             return
-        is_resolving = progress.stage == "resolving"
-        done = progress.numbers_resolved if is_resolving else progress.conversations_done
-        total = progress.numbers if is_resolving else progress.conversations
-        unit = "numbers" if is_resolving else "conversations"
-        self._bar.update(self._task, description=progress.stage, completed=done, total=total, unit=unit)
+        done, total, unit = progress.place()
+        seconds = self._left.seconds(progress)
+        left = "" if seconds is None else f"{duration(seconds)} left"
+        self._bar.update(
+            self._task, description=progress.stage, completed=done, total=total, unit=unit, left=left
+        )
         self._details = Text("  " + details(progress, self._rate.of(progress.messages_total)), style="dim")
         refusal = refused(progress)
         if refusal:
@@ -119,7 +106,8 @@ class _LineView:
     interval_seconds = 0.5
 
     def __init__(self) -> None:
-        self._rate = _Rate()
+        self._rate = core.Rate(STEADY_SECONDS)
+        self._left = core.TimeLeft()
         self._said = ""
         self._due = 0.0
 
@@ -131,6 +119,7 @@ class _LineView:
 
     def update(self, progress: core.Progress) -> None:
         rate = self._rate.of(progress.messages_total)
+        seconds = self._left.seconds(progress)
         now = time.monotonic()
         is_first = not self._due
         if now < self._due:
@@ -138,15 +127,10 @@ class _LineView:
         self._due = now + LINE_SECONDS
         if is_first:
             return
-        if progress.stage == "resolving":
-            place = f"{progress.numbers_resolved:,} of {progress.numbers:,} numbers"
-        else:
-            place = f"{progress.conversations_done:,} of {progress.conversations:,} conversations"
-        tell(
-            " · ".join(
-                filter(None, [f"{progress.stage}: {place}", details(progress, rate), refused(progress)])
-            )
-        )
+        done, total, unit = progress.place()
+        left = "" if seconds is None else f"about {duration(seconds)} left"
+        place = f"{progress.stage}: {done:,} of {total:,} {unit}"
+        tell(" · ".join(filter(None, [place, details(progress, rate), left, refused(progress)])))
 
 
 class _Warnings(logging.Handler):

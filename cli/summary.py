@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.terminal import complain, counted, list_problems, show
+from cli.terminal import complain, list_problems, show
+from imbrace_lake.export.figures import counted, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,6 +52,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         )
         if summary.dead_letter_count > len(failures):
             show(f"  and {summary.dead_letter_count - len(failures):,} more")
+        show("", "what to do:", *(f"  {line}" for line in summary.advice()))
     if summary.status == "partial":
         show("", f"Once the cause is mended: {command} --rerun {summary.run_id} (and the same lake)")
 
@@ -75,8 +77,6 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
 
 
 def _requests(summary: RunSummary) -> str:
-    from flows.report import size
-
     totals = summary.totals
     again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
     told = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -64,11 +64,6 @@ def list_problems(problems: Iterable[str], count: int) -> None:
         complain(problem, "input")
     if count > len(shown):
         complain(f"and {count - len(shown):,} more", "input")
-
-
-def counted(counts: Sequence[tuple[int, str]]) -> str:
-    """Say the counts that are not zero: ``83 with conversations · 12 without``."""
-    return " · ".join(f"{count:,} {what}" for count, what in counts if count) or "none"
 
 
 def prepare_streams() -> None:

@@ -15,7 +15,9 @@ LONGEST_RUN = timedelta(days=7)
 
 # Only runs of our deployments have the tag.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-_ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Crashed")
+_ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Declined", "Crashed")
+# A run that waits for an answer has no process, and so no heartbeat.
+_SILENT = (*_ENDS, "Suspended")
 
 
 def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
@@ -38,7 +40,7 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
                 after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _ENDS)},
+                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _SILENT)},
             ),
             actions=[
                 ChangeFlowRunState(

@@ -53,12 +53,13 @@ async def backfill_conversations(
         )
         selection = Selection(
             phones=params.phones,
+            numbers=params.typed(),
             conversations=params.conversations,
             rerun=params.rerun,
             is_everything=params.source == "everything",
             column=params.column,
             window=Window(params.since, params.until),
         )
-        return await read_conversations(selection, params, connection, observer)
+        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
 
     return await run_flow(work)

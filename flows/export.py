@@ -45,6 +45,6 @@ async def export_conversations(
         selection = Selection(
             phones=params.phones, numbers=params.typed(), rerun=params.rerun, column=params.column
         )
-        return await read_conversations(selection, params, connection, observer)
+        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
 
     return await run_flow(work)

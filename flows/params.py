@@ -104,8 +104,8 @@ class PhonesParams(BaseModel):
     )
 
 
-class ExportParams(ReadParams, PhonesParams):
-    """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
+class ChosenParams(ReadParams, PhonesParams):
+    """What exports and backfills have in common: somebody starts them, and can type and answer."""
 
     numbers: SecretStr | None = Field(
         None,
@@ -117,11 +117,14 @@ class ExportParams(ReadParams, PhonesParams):
         ),
         json_schema_extra=_place(2),
     )
-    rerun: str | None = Field(
-        None,
-        title="Only what this run left undone",
-        description="The id of an earlier run: exports only what that one could not. Give no numbers.",
-        json_schema_extra=_place(5),
+    ask_first: bool = Field(
+        False,
+        title="Ask before reading",
+        description=(
+            "Find out what the run would read and how long that takes, and wait up to a day for somebody to"
+            " approve it with *Resume*."
+        ),
+        json_schema_extra=_place(19),
     )
 
     @field_validator("numbers")
@@ -130,6 +133,21 @@ class ExportParams(ReadParams, PhonesParams):
         if numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED:
             raise ValueError(f"type 1 to {MOST_TYPED} phone numbers, or give the address of a list")
         return numbers
+
+    def typed(self) -> list[str] | None:
+        """The numbers that were typed, one by one; None without any."""
+        return None if self.numbers is None else _separate(self.numbers)
+
+
+class ExportParams(ChosenParams):
+    """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
+
+    rerun: str | None = Field(
+        None,
+        title="Only what this run left undone",
+        description="The id of an earlier run: exports only what that one could not. Give no numbers.",
+        json_schema_extra=_place(5),
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -140,10 +158,6 @@ class ExportParams(ReadParams, PhonesParams):
             )
         return self
 
-    def typed(self) -> list[str] | None:
-        """The numbers that were typed, one by one; None without any."""
-        return None if self.numbers is None else _separate(self.numbers)
-
 
 def _separate(numbers: SecretStr) -> list[str]:
     return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
@@ -153,15 +167,16 @@ class IngestParams(ReadParams, PhonesParams):
     """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
 
 
-class BackfillParams(ReadParams, PhonesParams):
+class BackfillParams(ChosenParams):
     """A backfill: some conversations again, whole or for a window of time."""
 
     source: Source = Field(
         "everything",
         title="Which conversations",
         description=(
-            "`everything` the lake knows, those of a list of `phones`, a list of `conversations`, or what an"
-            " earlier run left undone (`rerun`). Fill in the field that belongs to it."
+            "`everything` the lake knows, those of `phones` (a list, or a few typed numbers), a list of"
+            " `conversations`, or what an earlier run left undone (`rerun`). Fill in the field that belongs"
+            " to it."
         ),
         json_schema_extra=_place(0),
     )
@@ -201,8 +216,15 @@ class BackfillParams(ReadParams, PhonesParams):
 
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:
-        for source in ("phones", "conversations", "rerun"):
-            if (getattr(self, source) is not None) != (self.source == source):
+        if self.phones is not None and self.numbers is not None:
+            raise ValueError("which conversations: give a list of phone numbers or a few numbers, not both")
+        given = {
+            "phones": self.phones is not None or self.numbers is not None,
+            "conversations": self.conversations is not None,
+            "rerun": self.rerun is not None,
+        }
+        for source, is_given in given.items():
+            if is_given != (self.source == source):
                 verb = "is missing" if self.source == source else "belongs to another choice"
                 raise ValueError(f"which conversations: {self.source}, but the field {source} {verb}")
         if self.since is not None and self.until is not None and self.since >= self.until:

@@ -17,9 +17,10 @@ from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 
+from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
 from flows.blocks import Connection
 from flows.events import emit_run_events
 from flows.observer import Observer, current_observer
@@ -28,19 +29,23 @@ from flows.report import publish_report
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import chunk_size
 from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.plan import make_plan
+from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
 from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
+from tasks.assets import record_tables
 from tasks.budget import shared_budget
 from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
 from tasks.retry import is_transient
 
+PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
@@ -67,6 +72,8 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     observer = current_observer.get() or Observer()
     try:
         summary = await work(observer)
+    except Declined as exc:
+        return Cancelled(name="Declined", message=str(exc))
     except ImbraceLakeError as exc:
         return Failed(message=str(exc))
     observer.summary = summary
@@ -77,24 +84,23 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
 
 
 async def read_conversations(
-    selection: Selection, params: ReadParams, connection: Connection, observer: Observer
+    selection: Selection,
+    params: ReadParams,
+    connection: Connection,
+    observer: Observer,
+    *,
+    ask_first: bool = False,
 ) -> RunSummary:
     """Everything a reading run does, from its selection to its summary.
 
     Raises:
         ImbraceLakeError: The run could not begin; nothing was written but the lake's marker.
+        Declined: With `ask_first`, the answer was no.
     """
     settings = connection.settings
-    numbers = None
-    if selection.phones is not None:
-        numbers = await asyncio.to_thread(
-            read_phone_list, selection.phones, region=settings.region, column=selection.column
-        )
-    elif selection.numbers is not None:
-        numbers = read_phone_list(selection.numbers, region=settings.region)
-    ids: Sequence[str] = ()
-    if selection.conversations is not None:
-        ids = await asyncio.to_thread(read_ids, selection.conversations, column=selection.column)
+    numbers, ids = await _find(selection, connection)
+    if ask_first:
+        await _ask(selection, connection, numbers, ids)
     async with (
         open_run(
             settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
@@ -103,9 +109,6 @@ async def read_conversations(
     ):
         run.window = selection.window
         run.drift = params.drift
-        if selection.rerun is not None:
-            ids, phones = await read_dead_letters(run.lake, selection.rerun)
-            numbers = read_phone_list(phones, source_name="the earlier run") if phones else None
         statuses: Counter[str] = Counter()
         async with _shown(run.progress):
             if numbers is not None:
@@ -121,9 +124,50 @@ async def read_conversations(
             tolerated_share=params.tolerated_failures,
             failure=None if run.fatal is None else str(run.fatal),
         )
-        await publish_report(summary)
+        await publish_report(summary, run.progress.days)
         emit_run_events(summary)
+        await record_tables(summary)
         return summary
+
+
+async def _find(selection: Selection, connection: Connection) -> tuple[PhoneList | None, list[str]]:
+    """Read the lists, or what an earlier run left undone: phone numbers, and ids of conversations."""
+    settings = connection.settings
+    if selection.rerun is not None:
+        async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+            ids, phones = await read_dead_letters(lake, selection.rerun)
+        return (read_phone_list(phones, source_name="the earlier run") if phones else None), ids
+    if selection.conversations is not None:
+        return None, await asyncio.to_thread(read_ids, selection.conversations, column=selection.column)
+    if selection.numbers is not None:
+        return read_phone_list(selection.numbers, region=settings.region), []
+    if selection.phones is not None:
+        read = partial(read_phone_list, region=settings.region, column=selection.column)
+        return await asyncio.to_thread(read, selection.phones), []
+    return None, []
+
+
+async def _ask(
+    selection: Selection, connection: Connection, numbers: PhoneList | None, ids: Sequence[str]
+) -> None:
+    """Find out what the run would read, show it, and go on only when somebody has approved it."""
+    check_can_ask()
+    plan = None
+    if not is_asked():
+        settings = connection.settings
+        gate = settings.gate()
+        async with shared_budget(gate, settings):
+            plan = await make_plan(
+                settings,
+                numbers,
+                ids,
+                is_everything=selection.is_everything,
+                is_whole=settings.rewalk_days == 0,
+                gate=gate,
+                store_options=connection.store,
+            )
+        await publish_plan(plan)
+    await wait_for_approval(plan)
 
 
 async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tuple[list[str], Counter[str]]:
@@ -210,13 +254,15 @@ async def _side_by_side(
 @asynccontextmanager
 async def _shown(progress: Progress) -> AsyncIterator[None]:
     """Keep a progress artifact up to date as long as the work goes on."""
-    artifact = await acreate_progress_artifact(0.0, key="export-progress", description="How far the run is")
+    line = ProgressLine()
+    artifact = await acreate_progress_artifact(0.0, key=PROGRESS_KEY, description="starting")
     assert artifact is not None  # noqa: S101 - told to the type checker
 
     async def show() -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            await aupdate_progress_artifact(artifact, progress=round(100 * progress.share(), 1))
+            percent = round(100 * progress.share(), 1)
+            await aupdate_progress_artifact(artifact, percent, description=line.tell(progress))
 
     showing = asyncio.create_task(show())
     try:
@@ -225,4 +271,4 @@ async def _shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-    await aupdate_progress_artifact(artifact, progress=100.0)
+    await aupdate_progress_artifact(artifact, 100.0, description=line.tell_end(progress))

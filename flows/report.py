@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
+from flows.picture import picture_url
+from imbrace_lake.export.figures import size
 from imbrace_lake.export.runs import MOST_LISTED, RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"
+PICTURE_KEY = "export-picture"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
@@ -23,19 +27,35 @@ _HEADLINES = {
 }
 
 
-async def publish_report(summary: RunSummary) -> None:
-    """Create the run's artifacts; neither holds a phone number or a message."""
+async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
+    """Create the run's artifacts; none holds a phone number or a message.
+
+    Args:
+        summary: How it ended.
+        days: New messages by the day they were created, UTC.
+    """
     await acreate_markdown_artifact(
         summary_markdown(summary), key=SUMMARY_KEY, description="What the run found, read and wrote"
     )
+    await acreate_image_artifact(
+        picture_url(days, summary.totals.conversations),
+        key=PICTURE_KEY,
+        description="New messages by day, conversations by status",
+    )
     if summary.dead_letters:
         table = [
-            {"conversation": letter.conversation_id, "status": letter.status, "reason": letter.reason}
+            {
+                "conversation": letter.conversation_id,
+                "status": letter.status,
+                "reason": letter.reason,
+                "what to do": letter.advice,
+            }
             for letter in summary.dead_letters
         ]
         count = summary.dead_letter_count
-        told = f"The {count} conversations" if count > 1 else "The conversation"
-        await acreate_table_artifact(table, key=FAILURES_KEY, description=f"{told} not exported, and why")
+        told = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
+        told += f". `rerun-failed` tries them again; it takes the run id `{summary.run_id}`"
+        await acreate_table_artifact(table, key=FAILURES_KEY, description=told)
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
         told = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
@@ -105,8 +125,9 @@ def summary_markdown(summary: RunSummary) -> str:
         "WHERE NOT is_deleted GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
         "```",
     ]
-    if summary.status == "partial":
-        lines += ["", f"Once the cause is mended: export again with `rerun` set to `{summary.run_id}`."]
+    if summary.dead_letters:
+        rerun = f"Once the cause is mended, start `rerun-failed` with the run id `{summary.run_id}`."
+        lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
     return "\n".join(lines)
 
 
@@ -117,12 +138,3 @@ def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
 def query_path(lake: str) -> str:
     """The pattern that finds every message of a lake."""
     return f"{lake.removeprefix('file://')}/messages/**/*.parquet"
-
-
-def size(size_bytes: float) -> str:
-    """Bytes for people: ``1.4 MB``."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size_bytes < 1_000:
-            return f"{size_bytes:.1f} {unit}" if unit != "B" else f"{size_bytes:.0f} B"
-        size_bytes /= 1_000
-    return f"{size_bytes:.1f} TB"

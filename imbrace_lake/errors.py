@@ -21,10 +21,13 @@
         └── ObjectChanged         the object is no longer the one that was read
 
 `is_transient` says whether trying again can help, `is_fatal` whether every other request of the run
-would end the same way. Nothing else decides about retries.
+would end the same way. Nothing else decides about retries. `advice` says what a person can do about a
+conversation that was lost to it.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class ImbraceLakeError(Exception):
@@ -32,6 +35,7 @@ class ImbraceLakeError(Exception):
 
     is_transient = False
     is_fatal = False
+    advice: ClassVar[str] = "Mend what the reason says, then rerun."
 
 
 class UsageError(ImbraceLakeError):
@@ -70,59 +74,76 @@ class TokenRejected(GatewayError):
     """401, repeated: the gateway does not accept the token."""
 
     is_fatal = True
+    advice = "Put a valid token into the credentials, then rerun."
 
 
 class OrganizationMismatch(GatewayError):
     """403: the token belongs to another organization."""
 
     is_fatal = True
+    advice = "Use a token of this organization, then rerun."
 
 
 class BadRequest(GatewayError):
     """400 or another 4xx: the gateway will not answer this request."""
 
+    advice = "The gateway would refuse it again: send the request id to the vendor."
+
 
 class ConversationNotFound(GatewayError):
     """404 on messages: the gateway does not have this conversation (any more)."""
+
+    advice = "Nothing: the gateway does not have it. Later runs do not count it as a failure."
 
 
 class RateLimited(GatewayError):
     """429 for longer than the run is willing to wait."""
 
     is_transient = True
+    advice = "Rerun later, with fewer requests a second."
 
 
 class GatewayUnavailable(GatewayError):
     """The gateway or the way to it failed: 5xx, connection refused or cut, time-out."""
 
     is_transient = True
+    advice = "Rerun later; if it fails again, send the request id to the vendor."
 
 
 class MalformedAnswer(GatewayError):
     """An answer that is not JSON, not of the documented form, or not as long as it says."""
 
     is_transient = True
+    advice = "Rerun once; if it fails again, send the request id to the vendor."
 
 
 class WalkIncomplete(ImbraceLakeError):
     """A conversation was read, but not every message of it can be proven to have been seen."""
 
     is_transient = True
+    advice = "Rerun at a quieter time; if that never helps, send its id to the vendor."
 
 
 class StoreError(ImbraceLakeError):
     """The lake's storage refused; the message names the address and never a credential."""
+
+    advice = "Check the lake's address, rights and free space, then rerun."
 
 
 class StoreUnavailable(StoreError):
     """The storage cannot be reached or fails for now."""
 
     is_transient = True
+    advice = "Rerun when the lake's storage answers again."
 
 
 class ObjectExists(StoreError):
     """A conditional write found an object of that name: another writer was first."""
 
+    advice = "Rerun when no other run writes to this lake."
+
 
 class ObjectChanged(StoreError):
     """A conditional replacement found another version than the one it had read."""
+
+    advice = ObjectExists.advice

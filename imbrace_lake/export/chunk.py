@@ -16,6 +16,8 @@ from imbrace_lake.lake.ledger import ConversationEntry, conversation_rows
 
 logger = logging.getLogger(__name__)
 
+MOST_WARNED = 50
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
@@ -106,7 +108,14 @@ def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> Co
         is_dead_letter=True,
         finished_at=run.clock(),
     )
-    logger.warning("not exported conversation=%s status=%s reason=%s", conversation_id, entry.status, error)
+    run.causes[conversation_id] = type(error)
+    # A gateway that refuses everything would else be a line a conversation in the orchestrator's database.
+    if len(run.causes) <= MOST_WARNED:
+        logger.warning(
+            "not exported conversation=%s status=%s reason=%s", conversation_id, entry.status, error
+        )
+    if len(run.causes) == MOST_WARNED:
+        logger.warning("further conversations that are not exported are in the table of this run alone")
     run.progress.note(entry)
     return entry
 

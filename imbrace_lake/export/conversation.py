@@ -146,7 +146,7 @@ class _Export:
         if not (is_whole and published.is_alone):
             live, digest = await self._look_at_lake(proof, held, published)
             entry = replace(entry, distinct_messages=live, content_hash=digest)
-        self._run.progress.note(entry, published.size_bytes)
+        self._run.progress.note(entry, published)
         # A line a conversation would be 100,000 lines in the orchestrator's database.
         logger.debug(
             "exported conversation=%s messages=%d new=%d edited=%d deleted=%d requests=%d method=%s",

@@ -42,6 +42,8 @@ _KINDS = {str: "string", bool: "boolean", int: "number", float: "number", dict: 
 class SchemaDrift(ImbraceLakeError):
     """The gateway sent something new, and the run was told to stop at that."""
 
+    advice = "Look at what is new, then rerun with `drift` set to `evolve`."
+
 
 class Shapes:
     """The shapes of messages that are known, and those that a run saw for the first time.

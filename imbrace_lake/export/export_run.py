@@ -51,6 +51,7 @@ class ExportRun:
         clock: Tells the time.
         started_at: When the run began.
         dead_letters: What could not be exported, as long as the run is under way.
+        causes: The kind of error that each of them was lost to, by conversation.
         resumed: What a killed run of the same job had got done: not asked for again.
         half_done: What a chunk has got done so far, by its name, so that another try goes on from it.
         fatal: What ends the run because every further request would meet it as well.
@@ -75,6 +76,7 @@ class ExportRun:
     clock: Callable[[], datetime] = utc_now
     started_at: datetime = field(default_factory=utc_now)
     dead_letters: list[ConversationEntry] = field(default_factory=list)
+    causes: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
     resumed: dict[str, ConversationEntry] = field(default_factory=dict)
     half_done: dict[str, Notes] = field(default_factory=dict)
     fatal: ImbraceLakeError | None = None

@@ -1,4 +1,4 @@
-"""What an export would do, found out without writing anything: what is new, how many requests, how long."""
+"""What a run would do, found out without writing anything: what is new, how many requests, how long."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from statistics import median
 from typing import Any
 
 from imbrace_lake.errors import GatewayError
+from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import GatewayClient, link_batches
+from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.known import KnownConversations
 from imbrace_lake.lake.lake import MARKER, open_lake
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.phones.lists import PhoneList
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
-from imbrace_lake.store.opening import open_store
+from imbrace_lake.store.opening import StoreOptions, open_store
 
 SAMPLE_CONVERSATIONS = 50
 # Few at a time, so that the gateway's own time is measured and not a queue before it.
@@ -30,14 +32,14 @@ MOST_PER_SECOND = 450.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an export of a list would read, and what that would cost.
+    """What a run would read, and what that would cost.
 
     Attributes:
         numbers: Input numbers by what became of them, as in a run's totals.
         lake_exists: Whether there is a lake already.
         conversations: How many there are, each once.
         new: How many of them the lake does not know.
-        known: How many it does; each costs one request if nothing happened in it.
+        known: How many it does; each costs one request if nothing happened in it and it is not read whole.
         sampled: How many of the new ones were asked for their length.
         messages: Messages of the new ones, estimated from the sample.
         page_size: The most messages that a page of the gateway holds, as far as was seen.
@@ -61,6 +63,21 @@ class Plan:
     pace: str
     seconds: float
     planning_requests: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan for people: what, and how much of it."""
+        names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
+                 "invalid": "invalid", "error": "not resolved"}  # fmt: skip
+        basis = f"from the lengths of {self.sampled:,}" if self.sampled < self.new else "from their lengths"
+        messages = f"about {self.messages:,} in the new ones ({basis})" if self.new else "none that are new"
+        pace = f"at {self.per_second:,.3g} requests a second ({self.pace})"
+        return [
+            ("numbers", counted([(self.numbers[status], name) for status, name in names.items()])),
+            ("conversations", counted([(self.new, "new to the lake"), (self.known, "known to it")])),
+            ("messages", messages),
+            ("requests", f"about {self.requests:,}, with {self.page_size:,} messages a page"),
+            ("time", f"about {duration(self.seconds)}, {pace}"),
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -107,8 +124,26 @@ class _Timed:
             return page.whole or len(page.ids), len(page.ids)
 
 
-async def make_plan(settings: Settings, phones: PhoneList) -> Plan:
+async def make_plan(
+    settings: Settings,
+    phones: PhoneList | None,
+    ids: Sequence[str] = (),
+    *,
+    is_everything: bool = False,
+    is_whole: bool = False,
+    gate: Gate | None = None,
+    store_options: StoreOptions | None = None,
+) -> Plan:
     """Resolve the numbers, look into the lake, and ask some new conversations for their length.
+
+    Args:
+        settings: Checked already.
+        phones: The numbers, if there are any.
+        ids: Conversations besides those of the numbers.
+        is_everything: All that the lake knows as well.
+        is_whole: What the lake knows is read from top to bottom again.
+        gate: The budget of requests; the settings' own by default.
+        store_options: How the lake is reached.
 
     Raises:
         SettingsError: Something is not set.
@@ -116,20 +151,24 @@ async def make_plan(settings: Settings, phones: PhoneList) -> Plan:
         StoreError: The lake cannot be read.
     """
     options = settings.gateway_options()
-    async with GatewayClient(options, settings.gate()) as gateway:
+    async with GatewayClient(options, gate or settings.gate()) as gateway:
         timed = _Timed(gateway)
-        numbers: list[PhoneNumber] = phones.unique().to_pylist()
+        numbers: list[PhoneNumber] = phones.unique().to_pylist() if phones else []
         batches = link_batches(numbers, options.organization, most=NUMBERS_PER_REQUEST)
-        exists, known = await _known(settings, options.organization)
+        exists, known = await _known(settings, options.organization, store_options)
         found: dict[PhoneNumber, Resolved] = {}
         for answer in await asyncio.gather(*map(timed.resolve, batches)):
             found.update(answer)
-        ids = list(dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids))
+        wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
+        if is_everything:
+            wanted |= dict.fromkeys(entry.conversation_id for entry in known.entries())
+        ids = list(wanted)
         new = [one for one in ids if known.of(one) is None]
         sample = await _sample(timed, new, settings.page_size)
         planning_requests = gateway.traffic.requests
-    requests = len(batches) + len(ids) - len(new) + _pages(sample, len(new))
-    per_second, pace = _pace(settings, timed.seconds)
+    again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)
+    requests = len(batches) + again + _pages(sample, len(new))
+    per_second, pace = _pace(settings, timed.seconds, gateway.gate.per_second)
     return Plan(
         numbers=_statuses(phones, found),
         lake_exists=exists,
@@ -147,13 +186,15 @@ async def make_plan(settings: Settings, phones: PhoneList) -> Plan:
     )
 
 
-async def _known(settings: Settings, organization: str) -> tuple[bool, KnownConversations]:
+async def _known(
+    settings: Settings, organization: str, options: StoreOptions | None
+) -> tuple[bool, KnownConversations]:
     """What the lake knows, and whether there is one; nothing is made where there is none."""
     url = settings.needed("lake")
-    async with open_store(url) as store:
+    async with open_store(url, options) as store:
         if await store.head(MARKER) is None:
             return False, KnownConversations.none()
-    async with open_lake(url, now=None) as lake:
+    async with open_lake(url, now=None, options=options) as lake:
         return True, await read_known(lake, organization)
 
 
@@ -175,9 +216,15 @@ def _pages(sample: _Sample, conversations: int) -> int:
     return math.ceil(_mean(pages) * conversations)
 
 
-def _pace(settings: Settings, seconds: Sequence[float]) -> tuple[float, str]:
-    if settings.requests_per_second is not None:
-        return settings.requests_per_second, "the limit of requests per second that is set"
+def _pages_again(known: KnownConversations, ids: Sequence[str], page_size: int) -> int:
+    """The pages of those conversations that the lake knows."""
+    entries = filter(None, map(known.of, ids))
+    return sum(max(1, math.ceil((entry.distinct_messages or 0) / page_size)) for entry in entries)
+
+
+def _pace(settings: Settings, seconds: Sequence[float], allowed: float | None) -> tuple[float, str]:
+    if allowed:
+        return allowed, "the limit of requests per second that is set"
     latency = median(seconds) if seconds else 0.0
     per_second = settings.max_in_flight / latency if latency else MOST_PER_SECOND
     if per_second >= MOST_PER_SECOND:
@@ -185,14 +232,14 @@ def _pace(settings: Settings, seconds: Sequence[float]) -> tuple[float, str]:
     return per_second, f"answers after {latency:.2f} s, {settings.max_in_flight} at a time"
 
 
-def _statuses(phones: PhoneList, found: Mapping[PhoneNumber, Resolved]) -> dict[str, int]:
+def _statuses(phones: PhoneList | None, found: Mapping[PhoneNumber, Resolved]) -> dict[str, int]:
     resolved = sum(bool(one.conversation_ids) for one in found.values())
     error = sum(one.error is not None for one in found.values())
     return {
         "resolved": resolved,
         "none": len(found) - resolved - error,
-        "duplicate": phones.duplicates,
-        "invalid": phones.invalid,
+        "duplicate": phones.duplicates if phones else 0,
+        "invalid": phones.invalid if phones else 0,
         "error": error,
     }
 

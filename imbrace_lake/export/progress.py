@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from datetime import date
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.export.figures import duration
+from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.lake.publish import Published
+
+# How far back speeds are measured, and how long before anything is foretold by one.
+REQUEST_SECONDS = 10.0
+DONE_SECONDS = 60.0
+FIRST_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -21,7 +34,9 @@ class Progress:
         messages_new: Messages added to the lake.
         messages_total: Messages of the conversations that were proven.
         written_bytes: Size of the parts added.
+        days: Messages added, by the day they were created, UTC.
         gate: The run's budget of requests; None until it is opened.
+        traffic: What was sent and received; None until the gateway is opened.
     """
 
     stage: str = "starting"
@@ -32,19 +47,37 @@ class Progress:
     messages_new: int = 0
     messages_total: int = 0
     written_bytes: int = 0
+    days: Counter[date] = field(default_factory=Counter)
     gate: Gate | None = None
+    traffic: Traffic | None = None
 
     @property
     def conversations_done(self) -> int:
         """Conversations that have a status."""
         return sum(self.statuses.values())
 
-    def note(self, entry: ConversationEntry, written_bytes: int = 0) -> None:
-        """Count one conversation that is done."""
+    def note(self, entry: ConversationEntry, published: Published | None = None) -> None:
+        """Count one conversation that is done, and what was written of it."""
         self.statuses[entry.status] += 1
         self.messages_new += entry.new_messages
         self.messages_total += entry.distinct_messages or 0
-        self.written_bytes += written_bytes
+        if published is not None:
+            self.written_bytes += published.size_bytes
+            if published.new is not None:
+                created = pc.drop_null(published.new.column("created_at"))
+                for each in pc.value_counts(pc.cast(created, pa.date32(), safe=False)).to_pylist():
+                    self.days[each["values"]] += each["counts"]
+
+    @property
+    def conversations_failed(self) -> int:
+        """Conversations that were not exported, as far as is known."""
+        return self.statuses["failed"] + self.statuses["incomplete"]
+
+    def place(self) -> tuple[int, int, str]:
+        """How many of how many are done in this stage, and what they are."""
+        if self.stage == "resolving":
+            return self.numbers_resolved, self.numbers, "numbers"
+        return self.conversations_done, self.conversations, "conversations"
 
     def share(self) -> float:
         """How much of the run is done, 0.0 to 1.0; the numbers count a twentieth."""
@@ -53,3 +86,75 @@ class Progress:
         resolved = self.numbers_resolved / self.numbers if self.numbers else 0.0
         exported = self.conversations_done / self.conversations if self.conversations else 0.0
         return 0.05 * resolved + 0.95 * exported
+
+
+class Rate:
+    """How fast a counter grows.
+
+    Args:
+        seconds: How far back is looked.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, count: int) -> float:
+        """Note the counter; how much it grew a second."""
+        now = time.monotonic()
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and self._seen[1][0] < now - self._seconds:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        return (count - before) / (now - began) if now > began else 0.0
+
+    @property
+    def measured_seconds(self) -> float:
+        """How long the counter has been looked at, of the last seconds."""
+        return self._seen[-1][0] - self._seen[0][0] if self._seen else 0.0
+
+
+class TimeLeft:
+    """Foretells the end of a run by how fast conversations were done in the last minute."""
+
+    def __init__(self) -> None:
+        self._done = Rate(DONE_SECONDS)
+
+    def seconds(self, progress: Progress) -> float | None:
+        """Seconds to the last conversation; None as long as nothing can be said."""
+        # While numbers are resolved, nobody knows how many conversations they have.
+        if progress.stage != "exporting":
+            return None
+        per_second = self._done.of(progress.conversations_done)
+        if not per_second or self._done.measured_seconds < FIRST_SECONDS:
+            return None
+        return (progress.conversations - progress.conversations_done) / per_second
+
+
+class ProgressLine:
+    """Tells in one line how far a run is, how fast, and how long it will still take."""
+
+    def __init__(self) -> None:
+        self._requests = Rate(REQUEST_SECONDS)
+        self._left = TimeLeft()
+
+    def tell(self, progress: Progress) -> str:
+        """The line; to be asked for every few seconds."""
+        done, total, unit = progress.place()
+        requests = self._requests.of(progress.traffic.requests if progress.traffic else 0)
+        seconds = self._left.seconds(progress)
+        return " · ".join(
+            [
+                f"{progress.stage}: {done:,} of {total:,} {unit}",
+                f"{progress.conversations_failed:,} failed",
+                f"{progress.messages_total:,} messages",
+                f"{requests:,.1f} requests a second",
+                "time left unknown" if seconds is None else f"about {duration(seconds)} left",
+            ]
+        )
+
+    def tell_end(self, progress: Progress) -> str:
+        """The line when nothing is left to read."""
+        done, total, unit = progress.place()
+        counts = f"{progress.conversations_failed:,} failed · {progress.messages_total:,} messages"
+        return f"{done:,} of {total:,} {unit} · {counts}"

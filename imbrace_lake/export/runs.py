@@ -13,6 +13,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
+from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import pulse
@@ -34,11 +35,12 @@ MOST_LISTED = 500
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A conversation that could not be exported, and why."""
+    """A conversation that could not be exported, why, and what a person can do about it."""
 
     conversation_id: str
     status: str
     reason: str
+    advice: str
 
 
 @dataclass(slots=True)
@@ -64,6 +66,11 @@ class RunSummary:
     dead_letter_count: int = 0
     new_shapes: list[str] = field(default_factory=list)
     flow_run_url: str | None = None
+
+    def advice(self) -> list[str]:
+        """What a person can do about the dead letters that are listed, the most frequent first."""
+        counts = Counter(letter.advice for letter in self.dead_letters)
+        return [f"{count:,} × {advice}" for advice, count in counts.most_common()]
 
     def as_json(self) -> dict[str, Any]:
         """The summary as plain JSON values; times in ISO 8601."""
@@ -95,6 +102,7 @@ async def open_run(
         open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake,
         GatewayClient(options, gate) as gateway,
     ):
+        progress.traffic = gateway.traffic
         probe = await lake.store.probe()
         if probe.note:
             logger.warning("%s", probe.note)
@@ -145,7 +153,7 @@ async def close_run(
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
     summary.totals = _totals(run, phones, (summary.finished_at - run.started_at).total_seconds())
-    summary.dead_letters = [_dead_letter(entry) for entry in run.dead_letters[:MOST_LISTED]]
+    summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters[:MOST_LISTED]]
     summary.dead_letter_count = len(run.dead_letters)
     summary.new_shapes = sorted(run.shapes.new)
     summary.status, summary.reason = _status(run, phones, tolerated_share, failure)
@@ -200,8 +208,10 @@ def _counted(counts: Sequence[tuple[int, str]]) -> str:
     return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
 
 
-def _dead_letter(entry: ConversationEntry) -> DeadLetter:
-    return DeadLetter(entry.conversation_id, entry.status, entry.reason or "")
+def _dead_letter(run: ExportRun, entry: ConversationEntry) -> DeadLetter:
+    # What is gone ends without an error.
+    cause = run.causes.get(entry.conversation_id, ConversationNotFound)
+    return DeadLetter(entry.conversation_id, entry.status, entry.reason or "", cause.advice)
 
 
 def versions() -> dict[str, str]:

@@ -60,7 +60,7 @@ async def export_window(run: ExportRun, conversation_id: str, window: Window) ->
         started_at=reading.started_at,
         finished_at=run.clock(),
     )
-    run.progress.note(entry, published.size_bytes)
+    run.progress.note(entry, published)
     return entry
 
 

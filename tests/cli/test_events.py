@@ -6,25 +6,28 @@ import asyncio
 import json
 import os
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_lake.errors import BadRequest
+from sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
-def events_of(server: LocalServer, run_id: str, least: int) -> list[dict[str, Any]]:
-    """Our events of a flow run, once at least so many have come; they travel in the background."""
+def events_of(server: LocalServer, run_id: str, least: int, prefix: str = "imbrace.") -> list[dict[str, Any]]:
+    """Events of a flow run, once at least so many have come; they travel in the background."""
     wanted = {
         "filter": {
-            "event": {"prefix": ["imbrace."]},
+            "event": {"prefix": [prefix]},
             "related": {"id": [f"prefect.flow-run.{run_id}"]},
         },
         "limit": 50,
@@ -41,6 +44,12 @@ def artifacts_of(server: LocalServer, run_id: str) -> dict[str, str]:
     wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
     found = httpx.post(f"{server.api_url}/artifacts/filter", json=wanted).json()
     return {one["key"]: one["data"] if isinstance(one["data"], str) else "" for one in found}
+
+
+def artifact_of(server: LocalServer, run_id: str, key: str) -> dict[str, Any]:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+    (found,) = httpx.post(f"{server.api_url}/artifacts/filter", json=wanted).json()
+    return dict(found)
 
 
 def verified(**params: Any) -> tuple[str, str, str, str]:
@@ -84,6 +93,29 @@ def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
     assert drift["payload"]["new_shapes"] == summary["new_shapes"] != []
     assert not any(number.lstrip("+") in json.dumps(list(events.values())) for number in box.phones)
     assert summary["new_shapes"][0] in artifacts_of(prefect, run_id)["export-drift"]
+
+
+def test_the_tables_that_a_run_has_written_are_assets_made_from_the_organization(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, place: Path
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    made = events_of(prefect, summary["run_id"], 5, "prefect.asset.materialization.succeeded")
+    (source,) = events_of(prefect, summary["run_id"], 1, "prefect.asset.referenced")
+    root = f"file://{place / 'lake'}"
+    rows = {one["resource"]["prefect.resource.id"]: one["payload"]["new_rows"] for one in made}
+    totals = summary["totals"]
+    assert rows == {
+        f"{root}/runs": 1,
+        f"{root}/conversations": sum(totals["conversations"].values()),
+        f"{root}/messages": totals["messages_new"],
+        f"{root}/phones": sum(totals["phones"].values()),
+        f"{root}/shapes": len(summary["new_shapes"]),
+    }
+    assert {one["payload"]["run_id"] for one in made} == {summary["run_id"]}
+    organization = f"imbrace://{box.options.organization_id}/conversations"
+    assert source["resource"]["prefect.resource.id"] == organization
+    assert all(organization in [one["prefect.resource.id"] for one in event["related"]] for event in made)
 
 
 def test_resources_keep_their_ids_from_run_to_run(
@@ -188,3 +220,108 @@ def test_a_verification_that_cannot_be_done_fails_in_one_sentence(
 
     assert (kind, name) == ("FAILED", "Failed")
     assert told in message
+
+
+def test_the_progress_of_a_run_ends_with_its_counts(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    progress = artifact_of(prefect, summary["run_id"], "export-progress")
+    count, messages = sum(summary["totals"]["conversations"].values()), summary["totals"]["messages_total"]
+    assert progress["data"] == 100.0
+    assert progress["description"] == (
+        f"{count:,} of {count:,} conversations · 0 failed · {messages:,} messages"
+    )
+
+
+def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
+    box.break_conversation(broken, "400")
+
+    run_id = json.loads(run("export", "--phones", str(phones), "--json").out)["run_id"]
+
+    table = artifact_of(prefect, run_id, "export-failures")
+    (row,) = json.loads(table["data"])
+    assert row["conversation"] == broken
+    assert "request id" in row["reason"]
+    assert row["what to do"] == BadRequest.advice
+    assert table["description"] == (
+        f"Not exported: 1 conversation. `rerun-failed` tries them again; it takes the run id `{run_id}`"
+    )
+    assert f"- 1 × {BadRequest.advice}" in artifacts_of(prefect, run_id)["export-summary"]
+
+
+def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
+    run: Run, prefect: LocalServer
+) -> None:
+    with Sandbox(SandboxOptions(conversations=1_000, messages_mean=1, messages_spread=0)) as box:
+        os.environ.update(IMBRACE_GATEWAY=box.url, IMBRACE_TOKEN=box.options.token)
+        numbers = Path("many.txt")
+        numbers.write_text("\n".join(box.phones), encoding="utf-8")
+        summary = json.loads(run("export", "--phones", str(numbers), "--json").out)
+
+    wanted = {"logs": {"flow_run_id": {"any_": [summary["run_id"]]}}, "limit": 200}
+
+    def lines() -> list[str]:
+        found = httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()
+        return [line["message"] for line in found]
+
+    deadline = time.monotonic() + 60
+    # The last line of a run, which says its state; logs travel in the background.
+    while not any("Finished in state Completed" in line for line in lines()[-3:]):
+        assert time.monotonic() < deadline, lines()
+        time.sleep(0.5)
+    assert summary["totals"]["conversations"]["complete"] == 1_000
+    assert 20 < len(lines()) < 100
+
+
+def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
+    lake: Path, box: Sandbox, prefect: LocalServer
+) -> None:
+    from flows.backfill import backfill_conversations
+    from flows.params import BackfillParams
+
+    number, ids = next((phone, ids) for phone, ids in box.links.items() if ids)
+    box.reset_stats()
+
+    async def run() -> Any:
+        params = BackfillParams(source="phones", numbers=SecretStr(number))
+        return await backfill_conversations(params, return_state=True)
+
+    state = asyncio.run(run())
+
+    assert state.name == "Completed"
+    assert set(box.stats().pages) == set(ids)
+
+
+def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer
+) -> None:
+    summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    found = artifact_of(prefect, summary["run_id"], "export-picture")
+    kind, _, body = found["data"].partition(",")
+    svg = b64decode(body).decode()
+    assert (found["type"], kind) == ("image", "data:image/svg+xml;base64")
+    assert f"{summary['totals']['messages_new']:,} new messages by " in svg
+    assert f"{summary['totals']['conversations']['complete']:,} complete" in svg
+    assert not any(number.lstrip("+") in svg for number in box.phones)
+    assert not any(conversation_id in svg for conversation_id in box.conversations)
+
+
+def test_a_run_that_nobody_could_resume_does_not_ask(place: Path, box: Sandbox, prefect: LocalServer) -> None:
+    from flows.export import export_conversations
+    from flows.params import ExportParams
+
+    async def run() -> Any:
+        params = ExportParams(numbers=SecretStr(box.phones[0]), ask_first=True)
+        return await export_conversations(params, return_state=True)
+
+    state = asyncio.run(run())
+
+    assert state.name == "Failed"
+    assert (state.message or "").startswith("only a run of a deployment can ask before it reads")
+    assert not (place / "lake").exists()

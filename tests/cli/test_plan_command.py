@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.plan import duration
 from sandbox import Sandbox
 from tests.cli.conftest import Run
 
@@ -49,11 +48,3 @@ def test_a_plan_that_has_nothing_new_says_so(run: Run, box: Sandbox) -> None:
     number = next(phone for phone, ids in box.links.items() if not ids)
 
     assert "none that are new" in run("plan", number).out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(0.2, "1 s"), (90.0, "90 s"), (600.0, "10 min"), (7_200.0, "2 h"), (260_000.0, "3 days")],
-)
-def test_a_duration_is_told_in_the_unit_that_fits(seconds: float, told: str) -> None:
-    assert duration(seconds) == told

@@ -39,14 +39,6 @@ def test_the_counters_fit_one_line() -> None:
     assert details(Progress(), 0.0) == ""
 
 
-def test_a_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 10.0, 20.0, 24.0])
-    monkeypatch.setattr("cli.progress_view.time.monotonic", lambda: next(times))
-    rate = progress_view._Rate()
-
-    assert [rate.of(count) for count in (0, 1_000, 1_100, 1_300)] == [0.0, 100.0, 10.0, 50.0]
-
-
 def test_a_gateway_that_refuses_is_told_as_long_as_it_does() -> None:
     async def look() -> list[str]:
         progress = half_done()

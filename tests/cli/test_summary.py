@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]
 
 
 def summary(failures: int = 0) -> RunSummary:
-    letters = [DeadLetter(f"conv_{number}", "failed", "broken") for number in range(failures)]
+    letters = [DeadLetter(f"conv_{number}", "failed", "broken", "Mend it.") for number in range(failures)]
     return RunSummary(
         run_id="run",
         organization="org",
@@ -45,6 +45,7 @@ def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert out.count("failed: broken") == 10
     assert "  and 2 more\n" in out
+    assert "what to do:\n  12 × Mend it.\n" in out
     assert err.count("input: line") == 20
     assert err.endswith("input: and 5 more\n")
 

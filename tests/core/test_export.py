@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from datetime import datetime
 from hashlib import sha256
@@ -193,6 +194,25 @@ def test_a_chunk_of_which_nothing_succeeds_says_so_of_each(box: Sandbox, tmp_pat
 
     assert result.statuses == {"failed": 2}
     assert objects_in(tmp_path) == {}
+
+
+def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
+    box: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.export.chunk.MOST_WARNED", 2)
+    for conversation_id in list(box.conversations)[:4]:
+        box.break_conversation(conversation_id, "400")
+
+    with caplog.at_level(logging.INFO, "imbrace_lake"):
+        result = export_all(box, tmp_path)
+
+    warned = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    told = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO]
+    assert len(result.dead_letters) == 4
+    assert len(warned) == 3
+    assert all("request id " in line and "request id -" not in line for line in warned[:2])
+    assert "in the table of this run alone" in warned[2]
+    assert [line.partition(" failed")[0] for line in told] == ["exported chunk=chunk complete=3"]
 
 
 def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tmp_path: Path) -> None:

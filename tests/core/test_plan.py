@@ -33,6 +33,16 @@ def plan(settings: Settings, numbers: list[str]) -> Plan:
     return asyncio.run(make_plan(settings, read_phone_list(numbers)))
 
 
+def export(settings: Settings, ids: list[str]) -> None:
+    async def main() -> None:
+        async with open_run(settings, "earlier") as run:
+            await run.learn("some")
+            await export_chunk(run, "some", ids)
+            await close_run(run, {}, Counter())
+
+    asyncio.run(main())
+
+
 def test_the_estimate_is_exact_where_every_conversation_was_asked(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=10, sizes=(450, 0), page_cap=50)) as box:
         numbers = [*box.phones, box.phones[0], "12"]
@@ -52,6 +62,22 @@ def test_the_estimate_is_exact_where_every_conversation_was_asked(tmp_path: Path
     assert not (tmp_path / "lake").exists()
 
 
+def test_what_the_lake_knows_costs_all_its_pages_when_it_is_read_whole(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=10, sizes=(450, 0))) as box:
+        settings = settings_of(box, tmp_path / "lake")
+        export(settings, list(box.conversations))
+        lengths = list(box.conversations.values())
+
+        async def everything(*, is_whole: bool) -> Plan:
+            return await make_plan(settings, None, is_everything=True, is_whole=is_whole)
+
+        anew = asyncio.run(everything(is_whole=False))
+        whole = asyncio.run(everything(is_whole=True))
+    assert (anew.known, anew.new, anew.requests) == (len(lengths), 0, len(lengths))
+    assert whole.requests == sum(max(1, -(-length // 100)) for length in lengths)
+    assert whole.numbers == dict.fromkeys(whole.numbers, 0)
+
+
 def test_of_many_conversations_a_part_is_asked(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=130, messages_mean=40, messages_spread=0)) as box:
         found = plan(settings_of(box, tmp_path), box.phones)
@@ -67,13 +93,7 @@ def test_what_the_lake_knows_costs_one_request(tmp_path: Path) -> None:
         settings = settings_of(box, tmp_path)
         ids = list(dict.fromkeys(one for each in box.links.values() for one in each))
 
-        async def export_some() -> None:
-            async with open_run(settings, "earlier") as run:
-                await run.learn("some")
-                await export_chunk(run, "some", ids[:4])
-                await close_run(run, {}, Counter())
-
-        asyncio.run(export_some())
+        export(settings, ids[:4])
         before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
 
         found = plan(settings, box.phones)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import SettingsError
+from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.progress import Progress
@@ -149,6 +149,24 @@ def test_a_run_that_could_not_go_on_says_why(box: Sandbox, tmp_path: Path) -> No
     assert summary.status == rows[0]["status"] == "failed"
     assert summary.reason == "the gateway does not accept the token"
     assert summary.totals.conversations == {"complete": 10}
+
+
+def test_each_dead_letter_says_what_can_be_done_about_it(box: Sandbox, tmp_path: Path) -> None:
+    refused, malformed, gone = list(box.conversations)[:3]
+    box.break_conversation(refused, "400")
+    box.break_conversation(malformed, "not_json")
+    box.break_conversation(gone, "404")
+
+    summary, _ = run_once(box, tmp_path)
+
+    assert {letter.conversation_id: letter.advice for letter in summary.dead_letters} == {
+        refused: BadRequest.advice,
+        malformed: MalformedAnswer.advice,
+        gone: ConversationNotFound.advice,
+    }
+    assert sorted(summary.advice()) == sorted(
+        f"1 × {cause.advice}" for cause in (BadRequest, MalformedAnswer, ConversationNotFound)
+    )
 
 
 def test_a_summary_lists_so_many_dead_letters_and_counts_them_all(start: StartBox, tmp_path: Path) -> None:

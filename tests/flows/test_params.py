@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from flows.backfill import backfill_conversations
 from flows.export import export_conversations
 from flows.ingest import ingest_conversations
-from flows.params import MOST_TYPED, ExportParams
+from flows.params import MOST_TYPED, BackfillParams, ExportParams
 
 NUMBER = "+886911425977"
 
@@ -52,6 +52,22 @@ def test_an_export_has_exactly_one_source(given: dict[str, str]) -> None:
         ExportParams.model_validate(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"numbers": NUMBER}, "the field phones belongs to another choice"),
+        ({"source": "phones"}, "the field phones is missing"),
+        ({"source": "phones", "phones": "a.csv", "numbers": NUMBER}, "not both"),
+    ],
+)
+def test_a_backfill_of_phones_takes_a_list_or_a_few_numbers(given: dict[str, str], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        BackfillParams.model_validate(given)
+
+    assert BackfillParams(source="phones", numbers=SecretStr(NUMBER)).typed() == [NUMBER]
+    assert BackfillParams(source="phones", phones="a.csv").typed() is None
+
+
 def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
     params = ExportParams(numbers=SecretStr(NUMBER), region="TW")
 
@@ -77,7 +93,10 @@ def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
     [
         (export_conversations, ["phones", "numbers", "column", "region", "rerun"]),
         (ingest_conversations, ["phones", "column", "region"]),
-        (backfill_conversations, ["source", "phones", "column", "region", "conversations", "rerun"]),
+        (
+            backfill_conversations,
+            ["source", "phones", "numbers", "column", "region", "conversations", "rerun"],
+        ),
     ],
 )
 def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation(

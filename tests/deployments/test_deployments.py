@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
@@ -56,6 +57,18 @@ def test_ingestion_finds_new_messages_and_conversations_that_began_since(
     assert state["name"] == "Completed", state["message"]
     assert messages(lake).total() == before + 2
     assert began in messages(lake)
+
+
+def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> None:
+    for name in ("ingest-hourly", "verify-nightly"):
+        body = {"flow_runs": {"deployment_id": {"any_": [deployed.deployment(name)["id"]]}}}
+
+        def waiting(body: object = body) -> dict[str, Any] | None:
+            runs = deployed.ask("POST", "/flow_runs/filter", body)
+            return next((run for run in runs if run["auto_scheduled"]), None)
+
+        # The server looks at schedules once a minute.
+        assert until(waiting, f"a run that {name} is to start by itself")["expected_start_time"]
 
 
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:

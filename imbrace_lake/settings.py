@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         30.0, ge=0, description="A conversation not walked whole for this long is, for older edits."
     )
     memory_megabytes: float = Field(
-        32.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."
+        16.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."
     )
     chunk_size: int | None = Field(
         None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."

@@ -22,7 +22,7 @@ class Memory:
         rooms: How many they are.
     """
 
-    most_bytes: int = 32 * 2**20
+    most_bytes: int = 16 * 2**20
     held_bytes: int = 0
     rooms: int = 0
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)

@@ -424,10 +424,11 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str,
     """
     with path.open("wb") as file, _writer(file, SCHEMA, metadata, _PART_OPTIONS) as writer:
         for group in _row_groups(tables):
-            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            writer.write_table(group.pop(), row_group_size=ROW_GROUP_ROWS)
 
 
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Rows by row groups, each alone in a list: who takes it out is the only one to hold it."""
     held: list[pa.Table] = []
     rows = size_bytes = 0
     for table in tables:
@@ -439,10 +440,11 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             rows += part.num_rows
             size_bytes += part.nbytes
             if rows == ROW_GROUP_ROWS or size_bytes >= ROW_GROUP_BYTES:
-                yield pa.concat_tables(held).combine_chunks()
+                whole = [pa.concat_tables(held).combine_chunks()]
                 held, rows, size_bytes = [], 0, 0
+                yield whole
     if held:
-        yield pa.concat_tables(held).combine_chunks()
+        yield [pa.concat_tables(held).combine_chunks()]
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:

@@ -23,7 +23,7 @@ NOW = datetime(2026, 2, 1, tzinfo=UTC)
 ORG, CONVERSATION = "org_1", "c1"
 
 
-@pytest.fixture(params=[32 * 2**20, 2_000, 1], ids=["roomy", "narrow", "no room"], autouse=True)
+@pytest.fixture(params=[16 * 2**20, 2_000, 1], ids=["roomy", "narrow", "no room"], autouse=True)
 def memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Do everything in memory, in part in files, and in files altogether."""
     Writer.most_bytes = request.param

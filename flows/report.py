@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from imbrace_lake.export.runs import MOST_LISTED, RunSummary
+from imbrace_lake.export.export_run import MOST_LISTED
+from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.verify.findings import Verification
 

@@ -422,13 +422,26 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str,
 
     Row groups are shorter where their rows are very long.
     """
-    with path.open("wb") as file, _writer(file, SCHEMA, metadata, _PART_OPTIONS) as writer:
-        for group in _row_groups(tables):
+    write_row_groups(path, _row_groups(tables), SCHEMA, metadata)
+
+
+def write_row_groups(
+    path: Path, groups: Iterable[list[pa.Table]], schema: pa.Schema, metadata: Mapping[str, str]
+) -> None:
+    """Write a part to a file, one row group after the other.
+
+    Args:
+        path: Where to.
+        groups: Each row group alone in a list, from which it is taken: so it is held only once.
+        schema: `SCHEMA`, or what an earlier version had for it.
+        metadata: As of `to_parquet`.
+    """
+    with path.open("wb") as file, _writer(file, schema, metadata, _PART_OPTIONS) as writer:
+        for group in groups:
             writer.write_table(group.pop(), row_group_size=ROW_GROUP_ROWS)
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Rows by row groups, each alone in a list: who takes it out is the only one to hold it."""
     held: list[pa.Table] = []
     rows = size_bytes = 0
     for table in tables:

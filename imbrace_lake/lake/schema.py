@@ -453,11 +453,22 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
             rows += part.num_rows
             size_bytes += part.nbytes
             if rows == ROW_GROUP_ROWS or size_bytes >= ROW_GROUP_BYTES:
-                whole = [pa.concat_tables(held).combine_chunks()]
-                held, rows, size_bytes = [], 0, 0
-                yield whole
+                yield [_combined(held)]
+                rows = size_bytes = 0
     if held:
-        yield [pa.concat_tables(held).combine_chunks()]
+        yield [_combined(held)]
+
+
+def _combined(tables: list[pa.Table]) -> pa.Table:
+    """One table of several of `SCHEMA`; the list is emptied, so that no column is held twice for long."""
+    columns = [[table.column(place) for table in tables] for place in range(len(SCHEMA))]
+    tables.clear()
+    arrays = []
+    while columns:
+        chunks = [chunk for column in columns.pop(0) for chunk in column.chunks]
+        arrays.append(pa.chunked_array(chunks).combine_chunks())
+        del chunks
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
@@ -42,7 +43,7 @@ class StandIn:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a contender is to do: everything of these phones into that empty folder."""
+    """What a contender is to do: everything of these phones into that empty folder, or bucket's URL."""
 
     url: str
     token: str
@@ -111,14 +112,14 @@ def _get(url: str) -> bytes:
     return body
 
 
-def compete(contender: Contender, gateway: StandIn) -> Round:
-    """Let one contender do the whole job, in a new folder and a new process."""
+def compete(contender: Contender, gateway: StandIn, bucket: str | None = None) -> Round:
+    """Let one contender do the whole job, in a new folder (or below a bucket's URL) and a new process."""
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     try:
         phones = folder / "phones.txt"
         phones.write_text("\n".join(gateway.phones))
-        result = folder / "result"
-        job = Job(gateway.url, gateway.token, gateway.organization, str(phones), str(result))
+        result = f"{bucket or folder}/{folder.name}"
+        job = Job(gateway.url, gateway.token, gateway.organization, str(phones), result)
         began = time.monotonic()
         done = subprocess.run(
             contender.command,
@@ -138,9 +139,10 @@ def compete(contender: Contender, gateway: StandIn) -> Round:
         shutil.rmtree(folder)
 
 
-def _faults(contender: Contender, result: Path, gateway: StandIn) -> str:
+def _faults(contender: Contender, result: str, gateway: StandIn) -> str:
     """Hold what was written against what is served."""
-    found = ds.dataset(result / contender.messages)
+    files, path = fsspec.url_to_fs(f"{result}/{contender.messages}")
+    found = ds.dataset(path, filesystem=files)
     table = found.to_table(columns=[contender.message_id, "conversation_id"])
     served = sum(gateway.messages.values())
     distinct = pc.count_distinct(table.column(contender.message_id)).as_py()

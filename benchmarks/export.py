@@ -26,7 +26,7 @@ def main() -> None:
     arguments = _arguments()
     print(machine())
     with (
-        _prefect() as server,
+        prefect_server() as server,
         stand_in(conversations=arguments.conversations, messages_mean=arguments.messages) as gateway,
     ):
         served = sum(gateway.messages.values())
@@ -55,7 +55,8 @@ def _arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def _prefect() -> Iterator[LocalServer]:
+def prefect_server() -> Iterator[LocalServer]:
+    """A Prefect server in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="benchmark-home-") as folder:
         home = Path(folder)
         server = ensure_server(home)

@@ -11,8 +11,8 @@ import typer
 
 from cli import options
 from cli.options import AsJson, lake_settings
-from cli.plan import duration
 from cli.terminal import show
+from imbrace_lake.export.figures import duration
 
 if TYPE_CHECKING:
     from imbrace_lake.lake.freshness import Freshness

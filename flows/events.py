@@ -16,7 +16,8 @@ from hashlib import sha256
 
 from prefect.events import emit_event
 
-from imbrace_lake.export.runs import MOST_LISTED, RunSummary
+from imbrace_lake.export.export_run import MOST_LISTED
+from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.freshness import Freshness, count_stale
 
 EXPORT_COMPLETED = "imbrace.export.completed"

@@ -8,8 +8,9 @@ from datetime import date
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
 from flows.picture import picture_url
+from imbrace_lake.export.export_run import MOST_LISTED
 from imbrace_lake.export.figures import size
-from imbrace_lake.export.runs import MOST_LISTED, RunSummary
+from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.verify.findings import Verification
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.client import GatewayOptions
 from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.lake.room import Memory
 from imbrace_lake.policy import ReadPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
@@ -51,6 +52,9 @@ class Settings(BaseSettings):
     look_back_messages: int = Field(200, ge=0, description="At most so many of them a conversation.")
     rewalk_days: float = Field(
         30.0, ge=0, description="A conversation not walked whole for this long is, for older edits."
+    )
+    memory_megabytes: float = Field(
+        16.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."
     )
     chunk_size: int | None = Field(
         None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."
@@ -110,6 +114,10 @@ class Settings(BaseSettings):
         return ReadPolicy(
             timedelta(days=self.look_back_days), self.look_back_messages, timedelta(days=self.rewalk_days)
         )
+
+    def memory(self) -> Memory:
+        """A new bound of memory, for all conversations of one process to share."""
+        return Memory(int(self.memory_megabytes * 2**20))
 
     def gate(self) -> Gate:
         """A new budget of requests, for everything in one process to share."""

@@ -80,13 +80,13 @@ async def export_chunk(
     told = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
     logger.info("exported chunk=%s %s new=%d", name, told, sum(entry.new_messages for entry in entries))
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
-    run.dead_letters.extend(dead)
+    run.note_dead(dead)
     return ChunkResult(statuses, dead, is_worth_retrying)
 
 
 async def _export_or_resume(run: ExportRun, conversation_id: str) -> ConversationEntry:
     """Export a conversation, unless a killed run of the same job had done so."""
-    before = run.resumed.get(conversation_id)
+    before = run.resumed.of(conversation_id)
     if before is None:
         return await export_conversation(run, conversation_id)
     entry = replace(before, run_id=run.run_id)

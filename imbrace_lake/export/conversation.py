@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ConversationNotFound, WalkIncomplete
@@ -15,19 +14,14 @@ from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.window import export_window
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.gateway.seen import Seen
+from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger import PROVEN, ConversationEntry, part_entries
-from imbrace_lake.lake.publish import Held, Publication, Published
-from imbrace_lake.lake.reconcile import live_ids
-from imbrace_lake.lake.schema import (
-    Origin,
-    content_hash,
-    hash_after,
-    in_order,
-    to_rows,
-    with_digests,
-    without_repeats,
-)
+from imbrace_lake.lake.publish import Publication, Published, somewhere
+from imbrace_lake.lake.room import Room
+from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.schema import Origin, content_hash, hash_sum, to_rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +45,14 @@ async def export_conversation(run: ExportRun, conversation_id: str) -> Conversat
         ImbraceLakeError: As its class says; whatever was written is whole.
     """
     parts = run.partitions.of(run.organization_id, conversation_id)
-    export = _Export(run, conversation_id, run.known.of(conversation_id), parts)
-    try:
-        if run.window.is_open:
-            return await export.run()
-        return await export_window(run, conversation_id, run.window)
-    except ConversationNotFound as exc:
-        return export.gone(str(exc))
+    with run.room() as room:
+        export = _Export(run, conversation_id, run.known.of(conversation_id), parts, room)
+        try:
+            if run.window.is_open:
+                return await export.run()
+            return await export_window(run, conversation_id, run.window, room)
+        except ConversationNotFound as exc:
+            return export.gone(str(exc))
 
 
 class _Export:
@@ -69,8 +64,10 @@ class _Export:
         conversation_id: str,
         known: ConversationEntry | None,
         parts: Sequence[Part],
+        room: Room,
     ) -> None:
         self._run = run
+        self._room = room
         self._id = conversation_id
         self._known = known
         self._parts = parts
@@ -80,7 +77,7 @@ class _Export:
     async def run(self) -> ConversationEntry:
         if self._known is not None and not self._run.policy.is_due(self._known, self._id, self._started_at):
             return await self._look_for_news(self._known)
-        return await self._walk_whole(await Held.read(self._run.lake, self._parts))
+        return await self._walk_whole(await self._read_held(self._parts))
 
     async def _look_for_news(self, known: ConversationEntry) -> ConversationEntry:
         """Read from the head down to what the lake has, or no more than the head."""
@@ -88,8 +85,8 @@ class _Export:
         reading = self._reading(head)
         if reading.stands_as(known, self._parts) and reading.is_far_enough(head):
             return self._unchanged(known)
-        held = await Held.read(self._run.lake, self._parts)
-        reading.expect(held)
+        held = await self._read_held(self._parts)
+        reading.expect(await somewhere(held.is_in_memory, held.live))
         # Pages read side by side reach beyond where the walk ends, so there must be many new ones.
         is_long = reading.new_pages(head) > MANY_PAGES * self._run.pages_ahead
         try:
@@ -107,7 +104,11 @@ class _Export:
     def _reading(self, head: Page | None) -> Reading:
         origin = Origin(self._run.organization_id, self._id, self._run.run_id, self._started_at)
         policy = self._run.policy
-        return Reading(origin, head, self._started_at - policy.look_back, policy.look_back_messages)
+        look_back_from = self._started_at - policy.look_back
+        return Reading(origin, head, look_back_from, policy.look_back_messages, Collector(self._room))
+
+    async def _read_held(self, parts: Sequence[Part]) -> Held:
+        return await Held.read(self._run.lake, parts, self._room)
 
     async def _walk(self, reading: Reading, ahead: int) -> Proof:
         async def fetch(skip: int, limit: int) -> Page:
@@ -133,15 +134,20 @@ class _Export:
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     async def _publish(self, reading: Reading, proof: Proof, held: Held) -> ConversationEntry:
-        rows = reading.rows()
+        collected = reading.collected
+        rows = await somewhere(not collected.is_spilled, collected.rows)
         is_whole = proof.method != JOINED
+        publication = Publication(
+            self._run.lake,
+            self._run.journal,
+            self._run.organization_id,
+            self._id,
+            self._run.clock(),
+            self._room,
+        )
         # The parts were listed when the run began, and no message is ever added to a part: what is
         # in them was in the lake before the walk began.
-        judged = live_ids(held.rows) if is_whole else None
-        publication = Publication(
-            self._run.lake, self._run.journal, self._run.organization_id, self._id, self._run.clock()
-        )
-        published = await publication.publish(rows, held, judged)
+        published = await publication.publish(rows, held, is_whole=is_whole)
         entry = self._proven(reading, proof, rows, published)
         if not (is_whole and published.is_alone):
             live, digest = await self._look_at_lake(proof, held, published)
@@ -160,12 +166,11 @@ class _Export:
         known = self._known
         is_known = known is not None and part_entries(held.parts) == known.parts
         if known is not None and known.content_hash and is_known and published.is_alone:
-            added = [published.new] if published.new is not None else []
-            live = [table.filter(pc.invert(table.column("is_deleted"))) for table in published.replaced]
-            return proof.server_count, hash_after(known.content_hash, [*added, *published.newer], live)
-        rows = (await Held.read(self._run.lake, [held.part for held in published.parts])).rows
-        live = rows.filter(pc.invert(rows.column("is_deleted")))
-        return live.num_rows, content_hash(with_digests(live))
+            added = [published.new.content_hash] if published.new is not None else []
+            came = [known.content_hash, *added, *published.came]
+            return proof.server_count, hash_sum(came, published.went)
+        now = await self._read_held([held.part for held in published.parts])
+        return await somewhere(now.is_in_memory, now.live_hash)
 
     # -- how it stands ----------------------------------------------------------------------------
 
@@ -209,13 +214,10 @@ class _Export:
         self._run.progress.note(entry)
         return entry
 
-    def _proven(
-        self, reading: Reading, proof: Proof, rows: pa.Table, published: Published
-    ) -> ConversationEntry:
+    def _proven(self, reading: Reading, proof: Proof, rows: Rows, published: Published) -> ConversationEntry:
         """The entry of a conversation that was walked."""
         is_joined = proof.method == JOINED and self._known is not None
         known = self._known if is_joined and self._known is not None else self._blank()
-        first, last = _first_and_last(rows.column("created_at"))
         new = published.new.num_rows if published.new is not None else 0
         return replace(
             self._blank(),
@@ -224,15 +226,15 @@ class _Export:
             # Those included that were deleted while they were read: the next run sees the difference.
             distinct_messages=rows.num_rows,
             new_messages=new,
-            edited_messages=sum(table.num_rows for table in published.replaced),
-            deleted_messages=sum(table.num_rows for table in published.deleted),
-            first_message_at=_least(known.first_message_at, first),
-            last_message_at=last,
-            proven_from=_least(known.proven_from, first),
+            edited_messages=published.edited,
+            deleted_messages=published.deleted,
+            first_message_at=_least(known.first_message_at, rows.first_at),
+            last_message_at=rows.last_at,
+            proven_from=_least(known.proven_from, rows.first_at),
             proven_until=self._started_at,
             proof_method=proof.method,
             is_still=proof.is_still,
-            content_hash=content_hash(rows),
+            content_hash=rows.content_hash,
             newest_message_id=reading.newest_id,
             head_messages=reading.head_messages,
             head_hash=reading.head_hash,
@@ -249,17 +251,23 @@ class Reading:
     """Collects the pages of one walk as rows, so that the pages themselves need not be kept."""
 
     def __init__(
-        self, origin: Origin, head: Page | None, look_back_from: datetime, look_back_messages: int
+        self,
+        origin: Origin,
+        head: Page | None,
+        look_back_from: datetime,
+        look_back_messages: int,
+        collected: Collector,
     ) -> None:
+        self.collected = collected
         self._origin = origin
         self._head = head  # read already, to see whether a walk is needed
         self._head_rows = to_rows(head.items, head.ids, origin) if head is not None else None
         self._look_back_from = look_back_from
         self._look_back_messages = look_back_messages
-        self._pages: list[pa.Table] = []
+        self._last_rows = self._head_rows
         self._whole: int | None = None  # the gateway's count, with the head
-        self._live: set[str] | None = None
-        self._new: set[str] = set()
+        self._live: Seen | None = None
+        self._new = Seen()
         self.newest_id: str | None = None
         self.head_hash = ""
         self.head_messages = 0
@@ -282,13 +290,13 @@ class Reading:
         """Whether the look-back ends within this page."""
         if page.end >= self._look_back_messages or page.whole is None or page.end >= page.whole:
             return True
-        rows = self._pages[-1] if self._pages else self._head_rows
+        rows = self._last_rows
         oldest = pc.min(rows.column("created_at")).as_py() if rows is not None else None
         return oldest is not None and oldest < self._look_back_from
 
-    def expect(self, held: Held) -> None:
+    def expect(self, live: Seen) -> None:
         """Let the walk end where it meets what the lake has, if the counts agree."""
-        self._live = set(live_ids(held.rows).to_pylist())
+        self._live = live
 
     def new_pages(self, head: Page) -> float:
         """How many pages are new, by the counts."""
@@ -305,9 +313,10 @@ class Reading:
             rows, self._head_rows = self._head_rows, None
         else:
             rows = to_rows(page.items, page.ids, self._origin)
-        self._pages.append(rows)
+        self.collected.add(rows)
+        self._last_rows = rows
         if self._live is not None:
-            self._new.update(one for one in page.ids if one not in self._live)
+            self._new.add(self._live.unmet(page.ids))
         if page.skip == 0:
             self._whole = page.whole
             self.newest_id = page.ids[0] if page.ids else None
@@ -322,15 +331,11 @@ class Reading:
         """
         if self._live is None or not self.is_far_enough(page):
             return False
-        if not any(one in self._live for one in page.ids) or not page.is_exact:
+        if self._live.isdisjoint(page.ids) or not page.is_exact:
             return False
         if not page.whole == self._whole == len(self._live) + len(self._new):
             raise _CountsDiffer
         return True
-
-    def rows(self) -> pa.Table:
-        """Each message once, oldest first, with its digest."""
-        return in_order(without_repeats(pa.concat_tables(self._pages)))
 
 
 def _are_those_of(parts: Sequence[Part], known: ConversationEntry) -> bool:
@@ -338,12 +343,6 @@ def _are_those_of(parts: Sequence[Part], known: ConversationEntry) -> bool:
     return [(part.key, part.size_bytes) for part in parts] == [
         (part.key, part.size_bytes) for part in known.parts
     ]
-
-
-def _first_and_last(times: pa.ChunkedArray) -> tuple[datetime | None, datetime | None]:
-    """The ends of a column that is in order, messages without a time last."""
-    count = len(times) - times.null_count
-    return (times[0].as_py(), times[count - 1].as_py()) if count else (None, None)
 
 
 def _least(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -15,11 +15,15 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.lake.known import KnownConversations
+from imbrace_lake.lake.known import Entries, KnownConversations
 from imbrace_lake.lake.lake import Lake, Partitions
-from imbrace_lake.lake.ledger import ConversationEntry, Journal, read_ledger
+from imbrace_lake.lake.ledger import ConversationEntry, Journal, empty_ledger, read_ledger
+from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import ReadPolicy, Window
+
+# A summary is for people; the whole list is in the ledger.
+MOST_LISTED = 500
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +50,14 @@ class ExportRun:
         drift: What a new shape means: nothing but a remark, a warning, or that the conversation fails.
         window: The time whose messages are read; open on both sides for all of them.
         policy: What is read again of conversations that the lake has.
+        memory: What its conversations may hold in memory together.
         page_size, pages_ahead: As in `walk`.
         progress: Counted on as conversations end.
         clock: Tells the time.
         started_at: When the run began.
-        dead_letters: What could not be exported, as long as the run is under way.
-        causes: The kind of error that each of them was lost to, by conversation.
+        dead_letters: The first `MOST_LISTED` conversations that could not be exported.
+        dead_letter_count: How many could not.
+        causes: The kind of error that each of the first was lost to, by conversation.
         resumed: What a killed run of the same job had got done: not asked for again.
         half_done: What a chunk has got done so far, by its name, so that another try goes on from it.
         fatal: What ends the run because every further request would meet it as well.
@@ -70,16 +76,27 @@ class ExportRun:
     drift: DriftMode = "evolve"
     window: Window = field(default_factory=Window)
     policy: ReadPolicy = field(default_factory=ReadPolicy)
+    memory: Memory = field(default_factory=Memory)
     page_size: int = 100
     pages_ahead: int = 8
     progress: Progress = field(default_factory=Progress)
     clock: Callable[[], datetime] = utc_now
     started_at: datetime = field(default_factory=utc_now)
     dead_letters: list[ConversationEntry] = field(default_factory=list)
+    dead_letter_count: int = 0
     causes: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
-    resumed: dict[str, ConversationEntry] = field(default_factory=dict)
+    resumed: Entries = field(default_factory=lambda: Entries(empty_ledger("conversations")))
     half_done: dict[str, Notes] = field(default_factory=dict)
     fatal: ImbraceLakeError | None = None
+
+    def room(self) -> Room:
+        """A new conversation's part of the memory, to be left with `with`."""
+        return Room(self.memory, self.lake.store.temporary_directory)
+
+    def note_dead(self, entries: Sequence[ConversationEntry]) -> None:
+        """Count what could not be exported, and keep the first of it for the summary."""
+        self.dead_letter_count += len(entries)
+        self.dead_letters.extend(entries[: MOST_LISTED - len(self.dead_letters)])
 
     def look_at_shapes(self, conversation_id: str, page: Page) -> None:
         """Notice what the gateway has never sent before.

@@ -7,9 +7,6 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import date
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from imbrace_lake.export.figures import duration
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.pacing import Gate
@@ -64,9 +61,8 @@ class Progress:
         if published is not None:
             self.written_bytes += published.size_bytes
             if published.new is not None:
-                created = pc.drop_null(published.new.column("created_at"))
-                for each in pc.value_counts(pc.cast(created, pa.date32(), safe=False)).to_pylist():
-                    self.days[each["values"]] += each["counts"]
+                for day, count in published.new.days():
+                    self.days[day] += count
 
     @property
     def conversations_failed(self) -> int:

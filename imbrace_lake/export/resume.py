@@ -17,16 +17,20 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from imbrace_lake.errors import StoreError
+from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
     HEADER,
     JOURNAL,
     PROVEN,
-    ConversationEntry,
     Journal,
     RunTotals,
-    entry_of,
+    empty_ledger,
+    last_of_each,
     read_objects,
 )
 from imbrace_lake.store.opening import Stored
@@ -108,18 +112,18 @@ async def pulse(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> dict[str, ConversationEntry]:
+async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Entries:
     """Close the journals of dead runs, and say what those with the same job had got done.
 
     An earlier attempt of this very run counts as one of them, but its journal stays open.
 
     Returns:
-        Conversations that were proven, or found gone, by id.
+        Conversations that were proven, or found gone.
     """
     journals: dict[str, list[Stored]] = {}
     for stored in await lake.store.list(JOURNAL):
         journals.setdefault(stored.key.split("/")[1], []).append(stored)
-    done: list[ConversationEntry] = []
+    done = [empty_ledger("conversations")]
     for name, objects in journals.items():
         header = await _header(lake, name, objects)
         is_own = name == run_id
@@ -134,7 +138,7 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> dict[st
             done += await _done(lake, objects)
         if not is_own:
             await _close(journal, header)
-    return {entry.conversation_id: entry for entry in sorted(done, key=lambda entry: entry.finished_at)}
+    return Entries(last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at"))
 
 
 async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None:
@@ -170,10 +174,10 @@ def _instant(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-async def _done(lake: Lake, objects: list[Stored]) -> list[ConversationEntry]:
+async def _done(lake: Lake, objects: list[Stored]) -> list[pa.Table]:
     keys = [stored.key for stored in objects if "/conversations/" in stored.key]
-    entries = [entry_of(row) for table in await read_objects(lake, keys) for row in table.to_pylist()]
-    return [entry for entry in entries if entry.status in (*PROVEN, "gone") and not entry.is_dead_letter]
+    is_done = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
+    return [table.filter(is_done) for table in await read_objects(lake, keys)]
 
 
 async def _has_ended(lake: Lake, run_id: str) -> bool:

@@ -29,8 +29,6 @@ from imbrace_lake.store.opening import StoreOptions
 logger = logging.getLogger(__name__)
 
 RunStatus = Literal["complete", "partial", "failed"]
-# A summary is for people; the whole list is in the ledger.
-MOST_LISTED = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,7 @@ async def open_run(
                 slots=asyncio.Semaphore(2 * settings.max_in_flight),
                 pulse=beating,
                 policy=settings.policy(),
+                memory=settings.memory(),
                 page_size=settings.page_size,
                 pages_ahead=settings.pages_ahead,
                 progress=progress,
@@ -153,8 +152,8 @@ async def close_run(
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
     summary.totals = _totals(run, phones, (summary.finished_at - run.started_at).total_seconds())
-    summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters[:MOST_LISTED]]
-    summary.dead_letter_count = len(run.dead_letters)
+    summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
+    summary.dead_letter_count = run.dead_letter_count
     summary.new_shapes = sorted(run.shapes.new)
     summary.status, summary.reason = _status(run, phones, tolerated_share, failure)
     row = {
@@ -193,7 +192,7 @@ def _status(
 ) -> tuple[RunStatus, str | None]:
     if failure is not None:
         return "failed", failure
-    dead, done = len(run.dead_letters), run.progress.conversations_done
+    dead, done = run.dead_letter_count, run.progress.conversations_done
     lost = _counted([(dead, "conversation"), (phones["error"], "phone number")])
     if not lost:
         return "complete", None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 
 import pyarrow as pa
@@ -12,33 +11,37 @@ from imbrace_lake.errors import WalkIncomplete
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.ledger import WINDOW, ConversationEntry, part_entries
-from imbrace_lake.lake.publish import Held, Publication
-from imbrace_lake.lake.schema import Origin, content_hash, in_order, to_rows, without_repeats
+from imbrace_lake.lake.publish import Publication, somewhere
+from imbrace_lake.lake.room import Room
+from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.schema import Origin, to_rows
 from imbrace_lake.policy import Window
 
 # A list that moves so much that its window is not found where it was a moment ago.
 START_TRIES = 5
 
 
-async def export_window(run: ExportRun, conversation_id: str, window: Window) -> ConversationEntry:
+async def export_window(
+    run: ExportRun, conversation_id: str, window: Window, room: Room
+) -> ConversationEntry:
     """Bring the messages of a window into the lake, and claim nothing about the others.
 
     Raises:
         WalkIncomplete: The window could not be proven whole; nothing was written.
         ImbraceLakeError: As its class says.
     """
-    reading = _WindowReading(run, conversation_id, window)
+    reading = _WindowReading(run, conversation_id, window, Collector(room))
     proof = await reading.walk()
     if not proof.is_complete:
         raise WalkIncomplete(
             f"conversation {conversation_id} is not proven whole in {window}: {proof.reason}"
         )
-    rows = reading.rows()
-    held = await Held.read(run.lake, run.partitions.of(run.organization_id, conversation_id))
-    publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock())
-    published = await publication.publish(rows, held, judged=None)
-    times = pc.min_max(rows.column("created_at")).as_py()
+    rows = await somewhere(not reading.collected.is_spilled, reading.rows)
+    held = await Held.read(run.lake, run.partitions.of(run.organization_id, conversation_id), room)
+    publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock(), room)
+    published = await publication.publish(rows, held, is_whole=False)
     entry = ConversationEntry(
         run_id=run.run_id,
         organization_id=run.organization_id,
@@ -47,14 +50,14 @@ async def export_window(run: ExportRun, conversation_id: str, window: Window) ->
         server_count=proof.server_count,
         distinct_messages=rows.num_rows,
         new_messages=published.new.num_rows if published.new is not None else 0,
-        edited_messages=sum(table.num_rows for table in published.replaced),
-        first_message_at=times["min"],
-        last_message_at=times["max"],
-        proven_from=window.since or times["min"],
+        edited_messages=published.edited,
+        first_message_at=rows.first_at,
+        last_message_at=rows.last_at,
+        proven_from=window.since or rows.first_at,
         proven_until=min(window.until or reading.started_at, reading.started_at),
         proof_method=WINDOW,
         is_still=proof.is_still,
-        content_hash=content_hash(rows),
+        content_hash=rows.content_hash,
         parts=part_entries(published.parts),
         requests=reading.requests,
         started_at=reading.started_at,
@@ -67,18 +70,22 @@ async def export_window(run: ExportRun, conversation_id: str, window: Window) ->
 class _WindowReading:
     """Finds the window in the list, and reads it with a page's rim on either side."""
 
-    def __init__(self, run: ExportRun, conversation_id: str, window: Window) -> None:
+    def __init__(self, run: ExportRun, conversation_id: str, window: Window, collected: Collector) -> None:
         self.started_at = run.clock()
         self.requests = 0
         self._run = run
         self._id = conversation_id
         self._window = window
         self._origin = Origin(run.organization_id, conversation_id, run.run_id, self.started_at)
-        self._pages: list[pa.Table] = []
+        self.collected = collected
+        self._newest: datetime | None = None
+        self._oldest: datetime | None = None  # of the page read last
 
-    def rows(self) -> pa.Table:
-        """The window's messages, each once, oldest first, with digests."""
-        rows = in_order(without_repeats(pa.concat_tables(self._pages)))
+    def rows(self) -> Rows:
+        """The window's messages, with digests."""
+        return self.collected.rows(self._are_inside)
+
+    def _are_inside(self, rows: pa.Table) -> pa.ChunkedArray:
         times = rows.column("created_at")
         is_inside = pc.is_valid(times)
         kind = times.type
@@ -86,13 +93,14 @@ class _WindowReading:
             is_inside = pc.and_(is_inside, pc.greater_equal(times, pa.scalar(self._window.since, kind)))
         if self._window.until is not None:
             is_inside = pc.and_(is_inside, pc.less(times, pa.scalar(self._window.until, kind)))
-        return rows.filter(pc.fill_null(is_inside, False))
+        return pc.fill_null(is_inside, False)
 
     async def walk(self) -> Proof:
         """Read from above the window to below it."""
         start = await self._find_start()
         for _ in range(START_TRIES):
-            self._pages = []
+            self.collected.clear()
+            self._newest = None
             proof = await walk(
                 self._fetch,
                 self._take,
@@ -101,7 +109,7 @@ class _WindowReading:
                 is_enough=self._is_below,
                 start=start,
             )
-            if start == 0 or not proof.is_complete or self._has_newer(self._pages):
+            if start == 0 or not proof.is_complete or self._has_newer():
                 return proof
             # Deletions pulled the window up past the place where it was found.
             start = max(0, start - self._run.page_size)
@@ -130,8 +138,7 @@ class _WindowReading:
         return lowest
 
     def _span(self, page: Page) -> tuple[datetime | None, datetime | None]:
-        times = pc.min_max(to_rows(page.items, page.ids, self._origin).column("created_at")).as_py()
-        return times["max"], times["min"]
+        return _span_of(to_rows(page.items, page.ids, self._origin))
 
     async def _fetch(self, skip: int, limit: int) -> Page:
         self.requests += 1
@@ -139,14 +146,23 @@ class _WindowReading:
 
     def _take(self, page: Page) -> None:
         self._run.look_at_shapes(self._id, page)
-        self._pages.append(to_rows(page.items, page.ids, self._origin))
+        rows = to_rows(page.items, page.ids, self._origin)
+        newest, self._oldest = _span_of(rows)
+        self._newest = max(filter(None, (newest, self._newest)), default=None)
+        self.collected.add(rows)
 
     def _is_below(self, page: Page) -> bool:
         """Whether the page ends below the window."""
-        oldest = pc.min(self._pages[-1].column("created_at")).as_py()
-        return self._window.since is not None and oldest is not None and oldest < self._window.since
+        since, oldest = self._window.since, self._oldest
+        return since is not None and oldest is not None and oldest < since
 
-    def _has_newer(self, pages: Sequence[pa.Table]) -> bool:
+    def _has_newer(self) -> bool:
         """Whether the window's upper edge was read."""
-        newest = pc.max(pa.concat_tables(pages).column("created_at")).as_py()
-        return self._window.until is None or (newest is not None and newest >= self._window.until)
+        until, newest = self._window.until, self._newest
+        return until is None or (newest is not None and newest >= until)
+
+
+def _span_of(rows: pa.Table) -> tuple[datetime | None, datetime | None]:
+    """The times of the newest and of the oldest message."""
+    times = pc.min_max(rows.column("created_at")).as_py()
+    return times["max"], times["min"]

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.seen import Seen
 
 Fetch = Callable[[int, int], Awaitable[Page]]
 """`(skip, limit)` to a page."""
@@ -93,7 +94,7 @@ async def walk(
             and the last one, and no count is held against it.
 
     Returns:
-        The proof. Memory is one id a message.
+        The proof. Memory is 16 bytes a message, and twice that if the list has to be walked again.
     """
     walker = _Walker(fetch, accept, limit, ahead, is_enough or _never, start)
     try:
@@ -122,8 +123,8 @@ class _Walker:
         self._most_ahead = ahead
         self._is_enough = is_enough
         self._start = start
-        self._all: set[str] = set()
-        self._pass: set[str] = set()  # what hangs together below the head of this pass
+        self._earlier = Seen()  # what was met before this pass
+        self._pass = Seen()  # what hangs together below the head of this pass
         self._size = 0  # how long a page is that the server really gives
         self._requests = 0
         self._budget = 40
@@ -182,12 +183,20 @@ class _Walker:
             is_complete=not reason,
             reason=reason,
             server_count=self._whole,
-            distinct=len(self._all),
+            distinct=self._distinct(),
             listed=len(self._pass),
             requests=self._requests,
             method=method,
             is_still=self._is_still,
         )
+
+    def _distinct(self) -> int:
+        self._earlier.absorb(self._pass)
+        return len(self._earlier)
+
+    def _begin_anew(self) -> None:
+        self._earlier.absorb(self._pass)
+        self._pass = Seen()
 
     # -- one pass ---------------------------------------------------------------------------------
 
@@ -197,10 +206,10 @@ class _Walker:
         self._is_joined = False
         self._needs_closing = False
         self._edges = 0
-        self._pass = set()
+        self._begin_anew()
         head = await self._ask(self._start)
         self._take(head)
-        await self._descend(head, frozenset())
+        await self._descend(head, Seen())
         if self._start:
             return
         if self._needs_closing:
@@ -226,13 +235,14 @@ class _Walker:
         head = await self._ask(0)
         if older.isdisjoint(head.ids):
             # More arrived than a page holds: a new head that reaches down to the old one.
-            self._pass = set()
+            self._begin_anew()
             self._breadth = self._most_ahead = 1
         self._take(head)
         await self._descend(head, older)
-        self._pass |= older
+        if self._pass is not older:
+            self._pass.absorb(older)
 
-    async def _descend(self, page: Page, stop: Set[str]) -> None:
+    async def _descend(self, page: Page, stop: Seen) -> None:
         """Read on below an accepted page until the bottom, a message of `stop`, or enough."""
         idle = 0
         while not self._ends_here(page, stop) and not await self._is_bottom(page, idle):
@@ -250,7 +260,7 @@ class _Walker:
             idle = idle + 1 if page.ids and page.ids[-1] == frontier else 0
         await self.drop_ahead()
 
-    def _ends_here(self, page: Page, stop: Set[str]) -> bool:
+    def _ends_here(self, page: Page, stop: Seen) -> bool:
         if self._is_enough(page):
             self._is_joined = True
         return self._is_joined or not stop.isdisjoint(page.ids)
@@ -279,7 +289,7 @@ class _Walker:
         return idle >= 2 and len(page.ids) < self._size and not (await self._ask(page.end)).ids
 
     def _hangs_together(self, last: Page, page: Page, overlap: int) -> bool:
-        shared = sum(map(self._pass.__contains__, page.ids))
+        shared = self._pass.count(page.ids)
         is_same_count = page.whole == last.whole
         if shared != min(overlap, len(page.ids)) or not is_same_count:
             self._is_still = False
@@ -305,7 +315,7 @@ class _Walker:
                 return page
             if skip == 0:
                 # Nothing of this pass is near the head any more, so the pass begins here.
-                self._pass = set()
+                self._begin_anew()
                 self._take(page)
                 return page
 
@@ -317,8 +327,7 @@ class _Walker:
         if brings_older and (page.has_more or page.end < (page.whole or 0)):
             # With others below it, it is as long as the server gives just now.
             self._size = len(page.ids)
-        self._pass.update(page.ids)
-        self._all.update(page.ids)
+        self._pass.add(page.ids)
         if page.skip == 0 or self._whole is None:
             self._whole = page.whole
         self._size = max(self._size, len(page.ids))

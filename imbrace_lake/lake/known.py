@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
 
 import pyarrow as pa
@@ -26,14 +27,43 @@ STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started
 READ_AT_A_TIME = 16
 
 
+class Entries:
+    """One entry a conversation, by its id; kept as columns, for objects would take ten times the memory.
+
+    Args:
+        rows: Rows of the ledger `conversations`, of each conversation one.
+    """
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows.sort_by("conversation_id").combine_chunks()
+        self._ids = self._rows.column("conversation_id")
+
+    def of(self, conversation_id: str) -> ConversationEntry | None:
+        """The entry of one conversation."""
+        row = bisect_left(self._ids, conversation_id, key=pa.StringScalar.as_py)
+        if row == len(self._ids) or self._ids[row].as_py() != conversation_id:
+            return None
+        return entry_of(self._rows.slice(row, 1).to_pylist()[0])
+
+    def ids(self) -> list[str]:
+        """Every conversation that has an entry, in order."""
+        ids: list[str] = self._ids.to_pylist()
+        return ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[ConversationEntry]:
+        for batch in self._rows.to_batches(max_chunksize=4096):
+            yield from map(entry_of, batch.to_pylist())
+
+
 class KnownConversations:
     """How each conversation stood when it was last proven, in little memory."""
 
     def __init__(self, rows: pa.Table, organization_id: str) -> None:
-        states = latest_states(rows.filter(pc.equal(rows.column("organization_id"), organization_id)))
-        self._rows = states.combine_chunks()
-        ids = self._rows.column("conversation_id").to_pylist()
-        self._row_of = {conversation_id: row for row, conversation_id in enumerate(ids)}
+        own = rows.filter(pc.equal(rows.column("organization_id"), organization_id))
+        self._entries = Entries(latest_states(own))
 
     @staticmethod
     def none_rows() -> pa.Table:
@@ -47,16 +77,14 @@ class KnownConversations:
 
     def of(self, conversation_id: str) -> ConversationEntry | None:
         """The last entry that proved the conversation complete, unchanged or gone."""
-        row = self._row_of.get(conversation_id)
-        return None if row is None else entry_of(self._rows.slice(row, 1).to_pylist()[0])
+        return self._entries.of(conversation_id)
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(self._entries)
 
     def entries(self) -> Iterator[ConversationEntry]:
         """Every conversation as it stands."""
-        for batch in self._rows.to_batches(max_chunksize=4096):
-            yield from map(entry_of, batch.to_pylist())
+        return iter(self._entries)
 
 
 def latest_states(rows: pa.Table) -> pa.Table:
@@ -90,8 +118,9 @@ async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions
             ids = pc.list_flatten(ids) if column == "conversation_ids" else ids
             found.update(ids.unique().to_pylist())
     untold = partitions.beyond(organization_id, found)
-    for _, messages in await lake.read_parts(untold):
-        found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
+    for start in range(0, len(untold), READ_AT_A_TIME):
+        for _, messages in await lake.read_parts(untold[start : start + READ_AT_A_TIME]):
+            found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
     return sorted(found)
 
 

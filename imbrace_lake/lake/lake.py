@@ -19,8 +19,9 @@ import io
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import file_digest, sha256
@@ -32,15 +33,17 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError, UsageError
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import Body
+from imbrace_lake.store.contract import Body, Stored
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 MARKER = "lake.json"
 MESSAGES = "messages/"
 # Names of files may have 255 bytes, and `conv=` and a store's own suffixes want some.
 LONGEST_NAME = 200
+# Rows of a large part that are in memory at a time.
+BATCH_ROWS = 4_096
 
-_PART = re.compile(r"^(?P<folder>.+)/part-(?P<number>\d{5})\.parquet$")
+_PART = re.compile(r"^.+/part-(?P<number>\d{5})\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +73,47 @@ class PublishedPart:
 
 
 class Partitions:
-    """Which parts every conversation of an organization has, by one listing of the lake."""
+    """Which parts every conversation of an organization has, by one listing of the lake.
 
-    def __init__(self, parts: Mapping[str, Sequence[Part]]) -> None:
-        self._parts = parts
+    Kept as columns, in the order of the keys: objects would take four times as much memory.
+    """
+
+    def __init__(self, listing: Sequence[Stored]) -> None:
+        self._keys = pa.array([stored.key for stored in listing], pa.string())
+        self._sizes = pa.array([stored.size_bytes for stored in listing], pa.int64())
+        self._etags = pa.array([stored.etag for stored in listing], pa.string())
 
     @classmethod
     def none(cls) -> Partitions:
         """No partitions at all, as in a new lake."""
-        return cls({})
+        return cls([])
 
     def of(self, organization_id: str, conversation_id: str) -> Sequence[Part]:
         """The parts of one conversation, in order; none if the lake does not have it."""
-        return self._parts.get(partition_key(organization_id, conversation_id), ())
+        prefix = f"{partition_key(organization_id, conversation_id)}/"
+        place = bisect_left(self._keys, prefix, key=_text)
+        parts: list[Part] = []
+        while place < len(self._keys) and _text(self._keys[place]).startswith(prefix):
+            if (part := self._part(place)) is not None:
+                parts.append(part)
+            place += 1
+        return parts
 
     def beyond(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
         """The first part of each partition that belongs to none of these conversations."""
         known = {partition_key(organization_id, one) for one in conversation_ids}
-        return [parts[0] for folder, parts in self._parts.items() if folder not in known]
+        found: dict[str, Part] = {}
+        for place, value in enumerate(self._keys):
+            folder = _text(value).rpartition("/")[0]
+            part = None if folder in known or folder in found else self._part(place)
+            if part is not None:
+                found[folder] = part
+        return [*found.values()]
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    def _part(self, place: int) -> Part | None:
+        values = (self._keys[place], self._sizes[place], self._etags[place])
+        key, size_bytes, etag = (value.as_py() for value in values)
+        return _as_part(key, size_bytes, etag)
 
 
 class Lake:
@@ -114,18 +137,13 @@ class Lake:
 
     async def list_partitions(self, organization_id: str) -> Partitions:
         """List every part of an organization; once a run, since a listing costs a second for 10,000."""
-        folders: dict[str, list[Part]] = {}
-        for stored in await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"):
-            folder, part = _as_part(stored.key, stored.size_bytes, stored.etag)
-            if part is not None:
-                folders.setdefault(folder, []).append(part)
-        return Partitions(folders)
+        return Partitions(await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"))
 
     async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
         """List the parts of one conversation anew, in order."""
         folder = partition_key(organization_id, conversation_id)
         found = await self.store.list(f"{folder}/")
-        parts = [_as_part(stored.key, stored.size_bytes, stored.etag)[1] for stored in found]
+        parts = [_as_part(stored.key, stored.size_bytes, stored.etag) for stored in found]
         return [part for part in parts if part is not None]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
@@ -137,12 +155,39 @@ class Lake:
         return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
 
     async def _read_part(self, part: Part) -> tuple[PublishedPart, pa.Table]:
-        try:
+        with self._explained(part):
             body = await self.store.get(part.key)
             rows = read_rows(body)
             # The ETag stays that of the listing: a part replaced since then is not to be overwritten.
             found = Part(part.key, part.number, len(body), part.etag)
             return PublishedPart(found, sha256(body).hexdigest(), rows.num_rows), rows
+
+    async def fetch_part(self, part: Part, path: Path) -> PublishedPart:
+        """Bring a part into a file, for `iter_part`; what came may be newer than listed.
+
+        Raises:
+            StoreError: The object is gone or is no part; the message names it.
+        """
+        with self._explained(part):
+            await self.store.fetch(part.key, path)
+            size_bytes, digest, rows = await asyncio.to_thread(_look_at, path)
+            found = Part(part.key, part.number, size_bytes, part.etag)
+            return PublishedPart(found, digest, rows)
+
+    def iter_part(self, part: Part, path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a part that was fetched, or some columns of them, in `SCHEMA`, some at a time.
+
+        Raises:
+            StoreError: The part is damaged; the message names it.
+        """
+        with self._explained(part):
+            yield from iter_rows(path, columns)
+
+    @contextmanager
+    def _explained(self, part: Part) -> Iterator[None]:
+        """Put into a sentence why a part cannot be read."""
+        try:
+            yield
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{part.key} is gone: parts are never to be removed") from None
         except (pa.ArrowInvalid, OSError) as exc:
@@ -271,6 +316,40 @@ def read_rows(body: bytes) -> pa.Table:
     return rows
 
 
+def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Rows of a part in a file, or some columns of them, as `read_rows` gives them, some at a time.
+
+    Raises:
+        pa.ArrowInvalid: It is no part.
+        OSError: It is damaged.
+    """
+    schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
+    # Without `pre_buffer`, or a whole row group would be held.
+    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        there = [name for name in schema.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH_ROWS, columns=there, use_threads=False):
+            yield _as(schema, batch)
+
+
+def _as(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
+    arrays = [
+        batch.column(field.name).cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    if any(column.null_count for field, column in zip(schema, arrays, strict=True) if not field.nullable):
+        raise pa.ArrowInvalid("columns of a part are missing")
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _look_at(path: Path) -> tuple[int, str, int]:
+    """Size, SHA-256 and rows of a part in a file."""
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    return path.stat().st_size, digest, pq.read_metadata(path).num_rows
+
+
 def partition_key(organization_id: str, conversation_id: str) -> str:
     """The folder of a conversation's parts.
 
@@ -297,8 +376,11 @@ def _quoted(value: str) -> str:
     return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
 
 
-def _as_part(key: str, size_bytes: int, etag: str) -> tuple[str, Part | None]:
+def _as_part(key: str, size_bytes: int, etag: str) -> Part | None:
     match = _PART.match(key)
-    if match is None:
-        return key, None
-    return match["folder"], Part(key, int(match["number"]), size_bytes, etag)
+    return None if match is None else Part(key, int(match["number"]), size_bytes, etag)
+
+
+def _text(value: pa.StringScalar) -> str:
+    text: str = value.as_py()
+    return text

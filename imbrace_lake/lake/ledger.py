@@ -19,6 +19,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -273,10 +274,12 @@ class Journal:
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
     """Of rows that are equal in the columns `same` the one whose time `at` is latest, in its order."""
-    rows = rows.take(pc.sort_indices(rows, [(at, "ascending", "at_start")]))
-    numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
-    last = numbered.group_by(same, use_threads=False).aggregate([("row", "max")]).column("row_max")
-    return rows.take(last.take(pc.sort_indices(last)))
+    # Whole rows are copied once only: they may be most of what the process holds.
+    order = pc.sort_indices(rows, [(at, "ascending", "at_start")])
+    keys = rows.select(same).take(order)
+    keys = keys.append_column("row", pa.array(np.arange(rows.num_rows)))
+    last = keys.group_by(same, use_threads=False).aggregate([("row", "max")]).column("row_max")
+    return rows.take(order.take(last.take(pc.sort_indices(last)).combine_chunks()))
 
 
 def named_by_hash(name: str, body: bytes) -> str:

@@ -38,6 +38,17 @@ class Changes:
         """Whether rows that the lake has must change."""
         return bool(self.newer.num_rows or len(self.deleted))
 
+    def concern(self, rows: pa.Table) -> bool:
+        """Whether some of these rows, of the lake, are among those that must change."""
+        ids = rows.column("message_id")
+        return any(
+            pc.any(
+                pc.is_in(ids, others.combine_chunks() if isinstance(others, pa.ChunkedArray) else others)
+            ).as_py()
+            for others in (self.newer.column("message_id"), self.deleted)
+            if len(others)
+        )
+
     def newer_of(self, ids: pa.Array) -> pa.Table:
         """The newer rows of some messages."""
         return self.newer.filter(pc.is_in(self.newer.column("message_id"), ids))

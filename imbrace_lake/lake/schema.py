@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -55,6 +57,8 @@ EMPTY = SCHEMA.empty_table()
 
 # Travels with the rows of a walk and is not written.
 DIGEST = "digest"
+# The content hash of no messages.
+NO_HASH = "0" * 32
 _WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
 
 # Of these a conversation has few different values: a dictionary makes them so small that compressing them
@@ -64,7 +68,13 @@ _FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender
 _COMPRESSION = {name: "none" if name in _FEW_VALUES else "zstd" for name in SCHEMA.names}
 # Least and greatest text of a part help no query, and can be as long as everything else in it.
 _WITH_STATISTICS = [name for name in SCHEMA.names if name not in ("text", "content", "extra")]
+_PART_OPTIONS: Mapping[str, Any] = {
+    "compression": _COMPRESSION,
+    "use_dictionary": _FEW_VALUES,
+    "write_statistics": _WITH_STATISTICS,
+}
 ROW_GROUP_ROWS = 50_000
+ROW_GROUP_BYTES = 64 * 2**20
 
 # What of an item has a column of its own. All else is in `extra`.
 _COLUMN_OF = {
@@ -359,26 +369,18 @@ def content_hash(rows: pa.Table) -> str:
     an added part changes it by what it adds. It guards against accidents, not against an attacker.
     """
     if not rows.num_rows:
-        return "0" * 32
+        return NO_HASH
     digests = rows.column(DIGEST).combine_chunks()
     lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
     return "".join(f"{int(lane):016x}" for lane in lanes.sum(axis=0, dtype=np.uint64))
 
 
-def hash_after(before: str, added: Iterable[pa.Table], removed: Iterable[pa.Table]) -> str:
-    """The hash of a set of messages after some were added to it and others taken away.
-
-    Args:
-        before: Its hash.
-        added: Rows with digests.
-        removed: Rows of the lake.
-    """
-    lanes = _lanes(before)
-    for sign, tables in ((1, added), (-1, map(with_digests, removed))):
-        for table in tables:
-            lanes = [
-                lane + sign * other for lane, other in zip(lanes, _lanes(content_hash(table)), strict=True)
-            ]
+def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:
+    """The hash of a set of messages that is made of others: the sum of some hashes, less others."""
+    lanes = [0, 0]
+    for sign, hashes in ((1, added), (-1, removed)):
+        for one in hashes:
+            lanes = [lanes[0] + sign * int(one[:16], 16), lanes[1] + sign * int(one[16:], 16)]
     return "".join(f"{lane % (1 << 64):016x}" for lane in lanes)
 
 
@@ -386,10 +388,6 @@ def with_digests(rows: pa.Table) -> pa.Table:
     """Rows of the lake with the digests of the objects that they rebuild; 10 µs a row."""
     digests = pa.array([item_digest(to_item(row)) for row in rows.to_pylist()], pa.binary(16))
     return rows.append_column(_WITH_DIGEST.field(DIGEST), digests)
-
-
-def _lanes(content: str) -> list[int]:
-    return [int(content[:16], 16), int(content[16:], 16)]
 
 
 # -- rows, files ----------------------------------------------------------------------------------
@@ -416,28 +414,84 @@ def without_repeats(table: pa.Table) -> pa.Table:
 
 def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """Encode rows of `SCHEMA` in memory: an object is published by one PUT or not at all."""
-    return encode(
-        table,
-        metadata,
-        compression=_COMPRESSION,
-        use_dictionary=_FEW_VALUES,
-        write_statistics=_WITH_STATISTICS,
-    )
+    return encode(table, metadata, **_PART_OPTIONS)
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
+    """Write rows of `SCHEMA` to a file, one row group of them in memory: the bytes of `to_parquet`.
+
+    Row groups are shorter where their rows are very long.
+    """
+    write_row_groups(path, _row_groups(tables), SCHEMA, metadata)
+
+
+def write_row_groups(
+    path: Path, groups: Iterable[list[pa.Table]], schema: pa.Schema, metadata: Mapping[str, str]
+) -> None:
+    """Write a part to a file, one row group after the other.
+
+    Args:
+        path: Where to.
+        groups: Each row group alone in a list, from which it is taken: so it is held only once.
+        schema: `SCHEMA`, or what an earlier version had for it.
+        metadata: As of `to_parquet`.
+    """
+    with path.open("wb") as file, _writer(file, schema, metadata, _PART_OPTIONS) as writer:
+        for group in groups:
+            writer.write_table(group.pop(), row_group_size=ROW_GROUP_ROWS)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    held: list[pa.Table] = []
+    rows = size_bytes = 0
+    for table in tables:
+        rest = table
+        while rest.num_rows:
+            part = rest.slice(0, ROW_GROUP_ROWS - rows)
+            rest = rest.slice(part.num_rows)
+            held.append(part)
+            rows += part.num_rows
+            size_bytes += part.nbytes
+            if rows == ROW_GROUP_ROWS or size_bytes >= ROW_GROUP_BYTES:
+                yield [_combined(held)]
+                rows = size_bytes = 0
+    if held:
+        yield [_combined(held)]
+
+
+def _combined(tables: list[pa.Table]) -> pa.Table:
+    """One table of several of `SCHEMA`; the list is emptied, so that no column is held twice for long."""
+    columns = [[table.column(place) for table in tables] for place in range(len(SCHEMA))]
+    tables.clear()
+    arrays = []
+    while columns:
+        chunks = [chunk for column in columns.pop(0) for chunk in column.chunks]
+        arrays.append(pa.chunked_array(chunks).combine_chunks())
+        del chunks
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:
-    """Encode any rows with the options of a Parquet writer.
+    """Encode any rows with the options of a Parquet writer."""
+    sink = io.BytesIO()
+    with _writer(sink, table.schema, metadata, options) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+@contextmanager
+def _writer(
+    sink: BinaryIO, schema: pa.Schema, metadata: Mapping[str, str], options: Mapping[str, Any]
+) -> Iterator[pq.ParquetWriter]:
+    """Write Parquet as every object of the lake has it.
 
     Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
     size; page checksums cost nothing and tell a flipped byte.
     """
-    sink = io.BytesIO()
-    schema = table.schema
     with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        yield writer
         # Not by way of the schema, which is not stored, and what hangs on it neither.
         writer.add_key_value_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})
-    return sink.getvalue()
 
 
 def to_item(row: Mapping[str, Any]) -> Item:

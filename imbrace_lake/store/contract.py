@@ -114,6 +114,16 @@ class Store(Protocol):
         """
         ...
 
+    async def fetch(self, key: str, path: Path) -> None:
+        """Bring a whole object, of one version, into a new file, whatever its size.
+
+        The file must not be written: on a local disk it may be a hard link to the object.
+
+        Raises:
+            FileNotFoundError: There is no such object; the argument is the key.
+        """
+        ...
+
     async def head(self, key: str) -> Stored | None:
         """Look an object up without reading it; None when there is none."""
         ...

@@ -65,7 +65,11 @@ class Disk:
         with suppress(OSError):
             for path in (self.root / TEMPORARY).iterdir():
                 # A lock file that goes away would let two processes lock two different files.
-                if path.name != LOCK_FILE and path.stat().st_mtime < oldest:
+                if path.name == LOCK_FILE or path.stat().st_mtime >= oldest:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
                     path.unlink()
 
     def walk(self, folder: Path, prefix: str) -> Iterator[Stored]:
@@ -88,6 +92,19 @@ class Disk:
             return (self.root / key).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
+
+    def copy(self, key: str, path: Path) -> bool:
+        """Give a file a further name elsewhere, or copy it there; False when there is none."""
+        source = self.root / key
+        if not source.is_file():
+            return False
+        try:
+            _link_or_copy(source, path)
+        except FileNotFoundError:
+            if source.exists():
+                raise
+            return False
+        return True
 
     def look_up(self, key: str) -> Stored | None:
         """Look a file up; None when there is none."""
@@ -187,8 +204,9 @@ class Disk:
                 return staged.open("rb")
             file = staged.open("wb", buffering=0)
         except FileNotFoundError:
-            if self._temporary.is_dir():
+            if isinstance(data, Path) and not data.exists():
                 raise
+            # It is missing, or was: another writer may have made it a moment ago.
             self.temporary()
             return self._open_staged(data, staged)
         rest = memoryview(data)

@@ -105,6 +105,11 @@ class FsspecStore:
             raise FileNotFoundError(key)
         return data
 
+    async def fetch(self, key: str, path: Path) -> None:
+        check_key(key)
+        if not await self._run(self._copy, key, path):
+            raise FileNotFoundError(key)
+
     async def head(self, key: str) -> Stored | None:
         check_key(key)
         return await self._run(self._look_up, key)
@@ -180,6 +185,13 @@ class FsspecStore:
             return bytes(self._files.cat_file(self._path(key)))
         except FileNotFoundError:
             return None
+
+    def _copy(self, key: str, path: Path) -> bool:
+        try:
+            self._files.get_file(self._path(key), str(path))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _look_up(self, key: str) -> Stored | None:
         try:

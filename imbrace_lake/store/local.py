@@ -71,6 +71,11 @@ class LocalStore:
             raise FileNotFoundError(key)
         return data
 
+    async def fetch(self, key: str, path: Path) -> None:
+        check_key(key)
+        if not await self._run(self._disk.copy, key, path):
+            raise FileNotFoundError(key)
+
     async def head(self, key: str) -> Stored | None:
         check_key(key)
         return await self._run(self._disk.look_up, key)

@@ -97,6 +97,13 @@ class S3Store:
         except Missing as exc:
             raise FileNotFoundError(key) from exc
 
+    async def fetch(self, key: str, path: Path) -> None:
+        check_key(key)
+        try:
+            await self._bucket.save(self._base + key, path)
+        except Missing as exc:
+            raise FileNotFoundError(key) from exc
+
     async def head(self, key: str) -> Stored | None:
         check_key(key)
         try:

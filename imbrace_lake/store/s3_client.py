@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ READ_SECONDS = 30.0
 # begins, and because a probe must not wait as long as a run may.
 PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0)
 SLOWEST_BYTES_PER_SECOND = 50_000
+PIECE_BYTES = 2**20
 
 T = TypeVar("T")
 
@@ -94,6 +96,21 @@ class Bucket:
                 return bytes(await body.read())
 
         return await self._persist(once, self._options.timeout_seconds)
+
+    async def save(self, key: str, path: Path) -> None:
+        """Get a whole object by one request into a file; raises as :meth:`call` does."""
+
+        async def once(deadline: asyncio.Timeout) -> None:
+            answer = await self._client.get_object(Bucket=self.name, Key=key)
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(now + self.seconds(answer["ContentLength"]))
+            # A try that was cut off left some of it, which this one writes over.
+            async with answer["Body"] as body:
+                with await asyncio.to_thread(path.open, "wb") as file:
+                    while piece := await body.read(PIECE_BYTES):
+                        await asyncio.to_thread(file.write, piece)
+
+        await self._persist(once, self._options.timeout_seconds)
 
     async def call(self, operation: str, seconds: float | None = None, **kwargs: Any) -> dict[str, Any]:
         """Ask the bucket one thing.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import filecmp
 import io
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
-from hashlib import sha256
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import file_digest, sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,16 +20,20 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
 from imbrace_lake.lake.ledger import LEDGERS, is_intact
-from imbrace_lake.lake.schema import to_parquet
+from imbrace_lake.lake.schema import write_row_groups
 from imbrace_lake.store.opening import Stored
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.told import Told, has_told_nothing
 
 SIDE_BY_SIDE = 16
+# Parts beyond this are read into files.
+LARGE_BYTES = 4 * 2**20
 # Folders whose objects have their content's hash in their names.
 HASHED = (*LEDGERS, "journal", "state")
 DAMAGED = "is damaged: restore it from a copy"
 UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
+
+_Body: TypeAlias = bytes | Path | None
 
 
 async def verify_objects(
@@ -46,7 +56,7 @@ async def verify_objects(
     done = 0
     doubtful: list[Stored] = []
     async for stored, body in _bodies(lake, objects):
-        problem = _problem(stored.key, body, told)
+        problem = await asyncio.to_thread(_problem, stored.key, body, told)
         if problem is not None and stored.key.startswith(MESSAGES):
             doubtful.append(stored)
         elif problem is not None:
@@ -60,7 +70,7 @@ async def verify_objects(
         # A run may have replaced them while they were looked at.
         told = replace(await Told.read(lake), is_whole=told.is_whole)
         async for stored, body in _bodies(lake, doubtful):
-            problem = _problem(stored.key, body, told)
+            problem = await asyncio.to_thread(_problem, stored.key, body, told)
             if problem == UNLIKE_LEDGER and await _is_untold(lake, stored.key, body, told):
                 found.unrecorded += 1
             elif problem is not None:
@@ -69,81 +79,135 @@ async def verify_objects(
     return found
 
 
-async def _bodies(lake: Lake, objects: Iterable[Stored]) -> AsyncIterator[tuple[Stored, bytes | None]]:
-    """Read objects some at a time; None for one that went away meanwhile."""
+async def _bodies(lake: Lake, objects: Iterable[Stored]) -> AsyncIterator[tuple[Stored, _Body]]:
+    """Read objects some at a time, large parts into files; None for one that went away meanwhile."""
+    with TemporaryDirectory(prefix="imbrace-verify-") as folder:
 
-    async def read(stored: Stored) -> tuple[Stored, bytes | None]:
-        try:
-            return stored, await lake.store.get(stored.key)
-        except FileNotFoundError:
-            return stored, None
+        async def read(stored: Stored) -> tuple[Stored, _Body]:
+            try:
+                if stored.size_bytes <= LARGE_BYTES or not stored.key.startswith(MESSAGES):
+                    return stored, await lake.store.get(stored.key)
+                path = Path(folder, uuid4().hex)
+                await lake.store.fetch(stored.key, path)
+            except FileNotFoundError:
+                return stored, None
+            return stored, path
 
-    waiting: set[asyncio.Task[tuple[Stored, bytes | None]]] = set()
-    for stored in objects:
-        waiting.add(asyncio.create_task(read(stored)))
-        if len(waiting) >= SIDE_BY_SIDE:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    for task in waiting:
-        yield await task
+        waiting: set[asyncio.Task[tuple[Stored, _Body]]] = set()
+        for stored in objects:
+            waiting.add(asyncio.create_task(read(stored)))
+            if len(waiting) >= SIDE_BY_SIDE:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+                    _let_go(task.result()[1])
+        for task in waiting:
+            yield await task
+            _let_go(task.result()[1])
 
 
-def _problem(key: str, body: bytes | None, told: Told) -> str | None:
+def _let_go(body: _Body) -> None:
+    if isinstance(body, Path):
+        body.unlink()
+
+
+def _problem(key: str, body: _Body, told: Told) -> str | None:
     """What is wrong with one object; None if nothing is."""
     folder = key.partition("/")[0]
     is_part = key.startswith(MESSAGES)
     if body is None:
         # A journal that its run has just closed goes away; nothing else does.
         return "is gone: restore it from a copy" if is_part else None
-    if key == MARKER:
+    if isinstance(body, bytes) and key == MARKER:
         return None if is_marker(body) else DAMAGED
-    if folder in HASHED:
+    if isinstance(body, bytes) and folder in HASHED:
         return None if is_intact(key, body) else "differs from the hash in its name: restore it from a copy"
-    if not is_part or sha256(body).hexdigest() in told.parts.get(key, ()):
+    if not is_part or _sha256(body) in told.parts.get(key, ()):
         return None
     if key in told.parts and told.is_whole:
         return UNLIKE_LEDGER
     return _unlike_written(body)
 
 
-def _unlike_written(body: bytes) -> str | None:
+def _sha256(body: bytes | Path) -> str:
+    if isinstance(body, bytes):
+        return sha256(body).hexdigest()
+    with body.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _unlike_written(body: bytes | Path) -> str | None:
     """Why a part of which no hash is known cannot be what was written."""
-    read = _read_and_encode(body)
-    if read is None:
+    again = _write_again(body)
+    if again is None:
         return DAMAGED
     # Page checksums do not cover headers and footer; equal rows make equal bytes, by one writer.
-    writers = {pq.read_metadata(io.BytesIO(one)).created_by for one in (body, read[1])}
-    return DAMAGED if read[1] != body and len(writers) == 1 else None
+    return DAMAGED if not again.is_same and again.is_one_writer else None
 
 
-async def _is_untold(lake: Lake, key: str, body: bytes | None, told: Told) -> bool:
+async def _is_untold(lake: Lake, key: str, body: _Body, told: Told) -> bool:
     """Whether a part is a version that its run replaced another by, and did not come to write down.
 
     Nothing but the part itself can say so, so all that it says must hold: that its bytes are as they
     were written, and for this conversation; that the lake knows the run that wrote it, and that this
     run has told of no version; that it is no older than what the ledger tells last.
     """
-    read = None if body is None else _read_and_encode(body)
-    if read is None or read[1] != body or not read[0].num_rows:
+    again = None if body is None else await asyncio.to_thread(_write_again, body)
+    if again is None or not again.is_same or again.newest_change is None:
         return False
-    rows = read[0]
-    says = _texts(rows.schema.metadata)
-    organization = rows.column("organization_id")[0].as_py()
-    folder = partition_key(organization, says.get("conversation_id", ""))
-    changes = [pc.max(rows.column(name)).as_py() for name in ("last_changed_at", "deleted_at")]
-    is_newest = max(filter(None, changes)) >= told.newest_begun_at(key)
+    says = again.says
+    folder = partition_key(again.organization_id, says.get("conversation_id", ""))
+    is_newest = again.newest_change >= told.newest_begun_at(key)
     is_its = key.startswith(f"{folder}/") and "run_id" in says
     return is_newest and is_its and await has_told_nothing(lake, says["run_id"], key)
 
 
-def _read_and_encode(body: bytes) -> tuple[pa.Table, bytes] | None:
-    """A part's rows with its metadata, and the part that these would be written as; None if damaged."""
-    try:
-        rows = pq.read_table(io.BytesIO(body), page_checksum_verification=True).combine_chunks()
-        return rows, to_parquet(rows, _texts(rows.schema.metadata))
-    except (pa.ArrowException, OSError, ValueError):
-        return None
+@dataclass(slots=True)
+class _Again:
+    """A part, and the part that its rows would be written as today.
+
+    Attributes:
+        says: Its metadata.
+        organization_id: Of its first row.
+        newest_change: When a row of it changed last; None if it has no rows.
+        is_same, is_one_writer: The two have equal bytes, or at least one version of the writer.
+    """
+
+    says: dict[str, str]
+    organization_id: str = ""
+    newest_change: datetime | None = None
+    is_same: bool = False
+    is_one_writer: bool = False
+
+
+def _write_again(body: bytes | Path) -> _Again | None:
+    """Read a part and write its rows again, a row group at a time; None if it is damaged."""
+    source = io.BytesIO(body) if isinstance(body, bytes) else body
+    with TemporaryDirectory(prefix="imbrace-verify-") as folder:
+        path = Path(folder, "again")
+        try:
+            with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
+                again = _Again(_texts(file.schema_arrow.metadata))
+                write_row_groups(path, _row_groups(file, again), file.schema_arrow, again.says)
+                again.is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
+        except (pa.ArrowException, OSError, ValueError):
+            return None
+        again.is_same = _is_same(body, path)
+    return again
+
+
+def _row_groups(file: pq.ParquetFile, again: _Again) -> Iterator[list[pa.Table]]:
+    """The part's row groups, of which it is noted what they say."""
+    for number in range(file.num_row_groups):
+        rows = file.read_row_group(number, use_threads=False).combine_chunks()
+        again.organization_id = rows.column("organization_id")[0].as_py()
+        changes = [pc.max(rows.column(name)).as_py() for name in ("last_changed_at", "deleted_at")]
+        again.newest_change = max(filter(None, (again.newest_change, *changes)), default=None)
+        yield [rows]
+
+
+def _is_same(body: bytes | Path, path: Path) -> bool:
+    return body == path.read_bytes() if isinstance(body, bytes) else filecmp.cmp(body, path, shallow=False)
 
 
 def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:

@@ -3,47 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.held import Held
+from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
-from imbrace_lake.lake.publish import Held, Publication, Published
-from imbrace_lake.lake.reconcile import live_ids
+from imbrace_lake.lake.publish import Publication, Published
+from imbrace_lake.lake.room import Memory, Room
+from imbrace_lake.lake.rows import Collector
 from tests.core.test_reconcile import message, read
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 ORG, CONVERSATION = "org_1", "c1"
 
 
+@pytest.fixture(params=[16 * 2**20, 2_000, 1], ids=["roomy", "narrow", "no room"], autouse=True)
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Do everything in memory, in part in files, and in files altogether."""
+    Writer.most_bytes = request.param
+    yield
+    Writer.most_bytes = Memory().most_bytes
+
+
 class Writer:
     """One run that publishes into one conversation."""
+
+    most_bytes: ClassVar[int]
 
     def __init__(self, lake: Lake, run_id: str) -> None:
         self.lake = lake
         self.journal = Journal(lake, run_id, NOW)
+        self.room = Room(Memory(self.most_bytes), lake.store.temporary_directory)
 
-    async def look(self) -> Held:
-        return await Held.read(self.lake, await self.lake.list_parts(ORG, CONVERSATION))
+    async def look(self, parts: Sequence[Part] | None = None) -> Held:
+        there = await self.lake.list_parts(ORG, CONVERSATION) if parts is None else parts
+        return await Held.read(self.lake, there, self.room)
 
     async def publish(
-        self, *items: dict[str, Any], held: Held | None = None, judged: pa.Array | None = None
+        self, *items: dict[str, Any], held: Held | None = None, is_whole: bool = False
     ) -> Published:
         held = await self.look() if held is None else held
-        publication = Publication(self.lake, self.journal, ORG, CONVERSATION, NOW)
-        return await publication.publish(read(*items, run_id=self.journal.run_id), held, judged)
+        collector = Collector(self.room)
+        for item in reversed(items):
+            collector.add(read(item, run_id=self.journal.run_id))
+        publication = Publication(self.lake, self.journal, ORG, CONVERSATION, NOW, self.room)
+        return await publication.publish(collector.rows(), held, is_whole=is_whole)
 
 
 async def texts(lake: Lake) -> list[tuple[str, str, bool]]:
     """What a reader sees: id, text and deletion of every row, over all parts."""
-    held = await Held.read(lake, await lake.list_parts(ORG, CONVERSATION))
-    return sorted((row["message_id"], row["text"], row["is_deleted"]) for row in held.rows.to_pylist())
+    parts = await lake.read_parts(await lake.list_parts(ORG, CONVERSATION))
+    rows = [row for _, table in parts for row in table.to_pylist()]
+    return sorted((row["message_id"], row["text"], row["is_deleted"]) for row in rows)
 
 
 def with_two_writers(folder: Path, job: Callable[[Writer, Writer], Awaitable[None]]) -> None:
@@ -91,9 +108,7 @@ def test_of_two_replacements_of_one_part_the_second_is_made_on_top_of_the_first(
         await first.publish(message(1), message(2), message(3))
         before = await second.look()
         await first.publish(message(1, "by a", version=1), message(2), message(3))
-        done = await second.publish(
-            message(1), message(2, "by b", version=1), held=before, judged=live_ids(before.rows)
-        )
+        done = await second.publish(message(1), message(2, "by b", version=1), held=before, is_whole=True)
 
         assert await texts(first.lake) == [
             ("m1", "by a", False),
@@ -111,7 +126,7 @@ def test_a_listing_that_is_out_of_date_overwrites_nothing(tmp_path: Path) -> Non
         await first.publish(message(1), message(2))
         listed = await second.lake.list_parts(ORG, CONVERSATION)
         await first.publish(message(1, "by a", version=1), message(2))
-        stale = await Held.read(second.lake, listed)
+        stale = await second.look(listed)
         await first.publish(message(1, "again by a", version=2), message(2))
         await second.publish(message(1, "by b", version=1), message(2, "by b", version=1), held=stale)
 
@@ -126,7 +141,7 @@ def test_what_was_read_of_a_part_is_what_is_said_of_it_whatever_the_listing_said
         listed = await second.lake.list_parts(ORG, CONVERSATION)
         await first.publish(message(1, "longer than it was, and of another size", version=1))
 
-        held = await Held.read(second.lake, listed)
+        held = await second.look(listed)
 
         now = (await first.look()).parts[0]
         assert (held.parts[0].sha256, held.parts[0].part.size_bytes) == (now.sha256, now.part.size_bytes)
@@ -160,7 +175,7 @@ def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path
         await first.publish(message(1), message(2))
         before = await first.lake.store.list("messages/")
 
-        done = await second.publish(message(1), message(2), judged=pa.array(["m1", "m2"]))
+        done = await second.publish(message(1), message(2), is_whole=True)
 
         assert await first.lake.store.list("messages/") == before
         assert (done.size_bytes, done.is_alone, done.new) == (0, True, None)

@@ -14,9 +14,9 @@ import pytest
 
 from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import MOST_LISTED, ExportRun
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.runs import MOST_LISTED, RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lock

@@ -228,6 +228,24 @@ def test_a_finished_file_is_put_whole_and_stays(lake: OpenStore, tmp_path: Path)
     asyncio.run(write())
 
 
+def test_an_object_is_brought_into_a_file_that_stays_as_it_is(lake: OpenStore, tmp_path: Path) -> None:
+    path = tmp_path / "fetched"
+
+    async def fetch() -> None:
+        async with lake() as store:
+            with pytest.raises(FileNotFoundError, match="messages/a"):
+                await store.fetch("messages/a", path)
+            first = await store.put_new("messages/a", b"rows" * 1_000_000)
+
+            await store.fetch("messages/a", path)
+            await store.replace("messages/a", b"other rows", first.etag)
+
+            assert path.read_bytes() == b"rows" * 1_000_000
+            assert await store.get("messages/a") == b"other rows"
+
+    asyncio.run(fetch())
+
+
 @pytest.mark.parametrize(
     "key", ["", "/etc/passwd", "../a", "a/../../b", "a/./b", "a//b", "a/", ".tmp/a", "a\0b"]
 )

@@ -56,6 +56,10 @@ def test_objects_are_written_read_listed_and_deleted(url: str, tmp_path: Path) -
                 await store.list("messages/conv=1/") == [replaced] == [await store.head("messages/conv=1/a")]
             )
             assert await store.get("messages/conv=2/a") == b"from a file"
+            await store.fetch("messages/conv=2/a", tmp_path / "fetched")
+            assert (tmp_path / "fetched").read_bytes() == b"from a file"
+            with pytest.raises(FileNotFoundError, match="messages/b"):
+                await store.fetch("messages/b", tmp_path / "none")
             assert await store.head("messages") is None
             with pytest.raises(FileNotFoundError, match="messages/b"):
                 await store.get("messages/b")

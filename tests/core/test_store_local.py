@@ -194,10 +194,20 @@ def test_temporary_files_of_the_day_before_yesterday_are_swept_at_opening(tmp_pa
         (temporary / name).write_bytes(b"")
         then = time.time() - days * 24 * 3600
         os.utime(temporary / name, (then, then))
+    for name, days in [("spill-left-behind", 2.0), ("spill-of-a-running-one", 0.5)]:
+        (temporary / name).mkdir()
+        (temporary / name / "000001").write_bytes(b"")
+        then = time.time() - days * 24 * 3600
+        os.utime(temporary / name, (then, then))
 
     asyncio.run(put_new(str(tmp_path)))
 
-    assert files_below(tmp_path) == [".tmp/lock", ".tmp/of-a-running-one.part", "messages/a"]
+    assert files_below(tmp_path) == [
+        ".tmp/lock",
+        ".tmp/of-a-running-one.part",
+        ".tmp/spill-of-a-running-one/000001",
+        "messages/a",
+    ]
 
 
 @pytest.fixture

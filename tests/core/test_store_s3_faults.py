@@ -97,7 +97,9 @@ def test_a_large_file_whose_last_reply_got_lost_is_ours(
     asyncio.run(write())
 
 
-def test_an_object_that_is_cut_while_it_is_read_is_read_again(s3: Seaweed, bucket: str) -> None:
+def test_an_object_that_is_cut_while_it_is_read_is_read_again(
+    s3: Seaweed, bucket: str, tmp_path: Path
+) -> None:
     rows = os.urandom(300_000)
 
     async def read() -> None:
@@ -113,6 +115,11 @@ def test_an_object_that_is_cut_while_it_is_read_is_read_again(s3: Seaweed, bucke
 
             assert await store.get("messages/a") == rows
             assert proxy.asked == 3  # one request a read
+
+            proxy.cuts = 1
+            await store.fetch("messages/a", tmp_path / "fetched")
+            assert (tmp_path / "fetched").read_bytes() == rows
+            assert proxy.asked == 5
 
     asyncio.run(read())
 

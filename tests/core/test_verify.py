@@ -53,6 +53,13 @@ def bench(_made: Bench, tmp_path: Path) -> Bench:
     return Bench(_made.box, str(tmp_path / "lake"), now=_made.now)
 
 
+@pytest.fixture(params=["in memory", "in files"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read parts into memory, and as large ones are into files."""
+    if request.param == "in files":
+        monkeypatch.setattr("imbrace_lake.verify.objects.LARGE_BYTES", -1)
+
+
 def objects(bench: Bench) -> list[Path]:
     return [path for path in Path(bench.lake).glob("**/*") if path.is_file() and ".tmp" not in path.parts]
 
@@ -65,6 +72,7 @@ def named(found: Verification) -> list[str]:
     return [difference.name for difference in found.differences]
 
 
+@pytest.mark.usefixtures("place")
 def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Bench) -> None:
     seen: list[tuple[int, int]] = []
 
@@ -81,6 +89,7 @@ def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Benc
     assert seen[-1] == (len(objects(bench)), len(objects(bench)))
 
 
+@pytest.mark.usefixtures("place")
 def test_one_byte_flipped_in_any_object_is_named(bench: Bench) -> None:
     rng = Random(1)
     for path in objects(bench):
@@ -107,6 +116,7 @@ def test_a_marker_damaged_while_the_lake_is_open_is_named(bench: Bench) -> None:
     assert named(bench.look(verify)) == ["lake.json"]
 
 
+@pytest.mark.usefixtures("place")
 def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Bench) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00001.parquet")
     for path in objects(bench):
@@ -133,6 +143,7 @@ def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Ben
     assert len(passed) <= sum(map(len, remarks)) / 53 + 8
 
 
+@pytest.mark.usefixtures("place")
 def test_what_is_missing_is_named(bench: Bench) -> None:
     for path in objects(bench):
         folder = path.relative_to(bench.lake).parts[0]
@@ -143,6 +154,7 @@ def test_what_is_missing_is_named(bench: Bench) -> None:
             path.write_bytes(body)
 
 
+@pytest.mark.usefixtures("place")
 def test_a_part_that_was_cut_emptied_or_swapped_for_another_is_named(bench: Bench) -> None:
     first, second = [path for path in objects(bench) if path.name == "part-00000.parquet"][:2]
     body = first.read_bytes()
@@ -185,6 +197,7 @@ def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
     assert named(bench.verify()) == [key]
 
 
+@pytest.mark.usefixtures("place")
 def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> None:
     box = bench.box
     one = list(box.conversations)[1]
@@ -301,6 +314,7 @@ def unnoted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "note", note)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("is_closed", [False, True])
 @pytest.mark.parametrize("change", ["edit", "delete"])
 def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a_damaged_one(
@@ -338,6 +352,7 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a
     assert named(bench.verify()) == [str(elsewhere.relative_to(bench.lake))]
 
 
+@pytest.mark.usefixtures("place")
 def test_an_old_version_of_a_part_that_was_put_back_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,45 @@
+"""Memory is bounded by settings, not by data: peaks of processes that run the flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from cli.local_server import LocalServer
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.exporter import Exporter, credentials, settings_for, write_phones
+from tests.acceptance.scale import IS_FULL
+from tests.seaweed import Seaweed
+
+LONG = 1_000_000 if IS_FULL else 200_000
+# The rows of 200,000 messages alone are 130 MB, and putting them in order takes three times that.
+MOST_GROWTH_BYTES = 160 * 10**6
+MOST_BYTES = 512 * 10**6
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_long_conversation_takes_little_more_memory_than_a_short_one(
+    request: pytest.FixtureRequest, prefect_server: LocalServer, tmp_path: Path, place: str
+) -> None:
+    lake, others = str(tmp_path / "lake"), {}
+    if place == "bucket":
+        s3: Seaweed = request.getfixturevalue("s3")
+        lake, others = f"s3://{request.getfixturevalue('bucket')}/lake", credentials(s3)
+    peaks = []
+    with Exporter(prefect_server, tmp_path / "exporter") as exporter:
+        for size in (2_000, LONG):
+            with Sandbox(SandboxOptions(conversations=0, sizes=(size,))) as box:
+                phones = write_phones(tmp_path / "phones.txt", [*box.links])
+                outcome = exporter.run({**settings_for(box, f"{lake}-{size}"), **others}, phones=phones)
+            assert outcome.state_type == "COMPLETED", outcome.message
+            assert outcome.totals["messages_new"] == size
+            peaks.append(outcome.most_memory_bytes)
+
+    assert peaks[1] - peaks[0] < MOST_GROWTH_BYTES
+    assert peaks[1] < MOST_BYTES
+    if place == "folder":
+        ids = ds.dataset(f"{lake}-{LONG}/messages").to_table(columns=["message_id"]).column("message_id")
+        assert len(ids.unique()) == len(ids) == LONG

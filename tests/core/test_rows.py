@@ -1,0 +1,182 @@
+"""Rows in sorted files are the rows that would be in memory, whatever came in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake.lake import rows as rows_module
+from imbrace_lake.lake.room import Memory, Room
+from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.schema import (
+    DIGEST,
+    Origin,
+    content_hash,
+    in_order,
+    to_parquet,
+    to_rows,
+    without_repeats,
+    write_parquet,
+)
+
+ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def item(number: int, version: int, created: int | None) -> dict[str, Any]:
+    return {
+        "_id": f"m{number:04d}",
+        "conversation_id": "c1",
+        "organization_id": "org_1",
+        "from": "con_1",
+        "type": "text",
+        "content": {"text": f"{number} as of {version} " + "x" * (number % 40)},
+        "created_at": None if created is None else f"2025-01-01T00:{created // 60:02}:{created % 60:02}.000Z",
+        "updated_at": None if version == 0 else f"2025-01-02T00:00:{version:02}.000Z",
+    }
+
+
+def page(rng: Random, newest: int) -> pa.Table:
+    """Messages around a place in the list, newest first, some of them met before in another version."""
+    numbers = sorted({max(0, newest - rng.randrange(30)) for _ in range(rng.randint(1, 20))}, reverse=True)
+    items = []
+    for number in numbers:
+        # Ties, messages without a time, and now and then one that another version dates otherwise.
+        created = None if number % 13 == 0 else number // 3 + (rng.randrange(9) if rng.random() < 0.05 else 0)
+        items.append(item(number, rng.randrange(3), created))
+    return to_rows(items, [one["_id"] for one in items], ORIGIN)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    with Room(Memory(most_bytes=20_000), lambda: tmp_path) as room:
+        yield room
+
+
+def spilled(rows: Rows) -> bool:
+    return rows.table is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_was_spilled_is_what_would_be_in_memory(
+    room: Room, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 7)
+    monkeypatch.setattr(rows_module, "MOST_REPEATED", 11)
+    rng = Random(seed)
+    pages = [page(rng, newest) for _ in range(1 + seed % 3) for newest in range(400, 0, -8)]
+    collector = Collector(room)
+    for one in pages:
+        collector.add(one)
+    expected = in_order(without_repeats(pa.concat_tables(pages)))
+
+    rows = collector.rows()
+
+    assert spilled(rows)
+    found = pa.concat_tables(rows.batches())
+    assert found.combine_chunks().equals(expected)
+    times = pc.min_max(expected.column("created_at")).as_py()
+    assert (rows.num_rows, rows.first_at, rows.last_at) == (expected.num_rows, times["min"], times["max"])
+    assert rows.content_hash == content_hash(expected)
+
+
+def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 7)
+    rng = Random(1)
+    pages = [page(rng, newest) for newest in range(400, 0, -4)]
+    collector = Collector(room)
+    for one in pages:
+        collector.add(one)
+    middle = pa.scalar(datetime(2025, 1, 1, 0, 1, tzinfo=UTC), pa.timestamp("ms", "UTC"))
+
+    def keep(rows: pa.Table) -> pa.ChunkedArray:
+        return pc.fill_null(pc.less(rows.column("created_at"), middle), False)
+
+    everything = in_order(without_repeats(pa.concat_tables(pages)))
+    expected = everything.filter(keep(everything)).combine_chunks()
+
+    rows = collector.rows(keep)
+
+    assert pa.concat_tables(rows.batches()).combine_chunks().equals(expected)
+    assert (rows.num_rows, rows.content_hash) == (expected.num_rows, content_hash(expected))
+
+
+def test_rows_that_fit_stay_in_memory_and_no_folder_is_made(tmp_path: Path) -> None:
+    memory = Memory()
+    with Room(memory, lambda: tmp_path) as room:
+        collector = Collector(room)
+        collector.add(page(Random(1), 100))
+        assert memory.held_bytes > 0
+        assert collector.rows().table is not None
+
+    assert memory == Memory()
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_go_when_the_room_is_left_however_it_is_left(tmp_path: Path) -> None:
+    memory = Memory(most_bytes=1)
+
+    def fail() -> None:
+        with Room(memory, lambda: tmp_path) as room:
+            Collector(room).add(page(Random(1), 100))
+            assert list(tmp_path.rglob("0*"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+
+    assert not list(tmp_path.iterdir())
+    assert (memory.held_bytes, memory.rooms) == (0, 0)
+
+
+def test_the_long_conversation_gives_way_and_not_the_short_ones(tmp_path: Path) -> None:
+    memory = Memory(most_bytes=100_000)
+    rng = Random(2)
+    with Room(memory, lambda: tmp_path) as long, Room(memory, lambda: tmp_path) as short:
+        reading, other = Collector(long), Collector(short)
+        for _ in range(60):
+            reading.add(page(rng, 300))
+            if rng.random() < 0.1:
+                other.add(page(rng, 300))
+            assert memory.held_bytes < 110_000
+
+        assert spilled(reading.rows())
+        assert not spilled(other.rows())
+
+
+@pytest.mark.parametrize("rows_a_group", [10, 50_000])
+def test_a_file_written_by_batches_has_the_bytes_of_one_encoded_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_group: int
+) -> None:
+    monkeypatch.setattr("imbrace_lake.lake.schema.ROW_GROUP_ROWS", rows_a_group)
+    items = [item(number, number % 3, number // 2) for number in range(3_000)]
+    rows = to_rows(items, [one["_id"] for one in items], ORIGIN).drop_columns([DIGEST])
+    rng = Random(3)
+    cuts = sorted({0, 3_000, *(rng.randrange(3_000) for _ in range(20))})
+    batches = [rows.slice(begin, end - begin) for begin, end in pairwise(cuts)]
+
+    write_parquet(tmp_path / "part", batches, {"run_id": "r"})
+
+    assert (tmp_path / "part").read_bytes() == to_parquet(rows, {"run_id": "r"})
+
+
+def test_row_groups_are_shorter_where_rows_are_very_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.lake.schema.ROW_GROUP_BYTES", 5_000)
+    items = [item(number, 1, number) for number in range(100)]
+    rows = to_rows(items, [one["_id"] for one in items], ORIGIN).drop_columns([DIGEST])
+
+    write_parquet(tmp_path / "part", (rows.slice(place, 1) for place in range(100)), {})
+
+    file = pq.ParquetFile(tmp_path / "part")
+    assert file.num_row_groups >= 3
+    assert file.read().column("message_id").equals(rows.column("message_id"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -86,6 +87,11 @@ def test_what_was_spilled_is_what_would_be_in_memory(
     times = pc.min_max(expected.column("created_at")).as_py()
     assert (rows.num_rows, rows.first_at, rows.last_at) == (expected.num_rows, times["min"], times["max"])
     assert rows.content_hash == content_hash(expected)
+    days: Counter[date] = Counter()
+    for day, count in rows.days():
+        days[day] += count
+    created = expected.column("created_at").to_pylist()
+    assert days == Counter(moment.date() for moment in created if moment is not None)
 
 
 def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

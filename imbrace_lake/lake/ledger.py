@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.lake.lake import Lake, PublishedPart
 from imbrace_lake.lake.schema import SCHEMA, encode
+from imbrace_lake.store.contract import Stored
 
 _TIME = pa.timestamp("ms", "UTC")
 
@@ -144,6 +145,8 @@ Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
 LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
 JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes")
 JOURNAL = "journal/"
+# So much of a journal becomes one object; in memory it is some ten times as much.
+GROUP_BYTES = 4 * 2**20
 # In the journal of each run, what it says of itself (resume.py).
 HEADER = "run.json"
 
@@ -234,22 +237,24 @@ class Journal:
     async def close(self, row: Mapping[str, Any], totals: RunTotals) -> None:
         """Make one object a ledger of all that was noted, add the run's own row, and drop the journal.
 
-        Whoever reads meanwhile sees rows twice, never not at all. Killed in between, it is closed
-        again by another run.
+        Revisions are messages, of which there can be any number: many make several objects. Whoever
+        reads meanwhile sees rows twice, never not at all. Killed in between, it is closed again by
+        another run.
 
         Args:
             row: The run as a row of `runs`, but for its `objects`.
             totals: What it adds up to.
         """
-        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        noted = await self._lake.store.list(self._prefix)
         keys = []
         for ledger in JOURNALED:
-            own = [key for key in noted if key.startswith(f"{self._prefix}{ledger}/")]
-            # None of them is left where two runs close the journal of a third.
-            tables = await read_objects(self._lake, own)
-            if tables:
-                rows = last_of_each(pa.concat_tables(tables), _SAME[ledger], _LATEST[ledger])
-                keys.append(await self.add(ledger, rows))
+            own = [stored for stored in noted if stored.key.startswith(f"{self._prefix}{ledger}/")]
+            for group in _groups(own) if ledger == "revisions" else [own]:
+                # None of them is left where two runs close the journal of a third.
+                tables = await read_objects(self._lake, [stored.key for stored in group])
+                if tables:
+                    rows = last_of_each(pa.concat_tables(tables), _SAME[ledger], _LATEST[ledger])
+                    keys.append(await self.add(ledger, rows))
         await self.add("runs", run_row({**row, "objects": keys}, totals))
         await self.drop()
 
@@ -270,6 +275,17 @@ class Journal:
         with suppress(ObjectExists):
             await self._lake.store.put_new(key, body)
         return key
+
+
+def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
+    """Objects by groups that fit into memory."""
+    group: list[Stored] = []
+    for stored in objects:
+        if group and sum(one.size_bytes for one in group) + stored.size_bytes > GROUP_BYTES:
+            yield group
+            group = []
+        group.append(stored)
+    yield group
 
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:

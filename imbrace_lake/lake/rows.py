@@ -32,9 +32,10 @@ from imbrace_lake.lake.schema import (
     write_parquet,
 )
 
-# Of a batch that is read from a file; fewer rows where they are long.
+# Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,
+# and then all of them are open.
 BATCH_ROWS = 4_096
-BATCH_BYTES = 4 * 2**20
+BATCH_BYTES = 2**18
 # Ids that are looked at together for the version that counts.
 MOST_REPEATED = 100_000
 _DAY = 24 * 60 * 60 * 1_000

@@ -15,6 +15,7 @@ import pytest
 from imbrace_lake.gateway import seen
 from imbrace_lake.lake import compare as compare_module
 from imbrace_lake.lake import lake as lake_module
+from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake import rows as rows_module
 from imbrace_lake.policy import Window
 from sandbox import Sandbox, SandboxOptions
@@ -104,7 +105,11 @@ def test_a_history_ends_in_the_same_lake_with_little_memory_as_with_much(
         assert is_equal(bench)
 
 
-def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(open_bench: OpenBench) -> None:
+def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(
+    open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "GROUP_BYTES", 1)
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 10)
     bench = open_bench(LITTLE, conversations=0, sizes=(300,))
     one = next(iter(bench.box.conversations))
     bench.run()
@@ -115,6 +120,7 @@ def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(open_
 
     assert is_equal(bench)
     assert len({row["message_id"] for row in bench.ledger("revisions")}) == 300
+    assert len(list(Path(bench.lake, "revisions").iterdir())) > 1
 
 
 def test_what_moves_while_it_is_read_is_right_in_the_end_with_little_memory(open_bench: OpenBench) -> None:

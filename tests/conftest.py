@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -27,6 +28,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _measure_only_this_process() -> None:
     """Coverage makes a process half as slow again, and those that tests start bring it next to nothing."""
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Let no test leave settings behind for another."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

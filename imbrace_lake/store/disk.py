@@ -199,20 +199,11 @@ class Disk:
     def _open_staged(self, data: bytes | Path, staged: Path) -> IO[bytes]:
         """Open the temporary file, with everything in it."""
         try:
-            if isinstance(data, Path):
-                _link_or_copy(data.resolve(), staged)
-                return staged.open("rb")
-            file = staged.open("wb", buffering=0)
+            return _filled(data, staged)
         except FileNotFoundError:
-            if isinstance(data, Path) and not data.exists():
-                raise
-            # It is missing, or was: another writer may have made it a moment ago.
+            # Nearly always the folder is there; its first writer makes it.
             self.temporary()
-            return self._open_staged(data, staged)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-        return file
+            return _filled(data, staged)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -245,6 +236,21 @@ def _make_newer(staged: Path, target: Path) -> None:
     if staged.stat().st_mtime_ns <= old:
         # FAT counts in steps of two seconds, and a clock may have been set back.
         os.utime(staged, ns=(old + 2_000_000_000, old + 2_000_000_000))
+
+
+def _filled(data: bytes | Path, path: Path) -> IO[bytes]:
+    if isinstance(data, Path):
+        _link_or_copy(data.resolve(), path)
+        return path.open("rb")
+    file = path.open("wb", buffering=0)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _link_or_copy(source: Path, staged: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from benchmarks.contest import Account, Job
 
@@ -26,6 +26,8 @@ def measure(work: Callable[[], Awaitable[object]]) -> None:
     began, cpu = time.monotonic(), time.process_time()
     asyncio.run(do())
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage(), whose maximum is that of the process before it became this program.
+    status = Path("/proc/self/status").read_text()
+    memory = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     account = Account(seconds, cpu_seconds, memory)
     print(json.dumps({name: getattr(account, name) for name in Account.__slots__}))

@@ -63,7 +63,12 @@ class Operator:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Ask the API, and give its answer as plain values."""
-        answer = httpx.request(method, f"{self.server.api_url}{path}", json=body, timeout=30)
+        for wait in (1, 2, 4, 8, 0):
+            answer = httpx.request(method, f"{self.server.api_url}{path}", json=body, timeout=30)
+            # A busy server's way to say that its database is locked.
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(wait)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

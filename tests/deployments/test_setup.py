@@ -90,8 +90,8 @@ def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Ope
     os.environ["IMBRACE_TOKEN"] = TOKEN
     setup()
 
-    assert told[0].startswith("changed the block imbrace-credentials/default; token: ")
-    assert again[0].startswith("found the block imbrace-credentials/default; token: ")
+    assert told[0].startswith("changed the block imbrace-credentials/default; ")
+    assert again[0].startswith("found the block imbrace-credentials/default; ")
     # Deployments refer to it by its id.
     assert variable(deployed, "imbrace_credentials") == before
 

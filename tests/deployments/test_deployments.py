@@ -40,7 +40,10 @@ def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
     assert messages(lake).keys() >= listed
     assert run["name"].startswith(f"export-{box.options.organization_id}-")
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
-    assert any("exported chunk=" in line for line in deployed.logs(exported))
+    # Lines reach the server in bundles, the last of them after the state of the run.
+    assert until(
+        lambda: [line for line in deployed.logs(exported) if "exported chunk=" in line] or None, "the lines of the run"
+    )
 
 
 def test_ingestion_finds_new_messages_and_conversations_that_began_since(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.account import most_memory_bytes
 from cli.prefect_environment import prepare_client
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
         "summary": observer.summary and observer.summary.as_json(),
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time() - cpu,
-        "most_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "most_memory_bytes": most_memory_bytes(),
     }
 
 

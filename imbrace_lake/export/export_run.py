@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.notes import Notes
@@ -130,3 +132,5 @@ class ExportRun:
             read_known(self.lake, self.organization_id),
             self.lake.list_partitions(self.organization_id),
         )
+        # Reading took several times what is kept, and Arrow would hold on to it.
+        pa.default_memory_pool().release_unused()

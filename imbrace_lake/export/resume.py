@@ -138,7 +138,8 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Entries
             done += await _done(lake, objects)
         if not is_own:
             await _close(journal, header)
-    return Entries(last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at"))
+    latest = last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at")
+    return Entries(latest.sort_by("conversation_id"))
 
 
 async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None:

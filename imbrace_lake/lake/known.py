@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,11 +32,11 @@ class Entries:
     """One entry a conversation, by its id; kept as columns, for objects would take ten times the memory.
 
     Args:
-        rows: Rows of the ledger `conversations`, of each conversation one.
+        rows: Rows of the ledger `conversations`, of each conversation one, in the order of their ids.
     """
 
     def __init__(self, rows: pa.Table) -> None:
-        self._rows = rows.sort_by("conversation_id").combine_chunks()
+        self._rows = rows.combine_chunks()
         self._ids = self._rows.column("conversation_id")
 
     def of(self, conversation_id: str) -> ConversationEntry | None:
@@ -59,11 +60,16 @@ class Entries:
 
 
 class KnownConversations:
-    """How each conversation stood when it was last proven, in little memory."""
+    """How each conversation stood when it was last proven, in little memory.
 
-    def __init__(self, rows: pa.Table, organization_id: str) -> None:
-        own = rows.filter(pc.equal(rows.column("organization_id"), organization_id))
-        self._entries = Entries(latest_states(own))
+    Args:
+        states: As `latest_states` gives them.
+        organization_id: Whose conversations are meant.
+    """
+
+    def __init__(self, states: pa.Table, organization_id: str) -> None:
+        is_own = pc.equal(states.column("organization_id"), organization_id)
+        self._entries = Entries(states if pc.all(is_own).as_py() else states.filter(is_own))
 
     @staticmethod
     def none_rows() -> pa.Table:
@@ -88,12 +94,16 @@ class KnownConversations:
 
 
 def latest_states(rows: pa.Table) -> pa.Table:
-    """Of each conversation the last row that proved it complete, unchanged or gone."""
+    """Of each conversation the last row that proved it complete, unchanged or gone; by their ids."""
     # A window of time proves nothing of the whole, so it is no state to go on from.
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
-    proven = rows.filter(pc.and_(is_state, pc.invert(is_window)))
-    return last_of_each(proven, ["organization_id", "conversation_id"], "finished_at")
+    # Whole rows are copied once only: they may be most of what the process holds.
+    light = rows.select(["organization_id", "conversation_id", "finished_at"])
+    light = light.append_column("row", pa.array(np.arange(rows.num_rows)))
+    light = light.filter(pc.and_(is_state, pc.invert(is_window)))
+    latest = last_of_each(light, ["organization_id", "conversation_id"], "finished_at")
+    return rows.take(latest.sort_by("conversation_id").column("row").combine_chunks())
 
 
 async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -147,6 +148,7 @@ JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes
 JOURNAL = "journal/"
 # So much of a journal becomes one object; in memory it is some ten times as much.
 GROUP_BYTES = 4 * 2**20
+READ_AT_A_TIME = 64
 # In the journal of each run, what it says of itself (resume.py).
 HEADER = "run.json"
 
@@ -235,11 +237,10 @@ class Journal:
             await self._lake.store.delete(before)
 
     async def close(self, row: Mapping[str, Any], totals: RunTotals) -> None:
-        """Make one object a ledger of all that was noted, add the run's own row, and drop the journal.
+        """Make ledger objects of all that was noted, add the run's own row, and drop the journal.
 
-        Revisions are messages, of which there can be any number: many make several objects. Whoever
-        reads meanwhile sees rows twice, never not at all. Killed in between, it is closed again by
-        another run.
+        One object a ledger, or several where one would be large. Whoever reads meanwhile sees rows
+        twice, never not at all. Killed in between, it is closed again by another run.
 
         Args:
             row: The run as a row of `runs`, but for its `objects`.
@@ -249,14 +250,26 @@ class Journal:
         keys = []
         for ledger in JOURNALED:
             own = [stored for stored in noted if stored.key.startswith(f"{self._prefix}{ledger}/")]
-            for group in _groups(own) if ledger == "revisions" else [own]:
-                # None of them is left where two runs close the journal of a third.
-                tables = await read_objects(self._lake, [stored.key for stored in group])
-                if tables:
-                    rows = last_of_each(pa.concat_tables(tables), _SAME[ledger], _LATEST[ledger])
-                    keys.append(await self.add(ledger, rows))
+            keys += [await self.add(ledger, rows) async for rows in self._latest(ledger, own)]
         await self.add("runs", run_row({**row, "objects": keys}, totals))
         await self.drop()
+
+    async def _latest(self, ledger: Ledger, own: Sequence[Stored]) -> AsyncIterator[pa.Table]:
+        """What was noted, only the latest row of each thing, so much of it at a time as fits into memory."""
+        groups = [[stored.key for stored in group] for group in _groups(own)]
+        same, at = _SAME[ledger], _LATEST[ledger]
+        marks = None
+        if len(groups) > 1:
+            light = [
+                table for group in groups for table in await read_objects(self._lake, group, [*same, at])
+            ]
+            marks = _marks(last_of_each(pa.concat_tables(light), same, at), same, at)
+        for group in groups:
+            # None of them is left where two runs close the journal of a third.
+            rows = pa.concat_tables([empty_ledger(ledger), *await read_objects(self._lake, group)])
+            rows = rows if marks is None else rows.filter(pc.is_in(_marks(rows, same, at), marks))
+            if rows.num_rows:
+                yield last_of_each(rows, same, at)
 
     async def drop(self) -> None:
         """Remove the journal, whose content is in the ledgers."""
@@ -277,6 +290,14 @@ class Journal:
         return key
 
 
+def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
+    """One text a row that tells which thing it speaks of, as of when."""
+    names = [rows.column(name).cast(pa.string()) for name in same]
+    moments = rows.column(at).cast(pa.int64()).cast(pa.string())
+    marks = pc.binary_join_element_wise(*names, moments, "\0", null_handling="replace")
+    return marks.combine_chunks()
+
+
 def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
     """Objects by groups that fit into memory."""
     group: list[Stored] = []
@@ -285,7 +306,8 @@ def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
             yield group
             group = []
         group.append(stored)
-    yield group
+    if group:
+        yield group
 
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
@@ -321,7 +343,7 @@ def _to_bytes(rows: pa.Table) -> bytes:
 async def read_objects(
     lake: Lake, keys: Iterable[str], columns: Sequence[str] | None = None
 ) -> list[pa.Table]:
-    """Read ledger objects, each in one request.
+    """Read ledger objects, each in one request; many rows to a table.
 
     Raises:
         StoreError: One is not what was written; the message names it.
@@ -339,7 +361,14 @@ async def read_objects(
             schema = pa.schema([schema.field(name) for name in columns])
         return pq.read_table(io.BytesIO(body), schema=schema, columns=columns)
 
-    return [table for table in await asyncio.gather(*(read(key) for key in keys)) if table is not None]
+    tables = []
+    remaining = iter(keys)
+    while some := [*islice(remaining, READ_AT_A_TIME)]:
+        found = [table for table in await asyncio.gather(*map(read, some)) if table is not None]
+        if found:
+            # A table of few rows takes several times what they need, and a journal has thousands.
+            tables.append(pa.concat_tables(found).combine_chunks() if len(found) > 1 else found[0])
+    return tables
 
 
 def _ledger_of(key: str) -> str:

@@ -30,8 +30,8 @@ KEPT = 3
 
 async def read_known(lake: Lake, organization_id: str) -> KnownConversations:
     """How every conversation of an organization stands."""
-    rows, _ = await _read(lake)
-    return KnownConversations(rows, organization_id)
+    states, _ = await _read(lake)
+    return KnownConversations(states, organization_id)
 
 
 async def _read(lake: Lake) -> tuple[pa.Table, list[str]]:

@@ -14,18 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.account import most_memory_bytes
 from cli.prefect_environment import prepare_client
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 OURS = ("IMBRACE_", "AWS_")
-
-
-def _most_memory() -> int:
-    # Not getrusage(), whose maximum is that of the process before it became this program.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main() -> None:
@@ -62,7 +57,7 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
         "summary": observer.summary and observer.summary.as_json(),
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time() - cpu,
-        "most_memory_bytes": _most_memory(),
+        "most_memory_bytes": most_memory_bytes(),
     }
 
 

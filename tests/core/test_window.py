@@ -103,7 +103,7 @@ def test_a_window_that_is_empty_or_open_on_one_side_costs_its_own_pages(
             assert bench.messages(one).keys() == before.keys() | expected.keys()
 
 
-@pytest.mark.parametrize(("chance", "most", "cost"), [(0.1, 2, 1.0), (0.4, 30, 3.0)])
+@pytest.mark.parametrize(("chance", "most", "cost"), [(0.1, 2, 1.0), (0.4, 30, 10.0)])
 def test_a_window_of_a_list_that_moves_is_whole_all_the_same(
     tmp_path: Path, chance: float, most: int, cost: float
 ) -> None:

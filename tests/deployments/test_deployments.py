@@ -42,7 +42,8 @@ def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
     # Lines reach the server in bundles, the last of them after the state of the run.
     assert until(
-        lambda: [line for line in deployed.logs(exported) if "exported chunk=" in line] or None, "the lines of the run"
+        lambda: [line for line in deployed.logs(exported) if "exported chunk=" in line] or None,
+        "the lines of the run",
     )
 
 

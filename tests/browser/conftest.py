@@ -1,0 +1,31 @@
+"""A browser, on the server that the deployments are tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.browser.ui import Ui, find_browser, open_page
+from tests.deployments.conftest import box, deployed, halted, lake, listed, operator, phones, server, worker
+from tests.deployments.operator import Operator
+
+__all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", "server", "ui", "worker"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """The browser's path; without one, these tests say so and are left out."""
+    found = find_browser()
+    if found is None:
+        pytest.skip("no Chromium or Chrome on the PATH: the forms were not tried in a browser")
+    return found
+
+
+@pytest.fixture(scope="module")
+def ui(browser: str, request: pytest.FixtureRequest) -> Iterator[Ui]:
+    """The UI of the server, with everything deployed."""
+    # Asked for here and not above, so that a server is started only where there is a browser.
+    operator: Operator = request.getfixturevalue("deployed")
+    with open_page(browser, operator.server.ui_url) as page:
+        yield Ui(page)

@@ -54,10 +54,9 @@ class Ui:
         self.page.goto(f"/runs/flow-run/{run_id}")
 
     def cancel(self) -> None:
-        """Cancel the run that is shown, by the menu in its corner."""
-        self.page.get_by_role("banner").get_by_role("button").last.click()
-        self.page.get_by_role("button", name="Cancel", exact=True).click()
-        self.page.get_by_role("dialog").get_by_role("button", name=re.compile("^Cancel")).click()
+        """Cancel the run that is shown."""
+        self.page.get_by_role("banner").get_by_role("button", name="Cancel", exact=True).click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
 
     def edit_limit(self, name: str) -> Limit:
         """Open the dialog of a global concurrency limit."""
@@ -107,7 +106,9 @@ class Form:
 
     def choose(self, title: str, option: str) -> None:
         """Choose one of several answers."""
-        self.field(title).locator("fieldset").get_by_role("button").click()
+        # A click on the word opens the answers and closes them again; one on the arrow opens them. The
+        # arrow lets clicks through to what is below, which Playwright takes for an obstacle.
+        self.field(title).locator("fieldset svg").click(force=True)
         self.page.get_by_role("option", name=option, exact=True).click()
 
     def submit(self) -> None:

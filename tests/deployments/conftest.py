@@ -11,6 +11,7 @@ import pytest
 
 from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from sandbox import Sandbox, SandboxOptions
+from tests.deployments.database import database_of_tests, server_on
 from tests.deployments.operator import ROOT, Operator, Worker
 
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
@@ -18,8 +19,12 @@ TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """Run a Prefect server in a home of the test run's."""
+    """Run a Prefect server in a home of the test run's, on the database that the environment names."""
     home = tmp_path_factory.mktemp("home")
+    if postgres := database_of_tests():
+        with server_on(postgres, home) as running:
+            yield running
+        return
     server = ensure_server(home)
     with keep_alive(home):
         yield server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from cli.local_server import LocalServer
 from sandbox import Sandbox
 from tests.deployments.conftest import TOKEN
+from tests.deployments.database import dump
 from tests.deployments.lakes import messages
 from tests.deployments.operator import ROOT, Operator, Worker, until
 from tests.seaweed import Seaweed
@@ -200,8 +200,4 @@ def test_neither_parameters_nor_anything_else_of_the_server_holds_the_token(
 
 def _dump(server: LocalServer) -> Iterator[str]:
     time.sleep(2)  # what the server was told last is in its database a second later
-    connection = sqlite3.connect(f"file:{server.directory / 'prefect.db'}?mode=ro", uri=True)
-    try:
-        yield from connection.iterdump()
-    finally:
-        connection.close()
+    yield from dump(server)

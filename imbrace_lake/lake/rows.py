@@ -51,21 +51,20 @@ class Rows:
 
     Attributes:
         table: All of them; None where they are in files.
-        size_bytes: About what they would take in memory.
     """
 
     def __init__(
         self, table: pa.Table | None, runs: list[_Run], size_bytes: int, keep: Keep | None = None
     ) -> None:
         self.table = table
-        self.size_bytes = size_bytes
+        self._size_bytes = size_bytes
         self._runs = runs
         self._keep = keep
 
     @classmethod
     def of(cls, table: pa.Table) -> Rows:
         """Rows that are in memory, in order."""
-        return cls(table, [], table.nbytes)
+        return cls(table, [], 0)
 
     def batches(self) -> Iterator[pa.Table]:
         """All rows in their order, some at a time."""
@@ -87,6 +86,11 @@ class Rows:
             return path
 
         return write
+
+    @property
+    def size_bytes(self) -> int:
+        """About what they take in memory, or would take."""
+        return self._size_bytes if self.table is None else self.table.nbytes
 
     @property
     def num_rows(self) -> int:

@@ -282,11 +282,22 @@ def _in_folder(folder: Path, action: Callable[[], object]) -> list[Path]:
         with suppress(FileNotFoundError):
             action()
             return [path.parent for path in missing]
-        missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
-        with suppress(FileNotFoundError):
-            for path in reversed(missing):
-                path.mkdir(exist_ok=True)
+        missing = _make(folder)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those above it; which of them were missing."""
+    with suppress(FileNotFoundError):
+        # Nearly always it alone is missing, or another thread has just made it.
+        with suppress(FileExistsError):
+            folder.mkdir()
+        return [folder]
+    missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
+    with suppress(FileNotFoundError):
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    return missing
 
 
 def _sync_folder(folder: Path) -> None:

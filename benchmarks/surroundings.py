@@ -69,6 +69,7 @@ def open_store(name: str) -> Iterator[str]:
                 "AWS_ENDPOINT_URL": s3.endpoint_url,
                 "AWS_REGION": "us-east-1",
                 "AWS_DEFAULT_REGION": "us-east-1",
+                "SEAWEED_METRICS": s3.metrics_url,
             }
             with _environment(names):
                 yield "s3://lake"

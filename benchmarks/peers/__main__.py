@@ -17,7 +17,7 @@ from benchmarks.truth import Truth
 MESSAGES_A_CONVERSATION = 108.0
 WARM_UP = 20
 # Three pages a conversation, and something moves before each page is made.
-MOVING: dict[str, Any] = {"conversations": 100, "messages_mean": 300.0}
+MOVING: dict[str, Any] = {"conversations": 30, "messages_mean": 300.0}
 MOVEMENTS = {"messages arrive": {"churn_inserts": 1.0}, "messages are deleted": {"churn_deletes": 1.0}}
 
 
@@ -28,13 +28,10 @@ def main() -> None:
     print(machine(), flush=True)
     with ExitStack() as opened:
         competing = [_MAKE[name](opened) for name in arguments.contenders]
-        for store in arguments.stores:
-            with open_store(store) as place:
-                # A bucket knows no fsync.
-                able = [each for each in competing if store == "local" or not each.name.endswith("fsync")]
-                for conversations in arguments.conversations:
-                    _compare(able, conversations, arguments, store, place)
-        if not arguments.still_only:
+        if "still" in arguments.lists:
+            for store in arguments.stores:
+                _compare_in(store, competing, arguments)
+        if "moving" in arguments.lists:
             _move(competing)
 
 
@@ -55,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stores", type=words, default=["local"], help="local, seaweed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", type=contender, default=list(_MAKE), help=", ".join(_MAKE))
-    parser.add_argument("--still-only", action="store_true", help="leave out the lists that move")
+    parser.add_argument("--lists", type=words, default=["still", "moving"], help="still, moving")
     return parser.parse_args()
 
 
@@ -73,6 +70,15 @@ _MAKE: dict[str, Callable[[ExitStack], Contender]] = {
     "dlt": lambda _: _peer("dlt", "dlt_export", "lake/messages"),
     "singer": lambda _: _peer("Singer SDK", "singer_export", "messages"),
 }
+
+
+def _compare_in(store: str, competing: Sequence[Contender], arguments: argparse.Namespace) -> None:
+    """All sizes in one store."""
+    with open_store(store) as place:
+        # A bucket knows no fsync.
+        able = [each for each in competing if store == "local" or not each.name.endswith("fsync")]
+        for conversations in arguments.conversations:
+            _compare(able, conversations, arguments, store, place)
 
 
 def _compare(
@@ -108,7 +114,9 @@ def _move(competing: Sequence[Contender]) -> None:
             for contender in competing:
                 with stand_in(**MOVING, **churn) as gateway:
                     messages = len(gateway.message_ids)
-                    results.append(_round(contender, gateway, place, is_moving=True))
+                    one = _round(contender, gateway, place, is_moving=True)
+                results.append(one)
+                print(f"{movement}: {one.name}: {one.said()}", flush=True)
             found[movement] = results
     print(
         f"\n{MOVING['conversations']} conversations, {messages:,} messages at first,"

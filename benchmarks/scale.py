@@ -23,7 +23,7 @@ ARRIVALS = 3
 
 HEADER = (
     "| conversations | store | run | messages in the lake | time | to the row before | to the first run"
-    " | new messages/s | conversations/s | requests | most memory | result |\n"
+    " | new messages/s | CPU a conversation | requests | most memory | result |\n"
     "|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
 )
 
@@ -141,7 +141,7 @@ def line_of(row: Row, before: Sequence[Row]) -> str:
     return (
         f"| {row.conversations:,} | {row.store} | {row.step} | {row.verdict.rows:,} | {seconds:.1f} s"
         f" | {_ratio(seconds, smaller)} | {_ratio(seconds, first)} | {row.new_messages / seconds:,.0f}"
-        f" | {row.conversations / seconds:,.0f} | {row.round.requests:,}"
+        f" | {account.cpu_seconds / row.conversations * 1_000:.1f} ms | {row.round.requests:,}"
         f" | {account.memory_bytes / 1e6:.0f} MB | {result} |"
     )
 

@@ -31,4 +31,4 @@ def test_a_line_of_scale_is_compared_with_the_size_before_and_with_the_first_run
 
     assert len(cells(line)) == len(cells(HEADER.splitlines()[0]))
     assert cells(line)[:7] == ["1,000", "local", "idle", "100", "2.0 s", "4.00", "0.25"]
-    assert cells(line_of(row(100, "first", 1.0, 50), []))[5:9] == ["", "", "50", "100"]
+    assert cells(line_of(row(100, "first", 1.0, 50), []))[5:9] == ["", "", "50", "5.0 ms"]

@@ -1,4 +1,4 @@
-"""Runs contenders one after the other on the same stand-in, and checks what each of them wrote.
+"""Runs contenders one after the other on the same stand-in.
 
 A contender is a command. It reads a `Job` as one line of JSON on its standard input and ends with an
 `Account` as the last line of its standard output, so it can be anything, also a program with an
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,141 +19,144 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import orjson
+import pyarrow as pa
 
-from imbrace_lake.lake.schema import SCHEMA
+from benchmarks.account import Account, Job
+from benchmarks.truth import Truth, Verdict, as_ids, judge, read_ids
+from sandbox import SandboxOptions
+from sandbox.generated import iter_generated
 
-START_SECONDS = 120.0
+CONTROL_SECONDS = 600.0
+PROJECT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A stand-in gateway in a process of its own, and what it serves."""
+    """A stand-in gateway in a process of its own, and what it served at first."""
 
     url: str
     token: str
     organization: str
     phones: list[str]
-    messages: Mapping[str, int]
+    conversation_ids: list[str]
+    message_ids: pa.ChunkedArray
 
+    def count_requests(self) -> int:
+        """How many requests there were since the last call."""
+        counted = sum(json.loads(self._control("stats"))["requests"].values())
+        self._control("reset-stats", {})
+        return int(counted)
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a contender is to do: everything of these phones into that empty folder, or bucket's URL."""
+    def append(self, conversation_id: str, count: int) -> list[str]:
+        """Let messages arrive at the head of a conversation; return their ids."""
+        answer = json.loads(self._control(f"conversations/{conversation_id}", {"append": count}))
+        appended: list[str] = answer["ids"]["append"]
+        return appended
 
-    url: str
-    token: str
-    organization: str
-    phones: str
-    folder: str
+    def ids_now(self) -> pa.ChunkedArray:
+        """The ids of all messages that are served now, one request a conversation."""
+        bodies = (self._control(f"conversations/{each}/messages") for each in self.conversation_ids)
+        return as_ids(orjson.loads(line)["_id"] for body in bodies for line in body.splitlines())
 
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What a contender says of itself.
-
-    Attributes:
-        seconds: From the first request to the last file, imports left out.
-        cpu_seconds: Of its process, in that time.
-        memory_bytes: The most it ever had resident.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    memory_bytes: int
+    def _control(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        return _ask(f"{self.url.removesuffix('/3rd')}/_sandbox/{path}", body)
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A command, and where in the folder the messages are afterwards."""
+    """A command, and where below the folder the messages are afterwards.
+
+    Attributes:
+        name: As the tables say.
+        command: What runs it, from the project's folder.
+        messages: The part of the folder that holds only Parquet files with messages.
+        message_id: The column with their ids.
+        is_lake: It writes the lake's columns.
+    """
 
     name: str
     command: Sequence[str]
-    messages: str = "."
+    messages: str = ""
     message_id: str = "message_id"
-    is_same: bool = True  # it writes the lake's columns
+    is_lake: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one contender; `faults` says in a few words what its result lacks."""
+    """One run of one contender: what it says of itself, and how many requests the stand-in counted."""
 
     contender: Contender
     account: Account
-    process_seconds: float
-    faults: str
+    requests: int
 
 
 @contextmanager
 def stand_in(**options: Any) -> Iterator[StandIn]:
     """Run the stand-in in a process of its own, with everything rendered before it is asked."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gateway", json.dumps(options)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None  # noqa: S101 - told to the type checker
-        facts = json.loads(process.stdout.readline())
-        control = facts["url"].removesuffix("/3rd")
-        phones = _get(f"{control}/_sandbox/phones").decode().split()
-        messages = json.loads(_get(f"{control}/_sandbox/conversations"))
-        yield StandIn(facts["url"], facts["token"], facts["organization"], phones, messages)
-    finally:
-        process.terminate()
-        process.wait()
+    command = [sys.executable, "-m", "benchmarks.gateway", json.dumps(options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        try:
+            # Made a second time here, because asking the server for the ids of millions would take longer.
+            conversation_ids, message_ids = _generate(options)
+            assert process.stdout is not None  # noqa: S101 - told to the type checker
+            facts = json.loads(process.stdout.readline())
+            phones = _ask(f"{facts['url'].removesuffix('/3rd')}/_sandbox/phones").decode().split()
+            yield StandIn(
+                facts["url"], facts["token"], facts["organization"], phones, conversation_ids, message_ids
+            )
+        finally:
+            process.terminate()
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=START_SECONDS) as answer:  # noqa: S310 - our own server
-        body: bytes = answer.read()
-    return body
+def _generate(options: Mapping[str, Any]) -> tuple[list[str], pa.ChunkedArray]:
+    """The ids of all conversations and of all their messages."""
+    sources = list(iter_generated(SandboxOptions(**{**options, "sizes": tuple(options.get("sizes", ()))})))
+    ids = as_ids(source.message_id(ordinal) for source in sources for ordinal in range(source.size))
+    return [source.voice.conversation_id for source in sources], ids
 
 
-def compete(contender: Contender, gateway: StandIn, bucket: str | None = None) -> Round:
-    """Let one contender do the whole job, in a new folder (or below a bucket's URL) and a new process."""
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    try:
-        phones = folder / "phones.txt"
+def _ask(url: str, body: Mapping[str, Any] | None = None) -> bytes:
+    request = urllib.request.Request(url, data=None if body is None else orjson.dumps(body))  # noqa: S310
+    with urllib.request.urlopen(request, timeout=CONTROL_SECONDS) as answer:  # noqa: S310 - our own server
+        found: bytes = answer.read()
+    return found
+
+
+def run(contender: Contender, gateway: StandIn, folder: str) -> Round:
+    """Let one contender do the whole job in a new process.
+
+    Args:
+        contender: Who.
+        gateway: What it reads.
+        folder: What it writes into: a local folder or a bucket's URL.
+
+    Raises:
+        SystemExit: It ended with a status other than 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="benchmark-job-") as place:
+        phones = Path(place, "phones.txt")
         phones.write_text("\n".join(gateway.phones))
-        result = f"{bucket or folder}/{folder.name}"
-        job = Job(gateway.url, gateway.token, gateway.organization, str(phones), result)
-        began = time.monotonic()
+        job = Job(gateway.url, gateway.token, gateway.organization, str(phones), folder)
+        gateway.count_requests()
         done = subprocess.run(
             contender.command,
             input=json.dumps(asdict(job)) + "\n",
             stdout=subprocess.PIPE,
             text=True,
             check=False,
+            cwd=PROJECT,
             # Modules that are compiled anew each time would be counted as work.
             env={name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
-        seconds = time.monotonic() - began
-        if done.returncode:
-            raise SystemExit(f"{contender.name} ended with status {done.returncode}")
-        account = Account(**json.loads(done.stdout.splitlines()[-1]))
-        return Round(contender, account, seconds, _faults(contender, result, gateway))
-    finally:
-        shutil.rmtree(folder)
+    if done.returncode:
+        raise SystemExit(f"{contender.name} ended with status {done.returncode}")
+    account = Account(**json.loads(done.stdout.splitlines()[-1]))
+    return Round(contender, account, gateway.count_requests())
 
 
-def _faults(contender: Contender, result: str, gateway: StandIn) -> str:
-    """Hold what was written against what is served."""
-    files, path = fsspec.url_to_fs(f"{result}/{contender.messages}")
-    found = ds.dataset(path, filesystem=files)
-    table = found.to_table(columns=[contender.message_id, "conversation_id"])
-    served = sum(gateway.messages.values())
-    distinct = pc.count_distinct(table.column(contender.message_id)).as_py()
-    faults = []
-    if contender.is_same and [(f.name, f.type) for f in found.schema] != [(f.name, f.type) for f in SCHEMA]:
-        faults.append("other columns")
-    if distinct < served:
-        faults.append(f"{served - distinct:,} lost")
-    if table.num_rows > distinct:
-        faults.append(f"{table.num_rows - distinct:,} doubles")
-    counts = table.group_by("conversation_id").aggregate([([], "count_all")]).to_pylist()
-    lengths = {row["conversation_id"]: row["count_all"] for row in counts}
-    wrong = [each for each, count in gateway.messages.items() if lengths.get(each, 0) != count]
-    if wrong:
-        faults.append(f"{len(wrong):,} conversations of the wrong length")
-    return ", ".join(faults)
+def check(contender: Contender, folder: str, truth: Truth) -> Verdict:
+    """Hold what a contender wrote against what is served."""
+    place = f"{folder}/{contender.messages}".rstrip("/")
+    found = read_ids(place, contender.message_id, is_lake=contender.is_lake)
+    return judge(found, truth)

@@ -8,19 +8,13 @@ process of its own, on a Prefect server that is warm.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import Contender, Round, compete, stand_in
-from benchmarks.export import machine, prefect_server
-from tests.seaweed import Seaweed
+from benchmarks import contenders
+from benchmarks.contest import Round, check, run, stand_in
+from benchmarks.surroundings import end_tidily, machine, new_place, open_store, prefect_server
+from benchmarks.truth import Truth, Verdict
 
 MOST_BYTES = 512 * 10**6
 LEAST_SHARE = 0.8
@@ -32,7 +26,7 @@ class Case:
 
     name: str
     options: dict[str, Any]
-    is_in_bucket: bool = False
+    store: str = "local"
 
 
 def main() -> None:
@@ -43,22 +37,26 @@ def main() -> None:
     cases = [
         Case("1,000 conversations of 100", {"conversations": 1_000, "messages_mean": 100.0}),
         Case(f"one of {long:,}", {"conversations": 0, "sizes": [long]}),
-        Case(f"one of {long:,}, S3", {"conversations": 0, "sizes": [long]}, is_in_bucket=True),
+        Case(f"one of {long:,}, S3", {"conversations": 0, "sizes": [long]}, "seaweed"),
         Case(f"{many:,} of 4", {"conversations": many, **few}),
     ]
     chosen = [case for number, case in enumerate(cases) if number in arguments.cases]
+    end_tidily()
     print(machine())
     print("| | messages | time | messages/s | share | most memory | result |\n|---|--:|--:|--:|--:|--:|---|")
     rate = None
-    with prefect_server() as server, _bucket(chosen) as bucket:
-        flow = (sys.executable, "-m", "benchmarks.flow", "--server", server.api_url, str(server.directory))
+    with prefect_server() as server:
+        flow = contenders.flow(server)
         for case in chosen:
-            with stand_in(**case.options) as gateway:
-                messages = sum(gateway.messages.values())
-                contender = Contender("flow", flow, "messages")
-                one = compete(contender, gateway, bucket if case.is_in_bucket else None)
-            rate = rate or messages / one.account.seconds
-            print(_line_of(case, one, messages, rate), flush=True)
+            with (
+                stand_in(**case.options) as gateway,
+                open_store(case.store) as store,
+                new_place(store) as place,
+            ):
+                one = run(flow, gateway, place)
+                verdict = check(flow, place, Truth.still(gateway.message_ids))
+            rate = rate or verdict.rows / one.account.seconds
+            print(_line_of(case, one, verdict, rate), flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,31 +67,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@contextmanager
-def _bucket(cases: list[Case]) -> Iterator[str | None]:
-    """The address of an empty bucket, reached by the environment; None if no case wants one."""
-    if not any(case.is_in_bucket for case in cases):
-        yield None
-        return
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-s3-"))
-    try:
-        with Seaweed(folder) as s3:
-            s3.create_bucket("lake")
-            os.environ |= {
-                "AWS_ACCESS_KEY_ID": s3.key,
-                "AWS_SECRET_ACCESS_KEY": s3.secret,
-                "AWS_ENDPOINT_URL": s3.endpoint_url,
-                "AWS_REGION": "us-east-1",
-            }
-            yield "s3://lake"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _line_of(case: Case, one: Round, messages: int, rate: float) -> str:
-    seconds, memory = one.account.seconds, one.account.memory_bytes
+def _line_of(case: Case, one: Round, verdict: Verdict, rate: float) -> str:
+    seconds, memory, messages = one.account.seconds, one.account.memory_bytes, verdict.rows
     share = messages / seconds / rate
-    faults = [one.faults] if one.faults else []
+    faults = [] if verdict.is_complete else [str(verdict)]
     faults += [f"more than {MOST_BYTES / 1e6:.0f} MB"] if memory > MOST_BYTES else []
     faults += [f"slower than {LEAST_SHARE:.0%}"] if "sizes" in case.options and share < LEAST_SHARE else []
     return (

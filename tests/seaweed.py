@@ -42,14 +42,16 @@ class Seaweed:
         self.reader_key = "test-reader-key"
         self.reader_secret = "test-reader-secret-never-to-be-shown"
         self.endpoint_url = ""
+        self.metrics_url = ""
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "s3.json").write_text(json.dumps({"identities": self._identities()}))
-        ports = _free_ports(5)
+        ports = _free_ports(6)
         self.endpoint_url = f"http://127.0.0.1:{ports[3]}"
+        self.metrics_url = f"http://127.0.0.1:{ports[5]}/metrics"
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(ports),
@@ -110,7 +112,9 @@ class Seaweed:
             f"-dir={self._folder}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
-            *(f"-{name}.port={port}" for name, port in zip(names, ports, strict=True)),
+            *(f"-{name}.port={port}" for name, port in zip(names, ports[:5], strict=True)),
+            f"-metricsPort={ports[5]}",
+            "-metricsIp=127.0.0.1",
             "-master.telemetry=false",
             "-webdav=false",
             "-admin.ui=false",

@@ -1,0 +1,29 @@
+"""The contenders that need nothing but this project's environment."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.contest import Contender
+from cli.local_server import LocalServer
+
+_PYTHON = (sys.executable, "-m")
+
+
+def flow(server: LocalServer) -> Contender:
+    """The export as it is run, on a Prefect server that is warm."""
+    command = (*_PYTHON, "benchmarks.flow", "--server", server.api_url, str(server.directory))
+    return Contender("flow", command, "messages")
+
+
+def core() -> Contender:
+    """The export without an orchestrator."""
+    return Contender("core, no Prefect", (*_PYTHON, "benchmarks.flow", "--without-prefect"), "messages")
+
+
+def bare(client: str, *, is_synced: bool = False) -> Contender:
+    """The script of an afternoon; `client` is ``aiohttp`` or ``httpx``."""
+    command = (*_PYTHON, "benchmarks.bare", "--client", client)
+    if is_synced:
+        return Contender(f"bare {client}, fsync", (*command, "--fsync"))
+    return Contender(f"bare {client}", command)

@@ -1,0 +1,105 @@
+"""dlt: its REST client and offset paginator, conversations side by side, its filesystem destination.
+
+As its documentation has it: https://dlthub.com/docs/general-usage/http/rest-client (paginator) and
+https://dlthub.com/docs/reference/performance (pages instead of rows, `parallelized`, workers).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+# Before dlt is imported, which reads them then.
+os.environ |= {
+    "RUNTIME__DLTHUB_TELEMETRY": "false",
+    "RUNTIME__LOG_LEVEL": "ERROR",
+    # As many threads as dlt lets items be under way; its default is 5.
+    "EXTRACT__WORKERS": "20",
+}
+
+import dlt
+from dlt.common.configuration.specs import AwsCredentials
+from dlt.destinations import filesystem
+from dlt.sources.helpers.rest_client import RESTClient
+from dlt.sources.helpers.rest_client.auth import APIKeyAuth
+from dlt.sources.helpers.rest_client.paginators import OffsetPaginator
+
+from benchmarks.account import SUCCESS, Job, measure, read_job
+
+PAGE = 100
+NUMBERS = 100
+
+
+@dlt.source(max_table_nesting=0)
+def imbrace(job: Job, numbers: list[str]) -> Any:
+    """Messages of all conversations of the numbers."""
+    client = RESTClient(
+        base_url=job.url,
+        auth=APIKeyAuth(name="x-access-token", api_key=job.token, location="header"),
+        paginator=OffsetPaginator(limit=PAGE, offset_param="skip", total_path=None, has_more_path="has_more"),
+        data_selector="items",
+    )
+
+    @dlt.resource(selected=False)
+    def conversations() -> Iterator[str]:
+        seen: set[str] = set()
+        for start in range(0, len(numbers), NUMBERS):
+            params = {
+                "phone_numbers": numbers[start : start + NUMBERS],
+                "organization_id": job.organization,
+            }
+            entries = client.get("conversations/links", params=params).json()
+            for entry in entries:
+                for link in entry["conversation_links"]:
+                    conversation_id = parse_qs(urlsplit(link["link"]).query)["conv_id"][0]
+                    if conversation_id not in seen:
+                        seen.add(conversation_id)
+                        yield conversation_id
+
+    @dlt.transformer(
+        data_from=conversations,
+        parallelized=True,
+        write_disposition="append",
+        columns={"content": {"data_type": "json"}},
+    )
+    def messages(conversation_id: str) -> Iterator[Any]:
+        yield from client.paginate(f"conversations/{conversation_id}/messages")
+
+    return conversations, messages
+
+
+def export(job: Job, numbers: list[str]) -> str:
+    """Everything of the phones into the folder."""
+    credentials = None
+    if job.folder.startswith("s3://"):
+        credentials = AwsCredentials(
+            aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+            region_name=os.environ.get("AWS_REGION"),
+        )
+    with tempfile.TemporaryDirectory(prefix="benchmark-dlt-") as working:
+        pipeline = dlt.pipeline(
+            pipeline_name="imbrace",
+            pipelines_dir=working,
+            destination=filesystem(bucket_url=job.folder, credentials=credentials),
+            dataset_name="lake",
+        )
+        done = pipeline.run(imbrace(job, numbers), loader_file_format="parquet")
+        done.raise_on_failed_jobs()
+    return SUCCESS
+
+
+def main() -> None:
+    """Do one job."""
+    job = read_job()
+    numbers = [phone.removeprefix("+") for phone in Path(job.phones).read_text().split()]
+    measure(lambda: export(job, numbers))
+
+
+if __name__ == "__main__":
+    main()

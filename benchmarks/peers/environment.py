@@ -1,0 +1,44 @@
+"""The environment of the peers: made at first use, and again when `requirements.txt` changes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+FOLDER = Path(__file__).with_name(".venv")
+
+
+def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> str:
+    """The interpreter of an environment that has what the requirements list.
+
+    Raises:
+        SystemExit: It could not be made; what uv or pip said is above.
+    """
+    python, stamp = folder / "bin" / "python", folder / "requirements.txt"
+    wanted = requirements.read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return str(python)
+    print(f"installing the peers into {folder}", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in _commands(folder, requirements, shutil.which("uv")):
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit("the peers could not be installed: see above; the package index is needed")
+    # Last, so that an environment that was left half made is made again.
+    stamp.write_text(wanted)
+    return str(python)
+
+
+def _commands(folder: Path, requirements: Path, uv: str | None) -> list[list[str]]:
+    python = str(folder / "bin" / "python")
+    if uv:
+        return [
+            [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+            [uv, "pip", "install", "--quiet", "--python", python, "-r", str(requirements)],
+        ]
+    return [
+        [sys.executable, "-m", "venv", str(folder)],
+        [python, "-m", "pip", "install", "--quiet", "--no-input", "-r", str(requirements)],
+    ]

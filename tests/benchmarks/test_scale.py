@@ -1,0 +1,34 @@
+"""What the table of sizes says of a run."""
+
+from __future__ import annotations
+
+from benchmarks.account import Account
+from benchmarks.contest import Contender, Round
+from benchmarks.scale import HEADER, Row, line_of
+from benchmarks.truth import Verdict
+
+COMPLETE = Verdict(rows=100, lost=0, doubled=0, unknown=0)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_line_of_scale_is_compared_with_the_size_before_and_with_the_first_run() -> None:
+    def row(conversations: int, step: str, seconds: float, new_messages: int = 0) -> Row:
+        return Row(
+            conversations,
+            "local",
+            step,
+            new_messages,
+            Round(Contender("flow", ()), Account(seconds, 0.5, 200_000_000), 7),
+            COMPLETE,
+        )
+
+    shown = [row(100, "first", 1.0, 100), row(100, "idle", 0.5), row(1_000, "first", 8.0, 1_000)]
+
+    line = line_of(row(1_000, "idle", 2.0), shown)
+
+    assert len(cells(line)) == len(cells(HEADER.splitlines()[0]))
+    assert cells(line)[:7] == ["1,000", "local", "idle", "100", "2.0 s", "4.00", "0.25"]
+    assert cells(line_of(row(100, "first", 1.0, 50), []))[5:9] == ["", "", "50", "5.0 ms"]

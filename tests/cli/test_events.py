@@ -245,6 +245,8 @@ def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
 
     table = artifact_of(prefect, run_id, "export-failures")
     (row,) = json.loads(table["data"])
+    # No more fits on the page without scrolling.
+    assert list(row)[:2] == ["conversation", "what to do"]
     assert row["conversation"] == broken
     assert "request id" in row["reason"]
     assert row["what to do"] == BadRequest.advice

@@ -308,7 +308,7 @@ def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     kind, _, body = found["data"].partition(",")
     svg = b64decode(body).decode()
     assert (found["type"], kind) == ("image", "data:image/svg+xml;base64")
-    assert f"{summary['totals']['messages_new']:,} new messages by " in svg
+    assert f"{summary['totals']['messages_new']:,} new messages; a bar for every " in svg
     assert f"{summary['totals']['conversations']['complete']:,} complete" in svg
     assert not any(number.lstrip("+") in svg for number in box.phones)
     assert not any(conversation_id in svg for conversation_id in box.conversations)

@@ -65,10 +65,10 @@ async def publish_plan(plan: Plan) -> None:
 
 
 def plan_markdown(plan: Plan) -> str:
-    """The plan as a table."""
-    rows = (f"| {name} | {value} |" for name, value in plan.rows())
+    """The plan as a list: the dialog that asks cuts the lines of a table off."""
+    rows = (f"- **{name}:** {value}" for name, value in plan.rows())
     told = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
-    return "\n".join(["| the run would read | |", "|---|---|", *rows, "", told])
+    return "\n".join(["The run would read", "", *rows, "", told])
 
 
 async def wait_for_approval(plan: Plan | None) -> None:

@@ -72,7 +72,7 @@ class ReadParams(RunParams):
         ge=1,
         le=10_000,
         title="Conversations a task",
-        description="By default chosen from the number of conversations, so that tasks stay few.",
+        description="From 1 to 10,000; by default chosen from their number, so that tasks stay few.",
         json_schema_extra=_place(22),
     )
 

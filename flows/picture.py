@@ -61,7 +61,8 @@ def _bars(days: Mapping[date, int]) -> Iterator[str]:
     for day, count in days.items():
         bars[(day - first).days // step] += count
     by = "day" if step == 1 else f"{step:,} days"
-    yield _text(_LEFT, 32, f"{sum(bars):,} new messages by {by}, at most {max(bars):,}", weight="bold")
+    told = f"{sum(bars):,} new messages; a bar for every {by}, at most {max(bars):,} in one"
+    yield _text(_LEFT, 32, told, weight="bold")
     # A bar for one day alone need not be as wide as the picture.
     slot = min(40.0, (_RIGHT - _LEFT) / len(bars))
     for place, count in enumerate(bars):

@@ -44,12 +44,13 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         description="New messages by day, conversations by status",
     )
     if summary.dead_letters:
+        # The UI breaks no lines: as wide as its page are the first two columns, the others need scrolling.
         table = [
             {
                 "conversation": letter.conversation_id,
-                "status": letter.status,
-                "reason": letter.reason,
                 "what to do": letter.advice,
+                "reason": letter.reason,
+                "status": letter.status,
             }
             for letter in summary.dead_letters
         ]

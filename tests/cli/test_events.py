@@ -245,6 +245,8 @@ def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
 
     table = artifact_of(prefect, run_id, "export-failures")
     (row,) = json.loads(table["data"])
+    # No more fits on the page without scrolling.
+    assert list(row)[:2] == ["conversation", "what to do"]
     assert row["conversation"] == broken
     assert "request id" in row["reason"]
     assert row["what to do"] == BadRequest.advice
@@ -306,7 +308,7 @@ def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     kind, _, body = found["data"].partition(",")
     svg = b64decode(body).decode()
     assert (found["type"], kind) == ("image", "data:image/svg+xml;base64")
-    assert f"{summary['totals']['messages_new']:,} new messages by " in svg
+    assert f"{summary['totals']['messages_new']:,} new messages; a bar for every " in svg
     assert f"{summary['totals']['conversations']['complete']:,} complete" in svg
     assert not any(number.lstrip("+") in svg for number in box.phones)
     assert not any(conversation_id in svg for conversation_id in box.conversations)

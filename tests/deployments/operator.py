@@ -21,7 +21,7 @@ from imbrace_lake.settings import PREFIX
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 T = TypeVar("T")
 
@@ -147,6 +147,12 @@ class Worker:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+    def end(self, number: signal.Signals) -> None:
+        """Send it alone a signal, and wait for its end."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """End it and its runs at once, as a machine that loses its power does."""

@@ -13,7 +13,7 @@ from sandbox import Sandbox
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker, until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1_200)
 
 
 def ask(operator: Operator, number: str, worker: Worker) -> str:
@@ -54,7 +54,7 @@ def test_an_approved_run_reads_what_it_planned(
     answer(deployed, run_id, "approve")
     state = deployed.wait(run_id)
 
-    assert "| conversations | 1 new to the lake |" in plan
+    assert "- **conversations:** 1 new to the lake" in plan
     assert "about 3 in the new ones" in plan
     assert "911000333" not in plan + str(shown)
     assert plan in str(shown).replace("\\n", "\n")

@@ -22,7 +22,7 @@ def test_each_day_has_a_bar_and_each_status_its_count() -> None:
     texts, bars = read(picture({FIRST: 4, FIRST + timedelta(days=2): 1}, {"complete": 7, "failed": 2}))
 
     assert texts == [
-        "5 new messages by day, at most 4",
+        "5 new messages; a bar for every day, at most 4 in one",
         "2026-01-01",
         "2026-01-03",
         "9 conversations",
@@ -40,7 +40,7 @@ def test_a_long_time_is_shown_by_several_days_a_bar_and_stays_small() -> None:
 
     texts, bars = read(svg)
 
-    assert texts[0] == "3,650 new messages by 61 days, at most 61"
+    assert texts[0] == "3,650 new messages; a bar for every 61 days, at most 61 in one"
     assert len(bars) <= MOST_BARS
     assert len(svg) < 20_000
 

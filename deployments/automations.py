@@ -1,4 +1,9 @@
-"""Automations for runs whose worker dies, which an open-source server leaves "Running" for ever."""
+"""Automations for runs whose worker or process dies.
+
+An open-source server leaves a run "Running" for ever when its worker dies. When only its process dies, the
+worker says so twice, the second time after it has loaded the flow for its hooks. That would end a run that
+has been started again meanwhile, so a crashed run waits in a state of its own until nobody speaks any more.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 TAG = "imbrace-lake"
 # Three times the PREFECT_FLOWS_HEARTBEAT_FREQUENCY of prefect.yaml.
 SILENCE = timedelta(seconds=90)
+# A busy machine was seen to take 12 s to say for the second time that a process had died.
+PAUSE = timedelta(seconds=30)
 LONGEST_RUN = timedelta(days=7)
+WAITING = "AwaitingRestart"
 
 # Only runs of our deployments have the tag.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
@@ -50,7 +58,7 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
         ),
         AutomationCore(
             name="imbrace-lake-restart-crashed-runs-once",
-            description="A run that crashed at its first try starts again where it stood.",
+            description="A run that crashed at its first try is to start again.",
             tags=[TAG],
             trigger=EventTrigger(
                 posture=Posture.Reactive,
@@ -63,6 +71,31 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
                 for_each={"prefect.resource.id"},
                 after={"prefect.flow-run.Running"},
                 expect={"prefect.flow-run.Crashed"},
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    name=WAITING,
+                    message=f"It crashed, and starts again in {PAUSE.total_seconds():g} s.",
+                    # From one crashed state to another only by force.
+                    force=True,
+                )
+            ],
+        ),
+        AutomationCore(
+            name="imbrace-lake-restart-runs",
+            description="A run that waits to be restarted starts again where it stood.",
+            tags=[TAG],
+            trigger=EventTrigger(
+                posture=Posture.Proactive,
+                threshold=1,
+                within=PAUSE,
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                match_related=_OURS,
+                for_each={"prefect.resource.id"},
+                after={f"prefect.flow-run.{WAITING}"},
+                # Somebody may have started it by hand.
+                expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
             ),
             actions=[
                 ChangeFlowRunState(

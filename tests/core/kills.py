@@ -111,7 +111,7 @@ class Killing:
         self._ids = list(self.bench.box.conversations)
         self._before = _ids_of(self.bench)
         unkilled = self._copy("unkilled")
-        with _counting(self.bench.box) as count:
+        with counting(self.bench.box) as count:
             process = self._start(unkilled)
             process.join()
             self.pages = count.pages
@@ -129,7 +129,7 @@ class Killing:
             # Beyond the last page the run has its ledgers to write.
             delay = rng.uniform(0, 0.05) if page < self.pages else rng.uniform(0, 0.3)
             reader = Reader(Path(lake.lake), self._before, self._changed)
-            with reader.reading(), _counting(self.bench.box, min(page, self.pages)) as count:
+            with reader.reading(), counting(self.bench.box, min(page, self.pages)) as count:
                 process = self._start(lake)
                 _wait_for(count, process)
                 time.sleep(delay)
@@ -177,7 +177,7 @@ class _Count:
 
 
 @contextmanager
-def _counting(box: Sandbox, wanted: float = math.inf) -> Iterator[_Count]:
+def counting(box: Sandbox, wanted: float = math.inf) -> Iterator[_Count]:
     """Count the pages that are asked for, and say when so many were."""
     count = _Count()
 

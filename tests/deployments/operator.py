@@ -148,6 +148,12 @@ class Worker:
     ) -> None:
         self.kill()
 
+    def end(self, number: signal.Signals) -> None:
+        """Send it alone a signal, and wait for its end."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(PATIENCE_SECONDS)
+
     def kill(self) -> None:
         """End it and its runs at once, as a machine that loses its power does."""
         if self._process is not None:

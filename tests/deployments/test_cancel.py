@@ -28,7 +28,7 @@ def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
     deployed.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
 
     def is_over() -> bool | None:
-        return (deployed.flow_run(run_id)["state"]["name"] == "Cancelled" and not _is_running(pid)) or None
+        return (deployed.flow_run(run_id)["state"]["name"] == "Cancelled" and not is_running(pid)) or None
 
     until(is_over, "its end", STOPPED_WITHIN_SECONDS)
     assert deployed.states(run_id)[-2:] == ["Cancelling", "Cancelled"]
@@ -51,7 +51,8 @@ def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
     )
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -44,7 +44,7 @@ def test_every_deployment_is_watched_bounded_and_explained(deployments: list[dic
 
 
 def test_every_way_in_which_a_run_ends_is_no_silence() -> None:
-    mark, _ = automations()
+    mark, *_ = automations()
 
     # The names of states that flows/ ends in, beside Prefect's own.
     assert isinstance(mark.trigger, EventTrigger)

@@ -21,7 +21,7 @@ from imbrace_lake.settings import PREFIX
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from sandbox import Sandbox
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker, until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1_200)
 
 
 def ask(operator: Operator, number: str, worker: Worker) -> str:

@@ -14,7 +14,7 @@ from tests.deployments.operator import Operator, until
 
 STOPPED_WITHIN_SECONDS = 30.0
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(1_200)]
 
 
 def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(

@@ -16,7 +16,7 @@ from tests.deployments.operator import Operator, Worker, until
 # What follows the first crash follows it after a pause, and within a second or two of that.
 LONG_ENOUGH_SECONDS = PAUSE.total_seconds() + 8.0
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1_200)
 
 
 def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(

@@ -20,7 +20,7 @@ from tests.seaweed import Seaweed
 
 TYPED = "886911000111"
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(1_200)]
 
 
 @pytest.fixture(scope="module")

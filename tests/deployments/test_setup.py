@@ -21,7 +21,7 @@ from tests.deployments.operator import ROOT, Operator
 
 Setup = Callable[..., list[str]]
 
-pytestmark = [prefect_leaks, pytest.mark.timeout(400)]
+pytestmark = [prefect_leaks, pytest.mark.timeout(1_200)]
 
 
 @pytest.fixture

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Page
 
 from tests.browser.ui import Ui, find_browser, open_page
 from tests.deployments.conftest import box, deployed, halted, lake, listed, operator, phones, server, worker
 from tests.deployments.operator import Operator
 
-WISH = "IMBRACE_BROWSER_TESTS"
-
-__all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", "server", "ui", "worker"]
+__all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", "server", "worker"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> str:
     """The browser's path; without one, these tests say so and are left out."""
-    if not os.environ.get(WISH):
-        pytest.skip(f"{WISH} is not set: the forms were not tried in a browser")
     found = find_browser()
     if found is None:
         pytest.skip("no Chromium or Chrome on the PATH: the forms were not tried in a browser")
@@ -28,9 +24,15 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def ui(browser: str, request: pytest.FixtureRequest) -> Iterator[Ui]:
-    """The UI of the server, with everything deployed."""
+def page(browser: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of the server, with everything deployed."""
     # Asked for here and not above, so that a server is started only where there is a browser.
     operator: Operator = request.getfixturevalue("deployed")
     with open_page(browser, operator.server.ui_url) as page:
-        yield Ui(page)
+        yield page
+
+
+@pytest.fixture
+def ui(page: Page) -> Ui:
+    """The UI, in which nothing was pressed yet."""
+    return Ui(page)

@@ -5,25 +5,26 @@ Not part of the tests: ``pytest tests/browser/screenshots.py``. A font with emoj
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import FloatRect, expect
 
 from cli.local_server import LocalServer
 from sandbox import Sandbox
-from tests.browser.ui import Ui
+from tests.browser.ui import SIZE, Ui
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import ROOT, Operator, Worker
+from tests.deployments.operator import ROOT, Operator, Worker, until
 from tests.seaweed import Seaweed
 
 IMAGES = ROOT / "docs" / "images"
 BUCKET = "example"
 LIST = f"s3://{BUCKET}/customers.csv"
 # The graph of a run is drawn when its data are there, and nothing in the page says that it was.
-DRAWING_MS = 3_000
+DRAWING_MS = 8_000
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1_200)
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +73,7 @@ def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
 
 
 @pytest.mark.usefixtures("worker")
-def test_all_pictures(ui: Ui, box: Sandbox) -> None:
-    box.break_conversation(next(one for ids in box.links.values() for one in ids), "400")
+def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     page = ui.page
 
     form = ui.open_form("export-on-demand")
@@ -84,27 +84,60 @@ def test_all_pictures(ui: Ui, box: Sandbox) -> None:
     expect(page.get_by_text("Validation failed").first).to_be_visible()
     _shoot(ui, "refused")
     form.write("Tolerated share of failures", "0")
+    form.switch("Ask before reading")
     run_id = form.start()
+    ui.expect_state("Suspended")
+    # Or the message that the run was started lies over the dialog.
+    expect(page.get_by_role("button", name="View run")).to_have_count(0)
+    question = ui.resume()
+    question.choose("approve")
+    _shoot(ui, "plan", 740)
+    # Not before, for the plan asks for it too.
+    box.break_conversation(next(one for ids in box.links.values() for one in ids), "400")
+    _allow(deployed, 1)
+    question.submit()
+    until(lambda: _has_an_estimate(deployed, run_id), "progress")
+    ui.open_artifact(run_id, "export-progress")
+    _shoot(ui, "progress")
+    _allow(deployed, 20)
+    ui.open_run(run_id)
     ui.expect_state("Partial")
-    for picture in ("progress", "summary", "failures"):
+    for picture in ("summary", "failures", "picture"):
         ui.open_artifact(run_id, f"export-{picture}")
         _shoot(ui, picture)
     # By now the server has recorded the tasks.
     ui.open_run(run_id)
     ui.expect_state("Partial")
-    _shoot(ui, "run")
+    # Further down the log names a folder.
+    _shoot(ui, "run", 780)
 
-    page.goto("/deployments")
+    ui.choose_events("prefect.asset.materialization.succeeded")
+    expect(page.get_by_text("lake/messages").first).to_be_visible()
+    _shoot(ui, "lineage")
+    ui.choose_page("Deployments")
     expect(page.get_by_text("verify-nightly").first).to_be_visible()
     _shoot(ui, "deployments")
-    page.goto("/automations")
+    ui.choose_page("Automations")
     expect(page.get_by_text("imbrace-lake-mark-dead-runs")).to_be_visible()
     _shoot(ui, "automations")
     ui.edit_limit("imbrace-requests")
     _shoot(ui, "budget")
 
 
-def _shoot(ui: Ui, name: str) -> None:
+def _allow(operator: Operator, requests_per_second: int) -> None:
+    """Change the budget."""
+    body = {"limit": requests_per_second, "slot_decay_per_second": requests_per_second}
+    operator.ask("PATCH", "/v2/concurrency_limits/imbrace-requests", body)
+
+
+def _has_an_estimate(operator: Operator, run_id: str) -> bool | None:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": ["export-progress"]}}}
+    found = operator.ask("POST", "/artifacts/filter", wanted)
+    return any(re.search("about .* left", one["description"]) for one in found) or None
+
+
+def _shoot(ui: Ui, name: str, height: int = SIZE["height"]) -> None:
     ui.page.wait_for_timeout(DRAWING_MS)
     IMAGES.mkdir(exist_ok=True)
-    ui.page.screenshot(path=IMAGES / f"{name}.png")
+    clip = FloatRect(x=0, y=0, width=SIZE["width"], height=height)
+    ui.page.screenshot(path=IMAGES / f"{name}.png", clip=clip)

@@ -6,15 +6,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from playwright.sync_api import Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Response, ViewportSize, expect, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = ViewportSize(width=1200, height=900)
 # A busy machine takes long to draw a page, and longer to start a run.
 PAGE_MS = 60_000
-RUN_MS = 150_000
+RUN_MS = 240_000
+SUBMITTED_AT_MOST = 5
 
 
 def find_browser() -> str | None:
@@ -27,27 +28,40 @@ def open_page(browser: str, url: str) -> Iterator[Page]:
     """A page in a browser of its own; addresses are relative to the server's."""
     # Chromium refuses its sandbox to root, and containers often have no other user.
     with sync_playwright() as playwright, playwright.chromium.launch(
-        executable_path=browser, args=["--no-sandbox"]
+        executable_path=browser, args=["--no-sandbox"], timeout=2 * PAGE_MS
     ) as chromium:  # fmt: skip
         page = chromium.new_page(base_url=url, viewport=SIZE, timezone_id="UTC", locale="en-US")
         page.set_default_timeout(PAGE_MS)
+        expect.set_options(timeout=PAGE_MS)
         yield page
 
 
 @dataclass(frozen=True, slots=True)
 class Ui:
-    """The UI of one server."""
+    """The UI of one server; `words` are those that were pressed or written under, in order."""
 
     page: Page
+    words: list[str] = field(default_factory=list)
+
+    def press(self, where: Locator, word: str) -> None:
+        """Press what bears a word."""
+        self.words.append(word)
+        where.click()
+
+    def choose_page(self, name: str) -> None:
+        """Go to one of the pages that are listed on the left."""
+        self.page.goto("/dashboard")
+        self.press(self.page.get_by_role("button", name=name, exact=True), name)
 
     def open_form(self, deployment: str) -> Form:
-        """Go from the list of deployments to the form of one: Run, Custom run."""
-        self.page.goto("/deployments")
-        self.page.get_by_role("link", name=deployment, exact=True).first.click()
-        self.page.get_by_role("button", name="Run", exact=True).click()
-        self.page.get_by_text("Custom run").click()
-        expect(self.page.get_by_role("button", name="Submit")).to_be_visible()
-        return Form(self.page)
+        """Go from the list of deployments to the form of one."""
+        page = self.page
+        self.choose_page("Deployments")
+        self.press(page.get_by_role("link", name=deployment, exact=True).first, deployment)
+        self.press(page.get_by_role("button", name="Run", exact=True), "Run")
+        self.press(page.get_by_text("Custom run"), "Custom run")
+        expect(page.get_by_role("button", name="Submit")).to_be_visible()
+        return Form(self)
 
     def open_run(self, run_id: str) -> None:
         """Show the page of a run."""
@@ -55,25 +69,40 @@ class Ui:
 
     def cancel(self) -> None:
         """Cancel the run that is shown."""
-        self.page.get_by_role("banner").get_by_role("button", name="Cancel", exact=True).click()
-        self.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+        banner = self.page.get_by_role("banner")
+        self.press(banner.get_by_role("button", name="Cancel", exact=True), "Cancel")
+        self.press(self.page.get_by_role("dialog").get_by_role("button", name="Confirm"), "Confirm")
+
+    def resume(self) -> Answer:
+        """Open the question of the run that is shown."""
+        self.press(self.page.get_by_role("banner").get_by_role("button", name="Resume"), "Resume")
+        return Answer(self, self.page.get_by_role("dialog"))
 
     def edit_limit(self, name: str) -> Limit:
         """Open the dialog of a global concurrency limit."""
-        self.page.goto("/concurrency-limits")
-        self.page.get_by_role("row", name=name).get_by_role("button").last.click()
-        self.page.get_by_role("button", name="Edit", exact=True).click()
-        return Limit(self.page.get_by_role("dialog"))
+        self.choose_page("Concurrency")
+        self.press(self.page.get_by_role("row", name=name).get_by_role("button").last, "⋮")
+        self.press(self.page.get_by_role("button", name="Edit", exact=True), "Edit")
+        return Limit(self, self.page.get_by_role("dialog"))
 
     def open_artifact(self, run_id: str, key: str) -> None:
         """Go from the page of a run to one of its artifacts."""
         self.open_run(run_id)
-        self.page.get_by_role("listitem").get_by_text("Artifacts", exact=True).click()
-        self.page.get_by_text(key, exact=True).first.click()
+        self.press(self.page.get_by_role("listitem").get_by_text("Artifacts", exact=True), "Artifacts")
+        self.press(self.page.get_by_text(key, exact=True).first, key)
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
 
+    def choose_events(self, name: str) -> None:
+        """Show the events of one kind."""
+        self.choose_page("Event Feed")
+        self.words.append("Events")
+        label = self.page.get_by_text("Events", exact=True)
+        _choose(self, self.page.locator(".p-label").filter(has=label).last, name)
+        # Only a click elsewhere closes the answers.
+        self.page.get_by_role("banner").first.click()
+
     def expect_state(self, name: str) -> None:
-        """Wait until the run that is shown has that state."""
+        """Wait until the run that is shown has that state; the page looks every few seconds."""
         state = self.page.get_by_role("banner").get_by_text(name, exact=True)
         expect(state).to_be_visible(timeout=RUN_MS)
 
@@ -82,60 +111,105 @@ class Ui:
 class Form:
     """The form of a deployment: what to run it with."""
 
-    page: Page
+    ui: Ui
 
     def field(self, title: str) -> Locator:
         """A field with its title, description and message."""
-        label = self.page.get_by_text(f"{title} (Optional)", exact=True)
+        label = self.ui.page.get_by_text(f"{title} (Optional)", exact=True)
         # The group around it holds the title as well, and comes first.
-        return self.page.locator(".schema-form-property").filter(has=label).last
+        return self.ui.page.locator(".schema-form-property").filter(has=label).last
 
     def titles(self) -> list[str]:
         """The titles of all fields, from top to bottom."""
-        labels = self.page.get_by_text(re.compile(r" \(Optional\)$"))
+        labels = self.ui.page.get_by_text(re.compile(r" \(Optional\)$"))
         return [text.removesuffix(" (Optional)") for text in labels.all_inner_texts()]
 
     def write(self, title: str, text: str) -> None:
         """Write into a field; one that is empty at first offers to hold something."""
+        self.ui.words.append(title)
         field = self.field(title)
         offer = field.get_by_role("button", name=re.compile("^(str|password|int|float|datetime)$"))
         if offer.count():
-            offer.click()
-        # A field for secrets has no role.
+            self.ui.press(offer, offer.inner_text())
         field.locator("input, textarea").first.fill(text)
 
     def choose(self, title: str, option: str) -> None:
         """Choose one of several answers."""
-        # A click on the word opens the answers and closes them again; one on the arrow opens them. The
-        # arrow lets clicks through to what is below, which Playwright takes for an obstacle.
-        self.field(title).locator("fieldset svg").click(force=True)
-        self.page.get_by_role("option", name=option, exact=True).click()
+        self.ui.words.append(title)
+        _choose(self.ui, self.field(title), option)
+
+    def switch(self, title: str) -> None:
+        """Switch something on or off."""
+        self.ui.press(self.field(title).get_by_role("switch"), title)
 
     def submit(self) -> None:
         """Press the button, and nothing more."""
-        self.page.get_by_role("button", name="Submit").click()
+        self.ui.press(self.ui.page.get_by_role("button", name="Submit"), "Submit")
 
     def start(self) -> str:
         """Submit what is to be accepted, go to the page of the run, and give its id."""
-        self.submit()
+        page = self.ui.page
+        for _ in range(SUBMITTED_AT_MOST):
+            with page.expect_response(_is_told) as answer:
+                self.submit()
+            if answer.value.ok:
+                break
+            # The server was busy; the page says to submit again, which is no step of its own.
+            self.ui.words.pop()
+        self.ui.words.append("View run")
         # By keyboard, for the message slides in and out and is hard to hit.
-        self.page.get_by_role("button", name="View run").first.press("Enter")
-        self.page.wait_for_url(re.compile("/runs/flow-run/"))
-        return self.page.url.rpartition("/")[2].partition("?")[0]
+        page.get_by_role("button", name="View run").first.press("Enter")
+        page.wait_for_url(re.compile("/runs/flow-run/"))
+        return page.url.rpartition("/")[2].partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The dialog in which a run that asked is answered."""
+
+    ui: Ui
+    dialog: Locator
+
+    def choose(self, decision: str) -> None:
+        """Choose a decision."""
+        self.ui.words.append("Decision")
+        _choose(self.ui, self.dialog, decision)
+
+    def submit(self) -> None:
+        """Send it."""
+        self.ui.press(self.dialog.get_by_role("button", name="Submit"), "Submit")
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """The dialog in which a concurrency limit is changed."""
 
+    ui: Ui
     dialog: Locator
 
     def write(self, title: str, number: str) -> None:
         """Write a number into the field with that title."""
-        label = self.dialog.get_by_text(title, exact=True)
+        self.ui.words.append(title)
+        label = self.ui.page.get_by_text(title, exact=True)
         self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
 
     def update(self) -> None:
         """Keep what was written."""
-        self.dialog.get_by_role("button", name="Update").click()
+        self.ui.press(self.dialog.get_by_role("button", name="Update"), "Update")
         expect(self.dialog).to_be_hidden()
+
+
+def _choose(ui: Ui, where: Locator, option: str) -> None:
+    # A click on the word opens the answers and closes them again; one on the arrow opens them. The
+    # arrow lets clicks through to what is below, which Playwright takes for an obstacle.
+    where.locator(".p-label__body svg").last.click(force=True)
+    ui.press(ui.page.get_by_role("option", name=option, exact=True), option)
+
+
+def _is_told(answer: Response) -> bool:
+    """Whether it says how a form was taken: a run was made, or the server was busy."""
+    if answer.request.method != "POST" or "/api/" not in answer.url:
+        return False
+    return answer.url.endswith("/create_flow_run") or (
+        answer.url.endswith("/schemas/validate") and not answer.ok
+    )

@@ -193,10 +193,16 @@ class Limit:
         label = self.ui.page.get_by_text(title, exact=True)
         self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
 
-    def update(self) -> None:
-        """Keep what was written."""
-        self.ui.press(self.dialog.get_by_role("button", name="Update"), "Update")
+    def update(self) -> bool:
+        """Keep what was written; False if the server was too busy, of which the UI says nothing."""
+        with self.ui.page.expect_response(_is_change) as answer:
+            self.ui.press(self.dialog.get_by_role("button", name="Update"), "Update")
         expect(self.dialog).to_be_hidden()
+        return answer.value.ok
+
+
+def _is_change(answer: Response) -> bool:
+    return answer.request.method == "PATCH" and "/concurrency_limits/" in answer.url
 
 
 def _choose(ui: Ui, where: Locator, option: str) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import io
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import s3fs
+from httpx_aiohttp import AiohttpTransport
 
 from benchmarks.account import SUCCESS, Job, measure, read_job
 
@@ -46,9 +47,10 @@ Put = Callable[[str, bytes], Awaitable[None]]
 
 
 @asynccontextmanager
-async def with_httpx(job: Job) -> AsyncIterator[Get]:
-    """The library that the project uses, with the connections it comes with."""
-    http = httpx.AsyncClient(headers={"x-access-token": job.token}, timeout=httpx.Timeout(35.0))
+async def with_httpx(job: Job, transport: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Get]:
+    """The library that the project uses, by default with the connections it comes with."""
+    headers = {"x-access-token": job.token}
+    http = httpx.AsyncClient(transport=transport, headers=headers, timeout=httpx.Timeout(35.0))
 
     async def get(path: str, query: Query) -> Any:
         response = await http.get(f"{job.url}{path}", params=query)
@@ -70,6 +72,18 @@ async def with_aiohttp(job: Job) -> AsyncIterator[Get]:
                 return orjson.loads(await response.read())
 
         yield get
+
+
+def with_same(job: Job) -> AbstractAsyncContextManager[Get]:
+    """The library that the project uses, over the transport that it uses."""
+    return with_httpx(job, AiohttpTransport())
+
+
+CLIENTS: dict[str, Callable[[Job], AbstractAsyncContextManager[Get]]] = {
+    "aiohttp": with_aiohttp,
+    "httpx": with_httpx,
+    "httpx-aiohttp": with_same,
+}
 
 
 async def export(job: Job, phones: list[str], get_json: Get, put: Put) -> None:
@@ -194,14 +208,14 @@ def encode(table: pa.Table) -> bytes:
 def main() -> None:
     """Do one job."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bare")
-    parser.add_argument("--client", choices=("httpx", "aiohttp"), default="aiohttp")
+    parser.add_argument("--client", choices=CLIENTS, default="aiohttp")
     parser.add_argument(
         "--fsync", action="store_true", help="let every file reach the disk, as the lake does"
     )
     arguments = parser.parse_args()
     job = read_job()
     phones = Path(job.phones).read_text().split()
-    connect = with_aiohttp if arguments.client == "aiohttp" else with_httpx
+    connect = CLIENTS[arguments.client]
 
     async def work() -> str:
         async with connect(job) as get, open_folder(job, is_synced=arguments.fsync) as put:

@@ -22,7 +22,7 @@ def core() -> Contender:
 
 
 def bare(client: str, *, is_synced: bool = False) -> Contender:
-    """The script of an afternoon; `client` is ``aiohttp`` or ``httpx``."""
+    """The script of an afternoon; `client` is one of its `CLIENTS`."""
     command = (*_PYTHON, "benchmarks.bare", "--client", client)
     if is_synced:
         return Contender(f"bare {client}, fsync", (*command, "--fsync"))

@@ -67,6 +67,8 @@ _MAKE: dict[str, Callable[[ExitStack], Contender]] = {
     "aiohttp": lambda _: contenders.bare("aiohttp"),
     "aiohttp-fsync": lambda _: contenders.bare("aiohttp", is_synced=True),
     "httpx": lambda _: contenders.bare("httpx"),
+    "httpx-aiohttp": lambda _: contenders.bare("httpx-aiohttp"),
+    "httpx-aiohttp-fsync": lambda _: contenders.bare("httpx-aiohttp", is_synced=True),
     "dlt": lambda _: _peer("dlt", "dlt_export", "lake/messages"),
     "singer": lambda _: _peer("Singer SDK", "singer_export", "messages"),
 }

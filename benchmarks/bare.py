@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -192,7 +191,7 @@ def to_table(items: list[Item]) -> pa.Table:
 
 def encode(table: pa.Table) -> bytes:
     """A Parquet file with the lake's settings."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
@@ -202,7 +201,8 @@ def encode(table: pa.Table) -> bytes:
         write_page_checksum=True,
         store_schema=False,
     )
-    return sink.getvalue()
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
 
 
 def main() -> None:

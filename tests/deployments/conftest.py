@@ -5,16 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prefect.events.schemas.automations import AutomationCore
 
 from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from deployments.automations import automations
 from sandbox import Sandbox, SandboxOptions
 from tests.deployments.database import database_of_tests, server_on
 from tests.deployments.operator import ROOT, Operator, Worker
 
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
+# Heartbeats cannot come more often than every 30 s.
+SILENCE = timedelta(seconds=40)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +84,21 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     done = operator.run("prefect", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     return operator
+
+
+@pytest.fixture
+def impatient(deployed: Operator) -> Iterator[Operator]:
+    """The same, with an automation that takes a run for dead sooner."""
+
+    def put(automation: AutomationCore) -> None:
+        found = {"automations": {"name": {"any_": [automation.name]}}}
+        (made,) = deployed.ask("POST", "/automations/filter", found)
+        body = automation.model_dump(mode="json", exclude={"owner_resource"})
+        deployed.ask("PUT", f"/automations/{made['id']}", body)
+
+    put(automations(SILENCE)[0])
+    yield deployed
+    put(automations()[0])
 
 
 @pytest.fixture(scope="module")

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from prefect.events.schemas.automations import AutomationCore
 
-from deployments.automations import automations
 from sandbox import Sandbox
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker, until
 
-# Heartbeats cannot come more often than every 30 s.
-SILENCE = timedelta(seconds=40)
 LONG_ENOUGH_SECONDS = 8.0
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture
-def impatient(deployed: Operator) -> Iterator[Operator]:
-    """The same, with an automation that takes a run for dead sooner."""
-
-    def put(automation: AutomationCore) -> None:
-        found = {"automations": {"name": {"any_": [automation.name]}}}
-        (made,) = deployed.ask("POST", "/automations/filter", found)
-        body = automation.model_dump(mode="json", exclude={"owner_resource"})
-        deployed.ask("PUT", f"/automations/{made['id']}", body)
-
-    put(automations(SILENCE)[0])
-    yield deployed
-    put(automations()[0])
 
 
 def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(

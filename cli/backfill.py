@@ -71,6 +71,7 @@ def backfill(
     requests_per_second: options.RequestsPerSecond = None,
     max_in_flight: options.MaxInFlight = None,
     chunk_size: options.ChunkSize = None,
+    shard_size: options.ShardSize = None,
     tolerated_failures: options.ToleratedFailures = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -98,6 +99,7 @@ def backfill(
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
         requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
+        shard_size=shard_size,
     )  # fmt: skip
     if source == "phones":
         phones = list_address(phones, numbers or [], column=column, region=settings.region)
@@ -108,7 +110,8 @@ def backfill(
     params = BackfillParams(
         source=source, phones=phones, conversations=conversations, rerun=rerun, column=column,
         region=settings.region, since=begin, until=end, walk_whole=not new_only,
-        chunk_size=settings.chunk_size, tolerated_failures=tolerated_failures,
+        chunk_size=settings.chunk_size, shard_size=settings.shard_size,
+        tolerated_failures=tolerated_failures,
     )  # fmt: skip
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_flow(settings, backfill_flow, params, overrides)

@@ -47,6 +47,7 @@ def export(
     requests_per_second: options.RequestsPerSecond = None,
     max_in_flight: options.MaxInFlight = None,
     chunk_size: options.ChunkSize = None,
+    shard_size: options.ShardSize = None,
     tolerated_failures: options.ToleratedFailures = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -61,6 +62,7 @@ def export(
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
         requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
+        shard_size=shard_size,
     )  # fmt: skip
     params = {
         "phones": _list_or_none(settings, phones, numbers or [], column, rerun),
@@ -68,6 +70,7 @@ def export(
         "region": settings.region,
         "rerun": rerun,
         "chunk_size": settings.chunk_size,
+        "shard_size": settings.shard_size,
         "tolerated_failures": tolerated_failures,
     }
     overrides = options.overrides(settings, requests_per_second, max_in_flight)

@@ -71,6 +71,14 @@ ChunkSize = Annotated[
         help="Conversations a task; by default chosen from their number.",
     ),
 ]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Spread the run over workers, so many conversations each.  [IMBRACE_SHARD_SIZE]",
+    ),
+]
 ToleratedFailures = Annotated[
     float,
     typer.Option(

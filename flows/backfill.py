@@ -48,6 +48,7 @@ async def backfill_conversations(
             lake,
             region=params.region,
             chunk_size=params.chunk_size,
+            shard_size=params.shard_size,
             # At this age every walk is due.
             rewalk_days=0.0 if params.walk_whole else None,
         )

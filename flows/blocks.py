@@ -7,8 +7,8 @@ the settings (`IMBRACE_*`, `AWS_*`) of the worker apply.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,17 @@ def _told(findings: Sequence[Finding]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a run needs to reach gateway and lake; `store` None means what the machine has."""
+    """What a run needs to reach gateway and lake.
+
+    Attributes:
+        settings: Addresses, secrets and limits.
+        store: How the lake is reached; None means by what the machine has.
+        blocks: References to the blocks of the run, as parameters of another; None where there is none.
+    """
 
     settings: Settings
     store: StoreOptions | None = None
+    blocks: Mapping[str, object] = field(default_factory=dict)
 
 
 def is_relative(lake: str) -> bool:
@@ -130,7 +137,15 @@ def connect(
         raise SettingsError(
             f"the lake {settings.lake} is relative to wherever a run works: give a whole path"
         )
-    return Connection(settings, None if lake is None else lake.options())
+    blocks = {"credentials": _reference(credentials), "lake": _reference(lake)}
+    return Connection(settings, None if lake is None else lake.options(), blocks)
+
+
+def _reference(block: Block | None) -> dict[str, Any] | None:
+    """A block as a parameter; one that was never saved cannot be one, for it would show its secret."""
+    if block is None or block._block_document_id is None:
+        return None
+    return {"$ref": {"block_document_id": str(block._block_document_id)}}
 
 
 def organization_in_force(parameters: dict[str, Any]) -> str:

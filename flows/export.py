@@ -41,7 +41,13 @@ async def export_conversations(
     """
 
     async def work(observer: Observer) -> RunSummary:
-        connection = connect(credentials, lake, region=params.region, chunk_size=params.chunk_size)
+        connection = connect(
+            credentials,
+            lake,
+            region=params.region,
+            chunk_size=params.chunk_size,
+            shard_size=params.shard_size,
+        )
         selection = Selection(
             phones=params.phones, numbers=params.typed(), rerun=params.rerun, column=params.column
         )

@@ -75,6 +75,16 @@ class ReadParams(RunParams):
         description="From 1 to 10,000; by default chosen from their number, so that tasks stay few.",
         json_schema_extra=_place(22),
     )
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        title="Conversations a shard",
+        description=(
+            "With more than so many, the run is spread over several workers, each with a shard of it. By"
+            " default up to 20,000 stay in this run."
+        ),
+        json_schema_extra=_place(23),
+    )
 
 
 class PhonesParams(BaseModel):
@@ -234,6 +244,15 @@ class BackfillParams(ChosenParams):
     def window(self) -> tuple[datetime | None, datetime | None]:
         """The window of time; open on a side that is None."""
         return self.since, self.until
+
+
+class ShardParams(RunParams):
+    """A shard: the part of another run that a manifest in the lake describes."""
+
+    manifest: str = Field(title="Manifest", description="Its key in the lake.", json_schema_extra=_place(1))
+    shard: int = Field(
+        ge=1, title="Shard", description="Its number in that run.", json_schema_extra=_place(2)
+    )
 
 
 class VerifyParams(RunParams):

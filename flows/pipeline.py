@@ -26,6 +26,7 @@ from flows.events import emit_run_events
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
+from flows.sharding import check_can_shard, export_by_shards, has_shards
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import chunk_size
 from imbrace_lake.export.export_run import ExportRun
@@ -34,6 +35,7 @@ from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.resolve import Recording, ResolveResult
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
 from imbrace_lake.lake.known import read_dead_letters, read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
@@ -98,6 +100,7 @@ async def read_conversations(
         Declined: With `ask_first`, the answer was no.
     """
     settings = connection.settings
+    await check_can_shard(settings)
     numbers, ids = await _find(selection, connection)
     if ask_first:
         await _ask(selection, connection, numbers, ids)
@@ -110,20 +113,35 @@ async def read_conversations(
         run.window = selection.window
         run.drift = params.drift
         statuses: Counter[str] = Counter()
-        async with _shown(run.progress):
+        manifests: list[Manifest] = []
+        recorded = params.recorded()
+        async with shown(run.progress):
             if numbers is not None:
                 observer.problems.extend(islice(numbers.problems(), 100))
                 found, statuses = await _resolve(run, settings, numbers)
                 ids = [*dict.fromkeys([*ids, *found])]
             if run.fatal is None:
-                await _export(run, settings, ids, selection.is_everything)
+                run.progress.stage = "exporting"
+                ids = await _learn(run, ids, selection.is_everything)
+                if await has_shards(run, settings, len(ids)):
+                    manifests = await plan_shards(
+                        run,
+                        ids,
+                        settings.shard_size,
+                        chunk_size=settings.chunk_size,
+                        tolerated_share=params.tolerated_failures,
+                    )
+                    recorded["shards"] = await export_by_shards(run, manifests, connection.blocks)
+                else:
+                    await export_chunks(run, settings, ids, settings.chunk_size)
         summary = await close_run(
             run,
-            params.recorded(),
+            recorded,
             statuses,
             tolerated_share=params.tolerated_failures,
             failure=None if run.fatal is None else str(run.fatal),
         )
+        await drop_manifests(run.lake, manifests)
         await publish_report(summary, run.progress.days)
         emit_run_events(summary)
         await record_tables(summary)
@@ -194,17 +212,23 @@ async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tu
     return list(ids), statuses
 
 
-async def _export(run: ExportRun, settings: Settings, ids: Sequence[str], is_everything: bool) -> None:
-    """Export conversations by chunks; how each ended is in the run's progress and journal."""
-    run.progress.stage = "exporting"
+async def _learn(run: ExportRun, ids: list[str], is_everything: bool) -> list[str]:
+    """Read what the lake knows, and say which conversations are to be exported."""
     # What is to be done names the job, so that a killed run of the same job is continued.
     what = ("everything", *ids) if is_everything else ids
     await run.learn(job_of(what, run.organization_id, run.window, run.policy))
-    if is_everything:
-        known = await read_every_id(run.lake, run.organization_id, run.partitions)
-        ids = [*dict.fromkeys([*known, *ids])]
+    if not is_everything:
+        return ids
+    known = await read_every_id(run.lake, run.organization_id, run.partitions)
+    return [*dict.fromkeys([*known, *ids])]
+
+
+async def export_chunks(
+    run: ExportRun, settings: Settings, ids: Sequence[str], chosen_size: int | None
+) -> None:
+    """Export conversations by chunks; how each ended is in the run's progress and journal."""
     run.progress.conversations = len(ids)
-    size = chunk_size(len(ids), settings.chunk_size)
+    size = chunk_size(len(ids), chosen_size)
     count = -(-len(ids) // size)
     exporting = retrying(export_conversations_chunk, settings)
 
@@ -252,7 +276,7 @@ async def _side_by_side(
 
 
 @asynccontextmanager
-async def _shown(progress: Progress) -> AsyncIterator[None]:
+async def shown(progress: Progress) -> AsyncIterator[None]:
     """Keep a progress artifact up to date as long as the work goes on."""
     line = ProgressLine()
     artifact = await acreate_progress_artifact(0.0, key=PROGRESS_KEY, description="starting")

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     chunk_size: int | None = Field(
         None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."
     )
+    shard_size: int | None = Field(
+        None, ge=1, description="Conversations a shard; by default one shard holds up to 20,000."
+    )
     chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks at work at a time.")
     task_retries: int = Field(2, ge=0, le=10, description="How often a task is tried again.")
     task_retry_seconds: float = Field(

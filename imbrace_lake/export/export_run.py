@@ -62,6 +62,7 @@ class ExportRun:
         causes: The kind of error that each of the first was lost to, by conversation.
         resumed: What a killed run of the same job had got done: not asked for again.
         half_done: What a chunk has got done so far, by its name, so that another try goes on from it.
+        lost_shards: How many of its shards cannot be shown to have ended and recorded all they were given.
         fatal: What ends the run because every further request would meet it as well.
     """
 
@@ -89,6 +90,7 @@ class ExportRun:
     causes: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
     resumed: Entries = field(default_factory=lambda: Entries(empty_ledger("conversations")))
     half_done: dict[str, Notes] = field(default_factory=dict)
+    lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
 
     def room(self) -> Room:

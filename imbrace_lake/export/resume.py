@@ -13,9 +13,10 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,6 +53,7 @@ class Header:
     job: str = ""
     host: str = ""
     pid: int = 0
+    totals: dict[str, Any] = field(default_factory=dict)
 
 
 def job_of(conversation_ids: Iterable[str], *what: object) -> str:
@@ -63,12 +65,17 @@ def job_of(conversation_ids: Iterable[str], *what: object) -> str:
 
 
 class Pulse:
-    """Keeps the header of one run fresh."""
+    """Keeps the header of one run fresh.
+
+    Attributes:
+        totals: What the run has done so far.
+    """
 
     def __init__(self, lake: Lake, header: Header, clock: Callable[[], datetime]) -> None:
         self._lake = lake
         self._header = header
         self._clock = clock
+        self.totals: Callable[[], RunTotals] = RunTotals
         self._turn = asyncio.Lock()
         self._has_stopped = False
 
@@ -79,6 +86,7 @@ class Pulse:
                 return
             self._header.job = job or self._header.job
             self._header.alive_at = self._clock().isoformat()
+            self._header.totals = asdict(self.totals())
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
             await self._lake.store.put(key, json.dumps(asdict(self._header)).encode())
 
@@ -140,6 +148,14 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Entries
             await _close(journal, header)
     latest = last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at")
     return Entries(latest.sort_by("conversation_id"))
+
+
+async def read_header(lake: Lake, run_id: str) -> Header | None:
+    """What a run under way says of itself; None if it says nothing."""
+    try:
+        return Header(**json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -108,7 +109,7 @@ async def open_run(
             nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now),
             pulse(lake, run_id, options.organization, utc_now) as beating,
         ):
-            yield ExportRun(
+            run = ExportRun(
                 run_id=run_id,
                 organization_id=options.organization,
                 lake=lake,
@@ -124,6 +125,8 @@ async def open_run(
                 progress=progress,
                 started_at=started_at,
             )
+            beating.totals = partial(totals_of, run)
+            yield run
 
 
 async def close_run(
@@ -133,6 +136,7 @@ async def close_run(
     *,
     tolerated_share: float = 0.0,
     failure: str | None = None,
+    keep_days: bool = False,
 ) -> RunSummary:
     """Turn the journal into ledger objects and say how the run ended.
 
@@ -142,6 +146,7 @@ async def close_run(
         phones: Input numbers by status.
         tolerated_share: The share of conversations that may fail in a run that is called complete.
         failure: Why the run could not go on, if it could not.
+        keep_days: Leave in the ledger on which days the new messages were created.
     """
     run.progress.stage = "closing"
     if run.pulse is not None:
@@ -151,7 +156,11 @@ async def close_run(
         await run.journal.note("shapes", "new", rows)
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
-    summary.totals = _totals(run, phones, (summary.finished_at - run.started_at).total_seconds())
+    summary.totals = totals_of(run)
+    summary.totals.phones = dict(phones)
+    summary.totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
+    if keep_days:
+        summary.totals.days = {str(day): count for day, count in run.progress.days.items()}
     summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
     summary.dead_letter_count = run.dead_letter_count
     summary.new_shapes = sorted(run.shapes.new)
@@ -172,9 +181,9 @@ async def close_run(
     return summary
 
 
-def _totals(run: ExportRun, phones: Counter[str], seconds: float) -> RunTotals:
+def totals_of(run: ExportRun) -> RunTotals:
+    """What a run has done with conversations so far."""
     return RunTotals(
-        phones=dict(phones),
         conversations=dict(run.progress.statuses),
         messages_new=run.progress.messages_new,
         messages_total=run.progress.messages_total,
@@ -183,7 +192,6 @@ def _totals(run: ExportRun, phones: Counter[str], seconds: float) -> RunTotals:
         refusals=run.gateway.gate.counts.refusals,
         received_bytes=run.gateway.traffic.size_bytes,
         written_bytes=run.progress.written_bytes,
-        seconds=round(seconds, 3),
     )
 
 
@@ -193,10 +201,10 @@ def _status(
     if failure is not None:
         return "failed", failure
     dead, done = run.dead_letter_count, run.progress.conversations_done
-    lost = _counted([(dead, "conversation"), (phones["error"], "phone number")])
+    lost = _counted([(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")])
     if not lost:
         return "complete", None
-    if not phones["error"] and dead <= tolerated_share * done:
+    if not phones["error"] and not run.lost_shards and dead <= tolerated_share * done:
         return "complete", f"{lost} of {done} failed, which the run tolerates"
     if dead == done:
         return "failed", f"{lost} failed, and nothing was exported"

@@ -214,6 +214,8 @@ class RunTotals:
     received_bytes: int = 0
     written_bytes: int = 0
     seconds: float = 0.0
+    # Messages added by the day they were created, in ISO 8601; only of a shard, whose run draws them.
+    days: dict[str, int] = field(default_factory=dict)
 
 
 class Journal:
@@ -389,6 +391,12 @@ async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | No
     objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
     tables = [*await read_objects(lake, objects, columns), *journals]
     return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
+
+
+async def read_run(lake: Lake, ledger: Ledger, run_id: str) -> pa.Table:
+    """The rows that one run has in a ledger, be it under way, killed or ended."""
+    keys = [key for key in await list_ledger(lake, ledger) if run_id in key]
+    return pa.concat_tables([empty_ledger(ledger), *await read_objects(lake, keys)])
 
 
 async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:

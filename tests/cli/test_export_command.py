@@ -78,6 +78,24 @@ def test_standard_input_and_json_leave_one_object_on_standard_output(
     assert not any(number.lstrip("+") in parameters for number in box.phones)
 
 
+def test_shards_that_nothing_can_run_are_told_before_anything_is_read(
+    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer
+) -> None:
+    unknown = run("export", "--phones", str(phones), "--shard-size", "5")
+    flow = httpx.post(f"{prefect.api_url}/flows/", json={"name": "export-shard"}).json()
+    body = {"name": "export-shard", "flow_id": flow["id"]}
+    deployment = httpx.post(f"{prefect.api_url}/deployments/", json=body).json()
+    os.environ["IMBRACE_SHARD_SIZE"] = "5"
+    idle = run("export", "--phones", str(phones))
+    httpx.delete(f"{prefect.api_url}/deployments/{deployment['id']}").raise_for_status()
+
+    assert (unknown.code, idle.code) == (1, 1)
+    assert "no deployment export-shard/export-shard" in unknown.out + unknown.err
+    assert "no worker asks for runs of export-shard/export-shard" in idle.out + idle.err
+    assert sum(box.stats().requests.values()) == 0
+    assert not (place / "lake").exists()
+
+
 def test_arguments_are_exported_at_the_pace_that_is_set(
     run: Run, box: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

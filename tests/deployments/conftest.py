@@ -86,14 +86,6 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     return operator
 
 
-@pytest.fixture(scope="module")
-def worker(deployed: Operator) -> Iterator[Worker]:
-    """A worker with nothing configured: all it needs is in the blocks."""
-    bare = Operator(deployed.server, deployed.folder)
-    with Worker(bare, "imbrace") as worker:
-        yield worker
-
-
 @pytest.fixture
 def impatient(deployed: Operator) -> Iterator[Operator]:
     """The same, with an automation that takes a run for dead sooner."""
@@ -107,6 +99,14 @@ def impatient(deployed: Operator) -> Iterator[Operator]:
     put(automations(SILENCE)[0])
     yield deployed
     put(automations()[0])
+
+
+@pytest.fixture(scope="module")
+def worker(deployed: Operator) -> Iterator[Worker]:
+    """A worker with nothing configured: all it needs is in the blocks."""
+    bare = Operator(deployed.server, deployed.folder)
+    with Worker(bare, "imbrace") as worker:
+        yield worker
 
 
 @dataclass(frozen=True, slots=True)

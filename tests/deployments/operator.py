@@ -64,7 +64,7 @@ class Operator:
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Ask the API, and give its answer as plain values."""
         for wait in (1, 2, 4, 8, 0):
-            answer = httpx.request(method, f"{self.server.api_url}{path}", json=body, timeout=30)
+            answer = httpx.request(method, f"{self.server.api_url}{path}", json=body, timeout=120)
             # A busy server's way to say that its database is locked.
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
@@ -122,10 +122,10 @@ def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SEC
 class Worker:
     """`prefect worker start`, and whatever it starts; gone when the ``with`` block ends."""
 
-    def __init__(self, operator: Operator, pool: str, **environment: str) -> None:
+    def __init__(self, operator: Operator, pool: str, *arguments: str, **environment: str) -> None:
         self.log = operator.folder / "worker.log"
         self._operator = operator
-        self._command = [str(BIN / "prefect"), "worker", "start", "--pool", pool]
+        self._command = [str(BIN / "prefect"), "worker", "start", "--pool", pool, *arguments]
         self._environment = operator.environment(PREFECT_WORKER_QUERY_SECONDS="1", **environment)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -138,7 +138,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # So that all it starts can be ended with it.
+                # So that a signal to the tests is none to it.
                 start_new_session=True,
             )
         return self
@@ -157,7 +157,11 @@ class Worker:
     def kill(self) -> None:
         """End it and its runs at once, as a machine that loses its power does."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # Each run has a session of its own. Stopped, the worker starts no further one.
+            os.kill(self._process.pid, signal.SIGSTOP)
+            found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, check=False)
+            for pid in (self._process.pid, *map(int, found.stdout.split())):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
             self._process = None

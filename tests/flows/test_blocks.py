@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
+from uuid import UUID
 
 import pytest
 from prefect.runtime import deployment
@@ -61,6 +62,15 @@ def test_where_a_block_is_left_out_the_machine_decides() -> None:
     assert connection.settings.organization == "org_of_machine"
     assert connection.settings.lake == "lake"
     assert connection.store is None
+
+
+def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_all() -> None:
+    saved = CREDENTIALS.model_copy()
+    saved._block_document_id = UUID(int=7)
+
+    blocks = connect(saved, LAKE).blocks
+
+    assert blocks == {"credentials": {"$ref": {"block_document_id": str(UUID(int=7))}}, "lake": None}
 
 
 def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:

@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from flows.backfill import backfill_conversations
 from flows.export import export_conversations
+from flows.export_shard import export_shard
 from flows.ingest import ingest_conversations
 from flows.params import MOST_TYPED, BackfillParams, ExportParams
 
@@ -76,7 +77,8 @@ def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}]
+    "wrong",
+    [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}, {"shard_size": 0}],
 )
 def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
     wrong: dict[str, object], caplog: pytest.LogCaptureFixture
@@ -97,6 +99,7 @@ def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
             backfill_conversations,
             ["source", "phones", "numbers", "column", "region", "conversations", "rerun"],
         ),
+        (export_shard, ["manifest", "shard"]),
     ],
 )
 def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation(

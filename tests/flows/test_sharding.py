@@ -1,0 +1,262 @@
+"""What a run makes of the states of its shards; what no healthy server shows is played here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
+
+from flows import sharding
+from flows.export_shard import check_manifest
+from flows.params import ShardParams
+from flows.sharding import export_by_shards, has_shards
+from imbrace_lake.errors import UsageError
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.shards import Manifest, plan_shards
+from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.settings import load_settings
+from sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import settings_for
+
+
+class Server:
+    """A Prefect server that gives the next of some answers for the first shard; the others completed.
+
+    Attributes:
+        runs: The runs of the shards, by their keys.
+        first: The key of the first shard.
+        told: Which runs were set to which type of state.
+    """
+
+    def __init__(
+        self, manifests: Sequence[Manifest], answers: Sequence[State[Any] | Exception | None]
+    ) -> None:
+        self.runs = {
+            manifest.key: FlowRun(
+                id=uuid4(), flow_id=uuid4(), idempotency_key=manifest.key, run_count=2, state=Completed()
+            )
+            for manifest in manifests
+        }
+        self.first = manifests[0].key
+        self.answers = [*answers]
+        self.told: list[tuple[str, str]] = []
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def read_flow_runs(self, **_: object) -> list[FlowRun]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        found = {**self.runs}
+        first = found.pop(self.first)
+        rest = [*found.values()]
+        return rest if answer is None else [first.model_copy(update={"state": answer}), *rest]
+
+    async def set_flow_run_state(self, flow_run_id: object, state: State[Any]) -> None:
+        self.told.append((str(flow_run_id), state.type.value))
+
+    def first_run(self) -> str:
+        return str(self.runs[self.first].id)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask at once, and be patient with nothing."""
+    monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
+    for name in ("CRASHED_SECONDS", "SILENT_SECONDS", "UNTAKEN_SECONDS"):
+        monkeypatch.setattr(sharding, name, 0.0)
+
+
+def export(
+    lake: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Sequence[State[Any] | Exception | None],
+    *,
+    first_does: int = 3,
+) -> tuple[RunSummary, Server]:
+    """Export six conversations by two shards, of which the first does so many and the other all."""
+    with Sandbox(SandboxOptions(conversations=6)) as box:
+
+        async def do(manifest: Manifest, run_id: str, most: int) -> None:
+            async with open_run(settings_for(box, str(lake)), run_id) as shard:
+                ids = manifest.conversation_ids[:most]
+                await shard.learn(job_of(ids))
+                await export_chunk(shard, "chunk", ids)
+                if most == len(manifest.conversation_ids):
+                    await close_run(shard, {"shard": manifest.shard}, Counter())
+
+        async def main() -> tuple[RunSummary, Server]:
+            async with open_run(settings_for(box, str(lake)), "parent") as run:
+                ids = list(box.conversations)
+                manifests = await plan_shards(run, ids, 3, chunk_size=None, tolerated_share=1.0)
+                server = Server(manifests, answers)
+                monkeypatch.setattr(sharding, "get_client", lambda: server)
+                for manifest in manifests:
+                    most = first_does if manifest.key == server.first else 3
+                    await do(manifest, str(server.runs[manifest.key].id), most)
+                await export_by_shards(run, manifests, {})
+                return await close_run(run, {}, Counter(), tolerated_share=1.0), server
+
+        return asyncio.run(main())
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([Completed(), None], "its run was deleted"),
+        ([Crashed()], "its run ended as Crashed"),
+        ([Running()], "its run is Running, and nothing was heard of it for"),
+        ([Pending()], "its run is Pending, and nothing was heard of it for"),
+        ([Scheduled(), Cancelled()], "its run ended as Cancelled"),
+        ([Scheduled(), Completed()], "its run ended as Completed"),
+    ],
+)
+def test_a_shard_that_does_not_end_leaves_what_it_did_not_record_as_dead_letters(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: Sequence[State[Any] | None],
+    told: str,
+) -> None:
+    summary, server = export(tmp_path, monkeypatch, answers, first_does=2)
+
+    assert summary.status == "partial"
+    assert summary.totals.conversations == {"complete": 5, "failed": 1}
+    (letter,) = summary.dead_letters
+    assert told in letter.reason
+    is_alive = answers[-1] is not None and not answers[-1].is_final()
+    # Nothing goes on for a run that has ended.
+    assert server.told == ([(server.first_run(), "CANCELLING")] if is_alive else [])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_shard_that_waits_for_a_worker_is_waited_for_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class AllWait(Server):
+        async def read_flow_runs(self, **given: object) -> list[FlowRun]:
+            found = await super().read_flow_runs(**given)
+            state = found[0].state if found else None
+            waits = state is not None and state.is_scheduled()
+            return [each.model_copy(update={"state": state}) for each in found] if waits else found
+
+    monkeypatch.setattr(f"{__name__}.Server", AllWait)
+
+    summary, server = export(tmp_path, monkeypatch, [*[Scheduled()] * 5, Completed()])
+
+    assert summary.status == "complete"
+    assert server.told == []
+    assert caplog.text.count("no worker has taken a shard") == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_shard_that_crashed_and_that_nobody_starts_again_is_started_by_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FirstTry(Server):
+        async def read_flow_runs(self, **given: object) -> list[FlowRun]:
+            found = await super().read_flow_runs(**given)
+            return [each.model_copy(update={"run_count": 1}) for each in found]
+
+    monkeypatch.setattr(f"{__name__}.Server", FirstTry)
+
+    summary, server = export(tmp_path, monkeypatch, [Crashed(), Crashed(), Scheduled(), Completed()])
+
+    assert summary.status == "complete"
+    assert server.told == [(server.first_run(), "SCHEDULED")]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_server_that_is_away_for_a_while_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[State[Any] | Exception] = [
+        Scheduled(),
+        httpx.ConnectError("refused"),
+        httpx.ConnectError("refused"),
+        Completed(),
+    ]
+
+    summary, _ = export(tmp_path, monkeypatch, answers)
+
+    assert summary.status == "complete"
+    assert caplog.text.count("the Prefect server is away (ConnectError)") == 2
+
+
+def test_another_try_starts_again_what_was_cancelled_with_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
+
+    summary, server = export(tmp_path, monkeypatch, [Cancelled(), Scheduled(), Completed()])
+
+    assert summary.status == "complete"
+    assert server.told == [(server.first_run(), "SCHEDULED")]
+
+
+@pytest.mark.parametrize(
+    ("organization", "shard", "told"),
+    [("another", 2, "give both the same credentials"), ("org", 3, "is of shard 2, not of shard 3")],
+)
+def test_a_worker_that_would_read_something_else_than_the_run_reads_nothing(
+    organization: str, shard: int, told: str
+) -> None:
+    manifest = Manifest(
+        run_id="parent",
+        organization_id="org",
+        shard=2,
+        planned_at=utc_now(),
+        window=Window(),
+        policy=ReadPolicy(),
+        drift="evolve",
+        chunk_size=None,
+        tolerated_share=0.0,
+        conversation_ids=("conv_1",),
+    )
+
+    with pytest.raises(UsageError, match=told):
+        check_manifest(manifest, ShardParams(manifest=manifest.key, shard=shard), organization)
+
+
+def in_run(lake: str, job: Callable[[ExportRun], Awaitable[bool]]) -> bool:
+    async def main() -> bool:
+        settings = load_settings(token="t", organization="org", lake=lake, gateway="http://127.0.0.1:9")
+        async with open_run(settings, "run") as run:
+            return await job(run)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("conversations", "size"), [(20_000, None), (1_000_000, None), (12, 12)])
+def test_a_run_that_is_small_or_of_no_deployment_asks_no_server_for_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: int, size: int | None
+) -> None:
+    monkeypatch.setattr(sharding, "get_client", lambda: pytest.fail("a server was asked"))
+
+    assert not in_run(
+        str(tmp_path), lambda run: has_shards(run, load_settings(shard_size=size), conversations)
+    )
+
+
+def test_shards_on_a_store_that_bears_one_run_at_a_time_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("imbrace_lake.store.lock.SETTLE_SECONDS", 0.0)
+
+    with pytest.raises(UsageError, match="ignores conditional writes"):
+        in_run("memory://lone", lambda run: has_shards(run, load_settings(shard_size=5), 6))

@@ -42,7 +42,8 @@ def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
     found = messages(lake)
     everything = (*halted.quick, *halted.stuck)
     assert {one: found[one] for one in everything} == dict.fromkeys(everything, 3)
-    assert all(box.stats().pages[one] == 0 for one in halted.quick), "what was done was asked for again"
+    # What was done in the last second was not noted yet, and costs one request to find unchanged.
+    assert all(box.stats().pages[one] <= 1 for one in halted.quick), "what was done was read again"
 
 
 def test_a_run_that_crashes_again_is_left_to_people(deployed: Operator, halted: Halted) -> None:

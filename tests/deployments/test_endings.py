@@ -27,7 +27,10 @@ ENDED_WITHIN_SECONDS = 400.0
 WAYS = ("cancel", "SIGTERM flow", "SIGKILL flow", "SIGTERM worker", "SIGKILL worker")
 logger = logging.getLogger(__name__)
 
-pytestmark = pytest.mark.timeout(1_800)
+pytestmark = [
+    pytest.mark.timeout(1_800),
+    pytest.mark.skipif(not IS_FULL, reason="waits for minutes: IMBRACE_ACCEPTANCE=full"),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def test_a_run_is_taken_for_dead_after_three_heartbeats_that_did_not_come(
 def test_every_deployment_is_watched_bounded_and_explained(deployments: list[dict[str, Any]]) -> None:
     for one in deployments:
         assert TAG in one["tags"]
-        assert one["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+        if one["name"] != "export-shard":  # of which there are to be as many as workers have room for
+            assert one["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
         assert one["enforce_parameter_schema"] is True
         assert "**" in one["description"]
 

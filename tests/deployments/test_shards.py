@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from sandbox import Sandbox
+from tests.acceptance.scale import IS_FULL
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker, until
 
@@ -179,6 +180,7 @@ def test_what_shards_left_undone_is_brought_by_the_id_of_their_run(
     assert set(twelve.ids) <= messages(lake).keys()
 
 
+@pytest.mark.skipif(not IS_FULL, reason="waits for minutes: IMBRACE_ACCEPTANCE=full")
 @pytest.mark.parametrize("killed", ["the worker of the run", "the other worker"])
 def test_a_worker_that_is_killed_changes_nothing_in_the_result(
     impatient: Operator, twelve: Listed, box: Sandbox, lake: Path, killed: str
@@ -219,7 +221,11 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
         found = [row["message_id"] for row in rows(lake, twelve) if row["conversation_id"] == conversation_id]
         assert sorted(found) == sorted(truth)
         assert proofs(lake, twelve)[conversation_id][1:3] == [len(truth)] * 2
-    totals = next(row["totals"] for row in ledger(lake, "runs") if row["run_id"] == run_id)
+    # The try that was killed may have left a row of its own.
+    ends = sorted(
+        (row["finished_at"], row["totals"]) for row in ledger(lake, "runs") if row["run_id"] == run_id
+    )
+    totals = ends[-1][1]
     # What was published a moment before the end, and not yet noted, is not new to the second try.
     assert f'"messages_total": {sum(range(1, 13))},' in totals
 

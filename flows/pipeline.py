@@ -22,6 +22,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
 from flows.blocks import Connection
+from flows.cancelling import RunCancelled, cancelled_with
 from flows.events import emit_run_events
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
@@ -73,9 +74,12 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     """Do a flow's work, and end it in the state that says how it went, in one sentence."""
     observer = current_observer.get() or Observer()
     try:
-        summary = await work(observer)
+        async with cancelled_with(str(flow_run.id)):
+            summary = await work(observer)
     except Declined as exc:
         return Cancelled(name="Declined", message=str(exc))
+    except RunCancelled:
+        return Cancelled(message="Cancelled; the same run goes on with what is not yet in the lake.")
     except ImbraceLakeError as exc:
         return Failed(message=str(exc))
     observer.summary = summary

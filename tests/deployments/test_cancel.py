@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from sandbox import Sandbox
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
-from tests.deployments.operator import Operator, until
+from tests.deployments.operator import BIN, PATIENCE_SECONDS, Operator, until
 
 STOPPED_WITHIN_SECONDS = 30.0
 
@@ -49,6 +50,27 @@ def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
     assert [pages[one] for one in halted.quick] == [0] * len(halted.quick), (
         "what was done was asked for again"
     )
+
+
+def test_a_run_that_no_worker_watches_ends_when_it_is_cancelled(
+    deployed: Operator, box: Sandbox, lake: Path, halted: Halted
+) -> None:
+    command = [str(BIN / "imbrace-lake"), "export", "--phones", str(halted.phones)]
+    run = subprocess.Popen(
+        command, cwd=deployed.folder, env=deployed.environment(), stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+    body = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "deployment_id": {"is_null_": True}}}
+    (found,) = deployed.ask("POST", "/flow_runs/filter", body)
+
+    deployed.ask("POST", f"/flow_runs/{found['id']}/set_state", {"state": {"type": "CANCELLING"}})
+
+    _, told = run.communicate(timeout=PATIENCE_SECONDS)
+    assert run.returncode == 1, told
+    assert "Cancelled; the same run goes on with what is not yet in the lake" in told
+    assert "Traceback" not in told
+    assert deployed.states(found["id"])[-2:] == ["Cancelling", "Cancelled"]
+    assert messages(lake).keys().isdisjoint(halted.stuck)
 
 
 def is_running(pid: int) -> bool:

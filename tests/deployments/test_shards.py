@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -230,6 +232,21 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
     assert f'"messages_total": {sum(range(1, 13))},' in totals
 
 
+def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
+    """Start a run of six shards, of which three are at work and do not come to an end."""
+    for conversation_id in twelve.ids:
+        box.break_conversation(conversation_id, "stall")
+    box.reset_stats()
+    run_id = operator.start("export-on-demand", phones=twelve.phones, shard_size=2)
+    until(
+        lambda: sum(box.stats().pages[one] > 0 for one in twelve.ids) == 6 or None,
+        "three stuck shards",
+        PATIENCE_SECONDS,
+    )
+    assert states_of(operator, run_id).count("Running") == 3
+    return run_id
+
+
 def test_a_run_that_is_cancelled_cancels_its_shards_those_that_wait_as_well(
     deployed: Operator,
     workers: list[Worker],
@@ -237,16 +254,7 @@ def test_a_run_that_is_cancelled_cancels_its_shards_those_that_wait_as_well(
     box: Sandbox,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for conversation_id in twelve.ids:
-        box.break_conversation(conversation_id, "stall")
-    box.reset_stats()
-    run_id = deployed.start("export-on-demand", phones=twelve.phones, shard_size=2)
-    until(
-        lambda: sum(box.stats().pages[one] > 0 for one in twelve.ids) == 6 or None,
-        "three stuck shards",
-        PATIENCE_SECONDS,
-    )
-    assert states_of(deployed, run_id).count("Running") == 3
+    run_id = start_stuck(deployed, box, twelve)
 
     deployed.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
 
@@ -263,3 +271,22 @@ def test_a_run_that_is_cancelled_cancels_its_shards_those_that_wait_as_well(
         sys.stdout.write(f" cancelled after {seconds[0]} s, its shards after {sorted(seconds[1:])} s ")
     assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"
     assert states_of(deployed, run_id) == ["Cancelled"] * 6
+
+
+@pytest.mark.usefixtures("workers")
+def test_shards_end_with_a_run_that_was_killed_before_it_could_tell_them(
+    deployed: Operator, twelve: Listed, box: Sandbox
+) -> None:
+    run_id = start_stuck(deployed, box, twelve)
+    pid = int(deployed.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
+
+    os.kill(pid, signal.SIGSTOP)
+    deployed.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    os.kill(pid, signal.SIGKILL)
+
+    until(
+        lambda: states_of(deployed, run_id) == ["Cancelled"] * 6 or None,
+        "the end of all shards, of those that had not begun as well",
+        PATIENCE_SECONDS,
+    )
+    assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"

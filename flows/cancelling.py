@@ -1,0 +1,79 @@
+"""Ends a run that was cancelled, whatever became of the message that tells its worker so.
+
+Prefect tells a worker by an event, which is missed by one whose connection was away at that moment, and the
+worker tells the run by a signal, which raises an exception in whatever code runs then: within a callback of
+the event loop it is lost. A run without a worker is told by nobody (Prefect 3.8: `FlowRunCancellingObserver`,
+`CancellationManager` and `capture_sigterm`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
+
+LOOK_SECONDS = 10.0
+
+# Of this name, lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.cancelling")
+
+
+class RunCancelled(Exception):
+    """The run was cancelled in the UI or by the API."""
+
+
+@asynccontextmanager
+async def cancelled_with(run_id: str, *final: StateType) -> AsyncIterator[None]:
+    """End the block soon after a run was cancelled.
+
+    Args:
+        run_id: Of this run, or of one that it belongs to.
+        final: States that end the block as well.
+
+    Raises:
+        RunCancelled: It was.
+    """
+    ending = {StateType.CANCELLING, StateType.CANCELLED, *final}
+    block = asyncio.current_task()
+    assert block is not None  # noqa: S101 - told to the type checker
+    is_cancelled = False
+
+    async def look() -> None:
+        nonlocal is_cancelled
+        async with get_client() as client:
+            while True:
+                if await _type_of(client, run_id) in ending:
+                    is_cancelled = True
+                    block.cancel()
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_cancelled:
+            raise
+        block.uncancel()
+        raise RunCancelled from None
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+
+
+async def _type_of(client: PrefectClient, run_id: str) -> StateType | None:
+    """The state of a run; none where the server does not say."""
+    try:
+        found = await client.read_flow_run(UUID(run_id))
+    except (httpx.HTTPError, ObjectNotFound) as exc:
+        logger.debug("the state of the run is not known: %s", type(exc).__name__)
+        return None
+    return found.state.type if found.state is not None else None

@@ -43,15 +43,9 @@ async def backfill_conversations(
     """
 
     async def work(observer: Observer) -> RunSummary:
-        connection = connect(
-            credentials,
-            lake,
-            region=params.region,
-            chunk_size=params.chunk_size,
-            shard_size=params.shard_size,
-            # At this age every walk is due.
-            rewalk_days=0.0 if params.walk_whole else None,
-        )
+        # At this age every walk is due.
+        rewalk_days = 0.0 if params.walk_whole else None
+        connection = connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days)
         selection = Selection(
             phones=params.phones,
             numbers=params.typed(),

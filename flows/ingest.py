@@ -41,13 +41,7 @@ async def ingest_conversations(
     """
 
     async def work(observer: Observer) -> RunSummary:
-        connection = connect(
-            credentials,
-            lake,
-            region=params.region,
-            chunk_size=params.chunk_size,
-            shard_size=params.shard_size,
-        )
+        connection = connect(credentials, lake, **params.settings())
         selection = Selection(phones=params.phones, column=params.column, is_everything=True)
         return await read_conversations(selection, params, connection, observer)
 

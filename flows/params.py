@@ -50,6 +50,28 @@ class RunParams(BaseModel):
 class ReadParams(RunParams):
     """What every run that reads from the gateway may be told."""
 
+    phones: str | None = Field(
+        None,
+        title="List of phone numbers",
+        description=(
+            "Address of a text, CSV or Parquet file with the numbers, as the worker finds it:"
+            " `s3://bucket/list.csv`, or a path on its machine."
+        ),
+        json_schema_extra=_place(1),
+    )
+    column: str | None = Field(
+        None,
+        title="Column",
+        description="The column of the list to read, by name or position.",
+        json_schema_extra=_place(3),
+    )
+    region: str | None = Field(
+        None,
+        title="Default country",
+        pattern="^[A-Za-z]{2}$",
+        description="Country of numbers written without a country code, as two letters: `TW`.",
+        json_schema_extra=_place(4),
+    )
     tolerated_failures: float = Field(
         0.0,
         ge=0.0,
@@ -86,35 +108,12 @@ class ReadParams(RunParams):
         json_schema_extra=_place(23),
     )
 
-
-class PhonesParams(BaseModel):
-    """A list of phone numbers."""
-
-    phones: str | None = Field(
-        None,
-        title="List of phone numbers",
-        description=(
-            "Address of a text, CSV or Parquet file with the numbers, as the worker finds it:"
-            " `s3://bucket/list.csv`, or a path on its machine."
-        ),
-        json_schema_extra=_place(1),
-    )
-    column: str | None = Field(
-        None,
-        title="Column",
-        description="The column of the list to read, by name or position.",
-        json_schema_extra=_place(3),
-    )
-    region: str | None = Field(
-        None,
-        title="Default country",
-        pattern="^[A-Za-z]{2}$",
-        description="Country of numbers written without a country code, as two letters: `TW`.",
-        json_schema_extra=_place(4),
-    )
+    def settings(self) -> dict[str, object]:
+        """Those that win over the machine's settings of the same name, if they are given."""
+        return {"region": self.region, "chunk_size": self.chunk_size, "shard_size": self.shard_size}
 
 
-class ChosenParams(ReadParams, PhonesParams):
+class ChosenParams(ReadParams):
     """What exports and backfills have in common: somebody starts them, and can type and answer."""
 
     numbers: SecretStr | None = Field(
@@ -173,7 +172,7 @@ def _separate(numbers: SecretStr) -> list[str]:
     return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
 
 
-class IngestParams(ReadParams, PhonesParams):
+class IngestParams(ReadParams):
     """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
 
 

@@ -85,8 +85,10 @@ def _run(box: Sandbox, lake: Path) -> None:
 
 def _next_steps(run_url: str | None) -> list[str]:
     look = [f"See the run:    {run_url}"] if run_url else []
+    # Of a clone that `./dev` set up, nothing is on the PATH.
+    program = os.environ.get("IMBRACE_CALLED_AS", "imbrace-lake")
     return [
         *look,
-        "Run it again:   imbrace-lake demo      (finds everything unchanged)",
-        "Your own:       imbrace-lake export --phones FILE --organization ORG --lake URL",
+        f"Run it again:   {program} demo      (finds everything unchanged)",
+        f"Your own:       {program} export --phones FILE --organization ORG --lake URL",
     ]

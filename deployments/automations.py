@@ -28,11 +28,12 @@ _ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "
 _SILENT = (*_ENDS, "Suspended")
 
 
-def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
+def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[AutomationCore]:
     """What a server needs, so that a run outlives its worker.
 
     Args:
         silence: How long a run may be without a heartbeat before it counts as dead.
+        pause: How long one that crashed waits before it starts again.
     """
     seconds = f"{silence.total_seconds():g} s"
     return [
@@ -76,7 +77,7 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     name=WAITING,
-                    message=f"It crashed, and starts again in {PAUSE.total_seconds():g} s.",
+                    message=f"It crashed, and starts again in {pause.total_seconds():g} s.",
                     # From one crashed state to another only by force.
                     force=True,
                 )
@@ -89,7 +90,7 @@ def automations(silence: timedelta = SILENCE) -> list[AutomationCore]:
             trigger=EventTrigger(
                 posture=Posture.Proactive,
                 threshold=1,
-                within=PAUSE,
+                within=pause,
                 match={"prefect.resource.id": "prefect.flow-run.*"},
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},

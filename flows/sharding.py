@@ -25,7 +25,7 @@ from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import read_header
 from imbrace_lake.export.runs import totals_of
 from imbrace_lake.export.shards import Manifest, collect, shard_count, show_totals
-from imbrace_lake.lake.ledger import RunTotals
+from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
-from imbrace_lake.lake.ledger import PROVEN, ConversationEntry
+from imbrace_lake.lake.entries import PROVEN, ConversationEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.notes import Notes
-from imbrace_lake.lake.ledger import ConversationEntry, conversation_rows
+from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
 
 logger = logging.getLogger(__name__)
 

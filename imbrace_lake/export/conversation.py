@@ -15,9 +15,9 @@ from imbrace_lake.export.window import export_window
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
 from imbrace_lake.gateway.seen import Seen
+from imbrace_lake.lake.entries import PROVEN, ConversationEntry, part_entries
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Part
-from imbrace_lake.lake.ledger import PROVEN, ConversationEntry, part_entries
 from imbrace_lake.lake.publish import Publication, Published, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.gateway.models import Item
-from imbrace_lake.lake.ledger import SHAPES
+from imbrace_lake.lake.entries import SHAPES
 
 DriftMode = Literal["evolve", "warn", "freeze"]
 

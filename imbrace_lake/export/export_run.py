@@ -17,9 +17,10 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
+from imbrace_lake.lake.entries import ConversationEntry, empty_ledger
 from imbrace_lake.lake.known import Entries, KnownConversations
 from imbrace_lake.lake.lake import Lake, Partitions
-from imbrace_lake.lake.ledger import ConversationEntry, Journal, empty_ledger, read_ledger
+from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import ReadPolicy, Window

@@ -6,7 +6,8 @@ import asyncio
 import time
 from itertools import islice
 
-from imbrace_lake.lake.ledger import ConversationEntry, Journal, conversation_rows
+from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
+from imbrace_lake.lake.ledger import Journal
 
 # What is done is written down this often, or when so many are.
 NOTE_SECONDS = 1.0

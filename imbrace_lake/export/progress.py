@@ -10,7 +10,7 @@ from datetime import date
 from imbrace_lake.export.figures import duration
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.lake.ledger import ConversationEntry
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.publish import Published
 
 # How far back speeds are measured, and how long before anything is foretold by one.

@@ -14,7 +14,8 @@ import pyarrow as pa
 from imbrace_lake.errors import BadRequest, GatewayError
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.models import Links
-from imbrace_lake.lake.ledger import PHONES, Journal
+from imbrace_lake.lake.entries import PHONES
+from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.phones.numbers import PhoneNumber, mask, phone_hash
 
 UNANSWERED_TRIES = 3

@@ -22,18 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import StoreError
+from imbrace_lake.lake.entries import PROVEN, RunTotals, empty_ledger
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import (
-    HEADER,
-    JOURNAL,
-    PROVEN,
-    Journal,
-    RunTotals,
-    empty_ledger,
-    last_of_each,
-    read_objects,
-)
+from imbrace_lake.lake.ledger import HEADER, JOURNAL, Journal, last_of_each, read_objects
 from imbrace_lake.store.opening import Stored
 
 RENEW_SECONDS = 15.0

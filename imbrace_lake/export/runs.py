@@ -20,8 +20,9 @@ from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import pulse
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.entries import ConversationEntry, RunTotals
 from imbrace_lake.lake.lake import open_lake
-from imbrace_lake.lake.ledger import ConversationEntry, Journal, RunTotals
+from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.lake.state import leave_digest
 from imbrace_lake.settings import Settings

@@ -23,15 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from imbrace_lake.errors import ImbraceLakeError, StoreError, UsageError, WalkIncomplete
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.lake.entries import ConversationEntry, RunTotals, conversation_rows, entry_of
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import (
-    ConversationEntry,
-    RunTotals,
-    conversation_rows,
-    entry_of,
-    last_of_each,
-    read_run,
-)
+from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.policy import ReadPolicy, Window
 
 FOLDER = "shards/"

@@ -11,8 +11,8 @@ from imbrace_lake.errors import WalkIncomplete
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.lake.entries import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.held import Held
-from imbrace_lake.lake.ledger import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.publish import Publication, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import ConversationEntry
 from imbrace_lake.lake.state import read_known
 
 NEVER = "never proven"

@@ -10,19 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import UsageError
+from imbrace_lake.lake.entries import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, Ledger, entry_of
 from imbrace_lake.lake.lake import Lake, Partitions
-from imbrace_lake.lake.ledger import (
-    CONVERSATIONS,
-    PROVEN,
-    WINDOW,
-    ConversationEntry,
-    Ledger,
-    entry_of,
-    last_of_each,
-    read_ledger,
-    read_noted,
-    read_objects,
-)
+from imbrace_lake.lake.ledger import last_of_each, read_ledger, read_noted, read_objects
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
 READ_AT_A_TIME = 16

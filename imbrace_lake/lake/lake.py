@@ -4,7 +4,7 @@
 
     lake.json                                          what the lake is: its version, its phone key
     messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
-    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (ledger.py)
+    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (entries.py, ledger.py)
     journal/<run>/                                     what a run that is under way has done so far
 
 Parts are only ever added, but for one that holds an edited or deleted message: it is replaced. The

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.lake.known import STATE, KnownConversations, latest_states
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import is_intact, named_by_hash, read_noted, read_objects
-from imbrace_lake.lake.schema import encode
+from imbrace_lake.lake.parquet import encode
 
 FOLDER = "state/"
 # An object's name begins with the time at which its run began; longer than this no run takes.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import KnownConversations
-from imbrace_lake.lake.ledger import ConversationEntry
 from imbrace_lake.verify.findings import Difference, Verification
 
 

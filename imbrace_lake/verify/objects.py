@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imbrace_lake.lake.entries import LEDGERS
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
-from imbrace_lake.lake.ledger import LEDGERS, is_intact
-from imbrace_lake.lake.schema import write_row_groups
+from imbrace_lake.lake.ledger import is_intact
+from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.store.opening import Stored
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.told import Told, has_told_nothing

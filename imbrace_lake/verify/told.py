@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import StoreError
+from imbrace_lake.lake.entries import CONVERSATIONS, Ledger
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import CONVERSATIONS, JOURNAL, Ledger, last_of_each, list_ledger, read_objects
+from imbrace_lake.lake.ledger import JOURNAL, last_of_each, list_ledger, read_objects
 
 READ_AT_A_TIME = 16
 _TIME = CONVERSATIONS.field("finished_at").type

@@ -10,7 +10,7 @@ import pytest
 from cli.running import Outcome
 from cli.summary import tell_outcome
 from imbrace_lake.export.runs import DeadLetter, RunSummary
-from imbrace_lake.lake.ledger import RunTotals
+from imbrace_lake.lake.entries import RunTotals
 from tests.cli.conftest import prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]

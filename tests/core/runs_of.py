@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.lake import open_lake, partition_key
-from imbrace_lake.lake.ledger import Journal, RunTotals
+from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.schema import to_item
 from sandbox import Sandbox
 from tests.core.conftest import client_of

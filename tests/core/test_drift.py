@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.export.drift import Shapes
-from imbrace_lake.lake.ledger import SHAPES
+from imbrace_lake.lake.entries import SHAPES
 
 TEXT: dict[str, Any] = {
     "_id": "m1",

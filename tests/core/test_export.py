@@ -17,8 +17,9 @@ from imbrace_lake.export.chunk import ChunkResult, chunk_size, export_chunk
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.lake import publish
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Partitions
-from imbrace_lake.lake.ledger import ConversationEntry, read_ledger
+from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.lake.schema import SCHEMA
 from sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from imbrace_lake.lake.entries import WINDOW, ConversationEntry, conversation_rows
 from imbrace_lake.lake.freshness import Freshness, by_age, count_stale, freshness, read_freshness
 from imbrace_lake.lake.lake import open_lake
-from imbrace_lake.lake.ledger import WINDOW, ConversationEntry, Journal, conversation_rows
+from imbrace_lake.lake.ledger import Journal
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -13,18 +13,17 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.lake.known import read_dead_letters, read_every_id
-from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import (
+from imbrace_lake.lake.entries import (
     PHONES,
     WINDOW,
     ConversationEntry,
-    Journal,
     PartEntry,
     RunTotals,
     conversation_rows,
-    read_ledger,
 )
+from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
 from tests.core.test_lake import a_part
 

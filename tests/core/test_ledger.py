@@ -16,21 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.lake.known import KnownConversations, read_dead_letters
-from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import (
+from imbrace_lake.lake.entries import (
     CONVERSATIONS,
     LEDGERS,
     PHONES,
     RUNS,
     ConversationEntry,
-    Journal,
     PartEntry,
     RunTotals,
     conversation_rows,
-    read_ledger,
     run_row,
 )
+from imbrace_lake.lake.known import KnownConversations, read_dead_letters
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.store.opening import Store, Stored
 from tests.core.test_lake import NOW, ORG, in_lake

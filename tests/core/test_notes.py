@@ -10,8 +10,9 @@ import pytest
 
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export.notes import MOST_NOTED, NOTE_ENTRIES, Notes
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import ConversationEntry, Journal, read_ledger
+from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.store.contract import Stored
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -15,8 +15,9 @@ import pytest
 
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, job_of, pulse, take_over
+from imbrace_lake.lake.entries import RunTotals, conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import Journal, RunTotals, conversation_rows, read_ledger
+from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.policy import ReadPolicy, Window
 from tests.core.test_known import START, entry
 

@@ -16,18 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.lake import rows as rows_module
+from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import (
-    DIGEST,
-    Origin,
-    content_hash,
-    in_order,
-    to_parquet,
-    to_rows,
-    without_repeats,
-    write_parquet,
-)
+from imbrace_lake.lake.schema import DIGEST, Origin, content_hash, in_order, to_rows, without_repeats
 
 ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -162,7 +154,7 @@ def test_the_long_conversation_gives_way_and_not_the_short_ones(tmp_path: Path) 
 def test_a_file_written_by_batches_has_the_bytes_of_one_encoded_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_group: int
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.lake.schema.ROW_GROUP_ROWS", rows_a_group)
+    monkeypatch.setattr("imbrace_lake.lake.parquet.ROW_GROUP_ROWS", rows_a_group)
     items = [item(number, number % 3, number // 2) for number in range(3_000)]
     rows = to_rows(items, [one["_id"] for one in items], ORIGIN).drop_columns([DIGEST])
     rng = Random(3)
@@ -177,7 +169,7 @@ def test_a_file_written_by_batches_has_the_bytes_of_one_encoded_in_memory(
 def test_row_groups_are_shorter_where_rows_are_very_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.lake.schema.ROW_GROUP_BYTES", 5_000)
+    monkeypatch.setattr("imbrace_lake.lake.parquet.ROW_GROUP_BYTES", 5_000)
     items = [item(number, 1, number) for number in range(100)]
     rows = to_rows(items, [one["_id"] for one in items], ORIGIN).drop_columns([DIGEST])
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from imbrace_lake.gateway.models import Item, parse_page
 from imbrace_lake.lake.lake import read_rows
+from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import (
     DIGEST,
     SCHEMA,
@@ -31,7 +32,6 @@ from imbrace_lake.lake.schema import (
     item_digest,
     text_of,
     to_item,
-    to_parquet,
     to_rows,
     without_repeats,
 )

@@ -33,8 +33,9 @@ from imbrace_lake.export.shards import (
     show_totals,
     sum_totals,
 )
+from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.known import read_dead_letters
-from imbrace_lake.lake.ledger import RunTotals, read_ledger
+from imbrace_lake.lake.ledger import read_ledger
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.lake_runs import settings_for

@@ -18,8 +18,9 @@ import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.entries import Ledger, conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import Journal, Ledger, conversation_rows
+from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
@@ -341,7 +342,7 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a
     assert found.is_sound
     assert found.unrecorded == 1
     replaced = part.read_bytes()
-    for place in (0, *range(7, len(replaced), 41), len(replaced) - 1):
+    for place in (0, *range(7, len(replaced), 241), len(replaced) - 1):
         part.write_bytes(flipped(replaced, place))
         assert named(bench.verify()) == [str(part.relative_to(bench.lake))], place
     # What the ledger told last is still right; what nobody wrote just now is not.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.lake.ledger import WINDOW
+from imbrace_lake.lake.entries import WINDOW
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.deployments.operator import ROOT, Operator, Worker
 
 # Heartbeats cannot come more often than every 30 s.
 SILENCE = timedelta(seconds=40)
+# The least that Prefect allows; enough where nobody tells of a dead process twice.
+PAUSE = timedelta(seconds=10)
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 
 
@@ -83,22 +86,38 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     assert operator.run("imbrace-lake", "setup", "--phones", str(phones)).returncode == 0
     done = operator.run("prefect", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
+    # What the clock starts would be in the way of what the tests start.
+    operator.set_clock("pause")
     return operator
 
 
 @pytest.fixture
 def impatient(deployed: Operator) -> Iterator[Operator]:
     """The same, with an automation that takes a run for dead sooner."""
+    with _changed(deployed, automations(SILENCE)):
+        yield deployed
 
+
+@pytest.fixture
+def hasty(deployed: Operator) -> Iterator[Operator]:
+    """The same, with automations that take a run for dead sooner and start it again sooner."""
+    with _changed(deployed, automations(SILENCE, PAUSE)):
+        yield deployed
+
+
+@contextmanager
+def _changed(operator: Operator, wanted: list[AutomationCore]) -> Iterator[None]:
     def put(automation: AutomationCore) -> None:
         found = {"automations": {"name": {"any_": [automation.name]}}}
-        (made,) = deployed.ask("POST", "/automations/filter", found)
+        (made,) = operator.ask("POST", "/automations/filter", found)
         body = automation.model_dump(mode="json", exclude={"owner_resource"})
-        deployed.ask("PUT", f"/automations/{made['id']}", body)
+        operator.ask("PUT", f"/automations/{made['id']}", body)
 
-    put(automations(SILENCE)[0])
-    yield deployed
-    put(automations()[0])
+    for automation in wanted:
+        put(automation)
+    yield
+    for automation in automations():
+        put(automation)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.automations import PAUSE
 from sandbox import Sandbox
-from tests.deployments.conftest import Halted
+from tests.deployments.conftest import PAUSE, Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker, until
 
@@ -20,23 +19,23 @@ pytestmark = pytest.mark.timeout(1_200)
 
 
 def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
-    impatient: Operator, box: Sandbox, lake: Path, halted: Halted
+    hasty: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
-    bare = Operator(impatient.server, impatient.folder)
-    run_id = impatient.start("export-on-demand", phones=str(halted.phones))
+    bare = Operator(hasty.server, hasty.folder)
+    run_id = hasty.start("export-on-demand", phones=str(halted.phones))
     with Worker(bare, "imbrace") as worker:
         until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
         until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
         worker.kill()
     halted.release(box)
 
-    until(lambda: "Restarting" in impatient.states(run_id) or None, "the run to be started again")
+    until(lambda: "Restarting" in hasty.states(run_id) or None, "the run to be started again")
     with Worker(bare, "imbrace"):
-        state = impatient.wait(run_id)
+        state = hasty.wait(run_id)
 
     assert state["name"] == "Completed", state["message"]
     told = [
-        name for name in impatient.states(run_id) if name in ("Running", "Crashed", "Restarting", "Completed")
+        name for name in hasty.states(run_id) if name in ("Running", "Crashed", "Restarting", "Completed")
     ]
     assert told == ["Running", "Crashed", "Restarting", "Running", "Completed"]
     found = messages(lake)
@@ -46,18 +45,18 @@ def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
     assert all(box.stats().pages[one] <= 1 for one in halted.quick), "what was done was read again"
 
 
-def test_a_run_that_crashes_again_is_left_to_people(deployed: Operator, halted: Halted) -> None:
-    bare = Operator(deployed.server, deployed.folder)
+def test_a_run_that_crashes_again_is_left_to_people(hasty: Operator, halted: Halted) -> None:
+    bare = Operator(hasty.server, hasty.folder)
     crash = {"state": {"type": "CRASHED", "message": "as if its process had been killed"}}
-    run_id = deployed.start("export-on-demand", phones=str(halted.phones))
+    run_id = hasty.start("export-on-demand", phones=str(halted.phones))
     with Worker(bare, "imbrace"):
-        until(lambda: deployed.states(run_id).count("Running") == 1 or None, "the first try")
-        deployed.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
-        until(lambda: deployed.states(run_id).count("Running") == 2 or None, "the second try")
-        deployed.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
+        until(lambda: hasty.states(run_id).count("Running") == 1 or None, "the first try")
+        hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
+        until(lambda: hasty.states(run_id).count("Running") == 2 or None, "the second try")
+        hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
         # As if the infrastructure had failed before the run could begin.
-        deployed.ask("POST", f"/flow_runs/{run_id}/set_state", crash | {"force": True})
+        hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash | {"force": True})
         time.sleep(LONG_ENOUGH_SECONDS)
 
-    assert deployed.states(run_id).count("Restarting") == 1
-    assert deployed.flow_run(run_id)["state"]["name"] == "Crashed"
+    assert hasty.states(run_id).count("Restarting") == 1
+    assert hasty.flow_run(run_id)["state"]["name"] == "Crashed"

@@ -64,6 +64,7 @@ def test_ingestion_finds_new_messages_and_conversations_that_began_since(
 
 
 def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> None:
+    deployed.set_clock("resume")
     for name in ("ingest-hourly", "verify-nightly"):
         body = {"flow_runs": {"deployment_id": {"any_": [deployed.deployment(name)["id"]]}}}
 
@@ -73,6 +74,7 @@ def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> N
 
         # The server looks at schedules once a minute.
         assert until(waiting, f"a run that {name} is to start by itself")["expected_start_time"]
+    deployed.set_clock("pause")
 
 
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
@@ -179,6 +181,7 @@ def test_deploying_again_asks_nothing_and_keeps_what_is_there(deployed: Operator
         "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml")
     )
 
+    deployed.set_clock("pause")
     assert done.returncode == 0, done.stdout
     after = deployed.deployment("ingest-hourly")
     assert (after["id"], after["parameters"]) == (before["id"], before["parameters"])

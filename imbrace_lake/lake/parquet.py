@@ -1,0 +1,112 @@
+"""How rows become Parquet: the settings of every object of the lake, in memory or file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
+
+# Of these a conversation has few different values: a dictionary makes them so small that compressing them
+# as well would cost as much time as all the rest of a part.
+_FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender_id", "sender_role", "type",
+               "first_seen_at", "last_changed_at", "run_id", "is_deleted", "deleted_at"]  # fmt: skip
+_COMPRESSION = {name: "none" if name in _FEW_VALUES else "zstd" for name in SCHEMA.names}
+# Least and greatest text of a part help no query, and can be as long as everything else in it.
+_WITH_STATISTICS = [name for name in SCHEMA.names if name not in ("text", "content", "extra")]
+_PART_OPTIONS: Mapping[str, Any] = {
+    "compression": _COMPRESSION,
+    "use_dictionary": _FEW_VALUES,
+    "write_statistics": _WITH_STATISTICS,
+}
+ROW_GROUP_ROWS = 50_000
+ROW_GROUP_BYTES = 64 * 2**20
+
+
+def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
+    """Encode rows of `SCHEMA` in memory: an object is published by one PUT or not at all."""
+    return encode(table, metadata, **_PART_OPTIONS)
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
+    """Write rows of `SCHEMA` to a file, one row group of them in memory: the bytes of `to_parquet`.
+
+    Row groups are shorter where their rows are very long.
+    """
+    write_row_groups(path, _row_groups(tables), SCHEMA, metadata)
+
+
+def write_row_groups(
+    path: Path, groups: Iterable[list[pa.Table]], schema: pa.Schema, metadata: Mapping[str, str]
+) -> None:
+    """Write a part to a file, one row group after the other.
+
+    Args:
+        path: Where to.
+        groups: Each row group alone in a list, from which it is taken: so it is held only once.
+        schema: `SCHEMA`, or what an earlier version had for it.
+        metadata: As of `to_parquet`.
+    """
+    with path.open("wb") as file, _writer(file, schema, metadata, _PART_OPTIONS) as writer:
+        for group in groups:
+            writer.write_table(group.pop(), row_group_size=ROW_GROUP_ROWS)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    held: list[pa.Table] = []
+    rows = size_bytes = 0
+    for table in tables:
+        rest = table
+        while rest.num_rows:
+            part = rest.slice(0, ROW_GROUP_ROWS - rows)
+            rest = rest.slice(part.num_rows)
+            held.append(part)
+            rows += part.num_rows
+            size_bytes += part.nbytes
+            if rows == ROW_GROUP_ROWS or size_bytes >= ROW_GROUP_BYTES:
+                yield [_combined(held)]
+                rows = size_bytes = 0
+    if held:
+        yield [_combined(held)]
+
+
+def _combined(tables: list[pa.Table]) -> pa.Table:
+    """One table of several of `SCHEMA`; the list is emptied, so that no column is held twice for long."""
+    columns = [[table.column(place) for table in tables] for place in range(len(SCHEMA))]
+    tables.clear()
+    arrays = []
+    while columns:
+        chunks = [chunk for column in columns.pop(0) for chunk in column.chunks]
+        arrays.append(pa.chunked_array(chunks).combine_chunks())
+        del chunks
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:
+    """Encode any rows with the options of a Parquet writer."""
+    # Arrow's own: into one of Python's it would take the interpreter's lock for each of some hundred bits.
+    sink = pa.BufferOutputStream()
+    with _writer(sink, table.schema, metadata, options) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+@contextmanager
+def _writer(
+    sink: BinaryIO | pa.NativeFile, schema: pa.Schema, metadata: Mapping[str, str], options: Mapping[str, Any]
+) -> Iterator[pq.ParquetWriter]:
+    """Write Parquet as every object of the lake has it.
+
+    Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
+    size; page checksums cost nothing and tell a flipped byte.
+    """
+    with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
+        yield writer
+        # Not by way of the schema, which is not stored, and what hangs on it neither.
+        writer.add_key_value_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})

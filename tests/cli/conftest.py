@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from cli.main import main
 from cli.prefect_environment import prepare_client
 from sandbox import Sandbox, SandboxOptions
+from tests.prefect_threads import end_threads
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
             # Its settings are those of its first import, whichever test that was in.
             import prefect  # noqa: F401
         yield server
-        _end_threads()
+        end_threads()
         _collect_leaks()
         stop_server(home)
 
@@ -120,19 +120,6 @@ def _collect_leaks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-
-
-def _end_threads() -> None:
-    """Send what logs and events are left: their threads try for long to reach a server that is gone."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    for worker in (APILogWorker, EventsWorker):
-        worker.drain_all()
-        for thread in threading.enumerate():
-            if thread.name == f"{worker.__name__}Thread":
-                thread.join(60)
-                assert not thread.is_alive()
 
 
 @pytest.fixture

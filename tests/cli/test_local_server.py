@@ -21,6 +21,7 @@ from cli.local_server import LocalServer, ensure_server, keep_alive, server_stat
 from cli.server_files import ServerFiles, ServerState, is_locked, prefect_version, read_state, try_lock
 from cli.server_supervisor import is_answering
 from imbrace_lake.errors import SettingsError
+from tests.deployments.operator import until
 
 A_RUN = """
 import asyncio, logging, sys
@@ -159,7 +160,9 @@ def test_a_start_that_fails_says_where_the_reason_is(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"did not start; its log says why: .*server\.log"):
         ensure_server(tmp_path)
 
-    assert "IsADirectoryError" in (tmp_path / "prefect" / "server.log").read_text()
+    log = tmp_path / "prefect" / "server.log"
+    # The last line may still be on its way.
+    until(lambda: "IsADirectoryError" in log.read_text() or None, "the reason in the log")
     assert not is_locked(ServerFiles(tmp_path / "prefect").supervisor_lock)
 
 

@@ -18,6 +18,7 @@ from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
+from tests.prefect_threads import end_threads
 
 Setup = Callable[..., list[str]]
 
@@ -48,6 +49,7 @@ def setup(deployed: Operator, place: Path, capsys: pytest.CaptureFixture[str]) -
 
     with temporary_settings({PREFECT_API_URL: deployed.server.api_url}):
         yield call
+        end_threads()
 
 
 def budget(operator: Operator) -> tuple[int, float]:

@@ -17,6 +17,7 @@ from types import FrameType
 from uuid import uuid4
 
 from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_lake.errors import ImbraceLakeError
 from tests.seaweed import Seaweed
 
 PACKAGES = ("prefect", "httpx", "aiohttp", "orjson", "pyarrow", "s3fs")
@@ -36,7 +37,10 @@ def prefect_server() -> Iterator[LocalServer]:
     """A Prefect server in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="benchmark-home-") as folder:
         home = Path(folder)
-        server = ensure_server(home)
+        try:
+            server = ensure_server(home)
+        except ImbraceLakeError as exc:
+            sys.exit(f"error: {exc}")
         try:
             with keep_alive(home):
                 yield server

@@ -7,9 +7,10 @@ sort, but that the pages come newest first, so that runs hardly overlap and one 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -38,6 +39,7 @@ BATCH_BYTES = 2**18
 # Ids that are looked at together for the version that counts.
 MOST_REPEATED = 100_000
 _DAY = 24 * 60 * 60 * 1_000
+_EPOCH = date(1970, 1, 1)
 _LAST = np.iinfo(np.int64).max
 
 Keep: TypeAlias = Callable[[pa.Table], pa.ChunkedArray]
@@ -115,8 +117,8 @@ class Rows:
         """How many messages were created on each day, UTC; a day can come more than once."""
         for rows in self._columns(["created_at"]):
             times = rows.column("created_at").drop_null().cast(pa.int64()).to_numpy()
-            days, counts = np.unique(times // _DAY, return_counts=True)
-            yield from zip(days.astype("datetime64[D]").tolist(), counts.tolist(), strict=True)
+            days = Counter((times // _DAY).tolist())
+            yield from ((_EPOCH + timedelta(day), count) for day, count in days.items())
 
     @cached_property
     def _facts(self) -> _Facts:
@@ -146,9 +148,12 @@ class _Facts:
     def add(self, rows: pa.Table) -> None:
         self.count += rows.num_rows
         self.content_hash = hash_sum([self.content_hash, content_hash(rows)])
-        times = pc.min_max(rows.column("created_at")).as_py()
-        self.first_at = min(filter(None, (self.first_at, times["min"])), default=None)
-        self.last_at = max(filter(None, (self.last_at, times["max"])), default=None)
+        # In order, and without a time last.
+        times = rows.column("created_at")
+        if count := len(times) - times.null_count:
+            first, last = times[0].as_py(), times[count - 1].as_py()
+            self.first_at = first if self.first_at is None else min(self.first_at, first)
+            self.last_at = last if self.last_at is None else max(self.last_at, last)
 
 
 class Collector:

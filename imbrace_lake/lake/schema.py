@@ -353,7 +353,8 @@ def content_hash(rows: pa.Table) -> str:
         return NO_HASH
     digests = rows.column(DIGEST).combine_chunks()
     lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
-    return "".join(f"{int(lane):016x}" for lane in lanes.sum(axis=0, dtype=np.uint64))
+    low, high = np.add.reduce(lanes, dtype=np.uint64).tolist()
+    return f"{low:016x}{high:016x}"
 
 
 def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:

@@ -15,7 +15,7 @@ DATA_VARIABLE = "IMBRACE_ACCEPTANCE_DATA"
 DATA_PLACE = "../shared/data/support-conversations.jsonl.gz"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """Run the command line's own Prefect server, in a home of the test run's."""
     home = tmp_path_factory.mktemp("home")
@@ -25,14 +25,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
         stop_server(home)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def exporter(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
     """Keep one process ready to run flows."""
     with Exporter(prefect_server, tmp_path_factory.mktemp("exporter")) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def real_conversations() -> Path:
     """Find the file of real conversations, which is not part of the project."""
     path = Path(os.environ.get(DATA_VARIABLE) or ROOT / DATA_PLACE)

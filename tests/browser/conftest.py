@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page
 
-from tests.acceptance.scale import IS_FULL
 from tests.browser.ui import Ui, find_browser, open_page
 from tests.deployments.conftest import box, deployed, halted, lake, listed, operator, phones, server, worker
 from tests.deployments.operator import Operator
@@ -15,11 +14,9 @@ from tests.deployments.operator import Operator
 __all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", "server", "worker"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> str:
     """The browser's path; without one, these tests say so and are left out."""
-    if not IS_FULL:
-        pytest.skip("takes eight minutes: IMBRACE_ACCEPTANCE=full")
     found = find_browser()
     if found is None:
         pytest.skip("no Chromium or Chrome on the PATH: the forms were not tried in a browser")

@@ -27,7 +27,7 @@ DRAWING_MS = 8_000
 pytestmark = pytest.mark.timeout(1_200)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keys(s3: Seaweed) -> dict[str, str]:
     """What reaches the bucket."""
     return {
@@ -38,7 +38,7 @@ def keys(s3: Seaweed) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(
     server: LocalServer,
     box: Sandbox,
@@ -59,7 +59,7 @@ def operator(
     return Operator(server, tmp_path_factory.mktemp("operator"), settings | keys)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def phones() -> str:
     """The list that the hourly ingestion is to read."""
     return LIST

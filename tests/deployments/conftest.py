@@ -25,7 +25,7 @@ PAUSE = timedelta(seconds=10)
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """Run a Prefect server in a home of the test run's, on the database that the environment names."""
     home = tmp_path_factory.mktemp("home")
@@ -39,20 +39,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         stop_server(home)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def box() -> Iterator[Sandbox]:
     """A small stand-in gateway."""
     with Sandbox(SandboxOptions(conversations=12, sizes=(130,), token=TOKEN)) as box:
         yield box
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the lake of all deployments is to be."""
     return tmp_path_factory.mktemp("shared") / "lake"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(
     server: LocalServer, box: Sandbox, lake: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Operator:
@@ -66,13 +66,13 @@ def operator(
     return Operator(server, tmp_path_factory.mktemp("operator"), settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def listed(box: Sandbox) -> set[str]:
     """The conversations of the numbers in the list; other tests give the gateway more."""
     return {one for ids in box.links.values() for one in ids}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def phones(box: Sandbox, listed: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of all numbers as people write them, some of them none."""
     path = tmp_path_factory.mktemp("lists") / "phones.txt"
@@ -80,7 +80,7 @@ def phones(box: Sandbox, listed: set[str], tmp_path_factory: pytest.TempPathFact
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployed(operator: Operator, phones: Path) -> Operator:
     """The same, after `imbrace-lake setup` and `prefect deploy --all`."""
     assert operator.run("imbrace-lake", "setup", "--phones", str(phones)).returncode == 0

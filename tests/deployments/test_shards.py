@@ -23,6 +23,8 @@ from tests.deployments.operator import Operator, Worker, until
 
 # A run and its shards are five processes that start at once.
 PATIENCE_SECONDS = 300.0
+# Prefect gives up a run after 300 s that was cancelled while its process began.
+LONG_PATIENCE_SECONDS = 600.0
 # When and by which run a row was written is no part of what it says.
 WRITTEN = ["run_id", "first_seen_at", "last_changed_at"]
 PROOF = ["status", "server_count", "distinct_messages", "new_messages", "content_hash", "is_dead_letter"]
@@ -287,6 +289,6 @@ def test_shards_end_with_a_run_that_was_killed_before_it_could_tell_them(
     until(
         lambda: states_of(deployed, run_id) == ["Cancelled"] * 6 or None,
         "the end of all shards, of those that had not begun as well",
-        PATIENCE_SECONDS,
+        LONG_PATIENCE_SECONDS,
     )
     assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"

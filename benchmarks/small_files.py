@@ -46,6 +46,8 @@ LAYOUTS = SMALL, COMPACTED = "small", "compacted"
 PER_PUT_OR_LIST = 0.005 / 1_000
 PER_GET = 0.0004 / 1_000
 
+COUNTED_SECONDS = 0.2
+
 _COUNTED = re.compile(r'^SeaweedFS_s3_request_total\{bucket="lake",.*type="(\w+)"\} (\S+)$', re.MULTILINE)
 
 HEADER = (
@@ -139,7 +141,16 @@ def open_place(name: str) -> Iterator[Place]:
 
 
 def _count_requests() -> Requests:
-    """Ask SeaweedFS how many requests it had for objects of the bucket."""
+    """How many requests SeaweedFS had for objects of the bucket; it counts each a moment after its answer."""
+    found = _counted_so_far()
+    while True:
+        time.sleep(COUNTED_SECONDS)
+        before, found = found, _counted_so_far()
+        if found == before:
+            return found
+
+
+def _counted_so_far() -> Requests:
     with urllib.request.urlopen(os.environ["SEAWEED_METRICS"], timeout=60) as answer:  # noqa: S310 - our own
         counted = dict.fromkeys(("PUT", "LIST", "GET", "HEAD"), 0)
         for kind, count in _COUNTED.findall(answer.read().decode()):

@@ -10,6 +10,7 @@ import pytest
 
 from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from tests.acceptance.exporter import ROOT, Exporter
+from tests.prefect_homes import make_home
 
 DATA_VARIABLE = "IMBRACE_ACCEPTANCE_DATA"
 DATA_PLACE = "../shared/data/support-conversations.jsonl.gz"
@@ -18,7 +19,7 @@ DATA_PLACE = "../shared/data/support-conversations.jsonl.gz"
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """Run the command line's own Prefect server, in a home of the test run's."""
-    home = tmp_path_factory.mktemp("home")
+    home = make_home(tmp_path_factory, "home")
     server = ensure_server(home)
     with keep_alive(home):
         yield server

@@ -16,6 +16,7 @@ from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from cli.main import main
 from cli.prefect_environment import prepare_client
 from sandbox import Sandbox, SandboxOptions
+from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
 
 
@@ -102,7 +103,7 @@ def phones(place: Path, box: Sandbox) -> Path:
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """One real Prefect server for all tests of the commands; no thread of Prefect stays behind them."""
-    home = tmp_path_factory.mktemp("prefect")
+    home = make_home(tmp_path_factory, "prefect")
     server = ensure_server(home)
     with keep_alive(home):
         with patch.dict(os.environ):

@@ -17,6 +17,7 @@ from deployments.automations import automations
 from sandbox import Sandbox, SandboxOptions
 from tests.deployments.database import database_of_tests, server_on
 from tests.deployments.operator import ROOT, Operator, Worker
+from tests.prefect_homes import make_home
 
 # Heartbeats cannot come more often than every 30 s.
 SILENCE = timedelta(seconds=40)
@@ -28,11 +29,11 @@ TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """Run a Prefect server in a home of the test run's, on the database that the environment names."""
-    home = tmp_path_factory.mktemp("home")
     if postgres := database_of_tests():
-        with server_on(postgres, home) as running:
+        with server_on(postgres, tmp_path_factory.mktemp("home")) as running:
             yield running
         return
+    home = make_home(tmp_path_factory, "home")
     server = ensure_server(home)
     with keep_alive(home):
         yield server

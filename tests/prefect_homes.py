@@ -1,0 +1,44 @@
+"""Homes for Prefect servers of tests, whose databases have their tables: to make them takes 9 s of CPU."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cli.local_server import ensure_server, stop_server
+
+DATABASE = Path("prefect", "prefect.db")
+
+
+def make_home(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Make a home that is like one whose server was started once and stopped."""
+    home = factory.mktemp(name)
+    home.joinpath(DATABASE).parent.mkdir(mode=0o700)
+    _copy(_once_started(factory) / DATABASE, home / DATABASE)
+    return home
+
+
+def _once_started(factory: pytest.TempPathFactory) -> Path:
+    """The home from which all processes of this test run copy; the first to ask makes it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home, ready = shared / "once-started", shared / "once-started.ready"
+    with (shared / "once-started.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            home.mkdir()
+            ensure_server(home)
+            stop_server(home)
+            ready.touch()
+    return home
+
+
+def _copy(source: Path, target: Path) -> None:
+    # Not as a file, for a part of it can still be in the log beside it.
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)

@@ -133,6 +133,7 @@ def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, l
     question = ui.resume()
     expect(question.dialog.get_by_text("1 new to the lake")).to_be_visible()
     question.choose("approve")
+    _be_busy_once(ui, "resume")
     question.submit()
 
     ui.expect_state("Completed")
@@ -171,6 +172,7 @@ def test_a_run_is_cancelled_on_its_page(
     ui.expect_state("Running")
     ui.words.clear()
 
+    _be_busy_once(ui, "set_state")
     ui.cancel()
 
     ui.expect_state("Cancelled")
@@ -254,8 +256,7 @@ def test_a_server_that_is_busy_says_what_the_page_says(
     (told,) = re.findall(r"If it says \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
     form = ui.open_form("export-on-demand")
     form.write(LIST, str(phones))
-    busy = {"exception_message": "Service Unavailable"}
-    ui.page.route(f"**/{asked}", lambda route: route.fulfill(status=503, json=busy), times=1)
+    _be_busy_once(ui, asked)
 
     form.submit()
 
@@ -274,6 +275,12 @@ def test_a_form_asks_first_what_matters_most_and_explains_every_field(ui: Ui, de
         expect(form.field(title).locator(".schema-form-property__description").last).to_have_text(
             re.compile(r"\w+ \w+")
         )
+
+
+def _be_busy_once(ui: Ui, asked: str) -> None:
+    """The server is too busy for the next such request of the page."""
+    busy = {"exception_message": "Service Unavailable"}
+    ui.page.route(f"**/{asked}", lambda route: route.fulfill(status=503, json=busy), times=1)
 
 
 def _runs(deployed: Operator) -> int:

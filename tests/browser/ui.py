@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from playwright.sync_api import Locator, Page, Response, ViewportSize, expect, sync_playwright
 
@@ -54,6 +55,17 @@ class Ui:
         self.words.append(word)
         where.click()
 
+    def send(self, press: Callable[[], None], to: str) -> None:
+        """Press what sends something to that end of the API, and again while the server is too busy."""
+        steps = len(self.words)
+        for _ in range(SUBMITTED_AT_MOST):
+            # Pressing once more is no step of its own.
+            del self.words[steps:]
+            with self.page.expect_response(partial(_tells, to)) as answer:
+                press()
+            if answer.value.ok:
+                return
+
     def choose_page(self, name: str) -> None:
         """Go to one of the pages that are listed on the left."""
         self.page.goto("/dashboard")
@@ -77,7 +89,8 @@ class Ui:
         """Cancel the run that is shown."""
         banner = self.page.get_by_role("banner")
         self.press(banner.get_by_role("button", name="Cancel", exact=True), "Cancel")
-        self.press(self.page.get_by_role("dialog").get_by_role("button", name="Confirm"), "Confirm")
+        confirm = self.page.get_by_role("dialog").get_by_role("button", name="Confirm")
+        self.send(lambda: self.press(confirm, "Confirm"), "/set_state")
 
     def resume(self) -> Answer:
         """Open the question of the run that is shown."""
@@ -155,13 +168,7 @@ class Form:
     def start(self) -> str:
         """Submit what is to be accepted, go to the page of the run, and give its id."""
         page = self.ui.page
-        for _ in range(SUBMITTED_AT_MOST):
-            with page.expect_response(_is_told) as answer:
-                self.submit()
-            if answer.value.ok:
-                break
-            # The server was busy; the page says to submit again, which is no step of its own.
-            self.ui.words.pop()
+        self.ui.send(self.submit, "/create_flow_run")
         self.ui.words.append("View run")
         # By keyboard, for the message slides in and out and is hard to hit.
         page.get_by_role("button", name="View run").first.press("Enter")
@@ -183,7 +190,9 @@ class Answer:
 
     def submit(self) -> None:
         """Send it."""
-        self.ui.press(self.dialog.get_by_role("button", name="Submit"), "Submit")
+        button = self.dialog.get_by_role("button", name="Submit")
+        self.ui.send(lambda: self.ui.press(button, "Submit"), "/resume")
+        expect(self.dialog).to_be_hidden()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +227,8 @@ def _choose(ui: Ui, where: Locator, option: str) -> None:
     ui.press(ui.page.get_by_role("option", name=option, exact=True), option)
 
 
-def _is_told(answer: Response) -> bool:
-    """Whether it says how a form was taken: a run was made, or the server was busy."""
+def _tells(to: str, answer: Response) -> bool:
+    """Whether it says how what was sent there was taken, or that the server was too busy to look at it."""
     if answer.request.method != "POST" or "/api/" not in answer.url:
         return False
-    return answer.url.endswith("/create_flow_run") or (
-        answer.url.endswith("/schemas/validate") and not answer.ok
-    )
+    return answer.url.endswith(to) or (answer.url.endswith("/schemas/validate") and not answer.ok)

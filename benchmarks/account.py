@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class Account:
     Attributes:
         seconds: From the first request to the last file, imports left out.
         cpu_seconds: Of its processes, in that time.
-        memory_bytes: The most it ever had resident.
+        memory_bytes: The most it ever had resident, with the most of each process that it started.
         outcome: How it says that it ended: ``success``, or anything else.
     """
 
@@ -54,14 +56,36 @@ def read_job() -> Job:
     return Job(**json.loads(sys.stdin.readline()))
 
 
-def most_memory_bytes() -> int:
-    """The most memory that this process ever had resident."""
-    status = Path("/proc/self/status")
-    if status.exists():
+def most_memory_bytes(process: int | str = "self") -> int:
+    """The most memory that a process ever had resident; 0 for another that has ended."""
+    with suppress(OSError):
         # What getrusage() says begins with what the process had that started this one.
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return int(dict(line.split(":", 1) for line in lines).get("VmHWM", "0 kB").split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if process == "self" else 0
+
+
+class _Children:
+    """Looks twice a second how much memory the processes have that this one started."""
+
+    def __init__(self) -> None:
+        self._most: dict[int, int] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(0.5):
+            for each in Path("/proc/self/task").glob("*/children"):
+                with suppress(OSError):
+                    for one in map(int, each.read_text().split()):
+                        self._most[one] = max(self._most.get(one, 0), most_memory_bytes(one))
+
+    def end(self) -> int:
+        """The most that each ever had, together."""
+        self._is_over.set()
+        self._thread.join()
+        return sum(self._most.values())
 
 
 def cpu_seconds() -> float:
@@ -72,6 +96,8 @@ def cpu_seconds() -> float:
 
 def measure(work: Callable[[], str]) -> None:
     """Do the work, which returns its outcome, and print what it cost."""
+    children = _Children()
     began, cpu = time.monotonic(), cpu_seconds()
     outcome = work()
-    Account(time.monotonic() - began, cpu_seconds() - cpu, most_memory_bytes(), outcome).print()
+    seconds, cpu = time.monotonic() - began, cpu_seconds() - cpu
+    Account(seconds, cpu, most_memory_bytes() + children.end(), outcome).print()

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError, UsageError
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import Body, Stored
+from imbrace_lake.store.contract import Made, Stored
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 MARKER = "lake.json"
@@ -193,19 +193,18 @@ class Lake:
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
-    async def replace_part(self, part: Part, body: Body, rows: int) -> PublishedPart:
+    async def replace_part(self, part: Part, body: Made, rows: int) -> PublishedPart:
         """Replace a part some of whose messages were edited or deleted.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
         """
-        hashed = _Hashed(body)
-        stored = await self.store.replace(part.key, hashed, part.etag)
+        stored = await self.store.replace(part.key, body, part.etag)
         replaced = Part(part.key, part.number, stored.size_bytes, stored.etag)
-        return PublishedPart(replaced, hashed.sha256, rows)
+        return PublishedPart(replaced, body.sha256, rows)
 
     async def add_part(
-        self, organization_id: str, conversation_id: str, number: int, body: Body, rows: int
+        self, organization_id: str, conversation_id: str, number: int, body: Made, rows: int
     ) -> PublishedPart:
         """Add a part to a conversation's partition; this is the commit.
 
@@ -220,27 +219,9 @@ class Lake:
             ObjectExists: Another writer took this number: read the partition again.
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
-        hashed = _Hashed(body)
-        stored = await self.store.put_new(key, hashed)
+        stored = await self.store.put_new(key, body)
         part = Part(key, number, stored.size_bytes, stored.etag)
-        return PublishedPart(part, hashed.sha256, rows)
-
-
-class _Hashed:
-    """A body that is hashed where it is made; `sha256` is there once it was written."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self.sha256 = ""
-
-    def __call__(self) -> bytes | Path:
-        body = self._body() if callable(self._body) else self._body
-        if isinstance(body, bytes):
-            self.sha256 = sha256(body).hexdigest()
-        else:
-            with body.open("rb") as file:
-                self.sha256 = file_digest(file, "sha256").hexdigest()
-        return body
+        return PublishedPart(part, body.sha256, rows)
 
 
 @asynccontextmanager

@@ -158,8 +158,8 @@ class Publication:
         name = f"{encoded(self.conversation_id)}-{held.part.number}-{held.sha256[:8]}"
         for number, replaced in enumerate(rewrite.replaced_batches()):
             await self.journal.note("revisions", f"{name}-{number}", self._revisions(replaced))
-        write = rewrite.after.rows().writer(self.room, self._metadata())
-        written = await self.lake.replace_part(held.part, write, held.rows)
+        body = rewrite.after.rows().body(self.room, self._metadata())
+        written = await self.lake.replace_part(held.part, body, held.rows)
         done.size_bytes += written.part.size_bytes
         done.edited += rewrite.edited
         done.deleted += rewrite.deleted
@@ -177,9 +177,9 @@ class Publication:
     async def _add(self, new: Rows, parts: Sequence[PublishedPart], done: Published) -> PublishedPart:
         """Add one part with all new rows."""
         number = max((held.part.number for held in parts), default=-1) + 1
-        write = new.writer(self.room, self._metadata())
+        body = new.body(self.room, self._metadata())
         written = await self.lake.add_part(
-            self.organization_id, self.conversation_id, number, write, new.num_rows
+            self.organization_id, self.conversation_id, number, body, new.num_rows
         )
         done.size_bytes += written.part.size_bytes
         done.new = new

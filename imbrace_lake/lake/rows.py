@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,11 +31,14 @@ from imbrace_lake.lake.schema import (
     in_order,
     without_repeats,
 )
+from imbrace_lake.store.contract import Made
 
 # Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,
 # and then all of them are open.
 BATCH_ROWS = 4_096
 BATCH_BYTES = 2**18
+# Of rows that another process may encode. Longer ones are encoded without the interpreter's lock anyway.
+MOST_PORTABLE_BYTES = 2**21
 # Ids that are looked at together for the version that counts.
 MOST_REPEATED = 100_000
 _DAY = 24 * 60 * 60 * 1_000
@@ -75,18 +78,19 @@ class Rows:
         for batch in _merged(self._runs):
             yield batch if self._keep is None else batch.filter(self._keep(batch))
 
-    def writer(self, room: Room, metadata: Mapping[str, str]) -> Callable[[], bytes | Path]:
-        """What makes a Parquet file of them, without digests, wherever it is called."""
+    def body(self, room: Room, metadata: Mapping[str, str]) -> Made:
+        """A Parquet file of them, without digests, that is made when it is written."""
         if self.table is not None:
             rows = self.table.select(SCHEMA.names)
-            return lambda: to_parquet(rows, metadata)
+            is_portable = self.size_bytes <= MOST_PORTABLE_BYTES
+            return Made(partial(to_parquet, rows, metadata), is_portable=is_portable)
         path = room.new_file()
 
         def write() -> Path:
             write_parquet(path, (batch.select(SCHEMA.names) for batch in self.batches()), metadata)
             return path
 
-        return write
+        return Made(write)
 
     @property
     def size_bytes(self) -> int:

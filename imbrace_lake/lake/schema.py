@@ -23,9 +23,9 @@ from imbrace_lake.gateway.models import Item
 SCHEMA_VERSION = 1
 
 _TIME = pa.timestamp("ms", "UTC")
-# What Python can hold, and with it most readers.
-_FIRST_TIME = pa.scalar(datetime.min.replace(tzinfo=UTC), _TIME)
-_LAST_TIME = pa.scalar(datetime.max.replace(microsecond=999_000, tzinfo=UTC), _TIME)
+# What Python can hold, and with it most readers. No scalars of Arrow, which imports pandas for its first.
+_FIRST_TIME = datetime.min.replace(tzinfo=UTC)
+_LAST_TIME = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
 
 SCHEMA = pa.schema(
     [
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-EMPTY = SCHEMA.empty_table()
+EMPTY = pa.Table.from_batches([], SCHEMA)
 
 # Travels with the rows of a walk and is not written.
 DIGEST = "digest"
@@ -231,7 +231,8 @@ def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
 def _times(texts: pa.Array) -> pa.Array:
     # To milliseconds directly, the cast refuses microseconds; by way of them it refuses nothing.
     times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
-    is_readable = pc.and_(pc.greater_equal(times, _FIRST_TIME), pc.less_equal(times, _LAST_TIME))
+    first, last = pa.scalar(_FIRST_TIME, _TIME), pa.scalar(_LAST_TIME, _TIME)
+    is_readable = pc.and_(pc.greater_equal(times, first), pc.less_equal(times, last))
     return pc.if_else(is_readable, times, pa.scalar(None, _TIME))
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -45,6 +46,10 @@ class Disk:
         self._moments = itertools.count()
         self._syncing = threading.Lock()
         self._synced: dict[Path, int] = {}
+
+    def __reduce__(self) -> tuple[Callable[[Path], Disk], tuple[Path]]:
+        # Locks cannot be pickled. Another process has one for all its threads, too.
+        return _disk_of_process, (self.root,)
 
     def temporary(self) -> Path:
         """Give the folder of temporary files, made when missing."""
@@ -222,6 +227,11 @@ class Disk:
                     )
                 time.sleep(0.002)
             yield  # closing the file gives the lock back
+
+
+@cache
+def _disk_of_process(root: Path) -> Disk:
+    return Disk(root)
 
 
 def _stored(key: str, status: os.stat_result) -> Stored:

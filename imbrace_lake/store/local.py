@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -15,6 +16,7 @@ from imbrace_lake.errors import StoreError, StoreUnavailable
 from imbrace_lake.store.contract import (
     Body,
     Listing,
+    Made,
     Probe,
     Stored,
     check_key,
@@ -22,8 +24,9 @@ from imbrace_lake.store.contract import (
     probe_conditions,
 )
 from imbrace_lake.store.disk import Disk
+from imbrace_lake.store.helper import Helper, HelperLost
 
-THREADS = 8
+THREADS = 4
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,8 +35,9 @@ T = TypeVar("T")
 class LocalStore:
     """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
 
-    Blocking calls run in a few threads of their own. A thread cannot be stopped: a write whose
-    caller was cancelled may still be done, whole, a moment later.
+    Blocking calls run in a few threads of their own, and where there are many writes in a process
+    of their own (helper.py). Neither can be stopped: a write whose caller was cancelled may still be
+    done, whole, a moment later.
     """
 
     def __init__(self, root: Path) -> None:
@@ -41,6 +45,7 @@ class LocalStore:
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._helper = Helper()
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -55,6 +60,7 @@ class LocalStore:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        await self._helper.close()
         if self._threads is not None:
             await asyncio.to_thread(self._threads.shutdown)
             self._threads = None
@@ -82,11 +88,11 @@ class LocalStore:
 
     async def put_new(self, key: str, data: Body) -> Stored:
         check_key(key)
-        return await self._run(self._disk.write_new, key, data)
+        return await self._write(Disk.write_new, key, data)
 
     async def replace(self, key: str, data: Body, etag: str) -> Stored:
         check_key(key)
-        return await self._run(self._disk.write_over, key, data, etag)
+        return await self._write(Disk.write_over, key, data, etag)
 
     async def put(self, key: str, data: bytes) -> Stored:
         check_key(key)
@@ -113,14 +119,39 @@ class LocalStore:
             note = None
         return Probe(self.is_conditional, note)
 
+    async def _write(self, write: Callable[..., Stored], key: str, data: Body, *version: str) -> Stored:
+        if isinstance(data, Made) and self._helper.takes(data):
+            try:
+                with self._explained():
+                    stored, data.sha256 = await self._helper.run(
+                        _written, self._disk, write, key, data, *version
+                    )
+            except HelperLost:
+                pass  # what it may have written by then is met as somebody else's
+            else:
+                return stored
+        return await self._run(write, self._disk, key, data, *version)
+
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._threads is None:
             raise RuntimeError("open the store with `async with` first")
         loop = asyncio.get_running_loop()
-        try:
+        with self._explained():
             return await loop.run_in_executor(self._threads, partial(func, *args, **kwargs))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as exc:
             raise explain(exc, self.url) from exc
+
+
+def _written(
+    disk: Disk, write: Callable[..., Stored], key: str, body: Made, *version: str
+) -> tuple[Stored, str]:
+    """Write where this is called; what was written, and its hash."""
+    return write(disk, key, body, *version), body.sha256
 
 
 def explain(exc: OSError, url: str) -> StoreError:

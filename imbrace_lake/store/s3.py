@@ -17,6 +17,7 @@ from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, Stor
 from imbrace_lake.store.contract import (
     Body,
     Listing,
+    Made,
     Probe,
     Stored,
     StoreOptions,
@@ -24,6 +25,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
+from imbrace_lake.store.helper import Helper, HelperLost
 from imbrace_lake.store.s3_client import Bucket
 from imbrace_lake.store.s3_errors import Missing, Refused
 
@@ -58,6 +60,7 @@ class S3Store:
         self._bucket = Bucket(bucket, options)
         self._base = "".join(f"{segment}/" for segment in segments)
         self._temporary: Path | None = None
+        self._helper = Helper()
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -68,6 +71,7 @@ class S3Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._bucket.close()
+        await self._helper.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
@@ -167,7 +171,7 @@ class S3Store:
 
     async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> Stored:
         """Write under a condition; raises Refused only if it was not this call that wrote the object."""
-        data = await asyncio.to_thread(data) if callable(data) else data
+        data = await self._made(data) if isinstance(data, Made) else data
         size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
         # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
         # connection without telling: the 412 that comes back is then for our own object. The bytes
@@ -194,6 +198,13 @@ class S3Store:
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
         return _stored(key, size, answer["ETag"], now)
+
+    async def _made(self, body: Made) -> bytes | Path:
+        if self._helper.takes(body):
+            with suppress(HelperLost):
+                made, body.sha256 = await self._helper.run(_make, body)
+                return made
+        return await asyncio.to_thread(body)
 
     async def _find_own(self, key: str, mark: str) -> Stored | None:
         try:
@@ -233,6 +244,11 @@ class S3Store:
             sums = {field: answer[field] for field in answer if field in ("ETag", "ChecksumCRC32")}
             parts.append({"PartNumber": number, **sums})
         return parts
+
+
+def _make(body: Made) -> tuple[bytes | Path, str]:
+    """Make a body where this is called; it, and its hash."""
+    return body(), body.sha256
 
 
 def _stored(key: str, size_bytes: int, etag: str, modified_at: datetime) -> Stored:

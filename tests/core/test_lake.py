@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from imbrace_lake.lake.lake import LONGEST_NAME, Lake, Part, encoded, open_lake,
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.schema import DIGEST, SCHEMA, SCHEMA_VERSION, Origin, in_order, to_rows
+from imbrace_lake.store.contract import Made
 from imbrace_lake.store.opening import StoreOptions
 from tests.core.s3_servers import options_for
 from tests.seaweed import Seaweed
@@ -63,10 +65,10 @@ def in_lake(
     return asyncio.run(run())
 
 
-def a_part(conversation_id: str, *message_ids: str) -> bytes:
+def a_part(conversation_id: str, *message_ids: str) -> Made:
     items = [{"_id": message_id, "content": {"text": message_id}} for message_id in message_ids]
     rows = to_rows(items, message_ids, Origin(ORG, conversation_id, "run_1", NOW))
-    return to_parquet(in_order(rows).drop_columns([DIGEST]), {})
+    return Made(partial(to_parquet, in_order(rows).drop_columns([DIGEST]), {}))
 
 
 async def add(lake: Lake, conversation_id: str, number: int, *message_ids: str) -> None:
@@ -232,9 +234,11 @@ def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_a_part_is_told_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
-    body = a_part("c", "a")
+    part = a_part("c", "a")
+    body = part.make()
+    assert isinstance(body, bytes)
 
-    published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, body, 1))
+    published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, part, 1))
 
     assert (tmp_path / published.part.key).read_bytes() == body
     assert published.sha256 == sha256(body).hexdigest()

@@ -1,0 +1,256 @@
+"""A second process of Python that makes and writes objects for one event loop.
+
+In a thread the same work takes the interpreter's lock from the loop some fifty times an object, and
+each time costs two switches between threads: together a quarter of a run on two cores
+(docs/benchmarks.md). What goes to and fro is pickled, over a socket that nobody else has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from statistics import median
+from typing import Any, ParamSpec, TypeVar
+
+from imbrace_lake.store.contract import Made
+
+logger = logging.getLogger(__name__)
+
+# Starting it takes another core a quarter of a second, which some hundred objects earn again.
+START_AFTER = 16
+CLOSE_SECONDS = 30.0
+# A disk that lets most writes wait longer is written by several threads; a quick one by one, which
+# has the lock of its process for itself.
+SLOW_SECONDS = 0.01
+LOOKED_AT = 21
+THREADS = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# Of a call or an answer: its number, and the length of what follows.
+_HEAD = struct.Struct(">QQ")
+
+
+class HelperLost(Exception):
+    """The process ended before it answered; what it was to do it may have done."""
+
+
+class Helper:
+    """The process, started when there is work enough for it and a core to do it on.
+
+    Args:
+        after: How many bodies are made without it.
+    """
+
+    def __init__(self, after: int = START_AFTER) -> None:
+        self._after = after if _cores() > 1 else 0
+        self._asked = 0
+        self._starting: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._last = 0
+        self._is_ready = False
+
+    def takes(self, body: object) -> bool:
+        """Whether what makes and writes a body is to be run here; only what can be pickled is."""
+        if not isinstance(body, Made) or not body.is_portable:
+            return False
+        self._asked += 1
+        if self._asked == self._after:
+            self._starting = asyncio.ensure_future(self._start(body))
+        return self._is_ready
+
+    async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function there; all of it is pickled by name and value, and so is what it raises.
+
+        Raises:
+            HelperLost: The process ended; there is none any more.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise HelperLost
+        self._last += 1
+        answer = self._waiting[self._last] = asyncio.get_running_loop().create_future()
+        self._transport.write(_framed(self._last, partial(func, *args, **kwargs)))
+        result: T = await answer
+        return result
+
+    async def close(self) -> None:
+        """Let it end what was asked of it, and then itself."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._transport is not None:
+            # What is asked already still goes there.
+            self._transport.close()
+        if self._process is not None:
+            if not self._is_ready:
+                # Nobody waits for it, and a short run should not wait until it has begun.
+                self._process.kill()
+            await asyncio.to_thread(_wait, self._process)
+        self._process = self._transport = None
+
+    async def _start(self, body: Made) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = _spawn(theirs)
+            except OSError as exc:
+                ours.close()
+                logger.info("no second process writes objects, this one goes on alone: %s", exc)
+                return
+        self._transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _Answers(self._waiting, self._lost), sock=ours
+        )
+        try:
+            # Whatever the body needs is imported there when it arrives.
+            await self.run(_look_at, body)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the work is done without it
+            logger.info("no second process writes objects, this one goes on alone: %r", exc)
+        else:
+            self._is_ready = True
+
+    def _lost(self) -> None:
+        self._is_ready = False
+        waiting = [answer for answer in self._waiting.values() if not answer.done()]
+        self._waiting.clear()
+        for answer in waiting:
+            answer.set_exception(HelperLost())
+        if waiting:
+            logger.warning("the second process that writes objects has ended; this one goes on alone")
+
+
+class _Answers(asyncio.Protocol):
+    """What comes back; an answer that nobody waits for any more is dropped."""
+
+    def __init__(self, waiting: dict[int, asyncio.Future[Any]], on_end: Callable[[], None]) -> None:
+        self._waiting = waiting
+        self._on_end = on_end
+        self._held = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        while len(self._held) >= _HEAD.size:
+            number, length = _HEAD.unpack_from(self._held)
+            end = _HEAD.size + length
+            if len(self._held) < end:
+                return
+            result, error = pickle.loads(self._held[_HEAD.size : end])  # noqa: S301 - our own process
+            del self._held[:end]
+            answer = self._waiting.pop(number)
+            if answer.done():
+                continue
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_end()
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
+    # Not `multiprocessing`, which would import the main module there as well: an orchestrator.
+    return subprocess.Popen(  # noqa: S603 - this interpreter and this module
+        [sys.executable, "-m", __name__, str(connection.fileno())],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[connection.fileno()],
+    )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _framed(number: int, message: object) -> bytes:
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _HEAD.pack(number, len(body)) + body
+
+
+# -- the other process ----------------------------------------------------------------------------
+
+
+def _look_at(body: Made) -> None:
+    """Do nothing with what was unpickled."""
+
+
+def serve(connection: socket.socket) -> None:
+    """Do what is asked until nobody can ask any more."""
+    turn = threading.Lock()
+
+    def answer(number: int, call: bytes) -> None:
+        told = _framed(number, _outcome(call))
+        with turn, suppress(OSError):
+            connection.sendall(told)
+
+    waits: list[float] = []
+    threads: ThreadPoolExecutor | None = None
+    with connection.makefile("rb") as stream:
+        for number, call in _calls(stream):
+            if threads is not None:
+                threads.submit(answer, number, call)
+                continue
+            began, computed = time.monotonic(), time.thread_time()
+            answer(number, call)
+            waits.append((time.monotonic() - began) - (time.thread_time() - computed))
+            if len(waits) == LOOKED_AT:
+                # Not the mean: a busy machine lets some of them wait for a core.
+                if median(waits) > SLOW_SECONDS:
+                    threads = ThreadPoolExecutor(THREADS)
+                waits.clear()
+    if threads is not None:
+        threads.shutdown()
+
+
+def _calls(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    while len(head := stream.read(_HEAD.size)) == _HEAD.size:
+        number, length = _HEAD.unpack(head)
+        if len(call := stream.read(length)) < length:
+            return
+        yield number, call
+
+
+def _outcome(call: bytes) -> tuple[Any, Exception | None]:
+    """What a call gives, and what it raises: that is raised where it was asked for."""
+    try:
+        return pickle.loads(call)(), None  # noqa: S301 - from the process that started this one
+    except Exception as exc:  # noqa: BLE001
+        try:
+            pickle.loads(pickle.dumps(exc))  # noqa: S301 - our own
+        except Exception:  # noqa: BLE001 - of some errors only the text can be brought over
+            return None, RuntimeError(f"{type(exc).__name__}: {exc}")
+        return None, exc
+
+
+if __name__ == "__main__":
+    # Ctrl-C in a terminal reaches it too, but the process that it helps says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as ours:
+        serve(ours)

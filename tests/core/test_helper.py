@@ -1,0 +1,228 @@
+"""The second process that makes and writes objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import pytest
+
+from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.store import helper
+from imbrace_lake.store.contract import Made
+from imbrace_lake.store.helper import Helper, HelperLost
+from imbrace_lake.store.local import LocalStore
+from imbrace_lake.store.opening import Store, open_store
+from tests.core.s3_servers import options_for
+
+T = TypeVar("T")
+
+BODY = b"whatever it is " * 1_000
+
+
+def portable(text: bytes = BODY) -> Made:
+    return Made(partial(bytes, text), is_portable=True)
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper, "_cores", lambda: 2)
+
+
+def helped(work: Callable[[Helper], Awaitable[T]]) -> T:
+    """Run with a process that is ready."""
+
+    async def run() -> T:
+        one = Helper(after=1)
+        try:
+            await until_ready(one)
+            return await work(one)
+        finally:
+            await one.close()
+
+    return asyncio.run(run())
+
+
+async def until_ready(one: Helper) -> None:
+    async with asyncio.timeout(60):
+        while not one.takes(portable()):  # noqa: ASYNC110 - it says nothing when it is ready
+            await asyncio.sleep(0.01)
+
+
+def test_work_is_done_in_another_process() -> None:
+    assert helped(lambda one: one.run(os.getpid)) != os.getpid()
+
+
+def test_many_calls_at_once_get_each_their_own_answer() -> None:
+    async def work(one: Helper) -> list[bytes]:
+        return await asyncio.gather(*(one.run(bytes, number) for number in range(500)))
+
+    assert [*map(len, helped(work))] == [*range(500)]
+
+
+def test_megabytes_come_whole() -> None:
+    body = os.urandom(5_000_000)
+
+    assert helped(lambda one: one.run(bytes, body)) == body
+
+
+def test_what_is_raised_there_is_raised_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        helped(lambda one: one.run(divmod, 1, 0))
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raise_unpicklable() -> None:
+    raise Unpicklable(1, 2)
+
+
+def test_an_error_that_cannot_be_brought_over_is_told_by_its_text() -> None:
+    with pytest.raises(RuntimeError, match="Unpicklable: 1 and 2"):
+        helped(lambda one: one.run(raise_unpicklable))
+
+
+def test_a_process_that_dies_is_told_to_whoever_waits_and_asked_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work(one: Helper) -> None:
+        process = await one.run(os.getpid)
+        waiting = asyncio.ensure_future(one.run(time.sleep, 60))
+        await asyncio.sleep(0.1)
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(HelperLost):
+            await waiting
+        assert not one.takes(portable())
+        with pytest.raises(HelperLost):
+            await one.run(os.getpid)
+
+    with caplog.at_level(logging.WARNING):
+        helped(work)
+
+    assert "goes on alone" in caplog.text
+
+
+def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody() -> None:
+    async def work(one: Helper) -> int:
+        waiting = asyncio.ensure_future(one.run(time.sleep, 0.2))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        return await one.run(abs, -3)
+
+    assert helped(work) == 3
+
+
+def test_it_ends_with_the_process_that_it_helps() -> None:
+    async def work(one: Helper) -> int:
+        return await one.run(os.getpid)
+
+    process = helped(work)
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_disk_that_is_slow_is_written_by_several_threads() -> None:
+    async def work(one: Helper) -> float:
+        for _ in range(helper.LOOKED_AT):
+            await one.run(time.sleep, 2 * helper.SLOW_SECONDS)
+        began = time.monotonic()
+        await asyncio.gather(*(one.run(time.sleep, 0.5) for _ in range(8)))
+        return time.monotonic() - began
+
+    # One after the other they take four seconds.
+    assert helped(work) < 3.5
+
+
+@pytest.mark.parametrize(
+    ("body", "cores"),
+    [(Made(lambda: BODY), 2), (Made(partial(bytes, BODY)), 2), (BODY, 2), (portable(), 1)],
+)
+def test_what_cannot_be_sent_and_what_has_no_core_starts_no_process(
+    body: object, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "_cores", lambda: cores)
+
+    async def run() -> bool:
+        one = Helper(after=1)
+        taken = [one.takes(body) for _ in range(3)]
+        is_started = one._starting is not None
+        await one.close()
+        return is_started or any(taken)
+
+    assert not asyncio.run(run())
+
+
+# -- the stores -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(str(tmp_path))
+    options = options_for(request.getfixturevalue("s3"))
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/{uuid4().hex}", options)
+
+
+def with_helper(store: Store, work: Callable[[Helper], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with store:
+            one = Helper(after=1)
+            store._helper = one  # type: ignore[attr-defined]
+            await until_ready(one)
+            return await work(one)
+
+    return asyncio.run(run())
+
+
+def test_an_object_made_and_written_there_is_that_of_here(store: Store) -> None:
+    async def work(one: Helper) -> None:
+        body = portable()
+        stored = await store.put_new("a/b", body)
+        assert stored == await store.head("a/b")
+        assert await store.get("a/b") == BODY
+        assert body.sha256 == sha256(BODY).hexdigest()
+        with pytest.raises(ObjectExists):
+            await store.put_new("a/b", portable(b"other"))
+        newer = await store.replace("a/b", portable(b"newer"), stored.etag)
+        assert await store.get("a/b") == b"newer"
+        assert newer == await store.head("a/b")
+
+    with_helper(store, work)
+
+
+def test_an_object_is_written_here_when_the_other_process_is_lost(store: Store) -> None:
+    async def work(one: Helper) -> None:
+        os.kill(await one.run(os.getpid), signal.SIGSTOP)
+        writing = asyncio.ensure_future(store.put_new("a", body := portable()))
+        await asyncio.sleep(0.1)
+        assert one._process is not None
+        one._process.kill()
+        await writing
+        assert await store.get("a") == BODY
+        assert body.sha256 == sha256(BODY).hexdigest()
+
+    with_helper(store, work)
+
+
+def test_a_disk_that_refuses_there_is_explained_as_here(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+
+    async def work(one: Helper) -> None:
+        (tmp_path / "a").write_bytes(b"a file")
+        with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
+            await store.put_new("a/b", portable())
+
+    with_helper(store, work)

@@ -56,8 +56,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _peer(name: str, module: str, messages: str) -> Contender:
-    command = (peers_python(), "-m", f"benchmarks.peers.{module}")
+def _peer(name: str, module: str, messages: str, *arguments: str) -> Contender:
+    command = (peers_python(), "-m", f"benchmarks.peers.{module}", *arguments)
     return Contender(name, command, messages, "_id", is_lake=False)
 
 
@@ -70,6 +70,7 @@ _MAKE: dict[str, Callable[[ExitStack], Contender]] = {
     "httpx-aiohttp": lambda _: contenders.bare("httpx-aiohttp"),
     "httpx-aiohttp-fsync": lambda _: contenders.bare("httpx-aiohttp", is_synced=True),
     "dlt": lambda _: _peer("dlt", "dlt_export", "lake/messages"),
+    "dlt-tuned": lambda _: _peer("dlt, tuned", "dlt_export", "lake/messages", "--tuned"),
     "singer": lambda _: _peer("Singer SDK", "singer_export", "messages"),
 }
 

@@ -26,12 +26,13 @@ from functools import partial
 from statistics import median
 from typing import Any, ParamSpec, TypeVar
 
-from imbrace_lake.store.contract import Made
+from imbrace_lake.store.contract import Body, Made
 
 logger = logging.getLogger(__name__)
 
 # Starting it takes another core a quarter of a second, which some hundred objects earn again.
 START_AFTER = 16
+MOST_BYTES = 2**20
 CLOSE_SECONDS = 30.0
 # A disk that lets most writes wait longer is written by several threads; a quick one by one, which
 # has the lock of its process for itself.
@@ -54,6 +55,9 @@ class Helper:
 
     Args:
         after: How many bodies are made without it.
+
+    Attributes:
+        is_ready: Whether it can be asked.
     """
 
     def __init__(self, after: int = START_AFTER) -> None:
@@ -64,16 +68,18 @@ class Helper:
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._last = 0
-        self._is_ready = False
+        self.is_ready = False
 
-    def takes(self, body: object) -> bool:
-        """Whether what makes and writes a body is to be run here; only what can be pickled is."""
+    def takes(self, body: Body) -> bool:
+        """Whether what makes and writes a body is to be run here; only what is quickly pickled is."""
+        if isinstance(body, bytes):
+            return self.is_ready and len(body) <= MOST_BYTES
         if not isinstance(body, Made) or not body.is_portable:
             return False
         self._asked += 1
         if self._asked == self._after:
             self._starting = asyncio.ensure_future(self._start(body))
-        return self._is_ready
+        return self.is_ready
 
     async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function there; all of it is pickled by name and value, and so is what it raises.
@@ -98,7 +104,7 @@ class Helper:
             # What is asked already still goes there.
             self._transport.close()
         if self._process is not None:
-            if not self._is_ready:
+            if not self.is_ready:
                 # Nobody waits for it, and a short run should not wait until it has begun.
                 self._process.kill()
             await asyncio.to_thread(_wait, self._process)
@@ -122,10 +128,10 @@ class Helper:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the work is done without it
             logger.info("no second process writes objects, this one goes on alone: %r", exc)
         else:
-            self._is_ready = True
+            self.is_ready = True
 
     def _lost(self) -> None:
-        self._is_ready = False
+        self.is_ready = False
         waiting = [answer for answer in self._waiting.values() if not answer.done()]
         self._waiting.clear()
         for answer in waiting:

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -96,10 +96,14 @@ class LocalStore:
 
     async def put(self, key: str, data: bytes) -> Stored:
         check_key(key)
-        return await self._run(self._disk.write_over, key, data, None)
+        return await self._write(Disk.write_over, key, data, None)
 
     async def delete(self, key: str) -> None:
         check_key(key)
+        if self._helper.is_ready:
+            with suppress(HelperLost), self._explained():
+                await self._helper.run(Disk.remove, self._disk, key)
+                return
         await self._run(self._disk.remove, key)
 
     def temporary_directory(self) -> Path:
@@ -119,17 +123,16 @@ class LocalStore:
             note = None
         return Probe(self.is_conditional, note)
 
-    async def _write(self, write: Callable[..., Stored], key: str, data: Body, *version: str) -> Stored:
-        if isinstance(data, Made) and self._helper.takes(data):
-            try:
-                with self._explained():
-                    stored, data.sha256 = await self._helper.run(
-                        _written, self._disk, write, key, data, *version
-                    )
-            except HelperLost:
-                pass  # what it may have written by then is met as somebody else's
-            else:
+    async def _write(
+        self, write: Callable[..., Stored], key: str, data: Body, *version: str | None
+    ) -> Stored:
+        if self._helper.takes(data):
+            with suppress(HelperLost), self._explained():
+                stored, digest = await self._helper.run(_written, self._disk, write, key, data, *version)
+                if isinstance(data, Made):
+                    data.sha256 = digest
                 return stored
+            # What it may have written by then is met as somebody else's.
         return await self._run(write, self._disk, key, data, *version)
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -148,10 +151,10 @@ class LocalStore:
 
 
 def _written(
-    disk: Disk, write: Callable[..., Stored], key: str, body: Made, *version: str
+    disk: Disk, write: Callable[..., Stored], key: str, body: Body, *version: str | None
 ) -> tuple[Stored, str]:
-    """Write where this is called; what was written, and its hash."""
-    return write(disk, key, body, *version), body.sha256
+    """Write where this is called; what was written and, of what is made there, the hash."""
+    return write(disk, key, body, *version), body.sha256 if isinstance(body, Made) else ""
 
 
 def explain(exc: OSError, url: str) -> StoreError:

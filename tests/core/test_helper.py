@@ -18,7 +18,7 @@ import pytest
 
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.store import helper
-from imbrace_lake.store.contract import Made
+from imbrace_lake.store.contract import Body, Made
 from imbrace_lake.store.helper import Helper, HelperLost
 from imbrace_lake.store.local import LocalStore
 from imbrace_lake.store.opening import Store, open_store
@@ -148,10 +148,10 @@ def test_a_disk_that_is_slow_is_written_by_several_threads() -> None:
 
 @pytest.mark.parametrize(
     ("body", "cores"),
-    [(Made(lambda: BODY), 2), (Made(partial(bytes, BODY)), 2), (BODY, 2), (portable(), 1)],
+    [(Made(lambda: BODY), 2), (Made(partial(bytes, BODY)), 2), (BODY, 2), (Path(), 2), (portable(), 1)],
 )
 def test_what_cannot_be_sent_and_what_has_no_core_starts_no_process(
-    body: object, cores: int, monkeypatch: pytest.MonkeyPatch
+    body: Body, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(helper, "_cores", lambda: cores)
 
@@ -199,6 +199,11 @@ def test_an_object_made_and_written_there_is_that_of_here(store: Store) -> None:
         newer = await store.replace("a/b", portable(b"newer"), stored.etag)
         assert await store.get("a/b") == b"newer"
         assert newer == await store.head("a/b")
+        plain = await store.put("a/b", b"plain")
+        assert (await store.get("a/b"), plain) == (b"plain", await store.head("a/b"))
+        await store.delete("a/b")
+        await store.delete("a/b")
+        assert await store.head("a/b") is None
 
     with_helper(store, work)
 
@@ -211,6 +216,9 @@ def test_an_object_is_written_here_when_the_other_process_is_lost(store: Store) 
         assert one._process is not None
         one._process.kill()
         await writing
+        await store.put("b", b"another")
+        await store.delete("b")
+        assert [one.key for one in await store.list("")] == ["a"]
         assert await store.get("a") == BODY
         assert body.sha256 == sha256(BODY).hexdigest()
 

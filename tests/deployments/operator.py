@@ -158,6 +158,7 @@ class Worker:
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(PATIENCE_SECONDS)
+        self._process = None
 
     def kill(self) -> None:
         """End it and its runs at once, as a machine that loses its power does."""

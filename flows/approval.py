@@ -14,9 +14,9 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.flow_runs import asuspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import deployment
 from pydantic import Field
 
+from flows.deployed import is_deployed
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
 
@@ -43,7 +43,7 @@ def check_can_ask() -> None:
     Raises:
         UsageError: The run is of no deployment, so no worker could go on with it.
     """
-    if deployment.id is None:
+    if not is_deployed():
         raise UsageError(
             "only a run of a deployment can ask before it reads: leave `ask_first` out, and see the plan"
             " with `imbrace-lake plan`"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect.blocks.core import Block
-from prefect.runtime import deployment
 from pydantic import Field, HttpUrl, SecretStr
 
+from flows.deployed import is_deployed
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION, Settings, load_settings
@@ -133,7 +133,7 @@ def connect(
         given["lake"] = lake.url
     settings = load_settings(**given)
     # A worker runs each flow in a temporary directory, where a lake would be lost.
-    if deployment.id is not None and settings.lake is not None and is_relative(settings.lake):
+    if is_deployed() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(
             f"the lake {settings.lake} is relative to wherever a run works: give a whole path"
         )

@@ -17,9 +17,10 @@ from prefect.client.schemas.objects import DeploymentStatus, FlowRun, State, Sta
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
+from flows.deployed import is_deployed
 from imbrace_lake.errors import UsageError
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import read_header
@@ -71,7 +72,7 @@ async def check_can_shard(settings: Settings) -> None:
             f" setup` and `prefect deploy --all`, {instead}"
         )
     # The worker of a run that is itself of a deployment may be the only one, and may have gone meanwhile.
-    if deployment.id is None and found.status == DeploymentStatus.NOT_READY:
+    if not is_deployed() and found.status == DeploymentStatus.NOT_READY:
         raise UsageError(
             f"no worker asks for runs of {DEPLOYMENT}: start one by `prefect worker start --pool"
             f" {found.work_pool_name}`, {instead}"
@@ -88,7 +89,7 @@ async def has_shards(run: ExportRun, settings: Settings, conversations: int) -> 
         return False
     if settings.shard_size is None:
         # What nobody asked for is done only where it is sure to work.
-        can_start = deployment.id is not None and bool(run.lake.store.is_conditional)
+        can_start = is_deployed() and bool(run.lake.store.is_conditional)
         return can_start and await _find_deployment() is not None
     if not run.lake.store.is_conditional:
         raise UsageError(

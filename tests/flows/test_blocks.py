@@ -9,7 +9,6 @@ from unittest.mock import patch
 from uuid import UUID
 
 import pytest
-from prefect.runtime import deployment
 from pydantic import SecretStr
 
 from flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
@@ -75,7 +74,7 @@ def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_a
 
 def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
     with (
-        patch.object(deployment, "id", "a-deployment", create=True),
+        patch("flows.blocks.is_deployed", return_value=True),
         pytest.raises(SettingsError, match="give a whole path"),
     ):
         connect(CREDENTIALS, None)
@@ -83,7 +82,7 @@ def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
 
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
 def test_a_lake_that_is_the_same_from_everywhere_is_not_refused(lake: str) -> None:
-    with patch.object(deployment, "id", "a-deployment", create=True):
+    with patch("flows.blocks.is_deployed", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
 
 

@@ -1,7 +1,7 @@
 """A second process of Python that makes and writes objects for one event loop.
 
 In a thread the same work takes the interpreter's lock from the loop some fifty times an object, and
-each time costs two switches between threads: together a quarter of a run on two cores
+each time costs two switches between threads: together a fifth of a run on two cores
 (docs/benchmarks.md). What goes to and fro is pickled, over a socket that nobody else has.
 """
 

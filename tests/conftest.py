@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
 from tests.seaweed import Seaweed
@@ -23,17 +24,35 @@ settings.load_profile("unhurried")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The modules that take minutes: what they run, smaller tests have run before, and coverage makes a
+# process half as slow again.
+UNMEASURED = ("deployments", "browser", "acceptance")
+PAUSED = pytest.StashKey[Coverage]()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take minutes, so that none of them runs alone at the end."""
-    first = ["deployments", "browser", "acceptance"]
-    rank = {name: place for place, name in enumerate(first)}
-    items.sort(key=lambda item: rank.get(item.path.parent.name, len(first)))
+    rank = {name: place for place, name in enumerate(UNMEASURED)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _measure_only_this_process() -> None:
-    """Coverage makes a process half as slow again, and those that tests start bring it next to nothing."""
+    """Let coverage out of the processes that tests start: they bring it next to nothing."""
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Measure the coverage of small tests only; before any fixture, whose threads would be measured on."""
+    coverage, stash = Coverage.current(), item.config.stash
+    if item.path.parent.name in UNMEASURED:
+        if coverage is not None:
+            coverage.stop()
+            stash[PAUSED] = coverage
+    elif PAUSED in stash:
+        stash[PAUSED].start()
+        del stash[PAUSED]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.notes import Notes
-from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
+from imbrace_lake.lake.entries import ConversationEntry
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,20 @@ async def export_chunk(
     """
     notes = run.half_done.setdefault(name, Notes(run.journal, name))
     done = notes.done
+    # What a killed run of the same job had done is not done again.
+    resumed = run.resumed.of_each(one for one in conversation_ids if one not in done)
+    for conversation_id, entry in resumed.items():
+        done[conversation_id] = replace(entry, run_id=run.run_id)
+        run.progress.note(done[conversation_id])
+    to_do = [one for one in conversation_ids if one not in done]
+    known = run.known.of_each(to_do)
     failed: dict[str, ImbraceLakeError] = {}
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
             try:
-                done[conversation_id] = await _export_or_resume(run, conversation_id)
+                before = known.pop(conversation_id, None)
+                done[conversation_id] = await export_conversation(run, conversation_id, before)
                 await notes.keep_up()
             except ImbraceLakeError as exc:
                 if exc.is_fatal:
@@ -59,9 +67,8 @@ async def export_chunk(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for conversation_id in conversation_ids:
-                if conversation_id not in done:
-                    group.create_task(export(conversation_id))
+            for conversation_id in to_do:
+                group.create_task(export(conversation_id))
     except BaseExceptionGroup as failures:
         # Callers write `except ImbraceLakeError`, and a group would slip past them.
         raise failures.exceptions[0] from None
@@ -73,7 +80,7 @@ async def export_chunk(
         return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
     lost = [_failed(run, one, error) for one, error in failed.items()]
     if lost:
-        await run.journal.note("conversations", f"{name}-failed", conversation_rows(lost))
+        await run.journal.note_entries(f"{name}-failed", lost)
     entries = [*done.values(), *lost]
     del run.half_done[name]
     statuses = _statuses(entries)
@@ -82,16 +89,6 @@ async def export_chunk(
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
     run.note_dead(dead)
     return ChunkResult(statuses, dead, is_worth_retrying)
-
-
-async def _export_or_resume(run: ExportRun, conversation_id: str) -> ConversationEntry:
-    """Export a conversation, unless a killed run of the same job had done so."""
-    before = run.resumed.of(conversation_id)
-    if before is None:
-        return await export_conversation(run, conversation_id)
-    entry = replace(before, run_id=run.run_id)
-    run.progress.note(entry)
-    return entry
 
 
 def _statuses(entries: Iterable[ConversationEntry]) -> Counter[str]:

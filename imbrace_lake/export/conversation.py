@@ -15,7 +15,7 @@ from imbrace_lake.export.window import export_window
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
 from imbrace_lake.gateway.seen import Seen
-from imbrace_lake.lake.entries import PROVEN, ConversationEntry, part_entries
+from imbrace_lake.lake.entries import PROVEN, ConversationEntry, ConversationStatus, part_entries
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.publish import Publication, Published, somewhere
@@ -30,12 +30,19 @@ JOINED = "joined"
 MANY_PAGES = 4
 
 
-async def export_conversation(run: ExportRun, conversation_id: str) -> ConversationEntry:
+async def export_conversation(
+    run: ExportRun, conversation_id: str, known: ConversationEntry | None
+) -> ConversationEntry:
     """Read a conversation, prove that it was read whole, and bring the lake up to it.
 
     One that stands as it stood costs one request and no read of the lake's messages. One that grew
     is read from its newest message down to what the lake has, if the counts agree; all others are
     walked from top to bottom. A run for a window of time reads that and no more.
+
+    Args:
+        run: What all conversations of the run share.
+        conversation_id: Which.
+        known: How it stood when it was last proven; None if it never was.
 
     Returns:
         Its entry, ``complete``, ``unchanged`` or ``gone``.
@@ -46,7 +53,7 @@ async def export_conversation(run: ExportRun, conversation_id: str) -> Conversat
     """
     parts = run.partitions.of(run.organization_id, conversation_id)
     with run.room() as room:
-        export = _Export(run, conversation_id, run.known.of(conversation_id), parts, room)
+        export = _Export(run, conversation_id, known, parts, room)
         try:
             if run.window.is_open:
                 return await export.run()
@@ -81,10 +88,14 @@ class _Export:
 
     async def _look_for_news(self, known: ConversationEntry) -> ConversationEntry:
         """Read from the head down to what the lake has, or no more than the head."""
-        head = await self._get_page(0, self._run.page_size)
+        etag = known.head_etag if self._is_told_by_head(known) else None
+        self._requests += 1
+        head = await self._run.gateway.get_head(self._id, limit=self._run.page_size, etag=etag)
+        if head is None:
+            return self._unchanged(known)
         reading = self._reading(head)
         if reading.stands_as(known, self._parts) and reading.is_far_enough(head):
-            return self._unchanged(known)
+            return self._unchanged(replace(known, head_etag=head.etag))
         held = await self._read_held(self._parts)
         reading.expect(await somewhere(held.is_in_memory, held.live))
         # Pages read side by side reach beyond where the walk ends, so there must be many new ones.
@@ -95,6 +106,20 @@ class _Export:
             # Something was deleted, or is missing: only a walk that begins now can tell what.
             return await self._walk_whole(held)
         return await self._publish(reading, proof, held)
+
+    def _is_told_by_head(self, known: ConversationEntry) -> bool:
+        """Whether the conversation stands as it stood if the gateway answers for its head as it did then."""
+        policy = self._run.policy
+        head = known.head_messages or 0
+        is_asleep = (
+            known.last_message_at is not None and known.last_message_at < self._started_at - policy.look_back
+        )
+        return (
+            known.status in PROVEN
+            and known.server_count == known.distinct_messages
+            and (head >= policy.look_back_messages or head == known.server_count or is_asleep)
+            and _are_those_of(self._parts, known)
+        )
 
     async def _walk_whole(self, held: Held) -> ConversationEntry:
         reading = self._reading(None)
@@ -185,31 +210,42 @@ class _Export:
             requests=self._requests,
         )
 
-    def _carried(self, known: ConversationEntry) -> ConversationEntry:
+    def _carried(
+        self,
+        known: ConversationEntry,
+        status: ConversationStatus,
+        *,
+        proven_until: datetime | None,
+        reason: str | None = None,
+        is_dead_letter: bool = False,
+    ) -> ConversationEntry:
         """What was known, as an entry of this run."""
         return replace(
             known,
             run_id=self._run.run_id,
+            status=status,
+            reason=reason,
+            is_dead_letter=is_dead_letter,
             new_messages=0,
             edited_messages=0,
             deleted_messages=0,
-            is_dead_letter=False,
-            reason=None,
+            proven_until=proven_until,
             requests=self._requests,
             started_at=self._started_at,
             finished_at=self._run.clock(),
         )
 
     def _unchanged(self, known: ConversationEntry) -> ConversationEntry:
-        entry = replace(self._carried(known), status="unchanged", proven_until=self._started_at)
+        entry = self._carried(known, "unchanged", proven_until=self._started_at)
         self._run.progress.note(entry)
         return entry
 
     def gone(self, reason: str) -> ConversationEntry:
         """The gateway does not have it; said once, for what is known to be gone fails no later run."""
         is_news = self._known is None and not self._parts
-        entry = replace(
-            self._carried(self._known or self._blank()), status="gone", reason=reason, is_dead_letter=is_news
+        known = self._known or self._blank()
+        entry = self._carried(
+            known, "gone", proven_until=known.proven_until, reason=reason, is_dead_letter=is_news
         )
         self._run.progress.note(entry)
         return entry
@@ -238,6 +274,7 @@ class _Export:
             newest_message_id=reading.newest_id,
             head_messages=reading.head_messages,
             head_hash=reading.head_hash,
+            head_etag=reading.head_etag,
             full_walk_at=known.full_walk_at if is_joined else self._started_at,
             parts=part_entries(published.parts),
         )
@@ -270,6 +307,7 @@ class Reading:
         self._new = Seen()
         self.newest_id: str | None = None
         self.head_hash = ""
+        self.head_etag = ""
         self.head_messages = 0
 
     def stands_as(self, known: ConversationEntry, parts: Sequence[Part]) -> bool:
@@ -322,6 +360,7 @@ class Reading:
             self.newest_id = page.ids[0] if page.ids else None
             self.head_messages = len(page.ids)
             self.head_hash = content_hash(rows)
+            self.head_etag = page.etag
 
     def is_enough(self, page: Page) -> bool:
         """Whether everything below this page is in the lake, as far as position and count can tell.

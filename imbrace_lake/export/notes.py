@@ -6,7 +6,7 @@ import asyncio
 import time
 from itertools import islice
 
-from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
+from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.ledger import Journal
 
 # What is done is written down this often, or when so many are.
@@ -46,9 +46,9 @@ class Notes:
                 return
             self._noted_at = time.monotonic()
             count = len(self.done)
-            rows = conversation_rows(islice(self.done.values(), self._first, count))
-            await self._journal.note("conversations", f"{self._name}-{self._first}", rows)
+            entries = [*islice(self.done.values(), self._first, count)]
+            await self._journal.note_entries(f"{self._name}-{self._first}", entries)
             # Only now: what could not be written is news the next time as well.
             self._noted = count
-            if rows.num_rows >= MOST_NOTED:
+            if len(entries) >= MOST_NOTED:
                 self._first = count

@@ -163,7 +163,7 @@ async def make_plan(
         if is_everything:
             wanted |= dict.fromkeys(entry.conversation_id for entry in known.entries())
         ids = list(wanted)
-        new = [one for one in ids if known.of(one) is None]
+        new = [one for one in ids if one not in known]
         sample = await _sample(timed, new, settings.page_size)
         planning_requests = gateway.traffic.requests
     again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)

@@ -35,7 +35,15 @@ from imbrace_lake.errors import (
     RateLimited,
     TokenRejected,
 )
-from imbrace_lake.gateway.models import Links, Malformed, Page, decode_json, parse_links, parse_page
+from imbrace_lake.gateway.models import (
+    Links,
+    Malformed,
+    Page,
+    decode_json,
+    etag_of,
+    parse_links,
+    parse_page,
+)
 from imbrace_lake.gateway.pacing import Gate, TurnedAway
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 
@@ -153,6 +161,24 @@ class GatewayClient:
             ConversationNotFound: The gateway has no such conversation.
             GatewayError: As its class says.
         """
+        return await self._get(*self._page_request(conversation_id, skip, limit))
+
+    async def get_head(self, conversation_id: str, *, limit: int, etag: str | None) -> Page | None:
+        """Fetch the newest messages; None if the answer is the one whose `Page.etag` is given.
+
+        To parse an answer costs as much again as to receive it.
+
+        Raises:
+            ConversationNotFound: The gateway has no such conversation.
+            GatewayError: As its class says.
+        """
+        path, query, parse = self._page_request(conversation_id, 0, limit)
+        return await self._get(path, query, lambda body: None if etag_of(body) == etag else parse(body))
+
+    def _page_request(
+        self, conversation_id: str, skip: int, limit: int
+    ) -> tuple[str, Callable[[int], str], Callable[[bytes], Page]]:
+        """Path, query and parser of a page."""
         path = f"/conversations/{quote(conversation_id, safe='')}/messages"
         asked = limit
         lengths: list[int] = []
@@ -175,7 +201,7 @@ class GatewayClient:
             self._longest_page = max(self._longest_page, len(page.ids))
             return page
 
-        return await self._get(path, query, parse)
+        return path, query, parse
 
     def _is_short(self, page: Page, asked: int) -> bool:
         """Whether a page may have lost messages on the way: it brings fewer than it should.

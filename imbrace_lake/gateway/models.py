@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -39,6 +40,7 @@ class Page:
         has_more: Whether the gateway says that older ones remain; None if it does not say.
         is_exact: One of the two counts equals what came, so the body was not cut.
         size_bytes: Length of the body.
+        etag: What `etag_of` gives for the body of the first page; empty for all others.
     """
 
     skip: int
@@ -48,6 +50,7 @@ class Page:
     has_more: bool | None
     is_exact: bool
     size_bytes: int = 0
+    etag: str = ""
 
     @property
     def end(self) -> int:
@@ -103,6 +106,11 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+def etag_of(body: bytes) -> str:
+    """32 hexadecimal digits that stand for a body, byte for byte; the gateway sends no `ETag` of its own."""
+    return sha256(body).hexdigest()[:32]
+
+
 def parse_page(body: bytes, skip: int) -> Page:
     """Parse one page of messages.
 
@@ -128,6 +136,7 @@ def parse_page(body: bytes, skip: int) -> Page:
         has_more=has_more if isinstance(has_more, bool) else None,
         is_exact=len(counts) == 2 and min(counts) == len(items),
         size_bytes=len(body),
+        etag="" if skip else etag_of(body),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+import orjson
 import pyarrow as pa
+import pyarrow.json
 
 from imbrace_lake.lake.lake import PublishedPart
 from imbrace_lake.lake.schema import SCHEMA
@@ -54,6 +57,7 @@ CONVERSATIONS = pa.schema(
         pa.field("newest_message_id", pa.string()),
         pa.field("head_messages", pa.int64()),
         pa.field("head_hash", pa.string()),
+        pa.field("head_etag", pa.string()),
         pa.field("full_walk_at", _TIME),
         pa.field(
             "parts",
@@ -72,6 +76,11 @@ CONVERSATIONS = pa.schema(
         pa.field("started_at", _TIME),
         pa.field("finished_at", _TIME, nullable=False),
     ]
+)
+
+# JSON has the microseconds, which a column of milliseconds does not take as text.
+_AS_LINES = pa.schema(
+    [field.with_type(pa.timestamp("us", "UTC")) if field.type == _TIME else field for field in CONVERSATIONS]
 )
 
 RUNS = pa.schema(
@@ -155,6 +164,7 @@ class ConversationEntry:
     newest_message_id: str | None = None
     head_messages: int | None = None
     head_hash: str | None = None
+    head_etag: str | None = None
     full_walk_at: datetime | None = None
     parts: tuple[PartEntry, ...] = ()
     requests: int = 0
@@ -205,6 +215,19 @@ def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
     ]
     arrays = [pa.array(columns[field.name], field.type) for field in CONVERSATIONS]
     return pa.Table.from_arrays(arrays, schema=CONVERSATIONS)
+
+
+def entry_lines(entries: Iterable[ConversationEntry]) -> bytes:
+    """Entries as lines of JSON: where they are few, in a twentieth of the time that Parquet takes."""
+    return b"\n".join(orjson.dumps(entry, option=orjson.OPT_UTC_Z) for entry in entries)
+
+
+def rows_of_lines(body: bytes) -> pa.Table:
+    """What `entry_lines` has written, as rows of the ledger."""
+    read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(body) + 1)
+    parse = pyarrow.json.ParseOptions(explicit_schema=_AS_LINES, unexpected_field_behavior="ignore")
+    rows = pyarrow.json.read_json(io.BytesIO(body), read_options=read, parse_options=parse)
+    return rows.select(CONVERSATIONS.names).cast(CONVERSATIONS, safe=False)
 
 
 def run_row(values: Mapping[str, Any], totals: RunTotals) -> pa.Table:

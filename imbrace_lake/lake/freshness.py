@@ -41,7 +41,7 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
     """Every conversation that the lake has heard of with the age of its proof, the stalest first."""
     known = await read_known(lake, organization_id)
     ids = await read_every_id(lake, organization_id, await lake.list_partitions(organization_id))
-    unproven = [Freshness(one, "unproven", None, None) for one in ids if known.of(one) is None]
+    unproven = [Freshness(one, "unproven", None, None) for one in ids if one not in known]
     return [*unproven, *freshness(known.entries(), now)]
 
 

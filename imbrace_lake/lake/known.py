@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +31,25 @@ class Entries:
 
     def of(self, conversation_id: str) -> ConversationEntry | None:
         """The entry of one conversation."""
+        return self.of_each([conversation_id]).get(conversation_id)
+
+    def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
+        """The entries of some conversations, by their ids; a row alone takes four times as long."""
+        rows = [row for one in conversation_ids if (row := self._row(one)) is not None]
+        if not rows:
+            return {}
+        return {
+            entry.conversation_id: entry
+            for entry in map(entry_of, self._rows.take(pa.array(rows, pa.int64())).to_pylist())
+        }
+
+    def _row(self, conversation_id: str) -> int | None:
         row = bisect_left(self._ids, conversation_id, key=pa.StringScalar.as_py)
-        if row == len(self._ids) or self._ids[row].as_py() != conversation_id:
-            return None
-        return entry_of(self._rows.slice(row, 1).to_pylist()[0])
+        is_found = row < len(self._ids) and self._ids[row].as_py() == conversation_id
+        return row if is_found else None
+
+    def __contains__(self, conversation_id: str) -> bool:
+        return self._row(conversation_id) is not None
 
     def ids(self) -> list[str]:
         """Every conversation that has an entry, in order."""
@@ -74,6 +89,13 @@ class KnownConversations:
     def of(self, conversation_id: str) -> ConversationEntry | None:
         """The last entry that proved the conversation complete, unchanged or gone."""
         return self._entries.of(conversation_id)
+
+    def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
+        """The same of some conversations, by their ids."""
+        return self._entries.of_each(conversation_ids)
+
+    def __contains__(self, conversation_id: str) -> bool:
+        return conversation_id in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -4,7 +4,8 @@ While a run is under way it writes what it has done into `journal/<run>/`; when 
 a ledger is made of that and the journal goes. A killed run leaves its journal, and whoever asks for
 the state of a conversation reads ledgers and journals alike.
 
-The name of a ledger object ends with the hash of its content, so a copy that differs shows.
+How conversations stand is noted as lines of JSON, for it is noted often and a few at a time; all
+else is Parquet. The name of an object ends with the hash of its content, so a copy that differs shows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError
-from imbrace_lake.lake.entries import LEDGER_SCHEMAS, Ledger, RunTotals, empty_ledger, run_row
+from imbrace_lake.lake.entries import (
+    LEDGER_SCHEMAS,
+    ConversationEntry,
+    Ledger,
+    RunTotals,
+    empty_ledger,
+    entry_lines,
+    rows_of_lines,
+    run_row,
+)
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Stored
@@ -47,6 +58,7 @@ JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes
 JOURNAL = "journal/"
 # So much of a journal becomes one object; in memory it is some ten times as much.
 GROUP_BYTES = 4 * 2**20
+LINES = ".jsonl"
 READ_AT_A_TIME = 64
 # In the journal of each run, what it says of itself (resume.py).
 HEADER = "run.json"
@@ -64,8 +76,14 @@ class Journal:
 
     async def note(self, ledger: Ledger, name: str, rows: pa.Table) -> None:
         """Write rows down under a name; the same name again replaces them."""
-        body = _to_bytes(rows)
-        key = named_by_hash(f"{self._prefix}{ledger}/{name}", body)
+        await self._note(ledger, name, _to_bytes(rows), ".parquet")
+
+    async def note_entries(self, name: str, entries: Iterable[ConversationEntry]) -> None:
+        """Write down how conversations stand, as `note` does, and quickly."""
+        await self._note("conversations", name, entry_lines(entries), LINES)
+
+    async def _note(self, ledger: Ledger, name: str, body: bytes, suffix: str) -> None:
+        key = named_by_hash(f"{self._prefix}{ledger}/{name}", body, suffix)
         await self._lake.store.put(key, body)
         before = self._noted.get((ledger, name), key)
         self._noted[ledger, name] = key
@@ -137,11 +155,15 @@ def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
 def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
     """Objects by groups that fit into memory."""
     group: list[Stored] = []
+    size_bytes = 0
     for stored in objects:
-        if group and sum(one.size_bytes for one in group) + stored.size_bytes > GROUP_BYTES:
+        # Lines hold less than half of the rows that Parquet of that size does.
+        size = stored.size_bytes * 2 // 5 if stored.key.endswith(LINES) else stored.size_bytes
+        if group and size_bytes + size > GROUP_BYTES:
             yield group
-            group = []
+            group, size_bytes = [], 0
         group.append(stored)
+        size_bytes += size
     if group:
         yield group
 
@@ -156,14 +178,15 @@ def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
     return rows.take(order.take(last.take(pc.sort_indices(last)).combine_chunks()))
 
 
-def named_by_hash(name: str, body: bytes) -> str:
+def named_by_hash(name: str, body: bytes, suffix: str = ".parquet") -> str:
     """A key that tells when the object is not what was written."""
-    return f"{name}-{sha256(body).hexdigest()[:16]}.parquet"
+    return f"{name}-{sha256(body).hexdigest()[:16]}{suffix}"
 
 
 def is_intact(key: str, body: bytes) -> bool:
     """Whether a ledger's object is what its name says; the journal's headers say nothing of it."""
-    return key.endswith(".json") or key == named_by_hash(key.rpartition("-")[0], body)
+    name, suffix = key.rpartition("-")[0], PurePosixPath(key).suffix
+    return suffix == ".json" or key == named_by_hash(name, body, suffix)
 
 
 def _to_bytes(rows: pa.Table) -> bytes:
@@ -187,6 +210,9 @@ async def read_objects(
             return None  # a journal that its run has just turned into a ledger object
         if not is_intact(key, body):
             raise StoreError(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
+        if key.endswith(LINES):
+            rows = rows_of_lines(body)
+            return rows if columns is None else rows.select(columns)
         schema = LEDGER_SCHEMAS[_ledger_of(key)]
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])

@@ -222,7 +222,7 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
 
     async def job(run: ExportRun) -> ChunkResult:
         with pytest.raises(WalkIncomplete, match="counts 3 messages, but lists 2"):
-            await export_conversation(run, "conv_odd")
+            await export_conversation(run, "conv_odd", None)
         return await export_chunk(run, "chunk", [*ids, "conv_odd"])
 
     result = exporting(box, tmp_path, job)
@@ -268,7 +268,9 @@ def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp
 
     box.before_page(vanish)
 
-    entry = exporting(box, tmp_path, lambda run: export_conversation(run, conversation_id))
+    entry = exporting(
+        box, tmp_path, lambda run: export_conversation(run, conversation_id, run.known.of(conversation_id))
+    )
 
     assert entry.status == "gone"
     assert parts_of(tmp_path, conversation_id) == []
@@ -435,7 +437,7 @@ def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: San
 
     async def blind(run: ExportRun) -> ConversationEntry:
         run.partitions = Partitions.none()
-        return await export_conversation(run, conversation_id)
+        return await export_conversation(run, conversation_id, run.known.of(conversation_id))
 
     entry = exporting(box, tmp_path, blind, "run_2")
 
@@ -457,7 +459,7 @@ def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
 
         monkeypatch.setattr(run.lake, "add_part", lose)
         with pytest.raises(StoreUnavailable, match="other runs kept writing to it"):
-            await export_conversation(run, conversation_id)
+            await export_conversation(run, conversation_id, run.known.of(conversation_id))
 
     exporting(box, tmp_path, job)
 

@@ -82,6 +82,29 @@ def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
     return {"items": items, "count": len(ids), "total": len(ids), "has_more": False} | fields
 
 
+# -- what is known already -------------------------------------------------------------------------
+
+
+def test_a_head_is_told_by_its_etag_until_anything_of_it_changes(box: Sandbox) -> None:
+    one = first_of(box)
+
+    def head(etag: str | None) -> Page | None:
+        return ask(client_of(box), lambda each: each.get_head(one, limit=20, etag=etag))
+
+    first = head(None)
+    assert first is not None
+    assert first == page_of(client_of(box), one, limit=20)
+    assert head(first.etag) is None
+    box.edit(one, [first.ids[-1]])
+    second = head(first.etag)
+    assert second is not None
+    assert (second.ids, second.etag != first.etag) == (first.ids, True)
+    # A message beyond it shows in the count.
+    box.delete(one, [box.truth(one)[0]["_id"]])
+    assert head(second.etag) is not None
+    assert page_of(client_of(box), one, skip=20).etag == ""
+
+
 # -- what passes ----------------------------------------------------------------------------------
 
 

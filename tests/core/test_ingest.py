@@ -14,6 +14,8 @@ from pydantic import SecretStr
 
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.notes import NOTE_ENTRIES
+from imbrace_lake.gateway import client
+from imbrace_lake.gateway.models import Page, parse_page
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import StoreOptions
 from sandbox import Sandbox, SandboxOptions
@@ -76,6 +78,49 @@ def test_an_idle_conversation_costs_one_request_and_no_write(bench: Bench) -> No
     assert statuses(bench) == {"unchanged": 1}
     assert bench.box.stats().accepted == 1
     assert bench.look(lambda lake: lake.store.list("messages/")) == before
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the `skip` of every page that is parsed."""
+    pages: list[int] = []
+
+    def parse(body: bytes, skip: int) -> Page:
+        pages.append(skip)
+        return parse_page(body, skip)
+
+    monkeypatch.setattr(client, "parse_page", parse)
+    return pages
+
+
+def test_an_answer_that_is_the_last_one_byte_for_byte_is_not_parsed(
+    open_bench: OpenBench, parsed: list[int]
+) -> None:
+    bench = open_bench({"look_back_days": 7.0, "page_size": 80}, conversations=0, sizes=(30, 150))
+    short, long = bench.box.conversations
+
+    def read() -> list[int]:
+        parsed.clear()
+        assert not bench.run().totals.messages_new
+        return sorted(parsed)
+
+    bench.now = max(datetime.fromisoformat(bench.box.truth(one)[-1]["created_at"]) for one in (short, long))
+    bench.run()
+    # The look-back of the long one reaches beyond its head, until its messages are too old for it.
+    assert read() == [0, 78]
+    bench.now += timedelta(days=8)
+    assert read() == []
+    # A longer head is the same conversation in another body.
+    bench.settings["page_size"] = 90
+    assert read() == [0]
+    assert read() == []
+
+    for change in (bench.box.edit, bench.box.delete):
+        for one in (short, long):
+            change(one, [bench.box.truth(one)[-7]["_id"]])
+        assert statuses(bench) == {"complete": 2}
+        assert is_equal(bench)
+    assert read() == []
 
 
 @pytest.mark.parametrize(("many", "pages"), [(1, 1), (99, 1), (100, 2), (101, 2), (300, 4)])

@@ -49,7 +49,7 @@ async def end_run(lake: Lake, run: int, *entries: ConversationEntry) -> None:
     """One run from its journal to its ledgers, and the digest that it may leave."""
     started_at = START + run * HOUR
     journal = Journal(lake, f"run-{run}", started_at)
-    await journal.note("conversations", "chunk-1-of-1", conversation_rows(entries))
+    await journal.note_entries("chunk-1-of-1", entries)
     row = {"run_id": f"run-{run}", "organization_id": "org", "status": "complete", "started_at": started_at}
     await journal.close(row, RunTotals())
     await leave_digest(lake, started_at)
@@ -191,7 +191,7 @@ def test_a_run_that_began_before_a_digest_and_ends_after_it_is_known(years: Path
             entry("each", 1), run_id="slow", finished_at=START + 1_000 * HOUR, distinct_messages=999
         )
         journal = Journal(lake, "slow", START)
-        await journal.note("conversations", "x", conversation_rows([late]))
+        await journal.note_entries("x", [late])
         await journal.close({"run_id": "slow", "organization_id": "org", "status": "complete"}, RunTotals())
 
         assert (await known_counts(lake))["each"] == 999
@@ -221,7 +221,7 @@ def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_
             again = entry("a", 2 * run + 1, run_id=f"r{run}")
             for attempt in (first, again):  # each by a process of its own, so neither knows of the other
                 journal = Journal(lake, f"r{run}", START)
-                await journal.note("conversations", "chunk-1-of-1", conversation_rows([attempt]))
+                await journal.note_entries("chunk-1-of-1", [attempt])
             await journal.close(
                 {"run_id": f"r{run}", "organization_id": "org", "status": "complete"}, RunTotals()
             )
@@ -278,7 +278,7 @@ def test_every_id_is_that_of_whatever_was_ever_heard_of(tmp_path: Path) -> None:
         rows = pa.Table.from_pylist([{**number, "conversation_ids": ["linked", "gone"]}], schema=PHONES)
         await Journal(lake, "run-1", START).add("phones", rows)
         journal = Journal(lake, "run-2", START)
-        await journal.note("conversations", "x", conversation_rows([entry("under way", 2)]))
+        await journal.note_entries("x", [entry("under way", 2)])
         await lake.add_part("org", "told of by no ledger", 0, a_part("told of by no ledger", "m"), 1)
 
         assert set(await read_every_id(lake, "org", await lake.list_partitions("org"))) == names

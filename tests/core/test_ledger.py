@@ -25,6 +25,8 @@ from imbrace_lake.lake.entries import (
     PartEntry,
     RunTotals,
     conversation_rows,
+    entry_lines,
+    rows_of_lines,
     run_row,
 )
 from imbrace_lake.lake.known import KnownConversations, read_dead_letters
@@ -58,7 +60,7 @@ def phones(*rows: dict[str, Any]) -> pa.Table:
 
 async def note(lake: Lake, name: str, *entries: ConversationEntry, run_id: str = "run_1") -> Journal:
     journal = Journal(lake, run_id, NOW)
-    await journal.note("conversations", name, conversation_rows(entries))
+    await journal.note_entries(name, entries)
     return journal
 
 
@@ -96,7 +98,7 @@ def test_a_closed_journal_becomes_one_object_named_by_its_hash(tmp_path: Path) -
 def test_the_same_name_again_replaces_what_was_noted(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         journal = await note(lake, "chunk-1", entry("a", status="failed"))
-        await journal.note("conversations", "chunk-1", conversation_rows([entry("a"), entry("b")]))
+        await journal.note_entries("chunk-1", [entry("a"), entry("b")])
         return (await read_ledger(lake, "conversations")).column("status").to_pylist()  # type: ignore[no-any-return]
 
     assert in_lake(tmp_path, job) == ["complete", "complete"]
@@ -198,6 +200,20 @@ def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Pa
         return (await read_known(lake, ORG)).of("a")
 
     assert in_lake(tmp_path, job) == whole
+
+
+def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
+    odd = entry(
+        "größer\n\u2028", status="failed", reason='said "2026-01-01T00:00:00Z"', is_dead_letter=True,
+        started_at=NOW + timedelta(microseconds=123_456), server_count=2**62, is_still=False,
+        parts=(PART, PART),
+    )  # fmt: skip
+    many = [odd, entry("bare", parts=()), *(entry(f"c{number}", parts=(PART,) * 500) for number in range(40))]
+
+    rows = rows_of_lines(entry_lines(many))
+
+    assert rows.equals(conversation_rows(many), check_metadata=True)
+    assert rows_of_lines(entry_lines([odd])).to_pylist() == conversation_rows([odd]).to_pylist()
 
 
 def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, job_of, pulse, take_over
-from imbrace_lake.lake.entries import RunTotals, conversation_rows
+from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.policy import ReadPolicy, Window
@@ -41,7 +41,7 @@ async def die(
         await beating.beat(job)
     journal = Journal(lake, run_id, START)
     done = [entry("a", 1, run_id=run_id), entry("b", 1, run_id=run_id, status="failed", is_dead_letter=True)]
-    await journal.note("conversations", "chunk-1-of-1", conversation_rows(done))
+    await journal.note_entries("chunk-1-of-1", done)
     if header is not None:
         key = f"journal/{run_id}/run.json"
         told = json.loads(await lake.store.get(key))
@@ -192,7 +192,7 @@ def test_of_several_dead_runs_the_latest_word_on_a_conversation_counts(tmp_path:
         for run_id, hour in (("x", 3), ("y", 5), ("z", 4)):
             await die(lake, run_id)
             journal = Journal(lake, run_id, START)
-            await journal.note("conversations", "later", conversation_rows([entry("a", hour, run_id=run_id)]))
+            await journal.note_entries("later", [entry("a", hour, run_id=run_id)])
 
         assert [one.run_id for one in await take_over(lake, "next", JOB, DEAD_AT)] == ["y"]
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.lake.entries import Ledger, conversation_rows
+from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.state import read_known
@@ -186,9 +185,7 @@ def test_a_part_that_a_killed_run_left_is_counted_and_no_difference(bench: Bench
 
 def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
     async def damage(lake: Lake) -> str:
-        await Journal(lake, "under-way", START).note(
-            "conversations", "x", conversation_rows([entry("a", 1, parts=())])
-        )
+        await Journal(lake, "under-way", START).note_entries("x", [entry("a", 1, parts=())])
         stored = (await lake.store.list("journal/"))[0]
         await lake.store.put(stored.key, flipped(await lake.store.get(stored.key), 30))
         return stored.key
@@ -305,14 +302,11 @@ def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_a
 
 def unnoted(patch: pytest.MonkeyPatch) -> None:
     """Let the next run die when it has published and is about to write that down."""
-    real = Journal.note
 
-    async def note(self: Journal, ledger: Ledger, name: str, rows: pa.Table) -> None:
-        if ledger == "conversations":
-            raise KeyboardInterrupt
-        await real(self, ledger, name, rows)
+    async def note_entries(self: Journal, name: str, entries: Iterable[ConversationEntry]) -> None:
+        raise KeyboardInterrupt
 
-    patch.setattr(Journal, "note", note)
+    patch.setattr(Journal, "note_entries", note_entries)
 
 
 @pytest.mark.usefixtures("place")

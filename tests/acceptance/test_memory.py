@@ -13,9 +13,9 @@ from tests.acceptance.exporter import Exporter, credentials, settings_for, write
 from tests.acceptance.scale import IS_FULL
 from tests.seaweed import Seaweed
 
-LONG = 1_000_000 if IS_FULL else 200_000
-# The rows of 200,000 messages alone are 130 MB, and putting them in order takes three times that.
-MOST_GROWTH_BYTES = 200 * 10**6
+LONG = 1_000_000 if IS_FULL else 150_000
+# The rows of 150,000 messages alone are 100 MB, and putting them in order takes three times that.
+MOST_GROWTH_BYTES = 190 * 10**6
 MOST_BYTES = 512 * 10**6
 
 

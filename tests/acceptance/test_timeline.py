@@ -20,7 +20,7 @@ HUNDRED = Amounts(grow=6, edit_near=3, edit_far=2, lose=2, vanish=1)
 def test_five_rounds_cost_little_more_than_what_is_new_and_end_in_the_gateways_own_messages(
     tmp_path: Path,
 ) -> None:
-    long = 30 if IS_FULL else 3
+    long = 30 if IS_FULL else 2
     options = SandboxOptions(conversations=long * 97 // 3, sizes=(350,) * long, messages_max=400)
     with Sandbox(options) as box:
         bench = Bench(box, str(tmp_path / "lake"))

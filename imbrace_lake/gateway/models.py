@@ -14,14 +14,12 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import orjson
 
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 
 Item = dict[str, Any]
-
-_DIGITS_TO_ZERO = bytes(0x30 if 0x30 <= code <= 0x39 else 0x20 for code in range(256))
-_LONG_NUMBER = b"0" * 19
 
 
 class Malformed(ValueError):
@@ -90,8 +88,8 @@ def decode_json(body: bytes) -> Any:
     Raises:
         Malformed: The body is not JSON.
     """
-    # Nineteen digits in a row may be more than 64 bits. translate + find costs a tenth of the parse.
-    if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
+    # Nineteen digits in a row may be more than 64 bits.
+    if not _has_long_number(body):
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -100,6 +98,14 @@ def decode_json(body: bytes) -> Any:
         return json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
         raise Malformed(f"{len(body)} bytes that are not JSON") from exc
+
+
+def _has_long_number(body: bytes) -> bool:
+    """Whether 19 digits stand in a row; looks for 2, 4, 8, 16 of them, and then for three more."""
+    is_run = np.frombuffer(body, np.uint8) - np.uint8(0x30) < 10
+    for further in (1, 2, 4, 8, 3):
+        is_run = is_run[further:] & is_run[:-further]
+    return bool(is_run.any())
 
 
 def _refuse(constant: str) -> None:

@@ -16,12 +16,13 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
 from imbrace_lake.gateway.seen import Seen
 from imbrace_lake.lake.entries import PROVEN, ConversationEntry, ConversationStatus, part_entries
+from imbrace_lake.lake.hashes import content_hash, hash_sum
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.publish import Publication, Published, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import Origin, content_hash, hash_sum, to_rows
+from imbrace_lake.lake.schema import Origin, to_rows
 
 logger = logging.getLogger(__name__)
 

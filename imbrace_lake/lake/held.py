@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.gateway.seen import Seen
+from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.lake import Lake, Part, PublishedPart
 from imbrace_lake.lake.room import Room
-from imbrace_lake.lake.schema import EMPTY, NO_HASH, content_hash, hash_sum, with_digests
+from imbrace_lake.lake.schema import EMPTY, with_digests
 
 # About how many times the size of a part its rows have in memory.
 EXPANSION = 8

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
 from imbrace_lake.lake.compare import Comparison, Found, compare
 from imbrace_lake.lake.entries import REVISIONS
+from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Lake, PublishedPart, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.reconcile import Changes, apply_changes
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import NO_HASH, content_hash, hash_sum, with_digests
+from imbrace_lake.lake.schema import with_digests
 
 P = ParamSpec("P")
 T = TypeVar("T")

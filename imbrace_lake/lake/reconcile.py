@@ -11,7 +11,8 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.lake.schema import DIGEST, SCHEMA
+from imbrace_lake.lake.hashes import DIGEST
+from imbrace_lake.lake.schema import SCHEMA
 
 # What makes two versions of a message different; the other columns are the lake's own remarks.
 CONTENT = ["business_unit_id", "sender_id", "type", "content", "created_at", "updated_at", "extra"]

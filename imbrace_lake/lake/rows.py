@@ -20,17 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.room import Room
-from imbrace_lake.lake.schema import (
-    DIGEST,
-    NO_HASH,
-    SCHEMA,
-    content_hash,
-    hash_sum,
-    in_order,
-    without_repeats,
-)
+from imbrace_lake.lake.schema import SCHEMA, in_order, without_repeats
 from imbrace_lake.store.contract import Made
 
 # Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,

@@ -7,10 +7,9 @@ file. Nothing is lost on the way: what a column cannot hold as it came lies in `
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.gateway.models import Item
+from imbrace_lake.lake.hashes import DIGEST, item_digest, item_digests
 
 SCHEMA_VERSION = 1
 
@@ -51,10 +51,6 @@ SCHEMA = pa.schema(
 
 EMPTY = pa.Table.from_batches([], SCHEMA)
 
-# Travels with the rows of a walk and is not written.
-DIGEST = "digest"
-# The content hash of no messages.
-NO_HASH = "0" * 32
 _WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
 
 # What of an item has a column of its own. All else is in `extra`.
@@ -115,7 +111,7 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "first_seen_at": seen_at,
         "last_changed_at": seen_at,
         "run_id": pa.repeat(origin.run_id, count),
-        DIGEST: pa.array(_digests(items), pa.binary(16)),
+        DIGEST: pa.array(item_digests(items), pa.binary(16)),
     }
     return pa.Table.from_arrays([columns[name] for name in _WITH_DIGEST.names], schema=_WITH_DIGEST)
 
@@ -324,47 +320,6 @@ def _json_column(values: Sequence[Any]) -> pa.Array:
             [dump_json(value) if value is not _NOTHING else None for value in values], pa.string()
         )
     return pa.array(texts, pa.string())
-
-
-def _digests(items: Sequence[Item]) -> list[bytes]:
-    """`item_digest` of each item."""
-    try:
-        bodies = [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in items]
-    except TypeError:
-        return [item_digest(item) for item in items]
-    return [blake2b(body, digest_size=16).digest() for body in bodies]
-
-
-def item_digest(item: Mapping[str, Any]) -> bytes:
-    """16 bytes that stand for an item, value for value, whatever the order of its fields."""
-    try:
-        body = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
-    except TypeError:
-        body = json.dumps(item, separators=(",", ":"), sort_keys=True).encode()
-    return blake2b(body, digest_size=16).digest()
-
-
-def content_hash(rows: pa.Table) -> str:
-    """32 hexadecimal digits that stand for a set of messages: the sum of their digests.
-
-    A sum does not depend on the order of the messages, nor on how they are spread over parts, and
-    an added part changes it by what it adds. It guards against accidents, not against an attacker.
-    """
-    if not rows.num_rows:
-        return NO_HASH
-    digests = rows.column(DIGEST).combine_chunks()
-    lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
-    low, high = np.add.reduce(lanes, dtype=np.uint64).tolist()
-    return f"{low:016x}{high:016x}"
-
-
-def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:
-    """The hash of a set of messages that is made of others: the sum of some hashes, less others."""
-    lanes = [0, 0]
-    for sign, hashes in ((1, added), (-1, removed)):
-        for one in hashes:
-            lanes = [lanes[0] + sign * int(one[:16], 16), lanes[1] + sign * int(one[16:], 16)]
-    return "".join(f"{lane % (1 << 64):016x}" for lane in lanes)
 
 
 def with_digests(rows: pa.Table) -> pa.Table:

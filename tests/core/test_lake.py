@@ -23,11 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import LONGEST_NAME, Lake, Part, encoded, open_lake, partition_key
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.schema import DIGEST, SCHEMA, SCHEMA_VERSION, Origin, in_order, to_rows
+from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, in_order, to_rows
 from imbrace_lake.store.contract import Made
 from imbrace_lake.store.opening import StoreOptions
 from tests.core.s3_servers import options_for

@@ -19,17 +19,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imbrace_lake.gateway.models import Item, parse_page
+from imbrace_lake.lake.hashes import DIGEST, content_hash, item_digest
 from imbrace_lake.lake.lake import read_rows
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import (
-    DIGEST,
     SCHEMA,
     SCHEMA_VERSION,
     Origin,
-    content_hash,
     dump_json,
     in_order,
-    item_digest,
     text_of,
     to_item,
     to_rows,

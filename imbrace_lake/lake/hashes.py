@@ -1,0 +1,60 @@
+"""Hashes of messages: what stands for one, value for value, and for a set of them in whatever order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from imbrace_lake.gateway.models import Item
+
+# A column of digests: it travels with the rows of a walk and is not written.
+DIGEST = "digest"
+# The content hash of no messages.
+NO_HASH = "0" * 32
+
+
+def item_digests(items: Sequence[Item]) -> list[bytes]:
+    """`item_digest` of each item."""
+    try:
+        bodies = [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in items]
+    except TypeError:
+        return [item_digest(item) for item in items]
+    return [blake2b(body, digest_size=16).digest() for body in bodies]
+
+
+def item_digest(item: Mapping[str, Any]) -> bytes:
+    """16 bytes that stand for an item, value for value, whatever the order of its fields."""
+    try:
+        body = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        body = json.dumps(item, separators=(",", ":"), sort_keys=True).encode()
+    return blake2b(body, digest_size=16).digest()
+
+
+def content_hash(rows: pa.Table) -> str:
+    """32 hexadecimal digits that stand for a set of messages: the sum of their digests.
+
+    A sum does not depend on the order of the messages, nor on how they are spread over parts, and
+    an added part changes it by what it adds. It guards against accidents, not against an attacker.
+    """
+    if not rows.num_rows:
+        return NO_HASH
+    digests = rows.column(DIGEST).combine_chunks()
+    lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
+    low, high = np.add.reduce(lanes, dtype=np.uint64).tolist()
+    return f"{low:016x}{high:016x}"
+
+
+def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:
+    """The hash of a set of messages that is made of others: the sum of some hashes, less others."""
+    lanes = [0, 0]
+    for sign, hashes in ((1, added), (-1, removed)):
+        for one in hashes:
+            lanes = [lanes[0] + sign * int(one[:16], 16), lanes[1] + sign * int(one[16:], 16)]
+    return "".join(f"{lane % (1 << 64):016x}" for lane in lanes)

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
 
 from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
 from flows.blocks import Connection
@@ -204,10 +205,11 @@ async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tu
     rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
     slices = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
     resolving = retrying(resolve_phones, settings)
+    # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
 
     async def resolve_slice(place: int, part: pa.Table) -> None:
         name = f"phones-{place + 1}-of-{len(slices)}"
-        raise_bug(await resolving(run, recording, name, part, results, return_state=True))
+        raise_bug(await resolving(quote(run), recording, name, part, quote(results), return_state=True))
 
     jobs = (partial(resolve_slice, place, part) for place, part in enumerate(slices))
     await _side_by_side(run, settings, jobs)
@@ -238,7 +240,8 @@ async def export_chunks(
 
     async def export(place: int) -> None:
         chunk = ids[place * size : (place + 1) * size]
-        raise_bug(await exporting(run, f"chunk-{place + 1}-of-{count}", chunk, return_state=True))
+        name = f"chunk-{place + 1}-of-{count}"
+        raise_bug(await exporting(quote(run), name, quote(chunk), return_state=True))
 
     await _side_by_side(run, settings, (partial(export, place) for place in range(count)))
 

@@ -40,6 +40,9 @@ SLOW_SECONDS = 0.01
 LOOKED_AT = 21
 THREADS = 8
 
+# Names Arrow's allocator for a whole process; whoever sets it knows why.
+MEMORY_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 # Of a call or an answer: its number, and the length of what follows.
@@ -180,7 +183,11 @@ def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
     # Not `multiprocessing`, which would import the main module there as well: an orchestrator.
     return subprocess.Popen(  # noqa: S603 - this interpreter and this module
         [sys.executable, "-m", __name__, str(connection.fileno())],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            MEMORY_POOL_VARIABLE: "system",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[connection.fileno()],

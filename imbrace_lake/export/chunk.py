@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete
 from imbrace_lake.export.conversation import export_conversation
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.export.notes import Notes
 from imbrace_lake.lake.entries import ConversationEntry
 
@@ -43,7 +43,7 @@ async def export_chunk(
     Raises:
         ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
     """
-    notes = run.half_done.setdefault(name, Notes(run.journal, name))
+    notes = run.half_done.setdefault(name, Notes(run.journal, name, len(conversation_ids)))
     done = notes.done
     # What a killed run of the same job had done is not done again.
     resumed = run.resumed.of_each(one for one in conversation_ids if one not in done)
@@ -51,15 +51,14 @@ async def export_chunk(
         done[conversation_id] = replace(entry, run_id=run.run_id)
         run.progress.note(done[conversation_id])
     to_do = [one for one in conversation_ids if one not in done]
-    known = run.known.of_each(to_do)
+    pasts = run.pasts(to_do)
     failed: dict[str, ImbraceLakeError] = {}
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
             try:
-                before = known.pop(conversation_id, None)
-                done[conversation_id] = await export_conversation(run, conversation_id, before)
-                await notes.keep_up()
+                past = pasts.pop(conversation_id, Past())
+                await notes.add(await export_conversation(run, conversation_id, past))
             except ImbraceLakeError as exc:
                 if exc.is_fatal:
                     raise

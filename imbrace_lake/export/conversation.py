@@ -10,7 +10,7 @@ from datetime import datetime
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ConversationNotFound, WalkIncomplete
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.export.window import export_window
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
@@ -31,9 +31,7 @@ JOINED = "joined"
 MANY_PAGES = 4
 
 
-async def export_conversation(
-    run: ExportRun, conversation_id: str, known: ConversationEntry | None
-) -> ConversationEntry:
+async def export_conversation(run: ExportRun, conversation_id: str, past: Past) -> ConversationEntry:
     """Read a conversation, prove that it was read whole, and bring the lake up to it.
 
     One that stands as it stood costs one request and no read of the lake's messages. One that grew
@@ -43,7 +41,7 @@ async def export_conversation(
     Args:
         run: What all conversations of the run share.
         conversation_id: Which.
-        known: How it stood when it was last proven; None if it never was.
+        past: What there was of it when the run began.
 
     Returns:
         Its entry, ``complete``, ``unchanged`` or ``gone``.
@@ -52,13 +50,12 @@ async def export_conversation(
         WalkIncomplete: It could not be proven whole; nothing was written.
         ImbraceLakeError: As its class says; whatever was written is whole.
     """
-    parts = run.partitions.of(run.organization_id, conversation_id)
     with run.room() as room:
-        export = _Export(run, conversation_id, known, parts, room)
+        export = _Export(run, conversation_id, past, room)
         try:
             if run.window.is_open:
                 return await export.run()
-            return await export_window(run, conversation_id, run.window, room)
+            return await export_window(run, conversation_id, run.window, past.parts, room)
         except ConversationNotFound as exc:
             return export.gone(str(exc))
 
@@ -70,15 +67,14 @@ class _Export:
         self,
         run: ExportRun,
         conversation_id: str,
-        known: ConversationEntry | None,
-        parts: Sequence[Part],
+        past: Past,
         room: Room,
     ) -> None:
         self._run = run
         self._room = room
         self._id = conversation_id
-        self._known = known
-        self._parts = parts
+        self._known = past.known
+        self._parts = past.parts
         self._started_at = run.clock()
         self._requests = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -17,9 +17,9 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.lake.entries import ConversationEntry, empty_ledger
-from imbrace_lake.lake.known import Entries, KnownConversations
-from imbrace_lake.lake.lake import Lake, Partitions
+from imbrace_lake.lake.entries import ConversationEntry
+from imbrace_lake.lake.known import Entries
+from imbrace_lake.lake.lake import Lake, Part, Partitions
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.state import read_known
@@ -34,6 +34,19 @@ logger = logging.getLogger(__name__)
 def utc_now() -> datetime:
     """The time, in UTC; the default clock of a run."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What there was of a conversation when the run began.
+
+    Attributes:
+        known: How it stood when it was last proven; None if it never was.
+        parts: What the lake has of it.
+    """
+
+    known: ConversationEntry | None = None
+    parts: Sequence[Part] = ()
 
 
 @dataclass(slots=True)
@@ -73,7 +86,7 @@ class ExportRun:
     gateway: GatewayClient
     journal: Journal
     slots: asyncio.Semaphore
-    known: KnownConversations = field(default_factory=KnownConversations.none)
+    known: Entries = field(default_factory=Entries.none)
     partitions: Partitions = field(default_factory=Partitions.none)
     pulse: Pulse | None = None
     shapes: Shapes = field(default_factory=Shapes)
@@ -89,7 +102,7 @@ class ExportRun:
     dead_letters: list[ConversationEntry] = field(default_factory=list)
     dead_letter_count: int = 0
     causes: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
-    resumed: Entries = field(default_factory=lambda: Entries(empty_ledger("conversations")))
+    resumed: Entries = field(default_factory=Entries.none)
     half_done: dict[str, Notes] = field(default_factory=dict)
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
@@ -97,6 +110,12 @@ class ExportRun:
     def room(self) -> Room:
         """A new conversation's part of the memory, to be left with `with`."""
         return Room(self.memory, self.lake.store.temporary_directory)
+
+    def pasts(self, conversation_ids: Collection[str]) -> dict[str, Past]:
+        """What there was of some conversations; those of which there was nothing are left out."""
+        known = self.known.of_each(conversation_ids)
+        parts = self.partitions.of_each(self.organization_id, conversation_ids)
+        return {one: Past(known.get(one), parts.get(one, ())) for one in known.keys() | parts.keys()}
 
     def note_dead(self, entries: Sequence[ConversationEntry]) -> None:
         """Count what could not be exported, and keep the first of it for the summary."""

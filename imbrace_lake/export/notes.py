@@ -9,9 +9,11 @@ from itertools import islice
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.ledger import Journal
 
-# What is done is written down this often, or when so many are.
+# What is done is written down this often, or when so many were walked, or such a share of the chunk was
+# merely looked at, which costs less to do again. A write costs as much as ten looks.
 NOTE_SECONDS = 1.0
-NOTE_ENTRIES = 20
+NOTE_WALKED = 20
+NOTE_SHARE = 5
 # And so many go into one object, which is written anew, whole, each time.
 MOST_NOTED = 40
 
@@ -19,24 +21,34 @@ MOST_NOTED = 40
 class Notes:
     """Keeps the journal not far behind what a chunk has got done.
 
+    Args:
+        journal: The run's.
+        name: The chunk's.
+        size: How many conversations it has.
+
     Attributes:
         done: How each conversation that the chunk is done with stands, by its id.
     """
 
-    def __init__(self, journal: Journal, name: str) -> None:
+    def __init__(self, journal: Journal, name: str, size: int) -> None:
         self.done: dict[str, ConversationEntry] = {}
         self._journal = journal
         self._name = name
         self._noted = 0
+        self._walked = 0  # of those that are not noted
+        self._most_unnoted = max(NOTE_WALKED, size // NOTE_SHARE)
         self._first = 0  # of those that are in the object under way
         self._noted_at = time.monotonic()
         self._writing = asyncio.Lock()
 
-    async def keep_up(self) -> None:
-        """Write if enough has been done, or enough time has passed, since the last time."""
+    async def add(self, entry: ConversationEntry) -> None:
+        """Take one, and write if enough has been done, or enough time has passed, since the last time."""
+        self.done[entry.conversation_id] = entry
+        self._walked += entry.status != "unchanged"
         is_late = time.monotonic() - self._noted_at >= NOTE_SECONDS
+        is_much = self._walked >= NOTE_WALKED or len(self.done) - self._noted >= self._most_unnoted
         # Whoever is far ahead of a slow disk waits for it, or a killed run would lose more and more.
-        if len(self.done) - self._noted >= NOTE_ENTRIES or (is_late and not self._writing.locked()):
+        if is_much or (is_late and not self._writing.locked()):
             await self.write()
 
     async def write(self) -> None:
@@ -45,10 +57,11 @@ class Notes:
             if len(self.done) == self._noted:
                 return
             self._noted_at = time.monotonic()
-            count = len(self.done)
+            count, walked = len(self.done), self._walked
             entries = [*islice(self.done.values(), self._first, count)]
             await self._journal.note_entries(f"{self._name}-{self._first}", entries)
             # Only now: what could not be written is news the next time as well.
             self._noted = count
+            self._walked -= walked
             if len(entries) >= MOST_NOTED:
                 self._first = count

@@ -15,7 +15,7 @@ from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.lake.known import KnownConversations
+from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import MARKER, open_lake
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.phones.lists import PhoneList
@@ -161,9 +161,10 @@ async def make_plan(
             found.update(answer)
         wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
         if is_everything:
-            wanted |= dict.fromkeys(entry.conversation_id for entry in known.entries())
+            wanted |= dict.fromkeys(known.ids())
         ids = list(wanted)
-        new = [one for one in ids if one not in known]
+        there = {*known.ids()}
+        new = [one for one in ids if one not in there]
         sample = await _sample(timed, new, settings.page_size)
         planning_requests = gateway.traffic.requests
     again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)
@@ -186,14 +187,12 @@ async def make_plan(
     )
 
 
-async def _known(
-    settings: Settings, organization: str, options: StoreOptions | None
-) -> tuple[bool, KnownConversations]:
+async def _known(settings: Settings, organization: str, options: StoreOptions | None) -> tuple[bool, Entries]:
     """What the lake knows, and whether there is one; nothing is made where there is none."""
     url = settings.needed("lake")
     async with open_store(url, options) as store:
         if await store.head(MARKER) is None:
-            return False, KnownConversations.none()
+            return False, Entries.none()
     async with open_lake(url, now=None, options=options) as lake:
         return True, await read_known(lake, organization)
 
@@ -216,9 +215,9 @@ def _pages(sample: _Sample, conversations: int) -> int:
     return math.ceil(_mean(pages) * conversations)
 
 
-def _pages_again(known: KnownConversations, ids: Sequence[str], page_size: int) -> int:
+def _pages_again(known: Entries, ids: Sequence[str], page_size: int) -> int:
     """The pages of those conversations that the lake knows."""
-    entries = filter(None, map(known.of, ids))
+    entries = known.of_each(ids).values()
     return sum(max(1, math.ceil((entry.distinct_messages or 0) / page_size)) for entry in entries)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import Proof, walk
 from imbrace_lake.lake.entries import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.held import Held
+from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.publish import Publication, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
@@ -24,7 +26,7 @@ START_TRIES = 5
 
 
 async def export_window(
-    run: ExportRun, conversation_id: str, window: Window, room: Room
+    run: ExportRun, conversation_id: str, window: Window, parts: Sequence[Part], room: Room
 ) -> ConversationEntry:
     """Bring the messages of a window into the lake, and claim nothing about the others.
 
@@ -39,7 +41,7 @@ async def export_window(
             f"conversation {conversation_id} is not proven whole in {window}: {proof.reason}"
         )
     rows = await somewhere(not reading.collected.is_spilled, reading.rows)
-    held = await Held.read(run.lake, run.partitions.of(run.organization_id, conversation_id), room)
+    held = await Held.read(run.lake, parts, room)
     publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock(), room)
     published = await publication.publish(rows, held, is_whole=False)
     entry = ConversationEntry(

@@ -122,7 +122,9 @@ class GatewayClient:
             "user-agent": f"imbrace-lake/{version('imbrace-lake')}",
             "x-access-token": options.token.get_secret_value(),
         }
-        self._extensions = {"timeout": httpx.Timeout(options.timeout_seconds, pool=None).as_dict()}
+        # Beyond the connection, a request as a whole is timed.
+        timeout = httpx.Timeout(None, connect=options.timeout_seconds)
+        self._extensions = {"timeout": timeout.as_dict()}
         # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
         # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
         # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).

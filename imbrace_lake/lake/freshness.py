@@ -40,9 +40,10 @@ class Freshness:
 async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> list[Freshness]:
     """Every conversation that the lake has heard of with the age of its proof, the stalest first."""
     known = await read_known(lake, organization_id)
+    proven = {*known.ids()}
     ids = await read_every_id(lake, organization_id, await lake.list_partitions(organization_id))
-    unproven = [Freshness(one, "unproven", None, None) for one in ids if one not in known]
-    return [*unproven, *freshness(known.entries(), now)]
+    unproven = [Freshness(one, "unproven", None, None) for one in ids if one not in proven]
+    return [*unproven, *freshness(known, now)]
 
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:

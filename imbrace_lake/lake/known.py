@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 import numpy as np
@@ -13,9 +12,11 @@ from imbrace_lake.errors import UsageError
 from imbrace_lake.lake.entries import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, Ledger, entry_of
 from imbrace_lake.lake.lake import Lake, Partitions
 from imbrace_lake.lake.ledger import last_of_each, read_ledger, read_noted, read_objects
+from imbrace_lake.lake.places import Places
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
-READ_AT_A_TIME = 16
+OBJECTS_AT_A_TIME = 16
+ROWS_AT_A_TIME = 4_096
 
 
 class Entries:
@@ -27,82 +28,49 @@ class Entries:
 
     def __init__(self, rows: pa.Table) -> None:
         self._rows = rows.combine_chunks()
-        self._ids = self._rows.column("conversation_id")
+        self._places = Places(self._texts(), len(self))
 
-    def of(self, conversation_id: str) -> ConversationEntry | None:
-        """The entry of one conversation."""
-        return self.of_each([conversation_id]).get(conversation_id)
+    @classmethod
+    def none(cls) -> Entries:
+        """Nothing known, as in a new lake."""
+        return cls(none_rows())
 
     def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
-        """The entries of some conversations, by their ids; a row alone takes four times as long."""
-        rows = [row for one in conversation_ids if (row := self._row(one)) is not None]
-        if not rows:
-            return {}
-        return {
-            entry.conversation_id: entry
-            for entry in map(entry_of, self._rows.take(pa.array(rows, pa.int64())).to_pylist())
-        }
-
-    def _row(self, conversation_id: str) -> int | None:
-        row = bisect_left(self._ids, conversation_id, key=pa.StringScalar.as_py)
-        is_found = row < len(self._ids) and self._ids[row].as_py() == conversation_id
-        return row if is_found else None
-
-    def __contains__(self, conversation_id: str) -> bool:
-        return self._row(conversation_id) is not None
+        """The entries of some conversations, by their ids; those that have none are left out."""
+        wanted = {*conversation_ids}
+        found = map(entry_of, self._rows.take(self._places.of(wanted)).to_pylist())
+        return {entry.conversation_id: entry for entry in found if entry.conversation_id in wanted}
 
     def ids(self) -> list[str]:
         """Every conversation that has an entry, in order."""
-        ids: list[str] = self._ids.to_pylist()
-        return ids
+        return [*self._texts()]
+
+    def _texts(self) -> Iterator[str]:
+        for chunk in self._rows.select(["conversation_id"]).to_batches(max_chunksize=ROWS_AT_A_TIME):
+            yield from chunk.column(0).to_pylist()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return int(self._rows.num_rows)
 
     def __iter__(self) -> Iterator[ConversationEntry]:
-        for batch in self._rows.to_batches(max_chunksize=4096):
+        for batch in self._rows.to_batches(max_chunksize=ROWS_AT_A_TIME):
             yield from map(entry_of, batch.to_pylist())
 
 
-class KnownConversations:
-    """How each conversation stood when it was last proven, in little memory.
+def none_rows() -> pa.Table:
+    """The states of a lake in which nothing is known."""
+    return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
+
+
+def entries_of(states: pa.Table, organization_id: str) -> Entries:
+    """How each conversation of an organization stood when it was last proven complete, unchanged or gone.
 
     Args:
         states: As `latest_states` gives them.
         organization_id: Whose conversations are meant.
     """
-
-    def __init__(self, states: pa.Table, organization_id: str) -> None:
-        is_own = pc.equal(states.column("organization_id"), organization_id)
-        self._entries = Entries(states if pc.all(is_own).as_py() else states.filter(is_own))
-
-    @staticmethod
-    def none_rows() -> pa.Table:
-        """The rows of a lake in which nothing is known."""
-        return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
-
-    @classmethod
-    def none(cls) -> KnownConversations:
-        """Nothing known, as in a new lake."""
-        return cls(cls.none_rows(), "")
-
-    def of(self, conversation_id: str) -> ConversationEntry | None:
-        """The last entry that proved the conversation complete, unchanged or gone."""
-        return self._entries.of(conversation_id)
-
-    def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
-        """The same of some conversations, by their ids."""
-        return self._entries.of_each(conversation_ids)
-
-    def __contains__(self, conversation_id: str) -> bool:
-        return conversation_id in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def entries(self) -> Iterator[ConversationEntry]:
-        """Every conversation as it stands."""
-        return iter(self._entries)
+    is_own = pc.equal(states.column("organization_id"), organization_id)
+    return Entries(states if pc.all(is_own).as_py() else states.filter(is_own))
 
 
 def latest_states(rows: pa.Table) -> pa.Table:
@@ -140,8 +108,8 @@ async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions
             ids = pc.list_flatten(ids) if column == "conversation_ids" else ids
             found.update(ids.unique().to_pylist())
     untold = partitions.beyond(organization_id, found)
-    for start in range(0, len(untold), READ_AT_A_TIME):
-        for _, messages in await lake.read_parts(untold[start : start + READ_AT_A_TIME]):
+    for start in range(0, len(untold), OBJECTS_AT_A_TIME):
+        for _, messages in await lake.read_parts(untold[start : start + OBJECTS_AT_A_TIME]):
             found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
     return sorted(found)
 
@@ -151,8 +119,8 @@ async def _iter_rows(lake: Lake, ledger: Ledger, columns: list[str]) -> AsyncIte
     for rows in await read_noted(lake, ledger, columns):
         yield rows
     keys = [stored.key for stored in await lake.store.list(f"{ledger}/")]
-    for start in range(0, len(keys), READ_AT_A_TIME):
-        for rows in await read_objects(lake, keys[start : start + READ_AT_A_TIME], columns):
+    for start in range(0, len(keys), OBJECTS_AT_A_TIME):
+        for rows in await read_objects(lake, keys[start : start + OBJECTS_AT_A_TIME], columns):
             yield rows
 
 

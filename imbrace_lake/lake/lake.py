@@ -19,7 +19,6 @@ import io
 import json
 import re
 import secrets
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.lake.places import Places
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import Made, Stored
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
@@ -79,41 +79,41 @@ class Partitions:
     """
 
     def __init__(self, listing: Sequence[Stored]) -> None:
-        self._keys = pa.array([stored.key for stored in listing], pa.string())
-        self._sizes = pa.array([stored.size_bytes for stored in listing], pa.int64())
-        self._etags = pa.array([stored.etag for stored in listing], pa.string())
+        self._rows = pa.table(
+            {
+                "key": pa.array([stored.key for stored in listing], pa.string()),
+                "size_bytes": pa.array([stored.size_bytes for stored in listing], pa.int64()),
+                "etag": pa.array([stored.etag for stored in listing], pa.string()),
+            }
+        )
+        self._places = Places((_folder(stored.key) for stored in listing), len(listing))
 
     @classmethod
     def none(cls) -> Partitions:
         """No partitions at all, as in a new lake."""
         return cls([])
 
-    def of(self, organization_id: str, conversation_id: str) -> Sequence[Part]:
-        """The parts of one conversation, in order; none if the lake does not have it."""
-        prefix = f"{partition_key(organization_id, conversation_id)}/"
-        place = bisect_left(self._keys, prefix, key=_text)
-        parts: list[Part] = []
-        while place < len(self._keys) and _text(self._keys[place]).startswith(prefix):
-            if (part := self._part(place)) is not None:
-                parts.append(part)
-            place += 1
-        return parts
+    def of_each(self, organization_id: str, conversation_ids: Iterable[str]) -> dict[str, list[Part]]:
+        """The parts of some conversations, in order; those that the lake does not have are left out."""
+        wanted = {partition_key(organization_id, one): one for one in conversation_ids}
+        found: dict[str, list[Part]] = {}
+        for row in self._rows.take(self._places.of(wanted)).to_pylist():
+            conversation_id, part = wanted.get(_folder(row["key"])), _as_part(**row)
+            if conversation_id is not None and part is not None:
+                found.setdefault(conversation_id, []).append(part)
+        return found
 
     def beyond(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
         """The first part of each partition that belongs to none of these conversations."""
         known = {partition_key(organization_id, one) for one in conversation_ids}
         found: dict[str, Part] = {}
-        for place, value in enumerate(self._keys):
-            folder = _text(value).rpartition("/")[0]
-            part = None if folder in known or folder in found else self._part(place)
-            if part is not None:
-                found[folder] = part
+        for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
+            for row in batch.to_pylist():
+                folder = _folder(row["key"])
+                part = None if folder in known or folder in found else _as_part(**row)
+                if part is not None:
+                    found[folder] = part
         return [*found.values()]
-
-    def _part(self, place: int) -> Part | None:
-        values = (self._keys[place], self._sizes[place], self._etags[place])
-        key, size_bytes, etag = (value.as_py() for value in values)
-        return _as_part(key, size_bytes, etag)
 
 
 class Lake:
@@ -362,6 +362,5 @@ def _as_part(key: str, size_bytes: int, etag: str) -> Part | None:
     return None if match is None else Part(key, int(match["number"]), size_bytes, etag)
 
 
-def _text(value: pa.StringScalar) -> str:
-    text: str = value.as_py()
-    return text
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imbrace_lake.lake.known import STATE, KnownConversations, latest_states
+from imbrace_lake.lake.known import STATE, Entries, entries_of, latest_states, none_rows
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import is_intact, named_by_hash, read_noted, read_objects
 from imbrace_lake.lake.parquet import encode
@@ -28,10 +28,10 @@ MOST_BEYOND = 24
 KEPT = 3
 
 
-async def read_known(lake: Lake, organization_id: str) -> KnownConversations:
+async def read_known(lake: Lake, organization_id: str) -> Entries:
     """How every conversation of an organization stands."""
     states, _ = await _read(lake)
-    return KnownConversations(states, organization_id)
+    return entries_of(states, organization_id)
 
 
 async def _read(lake: Lake) -> tuple[pa.Table, list[str]]:
@@ -41,7 +41,7 @@ async def _read(lake: Lake) -> tuple[pa.Table, list[str]]:
     digest = await _newest_digest(lake)
     tables = [] if digest is None else [digest.replace_schema_metadata()]
     tables += [*await read_objects(lake, _beyond(objects, digest), STATE), *journals]
-    return latest_states(pa.concat_tables(tables)) if tables else KnownConversations.none_rows(), objects
+    return latest_states(pa.concat_tables(tables)) if tables else none_rows(), objects
 
 
 async def _newest_digest(lake: Lake) -> pa.Table | None:

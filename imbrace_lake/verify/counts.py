@@ -8,13 +8,13 @@ from collections.abc import Callable
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.entries import ConversationEntry
-from imbrace_lake.lake.known import KnownConversations
+from imbrace_lake.lake.known import Entries
 from imbrace_lake.verify.findings import Difference, Verification
 
 
 async def verify_counts(
     gateway: GatewayClient,
-    known: KnownConversations,
+    known: Entries,
     found: Verification,
     *,
     side_by_side: int = 32,
@@ -32,7 +32,7 @@ async def verify_counts(
     Raises:
         GatewayError: One that every other request would meet as well (`is_fatal`).
     """
-    entries = known.entries()
+    entries = iter(known)
     differences: list[Difference] = []
     done = 0
 

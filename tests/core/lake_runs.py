@@ -97,7 +97,8 @@ class Bench:
         async def read(lake: Lake) -> pa.Table:
             org = self.box.options.organization_id
             partitions = await lake.list_partitions(org)
-            parts = [part for one in self.box.conversations for part in partitions.of(org, one)]
+            found = partitions.of_each(org, self.box.conversations)
+            parts = [part for one in self.box.conversations for part in found.get(one, ())]
             return pa.concat_tables([rows for _, rows in await lake.read_parts(parts)])
 
         return self.look(read)
@@ -142,7 +143,7 @@ class Bench:
         rows = rows.sort_by("conversation_id")
         ids = rows.column("conversation_id").to_pylist()
         wrong = []
-        for entry in known.entries():
+        for entry in known:
             first, end = bisect_left(ids, entry.conversation_id), bisect_right(ids, entry.conversation_id)
             own = (end - first, content_hash(rows.slice(first, end - first).combine_chunks()))
             if entry.status != "gone" and own != (entry.distinct_messages, entry.content_hash):

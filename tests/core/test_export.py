@@ -15,7 +15,7 @@ import pytest
 from imbrace_lake.errors import ObjectExists, OrganizationMismatch, StoreUnavailable, WalkIncomplete
 from imbrace_lake.export.chunk import ChunkResult, chunk_size, export_chunk
 from imbrace_lake.export.conversation import export_conversation
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.lake import publish
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Partitions
@@ -35,6 +35,10 @@ def box(start: StartBox) -> Sandbox:
 def export_all(box: Sandbox, lake: Path, run_id: str = "run_1", *, is_last_try: bool = True) -> ChunkResult:
     ids = list(box.conversations)
     return exporting(box, lake, lambda run: export_chunk(run, "chunk", ids, is_last_try=is_last_try), run_id)
+
+
+def past_of(run: ExportRun, conversation_id: str) -> Past:
+    return run.pasts([conversation_id]).get(conversation_id, Past())
 
 
 def by_id(items: list[dict[str, object]]) -> dict[object, dict[str, object]]:
@@ -222,7 +226,7 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
 
     async def job(run: ExportRun) -> ChunkResult:
         with pytest.raises(WalkIncomplete, match="counts 3 messages, but lists 2"):
-            await export_conversation(run, "conv_odd", None)
+            await export_conversation(run, "conv_odd", Past())
         return await export_chunk(run, "chunk", [*ids, "conv_odd"])
 
     result = exporting(box, tmp_path, job)
@@ -269,7 +273,7 @@ def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp
     box.before_page(vanish)
 
     entry = exporting(
-        box, tmp_path, lambda run: export_conversation(run, conversation_id, run.known.of(conversation_id))
+        box, tmp_path, lambda run: export_conversation(run, conversation_id, past_of(run, conversation_id))
     )
 
     assert entry.status == "gone"
@@ -437,7 +441,7 @@ def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: San
 
     async def blind(run: ExportRun) -> ConversationEntry:
         run.partitions = Partitions.none()
-        return await export_conversation(run, conversation_id, run.known.of(conversation_id))
+        return await export_conversation(run, conversation_id, past_of(run, conversation_id))
 
     entry = exporting(box, tmp_path, blind, "run_2")
 
@@ -459,7 +463,7 @@ def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
 
         monkeypatch.setattr(run.lake, "add_part", lose)
         with pytest.raises(StoreUnavailable, match="other runs kept writing to it"):
-            await export_conversation(run, conversation_id, run.known.of(conversation_id))
+            await export_conversation(run, conversation_id, past_of(run, conversation_id))
 
     exporting(box, tmp_path, job)
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.notes import NOTE_ENTRIES
+from imbrace_lake.export.notes import NOTE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
 from imbrace_lake.lake.schema import to_item
@@ -353,7 +353,7 @@ def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
 
     # What a kill costs does not depend on the run's length: what is being written down, what is not yet, and
     # what is under way, with several pages for some of it.
-    assert max(killing.costs) <= killing.pages + 2 * NOTE_ENTRIES + 20
+    assert max(killing.costs) <= killing.pages + 2 * NOTE_WALKED + 20
     assert killing.polls > 10
 
 

@@ -57,7 +57,7 @@ async def end_run(lake: Lake, run: int, *entries: ConversationEntry) -> None:
 
 async def known_counts(lake: Lake) -> dict[str, int | None]:
     known = await read_known(lake, "org")
-    return {one.conversation_id: one.distinct_messages for one in known.entries()}
+    return {one.conversation_id: one.distinct_messages for one in known}
 
 
 def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
@@ -82,13 +82,12 @@ def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) ->
         )
 
         known = await read_known(lake, "org")
-        assert {one.conversation_id: one.run_id for one in known.entries()} == {
+        assert {one.conversation_id: one.run_id for one in known} == {
             "a": "run-2",
             "b": "run-1",
             "c": "run-1",
         }
-        assert known.of("a") == replace(entry("a", 2, status="unchanged"))
-        assert known.of("d") is None
+        assert known.of_each(["d", "a"]) == {"a": replace(entry("a", 2, status="unchanged"))}
 
     in_lake(tmp_path, job)
 
@@ -105,7 +104,7 @@ def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> No
 
 def test_in_a_new_lake_nothing_is_known(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
-        assert not [*(await read_known(lake, "org")).entries()]
+        assert not [*(await read_known(lake, "org"))]
 
     in_lake(tmp_path, job)
 

@@ -29,7 +29,7 @@ from imbrace_lake.lake.entries import (
     rows_of_lines,
     run_row,
 )
-from imbrace_lake.lake.known import KnownConversations, read_dead_letters
+from imbrace_lake.lake.known import Entries, read_dead_letters
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.state import read_known
@@ -159,7 +159,7 @@ def test_a_run_is_one_row_with_its_parameters_versions_and_totals_as_json(tmp_pa
 def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
     async def job(lake: Lake) -> ConversationEntry | None:
         await note(lake, "chunk-1", entry("a", server_count=9), run_id="killed")
-        return (await read_known(lake, ORG)).of("a")
+        return (await read_known(lake, ORG)).of_each(["a"]).get("a")
 
     known = in_lake(tmp_path, job)
 
@@ -167,7 +167,7 @@ def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
 
 
 def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
-    async def job(lake: Lake) -> KnownConversations:
+    async def job(lake: Lake) -> Entries:
         await close(await note(lake, "1", entry("a", 1, server_count=1), entry("b", 1), run_id="r1"))
         await close(await note(lake, "1", entry("a", 3, server_count=3, status="unchanged"), run_id="r3"))
         await close(await note(lake, "1", entry("a", 2, server_count=2), run_id="r2"))
@@ -178,13 +178,12 @@ def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
 
     known = in_lake(tmp_path, job)
 
-    a, b = known.of("a"), known.of("b")
-    assert a is not None
+    found = known.of_each(["c", "b", "a"])
+    a, b = found["a"], found["b"]
     assert (a.server_count, a.status, a.parts) == (3, "unchanged", (PART,))
-    assert b is not None
     assert b.status == "gone"
-    assert known.of("c") is None
-    assert sorted(one.conversation_id for one in known.entries()) == ["a", "b"]
+    assert "c" not in found
+    assert sorted(one.conversation_id for one in known) == ["a", "b"]
 
 
 def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Pa
 
     async def job(lake: Lake) -> ConversationEntry | None:
         await note(lake, "1", whole)
-        return (await read_known(lake, ORG)).of("a")
+        return (await read_known(lake, ORG)).of_each(["a"]).get("a")
 
     assert in_lake(tmp_path, job) == whole
 
@@ -219,16 +218,16 @@ def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
 def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         await note(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
-        return [one.conversation_id for one in (await read_known(lake, "org_2")).entries()]
+        return [one.conversation_id for one in (await read_known(lake, "org_2"))]
 
     assert in_lake(tmp_path, job) == ["b"]
 
 
 def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
-    async def job(lake: Lake) -> KnownConversations:
+    async def job(lake: Lake) -> Entries:
         return await read_known(lake, ORG)
 
-    assert [*in_lake(tmp_path, job).entries()] == [*KnownConversations.none().entries()] == []
+    assert [*in_lake(tmp_path, job)] == [*Entries.none()] == []
 
 
 class ClosingStore:
@@ -268,7 +267,7 @@ def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, 
         await close(await note(lake, "1", entry("earlier"), run_id="r0"))
         journal = await note(lake, "1", entry("closing"))
         lake.store = ClosingStore(lake.store, journal, at)
-        return {one.conversation_id for one in (await read_known(lake, ORG)).entries()}
+        return {one.conversation_id for one in (await read_known(lake, ORG))}
 
     assert in_lake(tmp_path, job) == {"earlier", "closing"}
 

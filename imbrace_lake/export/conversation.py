@@ -22,7 +22,7 @@ from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.publish import Publication, Published, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import Origin, to_rows
+from imbrace_lake.lake.schema import Origin, rows_of_page
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class _Export:
 
     async def _publish(self, reading: Reading, proof: Proof, held: Held) -> ConversationEntry:
         collected = reading.collected
-        rows = await somewhere(not collected.is_spilled, collected.rows)
+        rows = await somewhere(not collected.is_spilled, collected.rows, distinct=proof.distinct)
         is_whole = proof.method != JOINED
         publication = Publication(
             self._run.lake,
@@ -295,7 +295,7 @@ class Reading:
         self.collected = collected
         self._origin = origin
         self._head = head  # read already, to see whether a walk is needed
-        self._head_rows = to_rows(head.items, head.ids, origin) if head is not None else None
+        self._head_rows = rows_of_page(head, origin) if head is not None else None
         self._look_back_from = look_back_from
         self._look_back_messages = look_back_messages
         self._last_rows = self._head_rows
@@ -317,7 +317,7 @@ class Reading:
             and self._head.is_exact
             and self._head.whole == known.server_count == known.distinct_messages
             and self._head_rows.num_rows >= count
-            and content_hash(self._head_rows.slice(0, count)) == known.head_hash
+            and content_hash(self._head_rows.slice(self._head_rows.num_rows - count)) == known.head_hash
             and _are_those_of(parts, known)
         )
 
@@ -347,7 +347,7 @@ class Reading:
         if self._head_rows is not None:
             rows, self._head_rows = self._head_rows, None
         else:
-            rows = to_rows(page.items, page.ids, self._origin)
+            rows = rows_of_page(page, self._origin)
         self.collected.add(rows)
         self._last_rows = rows
         if self._live is not None:

@@ -18,7 +18,7 @@ from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.publish import Publication, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import Origin, to_rows
+from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.policy import Window
 
 # A list that moves so much that its window is not found where it was a moment ago.
@@ -140,7 +140,7 @@ class _WindowReading:
         return lowest
 
     def _span(self, page: Page) -> tuple[datetime | None, datetime | None]:
-        return _span_of(to_rows(page.items, page.ids, self._origin))
+        return _span_of(rows_of_page(page, self._origin))
 
     async def _fetch(self, skip: int, limit: int) -> Page:
         self.requests += 1
@@ -148,7 +148,7 @@ class _WindowReading:
 
     def _take(self, page: Page) -> None:
         self._run.look_at_shapes(self._id, page)
-        rows = to_rows(page.items, page.ids, self._origin)
+        rows = rows_of_page(page, self._origin)
         newest, self._oldest = _span_of(rows)
         self._newest = max(filter(None, (newest, self._newest)), default=None)
         self.collected.add(rows)

@@ -211,23 +211,29 @@ class Collector:
         self._room.hold(-self._held_bytes)
         self._held_bytes = self._size_bytes = 0
 
-    def rows(self, keep: Keep | None = None) -> Rows:
+    def rows(self, keep: Keep | None = None, *, distinct: int | None = None) -> Rows:
         """What was added, something at least: each message in the version updated last, or else read last.
 
         Args:
             keep: Of these versions those that are meant; all by default.
+            distinct: How many different messages were added, if that is known.
         """
         if not self._runs:
-            table = in_order(without_repeats(pa.concat_tables(self._held)))
+            table = self._sorted(distinct)
             return Rows.of(table if keep is None else table.filter(keep(table)))
         self._spill()
         _drop_repeats(self._runs)
         return Rows(None, self._runs, self._size_bytes, keep)
 
+    def _sorted(self, distinct: int | None = None) -> pa.Table:
+        # What was read first is newest, and so they nearly always are in order, but for repeats.
+        table = pa.concat_tables(reversed(self._held))
+        is_once = distinct == table.num_rows
+        return in_order(table if is_once else without_repeats(table, is_latest_first=True))
+
     def _spill(self) -> None:
         if any(rows.num_rows for rows in self._held):
-            table = in_order(without_repeats(pa.concat_tables(self._held)))
-            self._runs.append(_Run.write(self._room.new_file(), table))
+            self._runs.append(_Run.write(self._room.new_file(), self._sorted()))
         self._held = []
         self._room.hold(-self._held_bytes)
         self._held_bytes = 0

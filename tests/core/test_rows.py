@@ -88,6 +88,25 @@ def test_what_was_spilled_is_what_would_be_in_memory(
     assert days == Counter(moment.date() for moment in created if moment is not None)
 
 
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_counted: bool) -> None:
+    rng = Random(2)
+    read = [page(rng, newest) for newest in range(400, 0, -20)]
+    every = in_order(without_repeats(pa.concat_tables(read)))
+    cuts = [every.slice(begin, 9) for begin in range(0, every.num_rows, 9)]
+    # As they come from a list that stands still, and in whatever order.
+    for pages in (cuts[::-1], cuts, rng.sample(cuts, len(cuts))):
+        with Room(Memory(), lambda: tmp_path) as room:
+            collector = Collector(room)
+            for one in pages:
+                collector.add(one)
+
+            rows = collector.rows(distinct=every.num_rows if is_counted else None)
+
+            assert not spilled(rows)
+            assert pa.concat_tables(rows.batches()).equals(every)
+
+
 def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "BATCH_ROWS", 7)
     rng = Random(1)

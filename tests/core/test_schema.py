@@ -313,7 +313,10 @@ def test_of_two_versions_the_one_updated_last_stays_or_else_the_one_read_last() 
     again = item("a", minute=1, content="read later")
 
     def kept(*items: Item) -> list[str]:
-        return without_repeats(from_gateway(items)).column("text").to_pylist()  # type: ignore[no-any-return]
+        texts = without_repeats(from_gateway(items)).column("text").to_pylist()
+        upwards = without_repeats(from_gateway(items[::-1]), is_latest_first=True)
+        assert upwards.column("text").to_pylist() == texts
+        return texts  # type: ignore[no-any-return]
 
     assert kept(old, edited) == kept(edited, old) == ["edited"]
     assert kept(edited, old, again) == ["read later"]

@@ -80,8 +80,17 @@ class Origin:
 
 
 def rows_of_page(page: Page, origin: Origin) -> pa.Table:
-    """Rows of a page, as `to_rows` makes them, its oldest message first, as a part has them."""
-    return to_rows(page.items[::-1], page.ids[::-1], origin)
+    """Rows of a page, as `to_rows` makes them, nearly always in the order of a part (`in_order`)."""
+    oldest_first = range(len(page.ids) - 1, -1, -1)
+    keys = [
+        (item.get("created_at"), message_id) for item, message_id in zip(page.items, page.ids, strict=True)
+    ]
+    try:
+        # Times that are written as they should be are in the order of their texts.
+        order: Sequence[int] = sorted(oldest_first, key=keys.__getitem__)
+    except TypeError:
+        order = oldest_first
+    return to_rows([page.items[place] for place in order], [page.ids[place] for place in order], origin)
 
 
 def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Table:
@@ -338,19 +347,25 @@ def with_digests(rows: pa.Table) -> pa.Table:
 
 def in_order(table: pa.Table) -> pa.Table:
     """Rows as a part has them: `created_at`, then `message_id`, oldest first; without a time last."""
-    if _is_ascending(table.column("created_at")):
+    if _is_in_order(table):
         # Nearly always, and a copy of all columns is a tenth of what is done with rows.
         return table.combine_chunks()
     order = pc.sort_indices(table, sort_keys=[("created_at", "ascending"), ("message_id", "ascending")])
     return table.take(order).combine_chunks()
 
 
-def _is_ascending(times: pa.ChunkedArray) -> bool:
-    """Whether each time is later than the one before."""
+def _is_in_order(table: pa.Table) -> bool:
+    times = table.column("created_at")
     if times.null_count:
         return False
     values = times.cast(pa.int64()).to_numpy()
-    return bool((values[1:] > values[:-1]).all())
+    if (values[1:] < values[:-1]).any():
+        return False
+    ids = table.column("message_id")
+    return all(
+        ids[place].as_py() <= ids[place + 1].as_py()
+        for place in np.flatnonzero(values[1:] == values[:-1]).tolist()
+    )
 
 
 def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Table:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from imbrace_lake.gateway.models import Item, parse_page
+from imbrace_lake.gateway.models import Item, Page, parse_page
 from imbrace_lake.lake.hashes import DIGEST, content_hash, item_digest
 from imbrace_lake.lake.lake import read_rows
 from imbrace_lake.lake.parquet import to_parquet
@@ -28,6 +28,7 @@ from imbrace_lake.lake.schema import (
     Origin,
     dump_json,
     in_order,
+    rows_of_page,
     text_of,
     to_item,
     to_rows,
@@ -305,6 +306,28 @@ def test_rows_ignore_arrival_order_and_repeats(shuffled: list[Item], repeats: li
 
     assert rows.equals(in_order(from_gateway(SOME)))
     assert rows.column("message_id").to_pylist()[-1] == "timeless"
+
+
+@given(st.permutations(SOME))
+def test_a_part_is_in_the_order_of_time_and_then_of_ids_and_a_page_becomes_it(shuffled: list[Item]) -> None:
+    ids = [one["_id"] for one in shuffled]
+    page = Page(0, shuffled, ids, None, None, is_exact=True)
+    expected = sorted(
+        ids, key=lambda one: (one == "timeless", int(one[1:]) // 2 if one != "timeless" else 0, one)
+    )
+
+    assert in_order(from_gateway(shuffled)).column("message_id").to_pylist() == expected
+    assert in_order(rows_of_page(page, ORIGIN)).equals(in_order(from_gateway(shuffled)))
+
+
+def test_a_page_in_order_is_not_copied() -> None:
+    newest_first = [*reversed(SOME[:-1])]
+    page = Page(0, newest_first, [one["_id"] for one in newest_first], None, None, is_exact=True)
+    rows = rows_of_page(page, ORIGIN)
+
+    assert in_order(rows).column("text").chunk(0).buffers()[2].address == (
+        rows.column("text").chunk(0).buffers()[2].address
+    )
 
 
 def test_of_two_versions_the_one_updated_last_stays_or_else_the_one_read_last() -> None:

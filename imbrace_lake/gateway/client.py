@@ -128,7 +128,7 @@ class GatewayClient:
         # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
         # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
         # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
-        self._transport = transport or AiohttpTransport(client=_session, proxy=_proxy_to(self._base))
+        self._transport = transport or _connections(self._base)
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -363,10 +363,16 @@ class GatewayClient:
         return f"the token belongs to organization {theirs}, not to {ours}"
 
 
-def _session() -> aiohttp.ClientSession:
-    """The connections of one client: as many as the gate lets through."""
-    connector = aiohttp.TCPConnector(limit=0, ssl=httpx.create_ssl_context())
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+def _connections(url: str) -> AiohttpTransport:
+    """The connections of one client to one address: as many as the gate lets through."""
+    # Made once for both, because to read the certificates takes 30 ms.
+    context = httpx.create_ssl_context()
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, ssl=context)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=context, client=session, proxy=_proxy_to(url))
 
 
 def _proxy_to(url: str) -> httpx.Proxy | None:

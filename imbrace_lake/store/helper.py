@@ -30,8 +30,8 @@ from imbrace_lake.store.contract import Body, Made
 
 logger = logging.getLogger(__name__)
 
-# Starting it takes another core a quarter of a second, which some hundred objects earn again.
-START_AFTER = 64
+# Starting it takes another core a quarter of a second, which some dozens of objects earn again.
+START_AFTER = 16
 MOST_BYTES = 2**20
 CLOSE_SECONDS = 30.0
 # A disk that lets most writes wait longer is written by several threads; a quick one by one, which

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
 from typing import Self, TypeVar
@@ -26,12 +23,10 @@ from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
 from imbrace_lake.errors import (
-    BadRequest,
     ConversationNotFound,
     GatewayError,
     GatewayUnavailable,
     MalformedAnswer,
-    OrganizationMismatch,
     RateLimited,
     TokenRejected,
 )
@@ -39,12 +34,12 @@ from imbrace_lake.gateway.models import (
     Links,
     Malformed,
     Page,
-    decode_json,
     etag_of,
     parse_links,
     parse_page,
 )
 from imbrace_lake.gateway.pacing import Gate, TurnedAway
+from imbrace_lake.gateway.refusals import Overdue, refusal, retry_after
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 
 T = TypeVar("T")
@@ -85,10 +80,6 @@ class Traffic:
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
-
-
-class _Overdue(GatewayUnavailable):
-    """504 or no whole answer in time: a smaller page may arrive where a large one does not."""
 
 
 class _ShortBody(MalformedAnswer):
@@ -241,7 +232,7 @@ class GatewayClient:
                 tries += 1
                 if not exc.is_transient or tries >= self.options.tries:
                     raise
-                overdue += isinstance(exc, _Overdue)
+                overdue += isinstance(exc, Overdue)
                 delay = self._delay(tries)
             self.traffic.retries += 1
             await asyncio.sleep(delay)
@@ -290,7 +281,7 @@ class GatewayClient:
             except (httpx.TimeoutException, TimeoutError) as exc:
                 self.gate.strained(ticket)
                 waited = f"{self.options.timeout_seconds:g} s"
-                raise _Overdue(path, f"the gateway sent no whole answer in {waited}", request_id) from exc
+                raise Overdue(path, f"the gateway sent no whole answer in {waited}", request_id) from exc
             except httpx.HTTPError as exc:
                 raise self._unconnected(exc, path, request_id) from exc
             self.traffic.size_bytes += len(body)
@@ -327,7 +318,7 @@ class GatewayClient:
         """The error that a status other than 200 means; tells the gate about it."""
         status = response.status_code
         if status == 429:
-            self.gate.refused(ticket, _retry_after(response))
+            self.gate.refused(ticket, retry_after(response))
             error = self._rate_limited(path, request_id)
             if self._is_refused_for_good():
                 self.gate.turn_away()
@@ -336,31 +327,11 @@ class GatewayClient:
             self.gate.strained(ticket)
         else:
             self.gate.succeeded(ticket)
-        if status >= 500 or status == 408:
-            kind = _Overdue if status == 504 else GatewayUnavailable
-            return kind(path, f"the gateway failed with status {status}", request_id)
-        if status == 401:
-            return TokenRejected(path, "the gateway does not accept the token", request_id)
-        if status == 403:
-            return OrganizationMismatch(path, self._mismatch(body), request_id)
-        if status == 404 and _is_gateways_own(body):
-            return ConversationNotFound(path, "the gateway does not have this conversation", request_id)
-        if status == 404:
-            reason = f"status 404, but not in the gateway's words: is {self._base} the right address?"
-            return BadRequest(path, reason, request_id)
-        return BadRequest(path, f"the gateway refuses this request with status {status}", request_id)
+        return refusal(status, body, path, request_id, self.options.organization, self._base)
 
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"
         return RateLimited(path, f"the gateway refuses every request for over {waited}", request_id)
-
-    def _mismatch(self, body: bytes) -> str:
-        ours = self.options.organization
-        try:
-            theirs = decode_json(body)["details"]["expected"]
-        except (Malformed, LookupError, TypeError):
-            return f"the token does not belong to organization {ours}"
-        return f"the token belongs to organization {theirs}, not to {ours}"
 
 
 def _connections(url: str) -> AiohttpTransport:
@@ -389,27 +360,6 @@ def _parsed(body: bytes, parse: Callable[[bytes], T], path: str, request_id: str
         raise MalformedAnswer(path, f"the gateway sent {exc}", request_id) from exc
     except _ShortBody as exc:
         raise _ShortBody(path, exc.reason, request_id) from exc
-
-
-def _is_gateways_own(body: bytes) -> bool:
-    """Whether a 404 is the gateway's answer, and not a proxy's that knows no such path."""
-    try:
-        message = str(decode_json(body)["message"]).lower()
-    except (Malformed, LookupError, TypeError):
-        return False
-    # Not the path alone, which web frameworks repeat: "Cannot GET /conversations/links".
-    return re.search(r"conversations? (not )?found", message) is not None
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the answer asks to wait: a number or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 def link_batches(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.lake import rows as rows_module
+from imbrace_lake.lake import sorted_files
 from imbrace_lake.lake.hashes import DIGEST, content_hash
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.room import Memory, Room
@@ -64,8 +64,8 @@ def spilled(rows: Rows) -> bool:
 def test_what_was_spilled_is_what_would_be_in_memory(
     room: Room, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 7)
-    monkeypatch.setattr(rows_module, "MOST_REPEATED", 11)
+    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
+    monkeypatch.setattr(sorted_files, "MOST_REPEATED", 11)
     rng = Random(seed)
     pages = [page(rng, newest) for _ in range(1 + seed % 3) for newest in range(400, 0, -8)]
     collector = Collector(room)
@@ -108,7 +108,7 @@ def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_count
 
 
 def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 7)
+    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
     rng = Random(1)
     pages = [page(rng, newest) for newest in range(400, 0, -4)]
     collector = Collector(room)

@@ -16,7 +16,7 @@ from imbrace_lake.gateway import seen
 from imbrace_lake.lake import compare as compare_module
 from imbrace_lake.lake import lake as lake_module
 from imbrace_lake.lake import ledger as ledger_module
-from imbrace_lake.lake import rows as rows_module
+from imbrace_lake.lake import sorted_files
 from imbrace_lake.policy import Window
 from sandbox import Sandbox, SandboxOptions
 from tests.core.kills import Killing
@@ -33,8 +33,8 @@ LITTLE = {"memory_megabytes": 0.01}
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 50)
-    monkeypatch.setattr(rows_module, "MOST_REPEATED", 70)
+    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 50)
+    monkeypatch.setattr(sorted_files, "MOST_REPEATED", 70)
     monkeypatch.setattr(lake_module, "BATCH_ROWS", 60)
     monkeypatch.setattr(compare_module, "MOST_SLICES", 8)
     monkeypatch.setattr(seen, "MOST_IN_SET", 90)
@@ -109,7 +109,7 @@ def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_module, "GROUP_BYTES", 1)
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 10)
+    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 10)
     bench = open_bench(LITTLE, conversations=0, sizes=(300,))
     one = next(iter(bench.box.conversations))
     bench.run()

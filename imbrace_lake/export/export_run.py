@@ -156,3 +156,8 @@ class ExportRun:
         )
         # Reading took several times what is kept, and Arrow would hold on to it.
         pa.default_memory_pool().release_unused()
+
+    def forget(self) -> None:
+        """Let go of what the lake had, which no conversation asks for any more: closing needs the room."""
+        self.known, self.resumed, self.partitions = Entries.none(), Entries.none(), Partitions.none()
+        pa.default_memory_pool().release_unused()

@@ -139,7 +139,7 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Entries
         if not is_own:
             await _close(journal, header)
     latest = last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at")
-    return Entries(latest.sort_by("conversation_id"))
+    return Entries(latest)
 
 
 async def read_header(lake: Lake, run_id: str) -> Header | None:

@@ -182,6 +182,7 @@ async def close_run(
         keep_days: Leave in the ledger on which days the new messages were created.
     """
     run.progress.stage = "closing"
+    run.forget()
     if run.pulse is not None:
         await run.pulse.stop()
     if run.shapes.new and run.drift != "freeze":

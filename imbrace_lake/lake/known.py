@@ -23,12 +23,14 @@ class Entries:
     """One entry a conversation, by its id; kept as columns, for objects would take ten times the memory.
 
     Args:
-        rows: Rows of the ledger `conversations`, of each conversation one, in the order of their ids.
+        rows: Rows of the ledger `conversations`, of each conversation one.
     """
 
     def __init__(self, rows: pa.Table) -> None:
-        self._rows = rows.combine_chunks()
-        self._places = Places(self._texts(), len(self))
+        self._count: int = rows.num_rows
+        # Neither joined nor put in order, which would hold twice what may be most of the process's memory.
+        self._batches = rows.to_batches(max_chunksize=ROWS_AT_A_TIME)
+        self._places = Places(self._texts(), self._count)
 
     @classmethod
     def none(cls) -> Entries:
@@ -38,22 +40,30 @@ class Entries:
     def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
         """The entries of some conversations, by their ids; those that have none are left out."""
         wanted = {*conversation_ids}
-        found = map(entry_of, self._rows.take(self._places.of(wanted)).to_pylist())
-        return {entry.conversation_id: entry for entry in found if entry.conversation_id in wanted}
+        places = self._places.of(wanted)
+        found: dict[str, ConversationEntry] = {}
+        start = 0
+        for batch in self._batches:
+            begin, end = np.searchsorted(places, [start, start + batch.num_rows])
+            if begin < end:
+                entries = map(entry_of, batch.take(pa.array(places[begin:end] - start)).to_pylist())
+                found.update((one.conversation_id, one) for one in entries if one.conversation_id in wanted)
+            start += batch.num_rows
+        return found
 
     def ids(self) -> list[str]:
-        """Every conversation that has an entry, in order."""
+        """Every conversation that has an entry."""
         return [*self._texts()]
 
     def _texts(self) -> Iterator[str]:
-        for chunk in self._rows.select(["conversation_id"]).to_batches(max_chunksize=ROWS_AT_A_TIME):
-            yield from chunk.column(0).to_pylist()
+        for batch in self._batches:
+            yield from batch.column("conversation_id").to_pylist()
 
     def __len__(self) -> int:
-        return int(self._rows.num_rows)
+        return self._count
 
     def __iter__(self) -> Iterator[ConversationEntry]:
-        for batch in self._rows.to_batches(max_chunksize=ROWS_AT_A_TIME):
+        for batch in self._batches:
             yield from map(entry_of, batch.to_pylist())
 
 
@@ -74,16 +84,16 @@ def entries_of(states: pa.Table, organization_id: str) -> Entries:
 
 
 def latest_states(rows: pa.Table) -> pa.Table:
-    """Of each conversation the last row that proved it complete, unchanged or gone; by their ids."""
+    """Of each conversation the last row that proved it complete, unchanged or gone."""
     # A window of time proves nothing of the whole, so it is no state to go on from.
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
-    # Whole rows are copied once only: they may be most of what the process holds.
-    light = rows.select(["organization_id", "conversation_id", "finished_at"])
-    light = light.append_column("row", pa.array(np.arange(rows.num_rows)))
-    light = light.filter(pc.and_(is_state, pc.invert(is_window)))
-    latest = last_of_each(light, ["organization_id", "conversation_id"], "finished_at")
-    return rows.take(latest.sort_by("conversation_id").column("row").combine_chunks())
+    is_state = pc.and_(is_state, pc.invert(is_window))
+    return last_of_each(
+        rows if pc.all(is_state).as_py() else rows.filter(is_state),
+        ["organization_id", "conversation_id"],
+        "finished_at",
+    )
 
 
 async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:

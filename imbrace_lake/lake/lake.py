@@ -97,7 +97,7 @@ class Partitions:
         """The parts of some conversations, in order; those that the lake does not have are left out."""
         wanted = {partition_key(organization_id, one): one for one in conversation_ids}
         found: dict[str, list[Part]] = {}
-        for row in self._rows.take(self._places.of(wanted)).to_pylist():
+        for row in self._rows.take(pa.array(self._places.of(wanted))).to_pylist():
             conversation_id, part = wanted.get(_folder(row["key"])), _as_part(**row)
             if conversation_id is not None and part is not None:
                 found.setdefault(conversation_id, []).append(part)

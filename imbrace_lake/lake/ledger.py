@@ -60,6 +60,7 @@ JOURNAL = "journal/"
 GROUP_BYTES = 4 * 2**20
 LINES = ".jsonl"
 READ_AT_A_TIME = 64
+ROWS_AT_A_TIME = 4_096
 # In the journal of each run, what it says of itself (resume.py).
 HEADER = "run.json"
 
@@ -169,13 +170,27 @@ def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
 
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
-    """Of rows that are equal in the columns `same` the one whose time `at` is latest, in its order."""
-    # Whole rows are copied once only: they may be most of what the process holds.
-    order = pc.sort_indices(rows, [(at, "ascending", "at_start")])
-    keys = rows.select(same).take(order)
-    keys = keys.append_column("row", pa.array(np.arange(rows.num_rows)))
-    last = keys.group_by(same, use_threads=False).aggregate([("row", "max")]).column("row_max")
-    return rows.take(order.take(last.take(pc.sort_indices(last)).combine_chunks()))
+    """Of rows that are equal in the columns `same` the one whose time `at` is latest, or else comes last.
+
+    They stay in their order. Arrow's own grouping takes 600 bytes a row.
+    """
+    times = rows.column(at).cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
+    keys = np.fromiter(map(hash, _tuples(rows.select(same))), np.int64, rows.num_rows)
+    order = np.lexsort((times, keys))
+    is_other = keys[order][1:] != keys[order][:-1]
+    if is_other.all():
+        return rows
+    # Where several have one hash, the last of each kind; nearly always they are of one kind.
+    is_single = np.append(True, is_other) & np.append(is_other, True)
+    several = order[~is_single]
+    last = dict(zip(_tuples(rows.select(same).take(pa.array(several))), several.tolist(), strict=True))
+    return rows.take(pa.array(np.sort(np.append(order[is_single], [*last.values()]).astype(np.int64))))
+
+
+def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """The rows as tuples of values, made some at a time."""
+    for batch in rows.to_batches(max_chunksize=ROWS_AT_A_TIME):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def named_by_hash(name: str, body: bytes, suffix: str = ".parquet") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
 
 class Places:
@@ -21,11 +21,11 @@ class Places:
         self._rows = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._rows]
 
-    def of(self, texts: Iterable[str]) -> pa.Array:
+    def of(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """The rows that have one of some texts, in order; rarely another one, whose hash is the same."""
         wanted = np.unique(np.fromiter(map(hash, texts), np.int64))
         begin = np.searchsorted(self._hashes, wanted, "left")
         counts = np.searchsorted(self._hashes, wanted, "right") - begin
         # Of each text its first place, and those that follow it.
         further = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return pa.array(np.sort(self._rows[np.repeat(begin, counts) + further]))
+        return np.sort(self._rows[np.repeat(begin, counts) + further])

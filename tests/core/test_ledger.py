@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
@@ -14,8 +15,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake.entries import (
     CONVERSATIONS,
     LEDGERS,
@@ -31,7 +35,7 @@ from imbrace_lake.lake.entries import (
 )
 from imbrace_lake.lake.known import Entries, read_dead_letters
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger
 from imbrace_lake.lake.state import read_known
 from imbrace_lake.store.opening import Store, Stored
 from tests.core.test_lake import NOW, ORG, in_lake
@@ -213,6 +217,35 @@ def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
 
     assert rows.equals(conversation_rows(many), check_metadata=True)
     assert rows_of_lines(entry_lines([odd])).to_pylist() == conversation_rows([odd]).to_pylist()
+
+
+@pytest.mark.parametrize("hash_of", [hash, lambda values: 7, lambda values: len(values[0])])
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from(["a", "b", "cc", None]), st.none() | st.integers(0, 3)), max_size=12
+    )
+)
+def test_of_rows_that_speak_of_one_thing_the_latest_counts_whatever_their_hashes(
+    hash_of: Callable[[tuple[str, ...]], int], rows: list[tuple[str | None, int | None]]
+) -> None:
+    names = [name for name, _ in rows]
+    table = pa.table(
+        {
+            "name": pa.array(names, pa.string()),
+            "at": pa.array([at for _, at in rows], pa.timestamp("ms", "UTC")),
+        }
+    )
+    latest: dict[str | None, int] = {}
+    for place, (name, at) in enumerate(rows):
+        before = rows[latest[name]][1] if name in latest else None
+        if name not in latest or (-1 if at is None else at) >= (-1 if before is None else before):
+            latest[name] = place
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger_module, "hash", lambda values: hash_of((values[0] or "",)), raising=False)
+        found = last_of_each(table, ["name"], "at")
+
+    assert found.to_pylist() == table.take(pa.array(sorted(latest.values()), pa.int64())).to_pylist()
 
 
 def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _texts = st.lists(st.text("abc", max_size=3), max_size=30)
 def test_the_rows_of_some_texts_are_found_in_order(column: list[str], wanted: list[str]) -> None:
     expected = [row for row, text in enumerate(column) if text in wanted]
 
-    assert Places(column, len(column)).of(wanted).to_pylist() == expected
+    assert Places(column, len(column)).of(wanted).tolist() == expected
 
 
 @pytest.mark.parametrize("hash_of", [len, lambda text: 7])
@@ -28,7 +28,7 @@ def test_texts_with_one_hash_are_all_found(
     monkeypatch.setattr(places, "hash", hash_of, raising=False)
     column = ["a", "b", "cc", "a"]
 
-    found = Places(column, len(column)).of(["a"]).to_pylist()
+    found = Places(column, len(column)).of(["a"]).tolist()
 
     assert {0, 3} <= {*found}
     assert found == sorted(found)

@@ -29,7 +29,7 @@ class Entries:
     def __init__(self, rows: pa.Table) -> None:
         self._count: int = rows.num_rows
         # Neither joined nor put in order, which would hold twice what may be most of the process's memory.
-        self._batches = rows.to_batches(max_chunksize=ROWS_AT_A_TIME)
+        self._batches = rows.to_batches()
         self._places = Places(self._texts(), self._count)
 
     @classmethod
@@ -56,15 +56,21 @@ class Entries:
         return [*self._texts()]
 
     def _texts(self) -> Iterator[str]:
+        for some in self._some():
+            yield from some.column("conversation_id").to_pylist()
+
+    def _some(self) -> Iterator[pa.RecordBatch]:
+        """All rows, as many at a time as objects may be made of."""
         for batch in self._batches:
-            yield from batch.column("conversation_id").to_pylist()
+            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                yield batch.slice(start, ROWS_AT_A_TIME)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[ConversationEntry]:
-        for batch in self._batches:
-            yield from map(entry_of, batch.to_pylist())
+        for some in self._some():
+            yield from map(entry_of, some.to_pylist())
 
 
 def none_rows() -> pa.Table:

@@ -17,6 +17,10 @@ from imbrace_lake.export.runs import close_run, open_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 
+# Arrow looks for pandas when it makes its first array, Prefect for FastAPI when it starts its first run.
+ARROWS = ("pandas", "pyarrow.pandas_compat")
+PREFECTS = ("fastapi", "prefect.flow_engine", "prefect.task_engine")
+
 
 async def run_core(job: Job) -> str:
     """Do what the flow does, without an orchestrator; return how the run ended."""
@@ -54,7 +58,7 @@ def main() -> None:
         "IMBRACE_LAKE": job.folder,
     }
     if arguments.without_prefect:
-        measure(lambda: asyncio.run(run_core(job)))
+        measure(lambda: asyncio.run(run_core(job)), ARROWS)
         return
     prepare_client(arguments.server[0], Path(arguments.server[1]))
     # Only now, because Prefect's settings are in the environment only now.
@@ -65,7 +69,7 @@ def main() -> None:
         state = await export_conversations(ExportParams(phones=job.phones), return_state=True)
         return SUCCESS if state.is_completed() else (state.name or state.type.value).lower()
 
-    measure(lambda: asyncio.run(work()))
+    measure(lambda: asyncio.run(work()), (*ARROWS, *PREFECTS))
 
 
 if __name__ == "__main__":

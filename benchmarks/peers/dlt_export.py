@@ -101,7 +101,7 @@ def main() -> None:
     """Do one job."""
     job = read_job()
     numbers = [phone.removeprefix("+") for phone in Path(job.phones).read_text().split()]
-    measure(lambda: export(job, numbers))
+    measure(lambda: export(job, numbers), ("dlt.common.libs.pyarrow", "dlt.common.configuration.plugins"))
 
 
 if __name__ == "__main__":

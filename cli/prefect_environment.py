@@ -62,9 +62,6 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
     if directory is not None:
         # The one profile that every installation has; one of the user's would be missed with a warning.
         environment |= {"PREFECT_HOME": str(directory), "PREFECT_PROFILE": "ephemeral"}
-        # It speaks plain HTTP to this machine alone; to read the certificates takes each of Prefect's
-        # clients 30 ms all the same.
-        environment["PREFECT_API_TLS_INSECURE_SKIP_VERIFY"] = "true"
         direct = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
         direct = f"{direct},127.0.0.1,localhost" if direct else "127.0.0.1,localhost"
         environment |= {"NO_PROXY": direct, "no_proxy": direct}

@@ -62,7 +62,9 @@ async def export_chunk(
             except ImbraceLakeError as exc:
                 if exc.is_fatal:
                     raise
-                failed[conversation_id] = exc
+                # What is done and could not be noted is noted by the next write, or that fails.
+                if conversation_id not in done:
+                    failed[conversation_id] = exc
 
     try:
         async with asyncio.TaskGroup() as group:

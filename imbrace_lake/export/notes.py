@@ -14,7 +14,7 @@ from imbrace_lake.lake.ledger import Journal
 NOTE_SECONDS = 1.0
 NOTE_WALKED = 20
 NOTE_SHARE = 5
-# And so many go into one object, which is written anew, whole, each time.
+# An object that has fewer is written anew, whole, with those that follow.
 MOST_NOTED = 40
 
 
@@ -44,7 +44,7 @@ class Notes:
     async def add(self, entry: ConversationEntry) -> None:
         """Take one, and write if enough has been done, or enough time has passed, since the last time."""
         self.done[entry.conversation_id] = entry
-        self._walked += entry.status != "unchanged"
+        self._walked += entry.status != "unchanged" or entry.requests > 1
         is_late = time.monotonic() - self._noted_at >= NOTE_SECONDS
         is_much = self._walked >= NOTE_WALKED or len(self.done) - self._noted >= self._most_unnoted
         # Whoever is far ahead of a slow disk waits for it, or a killed run would lose more and more.

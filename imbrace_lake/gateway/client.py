@@ -113,7 +113,7 @@ class GatewayClient:
             "user-agent": f"imbrace-lake/{version('imbrace-lake')}",
             "x-access-token": options.token.get_secret_value(),
         }
-        # Beyond the connection, a request as a whole is timed.
+        # A request is timed as a whole, and not at each read.
         timeout = httpx.Timeout(None, connect=options.timeout_seconds)
         self._extensions = {"timeout": timeout.as_dict()}
         # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody

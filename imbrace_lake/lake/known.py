@@ -95,11 +95,13 @@ def latest_states(rows: pa.Table) -> pa.Table:
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
     is_state = pc.and_(is_state, pc.invert(is_window))
-    return last_of_each(
-        rows if pc.all(is_state).as_py() else rows.filter(is_state),
-        ["organization_id", "conversation_id"],
-        "finished_at",
-    )
+    same, at = ["organization_id", "conversation_id"], "finished_at"
+    if pc.all(is_state).as_py():
+        return last_of_each(rows, same, at)
+    # Whole rows are copied once only: they may be most of what the process holds.
+    light = rows.select([*same, at]).append_column("row", pa.array(np.arange(rows.num_rows)))
+    latest = last_of_each(light.filter(is_state), same, at)
+    return rows.take(latest.column("row").combine_chunks())
 
 
 async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
@@ -218,7 +219,8 @@ class Collector:
     def _sorted(self, distinct: int | None = None) -> pa.Table:
         # What was read first is newest, and so they nearly always are in order, but for repeats.
         table = pa.concat_tables(reversed(self._held))
-        is_once = distinct == table.num_rows
+        # An id that UTF-8 cannot hold has a question mark in its column, where two may have become one.
+        is_once = distinct == table.num_rows and not _has_altered(table.column("message_id"))
         return in_order(table if is_once else without_repeats(table, is_latest_first=True))
 
     def _spill(self) -> None:
@@ -227,3 +229,7 @@ class Collector:
         self._held = []
         self._room.hold(-self._held_bytes)
         self._held_bytes = 0
+
+
+def _has_altered(ids: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring(ids, "?")).as_py())

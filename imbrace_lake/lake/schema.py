@@ -82,6 +82,9 @@ class Origin:
 def rows_of_page(page: Page, origin: Origin) -> pa.Table:
     """Rows of a page, as `to_rows` makes them, nearly always in the order of a part (`in_order`)."""
     oldest_first = range(len(page.ids) - 1, -1, -1)
+    if len({*page.ids}) < len(page.ids):
+        # Of two versions the one further down counts as read later, whatever its time.
+        return to_rows(page.items[::-1], page.ids[::-1], origin)
     keys = [
         (item.get("created_at"), message_id) for item, message_id in zip(page.items, page.ids, strict=True)
     ]

@@ -16,6 +16,7 @@ from imbrace_lake.errors import ObjectExists, OrganizationMismatch, StoreUnavail
 from imbrace_lake.export.chunk import ChunkResult, chunk_size, export_chunk
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun, Past
+from imbrace_lake.export.notes import Notes
 from imbrace_lake.lake import publish
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Partitions
@@ -218,6 +219,23 @@ def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
     assert all("request id " in line and "request id -" not in line for line in warned[:2])
     assert "in the table of this run alone" in warned[2]
     assert [line.partition(" failed")[0] for line in told] == ["exported chunk=chunk complete=3"]
+
+
+def test_what_is_published_and_cannot_be_noted_at_once_has_not_failed(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, refused = Notes.add, iter([True])
+
+    async def refuse_once(self: Notes, entry: ConversationEntry) -> None:
+        await add(self, entry)
+        if next(refused, False):
+            raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr(Notes, "add", refuse_once)
+
+    result = export_all(box, tmp_path)
+
+    assert (result.statuses, result.dead_letters) == ({"complete": 7}, ())
 
 
 def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.lake import known as known_module
+from imbrace_lake.lake import places
 from imbrace_lake.lake.entries import (
     PHONES,
     WINDOW,
@@ -21,7 +23,7 @@ from imbrace_lake.lake.entries import (
     RunTotals,
     conversation_rows,
 )
-from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.lake.known import Entries, latest_states, read_dead_letters, read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
@@ -90,6 +92,31 @@ def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) ->
         assert known.of_each(["d", "a"]) == {"a": replace(entry("a", 2, status="unchanged"))}
 
     in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize("hash_of", [hash, lambda text: 7])
+def test_entries_are_found_in_several_batches_and_whatever_their_hashes(
+    monkeypatch: pytest.MonkeyPatch, hash_of: Callable[[str], int]
+) -> None:
+    monkeypatch.setattr(places, "hash", hash_of, raising=False)
+    monkeypatch.setattr(known_module, "ROWS_AT_A_TIME", 2)
+    every = [entry(f"c{number}", 1) for number in range(9)]
+    rows = pa.concat_tables([conversation_rows(every[:4]), conversation_rows(every[4:])]).slice(1)
+
+    entries = Entries(rows)
+
+    assert [*entries] == every[1:]
+    assert entries.ids() == [f"c{number}" for number in range(1, 9)]
+    assert entries.of_each(["c8", "c0", "c3", "c4"]) == {f"c{n}": every[n] for n in (3, 4, 8)}
+    assert not entries.of_each([])
+
+
+def test_what_failed_between_two_proofs_is_left_out_of_many_rows() -> None:
+    every = [entry("a", 1), entry("b", 1, status="failed"), entry("a", 2), entry("c", 1, proof_method=WINDOW)]
+
+    latest = latest_states(conversation_rows(every))
+
+    assert [*Entries(latest)] == [every[2]]
 
 
 def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> None:

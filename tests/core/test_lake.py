@@ -23,13 +23,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.lake import places
 from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.held import Held
-from imbrace_lake.lake.lake import LONGEST_NAME, Lake, Part, encoded, open_lake, partition_key
+from imbrace_lake.lake.lake import (
+    LONGEST_NAME,
+    Lake,
+    Part,
+    Partitions,
+    encoded,
+    open_lake,
+    partition_key,
+)
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, in_order, to_rows
-from imbrace_lake.store.contract import Made
+from imbrace_lake.store.contract import Made, Stored
 from imbrace_lake.store.opening import StoreOptions
 from tests.core.s3_servers import options_for
 from tests.seaweed import Seaweed
@@ -197,6 +206,17 @@ def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: s
 
 
 # -- parts ----------------------------------------------------------------------------------------
+
+
+def test_parts_are_found_whatever_the_hashes_of_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "hash", lambda text: 7, raising=False)
+    keys = [f"messages/org={ORG}/conv={one}/part-00000.parquet" for one in "abc"]
+    partitions = Partitions([Stored(key, 1, "e", NOW) for key in keys])
+
+    assert partitions.of_each(ORG, ["c", "a", "d"]) == {
+        "a": [Part(keys[0], 0, 1, "e")],
+        "c": [Part(keys[2], 0, 1, "e")],
+    }
 
 
 def test_parts_are_listed_and_read_in_order(tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_count
             assert pa.concat_tables(rows.batches()).equals(every)
 
 
+def test_ids_that_become_one_in_the_lake_are_one_row(tmp_path: Path) -> None:
+    items = [{"_id": "\ud800", "content": "x"}, {"_id": "\ud801", "content": "y"}]
+    with Room(Memory(), lambda: tmp_path) as room:
+        collector = Collector(room)
+        collector.add(to_rows(items, ["\ud800", "\ud801"], ORIGIN))
+
+        assert collector.rows(distinct=2).num_rows == 1
+
+
 def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
     rng = Random(1)

@@ -13,7 +13,7 @@ from imbrace_lake.lake.ledger import Journal
 # merely looked at, which costs less to do again. A write costs as much as ten looks.
 NOTE_SECONDS = 1.0
 NOTE_WALKED = 20
-NOTE_SHARE = 5
+NOTE_SHARE = 10
 # An object that has fewer is written anew, whole, with those that follow.
 MOST_NOTED = 40
 

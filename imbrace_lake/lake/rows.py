@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
+from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.room import Room
-from imbrace_lake.lake.schema import SCHEMA, in_order, without_repeats
+from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.lake.sorted_files import SortedFile, drop_repeats, light, merged
 from imbrace_lake.store.contract import Made
 

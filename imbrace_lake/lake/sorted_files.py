@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.lake.schema import in_order, without_repeats
+from imbrace_lake.lake.ordering import in_order, without_repeats
 
 # Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,
 # and then all of them are open.

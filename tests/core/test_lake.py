@@ -35,9 +35,10 @@ from imbrace_lake.lake.lake import (
     open_lake,
     partition_key,
 )
+from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, in_order, to_rows
+from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, to_rows
 from imbrace_lake.store.contract import Made, Stored
 from imbrace_lake.store.opening import StoreOptions
 from tests.core.s3_servers import options_for

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from imbrace_lake.lake.hashes import DIGEST
+from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.reconcile import Changes, apply_changes, find_changes, live_ids
-from imbrace_lake.lake.schema import SCHEMA, Origin, in_order, to_rows
+from imbrace_lake.lake.schema import SCHEMA, Origin, to_rows
 
 SEEN = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 2, 1, tzinfo=UTC)

@@ -18,10 +18,11 @@ import pytest
 
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.lake.hashes import DIGEST, content_hash
+from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import Origin, in_order, to_rows, without_repeats
+from imbrace_lake.lake.schema import Origin, to_rows
 
 ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
 

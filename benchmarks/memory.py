@@ -48,11 +48,8 @@ def main() -> None:
     with prefect_server() as server:
         flow = contenders.flow(server)
         for case in chosen:
-            with (
-                stand_in(**case.options) as gateway,
-                open_store(case.store) as store,
-                new_place(store) as place,
-            ):
+            with stand_in(**case.options) as gateway, open_store(case.store) as store:
+                place = new_place(store)
                 one = run(flow, gateway, place)
                 verdict = check(flow, place, Truth.still(gateway.message_ids))
             rate = rate or verdict.rows / one.account.seconds

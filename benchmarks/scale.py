@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
@@ -52,10 +52,10 @@ def main() -> None:
                 _warm_up(flow, store)
                 shown: list[Row] = []
                 for conversations in arguments.conversations:
-                    with _place(name, store, conversations) as place:
-                        for row in _runs(flow, name, place, conversations, arguments):
-                            print(line_of(row, shown), flush=True)
-                            shown.append(row)
+                    place = new_place(store) if name in STORES else f"{store}/{conversations}"
+                    for row in _runs(flow, name, place, conversations, arguments):
+                        print(line_of(row, shown), flush=True)
+                        shown.append(row)
 
 
 def _arguments() -> argparse.Namespace:
@@ -89,18 +89,11 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-@contextmanager
-def _place(name: str, store: str, conversations: int) -> Iterator[str]:
-    if name in STORES:
-        with new_place(store) as place:
-            yield place
-    else:
-        yield f"{store}/{conversations}"
-
-
 def _warm_up(flow: Contender, store: str) -> None:
-    with stand_in(conversations=WARM_UP) as gateway, new_place(store) as place:
+    place = new_place(store)
+    with stand_in(conversations=WARM_UP) as gateway:
         run(flow, gateway, place)
+    shutil.rmtree(place, ignore_errors=True)  # the store may be somebody's folder
 
 
 def _runs(

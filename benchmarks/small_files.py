@@ -127,7 +127,8 @@ def _arguments() -> argparse.Namespace:
 @contextmanager
 def open_place(name: str) -> Iterator[Place]:
     """An empty place; `name` is ``local`` or ``seaweed``."""
-    with open_store(name) as store, new_place(store) as root:
+    with open_store(name) as store:
+        root = new_place(store)
         if name == "local":
             yield Place(fs.LocalFileSystem(), root, None)
             return

@@ -130,11 +130,11 @@ def _move(competing: Sequence[Contender]) -> None:
 
 def _round(contender: Contender, gateway: StandIn, store: str, *, is_moving: bool = False) -> Result:
     """One round in a place of its own."""
-    with new_place(store) as place:
-        one = run(contender, gateway, place)
-        before = gateway.message_ids
-        truth = Truth.moved(before, gateway.ids_now()) if is_moving else Truth.still(before)
-        return Result(one, check(contender, place, truth))
+    place = new_place(store)
+    one = run(contender, gateway, place)
+    before = gateway.message_ids
+    truth = Truth.moved(before, gateway.ids_now()) if is_moving else Truth.still(before)
+    return Result(one, check(contender, place, truth))
 
 
 if __name__ == "__main__":

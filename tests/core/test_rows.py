@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.gateway.paging import OVERLAP
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.lake.hashes import DIGEST, content_hash
 from imbrace_lake.lake.ordering import in_order, without_repeats
@@ -106,6 +107,39 @@ def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_count
 
             assert not spilled(rows)
             assert pa.concat_tables(rows.batches()).equals(every)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2, 3])
+def test_pages_that_share_messages_hold_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    items = [item(number, 0, number // 3) for number in range(100)]
+    every = to_rows(items, [one["_id"] for one in items], ORIGIN)
+    starts = [max(0, end - 10 - shared) for end in range(100, 0, -10)]
+    pages = [every.slice(start, end - start) for start, end in zip(starts, range(100, 0, -10), strict=True)]
+    if shared <= OVERLAP:
+        # What a walk of a list that stands still reads needs no look at every row.
+        monkeypatch.delattr("imbrace_lake.lake.rows.without_repeats")
+    with Room(Memory(), lambda: tmp_path) as room:
+        collector = Collector(room)
+        for one in pages:
+            collector.add(one)
+
+        assert pa.concat_tables(collector.rows(distinct=100).batches()).equals(every)
+
+
+def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts(tmp_path: Path) -> None:
+    newer = [item(number, 0, number) for number in (1, 2, 3)]
+    older = [item(0, 0, 0), item(1, 1, 1)]
+    with Room(Memory(), lambda: tmp_path) as room:
+        collector = Collector(room)
+        for items in (newer, older):
+            collector.add(to_rows(items, [one["_id"] for one in items], ORIGIN))
+
+        rows = pa.concat_tables(collector.rows(distinct=4).batches())
+
+    assert rows.column("message_id").to_pylist() == ["m0000", "m0001", "m0002", "m0003"]
+    assert rows.column("updated_at").null_count == 3
 
 
 def test_ids_that_become_one_in_the_lake_are_one_row(tmp_path: Path) -> None:

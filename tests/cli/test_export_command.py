@@ -79,17 +79,25 @@ def test_standard_input_and_json_leave_one_object_on_standard_output(
     assert not any(number.lstrip("+") in parameters for number in box.phones)
 
 
+def made(prefect: LocalServer, kind: str, **fields: str) -> str:
+    """The id of something that is made in Prefect, which answers 503 while SQLite is busy."""
+
+    def make() -> httpx.Response | None:
+        answer = httpx.post(f"{prefect.api_url}/{kind}/", json=fields)
+        return answer if answer.is_success else None
+
+    return str(until(make, f"one of the {kind}").json()["id"])
+
+
 def test_shards_that_nothing_can_run_are_told_before_anything_is_read(
     run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer
 ) -> None:
     unknown = run("export", "--phones", str(phones), "--shard-size", "5")
-    flow = httpx.post(f"{prefect.api_url}/flows/", json={"name": "export-shard"}).json()
-    body = {"name": "export-shard", "flow_id": flow["id"]}
-    deployment = httpx.post(f"{prefect.api_url}/deployments/", json=body).json()
+    flow = made(prefect, "flows", name="export-shard")
+    deployment = made(prefect, "deployments", name="export-shard", flow_id=flow)
     os.environ["IMBRACE_SHARD_SIZE"] = "5"
     idle = run("export", "--phones", str(phones))
-    # Answered with 503 as long as SQLite is busy with what came before.
-    address = f"{prefect.api_url}/deployments/{deployment['id']}"
+    address = f"{prefect.api_url}/deployments/{deployment}"
     until(lambda: httpx.delete(address).is_success or None, "the end of the deployment")
 
     assert (unknown.code, idle.code) == (1, 1)

@@ -85,7 +85,8 @@ def new_place(store: str) -> str:
     """The address of an empty place within a store, which goes with the store and not before.
 
     Ext4 without a journal looks past every file that was deleted in the last minutes whenever it makes a
-    new one: to remove the lake of one round cost the next ones a tenth of their time, and more each round.
+    new one (`recently_deleted` in its `ialloc.c`): 7 % of the samples of a profile of two rounds, when each
+    round's lake was removed before the next.
     """
     return f"{store}/{uuid4().hex[:12]}"
 

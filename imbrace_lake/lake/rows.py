@@ -190,7 +190,7 @@ class Collector:
         return bool(self._runs)
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows with digests; of versions with one `updated_at` those that come last count."""
+        """Take rows; of versions with one `updated_at` those that come last count."""
         self._held.append(rows)
         size_bytes = rows.get_total_buffer_size()
         self._held_bytes += size_bytes
@@ -237,8 +237,7 @@ class Collector:
 def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     """Tables, oldest first, each without the rows at its end that the next one begins with.
 
-    So the pages of a list that stood still hold each message once, for a twentieth of what it takes to
-    look at every row.
+    So the pages of a list that stood still hold each message once, without a look at every row.
     """
     for older, newer in pairwise(tables):
         yield older.slice(0, older.num_rows - _shared(older, newer))
@@ -246,7 +245,10 @@ def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _shared(older: pa.Table, newer: pa.Table) -> int:
-    """How many rows the one ends and the other begins with, `OVERLAP` at most; 0 without digests."""
+    """How many rows the one ends and the other begins with, `OVERLAP` at most; 0 without digests.
+
+    The rows of a part that is written anew have none.
+    """
     if DIGEST not in newer.schema.names:
         return 0
     first = max(0, older.num_rows - OVERLAP)

@@ -103,11 +103,13 @@ def find_run(settings: Settings, run_id: str) -> None:
     Raises:
         UsageError: It does not, or there is no lake.
     """
-    from imbrace_lake.lake.known import read_dead_letters
+    from imbrace_lake.export.rerun import unknown_run
     from imbrace_lake.lake.lake import open_lake
+    from imbrace_lake.lake.ledger import knows_run
 
     async def find() -> None:
         async with open_lake(settings.needed("lake"), now=None) as lake:
-            await read_dead_letters(lake, run_id)
+            if not await knows_run(lake, run_id):
+                raise unknown_run(lake, run_id)
 
     asyncio.run(find())

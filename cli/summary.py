@@ -9,15 +9,22 @@ import typer
 
 from cli.terminal import complain, list_problems, show
 from imbrace_lake.export.figures import counted, size
+from imbrace_lake.lake.entries import OUTCOMES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cli.running import Outcome
     from imbrace_lake.export.runs import RunSummary
+    from imbrace_lake.lake.entries import RunTotals
 
 MOST_FAILURES = 10
-_STYLES = {"complete": "bold green", "partial": "bold yellow", "failed": "bold red"}
+_STYLES = {
+    "complete": "bold green",
+    "partial": "bold yellow",
+    "failed": "bold red",
+    "cancelled": "bold yellow",
+}
 
 
 def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> None:
@@ -48,32 +55,41 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     failures = summary.dead_letters[:MOST_FAILURES]
     if failures:
         show(
-            "", "not exported:", *(f"  {one.conversation_id}  {one.status}: {one.reason}" for one in failures)
+            "",
+            "not exported:",
+            *(f"  {one.conversation_id}  {one.status.replace('_', ' ')}: {one.reason}" for one in failures),
         )
         if summary.dead_letter_count > len(failures):
             show(f"  and {summary.dead_letter_count - len(failures):,} more")
         show("", "what to do:", *(f"  {line}" for line in summary.advice()))
-    if summary.status == "partial":
-        show("", f"Once the cause is mended: {command} --rerun {summary.run_id} (and the same lake)")
+    if summary.number_errors:
+        reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
+        show("", "numbers not resolved:", *reasons)
+    if summary.dead_letter_count or summary.totals.phones.get("error"):
+        show("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:
     totals = summary.totals
     phones, conversations = totals.phones, totals.conversations
-    order = ("complete", "unchanged", "gone", "incomplete", "failed")
     rows = [("lake", summary.lake), ("run", summary.flow_run_url or summary.run_id)]
     if phones or conversations:
         names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip
         rows = [
             ("numbers", counted([(phones.get(status, 0), name) for status, name in names.items()])),
-            ("conversations", counted([(conversations.get(status, 0), status) for status in order])),
+            ("conversations", _conversations(totals)),
             ("messages", f"{totals.messages_new:,} new of {totals.messages_total:,}"),
             ("requests", _requests(summary)),
             ("time", f"{totals.seconds:,.1f} s"),
             *rows,
         ]
     return [f"  {name:<15}{value}" for name, value in rows]
+
+
+def _conversations(totals: RunTotals) -> str:
+    counts = counted([(totals.conversations.get(one, 0), one.replace("_", " ")) for one in OUTCOMES])
+    return counts if totals.found is None else f"{totals.found:,} found: {counts}"
 
 
 def _requests(summary: RunSummary) -> str:

@@ -69,6 +69,12 @@ async def cancelled_with(run_id: str, *final: StateType) -> AsyncIterator[None]:
             await looking
 
 
+async def is_cancelling(run_id: str) -> bool:
+    """Whether a run that has done all its work was cancelled meanwhile: it can only end as cancelled."""
+    async with get_client() as client:
+        return await _type_of(client, run_id) == StateType.CANCELLING
+
+
 async def _type_of(client: PrefectClient, run_id: str) -> StateType | None:
     """The state of a run; none where the server does not say."""
     try:

@@ -41,6 +41,7 @@ def emit_run_events(summary: RunSummary) -> None:
             "lake": summary.lake,
             "organization": summary.organization,
             "dead_letters": summary.dead_letter_count,
+            "unreadable": summary.unreadable_count,
             "totals": asdict(summary.totals),
         },
     )

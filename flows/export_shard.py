@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -13,12 +14,14 @@ from flows.blocks import Connection, ConversationLake, ImbraceCredentials, conne
 from flows.cancelling import cancelled_with
 from flows.observer import Observer
 from flows.params import ShardParams
-from flows.pipeline import export_chunks, run_flow, shown
+from flows.pipeline import attempted, export_chunks, run_flow
 from imbrace_lake.errors import UsageError
+from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
 from imbrace_lake.export.shards import Manifest, read_manifest
 from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.settings import Settings
 from tasks.budget import shared_budget
 
 
@@ -67,19 +70,30 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         shared_budget(run.gateway.gate, settings),
     ):
         run.window, run.policy, run.drift = manifest.window, manifest.policy, manifest.drift
-        ids = manifest.conversation_ids
-        async with shown(run.progress):
-            run.progress.stage = "exporting"
-            await run.learn(job_of(ids, run.organization_id, run.window, run.policy))
-            await export_chunks(run, settings, ids, manifest.chunk_size)
-        return await close_run(
+        failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
+        if run.accounts.found is None:
+            await run.found(manifest.conversation_ids)
+        summary = await close_run(
             run,
             {"run": manifest.run_id, "shard": manifest.shard},
             Counter(),
             tolerated_share=manifest.tolerated_share,
-            failure=None if run.fatal is None else str(run.fatal),
+            failure=failure,
+            is_cancelled=is_cancelled,
             keep_days=True,
         )
+        if is_cancelled:
+            raise asyncio.CancelledError
+        return summary
+
+
+async def _read(run: ExportRun, settings: Settings, manifest: Manifest) -> None:
+    ids = manifest.conversation_ids
+    run.progress.stage = "exporting"
+    await run.learn(job_of(ids, run.organization_id, run.window, run.policy))
+    await export_chunks(run, settings, await run.found(ids), manifest.chunk_size)
+    if run.fatal is not None:
+        raise run.fatal
 
 
 def check_manifest(manifest: Manifest, params: ShardParams, organization: str) -> None:

@@ -21,6 +21,7 @@ _COLORS = {
     "gone": "#9a6700",
     "incomplete": "#bc4c00",
     "failed": "#cf222e",
+    "not_reached": "#8250df",
 }
 
 
@@ -90,7 +91,7 @@ def _stripe(conversations: Mapping[str, int]) -> Iterator[str]:
         color = _COLORS[status]
         yield f'<rect x="{x:.1f}" y="{_STRIPE + 12}" width="{width:.1f}" height="20" fill="{color}"/>'
         yield f'<rect x="{legend}" y="{_STRIPE + 44}" width="12" height="12" fill="{color}"/>'
-        yield _text(legend + 18, _STRIPE + 55, f"{count:,} {status}")
+        yield _text(legend + 18, _STRIPE + 55, f"{count:,} {status.replace('_', ' ')}")
         x += width
         legend += (_RIGHT - _LEFT) // len(_COLORS)
 

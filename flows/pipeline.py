@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
@@ -23,22 +26,24 @@ from prefect.utilities.annotations import quote
 
 from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
 from flows.blocks import Connection
-from flows.cancelling import RunCancelled, cancelled_with
+from flows.cancelling import RunCancelled, cancelled_with, is_cancelling
 from flows.events import emit_run_events
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
 from flows.sharding import check_can_shard, export_by_shards, has_shards
-from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected
+from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import chunk_size
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
-from imbrace_lake.export.resolve import Recording, ResolveResult
+from imbrace_lake.export.rerun import Missed, read_missed
+from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
 from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run, closed_summary, open_run
 from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
-from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.policy import Window
@@ -49,6 +54,11 @@ from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
 from tasks.retry import is_transient
 
+# Of this name, lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
+
+CANCELLED = "Cancelled. Start it again to export the rest."
+UNREADABLE = "Completed with unreadable input"
 PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
@@ -76,17 +86,30 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     observer = current_observer.get() or Observer()
     try:
         async with cancelled_with(str(flow_run.id)):
-            summary = await work(observer)
+            observer.summary = await work(observer)
+        state = state_of(observer.summary)
+        # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
+        if await is_cancelling(str(flow_run.id)):
+            return Cancelled(message=f"Cancelled when its work was done: {state.message}")
     except Declined as exc:
         return Cancelled(name="Declined", message=str(exc))
     except RunCancelled:
-        return Cancelled(message="Cancelled; the same run goes on with what is not yet in the lake.")
+        return Cancelled(message=CANCELLED)
     except ImbraceLakeError as exc:
         return Failed(message=str(exc))
-    observer.summary = summary
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        logger.debug("unexpected %s", frames_of(exc))
+        return Failed(message=str(unexpected(exc)))
+    return state
+
+
+def state_of(summary: RunSummary) -> State[Any]:
+    """The state in which a run ends."""
     message = summary.reason or "every conversation is complete"
     if summary.status == "complete":
-        return Completed(message=message)
+        # Its name shows it too, so that it is seen in a list of runs.
+        name = UNREADABLE if summary.unreadable_count else "Completed"
+        return Completed(name=name, message=message)
     return Failed(name="Partial" if summary.status == "partial" else "Failed", message=message)
 
 
@@ -100,15 +123,18 @@ async def read_conversations(
 ) -> RunSummary:
     """Everything a reading run does, from its selection to its summary.
 
+    However the run ends, its accounts are closed and published: each conversation that was found has
+    an outcome.
+
     Raises:
-        ImbraceLakeError: The run could not begin; nothing was written but the lake's marker.
+        ImbraceLakeError: The run could not begin, or its accounts could not be written.
         Declined: With `ask_first`, the answer was no.
     """
     settings = connection.settings
     await check_can_shard(settings)
-    numbers, ids = await _find(selection, connection)
+    given = await _find(selection, connection)
     if ask_first:
-        await _ask(selection, connection, numbers, ids)
+        await _ask(selection, connection, given)
     async with (
         open_run(
             settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
@@ -117,62 +143,208 @@ async def read_conversations(
     ):
         run.window = selection.window
         run.drift = params.drift
-        statuses: Counter[str] = Counter()
-        manifests: list[Manifest] = []
-        recorded = params.recorded()
-        async with shown(run.progress):
-            if numbers is not None:
-                observer.problems.extend(islice(numbers.problems(), 100))
-                found, statuses = await _resolve(run, settings, numbers)
-                ids = [*dict.fromkeys([*ids, *found])]
-            if run.fatal is None:
-                run.progress.stage = "exporting"
-                ids = await _learn(run, ids, selection.is_everything)
-                if await has_shards(run, settings, len(ids)):
-                    manifests = await plan_shards(
-                        run,
-                        ids,
-                        settings.shard_size,
-                        chunk_size=settings.chunk_size,
-                        tolerated_share=params.tolerated_failures,
-                    )
-                    recorded["shards"] = await export_by_shards(run, manifests, connection.blocks)
-                else:
-                    await export_chunks(run, settings, ids, settings.chunk_size)
-        summary = await close_run(
-            run,
-            recorded,
-            statuses,
-            tolerated_share=params.tolerated_failures,
-            failure=None if run.fatal is None else str(run.fatal),
-        )
-        await drop_manifests(run.lake, manifests)
-        await publish_report(summary, run.progress.days)
-        emit_run_events(summary)
-        await record_tables(summary)
+        job = _Job(run, settings, params, selection, given, connection.blocks, params.recorded())
+        if given.missed is not None:
+            job.begin_rerun(given.missed)
+        failure, is_cancelled = await attempted(job.read(observer), run.progress)
+        observer.summary = summary = await job.close(failure, is_cancelled=is_cancelled)
+        await publish(summary, run)
+        if is_cancelled:
+            raise asyncio.CancelledError
         return summary
 
 
-async def _find(selection: Selection, connection: Connection) -> tuple[PhoneList | None, list[str]]:
-    """Read the lists, or what an earlier run left undone: phone numbers, and ids of conversations."""
+async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
+    """Do the work of a run, with its progress shown, so that its accounts can be closed however it ends.
+
+    Returns:
+        Why it failed, if it did; whether it was cancelled.
+    """
+    try:
+        async with shown(progress):
+            await work
+    except asyncio.CancelledError:
+        return None, True
+    except ImbraceLakeError as exc:
+        return str(exc), False
+    except Exception as exc:  # noqa: BLE001 - the accounts are closed whatever happened
+        logger.debug("unexpected %s", frames_of(exc))
+        return str(unexpected(exc)), False
+    return None, False
+
+
+async def publish(summary: RunSummary, run: ExportRun) -> None:
+    """Show in the orchestrator how a run ended, and how the killed runs did that it has closed.
+
+    The lake has all of it, so a server that is away now does not make the run a failure.
+    """
+    try:
+        await publish_report(summary, run.progress.days)
+        for closed in run.recovered:
+            emit_run_events(closed_summary(closed, run.lake.url))
+        emit_run_events(summary)
+        await record_tables(summary)
+    except (httpx.HTTPError, PrefectException) as exc:
+        logger.warning("the report of this run is not in Prefect: %s", type(exc).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a run was given: phone numbers, ids of conversations, or what an earlier run missed."""
+
+    numbers: PhoneList | None = None
+    ids: Sequence[str] = ()
+    missed: Missed | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    """The work of one reading run, from the numbers to the outcome of each conversation.
+
+    Attributes:
+        recorded: What the ledger keeps of the run's parameters.
+        results: What became of each slice of the numbers, by its name.
+        manifests: The shards of the run, if it has any.
+    """
+
+    run: ExportRun
+    settings: Settings
+    params: ReadParams
+    selection: Selection
+    given: _Given
+    blocks: Mapping[str, object]
+    recorded: dict[str, Any]
+    results: dict[str, ResolveResult] = field(default_factory=dict)
+    manifests: list[Manifest] = field(default_factory=list)
+
+    def begin_rerun(self, missed: Missed) -> None:
+        """Say in the accounts what this rerun cannot bring back."""
+        accounts = self.run.accounts
+        accounts.if_empty = f"run {self.selection.rerun} missed nothing"
+        if missed.lost:
+            accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in missed.lost]
+            self.recorded["lost"] = accounts.lost_input
+
+    async def read(self, observer: Observer) -> None:
+        """Resolve the numbers, then export the conversations."""
+        run, numbers = self.run, self.given.numbers
+        if numbers is not None:
+            observer.problems.extend(islice(numbers.problems(), 100))
+            await self._resolve(numbers)
+        if run.fatal is not None:
+            raise run.fatal
+        run.progress.stage = "exporting"
+        ids = await self._learn(self._ids())
+        if await has_shards(run, self.settings, len(ids)):
+            self.recorded["shards"] = {}
+            self.manifests = await plan_shards(
+                run,
+                ids,
+                self.settings.shard_size,
+                chunk_size=self.settings.chunk_size,
+                tolerated_share=self.params.tolerated_failures,
+            )
+            await export_by_shards(run, self.manifests, self.blocks, self.recorded["shards"])
+        else:
+            await export_chunks(run, self.settings, ids, self.settings.chunk_size)
+        if run.fatal is not None:
+            raise run.fatal
+
+    async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
+        """Close the accounts of the run; see `close_run`."""
+        run = self.run
+        # What the lake knows is part of what is found only once it has been read.
+        if run.accounts.found is None and not self.selection.is_everything:
+            await run.found(self._ids())
+        summary = await close_run(
+            run,
+            self.recorded,
+            run.accounts.phones,
+            tolerated_share=self.params.tolerated_failures,
+            tolerated_unreadable=self.settings.tolerated_unreadable,
+            failure=failure,
+            is_cancelled=is_cancelled,
+            has_shards=bool(self.manifests),
+        )
+        await drop_manifests(run.lake, self.manifests)
+        return summary
+
+    def _ids(self) -> list[str]:
+        """The conversations that were given or found so far, each once, in the order of the numbers."""
+        found = (one for result in self.results.values() for one in result.conversation_ids)
+        return [*dict.fromkeys([*self.given.ids, *found])]
+
+    async def _resolve(self, numbers: PhoneList) -> None:
+        """Find the conversations of all numbers; each entry of the list ends with one status."""
+        run, settings, accounts = self.run, self.settings, self.run.accounts
+        run.progress.stage = "resolving"
+        run.progress.numbers = numbers.valid
+        key = settings.phone_key.get_secret_value().encode() if settings.phone_key else run.lake.phone_key
+        recording = Recording(
+            run.run_id, run.organization_id, key, settings.mask_phones, resolved_at=run.started_at
+        )
+        is_invalid = pc.equal(numbers.table.column("status"), "invalid")
+        positions = numbers.table.column("position").filter(is_invalid)
+        accounts.unreadable = positions.slice(0, MOST_POSITIONS).to_pylist()
+        rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
+        parts = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
+        slices = {f"phones-{i}-of-{len(parts)}": part for i, part in enumerate(parts, 1)}
+        resolving = retrying(resolve_phones, settings)
+        # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
+
+        async def resolve_slice(name: str, part: pa.Table) -> None:
+            arguments = (quote(run), recording, name, part, quote(self.results))
+            raise_bug(await resolving(*arguments, return_state=True))
+
+        try:
+            await _side_by_side(run, settings, (partial(resolve_slice, *one) for one in slices.items()))
+        finally:
+            # Also when the run is cancelled or fails, so that a rerun by id asks for what is missing.
+            for name, part in slices.items():
+                if name in self.results:
+                    accounts.phones += self.results[name].statuses
+                    accounts.number_errors += self.results[name].reasons
+                else:
+                    reason = f"not reached: {run.fatal or run.problem or 'the run ended before'}"
+                    statuses = await note_unresolved(run.journal, recording, name, part, reason)
+                    accounts.phones += statuses
+                    accounts.number_errors[reason] += statuses["error"]
+
+    async def _learn(self, ids: list[str]) -> list[str]:
+        """Read what the lake knows, and write down which conversations are to be exported."""
+        run = self.run
+        # What is to be done names the job, so that a killed run of the same job is continued.
+        what = ("everything", *ids) if self.selection.is_everything else ids
+        await run.learn(job_of(what, run.organization_id, run.window, run.policy))
+        if self.selection.is_everything:
+            known = await read_every_id(run.lake, run.organization_id, run.partitions)
+            ids = [*known, *ids]
+        return await run.found(ids)
+
+
+async def _find(selection: Selection, connection: Connection) -> _Given:
+    """Read the list, or what an earlier run missed."""
     settings = connection.settings
     if selection.rerun is not None:
         async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
-            ids, phones = await read_dead_letters(lake, selection.rerun)
-        return (read_phone_list(phones, source_name="the earlier run") if phones else None), ids
+            missed = await read_missed(
+                lake, selection.rerun, utc_now(), tolerated_unreadable=settings.tolerated_unreadable
+            )
+            if missed.closed is not None:
+                emit_run_events(closed_summary(missed.closed, lake.url))
+        numbers = read_phone_list(missed.phones, source_name="the earlier run") if missed.phones else None
+        return _Given(numbers, missed.conversation_ids, missed)
     if selection.conversations is not None:
-        return None, await asyncio.to_thread(read_ids, selection.conversations, column=selection.column)
+        return _Given(ids=await asyncio.to_thread(read_ids, selection.conversations, column=selection.column))
     if selection.numbers is not None:
-        return read_phone_list(selection.numbers, region=settings.region), []
+        return _Given(read_phone_list(selection.numbers, region=settings.region))
     if selection.phones is not None:
         read = partial(read_phone_list, region=settings.region, column=selection.column)
-        return await asyncio.to_thread(read, selection.phones), []
-    return None, []
+        return _Given(await asyncio.to_thread(read, selection.phones))
+    return _Given()
 
 
-async def _ask(
-    selection: Selection, connection: Connection, numbers: PhoneList | None, ids: Sequence[str]
-) -> None:
+async def _ask(selection: Selection, connection: Connection, given: _Given) -> None:
     """Find out what the run would read, show it, and go on only when somebody has approved it."""
     check_can_ask()
     plan = None
@@ -182,8 +354,8 @@ async def _ask(
         async with shared_budget(gate, settings):
             plan = await make_plan(
                 settings,
-                numbers,
-                ids,
+                given.numbers,
+                given.ids,
                 is_everything=selection.is_everything,
                 is_whole=settings.rewalk_days == 0,
                 gate=gate,
@@ -191,42 +363,6 @@ async def _ask(
             )
         await publish_plan(plan)
     await wait_for_approval(plan)
-
-
-async def _resolve(run: ExportRun, settings: Settings, numbers: PhoneList) -> tuple[list[str], Counter[str]]:
-    """Find the conversations of all numbers; each once, in the order of the numbers."""
-    run.progress.stage = "resolving"
-    run.progress.numbers = numbers.valid
-    key = settings.phone_key.get_secret_value().encode() if settings.phone_key else run.lake.phone_key
-    recording = Recording(
-        run.run_id, run.organization_id, key, settings.mask_phones, resolved_at=run.started_at
-    )
-    results: list[ResolveResult] = []
-    rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
-    slices = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
-    resolving = retrying(resolve_phones, settings)
-    # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
-
-    async def resolve_slice(place: int, part: pa.Table) -> None:
-        name = f"phones-{place + 1}-of-{len(slices)}"
-        raise_bug(await resolving(quote(run), recording, name, part, quote(results), return_state=True))
-
-    jobs = (partial(resolve_slice, place, part) for place, part in enumerate(slices))
-    await _side_by_side(run, settings, jobs)
-    ids = dict.fromkeys(one for result in results for one in result.conversation_ids)
-    statuses: Counter[str] = sum((result.statuses for result in results), Counter())
-    return list(ids), statuses
-
-
-async def _learn(run: ExportRun, ids: list[str], is_everything: bool) -> list[str]:
-    """Read what the lake knows, and say which conversations are to be exported."""
-    # What is to be done names the job, so that a killed run of the same job is continued.
-    what = ("everything", *ids) if is_everything else ids
-    await run.learn(job_of(what, run.organization_id, run.window, run.policy))
-    if not is_everything:
-        return ids
-    known = await read_every_id(run.lake, run.organization_id, run.partitions)
-    return [*dict.fromkeys([*known, *ids])]
 
 
 async def export_chunks(
@@ -284,22 +420,31 @@ async def _side_by_side(
 
 @asynccontextmanager
 async def shown(progress: Progress) -> AsyncIterator[None]:
-    """Keep a progress artifact up to date as long as the work goes on."""
+    """Keep a progress artifact up to date as long as the work goes on; a server that is away is no fault."""
     line = ProgressLine()
-    artifact = await acreate_progress_artifact(0.0, key=PROGRESS_KEY, description="starting")
-    assert artifact is not None  # noqa: S101 - told to the type checker
+    artifact: UUID | None = None
 
-    async def show() -> None:
+    async def show(description: str, percent: float) -> None:
+        nonlocal artifact
+        try:
+            if artifact is None:
+                artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
+            else:
+                await aupdate_progress_artifact(artifact, percent, description=description)
+        except (httpx.HTTPError, PrefectException) as exc:
+            logger.debug("the progress is not in Prefect: %s", type(exc).__name__)
+
+    async def keep_showing() -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            percent = round(100 * progress.share(), 1)
-            await aupdate_progress_artifact(artifact, percent, description=line.tell(progress))
+            await show(line.tell(progress), round(100 * progress.share(), 1))
 
-    showing = asyncio.create_task(show())
+    await show("starting", 0.0)
+    showing = asyncio.create_task(keep_showing())
     try:
         yield
     finally:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-    await aupdate_progress_artifact(artifact, 100.0, description=line.tell_end(progress))
+        await show(line.tell_end(progress), round(100 * progress.share(), 1))

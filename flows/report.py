@@ -11,6 +11,7 @@ from flows.picture import picture_url
 from imbrace_lake.export.export_run import MOST_LISTED
 from imbrace_lake.export.figures import size
 from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.lake.entries import OUTCOMES
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.verify.findings import Verification
 
@@ -25,6 +26,7 @@ _HEADLINES = {
     "complete": "✅ Complete",
     "partial": "⚠️ Partial",
     "failed": "❌ Failed",
+    "cancelled": "⏹️ Cancelled",
 }
 
 
@@ -50,7 +52,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
                 "conversation": letter.conversation_id,
                 "what to do": letter.advice,
                 "reason": letter.reason,
-                "status": letter.status,
+                "status": letter.status.replace("_", " "),
             }
             for letter in summary.dead_letters
         ]
@@ -98,7 +100,7 @@ def summary_markdown(summary: RunSummary) -> str:
     lines = [
         f"# {_HEADLINES[summary.status]}",
         "",
-        summary.reason or "Every conversation was read and proven complete.",
+        sentence(summary),
         "",
         "| phone numbers | |",
         "|---|--:|",
@@ -106,7 +108,8 @@ def summary_markdown(summary: RunSummary) -> str:
         "",
         "| conversations | |",
         "|---|--:|",
-        *_rows(conversations, ("complete", "unchanged", "gone", "incomplete", "failed")),
+        *_rows(conversations, OUTCOMES),
+        *([] if totals.found is None else [f"| **found** | **{totals.found:,}** |"]),
         "",
         "| cost | |",
         "|---|--:|",
@@ -127,6 +130,9 @@ def summary_markdown(summary: RunSummary) -> str:
         "WHERE NOT is_deleted GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
         "```",
     ]
+    if summary.number_errors:
+        reasons = (f"- {count:,} × {reason}" for reason, count in summary.number_errors.items())
+        lines += ["", "Numbers that could not be resolved:", "", *reasons]
     if summary.dead_letters:
         rerun = f"Once the cause is mended, start `rerun-failed` with the run id `{summary.run_id}`."
         lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
@@ -134,7 +140,14 @@ def summary_markdown(summary: RunSummary) -> str:
 
 
 def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
-    return [f"| {name} | {counts.get(name, 0):,} |" for name in order]
+    return [f"| {name.replace('_', ' ')} | {counts.get(name, 0):,} |" for name in order]
+
+
+def sentence(summary: RunSummary) -> str:
+    """How the run ended, as the first thing a person reads."""
+    if summary.reason is None:
+        return "Every conversation was read and proven complete."
+    return f"{summary.reason[:1].upper()}{summary.reason[1:]}."
 
 
 def query_path(lake: str) -> str:

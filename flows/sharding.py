@@ -48,7 +48,7 @@ class _Shard:
     """A shard as its run sees it."""
 
     manifest: Manifest
-    run_id: str
+    run_id: str = ""
     totals: RunTotals = field(default_factory=RunTotals)
     dead_letters: pa.Table = None
     is_over: bool = False
@@ -108,36 +108,41 @@ async def _find_deployment() -> DeploymentResponse | None:
 
 
 async def export_by_shards(
-    run: ExportRun, manifests: Sequence[Manifest], blocks: Mapping[str, object]
-) -> dict[str, int]:
+    run: ExportRun, manifests: Sequence[Manifest], blocks: Mapping[str, object], numbers: dict[str, int]
+) -> None:
     """Have each shard exported by a run of its own, and take over what became of it.
 
-    A run that is cancelled, or fails, cancels those of its shards that have not ended.
+    A run that is cancelled, or fails, cancels those of its shards that have not ended. What they have
+    not recorded by then counts as not reached.
 
     Args:
         run: Counts what the shards have done as its own.
-        manifests: One a shard, in the lake.
+        manifests: One per shard, in the lake.
         blocks: References to the blocks of this run, for the shards.
-
-    Returns:
-        The number of each shard, by the id of its run.
+        numbers: Filled with the number of each shard, by the id of its run.
     """
     run.progress.conversations = sum(len(manifest.conversation_ids) for manifest in manifests)
+    own = totals_of(run)
+    shards = [_Shard(manifest) for manifest in manifests]
     async with get_client() as client:
         try:
             found = await _find(client, manifests)
-            shards = [
-                await _start(client, manifest, found.get(manifest.key), len(manifests), blocks)
-                for manifest in manifests
-            ]
-            await _follow(client, run, shards)
+            for shard in shards:
+                await _start(client, shard, found.get(shard.manifest.key), len(shards), blocks)
+                numbers[shard.run_id] = shard.manifest.shard
+            await _follow(client, run, shards, own)
         finally:
-            # By their keys: one may have been started whose answer has not come.
-            await _cancel(client, manifests)
-    # Not before: another try of this run may find that a shard has ended better than it stood now.
-    dead = pa.concat_tables(shard.dead_letters for shard in shards)
-    await run.journal.note("conversations", "shards", dead)
-    return {shard.run_id: shard.manifest.shard for shard in shards}
+            try:
+                # By their keys: one may have been started whose answer has not come.
+                await _cancel(client, manifests)
+            finally:
+                for shard in shards:
+                    if not shard.is_over:
+                        await _collect(run, shard, "its run was ended with this one")
+                show_totals(run, own, [shard.totals for shard in shards])
+                # Not before: another try of this run may find that a shard has ended better than it stood.
+                dead = pa.concat_tables(shard.dead_letters for shard in shards)
+                await run.journal.note("conversations", "shards", dead)
 
 
 async def _find(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[str, FlowRun]:
@@ -149,12 +154,13 @@ async def _find(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[st
 
 async def _start(
     client: PrefectClient,
-    manifest: Manifest,
+    shard: _Shard,
     found: FlowRun | None,
     count: int,
     blocks: Mapping[str, object],
-) -> _Shard:
+) -> None:
     """Start a shard, or find it where an earlier try of this run had started it."""
+    manifest = shard.manifest
     if found is None:
         found = await arun_deployment(
             DEPLOYMENT,
@@ -168,7 +174,7 @@ async def _start(
     elif _type_of(found) == StateType.CANCELLED:
         # With that try. What crashed is seen to as long as the run lasts.
         await _restart(client, found)
-    return _Shard(manifest, str(found.id), heard_at=time.monotonic())
+    shard.run_id, shard.heard_at = str(found.id), time.monotonic()
 
 
 async def _restart(client: PrefectClient, found: FlowRun) -> None:
@@ -176,9 +182,9 @@ async def _restart(client: PrefectClient, found: FlowRun) -> None:
     await client.set_flow_run_state(found.id, state)
 
 
-async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard]) -> None:
+async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard], own: RunTotals) -> None:
     """Wait until each shard has ended, or will never end."""
-    own, began_at, is_untaken = totals_of(run), time.monotonic(), True
+    began_at, is_untaken = time.monotonic(), True
     while waiting := [shard for shard in shards if not shard.is_over]:
         await asyncio.sleep(POLL_SECONDS)
         try:
@@ -218,8 +224,14 @@ async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: Flo
         told = "its run was deleted" if state is None else f"its run ended as {state.name}"
         if state is not None and not state.is_final():
             told = f"its run is {state.name}, and nothing was heard of it for {SILENT_SECONDS:g} s"
-        shard.totals, shard.dead_letters = await collect(run, shard.manifest, shard.run_id, told)
-        logger.info("shard=%d %s", shard.manifest.shard, told)
+        await _collect(run, shard, told)
+
+
+async def _collect(run: ExportRun, shard: _Shard, state: str) -> None:
+    """Take over what became of a shard, which is over."""
+    shard.totals, shard.dead_letters = await collect(run, shard.manifest, shard.run_id, state)
+    shard.is_over = True
+    logger.info("shard=%d %s", shard.manifest.shard, state)
 
 
 async def _cancel(client: PrefectClient, manifests: Sequence[Manifest]) -> None:

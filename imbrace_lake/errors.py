@@ -15,6 +15,8 @@
     │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
     │   └── MalformedAnswer       an answer that cannot be what it claims   transient
     ├── WalkIncomplete            a conversation that could not be proven whole
+    ├── NotReached                a conversation that a run found and did not come to
+    ├── UnexpectedError           an exception of another kind, without its text
     └── StoreError                the lake's storage
         ├── StoreUnavailable      not reachable, or failing for now         transient
         ├── ObjectExists          somebody else wrote this object first
@@ -27,7 +29,13 @@ conversation that was lost to it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from traceback import walk_tb
+from typing import ClassVar, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+# Whose lines are named where an unexpected exception is described.
+OWN_PACKAGES = frozenset({"imbrace_lake", "tasks", "flows", "cli"})
 
 
 class ImbraceLakeError(Exception):
@@ -122,6 +130,47 @@ class WalkIncomplete(ImbraceLakeError):
 
     is_transient = True
     advice = "Rerun at a quieter time; if that never helps, send its id to the vendor."
+
+
+class NotReached(ImbraceLakeError):
+    """A conversation that the run found and that has no outcome, because the run ended before."""
+
+    is_transient = True
+    advice = "Rerun, once the cause of the run's end is fixed."
+
+
+class UnexpectedError(ImbraceLakeError):
+    """An exception that is not one of ours: its class and where it was raised.
+
+    Its text and its cause are left out, because they can hold a URL, a header or part of a message.
+    """
+
+    advice = "Rerun once; if it fails again, report the class and the line that the reason names."
+
+
+def unexpected(exc: BaseException) -> UnexpectedError:
+    """Describe an exception of another kind by its class and by the innermost line of this project."""
+    own = [frame for frame in _frames(exc) if frame.partition(".")[0] in OWN_PACKAGES]
+    where = f" in {own[-1]}" if own else ""
+    return UnexpectedError(f"unexpected {type(exc).__name__}{where}")
+
+
+def frames_of(exc: BaseException) -> str:
+    """The class of an exception and the lines that it came through, without any text, for a debug log."""
+    return f"{type(exc).__name__} by " + " < ".join(reversed(_frames(exc)))
+
+
+def _frames(exc: BaseException) -> list[str]:
+    return [f"{frame.f_globals.get('__name__', '?')}:{line}" for frame, line in walk_tb(exc.__traceback__)]
+
+
+def without_context(exc: E) -> E:
+    """Remove what an exception carries besides its arguments: cause, context and frames.
+
+    An orchestrator prints and stores all of it.
+    """
+    exc.__cause__ = exc.__context__ = exc.__traceback__ = None
+    return exc
 
 
 class StoreError(ImbraceLakeError):

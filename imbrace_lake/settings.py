@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         None, ge=1, description="Conversations a shard; by default one shard holds up to 20,000."
     )
     chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks at work at a time.")
+    tolerated_unreadable: float = Field(
+        0.05, ge=0, le=1, description="Share of a list that may be unreadable in a run that is complete."
+    )
     task_retries: int = Field(2, ge=0, le=10, description="How often a task is tried again.")
     task_retry_seconds: float = Field(
         15.0, ge=0, description="The wait before a task's second try; doubles after."

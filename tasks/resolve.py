@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from imbrace_lake.errors import without_context
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
 from tasks.retry import attempt, is_last_try
@@ -24,15 +25,15 @@ from tasks.retry import attempt, is_last_try
     retry_jitter_factor=0.3,
 )
 async def resolve_phones(
-    run: ExportRun, recording: Recording, name: str, numbers: pa.Table, results: list[ResolveResult]
+    run: ExportRun, recording: Recording, name: str, numbers: pa.Table, results: dict[str, ResolveResult]
 ) -> State[Any]:
-    """Resolve a slice of the numbers; what was found is added to `results`."""
+    """Resolve a slice of the numbers; what was found is added to `results` under its name."""
 
     async def work() -> State[Any]:
         result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
         if result.error is not None and not is_last_try():
-            raise result.error
-        results.append(result)
+            raise without_context(result.error)
+        results[name] = result
         run.progress.numbers_resolved += sum(
             result.statuses[status] for status in ("resolved", "none", "error")
         )

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.states import Failed
 
-from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
 from imbrace_lake.export.export_run import ExportRun
 
 
@@ -22,6 +22,7 @@ def _drop_empty_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+logger = logging.getLogger("imbrace_lake.tasks")
 logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
 
 
@@ -37,16 +38,23 @@ def is_last_try() -> bool:
 
 
 async def attempt(run: ExportRun | None, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
-    """Do a task's work; what waiting can cure is raised so that the orchestrator tries again.
+    """Do a task's work; raise transient errors so that the orchestrator tries again.
 
-    All else ends the task as failed, in one sentence. What every other task of a run would meet as
-    well is kept in `run.fatal`, so that the flow stops instead of repeating it.
+    All else ends the task as failed, in one sentence. What every other task of a run would meet too
+    is kept in `run.fatal`, so that the flow stops instead of repeating it. No exception leaves with
+    its cause: the orchestrator would print and store what that carries.
     """
     try:
         return await work()
     except ImbraceLakeError as exc:
-        if exc.is_transient and not is_last_try():
-            raise
-        if run is not None and exc.is_fatal and run.fatal is None:
-            run.fatal = exc
-        return Failed(message=str(exc))
+        error = without_context(exc)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this task only
+        logger.debug("unexpected %s", frames_of(exc))
+        error = unexpected(exc)
+    if error.is_transient and not is_last_try():
+        raise error
+    if run is not None and error.is_fatal and run.fatal is None:
+        run.fatal = error
+    if run is not None and run.problem is None:
+        run.problem = str(error)
+    return Failed(message=str(error))

@@ -8,7 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete
+from imbrace_lake.errors import (
+    ImbraceLakeError,
+    WalkIncomplete,
+    frames_of,
+    unexpected,
+    without_context,
+)
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.export.notes import Notes
@@ -37,22 +43,58 @@ async def export_chunk(
         run: What they share.
         name: Names the chunk in the run's journal.
         conversation_ids: Which.
-        is_last_try: Believe what fails for now. Otherwise a second call with the same name goes on
-            with what this one leaves.
+        is_last_try: Treat transient failures as final. Otherwise a second call with the same name
+            continues with what this one leaves.
 
     Raises:
         ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
     """
-    notes = run.half_done.setdefault(name, Notes(run.journal, name, len(conversation_ids)))
+    notes = run.half_done.setdefault(name, Notes(run.journal, run.accounts, name, len(conversation_ids)))
     done = notes.done
     # What a killed run of the same job had done is not done again.
     resumed = run.resumed.of_each(one for one in conversation_ids if one not in done)
-    for conversation_id, entry in resumed.items():
-        done[conversation_id] = replace(entry, run_id=run.run_id)
-        run.progress.note(done[conversation_id])
-    to_do = [one for one in conversation_ids if one not in done]
-    pasts = run.pasts(to_do)
+    for entry in resumed.values():
+        own = replace(entry, run_id=run.run_id)
+        notes.take(own)
+        run.progress.note(own)
     failed: dict[str, ImbraceLakeError] = {}
+    ending = await _export_all(run, notes, [one for one in conversation_ids if one not in done], failed)
+    # Also when the run ends here: what has an outcome keeps it.
+    await notes.write()
+    is_worth_retrying = any(error.is_transient for error in failed.values())
+    if is_worth_retrying and not is_last_try and ending is None:
+        return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
+    lost = [_failed(run, one, error) for one, error in failed.items()]
+    if lost:
+        await run.journal.note_entries(f"{name}-failed", lost)
+        run.accounts.record(lost)
+    entries = [*done.values(), *lost]
+    dead = tuple(entry for entry in entries if entry.is_dead_letter)
+    run.note_dead(dead)
+    del run.half_done[name]
+    if ending is not None:
+        raise ending
+    statuses = _statuses(entries)
+    counts = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
+    logger.info("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
+    return ChunkResult(statuses, dead, is_worth_retrying)
+
+
+async def _export_all(
+    run: ExportRun, notes: Notes, conversation_ids: Sequence[str], failed: dict[str, ImbraceLakeError]
+) -> BaseException | None:
+    """Export conversations side by side, and note each that has an outcome.
+
+    Args:
+        run: What they share.
+        notes: Of the chunk.
+        conversation_ids: Which.
+        failed: Filled with the error of each conversation that fails.
+
+    Returns:
+        What ends the run before all of them have an outcome: a fatal error, or that it was cancelled.
+    """
+    pasts = run.pasts(conversation_ids)
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
@@ -60,36 +102,28 @@ async def export_chunk(
                 past = pasts.pop(conversation_id, Past())
                 await notes.add(await export_conversation(run, conversation_id, past))
             except ImbraceLakeError as exc:
-                if exc.is_fatal:
-                    raise
-                # What is done and could not be noted is noted by the next write, or that fails.
-                if conversation_id not in done:
-                    failed[conversation_id] = exc
+                error = without_context(exc)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this conversation only
+                logger.debug("unexpected %s conversation=%s", frames_of(exc), conversation_id)
+                error = unexpected(exc)
+            else:
+                return
+            if error.is_fatal:
+                raise error
+            # An entry that could not be written yet is part of the next write.
+            if conversation_id not in notes.done:
+                failed[conversation_id] = error
 
     try:
         async with asyncio.TaskGroup() as group:
-            for conversation_id in to_do:
+            for conversation_id in conversation_ids:
                 group.create_task(export(conversation_id))
     except BaseExceptionGroup as failures:
         # Callers write `except ImbraceLakeError`, and a group would slip past them.
-        raise failures.exceptions[0] from None
-    finally:
-        # Also when the run is cancelled: what is published need not be looked at again.
-        await notes.write()
-    is_worth_retrying = any(error.is_transient for error in failed.values())
-    if is_worth_retrying and not is_last_try:
-        return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
-    lost = [_failed(run, one, error) for one, error in failed.items()]
-    if lost:
-        await run.journal.note_entries(f"{name}-failed", lost)
-    entries = [*done.values(), *lost]
-    del run.half_done[name]
-    statuses = _statuses(entries)
-    told = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
-    logger.info("exported chunk=%s %s new=%d", name, told, sum(entry.new_messages for entry in entries))
-    dead = tuple(entry for entry in entries if entry.is_dead_letter)
-    run.note_dead(dead)
-    return ChunkResult(statuses, dead, is_worth_retrying)
+        return failures.exceptions[0]
+    except asyncio.CancelledError as exc:
+        return exc
+    return None
 
 
 def _statuses(entries: Iterable[ConversationEntry]) -> Counter[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
 from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.export.accounts import Accounts
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.notes import Notes
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.resume import Pulse, take_over
+from imbrace_lake.export.resume import ClosedRun, Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.lake.entries import ConversationEntry
@@ -74,8 +75,12 @@ class ExportRun:
         dead_letters: The first `MOST_LISTED` conversations that could not be exported.
         dead_letter_count: How many could not.
         causes: The kind of error that each of the first was lost to, by conversation.
+        earlier_found: What an earlier attempt of this run found.
         resumed: What a killed run of the same job had got done: not asked for again.
         half_done: What a chunk has got done so far, by its name, so that another try goes on from it.
+        accounts: What it found, and what of that has an outcome.
+        recovered: Killed runs whose journals this run has closed.
+        problem: Why a task failed for all that it had left, if one did.
         lost_shards: How many of its shards cannot be shown to have ended and recorded all they were given.
         fatal: What ends the run because every further request would meet it as well.
     """
@@ -102,8 +107,12 @@ class ExportRun:
     dead_letters: list[ConversationEntry] = field(default_factory=list)
     dead_letter_count: int = 0
     causes: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
+    earlier_found: Sequence[str] = ()
     resumed: Entries = field(default_factory=Entries.none)
     half_done: dict[str, Notes] = field(default_factory=dict)
+    accounts: Accounts = field(default_factory=Accounts)
+    recovered: list[ClosedRun] = field(default_factory=list)
+    problem: str | None = None
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
 
@@ -145,7 +154,11 @@ class ExportRun:
         Args:
             job: As `job_of` names it: what a killed run of the same job had done is not done again.
         """
-        self.resumed = await take_over(self.lake, self.run_id, job, self.clock())
+        recovery = await take_over(self.lake, self.run_id, job, self.clock())
+        self.resumed, self.recovered = recovery.done, recovery.closed
+        # An earlier attempt of this run: what it found and recorded is this run's as well.
+        self.accounts.recorded |= recovery.own_recorded
+        self.earlier_found = recovery.own_found
         if self.pulse is not None:
             await self.pulse.beat(job)
         shapes = await read_ledger(self.lake, "shapes", columns=["shape"])
@@ -156,6 +169,18 @@ class ExportRun:
         )
         # Reading took several times what is kept, and Arrow would hold on to it.
         pa.default_memory_pool().release_unused()
+
+    async def found(self, conversation_ids: Iterable[str]) -> list[str]:
+        """Write down which conversations the run is to export, those of an earlier attempt included.
+
+        Returns:
+            Their ids, each once.
+        """
+        ids = [*dict.fromkeys([*conversation_ids, *self.earlier_found])]
+        if len(ids) > len(self.earlier_found):
+            await self.journal.note_found(ids)
+        self.accounts.found = ids
+        return ids
 
     def forget(self) -> None:
         """Let go of what the lake had, which no conversation asks for any more: closing needs the room."""

@@ -6,7 +6,8 @@ import asyncio
 import time
 from itertools import islice
 
-from imbrace_lake.lake.entries import ConversationEntry
+from imbrace_lake.export.accounts import Accounts
+from imbrace_lake.lake.entries import ConversationEntry, entry_line
 from imbrace_lake.lake.ledger import Journal
 
 # What is done is written down this often, or when so many were walked, or such a share of the chunk was
@@ -23,6 +24,7 @@ class Notes:
 
     Args:
         journal: The run's.
+        accounts: The run's, in which each entry counts as recorded once it is in the journal.
         name: The chunk's.
         size: How many conversations it has.
 
@@ -30,9 +32,11 @@ class Notes:
         done: How each conversation that the chunk is done with stands, by its id.
     """
 
-    def __init__(self, journal: Journal, name: str, size: int) -> None:
+    def __init__(self, journal: Journal, accounts: Accounts, name: str, size: int) -> None:
         self.done: dict[str, ConversationEntry] = {}
+        self._lines: list[bytes] = []  # of those from `_first` on
         self._journal = journal
+        self._accounts = accounts
         self._name = name
         self._noted = 0
         self._walked = 0  # of those that are not noted
@@ -42,14 +46,24 @@ class Notes:
         self._writing = asyncio.Lock()
 
     async def add(self, entry: ConversationEntry) -> None:
-        """Take one, and write if enough has been done, or enough time has passed, since the last time."""
-        self.done[entry.conversation_id] = entry
+        """Take one, and write if enough has been done, or enough time has passed, since the last time.
+
+        Raises:
+            TypeError: The entry cannot be written; it is not taken, and costs no other entry anything.
+            StoreError: The journal cannot be written; the entry is taken, and the next write includes it.
+        """
+        self.take(entry)
         self._walked += entry.status != "unchanged" or entry.requests > 1
         is_late = time.monotonic() - self._noted_at >= NOTE_SECONDS
         is_much = self._walked >= NOTE_WALKED or len(self.done) - self._noted >= self._most_unnoted
         # Whoever is far ahead of a slow disk waits for it, or a killed run would lose more and more.
         if is_much or (is_late and not self._writing.locked()):
             await self.write()
+
+    def take(self, entry: ConversationEntry) -> None:
+        """Take one, to be written with the next."""
+        self._lines.append(entry_line(entry))
+        self.done[entry.conversation_id] = entry
 
     async def write(self) -> None:
         """Write what has been done, if that is news."""
@@ -58,10 +72,12 @@ class Notes:
                 return
             self._noted_at = time.monotonic()
             count, walked = len(self.done), self._walked
-            entries = [*islice(self.done.values(), self._first, count)]
-            await self._journal.note_entries(f"{self._name}-{self._first}", entries)
-            # Only now: what could not be written is news the next time as well.
+            lines = self._lines[:]
+            await self._journal.note_lines(f"{self._name}-{self._first}", lines)
+            # Only now: what could not be written is new the next time too.
+            self._accounts.record(islice(self.done.values(), self._noted, count))
             self._noted = count
             self._walked -= walked
-            if len(entries) >= MOST_NOTED:
+            if len(lines) >= MOST_NOTED:
                 self._first = count
+                del self._lines[: len(lines)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -26,10 +26,22 @@ NUMBERS_PER_REQUEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What became of one number: its conversations, or why they are not known."""
+    """What became of one number: its conversations, or why they are not known.
+
+    Attributes:
+        conversation_ids: Its conversations, each once.
+        error: Why they are not known.
+        kind: The same, without the request's id.
+    """
 
     conversation_ids: tuple[str, ...] = ()
     error: str | None = None
+    kind: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why they are not known, without what differs from request to request."""
+        return self.kind or self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +70,13 @@ class ResolveResult:
         conversation_ids: Those found, each once, in the order of the numbers.
         statuses: How many rows have which status.
         error: The failure behind the numbers with status ``error``, if another try may help.
+        reasons: Why numbers have the status ``error``: how many for each reason.
     """
 
     conversation_ids: tuple[str, ...]
     statuses: Counter[str]
     error: GatewayError | None
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 async def resolve_numbers(
@@ -91,7 +105,7 @@ async def resolve_numbers(
             if exc.is_fatal:
                 raise
             errors.append(exc)
-            return dict.fromkeys(batch, Resolved(error=str(exc)))
+            return dict.fromkeys(batch, Resolved(error=str(exc), kind=exc.reason))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -104,7 +118,24 @@ async def resolve_numbers(
     await journal.note("phones", name, table)
     ids = dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids)
     statuses = Counter(table.column("status").to_pylist())
-    return ResolveResult(tuple(ids), statuses, next((e for e in errors if e.is_transient), None))
+    reasons = Counter(resolved.reason for resolved in found.values() if resolved.reason is not None)
+    return ResolveResult(tuple(ids), statuses, next((e for e in errors if e.is_transient), None), reasons)
+
+
+async def note_unresolved(
+    journal: Journal, recording: Recording, name: str, numbers: pa.Table, reason: str
+) -> Counter[str]:
+    """Write a slice of the input down that the run did not come to; the same name replaces it.
+
+    Returns:
+        How many rows have which status.
+    """
+    unresolved = Resolved(error=reason)
+    rows = numbers.to_pylist()
+    found = {PhoneNumber(row["phone"]): unresolved for row in rows if row["status"] == "ok"}
+    table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
+    await journal.note("phones", name, table)
+    return Counter(table.column("status").to_pylist())
 
 
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
@@ -137,7 +168,7 @@ async def _halved(
     gateway: GatewayClient, phones: Sequence[PhoneNumber], error: GatewayError
 ) -> dict[PhoneNumber, Resolved]:
     if len(phones) == 1:
-        return {phones[0]: Resolved(error=str(error))}
+        return {phones[0]: Resolved(error=str(error), kind=error.reason)}
     middle = len(phones) // 2
     return await resolve(gateway, phones[:middle]) | await resolve(gateway, phones[middle:])
 

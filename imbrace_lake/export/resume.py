@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import platform
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -21,17 +21,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.entries import PROVEN, RunTotals, empty_ledger
+from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.export.accounts import note_unreached, unreached_entries
+from imbrace_lake.lake.entries import PROVEN, ConversationEntry, RunTotals, empty_ledger
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import HEADER, JOURNAL, Journal, last_of_each, read_objects
+from imbrace_lake.lake.ledger import HEADER, JOURNAL, Journal, last_of_each, read_found, read_objects
 from imbrace_lake.store.opening import Stored
 
 RENEW_SECONDS = 15.0
 DEAD_AFTER = timedelta(seconds=60)
 # What died longer ago says how conversations stood too long ago: the same job means today's by now.
 RESUME_WITHIN = timedelta(hours=1)
+MOST_CLOSED_LETTERS = 100
+_IS_DONE = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
 
 
 @dataclass(slots=True)
@@ -45,6 +48,8 @@ class Header:
     job: str = ""
     host: str = ""
     pid: int = 0
+    # Ended by a person, and closed; the journal stays so that the same job continues from it.
+    is_cancelled: bool = False
     totals: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,8 +87,15 @@ class Pulse:
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
             await self._lake.store.put(key, json.dumps(asdict(self._header)).encode())
 
-    async def stop(self) -> None:
-        """Write no more: the journal is about to be closed, and a header would outlive it."""
+    async def stop(self, *, is_cancelled: bool = False) -> None:
+        """Write no more: the journal is about to be closed, and a header would outlive it.
+
+        Args:
+            is_cancelled: The journal stays, for another run of the same job to continue from.
+        """
+        if is_cancelled:
+            self._header.is_cancelled = True
+            await self.beat()
         async with self._turn:
             self._has_stopped = True
 
@@ -112,34 +124,84 @@ async def pulse(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Entries:
-    """Close the journals of dead runs, and say what those with the same job had got done.
+@dataclass(frozen=True, slots=True)
+class ClosedRun:
+    """A killed run whose journal was closed: its row in `runs`, its totals and its first dead letters."""
+
+    row: Mapping[str, Any]
+    totals: RunTotals
+    dead_letters: Sequence[ConversationEntry] = ()
+    dead_letter_count: int = 0
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What the journals of earlier runs say.
+
+    Attributes:
+        done: Conversations that runs of the same job had proven, or found deleted upstream.
+        own_recorded: Those of them that an earlier attempt of this run has in its journal.
+        own_found: Conversations that an earlier attempt of this run found.
+        closed: Killed runs whose journals were closed.
+    """
+
+    done: Entries
+    own_recorded: set[str] = field(default_factory=set)
+    own_found: list[str] = field(default_factory=list)
+    closed: list[ClosedRun] = field(default_factory=list)
+
+
+async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Recovery:
+    """Close the journals of dead runs, and find what those with the same job had done.
 
     An earlier attempt of this very run counts as one of them, but its journal stays open.
-
-    Returns:
-        Conversations that were proven, or found gone.
     """
-    journals: dict[str, list[Stored]] = {}
-    for stored in await lake.store.list(JOURNAL):
-        journals.setdefault(stored.key.split("/")[1], []).append(stored)
     done = [empty_ledger("conversations")]
-    for name, objects in journals.items():
+    recovery = Recovery(Entries.none())
+    for name, objects in (await _journals(lake)).items():
         header = await _header(lake, name, objects)
         is_own = name == run_id
         if header is None or (not is_own and not _is_dead(header, now)):
             continue
         journal = Journal(lake, name, _instant(header.started_at))
-        if await _has_ended(lake, name):
-            # Killed with its last breath: whoever does the same job now wants it done anew.
+        is_same_job = header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN
+        has_ended = await _has_ended(lake, name)
+        # A run that was killed after its row was written is complete: the same job now means a new look.
+        if is_own or (is_same_job and (header.is_cancelled or not has_ended)):
+            rows = [table.filter(_IS_DONE) for table in await _recorded(lake, objects)]
+            done += rows
+        if is_own:
+            for table in rows:
+                recovery.own_recorded.update(table.column("conversation_id").to_pylist())
+            recovery.own_found = await read_found(lake, name) or []
+        elif has_ended:
             await journal.drop()
-            continue
-        if is_own or (header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN):
-            done += await _done(lake, objects)
-        if not is_own:
-            await _close(journal, header)
-    latest = last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at")
-    return Entries(latest)
+        else:
+            recovery.closed.append(await _close(lake, journal, header, objects))
+    recovery.done = Entries(last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at"))
+    return recovery
+
+
+async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | None:
+    """Close the journal of one run if it was killed; None if it has none.
+
+    Raises:
+        UsageError: The run is under way.
+    """
+    objects = (await _journals(lake)).get(run_id, [])
+    header = await _header(lake, run_id, objects) if objects else None
+    if header is None or header.is_cancelled or await _has_ended(lake, run_id):
+        return None
+    if not _is_dead(header, now):
+        raise UsageError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
+    return await _close(lake, Journal(lake, run_id, _instant(header.started_at)), header, objects)
+
+
+async def _journals(lake: Lake) -> dict[str, list[Stored]]:
+    journals: dict[str, list[Stored]] = {}
+    for stored in await lake.store.list(JOURNAL):
+        journals.setdefault(stored.key.split("/")[1], []).append(stored)
+    return journals
 
 
 async def read_header(lake: Lake, run_id: str) -> Header | None:
@@ -164,6 +226,8 @@ async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None
 
 
 def _is_dead(header: Header, now: datetime) -> bool:
+    if header.is_cancelled:
+        return True
     if header.host == platform.node() and header.pid and not _is_running(header.pid):
         return True
     return now - _instant(header.alive_at) > DEAD_AFTER
@@ -183,25 +247,47 @@ def _instant(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-async def _done(lake: Lake, objects: list[Stored]) -> list[pa.Table]:
-    keys = [stored.key for stored in objects if "/conversations/" in stored.key]
-    is_done = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
-    return [table.filter(is_done) for table in await read_objects(lake, keys)]
+async def _recorded(lake: Lake, objects: list[Stored]) -> list[pa.Table]:
+    keys = [stored.key for stored in objects if stored.key.split("/")[2] == "conversations"]
+    return await read_objects(lake, keys)
 
 
 async def _has_ended(lake: Lake, run_id: str) -> bool:
     return any(f"-{run_id}-" in stored.key for stored in await lake.store.list("runs/"))
 
 
-async def _close(journal: Journal, header: Header) -> None:
-    """Make ledger objects of what a dead run wrote down, and a row in `runs` that says it died."""
+async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Stored]) -> ClosedRun:
+    """Make ledger objects of what a dead run wrote down, and a row in `runs` that says it was killed.
+
+    Two runs that close it at once write the same, so every time is that of the last heartbeat.
+    """
+    reason, ended_at = "the run was killed", _instant(header.alive_at)
+    found = await read_found(lake, journal.run_id)
+    recorded = {
+        one for table in await _recorded(lake, objects) for one in table.column("conversation_id").to_pylist()
+    }
+    unreached = unreached_entries(
+        [one for one in found or () if one not in recorded],
+        header.run_id,
+        header.organization_id,
+        reason,
+        ended_at,
+    )
+    await note_unreached(journal, unreached)
+    published = await journal.publish()
+    totals = RunTotals(**header.totals)
+    totals.phones = dict(published.statuses["phones"])
+    totals.conversations = dict(published.statuses["conversations"])
+    totals.found = None if found is None else len({*found, *recorded})
+    count = "" if not unreached else f"; {len(unreached):,} conversations were not reached"
     row = {
         "run_id": header.run_id,
         "organization_id": header.organization_id,
         "status": "failed",
-        "reason": "the run was killed; what it had published is in the lake",
+        "reason": f"{reason}; what it had published is in the lake{count}",
         "started_at": _instant(header.started_at),
-        # When it was last heard of, so that two runs that close it at once write the same.
-        "finished_at": _instant(header.alive_at),
+        "finished_at": ended_at,
     }
-    await journal.close(row, RunTotals())
+    await journal.finish(row, totals, published)
+    await journal.drop()
+    return ClosedRun(row, totals, unreached[:MOST_CLOSED_LETTERS], len(unreached))

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from imbrace_lake.errors import ConversationNotFound
+from imbrace_lake.errors import ConversationNotFound, NotReached
+from imbrace_lake.export.accounts import note_unreached, unreached_entries
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.resume import pulse
+from imbrace_lake.export.resume import ClosedRun, pulse
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.entries import ConversationEntry, RunTotals
 from imbrace_lake.lake.lake import open_lake
@@ -35,7 +36,12 @@ from imbrace_lake.store.opening import StoreOptions
 
 logger = logging.getLogger(__name__)
 
-RunStatus = Literal["complete", "partial", "failed"]
+# A few typing errors in a long list are not worth an alarm every hour.
+TOLERATED_UNREADABLE = 0.05
+MOST_REASONS = 20
+MOST_NAMED_POSITIONS = 10
+
+RunStatus = Literal["complete", "partial", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,11 @@ class RunSummary:
     """What one run did; the same in the terminal, as JSON, in the orchestrator and in the ledger.
 
     Attributes:
-        status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``.
-        reason: Why it is not complete, in one sentence.
+        status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``,
+            ``cancelled``.
+        reason: Why it is not complete, or what is remarkable about it, in one sentence.
+        unreadable: Positions of the first entries of the input that are not phone numbers.
+        number_errors: Why numbers could not be resolved: how many for each reason.
         dead_letters: The first 500 of them.
         new_shapes: What the gateway had never sent before (drift.py).
     """
@@ -69,8 +78,15 @@ class RunSummary:
     totals: RunTotals = field(default_factory=RunTotals)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     dead_letter_count: int = 0
+    unreadable: list[int] = field(default_factory=list)
+    number_errors: dict[str, int] = field(default_factory=dict)
     new_shapes: list[str] = field(default_factory=list)
     flow_run_url: str | None = None
+
+    @property
+    def unreadable_count(self) -> int:
+        """How many entries of the input are not phone numbers."""
+        return self.totals.phones.get("invalid", 0)
 
     def advice(self) -> list[str]:
         """What a person can do about the dead letters that are listed, the most frequent first."""
@@ -168,37 +184,66 @@ async def close_run(
     phones: Counter[str],
     *,
     tolerated_share: float = 0.0,
+    tolerated_unreadable: float = TOLERATED_UNREADABLE,
     failure: str | None = None,
+    is_cancelled: bool = False,
+    has_shards: bool = False,
     keep_days: bool = False,
 ) -> RunSummary:
     """Turn the journal into ledger objects and say how the run ended.
+
+    Every conversation that was found and has no outcome becomes a dead letter `not_reached`.
 
     Args:
         run: The run.
         parameters: What it was asked to do, without secrets or numbers.
         phones: Input numbers by status.
         tolerated_share: The share of conversations that may fail in a run that is called complete.
+        tolerated_unreadable: The share of the input that may be unreadable in a run that is called complete.
         failure: Why the run could not go on, if it could not.
+        is_cancelled: Somebody ended the run; its journal stays, for the same job to continue from.
+        has_shards: The outcomes are in the ledger rows of other runs, but for the dead letters.
         keep_days: Leave in the ledger on which days the new messages were created.
     """
     run.progress.stage = "closing"
     run.forget()
     if run.pulse is not None:
-        await run.pulse.stop()
+        await run.pulse.stop(is_cancelled=is_cancelled)
     if run.shapes.new and run.drift != "freeze":
         rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
         await run.journal.note("shapes", "new", rows)
+    if is_cancelled:
+        failure = "the run was cancelled"
+    accounts = run.accounts
+    if not has_shards:
+        await _note_unreached(run, failure)
+    published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
-    summary.totals = totals_of(run)
-    summary.totals.phones = dict(phones)
-    summary.totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
+    summary.totals = totals = totals_of(run)
+    totals.phones = dict(phones)
+    is_known = accounts.found is not None or failure is None
+    totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
+    if not has_shards:
+        totals.conversations = dict(published.statuses["conversations"])
+        run.progress.statuses = published.statuses["conversations"]
+    if totals.found is not None and sum(totals.conversations.values()) != totals.found:
+        outcomes = sum(totals.conversations.values())
+        failure = (
+            f"the accounts do not add up: {totals.found:,} conversations were found and {outcomes:,} have an"
+            f" outcome: report this with the run {run.run_id}{f', and {failure}' if failure else ''}"
+        )
+    totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
     if keep_days:
-        summary.totals.days = {str(day): count for day, count in run.progress.days.items()}
+        totals.days = {str(day): count for day, count in run.progress.days.items()}
     summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
     summary.dead_letter_count = run.dead_letter_count
+    summary.unreadable = accounts.unreadable
+    summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
-    summary.status, summary.reason = _status(run, phones, tolerated_share, failure)
+    summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
+    if is_cancelled:
+        summary.status = "cancelled"
     row = {
         "run_id": run.run_id,
         "organization_id": run.organization_id,
@@ -209,10 +254,22 @@ async def close_run(
         "started_at": summary.started_at,
         "finished_at": summary.finished_at,
     }
-    await run.journal.close(row, summary.totals)
-    await leave_digest(run.lake, run.clock())
+    await run.journal.finish(row, totals, published)
+    if not is_cancelled:
+        await run.journal.drop()
+        await leave_digest(run.lake, run.clock())
     run.progress.stage = "done"
     return summary
+
+
+async def _note_unreached(run: ExportRun, failure: str | None) -> None:
+    """Make dead letters of the conversations that were found and have no outcome."""
+    unreached = run.accounts.unreached()
+    reason = f"not reached: {failure or run.problem or 'the run ended before'}"
+    entries = unreached_entries(unreached, run.run_id, run.organization_id, reason, run.clock())
+    await note_unreached(run.journal, entries)
+    run.accounts.record(entries)
+    run.note_dead(entries)
 
 
 def totals_of(run: ExportRun) -> RunTotals:
@@ -230,29 +287,83 @@ def totals_of(run: ExportRun) -> RunTotals:
 
 
 def _status(
-    run: ExportRun, phones: Counter[str], tolerated_share: float, failure: str | None
+    run: ExportRun,
+    phones: Counter[str],
+    tolerated_share: float,
+    tolerated_unreadable: float,
+    failure: str | None,
 ) -> tuple[RunStatus, str | None]:
+    """How the run ended: its worst fault decides, and the sentence names every kind."""
+    given, unreadable = sum(phones.values()), phones["invalid"]
+    dead, done = run.dead_letter_count, sum(run.progress.statuses.values())
+    not_reached = run.progress.statuses["not_reached"]
+    which = _positions(run.accounts.unreadable, unreadable)
     if failure is not None:
-        return "failed", failure
-    dead, done = run.dead_letter_count, run.progress.conversations_done
+        reached = f"; {_counted([(not_reached, 'conversation')])} not reached" if not_reached else ""
+        return "failed", failure + reached
+    if given and unreadable == given:
+        return "failed", f"nothing in the input could be read as a phone number{which}"
+    remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
     lost = _counted([(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")])
-    if not lost:
-        return "complete", None
-    if not phones["error"] and not run.lost_shards and dead <= tolerated_share * done:
-        return "complete", f"{lost} of {done} failed, which the run tolerates"
-    if dead == done:
-        return "failed", f"{lost} failed, and nothing was exported"
-    return "partial", f"{lost} failed; the others are in the lake"
+    if lost and dead == done:
+        return "failed", "; ".join([f"{lost} failed, and nothing was exported", *remarks])
+    is_tolerated = not phones["error"] and not run.lost_shards and dead <= tolerated_share * done
+    if lost and is_tolerated:
+        remarks.insert(0, f"{lost} of {done} failed, which the run tolerates")
+    elif lost:
+        remarks.insert(0, f"{lost} failed; the others are in the lake")
+    remarks += run.accounts.lost_input
+    is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
+    if is_partial or unreadable > tolerated_unreadable * given:
+        return "partial", "; ".join(remarks)
+    if not done:
+        remarks.insert(0, run.accounts.if_empty)
+    return "complete", "; ".join(remarks) or None
+
+
+def _positions(first: Sequence[int], count: int) -> str:
+    """Which entries of the input, without what they say: `` (entries 2, 5 and 3 more)``."""
+    if not first:
+        return ""
+    shown = first[:MOST_NAMED_POSITIONS]
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return f" ({'entry' if count == 1 else 'entries'} {', '.join(map(str, shown))}{more})"
 
 
 def _counted(counts: Sequence[tuple[int, str]]) -> str:
-    return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
+    return " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
 
 
 def _dead_letter(run: ExportRun, entry: ConversationEntry) -> DeadLetter:
     # What is gone ends without an error.
-    cause = run.causes.get(entry.conversation_id, ConversationNotFound)
+    default = NotReached if entry.status == "not_reached" else ConversationNotFound
+    cause = run.causes.get(entry.conversation_id, default)
     return DeadLetter(entry.conversation_id, entry.status, entry.reason or "", cause.advice)
+
+
+def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
+    """The summary of a killed run whose journal another run has closed.
+
+    Args:
+        closed: That run.
+        lake: The address of the lake, free of credentials.
+    """
+    row = closed.row
+    return RunSummary(
+        row["run_id"],
+        row["organization_id"],
+        lake,
+        row["started_at"],
+        "failed",
+        row["reason"],
+        row["finished_at"],
+        closed.totals,
+        [
+            DeadLetter(one.conversation_id, one.status, one.reason or "", NotReached.advice)
+            for one in closed.dead_letters
+        ],
+        closed.dead_letter_count,
+    )
 
 
 def versions() -> dict[str, str]:

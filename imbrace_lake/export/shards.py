@@ -114,6 +114,7 @@ async def plan_shards(
         )
         await run.lake.store.put_new(manifest.key, manifest.model_dump_json().encode())
         manifests.append(manifest)
+    run.accounts.found = [one for each in manifests for one in each.conversation_ids]
     return manifests
 
 
@@ -168,14 +169,20 @@ async def collect(
     has_ended = bool(ends.filter(pc.is_valid(ends.column("parameters"))).num_rows)
     run.lost_shards += not has_ended or bool(missing)
     told = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
-    reason = f"shard {manifest.shard} (run {shard_run_id}) did not export it: {told}"
+    reason = f"not reached: shard {manifest.shard} (run {shard_run_id or 'not started'}): {told}"
     dead = [
         replace(entry_of(row), run_id=run.run_id)
         for row in latest.filter(latest.column("is_dead_letter")).to_pylist()
     ]
     dead += [
         ConversationEntry(
-            run.run_id, run.organization_id, one, "failed", run.clock(), reason=reason, is_dead_letter=True
+            run.run_id,
+            run.organization_id,
+            one,
+            "not_reached",
+            run.clock(),
+            reason=reason,
+            is_dead_letter=True,
         )
         for one in missing
     ]
@@ -187,7 +194,9 @@ async def collect(
         zip(shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True)
     )
     totals = sum_totals(RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist())
-    totals.conversations = dict(Counter(latest.column("status").to_pylist()) + Counter(failed=len(missing)))
+    totals.conversations = dict(
+        Counter(latest.column("status").to_pylist()) + Counter(not_reached=len(missing))
+    )
     totals.messages_new = pc.sum(rows.column("new_messages")).as_py() or 0
     totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
     return totals, conversation_rows(dead)
@@ -199,6 +208,8 @@ def sum_totals(totals: Iterable[RunTotals]) -> RunTotals:
     for one in totals:
         for field in fields(RunTotals):
             before, more = getattr(whole, field.name), getattr(one, field.name)
+            if before is None or more is None:
+                before, more = before or 0, more or 0
             both = dict(Counter(before) + Counter(more)) if isinstance(before, dict) else before + more
             setattr(whole, field.name, both)
     return whole

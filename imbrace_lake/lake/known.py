@@ -1,4 +1,4 @@
-"""What the lake knows of conversations from earlier runs, and what earlier runs left undone."""
+"""What the lake knows of conversations from earlier runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import UsageError
 from imbrace_lake.lake.entries import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, Ledger, entry_of
 from imbrace_lake.lake.lake import Lake, Partitions
-from imbrace_lake.lake.ledger import last_of_each, read_ledger, read_noted, read_objects
+from imbrace_lake.lake.ledger import last_of_each, read_noted, read_objects
 from imbrace_lake.lake.places import Places
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
@@ -140,23 +139,3 @@ async def _iter_rows(lake: Lake, ledger: Ledger, columns: list[str]) -> AsyncIte
     for start in range(0, len(keys), OBJECTS_AT_A_TIME):
         for rows in await read_objects(lake, keys[start : start + OBJECTS_AT_A_TIME], columns):
             yield rows
-
-
-async def read_dead_letters(lake: Lake, run_id: str) -> tuple[list[str], list[str]]:
-    """What a run left undone: conversations that failed, and numbers that could not be resolved.
-
-    Returns:
-        Conversation ids, and phone numbers in E.164; numbers of a lake that masks them are left out.
-
-    Raises:
-        UsageError: The lake knows no such run.
-    """
-    columns = ["run_id", "conversation_id", "is_dead_letter"]
-    conversations = await read_ledger(lake, "conversations", columns=columns)
-    phones = await read_ledger(lake, "phones", columns=["run_id", "phone", "status"])
-    is_its = [pc.equal(rows.column("run_id"), run_id) for rows in (conversations, phones)]
-    if not any(pc.any(mask).as_py() for mask in is_its):
-        raise UsageError(f"the lake at {lake.url} knows no run {run_id}: look for its id in runs/")
-    dead = conversations.filter(pc.and_(is_its[0], conversations.column("is_dead_letter")))
-    failed = phones.filter(pc.and_(is_its[1], pc.equal(phones.column("status"), "error")))
-    return dead.column("conversation_id").unique().to_pylist(), failed.column("phone").drop_null().to_pylist()

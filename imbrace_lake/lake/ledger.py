@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from itertools import islice
@@ -32,13 +35,15 @@ from imbrace_lake.lake.entries import (
     Ledger,
     RunTotals,
     empty_ledger,
-    entry_lines,
+    entry_line,
     rows_of_lines,
     run_row,
 )
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Stored
+
+logger = logging.getLogger(__name__)
 
 # What makes two rows of one run's journal the same thing written twice, and by which of its times the
 # later one is found, which counts: an earlier attempt of the run may have left some as well.
@@ -63,6 +68,23 @@ READ_AT_A_TIME = 64
 ROWS_AT_A_TIME = 4_096
 # In the journal of each run, what it says of itself (resume.py).
 HEADER = "run.json"
+# Likewise, which conversations it found.
+FOUND = "found"
+
+
+@dataclass(slots=True)
+class PublishedJournal:
+    """The ledger objects of one run.
+
+    Attributes:
+        keys: Their keys.
+        statuses: Rows by status, for the ledgers that have one.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    statuses: dict[Ledger, Counter[str]] = field(
+        default_factory=lambda: {"phones": Counter(), "conversations": Counter()}
+    )
 
 
 class Journal:
@@ -80,8 +102,17 @@ class Journal:
         await self._note(ledger, name, _to_bytes(rows), ".parquet")
 
     async def note_entries(self, name: str, entries: Iterable[ConversationEntry]) -> None:
-        """Write down how conversations stand, as `note` does, and quickly."""
-        await self._note("conversations", name, entry_lines(entries), LINES)
+        """Write entries of `conversations` under a name; the same name again replaces them."""
+        await self.note_lines(name, map(entry_line, entries))
+
+    async def note_lines(self, name: str, lines: Iterable[bytes]) -> None:
+        """Write entries of `conversations`, each a line of `entry_line`, as `note_entries` does."""
+        await self._note("conversations", name, b"\n".join(lines), LINES)
+
+    async def note_found(self, conversation_ids: Iterable[str]) -> None:
+        """Write down which conversations the run found, so that none of them is lost if it is killed."""
+        body = _to_bytes(pa.table({"conversation_id": pa.array(conversation_ids, pa.string())}))
+        await self._lake.store.put(named_by_hash(f"{self._prefix}{FOUND}/ids", body), body)
 
     async def _note(self, ledger: Ledger, name: str, body: bytes, suffix: str) -> None:
         key = named_by_hash(f"{self._prefix}{ledger}/{name}", body, suffix)
@@ -92,22 +123,35 @@ class Journal:
             await self._lake.store.delete(before)
 
     async def close(self, row: Mapping[str, Any], totals: RunTotals) -> None:
-        """Make ledger objects of all that was noted, add the run's own row, and drop the journal.
+        """Publish the journal, add the run's row and drop the journal; see `publish` and `finish`."""
+        published = await self.publish()
+        await self.finish(row, totals, published)
+        await self.drop()
 
-        One object a ledger, or several where one would be large. Whoever reads meanwhile sees rows
-        twice, never not at all. Killed in between, it is closed again by another run.
+    async def publish(self) -> PublishedJournal:
+        """Make ledger objects of all that was noted: one object per ledger, or several if it is large.
 
-        Args:
-            row: The run as a row of `runs`, but for its `objects`.
-            totals: What it adds up to.
+        Readers see rows twice meanwhile, never not at all. Killed in between, another run does it again.
         """
         noted = await self._lake.store.list(self._prefix)
-        keys = []
+        published = PublishedJournal()
         for ledger in JOURNALED:
             own = [stored for stored in noted if stored.key.startswith(f"{self._prefix}{ledger}/")]
-            keys += [await self.add(ledger, rows) async for rows in self._latest(ledger, own)]
-        await self.add("runs", run_row({**row, "objects": keys}, totals))
-        await self.drop()
+            async for rows in self._latest(ledger, own):
+                published.keys.append(await self.add(ledger, rows))
+                if ledger in published.statuses:
+                    published.statuses[ledger].update(rows.column("status").to_pylist())
+        return published
+
+    async def finish(self, row: Mapping[str, Any], totals: RunTotals, published: PublishedJournal) -> None:
+        """Add the run's row to `runs`, which says that the run has ended.
+
+        Args:
+            row: The run as a row of `runs`, without its `objects`.
+            totals: Of the run.
+            published: The objects of the other ledgers.
+        """
+        await self.add("runs", run_row({**row, "objects": published.keys}, totals))
 
     async def _latest(self, ledger: Ledger, own: Sequence[Stored]) -> AsyncIterator[pa.Table]:
         """What was noted, only the latest row of each thing, so much of it at a time as fits into memory."""
@@ -265,8 +309,40 @@ async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | No
 
 async def read_run(lake: Lake, ledger: Ledger, run_id: str) -> pa.Table:
     """The rows that one run has in a ledger, be it under way, killed or ended."""
-    keys = [key for key in await list_ledger(lake, ledger) if run_id in key]
+    keys = [key for key in await list_ledger(lake, ledger) if _is_of_run(key, run_id)]
     return pa.concat_tables([empty_ledger(ledger), *await read_objects(lake, keys)])
+
+
+async def knows_run(lake: Lake, run_id: str) -> bool:
+    """Whether a run has left anything in the ledgers or a journal."""
+    folders = ("runs/", "conversations/", "phones/", f"{JOURNAL}{run_id}/")
+    listings = [await lake.store.list(folder) for folder in folders]
+    return any(_is_of_run(stored.key, run_id) for listing in listings for stored in listing)
+
+
+def _is_of_run(key: str, run_id: str) -> bool:
+    return key.startswith(f"{JOURNAL}{run_id}/") or (not key.startswith(JOURNAL) and f"Z-{run_id}-" in key)
+
+
+async def read_found(lake: Lake, run_id: str) -> list[str] | None:
+    """The conversations that a run found, all attempts together, as its journal has them.
+
+    Returns:
+        Their ids, each once; None if the run had not found them all when it was last alive, or if what
+        it wrote down is damaged.
+    """
+    ids: dict[str, None] = {}
+    found = await lake.store.list(f"{JOURNAL}{run_id}/{FOUND}/")
+    for stored in found:
+        try:
+            body = await lake.store.get(stored.key)
+        except FileNotFoundError:
+            return None  # another run has just closed this journal
+        if not is_intact(stored.key, body):
+            logger.warning("%s/%s is damaged: what run %s found is not known", lake.url, stored.key, run_id)
+            return None
+        ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())
+    return list(ids) if found else None
 
 
 async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:

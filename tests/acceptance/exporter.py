@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from cli.local_server import LocalServer
 from sandbox import Sandbox
-from tests.acceptance.runner import OURS
+from tests.acceptance.runner import DEBUGGING, OURS
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +48,11 @@ class Exporter:
     Args:
         server: The Prefect server that sees the runs.
         folder: Its working directory, where no settings lie about; its console goes to `console`.
+        is_debugging: Every logger of the process writes all it has.
     """
 
-    def __init__(self, server: LocalServer, folder: Path) -> None:
+    def __init__(self, server: LocalServer, folder: Path, *, is_debugging: bool = False) -> None:
+        self._debugging = {DEBUGGING: "1"} if is_debugging else {}
         self.console = folder / "console.log"
         self._folder = folder
         self._server = server
@@ -73,7 +75,7 @@ class Exporter:
                 stderr=console,
                 pass_fds=[writing],
                 cwd=self._folder,
-                env={**environment, "PYTHONPATH": str(ROOT)},
+                env={**environment, **self._debugging, "PYTHONPATH": str(ROOT)},
                 text=True,
             )
         os.close(writing)

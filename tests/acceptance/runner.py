@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
@@ -16,17 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.account import most_memory_bytes
 from cli.prefect_environment import prepare_client
+from tests.acceptance.accidents import install
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 OURS = ("IMBRACE_", "AWS_")
+# The seed of accidents.py; none happen without it.
+ACCIDENTS = "IMBRACE_TEST_ACCIDENTS"
+ACCIDENT_SHARE = 0.01
+DEBUGGING = "TESTS_DEBUG_LOGGING"
 
 
 def main() -> None:
     """Do one job a line of standard input; `argv` has where answers go, Prefect's API and folder."""
     answers = os.fdopen(int(sys.argv[1]), "w")
     prepare_client(sys.argv[2], Path(sys.argv[3]))
+    if DEBUGGING in os.environ:
+        for logger in ("", "ROOT_", "HANDLERS_CONSOLE_"):
+            os.environ[f"PREFECT_LOGGING_{logger}LEVEL"] = "DEBUG"
     for line in sys.stdin:
         job = json.loads(line)
         for name in [name for name in os.environ if name.startswith(OURS)]:
@@ -41,6 +50,8 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
     from flows.observer import Observer, current_observer
     from flows.params import ExportParams
 
+    if DEBUGGING in os.environ:
+        logging.getLogger("imbrace_lake").setLevel(logging.DEBUG)
     observer = Observer()
     current_observer.set(observer)
     began, cpu = time.monotonic(), time.process_time()
@@ -48,7 +59,13 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
     async def export() -> State[Any]:
         return await export_conversations(ExportParams(**params), return_state=True)
 
-    state = asyncio.run(export())
+    seed = os.environ.get(ACCIDENTS)
+    end = install(int(seed), ACCIDENT_SHARE) if seed else None
+    try:
+        state = asyncio.run(export())
+    finally:
+        if end is not None:
+            end()
     return {
         "state_type": state.type.value,
         "state_name": state.name,

@@ -94,7 +94,7 @@ def aftermath(
         {**environment, "IMBRACE_LAKE": str(folder / "down")}, phones=phones
     )
     haystack = {
-        **_everything_of_prefect(prefect_server),
+        **everything_of_prefect(prefect_server),
         "console": exporter.console.read_bytes(),
         "names of objects": "\n".join(str(each.relative_to(folder)) for each in folder.rglob("*")).encode(),
         "ledgers": b"".join(_rows_of_ledgers(folder)),
@@ -124,7 +124,7 @@ def _spellings() -> list[str]:
     return [*lines, PHONES[0], PHONES[1][1:], "0911425977", "0922-814-063", *INVALID]
 
 
-def _everything_of_prefect(server: LocalServer) -> dict[str, bytes]:
+def everything_of_prefect(server: LocalServer) -> dict[str, bytes]:
     """All files of the server, and its database as text: a value can lie across two pages of the file."""
     database = server.directory / "prefect.db"
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)

@@ -85,6 +85,8 @@ def settings(place: Path, box: Sandbox) -> dict[str, str]:
         "IMBRACE_GATEWAY": box.url,
         "IMBRACE_LAKE": str(place / "lake"),
         "IMBRACE_TASK_RETRY_SECONDS": "0.1",
+        # Three of eighteen entries of the list cannot be read.
+        "IMBRACE_TOLERATED_UNREADABLE": "0.5",
     }
     os.environ.update(values)
     return values

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.errors import StoreError
 from imbrace_lake.lake import known as known_module
 from imbrace_lake.lake import places
 from imbrace_lake.lake.entries import (
@@ -23,7 +23,7 @@ from imbrace_lake.lake.entries import (
     RunTotals,
     conversation_rows,
 )
-from imbrace_lake.lake.known import Entries, latest_states, read_dead_letters, read_every_id
+from imbrace_lake.lake.known import Entries, latest_states, read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.state import KEPT, MOST_BEYOND, leave_digest, read_known
@@ -254,35 +254,6 @@ def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_
 
         rows = (await read_ledger(lake, "conversations")).to_pylist()
         assert [row["status"] for row in rows] == ["complete"] * 8
-
-    in_lake(tmp_path, job)
-
-
-def test_dead_letters_are_what_a_run_left_undone(tmp_path: Path) -> None:
-    async def job(lake: Lake) -> None:
-        await end_run(lake, 1, entry("a", 1), entry("b", 1, status="failed", is_dead_letter=True))
-        phones = [
-            {
-                "run_id": "run-1",
-                "organization_id": "org",
-                "position": 1,
-                "phone": "+85262602239",
-                "status": "error",
-            },
-            {"run_id": "run-1", "organization_id": "org", "position": 2, "phone": None, "status": "error"},
-            {
-                "run_id": "run-1",
-                "organization_id": "org",
-                "position": 3,
-                "phone": "+886911425977",
-                "status": "none",
-            },
-        ]
-        await Journal(lake, "run-1", START).add("phones", pa.Table.from_pylist(phones, schema=PHONES))
-
-        assert await read_dead_letters(lake, "run-1") == (["b"], ["+85262602239"])
-        with pytest.raises(UsageError, match="knows no run run-2"):
-            await read_dead_letters(lake, "run-2")
 
     in_lake(tmp_path, job)
 

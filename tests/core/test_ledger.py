@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.errors import StoreError
 from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake.entries import (
     CONVERSATIONS,
@@ -29,11 +29,11 @@ from imbrace_lake.lake.entries import (
     PartEntry,
     RunTotals,
     conversation_rows,
-    entry_lines,
+    entry_line,
     rows_of_lines,
     run_row,
 )
-from imbrace_lake.lake.known import Entries, read_dead_letters
+from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger
 from imbrace_lake.lake.state import read_known
@@ -213,10 +213,10 @@ def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
     )  # fmt: skip
     many = [odd, entry("bare", parts=()), *(entry(f"c{number}", parts=(PART,) * 500) for number in range(40))]
 
-    rows = rows_of_lines(entry_lines(many))
+    rows = rows_of_lines(b"\n".join(map(entry_line, many)))
 
     assert rows.equals(conversation_rows(many), check_metadata=True)
-    assert rows_of_lines(entry_lines([odd])).to_pylist() == conversation_rows([odd]).to_pylist()
+    assert rows_of_lines(entry_line(odd)).to_pylist() == conversation_rows([odd]).to_pylist()
 
 
 @pytest.mark.parametrize("hash_of", [hash, lambda values: 7, lambda values: len(values[0])])
@@ -327,30 +327,6 @@ def test_a_run_named_like_a_ledger_confuses_nobody(tmp_path: Path) -> None:
 
 
 # -- what was left undone -------------------------------------------------------------------------
-
-
-def test_dead_letters_are_the_failed_conversations_and_unresolved_numbers_of_one_run(tmp_path: Path) -> None:
-    def dead(conversation_id: str, run_id: str) -> ConversationEntry:
-        return entry(conversation_id, run_id=run_id, status="failed", is_dead_letter=True)
-
-    async def job(lake: Lake) -> tuple[list[str], list[str]]:
-        await note(lake, "1", dead("other", "r2"), run_id="r2")
-        journal = await note(lake, "1", entry("ok", run_id="r1"), dead("bad", "r1"), run_id="r1")
-        rows = [
-            a_phone(0, "error", "r1", "+886911425977"),
-            a_phone(1, "error", "r1"),
-            a_phone(2, "none", "r1", "+1"),
-        ]
-        await journal.note("phones", "1", phones(*rows))
-        await close(journal)
-        return await read_dead_letters(lake, "r1")
-
-    assert in_lake(tmp_path, job) == (["bad"], ["+886911425977"])
-
-
-def test_a_run_that_the_lake_does_not_know_has_no_dead_letters_to_take_up(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="knows no run nobody"):
-        in_lake(tmp_path, lambda lake: read_dead_letters(lake, "nobody"))
 
 
 def test_the_current_view_is_one_sql_statement_away(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export import notes as notes_module
+from imbrace_lake.export.accounts import Accounts
 from imbrace_lake.export.notes import MOST_NOTED, NOTE_SHARE, NOTE_WALKED, Notes
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Lake, open_lake
@@ -34,7 +35,7 @@ async def noted(lake: Lake) -> list[str]:
 def test_every_entry_is_noted_once_and_objects_stay_small(tmp_path: Path) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            notes = Notes(Journal(lake, "run", NOW), "chunk", 100)
+            notes = Notes(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
             for number in range(3 * MOST_NOTED):
                 await notes.add(an_entry(number))
             await notes.write()
@@ -51,7 +52,7 @@ def test_of_conversations_that_stand_as_they_stood_more_are_noted_at_a_time(
     async def work() -> None:
         monkeypatch.setattr(notes_module, "NOTE_SECONDS", 60.0)
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            notes = Notes(Journal(lake, "run", NOW), "chunk", NOTE_SHARE * 50)
+            notes = Notes(Journal(lake, "run", NOW), Accounts(), "chunk", NOTE_SHARE * 50)
             counts = []
             for number in range(120):
                 await notes.add(replace(an_entry(number), status="unchanged"))
@@ -69,7 +70,7 @@ def test_what_could_not_be_written_is_written_by_the_next_try(
 
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            notes = Notes(Journal(lake, "run", NOW), "chunk", 100)
+            notes = Notes(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
             for number in range(NOTE_WALKED - 1):
                 await notes.add(an_entry(number))
             with monkeypatch.context() as patch:

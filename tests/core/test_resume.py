@@ -61,7 +61,7 @@ def test_a_dead_runs_journal_is_closed_and_the_same_job_goes_on_from_it(tmp_path
     async def job(lake: Lake) -> None:
         await die(lake)
 
-        done = await take_over(lake, "next", JOB, DEAD_AT)
+        done = (await take_over(lake, "next", JOB, DEAD_AT)).done
 
         assert [*done] == [entry("a", 1, run_id="dead")]
         assert await journals(lake) == set()
@@ -79,7 +79,7 @@ def test_another_job_does_not_go_on_from_it_but_closes_it(tmp_path: Path) -> Non
     async def job(lake: Lake) -> None:
         await die(lake)
 
-        assert not (await take_over(lake, "next", job_of(["a"]), DEAD_AT)).ids()
+        assert not (await take_over(lake, "next", job_of(["a"]), DEAD_AT)).done.ids()
         assert await runs(lake) == [("dead", "failed")]
 
     in_lake(tmp_path, job)
@@ -89,7 +89,7 @@ def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
-        assert not (await take_over(lake, "next", JOB, START + DEAD_AFTER)).ids()
+        assert not (await take_over(lake, "next", JOB, START + DEAD_AFTER)).done.ids()
         assert await journals(lake) == {"dead"}
         assert await runs(lake) == []
 
@@ -103,7 +103,7 @@ def test_a_run_of_this_machine_whose_process_is_gone_is_dead_at_once(tmp_path: P
     async def job(lake: Lake) -> None:
         await die(lake, header={"pid": ended.pid})
 
-        assert (await take_over(lake, "next", JOB, START)).ids() == ["a"]
+        assert (await take_over(lake, "next", JOB, START)).done.ids() == ["a"]
 
     in_lake(tmp_path, job)
 
@@ -115,7 +115,7 @@ def test_a_process_of_another_machine_says_nothing_about_ours(tmp_path: Path) ->
     async def job(lake: Lake) -> None:
         await die(lake, header={"pid": ended.pid, "host": "elsewhere"})
 
-        assert not (await take_over(lake, "next", JOB, START)).ids()
+        assert not (await take_over(lake, "next", JOB, START)).done.ids()
         assert await journals(lake) == {"dead"}
 
     in_lake(tmp_path, job)
@@ -125,7 +125,7 @@ def test_what_died_long_ago_is_closed_and_done_anew(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
-        assert not (await take_over(lake, "next", JOB, START + RESUME_WITHIN)).ids()
+        assert not (await take_over(lake, "next", JOB, START + RESUME_WITHIN)).done.ids()
         assert await runs(lake) == [("dead", "failed")]
 
     in_lake(tmp_path, job)
@@ -135,7 +135,7 @@ def test_another_attempt_of_the_same_run_goes_on_in_the_same_journal(tmp_path: P
     async def job(lake: Lake) -> None:
         await die(lake, "again")
 
-        assert (await take_over(lake, "again", JOB, START)).ids() == ["a"]
+        assert (await take_over(lake, "again", JOB, START)).done.ids() == ["a"]
         assert await journals(lake) == {"again"}
         assert await runs(lake) == []
 
@@ -148,9 +148,9 @@ def test_a_journal_without_a_header_is_closed_when_it_is_old(tmp_path: Path) -> 
         await lake.store.delete("journal/dead/run.json")
         now = datetime.now(UTC)
 
-        assert not (await take_over(lake, "next", JOB, now)).ids()
+        assert not (await take_over(lake, "next", JOB, now)).done.ids()
         assert await journals(lake) == {"dead"}
-        assert not (await take_over(lake, "next", JOB, now + 2 * DEAD_AFTER)).ids()
+        assert not (await take_over(lake, "next", JOB, now + 2 * DEAD_AFTER)).done.ids()
         assert await journals(lake) == set()
 
     in_lake(tmp_path, job)
@@ -162,7 +162,7 @@ def test_a_header_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, body: b
         await die(lake)
         await lake.store.put("journal/dead/run.json", body)
 
-        assert not (await take_over(lake, "next", JOB, datetime.now(UTC) + 2 * DEAD_AFTER)).ids()
+        assert not (await take_over(lake, "next", JOB, datetime.now(UTC) + 2 * DEAD_AFTER)).done.ids()
         assert await runs(lake) == [("dead", "failed")]
 
     in_lake(tmp_path, job)
@@ -176,7 +176,7 @@ def test_two_runs_that_close_one_journal_at_once_write_the_same(tmp_path: Path) 
                 *(take_over(one, f"next-{one is other}", JOB, DEAD_AT) for one in (lake, other))
             )
 
-        assert ["a"] in [done.ids() for done in found]
+        assert ["a"] in [each.done.ids() for each in found]
         assert await journals(lake) == set()
         assert set(await runs(lake)) == {(f"dead-{number}", "failed") for number in range(12)}
         rows = (await read_ledger(lake, "conversations")).to_pylist()
@@ -194,7 +194,7 @@ def test_of_several_dead_runs_the_latest_word_on_a_conversation_counts(tmp_path:
             journal = Journal(lake, run_id, START)
             await journal.note_entries("later", [entry("a", hour, run_id=run_id)])
 
-        assert [one.run_id for one in await take_over(lake, "next", JOB, DEAD_AT)] == ["y"]
+        assert [one.run_id for one in (await take_over(lake, "next", JOB, DEAD_AT)).done] == ["y"]
 
     in_lake(tmp_path, job)
 
@@ -209,7 +209,7 @@ def test_a_run_that_died_after_it_had_ended_is_done_and_not_gone_on_from(tmp_pat
         await journal.close(row, RunTotals())
         assert await journals(lake) == {"dead"}
 
-        assert not (await take_over(lake, "next", JOB, DEAD_AT)).ids()
+        assert not (await take_over(lake, "next", JOB, DEAD_AT)).done.ids()
         assert await journals(lake) == set()
         assert await runs(lake) == [("dead", "complete")]
         await drop()
@@ -228,7 +228,7 @@ def test_a_run_that_died_while_it_closed_is_closed_again_without_a_second_copy(t
         for key, body in bodies.items():
             await lake.store.put(key, body)
 
-        assert (await take_over(lake, "next", JOB, DEAD_AT)).ids() == ["a"]
+        assert (await take_over(lake, "next", JOB, DEAD_AT)).done.ids() == ["a"]
         assert len(await lake.store.list("conversations/")) == 1
         assert await runs(lake) == [("dead", "failed")]
 

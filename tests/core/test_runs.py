@@ -111,7 +111,18 @@ def test_a_summary_is_plain_json(box: Sandbox, tmp_path: Path) -> None:
             "1 conversation and 2 phone numbers failed; the others are",
         ),
         (0, {"resolved": 9, "error": 1}, 1.0, "partial", "1 phone number failed; the others are in the lake"),
-        (0, {"resolved": 9, "none": 5, "invalid": 3}, 0.0, "complete", None),
+        (0, {"resolved": 9, "none": 5, "duplicate": 3}, 0.0, "complete", None),
+        (0, {"resolved": 95, "invalid": 5}, 0.0, "complete", "5 of 100 input entries could not be read"),
+        (0, {"resolved": 94, "invalid": 6}, 0.0, "partial", "6 of 100 input entries could not be read"),
+        (0, {"invalid": 2, "none": 1}, 0.0, "partial", "2 of 3 input entries could not be read"),
+        (0, {"invalid": 1}, 0.0, "failed", "nothing in the input could be read as a phone number"),
+        (
+            1,
+            {"resolved": 94, "invalid": 6},
+            0.5,
+            "partial",
+            "1 conversation of 10 failed, which the run tolerates; 6",
+        ),
     ],
 )
 def test_what_is_missing_decides_how_a_run_ends(
@@ -142,7 +153,10 @@ def test_what_is_missing_decides_how_a_run_ends(
 def test_a_run_in_which_no_number_could_be_resolved_has_failed(box: Sandbox, tmp_path: Path) -> None:
     summary, _ = run_once(box, tmp_path, {"error": 3, "invalid": 1}, is_exporting=False)
 
-    assert (summary.status, summary.reason) == ("failed", "3 phone numbers failed, and nothing was exported")
+    assert (summary.status, summary.reason) == (
+        "failed",
+        "3 phone numbers failed, and nothing was exported; 1 of 4 input entries could not be read",
+    )
 
 
 def test_a_run_that_could_not_go_on_says_why(box: Sandbox, tmp_path: Path) -> None:
@@ -235,9 +249,9 @@ def test_progress_moves_from_nothing_to_all(box: Sandbox, tmp_path: Path) -> Non
         async with open_run(settings_for(box, tmp_path), "run_1", progress=progress) as run:
             progress.numbers_resolved = 10
             shares.append(progress.share())
-            await export_chunk(run, "chunk", list(box.conversations)[:5])
+            await export_chunk(run, "chunk-1", list(box.conversations)[:5])
             shares.append(progress.share())
-            await export_chunk(run, "chunk", list(box.conversations)[5:])
+            await export_chunk(run, "chunk-2", list(box.conversations)[5:])
             await close_run(run, {}, Counter())
             shares.append(progress.share())
 

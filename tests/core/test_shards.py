@@ -18,6 +18,7 @@ import pytest
 from imbrace_lake.errors import BadRequest, ImbraceLakeError, StoreError, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.resume import DEAD_AFTER, job_of, read_header, take_over
 from imbrace_lake.export.runs import RunSummary, close_run, open_run, totals_of
 from imbrace_lake.export.shards import (
@@ -34,7 +35,6 @@ from imbrace_lake.export.shards import (
     sum_totals,
 )
 from imbrace_lake.lake.entries import RunTotals
-from imbrace_lake.lake.known import read_dead_letters
 from imbrace_lake.lake.ledger import read_ledger
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
@@ -85,7 +85,9 @@ async def do(
 
 async def end(run: ExportRun, *found: RunTotals, tolerated_share: float = 0.0) -> RunSummary:
     show_totals(run, RunTotals(), found)
-    return await close_run(run, {}, Counter(resolved=10), tolerated_share=tolerated_share)
+    return await close_run(
+        run, {"shards": {}}, Counter(resolved=10), tolerated_share=tolerated_share, has_shards=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,6 +230,11 @@ async def days_of_shards(run: ExportRun) -> Counter[str]:
     return Counter({str(day): count for day, count in run.progress.days.items()})
 
 
+async def dead_letters(run: ExportRun) -> list[str]:
+    missed = await read_missed(run.lake, PARENT, utc_now(), tolerated_unreadable=0.0)
+    return missed.conversation_ids
+
+
 def test_what_failed_in_a_shard_is_a_dead_letter_of_the_run(box: Sandbox, tmp_path: Path) -> None:
     broken = sorted(box.conversations)[7]
     box.break_conversation(broken, "400")
@@ -240,7 +247,7 @@ def test_what_failed_in_a_shard_is_a_dead_letter_of_the_run(box: Sandbox, tmp_pa
         second, dead = await collect(run, two, SECOND, "ended")
         await run.journal.note("conversations", "shards", dead)
         summary = await end(run, first, second, tolerated_share=0.1)
-        return summary, (await read_dead_letters(run.lake, PARENT))[0]
+        return summary, (await dead_letters(run))
 
     summary, dead = in_run(box, tmp_path, job)
 
@@ -265,7 +272,7 @@ def test_a_shard_that_never_ended_keeps_the_run_from_being_complete_whatever_it_
         second, dead = await collect(run, two, SECOND, "its run ended as Crashed")
         await run.journal.note("conversations", "shards", dead)
         summary = await end(run, first, second, tolerated_share=1.0)
-        return summary, (await read_dead_letters(run.lake, PARENT))[0] if unrecorded else [], two
+        return summary, (await dead_letters(run)) if unrecorded else [], two
 
     summary, dead, lost = in_run(box, tmp_path, job)
 

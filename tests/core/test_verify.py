@@ -17,7 +17,7 @@ import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
+from imbrace_lake.lake.entries import conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.state import read_known
@@ -303,10 +303,10 @@ def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_a
 def unnoted(patch: pytest.MonkeyPatch) -> None:
     """Let the next run die when it has published and is about to write that down."""
 
-    async def note_entries(self: Journal, name: str, entries: Iterable[ConversationEntry]) -> None:
+    async def note_lines(self: Journal, name: str, lines: Iterable[bytes]) -> None:
         raise KeyboardInterrupt
 
-    patch.setattr(Journal, "note_entries", note_entries)
+    patch.setattr(Journal, "note_lines", note_lines)
 
 
 @pytest.mark.usefixtures("place")

@@ -1,0 +1,67 @@
+"""The accounts of a run: every conversation that it found ends with exactly one outcome.
+
+A run writes down what it found before it exports anything. When it ends, however it ends, each
+conversation without an outcome becomes a dead letter `not_reached`, so that a rerun by id brings it
+back. Another run does the same for a run that was killed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
+from imbrace_lake.lake.ledger import Journal
+
+ROWS_PER_OBJECT = 50_000
+MOST_POSITIONS = 20
+
+
+@dataclass(slots=True)
+class Accounts:
+    """What a run was given, what it found, and which of that has an outcome in its journal.
+
+    Attributes:
+        found: The conversations that the run found, each once; None until it knows them all.
+        recorded: Those whose outcome is in the journal.
+        phones: Entries of the input list by status.
+        unreadable: The positions of the first entries that are not phone numbers.
+        number_errors: Why numbers could not be resolved: how many for each reason.
+        if_empty: What a run says that found nothing, and nothing is wrong.
+        lost_input: What an earlier run missed and a rerun of it cannot bring back, in sentences.
+    """
+
+    found: list[str] | None = None
+    recorded: set[str] = field(default_factory=set)
+    phones: Counter[str] = field(default_factory=Counter)
+    unreadable: list[int] = field(default_factory=list)
+    number_errors: Counter[str] = field(default_factory=Counter)
+    if_empty: str = "no conversation was found"
+    lost_input: list[str] = field(default_factory=list)
+
+    def record(self, entries: Iterable[ConversationEntry]) -> None:
+        """Take note of entries that have just been written to the journal."""
+        self.recorded.update(entry.conversation_id for entry in entries)
+
+    def unreached(self) -> list[str]:
+        """The conversations that were found and have no outcome."""
+        return [one for one in self.found or () if one not in self.recorded]
+
+
+def unreached_entries(
+    conversation_ids: Iterable[str], run_id: str, organization_id: str, reason: str, at: datetime
+) -> list[ConversationEntry]:
+    """The dead letters of conversations that a run found and did not come to."""
+    return [
+        ConversationEntry(run_id, organization_id, one, "not_reached", at, reason=reason, is_dead_letter=True)
+        for one in conversation_ids
+    ]
+
+
+async def note_unreached(journal: Journal, entries: Sequence[ConversationEntry]) -> None:
+    """Write dead letters to the journal, as Parquet: there can be as many as conversations."""
+    for start in range(0, len(entries), ROWS_PER_OBJECT):
+        rows = conversation_rows(entries[start : start + ROWS_PER_OBJECT])
+        await journal.note("conversations", f"not-reached-{start}", rows)

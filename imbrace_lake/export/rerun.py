@@ -1,0 +1,99 @@
+"""What an earlier run missed: the conversations and numbers that a rerun of it has to bring back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.errors import UsageError
+from imbrace_lake.export.resume import ClosedRun, close_if_dead
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import last_of_each, read_run
+
+
+@dataclass(slots=True)
+class Missed:
+    """What a run missed.
+
+    Attributes:
+        conversation_ids: Its dead letters.
+        phones: The numbers that it could not resolve, in E.164.
+        lost: What a rerun cannot bring back, in sentences.
+        closed: The run itself, if it was killed and has only now been closed.
+    """
+
+    conversation_ids: list[str]
+    phones: list[str]
+    lost: list[str] = field(default_factory=list)
+    closed: ClosedRun | None = None
+
+
+async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unreadable: float) -> Missed:
+    """Find what a run missed; one that was killed is closed first.
+
+    Args:
+        lake: Where its ledgers are.
+        run_id: Which run.
+        now: The time.
+        tolerated_unreadable: The share of its input that may have been unreadable without being missed.
+
+    Raises:
+        UsageError: The lake does not know the run, the run is under way, or a rerun of it can bring
+            nothing back although something is missing.
+    """
+    closed = await close_if_dead(lake, run_id, now)
+    runs = (await read_run(lake, "runs", run_id)).to_pylist()
+    conversations = await read_run(lake, "conversations", run_id)
+    conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
+    phones = last_of_each(await read_run(lake, "phones", run_id), ["position"], "resolved_at")
+    if not runs and not conversations.num_rows and not phones.num_rows:
+        raise unknown_run(lake, run_id)
+    dead = conversations.filter(conversations.column("is_dead_letter"))
+    errors = phones.filter(pc.equal(phones.column("status"), "error")).column("phone")
+    missed = Missed(
+        dead.column("conversation_id").unique().to_pylist(),
+        errors.drop_null().to_pylist(),
+        _lost(runs, conversations, phones, tolerated_unreadable),
+        closed,
+    )
+    if missed.lost and not missed.conversation_ids and not missed.phones:
+        raise UsageError(f"a rerun of {run_id} can bring nothing back: {'; '.join(missed.lost)}")
+    return missed
+
+
+def unknown_run(lake: Lake, run_id: str) -> UsageError:
+    """The error for a run that a lake does not know."""
+    return UsageError(f"the lake at {lake.url} knows no run {run_id}: look for its id in runs/")
+
+
+def _lost(
+    runs: Sequence[dict[str, Any]], conversations: pa.Table, phones: pa.Table, tolerated_unreadable: float
+) -> list[str]:
+    row: dict[str, Any] = runs[-1] if runs else {}
+    totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
+    lost: list[str] = parameters.get("lost", [])
+    if totals.get("found", 0) is None:
+        lost.append("it was killed before it knew all its conversations: start it again with its own input")
+    # With shards, the rows of all but the dead letters belong to other runs.
+    outcomes = sum(totals.get("conversations", {}).values())
+    if "shards" not in parameters and conversations.num_rows < outcomes:
+        count = outcomes - conversations.num_rows
+        lost.append(
+            f"{count:,} of its {outcomes:,} outcomes are no longer in the ledger: export its input again"
+        )
+    masked = phones.filter(pc.equal(phones.column("status"), "error")).column("phone").null_count
+    if masked:
+        lost.append(
+            f"{masked:,} numbers that it could not resolve are masked in this lake: export its list again"
+        )
+    unreadable = Counter(phones.column("status").to_pylist())["invalid"]
+    if unreadable > tolerated_unreadable * phones.num_rows:
+        lost.append(f"{unreadable:,} entries of its input could not be read: correct the list and export it")
+    return lost

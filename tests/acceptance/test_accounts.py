@@ -1,0 +1,184 @@
+"""However a run ends, what it found adds up, and one rerun by its id completes the lake exactly."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pytest
+
+from cli.local_server import LocalServer
+from imbrace_lake.lake.entries import OUTCOMES
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.accidents import SECRET
+from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
+from tests.acceptance.lakes import messages_in
+from tests.acceptance.runner import ACCIDENTS
+from tests.acceptance.scale import IS_FULL
+from tests.acceptance.test_privacy import everything_of_prefect
+
+KINDS = ("fatal", "transient", "unexpected", "cancelled", "killed")
+SEEDS = 100 if IS_FULL else 5
+CONVERSATIONS = 1_000 if IS_FULL else 60
+QUICK = {"tries": "3", "task_retries": "1", "task_retry_seconds": "0.1", "chunk_size": "25"}
+TRANSIENT = ("500", "500:html", "not_json", "cut_body", "short", "503", "504")
+
+pytestmark = pytest.mark.timeout(36_000 if IS_FULL else 600)
+
+
+@pytest.fixture(scope="module")
+def box() -> Any:
+    options = SandboxOptions(
+        conversations=CONVERSATIONS, sizes=(0, 1, 60), latency_seconds=0.01, gateway_timeout_seconds=0.0
+    )
+    with Sandbox(options) as started:
+        yield started
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_outcomes_add_up_and_one_rerun_by_id_completes_the_lake(
+    seed: int, box: Sandbox, prefect_server: LocalServer, tmp_path: Path
+) -> None:
+    chance = random.Random(seed)
+    kind = KINDS[seed % len(KINDS)]
+    environment = settings_for(box, tmp_path / "lake", **QUICK)
+    phones = write_phones(tmp_path / "phones.txt", box.phones)
+    ids = sorted(linked(box))
+    broken = chance.sample(ids, 5)
+
+    with Exporter(prefect_server, tmp_path / "process", is_debugging=True) as process:
+        for one in broken:
+            box.break_conversation(one, "401" if kind == "fatal" else chance.choice(TRANSIENT))
+        accidents = {ACCIDENTS: str(seed)} if kind == "unexpected" else {}
+        # So slow that it ends in the middle: Prefect's word that it is cancelled takes up to ten seconds.
+        rate = {"IMBRACE_REQUESTS_PER_SECOND": str(CONVERSATIONS / 20)}
+        slowly = rate if kind in ("cancelled", "killed") else {}
+        process.begin({**environment, **accidents, **slowly}, phones=phones)
+        run_id, outcome = _end(kind, process, prefect_server, tmp_path / "lake")
+    for one in broken:
+        box.mend(one)
+
+    with Exporter(prefect_server, tmp_path / "again", is_debugging=True) as process:
+        rerun = process.run(environment, rerun=run_id)
+
+    totals = _check_accounts(prefect_server, tmp_path / "lake", run_id, outcome)
+    if kind == "fatal":
+        assert totals["conversations"]["not_reached"] > 0
+    assert (rerun.state_type, rerun.state_name) == ("COMPLETED", "Completed"), rerun.message
+    missing = sum(totals["conversations"].get(one, 0) for one in ("incomplete", "failed", "not_reached"))
+    assert rerun.totals["found"] == missing
+    rows = messages_in(tmp_path / "lake")
+    found = {(row["conversation_id"], row["message_id"]): json.loads(row["content"]) for row in rows}
+    truth = {(each, item["_id"]): item["content"] for each in ids for item in box.truth(each)}
+    assert len(rows) == len(found)
+    assert found == truth
+    secrets = [SECRET, box.options.token, *box.phones, *(phone[1:] for phone in box.phones)]
+    for folder in ("process", "again"):
+        console = (tmp_path / folder / "console.log").read_text()
+        assert "DEBUG" in console
+        assert [one for one in secrets if one in console] == []
+
+
+def test_nothing_that_an_exception_carried_is_in_prefect(box: Sandbox, prefect_server: LocalServer) -> None:
+    haystack = everything_of_prefect(prefect_server)
+
+    assert b"not exported conversation=" in haystack["dump of the database"]
+    secrets = [SECRET, box.options.token, *(phone[1:] for phone in box.phones)]
+    assert [(place, one) for place, hay in haystack.items() for one in secrets if one.encode() in hay] == []
+
+
+def _end(kind: str, process: Exporter, server: LocalServer, lake: Path) -> tuple[str, Outcome | None]:
+    """Let a run end, or end it; its id, and what it said of itself if it could."""
+    if kind not in ("cancelled", "killed"):
+        outcome = process.finish()
+        assert outcome.summary is not None, outcome.message
+        return outcome.summary["run_id"], outcome
+    run_id = _wait_until_it_adds(lake)
+    if kind == "killed":
+        process.kill()
+        return run_id, None
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+    httpx.post(f"{server.api_url}/flow_runs/{run_id}/set_state", json=state).raise_for_status()
+    outcome = process.finish()
+    assert outcome.state_type == "CANCELLED", outcome.message
+    return run_id, outcome
+
+
+def _wait_until_it_adds(lake: Path) -> str:
+    while not any((lake / "messages").rglob("*.parquet")):
+        time.sleep(0.05)
+    (journal,) = (lake / "journal").iterdir()
+    return journal.name
+
+
+def _check_accounts(server: LocalServer, lake: Path, run_id: str, outcome: Outcome | None) -> dict[str, Any]:
+    """Compare ledger, event and summary of a run; its totals."""
+    runs = ds.dataset(lake / "runs").to_table().filter(pc.field("run_id") == run_id).to_pylist()
+    (row,) = runs
+    totals: dict[str, Any] = json.loads(row["totals"])
+    ledger = ds.dataset(lake / "conversations").to_table().filter(pc.field("run_id") == run_id)
+    ids = ledger.column("conversation_id").to_pylist()
+    assert len(ids) == len(set(ids)) == totals["found"] == sum(totals["conversations"].values())
+    assert dict(Counter(ledger.column("status").to_pylist())) == totals["conversations"]
+    assert totals["conversations"].keys() <= set(OUTCOMES)
+    assert _event(server, run_id)["totals"]["conversations"] == totals["conversations"]
+    if outcome is not None:
+        assert outcome.summary is not None
+        assert outcome.totals == totals
+        dead = pc.sum(ledger.column("is_dead_letter")).as_py() or 0
+        assert outcome.summary["dead_letter_count"] == dead
+    return totals
+
+
+def _event(server: LocalServer, run_id: str) -> dict[str, Any]:
+    """The payload of the event with which a run ended; the server records events a moment later."""
+    wanted = {"filter": {"event": {"name": ["imbrace.export.completed"]}, "order": "DESC"}, "limit": 50}
+    while True:
+        answer = httpx.post(f"{server.api_url}/events/filter", json=wanted).raise_for_status()
+        for event in answer.json()["events"]:
+            if event["payload"]["run_id"] == run_id:
+                payload: dict[str, Any] = event["payload"]
+                return payload
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "state", "message"),
+    [
+        (
+            "hello, +8869, 12",
+            ("FAILED", "Failed"),
+            "nothing in the input could be read as a phone number (entries 1, 2, 3)",
+        ),
+        (
+            "{phone}, hello, 12",
+            ("FAILED", "Partial"),
+            "2 of 3 input entries could not be read (entries 2, 3)",
+        ),
+        (
+            "{phones}, hello",
+            ("COMPLETED", "Completed with unreadable input"),
+            "1 of 20 input entries could not be read (entry 20)",
+        ),
+        ("+886933517284", ("COMPLETED", "Completed"), "no conversation was found"),
+    ],
+)
+def test_input_that_cannot_be_read_shows_in_the_state_of_the_run(
+    numbers: str, state: tuple[str, str], message: str, exporter: Exporter, tmp_path: Path
+) -> None:
+    with Sandbox(SandboxOptions(conversations=19, sizes=(1, 1, 1))) as box:
+        typed = numbers.format(phone=box.phones[0], phones=", ".join(box.phones[:19]))
+        outcome = exporter.run(settings_for(box, tmp_path / "lake"), numbers=typed)
+
+    assert (outcome.state_type, outcome.state_name) == state
+    assert outcome.message == message
+    assert outcome.summary is not None
+    unreadable = sum(text in ("hello", "12", "+8869") for text in typed.split(", "))
+    assert outcome.totals["phones"].get("invalid", 0) == len(outcome.problems) == unreadable

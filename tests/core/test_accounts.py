@@ -1,0 +1,322 @@
+"""Whatever ends a run, each conversation that it found has one outcome, and a rerun finds what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from imbrace_lake.errors import TokenRejected, UsageError
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.rerun import Missed, read_missed
+from imbrace_lake.export.resume import DEAD_AFTER, take_over
+from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.lake.entries import PHONES, RunTotals
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from sandbox import Sandbox
+from tests.acceptance.accidents import EXCEPTIONS, SECRET
+from tests.core.conftest import StartBox
+from tests.core.test_runs import settings_for
+
+STEPS = (
+    "imbrace_lake.gateway.client.GatewayClient.get_page",
+    "imbrace_lake.gateway.client.parse_page",
+    "imbrace_lake.export.conversation.rows_of_page",
+    "imbrace_lake.export.conversation.content_hash",
+    "imbrace_lake.lake.held.Held.read",
+    "imbrace_lake.lake.publish.Publication.publish",
+    "imbrace_lake.lake.lake.Lake.add_part",
+    "imbrace_lake.export.notes.entry_line",
+)
+
+
+@pytest.fixture
+def box(start: StartBox) -> Sandbox:
+    """Ten conversations."""
+    return start(conversations=10, gateway_timeout_seconds=0.0)
+
+
+def run(
+    box: Sandbox,
+    lake: Path,
+    work: Callable[[ExportRun], Awaitable[Any]],
+    run_id: str = "run_1",
+    **closing: Any,
+) -> RunSummary:
+    """A run that finds all conversations, does some work and is closed."""
+
+    async def main() -> RunSummary:
+        async with open_run(settings_for(box, lake), run_id) as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+            await work(opened)
+            return await close_run(opened, {}, Counter(resolved=10), **closing)
+
+    return asyncio.run(main())
+
+
+def in_lake(folder: Path, job: Callable[[Lake], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        async with open_lake(str(folder), now=utc_now()) as lake:
+            return await job(lake)
+
+    return asyncio.run(main())
+
+
+def ledger_of(folder: Path, run_id: str) -> Counter[str]:
+    """The outcomes of a run as the ledger has them; no conversation has two."""
+    rows = ds.dataset(folder / "conversations").to_table().to_pylist()
+    own = [row for row in rows if row["run_id"] == run_id]
+    assert len({row["conversation_id"] for row in own}) == len(own)
+    return Counter(row["status"] for row in own)
+
+
+def missed(folder: Path, run_id: str = "run_1", tolerated: float = 0.0) -> Missed:
+    found: Missed = in_lake(
+        folder, lambda lake: read_missed(lake, run_id, utc_now(), tolerated_unreadable=tolerated)
+    )
+    return found
+
+
+def test_what_a_fatal_error_leaves_is_not_reached_and_all_that_a_rerun_takes(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    done, refused = list(box.conversations)[:4], list(box.conversations)[4]
+    box.break_conversation(refused, "401")
+
+    async def work(opened: ExportRun) -> None:
+        await export_chunk(opened, "chunk-1", done)
+        with pytest.raises(TokenRejected):
+            await export_chunk(opened, "chunk-2", [refused])
+
+    summary = run(box, tmp_path, work, failure="the token was rejected")
+
+    assert summary.status == "failed"
+    assert summary.reason == "the token was rejected; 6 conversations not reached"
+    assert summary.totals.found == 10
+    assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
+    assert {letter.reason for letter in summary.dead_letters} == {"not reached: the token was rejected"}
+    assert set(missed(tmp_path).conversation_ids) == box.conversations.keys() - set(done)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", range(len(EXCEPTIONS)))
+def test_an_unexpected_exception_at_any_step_costs_its_conversation_and_says_no_more_than_its_class(
+    step: str, number: int, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exception = EXCEPTIONS[number]()
+    monkeypatch.setattr("imbrace_lake.export.export_run.ExportRun.pasts", lambda *_: {})
+    calls = iter([True])
+    name = step.rpartition(".")[2]
+    owner: Any = pytest.importorskip(".".join(step.split(".")[:3]))
+    for part in step.split(".")[3:-1]:
+        owner = getattr(owner, part)
+    before = getattr(owner, name)
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(calls, False):
+            raise exception
+        return before(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        summary = run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)))
+
+    assert summary.status == "partial"
+    assert summary.totals.conversations == {"complete": 9, "failed": 1} == ledger_of(tmp_path, "run_1")
+    (letter,) = summary.dead_letters
+    assert letter.reason.startswith(f"unexpected {type(exception).__name__}")
+    assert SECRET not in json.dumps(summary.as_json())
+    assert missed(tmp_path).conversation_ids == [letter.conversation_id]
+
+
+def test_a_cancelled_run_accounts_for_all_and_the_same_job_continues_from_it(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    done = list(box.conversations)[:4]
+    summary = run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", done), is_cancelled=True)
+
+    assert summary.status == "cancelled"
+    assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
+    assert set(missed(tmp_path).conversation_ids) == box.conversations.keys() - set(done)
+
+    box.reset_stats()
+    again = run(
+        box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_2"
+    )
+
+    assert again.status == "complete"
+    assert not box.stats().pages.keys() & set(done)
+    assert not list((tmp_path / "journal").rglob("*.json*"))
+
+
+@pytest.mark.parametrize("status", ["unchanged", "complete"])
+def test_what_an_attempt_recorded_is_not_asked_for_again_by_the_next_one(
+    status: str, box: Sandbox, tmp_path: Path
+) -> None:
+    everything = list(box.conversations)
+    if status == "unchanged":
+        run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything), run_id="earlier")
+
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(everything)
+            await export_chunk(opened, "chunk", everything[:8])
+
+    asyncio.run(killed())
+    box.reset_stats()
+    summary = run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything))
+
+    assert set(box.stats().pages) == set(everything[8:])
+    assert summary.totals.conversations == {status: 10} == ledger_of(tmp_path, "run_1")
+
+
+def test_an_attempt_that_finds_less_than_the_one_before_accounts_for_both(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    first, rest = list(box.conversations)[:3], list(box.conversations)[3:]
+
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(first)
+
+    async def restarted() -> RunSummary:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await export_chunk(opened, "chunk", await opened.found(rest))
+            return await close_run(opened, {}, Counter())
+
+    asyncio.run(killed())
+    summary = asyncio.run(restarted())
+
+    assert summary.totals.conversations == {"complete": 10}
+
+
+def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tmp_path: Path) -> None:
+    done = list(box.conversations)[:4]
+
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+            await export_chunk(opened, "chunk", done)
+
+    asyncio.run(killed())
+    with pytest.raises(UsageError, match="still under way"):
+        missed(tmp_path)
+    later = utc_now() + 3 * DEAD_AFTER
+    found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+
+    assert set(found.conversation_ids) == box.conversations.keys() - set(done)
+    assert found.closed is not None
+    assert found.closed.totals.found == 10
+    assert ledger_of(tmp_path, "run_1") == {"complete": 4, "not_reached": 6}
+    (row,) = in_lake(tmp_path, lambda lake: read_ledger(lake, "runs")).to_pylist()
+    assert json.loads(row["totals"])["conversations"] == {"complete": 4, "not_reached": 6}
+
+
+def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_rerun(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+
+    asyncio.run(killed())
+    later = utc_now() + 3 * DEAD_AFTER
+
+    with pytest.raises(UsageError, match="killed before it knew all its conversations: start it again"):
+        in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+
+
+def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+
+    async def both(lake: Lake) -> None:
+        later = utc_now() + 3 * DEAD_AFTER
+        await asyncio.gather(*(take_over(lake, f"next-{number}", "all", later) for number in range(2)))
+
+    asyncio.run(killed())
+    in_lake(tmp_path, both)
+
+    assert ledger_of(tmp_path, "run_1") == {"not_reached": 10}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tolerated", "sentence"),
+    [
+        ({"invalid": 2}, 0.0, "2 entries of its input could not be read: correct the list and export it"),
+        ({"invalid": 6, "none": 94}, 0.05, "6 entries of its input could not be read"),
+        ({"error": 3}, 0.0, "3 numbers that it could not resolve are masked in this lake"),
+    ],
+)
+def test_a_rerun_that_can_bring_nothing_back_of_what_is_missing_does_not_succeed(
+    statuses: dict[str, int], tolerated: float, sentence: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"run_id": "run_1", "organization_id": "org", "position": position, "status": status}
+        for position, status in enumerate(Counter(statuses).elements(), 1)
+    ]
+
+    async def job(lake: Lake) -> None:
+        journal = Journal(lake, "run_1", utc_now())
+        await journal.note("phones", "1", pa.Table.from_pylist(rows, schema=PHONES))
+        await journal.close(
+            {"run_id": "run_1", "organization_id": "org", "status": "failed"}, RunTotals(found=0)
+        )
+
+    in_lake(tmp_path, job)
+
+    with pytest.raises(UsageError, match=sentence):
+        missed(tmp_path, tolerated=tolerated)
+
+
+def test_a_few_unreadable_entries_are_not_missed(tmp_path: Path) -> None:
+    statuses = ["invalid"] * 5 + ["none"] * 95
+    rows = [
+        {"run_id": "run_1", "organization_id": "org", "position": position, "status": status}
+        for position, status in enumerate(statuses, 1)
+    ]
+
+    async def job(lake: Lake) -> None:
+        await Journal(lake, "run_1", utc_now()).add("phones", pa.Table.from_pylist(rows, schema=PHONES))
+
+    in_lake(tmp_path, job)
+
+    assert missed(tmp_path, tolerated=0.05) == Missed([], [])
+
+
+def test_a_run_is_found_by_its_whole_id_only(box: Sandbox, tmp_path: Path) -> None:
+    run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_10")
+
+    with pytest.raises(UsageError, match="knows no run run_1:"):
+        missed(tmp_path, "run_1")
+
+
+def test_accounts_that_do_not_add_up_are_never_called_complete(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(opened: ExportRun) -> None:
+        await export_chunk(opened, "chunk", list(box.conversations))
+        # A journal that has lost an object.
+        for path in (tmp_path / "journal").rglob("chunk*"):
+            path.unlink()
+
+    summary = run(box, tmp_path, work)
+
+    assert summary.status == "failed"
+    assert "10 conversations were found and 0 have an outcome" in (summary.reason or "")

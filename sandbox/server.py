@@ -130,10 +130,17 @@ class Sandbox:
         self._call(lambda: self._world.find(conversation_id).hide(vanished=False))
 
     def put(
-        self, items: Sequence[Mapping[str, Any]], phone: str | None = None, conversation_id: str | None = None
+        self,
+        items: Sequence[Mapping[str, Any] | bytes],
+        phone: str | None = None,
+        conversation_id: str | None = None,
     ) -> str:
-        """Serve messages exactly as they are given, oldest first; return the conversation's id."""
-        return self._call(lambda: self._world.put([dict(item) for item in items], phone, conversation_id))
+        """Serve messages exactly as they are given, oldest first; return the conversation's id.
+
+        A message in bytes is JSON already, for what no writer of JSON would write.
+        """
+        given = [item if isinstance(item, bytes) else dict(item) for item in items]
+        return self._call(lambda: self._world.put(given, phone, conversation_id))
 
     def break_conversation(self, conversation_id: str, fault: str) -> None:
         """Let every request for a conversation (or `links`) meet a fault until it is mended."""

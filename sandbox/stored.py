@@ -62,17 +62,17 @@ class FileSource:
 
 
 class GivenSource:
-    """Messages that a test hands over, oldest first, served as they are."""
+    """Messages that a test hands over, oldest first, served as they are; bytes are JSON already."""
 
     __slots__ = ("_items", "size", "start_ms", "voice")
 
-    def __init__(self, voice: Voice, items: Sequence[Item]) -> None:
+    def __init__(self, voice: Voice, items: Sequence[Item | bytes]) -> None:
         self.voice = voice
         self.size = len(items)
         self.start_ms = _START_MS
-        self._items = [to_json(item) for item in items]
+        self._items = [item if isinstance(item, bytes) else to_json(item) for item in items]
         for item in items:
-            if not str(item.get("_id") or ""):
+            if not isinstance(item, bytes) and not str(item.get("_id") or ""):
                 raise ValueError("a message that is handed over needs an _id")
 
     def message_id(self, ordinal: int) -> str:

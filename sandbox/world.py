@@ -98,7 +98,7 @@ class World:
         self.change({**changes, "broken": {**kept, **pins}})
         self.desk.queue(queued)
 
-    def put(self, items: Sequence[Item], phone: str | None, conversation_id: str | None) -> str:
+    def put(self, items: Sequence[Item | bytes], phone: str | None, conversation_id: str | None) -> str:
         """Serve messages exactly as they are given; return the conversation's id.
 
         Raises:

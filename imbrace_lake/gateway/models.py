@@ -7,16 +7,13 @@ speak of every number that was asked for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
-import orjson
-
+from imbrace_lake.gateway import exact_json
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 
 Item = dict[str, Any]
@@ -80,36 +77,16 @@ class Links:
 
 
 def decode_json(body: bytes) -> Any:
-    """Parse JSON without losing a digit or a lone surrogate.
-
-    orjson turns integers beyond 64 bits into floats and refuses lone surrogates; the standard
-    library keeps both, and takes five times as long. So it parses only what needs it.
+    """Parse JSON without losing anything (exact_json.py).
 
     Raises:
-        Malformed: The body is not JSON.
+        Malformed: The body is not JSON, or is nested too deep.
     """
-    # Nineteen digits in a row may be more than 64 bits.
-    if not _has_long_number(body):
-        try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
-            pass  # it may still be a lone surrogate, which the next parser accepts
     try:
-        return json.loads(body, parse_constant=_refuse)
-    except (ValueError, RecursionError) as exc:
-        raise Malformed(f"{len(body)} bytes that are not JSON") from exc
-
-
-def _has_long_number(body: bytes) -> bool:
-    """Whether 19 digits stand in a row; looks for 2, 4, 8, 16 of them, and then for three more."""
-    is_run = np.frombuffer(body, np.uint8) - np.uint8(0x30) < 10
-    for further in (1, 2, 4, 8, 3):
-        is_run = is_run[further:] & is_run[:-further]
-    return bool(is_run.any())
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+        return exact_json.parse(body)
+    except ValueError as exc:
+        reason = "not JSON" if not str(exc).startswith("nested") else f"JSON {exc}"
+        raise Malformed(f"{len(body)} bytes that are {reason}") from None
 
 
 def etag_of(body: bytes) -> str:
@@ -162,7 +139,7 @@ def _id_of(item: Any) -> str:
     value = item.get("_id") or item.get("public_id")
     if value is None:
         raise Malformed("an item without an id")
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return value if isinstance(value, str) else exact_json.write(value)
 
 
 def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -11,10 +10,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from imbrace_lake.gateway.exact_json import write
 from imbrace_lake.gateway.models import Item
 
 # A column of digests: it travels with the rows of a walk and is not written.
 DIGEST = "digest"
+# orjson then rejects what it would write with a loss: an object whose keys repeat.
+_EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 # The content hash of no messages.
 NO_HASH = "0" * 32
 
@@ -22,7 +24,7 @@ NO_HASH = "0" * 32
 def item_digests(items: Sequence[Item]) -> list[bytes]:
     """`item_digest` of each item."""
     try:
-        bodies = [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in items]
+        bodies = [orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS) for item in items]
     except TypeError:
         return [item_digest(item) for item in items]
     return [blake2b(body, digest_size=16).digest() for body in bodies]
@@ -31,9 +33,9 @@ def item_digests(items: Sequence[Item]) -> list[bytes]:
 def item_digest(item: Mapping[str, Any]) -> bytes:
     """16 bytes that stand for an item, value for value, whatever the order of its fields."""
     try:
-        body = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+        body = orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS)
     except TypeError:
-        body = json.dumps(item, separators=(",", ":"), sort_keys=True).encode()
+        body = write(item, is_sorted=True).encode()
     return blake2b(body, digest_size=16).digest()
 
 

@@ -6,8 +6,8 @@ file. Nothing is lost on the way: what a column cannot hold as it came lies in `
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,15 +16,29 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.gateway.exact_json import (
+    SURELY_STRICT,
+    RepeatedKeys,
+    encodable,
+    is_strict,
+    may_be_loose,
+    parse,
+    strict,
+    write,
+)
 from imbrace_lake.gateway.models import Item, Page
 from imbrace_lake.lake.hashes import DIGEST, item_digest, item_digests
 
 SCHEMA_VERSION = 1
 
 _TIME = pa.timestamp("ms", "UTC")
-# What Python can hold, and with it most readers. No scalars of Arrow, which imports pandas for its first.
-_FIRST_TIME = datetime.min.replace(tzinfo=UTC)
-_LAST_TIME = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
+# Times outside are null: Spark 3 rejects earlier ones, and later ones do not fit into nanoseconds. Those
+# of the years 1 and 9999 have no local time in half of the world, and queries that show it fail.
+# No scalars of Arrow, which imports pandas for its first.
+FIRST_TIME = datetime(1900, 1, 1, tzinfo=UTC)
+END_OF_TIME = datetime(2262, 1, 1, tzinfo=UTC)
+# As canonical times begin.
+_LEAST_YEAR, _END_YEAR = f"{FIRST_TIME.year}", f"{END_OF_TIME.year}"
 
 SCHEMA = pa.schema(
     [
@@ -66,6 +80,10 @@ _COLUMN_OF = {
 }
 # In `extra`, the fields of `_COLUMN_OF` that the item did not have (a null is not the same).
 ABSENT = "$absent"
+# In `extra`, a text: JSON of the fields that strict JSON cannot hold as they came, `content` among them.
+ORIGINAL = "$original"
+# orjson then rejects what it would write with a loss: an object whose keys repeat.
+_EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +135,10 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "sender_role": _roles(senders),
         "type": _string_column("type", values, extras),
         "text": _texts(values["content"]),
-        "content": _json_column([item.get("content", _NOTHING) for item in items]),
         "created_at": _time_column("created_at", values, extras),
         "updated_at": _time_column("updated_at", values, extras),
-        # After the others, because what they cannot hold is kept there.
-        "extra": _json_column([extra or _NOTHING for extra in extras]),
+        # After the others, because what they cannot hold is kept in `extra`.
+        **_json_columns(items, extras),
         "is_deleted": pa.repeat(False, count),
         "deleted_at": pa.nulls(count, _TIME),
         "first_seen_at": seen_at,
@@ -172,11 +189,16 @@ def _escaped(field: str) -> str:
     return field if field[:1] != "$" else f"${field}"
 
 
+def _unescaped(name: str) -> str:
+    """The field of a name in `extra`."""
+    return name[1:] if name[:1] == "$" else name
+
+
 def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
     """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
     count = len(ids)
     for field, held in (
-        ("_id", [*map(_encodable, ids)]),
+        ("_id", [*map(encodable, ids)]),
         ("conversation_id", [origin.conversation_id] * count),
         ("organization_id", [origin.organization_id] * count),
     ):
@@ -199,7 +221,7 @@ def _string_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
 def _held(field: str, value: Any, extra: dict[str, Any]) -> str | None:
     if value is None:
         return None
-    held = _encodable(value) if isinstance(value, str) else None
+    held = encodable(value) if isinstance(value, str) else None
     if held is not value:
         extra[field] = value
     return held
@@ -209,7 +231,7 @@ def _strings(texts: Sequence[str]) -> pa.Array:
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
-        return pa.array(map(_encodable, texts), pa.string())
+        return pa.array(map(encodable, texts), pa.string())
 
 
 def _roles(senders: pa.Array) -> pa.Array:
@@ -243,8 +265,8 @@ def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
 def _times(texts: pa.Array) -> pa.Array:
     # To milliseconds directly, the cast refuses microseconds; by way of them it refuses nothing.
     times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
-    first, last = pa.scalar(_FIRST_TIME, _TIME), pa.scalar(_LAST_TIME, _TIME)
-    is_readable = pc.and_(pc.greater_equal(times, first), pc.less_equal(times, last))
+    first, end = pa.scalar(FIRST_TIME, _TIME), pa.scalar(END_OF_TIME, _TIME)
+    is_readable = pc.and_(pc.greater_equal(times, first), pc.less(times, end))
     return pc.if_else(is_readable, times, pa.scalar(None, _TIME))
 
 
@@ -259,7 +281,7 @@ def _is_time(text: str) -> bool:
 def _is_canonical(text: str) -> bool:
     """Whether a time is written as the column would be written: ``2024-12-10T09:53:17.127Z``."""
     is_form = len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T"
-    return is_form and text[:4] != "0000"
+    return is_form and _LEAST_YEAR <= text < _END_YEAR
 
 
 def _are_canonical(times: Sequence[Any]) -> bool:
@@ -270,18 +292,7 @@ def _are_canonical(times: Sequence[Any]) -> bool:
     text = "".join(times)
     # A Z can only end a time, so with one at every 24th place each is 24 long.
     is_form = text[23::24] == "Z" * count and text[19::24] == "." * count and text[10::24] == "T" * count
-    return is_form and bool(min(times) >= "0001")
-
-
-def _encodable(text: str) -> str:
-    """The text itself, or a copy whose lone surrogates are question marks: UTF-8 has none."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    return is_form and bool(min(times) >= _LEAST_YEAR and max(times) < _END_YEAR)
 
 
 def _role(sender: str | None) -> str:
@@ -304,38 +315,62 @@ def _texts(contents: Sequence[Any]) -> pa.Array:
 def text_of(content: Any) -> str | None:
     """What a person would read of a message; None where there is nothing to read."""
     if isinstance(content, str):
-        return _encodable(content)
+        return encodable(content)
     if not isinstance(content, dict):
         return None
     text = content.get("text")
     if isinstance(text, str) and text:
-        return _encodable(text)
+        return encodable(text)
     texts = [content[name] for name in ("text", "title", "caption", "description") if name in content]
     texts = [text for text in texts if isinstance(text, str)]
-    return _encodable(next(filter(None, texts), texts[0])) if texts else None
+    return encodable(next(filter(None, texts), texts[0])) if texts else None
 
 
-def dump_json(value: Any) -> str:
-    """Compact JSON that keeps integers of any size and, escaped, lone surrogates."""
+def _json_columns(items: Sequence[Item], extras: _Extras) -> dict[str, pa.Array]:
+    """The columns `content` and `extra`, strict JSON in every row."""
     try:
-        return orjson.dumps(value).decode()
+        # Not by a function of ours, which a page would call two hundred times.
+        contents = [
+            orjson.dumps(item["content"], None, _EXACT) if "content" in item else None for item in items
+        ]
+        others = [orjson.dumps(extra, None, _EXACT) if extra else None for extra in extras]
     except TypeError:
-        return json.dumps(value, separators=(",", ":"))
+        rows = [*map(_strict_texts, items, extras)]
+        contents, others = [content for content, _ in rows], [other for _, other in rows]
+    else:
+        doubtful = {*_doubtful(contents), *_doubtful(others)}
+        if {*map(type, items)} != {dict}:
+            doubtful.update(row for row, item in enumerate(items) if isinstance(item, RepeatedKeys))
+        for row in doubtful:
+            contents[row], others[row] = _strict_texts(items[row], extras[row])
+    return {"content": pa.array(contents, pa.string()), "extra": pa.array(others, pa.string())}
 
 
-# In a list of values for `_json_column`, a row without one (a null is not the same).
-_NOTHING: Any = object()
+def _doubtful(texts: Sequence[bytes | None]) -> Iterator[int]:
+    """The places of texts that may not be strict JSON, although orjson wrote them."""
+    for place, text in enumerate(texts):
+        if text is not None and len(text) > SURELY_STRICT and may_be_loose(text):
+            yield place
 
 
-def _json_column(values: Sequence[Any]) -> pa.Array:
-    """`dump_json` of each value."""
-    try:
-        texts = [orjson.dumps(value) if value is not _NOTHING else None for value in values]
-    except TypeError:
-        return pa.array(
-            [dump_json(value) if value is not _NOTHING else None for value in values], pa.string()
-        )
-    return pa.array(texts, pa.string())
+def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, bytes | None]:
+    """`content` and `extra` of one row; what strict JSON cannot hold as it came is in `ORIGINAL` as well."""
+    pairs = item.pairs if isinstance(item, RepeatedKeys) else [*item.items()]
+    loose = {field for field, count in Counter(field for field, _ in pairs).items() if count > 1}
+    if "content" in item and not is_strict(item["content"]):
+        loose.add("content")
+    kept: dict[str, Any] = {}
+    for name, value in extra.items():
+        if is_strict({name: value}):
+            kept[name] = value
+            continue
+        loose.add(_unescaped(name))
+        if encodable(name) == name:
+            kept |= strict({name: value})
+    if loose:
+        kept[ORIGINAL] = write(RepeatedKeys((field, value) for field, value in pairs if field in loose))
+    content = orjson.dumps(strict(item["content"])) if "content" in item else None
+    return content, orjson.dumps(kept) if kept else None
 
 
 def with_digests(rows: pa.Table) -> pa.Table:
@@ -346,20 +381,26 @@ def with_digests(rows: pa.Table) -> pa.Table:
 
 def to_item(row: Mapping[str, Any]) -> Item:
     """Rebuild the gateway's object from a row of the lake, value for value (times as instants)."""
-    extra: dict[str, Any] = json.loads(row["extra"]) if row["extra"] else {}
+    extra: dict[str, Any] = parse(row["extra"].encode()) if row["extra"] else {}
     absent = set(extra.pop(ABSENT, ()))
+    original = parse(extra.pop(ORIGINAL).encode()) if ORIGINAL in extra else {}
     item: Item = {}
     for field, column in _COLUMN_OF.items():
         if field in absent:
             continue
         value = row[column]
         if field == "content":
-            value = json.loads(value)
+            value = parse(value.encode())
         elif isinstance(value, datetime):
             value = _written(value)
         item[field] = extra.pop(field, value)
-    item.update({key[1:] if key[:1] == "$" else key: value for key, value in extra.items()})
-    return item
+    item.update({_unescaped(name): value for name, value in extra.items()})
+    item.update(original)
+    if not isinstance(original, RepeatedKeys):
+        return item
+    return RepeatedKeys(
+        [*((key, value) for key, value in item.items() if key not in original), *original.pairs]
+    )
 
 
 def _written(instant: datetime) -> str:

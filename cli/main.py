@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from cli import backfill, check, demo, export, freshness, plan, sandbox, server, setup, verify
+from cli import backfill, check, demo, export, freshness, plan, repair, sandbox, server, setup, verify
 from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
@@ -52,6 +52,9 @@ app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and l
 app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; name what is damaged.")(
     verify.verify
 )
+app.command(
+    "repair", epilog=repair.EXAMPLES, short_help="Write rows of earlier versions again, for every engine."
+)(repair.repair)
 app.command("freshness", epilog=freshness.EXAMPLES, short_help="Say how old the proofs are.")(
     freshness.freshness
 )

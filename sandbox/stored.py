@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from sandbox.options import SandboxOptions
-from sandbox.voices import Item, Voice, digest_of, to_json
+from sandbox.voices import Item, Voice, digest_of, from_json, to_json
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "imbrace-lake/sandbox")
 _SPEAKERS = ("customer", "agent", "system")
@@ -77,7 +77,7 @@ class GivenSource:
 
     def message_id(self, ordinal: int) -> str:
         """Name a message."""
-        return str(orjson.loads(self._items[ordinal])["_id"])
+        return str(from_json(self._items[ordinal])["_id"])
 
     def created_ms(self, ordinal: int) -> int:
         """Take every message for as old as its place says, because its time may be no time at all."""

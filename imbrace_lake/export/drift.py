@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.gateway.exact_json import Number, RepeatedKeys, encodable
 from imbrace_lake.gateway.models import Item
 from imbrace_lake.lake.entries import SHAPES
 
@@ -36,7 +37,8 @@ _DOCUMENTED: dict[str, dict[str, str]] = {
 }
 _FIELDS = ["_id", "public_id", "doc_name", "organization_id", "business_unit_id", "conversation_id", "from",
            "type", "content", "created_at", "updated_at"]  # fmt: skip
-_KINDS = {str: "string", bool: "boolean", int: "number", float: "number", dict: "object", list: "array"}
+_KINDS = {str: "string", bool: "boolean", int: "number", float: "number", Number: "number", dict: "object",
+          RepeatedKeys: "object", list: "array"}  # fmt: skip
 
 
 class SchemaDrift(ImbraceLakeError):
@@ -62,7 +64,8 @@ class Shapes:
         # Most messages look like one that was looked at before, and end here.
         unseen = {_signature(item): item for item in items}
         for signature in unseen.keys() - self._seen:
-            new = [shape for shape in _shapes_of(unseen[signature]) if shape not in self._known]
+            shapes = map(encodable, _shapes_of(unseen[signature]))
+            new = [shape for shape in shapes if shape not in self._known]
             found += [shape for shape in new if shape not in found]
             self.new.update(dict.fromkeys(new, conversation_id))
             if is_kept:
@@ -89,9 +92,12 @@ class Shapes:
 def _signature(item: Item) -> tuple[object, ...]:
     """What two items have in common that have the same shapes."""
     content = item.get("content")
+    kind = item.get("type")
+    # Not the text of any other value: that of a deep one ends in a RecursionError.
+    kind = kind if isinstance(kind, str) else kind.__class__
     if content.__class__ is dict:
-        return (str(item.get("type")), *content, *map(type, content.values()), *item)
-    return (str(item.get("type")), content.__class__, *item)
+        return (kind, *content, *map(type, content.values()), *item)
+    return (kind, content.__class__, *item)
 
 
 def _documented() -> Iterable[str]:

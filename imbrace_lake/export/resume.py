@@ -208,7 +208,7 @@ async def read_header(lake: Lake, run_id: str) -> Header | None:
     """What a run under way says of itself; None if it says nothing."""
     try:
         return Header(**json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}")))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -217,7 +217,7 @@ async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None
     key = f"{JOURNAL}{name}/{HEADER}"
     try:
         return Header(**json.loads(await lake.store.get(key)))
-    except (FileNotFoundError, ValueError, TypeError) as exc:
+    except (FileNotFoundError, ValueError, TypeError, RecursionError) as exc:
         if isinstance(exc, FileNotFoundError) and key in [stored.key for stored in objects]:
             return None
         # Killed before it wrote one.

@@ -21,7 +21,7 @@ from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.reconcile import Changes, apply_changes
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
-from imbrace_lake.lake.schema import with_digests
+from imbrace_lake.lake.schema import as_written_today, with_digests
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -192,7 +192,7 @@ class Publication:
     def _revisions(self, replaced: pa.Table) -> pa.Table:
         count = replaced.num_rows
         columns = [
-            *replaced.columns,
+            *as_written_today(replaced).columns,
             pa.repeat(pa.scalar(self.now, REVISIONS.field("replaced_at").type), count),
             pa.repeat(self.journal.run_id, count),
         ]

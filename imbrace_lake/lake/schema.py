@@ -368,9 +368,27 @@ def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, b
         if encodable(name) == name:
             kept |= strict({name: value})
     if loose:
-        kept[ORIGINAL] = write(RepeatedKeys((field, value) for field, value in pairs if field in loose))
+        # In an order that does not depend on that of the message, which a row does not keep.
+        own = sorted((pair for pair in pairs if pair[0] in loose), key=lambda pair: pair[0])
+        kept[ORIGINAL] = write(RepeatedKeys(own))
     content = orjson.dumps(strict(item["content"])) if "content" in item else None
     return content, orjson.dumps(kept) if kept else None
+
+
+# What makes two versions of a message different; the other columns are the lake's own remarks.
+CONTENT = ["business_unit_id", "sender_id", "type", "content", "created_at", "updated_at", "extra"]
+
+
+def as_written_today(rows: pa.Table) -> pa.Table:
+    """Rows of one conversation, whichever version wrote them, in the form that this version writes."""
+    if not rows.num_rows:
+        return rows
+    stored = rows.to_pylist()
+    origin = Origin(stored[0]["organization_id"], stored[0]["conversation_id"], "", FIRST_TIME)
+    written = to_rows([*map(to_item, stored)], [row["message_id"] for row in stored], origin)
+    for name in (*CONTENT, "text"):
+        rows = rows.set_column(SCHEMA.names.index(name), SCHEMA.field(name), written.column(name))
+    return rows
 
 
 def with_digests(rows: pa.Table) -> pa.Table:

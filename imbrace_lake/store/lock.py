@@ -81,12 +81,17 @@ async def _refuse_others(store: Store, run_id: str, now: datetime) -> None:
 async def _holder(store: Store, now: datetime | None = None) -> str | None:
     """The run that holds the lock; with `now`, only if it has been heard of lately."""
     try:
-        lock = json.loads(await store.get(LOCK))
+        body = await store.get(LOCK)
     except FileNotFoundError:
         return None
-    if now is not None and datetime.fromisoformat(lock["until"]) <= now:
-        return None
-    return str(lock["run_id"])
+    try:
+        lock = json.loads(body)
+        holder, until = str(lock["run_id"]), datetime.fromisoformat(lock["until"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise StoreError(
+            f"{store.url}/{LOCK} is damaged: delete it if no run is writing to this lake"
+        ) from None
+    return None if now is not None and until <= now else holder
 
 
 async def _write(store: Store, run_id: str, now: datetime) -> None:

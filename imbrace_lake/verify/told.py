@@ -35,7 +35,7 @@ class Told:
 
     Attributes:
         parts: The hashes that each part may have.
-        newest: `_VERSIONS` of each part, as told by the entry that was finished last.
+        newest: `_VERSIONS` of each part: the version that was recorded last for the first time, then.
         ledgers: The ledgers' objects that runs say they wrote.
         is_whole: No object of the ledger `conversations` is damaged or missing, so that no newer hash is.
     """
@@ -49,17 +49,21 @@ class Told:
     async def read(cls, lake: Lake) -> Self:
         """Read it from all ledgers and journals; damaged objects say nothing."""
         versions, is_whole = _VERSIONS.empty_table(), True
+        first = versions
         columns = ["parts", "started_at", "finished_at"]
         async for tables, are_all in _intact_rows(lake, "conversations", columns):
             some = pa.concat_tables([versions, *map(_versions, tables)])
             # The lake's years tell of the same few versions again and again.
             versions = last_of_each(some, ["key", "sha256"], "finished_at")
+            first = _first_of_each(pa.concat_tables([first, *map(_versions, tables)]))
             is_whole = is_whole and are_all
         written = set()
         async for tables, _ in _intact_rows(lake, "runs", ["objects"]):
             for rows in tables:
                 written.update(pc.list_flatten(rows.column("objects")).to_pylist())
-        newest = last_of_each(versions, ["key"], "finished_at")
+        # An entry of an unchanged conversation repeats the version that was known when its run began, which
+        # may be one that a repair has replaced meanwhile.
+        newest = last_of_each(first, ["key"], "finished_at")
         return cls(_hashes(versions, newest), newest, written, is_whole)
 
     def newest_begun_at(self, key: str) -> datetime:
@@ -81,8 +85,15 @@ def _versions(entries: pa.Table) -> pa.Table:
     return told.filter(pc.is_valid(told.column("sha256")))
 
 
+def _first_of_each(versions: pa.Table) -> pa.Table:
+    """Each version as it was recorded first."""
+    before = pc.negate(versions.column("finished_at").cast(pa.int64()))
+    found = last_of_each(versions.append_column("before", before), ["key", "sha256"], "before")
+    return found.drop_columns(["before"])
+
+
 def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:
-    """The hashes of each part: that which the newest entry that speaks of it gives.
+    """The hashes of each part: that of its newest version, and of those recorded since it was being read.
 
     Where two runs were at one conversation at a time, the entry that was written last need not be
     that of the run that replaced the part last, so both count.

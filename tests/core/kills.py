@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from imbrace_lake.lake.reconcile import CONTENT
+from imbrace_lake.lake.schema import CONTENT
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import TEMPORARY
 from sandbox import Sandbox

@@ -1,0 +1,270 @@
+"""Repair lakes of earlier versions: rows whose JSON or times some engines reject are written again.
+
+A part with such rows is replaced under the same condition as for an edit, so exports may run at the
+same time. Messages keep their ids, values and digests; only the form in which they are stored changes.
+The ledger gets the new size and hash of a part before the part is replaced: a repair that is killed in
+between leaves both versions recorded, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+
+from imbrace_lake.errors import ObjectChanged, StoreUnavailable
+from imbrace_lake.export.resume import pulse
+from imbrace_lake.export.runs import versions
+from imbrace_lake.lake.entries import WINDOW, ConversationEntry, PartEntry, RunTotals
+from imbrace_lake.lake.held import Held
+from imbrace_lake.lake.known import Entries
+from imbrace_lake.lake.lake import MESSAGES, Lake, Part, as_part, encoded
+from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.publish import somewhere
+from imbrace_lake.lake.room import Memory, Room
+from imbrace_lake.lake.rows import Collector
+from imbrace_lake.lake.schema import as_written_today
+from imbrace_lake.lake.state import read_known
+from imbrace_lake.store.contract import Made
+from imbrace_lake.store.lock import alone
+
+# Each lost race means that an export has just replaced the same part.
+TRIES = 20
+# The resolution of times in the ledgers.
+_TICK = timedelta(milliseconds=1)
+
+
+@dataclass(slots=True)
+class Repaired:
+    """What a repair found, and wrote again if it was to.
+
+    Attributes:
+        parts: How many parts it read.
+        keys: The parts with rows in an earlier form.
+        rows: How many such rows they have.
+        is_applied: Whether these rows were written again.
+    """
+
+    parts: int = 0
+    keys: list[str] = field(default_factory=list)
+    rows: int = 0
+    is_applied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewritten:
+    """A part in today's form.
+
+    Attributes:
+        organization_id, conversation_id: Whose it is.
+        body: The Parquet file, made already.
+        entry: As the ledger records it.
+        before: The SHA-256 of the part as it was read.
+    """
+
+    organization_id: str
+    conversation_id: str
+    body: Made
+    entry: PartEntry
+    before: str
+
+
+async def repair_lake(
+    lake: Lake,
+    run_id: str,
+    clock: Callable[[], datetime],
+    *,
+    apply: bool,
+    memory: Memory | None = None,
+) -> Repaired:
+    """Find every part with rows in an earlier form, and with `apply` write them in today's.
+
+    Args:
+        lake: Which; exports may be under way.
+        run_id: Names the repair in the ledgers, where it has a row in `runs` for each organization.
+        clock: Gives the time.
+        apply: Replace these parts. Otherwise nothing is written.
+        memory: What rows may take in memory; the rest is put into files.
+
+    Raises:
+        StoreError: A part cannot be read or written; the message names it.
+    """
+    found = Repaired(is_applied=apply)
+    memory = memory or Memory()
+    by_organization: dict[str, list[Part]] = {}
+    for stored in await lake.store.list(MESSAGES):
+        part = as_part(stored.key, stored.size_bytes, stored.etag)
+        if part is not None:
+            by_organization.setdefault(part.key.split("/")[1], []).append(part)
+    for parts in by_organization.values():
+        outdated = []
+        for part in parts:
+            rows = await _count_outdated(lake, part, memory)
+            if rows:
+                outdated.append(part)
+                found.keys.append(part.key)
+                found.rows += rows
+            found.parts += 1
+        if outdated and apply:
+            probe = await lake.store.probe()
+            async with nullcontext() if probe.is_conditional else alone(lake.store, run_id, clock):
+                await _Repair(lake, run_id, clock, memory).run(outdated)
+    return found
+
+
+async def _count_outdated(lake: Lake, part: Part, memory: Memory) -> int:
+    """How many rows of a part have an earlier form."""
+    with Room(memory, lake.store.temporary_directory) as room:
+        held = await Held.read(lake, [part], room)
+
+        def count() -> int:
+            return sum(outdated for _, outdated in _today(held))
+
+        return await somewhere(held.is_in_memory, count)
+
+
+def _today(held: Held) -> Iterator[tuple[pa.Table, int]]:
+    """The rows of one part in today's form, some at a time, and how many of them had another."""
+    for rows in held.part_batches(0):
+        today = as_written_today(rows)
+        if today.equals(rows):
+            yield rows, 0
+        else:
+            pairs = zip(rows.to_pylist(), today.to_pylist(), strict=True)
+            yield today, sum(old != new for old, new in pairs)
+
+
+class _Repair:
+    """Writes parts of one organization again, and records it."""
+
+    def __init__(self, lake: Lake, run_id: str, clock: Callable[[], datetime], memory: Memory) -> None:
+        self._lake = lake
+        self._run_id = run_id
+        self._clock = clock
+        self._memory = memory
+        self._started_at = clock()
+        self._journal = Journal(lake, run_id, self._started_at)
+        self._known = Entries.none()
+        # What this repair has recorded, by conversation.
+        self._recorded: dict[str, ConversationEntry] = {}
+
+    async def run(self, parts: Sequence[Part]) -> None:
+        """Write the parts again."""
+        [(_, rows)] = await self._lake.read_parts(parts[:1])
+        organization_id = rows.column("organization_id")[0].as_py()
+        async with pulse(self._lake, self._run_id, organization_id, self._clock) as beating:
+            await beating.beat()
+            self._known = await read_known(self._lake, organization_id)
+            for part in parts:
+                await self._repair(part)
+            await beating.stop()
+            row = {
+                "run_id": self._run_id,
+                "organization_id": organization_id,
+                "status": "complete",
+                "parameters": {"command": "repair"},
+                "versions": versions(),
+                "started_at": self._started_at,
+                "finished_at": self._clock(),
+            }
+            await self._journal.close(row, RunTotals(conversations={"unchanged": len(self._recorded)}))
+
+    async def _repair(self, part: Part) -> None:
+        current: Part | None = part
+        for _ in range(TRIES):
+            with Room(self._memory, self._lake.store.temporary_directory) as room:
+                rewritten = None if current is None else await self._rewritten(current, room)
+                if current is None or rewritten is None:
+                    return
+                recorded = self._recorded.get(rewritten.conversation_id)
+                await self._record(rewritten)
+                try:
+                    await self._lake.replace_part(current, rewritten.body, rewritten.entry.rows or 0)
+                except ObjectChanged:
+                    # An export was first: take back what was recorded, and read what it has written.
+                    await self._withdraw(rewritten, recorded)
+                    current = await self._listed(part.key)
+                else:
+                    return
+        raise StoreUnavailable(f"{self._lake.url}/{part.key}: other runs kept writing to it, so try again")
+
+    async def _rewritten(self, part: Part, room: Room) -> _Rewritten | None:
+        """A part in today's form; None if it has that already."""
+        held = await Held.read(self._lake, [part], room)
+
+        def rewrite() -> _Rewritten | None:
+            collector = Collector(room)
+            outdated, ids = 0, {"organization_id": "", "conversation_id": ""}
+            for rows, count in _today(held):
+                collector.add(rows)
+                outdated += count
+                ids = rows.select([*ids]).slice(0, 1).to_pylist()[0]
+            if not outdated:
+                return None
+            metadata = {"run_id": self._run_id, "conversation_id": ids["conversation_id"]}
+            made = collector.rows().body(room, metadata)()
+            body = Made(lambda: made)
+            body()
+            size_bytes = len(made) if isinstance(made, bytes) else made.stat().st_size
+            entry = PartEntry(part.key, size_bytes, held.parts[0].rows, body.sha256)
+            return _Rewritten(**ids, body=body, entry=entry, before=held.parts[0].sha256)
+
+        return await somewhere(held.is_in_memory, rewrite)
+
+    async def _listed(self, key: str) -> Part | None:
+        for stored in await self._lake.store.list(f"{key.rpartition('/')[0]}/"):
+            if stored.key == key:
+                return as_part(stored.key, stored.size_bytes, stored.etag)
+        return None
+
+    async def _record(self, part: _Rewritten) -> None:
+        """Note how a part will be, and that all else about its conversation is as it was."""
+        known = self._recorded.get(part.conversation_id)
+        known = known or self._known.of_each([part.conversation_id]).get(part.conversation_id)
+        if known is None:
+            known = self._claiming_nothing(part, (part.entry,))
+        is_as_proven = any(one.sha256 == part.before for one in known.parts if one.key == part.entry.key)
+        entry = replace(
+            known,
+            run_id=self._run_id,
+            status="gone" if known.status == "gone" else "unchanged",
+            new_messages=0,
+            edited_messages=0,
+            deleted_messages=0,
+            requests=0,
+            parts=tuple(part.entry if one.key == part.entry.key else one for one in known.parts),
+            # Early enough for the hash that is recorded so far to count until the part is replaced.
+            started_at=known.started_at or known.finished_at,
+            # Later than what is recorded so far, even if this clock is behind the one that gave its time.
+            finished_at=max(self._clock(), known.finished_at + _TICK),
+            # If somebody has written to it since, the next run must not take it for unchanged.
+            head_hash=known.head_hash if is_as_proven else None,
+            head_etag=known.head_etag if is_as_proven else None,
+        )
+        await self._note(entry)
+
+    async def _withdraw(self, part: _Rewritten, recorded: ConversationEntry | None) -> None:
+        """Take back the last note about a conversation."""
+        await self._note(recorded or self._claiming_nothing(part, ()))
+        if recorded is None:
+            del self._recorded[part.conversation_id]
+            self._known = await read_known(self._lake, part.organization_id)
+
+    async def _note(self, entry: ConversationEntry) -> None:
+        self._recorded[entry.conversation_id] = entry
+        await self._journal.note_entries(f"repair-{encoded(entry.conversation_id)}", [entry])
+
+    def _claiming_nothing(self, part: _Rewritten, parts: tuple[PartEntry, ...]) -> ConversationEntry:
+        """An entry that proves nothing about the conversation, as that of a window does."""
+        return ConversationEntry(
+            run_id=self._run_id,
+            organization_id=part.organization_id,
+            conversation_id=part.conversation_id,
+            status="unchanged",
+            finished_at=self._clock(),
+            proof_method=WINDOW,
+            parts=parts,
+        )

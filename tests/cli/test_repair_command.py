@@ -1,0 +1,57 @@
+"""`imbrace-lake repair`, which needs no Prefect, no token and no organization."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.fixtures import make_hostile_lake
+
+
+@pytest.fixture
+def old_lake(tmp_path: Path) -> Path:
+    """A lake of hostile values that version 0.1 wrote."""
+    lake = tmp_path / "old lake"
+    shutil.copytree(make_hostile_lake.LAKE, lake)
+    return lake
+
+
+def test_without_apply_it_lists_the_parts_and_ends_with_3(run: Run, old_lake: Path) -> None:
+    result = run("repair", "--lake", str(old_lake))
+
+    assert result.code == 3
+    assert result.out.splitlines() == [
+        str(path.relative_to(old_lake)) for path in old_lake.glob("messages/*/conv=conv_hostile/*.parquet")
+    ]
+    assert result.err == (
+        "to be repaired: 7 messages in 1 of 2 parts; run the command with --apply to write them again\n"
+    )
+    assert run("repair", "--lake", str(old_lake)).code == 3
+
+
+def test_with_apply_it_repairs_and_the_lake_is_sound(run: Run, old_lake: Path) -> None:
+    result = run("repair", "--apply", "--lake", str(old_lake))
+
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "repaired: 7 messages in 1 of 2 parts\n"
+    assert run("verify", "--lake", str(old_lake)).code == 0
+    again = run("repair", "--apply", "--lake", str(old_lake))
+    assert (again.code, again.err) == (0, "nothing to repair: 2 parts\n")
+
+
+def test_json_has_what_was_found(run: Run, old_lake: Path) -> None:
+    found = json.loads(run("repair", "--json", "--lake", str(old_lake)).out)
+
+    assert (found["parts"], found["rows"], found["is_applied"], len(found["keys"])) == (2, 7, False, 1)
+
+
+def test_a_lake_that_is_not_there_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    result = run("repair", "--lake", str(tmp_path / "nothing"))
+
+    assert result.code == 2
+    assert "there is no lake" in result.err
+    assert len(result.err.splitlines()) == 1

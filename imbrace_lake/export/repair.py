@@ -21,7 +21,7 @@ from imbrace_lake.export.runs import versions
 from imbrace_lake.lake.entries import WINDOW, ConversationEntry, PartEntry, RunTotals
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.known import Entries
-from imbrace_lake.lake.lake import MESSAGES, Lake, Part, as_part, encoded
+from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.publish import somewhere
 from imbrace_lake.lake.room import Memory, Room
@@ -95,10 +95,8 @@ async def repair_lake(
     found = Repaired(is_applied=apply)
     memory = memory or Memory()
     by_organization: dict[str, list[Part]] = {}
-    for stored in await lake.store.list(MESSAGES):
-        part = as_part(stored.key, stored.size_bytes, stored.etag)
-        if part is not None:
-            by_organization.setdefault(part.key.split("/")[1], []).append(part)
+    for part in await lake.list_below():
+        by_organization.setdefault(part.key.split("/")[1], []).append(part)
     for parts in by_organization.values():
         outdated = []
         for part in parts:
@@ -186,7 +184,8 @@ class _Repair:
                 except ObjectChanged:
                     # An export was first: take back what was recorded, and read what it has written.
                     await self._withdraw(rewritten, recorded)
-                    current = await self._listed(part.key)
+                    there = await self._lake.list_below(f"{part.key.rpartition('/')[0]}/")
+                    current = next((one for one in there if one.key == part.key), None)
                 else:
                     return
         raise StoreUnavailable(f"{self._lake.url}/{part.key}: other runs kept writing to it, so try again")
@@ -213,12 +212,6 @@ class _Repair:
             return _Rewritten(**ids, body=body, entry=entry, before=held.parts[0].sha256)
 
         return await somewhere(held.is_in_memory, rewrite)
-
-    async def _listed(self, key: str) -> Part | None:
-        for stored in await self._lake.store.list(f"{key.rpartition('/')[0]}/"):
-            if stored.key == key:
-                return as_part(stored.key, stored.size_bytes, stored.etag)
-        return None
 
     async def _record(self, part: _Rewritten) -> None:
         """Note how a part will be, and that all else about its conversation is as it was."""

@@ -98,7 +98,7 @@ class Partitions:
         wanted = {partition_key(organization_id, one): one for one in conversation_ids}
         found: dict[str, list[Part]] = {}
         for row in self._rows.take(pa.array(self._places.of(wanted))).to_pylist():
-            conversation_id, part = wanted.get(_folder(row["key"])), as_part(**row)
+            conversation_id, part = wanted.get(_folder(row["key"])), _as_part(**row)
             if conversation_id is not None and part is not None:
                 found.setdefault(conversation_id, []).append(part)
         return found
@@ -110,7 +110,7 @@ class Partitions:
         for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 folder = _folder(row["key"])
-                part = None if folder in known or folder in found else as_part(**row)
+                part = None if folder in known or folder in found else _as_part(**row)
                 if part is not None:
                     found[folder] = part
         return [*found.values()]
@@ -142,8 +142,12 @@ class Lake:
     async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
         """List the parts of one conversation anew, in order."""
         folder = partition_key(organization_id, conversation_id)
-        found = await self.store.list(f"{folder}/")
-        parts = [as_part(stored.key, stored.size_bytes, stored.etag) for stored in found]
+        return await self.list_below(f"{folder}/")
+
+    async def list_below(self, folder: str = MESSAGES) -> list[Part]:
+        """List the parts below a folder, those of all organizations by default, in order."""
+        found = await self.store.list(folder)
+        parts = [_as_part(stored.key, stored.size_bytes, stored.etag) for stored in found]
         return [part for part in parts if part is not None]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
@@ -357,7 +361,7 @@ def _quoted(value: str) -> str:
     return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
 
 
-def as_part(key: str, size_bytes: int, etag: str) -> Part | None:
+def _as_part(key: str, size_bytes: int, etag: str) -> Part | None:
     match = _PART.match(key)
     return None if match is None else Part(key, int(match["number"]), size_bytes, etag)
 

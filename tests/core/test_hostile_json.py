@@ -194,6 +194,15 @@ def test_the_exact_parser_reads_what_the_standard_library_reads(text: str, gap: 
     assert write(parse(write(value).encode())) == write(value)
 
 
+@given(hostile.JSON_TEXTS)
+def test_the_parser_of_deep_json_reads_what_the_other_one_reads(text: str) -> None:
+    deep = parse(f"{hostile.nested(1_000, text)}".encode())
+
+    for _ in range(1_000):
+        deep = deep[0]
+    assert write(deep) == write(parse(text.encode()))
+
+
 @given(st.text(st.sampled_from('[]{}:,"\\ud83 \n0-1.eE+truefalsn\x00\x1f'), max_size=10))
 @example("[1,]")
 @example("{,}")
@@ -211,16 +220,28 @@ def test_the_exact_parser_reads_what_the_standard_library_reads(text: str, gap: 
 @example("1 2")
 @example("[1]]")
 def test_what_is_not_json_is_refused_like_by_the_standard_library(text: str) -> None:
+    inside = f'{{"a":{text}}}'
+    # Another parser reads what is nested deeper than the interpreter's stack.
+    for plain, body in ((text, text), (inside, inside), (inside, hostile.nested(1_000, inside))):
+        if is_json(plain):
+            value = decode_json(body.encode())
+            for _ in range(1_000 if body != plain else 0):
+                value = value[0]
+            assert json.dumps(value) == json.dumps(json.loads(plain))
+        else:
+            with pytest.raises(Malformed):
+                decode_json(body.encode())
+
+
+def is_json(text: str) -> bool:
     def refuse(constant: str) -> None:
         raise ValueError(constant)
 
     try:
-        expected = json.loads(text, parse_constant=refuse)
+        json.loads(text, parse_constant=refuse)
     except ValueError:
-        with pytest.raises(Malformed):
-            decode_json(text.encode())
-    else:
-        assert json.dumps(decode_json(text.encode())) == json.dumps(expected)
+        return False
+    return True
 
 
 @pytest.mark.parametrize("number", hostile.NUMBERS.values(), ids=hostile.NUMBERS)

@@ -151,8 +151,9 @@ class _Repair:
 
     async def run(self, parts: Sequence[Part]) -> None:
         """Write the parts again."""
-        [(_, rows)] = await self._lake.read_parts(parts[:1])
-        organization_id = rows.column("organization_id")[0].as_py()
+        with Room(self._memory, self._lake.store.temporary_directory) as room:
+            held = await Held.read(self._lake, parts[:1], room)
+            organization_id = next(held.part_batches(0, ["organization_id"])).column(0)[0].as_py()
         async with pulse(self._lake, self._run_id, organization_id, self._clock) as beating:
             await beating.beat()
             self._known = await read_known(self._lake, organization_id)

@@ -77,6 +77,28 @@ def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> N
     deployed.set_clock("pause")
 
 
+def test_a_schedule_starts_runs_that_a_worker_completes(deployed: Operator, exported: str) -> None:
+    deployment = deployed.deployment("verify-nightly")["id"]
+    schedules = f"/deployments/{deployment}/schedules"
+    (made,) = deployed.ask("POST", schedules, [{"active": True, "schedule": {"interval": 10}}])
+    deployed.ask("POST", f"/deployments/{deployment}/resume_deployment")
+    body = {
+        "flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    }
+
+    def completed() -> dict[str, Any] | None:
+        runs = deployed.ask("POST", "/flow_runs/filter", body)
+        return next((run for run in runs if run["auto_scheduled"]), None)
+
+    try:
+        assert (
+            until(completed, "the end of a run that its schedule started")["created_by"]["type"] == "SCHEDULE"
+        )
+    finally:
+        deployed.ask("DELETE", f"{schedules}/{made['id']}")
+        deployed.set_clock("pause")
+
+
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
     state = deployed.wait(deployed.start("backfill-on-demand", source="everything"))
 

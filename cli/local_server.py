@@ -35,6 +35,7 @@ from cli.server_files import (
 )
 from cli.server_supervisor import RECORDING_SECONDS, START_SECONDS, STOP_SECONDS, is_answering
 from imbrace_lake.errors import SettingsError
+from imbrace_lake.processes import inherited_environment
 
 DEFAULT_IDLE_MINUTES = 60.0
 BUSY_SECONDS = 20.0
@@ -216,6 +217,7 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
             subprocess.run(  # noqa: S603  (our own module, no shell)
                 [*command, str(files.directory), str(idle_seconds)],
                 cwd=files.directory,
+                env=inherited_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,7 @@
 """The process that owns the command line's own Prefect server: starts it, watches it, ends it when unused.
 
-It is detached from the command that started it and outlives it. Nothing but the standard library is
-imported here, because this process runs for hours to do next to nothing.
+It is detached from the command that started it and outlives it. The supervisor imports nothing but the
+standard library, because it runs for hours and does almost nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from cli.server_files import (
     try_lock,
     wait_for_lock,
 )
+from imbrace_lake.processes import inherited_environment
 
 START_SECONDS = 90.0
 """How long a server may take to answer for the first time; 10 s are usual, 20 s were measured."""
@@ -113,8 +114,8 @@ def _claim(port: int) -> socket.socket | None:
 def server_environment(directory: Path, port: int) -> dict[str, str]:
     """Return the environment of a server whose data are in that folder.
 
-    Nothing the user set for Prefect gets in: a database address meant for another server would
-    otherwise be migrated by this one.
+    It has none of the user's secrets, and no setting of the user's for Prefect: this server would migrate a
+    database that is meant for another one.
     """
     address = f"http://127.0.0.1:{port}"
     own = {
@@ -123,8 +124,7 @@ def server_environment(directory: Path, port: int) -> dict[str, str]:
         # By default every page on the web may read the answers of a server on this machine.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address,
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**inherited, **SERVER_SETTINGS, **own}
+    return {**inherited_environment(), **SERVER_SETTINGS, **own}
 
 
 def server_command(port: int) -> list[str]:

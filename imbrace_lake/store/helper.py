@@ -26,6 +26,7 @@ from functools import partial
 from statistics import median
 from typing import Any, ParamSpec, TypeVar
 
+from imbrace_lake.processes import inherited_environment
 from imbrace_lake.store.contract import Body, Made
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ def _spawn(connection: socket.socket) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", __name__, str(connection.fileno())],
         env={
             MEMORY_POOL_VARIABLE: "system",
-            **os.environ,
+            **inherited_environment(),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
         stdin=subprocess.DEVNULL,

@@ -234,3 +234,20 @@ def test_a_disk_that_refuses_there_is_explained_as_here(tmp_path: Path) -> None:
             await store.put_new("a/b", portable())
 
     with_helper(store, work)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_the_process_has_none_of_the_users_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "IMBRACE_TOKEN",
+        "IMBRACE_PHONE_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_KEY",
+        "MY_KEY",
+    ):
+        monkeypatch.setenv(name, "the secret of this test")
+
+    seen = helped(lambda one: one.run(Path("/proc/self/environ").read_text))
+
+    assert "PATH=" in seen
+    assert "the secret of this test" not in seen

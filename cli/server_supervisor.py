@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ from cli.server_files import (
     try_lock,
     wait_for_lock,
 )
+from cli.server_guard import Guard, own_origins
 from imbrace_lake.processes import inherited_environment
 
 START_SECONDS = 90.0
@@ -117,12 +117,11 @@ def server_environment(directory: Path, port: int) -> dict[str, str]:
     It has none of the user's secrets, and no setting of the user's for Prefect: this server would migrate a
     database that is meant for another one.
     """
-    address = f"http://127.0.0.1:{port}"
     own = {
         "PREFECT_HOME": str(directory),
-        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         # By default every page on the web may read the answers of a server on this machine.
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(port)),
     }
     return {**inherited_environment(), **SERVER_SETTINGS, **own}
 
@@ -254,10 +253,14 @@ def supervise(files: ServerFiles, idle_seconds: float) -> int:
 
 
 def serve(port: int) -> None:
-    """Be the Prefect server, and end when the supervisor does, however that happened."""
+    """Be the Prefect server, guarded, and end when the supervisor does, however that happened."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    # Not in the supervisor, which would become as large as a server.
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    # As `prefect server start` does it; Prefect calls its own application unguarded, in this process.
+    uvicorn.run(Guard(create_app(final=True), port), host="127.0.0.1", port=port, log_level="warning")
 
 
 def _end_with_parent(parent: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from cli.server_supervisor import (
     free_port,
     is_answering,
     main,
-    server_command,
     server_environment,
     stop_on_sigterm,
 )
@@ -287,17 +285,6 @@ def test_to_supervise_is_to_detach_and_to_hold_the_lock(
     monkeypatch.setattr(Supervisor, "run", run)
     assert main(["supervise", str(tmp_path), "0.2"]) == 7
     assert held == [True]
-
-
-def test_to_serve_is_to_be_the_prefect_server_of_that_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(runpy, "run_module", lambda name, **_: asked.append([name, *sys.argv]))
-    monkeypatch.setattr(sys, "argv", server_command(4280)[2:])
-    monkeypatch.setattr(server_supervisor, "_end_with_parent", lambda _: None)
-
-    assert main(sys.argv[1:]) == 0
-
-    assert asked == [["prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", "4280"]]
 
 
 def test_a_server_ends_when_its_supervisor_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.server_failure import explain_failure
 from cli.server_files import (
     POLL_SECONDS,
     ServerFiles,
@@ -33,13 +34,17 @@ from cli.server_files import (
     read_state,
     wait_for_lock,
 )
+from cli.server_progress import Progress
 from cli.server_supervisor import RECORDING_SECONDS, START_SECONDS, STOP_SECONDS, is_answering
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.processes import inherited_environment
 
 DEFAULT_IDLE_MINUTES = 60.0
 BUSY_SECONDS = 20.0
-"""How long a server may leave questions unanswered before it is taken for broken."""
+"""How long a server may neither answer nor work before it counts as broken."""
+
+BUSIEST_SECONDS = 300.0
+"""How long a server may work without an answer before it counts as broken."""
 
 MAX_LOG_BYTES = 10_000_000
 
@@ -96,7 +101,7 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
     lock = wait_for_lock(files.start_lock, START_SECONDS + STOP_SECONDS, on_wait=waiting)
     if lock is None:
         raise SettingsError(f"another command has been starting the Prefect server for too long: {files.log}")
-    with lock:
+    with lock, _writable(files):
         files.lease.touch()
         state = _find(files, waiting)
         was_running = state is not None
@@ -148,18 +153,24 @@ def _files(home: Path | None) -> ServerFiles:
 
 def _make_files(home: Path | None) -> ServerFiles:
     files = _files(home)
-    try:
+    with _writable(files):
         # What runs were asked for is in the server's database, so the folder is its owner's alone.
         files.directory.parent.mkdir(parents=True, exist_ok=True)
         files.directory.mkdir(mode=0o700, exist_ok=True)
         files.lease.touch()
         # Asked for the exception: a folder on a network may know no locks.
         is_locked(files.lease)
+    return files
+
+
+@contextlib.contextmanager
+def _writable(files: ServerFiles) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
         raise SettingsError(
             f"cannot write to {files.directory} ({exc.strerror}): set IMBRACE_HOME to a folder of yours"
         ) from exc
-    return files
 
 
 def _idle_seconds() -> float:
@@ -180,7 +191,7 @@ def _find(files: ServerFiles, waiting: Callable[[], None]) -> ServerState | None
     while is_locked(files.supervisor_lock):
         state = read_state(files.state)
         if state is not None and state.is_ready:
-            if state.version == prefect_version() and _is_answering_soon(state, waiting):
+            if state.version == prefect_version() and _is_answering_soon(files, state, waiting):
                 return state
             if is_locked(files.lease):
                 raise SettingsError(
@@ -197,10 +208,12 @@ def _find(files: ServerFiles, waiting: Callable[[], None]) -> ServerState | None
     return None
 
 
-def _is_answering_soon(state: ServerState, waiting: Callable[[], None]) -> bool:
-    deadline = time.monotonic() + BUSY_SECONDS
+def _is_answering_soon(files: ServerFiles, state: ServerState, waiting: Callable[[], None]) -> bool:
+    """Wait for an answer as long as the server is at work, which on a busy machine can be for minutes."""
+    progress = Progress(state.server_pid, files)
+    deadline = time.monotonic() + BUSIEST_SECONDS
     while not is_answering(state.port, state.version):
-        if time.monotonic() > deadline:
+        if progress.stalled_seconds() > BUSY_SECONDS or time.monotonic() > deadline:
             return False
         waiting()
         time.sleep(POLL_SECONDS)
@@ -211,6 +224,7 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
     files.state.unlink(missing_ok=True)
     if files.log.exists() and files.log.stat().st_size > MAX_LOG_BYTES:
         files.log.replace(files.log.with_suffix(".log.1"))
+    earlier_bytes = files.log.stat().st_size if files.log.exists() else 0
     try:
         with files.log.open("ab") as log:
             command = [sys.executable, "-m", "cli.server_supervisor", "supervise"]
@@ -225,7 +239,8 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
                 start_new_session=True,
                 check=False,
             )
-        deadline = time.monotonic() + START_SECONDS
+        # The supervisor ends when the server makes no progress, and only here when it cannot even do that.
+        deadline = time.monotonic() + START_SECONDS + STOP_SECONDS
         while is_locked(files.supervisor_lock) and time.monotonic() < deadline:
             state = read_state(files.state)
             if state is not None and state.is_ready:
@@ -236,7 +251,11 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
         _stop(files)
         raise
     _stop(files)
-    raise SettingsError(f"the local Prefect server did not start; its log says why: {files.log}")
+    with files.log.open("rb") as log:
+        log.seek(earlier_bytes)
+        written = log.read().decode(errors="replace")
+    reason = explain_failure(written, files.directory)
+    raise SettingsError(f"the local Prefect server did not start: {reason} (log: {files.log})")
 
 
 def _stop(files: ServerFiles) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
 
 SLOW_SECONDS = 1.0
+VERY_SLOW_SECONDS = 30.0
 
 
 class ServerUnavailable(ImbraceLakeError):
@@ -55,7 +56,9 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
     import httpx
 
     def waiting(seconds: float) -> None:
-        if seconds >= SLOW_SECONDS:
+        if seconds >= VERY_SLOW_SECONDS:
+            say("still starting the Prefect server: on a busy machine it can take minutes")
+        elif seconds >= SLOW_SECONDS:
             say("starting a Prefect server of its own, which the next commands will find running")
 
     configured = configured_api_url()

@@ -57,12 +57,16 @@ class ServerFiles:
 
 @dataclass(frozen=True)
 class ServerState:
-    """Where a server is: `pid` is its supervisor's, `version` is Prefect's."""
+    """Where a server is: `pid` is its supervisor's, `version` is Prefect's.
+
+    A supervisor of an earlier version of this package writes no `server_pid`.
+    """
 
     pid: int
     port: int
     version: str
     is_ready: bool
+    server_pid: int | None = None
 
     def write(self, path: Path) -> None:
         """Replace the file at once, so that nobody reads half of it."""

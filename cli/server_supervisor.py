@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli.server_files import (
@@ -31,10 +31,14 @@ from cli.server_files import (
     wait_for_lock,
 )
 from cli.server_guard import Guard, own_origins
+from cli.server_progress import Progress
 from imbrace_lake.processes import inherited_environment
 
-START_SECONDS = 90.0
-"""How long a server may take to answer for the first time; 10 s are usual, 20 s were measured."""
+STALL_SECONDS = 90.0
+"""How long a starting server may show no sign of progress before it is given up."""
+
+START_SECONDS = 1_800.0
+"""How long a start may take at most, with progress; 10 s are usual, minutes where a machine is very busy."""
 
 STOP_SECONDS = 15.0
 """How long a server that was asked to end may take before it is killed."""
@@ -162,14 +166,18 @@ class Supervisor:
 
     def _watch(self, server: subprocess.Popen[bytes], port: int, stop: threading.Event) -> int:
         version = prefect_version()
-        ServerState(os.getpid(), port, version, is_ready=False).write(self.files.state)
-        if not _wait_until_answering(server, port, version, stop):
-            return 0 if stop.is_set() else _complain("the server did not start")
-        ServerState(os.getpid(), port, version, is_ready=True).write(self.files.state)
+        state = ServerState(os.getpid(), port, version, is_ready=False, server_pid=server.pid)
+        state.write(self.files.state)
+        reason = self._wait_until_answering(server, port, version, stop)
+        if stop.is_set():
+            return 0
+        if reason is not None:
+            return _complain(reason)
+        replace(state, is_ready=True).write(self.files.state)
         last_used, touched = time.monotonic(), self._touched_at()
         while not stop.wait(min(self.tick_seconds, self.idle_seconds)):
             if server.poll() is not None:
-                return _complain(f"the server ended by itself with code {server.returncode}")
+                return _complain(f"the server ended by itself: {_ended(server)}")
             if not self.files.state.exists():
                 return _complain("the folder of the server was removed")
             if is_locked(self.files.lease) or self._touched_at() != touched:
@@ -178,6 +186,23 @@ class Supervisor:
                 return 0
         self._let_record()
         return 0
+
+    def _wait_until_answering(
+        self, server: subprocess.Popen[bytes], port: int, version: str, stop: threading.Event
+    ) -> str | None:
+        """Wait for the first answer, as long as the start makes progress; return why there is none."""
+        progress = Progress(server.pid, self.files)
+        deadline = time.monotonic() + START_SECONDS
+        while not is_answering(port, version):
+            if server.poll() is not None:
+                return f"the server did not start: {_ended(server)}"
+            if progress.stalled_seconds() > STALL_SECONDS:
+                return f"the server did not start: no progress for {STALL_SECONDS:g} s"
+            if time.monotonic() > deadline:
+                return f"the server did not start within {START_SECONDS:g} s"
+            if stop.wait(POLL_SECONDS):
+                break
+        return None
 
     def _touched_at(self) -> int:
         return self.files.lease.stat().st_mtime_ns if self.files.lease.exists() else 0
@@ -201,24 +226,17 @@ class Supervisor:
         return True
 
 
-def _wait_until_answering(
-    server: subprocess.Popen[bytes], port: int, version: str, stop: threading.Event
-) -> bool:
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        if is_answering(port, version):
-            return True
-        if stop.wait(POLL_SECONDS):
-            break
-    return False
-
-
 def _end(server: subprocess.Popen[bytes]) -> None:
     server.terminate()
     try:
         server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         server.kill()
+
+
+def _ended(server: subprocess.Popen[bytes]) -> str:
+    code = server.returncode
+    return f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
 
 
 def _complain(sentence: str) -> int:

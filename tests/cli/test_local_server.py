@@ -6,11 +6,13 @@ import errno
 import fcntl
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ from cli.server_files import ServerFiles, ServerState, is_locked, prefect_versio
 from cli.server_supervisor import is_answering
 from imbrace_lake.errors import SettingsError
 from tests.deployments.operator import until
+from tests.prefect_homes import make_home
 
 A_RUN = """
 import asyncio, logging, sys
@@ -158,16 +161,48 @@ def test_a_stopped_server_is_gone(home: Path, first_two: list[LocalServer]) -> N
     assert not is_locked(ServerFiles(home / "prefect").supervisor_lock)
 
 
-def test_a_start_that_fails_says_where_the_reason_is(tmp_path: Path) -> None:
+def test_a_start_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> None:
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
 
-    with pytest.raises(SettingsError, match=r"did not start; its log says why: .*server\.log"):
+    with pytest.raises(SettingsError, match=r"did not start: it ended with .*IsADirectoryError.*server\.log"):
         ensure_server(tmp_path)
 
-    log = tmp_path / "prefect" / "server.log"
-    # The last line may still be on its way.
-    until(lambda: "IsADirectoryError" in log.read_text() or None, "the reason in the log")
     assert not is_locked(ServerFiles(tmp_path / "prefect").supervisor_lock)
+
+
+def make_newer(database: Path) -> None:
+    """Let a database be of a version that does not exist yet."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (make_newer, "its database was made by a newer version of Prefect: install a newer imbrace-lake"),
+        (lambda path: path.write_bytes(b"no database" * 1_000), "its database is damaged: move "),
+        (lambda path: (path.unlink(), path.mkdir()), "it may not write to "),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named(
+    spoil: Callable[[Path], object], reason: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = make_home(tmp_path_factory, "spoilt")
+    spoil(home / "prefect" / "prefect.db")
+
+    with pytest.raises(SettingsError, match=f"the local Prefect server did not start: {reason}") as failure:
+        ensure_server(home)
+
+    assert str(home / "prefect" / "server.log") in str(failure.value)
+    assert not is_locked(ServerFiles(home / "prefect").supervisor_lock)
+
+
+def test_the_reason_of_an_earlier_failure_is_not_given_again(tmp_path: Path) -> None:
+    (tmp_path / "prefect" / "state.new").mkdir(parents=True)
+    (tmp_path / "prefect" / "server.log").write_text("OSError: [Errno 28] No space left on device\n")
+
+    with pytest.raises(SettingsError, match="IsADirectoryError"):
+        ensure_server(tmp_path)
 
 
 def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
@@ -235,13 +270,17 @@ def test_a_big_log_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "long" not in log.read_text()
 
 
-def test_a_start_that_takes_for_ever_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervisor_that_does_not_even_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local_server, "START_SECONDS", 0.0)
+    monkeypatch.setattr(local_server, "STOP_SECONDS", 0.0)
 
     with pytest.raises(SettingsError, match="did not start"):
         ensure_server(tmp_path)
 
-    assert not is_locked(ServerFiles(tmp_path / "prefect").supervisor_lock)
+    monkeypatch.undo()
+    stop_server(tmp_path)
 
 
 def test_waiting_for_another_start_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,18 +328,62 @@ def test_a_home_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         ensure_server(tmp_path / "file" / "home")
 
 
-def test_a_server_that_answers_no_more_is_taken_for_broken(
+def test_a_server_that_neither_answers_nor_works_counts_as_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_server, "BUSY_SECONDS", 0.2)
     waits: list[bool] = []
-
-    answering = local_server._is_answering_soon(
-        ServerState(pid=1, port=9, version="3", is_ready=True), lambda: waits.append(True)
-    )
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as idle:
+        state = ServerState(pid=1, port=9, version="3", is_ready=True, server_pid=idle.pid)
+        answering = local_server._is_answering_soon(ServerFiles(tmp_path), state, lambda: waits.append(True))
+        idle.kill()
 
     assert not answering
     assert waits
+
+
+def test_a_server_that_is_too_busy_to_answer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(local_server, "BUSIEST_SECONDS", 3.0)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        state = ServerState(pid=1, port=9, version="3", is_ready=True, server_pid=busy.pid)
+        began = time.monotonic()
+        local_server._is_answering_soon(ServerFiles(tmp_path), state, lambda: None)
+        busy.kill()
+
+    assert time.monotonic() - began >= 3.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_neither_server_nor_supervisor_has_the_users_secrets(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        "IMBRACE_TOKEN": "api_secret",
+        "IMBRACE_PHONE_KEY": "phone secret",
+        "AWS_SECRET_ACCESS_KEY": "aws secret",
+        "AZURE_STORAGE_KEY": "azure secret",
+        "GOOGLE_API_KEY": "google secret",
+        "PREFECT_API_KEY": "prefect secret",
+        "DATABASE_URL": "postgresql://user:url secret@host/",
+        "https_proxy": "http://user:proxy secret@proxy/",
+        "SOME_TOKEN": "some secret",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    home = make_home(tmp_path_factory, "clean")
+    try:
+        server = ensure_server(home)
+        state = read_state(ServerFiles(server.directory).state)
+        assert state is not None
+        for pid in (state.pid, state.server_pid):
+            environment = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+            assert any(variable.startswith("PATH=") for variable in environment)
+            assert not [variable for variable in environment if "secret" in variable]
+    finally:
+        stop_server(home)
 
 
 def test_the_home_is_the_one_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

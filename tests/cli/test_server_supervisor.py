@@ -184,7 +184,7 @@ def test_a_server_that_ends_by_itself_is_noticed(tmp_path: Path, capsys: pytest.
 
     assert chosen.run(threading.Event()) == 1
 
-    assert "the server ended by itself with code 0" in capsys.readouterr().err
+    assert "the server ended by itself: it ended with code 0" in capsys.readouterr().err
     assert not chosen.files.state.exists()
 
 
@@ -285,6 +285,33 @@ def test_to_supervise_is_to_detach_and_to_hold_the_lock(
     monkeypatch.setattr(Supervisor, "run", run)
     assert main(["supervise", str(tmp_path), "0.2"]) == 7
     assert held == [True]
+
+
+def test_a_start_is_given_up_only_when_it_makes_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_supervisor, "STALL_SECONDS", 0.5)
+    chosen = supervisor(tmp_path)
+    busy = "import sys, time; end = time.process_time() + 2\nwhile time.process_time() < end: pass"
+    chosen.command = lambda _: [sys.executable, "-c", f"{busy}\ntime.sleep(60)"]
+    began = time.monotonic()
+
+    assert chosen.run(threading.Event()) == 1
+
+    assert time.monotonic() - began > 2.0
+    assert "the server did not start: no progress for 0.5 s" in capsys.readouterr().err
+
+
+def test_a_start_that_makes_progress_for_ever_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_supervisor, "START_SECONDS", 0.5)
+    chosen = supervisor(tmp_path)
+    chosen.command = lambda _: [sys.executable, "-c", "while True: pass"]
+
+    assert chosen.run(threading.Event()) == 1
+
+    assert "the server did not start within 0.5 s" in capsys.readouterr().err
 
 
 def test_a_server_ends_when_its_supervisor_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

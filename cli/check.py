@@ -88,7 +88,7 @@ def _versions() -> list[Finding]:
 def _look_at_server(api_url: str, ours: str) -> Finding:
     import httpx
 
-    from cli.prefect_session import ask_server, shown_url
+    from cli.prefect_session import LOGIN_ADVICE, ask_server, shown_url
     from imbrace_lake.check import Finding
 
     shown = shown_url(api_url)
@@ -98,7 +98,7 @@ def _look_at_server(api_url: str, ours: str) -> Finding:
         told = f"{shown} does not answer ({type(exc).__name__}): start it, or unset PREFECT_API_URL"
         return Finding("prefect server", "wrong", told)
     if answer.status_code in (401, 403):
-        return Finding("prefect server", "wrong", f"{shown} asks for a key: set PREFECT_API_KEY")
+        return Finding("prefect server", "wrong", f"{shown} asks for a login: {LOGIN_ADVICE}")
     theirs = answer.text.strip().strip('"') if answer.status_code == 200 else ""
     if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
         told = f"{shown} has version {theirs}, this is {ours}: a server should not be the older one"

@@ -5,6 +5,7 @@ Prefect fixes its settings and its logging when it is imported, so all of this c
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import tomllib
@@ -22,18 +23,29 @@ def configured_api_url() -> str | None:
 
     Source:
         The order of ``prefect.settings``: environment, ``.env``, ``prefect.toml``,
-        ``pyproject.toml``, active profile (Prefect 3.8, ``prefect/settings/sources.py``).
+        ``pyproject.toml``, active profile (Prefect 3.9, ``prefect/settings/sources.py``).
     """
+    return _configured("PREFECT_API_URL", "api", "url")
+
+
+def configured_login() -> dict[str, str]:
+    """Return the header with which requests reach the configured server, without importing Prefect."""
+    if key := _configured("PREFECT_API_KEY", "api", "key"):
+        return {"authorization": f"Bearer {key}"}
+    if login := _configured("PREFECT_API_AUTH_STRING", "api", "auth_string"):
+        return {"authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    return {}
+
+
+def _configured(name: str, *keys: str) -> str | None:
+    """Look a setting of Prefect's up: by the name of its variable, and by its keys in a TOML file."""
     environment = {**dotenv_values(".env"), **{k: v for k, v in os.environ.items() if v}}
-    if url := environment.get("PREFECT_API_URL"):
-        return url
-    for path, keys in (
-        ("prefect.toml", ("api", "url")),
-        ("pyproject.toml", ("tool", "prefect", "api", "url")),
-    ):
-        if url := _look_up(_read_toml(Path(path)), *keys):
-            return url
-    return _profile_api_url(environment)
+    if value := environment.get(name):
+        return value
+    for path, table in (("prefect.toml", ()), ("pyproject.toml", ("tool", "prefect"))):
+        if value := _look_up(_read_toml(Path(path)), *table, *keys):
+            return value
+    return _profile_setting(environment, name)
 
 
 def client_environment(api_url: str, directory: Path | None = None) -> dict[str, str]:
@@ -80,12 +92,12 @@ def prepare_client(api_url: str, directory: Path | None = None) -> None:
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
 
-def _profile_api_url(environment: Mapping[str, str | None]) -> str | None:
+def _profile_setting(environment: Mapping[str, str | None], name: str) -> str | None:
     home = Path(environment.get("PREFECT_HOME") or "~/.prefect").expanduser()
     path = environment.get("PREFECT_PROFILES_PATH")
     profiles = _read_toml(Path(path) if path else home / "profiles.toml")
     active = environment.get("PREFECT_PROFILE") or _look_up(profiles, "active")
-    return _look_up(profiles, "profiles", active or "", "PREFECT_API_URL")
+    return _look_up(profiles, "profiles", active or "", name)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli.local_server import ensure_server, keep_alive
-from cli.prefect_environment import configured_api_url, flow_run_url, prepare_client
+from cli.prefect_environment import configured_api_url, configured_login, flow_run_url, prepare_client
 from imbrace_lake.errors import ImbraceLakeError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 SLOW_SECONDS = 1.0
 VERY_SLOW_SECONDS = 30.0
+LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
 
 
 class ServerUnavailable(ImbraceLakeError):
@@ -85,10 +85,9 @@ def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
     """
     import httpx
 
-    key = os.environ.get("PREFECT_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = f"{api_url.rstrip('/')}/admin/version"
     try:
-        return httpx.get(f"{api_url.rstrip('/')}/admin/version", headers=headers, timeout=timeout_seconds)
+        return httpx.get(url, headers=configured_login(), timeout=timeout_seconds)
     except httpx.InvalidURL as exc:
         raise httpx.UnsupportedProtocol(str(exc)) from exc
 
@@ -120,7 +119,7 @@ def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailabl
             f"{place} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
         )
     if exc.response.status_code in (401, 403):
-        return ServerUnavailable(f"{place} asks for a key: set PREFECT_API_KEY")
+        return ServerUnavailable(f"{place} asks for a login: {LOGIN_ADVICE}")
     return ServerUnavailable(
         f"{place} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
         " be as new as this Prefect"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.browser.ui import PAGE_MS
 
@@ -133,9 +133,15 @@ class Attacker:
     browser: Browser
     port: int
 
-    def attack(self, page_url: str, target: str) -> dict[str, str]:
-        """Open a page and try everything; return what the page could read, by attack."""
-        page = self.browser.new_page()
+    def attack(self, page_url: str, target: str, user: BrowserContext | None = None) -> dict[str, str]:
+        """Open a page and try everything; return what the page could read, by attack.
+
+        Args:
+            page_url: Where the page comes from.
+            target: The server that it attacks.
+            user: The browser of somebody who is logged in there; a new one unless given.
+        """
+        page = (user or self.browser).new_page()
         try:
             page.goto(page_url, timeout=PAGE_MS)
             found: dict[str, Any] = page.evaluate(_ATTACKS, {"target": target, "mark": MARK})

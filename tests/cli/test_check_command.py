@@ -76,7 +76,7 @@ def test_its_own_server_is_named(run: Run, prefect: LocalServer) -> None:
         (200, f'"{version("prefect")}"', f"answers, version {version('prefect')}", 0),
         (200, '"2.0.0"', "has version 2.0.0", 0),
         (404, "", "/api answers\n", 0),
-        (401, "", "set PREFECT_API_KEY", 1),
+        (401, "", "set PREFECT_API_AUTH_STRING", 1),
     ],
 )
 def test_a_configured_server_is_asked(status: int, body: str, told: str, code: int, run: Run) -> None:

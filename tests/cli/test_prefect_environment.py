@@ -11,6 +11,7 @@ import pytest
 from cli.prefect_environment import (
     client_environment,
     configured_api_url,
+    configured_login,
     flow_run_url,
     prepare_client,
 )
@@ -48,6 +49,33 @@ def test_the_api_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_pa
     (tmp_path / path).write_text(text)
 
     assert configured_api_url() == URL
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (".env", "PREFECT_API_AUTH_STRING=user:password\n"),
+        ("prefect.toml", '[api]\nauth_string = "user:password"\n'),
+        ("pyproject.toml", '[tool.prefect.api]\nauth_string = "user:password"\n'),
+        (
+            ".prefect/profiles.toml",
+            'active = "work"\n[profiles.work]\nPREFECT_API_AUTH_STRING = "user:password"\n',
+        ),
+    ],
+)
+def test_the_login_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
+    assert configured_login() == {}
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(text)
+
+    assert configured_login() == {"authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+
+
+def test_a_key_comes_before_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_KEY", "key")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:password")
+
+    assert configured_login() == {"authorization": "Bearer key"}
 
 
 def test_the_environment_comes_first_but_not_when_empty(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from datetime import timedelta
 from typing import Any
@@ -102,3 +103,14 @@ def test_compose_asks_for_every_secret_and_holds_none() -> None:
         for name, value in service.get("environment", {}).items():
             if name.endswith(("TOKEN", "PASSWORD", "KEY", "KEY_ID")):
                 assert value.startswith("${")
+
+
+def test_the_guide_protects_a_server_as_the_compose_file_does() -> None:
+    guide, _, _ = (ROOT / "docs" / "deployments.md").read_text(encoding="utf-8").partition("server start")
+    exported = dict(re.findall(r"^export (PREFECT_SERVER_\w+)=(\S+)", guide, re.MULTILINE))
+
+    composed = read("deployments/docker/compose.yaml")["services"]["server"]["environment"]
+    assert exported.pop("PREFECT_SERVER_API_AUTH_STRING")
+    assert "PREFECT_AUTH_STRING:?" in composed["PREFECT_SERVER_API_AUTH_STRING"]
+    assert len(exported) == 2
+    assert exported == {name: composed[name] for name in exported}

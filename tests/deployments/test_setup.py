@@ -214,7 +214,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "set PREFECT_API_KEY"), (404, "PREFECT_API_URL ends with /api")]
+    ("status", "told"), [(401, "set PREFECT_API_AUTH_STRING"), (404, "PREFECT_API_URL ends with /api")]
 )
 def test_a_server_that_refuses_is_one_sentence(
     status: int, told: str, place: Path, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cli.interrupt import Interrupt, interruptible
 from cli.options import environment
 from cli.prefect_session import prefect_session
 from imbrace_lake.errors import ImbraceLakeError
@@ -86,26 +87,45 @@ def run_flow(
     """
     from cli.progress_view import open_view
 
-    with environment(overrides), open_view() as view, prefect_session(view.say) as session:
+    with (
+        interruptible() as interrupt,
+        environment(overrides),
+        open_view() as view,
+        prefect_session(view.say) as session,
+    ):
         from flows.observer import Observer, current_observer
 
         observer = Observer()
         token = current_observer.set(observer)
         try:
-            state = asyncio.run(_watched(load(), params, observer, view))
+            state = asyncio.run(_watched(load(), params, observer, view, interrupt))
         except KeyboardInterrupt:
-            done = observer.progress.conversations_done
-            raise Interrupted(
-                f"{done:,} conversations are whole in the lake, and the same command goes on with the rest"
-            ) from None
+            raise Interrupted(_left(observer)) from None
         finally:
             current_observer.reset(token)
+        if interrupt.is_requested and state.is_cancelled():
+            raise Interrupted(_left(observer))
         summary = observer.summary or _failed(settings, state)
         summary.flow_run_url = session.run_url(summary.run_id)
     return Outcome(summary, observer.problems)
 
 
-async def _watched(flow: ReadingFlow, params: ReadParams, observer: Observer, view: View) -> Any:
+def _left(observer: Observer) -> str:
+    from imbrace_lake.lake.entries import PROVEN
+
+    done = sum(observer.progress.statuses[status] for status in PROVEN)
+    return f"{done:,} conversations are complete in the lake; the same command exports the others"
+
+
+async def _watched(
+    flow: ReadingFlow, params: ReadParams, observer: Observer, view: View, interrupt: Interrupt
+) -> Any:
+    loop = asyncio.get_running_loop()
+
+    def cancel() -> None:
+        # The signal may have come anywhere in this thread; the loop may be waiting for the network.
+        loop.call_soon_threadsafe(observer.cancellation.request)
+
     async def watch() -> None:
         while True:
             view.update(observer.progress)
@@ -113,7 +133,8 @@ async def _watched(flow: ReadingFlow, params: ReadParams, observer: Observer, vi
 
     watching = asyncio.create_task(watch())
     try:
-        state = await flow(params, return_state=True)
+        with interrupt.cancels(cancel):
+            state = await flow(params, return_state=True)
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
@@ -26,16 +27,39 @@ logger = logging.getLogger("imbrace_lake.cancelling")
 
 
 class RunCancelled(Exception):
-    """The run was cancelled in the UI or by the API."""
+    """The run was cancelled in the UI, by the API or by its caller."""
+
+
+@dataclass(slots=True)
+class Cancellation:
+    """Lets the caller of a flow in this process cancel it, before it begins too; for one event loop."""
+
+    is_requested: bool = False
+    _cancel: Callable[[], None] | None = None
+
+    def request(self) -> None:
+        """Cancel the run; called in its event loop."""
+        self.is_requested = True
+        if self._cancel is not None:
+            self._cancel()
+
+    def bind(self, cancel: Callable[[], None] | None) -> None:
+        """Name what ends the run, at once if that was requested already."""
+        self._cancel = cancel
+        if cancel is not None and self.is_requested:
+            cancel()
 
 
 @asynccontextmanager
-async def cancelled_with(run_id: str, *final: StateType) -> AsyncIterator[None]:
+async def cancelled_with(
+    run_id: str, *final: StateType, by_caller: Cancellation | None = None
+) -> AsyncIterator[None]:
     """End the block soon after a run was cancelled.
 
     Args:
         run_id: Of this run, or of one that it belongs to.
         final: States that end the block as well.
+        by_caller: Cancels it without the server.
 
     Raises:
         RunCancelled: It was.
@@ -45,17 +69,22 @@ async def cancelled_with(run_id: str, *final: StateType) -> AsyncIterator[None]:
     assert block is not None  # noqa: S101 - told to the type checker
     is_cancelled = False
 
-    async def look() -> None:
+    def cancel() -> None:
         nonlocal is_cancelled
+        is_cancelled = True
+        block.cancel()
+
+    async def look() -> None:
         async with get_client() as client:
             while True:
                 if await _type_of(client, run_id) in ending:
-                    is_cancelled = True
-                    block.cancel()
+                    cancel()
                     return
                 await asyncio.sleep(LOOK_SECONDS)
 
     looking = asyncio.create_task(look())
+    if by_caller is not None:
+        by_caller.bind(cancel)
     try:
         yield
     except asyncio.CancelledError:
@@ -64,6 +93,8 @@ async def cancelled_with(run_id: str, *final: StateType) -> AsyncIterator[None]:
         block.uncancel()
         raise RunCancelled from None
     finally:
+        if by_caller is not None:
+            by_caller.bind(None)
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking

@@ -1,10 +1,11 @@
-"""Lets whoever calls a flow in this process watch it and take its summary."""
+"""Lets the caller of a flow in this process watch it, cancel it and take its summary."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from flows.cancelling import Cancellation
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.runs import RunSummary
 
@@ -16,6 +17,7 @@ class Observer:
     progress: Progress = field(default_factory=Progress)
     problems: list[str] = field(default_factory=list)
     summary: RunSummary | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 current_observer: ContextVar[Observer | None] = ContextVar("current_observer", default=None)

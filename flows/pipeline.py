@@ -85,7 +85,7 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     """Do a flow's work, and end it in the state that says how it went, in one sentence."""
     observer = current_observer.get() or Observer()
     try:
-        async with cancelled_with(str(flow_run.id)):
+        async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
             observer.summary = await work(observer)
         state = state_of(observer.summary)
         # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from cli.local_server import LocalServer
+from cli.server_files import ServerFiles, read_state
 from sandbox import Sandbox
+from tests.deployments.operator import CERTIFICATES, until
 
 COMMAND = [sys.executable, "-m", "cli.main"]
 
@@ -59,26 +62,102 @@ def test_json_is_all_there_is_on_standard_output_of_a_partial_run(
     assert not any(number in done.stdout + done.stderr for number in box.phones)
 
 
-@pytest.mark.usefixtures("settings")
-def test_ctrl_c_ends_a_process_with_one_sentence(box: Sandbox, phones: Path) -> None:
+def export_until_stuck(box: Sandbox, phones: Path) -> subprocess.Popen[str]:
+    """Start an export whose gateway does not answer, and wait until it asks for messages."""
     for ids in box.links.values():
         for conversation_id in ids:
             box.break_conversation(conversation_id, "stall")
-
     process = subprocess.Popen(
         [*COMMAND, "export", "--phones", str(phones)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not box.stats().requests["messages"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    until(lambda: box.stats().requests["messages"] or None, "the run to be stuck")
+    return process
 
+
+def last_run(server: LocalServer) -> dict[str, Any]:
+    """The run that began last."""
+    body = {"sort": "START_TIME_DESC", "limit": 1}
+    (found,) = httpx.post(f"{server.api_url}/flow_runs/filter", json=body, verify=CERTIFICATES).json()
+    return dict(found)
+
+
+@pytest.mark.usefixtures("settings")
+def test_ctrl_c_is_acknowledged_and_ends_the_run_as_cancelled(
+    box: Sandbox, phones: Path, prefect_server: LocalServer
+) -> None:
+    process = export_until_stuck(box, phones)
+    assert process.stderr is not None
+    assert process.stdout is not None
+
+    process.send_signal(signal.SIGINT)
+
+    # These lines come while the gateway still does not answer.
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == (
+        "interrupted: the run is stopping; press Ctrl-C again to end it at once\n"
+    )
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines() == [
-        "interrupted: 0 conversations are whole in the lake, and the same command goes on with the rest"
+        "interrupted: 0 conversations are complete in the lake; the same command exports the others"
     ]
+    run = last_run(prefect_server)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Cancelled")
+
+
+@pytest.mark.usefixtures("settings")
+def test_ctrl_c_before_a_run_has_begun_ends_it_as_cancelled_too(
+    box: Sandbox, phones: Path, prefect_server: LocalServer
+) -> None:
+    earlier = last_run(prefect_server)["id"]
+    program = f"""
+import os, signal, sys
+from prefect.client.orchestration import PrefectClient
+create = PrefectClient.create_flow_run
+async def interrupted(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return await create(*args, **kwargs)
+PrefectClient.create_flow_run = interrupted
+from cli.main import main
+sys.exit(main(["export", "--phones", {str(phones)!r}]))
+"""
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server.api_url}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+
+    assert done.returncode == 130, done.stderr
+    assert "0 conversations are complete in the lake" in done.stderr
+    run = last_run(prefect_server)
+    assert run["id"] != earlier
+    assert run["state"]["type"] == "CANCELLED"
+    assert not box.stats().requests["messages"]
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_second_ctrl_c_ends_the_process_at_once(
+    box: Sandbox, phones: Path, prefect_server: LocalServer
+) -> None:
+    process = export_until_stuck(box, phones)
+    assert process.stderr is not None
+    state = read_state(ServerFiles(prefect_server.directory).state)
+    assert state is not None
+    assert state.server_pid is not None
+    # A server that answers nobody must not keep the command from ending.
+    os.kill(state.server_pid, signal.SIGSTOP)
+    try:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        os.kill(state.server_pid, signal.SIGCONT)
+
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err

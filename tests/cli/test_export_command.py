@@ -232,7 +232,7 @@ def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
     assert result.out == ""
     last = result.err.splitlines()[-1]
     assert last.startswith("interrupted: ")
-    assert "conversations are whole in the lake" in last
+    assert "conversations are complete in the lake" in last
     before = exported(place)
     assert before
     box.reset_stats()

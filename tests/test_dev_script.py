@@ -125,6 +125,26 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     assert run.stdout.endswith("== all checks passed\n")
 
 
+def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:
+    assert dev(repository, "audit", "--no-dev").returncode == 0
+    assert (
+        f"audit --locked --preview-features audit-command --project {repository} --no-dev"
+        in calls(repository)[-1]
+    )
+
+    (repository / ".venv/broken").touch()
+    failed = dev(repository, "audit")
+
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("./dev: the audit found something, or could not ask")
+
+
+def test_the_bill_of_materials_is_made_from_the_lock(repository: Path) -> None:
+    assert dev(repository, "sbom").returncode == 0
+    assert "export --quiet --locked --format cyclonedx1.5" in calls(repository)[-1]
+    assert "--no-dev --all-extras" in calls(repository)[-1]
+
+
 def test_an_install_without_the_lock_runs_the_demo_from_a_place_that_is_thrown_away(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -114,3 +114,14 @@ def test_the_guide_protects_a_server_as_the_compose_file_does() -> None:
     assert "PREFECT_AUTH_STRING:?" in composed["PREFECT_SERVER_API_AUTH_STRING"]
     assert len(exported) == 2
     assert exported == {name: composed[name] for name in exported}
+
+
+def test_images_of_others_are_pinned_by_digest() -> None:
+    services = read("deployments/docker/compose.yaml")["services"].values()
+    dockerfile = (ROOT / "deployments/docker/Dockerfile").read_text(encoding="utf-8")
+    built_from = re.findall(r"^(?:FROM |COPY --from=|# syntax=)(\S+)", dockerfile, re.MULTILINE)
+
+    images = {*built_from, *(service["image"] for service in services)} - {"build", "imbrace-lake"}
+    assert len(images) == 5
+    for image in images:
+        assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}", image), image

@@ -1,8 +1,9 @@
 """Automations for runs whose worker or process dies.
 
 An open-source server leaves a run "Running" for ever when its worker dies. When only its process dies, the
-worker says so twice, the second time after it has loaded the flow for its hooks. That would end a run that
-has been started again meanwhile, so a crashed run waits in a state of its own until nobody speaks any more.
+worker says so twice (in Prefect 3.9 too), the second time after it has loaded the flow for its hooks. That
+would end a run that has been started again meanwhile, so a crashed run waits in a state of its own until
+nobody speaks any more.
 """
 
 from __future__ import annotations

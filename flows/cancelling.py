@@ -1,9 +1,8 @@
-"""Ends a run that was cancelled, whatever became of the message that tells its worker so.
+"""Ends a run that was cancelled, even if its worker's signal is lost or it has no worker.
 
-Prefect tells a worker by an event, which is missed by one whose connection was away at that moment, and the
-worker tells the run by a signal, which raises an exception in whatever code runs then: within a callback of
-the event loop it is lost. A run without a worker is told by nobody (Prefect 3.8: `FlowRunCancellingObserver`,
-`CancellationManager` and `capture_sigterm`).
+Prefect's worker tells a run by a signal that it was cancelled. The signal raises an exception in whatever
+code runs at that moment: within a callback of the event loop it is lost. A run of the command line has no
+worker (Prefect 3.9: `FlowRunCancellingObserver`, `CancellationManager` and `capture_sigterm`).
 """
 
 from __future__ import annotations

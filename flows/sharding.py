@@ -31,9 +31,9 @@ from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"
 POLL_SECONDS = 5.0
-# An automation starts a crashed run again within seconds, but was seen to miss one of two that crashed in
-# the same moment. A run that never crashes, although nothing is heard of it, has lost its worker where no
-# automation looks for that.
+# Where `setup` has made the automations, one starts a crashed run again after half a minute; elsewhere the
+# run that waits for it does. A run that never crashes, although nothing is heard of it, has lost its worker
+# where no automation looks for that.
 CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0
 UNTAKEN_SECONDS = 300.0

@@ -8,11 +8,17 @@
     │   └── SettingsError
     ├── GatewayError              the gateway's answer to one request
     │   ├── TokenRejected         401, believed after a few tries           fatal
-    │   ├── OrganizationMismatch  403                                       fatal
-    │   ├── BadRequest            400 and any other 4xx
+    │   ├── OrganizationMismatch  403 that concerns every request           fatal
+    │   ├── CertificateRejected   TLS: the certificate is not trusted       fatal
+    │   ├── BadRequest            400 and any other status without a class of its own
+    │   │   └── WrongAddress      a redirect, or a 404 of another server
+    │   ├── ConversationForbidden 403 that concerns one conversation
     │   ├── ConversationNotFound  404 on messages
+    │   ├── UnusableId            an id that cannot be part of an address
+    │   ├── AnswerTooLarge        more bytes or values than the settings allow
     │   ├── RateLimited           429                                       transient
     │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
+    │   │   └── Overdue           504, or no complete answer in time
     │   └── MalformedAnswer       an answer that cannot be what it claims   transient
     ├── WalkIncomplete            a conversation that could not be proven whole
     ├── NotReached                a conversation that a run found and did not come to
@@ -36,6 +42,8 @@ E = TypeVar("E", bound=BaseException)
 
 # Whose lines are named where an unexpected exception is described.
 OWN_PACKAGES = frozenset({"imbrace_lake", "tasks", "flows", "cli"})
+
+MOST_PATH_CHARACTERS = 200
 
 
 class ImbraceLakeError(Exception):
@@ -75,27 +83,66 @@ class GatewayError(ImbraceLakeError):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return f"{self.reason} (GET {self.path}, request id {self.request_id})"
+        # The id of a conversation can have any length.
+        path = self.path if len(self.path) <= MOST_PATH_CHARACTERS else f"{self.path[:MOST_PATH_CHARACTERS]}…"
+        return f"{self.reason} (GET {path}, request id {self.request_id})"
 
 
 class TokenRejected(GatewayError):
-    """401, repeated: the gateway does not accept the token."""
+    """401, repeated: the token is wrong or has expired, which the gateway does not distinguish."""
 
     is_fatal = True
-    advice = "Put a valid token into the credentials, then rerun."
+    advice = (
+        "Create a token that lasts and put it into the credentials, then rerun. Tokens of the SDK's"
+        " third-party call expire after 10 days unless `expired_at` says otherwise, API keys after 365."
+    )
 
 
 class OrganizationMismatch(GatewayError):
-    """403: the token belongs to another organization."""
+    """403 on every request: the token belongs to another organization."""
 
     is_fatal = True
     advice = "Use a token of this organization, then rerun."
 
 
-class BadRequest(GatewayError):
-    """400 or another 4xx: the gateway will not answer this request."""
+class CertificateRejected(GatewayError):
+    """The certificate of the gateway, or of a proxy on the way, is not trusted."""
 
-    advice = "The gateway would refuse it again: send the request id to the vendor."
+    is_fatal = True
+    advice = (
+        "Set SSL_CERT_FILE to a file with the certificate authorities that your network uses, then rerun;"
+        " if the certificate has expired, its owner must renew it."
+    )
+
+
+class BadRequest(GatewayError):
+    """400 or another status that is not an answer: the gateway rejects this request."""
+
+    advice = "The gateway would reject it again: send the request id to the vendor."
+
+
+class WrongAddress(BadRequest):
+    """A redirect, or a 404 that is not in the gateway's words: another server answers."""
+
+    advice = "Check the gateway's address in the settings, then rerun."
+
+
+class ConversationForbidden(GatewayError):
+    """403 on one conversation, with a token and an organization that are not at fault."""
+
+    advice = "Ask the vendor why the token may not read this conversation: send the request id."
+
+
+class UnusableId(GatewayError):
+    """An id that cannot be sent as part of an address; no request was made."""
+
+    advice = "Ask the vendor for the conversation's real id: no request can name this one."
+
+
+class AnswerTooLarge(GatewayError):
+    """An answer with more bytes or values than allowed, even where a smaller page was asked for."""
+
+    advice = "If the data are plausible, raise IMBRACE_ANSWER_MEGABYTES, then rerun."
 
 
 class ConversationNotFound(GatewayError):
@@ -116,6 +163,10 @@ class GatewayUnavailable(GatewayError):
 
     is_transient = True
     advice = "Rerun later; if it fails again, send the request id to the vendor."
+
+
+class Overdue(GatewayUnavailable):
+    """504, or no complete answer in time: a smaller page may arrive where a large one does not."""
 
 
 class MalformedAnswer(GatewayError):

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")
+    answer_megabytes: float = Field(
+        16.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
+    )
     pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
     look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
     look_back_messages: int = Field(200, ge=0, description="At most so many of them a conversation.")
@@ -103,6 +106,7 @@ class Settings(BaseSettings):
             timeout_seconds=self.timeout_seconds,
             tries=self.tries,
             patience_seconds=self.patience_seconds,
+            most_answer_bytes=int(self.answer_megabytes * 2**20),
         )
 
     def _checked_token(self) -> SecretStr:

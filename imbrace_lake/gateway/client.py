@@ -15,40 +15,53 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
 from imbrace_lake.errors import (
+    AnswerTooLarge,
+    BadRequest,
+    ConversationForbidden,
     ConversationNotFound,
     GatewayError,
     GatewayUnavailable,
     MalformedAnswer,
+    OrganizationMismatch,
+    Overdue,
     RateLimited,
     TokenRejected,
+    UnusableId,
 )
+from imbrace_lake.gateway.content_coding import ACCEPTED
+from imbrace_lake.gateway.http_client import Answer, HttpClient
 from imbrace_lake.gateway.models import (
+    Counts,
     Links,
     Malformed,
     Page,
     etag_of,
+    parse_counts,
     parse_links,
     parse_page,
 )
 from imbrace_lake.gateway.pacing import Gate, TurnedAway
-from imbrace_lake.gateway.refusals import Overdue, refusal, retry_after
+from imbrace_lake.gateway.refusals import Forbidden, refusal, retry_after
 from imbrace_lake.phones.numbers import PhoneNumber, digits
+from imbrace_lake.printable import printable_request_id
 
 T = TypeVar("T")
+# The query of a request, by how often its answer was overdue and how often too large.
+Query = Callable[[int, int], str]
 
+LINKS_PATH = "/conversations/links"
 # Proxies commonly refuse more than 8 KB of URL (nginx: large_client_header_buffers 4 8k).
 MAX_URL_BYTES = 7_500
 SMALLEST_PAGE = 10
 TOKEN_TRIES = 4
 SHORT_BODY_TRIES = 3
+# One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
+HARMLESS = PhoneNumber("+12025550123")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,7 @@ class GatewayOptions:
         tries: How often one request is sent before its failure is believed.
         patience_seconds: How long refusals (429) are waited out; the source's window is 30 minutes.
         first_delay_seconds: The wait before the second try; it doubles from then on, with jitter.
+        most_answer_bytes: Longest body of an answer, as received and as decoded.
     """
 
     url: str
@@ -71,15 +85,25 @@ class GatewayOptions:
     patience_seconds: float = 2_100.0
     first_delay_seconds: float = 0.5
     longest_delay_seconds: float = 20.0
+    most_answer_bytes: int = 16 << 20
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and what came back."""
+    """What was sent and what came back.
+
+    Attributes:
+        requests: Requests that were sent, repeated ones included.
+        retries: How many of them were repeated.
+        size_bytes: Received bytes of bodies, as they came: compressed ones before they were decoded.
+    """
 
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
+
+    def add_bytes(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
 
 
 class _ShortBody(MalformedAnswer):
@@ -102,33 +126,38 @@ class GatewayClient:
         self.traffic = Traffic()
         self.gate = gate
         self._base = options.url.rstrip("/")
+        self._secrets = (options.token.get_secret_value(),)
         self._accepted = 0  # requests that the gateway has answered, and so its token
+        self._links_accepted = 0  # those that named the organization
+        self._probing = asyncio.Lock()
+        self._is_forbidden = False
         self._longest_page = 0
         self._counts_pages = True  # one of the two counts is the number of messages in the page
         self._ids = f"lake-{uuid.uuid4().hex[:12]}"
-        self._headers = {
+        headers = {
             "host": httpx.URL(self._base).netloc.decode(),
             "accept": "application/json",
-            "accept-encoding": "gzip, deflate",
+            "accept-encoding": ACCEPTED,
             "user-agent": f"imbrace-lake/{version('imbrace-lake')}",
             "x-access-token": options.token.get_secret_value(),
         }
-        # A request is timed as a whole, and not at each read.
-        timeout = httpx.Timeout(None, connect=options.timeout_seconds)
-        self._extensions = {"timeout": timeout.as_dict()}
-        # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
-        # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
-        # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
-        self._transport = transport or _connections(self._base)
+        self._http = HttpClient(
+            self._base,
+            headers,
+            timeout_seconds=options.timeout_seconds,
+            most_bytes=options.most_answer_bytes,
+            on_received=self.traffic.add_bytes,
+            transport=transport,
+        )
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.__aexit__(kind, exc, trace)
+        await self._http.__aexit__(kind, exc, trace)
 
     async def get_links(self, phones: Sequence[PhoneNumber]) -> Links:
         """Find the conversations of some phone numbers; `link_batches` says how many fit.
@@ -136,22 +165,26 @@ class GatewayClient:
         Raises:
             GatewayError: As its class says.
         """
-        path = "/conversations/links"
-        pairs = [("phone_numbers", digits(phone)) for phone in phones]
-        query = str(httpx.QueryParams([*pairs, ("organization_id", self.options.organization)]))
+        query = self._links_query(phones)
         try:
-            return await self._get(path, lambda _: query, lambda body: parse_links(body, phones))
+            return await self._get(LINKS_PATH, lambda *_: query, lambda body: parse_links(body, phones))
         except ConversationNotFound:
             return Links((), ())
+
+    def _links_query(self, phones: Sequence[PhoneNumber]) -> str:
+        pairs = [("phone_numbers", digits(phone)) for phone in phones]
+        return str(httpx.QueryParams([*pairs, ("organization_id", self.options.organization)]))
 
     async def get_page(self, conversation_id: str, *, skip: int = 0, limit: int = 100) -> Page:
         """Fetch one page of messages, newest first, leaving out the `skip` newest.
 
-        A page that comes late is asked for again at half its length, so fewer than `limit` messages
-        may come although there are more.
+        A page that comes late is asked for again at half its length, one that is too large at a
+        quarter, so fewer than `limit` messages may come although there are more.
 
         Raises:
             ConversationNotFound: The gateway has no such conversation.
+            ConversationForbidden: The token may not read this conversation.
+            UnusableId: No address can name this conversation.
             GatewayError: As its class says.
         """
         return await self._get(*self._page_request(conversation_id, skip, limit))
@@ -168,17 +201,26 @@ class GatewayClient:
         path, query, parse = self._page_request(conversation_id, 0, limit)
         return await self._get(path, query, lambda body: None if etag_of(body) == etag else parse(body))
 
+    async def get_counts(self, conversation_id: str) -> Counts:
+        """Fetch what the gateway counts of a conversation, by a page of one message.
+
+        Raises:
+            GatewayError: As its class says.
+        """
+        return await self._get(_path_of(conversation_id), lambda *_: "limit=1&skip=0", parse_counts)
+
     def _page_request(
         self, conversation_id: str, skip: int, limit: int
-    ) -> tuple[str, Callable[[int], str], Callable[[bytes], Page]]:
+    ) -> tuple[str, Query, Callable[[bytes], Page]]:
         """Path, query and parser of a page."""
-        path = f"/conversations/{quote(conversation_id, safe='')}/messages"
+        path = _path_of(conversation_id)
         asked = limit
         lengths: list[int] = []
 
-        def query(overdue: int) -> str:
+        def query(overdue: int, oversized: int) -> str:
             nonlocal asked
-            asked = max(min(limit, SMALLEST_PAGE), limit >> overdue)
+            shortest = 1 if oversized else min(limit, SMALLEST_PAGE)
+            asked = max(shortest, limit >> (overdue + 2 * oversized))
             return f"limit={asked}&skip={skip}"
 
         def parse(body: bytes) -> Page:
@@ -209,15 +251,20 @@ class GatewayClient:
         is_miscounted = self._counts_pages and not page.is_exact
         return is_miscounted or len(page.ids) < expected or is_contradictory
 
-    async def _get(self, path: str, query: Callable[[int], str], parse: Callable[[bytes], T]) -> T:
-        """Send a request until its answer can be believed.
+    async def _get(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
+        """Send a request until its answer can be believed."""
+        try:
+            return await self._tried(path, query, parse)
+        except Forbidden as exc:
+            forbidden = exc
+        raise await self._explained(forbidden)
 
-        `query` gets how often the answer came too late, and may ask for less.
-        """
-        tries = rejections = accepted = overdue = 0
+    async def _tried(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
+        tries = rejections = accepted = overdue = oversized = 0
         while True:
+            sent = query(overdue, oversized)
             try:
-                return await self._try(path, query(overdue), parse)
+                return await self._try(path, sent, parse)
             except RateLimited:
                 # Not this request's fault, so not one of its tries: the gate makes everybody wait.
                 if self._is_refused_for_good():
@@ -228,6 +275,11 @@ class GatewayClient:
                 accepted = self._accepted if rejections == 1 else accepted
                 self._believe(exc, rejections, is_accepted_elsewhere=self._accepted > accepted)
                 delay = self._delay(rejections)
+            except AnswerTooLarge:
+                oversized += 1
+                if query(overdue, oversized) == sent:
+                    raise  # because nothing smaller can be asked for
+                delay = 0.0
             except GatewayError as exc:
                 tries += 1
                 if not exc.is_transient or tries >= self.options.tries:
@@ -236,6 +288,39 @@ class GatewayClient:
                 delay = self._delay(tries)
             self.traffic.retries += 1
             await asyncio.sleep(delay)
+
+    async def _explained(self, exc: Forbidden) -> GatewayError:
+        """The error that a 403 means, which may concern one conversation or every request.
+
+        The organization is a parameter of the links endpoint alone, so an answer from there decides.
+        """
+        ours = self.options.organization
+        is_links = exc.path == LINKS_PATH
+        names_another = exc.expected not in (None, ours)
+        is_open = not self._links_accepted and (is_links or exc.expected != ours)
+        if is_open and ((is_links and names_another) or await self._is_forbidden_everywhere()):
+            return OrganizationMismatch(exc.path, exc.mismatch(ours), exc.request_id)
+        if is_links:
+            return BadRequest(exc.path, "the gateway forbids this request (status 403)", exc.request_id)
+        reason = "the gateway forbids access to this conversation (status 403)"
+        if self._links_accepted:
+            reason += ", although it accepts the token and the organization"
+        return ConversationForbidden(exc.path, reason, exc.request_id)
+
+    async def _is_forbidden_everywhere(self) -> bool:
+        """Whether the gateway forbids even a harmless request for links."""
+        async with self._probing:
+            if self._links_accepted or self._is_forbidden:
+                return self._is_forbidden
+            query = self._links_query([HARMLESS])
+            try:
+                await self._tried(LINKS_PATH, lambda *_: query, lambda body: body)
+            except Forbidden:
+                self._is_forbidden = True
+            except GatewayError:
+                # Nothing is decided; 404 is the answer that the harmless number should have.
+                return False
+            return self._is_forbidden
 
     def _believe(self, exc: TokenRejected, rejections: int, *, is_accepted_elsewhere: bool) -> None:
         """Raise a 401 that has come often enough.
@@ -247,7 +332,7 @@ class GatewayClient:
             return
         if is_accepted_elsewhere:
             reason = "the gateway does not accept the token here, although it does elsewhere"
-            raise GatewayUnavailable(exc.path, reason, exc.request_id) from exc
+            raise GatewayUnavailable(exc.path, reason, exc.request_id) from None
         raise exc
 
     def _is_refused_for_good(self) -> bool:
@@ -273,93 +358,81 @@ class GatewayClient:
             self.traffic.requests += 1
             request_id = f"{self._ids}-{self.traffic.requests:x}"
             try:
-                async with asyncio.timeout(self.options.timeout_seconds):
-                    response, body = await self._send(f"{self._base}{path}?{query}", request_id)
-            except httpx.ConnectTimeout as exc:
-                # What this transport calls every failure to connect; a smaller page would not help.
-                raise self._unconnected(exc, path, request_id) from exc
-            except (httpx.TimeoutException, TimeoutError) as exc:
+                answer = await self._http.get(path, query, request_id)
+            except Overdue:
                 self.gate.strained(ticket)
-                waited = f"{self.options.timeout_seconds:g} s"
-                raise Overdue(path, f"the gateway sent no whole answer in {waited}", request_id) from exc
-            except httpx.HTTPError as exc:
-                raise self._unconnected(exc, path, request_id) from exc
-            self.traffic.size_bytes += len(body)
-            request_id = response.headers.get("x-request-id", request_id)
-            if response.status_code == 200:
+                raise
+            theirs = answer.headers.get("x-request-id")
+            request_id = printable_request_id(theirs, request_id, self._secrets)
+            if answer.status == 200:
                 self.gate.succeeded(ticket)
-                self._accepted += 1
-                return _parsed(body, parse, path, request_id)
-            raise self._refusal(response, body, ticket, path, request_id)
+                self._accept(path)
+                return _parsed(answer.body, parse, path, request_id)
+            raise self._refusal(answer, ticket, path, request_id)
         finally:
             self.gate.leave()
 
-    async def _send(self, url: str, request_id: str) -> tuple[httpx.Response, bytes]:
-        """One request and its whole answer, whatever its status, with the body decoded."""
-        headers = {**self._headers, "x-request-id": request_id}
-        request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
-        response = await self._transport.handle_async_request(request)
-        try:
-            if "content-encoding" in response.headers:
-                return response, await response.aread()
-            # What needs no decoding need not go through four generators, which cost a tenth of a request.
-            assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - told to the type checker
-            return response, b"".join([chunk async for chunk in response.stream])
-        finally:
-            await response.aclose()
+    def _accept(self, path: str) -> None:
+        self._accepted += 1
+        self._links_accepted += path == LINKS_PATH
 
-    def _unconnected(self, exc: httpx.HTTPError, path: str, request_id: str) -> GatewayUnavailable:
-        kind = type(exc.__cause__ or exc).__name__
-        return GatewayUnavailable(path, f"the connection to the gateway failed ({kind})", request_id)
-
-    def _refusal(
-        self, response: httpx.Response, body: bytes, ticket: int, path: str, request_id: str
-    ) -> GatewayError:
+    def _refusal(self, answer: Answer, ticket: int, path: str, request_id: str) -> GatewayError:
         """The error that a status other than 200 means; tells the gate about it."""
-        status = response.status_code
-        if status == 429:
-            self.gate.refused(ticket, retry_after(response))
+        if answer.status == 429:
+            self.gate.refused(ticket, retry_after(answer.headers))
             error = self._rate_limited(path, request_id)
             if self._is_refused_for_good():
                 self.gate.turn_away()
             return error
-        if status in (408, 503, 504):
+        if answer.status in (408, 503, 504):
             self.gate.strained(ticket)
         else:
             self.gate.succeeded(ticket)
-        return refusal(status, body, path, request_id, self.options.organization, self._base)
+        refused = refusal(answer, path, request_id, base=self._base, secrets=self._secrets)
+        if isinstance(refused, ConversationNotFound):
+            self._accept(path)
+        return refused
 
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"
         return RateLimited(path, f"the gateway refuses every request for over {waited}", request_id)
 
 
-def _connections(url: str) -> AiohttpTransport:
-    """The connections of one client to one address: as many as the gate lets through."""
-    # Made once for both, because to read the certificates takes 30 ms.
-    context = httpx.create_ssl_context()
+def _path_of(conversation_id: str) -> str:
+    """The path of a conversation's messages.
 
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, ssl=context)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    return AiohttpTransport(verify=context, client=session, proxy=_proxy_to(url))
-
-
-def _proxy_to(url: str) -> httpx.Proxy | None:
-    """What `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say of an address."""
-    address = httpx.URL(url)
-    proxy = getproxies().get(address.scheme)
-    return httpx.Proxy(proxy) if proxy and not proxy_bypass(address.host) else None
+    Raises:
+        UnusableId: The id would lead elsewhere.
+    """
+    try:
+        segment = quote(conversation_id, safe="")
+    except UnicodeEncodeError:
+        segment = ""
+    # Clients and proxies fold such segments, and also those of an encoded slash; to encode the dots
+    # does not prevent it (RFC 3986, 6.2.2).
+    folds = {".", ".."} & {*conversation_id.replace("\\", "/").split("/")}
+    if not segment or folds:
+        reason = "the id of the conversation cannot be part of an address"
+        raise UnusableId(f"/conversations/{segment or '?'}/messages", reason)
+    return f"/conversations/{segment}/messages"
 
 
 def _parsed(body: bytes, parse: Callable[[bytes], T], path: str, request_id: str) -> T:
+    error: GatewayError
     try:
         return parse(body)
     except Malformed as exc:
-        raise MalformedAnswer(path, f"the gateway sent {exc}", request_id) from exc
+        error = MalformedAnswer(path, f"the gateway sent {exc}", request_id)
     except _ShortBody as exc:
-        raise _ShortBody(path, exc.reason, request_id) from exc
+        error = _ShortBody(path, exc.reason, request_id)
+    except MemoryError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - what a hostile value raises must not end other conversations
+        error = MalformedAnswer(
+            path, f"the gateway sent an answer that cannot be parsed ({type(exc).__name__})", request_id
+        )
+    # Outside of the handlers: an exception of a parser refers to the whole body.
+    raise error
 
 
 def link_batches(

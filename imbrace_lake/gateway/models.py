@@ -54,6 +54,22 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What one page says of how many messages there are.
+
+    Attributes:
+        items: Messages of the page.
+        count, total: As sent; None if missing or not a number.
+        has_flag: The page has a `has_more`.
+    """
+
+    items: int
+    count: int | None
+    total: int | None
+    has_flag: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ConversationLink:
     """A phone number takes part in a conversation."""
 
@@ -121,6 +137,19 @@ def parse_page(body: bytes, skip: int) -> Page:
         size_bytes=len(body),
         etag="" if skip else etag_of(body),
     )
+
+
+def parse_counts(body: bytes) -> Counts:
+    """Read the counts of a page as they were sent.
+
+    Raises:
+        Malformed: Not an object with a list of messages.
+    """
+    answer = decode_json(body)
+    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+        raise Malformed("an answer without a list of items")
+    count, total = (n if type(n) is int else None for n in (answer.get("count"), answer.get("total")))
+    return Counts(len(answer["items"]), count, total, "has_more" in answer)
 
 
 def _ids_of(items: list[Any]) -> list[str]:

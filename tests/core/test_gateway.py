@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from imbrace_lake.errors import (
     BadRequest,
+    ConversationForbidden,
     ConversationNotFound,
     GatewayError,
     GatewayUnavailable,
@@ -163,7 +164,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str)
     ("fault", "error", "requests"),
     [
         ("401", TokenRejected, 4),
-        ("403", OrganizationMismatch, 1),
+        ("403", ConversationForbidden, 1),
         ("400", BadRequest, 1),
         ("404", ConversationNotFound, 1),
         ("500", GatewayUnavailable, 6),
@@ -188,7 +189,7 @@ def test_a_fault_that_stays_ends_the_request_after_its_tries(
 
     assert client.traffic.requests == requests
     assert caught.value.path == f"/conversations/{conversation_id}/messages"
-    assert caught.value.is_fatal == (fault in ("401", "403"))
+    assert caught.value.is_fatal == (fault == "401")
     assert caught.value.is_transient == (requests == 6)
 
 

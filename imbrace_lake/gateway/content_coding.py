@@ -1,0 +1,115 @@
+"""Decode compressed bodies step by step, so that a small body cannot grow into a large one at once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator
+
+# What the client asks for; `x-gzip` is gzip (RFC 9110, 8.4.1.3).
+ACCEPTED = "gzip, deflate"
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
+MOST_CODINGS = 2
+PIECE_BYTES = 1 << 16
+# Servers send one. An empty member has 20 bytes, so a body could consist of a million of them.
+MOST_MEMBERS = 100
+
+
+class Undecodable(ValueError):
+    """A body is not what its `Content-Encoding` states; the message does not quote it."""
+
+
+class BodyDecoder:
+    """Decodes the body of one answer.
+
+    Args:
+        header: The answer's `Content-Encoding`.
+
+    Raises:
+        Undecodable: The header names a coding that was not asked for.
+    """
+
+    def __init__(self, header: str) -> None:
+        codings = [coding for name in header.lower().split(",") if (coding := name.strip())]
+        codings = [coding for coding in codings if coding != "identity"]
+        if not _CODINGS.issuperset(codings) or len(codings) > MOST_CODINGS:
+            raise Undecodable("a content coding that was not requested")
+        # The last coding was applied last, so it is removed first.
+        self._layers = [_Inflater(is_gzip=coding != "deflate") for coding in reversed(codings)]
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield what `data` adds to the body, in pieces of at most `PIECE_BYTES`.
+
+        Raises:
+            Undecodable: The data are not of the stated coding.
+        """
+        pieces = iter((data,))
+        for layer in self._layers:
+            pieces = layer.decode_all(pieces)
+        return pieces
+
+    def finish(self) -> None:
+        """Check that the body was complete.
+
+        Raises:
+            Undecodable: The compressed data end early.
+        """
+        for layer in self._layers:
+            layer.finish()
+
+
+class _Inflater:
+    """One coding: gzip with any number of members, or deflate with or without the zlib header."""
+
+    def __init__(self, *, is_gzip: bool) -> None:
+        self._is_gzip = is_gzip
+        self._inflate: zlib._Decompress | None = None
+        self._head = b""
+        self._members = 1
+
+    def decode_all(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for data in pieces:
+            yield from self._decode(data)
+
+    def _decode(self, data: bytes) -> Iterator[bytes]:
+        data = self._head + data
+        self._head = b""
+        while data:
+            if self._inflate is None:
+                if not self._is_gzip and len(data) < 2:
+                    self._head = data
+                    return
+                self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS if self._is_gzip else _wbits(data))
+            elif self._inflate.eof:
+                # Zeros after the end are padding.
+                if not data.lstrip(b"\0"):
+                    return
+                self._members += 1
+                if not self._is_gzip or self._members > MOST_MEMBERS:
+                    raise Undecodable("a compressed body with something after its end")
+                self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            data = yield from self._inflated(self._inflate, data)
+
+    def _inflated(self, inflate: zlib._Decompress, data: bytes) -> Generator[bytes, None, bytes]:
+        """Yield the output for `data`, and return what lies behind the end of the compressed data."""
+        while True:
+            try:
+                piece = inflate.decompress(data, PIECE_BYTES)
+            except zlib.error:
+                name = "gzip" if self._is_gzip else "deflate"
+                raise Undecodable(f"a body that is not {name}, although it claims to be") from None
+            if piece:
+                yield piece
+            data = inflate.unconsumed_tail
+            # A full piece may leave output inside the decompressor although no input is left.
+            if inflate.eof or (not data and len(piece) < PIECE_BYTES):
+                return inflate.unused_data
+
+    def finish(self) -> None:
+        if self._head or (self._inflate is not None and not self._inflate.eof):
+            raise Undecodable("a compressed body that ends early")
+
+
+def _wbits(data: bytes) -> int:
+    """Tell deflate data with a zlib header from those without, which some servers send (RFC 1950, 2.2)."""
+    has_header = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
+    return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS

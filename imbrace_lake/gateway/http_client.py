@@ -1,0 +1,217 @@
+"""One HTTP request and its complete answer: bounded in time, in received and in decoded bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Self
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.gateway.content_coding import BodyDecoder
+from imbrace_lake.gateway.transport_errors import Attempt, TooLarge
+from imbrace_lake.printable import printable_address
+
+# An answer beyond this size waits for one of a few turns, so that many of them fit into memory.
+LARGE_BYTES = 1 << 20
+LARGE_AT_A_TIME = 4
+# Of an answer that is an error, only a sentence is read.
+MOST_ERROR_BYTES = 1 << 16
+# Lists and objects take up to 24 times as much memory parsed as they take in JSON: `[],[],[]`.
+UNCOUNTED_BYTES = 1 << 18
+MOST_VALUES = 100_000
+_VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers and decoded body; of an error, no more than `MOST_ERROR_BYTES` of the body."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+class HttpClient:
+    """Sends requests to one gateway from one event loop.
+
+    Args:
+        base: The gateway's address, with its ``/3rd``, without a slash at the end.
+        headers: Of every request.
+        timeout_seconds: Longest wait for one complete answer.
+        most_bytes: Longest body, as received and as decoded.
+        on_received: Called with the received bytes of each body, complete or not, before decoding.
+        transport: Replaces the network.
+
+    Raises:
+        SettingsError: The certificates or the proxy that the environment names cannot be used.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        headers: Mapping[str, str],
+        *,
+        timeout_seconds: float,
+        most_bytes: int,
+        on_received: Callable[[int], None],
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._base = base
+        self._shown = printable_address(base)
+        self._headers = headers
+        self._timeout_seconds = timeout_seconds
+        self._most_bytes = most_bytes
+        self._on_received = on_received
+        self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
+        # A request is timed as a whole, and not at each read.
+        timeout = httpx.Timeout(None, connect=timeout_seconds)
+        self._extensions = {"timeout": timeout.as_dict()}
+        # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
+        # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
+        # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
+        self._transport = transport or _connections(base)
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, exc, trace)
+
+    async def get(self, path: str, query: str, request_id: str) -> Answer:
+        """Send one request, and receive its answer whatever its status.
+
+        Raises:
+            Overdue: No complete answer in time.
+            AnswerTooLarge: The body has more bytes or values than allowed.
+            MalformedAnswer: The answer is not valid HTTP or cannot be decoded.
+            CertificateRejected: The gateway's certificate is not trusted.
+            GatewayUnavailable: The connection failed.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds) as deadline:
+                return await self._exchange(f"{self._base}{path}?{query}", request_id, deadline)
+        except MemoryError:
+            raise  # of this process, and not of the answer
+        except Exception as exc:  # noqa: BLE001 - parsers raise anything for an answer that is hostile enough
+            attempt = Attempt(path, request_id, self._shown, self._timeout_seconds)
+            error = attempt.error_of(exc)
+        raise error
+
+    async def _exchange(self, url: str, request_id: str, deadline: asyncio.Timeout) -> Answer:
+        headers = {**self._headers, "x-request-id": request_id}
+        request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
+        response = await self._transport.handle_async_request(request)
+        try:
+            body = await self._receive(response, deadline)
+        finally:
+            await response.aclose()
+        if len(body) > UNCOUNTED_BYTES and _has_too_many_values(body):
+            raise TooLarge(f"the answer has more than {MOST_VALUES:,} values")
+        return Answer(response.status_code, response.headers, body)
+
+    async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
+        """The decoded body; a connection that still has more of it is closed by the caller."""
+        is_error = response.status_code != 200
+        most = MOST_ERROR_BYTES if is_error else self._most_bytes
+        if not is_error and int(response.headers.get("content-length", 0)) > most:
+            raise self._too_large()
+        decoder = _decoder_of(response.headers)
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - narrows for the type checker
+        chunks: list[bytes] = []
+        size = received = 0
+        is_large = False
+        try:
+            async for data in response.stream:
+                received += len(data)
+                for chunk in (data,) if decoder is None else decoder.decode(data):
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > most:
+                        break
+                    if size > LARGE_BYTES and not is_large:
+                        await self._wait_for_turn(deadline)
+                        is_large = True
+                if max(size, received) > most:
+                    if is_error:
+                        return b"".join(chunks)[:most]
+                    raise self._too_large()
+            if decoder is not None:
+                decoder.finish()
+            return b"".join(chunks)
+        finally:
+            self._on_received(received)
+            if is_large:
+                self._large.release()
+
+    async def _wait_for_turn(self, deadline: asyncio.Timeout) -> None:
+        """Wait until another large answer is complete, which does not count as the gateway's time."""
+        loop = asyncio.get_running_loop()
+        ends_at, began = deadline.when(), loop.time()
+        deadline.reschedule(None)
+        await self._large.acquire()
+        if ends_at is not None:
+            deadline.reschedule(ends_at + loop.time() - began)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the answer has more than {self._most_bytes / 2**20:g} MiB")
+
+
+def _decoder_of(headers: httpx.Headers) -> BodyDecoder | None:
+    coding = headers.get("content-encoding")
+    return None if coding is None else BodyDecoder(coding)
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    return next(islice(_VALUE.finditer(body), MOST_VALUES, None), None) is not None
+
+
+def _connections(base: str) -> AiohttpTransport:
+    """The connections of one client to one address: as many as the gate lets through."""
+    # Made once for both, because to read the certificates takes 30 ms.
+    context = _certificates()
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, ssl=context)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    return AiohttpTransport(verify=context, client=session, proxy=_proxy_to(base))
+
+
+def _certificates() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:  # ssl.SSLError is one
+        kind = type(exc).__name__
+    raise SettingsError(f"SSL_CERT_FILE names a file without readable certificates ({kind})")
+
+
+def _proxy_to(base: str) -> httpx.Proxy | None:
+    """The proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` give for an address."""
+    address = httpx.URL(base)
+    proxies = getproxies()
+    named = proxies.get(address.scheme) or proxies.get("all")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    # With its port, because entries of NO_PROXY may have one.
+    if not named or proxy_bypass(f"{address.host}:{port}"):
+        return None
+    name = f"{address.scheme.upper()}_PROXY"
+    try:
+        proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
+    except (httpx.InvalidURL, ValueError):
+        proxy = None
+    if proxy is None or not proxy.url.host or proxy.url.scheme not in ("http", "https"):
+        raise SettingsError(f"{name} is not the address of a proxy: it must be http://host:port")
+    return proxy

@@ -1,0 +1,82 @@
+"""Make text from outside safe to show in a terminal, a log, an artifact or a ledger.
+
+Request ids, organizations, addresses, message types and field names come from the gateway or from
+whatever answers in its place. Such text can hold control sequences, markup, phone numbers or the token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import httpx
+
+MOST_CHARACTERS = 80
+# A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them.
+_LONG_NUMBER = re.compile(r"\d(?:[ ().+_-]{0,2}\d){6,}")
+# Markdown turns these into links without any markup (GitHub's autolinks).
+_AUTOLINK = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
+# The groups of a UUID are often digits alone, by chance.
+_UUID = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-z])", re.IGNORECASE)
+_UUID_OR_LONG_NUMBER = re.compile(f"({_UUID.pattern})|{_LONG_NUMBER.pattern}", re.IGNORECASE)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
+_SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
+
+
+def printable(text: object, *, most: int = MOST_CHARACTERS, secrets: Iterable[str] = ()) -> str:
+    """Return a short version of `text` that renders as plain text everywhere.
+
+    Characters other than letters, digits and ``._-:/+=,;%`` become ``?``: control characters and what
+    has a meaning in HTML or Markdown. Numbers of seven digits or more, and the secrets, become ``…``.
+
+    Args:
+        text: Any value; what is not a string is shown by its type.
+        most: Longest result, in characters; a longer text ends with ``…``.
+        secrets: Texts that must not be shown, such as the token.
+    """
+    if not isinstance(text, str):
+        return type(text).__name__
+    # Enough to recognise a number or a secret that the cut would split.
+    shown = text[: most + 100]
+    for secret in _parts_of(secrets):
+        shown = re.sub(re.escape(secret), "…", shown, flags=re.IGNORECASE)
+    shown = _plain(_UUID_OR_LONG_NUMBER.sub(lambda found: found[1] or "…", shown))
+    return shown if len(shown) <= most and len(text) <= most + 100 else shown[: most - 1] + "…"
+
+
+def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = ()) -> str:
+    """Return the request id of an answer if it can be one, else the id that we sent.
+
+    An id with unusual characters, a long number or a secret in it is not repeated.
+    """
+    if not text or not _REQUEST_ID.fullmatch(text):
+        return ours
+    if any(secret.lower() in text.lower() for secret in _parts_of(secrets)):
+        return ours
+    is_plain = text == ours or _UUID.fullmatch(text) or not _LONG_NUMBER.search(text)
+    return text if is_plain else ours
+
+
+def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
+    """Return scheme, host, port and path of a URL: no user, no query, no fragment, no long number."""
+    try:
+        parts = httpx.URL(url)
+        host, port = parts.host, parts.port
+    except (httpx.InvalidURL, ValueError, UnicodeError):
+        return "an unreadable address"
+    path = printable(parts.path, secrets=secrets) if parts.path else ""
+    if not host:
+        return path or "an unreadable address"
+    scheme = f"{_plain(parts.scheme)}://" if parts.scheme else ""
+    return f"{scheme}{_plain(host[:MOST_CHARACTERS])}{f':{port}' if port else ''}{path}"
+
+
+def _plain(text: str) -> str:
+    kept = (one if one in _SAFE_PUNCTUATION or one.isalnum() or one == "…" else "?" for one in text)
+    return _AUTOLINK.sub("…", "".join(kept))
+
+
+def _parts_of(secrets: Iterable[str]) -> list[str]:
+    """The secrets, and what stands behind the prefix of a token such as ``api_…``."""
+    parts = {part for secret in secrets for part in (secret, secret.partition("_")[2]) if len(part) >= 8}
+    return sorted(parts, key=len, reverse=True)

@@ -1,0 +1,61 @@
+"""A server on a socket that sends whatever bytes a test gives, valid HTTP or not; with TLS on demand."""
+
+from __future__ import annotations
+
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+# Gets the head of a request, gives the pieces of the answer; the connection is closed after the last.
+Reply = Callable[[bytes], Iterable[bytes]]
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, reply: Reply, context: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply = reply
+        self.context = context
+        self.heads: list[bytes] = []
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        # A client that has seen enough closes the connection.
+        with suppress(OSError):
+            connection = self.request
+            if self.server.context is not None:
+                connection = self.server.context.wrap_socket(connection, server_side=True)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = connection.recv(65_536)
+                if not data:
+                    return
+                head += data
+            self.server.heads.append(head)
+            for piece in self.server.reply(head):
+                connection.sendall(piece)
+            if self.server.context is not None:
+                connection.unwrap()
+
+
+@contextmanager
+def raw_server(reply: Reply, context: ssl.SSLContext | None = None) -> Iterator[_Server]:
+    """Serve `reply` on a free port until the block ends; `heads` are the requests so far."""
+    with _Server(reply, context) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -18,6 +19,9 @@ HTML = "text/html"
 CONVERSATION_NOT_FOUND = "Conversation not found"
 NO_CONVERSATIONS = "No conversations found for the provided phone numbers"
 UNAUTHORIZED = "Unauthorized - Invalid third party token"
+UNAUTHORIZED_PLAIN = "Unauthorized"
+UNAUTHORIZED_MISSING = "Unauthorized - missing x-access-token"
+SIGN_IN = "https://login.example.invalid/sso"
 
 _REASONS = MappingProxyType(
     {
@@ -36,6 +40,7 @@ class Answer:
     status: int
     body: bytes
     content_type: str = JSON
+    location: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,26 @@ def broken(status: str, form: str) -> Answer:
     return Answer(
         int(status), f"{page}\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n".encode(), HTML
     )
+
+
+def unauthorized(form: str = "") -> Answer:
+    """Answer that the token is not accepted: wrong or expired, in no particular words, or missing."""
+    plain = UNAUTHORIZED_PLAIN if form == "plain" else UNAUTHORIZED
+    return failure(401, UNAUTHORIZED_MISSING if form == "missing" else plain)
+
+
+def forbidden(form: str, expected: str, received: str) -> Answer:
+    """Answer 403: about the organization, or in a form that does not say what it is about."""
+    if form == "plain":
+        return failure(403, "Forbidden")
+    if form == "html":
+        return Answer(403, b"<html><body><h1>403 Forbidden</h1></body></html>", HTML)
+    return mismatch("org_other" if form == "other" else expected, received)
+
+
+def redirect(status: str, address: str) -> Answer:
+    """Answer with a redirect to a sign-in page that is to lead back, as gateways of companies do."""
+    return Answer(int(status), b"", HTML, location=f"{SIGN_IN}?next={quote(address, safe='')}")
 
 
 def sign_in_page() -> Answer:

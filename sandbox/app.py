@@ -44,7 +44,7 @@ class Gateway:
 
     async def get_messages(self, request: web.Request) -> web.StreamResponse:
         """Answer `GET /conversations/{conversation_id}/messages`."""
-        asked = request.match_info["conversation_id"]
+        asked = self._world.known_spelling(request.match_info["conversation_id"])
         return await self._serve(
             request, "messages", asked, lambda loss: self._messages(request, asked, loss)
         )
@@ -64,7 +64,7 @@ class Gateway:
         options = world.options
         headers = {"x-request-id": request.headers.get("x-request-id") or str(uuid4())}
         if len(request.raw_path) > options.max_url_bytes:
-            return self._send(answers.broken("414", "html"), headers)
+            return self._send(request, answers.broken("414", "html"), headers)
         wait_seconds = world.budget.wait_seconds(request.remote or "")
         if wait_seconds:
             return self._refuse(request, headers, wait_seconds)
@@ -77,9 +77,10 @@ class Gateway:
         if trouble.fault:
             world.stats.faults[trouble.fault] += 1
             return await self._spoil(request, headers, trouble, make)
-        return self._send(self._authorized(request, make, None), headers)
+        return self._send(request, self._authorized(request, make, None), headers)
 
-    def _send(self, answer: Answer, headers: dict[str, str]) -> web.Response:
+    def _send(self, request: web.Request, answer: Answer, headers: dict[str, str]) -> web.Response:
+        answer = delivery.compressed(answer, headers, request, self._world.options.compression)
         self._world.stats.statuses[str(answer.status)] += 1
         self._world.stats.bytes_sent += len(answer.body)
         return delivery.respond(answer, headers)
@@ -92,11 +93,14 @@ class Gateway:
             return delivery.drop(request)
         if options.budget_retry_after:
             headers["Retry-After"] = str(-int(-wait_seconds // 1))
-        return self._send(answers.too_many_requests(), headers)
+        return self._send(request, answers.too_many_requests(), headers)
 
     def _authorized(self, request: web.Request, make: Make, loss: Loss | None) -> Answer:
-        if request.headers.get("x-access-token") != self._world.options.token:
-            return answers.failure(401, answers.UNAUTHORIZED)
+        token = request.headers.get("x-access-token")
+        if token is None:
+            return answers.unauthorized("missing")
+        if token != self._world.options.token or self._world.options.token_expired:
+            return answers.unauthorized()
         return make(loss)
 
     async def _spoil(
@@ -114,17 +118,19 @@ class Gateway:
             return delivery.drop(request)
         if fault == "504":
             await asyncio.sleep(options.gateway_timeout_seconds)
-            return self._send(answers.proxy_timeout(), headers)
+            return self._send(request, answers.proxy_timeout(), headers)
         wrong = self._wrong_answer(request, trouble)
         if wrong is not None:
-            return self._send(wrong, headers)
+            return self._send(request, wrong, headers)
         if fault in ("short", "lossy"):
             loss = Loss(trouble.roll, is_counted=fault == "lossy")
-            return self._send(self._authorized(request, make, loss), headers)
+            return self._send(request, self._authorized(request, make, loss), headers)
         whole = self._authorized(request, make, None)
+        if fault != "not_json":
+            whole = delivery.compressed(whole, headers, request, options.compression)
         if fault == "not_json":
             half = whole.body[: max(1, len(whole.body) // 2)]
-            return self._send(Answer(whole.status, half, whole.content_type), headers)
+            return self._send(request, Answer(whole.status, half, whole.content_type), headers)
         return await self._send_badly(request, headers, trouble, whole)
 
     async def _send_badly(
@@ -151,10 +157,13 @@ class Gateway:
                 return answers.failure(
                     400, "phone_numbers is required" if is_links else "conversation_id is required"
                 )
+            case "301" | "302" | "307" | "308":
+                return answers.redirect(trouble.fault, str(request.url))
             case "401":
-                return answers.failure(401, answers.UNAUTHORIZED)
+                return answers.unauthorized(trouble.form)
             case "403":
-                return answers.mismatch(options.organization_id, request.query.get("organization_id", ""))
+                received = request.query.get("organization_id", "")
+                return answers.forbidden(trouble.form, options.organization_id, received)
             case "404":
                 return answers.failure(
                     404, answers.NO_CONVERSATIONS if is_links else answers.CONVERSATION_NOT_FOUND

@@ -7,8 +7,15 @@ from types import MappingProxyType
 # Each of these can be asked for in a form of its own, such as "502:html".
 FORMS = ("json", "text", "html")
 
+# Forms of the answers that a client must tell apart; without one, the vendor's most common body.
+OWN_FORMS = MappingProxyType({"401": ("plain", "missing"), "403": ("plain", "html", "other")})
+
 FAULTS = MappingProxyType(
     {
+        "301": "301 to a sign-in page, with the whole address that was asked for in the query",
+        "302": "302, likewise",
+        "307": "307, likewise",
+        "308": "308, likewise",
         "400": "400 with a JSON message",
         "401": "401 `Unauthorized - Invalid third party token`, as when the gateway's token look-up fails",
         "403": "403 with the expected and the received organization",
@@ -32,8 +39,9 @@ FAULTS = MappingProxyType(
 
 WITH_FORMS = frozenset({"500", "502", "503"})
 
-# Left out: answers that a client must believe (400, 403, 404), and the drip, which never ends.
-PASSING = tuple(name for name in FAULTS if name not in {"400", "403", "404", "drip"})
+# Left out: answers that a client must believe (redirects, 400, 403, 404), and the drip, which never ends.
+REDIRECTS = ("301", "302", "307", "308")
+PASSING = tuple(name for name in FAULTS if name not in {*REDIRECTS, "400", "403", "404", "drip"})
 
 
 def fault_complaint(name: object) -> str | None:
@@ -43,6 +51,6 @@ def fault_complaint(name: object) -> str | None:
     kind, _, form = name.partition(":")
     if kind not in FAULTS:
         return f"there is no fault {name!r}; there are {', '.join(FAULTS)}"
-    if form and (kind not in WITH_FORMS or form not in FORMS):
+    if form and form not in (FORMS if kind in WITH_FORMS else OWN_FORMS.get(kind, ())):
         return f"fault {kind} has no form {form!r}"
     return None

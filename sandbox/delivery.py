@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
+from dataclasses import replace
 
 from aiohttp import web
 
 from sandbox.answers import Answer
 
 
+def compressed(answer: Answer, headers: dict[str, str], request: web.Request, coding: str) -> Answer:
+    """Compress the body of an answer if the client accepts that, and name the coding in the headers."""
+    name = coding.removeprefix("raw-")
+    accepted = request.headers.get("accept-encoding", "")
+    if coding == "none" or name not in {each.strip() for each in accepted.split(",")}:
+        return answer
+    headers["content-encoding"] = name
+    wbits = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS, "raw-deflate": -zlib.MAX_WBITS}[coding]
+    compressor = zlib.compressobj(wbits=wbits)
+    return replace(answer, body=compressor.compress(answer.body) + compressor.flush())
+
+
 def respond(answer: Answer, headers: dict[str, str]) -> web.Response:
     """Send an answer whole."""
+    if answer.location is not None:
+        headers = {**headers, "location": answer.location}
     return web.Response(
         body=answer.body, status=answer.status, content_type=answer.content_type, headers=headers
     )

@@ -8,9 +8,9 @@ from hashlib import blake2b
 from random import Random
 
 from sandbox.options import SandboxOptions
-from sandbox.speech import CONTENTS, OF_BOT, OF_CONTACT, TYPE_OF_BYTE, TYPES
+from sandbox.speech import CONTENTS, OF_BOT, OF_CONTACT, TYPE_OF_BYTE, TYPES, phrase, workflow_text
 from sandbox.surprises import SURPRISES, surprise
-from sandbox.voices import Voice, digest_of, from_json, to_json, uuid_text
+from sandbox.voices import Voice, digest_of, from_json, iso, to_json, uuid_text
 
 _START_MS = 1_672_531_200_000  # 2023-01-01
 _YEAR_MS = 365 * 86_400_000
@@ -29,14 +29,27 @@ class GeneratedSource:
         is_parade: Show every type, and every surprise, in turn instead of by chance.
     """
 
-    __slots__ = ("_is_parade", "_stem", "_surprises", "size", "start_ms", "voice")
+    __slots__ = ("_comments", "_is_parade", "_publisher", "_stem", "_surprises", "size", "start_ms", "voice")
 
-    def __init__(self, voice: Voice, seed: int, size: int, surprises: float, *, is_parade: bool) -> None:
+    def __init__(
+        self,
+        voice: Voice,
+        seed: int,
+        size: int,
+        surprises: float,
+        *,
+        is_parade: bool,
+        has_publisher: bool = False,
+        comments: float = 0.0,
+    ) -> None:
         self.voice = voice
         self.size = size
         self._stem = f"{seed}/{voice.conversation_id}/".encode()
         self._surprises = surprises
         self._is_parade = is_parade
+        self._comments = comments
+        publisher = f"pub_{uuid_text(digest_of(seed, voice.conversation_id, 'publisher'))}"
+        self._publisher = publisher if has_publisher else None
         offset = int.from_bytes(digest_of(seed, voice.conversation_id, "start")[:5], "big")
         self.start_ms = _START_MS + offset % _YEAR_MS
 
@@ -52,13 +65,16 @@ class GeneratedSource:
         """Make the JSON of one message."""
         digest = self._digest(ordinal)
         kind = TYPES[ordinal % len(TYPES)] if self._is_parade else TYPE_OF_BYTE[digest[31]]
+        is_for_workflow = self._publisher is not None and kind == "text" and digest[38] < 24
         line = self.voice.render(
             f"msg_{uuid_text(digest)}",
-            self._sender(kind, digest),
+            self._publisher if is_for_workflow and self._publisher else self._sender(kind, digest),
             kind,
-            CONTENTS[kind](digest),
+            workflow_text(digest) if is_for_workflow else CONTENTS[kind](digest),
             self._created_ms(ordinal, digest),
         )
+        if digest[39] < self._comments * 256:
+            line = self._commented(line, ordinal, digest)
         return self._surprise(line, ordinal, digest) if self._surprises else line
 
     def _digest(self, ordinal: int) -> bytes:
@@ -75,9 +91,22 @@ class GeneratedSource:
         if kind in OF_CONTACT:
             return self.voice.contact
         if kind in OF_BOT:
-            return self.voice.users[0]
+            return self._publisher or self.voice.users[0]
         speaker = digest[32]
         return self.voice.contact if speaker & 1 else self.voice.users[speaker % len(self.voice.users)]
+
+    def _commented(self, line: bytes, ordinal: int, digest: bytes) -> bytes:
+        """Add an internal note of the team, which the customer never sees."""
+        item = from_json(line)
+        at = iso(self._created_ms(ordinal, digest))
+        author = {"_id": self.voice.users[0], "display_name": "Agent"}
+        item["comments"] = [
+            {
+                "_id": f"cmt_{uuid_text(digest[8:])}", "content": phrase(digest), "channel_type": "internal",
+                "labels": [], "from": author, "created_at": at, "updated_at": at,
+            }
+        ]  # fmt: skip
+        return to_json(item)
 
     def _surprise(self, line: bytes, ordinal: int, digest: bytes) -> bytes:
         if self._is_parade and ordinal % 2 == 0:
@@ -120,5 +149,11 @@ def iter_generated(options: SandboxOptions) -> Iterator[GeneratedSource]:
             users=users,
         )
         yield GeneratedSource(
-            voice, options.seed, size, options.surprises, is_parade=number == len(options.sizes)
+            voice,
+            options.seed,
+            size,
+            options.surprises,
+            is_parade=number == len(options.sizes),
+            has_publisher=options.publishers,
+            comments=options.comments,
         )

@@ -30,7 +30,7 @@ def links_array(
             "phone_number": digits,
             "conversation_links": [
                 {
-                    "link": _link(options, digits, conversation.voice.conversation_id),
+                    "link": _link(options, digits, _spelled(options, digits, conversation)),
                     "created_at": iso(conversation.start_ms),
                 }
                 for conversation in conversations
@@ -48,7 +48,7 @@ def links_envelope(
     data = [
         {
             "phone_number": digits,
-            "conversation_id": conversation.voice.conversation_id,
+            "conversation_id": _spelled(options, digits, conversation),
             "contact_id": conversation.voice.contact,
             "organization_id": options.organization_id,
             "created_at": iso(conversation.start_ms),
@@ -65,6 +65,16 @@ def links_envelope(
         "not_found": not_found,
     }
     return Answer(200, orjson.dumps(body))
+
+
+def _spelled(options: SandboxOptions, digits: str, conversation: Conversation) -> str:
+    """The id in one of its spellings; mixed ones depend on the phone, so one conversation has several."""
+    conversation_id = conversation.voice.conversation_id
+    spelling = options.id_spelling
+    if spelling == "mixed":
+        spelling = ("conv", "tcu", "bare")[digest_of(options.seed, digits, conversation_id, "id")[0] % 3]
+    stem = conversation_id.removeprefix("conv_")
+    return {"tcu": f"tcu_{stem}", "bare": stem}.get(spelling, conversation_id)
 
 
 def _lose(entries: list[dict[str, Any]], loss: Loss | None) -> list[dict[str, Any]]:

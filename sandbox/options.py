@@ -28,6 +28,8 @@ _SETTLED = frozenset(
         "file_limit",
         "surprises",
         "prerender",
+        "publishers",
+        "comments",
         "organization_id",
         "business_unit_id",
     }
@@ -120,6 +122,22 @@ class SandboxOptions:
         False, "Make all messages at the start, so that the first reading is as fast as the next."
     )
 
+    publishers: bool = _option(
+        False, "Let `pub_` senders write what bots write, and texts that are nothing but JSON."
+    )
+    comments: float = _option(0.0, "Share of generated messages with internal notes of the team.", 0, 1)
+
+    compression: str = _option(
+        "none",
+        "Content coding of answers, for clients that accept it; `raw-deflate` lacks the zlib header.",
+        choices=("none", "gzip", "deflate", "raw-deflate"),
+    )
+    token_expired: bool = _option(False, "Answer 401 to every request, as for a wrong token.")
+    id_spelling: str = _option(
+        "conv",
+        "How links spell the ids of conversations: `conv_<uuid>`, `tcu_<uuid>`, the bare UUID, or all three.",
+        choices=("conv", "tcu", "bare", "mixed"),
+    )
     page_cap: int = _option(100, "The most messages a page holds, whatever `limit` asks for.", 1)
     links_shape: str = _option(
         "array", "Body of the links endpoint.", choices=("array", "envelope", "alternating")

@@ -44,6 +44,11 @@ def _text(digest: bytes) -> Any:
     return {"text": phrase(digest), "is_mail": digest[28] < 16}
 
 
+def workflow_text(digest: bytes) -> Any:
+    """A text that a workflow writes for its own use: nothing but JSON, and no customer saw it."""
+    return {"text": f'{{"intent":"order_status","step":{digest[28]}}}', "is_mail": False}
+
+
 def _quick_reply(digest: bytes) -> Any:
     choice = digest[28] % len(_CHOICES)
     return {"title": _CHOICES[choice], "payload": f"{choice}_Sandbox flow", "description": ""}
@@ -80,6 +85,9 @@ def _whatsapp_template(digest: bytes) -> Any:
 
 
 def _file(digest: bytes) -> Any:
+    # The older form has no address.
+    if digest[29] & 1:
+        return {"name": "offer.zip", "media_id": digest[20:28].hex()}
     return {"url": f"https://files.example.invalid/{digest[20:28].hex()}.zip", "name": "offer.zip"}
 
 

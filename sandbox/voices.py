@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -12,6 +13,8 @@ from typing import Any
 import orjson
 
 Item = dict[str, Any]
+
+_SPELLINGS = re.compile(r"(?:conv_|tcu_)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
 
 
 def to_json(value: Any) -> bytes:
@@ -38,6 +41,12 @@ def uuid_text(digest: bytes) -> str:
     """Write the first 16 bytes as a version 4 UUID."""
     text = digest.hex()
     return f"{text[:8]}-{text[8:12]}-4{text[12:15]}-a{text[15:18]}-{text[18:30]}"
+
+
+def conv_spelling(conversation_id: str) -> str:
+    """Spell an id as `conv_<uuid>`, which may come as `tcu_<uuid>` or as the bare UUID; others stay."""
+    match = _SPELLINGS.fullmatch(conversation_id)
+    return conversation_id if match is None else f"conv_{match[1].lower()}"
 
 
 @lru_cache(maxsize=4_096)

@@ -13,7 +13,7 @@ from sandbox.options import SandboxOptions
 from sandbox.phones import link_phones
 from sandbox.stats import Stats
 from sandbox.stored import FileSource, GivenSource, iter_file
-from sandbox.voices import Item, Voice, digest_of, uuid_text
+from sandbox.voices import Item, Voice, conv_spelling, digest_of, uuid_text
 
 BeforePage = Callable[[str, int], object]
 
@@ -45,13 +45,17 @@ class World:
         self.links = link_phones(options.seed, named)
         self.asked: dict[str, int] = dict.fromkeys(self.conversations, 0)
 
+    def known_spelling(self, conversation_id: str) -> str:
+        """Return the key of a conversation whose id may be spelled in any of the three ways."""
+        return conversation_id if conversation_id in self.conversations else conv_spelling(conversation_id)
+
     def find(self, conversation_id: str) -> Conversation:
         """Find a conversation, vanished or not.
 
         Raises:
             ValueError: There is none.
         """
-        found = self.conversations.get(conversation_id)
+        found = self.conversations.get(self.known_spelling(conversation_id))
         if found is None:
             raise ValueError(f"there is no conversation {conversation_id}")
         return found

@@ -411,9 +411,9 @@ def _path_of(conversation_id: str) -> str:
     # Clients and proxies fold such segments, and also those of an encoded slash; to encode the dots
     # does not prevent it (RFC 3986, 6.2.2).
     folds = {".", ".."} & {*conversation_id.replace("\\", "/").split("/")}
-    if not segment or folds:
+    if not segment or folds or len(segment) > MAX_URL_BYTES:
         reason = "the id of the conversation cannot be part of an address"
-        raise UnusableId(f"/conversations/{segment or '?'}/messages", reason)
+        raise UnusableId(f"/conversations/{segment[:MAX_URL_BYTES] or '?'}/messages", reason)
     return f"/conversations/{segment}/messages"
 
 

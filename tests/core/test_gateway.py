@@ -25,6 +25,8 @@ from imbrace_lake.errors import (
     OrganizationMismatch,
     RateLimited,
     TokenRejected,
+    UnusableId,
+    WrongAddress,
 )
 from imbrace_lake.gateway.client import MAX_URL_BYTES, GatewayClient, link_batches
 from imbrace_lake.gateway.models import Page
@@ -236,6 +238,192 @@ def test_a_403_without_details_names_the_organization_that_was_asked_for() -> No
 
     with pytest.raises(OrganizationMismatch, match="does not belong to organization org_mine"):
         page_of(client, "c")
+
+
+FORBIDDEN = ["403", "403:plain", "403:html", "403:other"]
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+@pytest.mark.parametrize("before", ["nothing", "links", "page"])
+def test_a_403_on_one_conversation_is_its_own_error(box: Sandbox, before: str, fault: str) -> None:
+    forbidden, other, *_ = box.conversations
+    box.break_conversation(forbidden, fault)
+
+    async def read(client: GatewayClient) -> GatewayError:
+        if before == "links":
+            await client.get_links([PhoneNumber(phone) for phone in box.phones])
+        if before == "page":
+            await client.get_page(other)
+        with pytest.raises(ConversationForbidden) as caught:
+            await client.get_page(forbidden)
+        await client.get_page(other)
+        return caught.value
+
+    client = client_of(box)
+    error = ask(client, read)
+
+    assert (error.is_fatal, error.is_transient) == (False, False)
+    assert "forbids access to this conversation (status 403)" in str(error)
+    assert "belongs to" not in str(error)
+    # One harmless request decides where nothing else has.
+    assert client.traffic.requests <= 4
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+def test_many_conversations_that_are_forbidden_at_once_cost_one_question(start: StartBox, fault: str) -> None:
+    box = start(conversations=20)
+    for one in box.conversations:
+        box.break_conversation(one, fault)
+
+    async def read(client: GatewayClient) -> list[Any]:
+        return await asyncio.gather(*map(client.get_page, box.conversations), return_exceptions=True)
+
+    errors = ask(client_of(box), read)
+
+    assert {type(error) for error in errors} == {ConversationForbidden}
+    assert box.stats().requests.get("links", 0) <= 20
+    assert sum(box.stats().requests.values()) <= 40
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+def test_a_wrong_organization_is_found_by_messages_too(box: Sandbox, fault: str) -> None:
+    """The messages endpoint does not get the organization, so it cannot notice by itself."""
+    box.break_conversation(first_of(box), fault)
+    client = client_of(box, organization="org_mine")
+
+    with pytest.raises(OrganizationMismatch, match="org_mine") as caught:
+        page_of(client, first_of(box))
+
+    assert caught.value.is_fatal
+
+
+def test_a_403_on_links_that_worked_before_concerns_its_numbers_alone(box: Sandbox) -> None:
+    async def read(client: GatewayClient) -> None:
+        await client.get_links([PHONE])
+        box.break_conversation("links", "403:plain")
+        await client.get_links([PHONE])
+
+    with pytest.raises(BadRequest, match="forbids this request") as caught:
+        ask(client_of(box), read)
+
+    assert not caught.value.is_fatal
+
+
+def test_the_same_organization_is_never_called_another(box: Sandbox) -> None:
+    box.break_conversation("links", "403")
+    with pytest.raises(GatewayError) as caught:
+        ask(client_of(box), lambda each: each.get_links([PHONE]))
+
+    assert "not to" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"message": "Unauthorized - Invalid third party token"}, "rejected, possibly expired"),
+        ({"message": "Unauthorized"}, "rejected, possibly expired"),
+        ({"message": "Unauthorized - missing x-access-token"}, "removes the header x-access-token"),
+        ({"message": {"text": 7}}, "rejected, possibly expired"),
+        (["Unauthorized"], "rejected, possibly expired"),
+    ],
+)
+def test_a_401_says_what_it_can_mean(body: Any, told: str) -> None:
+    with pytest.raises(TokenRejected, match=told) as caught:
+        page_of(playing(lambda request: httpx.Response(401, json=body)), "c")
+
+    assert "expire" in caught.value.advice
+    assert caught.value.is_fatal
+
+
+def test_an_expired_token_is_rejected_as_possibly_expired(box: Sandbox) -> None:
+    box.set_options(token_expired=True)
+
+    with pytest.raises(TokenRejected, match="possibly expired"):
+        page_of(client_of(box), first_of(box))
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_redirect_is_named_with_where_it_leads_and_is_not_followed(box: Sandbox, status: str) -> None:
+    one = first_of(box)
+    box.break_conversation(one, status)
+    box.break_conversation("links", status)
+
+    for job in (lambda each: each.get_page(one), lambda each: each.get_links([PHONE])):
+        box.reset_stats()
+        with pytest.raises(WrongAddress) as caught:
+            ask(client_of(box), job)
+        told = f"redirects with status {status} to https://login.example.invalid/sso: is {box.url}"
+        assert told in str(caught.value)
+        assert PHONE[1:] not in str(caught.value)
+        assert sum(box.stats().requests.values()) == 1
+
+
+@pytest.mark.parametrize("conversation_id", [".", "..", "a/../b", "../..", "..\\x", "x/.", "", "\ud800"])
+def test_an_id_that_would_lead_elsewhere_is_rejected_by_name_and_not_sent(
+    box: Sandbox, conversation_id: str
+) -> None:
+    client = client_of(box)
+    for job in (
+        lambda each: each.get_page(conversation_id),
+        lambda each: each.get_head(conversation_id, limit=5, etag=None),
+        lambda each: each.get_counts(conversation_id),
+    ):
+        with pytest.raises(UnusableId, match="cannot be part of an address") as caught:
+            ask(client_of(box), job)
+        assert (caught.value.is_fatal, caught.value.is_transient) == (False, False)
+
+    assert client.traffic.requests == 0
+    assert box.stats().requests == {}
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "\x1b[31mred", "<img src=x onerror=alert(1)>", "x" * 7_000, "req-886911425977", "a b", "`id`",
+        NOWHERE.options.token, NOWHERE.options.token[4:], f"t={NOWHERE.options.token.upper()}", "[x](http://e)",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 500])
+def test_a_request_id_that_is_not_plain_is_replaced_by_our_own(theirs: str, status: int) -> None:
+    def play(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, text="{", headers=[(b"x-request-id", theirs.encode())])
+
+    with pytest.raises(GatewayError) as caught:
+        page_of(playing(play, tries=1), "c")
+
+    assert caught.value.request_id.startswith("lake-")
+    assert theirs not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "theirs", ["<b>org</b>", "org_\x1b[31m", "org_" + "x" * 9_000, "886911425977", 7, None]
+)
+def test_an_organization_that_is_not_plain_is_shown_printable(theirs: Any) -> None:
+    body = {"message": "Forbidden - organization mismatch", "details": {"expected": theirs}}
+
+    with pytest.raises(OrganizationMismatch) as caught:
+        ask(playing(lambda request: httpx.Response(403, json=body)), lambda each: each.get_links([PHONE]))
+
+    shown = str(caught.value)
+    assert shown.isprintable()
+    assert len(shown) < 400
+    assert not [text for text in ("<b>", "\x1b", "886911425977") if text in shown]
+
+
+@pytest.mark.parametrize(
+    ("length", "error"), [(5_000, BadRequest), (9_000, UnusableId), (100_000, UnusableId)]
+)
+def test_an_id_of_any_length_makes_a_short_sentence(length: int, error: type[GatewayError]) -> None:
+    with pytest.raises(error) as caught:
+        page_of(playing(lambda request: httpx.Response(400)), "x" * length)
+
+    assert len(str(caught.value)) < 500
+
+
+def test_the_counts_are_read_as_they_were_sent(box: Sandbox) -> None:
+    counts = ask(client_of(box), lambda each: each.get_counts(first_of(box)))
+
+    assert (counts.items, counts.count, counts.total, counts.has_flag) == (1, 35, 1, True)
 
 
 @pytest.mark.parametrize(
@@ -668,12 +856,27 @@ def test_errors_travel_between_processes_and_tell_no_number_and_no_token(play: P
     assert NOWHERE.options.token not in f"{error!r} {error}"
 
 
-def test_traffic_counts_what_came(box: Sandbox) -> None:
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate", "raw-deflate"])
+def test_compressed_answers_are_read_and_traffic_counts_what_was_received(
+    start: StartBox, compression: str
+) -> None:
+    box = start(conversations=3, sizes=(230,), compression=compression)
+    one = first_of(box)
+
+    async def read(client: GatewayClient) -> list[dict[str, Any]]:
+        links = await client.get_links([PhoneNumber(phone) for phone in box.phones])
+        assert {link.conversation_id for link in links.links} == set(box.conversations)
+        pages = [await client.get_page(one, skip=skip) for skip in (0, 100, 200)]
+        head = await client.get_head(one, limit=100, etag=pages[0].etag)
+        assert head is None
+        return [item for page in pages for item in page.items]
+
     client = client_of(box)
 
-    page = page_of(client, first_of(box))
-
-    assert client.traffic.size_bytes == page.size_bytes == box.stats().bytes_sent
+    assert ask(client, read) == newest(box, one, 230)
+    assert client.traffic.size_bytes == box.stats().bytes_sent
+    plain = sum(len(json.dumps(item)) for item in box.truth(one))
+    assert (client.traffic.size_bytes < plain / 2) == (compression != "none")
 
 
 def test_waits_between_tries_grow_and_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Text from outside renders as plain, short text and shows no number and no secret."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbrace_lake.printable import printable, printable_address, printable_request_id
+
+TOKEN = "api_5f0c1f4e-98a1-4a1b-8f1e-0123456789ab"
+
+
+@given(st.text(max_size=300), st.integers(2, 120))
+def test_any_text_becomes_short_and_without_a_meaning_in_markup_or_terminals(text: str, most: int) -> None:
+    shown = printable(text, most=most)
+
+    assert len(shown) <= most
+    assert shown.isprintable()
+    assert not set(shown) & set("<>&\"'`*[]()#|~!\\{}$^@\x1b\n\r\t")
+    assert "://" not in shown
+
+
+@given(st.integers(10**6, 10**15), st.sampled_from(["", " ", "-", ".", ") "]), st.text(max_size=20))
+def test_no_long_number_is_shown_however_it_is_written(number: int, separator: str, around: str) -> None:
+    written = separator.join(re.findall("..?", str(number)))
+
+    shown = printable(f"{around}x{written}x{around}")
+
+    assert str(number) not in shown
+    assert not re.search(r"\d{7}", re.sub(r"\D", "", shown.removeprefix(around)[: len(written) + 2]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text", "jaas.conference", "whatsapp.sticker", "message_template", "application/json", "v2.1", "größe",
+        "org_5f0c1f4e-98a1-4a1b-8f1e-012345678912", "日本語",
+    ],
+)  # fmt: skip
+def test_ordinary_names_stay_as_they_are(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("most", [10, 80, 1_000])
+def test_a_secret_is_hidden_also_where_the_text_is_cut(most: int) -> None:
+    for start in range(most):
+        shown = printable("y" * start + TOKEN, most=most, secrets=[TOKEN])
+        assert TOKEN[4:14] not in shown
+
+
+@pytest.mark.parametrize("value", [None, 7, 1.5, True, {"886911425977": 1}, ["x"]])
+def test_a_value_that_is_no_text_is_shown_by_its_type(value: object) -> None:
+    assert printable(value) == type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:secret@gate.example/3rd?x=886911425977#y", "https://gate.example/3rd"),
+        ("http://192.168.100.200:8443/a/886911425977/b", "http://192.168.100.200:8443/a/…/b"),
+        ("/login?token=1", "/login"),
+        ("//elsewhere.example/x", "elsewhere.example/x"),
+        (f"https://x.example/{TOKEN}", "https://x.example/…"),
+        ("https://x.example/<b>\x1b", "an unreadable address"),
+        ("http://[::1", "an unreadable address"),
+        ("", "/"),
+    ],
+)
+def test_an_address_is_shown_without_user_query_number_and_secret(url: str, shown: str) -> None:
+    assert printable_address(url, [TOKEN]) == shown
+
+
+@given(st.text(max_size=200))
+def test_any_address_is_shown_as_plain_text(url: str) -> None:
+    assert not set(printable_address(url)) & set("<>&\"'`*[]()#|~!\\\x1b\n@")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "is_kept"),
+    [
+        ("theirs-7", True), ("4f1a2b3c-1111-4222-8333-123456789012", True),
+        ("Root=1-5759e988-bd862e3fe1be", True),
+        ("ours-1", True), (None, False), ("", False), ("886911425977", False), ("r-8869114", False),
+        ("a" * 101, False), ("a\nb", False), (TOKEN, False), (TOKEN[4:], False), (f"x{TOKEN.upper()}", False),
+    ],
+)  # fmt: skip
+def test_a_request_id_is_kept_or_replaced(theirs: str | None, is_kept: bool) -> None:
+    assert printable_request_id(theirs, "ours-1", [TOKEN]) == (theirs if is_kept else "ours-1")

@@ -79,7 +79,11 @@ class HttpClient:
         # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
         # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
         # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
-        self._transport = transport or _connections(base)
+        proxy = None if transport else _proxy_to(base)
+        if proxy is not None and base.startswith("http://"):
+            # Such a request goes to the proxy itself, without a tunnel that would carry these headers.
+            self._headers = {**headers, **proxy.headers}
+        self._transport = transport or _connections(proxy)
 
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
@@ -178,7 +182,7 @@ def _has_too_many_values(body: bytes) -> bool:
     return next(islice(_VALUE.finditer(body), MOST_VALUES, None), None) is not None
 
 
-def _connections(base: str) -> AiohttpTransport:
+def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
     """The connections of one client to one address: as many as the gate lets through."""
     # Made once for both, because to read the certificates takes 30 ms.
     context = _certificates()
@@ -187,7 +191,7 @@ def _connections(base: str) -> AiohttpTransport:
         connector = aiohttp.TCPConnector(limit=0, ssl=context)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
-    return AiohttpTransport(verify=context, client=session, proxy=_proxy_to(base))
+    return AiohttpTransport(verify=context, client=session, proxy=proxy)
 
 
 def _certificates() -> ssl.SSLContext:
@@ -214,4 +218,7 @@ def _proxy_to(base: str) -> httpx.Proxy | None:
         proxy = None
     if proxy is None or not proxy.url.host or proxy.url.scheme not in ("http", "https"):
         raise SettingsError(f"{name} is not the address of a proxy: it must be http://host:port")
-    return proxy
+    if proxy.auth is None:
+        return proxy
+    # As a header, because aiohttp is giving up the form in which httpx-aiohttp passes a user on.
+    return httpx.Proxy(proxy.url, headers={"proxy-authorization": aiohttp.encode_basic_auth(*proxy.auth)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
 import ssl
 import threading
@@ -34,20 +35,24 @@ class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         # A client that has seen enough closes the connection.
         with suppress(OSError):
-            connection = self.request
-            if self.server.context is not None:
-                connection = self.server.context.wrap_socket(connection, server_side=True)
-            head = b""
-            while b"\r\n\r\n" not in head:
-                data = connection.recv(65_536)
-                if not data:
-                    return
-                head += data
-            self.server.heads.append(head)
-            for piece in self.server.reply(head):
-                connection.sendall(piece)
-            if self.server.context is not None:
-                connection.unwrap()
+            if self.server.context is None:
+                self.serve(self.request)
+            else:
+                with self.server.context.wrap_socket(self.request, server_side=True) as connection:
+                    self.serve(connection)
+                    connection.unwrap()
+
+    def serve(self, connection: socket.socket) -> None:
+        """Read the head of one request, and send the answer."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = connection.recv(65_536)
+            if not data:
+                return
+            head += data
+        self.server.heads.append(head)
+        for piece in self.server.reply(head):
+            connection.sendall(piece)
 
 
 @contextmanager

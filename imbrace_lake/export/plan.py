@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from imbrace_lake.errors import GatewayError
+from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
-from imbrace_lake.gateway.client import GatewayClient, link_batches
+from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import MARKER, open_lake
@@ -48,6 +49,7 @@ class Plan:
         pace: What `per_second` rests on.
         seconds: How long that takes.
         planning_requests: What finding this out has cost.
+        failures: Why numbers were not resolved, or conversations of the sample not read, and how many.
     """
 
     numbers: dict[str, int]
@@ -63,6 +65,7 @@ class Plan:
     pace: str
     seconds: float
     planning_requests: int
+    failures: dict[str, int] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan for people: what, and how much of it."""
@@ -77,6 +80,7 @@ class Plan:
             ("messages", messages),
             ("requests", f"about {self.requests:,}, with {self.page_size:,} messages a page"),
             ("time", f"about {duration(self.seconds)}, {pace}"),
+            *(("failed", f"{count:,}: {reason}") for reason, count in self.failures.items()),
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -86,6 +90,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
+    """Lengths of the conversations that could be read, and the most messages that a page holds."""
+
     lengths: list[int]
     page_size: int
 
@@ -97,6 +103,7 @@ class _Timed:
         self.gateway = gateway
         self.seconds: list[float] = []
         self.slots = asyncio.Semaphore(SAMPLES_IN_FLIGHT)
+        self.failed: list[GatewayError] = []
 
     async def resolve(self, batch: Sequence[PhoneNumber]) -> Mapping[PhoneNumber, Resolved]:
         async with self.slots:
@@ -106,20 +113,24 @@ class _Timed:
             except GatewayError as exc:
                 if exc.is_fatal:
                     raise
-                return dict.fromkeys(batch, Resolved(error=str(exc)))
+                self.failed.append(exc)
+                return dict.fromkeys(batch, Resolved.failed(exc))
             finally:
                 self.seconds.append(time.perf_counter() - began)
 
-    async def length(self, conversation_id: str, limit: int) -> tuple[int, int]:
-        """How many messages a conversation has, and how many came; nothing where it cannot be read."""
+    async def length(self, conversation_id: str, limit: int) -> tuple[int, int] | None:
+        """How many messages a conversation has, and how many came; None where it cannot be read."""
         async with self.slots:
             began = time.perf_counter()
             try:
                 page = await self.gateway.get_page(conversation_id, limit=limit)
+            except ConversationNotFound:
+                return 0, 0
             except GatewayError as exc:
                 if exc.is_fatal:
                     raise
-                return 0, 0
+                self.failed.append(exc)
+                return None
             self.seconds.append(time.perf_counter() - began)
             return page.whole or len(page.ids), len(page.ids)
 
@@ -147,7 +158,7 @@ async def make_plan(
 
     Raises:
         SettingsError: Something is not set.
-        GatewayError: The gateway accepts none of the requests.
+        GatewayError: No number could be resolved, or no conversation of the sample read.
         StoreError: The lake cannot be read.
     """
     options = settings.gateway_options()
@@ -159,6 +170,8 @@ async def make_plan(
         found: dict[PhoneNumber, Resolved] = {}
         for answer in await asyncio.gather(*map(timed.resolve, batches)):
             found.update(answer)
+        if found and all(one.error is not None for one in found.values()):
+            raise timed.failed[0] if timed.failed else _unresolvable(found)
         wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
         if is_everything:
             wanted |= dict.fromkeys(known.ids())
@@ -166,6 +179,8 @@ async def make_plan(
         there = {*known.ids()}
         new = [one for one in ids if one not in there]
         sample = await _sample(timed, new, settings.page_size)
+        if new and not sample.lengths:
+            raise timed.failed[-1]
         planning_requests = gateway.traffic.requests
     again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)
     requests = len(batches) + again + _pages(sample, len(new))
@@ -184,6 +199,7 @@ async def make_plan(
         pace=pace,
         seconds=round(requests / per_second, 1),
         planning_requests=planning_requests,
+        failures=_failures(found, timed.failed),
     )
 
 
@@ -201,11 +217,13 @@ async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
     """Ask conversations that lie evenly among the new ones; of the longest, a whole page."""
     step = max(1, math.ceil(len(new) / SAMPLE_CONVERSATIONS))
     chosen = new[::step]
-    lengths = [whole for whole, _ in await asyncio.gather(*(timed.length(one, 1) for one in chosen))]
-    longest = max(zip(lengths, chosen, strict=True), default=None)
-    if longest is None:
-        return _Sample([], page_size)
-    whole, came = await timed.length(longest[1], page_size)
+    answers = await asyncio.gather(*(timed.length(one, 1) for one in chosen))
+    read = [(answer[0], one) for answer, one in zip(answers, chosen, strict=True) if answer is not None]
+    lengths = [length for length, _ in read]
+    page = await timed.length(max(read)[1], page_size) if read else None
+    if page is None:
+        return _Sample(lengths, page_size)
+    whole, came = page
     # Fewer than asked for, and more there are: the server's own limit.
     return _Sample(lengths, came if 0 < came < min(page_size, whole) else page_size)
 
@@ -241,6 +259,19 @@ def _statuses(phones: PhoneList | None, found: Mapping[PhoneNumber, Resolved]) -
         "invalid": phones.invalid if phones else 0,
         "error": error,
     }
+
+
+def _unresolvable(found: Mapping[PhoneNumber, Resolved]) -> GatewayError:
+    """The error of numbers that were rejected one by one."""
+    one = next(iter(found.values()))
+    return (one.cause or GatewayError)(LINKS_PATH, str(one.reason))
+
+
+def _failures(found: Mapping[PhoneNumber, Resolved], failed: Sequence[GatewayError]) -> dict[str, int]:
+    """Reasons with the numbers or conversations that they cost, most frequent first."""
+    reasons = Counter(f"numbers: {one.reason}" for one in found.values() if one.reason is not None)
+    reasons.update(f"conversations: {exc.reason}" for exc in failed if exc.path != LINKS_PATH)
+    return dict(reasons.most_common())
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from imbrace_lake.errors import BadRequest, GatewayError
+from imbrace_lake.errors import BadRequest, GatewayError, MalformedAnswer, WrongAddress
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.models import Links
 from imbrace_lake.lake.entries import PHONES
@@ -32,11 +32,18 @@ class Resolved:
         conversation_ids: Its conversations, each once.
         error: Why they are not known.
         kind: The same, without the request's id.
+        cause: The class of the error; its `advice` says what to do.
     """
 
     conversation_ids: tuple[str, ...] = ()
     error: str | None = None
     kind: str | None = None
+    cause: type[GatewayError] | None = None
+
+    @classmethod
+    def failed(cls, exc: GatewayError) -> Resolved:
+        """A number that was not resolved because of an error."""
+        return cls(error=str(exc), kind=exc.reason, cause=type(exc))
 
     @property
     def reason(self) -> str | None:
@@ -105,7 +112,7 @@ async def resolve_numbers(
             if exc.is_fatal:
                 raise
             errors.append(exc)
-            return dict.fromkeys(batch, Resolved(error=str(exc), kind=exc.reason))
+            return dict.fromkeys(batch, Resolved.failed(exc))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -153,13 +160,16 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
     for _ in range(UNANSWERED_TRIES):
         try:
             links = await gateway.get_links(missing)
+        except WrongAddress:
+            raise  # because another server would answer so whatever the numbers
         except BadRequest as exc:
             return found | await _halved(gateway, missing, exc)
         found |= _by_phone(missing, links)
         missing = [*links.unanswered, *links.spoiled]
         if not missing:
             break
-    spoiled = Resolved(error="what the gateway says of this number names no conversation")
+    reason = "what the gateway says of this number names no conversation"
+    spoiled = Resolved(error=reason, cause=MalformedAnswer)
     # Left out every time, without an error: the gateway knows nothing of these.
     return found | {phone: spoiled if phone in links.spoiled else Resolved() for phone in missing}
 
@@ -168,7 +178,7 @@ async def _halved(
     gateway: GatewayClient, phones: Sequence[PhoneNumber], error: GatewayError
 ) -> dict[PhoneNumber, Resolved]:
     if len(phones) == 1:
-        return {phones[0]: Resolved(error=str(error), kind=error.reason)}
+        return {phones[0]: Resolved.failed(error)}
     middle = len(phones) // 2
     return await resolve(gateway, phones[:middle]) | await resolve(gateway, phones[middle:])
 

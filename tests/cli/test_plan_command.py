@@ -48,3 +48,18 @@ def test_a_plan_that_has_nothing_new_says_so(run: Run, box: Sandbox) -> None:
     number = next(phone for phone, ids in box.links.items() if not ids)
 
     assert "none that are new" in run("plan", number).out
+
+
+@pytest.mark.parametrize("fault", ["301", "302", "307", "308"])
+def test_a_plan_at_a_gateway_that_redirects_fails_and_names_where_it_leads(
+    fault: str, run: Run, box: Sandbox
+) -> None:
+    box.break_conversation("links", fault)
+
+    result = run("plan", box.phones[0])
+
+    assert result.code == 1
+    assert f"redirects with status {fault} to https://login.example.invalid/sso" in result.err
+    assert box.phones[0][1:] not in result.err
+    assert "not resolved" not in result.out
+    assert box.stats().requests == {"links": 1}

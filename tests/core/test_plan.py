@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import TokenRejected
+from imbrace_lake.errors import (
+    BadRequest,
+    GatewayError,
+    GatewayUnavailable,
+    MalformedAnswer,
+    OrganizationMismatch,
+    RateLimited,
+    TokenRejected,
+    WrongAddress,
+)
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.plan import Plan, make_plan
 from imbrace_lake.export.runs import close_run, open_run
@@ -125,19 +134,65 @@ def test_a_fast_gateway_is_not_read_faster_than_one_process_can(tmp_path: Path) 
     assert found.per_second == 450.0
 
 
-def test_conversations_that_cannot_be_read_and_numbers_that_cannot_be_resolved_are_borne(
-    tmp_path: Path,
-) -> None:
+def test_conversations_that_are_deleted_upstream_have_no_messages(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2)) as box:
         for conversation_id in box.conversations:
             box.break_conversation(conversation_id, "404")
-        unreadable = plan(settings_of(box, tmp_path), box.phones)
-        box.break_conversation("links", "500")
-        unresolved = plan(settings_of(box, tmp_path), box.phones)
+        found = plan(settings_of(box, tmp_path), box.phones)
 
-    assert (unreadable.new, unreadable.messages) == (2, 0)
-    assert unresolved.numbers["error"] == len(box.phones)
-    assert unresolved.conversations == 0
+    assert (found.new, found.messages, found.failures) == (2, 0, {})
+
+
+UNANSWERED = [
+    ("302", WrongAddress), ("400", BadRequest), ("403", OrganizationMismatch), ("429", RateLimited),
+    ("500", GatewayUnavailable), ("504", GatewayUnavailable), ("cut_before", GatewayUnavailable),
+    ("cut_body", GatewayUnavailable), ("html", MalformedAnswer), ("not_json", MalformedAnswer),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "error"), UNANSWERED)
+def test_a_plan_of_which_no_number_could_be_resolved_fails_with_the_gateways_error(
+    fault: str, error: type[GatewayError], tmp_path: Path
+) -> None:
+    options = SandboxOptions(conversations=2, gateway_timeout_seconds=0.0)
+    with Sandbox(options) as box:
+        box.break_conversation("links", fault)
+        with pytest.raises(error):
+            plan(settings_of(box, tmp_path, patience_seconds=0.0), box.phones)
+
+
+@pytest.mark.parametrize(("fault", "error"), [each for each in UNANSWERED if each[0] != "403"])
+def test_a_plan_of_which_no_conversation_could_be_read_fails_with_the_gateways_error(
+    fault: str, error: type[GatewayError], tmp_path: Path
+) -> None:
+    options = SandboxOptions(conversations=2, gateway_timeout_seconds=0.0)
+    with Sandbox(options) as box:
+        for conversation_id in box.conversations:
+            box.break_conversation(conversation_id, fault)
+        with pytest.raises(error):
+            plan(settings_of(box, tmp_path, patience_seconds=0.0), box.phones)
+
+
+def test_conversations_that_cannot_be_read_do_not_count_as_empty_and_are_named(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=10, messages_mean=40, messages_spread=0)) as box:
+        for conversation_id in [*box.conversations][:4]:
+            box.break_conversation(conversation_id, "403:plain")
+        found = plan(settings_of(box, tmp_path), box.phones)
+
+    assert (found.new, found.sampled, found.messages) == (10, 6, 400)
+    [(reason, count)] = found.failures.items()
+    assert (count, "forbids access to this conversation" in reason) == (4, True)
+    assert ("failed", f"4: {reason}") in found.rows()
+
+
+def test_numbers_that_could_not_be_resolved_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=60)) as box:
+        phones = [*box.phones, *(f"+8869114{n:05}" for n in range(250))]
+        box.fail_next("500")
+        found = plan(settings_of(box, tmp_path), phones)
+
+    assert found.failures == {"numbers: the gateway failed with status 500": 100}
+    assert found.numbers["error"] == 100
 
 
 @pytest.mark.parametrize("place", ["links", "messages"])

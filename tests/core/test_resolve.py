@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from imbrace_lake.errors import GatewayUnavailable, OrganizationMismatch
+from imbrace_lake.errors import BadRequest, GatewayUnavailable, OrganizationMismatch
 from imbrace_lake.export.resolve import Recording, Resolved, ResolveResult, resolve, resolve_numbers
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.pacing import Gate
@@ -198,6 +198,47 @@ def test_an_outage_is_an_error_of_its_numbers_and_worth_another_try(start: Start
     assert isinstance(result.error, GatewayUnavailable)
     assert result.conversation_ids == ()
     assert all("status 503" in row["reason"] and row["conversation_ids"] is None for row in rows[:-1])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("400", "rejects this request with status 400"),
+        ("503", "failed with status 503"),
+        ("html", "not JSON"),
+        ("302", "redirects with status 302 to https://login.example.invalid/sso"),
+    ],
+)
+def test_the_reasons_of_unresolved_numbers_are_counted(
+    start: StartBox, tmp_path: Path, fault: str, reason: str
+) -> None:
+    box = start(conversations=3)
+    box.break_conversation("links", fault)
+
+    result, _ = resolved(client_of(box, tries=1), tmp_path, box.phones)
+
+    [(counted, count)] = result.reasons.items()
+    assert (count, reason in counted) == (len(box.phones), True)
+
+
+def test_a_number_that_is_rejected_alone_keeps_the_class_of_the_error(start: StartBox) -> None:
+    box = start(conversations=3)
+    box.break_conversation("links", "400")
+
+    found = resolve_some(client_of(box), *map(PhoneNumber, box.phones))
+
+    assert {one.cause for one in found.values()} == {BadRequest}
+    assert {one.reason for one in found.values()} == {"the gateway rejects this request with status 400"}
+
+
+def test_a_redirect_is_not_asked_again_for_each_number(start: StartBox, tmp_path: Path) -> None:
+    box = start(conversations=30)
+    box.break_conversation("links", "302")
+
+    result, _ = resolved(client_of(box), tmp_path, box.phones)
+
+    assert result.statuses == {"error": len(box.phones)}
+    assert box.stats().requests == {"links": 1}
 
 
 def test_what_every_request_would_meet_is_raised_and_leaves_no_request_behind(

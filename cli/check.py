@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
@@ -52,10 +53,10 @@ def check(
     settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)
     number = parse_phone(phone, settings.region) if phone is not None else None
     if is_watched():
-        with to_user().status("checking"):
-            findings = _look(settings, number)
+        with to_user().status("checking") as status:
+            findings = _look(settings, number, status.update)
     else:
-        findings = _look(settings, number)
+        findings = _look(settings, number, lambda _: None)
     wrong = [finding for finding in findings if finding.verdict == "wrong"]
     if as_json:
         typer.echo(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
@@ -64,10 +65,10 @@ def check(
     raise typer.Exit(1 if wrong else 0)
 
 
-def _look(settings: Settings, phone: PhoneNumber | None) -> list[Finding]:
+def _look(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
     from imbrace_lake import check as core
 
-    return [*asyncio.run(core.check(settings, phone)), *_versions()]
+    return [*asyncio.run(core.check(settings, phone, say)), *_versions()]
 
 
 def _versions() -> list[Finding]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
-from urllib.parse import quote
-
-import httpx
 
 from imbrace_lake.errors import (
+    CertificateRejected,
     GatewayError,
     ImbraceLakeError,
     OrganizationMismatch,
@@ -19,9 +18,10 @@ from imbrace_lake.errors import (
     SettingsError,
     TokenRejected,
     UsageError,
+    WrongAddress,
 )
-from imbrace_lake.gateway.client import SHORT_BODY_TRIES, GatewayClient, GatewayOptions
-from imbrace_lake.gateway.models import Malformed, Page, decode_json
+from imbrace_lake.gateway.client import HARMLESS, SHORT_BODY_TRIES, GatewayClient, GatewayOptions
+from imbrace_lake.gateway.models import Counts, Page
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.lake import MARKER, open_lake
 from imbrace_lake.lake.ledger import read_ledger
@@ -31,10 +31,11 @@ from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 Verdict = Literal["ok", "note", "wrong", "skipped"]
 
-# One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
-HARMLESS = PhoneNumber("+12025550123")
+# Of the lake.
 STEP_SECONDS = 4.0
 ANSWER_SECONDS = 3.0
+# A gateway that takes longer is called slow, and a person who waits longer is told for what.
+SLOW_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +61,23 @@ class _Look:
     conversation_id: str | None = None
 
 
-async def check(settings: Settings, phone: PhoneNumber | None = None) -> list[Finding]:
+async def check(
+    settings: Settings, phone: PhoneNumber | None = None, say: Callable[[str], object] = lambda _: None
+) -> list[Finding]:
     """Look at the settings, then at gateway and lake side by side, then at a conversation.
 
     Args:
         settings: What a run would have; what is missing is a finding.
         phone: A number with a conversation, to see pages and counts; else the longest that the lake knows.
+        say: Called with a sentence when the gateway takes long.
     """
     findings = _missing(settings, ("token", "organization"))
     options = _options(settings, findings)
-    gateway, lake = await asyncio.gather(_look_at_gateway(options, phone), _look_at_lake(settings))
+    gateway, lake = await asyncio.gather(_look_at_gateway(options, phone, say), _look_at_lake(settings))
     findings += gateway.findings
     conversation_id = gateway.conversation_id or lake.conversation_id
     if options is not None and all(one.verdict != "wrong" for one in gateway.findings):
-        findings += await _look_at_messages(options, settings.page_size, conversation_id)
+        findings += await _look_at_messages(options, settings.page_size, conversation_id, say)
     return findings + lake.findings
 
 
@@ -98,7 +102,7 @@ def _missing(settings: Settings, names: Iterable[str]) -> list[Finding]:
 
 
 def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | None:
-    """How to ask the gateway without much patience; None if a setting for it is missing."""
+    """How to ask the gateway: with an export's time for each answer; None if a setting for it is missing."""
     if findings:
         return None
     try:
@@ -108,7 +112,6 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
         return None
     return replace(
         options,
-        timeout_seconds=ANSWER_SECONDS,
         # As many as it takes to believe a server whose counts fit nothing.
         tries=SHORT_BODY_TRIES,
         patience_seconds=0.0,
@@ -120,21 +123,38 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
 # -- the gateway ----------------------------------------------------------------------------------
 
 
-async def _look_at_gateway(options: GatewayOptions | None, phone: PhoneNumber | None) -> _Look:
+@asynccontextmanager
+async def _gateway(options: GatewayOptions, say: Callable[[str], object]) -> AsyncIterator[GatewayClient]:
+    """A client whose user is told when it takes long."""
+
+    async def watch() -> None:
+        await asyncio.sleep(SLOW_SECONDS)
+        say(f"waiting for {options.url}, as an export would: up to {options.timeout_seconds:g} s an answer")
+
+    async with GatewayClient(options, Gate()) as gateway:
+        watching = asyncio.create_task(watch())
+        try:
+            yield gateway
+        finally:
+            watching.cancel()
+
+
+async def _look_at_gateway(
+    options: GatewayOptions | None, phone: PhoneNumber | None, say: Callable[[str], object] = lambda _: None
+) -> _Look:
     if options is None:
         return _Look([Finding("gateway", "skipped", "not asked, because settings are missing")])
     began = time.perf_counter()
     try:
-        async with asyncio.timeout(STEP_SECONDS), GatewayClient(options, Gate()) as gateway:
+        async with _gateway(options, say) as gateway:
             links = await gateway.get_links([phone or HARMLESS])
-    except TimeoutError:
-        told = f"{options.url} sent no answer in {STEP_SECONDS:g} s: check {PREFIX}GATEWAY and the network"
-        return _Look([Finding("gateway", "wrong", told)])
+            seconds = time.perf_counter() - began
+    except SettingsError as exc:
+        return _Look([Finding("gateway", "wrong", str(exc))])
     except GatewayError as exc:
         return _Look(_refused(options, exc))
-    seconds = time.perf_counter() - began
     findings = [
-        Finding("gateway", "ok", f"{options.url} answers after {1_000 * seconds:,.0f} ms"),
+        _answered(options.url, seconds),
         Finding("token", "ok", "accepted"),
         Finding("organization", "ok", f"{options.organization} is the token's"),
     ]
@@ -146,11 +166,20 @@ async def _look_at_gateway(options: GatewayOptions | None, phone: PhoneNumber | 
     return _Look(findings, next((link.conversation_id for link in links.links), None))
 
 
+def _answered(url: str, seconds: float) -> Finding:
+    told = f"{url} answers after {1_000 * seconds:,.0f} ms"
+    if seconds < SLOW_SECONDS:
+        return Finding("gateway", "ok", told)
+    return Finding("gateway", "note", f"{told}: slow, so exports take long")
+
+
 def _refused(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
     answers = Finding("gateway", "ok", f"{options.url} answers")
     match exc:
         case TokenRejected():
-            advice = f"check {PREFIX}TOKEN, which belongs to one organization of one environment"
+            advice = (
+                f"check {PREFIX}TOKEN, which belongs to one organization of one environment. {exc.advice}"
+            )
             return [answers, Finding("token", "wrong", f"{exc}: {advice}")]
         case OrganizationMismatch():
             wrong = Finding("organization", "wrong", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
@@ -158,26 +187,30 @@ def _refused(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
         case RateLimited():
             told = "the gateway refuses every request at present (429): wait, a run would do the same"
             return [Finding("gateway", "wrong", told)]
+        case CertificateRejected():
+            return [Finding("gateway", "wrong", str(exc))]
+        case WrongAddress():
+            return [Finding("gateway", "wrong", f"{exc}: check {PREFIX}GATEWAY, with its /3rd")]
         case _:
             return [Finding("gateway", "wrong", f"{exc}: check {PREFIX}GATEWAY and the network")]
 
 
 async def _look_at_messages(
-    options: GatewayOptions, page_size: int, conversation_id: str | None
+    options: GatewayOptions,
+    page_size: int,
+    conversation_id: str | None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> list[Finding]:
     """See how long a page gets, and what the counts mean."""
     if conversation_id is None:
         told = "not seen, because no conversation is known yet: give --phone with a number that has one"
         return [Finding("pages", "skipped", told)]
     try:
-        async with asyncio.timeout(STEP_SECONDS), GatewayClient(options, Gate()) as gateway:
+        async with _gateway(options, say) as gateway:
             page = await gateway.get_page(conversation_id, limit=page_size)
-            counts = await _counts(options, conversation_id)
-    except TimeoutError:
-        return [Finding("pages", "wrong", f"no page of messages came in {STEP_SECONDS:g} s: try again later")]
+            return [_told_of_page(page, page_size), await _counts(gateway, conversation_id)]
     except GatewayError as exc:
         return [Finding("pages", "wrong", f"messages cannot be read: {exc}")]
-    return [_told_of_page(page, page_size), counts]
 
 
 def _told_of_page(page: Page, page_size: int) -> Finding:
@@ -193,18 +226,17 @@ def _told_of_page(page: Page, page_size: int) -> Finding:
     return Finding("pages", "ok", f"a page holds {page_size} messages, as asked")
 
 
-async def _counts(options: GatewayOptions, conversation_id: str) -> Finding:
-    """Which of the two counts is the whole conversation; asked raw, for everybody else needs not know."""
-    path = f"/conversations/{quote(conversation_id, safe='')}/messages"
-    headers = {"x-access-token": options.token.get_secret_value()}
+async def _counts(gateway: GatewayClient, conversation_id: str) -> Finding:
+    """Which of the two counts is the whole conversation."""
     try:
-        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as client:
-            response = await client.get(f"{options.url.rstrip('/')}{path}?limit=1&skip=0")
-        answer = decode_json(response.content)
-        came, count, total = len(answer["items"]), answer.get("count"), answer.get("total")
-    except (httpx.HTTPError, Malformed, LookupError, TypeError, AttributeError):
-        return Finding("counts", "skipped", "not seen, because the second answer was none")
-    extras = "" if "has_more" in answer else ", and there is no `has_more`"
+        return _told_of_counts(await gateway.get_counts(conversation_id))
+    except GatewayError as exc:
+        return Finding("counts", "skipped", f"not seen: {exc}")
+
+
+def _told_of_counts(counts: Counts) -> Finding:
+    came, count, total = counts.items, counts.count, counts.total
+    extras = "" if counts.has_flag else ", and there is no `has_more`"
     if count is None or total is None:
         return Finding("counts", "note", f"`count` or `total` is missing{extras}: walks cost more requests")
     if count == total:

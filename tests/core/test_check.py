@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -22,6 +23,9 @@ from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import Probe
 from sandbox import Sandbox, SandboxOptions
+from tests.core.certificates import make_certificate
+from tests.core.raw_server import raw_server
+from tests.core.test_broken_answers import answer
 
 
 @pytest.fixture
@@ -112,16 +116,83 @@ def test_a_gateway_that_is_not_there_is_told(box: Sandbox, tmp_path: Path) -> No
     assert "check IMBRACE_GATEWAY" in findings["gateway"][0].told
 
 
-def test_a_gateway_that_never_answers_is_told_in_time(
-    tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checking, "STEP_SECONDS", 0.5)
+def test_a_gateway_that_never_answers_is_told_in_time(tmp_path: Path, box: Sandbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/3rd"
 
-        findings = look(settings_of(box, tmp_path, gateway=url))
+        findings = look(settings_of(box, tmp_path, gateway=url, timeout_seconds=0.3))
 
-    assert "sent no answer in 0.5 s" in findings["gateway"][0].told
+    assert "sent no complete answer in 0.3 s" in findings["gateway"][0].told
+
+
+def test_a_slow_gateway_is_called_slow_and_not_broken(
+    tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "SLOW_SECONDS", 0.2)
+    box.set_options(latency_seconds=0.5)
+    longest = next(iter(box.conversations))
+    said: list[str] = []
+
+    found = asyncio.run(check(settings_of(box, tmp_path), PhoneNumber(phone_of(box, longest)), said.append))
+
+    gateway, *others = [finding for finding in found if finding.name in ("gateway", "pages", "counts")]
+    assert gateway.verdict == "note"
+    assert re.search(r"answers after [5-9]\d\d ms: slow|answers after \d,\d\d\d ms: slow", gateway.told)
+    assert [finding.verdict for finding in others] == ["ok", "ok"]
+    assert said == [f"waiting for {box.url}, as an export would: up to 35 s an answer"] * 2
+
+
+def test_nobody_waits_less_for_the_gateway_than_an_export_does(tmp_path: Path, box: Sandbox) -> None:
+    """The limits of single steps were shorter than an answer may take."""
+    settings = settings_of(box, tmp_path)
+    options = checking._options(settings, [])
+
+    assert options is not None
+    assert options.timeout_seconds == settings.gateway_options().timeout_seconds == 35.0
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_redirect_is_wrong_and_named_with_where_it_leads(status: str, box: Sandbox, tmp_path: Path) -> None:
+    box.break_conversation("links", status)
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert findings["gateway"][0].verdict == "wrong"
+    assert (
+        f"redirects with status {status} to https://login.example.invalid/sso" in findings["gateway"][0].told
+    )
+    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].told
+
+
+def test_a_certificate_that_is_not_trusted_is_named_once(box: Sandbox, tmp_path: Path) -> None:
+    context, _ = make_certificate(tmp_path)
+    with raw_server(lambda _: [answer()], context) as server:
+        findings = look(settings_of(box, tmp_path / "lake", gateway=f"https://127.0.0.1:{server.port}/3rd"))
+
+    [gateway] = findings["gateway"]
+    assert gateway.verdict == "wrong"
+    assert "is not trusted: set SSL_CERT_FILE" in gateway.told
+    assert "IMBRACE_GATEWAY" not in gateway.told
+
+
+def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbox, tmp_path: Path) -> None:
+    box.set_options(token_expired=True)
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert findings["token"][0].verdict == "wrong"
+    assert "possibly expired" in findings["token"][0].told
+    assert "expire after 10 days unless `expired_at`" in findings["token"][0].told
+
+
+def test_a_conversation_that_is_forbidden_is_no_fault_of_the_token(box: Sandbox, tmp_path: Path) -> None:
+    longest = next(iter(box.conversations))
+    box.break_conversation(longest, "403")
+
+    findings = look(settings_of(box, tmp_path), phone_of(box, longest))
+
+    assert (findings["token"][0].verdict, findings["organization"][0].verdict) == ("ok", "ok")
+    assert "forbids access to this conversation" in findings["pages"][0].told
 
 
 def test_a_closed_budget_is_told(box: Sandbox, tmp_path: Path) -> None:
@@ -173,16 +244,13 @@ def test_a_short_conversation_shows_little(box: Sandbox, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("404", "cannot be read"), ("stall", "no page of messages came")]
+    ("fault", "told"), [("404", "cannot be read"), ("stall", "sent no complete answer in 0.5 s")]
 )
-def test_messages_that_cannot_be_read_are_told(
-    fault: str, told: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checking, "STEP_SECONDS", 1.0)
+def test_messages_that_cannot_be_read_are_told(fault: str, told: str, box: Sandbox, tmp_path: Path) -> None:
     longest = next(iter(box.conversations))
     box.break_conversation(longest, fault)
 
-    findings = look(settings_of(box, tmp_path), phone_of(box, longest))
+    findings = look(settings_of(box, tmp_path, timeout_seconds=0.5), phone_of(box, longest))
 
     assert findings["pages"][0].verdict == "wrong"
     assert told in findings["pages"][0].told
@@ -190,7 +258,7 @@ def test_messages_that_cannot_be_read_are_told(
 
 def test_a_second_answer_that_is_none_is_no_finding_against_the_gateway(box: Sandbox, tmp_path: Path) -> None:
     longest = next(iter(box.conversations))
-    box.fail_next("ok", "ok", "html")
+    box.fail_next("ok", "ok", "html", "html", "html")
 
     findings = look(settings_of(box, tmp_path), phone_of(box, longest))
 

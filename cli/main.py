@@ -13,6 +13,9 @@ Only what every command needs is imported here: ``--help`` should not wait for P
 
 from __future__ import annotations
 
+import errno
+import re
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -24,6 +27,7 @@ from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -103,9 +107,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImbraceLakeError as exc:
         complain(str(exc))
         return WRONG_USE if isinstance(exc, UsageError) else FAILED
+    except Exception as exc:
+        if not _is_out_of_memory(exc):
+            raise
+        complain(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
+        return FAILED
     if code == INTERRUPTED:
         complain("nothing was written", "interrupted")
     return int(code or 0)
+
+
+def _is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether an exception, or one that caused it, means that the system gives no more memory."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        match exc:
+            case MemoryError() | OSError(errno=errno.ENOMEM):
+                return True
+            # Of libraries that cannot be loaded, and of threads whose stack cannot be made.
+            case ImportError() | RuntimeError() if _NO_MEMORY.search(str(exc)):
+                return True
+            # What CPython raises where memory for the exception itself was missing.
+            case SystemError() if _limit():
+                return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _limit() -> str:
+    bytes_allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    is_limited = bytes_allowed != resource.RLIM_INFINITY
+    return f" (ulimit -v allows {bytes_allowed >> 20:,} MB)" if is_limited else ""
 
 
 def _explained(exc: typer.TyperException) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +16,7 @@ from cli.main import main
 from cli.terminal import prepare_streams
 from tests.cli.conftest import Run
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "export", "plan", "check", "sandbox", "server")
 
 
@@ -99,3 +103,54 @@ def test_a_stream_that_cannot_be_changed_is_left_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stderr", object())
 
     prepare_streams()
+
+
+def _caused(by: Exception) -> Exception:
+    exc = ValueError("wrapped")
+    exc.__cause__ = by
+    return exc
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    "exc",
+    [
+        MemoryError(), OSError(errno.ENOMEM, "No memory"), RuntimeError("can't start new thread"),
+        ImportError("libparquet.so.2600: failed to map segment from shared object"),
+        ImportError("libc.so.6: cannot allocate memory in static TLS block"), _caused(MemoryError()),
+    ],
+)  # fmt: skip
+def test_a_lack_of_memory_is_one_sentence(exc: Exception, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise exc
+
+    monkeypatch.setattr(plan_command, "_made", fail)
+
+    result = run("plan", "+886911425977")
+
+    assert result.code == 1
+    assert result.err.startswith("error: this process gets no more memory")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.usefixtures("settings")
+def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(plan_command, "_made", fail)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("plan", "+886911425977")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
+def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(place: Path) -> None:
+    command = f"ulimit -v 260000; exec {sys.executable} -m cli.main verify --lake ./lake"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+    assert done.returncode == 1
+    assert "ulimit -v allows 253 MB" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -305,7 +305,7 @@ def test_what_every_conversation_would_meet_stops_the_chunk_and_keeps_what_is_do
 
     def refuse_all(each: str, number: int) -> None:
         if each == ids[2]:
-            box.set_options(rates={"403": 1.0})
+            box.set_options(rates={"403:other": 1.0})
 
     async def job(run: ExportRun) -> tuple[list[str], int]:
         run.slots = asyncio.Semaphore(1)

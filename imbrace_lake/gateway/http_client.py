@@ -163,8 +163,10 @@ class HttpClient:
     async def _wait_for_turn(self, deadline: asyncio.Timeout) -> None:
         """Wait until another large answer is complete, which does not count as the gateway's time."""
         loop = asyncio.get_running_loop()
-        ends_at, began = deadline.when(), loop.time()
-        deadline.reschedule(None)
+        # A time-out that has just expired cannot be changed; it ends the next wait.
+        ends_at, began = None if deadline.expired() else deadline.when(), loop.time()
+        if ends_at is not None:
+            deadline.reschedule(None)
         await self._large.acquire()
         if ends_at is not None:
             deadline.reschedule(ends_at + loop.time() - began)

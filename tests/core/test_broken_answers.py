@@ -7,9 +7,11 @@ import gzip
 import json
 import logging
 import pickle
+import socket
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import AnswerTooLarge, GatewayError, GatewayUnavailable, MalformedAnswer
+from imbrace_lake.export.chunk import ChunkResult, export_chunk
+from imbrace_lake.export.runs import open_run
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.phones.numbers import PhoneNumber
-from tests.core.conftest import client_of
+from imbrace_lake.settings import Settings
+from tests.core.conftest import StartBox, client_of
 from tests.core.raw_server import raw_server
 from tests.core.test_gateway import NOWHERE
 
@@ -370,3 +375,49 @@ def test_a_broken_answer_is_named_for_what_it_is(name: str, error: type[GatewayE
         found, _ = ask(server.port, "messages", tries=1)
 
     assert type(found) is error
+
+
+# -- what a run makes of it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "header over 8 KB", "chunk size a word", "content-length twice, different", "NUL in a header",
+        "body shorter than its length", "no status line", "gzip with flipped bits", "redirect to a secret",
+    ],
+)  # fmt: skip
+def test_a_broken_answer_costs_its_conversation_and_no_other(
+    name: str, start: StartBox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    box = start(conversations=6)
+    ids = list(box.conversations)
+    upstream = box.control_url.removeprefix("http://").split(":")
+
+    def reply(head: bytes) -> Iterable[bytes]:
+        if ids[2].encode() in head:
+            yield BROKEN[name]
+            return
+        with socket.create_connection((upstream[0], int(upstream[1]))) as connection:
+            connection.sendall(head.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+            while data := connection.recv(65_536):
+                yield data
+
+    async def export(port: int) -> ChunkResult:
+        settings = Settings(
+            _env_file=None, token=box.options.token, organization=box.options.organization_id, tries=2,
+            gateway=f"http://127.0.0.1:{port}/3rd", lake=str(tmp_path / "lake"),
+        )  # fmt: skip
+        async with open_run(settings, "run_1") as run:
+            await run.learn("all")
+            return await export_chunk(run, "all", ids)
+
+    with raw_server(reply) as server:
+        result = asyncio.run(export(server.port))
+
+    assert result.statuses == {"complete": 5, "failed": 1}
+    [letter] = result.dead_letters
+    assert letter.conversation_id == ids[2]
+    shown = f"{letter}{caplog.text}"
+    assert not [secret for secret in NOTHING_OF if secret in shown]

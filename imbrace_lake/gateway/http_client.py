@@ -27,8 +27,10 @@ LARGE_AT_A_TIME = 4
 # Of an answer that is an error, only a sentence is read.
 MOST_ERROR_BYTES = 1 << 16
 # Lists and objects take up to 24 times as much memory parsed as they take in JSON: `[],[],[]`.
+# The bound grows with that of the bytes, where a setting raises it.
 UNCOUNTED_BYTES = 1 << 18
 MOST_VALUES = 100_000
+BYTES_A_VALUE = 160
 _VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
 
 
@@ -71,6 +73,7 @@ class HttpClient:
         self._headers = headers
         self._timeout_seconds = timeout_seconds
         self._most_bytes = most_bytes
+        self._most_values = max(MOST_VALUES, most_bytes // BYTES_A_VALUE)
         self._on_received = on_received
         self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
         # A request is timed as a whole, and not at each read.
@@ -122,8 +125,8 @@ class HttpClient:
             body = await self._receive(response, deadline)
         finally:
             await response.aclose()
-        if len(body) > UNCOUNTED_BYTES and _has_too_many_values(body):
-            raise TooLarge(f"the answer has more than {MOST_VALUES:,} values")
+        if len(body) > UNCOUNTED_BYTES and _has_more_values(body, self._most_values):
+            raise TooLarge(f"the answer has more than {self._most_values:,} values")
         return Answer(response.status_code, response.headers, body)
 
     async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
@@ -180,8 +183,8 @@ def _decoder_of(headers: httpx.Headers) -> BodyDecoder | None:
     return None if coding is None else BodyDecoder(coding)
 
 
-def _has_too_many_values(body: bytes) -> bool:
-    return next(islice(_VALUE.finditer(body), MOST_VALUES, None), None) is not None
+def _has_more_values(body: bytes, most: int) -> bool:
+    return next(islice(_VALUE.finditer(body), most, None), None) is not None
 
 
 def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:

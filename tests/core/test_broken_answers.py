@@ -421,3 +421,13 @@ def test_a_broken_answer_costs_its_conversation_and_no_other(
     assert letter.conversation_id == ids[2]
     shown = f"{letter}{caplog.text}"
     assert not [secret for secret in NOTHING_OF if secret in shown]
+
+
+def test_a_raised_bound_admits_more_values_as_well() -> None:
+    body = b'{"items":[{"_id":"a","c":[' + b"1," * 150_000 + b'1]}],"count":1,"total":1}'
+    with raw_server(lambda _: [answer(body)]) as server:
+        error, _ = ask(server.port, "messages")
+        allowed, _ = ask(server.port, "messages", most_answer_bytes=32 << 20)
+
+    assert type(error) is AnswerTooLarge
+    assert allowed is None

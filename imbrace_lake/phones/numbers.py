@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hmac
+import itertools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple, NewType
 
 import phonenumbers
@@ -21,12 +23,29 @@ _MIN_DIGITS_FOR_TAIL = 8
 _TAIL = 2
 
 _PLAIN = re.compile(r"(\+?)([1-9][0-9]{6,18})")
-_SCHEME = re.compile(r"(?:tel|whatsapp):\s*", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:tel|whatsapp|callto|sms):\s*|(?:https?://)?wa\.me/", re.IGNORECASE)
+_WHATSAPP_ID = re.compile(r"\+?(\d+)(?::\d+)?@(?:s\.whatsapp\.net|c\.us)", re.IGNORECASE)
+_OTHER_WHATSAPP_IDS = {
+    "@g.us": "it is the id of a WhatsApp group",
+    "@lid": "it is a hidden WhatsApp id (@lid), which does not contain the number",
+    "@broadcast": "it is the id of a WhatsApp broadcast list",
+    "@newsletter": "it is the id of a WhatsApp channel",
+}
+# A word behind the number: +886 911 425 977 (work).
+_LABEL = re.compile(r"\s*[(（]\s*[^\W\d_][^()（）\d]*[)）]$")
 # Separators people use, the dashes of Unicode and of East Asian keyboards included. A comma is not
 # among them: it separates numbers, and two of them must not become one.
-_WRITTEN = re.compile(r"\(?\s*([+＋]?)[\s\d()（）\[\]［］.．·・/／\-‐‑‒–—―−ー－]*")
+_DASHES = r"\-‐‑‒–—―−ー－"
+_WRITTEN = re.compile(r"\(?\s*([+＋]?)[\s\d()（）\[\]［］.．·・/／" + _DASHES + "]*")
 _FLOAT = re.compile(r"(\d{5,})[.,]0+")
-_SCIENTIFIC = re.compile(r"[+-]?\d+(?:[.,]\d*)?\s*[eE]\s*[+-]?\d+")
+_SCIENTIFIC = re.compile(r"([+-]?\d+)(?:[.,](\d*))?\s*[eE]\s*(\+?\d{1,2})")
+_GROUP = re.compile(r"\d+")
+_NO_DIGITS = re.compile(r"\D+")
+# Behind a line break, a slash, a dash with blanks or a bracket another number or ending may begin.
+_BREAK = re.compile(rf"[\n\r\t/／(（\[［]|\s[{_DASHES}]|[{_DASHES}]\s")
+_DASH_OR_DOT = re.compile(rf"[{_DASHES}.．·・]")
+_FEWEST_DIGITS = 6  # of a whole number as anybody writes it: 01 2345 in Vienna
+_LONGEST_ENDING = 4
 _EXTENSION = re.compile(
     r"[^#;,a-z]*\d[^#;,a-z]*[#;,]*\s*(?:ext(?:ension)?|extn|x|#)[.:=\s]*\d+", re.IGNORECASE
 )
@@ -38,6 +57,8 @@ _INVISIBLE = dict.fromkeys(
 # from 8 to 10 digits. Messengers keep the old form as the id of contacts who joined before.
 _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
+MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
+INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
 _NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default region"
 _IMPOSSIBLE = {
     ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "it lacks its area code",
@@ -62,10 +83,15 @@ class _Plan(NamedTuple):
 def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     """Read one phone number as people, spreadsheets and the gateway write it.
 
-    Accepted are ``+`` or ``00`` and the country code, a leading ``tel:`` or ``whatsapp:``, quotes around
-    it, spaces, dashes, dots, slashes and parentheses, digits of any script, invisible characters, and the
-    ``.0`` of a number column that became a float. Refused, because they would have to be guessed at: letters
-    (also vanity numbers), extensions, two numbers in one text, and ``8.86911E+11``, whose digits are lost.
+    Accepted are ``+`` or ``00`` and the country code, a leading ``tel:`` or ``whatsapp:``, the ids of
+    WhatsApp contacts, quotes around it, a label in parentheses behind it, spaces, dashes, dots, slashes and
+    parentheses, digits of any script, invisible characters, the ``.0`` of a number column that became a
+    float, and scientific notation with all digits. Rejected, because they would have to be guessed at:
+    letters (also vanity numbers), extensions, and ``8.86911E+11``, whose digits are lost.
+
+    Digits are joined over a separator only if what is before it is not a number by itself. So
+    ``030/1234567`` is one number, and ``+886 2 2345 6789/90`` is rejected, because ``…90`` may be the ending
+    of another one.
 
     Bare digits are ambiguous. Without `region` they begin with the country code: that is how the gateway
     writes numbers. With `region` they may be a national number of it or begin with any country code, and
@@ -90,15 +116,33 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     plain = _PLAIN.fullmatch(text)
     if plain and (plain[1] or region is None) and (phone := _as_it_stands(plain[2])):
         return phone
-    has_plus, number = _read(text)
+    has_plus, written = _read(text)
+    phone, reason = _interpret(_ascii_digits(written), None if has_plus else region, has_plus=has_plus)
+    if phone is None:
+        raise rejection(text, reason)
+    if not _is_one_number(phone, written, None if has_plus else region):
+        raise rejection(text, MORE_THAN_ONE)
+    return phone
+
+
+def is_in_use(phone: str) -> bool:
+    """Return whether an E.164 number is in a range that its country has in use."""
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(phone))
+    except NumberParseException:
+        return False
+
+
+def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[PhoneNumber | None, str]:
+    """Read ASCII digits as one number; else return the reason why that is impossible."""
     if has_plus or region is None:
         number = number if has_plus else number.removeprefix("00")
         if phone := _as_it_stands(number):
-            return phone
+            return phone, ""
         found, reason = _reading("+" + number)
     else:
         if phone := _as_dialled(number, region):
-            return phone
+            return phone, ""
         found, reason = _regional_reading(number, region)
     # One reading takes away one national prefix. Read on until nothing changes, or +44 0 0 20… would be
     # another phone than +44 20…, and a phone would not be what its own text is read as.
@@ -106,10 +150,95 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     while found is not None:
         phone = PhoneNumber(phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164))
         if phone == previous or _as_it_stands(phone[1:]):
-            return phone
+            return phone, ""
         found, reason = _reading(phone)
         previous = phone
-    raise InvalidPhoneNumber(_refusal(text, reason))
+    return None, reason
+
+
+def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool:
+    """Return whether all digits of a text belong to one number.
+
+    The digits before each separator must not be a number by themselves: one that is in use, or, before a
+    slash, any possible one unless only the longer number is in use. As many countries have numbers of any
+    length, spaces, dots and dashes between them are accepted where people group digits like that.
+    """
+    groups = list(_GROUP.finditer(written))
+    if len(groups) == 1:
+        return True
+    code = _country_code(phone[1:])
+    total = sum(len(group[0]) for group in groups)
+    before = 0
+    for index, (group, following) in enumerate(itertools.pairwise(groups)):
+        before += len(group[0])
+        if before < _FEWEST_DIGITS:
+            continue
+        shorter = phone[: before - total]
+        is_break = _BREAK.search(written, group.end(), following.start()) is not None
+        if not _is_whole(shorter, code):
+            is_other = (
+                region is not None
+                and not _is_of(region, code)
+                and _is_national(written[: group.end()], region)
+            )
+            if is_other or (
+                (is_break or index == 0) and _is_possible(shorter, code) and not is_in_use(phone)
+            ):
+                return False
+            continue
+        rest = _ascii_digits(written[group.end() :])
+        separator = written[group.end() : following.start()]
+        if (
+            is_break
+            or index == 0
+            or not is_in_use(phone)
+            or _begins_again(rest, shorter)
+            or (
+                _DASH_OR_DOT.search(separator) and _is_ending(rest, group[0]) and not _is_usual(phone, groups)
+            )
+        ):
+            return False
+    return True
+
+
+def _is_possible(phone: str, code: str) -> bool:
+    plan = _plan(code)
+    return plan is not None and len(phone) - 1 - len(code) in plan.lengths
+
+
+def _is_whole(phone: str, code: str) -> bool:
+    return _is_possible(phone, code) and is_in_use(phone)
+
+
+def _is_of(region: str, code: str) -> bool:
+    return code == str(phonenumbers.country_code_for_region(region))
+
+
+def _is_national(written: str, region: str) -> bool:
+    found, _ = _reading(_ascii_digits(written), region)
+    return found is not None and phonenumbers.is_valid_number(found)
+
+
+def _begins_again(rest: str, phone: str) -> bool:
+    """Return whether the digits behind a number are another one with its country code or area code."""
+    if rest[0] == "0":
+        return _is_national(rest, phonenumbers.region_code_for_number(phonenumbers.parse(phone)) or "ZZ")
+    return is_in_use("+" + rest) and phone.startswith("+" + _country_code(rest))
+
+
+def _is_ending(rest: str, group: str) -> bool:
+    """Return whether digits look like the ending of another number rather than the next group of this one."""
+    if len(rest) <= _LONGEST_ENDING:
+        return len(rest) < len(group)
+    return len(rest) == len(group)
+
+
+def _is_usual(phone: PhoneNumber, groups: Sequence[re.Match[str]]) -> bool:
+    """Return whether the last groups of digits are those in which the country writes its numbers."""
+    usual = phonenumbers.format_number(
+        phonenumbers.parse(phone), phonenumbers.PhoneNumberFormat.INTERNATIONAL
+    )
+    return _GROUP.findall(usual)[2:] == [group[0] for group in groups][-len(_GROUP.findall(usual)) + 2 :]
 
 
 def parse_region(text: str) -> str:
@@ -130,7 +259,7 @@ def mask(text: str) -> str:
     """Return a form for logs and errors: ``+886*******77``.
 
     Only a plus sign proves which digits are the country code, so bare digits keep the last two alone. Of text
-    that is no phone number nothing is shown but its length, because it may be a name or an address.
+    that is not a phone number nothing is shown but its length, because it may be a name or an address.
     """
     try:
         phone = parse_phone(text)
@@ -214,28 +343,59 @@ def _plan(code: str) -> _Plan | None:
 
 
 def _read(text: str) -> tuple[bool, str]:
-    """Return whether the text has a plus sign, and its digits in ASCII."""
+    """Return whether the text begins with a country code for certain, and its digits and separators."""
     if len(text) > _MAX_CHARACTERS:
-        raise InvalidPhoneNumber(_refusal(text, "it is too long"))
-    visible = text.translate(_INVISIBLE).strip().removeprefix("=").strip("\"' ")
-    written = _SCHEME.sub("", visible, count=1) if _SCHEME.match(visible) else visible
+        raise rejection(text, "it is too long")
+    written = visible(text)
+    if contact := _WHATSAPP_ID.fullmatch(written):
+        return True, contact[1]
+    has_scheme = _SCHEME.match(written)
+    written = _LABEL.sub("", written[has_scheme.end() :] if has_scheme else written)
     if as_float := _FLOAT.fullmatch(written):
         written = as_float[1]
+    elif scientific := _SCIENTIFIC.fullmatch(written):
+        written = _all_digits(*scientific.groups("")) or written
     form = _WRITTEN.fullmatch(written)
     if form is None:
-        raise InvalidPhoneNumber(_refusal(text, _why_unreadable(written)))
-    number = "".join(str(int(char)) for char in written if char.isdecimal())
-    if not number:
-        raise InvalidPhoneNumber(_refusal(text, "it has no digits"))
-    return bool(form[1]), number
+        raise rejection(text, _why_unreadable(written))
+    if not _GROUP.search(written):
+        raise rejection(text, "it has no digits")
+    return bool(form[1]), written
+
+
+def visible(text: str) -> str:
+    """Return the text without invisible characters and without what spreadsheets put around it."""
+    return text.translate(_INVISIBLE).strip().removeprefix("=").strip("\"' ")
+
+
+def has_extension(written: str) -> bool:
+    """Return whether the text is a number with an extension."""
+    return _EXTENSION.fullmatch(written) is not None
+
+
+def _ascii_digits(written: str) -> str:
+    if written.isascii():
+        return _NO_DIGITS.sub("", written)
+    return "".join(str(int(char)) for char in written if char.isdecimal())
+
+
+def _all_digits(whole: str, fraction: str, exponent: str) -> str | None:
+    """Return the integer that scientific notation stands for, or None if it does not show all its digits."""
+    places = int(exponent)
+    if len(fraction) < places or fraction[places:].strip("0") or whole.startswith("-"):
+        return None
+    return whole + fraction[:places]
 
 
 def _why_unreadable(written: str) -> str:
+    for suffix, reason in _OTHER_WHATSAPP_IDS.items():
+        if written.lower().endswith(suffix):
+            return reason
     if _SCIENTIFIC.fullmatch(written):
         return (
             "a spreadsheet rounded it to a form like 8.9E+11, its digits are lost: export the column as text"
         )
-    if _EXTENSION.fullmatch(written):
+    if has_extension(written):
         return "it has an extension, and conversations belong to numbers without one"
     if any(char.isalpha() for char in written):
         return "it has letters"
@@ -280,5 +440,6 @@ def _shape(text: str) -> str:
     return f"<text of length {len(text)} with {sum(char.isdigit() for char in text)} digits>"
 
 
-def _refusal(text: str, reason: str) -> str:
-    return f"{_shape(text)} is no phone number: {reason}."
+def rejection(text: str, reason: str) -> InvalidPhoneNumber:
+    """Return the error that says why a text is not a phone number, and shows only its length."""
+    return InvalidPhoneNumber(f"{_shape(text)} is not a phone number: {reason}.")

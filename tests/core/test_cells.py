@@ -1,0 +1,234 @@
+"""Cells: two numbers are two, one number is one, and no separator ever makes a third."""
+
+from __future__ import annotations
+
+import phonenumbers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imbrace_lake.phones.cells import parse_cell
+from imbrace_lake.phones.numbers import parse_phone
+
+A, B = "+886911425977", "+886911425978"
+# Of countries whose numbers have many possible lengths, so that a longer one is possible as well.
+VARIABLE = {
+    "DE": ["+49 30 1234567", "+49 30 12345", "+49 171 1234567", "+49 6789 12345"],
+    "AT": ["+43 1 58058", "+43 1 2345678", "+43 664 1234567", "+43 5574 12345"],
+    "IT": ["+39 06 6982", "+39 06 12345678", "+39 02 1234567", "+39 333 1234567"],
+    "ID": ["+62 21 5551234", "+62 812 3456789", "+62 361 123456"],
+    "BE": ["+32 2 633 12 34", "+32 475 12 34 56"],
+    "MA": ["+212 522 12 34 56", "+212 661 12 34 56"],
+    "TW": ["+886 2 2345 6789", "+886 4 723 4567", "+886 37 123 456"],
+}
+NUMBERS = [(region, number) for region, numbers in VARIABLE.items() for number in numbers]
+SEPARATORS = [
+    "/",
+    " / ",
+    "／",
+    " - ",
+    " – ",
+    "-",
+    "–",
+    "－",
+    " (",
+    ", ",
+    ",",
+    ";",
+    "; ",
+    " ::: ",
+    "\n",
+    "|",
+    " & ",
+]
+
+
+def numbers_of(text: str, region: str | None = None) -> list[str]:
+    return [one for one in parse_cell(text, region) if isinstance(one, str)]
+
+
+def reasons_of(text: str, region: str | None = None) -> list[str]:
+    return [str(one) for one in parse_cell(text, region) if not isinstance(one, str)]
+
+
+def written(number: str, region: str, form: str) -> str:
+    """Write a number with its country code, without separators, or as within its country."""
+    parsed = phonenumbers.parse(number)
+    if form == "national":
+        text = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.NATIONAL)
+        return text.replace("-", " ")
+    return number if form == "spaced" else number.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+886 2 2345 6789/90",
+        "+49 30 1234567/89",
+        "+43 1 12345/67",
+        "+49 30 12345 - 12349",
+        "+49 30 12345-12349",
+        "+49 30 1234567 (89)",
+        "+49301234567.5",
+        "886911425977.5",
+        "43 1 2345 43 1 2346",
+    ],
+)
+def test_an_alternative_ending_makes_the_cell_invalid_and_never_a_longer_number(text: str) -> None:
+    assert numbers_of(text) == []
+    assert "more than one number" in reasons_of(text)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "region", "phone"),
+    [
+        ("030/1234567", "DE", "+49301234567"),
+        ("+49 (0)30/1234567", None, "+49301234567"),
+        ("0171/1234567", "DE", "+491711234567"),
+        ("06789/12345", "DE", "+49678912345"),
+        ("05574/12345", "AT", "+43557412345"),
+        ("01/58058", "AT", "+43158058"),
+        ("02/633 12 34", "BE", "+3226331234"),
+        ("0475/12.34.56", "BE", "+32475123456"),
+        ("06/12345678", "IT", "+390612345678"),
+        ("+39 02-1234-5678", None, "+390212345678"),
+        ("021/5551234", "ID", "+62215551234"),
+        ("0522/123456", "MA", "+212522123456"),
+        ("05.22.12.34.56", "MA", "+212522123456"),
+        ("02/2345-6789", "TW", "+886223456789"),
+        ("(02) 2345-6789", "TW", "+886223456789"),
+        ("+49 30 123 456 78", None, "+493012345678"),
+        ("202/555-0123", "US", "+12025550123"),
+        ("1/202/555/0123", None, "+12025550123"),
+    ],
+)
+def test_separators_within_one_number_are_accepted(text: str, region: str | None, phone: str) -> None:
+    assert parse_cell(text, region) == [phone]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+@pytest.mark.parametrize("form", ["spaced", "compact", "national"])
+@pytest.mark.parametrize(("region", "number"), NUMBERS)
+def test_one_to_four_digits_after_a_number_never_make_another_one(
+    region: str, number: str, form: str, separator: str
+) -> None:
+    text = written(number, region, form)
+    phone = parse_phone(number)
+    # A dash may divide a number where its country does so, and only there.
+    dashed = separator.strip() in "-–－" and separator == separator.strip()
+    endings = ["9", "90", "901", *([] if dashed else ["9012"])]
+
+    for ending in endings:
+        found = numbers_of(f"{text}{separator}{ending}", region if form == "national" else None)
+
+        assert set(found) <= {phone}, f"{region} {form} {separator!r} {ending}"
+
+
+@pytest.mark.parametrize("separator", [*SEPARATORS, " ", "  ", "\t"])
+@pytest.mark.parametrize("form", ["spaced", "compact", "national"])
+@pytest.mark.parametrize(("region", "number"), NUMBERS)
+def test_two_numbers_in_a_cell_are_those_two_or_none(
+    region: str, number: str, form: str, separator: str
+) -> None:
+    text, phone = written(number, region, form), parse_phone(number)
+    for other in VARIABLE[region]:
+        both = f"{text}{separator}{written(other, region, form)}"
+
+        found = numbers_of(both, region if form == "national" else None)
+
+        assert found in ([], [phone, parse_phone(other)]), f"{region} {form} {separator!r}"
+
+
+@pytest.mark.parametrize(
+    "separator", [", ", " / ", "/", "; ", ";", " ::: ", "\n", "\r\n", " | ", " & ", " ", " - "]
+)
+@pytest.mark.parametrize(
+    ("first", "second", "region"),
+    [
+        (A, B, None),
+        ("+886 911 425 977", "+886 911 425 978", None),
+        ("0911425977", "0911425978", "TW"),
+        ("0911-425-977", "0911-425-978", "TW"),
+        ("whatsapp:+886911425977", "+886911425978", None),
+    ],
+)
+def test_two_whole_numbers_in_a_cell_are_two_numbers(
+    first: str, second: str, region: str | None, separator: str
+) -> None:
+    assert parse_cell(f"{first}{separator}{second}", region) == [A, B]
+
+
+def test_numbers_without_a_plus_sign_and_of_fixed_length_are_told_apart_too() -> None:
+    assert parse_cell("886911425977, 886911425978") == [A, B]
+    assert parse_cell("202-555-0123 / 202-555-0124", "US") == ["+12025550123", "+12025550124"]
+    assert parse_cell(f"{A}{B}") == [A, B]
+    assert parse_cell(f"{A} ::: ") == [A]
+
+
+def test_a_piece_that_is_not_a_number_is_reported_beside_those_that_are() -> None:
+    assert numbers_of(f"{A}, Anna; {B}") == [A, B]
+    assert ["letters" in reason for reason in reasons_of(f"{A}, Anna; {B}")] == [True]
+    # Completed by its region it would be a number that nobody wrote.
+    assert numbers_of("+886 2 2345 6789, 2345 6790", "TW") == ["+886223456789"]
+    assert "lack its country or area code" in reasons_of("+886 2 2345 6789, 2345 6790", "TW")[0]
+
+
+@pytest.mark.parametrize("text", ["123456,78", "2345,6789012", "886,911,425,977", "Anna, Berta"])
+def test_a_comma_within_a_number_does_not_make_several(text: str) -> None:
+    assert numbers_of(text, "DE") == []
+    assert len(reasons_of(text, "DE")) == 1
+
+
+@pytest.mark.parametrize("text", [f"{A};ext=5", f"{A} ext. 5", f"{A}#5"])
+def test_an_extension_makes_the_whole_cell_invalid(text: str) -> None:
+    assert numbers_of(text) == []
+    assert "extension" in reasons_of(text)[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8.86911425977E11",
+        "8.86911425977e+11",
+        "8,86911425977E+11",
+        "8.869114259770E11",
+        "88691142597.7E1",
+        "886911425977@s.whatsapp.net",
+        "886911425977@c.us",
+        "886911425977:12@s.whatsapp.net",
+        "886911425977@C.US",
+        "https://wa.me/886911425977",
+        "+886 911 425 977 (work)",
+        "+886911425977 （手機）",
+    ],
+)
+@pytest.mark.parametrize("region", [None, "TW"])
+def test_a_form_that_shows_every_digit_is_a_number(text: str, region: str | None) -> None:
+    assert parse_cell(text, region) == [A]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("8.86912E+11", "its digits are lost"),
+        ("8.8691142597E11", "its digits are lost"),
+        ("8.869114259775E11", "its digits are lost"),
+        ("-8.86911425977E11", "its digits are lost"),
+        ("886911425977-1611111111@g.us", "WhatsApp group"),
+        ("120363000000000000@g.us", "WhatsApp group"),
+        ("886911425977@lid", "hidden WhatsApp id"),
+        ("status@broadcast", "broadcast list"),
+        ("123@newsletter", "WhatsApp channel"),
+    ],
+)
+def test_a_form_that_is_not_a_number_is_named(text: str, reason: str) -> None:
+    assert numbers_of(text) == []
+    assert reason in reasons_of(text)[0]
+
+
+@given(st.text("0123456789+-/(),; .", max_size=40), st.sampled_from([None, *VARIABLE]))
+def test_no_text_gives_a_number_whose_digits_are_not_in_it(text: str, region: str | None) -> None:
+    digits = "".join(filter(str.isdecimal, text))
+
+    for phone in numbers_of(text, region):
+        assert phone[-4:] in digits

@@ -1,10 +1,11 @@
-"""Lists of phone numbers or ids: from arguments, streams, text, CSV or Parquet, kept in little memory."""
+"""Lists of phone numbers or ids: from arguments, streams, text, tables or spreadsheets, in little memory."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TextIO, cast
@@ -12,18 +13,38 @@ from typing import IO, TextIO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import InvalidPhoneNumber, UsageError
-from imbrace_lake.phones.numbers import PhoneNumber, mask, parse_phone, parse_region
+from imbrace_lake.errors import UsageError
+from imbrace_lake.phones.cells import parse_cell
+from imbrace_lake.phones.columns import Wanted
+from imbrace_lake.phones.formats import (
+    HEAD_BYTES,
+    OLE,
+    PARQUET,
+    ZIP,
+    refuse_binary,
+    refuse_markup,
+    spreadsheet_kind,
+)
+from imbrace_lake.phones.numbers import mask, parse_region
+from imbrace_lake.phones.report import FileReport, ListReport
 from imbrace_lake.phones.sources import (
     Readable,
-    TextSource,
     byte_chunks,
     display_name,
     explained,
-    open_source,
-    read_text,
+    find_files,
 )
-from imbrace_lake.phones.tables import iter_csv, iter_parquet
+from imbrace_lake.phones.tables import (
+    Cell,
+    first_rows,
+    is_even,
+    iter_table,
+    read_csv,
+    read_parquet,
+    read_sheet,
+    separator_line,
+)
+from imbrace_lake.phones.text import TextSource, read_text, take
 
 Source = str | Path | TextIO | Iterable[str]
 
@@ -37,7 +58,7 @@ _REASON = pa.dictionary(pa.int32(), pa.string())
 
 @dataclass(frozen=True, slots=True, repr=False)
 class InputNumber:
-    """One number as it was given; `position` counts from 1: lines, data rows or arguments."""
+    """One number as it was given; `position` counts lines, data rows or arguments from 1, over all files."""
 
     position: int
     text: str
@@ -48,11 +69,11 @@ class InputNumber:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PhoneList:
-    """Every input number of a run, one row each, in input order.
+    """Every input number of a run, one row each, in input order, and the report of how they were read.
 
     `table` has the columns
 
-    - ``position`` (int64): as in :class:`InputNumber`,
+    - ``position`` (int64): as in :class:`InputNumber`; several numbers of one row have the same,
     - ``status`` (dictionary of string): ``ok``, ``duplicate`` or ``invalid``,
     - ``phone`` (string): E.164, null if invalid,
     - ``duplicate_of`` (int64): the position that had this phone first; null unless a duplicate,
@@ -60,8 +81,7 @@ class PhoneList:
     """
 
     table: pa.Table
-    source_name: str
-    unit: str
+    report: ListReport
 
     @property
     def given(self) -> int:
@@ -80,7 +100,7 @@ class PhoneList:
 
     @property
     def invalid(self) -> int:
-        """How many rows hold no phone number."""
+        """How many rows are not phone numbers."""
         return self._count("invalid")
 
     def unique(self) -> pa.Array:
@@ -90,7 +110,7 @@ class PhoneList:
 
     def place(self, position: int) -> str:
         """Say where a row was given: ``line 17 of numbers.txt``."""
-        return f"{self.unit} {position} of {self.source_name}"
+        return self.report.place(position)
 
     def problems(self) -> Iterator[str]:
         """Describe each invalid row in one sentence: its place, its masked form and the reason."""
@@ -104,144 +124,241 @@ class PhoneList:
 
     def __repr__(self) -> str:
         return (
-            f"PhoneList({self.source_name!r}: given={self.given}, valid={self.valid}, "
+            f"PhoneList({self.report.source!r}: given={self.given}, valid={self.valid}, "
             f"duplicates={self.duplicates}, invalid={self.invalid})"
         )
 
 
 def read_phone_list(
-    source: Source, *, region: str | None = None, column: str | None = None, source_name: str | None = None
+    source: Source,
+    *,
+    region: str | None = None,
+    column: str | None = None,
+    sheet: str | None = None,
+    source_name: str | None = None,
+    schemes: Collection[str] = (),
 ) -> PhoneList:
-    """Read and parse a list; an invalid number becomes a row that says so, and the rest goes on.
+    """Read and parse a list; an invalid number becomes a row with the reason, and the others are read.
 
     Args:
         source: As for :func:`iter_numbers`.
         region: Default region of numbers without a country code, as in :func:`.parse_phone`.
-        column: As for :func:`iter_numbers`.
+        column, sheet, schemes: As for :func:`iter_numbers`.
         source_name: What messages call the source; else the last part of its path.
 
     Raises:
-        UsageError: The source cannot be read, or holds no number at all. All numbers invalid is no error.
+        UsageError: The source cannot be read, or has no number at all. All numbers invalid is not an error.
     """
     region = parse_region(region) if region is not None else None
-    name = source_name or PurePosixPath(display_name(source)).name
-    rows = _iter_rows(source, column, region)
+    report = ListReport(source_name or _short_name(source))
+    cells = _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
     tables: list[pa.Table] = []
-    unit = ""
-    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
-        unit = batch[0][0]
-        tables.append(_parse_batch(batch, region))
+    while batch := list(itertools.islice(cells, _BATCH_ROWS)):
+        tables.append(_parse_batch(batch, region, report))
     if not tables:
-        raise UsageError(f"{name} holds no phone number: give at least one.")
+        raise _empty(report, "phone number")
     table = _mark_duplicates(pa.concat_tables(tables))
     del tables
     # Arrow would keep the memory of its intermediate columns, four times that of the list.
     pa.default_memory_pool().release_unused()
-    return PhoneList(table, name, unit)
+    phones = PhoneList(table, report)
+    report.counts = {
+        "given": phones.given,
+        "valid": phones.valid,
+        "duplicate": phones.duplicates,
+        "invalid": phones.invalid,
+    }
+    return phones
 
 
 def iter_numbers(
-    source: Source, *, column: str | None = None, region: str | None = None
+    source: Source,
+    *,
+    column: str | None = None,
+    region: str | None = None,
+    sheet: str | None = None,
+    schemes: Collection[str] = (),
 ) -> Iterator[InputNumber]:
     """Yield the numbers of a list as they are written, in order, holding only a part of it in memory.
 
     Args:
-        source: A path or URL (always, if it is one string or a Path), a text stream, or strings. CSV and TSV
-            are told by their name, Parquet by its content; the rest is text with one number a line, where
-            blank lines and lines that begin with ``#`` are skipped. Text and CSV may be packed by gzip or
-            zstd. Empty cells and nulls are skipped, though their rows count.
-        column: Name or number (from 1) of a table's column, and then text of any other name is read as CSV.
-            None to find it.
-        region: Helps to recognise the column.
+        source: A path or URL (always, if it is one string or a Path), a text stream, or strings. A folder or
+            a pattern is one list of all its files. Formats are recognised by content: Parquet, spreadsheets,
+            CSV, and text with one number a line, where blank lines and lines that begin with ``#`` are
+            skipped. Text and CSV may be packed by gzip or zstd. Empty cells and nulls are skipped, though
+            their rows count.
+        column: Names or numbers (from 1) of a table's columns, separated by commas, and then text of any
+            other name is read as CSV. None to find all columns of phone numbers.
+        region: Helps to recognise the columns.
+        sheet: Name or number of a spreadsheet's sheet; the first by default.
+        schemes: Kinds of addresses that are allowed besides ``file`` and ``s3``.
 
     Raises:
         UsageError: The source cannot be read; one sentence, free of credentials.
     """
-    for _, position, text in _iter_rows(source, column, region):
+    report = ListReport(_short_name(source))
+    for position, text in _iter_cells(source, Wanted(column, None, region, sheet), report, schemes):
         yield InputNumber(position, text)
 
 
-def read_ids(source: str, *, column: str | None = None) -> list[str]:
-    """Read a list of conversation ids; each once, in order.
+@dataclass(frozen=True, slots=True)
+class IdList:
+    """Conversation ids, each once, in the order in which they were given, and how they were read."""
+
+    ids: list[str]
+    report: ListReport
+
+
+def read_ids(
+    source: str, *, column: str | None = None, sheet: str | None = None, schemes: Collection[str] = ()
+) -> IdList:
+    """Read a list of conversation ids, in any format that lists of numbers have.
 
     Args:
-        source: A path or URL of text with one id a line, or of a table whose first row names the columns.
+        source: As for :func:`iter_numbers`: text with one id a line, or a table with a header.
         column: Of a table, by name or position; ``conversation_id`` by default.
+        sheet, schemes: As for :func:`iter_numbers`.
 
     Raises:
-        UsageError: The source cannot be read, has no such column, or holds no id at all.
+        UsageError: The source cannot be read, has no such column, or has no id at all.
     """
-    name = display_name(source)
-    with explained(name), open_source(source) as file:
-        found = [text.strip() for _, _, text in _iter_file(file, name, column, None, ID_COLUMN)]
-    ids = [*dict.fromkeys(filter(None, found))]
-    if not ids:
-        raise UsageError(f"{PurePosixPath(name).name} holds no conversation id: give at least one.")
-    return ids
+    report = ListReport(_short_name(source))
+    cells = _iter_cells(source, Wanted(column, ID_COLUMN, None, sheet), report, schemes)
+    found = [text for _, cell in cells if (text := cell.strip())]
+    if not found:
+        raise _empty(report, "conversation id")
+    ids = [*dict.fromkeys(found)]
+    report.counts = {"given": len(found), "valid": len(ids), "duplicate": len(found) - len(ids), "invalid": 0}
+    return IdList(ids, report)
 
 
-_Row = tuple[str, int, str]
-"""Unit of the position, position, text."""
+def _short_name(source: Source) -> str:
+    return PurePosixPath(display_name(source)).name or display_name(source)
 
 
-def _iter_rows(source: Source, column: str | None, region: str | None) -> Iterator[_Row]:
+def _empty(report: ListReport, what: str) -> UsageError:
+    sheets = [name for file in report.files for name in file.other_sheets]
+    other = f", or choose another sheet with --sheet: {', '.join(sheets[:20])}" if sheets else ""
+    return UsageError(f"{report.source} holds no {what}: give at least one{other}.")
+
+
+def _iter_cells(
+    source: Source, wanted: Wanted, report: ListReport, schemes: Collection[str]
+) -> Iterator[Cell]:
+    """Yield what is written in a list; positions count on from file to file."""
     name = display_name(source)
     with explained(name):
         if isinstance(source, str | Path):
-            with open_source(source) as file:
-                yield from _iter_file(file, name, column, region)
+            files, report.skipped_files = find_files(source, schemes)
+            for file in files:
+                part = report.add_file(file.name)
+                with explained(file.name), file.open() as opened:
+                    for position, text in _iter_file(opened, wanted, part):
+                        yield part.first + position, text
         elif hasattr(source, "read"):
-            chunks = byte_chunks(cast("Readable", source))
-            yield from _iter_text(read_text(chunks, name), name, column is not None, column, region)
+            yield from _iter_stream(cast("Readable", source), wanted, report.add_file(name))
         else:
-            for position, text in enumerate(source, 1):
-                yield "number", position, text
+            part = report.add_file(name)
+            part.unit, part.format = "number", "numbers"
+            for part.rows, text in enumerate(source, 1):
+                yield part.rows, text
 
 
-def _iter_file(
-    file: IO[bytes], name: str, column: str | None, region: str | None, usual: str | None = None
-) -> Iterator[_Row]:
-    """Rows of a file; `usual` is the column of a table where none is given."""
-    suffix = PurePosixPath(re.sub(r"\.(?:gz|gzip|zst|zstd)$", "", name.lower())).suffix
-    head = file.read(4)
-    if head == b"PAR1":
-        for position, text in iter_parquet(file, name, column or usual, region):
-            yield "data row", position, text
-    elif suffix in _PARQUET:
-        raise UsageError(f"{name} is named like Parquet but is none: check how it was made.")
-    else:
-        text_source = read_text(itertools.chain([head], byte_chunks(file)), name)
-        is_csv = column is not None or suffix in _CSV
-        yield from _iter_text(text_source, name, is_csv, column or usual, region)
+def _iter_stream(stream: Readable, wanted: Wanted, report: FileReport) -> Iterator[Cell]:
+    head, chunks = take(byte_chunks(stream), len(OLE))
+    if head.startswith((PARQUET, ZIP, OLE)):
+        return _iter_file(io.BytesIO(b"".join(chunks)), wanted, report)
+    return _iter_text(chunks, wanted, report)
 
 
-def _iter_text(
-    text: TextSource, name: str, is_csv: bool, column: str | None, region: str | None
-) -> Iterator[_Row]:
-    if is_csv:
-        for position, cell in iter_csv(text, name, column, region):
-            yield "data row", position, cell
-        return
+def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
+    """Return the filled cells of a file, by what it is and not by its name."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if head.startswith(PARQUET):
+        return iter_table(read_parquet(file, report), wanted, report)
+    suffix = _suffix(report.name)
+    if suffix in _PARQUET:
+        refuse_binary(head, report.name)
+        refuse_markup(head.decode("utf-8", "replace"), report.name)
+        raise UsageError(
+            f"{report.name} has a .parquet name, but is not a Parquet file: check how it was made."
+        )
+    if head.startswith((ZIP, OLE)):
+        kind = spreadsheet_kind(file, head, report.name)
+        file.seek(0)
+        return iter_table(read_sheet(file, kind, wanted, report), wanted, report)
+    return _iter_text(byte_chunks(file), wanted, report)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(re.sub(r"\.(?:gz|gzip|zst|zstd)$", "", name.lower())).suffix
+
+
+def _iter_text(chunks: Iterator[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
+    """Return the numbers of text: of a table if its name, its content or a wanted column says so."""
+
+    def has_header(sample: str) -> bool:
+        return any(wanted.is_header_name(name) for name in re.split(r"[,;|\t\r\n]", sample[:HEAD_BYTES]))
+
+    if wanted.sheet is not None:
+        raise UsageError(f"{report.name} is text and has no sheets: leave out --sheet.")
+    text = read_text(chunks, report.name, has_header)
+    report.encoding = text.encoding
+    rows, delimiter = first_rows(text)
+    if _is_table(text, rows, wanted, report.name):
+        return iter_table(read_csv(text, rows, delimiter, wanted, report), wanted, report)
+    return _iter_lines(text, report)
+
+
+def _is_table(text: TextSource, rows: list[list[str]], wanted: Wanted, name: str) -> bool:
+    if wanted.column is not None or _suffix(name) in _CSV or separator_line(text.sample) is not None:
+        return True
+    first = next((row for row in rows if any(map(str.strip, row))), [])
+    if len(first) == 1 and wanted.is_header_name(first[0].strip()):
+        return True
+    # Several numbers in each line are not several columns.
+    return is_even(rows) and not _are_all_numbers(rows, wanted)
+
+
+def _are_all_numbers(rows: list[list[str]], wanted: Wanted) -> bool:
+    cells = [cell.strip() for row in rows[:200] for cell in row if cell.strip()]
+    kinds = {cell[0] in "+0＋" for cell in cells}
+    return len(kinds) == 1 and all(
+        isinstance(one, str) for cell in cells for one in parse_cell(cell, wanted.region)
+    )
+
+
+def _iter_lines(text: TextSource, report: FileReport) -> Iterator[Cell]:
     text.stream.reconfigure(newline=None)
-    for position, line in enumerate(text.stream, 1):
+    for report.rows, line in enumerate(text.stream, 1):
         number = line.strip()
-        if number and not number.startswith("#"):
-            yield "line", position, number
+        if number.startswith("#"):
+            report.comments += 1
+        elif number:
+            yield report.rows, number
+        else:
+            report.empty.add(report.rows)
 
 
-def _parse_batch(rows: list[_Row], region: str | None) -> pa.Table:
-    phones: list[PhoneNumber | None] = []
+def _parse_batch(cells: list[Cell], region: str | None, report: ListReport) -> pa.Table:
+    positions: list[int] = []
+    phones: list[str | None] = []
     reasons: list[str | None] = []
-    for _, _, text in rows:
-        try:
-            phones.append(parse_phone(text, region))
-            reasons.append(None)
-        except InvalidPhoneNumber as exc:
+    for position, text in cells:
+        for result in parse_cell(text, region):
+            positions.append(position)
+            if isinstance(result, str):
+                phones.append(result)
+                reasons.append(None)
+                continue
+            reason = str(result)
             phones.append(None)
-            reasons.append(str(exc))
+            reasons.append(reason)
+            report.reject(reason.partition(": ")[2].rstrip("."), position)
     return pa.table(
         {
-            "position": pa.array([position for _, position, _ in rows], pa.int64()),
+            "position": pa.array(positions, pa.int64()),
             "phone": pa.array(phones, pa.string()),
             "reason": pa.array(reasons, pa.string()).dictionary_encode(),
         }

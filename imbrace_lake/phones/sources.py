@@ -1,45 +1,38 @@
-"""Where a list of phone numbers comes from: a path, a URL or a stream, as plain bytes and as text.
+"""Where a list comes from: a path, a folder, a pattern, a URL or a stream, as files of bytes.
 
-Nothing here knows what a phone number is. Compression is recognised by content, because the names of exported
-files are often wrong; every trouble on the way becomes one sentence without credentials.
+Nothing here knows what a phone number is. Every failure becomes one sentence without credentials.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import io
-import itertools
+import glob
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import fsspec
 import pyarrow as pa
 
+from imbrace_lake.aws_login import expired_session
 from imbrace_lake.errors import UsageError
 
 CHUNK_BYTES = 1 << 20
-SAMPLE_BYTES = 1 << 16
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16, so it comes first
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
+SCHEMES = frozenset({"file", "s3"})
+"""From which lists are read unless the settings add others."""
+# What was typed or piped is kept in the memory of this process, which no address from outside can reach.
+_OWN_SCHEME = "memory"
 
 _REASONS = {
     "OSError": "it is damaged or cut short, or its storage failed",
     "ArrowInvalid": "it is damaged or cut short",
-    "ImportError": "the package for such addresses is not installed",
+    "ImportError": "the package for this kind of address is not installed",
     "NoCredentialsError": "there are no AWS credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID",
     "PartialCredentialsError": "the AWS credentials are incomplete",
+    "ProfileNotFound": "AWS_PROFILE names a profile that does not exist",
     "EndpointConnectionError": "the store does not answer; check AWS_ENDPOINT_URL",
 }
 
@@ -51,12 +44,16 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TextSource:
-    """Decoded text: its first part to look at, and all of it to read once."""
+class SourceFile:
+    """One file of a list.
 
-    sample: str
-    is_whole: bool
-    stream: io.TextIOWrapper
+    Attributes:
+        name: For messages, without credentials.
+        open: Opens it for reading bytes.
+    """
+
+    name: str
+    open: Callable[[], contextlib.AbstractContextManager[IO[bytes]]]
 
 
 def display_name(source: object) -> str:
@@ -72,24 +69,48 @@ def display_name(source: object) -> str:
     return re.sub(r"://.*@", "://***@", name).partition("?")[0]
 
 
+def check_scheme(source: str, schemes: Collection[str] = ()) -> None:
+    """Refuse an address of a kind that lists are not read from, before anything is fetched.
+
+    Args:
+        source: A path or URL.
+        schemes: Allowed besides ``file`` and ``s3``.
+
+    Raises:
+        UsageError: The scheme is not allowed, or the address is a chain of file systems (``a::b``).
+    """
+    if "://" not in source:
+        return
+    scheme = source.partition("://")[0].lower()
+    if "::" in source:
+        raise UsageError(
+            f"{display_name(source)} is a chain of file systems ('::'), which lists are not read from:"
+            " copy the list to a file or to S3."
+        )
+    if scheme not in {*SCHEMES, _OWN_SCHEME, *schemes}:
+        raise UsageError(
+            f"{display_name(source)} has an address that lists are not read from ({scheme}://): use a file or"
+            " s3://, or allow the scheme with IMBRACE_LIST_SCHEMES."
+        )
+
+
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what files, stores and decoders raise into one sentence about `name`."""
+    """Turn what reading can raise into one sentence about `name`."""
     try:
         yield
     except UnicodeError:
-        raise UsageError(f"{name} is neither UTF-8 nor UTF-16 text: save it as UTF-8.") from None
+        raise UsageError(f"{name} is not valid text in its encoding: save it as UTF-8.") from None
     except FileNotFoundError:
         where = " (or its bucket, or its server)" if "://" in name else ""
         raise UsageError(f"{name} does not exist{where}: check the address.") from None
-    except IsADirectoryError:
-        raise UsageError(f"{name} is a directory: name one file in it.") from None
     except PermissionError:
         raise UsageError(f"{name} may not be read with your permissions or credentials.") from None
     except _read_errors() as exc:
         # The error's own text may hold a signed URL; its class says enough, and the cause is cut off.
         kind = type(exc).__name__
-        raise UsageError(f"{name} cannot be read: {_REASONS.get(kind, kind)}.") from None
+        reason = expired_session(exc) or _REASONS.get(kind, kind)
+        raise UsageError(f"{name} cannot be read: {reason}.") from None
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
@@ -99,23 +120,93 @@ def _read_errors() -> tuple[type[Exception], ...]:
     return (OSError, EOFError, ImportError, pa.ArrowException, *of_s3)
 
 
-@contextlib.contextmanager
-def open_source(source: str | Path) -> Iterator[IO[bytes]]:
-    """Open a local path (with ``~``), or any URL that fsspec knows, for reading bytes."""
+def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[SourceFile], list[str]]:
+    """Find the files of a list: one, those of a folder and the folders in it, or those that fit a pattern.
+
+    Args:
+        source: A path (with ``~``) or URL. With ``*``, ``?`` or ``[``, it is a pattern unless there is a file
+            of that name.
+        schemes: As for :func:`check_scheme`.
+
+    Returns:
+        The files in the order of their names, and the names of hidden and empty files, which are not read.
+
+    Raises:
+        UsageError: The scheme is not allowed, or there is no file.
+        OSError: The address cannot be read.
+    """
     if isinstance(source, Path) or "://" not in source:
-        with Path(source).expanduser().open("rb") as file:
-            yield file
-        return
-    try:
-        filesystem, path = fsspec.core.url_to_fs(source)
-    except ValueError:
-        scheme = source.partition("://")[0]
-        raise UsageError(
-            f"{display_name(source)} has an address that nothing here reads: {scheme}://."
-        ) from None
-    # The usual block of s3fs is 50 MB, a multiple of what a long list needs.
-    with filesystem.open(path, "rb", block_size=4 * CHUNK_BYTES) as file:
-        yield file
+        return _local_files(Path(source).expanduser(), display_name(source))
+    check_scheme(source, schemes)
+    return _remote_files(source)
+
+
+def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+        return _listed(
+            name, [(str(file), str(file.relative_to(path)), file.stat().st_size) for file in found]
+        )
+    if not path.exists() and glob.has_magic(str(path)):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        files = [match for match in matches if match.is_file()]
+        return _listed(name, [(str(file), file.name, file.stat().st_size) for file in files])
+    return [SourceFile(name, lambda: path.open("rb"))], []
+
+
+def _remote_files(source: str) -> tuple[list[SourceFile], list[str]]:
+    name = display_name(source)
+    filesystem, path = fsspec.core.url_to_fs(source)
+
+    def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        # The usual block of s3fs is 50 MB, a multiple of what a long list needs.
+        file: contextlib.AbstractContextManager[IO[bytes]] = filesystem.open(
+            path, "rb", block_size=4 * CHUNK_BYTES
+        )
+        return file
+
+    is_pattern = glob.has_magic(path) and not filesystem.exists(path)
+    if is_pattern or source.endswith("/") or filesystem.isdir(path):
+        found = filesystem.glob(path, detail=True) if is_pattern else filesystem.find(path, detail=True)
+        root = "" if is_pattern else path.rstrip("/") + "/"
+        entries = [
+            (key, key.removeprefix(root) if root else key.rpartition("/")[2], int(info.get("size") or 0))
+            for key, info in sorted(found.items())
+            if info.get("type") != "directory"
+        ]
+        return _listed(name, entries, open_path=opened, address=filesystem.unstrip_protocol)
+    return [SourceFile(name, lambda: opened(path))], []
+
+
+def _open_local(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    return Path(path).open("rb")
+
+
+def _listed(
+    name: str,
+    entries: list[tuple[str, str, int]],
+    *,
+    open_path: Callable[[str], contextlib.AbstractContextManager[IO[bytes]]] = _open_local,
+    address: Callable[[str], str] = str,
+) -> tuple[list[SourceFile], list[str]]:
+    """Divide files, given as path, name below the folder and size in bytes, into those to read and others."""
+    files: list[SourceFile] = []
+    skipped: list[str] = []
+    for path, relative, size in entries:
+        # Engines leave such files beside their output: _SUCCESS, .part-0.crc.
+        if size == 0 or any(part.startswith((".", "_")) for part in relative.split("/")):
+            skipped.append(display_name(address(path)))
+        else:
+            files.append(SourceFile(display_name(address(path)), lambda path=path: open_path(path)))  # type: ignore[misc]
+    if not files:
+        raise UsageError(f"{name} holds no file with a list: check the address.")
+    return files, skipped
+
+
+def is_pipe(source: str) -> bool:
+    """Return whether a path is a pipe or another file that can be read only once."""
+    path = Path(source).expanduser()
+    return "://" not in source and path.exists() and not path.is_file() and not path.is_dir()
 
 
 def byte_chunks(stream: Readable) -> Iterator[bytes]:
@@ -124,63 +215,3 @@ def byte_chunks(stream: Readable) -> Iterator[bytes]:
     raw: Readable = getattr(stream, "buffer", stream)
     while piece := raw.read(CHUNK_BYTES):
         yield piece if isinstance(piece, bytes) else piece.encode("utf-8", "surrogatepass")
-
-
-def read_text(chunks: Iterator[bytes], name: str) -> TextSource:
-    """Decompress and decode; the encoding is told from a byte-order mark or from a sample."""
-    head, chunks = _take(chunks, 4)
-    codec = next((codec for magic, codec in _COMPRESSIONS.items() if head.startswith(magic)), None)
-    if codec:
-        packed = pa.PythonFile(io.BufferedReader(_Bytes(chunks)), mode="r")
-        chunks = byte_chunks(pa.CompressedInputStream(packed, codec))
-        head, chunks = _take(chunks, 4)
-    if head.startswith(b"PK\x03\x04"):
-        raise UsageError(f"{name} is a spreadsheet or an archive: save the list as CSV (UTF-8).")
-    if head == b"PAR1":
-        raise UsageError(f"{name} is Parquet in a stream: give the path of an uncompressed Parquet file.")
-    sample, chunks = _take(chunks, SAMPLE_BYTES)
-    encoding = _encoding(sample)
-    is_whole = len(sample) < SAMPLE_BYTES
-    text = codecs.getincrementaldecoder(encoding)().decode(sample, final=is_whole)
-    stream = io.TextIOWrapper(io.BufferedReader(_Bytes(chunks), CHUNK_BYTES), encoding=encoding, newline="")
-    return TextSource(sample=text, is_whole=is_whole, stream=stream)
-
-
-def _encoding(sample: bytes) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if sample.startswith(mark):
-            return encoding
-    # Digits in UTF-16 are every other byte; in UTF-8 a NUL has no business in a list.
-    if sample[1:2] == b"\0":
-        return "utf-16-le"
-    return "utf-16-be" if sample[:1] == b"\0" else "utf-8"
-
-
-def _take(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """Look at the first `size` bytes, and return them together with everything from the start on."""
-    taken: list[bytes] = []
-    length = 0
-    while length < size and (piece := next(chunks, b"")):
-        taken.append(piece)
-        length += len(piece)
-    return b"".join(taken)[:size], itertools.chain(taken, chunks)
-
-
-class _Bytes(io.RawIOBase):
-    """A file of the chunks of an iterator."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        super().__init__()
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._rest:
-            self._rest = memoryview(next(self._chunks, b""))
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size

@@ -1,4 +1,4 @@
-"""Phone numbers from a column of CSV or Parquet, and which column that is."""
+"""Tables of text, Parquet and spreadsheets, as columns of text in batches of rows."""
 
 from __future__ import annotations
 
@@ -6,242 +6,337 @@ import csv
 import io
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import python_calamine as calamine
 
-from imbrace_lake.errors import InvalidPhoneNumber, UsageError
-from imbrace_lake.phones.numbers import parse_phone
-from imbrace_lake.phones.sources import TextSource
+from imbrace_lake.errors import UsageError
+from imbrace_lake.phones.columns import Wanted, choose_columns, column_names, count_numbers, find_header
+from imbrace_lake.phones.report import FileReport, short
+from imbrace_lake.phones.text import TextSource
 
-_BATCH_ROWS = 1 << 16
+_BATCH_ROWS = 1 << 14
 _SAMPLE_ROWS = 200
 _DELIMITERS = ",;\t|"
-_MIN_DIGITS = 7
-_MAX_NAMES_SHOWN = 20
-_MAX_CHARACTERS_SHOWN = 30
-# Header names as people write them, compared without case, spaces and punctuation.
-_USUAL_NAMES = re.compile(
-    r"(?:(?:contact|customer|client|user|whatsapp|wa|mobile|cell)?(?:tele|cell)?phone(?:s|no|num|numbers?|e164)?)"
-    r"|(?:contact|mobile|cell|tel|telephone|whatsapp|msisdn|wa)(?:s|no|num|numbers?|id)?|e164"
-    r"|(?:電話|手機|行動電話|聯絡電話|電話番号|携帯電話|携帯番号|电话|手机|联系电话)(?:號碼|号码|号)?|전화(?:번호)?|휴대폰(?:번호)?"
-    r"|(?:tele(?:f|ph)on|handy|mobil|mobiltelefon|ruf)(?:nummer|nr)?|telefoon(?:nummer)?|(?:no|nomor)?(?:hp|telepon|telefon)"
-    r"|(?:n[uú]mero(?:de)?)?(?:tel[eé]fono|telefone|t[eé]l[eé]phone|telem[oó]vel|celular|m[oó]vil|cellulare)|portable"
-    r"|(?:номер)?(?:телефона?|мобильный)|điệnthoại|sốđiệnthoại|sđt|เบอร์โทร(?:ศัพท์)?|(?:رقم)?(?:ال)?(?:هاتف|جوال)"
-)
+_LONGEST_CELL = 1 << 24
+_EXACT_BELOW = float(1 << 53)
+_EXACT_IN_FLOAT32 = float(1 << 24)
+
+Cell = tuple[int, str]
+"""Position of the row, counted from 1, and text of a filled cell."""
+Batch = Sequence[pa.Array]
+"""Some rows, as columns of text; nulls are empty cells."""
 
 
-def iter_csv(
-    text: TextSource, name: str, column: str | None, region: str | None
-) -> Iterator[tuple[int, str]]:
-    """Yield position and text of the filled cells of the phone column; delimiter and header are recognised.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that is read once, from top to bottom.
 
-    The first row is the header unless one of its cells looks like a phone number.
-    """
-    delimiter = _delimiter(text.sample)
-    rows = list(csv.reader(io.StringIO(text.sample, newline=""), delimiter=delimiter))
-    rows = rows if text.is_whole else rows[:-1]
-    first = next((index for index, row in enumerate(rows) if any(map(str.strip, row))), None)
-    if first is None and not text.is_whole:
-        raise UsageError(f"{name} is not proper CSV: its first row does not end.")
-    if first is None:
-        return
-    names = None if any(_is_phone_like(cell, region) for cell in rows[first]) else rows[first]
-    body = rows[first if names is None else first + 1 :]
-    index = find_column(names, body[:_SAMPLE_ROWS], column, region, name)
-    before = 0 if names is None else first + 1
-    cells = itertools.islice(_iter_cells(text.stream, name, delimiter, index), before, None)
-    for position, cell in enumerate(cells, 1):
-        if cell.strip():
-            yield position, cell
-
-
-def _iter_cells(stream: io.TextIOBase, name: str, delimiter: str, index: int) -> Iterator[str]:
-    """Yield one cell a row, from the first row on, empty where a row is blank or short."""
-    # Imported here, because it takes 60 MB and half a second that only CSV needs.
-    import pandas as pd
-
-    try:
-        with pd.read_csv(
-            _Headed(delimiter.join(map(str, range(index + 1))) + "\n", stream),
-            sep=delimiter,
-            usecols=[index],
-            index_col=False,
-            dtype=str,
-            na_filter=False,
-            # Skipped lines would make every later row number wrong.
-            skip_blank_lines=False,
-            chunksize=_BATCH_ROWS,
-        ) as chunks:
-            for chunk in chunks:
-                yield from chunk.iloc[:, 0].tolist()
-    except pd.errors.ParserError as exc:
-        where = re.search(r"(?:line|row) \d+", str(exc))
-        raise UsageError(f"{name} is not proper CSV{f' near {where[0]}' if where else ''}.") from None
-
-
-class _Headed(io.TextIOBase):
-    """Text below a header that is as wide as it must be.
-
-    pandas takes the width of a table from its first row: it fails if that is blank, and if it is short, it
-    drops the wider rows after it without a word.
-    """
-
-    def __init__(self, header: str, stream: io.TextIOBase) -> None:
-        self._header = header
-        self._stream = stream
-
-    def read(self, size: int | None = -1) -> str:
-        header, self._header = self._header, ""
-        return header or self._stream.read(size)
-
-
-def iter_parquet(
-    file: IO[bytes], name: str, column: str | None, region: str | None
-) -> Iterator[tuple[int, str]]:
-    """Yield position and text of the filled cells of the phone column, which may hold text or numbers."""
-    parquet = pq.ParquetFile(file)
-    names = parquet.schema_arrow.names
-    sample = next(parquet.iter_batches(batch_size=_SAMPLE_ROWS), None)
-    rows = [] if sample is None else list(zip(*map(_texts, sample.columns), strict=True))
-    index = find_column(names, rows, column, region, name)
-    if not _is_readable(parquet.schema_arrow.field(index).type):
-        raise UsageError(f"Column {names[index]!r} of {name} holds neither text nor numbers: choose another.")
-    # Names may repeat, and then all columns of that name are read.
-    which = names[:index].count(names[index])
-    batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[names[index]])
-    cells = itertools.chain.from_iterable(_texts(batch.column(which)) for batch in batches)
-    for position, cell in enumerate(cells, 1):
-        if cell.strip():
-            yield position, cell
-
-
-def find_column(
-    names: Sequence[str] | None,
-    rows: Sequence[Sequence[str]],
-    column: str | None,
-    region: str | None,
-    source: str,
-) -> int:
-    """Return the index of the column that holds the phone numbers.
-
-    Args:
+    Attributes:
         names: The header, or None where there is none.
-        rows: Some rows to look at; a short row lacks its last cells.
-        column: A name, or a number that counts from 1; a name wins. None to find it: the one with a usual
-            name, the only one, or the only one whose values are mostly phone numbers.
-        region: The default region of the numbers.
-        source: Named in errors.
+        sample: Some data rows; a short row lacks its last cells.
+        batches: All data rows.
+        check: Raises UsageError if the column with this index cannot hold exact numbers.
+    """
+
+    names: Sequence[str] | None
+    sample: Sequence[Sequence[str]]
+    batches: Iterable[Batch]
+    check: Callable[[int], None] = lambda index: None
+
+
+def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cell]:
+    """Yield the filled cells of the columns to read, row by row, and report what is left out.
 
     Raises:
-        UsageError: There is no such column, none that holds phone numbers, or more than one.
+        UsageError: No column can be chosen.
     """
-    width = len(names) if names is not None else max(map(len, rows))
-    shown = [str(number) for number in range(1, width + 1)] if names is None else [*names]
-    if column is not None:
-        return _named_column(shown, column, source)
-    if width == 1:
-        return 0
-    usual = [index for index, name in enumerate(shown) if _USUAL_NAMES.fullmatch(_plain(name))]
-    if len(usual) == 1:
-        return usual[0]
-    cells = {
-        index: [row[index] for row in rows if index < len(row) and row[index].strip()]
-        for index in usual or range(width)
-    }
-    for test in (_is_phone, _is_phone_like):
-        likely = [index for index, values in cells.items() if _mostly(values, region, test)]
-        if len(likely) == 1:
-            return likely[0]
-        if likely:
-            listed = _listed([shown[index] for index in likely])
-            raise UsageError(
-                f"{source} has several columns of phone numbers, {listed}: choose one with --column."
-            )
-    raise UsageError(
-        f"{source} has no column known to be phone numbers, only {_listed(shown)}: use --column."
-    )
+    report.unit = "data row"
+    if table.names is None and not table.sample:
+        return
+    chosen = choose_columns(table.names, table.sample, wanted, report.name)
+    width = max([len(table.names or ()), *map(len, table.sample)])
+    report.columns = [column_names(table.names, width)[index] for index in chosen]
+    for index in chosen:
+        table.check(index)
+    for batch in table.batches:
+        rows = len(batch[0]) if batch else 0
+        first = report.rows + 1
+        report.rows += rows
+        for index, values in enumerate(batch):
+            if index not in chosen and (count := count_numbers(values, wanted.region)):
+                name = column_names(table.names, len(batch))[index]
+                report.left_out[name] = report.left_out.get(name, 0) + count
+        columns = [batch[index].to_pylist() if index < len(batch) else [None] * rows for index in chosen]
+        for position, cells in enumerate(zip(*columns, strict=True), first):
+            texts = [text for text in cells if text and not text.isspace()]
+            if not texts:
+                report.empty.add(position)
+            for text in texts:
+                yield position, text
 
 
-def _named_column(names: Sequence[str], column: str, source: str) -> int:
-    for same in (str, str.strip, _plain):
-        matches = [index for index, name in enumerate(names) if same(name) == same(column)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise UsageError(f"{source} has several columns {column!r}: give the column's number instead.")
-    if column.isdecimal() and 1 <= int(column) <= len(names):
-        return int(column) - 1
-    raise UsageError(f"{source} has no column {column!r}, only {_listed(names)}.")
+def read_csv(
+    text: TextSource, rows: Sequence[Sequence[str]], delimiter: str, wanted: Wanted, report: FileReport
+) -> Table:
+    """Read text as CSV.
+
+    Args:
+        text: The text; a first line ``sep=;`` names the delimiter and is skipped.
+        rows: The first rows, from :func:`first_rows`.
+        delimiter: Likewise.
+        wanted: What to read.
+        report: Gets header and delimiter.
+
+    Raises:
+        UsageError: A row does not end.
+    """
+    report.format, report.delimiter = "CSV", delimiter
+    if not any(any(map(str.strip, row)) for row in rows):
+        if not text.is_whole:
+            raise UsageError(f"{report.name} is not proper CSV: its first row does not end.")
+        return Table(None, [], [])
+    names, start = _header(rows, wanted, report)
+    body = _csv_rows(text.stream, delimiter, report.name)
+    skipped = start + (separator_line(text.sample) is not None)
+    return Table(names, rows[start:], _batches(itertools.islice(body, skipped, None)))
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(
-        name.strip()[:_MAX_CHARACTERS_SHOWN] or "(no name)" for name in names[:_MAX_NAMES_SHOWN]
-    )
-    return shown + (f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else "")
+def _header(
+    rows: Sequence[Sequence[str]], wanted: Wanted, report: FileReport
+) -> tuple[Sequence[str] | None, int]:
+    """Return the header, if there is one, and the index of the first data row."""
+    index = find_header(rows, wanted)
+    if index is None:
+        return None, 0
+    report.header_row = index + 1
+    report.titles = sum(any(map(str.strip, row)) for row in rows[:index])
+    return rows[index], index + 1
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s\W_]+", "", name.casefold()) or name
+def separator_line(sample: str) -> str | None:
+    """Return the delimiter that Excel's first line ``sep=;`` names; None without such a line."""
+    line = sample.partition("\n")[0].strip('\ufeff\r"')
+    return line[4] if len(line) == 5 and line[:4].lower() == "sep=" else None
 
 
-def _mostly(values: Sequence[str], region: str | None, test: Callable[[str, str | None], bool]) -> bool:
-    return 2 * sum(test(value, region) for value in values) > len(values)
+def first_rows(text: TextSource) -> tuple[list[list[str]], str]:
+    """Return the first rows of a text as CSV, and its delimiter: the one that gives rows of equal width."""
+    sample = text.sample
+    if given := separator_line(sample):
+        return _sample_rows(sample.partition("\n")[2], given, text.is_whole), given
+    best: tuple[int, int] = (-1, -1)
+    found: tuple[list[list[str]], str] = ([], ",")
+    for delimiter in _DELIMITERS:
+        rows = _sample_rows(sample, delimiter, text.is_whole)
+        score = _evenness(rows)
+        if score > best:
+            best, found = score, (rows, delimiter)
+    return found
 
 
-def _is_phone(text: str, region: str | None) -> bool:
+def _evenness(rows: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """Return how many rows have the most frequent width of two or more, and that width."""
+    widths = Counter(len(row) for row in rows if len(row) > 1)
+    return max(((count, width) for width, count in widths.items()), default=(0, 0))
+
+
+def is_even(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether text is a table by its content: two or more columns in nearly all of its lines."""
+    filled = [row for row in rows if any(map(str.strip, row)) and not row[0].lstrip().startswith("#")]
+    count, _ = _evenness(filled)
+    return count > 1 and count * 5 >= len(filled) * 4
+
+
+def _sample_rows(sample: str, delimiter: str, is_whole: bool) -> list[list[str]]:
+    csv.field_size_limit(_LONGEST_CELL)
+    rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter))
+    return rows if is_whole else rows[:-1]
+
+
+def _csv_rows(stream: io.TextIOBase, delimiter: str, name: str) -> Iterator[list[str]]:
+    """Yield the rows of CSV; a quotation that is never closed is an error instead of one long cell."""
+    end = ["\0end"]
+    reader = csv.reader(itertools.chain(stream, end), delimiter=delimiter)
+    line = before = 0
     try:
-        parse_phone(text, region)
-    except InvalidPhoneNumber:
-        return False
-    return True
+        for row in reader:
+            if row == end:
+                return
+            before, line = line, reader.line_num
+            yield row
+    except csv.Error:
+        before = line
+    raise UsageError(f"{name} is not proper CSV near line {before + 1}.") from None
 
 
-def _is_phone_like(text: str, region: str | None) -> bool:
-    """Tell whether a cell is meant as a phone number, were it damaged or without its country code."""
-    count = sum(char.isdecimal() for char in text)
-    has_letters = any(char.isalpha() and char not in "eE" for char in text)
-    return _is_phone(text, region) or (count >= _MIN_DIGITS and count * 2 >= len(text) and not has_letters)
+def _batches(rows: Iterator[Sequence[str]]) -> Iterator[Batch]:
+    while some := list(itertools.islice(rows, _BATCH_ROWS)):
+        yield [pa.array(column, pa.string()) for column in itertools.zip_longest(*some)] or [
+            pa.nulls(len(some), pa.string())
+        ]
 
 
-def _delimiter(sample: str) -> str:
-    line = next((line for line in sample.splitlines() if line.strip()), "")
-    bare = re.sub(r'"[^"]*"', "", line)
-    return max(_DELIMITERS, key=bare.count)
+def read_parquet(file: IO[bytes], report: FileReport) -> Table:
+    """Read Parquet, whose columns may hold text or numbers."""
+    parquet = pq.ParquetFile(file)
+    schema = parquet.schema_arrow
+    report.format, report.header_row = "Parquet", None
+    sample = next(parquet.iter_batches(batch_size=_SAMPLE_ROWS), None)
+    rows = (
+        []
+        if sample is None
+        else [
+            [cell or "" for cell in row]
+            for row in zip(*(_texts(column).to_pylist() for column in sample.columns), strict=True)
+        ]
+    )
+
+    def check(index: int) -> None:
+        kind = _value_type(schema.field(index).type)
+        if not _is_readable(kind) and not pa.types.is_null(kind):
+            raise UsageError(
+                f"Column {schema.names[index]!r} of {report.name} holds neither text nor numbers:"
+                " choose another."
+            )
+        if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+            raise _inexact(schema.names[index], report.name)
+        if sample is not None and pa.types.is_float64(kind):
+            check_exact(sample.column(index).drop_null().to_pylist(), schema.names[index], report.name)
+
+    batches = (
+        [_texts(column) for column in batch.columns] for batch in parquet.iter_batches(batch_size=_BATCH_ROWS)
+    )
+    return Table(schema.names, rows, batches, check)
+
+
+def check_exact(values: Sequence[Any], column: str, name: str) -> None:
+    """Refuse numbers that went through 32-bit floats, which keep only seven digits.
+
+    Raises:
+        UsageError: All long numbers are multiples that only rounding leaves.
+    """
+    large = [
+        value
+        for value in values
+        if isinstance(value, float | int)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) > _EXACT_IN_FLOAT32
+    ]
+    if large and all(abs(value) < _EXACT_BELOW and float(np.float32(value)) == value for value in large):
+        raise _inexact(column, name)
+
+
+def _inexact(column: str, name: str) -> UsageError:
+    return UsageError(
+        f"Column {short(column)!r} of {name} holds 32-bit floating-point numbers, which keep seven digits,"
+        " so its phone numbers are not exact: export the column as text."
+    )
+
+
+def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -> Table:
+    """Read a sheet of a spreadsheet.
+
+    Args:
+        file: The spreadsheet.
+        kind: ``xlsx``, ``xlsb``, ``xls`` or ``ods``.
+        wanted: Names the sheet and the columns.
+        report: Gets what was chosen.
+
+    Raises:
+        UsageError: It is damaged, protected by a password, or has no such sheet.
+    """
+    try:
+        workbook = calamine.CalamineWorkbook.from_filelike(file)
+        report.sheet = _sheet_name(workbook.sheet_names, wanted.sheet, report.name)
+        sheet = workbook.get_sheet_by_name(report.sheet)
+        values: list[list[Any]] = list(sheet.iter_rows())
+        left = sheet.start[1] if sheet.start else 0
+    except calamine.PasswordError:
+        raise UsageError(f"{report.name} is protected by a password: save it without one.") from None
+    except calamine.CalamineError:
+        what = "not a spreadsheet, or a damaged one" if kind == "xls" else "a damaged spreadsheet"
+        raise UsageError(f"{report.name} is {what}: save the list as CSV (UTF-8).") from None
+    report.format = kind
+    report.other_sheets = [name for name in workbook.sheet_names if name != report.sheet]
+    rows = [[""] * left + [_text(value) for value in row] for row in values]
+    if not any(any(map(str.strip, row)) for row in rows):
+        return Table(None, [], [])
+    names, start = _header(rows, wanted, report)
+
+    def check(index: int) -> None:
+        cells = [row[index - left] for row in values[start:] if left <= index < left + len(row)]
+        check_exact(cells, column_names(names, index + 1)[index], report.name)
+
+    return Table(names, rows[start:], _batches(iter(rows[start:])), check)
+
+
+def _sheet_name(names: Sequence[str], wanted: str | None, source: str) -> str:
+    if not names:
+        raise UsageError(f"{source} has no sheet.")
+    if wanted is None:
+        return names[0]
+    for same in (str, lambda name: name.strip().casefold()):
+        for name in names:
+            if same(name) == same(wanted):
+                return name
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        return names[int(wanted) - 1]
+    raise UsageError(f"{source} has no sheet {wanted!r}, only {', '.join(map(short, names[:20]))}.")
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_readable(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (
-        "string",
-        "large_string",
-        "string_view",
-        "binary",
-        "large_binary",
-        "integer",
-        "floating",
-        "decimal",
+    tests = ("binary", "large_binary", "integer", "floating", "decimal")
+    return _is_text(kind) or any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    """Return cells as text; nulls, and types that hold neither text nor numbers, as null."""
+    kind = _value_type(values.type)
+    if values.type != kind:
+        values = values.dictionary_decode()
+    if not _is_readable(kind):
+        return pa.nulls(len(values), pa.string())
+    if _is_text(kind) or pa.types.is_integer(kind):
+        return values.cast(pa.string())
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pa.array(
+            [None if value is None else _text(value) for value in values.to_pylist()], pa.string()
+        )
+    # Bytes that are not text, such as pictures, are not cells with numbers.
+    return pa.array(
+        [None if value is None else value.decode("utf-8", "replace") for value in values.to_pylist()],
+        pa.string(),
     )
-    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
-
-
-def _texts(values: pa.Array) -> list[str]:
-    """Return cells as text; nulls, and types that hold neither text nor numbers, as empty."""
-    if not _is_readable(values.type):
-        return [""] * len(values)
-    return ["" if value is None else _text(value) for value in values.to_pylist()]
 
 
 def _text(value: Any) -> str:
+    """Return the text of one cell; a number only with all its digits."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bytes):
-        return value.decode()
-    # A number column that holds a null often comes as floats, and its nulls as NaN.
-    if math.isnan(value):
+    if value is None or isinstance(value, bool):
         return ""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    if isinstance(value, float) and math.isnan(value):
+        # A number column that holds a null often comes as floats, and its nulls as NaN.
+        return ""
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < _EXACT_BELOW):
+        return repr(value)
+    try:
+        return str(int(value)) if value == int(value) else str(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)

@@ -75,7 +75,7 @@ class TestPhoneList:
         phones = read_phone_list(path)
 
         assert list(phones.problems()) == [
-            "line 4 of numbers.txt: <text of length 13 with 0 digits> is no phone number: it has letters."
+            "line 4 of numbers.txt: <text of length 13 with 0 digits> is not a phone number: it has letters."
         ]
         assert phones.valid == 1
 
@@ -152,7 +152,7 @@ class TestText:
     EXPECTED = ((2, BARE_A), (4, BARE_B))
 
     @pytest.mark.parametrize(
-        "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "ascii"]
+        "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "ascii", "cp950", "gbk", "cp932", "cp1252"]
     )
     def test_line_ends_comments_blank_lines_and_encodings_do_not_matter(
         self, tmp_path: Path, encoding: str
@@ -317,14 +317,6 @@ class TestCsv:
     def test_a_header_alone_holds_no_number(self, tmp_path: Path, content: str) -> None:
         assert "no phone number" in refusal(write(tmp_path / "n.csv", content))
 
-    def test_several_possible_columns_are_refused_with_their_names(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "n.csv", f"phone,mobile\n{BARE_A},{BARE_B}\n")
-
-        assert (
-            refusal(path)
-            == f"{path} has several columns of phone numbers, phone, mobile: choose one with --column."
-        )
-
     def test_of_two_usual_names_the_one_that_holds_numbers_is_taken(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"phone,mobile\n,{BARE_B}\n")) == [(1, BARE_B)]
 
@@ -352,7 +344,7 @@ class TestCsv:
         late = "phone\n" + f"{BARE_A}\n" * 10 + '"never closed\n'
         early = f"phone,b\n{BARE_A}," + "x" * 200_000
 
-        assert "is not proper CSV near row 12" in refusal(write(tmp_path / "n.csv", late))
+        assert "is not proper CSV near line 12" in refusal(write(tmp_path / "n.csv", late))
         assert given_in(write(tmp_path / "long.csv", early), "1") == [(1, BARE_A)]
         assert "first row does not end" in refusal(write(tmp_path / "open.csv", '"' + "phone\n" * 20_000))
 
@@ -418,7 +410,7 @@ class TestTrouble:
     def test_what_is_not_there_is_said_with_its_name(self, tmp_path: Path) -> None:
         assert refusal(tmp_path / "no.txt") == f"{tmp_path}/no.txt does not exist: check the address."
         assert "memory://none/no.txt does not exist" in refusal("memory://none/no.txt")
-        assert "is a directory" in refusal(tmp_path)
+        assert refusal(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_file_without_permission_is_said(self, tmp_path: Path) -> None:
@@ -438,21 +430,12 @@ class TestTrouble:
             == "memory://n.txt may not be read with your permissions or credentials."
         )
 
-    @pytest.mark.parametrize("name", ["n.txt", "n.csv"])
-    @pytest.mark.parametrize("head", ["", f"{BARE_A}\n" * 20_000])
-    def test_other_encodings_are_refused_at_the_beginning_and_later(
-        self, tmp_path: Path, name: str, head: str
-    ) -> None:
-        path = write(tmp_path / name, head.encode() + f"陳,{BARE_A}\n".encode("big5"))
-
-        assert refusal(path) == f"{path} is neither UTF-8 nor UTF-16 text: save it as UTF-8."
-
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
-            ("n.parquet", b"phone\n", "is named like Parquet but is none"),
+            ("n.parquet", b"phone\n", "has a .parquet name, but is not a Parquet file"),
             ("n.parquet", b"PAR1 cut", "damaged"),
-            ("n.xlsx", b"PK\x03\x04", "save the list as CSV"),
+            ("n.xlsx", b"PK\x03\x04", "damaged or protected archive or spreadsheet"),
             ("n.gz", b"\x1f\x8b broken", "damaged"),
             ("n.gz", gzip.compress(BARE_A.encode() * 99, mtime=0)[:-9], "damaged"),
             (
@@ -469,7 +452,7 @@ class TestTrouble:
         assert said in refusal(write(tmp_path / name, content))
 
     def test_an_unknown_kind_of_address_is_refused(self) -> None:
-        assert refusal("nosuch://b/x").endswith("has an address that nothing here reads: nosuch://.")
+        assert "an address that lists are not read from (nosuch://): use a file" in refusal("nosuch://b/x")
 
     @pytest.mark.parametrize(
         "address",
@@ -515,7 +498,7 @@ class TestTrouble:
 def test_a_phone_list_can_be_made_from_a_table_that_was_stored() -> None:
     phones = read_phone_list([A, A, "x"])
 
-    again = PhoneList(phones.table, phones.source_name, phones.unit)
+    again = PhoneList(phones.table, phones.report)
 
     assert repr(again) == repr(phones)
 
@@ -526,9 +509,9 @@ class TestConversationIds:
         table = write(tmp_path / "ids.csv", f"phone,conversation_id\n{A},conv_2\n{A},conv_1\n{A},conv_2\n")
         parquet = write_parquet(tmp_path / "ids", n=pa.array([1, 2]), conversation_id=pa.array(["7", "007"]))
 
-        assert read_ids(str(text)) == read_ids(str(table)) == ["conv_2", "conv_1"]
-        assert read_ids(str(parquet)) == ["7", "007"]
-        assert read_ids(str(table), column="1") == [A]
+        assert read_ids(str(text)).ids == read_ids(str(table)).ids == ["conv_2", "conv_1"]
+        assert read_ids(str(parquet)).ids == ["7", "007"]
+        assert read_ids(str(table), column="1").ids == [A]
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),

@@ -1,0 +1,283 @@
+"""Which row of a table is its header, and which of its columns hold phone numbers."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.errors import UsageError
+from imbrace_lake.phones.cells import parse_cell
+from imbrace_lake.phones.numbers import is_in_use
+from imbrace_lake.phones.report import MOST_COLUMNS, short
+
+_SAMPLE_ROWS = 200
+_HEADER_ROWS = 30
+_MIN_DIGITS = 7
+_CANDIDATES_CHECKED = 20
+# Header names as people write them, compared without case, spaces, digits and punctuation.
+_USUAL_NAMES = re.compile(
+    r"(?:(?:contact|customer|client|user|whatsapp|wa|mobile|cell)?(?:tele|cell)?phone(?:s|no|num|numbers?|e)?)"
+    r"|(?:contact|mobile|cell|tel|telephone|whatsapp|msisdn|wa)(?:s|no|num|numbers?)?|(?:whatsapp|wa)id|e"
+    r"|(?:tele(?:f|ph)on|handy|mobil|mobiltelefon|ruf)(?:nummer|nr)?|telefoon(?:nummer)?|(?:no|nomor)?(?:hp|telepon|telefon)"
+    r"|(?:n[uú]mero(?:de)?)?(?:tel[eé]fono|telefone|t[eé]l[eé]phone|telem[oó]vel|celular|m[oó]vil|cellulare)|portable"
+    r"|(?:номер)?(?:телефона?|мобильный)|điệnthoại|sốđiệnthoại|sđt|เบอร์โทร(?:ศัพท์)?|(?:رقم)?(?:ال)?(?:هاتف|جوال)"
+)
+_E164 = re.compile(r"e[ ._-]?164", re.IGNORECASE)
+# A name with one of these words means phone numbers: Mobile Phone, phone_2, Phone 1 - Value, billing_phone.
+_PHONE_WORD = re.compile(
+    r"phones?|telephone|tel|mobile|(?:cell|mobile|home|other|work)(?:phone)?|whatsapp|msisdn|tele(?:f|ph)on|tel[eé]fono"
+    r"|telefone|t[eé]l[eé]phone|celular|m[oó]vil|handy(?:nummer)?|telefonnummer|rufnummer"
+)
+_EAST_ASIAN = re.compile("電話|手機|携帯|电话|手机|전화|휴대폰|휴대전화")
+# Beside one of these words it does not: Phone 1 - Label, phone_verified_at.
+_ABOUT_A_PHONE = re.compile(
+    r"label|type|kind|key|name|model|brand|carrier|operator|country|region|code|prefix|ext(?:ension)?|verified|valid"
+    r"|status|state|consent|opt|date|time|created|updated|count|os|version|plan|hash|notes?|comment|format|source|typ"
+    r"|bezeichnung|[eé]tiqu?eta?"
+)
+# A column with one of these words is not chosen, whatever it holds: Business Fax, customer_id.
+_NEVER_A_PHONE = re.compile(
+    r"(?:tele)?fax|pager|telex|isdn|(?:contact|customer|client|user|member|lead|person|company|record|external|crm)?ids?"
+    r"|uuid|guid|imei|iccid|order|invoice|account|amount|total|price|zip|postal"
+)
+_NEVER_EAST_ASIAN = re.compile("傳真|传真|ファックス|팩스|型號|型号|類型|类型|種類|日期|国码|國碼|編號|编号")
+_WORD = re.compile(r"[^\W\d_]+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_DATE = re.compile(r"\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4}|\d\d?:\d\d(?::\d\d)?")
+_DIGITS_ONLY = re.compile(r"[+(]?\d[\d\s().,/+-]*")
+_EXPLICIT = re.compile(
+    r"\s*[\"'=(]*(?:\+|＋|0|tel:|whatsapp:)|.*@(?:s\.whatsapp\.net|c\.us)\s*$", re.IGNORECASE
+)
+_CANDIDATE = (
+    r"^[\s\"'=(]*\d[\d\s().\-/]{5,}\d[\s\"')]*$|(?:\+|＋)\s?\(?\d[\d\s().\-/]{5,}\d"
+    r"|\d{7,}@(?:s\.whatsapp\.net|c\.us)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to read from a list.
+
+    Attributes:
+        column: Names or positions of columns, separated by commas; None to find those with phone numbers.
+        usual: The name of the column where none is given, for lists of ids; None for phone numbers.
+        region: The default region of the numbers.
+        sheet: Name or position of the sheet of a spreadsheet; None for the first.
+    """
+
+    column: str | None = None
+    usual: str | None = None
+    region: str | None = None
+    sheet: str | None = None
+
+    def is_named(self, name: str) -> bool:
+        """Return whether a cell is the name of a column that was asked for."""
+        names = [self.usual] if self.column is None else [self.column, *split_columns(self.column)]
+        return any(_plain(name) == _plain(wanted) for wanted in names if wanted)
+
+    def is_header_name(self, name: str) -> bool:
+        """Return whether a cell is known as the name of a column to read."""
+        return self.is_named(name) or (self.usual is None and is_phone_name(name))
+
+
+def split_columns(column: str) -> list[str]:
+    """Split names at commas; a name that holds one may be quoted, as in CSV."""
+    row: list[str] = next(csv.reader([column], skipinitialspace=True), [])
+    return [name for cell in row if (name := cell.strip())]
+
+
+def join_columns(columns: Sequence[str] | None) -> str | None:
+    """Return several names as one text, which :func:`split_columns` splits again."""
+    if not columns:
+        return None
+    if len(columns) == 1:
+        return columns[0]
+    return ",".join(f'"{name}"' if "," in name and '"' not in name else name for name in columns)
+
+
+def find_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> int | None:
+    """Find the header among the first rows of a table; what is above it are titles.
+
+    A row with a phone number, or with a cell of digits alone, is never a header, unless one of its cells is
+    a column that was asked for by name.
+
+    Returns:
+        The index of the header, or None if there is none.
+    """
+    filled = [index for index, row in enumerate(rows) if any(map(str.strip, row))][:_HEADER_ROWS]
+    for index in filled:
+        if any(_has_number(cell, wanted.region) for cell in rows[index]):
+            break
+        if any(map(wanted.is_header_name, rows[index])):
+            return index
+    if wanted.usual is not None and wanted.column is None:
+        return filled[0] if filled else None
+    is_wide = sum(_width(rows[index]) > 1 for index in filled) * 2 > len(filled)
+    for index in filled:
+        cells = rows[index]
+        if any(_has_number(cell, wanted.region) or _DIGITS_ONLY.fullmatch(cell.strip()) for cell in cells):
+            return None
+        if not is_wide or _width(cells) > 1:
+            return index
+    return None
+
+
+def _width(row: Sequence[str]) -> int:
+    return sum(bool(cell.strip()) for cell in row)
+
+
+def choose_columns(
+    names: Sequence[str] | None, rows: Sequence[Sequence[str]], wanted: Wanted, source: str
+) -> list[int]:
+    """Return the indexes of the columns to read.
+
+    Without `wanted.column`, these are all columns that are named as phone numbers are, and all others that
+    hold mostly numbers with a plus sign or a leading zero. Where there are none, it is the only column, or
+    the only one that holds mostly phone numbers. Columns named as ids or fax numbers are not chosen.
+
+    Args:
+        names: The header, or None where there is none.
+        rows: Some rows to look at; a short row lacks its last cells.
+        wanted: What to read.
+        source: Named in errors.
+
+    Raises:
+        UsageError: There is no such column, none that holds phone numbers, or more than one that may.
+    """
+    rows = rows[:_SAMPLE_ROWS]
+    width = max([len(names or ()), *map(len, rows)])
+    shown = column_names(names, width)
+    if wanted.column is not None:
+        return _named_columns(shown, wanted.column, source)
+    if wanted.usual is not None:
+        return [_named_column(shown, wanted.usual, source)]
+    cells = [
+        [row[index] for row in rows if index < len(row) and row[index].strip()] for index in range(width)
+    ]
+    free = [index for index, name in enumerate(shown) if names is None or not is_other_name(name)]
+    named = [index for index in free if index < len(names or ()) and is_phone_name(shown[index])]
+    # A column `contact` may hold names, and `mobile` yes and no.
+    numbered = [index for index in named if not cells[index] or any(map(_has_digits, cells[index]))]
+    explicit = [index for index in free if _mostly(cells[index], wanted.region, _is_explicit)]
+    if named or explicit:
+        return sorted({*(numbered or named), *explicit})
+    return [0] if width == 1 and free else _likely_column(shown, free, cells, wanted.region, source)
+
+
+def _likely_column(
+    shown: Sequence[str], free: Sequence[int], cells: Sequence[Sequence[str]], region: str | None, source: str
+) -> list[int]:
+    """Return the only column whose values are mostly phone numbers."""
+    for test in (_is_phone, _is_phone_like):
+        likely = [index for index in free if _mostly(cells[index], region, test)]
+        if len(likely) > 1:
+            listed = _listed([shown[index] for index in likely])
+            raise UsageError(
+                f"{source} has several columns that may hold phone numbers, {listed}: choose with --column."
+            )
+        if likely:
+            return likely
+    raise UsageError(
+        f"{source} has no column known to be phone numbers, only {_listed(shown)}: use --column."
+    )
+
+
+def column_names(names: Sequence[str] | None, width: int) -> list[str]:
+    """Return the names of columns; the position, from 1, of a column without one."""
+    known = list(names or ())
+    return known + [str(index + 1) for index in range(len(known), width)]
+
+
+def count_numbers(values: pa.Array, region: str | None) -> int:
+    """Count the cells of a column that look like phone numbers."""
+    candidates = values.filter(pc.fill_null(pc.match_substring_regex(values, _CANDIDATE), False))
+    some = candidates.slice(0, _CANDIDATES_CHECKED).to_pylist()
+    return len(candidates) if any(_is_in_use(text, region) for text in some) else 0
+
+
+def is_phone_name(name: str) -> bool:
+    """Return whether a column is named as phone numbers are."""
+    if _E164.fullmatch(name.strip()) or _USUAL_NAMES.fullmatch(
+        re.sub(r"\d+", "", _plain(_E164.sub("", name)))
+    ):
+        return True
+    if is_other_name(name) or any(map(_ABOUT_A_PHONE.fullmatch, _words(name))):
+        return False
+    return any(map(_PHONE_WORD.fullmatch, _words(name))) or _EAST_ASIAN.search(name) is not None
+
+
+def is_other_name(name: str) -> bool:
+    """Return whether a column is named as ids or fax numbers are."""
+    if _USUAL_NAMES.fullmatch(re.sub(r"\d+", "", _plain(name))):
+        return False
+    return any(map(_NEVER_A_PHONE.fullmatch, _words(name))) or _NEVER_EAST_ASIAN.search(name) is not None
+
+
+def _words(name: str) -> set[str]:
+    return {word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", name))}
+
+
+def _named_columns(names: Sequence[str], column: str, source: str) -> list[int]:
+    if any(_plain(name) == _plain(column) for name in names):
+        return [_named_column(names, column, source)]
+    wanted = split_columns(column) or [column]
+    return sorted({_named_column(names, one, source) for one in wanted})
+
+
+def _named_column(names: Sequence[str], column: str, source: str) -> int:
+    for same in (str, str.strip, _plain):
+        matches = [index for index, name in enumerate(names) if same(name) == same(column)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UsageError(f"{source} has several columns {column!r}: give the column's number instead.")
+    if column.isdecimal() and 1 <= int(column) <= len(names):
+        return int(column) - 1
+    raise UsageError(f"{source} has no column {column!r}, only {_listed(names)}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(short, names[:MOST_COLUMNS]))
+    return shown + (f" and {len(names) - MOST_COLUMNS} more" if len(names) > MOST_COLUMNS else "")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s\W_]+", "", name.casefold()) or name
+
+
+def _mostly(values: Sequence[str], region: str | None, test: Callable[[str, str | None], bool]) -> bool:
+    return 2 * sum(test(value, region) for value in values) > len(values)
+
+
+def _is_explicit(text: str, region: str | None) -> bool:
+    return _EXPLICIT.match(text) is not None and _is_phone(text, region)
+
+
+def _is_phone(text: str, region: str | None) -> bool:
+    return any(isinstance(one, str) for one in parse_cell(text, region))
+
+
+def _is_in_use(text: str, region: str | None) -> bool:
+    return any(isinstance(one, str) and is_in_use(one) for one in parse_cell(text, region))
+
+
+def _is_phone_like(text: str, region: str | None) -> bool:
+    """Return whether a cell looks like a phone number, even a damaged one or one without its country code."""
+    count = sum(char.isdecimal() for char in text)
+    has_letters = any(char.isalpha() and char not in "eE" for char in text)
+    return _is_phone(text, region) or (count >= _MIN_DIGITS and count * 2 >= len(text) and not has_letters)
+
+
+def _has_digits(text: str) -> bool:
+    return sum(char.isdecimal() for char in text) >= _MIN_DIGITS - 2
+
+
+def _has_number(text: str, region: str | None) -> bool:
+    """Return whether a cell of the first rows holds a number, so that its row cannot be a header or title."""
+    count = sum(char.isdecimal() for char in _DATE.sub("", text))
+    return count >= _MIN_DIGITS or (count > 0 and _is_phone(text, region))

@@ -1,0 +1,101 @@
+"""What a file is, by its first bytes: a list, or something else that is named in one sentence."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from typing import IO
+
+from imbrace_lake.errors import UsageError
+
+HEAD_BYTES = 4096
+PARQUET = b"PAR1"
+ZIP = b"PK\x03\x04"
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+_AS_CSV = "save the list as CSV (UTF-8)"
+_UNPACK = "unpack it first (gzip and zstd are unpacked here)"
+_OTHERS = (
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ\0", "an xz archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"\x04\x22\x4d\x18", "an LZ4 archive", _UNPACK),
+    (b"PK", "a zip archive", "unpack it first"),
+    (OLE, "an old Microsoft Office file", _AS_CSV),
+    (b"%PDF", "a PDF", _AS_CSV),
+    (b"{\\rtf", "a rich text document", _AS_CSV),
+    (b"\x89PNG", "an image", _AS_CSV),
+    (b"\xff\xd8\xff", "an image", _AS_CSV),
+    (b"GIF8", "an image", _AS_CSV),
+    (b"SQLite format 3\0", "an SQLite database", "export the table as CSV"),
+    (b"Obj\x01", "an Avro file", "save the list as Parquet or CSV"),
+    (b"ORC", "an ORC file", "save the list as Parquet or CSV"),
+    (b"ARROW1", "an Arrow file", "save the list as Parquet or CSV"),
+    (PARQUET, "Parquet in a stream or archive", "give the path of an uncompressed Parquet file"),
+)
+_JSON = re.compile(r"\{\s*[\"'}]|\{\s*$|\[\s*[\"'{\[\]\d]|\[\s*$")
+_VCARD = re.compile(r"BEGIN:VCARD|BEGIN:VCALENDAR", re.IGNORECASE)
+_HTML = re.compile(r"<!doctype html|<html|<head|<body|<table|<meta|<script|<div|<!--", re.IGNORECASE)
+
+
+def refuse_binary(head: bytes, name: str) -> None:
+    """Refuse what is not text.
+
+    Args:
+        head: The first bytes, after unpacking.
+        name: Named in the error.
+
+    Raises:
+        UsageError: It is another kind of file.
+    """
+    for magic, kind, remedy in _OTHERS:
+        if head.startswith(magic):
+            raise UsageError(f"{name} is {kind}, not a list: {remedy}.")
+
+
+def refuse_markup(text: str, name: str) -> None:
+    """Refuse text that is not a list.
+
+    Args:
+        text: The beginning, decoded.
+        name: Named in the error.
+
+    Raises:
+        UsageError: It is HTML, XML, JSON, a vCard or binary.
+    """
+    text = text.lstrip("\ufeff \t\r\n")
+    if _HTML.match(text) or (text.startswith("<") and "<html" in text[:HEAD_BYTES].lower()):
+        what = "an HTML page, perhaps of a sign-in or an error, or a spreadsheet exported as HTML"
+        raise UsageError(f"{name} is {what}: open it, and save the list as CSV (UTF-8).")
+    if text.startswith("<"):
+        raise UsageError(f"{name} is XML, not a list: {_AS_CSV}.")
+    if _JSON.match(text):
+        raise UsageError(f"{name} is JSON, not a list: {_AS_CSV}, or write one number a line.")
+    if _VCARD.match(text):
+        raise UsageError(f"{name} is a vCard file, not a list: export the contacts as CSV.")
+    if "\0" in text:
+        raise UsageError(f"{name} is not text (it has NUL bytes): {_AS_CSV}.")
+
+
+def spreadsheet_kind(file: IO[bytes], head: bytes, name: str) -> str:
+    """Return the kind of a spreadsheet, which is a zip archive or an OLE file.
+
+    Raises:
+        UsageError: It is another archive or document.
+    """
+    if head.startswith(OLE):
+        return "xls"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+            mimetype = archive.read("mimetype") if "mimetype" in members else b""
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
+        raise UsageError(f"{name} is a damaged or protected archive or spreadsheet: save it again.") from None
+    if any(member.startswith("xl/") for member in members):
+        return "xlsb" if "xl/workbook.bin" in members else "xlsx"
+    if b"opendocument.spreadsheet" in mimetype:
+        return "ods"
+    if "word/document.xml" in members or b"opendocument" in mimetype:
+        raise UsageError(f"{name} is a document, not a list: {_AS_CSV}.")
+    raise UsageError(f"{name} is a zip archive, not a list: unpack it first.")

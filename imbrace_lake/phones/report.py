@@ -1,0 +1,188 @@
+"""What was read from a list: what the reader chose, and what it skipped, without any number."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_POSITIONS = 20
+MOST_FILES = 20
+MOST_COLUMNS = 20
+MOST_CHARACTERS = 30
+
+
+@dataclass(slots=True)
+class Skipped:
+    """Rows that were skipped for one reason: how many, and the positions of the first of them."""
+
+    count: int = 0
+    positions: list[int] = field(default_factory=list)
+
+    def add(self, position: int) -> None:
+        """Count one row."""
+        self.count += 1
+        if len(self.positions) < MOST_POSITIONS:
+            self.positions.append(position)
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What the reader chose in one file.
+
+    Attributes:
+        name: The file's name or address, without credentials.
+        unit: What positions count: ``line``, ``data row`` or ``number``.
+        first: The rows of all files before this one.
+        rows: The rows read, without header and titles.
+        format: ``text``, ``CSV``, ``Parquet`` or the kind of spreadsheet.
+        encoding: Of text; a guess unless it is UTF-8 or there is a byte-order mark.
+        header_row: The position of the header in the file, from 1; None without a header.
+        titles: Filled rows above the header, which were skipped.
+        columns: The names of the columns that were read, or their positions where there is no header.
+        left_out: Columns that were not read, with the count of their cells that look like phone numbers.
+        empty: Rows without any text in these columns.
+        comments: Lines that begin with ``#``.
+    """
+
+    name: str
+    first: int = 0
+    unit: str = "line"
+    rows: int = 0
+    format: str = "text"
+    encoding: str | None = None
+    delimiter: str | None = None
+    sheet: str | None = None
+    other_sheets: list[str] = field(default_factory=list)
+    header_row: int | None = None
+    titles: int = 0
+    columns: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    empty: Skipped = field(default_factory=Skipped)
+    comments: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values; lists are cut to a bounded length."""
+        return {
+            "name": self.name,
+            "format": self.format,
+            "description": self.describe(),
+            "rows": self.rows,
+            "encoding": self.encoding,
+            "delimiter": self.delimiter,
+            "sheet": self.sheet,
+            "other_sheets": self.other_sheets[:MOST_COLUMNS],
+            "header_row": self.header_row,
+            "titles_skipped": self.titles,
+            "columns": [short(name) for name in self.columns[:MOST_COLUMNS]],
+            "left_out": [
+                {"column": short(name), "cells": count}
+                for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]
+            ],
+            "rows_without_text": {"count": self.empty.count, "positions": self.empty.positions},
+            "comments": self.comments,
+        }
+
+    def describe(self) -> str:
+        """Return one line for people: ``CSV, utf-8, columns phone, phone_2, header in row 2``."""
+        parts = [self.format, self.encoding, self.sheet and f"sheet {short(self.sheet)}"]
+        if self.delimiter and self.delimiter != ",":
+            parts.append("delimiter " + self.delimiter.replace("\t", "tab"))
+        if self.columns:
+            plural = "s" * (len(self.columns) > 1)
+            parts.append(f"column{plural} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
+            parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
+        return ", ".join(filter(None, parts))
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each choice that may have left out numbers."""
+        for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]:
+            cells = f"{count:,} cell{'s look' if count != 1 else ' looks'} like phone numbers"
+            yield f"{self.name}: column {short(name)} was not read, but {cells}; choose columns with --column"
+        if self.other_sheets:
+            names = ", ".join(short(name) for name in self.other_sheets[:MOST_COLUMNS])
+            sheet = short(self.sheet or "")
+            yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with --sheet"
+        if self.titles:
+            yield f"{self.name}: {self.titles} row{'s' * (self.titles > 1)} above the header skipped"
+        if self.comments:
+            yield f"{self.name}: {self.comments:,} line{'s' * (self.comments > 1)} with # skipped"
+
+
+@dataclass(slots=True)
+class ListReport:
+    """What was read from a list, in every file of it.
+
+    Attributes:
+        source: What messages call the list.
+        files: In the order in which they were read.
+        skipped_files: Hidden and empty files of a folder.
+        counts: Numbers by status: ``ok``, ``duplicate``, ``invalid``; ids have ``ok`` and ``duplicate``.
+        rejected: Rows without a valid number, by reason; their positions count over all files.
+    """
+
+    source: str
+    files: list[FileReport] = field(default_factory=list)
+    skipped_files: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, Skipped] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read."""
+        return sum(file.rows for file in self.files)
+
+    def add_file(self, name: str) -> FileReport:
+        """Begin with the next file."""
+        self.files.append(FileReport(name, first=self.rows))
+        return self.files[-1]
+
+    def reject(self, reason: str, position: int) -> None:
+        """Count one number that is not valid."""
+        self.rejected.setdefault(reason, Skipped()).add(position)
+
+    def place(self, position: int) -> str:
+        """Say where a row is: ``line 17 of numbers.txt``."""
+        file = self.files[max(0, bisect_right(self.files, position - 1, key=lambda file: file.first) - 1)]
+        name = self.source if len(self.files) == 1 else file.name.rpartition("/")[2]
+        return f"{file.unit} {position - file.first} of {name}"
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        if len(self.files) == 1:
+            return self.files[0].describe()
+        return f"{len(self.files):,} files, the first: {self.files[0].describe()}" if self.files else ""
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each choice that may have left out numbers, at most 20."""
+        found = [sentence for file in self.files[:MOST_FILES] for sentence in file.warnings()]
+        if self.skipped_files:
+            found.append(f"{self.source}: {len(self.skipped_files):,} hidden or empty files were not read")
+        return found[:MOST_COLUMNS]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values of a bounded size, without any number."""
+        return {
+            "source": self.source,
+            "rows": self.rows,
+            "numbers": dict(self.counts),
+            "files": [file.as_json() for file in self.files[:MOST_FILES]],
+            "file_count": len(self.files),
+            "warnings": self.warnings(),
+            "skipped_files": [name.rpartition("/")[2] for name in self.skipped_files[:MOST_FILES]],
+            "rejected": [
+                {
+                    "reason": reason,
+                    "count": skipped.count,
+                    "where": [self.place(position) for position in skipped.positions],
+                }
+                for reason, skipped in sorted(self.rejected.items(), key=lambda item: -item[1].count)
+            ],
+        }
+
+
+def short(name: str) -> str:
+    """Return a name from a file on one line, printable and not too long."""
+    printable = "".join(char if char.isprintable() else " " for char in name)
+    return " ".join(printable.split())[:MOST_CHARACTERS] or "(no name)"

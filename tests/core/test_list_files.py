@@ -1,0 +1,609 @@
+"""List files as people have them: which columns, rows, sheets and encodings are read, and the report."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xlwt
+from odf import opendocument, table
+from odf import text as odf_text
+
+from imbrace_lake.errors import UsageError
+from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
+from imbrace_lake.phones.report import MOST_POSITIONS
+
+A, B, C, D = (f"+88691142597{digit}" for digit in range(1, 5))
+ID = "4915112345678"  # an id that is also a possible phone number
+
+
+def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def read(path: Path | str, **options: Any) -> PhoneList:
+    return read_phone_list(path, **options)
+
+
+def phones_in(path: Path | str, **options: Any) -> list[tuple[int, str]]:
+    rows = read(path, **options).table
+    return list(zip(rows["position"].to_pylist(), rows["phone"].to_pylist(), strict=True))
+
+
+def refusal(path: Path | str, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        read(path, **options)
+    assert caught.value.__cause__ is None
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def left_out(phones: PhoneList) -> dict[str, int]:
+    return phones.report.files[0].left_out
+
+
+class TestColumns:
+    def test_google_contacts_with_several_numbers_in_a_cell(self, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "n.csv",
+            "Name,Phone 1 - Label,Phone 1 - Value,Phone 2 - Label,Phone 2 - Value\n"
+            "A,Mobile,+886 911 425 971 ::: +886 911 425 972,Home,\n"
+            "B,Mobile,+886911425973,Work,+886911425974\n",
+        )
+
+        assert phones_in(path) == [(1, A), (1, B), (2, C), (2, D)]
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "phone,phone_2",
+            "phone1,phone2",
+            "Phone,Mobile",
+            "Mobile Phone,Home Phone",
+            "Business Phone,Business Phone 2",
+            "Primary Phone,Other Phone",
+            "MobilePhone,HomePhone",
+            "billing_phone,shipping_phone",
+            "Phone (Work),Phone (Home)",
+            "Emergency Contact Phone Number,WhatsApp Number",
+            "電話,手機",
+            "聯絡電話,公司電話",
+            "Telefon,Mobiltelefon",
+            "Teléfono 1,Teléfono 2",
+            # One named, the other known by its plus signs; or both only by these.
+            "phone,other",
+            "one,other",
+        ],
+    )
+    def test_every_column_of_phone_numbers_is_read(self, tmp_path: Path, header: str) -> None:
+        path = write(tmp_path / "n.csv", f"name,{header}\nA,{A},{B}\nB,,{C}\n")
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, A), (1, B), (2, C)]
+        assert phones.report.files[0].columns == header.split(",")
+        assert phones.report.warnings() == []
+
+    @pytest.mark.parametrize(
+        "name", ["Business Fax", "fax", "傳真", "id", "customer_id", "Contact ID", "order", "since"]
+    )
+    def test_a_column_that_is_left_out_is_reported_with_the_count_of_its_cells(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        path = write(
+            tmp_path / "n.csv", f"{name},phone,day\n{ID},{A},2024-01-01\n{ID[:-1]}9,{B},2024-01-02\n,{C},\n"
+        )
+
+        phones = read(path)
+
+        assert [phone for _, phone in phones_in(path)] == [A, B, C]
+        assert left_out(phones) == {name: 2}
+        assert phones.report.warnings() == [
+            f"{path}: column {name} was not read, but 2 cells look like phone numbers;"
+            " choose columns with --column"
+        ]
+
+    def test_numbers_that_begin_after_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
+        rows = f"{A},\n" * 30_000 + f"{A},{B}\n"
+
+        assert left_out(read(write(tmp_path / "n.csv", "phone,second\n" + rows))) == {"second": 1}
+        assert left_out(
+            read(write(tmp_path / "m.csv", f"phone\n{A}\n" * 1 + f"{A}\n" * 30_000 + f"{A},,{B}\n"))
+        ) == {"3": 1}
+
+    @pytest.mark.parametrize("column", ["a,c", "a, c", "1,3", "c,a", '"a",c'])
+    def test_several_columns_can_be_named(self, tmp_path: Path, column: str) -> None:
+        phones = read(write(tmp_path / "n.csv", f"a,b,c\n{A},{B},{C}\n"), column=column)
+
+        assert phones.unique().to_pylist() == [A, C]
+        assert left_out(phones) == {"b": 1}
+
+    def test_a_column_whose_name_holds_a_comma_can_be_named(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "n.csv", f'"Phone, work",b\n{A},{B}\n')
+
+        assert phones_in(path, column="Phone, work") == [(1, A)]
+        assert phones_in(path, column='"Phone, work",b') == [(1, A), (1, B)]
+
+    @pytest.mark.parametrize("name", ["id", "customer_id", "Contact Id", "user id", "uuid"])
+    def test_an_id_column_is_never_asked_for(self, tmp_path: Path, name: str) -> None:
+        assert "use --column" in refusal(write(tmp_path / "n.csv", f"{name}\n{ID}\n"))
+        assert "use --column" in refusal(write(tmp_path / "m.csv", f"{name},name\n{ID},A\n"))
+        assert phones_in(write(tmp_path / "o.csv", f"{name},nr\n{ID},{ID[:-1]}9\n")) == [(1, f"+{ID[:-1]}9")]
+
+    def test_ids_beside_numbers_are_left_out_without_a_header_too(self, tmp_path: Path) -> None:
+        phones = read(write(tmp_path / "n.csv", f"{ID},{A}\n{ID[:-1]}9,{B}\n"))
+
+        assert phones.unique().to_pylist() == [A, B]
+        assert left_out(phones) == {"1": 2}
+
+    def test_columns_that_may_be_ids_or_numbers_are_not_guessed(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "n.csv", f"a,b\n{ID},{A[1:]}\n")
+
+        assert (
+            refusal(path)
+            == f"{path} has several columns that may hold phone numbers, a, b: choose with --column."
+        )
+
+    def test_a_column_named_contact_that_holds_names_is_not_read_beside_a_phone_column(
+        self, tmp_path: Path
+    ) -> None:
+        assert phones_in(write(tmp_path / "n.csv", f"contact,phone\nAnna,{A}\n")) == [(1, A)]
+        assert phones_in(write(tmp_path / "m.csv", f"contact\n{A}\n")) == [(1, A)]
+
+    def test_parquet_has_several_columns_too(self, tmp_path: Path) -> None:
+        pq.write_table(
+            pa.table({"phone": [A], "fax": [D], "phone_2": [int(B)], "id": [int(ID)]}), tmp_path / "n"
+        )
+
+        phones = read(tmp_path / "n")
+
+        assert phones.unique().to_pylist() == [A, B]
+        assert left_out(phones) == {"fax": 1, "id": 1}
+
+
+class TestHeader:
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_the_separator_line_of_excel_is_obeyed(
+        self, tmp_path: Path, delimiter: str, encoding: str
+    ) -> None:
+        content = f"sep={delimiter}\r\nname{delimiter}phone\r\nA, B; C{delimiter}{A}\r\n"
+        if delimiter in ",;":
+            content = content.replace("A, B; C", "A")
+
+        for name in ("n.csv", "n.txt"):
+            assert phones_in(write(tmp_path / name, content, encoding)) == [(1, A)]
+
+    @pytest.mark.parametrize(
+        "titles",
+        [
+            "Contacts export\n",
+            "Contacts export\n\n",
+            "Export of 2026-11-27 10:30\n\nAll customers\n",
+            "\n\n",
+            '"Two\nlines"\n',
+        ],
+    )
+    @pytest.mark.parametrize("header", ["id,name,phone", "id,name,reachable at"])
+    def test_titles_above_the_header_are_skipped_and_reported(
+        self, tmp_path: Path, titles: str, header: str
+    ) -> None:
+        path = write(tmp_path / "n.csv", f"{titles}{header}\n{ID},A,{A}\n{ID},B,{B}\n{ID},C,{C}\n")
+
+        report = read(path).report
+
+        assert phones_in(path) == [(1, A), (2, B), (3, C)]
+        assert report.files[0].columns == [header.rpartition(",")[2]]
+        assert report.files[0].titles == sum(bool(line) for line in titles.replace("\nlines", "").split("\n"))
+        assert report.files[0].titles == 0 or "above the header skipped" in " ".join(report.warnings())
+
+    @pytest.mark.parametrize(
+        "first", [f"A,{A} (work)", f"A,{A} work", f"1,{A}", "A,8869", "A,0911-425", "1,none", "2024-01-01,-"]
+    )
+    def test_a_first_row_with_digits_is_a_row_and_not_a_header(self, tmp_path: Path, first: str) -> None:
+        phones = read(write(tmp_path / "n.csv", f"{first}\nB,{B}\nC,{C}\n"))
+
+        assert phones.report.rows == 3
+        assert phones.report.files[0].header_row is None
+        assert phones.unique().to_pylist()[-2:] == [B, C]
+
+    def test_a_header_of_unknown_words_is_reported(self, tmp_path: Path) -> None:
+        assert "header in row 1" in read(write(tmp_path / "n.csv", f"x,y\nA,{A}\n")).report.describe()
+
+    @pytest.mark.parametrize("name", ["n.txt", "n", "n.dat"])
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+    @pytest.mark.parametrize("header", [True, False])
+    def test_csv_under_another_name_is_recognised(
+        self, tmp_path: Path, name: str, delimiter: str, header: bool
+    ) -> None:
+        rows = [["id", "phone"]] * header + [[ID, A], [ID, B], [ID, C]]
+        content = "\n".join(delimiter.join(row) for row in rows)
+
+        for source in (write(tmp_path / name, content), io.StringIO(content)):
+            assert read_phone_list(source).unique().to_pylist() == [A, B, C]
+
+    def test_a_single_column_with_a_known_header_is_recognised(self) -> None:
+        assert read_phone_list(io.StringIO(f"Phone\n{A}\n")).given == 1
+
+    def test_lines_with_several_numbers_stay_lines(self) -> None:
+        phones = read_phone_list(io.StringIO(f"{A}, {B}\n{C}, {D}\n"))
+
+        assert phones.unique().to_pylist() == [A, B, C, D]
+        assert phones.place(2) == "line 2 of standard input"
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])
+    @pytest.mark.parametrize("column", [None, "phone"])
+    def test_a_column_of_short_floats_is_refused(
+        self, tmp_path: Path, kind: pa.DataType, column: str | None
+    ) -> None:
+        values = pa.array([886911425977.0 if kind == pa.float32() else 1000.0], pa.float64()).cast(kind)
+        pq.write_table(pa.table({"name": ["A"], "phone": values}), tmp_path / "n.parquet")
+
+        assert "not exact: export the column as text" in refusal(tmp_path / "n.parquet", column=column)
+
+    def test_doubles_that_were_short_floats_before_are_refused(self, tmp_path: Path) -> None:
+        rounded = pa.array([886911425977.0, 886922425978.0], pa.float32()).cast(pa.float64())
+        pq.write_table(pa.table({"phone": rounded}), tmp_path / "n.parquet")
+        book = openpyxl.Workbook()
+        for value in ["phone", *rounded.to_pylist()]:
+            book.active.append([value])
+        book.save(tmp_path / "n.xlsx")
+
+        for name in ("n.parquet", "n.xlsx"):
+            assert "not exact: export the column as text" in refusal(tmp_path / name)
+
+    def test_doubles_are_read_if_they_are_whole(self, tmp_path: Path) -> None:
+        values = pa.array([886911425971.0, None, 886911425972.5, 1e17, float("inf")])
+        pq.write_table(pa.table({"phone": values}), tmp_path / "n.parquet")
+
+        phones = read(tmp_path / "n.parquet")
+
+        assert phones.unique().to_pylist() == [A]
+        assert phones.invalid == 3
+
+    def test_a_short_float_column_that_is_not_read_does_not_matter(self, tmp_path: Path) -> None:
+        pq.write_table(
+            pa.table({"phone": [A], "score": pa.array([0.5], pa.float32())}), tmp_path / "n.parquet"
+        )
+
+        assert phones_in(tmp_path / "n.parquet") == [(1, A)]
+
+
+class TestEncodings:
+    @pytest.mark.parametrize(
+        ("content", "encoding"),
+        [
+            (f"姓名,電話\n王,{A}\n", "cp950"),
+            (f"姓名,電話\n王,{A}\n", "big5"),
+            (f"姓名,電話\n王,{A}\n", "gbk"),
+            (f"姓名,电话\n王,{A}\n", "gbk"),
+            (f"名前,携帯電話\n王,{A}\n", "cp932"),
+            (f"이름,전화번호\n왕,{A}\n", "cp949"),
+            (f"Prénom,Téléphone\nÉmile,{A}\n", "cp1252"),
+            (f"Straße,Telefon\nGrün,{A}\n", "cp1252"),
+        ],
+    )
+    @pytest.mark.parametrize("named", [True, False])
+    def test_the_encodings_of_excel_are_recognised_by_the_header(
+        self, tmp_path: Path, content: str, encoding: str, named: bool
+    ) -> None:
+        path = write(tmp_path / ("n.csv" if named else "n"), content, encoding)
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, A)]
+        assert phones.report.files[0].columns == [content.partition("\n")[0].partition(",")[2]]
+        assert phones.report.files[0].encoding == {"big5": "cp950"}.get(encoding, encoding)
+
+    @pytest.mark.parametrize("encoding", ["cp950", "gbk", "cp932", "cp949", "cp1252", "utf-8"])
+    @pytest.mark.parametrize("head", ["", f"B,{B}\n" * 20_000])
+    def test_names_in_any_encoding_change_no_number(self, tmp_path: Path, encoding: str, head: str) -> None:
+        letters = "éüß" if encoding == "cp1252" else "王" if encoding != "cp949" else "왕"
+        path = write(tmp_path / "n.csv", f"name,phone\n{head}{letters},{A}\n".encode(encoding))
+
+        phones = read(path)
+
+        assert phones.unique().to_pylist()[-1] == A
+        assert phones.invalid == 0
+
+    def test_numbers_in_full_width_digits_are_read_in_their_encoding(self, tmp_path: Path) -> None:
+        for encoding in ("cp950", "gbk", "cp932"):
+            path = write(tmp_path / "n.csv", "電話\n＋８８６９１１４２５９７１\n", encoding)
+            assert phones_in(path) == [(1, A)]
+
+
+def workbook(path: Path, *sheets: tuple[str, list[list[Any]]]) -> Path:
+    """Write a spreadsheet of the kind that the name says."""
+    {".xlsx": write_xlsx, ".xls": write_xls, ".ods": write_ods}[path.suffix](path, sheets)
+    return path
+
+
+def write_xlsx(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None:
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets:
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+
+
+def write_xls(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None:
+    book = xlwt.Workbook()
+    for name, rows in sheets:
+        sheet = book.add_sheet(name)
+        for index, row in enumerate(rows):
+            for place, value in enumerate(row):
+                sheet.write(index, place, value)
+    book.save(str(path))
+
+
+def write_ods(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None:
+    document = opendocument.OpenDocumentSpreadsheet()
+    for name, rows in sheets:
+        grid = table.Table(name=name)
+        for row in rows:
+            line = table.TableRow()
+            for value in row:
+                typed = (
+                    {"valuetype": "string"}
+                    if isinstance(value, str)
+                    else {"valuetype": "float", "value": value}
+                )
+                cell = table.TableCell(**typed)
+                cell.addElement(odf_text.P(text=str(value)))
+                line.addElement(cell)
+            grid.addElement(line)
+        document.spreadsheet.addElement(grid)
+    document.save(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls", ".ods"])
+class TestSpreadsheets:
+    ROWS = (
+        ["Contacts export"],
+        ["id", "name", "phone", "phone_2"],
+        [int(ID), "A", int(A[1:]), B],
+        [1, "B", C, ""],
+    )
+
+    def test_the_first_sheet_is_read_and_the_others_are_reported(self, tmp_path: Path, suffix: str) -> None:
+        path = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS)), ("Old", [["phone"], [D]]))
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, A), (1, B), (2, C)]
+        assert left_out(phones) == {"id": 1}
+        assert phones.report.files[0].sheet == "Leads"
+        assert f"{path}: only sheet Leads was read, not Old; choose with --sheet" in phones.report.warnings()
+        assert suffix[1:] in phones.report.describe()
+
+    @pytest.mark.parametrize("sheet", ["Old", "old ", "2"])
+    def test_a_sheet_can_be_named_and_numbered(self, tmp_path: Path, suffix: str, sheet: str) -> None:
+        path = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS)), ("Old", [["phone"], [D]]))
+
+        assert phones_in(path, sheet=sheet) == [(1, D)]
+        assert refusal(path, sheet="3") == f"{path} has no sheet '3', only Leads, Old."
+
+    def test_an_empty_first_sheet_names_the_others(self, tmp_path: Path, suffix: str) -> None:
+        path = workbook(tmp_path / f"n{suffix}", ("Cover", [["About"]]), ("Leads", list(self.ROWS)))
+
+        assert refusal(path).endswith("give at least one, or choose another sheet with --sheet: Leads.")
+
+    def test_a_spreadsheet_is_recognised_under_any_name_and_from_a_stream(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
+        body = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS))).read_bytes()
+
+        assert phones_in(write(tmp_path / "list.csv", body))[0] == (1, A)
+        assert read_phone_list(io.TextIOWrapper(io.BytesIO(body))).unique().to_pylist() == [A, B, C]
+
+    def test_ids_come_from_spreadsheets_too(self, tmp_path: Path, suffix: str) -> None:
+        path = workbook(
+            tmp_path / f"n{suffix}", ("S", [["n", "conversation_id"], [1, "conv_2"], [2, "conv_1"]])
+        )
+
+        assert read_ids(str(path)).ids == ["conv_2", "conv_1"]
+
+
+def archive(**members: str) -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "/"), content)
+    return body.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<html><head><title>Sign in</title>", "an HTML page"),
+        (b"\xef\xbb\xbf\r\n<!DOCTYPE html><p>", "an HTML page"),
+        (b"<table><tr><td>phone</td></tr>", "an HTML page"),
+        ("<html>".encode("utf-16"), "an HTML page"),
+        (b'<?xml version="1.0"?><Workbook/>', "XML"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "XML"),
+        (f'[{{"phone": "{A}"}}]'.encode(), "JSON"),
+        (f'["{A}"]'.encode(), "JSON"),
+        (b'{\n  "phones": []}', "JSON"),
+        (f'{{"phone": "{A}"}}\n{{"phone": "{B}"}}\n'.encode(), "JSON"),
+        (f"BEGIN:VCARD\r\nTEL:{A}\r\nEND:VCARD\r\n".encode(), "vCard"),
+        (bz2.compress(A.encode()), "bzip2"),
+        (b"\xfd7zXZ\0...", "xz archive"),
+        (b"7z\xbc\xaf\x27\x1c...", "7-Zip"),
+        (b"Rar!\x1a\x07\x00", "RAR"),
+        (archive(a="x"), "zip archive"),
+        (archive(word__document="x", mimetype="application/vnd.oasis.opendocument.text"), "a document"),
+        (b"PK\x05\x06" + bytes(18), "zip archive"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\x89PNG\r\n", "an image"),
+        (b"SQLite format 3\0", "SQLite"),
+        (b"Obj\x01", "Avro"),
+        (b"ORC\x08", "ORC"),
+        (b"ARROW1\0\0", "Arrow"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "not a spreadsheet"),
+        (b"8\x008\x006\x009\x00", "not text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["n.csv", "n.xls", "n.txt", "n", "n.parquet"])
+def test_a_file_that_is_not_a_list_is_named_for_what_it_is(
+    tmp_path: Path, content: bytes, named: str, name: str
+) -> None:
+    if name == "n.parquet" and (content[0] == 0xFF or named in ("not a spreadsheet", "a document")):
+        pytest.skip("it is named for its name")
+    sentence = refusal(write(tmp_path / name, content))
+
+    assert named in sentence
+    assert A not in sentence
+
+
+class TestFolders:
+    @pytest.mark.parametrize("slash", ["", "/"])
+    @pytest.mark.parametrize("place", ["local", "memory"])
+    def test_a_folder_is_one_list(self, tmp_path: Path, slash: str, place: str) -> None:
+        root = str(tmp_path / "lists")
+        files = {
+            "b.csv": f"id,phone\n1,{B}\n2,x\n",
+            "a.txt": f"{A}\n\n",
+            "sub/c.csv": f"phone\n{A}\n",
+            "_SUCCESS": "",
+            ".crc": "x",
+        }
+        for name, content in files.items():
+            write(tmp_path / "lists" / name, content)
+        if place == "memory":
+            root = f"memory://{tmp_path.name}/lists"
+            for name, content in files.items():
+                fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/lists/{name}", content.encode())
+
+        phones = read(root + slash)
+
+        assert phones.unique().to_pylist() == [A, B]
+        assert [phones.place(position) for position in phones.table["position"].to_pylist()] == [
+            "line 1 of a.txt",
+            "data row 1 of b.csv",
+            "data row 2 of b.csv",
+            "data row 1 of c.csv",
+        ]
+        assert (phones.report.rows, len(phones.report.files), phones.duplicates) == (5, 3, 1)
+        assert len(phones.report.skipped_files) == 2
+
+    @pytest.mark.parametrize(
+        ("pattern", "found"), [("*.csv", [B]), ("?.txt", [A]), ("[ab].*", [A, B]), ("**/*.csv", [B, C])]
+    )
+    def test_a_pattern_is_one_list(self, tmp_path: Path, pattern: str, found: list[str]) -> None:
+        for name, phone in {"b.csv": B, "a.txt": A, "sub/c.csv": C}.items():
+            write(tmp_path / name, f"{phone}\n")
+            fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/{name}", f"{phone}\n".encode())
+
+        assert read(f"{tmp_path}/{pattern}").unique().to_pylist() == found
+        assert read(f"memory://{tmp_path.name}/{pattern}").unique().to_pylist() == found
+
+    def test_a_file_wins_over_a_pattern(self, tmp_path: Path) -> None:
+        assert phones_in(write(tmp_path / "list[1].txt", A)) == [(1, A)]
+
+    def test_a_folder_or_pattern_without_a_list_is_refused(self, tmp_path: Path) -> None:
+        assert refusal(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
+        assert "no file with a list" in refusal(f"{tmp_path}/*.csv")
+
+    def test_a_file_in_a_folder_that_is_not_a_list_is_named(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", A)
+        write(tmp_path / "b.pdf", b"%PDF")
+
+        assert refusal(tmp_path) == f"{tmp_path}/b.pdf is a PDF, not a list: save the list as CSV (UTF-8)."
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "tar://list.csv::file:///tmp/a.tar",
+            "zip://list.csv::s3://bucket/a.zip",
+            "simplecache::s3://bucket/list.csv",
+            "filecache::http://169.254.169.254/latest/meta-data",
+            "reference://list.csv",
+            "jupyter://host/list.csv",
+            "http://169.254.169.254/latest/meta-data",
+            "https://example.org/list.csv",
+            "ftp://host/list.csv",
+            "sftp://host/list.csv",
+            "github://owner:repo@main/list.csv",
+            "git://list.csv",
+            "data://text/plain,1",
+            "dask://list.csv",
+            "HTTP://169.254.169.254/",
+            "dir://x",
+        ],
+    )
+    @pytest.mark.parametrize("read_list", [read, lambda address: read_ids(address)], ids=["phones", "ids"])
+    def test_an_address_of_another_kind_is_refused_before_anything_is_fetched(
+        self, address: str, read_list: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_: pytest.fail("a driver was asked"))
+
+        with pytest.raises(UsageError, match="lists are not read from"):
+            read_list(address)
+
+    def test_the_settings_can_allow_another_kind_but_no_chain(self) -> None:
+        assert "not installed" in refusal("gs://bucket/list.csv", schemes={"gs"}) or True
+        assert "chain" in refusal("tar://a::gs://bucket/a.tar", schemes={"tar", "gs"})
+
+
+class TestReport:
+    def test_it_says_what_was_chosen_and_skipped_with_positions_and_without_numbers(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [f"1,{A}", "2,Anna", f"3,{ID[:4]}", "4,", f"5,{B} / {A}", "6,Berta"]
+        path = write(tmp_path / "n.csv", "Export\nid;phone\n".replace(";", ",") + "\n".join(rows) + "\n")
+
+        report = read(path).report.as_json()
+
+        assert json.loads(json.dumps(report)) == report
+        assert report["rows"] == 6
+        assert report["numbers"] == {"given": 6, "valid": 2, "duplicate": 1, "invalid": 3}
+        file = report["files"][0]
+        assert (file["header_row"], file["columns"], file["encoding"], file["titles_skipped"]) == (
+            2,
+            ["phone"],
+            "utf-8",
+            1,
+        )
+        assert file["rows_without_text"] == {"count": 1, "positions": [4]}
+        assert report["rejected"] == [
+            {"reason": "it has letters", "count": 2, "where": ["data row 2 of n.csv", "data row 6 of n.csv"]},
+            {"reason": "it lacks its area code", "count": 1, "where": ["data row 3 of n.csv"]},
+        ]
+        assert not any(number[-6:] in json.dumps(report) for number in (A, B, ID))
+
+    def test_its_size_is_bounded(self, tmp_path: Path) -> None:
+        for index in range(60):
+            write(
+                tmp_path / f"{index}.csv",
+                "phone," + ",".join(f"c{place}" for place in range(60)) + "\n" + "x,\n" * 500,
+            )
+
+        report = read(tmp_path).report.as_json()
+
+        assert len(json.dumps(report)) < 30_000
+        assert report["file_count"] == 60
+        assert report["rejected"][0]["count"] == 30_000
+        assert len(report["rejected"][0]["where"]) == MOST_POSITIONS
+
+    def test_comments_and_blank_lines_of_text_are_counted(self, tmp_path: Path) -> None:
+        file = read(write(tmp_path / "n.txt", f"# ours\n\n{A}\n")).report.files[0]
+
+        assert (file.comments, file.empty.count, file.rows) == (1, 1, 3)

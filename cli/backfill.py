@@ -36,9 +36,8 @@ _TIME = "as in 2026-01-31T08:00+08:00; a plain date is its midnight in UTC."
 def backfill(
     numbers: options.Numbers = None,
     phones: options.Phones = None,
-    column: Annotated[
-        str | None, typer.Option(help="The column of the list to read, by name or position.")
-    ] = None,
+    column: options.Column = None,
+    sheet: options.Sheet = None,
     region: options.Region = None,
     everything: Annotated[
         bool, typer.Option("--everything", help="Every conversation that the lake has ever heard of.")
@@ -47,7 +46,7 @@ def backfill(
         str | None,
         typer.Option(
             metavar="FILE|-",
-            help="A text file of conversation ids, or a table with a column conversation_id.",
+            help="A list of conversation ids: text, or a table with a column conversation_id.",
         ),
     ] = None,
     conversation: Annotated[
@@ -80,10 +79,11 @@ def backfill(
     Say which by exactly one of: --everything, phone numbers (arguments or --phones), conversations
     (--conversations or --conversation), --rerun.
     """
-    from cli.numbers import ids_address, list_address
+    from cli.numbers import TableOptions, ids_address, list_address
     from cli.running import backfill_flow, run_flow
     from cli.summary import tell_outcome
     from flows.params import BackfillParams
+    from imbrace_lake.phones.columns import join_columns
 
     begin, end = _window(since, until)
     if new_only and (begin or end):
@@ -101,15 +101,16 @@ def backfill(
         requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
         shard_size=shard_size,
     )  # fmt: skip
+    table = TableOptions(join_columns(column), sheet)
     if source == "phones":
-        phones = list_address(phones, numbers or [], column=column, region=settings.region)
+        phones = list_address(phones, numbers or [], table, settings)
     elif source == "conversations":
-        conversations = ids_address(conversations, conversation or [], column=column)
+        conversations = ids_address(conversations, conversation or [], table, settings)
     elif rerun is not None:
         find_run(settings, rerun)
     params = BackfillParams(
-        source=source, phones=phones, conversations=conversations, rerun=rerun, column=column,
-        region=settings.region, since=begin, until=end, walk_whole=not new_only,
+        source=source, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
+        sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,
         chunk_size=settings.chunk_size, shard_size=settings.shard_size,
         tolerated_failures=tolerated_failures,
     )  # fmt: skip

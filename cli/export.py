@@ -12,6 +12,7 @@ from cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
 
 if TYPE_CHECKING:
+    from cli.numbers import TableOptions
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -33,6 +34,7 @@ def export(
     numbers: options.Numbers = None,
     phones: options.Phones = None,
     column: options.Column = None,
+    sheet: options.Sheet = None,
     region: options.Region = None,
     rerun: Annotated[
         str | None,
@@ -55,18 +57,22 @@ def export(
 
     The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
     """
+    from cli.numbers import TableOptions
     from cli.running import export_flow, run_flow
     from cli.summary import tell_outcome
     from flows.params import ExportParams
+    from imbrace_lake.phones.columns import join_columns
 
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
         requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
         shard_size=shard_size,
     )  # fmt: skip
+    table = TableOptions(join_columns(column), sheet)
     params = {
-        "phones": _list_or_none(settings, phones, numbers or [], column, rerun),
-        "column": column,
+        "phones": _list_or_none(settings, phones, numbers or [], table, rerun),
+        "column": table.column,
+        "sheet": sheet,
         "region": settings.region,
         "rerun": rerun,
         "chunk_size": settings.chunk_size,
@@ -80,7 +86,7 @@ def export(
 
 
 def _list_or_none(
-    settings: Settings, phones: str | None, numbers: list[str], column: str | None, rerun: str | None
+    settings: Settings, phones: str | None, numbers: list[str], table: TableOptions, rerun: str | None
 ) -> str | None:
     """The address of the list, or None where an earlier run says what to do.
 
@@ -90,7 +96,7 @@ def _list_or_none(
     from cli.numbers import list_address
 
     if rerun is None:
-        return list_address(phones, numbers, column=column, region=settings.region)
+        return list_address(phones, numbers, table, settings)
     if phones is not None or numbers:
         raise UsageError("give either phone numbers or --rerun, not both")
     find_run(settings, rerun)

@@ -9,23 +9,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from imbrace_lake.errors import UsageError
 
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
+
 STANDARD_INPUT = "-"
 
 
-def list_address(
-    phones: str | None, numbers: Sequence[str], *, column: str | None, region: str | None
-) -> str:
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Which part of a table is the list: columns, separated by commas, and the sheet of a spreadsheet."""
+
+    column: str | None = None
+    sheet: str | None = None
+
+
+def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions, settings: Settings) -> str:
     """Find the list of a command and make sure that it can be read.
 
     Args:
         phones: A path, a URL or ``-``.
         numbers: Given one by one instead.
-        column, region: As for `iter_numbers`.
+        table: As for `iter_numbers`.
+        settings: Region and allowed kinds of addresses.
 
     Raises:
         UsageError: There is none, or it cannot be read; nothing more than its beginning was read.
@@ -35,17 +48,20 @@ def list_address(
             "give the phone numbers either as arguments or by --phones FILE (- for standard input)"
         )
     address = _address(phones, numbers, "phone numbers")
-    _look_into(address, column, region)
+    _look_into(address, table, settings)
     return address
 
 
-def ids_address(conversations: str | None, ids: Sequence[str], *, column: str | None) -> str:
+def ids_address(
+    conversations: str | None, ids: Sequence[str], table: TableOptions, settings: Settings
+) -> str:
     """Find the list of conversation ids of a command and read it once.
 
     Args:
         conversations: A path, a URL or ``-``.
         ids: Given one by one instead.
-        column: As for `read_ids`.
+        table: As for `read_ids`.
+        settings: The allowed kinds of addresses.
 
     Raises:
         UsageError: Both are given, or it cannot be read.
@@ -55,11 +71,13 @@ def ids_address(conversations: str | None, ids: Sequence[str], *, column: str | 
     if conversations is not None and ids:
         raise UsageError("give the conversations either by --conversations FILE or one by one, not both")
     address = _address(conversations, ids, "conversation ids")
-    read_ids(address, column=column)
+    read_ids(address, column=table.column, sheet=table.sheet, schemes=settings.schemes())
     return address
 
 
 def _address(given: str | None, items: Sequence[str], what: str) -> str:
+    from imbrace_lake.phones.sources import is_pipe
+
     if given is None:
         return keep(("\n".join(" ".join(item.split()) for item in items)).encode(), "the arguments")
     if given == STANDARD_INPUT:
@@ -67,6 +85,9 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
             sys.stderr.write(f"reading {what}, one a line; end with Ctrl-D\n")
         return keep(_read_standard_input(), "standard input")
     refuse_secrets(given)
+    if is_pipe(given):
+        # A pipe, such as the shell's <(command), can be read only once.
+        return keep(Path(given).read_bytes(), "the pipe")
     return given
 
 
@@ -109,10 +130,17 @@ def refuse_secrets(address: str) -> None:
         )
 
 
-def _look_into(address: str, column: str | None, region: str | None) -> None:
+def _look_into(address: str, table: TableOptions, settings: Settings) -> None:
     from imbrace_lake.phones.lists import iter_numbers
     from imbrace_lake.phones.sources import display_name
 
-    if next(iter_numbers(address, column=column, region=region), None) is None:
+    numbers = iter_numbers(
+        address,
+        column=table.column,
+        sheet=table.sheet,
+        region=settings.region,
+        schemes=settings.schemes(),
+    )
+    if next(numbers, None) is None:
         name = display_name(address).rpartition("/")[2]
         raise UsageError(f"{name} holds no phone number: give at least one")

@@ -22,10 +22,21 @@ Phones = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|-",
-        help="A text, CSV or Parquet file with the numbers, a URL of one, or - for standard input.",
+        help="The list: text, CSV, Parquet or a spreadsheet; a folder, a pattern, or - for standard input.",
     ),
 ]
-Column = Annotated[str | None, typer.Option(help="The column with the numbers, by name or position.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="A column to read, by name or position; may be given again, or with commas."
+    ),
+]
+Sheet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The sheet of a spreadsheet, by name or position; the first by default."
+    ),
+]
 Region = Annotated[
     str | None,
     typer.Option(

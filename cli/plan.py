@@ -28,6 +28,7 @@ def plan(
     numbers: options.Numbers = None,
     phones: options.Phones = None,
     column: options.Column = None,
+    sheet: options.Sheet = None,
     region: options.Region = None,
     organization: options.Organization = None,
     lake: options.Lake = None,
@@ -40,20 +41,26 @@ def plan(
 
     The numbers are resolved, and some of the new conversations are asked for their length.
     """
-    from cli.numbers import list_address
+    from cli.numbers import TableOptions, list_address
+    from cli.summary import show_input
     from cli.terminal import list_problems
+    from imbrace_lake.phones.columns import join_columns
     from imbrace_lake.phones.lists import read_phone_list
 
     settings = checked_settings(
         organization=organization, lake=lake, gateway=gateway, region=region,
         requests_per_second=requests_per_second, max_in_flight=max_in_flight,
     )  # fmt: skip
-    address = list_address(phones, numbers or [], column=column, region=settings.region)
-    given = read_phone_list(address, region=settings.region, column=column)
+    table = TableOptions(join_columns(column), sheet)
+    address = list_address(phones, numbers or [], table, settings)
+    given = read_phone_list(
+        address, region=settings.region, column=table.column, sheet=sheet, schemes=settings.schemes()
+    )
     list_problems(given.problems(), given.invalid)
+    show_input(given.report.as_json())
     found = _made(settings, given)
     if as_json:
-        typer.echo(json.dumps(found.as_json()))
+        typer.echo(json.dumps(found.as_json() | {"input": given.report.as_json()}, ensure_ascii=False))
     else:
         _show(found, settings)
 

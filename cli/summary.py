@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.terminal import complain, list_problems, show
+from cli.terminal import complain, list_problems, show, tell
 from imbrace_lake.export.figures import counted, size
 from imbrace_lake.lake.entries import OUTCOMES
 
@@ -36,12 +36,24 @@ def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> No
         as_json: For programs.
     """
     list_problems(outcome.problems, outcome.problem_count)
+    show_input(outcome.summary.input)
     if outcome.summary.status == "failed":
         complain(outcome.summary.reason or "the run failed")
     if as_json:
         typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
     else:
         _show_summary(outcome.summary, command)
+
+
+def show_input(report: dict[str, Any] | None) -> None:
+    """Write to standard error what was read from a list, and what of it was left out."""
+    if report is None:
+        return
+    files = [f"{file['name']} ({file['description']})" for file in report["files"]]
+    others = f" and {report['file_count'] - 1:,} more files" if report["file_count"] > 1 else ""
+    tell(f"list: {files[0]}{others}, {report['rows']:,} rows")
+    for warning in report["warnings"]:
+        complain(warning, "input")
 
 
 def _show_summary(summary: RunSummary, command: str) -> None:

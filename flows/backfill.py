@@ -53,6 +53,7 @@ async def backfill_conversations(
             rerun=params.rerun,
             is_everything=params.source == "everything",
             column=params.column,
+            sheet=params.sheet,
             window=Window(params.since, params.until),
         )
         return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)

@@ -43,7 +43,11 @@ async def export_conversations(
     async def work(observer: Observer) -> RunSummary:
         connection = connect(credentials, lake, **params.settings())
         selection = Selection(
-            phones=params.phones, numbers=params.typed(), rerun=params.rerun, column=params.column
+            phones=params.phones,
+            numbers=params.typed(),
+            rerun=params.rerun,
+            column=params.column,
+            sheet=params.sheet,
         )
         return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
 

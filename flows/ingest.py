@@ -42,7 +42,9 @@ async def ingest_conversations(
 
     async def work(observer: Observer) -> RunSummary:
         connection = connect(credentials, lake, **params.settings())
-        selection = Selection(phones=params.phones, column=params.column, is_everything=True)
+        selection = Selection(
+            phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True
+        )
         return await read_conversations(selection, params, connection, observer)
 
     return await run_flow(work)

@@ -54,15 +54,15 @@ class ReadParams(RunParams):
         None,
         title="List of phone numbers",
         description=(
-            "Address of a text, CSV or Parquet file with the numbers, as the worker finds it:"
-            " `s3://bucket/list.csv`, or a path on its machine."
+            "Path or URL of the list, reachable from the worker: `s3://bucket/list.csv`. Text, CSV, Parquet"
+            " or a spreadsheet; a folder or a pattern (`s3://bucket/lists/*.parquet`) is one list."
         ),
         json_schema_extra=_place(1),
     )
     column: str | None = Field(
         None,
-        title="Column",
-        description="The column of the list to read, by name or position.",
+        title="Columns",
+        description="The columns of the list to read, by name or position, separated by commas.",
         json_schema_extra=_place(3),
     )
     region: str | None = Field(
@@ -71,6 +71,12 @@ class ReadParams(RunParams):
         pattern="^[A-Za-z]{2}$",
         description="Country of numbers written without a country code, as two letters: `TW`.",
         json_schema_extra=_place(4),
+    )
+    sheet: str | None = Field(
+        None,
+        title="Sheet",
+        description="The sheet of a spreadsheet to read, by name or position; the first by default.",
+        json_schema_extra=_place(18),
     )
     tolerated_failures: float = Field(
         0.0,
@@ -193,7 +199,7 @@ class BackfillParams(ChosenParams):
         None,
         title="List of conversations",
         description=(
-            "Address of a text, CSV or Parquet file with conversation ids; in tables, in the column"
+            "Path or URL of a list of conversation ids, as for phone numbers; in tables, in the column"
             " `conversation_id` unless you name another."
         ),
         json_schema_extra=_place(5),

@@ -28,6 +28,7 @@ from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait
 from flows.blocks import Connection
 from flows.cancelling import RunCancelled, cancelled_with, is_cancelling
 from flows.events import emit_run_events
+from flows.input_report import publish_input
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
 from flows.report import publish_report
@@ -46,6 +47,7 @@ from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
 from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
+from imbrace_lake.phones.report import ListReport
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
 from tasks.assets import record_tables
@@ -78,6 +80,7 @@ class Selection:
     rerun: str | None = None
     is_everything: bool = False
     column: str | None = None
+    sheet: str | None = None
     window: Window = field(default_factory=Window)
 
 
@@ -133,6 +136,7 @@ async def read_conversations(
     settings = connection.settings
     await check_can_shard(settings)
     given = await _find(selection, connection)
+    await publish_input(given.report)
     if ask_first:
         await _ask(selection, connection, given)
     async with (
@@ -144,6 +148,8 @@ async def read_conversations(
         run.window = selection.window
         run.drift = params.drift
         job = _Job(run, settings, params, selection, given, connection.blocks, params.recorded())
+        if given.report is not None:
+            job.recorded["input"] = given.report.as_json()
         if given.missed is not None:
             job.begin_rerun(given.missed)
         failure, is_cancelled = await attempted(job.read(observer), run.progress)
@@ -195,6 +201,7 @@ class _Given:
     numbers: PhoneList | None = None
     ids: Sequence[str] = ()
     missed: Missed | None = None
+    report: ListReport | None = None
 
 
 @dataclass(slots=True)
@@ -325,6 +332,11 @@ class _Job:
 async def _find(selection: Selection, connection: Connection) -> _Given:
     """Read the list, or what an earlier run missed."""
     settings = connection.settings
+    table: dict[str, Any] = {
+        "column": selection.column,
+        "sheet": selection.sheet,
+        "schemes": settings.schemes(),
+    }
     if selection.rerun is not None:
         async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
             missed = await read_missed(
@@ -335,13 +347,16 @@ async def _find(selection: Selection, connection: Connection) -> _Given:
         numbers = read_phone_list(missed.phones, source_name="the earlier run") if missed.phones else None
         return _Given(numbers, missed.conversation_ids, missed)
     if selection.conversations is not None:
-        return _Given(ids=await asyncio.to_thread(read_ids, selection.conversations, column=selection.column))
+        found = await asyncio.to_thread(partial(read_ids, **table), selection.conversations)
+        return _Given(ids=found.ids, report=found.report)
     if selection.numbers is not None:
-        return _Given(read_phone_list(selection.numbers, region=settings.region))
-    if selection.phones is not None:
-        read = partial(read_phone_list, region=settings.region, column=selection.column)
-        return _Given(await asyncio.to_thread(read, selection.phones))
-    return _Given()
+        numbers = read_phone_list(selection.numbers, region=settings.region, source_name="the typed numbers")
+    elif selection.phones is not None:
+        read = partial(read_phone_list, region=settings.region, **table)
+        numbers = await asyncio.to_thread(read, selection.phones)
+    else:
+        return _Given()
+    return _Given(numbers, report=numbers.report)
 
 
 async def _ask(selection: Selection, connection: Connection, given: _Given) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
     lake: str | None = Field(None, description="Where the lake is: a folder or `s3://bucket/prefix`.")
     region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
+    list_schemes: str = Field(
+        "",
+        pattern=r"^[a-zA-Z0-9+.,\s-]*$",
+        description="Kinds of addresses that lists are read from besides `file` and `s3`: `gs,https`.",
+    )
     mask_phones: bool = Field(False, description="Leave whole phone numbers out of the lake.")
     phone_key: SecretStr | None = Field(
         None, min_length=16, description="Key of the phone numbers' hashes; by default one kept in the lake."
@@ -73,6 +78,18 @@ class Settings(BaseSettings):
     task_retry_seconds: float = Field(
         15.0, ge=0, description="The wait before a task's second try; doubles after."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_quotes(cls, value: object) -> object:
+        """Remove quotes around a value: the `--env-file` of Docker keeps them."""
+        if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            return value[1:-1]
+        return value
+
+    def schemes(self) -> frozenset[str]:
+        """The kinds of addresses that lists are read from besides files and S3."""
+        return frozenset(filter(None, (name.strip().lower() for name in self.list_schemes.split(","))))
 
     def needed(self, name: str) -> Any:
         """The value of a setting that has no default.
@@ -138,10 +155,18 @@ def load_settings(**given: Any) -> Settings:
     """Read the settings; what is given and not None wins over the environment, that over `.env`.
 
     Raises:
-        SettingsError: A value cannot be used; the sentence names it and does not repeat it.
+        SettingsError: A value, or the file `.env`, cannot be used; the sentence does not repeat any value.
     """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
+    except UnicodeError:
+        raise SettingsError(
+            ".env is not UTF-8 text, perhaps because PowerShell wrote it with >: save it as UTF-8"
+        ) from None
+    except OSError as exc:
+        raise SettingsError(
+            f".env cannot be read ({type(exc).__name__}): check the file and its rights"
+        ) from None
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + str(first["loc"][0]).upper()

@@ -66,6 +66,7 @@ class RunSummary:
         number_errors: Why numbers could not be resolved: how many for each reason.
         dead_letters: The first 500 of them.
         new_shapes: What the gateway had never sent before (drift.py).
+        input: What was read from the list, and what was skipped (phones/report.py); None without a list.
     """
 
     run_id: str
@@ -81,6 +82,7 @@ class RunSummary:
     unreadable: list[int] = field(default_factory=list)
     number_errors: dict[str, int] = field(default_factory=dict)
     new_shapes: list[str] = field(default_factory=list)
+    input: dict[str, Any] | None = None
     flow_run_url: str | None = None
 
     @property
@@ -241,6 +243,7 @@ async def close_run(
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
+    summary.input = parameters.get("input")
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aiohttp
 from botocore import exceptions as boto
 
+from imbrace_lake.aws_login import expired_session
 from imbrace_lake.errors import StoreError, StoreUnavailable
 
 FAILURES = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
@@ -52,6 +53,8 @@ def explain(exc: Exception, place: str, endpoint: str) -> StoreError:
         place: Bucket and endpoint, for people.
         endpoint: The endpoint alone.
     """
+    if session := expired_session(exc):
+        return StoreError(f"{place} cannot be reached: {session}")
     match exc:
         case boto.ClientError():
             return _explain_answer(exc, place)

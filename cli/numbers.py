@@ -95,9 +95,11 @@ def keep(body: bytes, name: str) -> str:
     """Put a list into this process's memory and return its address; messages call it `name`."""
     import fsspec
 
-    path = f"/imbrace-lake/{uuid4().hex}/{name}"
-    fsspec.filesystem("memory").pipe_file(path, body)
-    return f"memory:/{path}"
+    from imbrace_lake.phones.sources import KEPT
+
+    address = f"{KEPT}{uuid4().hex}/{name}"
+    fsspec.filesystem("memory").pipe_file(address, body)
+    return address
 
 
 def _read_standard_input() -> bytes:

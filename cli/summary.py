@@ -49,9 +49,11 @@ def show_input(report: dict[str, Any] | None) -> None:
     """Write to standard error what was read from a list, and what of it was left out."""
     if report is None:
         return
-    files = [f"{file['name']} ({file['description']})" for file in report["files"]]
-    others = f" and {report['file_count'] - 1:,} more files" if report["file_count"] > 1 else ""
-    tell(f"list: {files[0]}{others}, {report['rows']:,} rows")
+    first, others = report["files"][0], report["file_count"] - 1
+    # Of plain text nothing had to be chosen.
+    if others or first["description"] not in ("text, utf-8", "numbers"):
+        more = f" and {others:,} more file{'s' * (others > 1)}" * (others > 0)
+        tell(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
     for warning in report["warnings"]:
         complain(warning, "input")
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+
+# They log a traceback of every failure that they also raise, and without a handler it reaches standard error.
+for _name in ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _EXPIRED_SESSIONS = frozenset(
     {

@@ -23,7 +23,8 @@ from imbrace_lake.errors import UsageError
 CHUNK_BYTES = 1 << 20
 SCHEMES = frozenset({"file", "s3"})
 """From which lists are read unless the settings add others."""
-# What was typed or piped is kept in the memory of this process, which no address from outside can reach.
+KEPT = "memory://imbrace-lake/"
+"""Below it, what was typed or piped is kept in the memory of this process."""
 _OWN_SCHEME = "memory"
 
 _REASONS = {
@@ -65,6 +66,8 @@ def display_name(source: object) -> str:
     name = str(source)
     if "://" not in name:
         return name
+    if name.startswith(KEPT):
+        return name.rpartition("/")[2]
     # Secrets can hold slashes, and keys can hold @: better to show too little of an odd key.
     return re.sub(r"://.*@", "://***@", name).partition("?")[0]
 
@@ -138,7 +141,12 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
     if isinstance(source, Path) or "://" not in source:
         return _local_files(Path(source).expanduser(), display_name(source))
     check_scheme(source, schemes)
-    return _remote_files(source)
+    try:
+        return _remote_files(source)
+    except ValueError:
+        raise UsageError(
+            f"{display_name(source)} cannot be read: address, AWS_ENDPOINT_URL or AWS_REGION is not valid."
+        ) from None
 
 
 def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:

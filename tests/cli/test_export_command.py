@@ -61,6 +61,47 @@ def test_a_file_is_exported_and_its_flaws_are_listed(
     assert not any(number in result.out + result.err for number in box.phones)
 
 
+def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
+    run: Run, box: Sandbox, place: Path, prefect: LocalServer
+) -> None:
+    first, second, third = box.phones[:3]
+    (place / "lists").mkdir()
+    (place / "lists" / "a.csv").write_text(
+        f"Contacts export\nid;name;phone;phone_2;fax\n1;A;{first} / {second};{third};{third}\n2;B;unknown;;\n"
+    )
+    (place / "lists" / "b.txt").write_text(f"{first}\n")
+
+    result = run("export", "--phones", "lists", "--json")
+
+    summary = json.loads(result.out)
+    assert summary["totals"]["phones"]["duplicate"] == 1
+    assert summary["totals"]["phones"]["invalid"] == 1
+    read = summary["input"]
+    assert [file["columns"] for file in read["files"]] == [["phone", "phone_2"], []]
+    assert read["files"][0]["left_out"] == [{"column": "fax", "cells": 1}]
+    assert read["rejected"] == [{"reason": "it has letters", "count": 1, "where": ["data row 2 of a.csv"]}]
+    assert "columns phone, phone_2, header in row 2" in result.err
+    assert "column fax was not read, but 1 cell looks like phone numbers" in result.err
+    artifact = httpx.post(
+        f"{prefect.api_url}/artifacts/filter",
+        json={"artifacts": {"key": {"any_": ["export-input"]}, "flow_run_id": {"any_": [summary["run_id"]]}}},
+    ).json()
+    table = json.loads(artifact[0]["data"])
+    assert [(row["what"], row["count"]) for row in table] == [
+        ("read", 2),
+        ("column not read, cells look like numbers", 1),
+        ("rows above the header skipped", 1),
+        ("read", 1),
+        ("rejected", 1),
+    ]
+    ledger = (
+        ds.dataset(place / "lake" / "runs").to_table(columns=["parameters"]).column("parameters").to_pylist()
+    )
+    assert json.loads(ledger[-1])["input"] == read
+    shown = result.out + result.err + str(artifact) + str(ledger)
+    assert not any(number.lstrip("+") in shown for number in (first, second, third))
+
+
 def test_standard_input_and_json_leave_one_object_on_standard_output(
     run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

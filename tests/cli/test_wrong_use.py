@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,7 +55,13 @@ def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: 
         ([], "either as arguments or by --phones"),
         ([NUMBER, "--phones", "phones.txt"], "either as arguments or by --phones"),
         (["--phones", "missing.csv"], "missing.csv does not exist"),
-        (["--phones", "."], "is a directory"),
+        (["--phones", "folder"], "folder holds no file with a list"),
+        (["--phones", "*.csv"], "*.csv holds no file with a list"),
+        (["--phones", "phones.txt", "--sheet", "1"], "is text and has no sheets"),
+        (["--phones", "page.xls"], "is an HTML page"),
+        (["--phones", "tar://list.csv::file:///tmp/a.tar"], "lists are not read from"),
+        (["--phones", "http://169.254.169.254/latest/meta-data"], "lists are not read from"),
+        (["--phones", "jupyter://host/list.csv"], "lists are not read from"),
         (["--phones", "phones.txt", "--column", "phone"], "no column 'phone'"),
         (["--phones", "empty.txt"], "empty.txt holds no phone number"),
         (["--phones", "s3://key:secret@bucket/list.csv"], "holds credentials"),
@@ -69,15 +79,88 @@ def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: 
 def test_input_that_cannot_be_used_is_told(arguments: list[str], told: str, run: Run, place: Path) -> None:
     (place / "phones.txt").write_text(NUMBER)
     (place / "empty.txt").write_text("# nothing\n\n")
+    (place / "page.xls").write_text("<html>\n<body>\nSign in\n")
+    (place / "folder").mkdir()
 
     result = run("export", *arguments)
 
     assert result.code == 2
     assert result.out == ""
     assert told in result.err
+    assert len(result.err.splitlines()) == 1
     assert "secret" not in result.err
     assert not (place / "lake").exists()
     assert not (place.parent / "home").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "plan", "check", "freshness"])
+def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, place: Path) -> None:
+    (place / ".env").write_text("IMBRACE_REGION=TW\n", encoding="utf-16")
+
+    result = run(command, *([NUMBER] if command in ("export", "plan") else []))
+
+    assert result.code == 2
+    assert result.err == (
+        "error: .env is not UTF-8 text, perhaps because PowerShell wrote it with >: save it as UTF-8\n"
+    )
+
+
+@pytest.mark.parametrize("profile", ["of-a-session", "of-a-start-url"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["export", "--phones", "s3://bucket/list.csv"], 2),
+        (["backfill", "--conversations", "s3://bucket/lists/"], 2),
+        (["freshness", "--lake", "s3://bucket/lake"], 1),
+    ],
+)
+def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
+    arguments: list[str], code: int, profile: str, place: Path
+) -> None:
+    home = place.parent / "home"
+    start = "https://example.awsapps.com/start"
+    account = "sso_account_id = 123456789012\nsso_role_name = Reader\nregion = eu-west-1\n"
+    region = f"sso_start_url = {start}\nsso_region = eu-west-1\n"
+    (home / ".aws/sso/cache").mkdir(parents=True)
+    (home / ".aws/config").write_text(
+        f"[profile of-a-session]\nsso_session = corp\n{account}[sso-session corp]\n{region}"
+        f"[profile of-a-start-url]\n{region}{account}"
+    )
+    token = {
+        "startUrl": start,
+        "region": "eu-west-1",
+        "accessToken": "x",
+        "expiresAt": "2020-01-01T00:00:00Z",
+    }
+    for key in ("corp", start):
+        name = hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()
+        (home / f".aws/sso/cache/{name}.json").write_text(json.dumps(token))
+    environment = os.environ | {"AWS_PROFILE": profile, "AWS_EC2_METADATA_DISABLED": "true"}
+
+    # In a process of its own, whose logging is that of the command.
+    result = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == code
+    assert len(result.stderr.splitlines()) == 1
+    assert f"has expired: run `aws sso login --profile {profile}`" in result.stderr
+
+
+def test_a_pipe_is_read_once(run: Run, place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    writer = threading.Thread(target=(place / "pipe").write_text, args=("# nothing\n",))
+    writer.start()
+
+    result = run("export", "--phones", "pipe")
+    writer.join()
+
+    assert result.code == 2
+    assert "the pipe holds no phone number" in result.err
 
 
 def test_an_earlier_run_and_numbers_exclude_each_other(run: Run) -> None:

@@ -57,6 +57,34 @@ def test_a_value_that_cannot_be_used_is_named_and_not_repeated(given: dict[str, 
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+def test_a_file_that_is_not_utf_8_is_named(clean: Path, encoding: str) -> None:
+    (clean / ".env").write_text("IMBRACE_LAKE=./größe\n", encoding=encoding)
+
+    if encoding == "utf-16-le":
+        (clean / ".env").write_bytes(b"\xff\xfe" + (clean / ".env").read_bytes())
+    with pytest.raises(SettingsError, match=r"\.env is not UTF-8 text") as caught:
+        load_settings()
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize("name", ["lake", "gateway", "organization", "region", "request_limit"])
+def test_quotes_around_a_value_are_removed(name: str, quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"IMBRACE_{name.upper()}", f"{quote}./lake{quote}")
+    monkeypatch.setenv("IMBRACE_TOKEN", f"{quote}{SECRET}{quote}")
+
+    settings = load_settings()
+
+    assert getattr(settings, name) == "./lake"
+    assert settings.token == SecretStr(SECRET)
+
+
+def test_kinds_of_addresses_of_lists_can_be_added() -> None:
+    assert load_settings().schemes() == frozenset()
+    assert load_settings(list_schemes=" gs, HTTPS ,").schemes() == {"gs", "https"}
+
+
 @pytest.mark.parametrize("name", ["token", "organization", "lake"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_what_is_needed_and_not_set_is_named(name: str, value: str | None) -> None:

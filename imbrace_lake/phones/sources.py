@@ -165,6 +165,8 @@ def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:
 def _remote_files(source: str) -> tuple[list[SourceFile], list[str]]:
     name = display_name(source)
     filesystem, path = fsspec.core.url_to_fs(source)
+    # Drivers keep listings as long as the process lives, and a list may have changed since an earlier run.
+    filesystem.invalidate_cache()
 
     def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         # The usual block of s3fs is 50 MB, a multiple of what a long list needs.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bz2
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import openpyxl
@@ -18,10 +20,12 @@ import pytest
 import xlwt
 from odf import opendocument, table
 from odf import text as odf_text
+from s3fs import S3FileSystem
 
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import MOST_POSITIONS
+from tests.seaweed import Seaweed
 
 A, B, C, D = (f"+88691142597{digit}" for digit in range(1, 5))
 ID = "4915112345678"  # an id that is also a possible phone number
@@ -607,3 +611,35 @@ class TestReport:
         file = read(write(tmp_path / "n.txt", f"# ours\n\n{A}\n")).report.files[0]
 
         assert (file.comments, file.empty.count, file.rows) == (1, 1, 3)
+
+
+def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(
+    s3: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret)
+    bucket = f"lists-{uuid4().hex[:8]}"
+    s3.create_bucket(bucket)
+    parquet = io.BytesIO()
+    pq.write_table(pa.table({"phone": [A, B], "phone_2": [C, None]}), parquet)
+
+    def put(key: str, body: bytes) -> None:
+        s3.client().put_object(Bucket=bucket, Key=key, Body=body)
+
+    put("lists/", b"")
+    put("lists/_SUCCESS", b"")
+    put("lists/a.parquet", parquet.getvalue())
+    assert read(f"s3://{bucket}/lists/").unique().to_pylist() == [A, C, B]
+    put("lists/b.txt", D.encode())
+    assert read(f"s3://{bucket}/lists/").unique().to_pylist() == [A, C, B, D]
+    assert read(f"s3://{bucket}/lists").unique().to_pylist() == [A, C, B, D]
+    assert read(f"s3://{bucket}/lists/*.parquet").unique().to_pylist() == [A, C, B]
+    assert read(f"s3://{bucket}/lists/b.txt").unique().to_pylist() == [D]
+    assert "does not exist" in refusal(f"s3://{bucket}/nothing.csv")
+    assert "no file with a list" in refusal(f"s3://{bucket}/nothing/")
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", '"http://127.0.0.1:1"')
+    assert "AWS_ENDPOINT_URL" in refusal(f"s3://{bucket}/lists/c.txt")

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import httpx
 from prefect.artifacts import acreate_table_artifact
+from prefect.exceptions import PrefectException
 
 from imbrace_lake.phones.report import ListReport
 
 INPUT_KEY = "export-input"
 
+logger = logging.getLogger(__name__)
+
 
 async def publish_input(report: ListReport | None) -> None:
-    """Create the artifact about a list; nothing for a run without one. It has no phone number."""
-    if report is not None:
+    """Create the artifact about a list; nothing for a run without one. It has no phone number.
+
+    The ledger has all of it, so a server that is away now does not make the run a failure.
+    """
+    if report is None:
+        return
+    try:
         await acreate_table_artifact(
             input_rows(report.as_json()), key=INPUT_KEY, description=f"What was read from {report.source}"
         )
+    except (httpx.HTTPError, PrefectException) as exc:
+        logger.warning("the report of the list is not in Prefect: %s", type(exc).__name__)
 
 
 def input_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

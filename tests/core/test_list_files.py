@@ -124,7 +124,7 @@ class TestColumns:
 
         assert left_out(read(write(tmp_path / "n.csv", "phone,second\n" + rows))) == {"second": 1}
         assert left_out(
-            read(write(tmp_path / "m.csv", f"phone\n{A}\n" * 1 + f"{A}\n" * 30_000 + f"{A},,{B}\n"))
+            read(write(tmp_path / "m.csv", f"phone\n{A}\n" + f"{A}\n" * 30_000 + f"{A},,{B}\n"))
         ) == {"3": 1}
 
     @pytest.mark.parametrize("column", ["a,c", "a, c", "1,3", "c,a", '"a",c'])
@@ -563,7 +563,7 @@ class TestAddresses:
             read_list(address)
 
     def test_the_settings_can_allow_another_kind_but_no_chain(self) -> None:
-        assert "not installed" in refusal("gs://bucket/list.csv", schemes={"gs"}) or True
+        assert "package for this kind of address is not installed" in refusal("gs://b/n.csv", schemes={"gs"})
         assert "chain" in refusal("tar://a::gs://bucket/a.tar", schemes={"tar", "gs"})
 
 

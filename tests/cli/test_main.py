@@ -152,5 +152,6 @@ def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_trac
     )
 
     assert done.returncode == 1
-    assert "ulimit -v allows 253 MB" in done.stderr
-    assert "Traceback" not in done.stderr
+    # Which library meets the limit first differs, and OpenBLAS ends the process with a sentence of its own.
+    assert "ulimit -v allows 253 MB" in done.stderr or "Memory allocation still failed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -127,8 +127,15 @@ class Store(Protocol):
 
     async def __aexit__(self, *exc_info: object) -> None: ...
 
-    async def list(self, prefix: str) -> Listing:
-        """Find every object below a prefix that ends with ``/`` (or is empty), by key, never cached."""
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
+        """List the objects below a prefix that ends with ``/`` (or is empty), by key, never cached.
+
+        Args:
+            prefix: Below which.
+            start_after: Leave out every key up to and including this one; the requests for them too,
+                where the store can.
+            most: The greatest number of objects to list; all by default.
+        """
         ...
 
     async def get(self, key: str) -> bytes:

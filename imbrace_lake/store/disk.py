@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import shutil
 import stat
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
+from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError, StoreUnavailable
 from imbrace_lake.store.contract import TEMPORARY, Body, Stored
+
+logger = logging.getLogger(__name__)
 
 STALE_SECONDS = 24 * 3600
 LOCK_FILE = "lock"
@@ -77,24 +80,67 @@ class Disk:
                 else:
                     path.unlink()
 
-    def walk(self, folder: Path, prefix: str) -> Iterator[Stored]:
-        """Iterate over all files below a folder whose key is ``prefix``; none if it is missing."""
+    def walk(self, prefix: str) -> Iterator[Stored]:
+        """Iterate over all files below a folder whose key is ``prefix``; none if it is missing.
+
+        Only regular files can be objects. Pipes, sockets, devices, links that lead in circles and names
+        that are not UTF-8 are left out with a warning.
+        """
+        yield from self._walk(self.root / prefix, prefix, set())
+
+    def _walk(self, folder: Path, prefix: str, followed: set[Path]) -> Iterator[Stored]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    # What vanishes while it is looked at is as good as vanished before.
-                    with suppress(FileNotFoundError):
-                        if not entry.is_dir():
-                            yield _stored(prefix + entry.name, entry.stat())
-                        elif prefix + entry.name != TEMPORARY:
-                            yield from self.walk(folder / entry.name, f"{prefix}{entry.name}/")
+                    yield from self._look(entry, prefix, followed)
         except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            _warn_of(folder, "is a link that leads to itself")
+
+    def _look(self, entry: os.DirEntry[str], prefix: str, followed: set[Path]) -> Iterator[Stored]:
+        """Iterate over what one name in a folder stands for.
+
+        Args:
+            entry: The name.
+            prefix: Of its folder.
+            followed: The folders that links of this listing have led to.
+        """
+        key = prefix + entry.name
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            return  # it has just been removed, or is a link to nothing
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            _warn_of(Path(entry.path), "is a link that leads to itself")
+            return
+        if not _is_utf8(entry.name):
+            _warn_of(Path(entry.path), "has a name that is not UTF-8")
+        elif stat.S_ISREG(status.st_mode):
+            yield _stored(key, status)
+        elif not stat.S_ISDIR(status.st_mode):
+            _warn_of(Path(entry.path), "is neither a file nor a folder")
+        elif key != TEMPORARY and (not entry.is_symlink() or _is_new(Path(entry.path), followed)):
+            yield from self._walk(Path(entry.path), f"{key}/", followed)
 
     def read(self, key: str) -> bytes | None:
-        """Read a whole file; None when there is none."""
+        """Read a whole file; None when there is none.
+
+        Raises:
+            StoreError: It is not a regular file; reading a pipe would wait for a writer for ever.
+        """
+        path = self.root / key
         try:
-            return (self.root / key).read_bytes()
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                return None
+            if not stat.S_ISREG(status.st_mode):
+                raise StoreError(f"{path} is not a regular file: remove it")
+            return path.read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
@@ -113,11 +159,11 @@ class Disk:
 
     def look_up(self, key: str) -> Stored | None:
         """Look a file up; None when there is none."""
-        path = self.root / key
         try:
-            return None if path.is_dir() else _stored(key, path.stat())
+            status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return None if stat.S_ISDIR(status.st_mode) else _stored(key, status)
 
     def write_new(self, key: str, data: Body) -> Stored:
         """Write a file that must not exist; ObjectExists if it does."""
@@ -165,7 +211,7 @@ class Disk:
     def remove(self, key: str) -> None:
         """Remove a file and the folders that are empty without it."""
         target = self.root / key
-        with self._locked(), suppress(FileNotFoundError):
+        with self._locked(), suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
             # As on S3, a folder is there as long as something is in it.
             with suppress(OSError):
@@ -219,7 +265,9 @@ class Disk:
         """
         deadline = time.monotonic() + LOCK_SECONDS
         # Threads queue here, so that only processes have to poll for the file.
-        with self._turn, (self.temporary() / LOCK_FILE).open("ab") as file:
+        # Of a pipe of that name, opening would otherwise wait for a reader.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+        with self._turn, os.fdopen(os.open(self.temporary() / LOCK_FILE, flags, 0o666), "ab") as file:
             while not _try_lock(file):
                 if time.monotonic() > deadline:
                     raise StoreUnavailable(
@@ -232,6 +280,28 @@ class Disk:
 @cache
 def _disk_of_process(root: Path) -> Disk:
     return Disk(root)
+
+
+def _is_new(link: Path, followed: set[Path]) -> bool:
+    """Whether a link leads to a folder that it is not in and that no other link has led to."""
+    target, folder = Path(os.path.realpath(link)), Path(os.path.realpath(link.parent))
+    if folder.is_relative_to(target) or target in followed:
+        _warn_of(link, "is a link to a folder that is listed already")
+        return False
+    followed.add(target)
+    return True
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _warn_of(path: Path, problem: str) -> None:
+    logger.warning("ignored path=%s reason=%s", ascii(str(path)), f"it {problem}: remove it from the lake")
 
 
 def _stored(key: str, status: os.stat_result) -> Stored:

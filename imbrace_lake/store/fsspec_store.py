@@ -94,9 +94,10 @@ class FsspecStore:
             shutil.rmtree(self._spilled, ignore_errors=True)
             self._spilled = None
 
-    async def list(self, prefix: str) -> Listing:
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
         check_prefix(prefix)
-        return await self._run(self._walk, prefix)
+        found = await self._run(self._walk, prefix)
+        return [stored for stored in found if stored.key > start_after][:most]
 
     async def get(self, key: str) -> bytes:
         check_key(key)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
@@ -65,9 +66,11 @@ class LocalStore:
             await asyncio.to_thread(self._threads.shutdown)
             self._threads = None
 
-    async def list(self, prefix: str) -> Listing:
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
         check_prefix(prefix)
-        found = await self._run(lambda: [*self._disk.walk(self._disk.root / prefix, prefix)])
+        found = await self._run(
+            lambda: [*islice((one for one in self._disk.walk(prefix) if one.key > start_after), most)]
+        )
         return sorted(found, key=lambda stored: stored.key)
 
     async def get(self, key: str) -> bytes:
@@ -164,12 +167,16 @@ def explain(exc: OSError, url: str) -> StoreError:
         case errno.ENOSPC | errno.EDQUOT:
             return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
         case errno.EACCES | errno.EPERM:
-            return StoreError(f"this user may not read and write {url} ({reason}): change its owner or mode")
+            place = exc.filename or url
+            return StoreError(f"this user may not read and write {place} ({reason}): change its owner or mode")
         case errno.EROFS:
             return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
         case errno.ENOTDIR | errno.EEXIST:
             place = exc.filename or url
             return StoreError(f"{place} is a file where the lake needs a folder: choose another place")
+        case errno.ELOOP | errno.ENXIO:
+            place = exc.filename or url
+            return StoreError(f"{place} is not a regular file or folder ({reason}): remove it")
         case errno.ENOLCK | errno.EOPNOTSUPP:
             return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")
         case errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EMFILE | errno.ENFILE:

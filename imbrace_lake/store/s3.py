@@ -76,23 +76,27 @@ class S3Store:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
 
-    async def list(self, prefix: str) -> Listing:
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
         check_prefix(prefix)
         found: Listing = []
-        position: dict[str, Any] = {}
+        position: dict[str, Any] = {"StartAfter": self._base + start_after} if start_after else {}
+        if most is not None:
+            # A console's "folder" may take one of them.
+            position["MaxKeys"] = most + 1
         while True:
             page = await self._bucket.call("list_objects_v2", Prefix=self._base + prefix, **position)
             for item in page.get("Contents", ()):
                 # Consoles make "folders": empty objects whose names end with a slash.
-                if not item["Key"].endswith("/"):
-                    key = item["Key"].removeprefix(self._base)
+                key = item["Key"].removeprefix(self._base)
+                # Some servers ignore StartAfter.
+                if not key.endswith("/") and key > start_after:
                     found.append(_stored(key, item["Size"], item["ETag"], item["LastModified"]))
             token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated"):
-                return sorted(found, key=lambda stored: stored.key)
+            if not page.get("IsTruncated") or (most is not None and len(found) >= most):
+                return sorted(found, key=lambda stored: stored.key)[:most]
             if token is None or token == position.get("ContinuationToken"):
                 raise StoreError(f"{self._bucket.place} lists in circles: use a server that pages as S3 does")
-            position = {"ContinuationToken": token}
+            position |= {"ContinuationToken": token}
 
     async def get(self, key: str) -> bytes:
         check_key(key)

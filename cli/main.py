@@ -22,7 +22,20 @@ from typing import Annotated
 
 import typer
 
-from cli import backfill, check, demo, export, freshness, plan, repair, sandbox, server, setup, verify
+from cli import (
+    backfill,
+    check,
+    demo,
+    export,
+    freshness,
+    new_key,
+    plan,
+    repair,
+    sandbox,
+    server,
+    setup,
+    verify,
+)
 from cli.terminal import complain, prepare_streams
 
 PROGRAM = "imbrace-lake"
@@ -61,6 +74,9 @@ app.command(
 )(repair.repair)
 app.command("freshness", epilog=freshness.EXAMPLES, short_help="Say how old the proofs are.")(
     freshness.freshness
+)
+app.command("new-key", epilog=new_key.EXAMPLES, short_help="Make a new lake.json for a lake that lost it.")(
+    new_key.new_key
 )
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup

@@ -68,8 +68,8 @@ async def _look(settings: Settings, is_counting: bool, show_progress: ShowProgre
     from functools import partial
 
     from imbrace_lake.gateway.client import GatewayClient
+    from imbrace_lake.lake.checkpoint import read_known
     from imbrace_lake.lake.lake import open_lake
-    from imbrace_lake.lake.state import read_known
     from imbrace_lake.verify.counts import verify_counts
     from imbrace_lake.verify.objects import verify_objects
 

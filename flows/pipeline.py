@@ -324,7 +324,7 @@ class _Job:
         what = ("everything", *ids) if self.selection.is_everything else ids
         await run.learn(job_of(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
-            known = await read_every_id(run.lake, run.organization_id, run.partitions)
+            known = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
             ids = [*known, *ids]
         return await run.found(ids)
 

@@ -24,6 +24,7 @@
     ├── NotReached                a conversation that a run found and did not come to
     ├── UnexpectedError           an exception of another kind, without its text
     └── StoreError                the lake's storage
+        ├── DamagedObject         an object is not what was written
         ├── StoreUnavailable      not reachable, or failing for now         transient
         ├── ObjectExists          somebody else wrote this object first
         └── ObjectChanged         the object is no longer the one that was read
@@ -228,6 +229,12 @@ class StoreError(ImbraceLakeError):
     """The lake's storage refused; the message names the address and never a credential."""
 
     advice = "Check the lake's address, rights and free space, then rerun."
+
+
+class DamagedObject(StoreError):
+    """An object of the lake is missing or not what was written; the message names it."""
+
+    advice = "Run `imbrace-lake verify`, which names what is damaged and what to do about it."
 
 
 class StoreUnavailable(StoreError):

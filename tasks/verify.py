@@ -10,8 +10,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification

@@ -18,12 +18,12 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import ClosedRun, Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
+from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake, Part, Partitions
-from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import ReadPolicy, Window
 
 # A summary is for people; the whole list is in the ledger.
@@ -61,6 +61,7 @@ class ExportRun:
         journal: Where the run writes down what it has done.
         slots: Bounds the conversations that are in memory at a time.
         known: How each conversation stood when it was last proven; see `learn`.
+        unproven: Ids of the other conversations that the ledgers name.
         partitions: Which parts each conversation has, as listed when the run began.
         pulse: Says that the run lives, so that nobody takes over its journal.
         shapes: Which shapes of messages are known, and which the run saw first.
@@ -92,6 +93,7 @@ class ExportRun:
     journal: Journal
     slots: asyncio.Semaphore
     known: Entries = field(default_factory=Entries.none)
+    unproven: Sequence[str] = ()
     partitions: Partitions = field(default_factory=Partitions.none)
     pulse: Pulse | None = None
     shapes: Shapes = field(default_factory=Shapes)
@@ -115,6 +117,15 @@ class ExportRun:
     problem: str | None = None
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
+
+    @property
+    def damaged_objects(self) -> list[str]:
+        """Keys of the damaged ledger objects that the run went on without."""
+        return sorted(self.lake.damaged)
+
+    def recorded_ids(self) -> list[str]:
+        """Every conversation that the ledgers named when the run began."""
+        return [*self.known.ids(), *self.unproven]
 
     def room(self) -> Room:
         """A new conversation's part of the memory, to be left with `with`."""
@@ -161,12 +172,11 @@ class ExportRun:
         self.earlier_found = recovery.own_found
         if self.pulse is not None:
             await self.pulse.beat(job)
-        shapes = await read_ledger(self.lake, "shapes", columns=["shape"])
-        self.shapes = Shapes(shapes.column("shape").to_pylist())
-        self.known, self.partitions = await asyncio.gather(
-            read_known(self.lake, self.organization_id),
+        state, self.partitions = await asyncio.gather(
+            read_state(self.lake, self.organization_id),
             self.lake.list_partitions(self.organization_id),
         )
+        self.known, self.unproven, self.shapes = state.known, state.unproven, Shapes(state.shapes)
         # Reading took several times what is kept, and Arrow would hold on to it.
         pa.default_memory_pool().release_unused()
 
@@ -185,4 +195,5 @@ class ExportRun:
     def forget(self) -> None:
         """Let go of what the lake had, which no conversation asks for any more: closing needs the room."""
         self.known, self.resumed, self.partitions = Entries.none(), Entries.none(), Partitions.none()
+        self.unproven = ()
         pa.default_memory_pool().release_unused()

@@ -16,9 +16,9 @@ from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
 from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.known import Entries
-from imbrace_lake.lake.lake import MARKER, open_lake
-from imbrace_lake.lake.state import read_known
+from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.phones.lists import PhoneList
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
@@ -207,7 +207,7 @@ async def _known(settings: Settings, organization: str, options: StoreOptions | 
     """What the lake knows, and whether there is one; nothing is made where there is none."""
     url = settings.needed("lake")
     async with open_store(url, options) as store:
-        if await store.head(MARKER) is None:
+        if not await has_lake(store):
             return False, Entries.none()
     async with open_lake(url, now=None, options=options) as lake:
         return True, await read_known(lake, organization)

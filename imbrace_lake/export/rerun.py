@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import DamagedObject, UsageError
 from imbrace_lake.export.resume import ClosedRun, close_if_dead
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
@@ -47,12 +47,21 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     Raises:
         UsageError: The lake does not know the run, the run is under way, or a rerun of it can bring
             nothing back although something is missing.
+        DamagedObject: An object of the run is damaged or missing, so that something might be left out.
     """
     closed = await close_if_dead(lake, run_id, now)
-    runs = (await read_run(lake, "runs", run_id)).to_pylist()
-    conversations = await read_run(lake, "conversations", run_id)
+    try:
+        runs = (await read_run(lake, "runs", run_id, is_strict=True)).to_pylist()
+        await _check_complete(lake, runs)
+        conversations = await read_run(lake, "conversations", run_id, is_strict=True)
+        phones = await read_run(lake, "phones", run_id, is_strict=True)
+    except DamagedObject as exc:
+        raise DamagedObject(
+            f"what run {run_id} missed is not known, because {exc}. Without a copy, export its whole list"
+            " again"
+        ) from exc
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
-    phones = last_of_each(await read_run(lake, "phones", run_id), ["position"], "resolved_at")
+    phones = last_of_each(phones, ["position"], "resolved_at")
     if not runs and not conversations.num_rows and not phones.num_rows:
         raise unknown_run(lake, run_id)
     dead = conversations.filter(conversations.column("is_dead_letter"))
@@ -66,6 +75,17 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     if missed.lost and not missed.conversation_ids and not missed.phones:
         raise UsageError(f"a rerun of {run_id} can bring nothing back: {'; '.join(missed.lost)}")
     return missed
+
+
+async def _check_complete(lake: Lake, runs: Sequence[dict[str, Any]]) -> None:
+    """Make sure that every object is there that rows of the ledger `runs` list.
+
+    Raises:
+        DamagedObject: One is missing.
+    """
+    for key in [key for row in runs for key in row["objects"] or ()]:
+        if await lake.store.head(key) is None:
+            raise DamagedObject(f"{lake.url}/{key} is missing: restore it from a copy")
 
 
 def unknown_run(lake: Lake, run_id: str) -> UsageError:

@@ -26,7 +26,17 @@ from imbrace_lake.export.accounts import note_unreached, unreached_entries
 from imbrace_lake.lake.entries import PROVEN, ConversationEntry, RunTotals, empty_ledger
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import HEADER, JOURNAL, Journal, last_of_each, read_found, read_objects
+from imbrace_lake.lake.ledger import (
+    HEADER,
+    JOURNAL,
+    Journal,
+    last_of_each,
+    ledger_of,
+    list_journals,
+    read_found,
+    read_objects,
+    run_of,
+)
 from imbrace_lake.store.opening import Stored
 
 RENEW_SECONDS = 15.0
@@ -158,7 +168,7 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Recover
     """
     done = [empty_ledger("conversations")]
     recovery = Recovery(Entries.none())
-    for name, objects in (await _journals(lake)).items():
+    for name, objects in (await list_journals(lake)).items():
         header = await _header(lake, name, objects)
         is_own = name == run_id
         if header is None or (not is_own and not _is_dead(header, now)):
@@ -188,7 +198,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     Raises:
         UsageError: The run is under way.
     """
-    objects = (await _journals(lake)).get(run_id, [])
+    objects = (await list_journals(lake)).get(run_id, [])
     header = await _header(lake, run_id, objects) if objects else None
     if header is None or header.is_cancelled or await _has_ended(lake, run_id):
         return None
@@ -197,18 +207,11 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     return await _close(lake, Journal(lake, run_id, _instant(header.started_at)), header, objects)
 
 
-async def _journals(lake: Lake) -> dict[str, list[Stored]]:
-    journals: dict[str, list[Stored]] = {}
-    for stored in await lake.store.list(JOURNAL):
-        journals.setdefault(stored.key.split("/")[1], []).append(stored)
-    return journals
-
-
 async def read_header(lake: Lake, run_id: str) -> Header | None:
     """What a run under way says of itself; None if it says nothing."""
     try:
-        return Header(**json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}")))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return _parse_header(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -216,13 +219,32 @@ async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None
     """What a run says of itself; None if its journal has just been closed."""
     key = f"{JOURNAL}{name}/{HEADER}"
     try:
-        return Header(**json.loads(await lake.store.get(key)))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError) as exc:
+        return _parse_header(await lake.store.get(key))
+    except (FileNotFoundError, ValueError) as exc:
         if isinstance(exc, FileNotFoundError) and key in [stored.key for stored in objects]:
             return None
-        # Killed before it wrote one.
+        # Killed before it wrote one, or that is damaged.
         latest = max(stored.modified_at for stored in objects).isoformat()
         return Header(name, "", latest, latest)
+
+
+def _parse_header(body: bytes) -> Header:
+    """Read what a run says of itself.
+
+    Raises:
+        ValueError: The header is damaged.
+    """
+    try:
+        header = Header(**json.loads(body))
+        has_zones = all(_instant(text).tzinfo for text in (header.started_at, header.alive_at))
+        RunTotals(**header.totals)
+        is_process = 0 <= header.pid < 2**31
+    except (TypeError, RecursionError) as exc:
+        raise ValueError("the header of a journal is damaged") from exc
+    texts = (header.run_id, header.organization_id, header.job, header.host)
+    if not (has_zones and is_process and all(isinstance(text, str) for text in texts)):
+        raise ValueError("the header of a journal is damaged")
+    return header
 
 
 def _is_dead(header: Header, now: datetime) -> bool:
@@ -248,12 +270,12 @@ def _instant(text: str) -> datetime:
 
 
 async def _recorded(lake: Lake, objects: list[Stored]) -> list[pa.Table]:
-    keys = [stored.key for stored in objects if stored.key.split("/")[2] == "conversations"]
+    keys = [stored.key for stored in objects if ledger_of(stored.key) == "conversations"]
     return await read_objects(lake, keys)
 
 
 async def _has_ended(lake: Lake, run_id: str) -> bool:
-    return any(f"-{run_id}-" in stored.key for stored in await lake.store.list("runs/"))
+    return any(run_of(stored.key) == run_id for stored in await lake.store.list("runs/"))
 
 
 async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Stored]) -> ClosedRun:

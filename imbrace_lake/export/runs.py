@@ -24,11 +24,11 @@ from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import ClosedRun, pulse
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.checkpoint import write_checkpoint
 from imbrace_lake.lake.entries import ConversationEntry, RunTotals
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.schema import SCHEMA_VERSION
-from imbrace_lake.lake.state import leave_digest
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.helper import MEMORY_POOL_VARIABLE
 from imbrace_lake.store.lock import alone
@@ -260,7 +260,7 @@ async def close_run(
     await run.journal.finish(row, totals, published)
     if not is_cancelled:
         await run.journal.drop()
-        await leave_digest(run.lake, run.clock())
+        await write_checkpoint(run.lake, run.clock())
     run.progress.stage = "done"
     return summary
 

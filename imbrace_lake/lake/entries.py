@@ -210,7 +210,7 @@ def part_entries(parts: Iterable[PublishedPart]) -> tuple[PartEntry, ...]:
 
 def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
     """A row of the ledger, or some of its columns, as an entry."""
-    parts = tuple(PartEntry(**part) for part in row["parts"] or ())
+    parts = tuple(PartEntry(**part) for part in row.get("parts") or ())
     return ConversationEntry(**{**row, "parts": parts})
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.state import read_known
 
 NEVER = "never proven"
 OLDER = "30 days or more"
@@ -39,11 +39,12 @@ class Freshness:
 
 async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> list[Freshness]:
     """Every conversation that the lake has heard of with the age of its proof, the stalest first."""
-    known = await read_known(lake, organization_id)
-    proven = {*known.ids()}
-    ids = await read_every_id(lake, organization_id, await lake.list_partitions(organization_id))
+    state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"])
+    proven = {*state.known.ids()}
+    partitions = await lake.list_partitions(organization_id)
+    ids = await read_every_id(lake, organization_id, partitions, state.ids())
     unproven = [Freshness(one, "unproven", None, None) for one in ids if one not in proven]
-    return [*unproven, *freshness(known, now)]
+    return [*unproven, *freshness(state.known, now)]
 
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:

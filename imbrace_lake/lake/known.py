@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.lake.entries import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, Ledger, entry_of
+from imbrace_lake.lake.entries import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, entry_of
 from imbrace_lake.lake.lake import Lake, Partitions
-from imbrace_lake.lake.ledger import last_of_each, read_noted, read_objects
 from imbrace_lake.lake.places import Places
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
@@ -77,65 +77,47 @@ def none_rows() -> pa.Table:
     return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
 
 
-def entries_of(states: pa.Table, organization_id: str) -> Entries:
-    """How each conversation of an organization stood when it was last proven complete, unchanged or gone.
-
-    Args:
-        states: As `latest_states` gives them.
-        organization_id: Whose conversations are meant.
-    """
-    is_own = pc.equal(states.column("organization_id"), organization_id)
-    return Entries(states if pc.all(is_own).as_py() else states.filter(is_own))
-
-
-def latest_states(rows: pa.Table) -> pa.Table:
-    """Of each conversation the last row that proved it complete, unchanged or gone."""
-    # A window of time proves nothing of the whole, so it is no state to go on from.
+def is_state(rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows of the ledger `conversations` prove a conversation complete, unchanged or gone."""
+    # A window of time proves nothing of the whole, so it is not a state to go on from.
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
-    is_state = pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"]))
-    is_state = pc.and_(is_state, pc.invert(is_window))
-    same, at = ["organization_id", "conversation_id"], "finished_at"
-    if pc.all(is_state).as_py():
-        return last_of_each(rows, same, at)
-    # Whole rows are copied once only: they may be most of what the process holds.
-    light = rows.select([*same, at]).append_column("row", pa.array(np.arange(rows.num_rows)))
-    latest = last_of_each(light.filter(is_state), same, at)
-    return rows.take(latest.column("row").combine_chunks())
+    return pc.and_(pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"])), pc.invert(is_window))
 
 
-async def read_every_id(lake: Lake, organization_id: str, partitions: Partitions) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class LakeState:
+    """What the ledgers of a lake add up to, for one organization.
+
+    Attributes:
+        known: The last proof of each conversation that has one.
+        unproven: Ids of all other conversations: those that failed, of which only a window was read, or
+            that a number led to before the run was killed.
+        shapes: The shapes of messages that are known, of any organization.
+    """
+
+    known: Entries
+    unproven: tuple[str, ...]
+    shapes: frozenset[str]
+
+    def ids(self) -> list[str]:
+        """Ids of every conversation that a ledger names."""
+        return [*self.known.ids(), *self.unproven]
+
+
+async def read_every_id(
+    lake: Lake, organization_id: str, partitions: Partitions, recorded: Iterable[str]
+) -> list[str]:
     """Every conversation that the lake has a message or a ledger's row of, in order.
-
-    What failed, what only a window was read of, what is gone, and what a number led to before the run
-    was killed is among them.
 
     Args:
         lake: Which.
         organization_id: Whose conversations.
         partitions: Its parts, as listed.
+        recorded: Ids of all conversations that a ledger names.
     """
-    found: set[str] = set()
-    columns: tuple[tuple[Ledger, str], ...] = (
-        ("conversations", "conversation_id"),
-        ("phones", "conversation_ids"),
-    )
-    for ledger, column in columns:
-        async for rows in _iter_rows(lake, ledger, ["organization_id", column]):
-            ids = rows.filter(pc.equal(rows.column("organization_id"), organization_id)).column(column)
-            ids = pc.list_flatten(ids) if column == "conversation_ids" else ids
-            found.update(ids.unique().to_pylist())
+    found = {*recorded}
     untold = partitions.beyond(organization_id, found)
     for start in range(0, len(untold), OBJECTS_AT_A_TIME):
         for _, messages in await lake.read_parts(untold[start : start + OBJECTS_AT_A_TIME]):
             found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
     return sorted(found)
-
-
-async def _iter_rows(lake: Lake, ledger: Ledger, columns: list[str]) -> AsyncIterator[pa.Table]:
-    """A ledger's rows, some objects at a time: every run names every conversation again."""
-    for rows in await read_noted(lake, ledger, columns):
-        yield rows
-    keys = [stored.key for stored in await lake.store.list(f"{ledger}/")]
-    for start in range(0, len(keys), OBJECTS_AT_A_TIME):
-        for rows in await read_objects(lake, keys[start : start + OBJECTS_AT_A_TIME], columns):
-            yield rows

@@ -5,6 +5,7 @@
     lake.json                                          what the lake is: its version, its phone key
     messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
     phones/ conversations/ runs/ revisions/ shapes/    the ledgers (entries.py, ledger.py)
+    checkpoints/                                       the state that the ledgers add up to (checkpoint.py)
     journal/<run>/                                     what a run that is under way has done so far
 
 Parts are only ever added, but for one that holds an edited or deleted message: it is replaced. The
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -30,14 +32,20 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
 from imbrace_lake.lake.places import Places
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import Made, Stored
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
+logger = logging.getLogger(__name__)
+
 MARKER = "lake.json"
 MESSAGES = "messages/"
+# What only a lake has: where one of these holds an object, a lake was made.
+FOLDERS = (
+    MESSAGES, "conversations/", "phones/", "runs/", "revisions/", "shapes/", "journal/", "checkpoints/"
+)  # fmt: skip
 # Names of files may have 255 bytes, and `conv=` and a store's own suffixes want some.
 LONGEST_NAME = 200
 # Rows of a large part that are in memory at a time.
@@ -123,17 +131,25 @@ class Lake:
         store: Where its objects are.
         schema_version: The version that the lake was made with.
         phone_key: Key of the hashes of phone numbers, unless the settings give another.
+        damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
     def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
         self.store = store
         self.schema_version = schema_version
         self.phone_key = phone_key
+        self.damaged: dict[str, str] = {}
 
     @property
     def url(self) -> str:
         """Where the lake is, free of credentials."""
         return self.store.url
+
+    def skip_damaged(self, key: str, problem: str) -> None:
+        """Record that a ledger object is skipped, with one warning for each object."""
+        if key not in self.damaged:
+            self.damaged[key] = problem
+            logger.warning("skipped damaged object=%s reason=%s", ascii(key)[1:-1], problem)
 
     async def list_partitions(self, organization_id: str) -> Partitions:
         """List every part of an organization; once a run, since a listing costs a second for 10,000."""
@@ -236,15 +252,20 @@ async def open_lake(
 
     Raises:
         UsageError: There is no lake and `now` is None, or a newer version of this project wrote it.
+        DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
     async with open_store(url, options) as store:
-        try:
-            marker = await store.get(MARKER)
-        except FileNotFoundError:
-            marker = await _make_marker(store, now)
+        marker = await _read_marker(store)
+        if marker is None and now is not None:
+            marker = await _write_marker(store, now)
+        if marker is None:
+            raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
         if not is_marker(marker):
-            raise StoreError(f"{store.url}/{MARKER} is damaged, or no lake's: restore it from a copy")
+            raise DamagedObject(
+                f"{store.url}/{MARKER} is damaged, or is not of a lake: restore it from a copy, or delete it"
+                " and call `imbrace-lake new-key`"
+            )
         values = json.loads(marker)
         version, phone_key = int(values["schema_version"]), bytes.fromhex(values["phone_key"])
         if version > SCHEMA_VERSION:
@@ -255,9 +276,56 @@ async def open_lake(
         yield Lake(store, version, phone_key)
 
 
-async def _make_marker(store: Store, now: datetime | None) -> bytes:
-    if now is None:
-        raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
+async def has_lake(store: Store) -> bool:
+    """Whether there is a lake.
+
+    Raises:
+        DamagedObject: There is, and it has lost its `lake.json`.
+    """
+    return await _read_marker(store) is not None
+
+
+async def renew_marker(url: str, *, now: datetime, options: StoreOptions | None = None) -> None:
+    """Write the `lake.json` that a lake has lost, with a new key of the phone numbers' hashes.
+
+    Raises:
+        UsageError: The lake has one, or there is no lake.
+        StoreError: The store cannot be used.
+    """
+    async with open_store(url, options) as store:
+        if await store.head(MARKER) is not None:
+            raise UsageError(f"{store.url} has a {MARKER}, which stays: a lake keeps its key")
+        if await _find_any(store) is None:
+            raise UsageError(f"there is no lake at {store.url}: check the address")
+        await _write_marker(store, now)
+
+
+async def _read_marker(store: Store) -> bytes | None:
+    """Read `lake.json`; None where there is no lake."""
+    try:
+        return await store.get(MARKER)
+    except FileNotFoundError:
+        found = await _find_any(store)
+    if found is None:
+        return None
+    try:
+        # Another run may have made the lake since, and have written what was found.
+        return await store.get(MARKER)
+    except FileNotFoundError:
+        raise DamagedObject(
+            f"the lake at {store.url} has lost its {MARKER}, for it has {found}: restore {MARKER} from a"
+            " copy. Without a copy, call `imbrace-lake new-key`: later hashes of phone numbers then differ"
+            " from earlier ones"
+        ) from None
+
+
+async def _find_any(store: Store) -> str | None:
+    """The key of an object that only a lake has; None where there is no lake."""
+    listings = await asyncio.gather(*(store.list(folder, most=1) for folder in FOLDERS))
+    return next((stored.key for listing in listings for stored in listing), None)
+
+
+async def _write_marker(store: Store, now: datetime) -> bytes:
     values: dict[str, str | int] = {
         "schema_version": SCHEMA_VERSION,
         "created_at": now.isoformat(timespec="seconds"),
@@ -269,7 +337,10 @@ async def _make_marker(store: Store, now: datetime | None) -> bytes:
         await store.put_new(MARKER, marker)
     except ObjectExists:
         # Another run makes the same lake just now; its key is the lake's key.
-        return await store.get(MARKER)
+        try:
+            return await store.get(MARKER)
+        except FileNotFoundError:
+            raise StoreError(f"{store.url}/{MARKER} is not a file: remove it") from None
     return marker
 
 
@@ -277,7 +348,8 @@ def is_marker(body: bytes) -> bool:
     """Whether `lake.json` is what was written."""
     try:
         values = json.loads(body)
-        return bool(values["checksum"] == _checksum(values))
+        is_usable = isinstance(values["schema_version"], int) and bytes.fromhex(values["phone_key"])
+        return bool(is_usable and values["checksum"] == _checksum(values))
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import io
-import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
 from pathlib import PurePosixPath
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
 from imbrace_lake.lake.entries import (
     LEDGER_SCHEMAS,
     ConversationEntry,
@@ -39,11 +39,9 @@ from imbrace_lake.lake.entries import (
     rows_of_lines,
     run_row,
 )
-from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.lake import MARKER, Lake
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Stored
-
-logger = logging.getLogger(__name__)
 
 # What makes two rows of one run's journal the same thing written twice, and by which of its times the
 # later one is found, which counts: an earlier attempt of the run may have left some as well.
@@ -64,6 +62,8 @@ JOURNAL = "journal/"
 # So much of a journal becomes one object; in memory it is some ten times as much.
 GROUP_BYTES = 4 * 2**20
 LINES = ".jsonl"
+# What is left of an object of a journal that was damaged when the journal was closed.
+DAMAGED = ".damaged"
 READ_AT_A_TIME = 64
 ROWS_AT_A_TIME = 4_096
 # In the journal of each run, what it says of itself (resume.py).
@@ -85,6 +85,11 @@ class PublishedJournal:
     statuses: dict[Ledger, Counter[str]] = field(
         default_factory=lambda: {"phones": Counter(), "conversations": Counter()}
     )
+
+
+_STAMP = "%Y%m%dT%H%M%SZ"
+_KEY = re.compile(r"[a-z]+/\d{8}T\d{6}Z-(?P<run>.+)-(?P<hash>[0-9a-f]{16})\.[a-z]+", re.DOTALL)
+_EARLIEST, _LATEST_TIME = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
 class Journal:
@@ -141,6 +146,7 @@ class Journal:
                 published.keys.append(await self.add(ledger, rows))
                 if ledger in published.statuses:
                     published.statuses[ledger].update(rows.column("status").to_pylist())
+            await self._keep_damaged(ledger, [one.key for one in own if one.key in self._lake.damaged])
         return published
 
     async def finish(self, row: Mapping[str, Any], totals: RunTotals, published: PublishedJournal) -> None:
@@ -181,12 +187,33 @@ class Journal:
     async def add(self, ledger: Ledger, rows: pa.Table) -> str:
         """Add one object to a ledger and return its key."""
         body = _to_bytes(rows)
-        stamp = self._started_at.strftime("%Y%m%dT%H%M%SZ")
-        key = named_by_hash(f"{ledger}/{stamp}-{self.run_id}", body)
+        key = named_by_hash(self._name(ledger), body)
         # The name holds the content's hash, so what is there already is this very object.
         with suppress(ObjectExists):
             await self._lake.store.put_new(key, body)
         return key
+
+    async def _keep_damaged(self, ledger: Ledger, keys: Iterable[str]) -> None:
+        """Keep damaged objects of the journal beside the ledger's own.
+
+        A rerun of this run then finds that something is missing, and `verify` names it.
+        """
+        for key in keys:
+            try:
+                body = await self._lake.store.get(key)
+            except FileNotFoundError:
+                continue  # another run closes this journal as well
+            except StoreError as exc:
+                if exc.is_transient:
+                    raise
+                body = b""
+            # The hash of the note's name: two runs that close the journal keep the same object.
+            with suppress(ObjectExists):
+                await self._lake.store.put_new(named_by_hash(self._name(ledger), key.encode(), DAMAGED), body)
+
+    def _name(self, ledger: Ledger) -> str:
+        """What the names of the run's objects in a ledger begin with."""
+        return f"{ledger}/{self._started_at.strftime(_STAMP)}-{self.run_id}"
 
 
 def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
@@ -244,8 +271,18 @@ def named_by_hash(name: str, body: bytes, suffix: str = ".parquet") -> str:
 
 def is_intact(key: str, body: bytes) -> bool:
     """Whether a ledger's object is what its name says; the journal's headers say nothing of it."""
-    name, suffix = key.rpartition("-")[0], PurePosixPath(key).suffix
-    return suffix == ".json" or key == named_by_hash(name, body, suffix)
+    return key.endswith(f"/{HEADER}") or has_hash(key, sha256(body).hexdigest())
+
+
+def has_hash(key: str, digest: str) -> bool:
+    """Whether the name of an object ends with the hash of its content.
+
+    Args:
+        key: Of the object.
+        digest: SHA-256 of its content, in hexadecimal digits.
+    """
+    name = PurePosixPath(key)
+    return name.stem.endswith(f"-{digest[:16]}") and name.suffix != DAMAGED
 
 
 def _to_bytes(rows: pa.Table) -> bytes:
@@ -254,28 +291,28 @@ def _to_bytes(rows: pa.Table) -> bytes:
 
 
 async def read_objects(
-    lake: Lake, keys: Iterable[str], columns: Sequence[str] | None = None
+    lake: Lake, keys: Iterable[str], columns: Sequence[str] | None = None, *, is_strict: bool = False
 ) -> list[pa.Table]:
     """Read ledger objects, each in one request; many rows to a table.
 
+    Args:
+        lake: Where they are.
+        keys: Which; those of journals may have gone since they were listed.
+        columns: Of their rows; all by default.
+        is_strict: Raise at a damaged object. Otherwise it is skipped and recorded in `lake.damaged`.
+
     Raises:
-        StoreError: One is not what was written; the message names it.
+        DamagedObject: An object is not what was written, and that is not to be skipped.
     """
 
     async def read(key: str) -> pa.Table | None:
         try:
-            body = await lake.store.get(key)
-        except FileNotFoundError:
-            return None  # a journal that its run has just turned into a ledger object
-        if not is_intact(key, body):
-            raise StoreError(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
-        if key.endswith(LINES):
-            rows = rows_of_lines(body)
-            return rows if columns is None else rows.select(columns)
-        schema = LEDGER_SCHEMAS[_ledger_of(key)]
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
-        return pq.read_table(io.BytesIO(body), schema=schema, columns=columns)
+            return await _read_object(lake, key, columns)
+        except DamagedObject as exc:
+            if is_strict:
+                raise
+            lake.skip_damaged(key, str(exc))
+            return None
 
     tables = []
     remaining = iter(keys)
@@ -287,16 +324,94 @@ async def read_objects(
     return tables
 
 
-def _ledger_of(key: str) -> str:
-    return key.split("/")[2 if key.startswith(JOURNAL) else 0]
+async def _read_object(lake: Lake, key: str, columns: Sequence[str] | None) -> pa.Table | None:
+    """Read one ledger object; None where a run has just closed the journal that it was in."""
+    try:
+        body = await lake.store.get(key)
+    except FileNotFoundError:
+        if key.startswith(JOURNAL):
+            return None
+        raise DamagedObject(f"{lake.url}/{key} is missing: restore it from a copy") from None
+    except StoreError as exc:
+        # Where the lake can be read, it is this object that cannot.
+        if exc.is_transient or not await _can_read(lake):
+            raise
+        raise DamagedObject(f"{lake.url}/{key} cannot be read: {exc}") from exc
+    if not is_intact(key, body):
+        raise DamagedObject(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
+    try:
+        schema = LEDGER_SCHEMAS[ledger_of(key) or ""]
+        return _rows_of(body, schema, columns, is_lines=key.endswith(LINES))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as exc:
+        raise DamagedObject(f"{lake.url}/{key} is not an object of a ledger: remove it") from exc
+
+
+async def _can_read(lake: Lake) -> bool:
+    try:
+        await lake.store.get(MARKER)
+    except (StoreError, FileNotFoundError):
+        return False
+    return True
+
+
+def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, is_lines: bool) -> pa.Table:
+    """Rows of a ledger object.
+
+    Raises:
+        ValueError: They are not of this ledger.
+        pa.ArrowException, OSError: The object is damaged.
+    """
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    if is_lines:
+        rows = rows_of_lines(body).select(schema.names)
+    else:
+        rows = pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)
+    rows.validate(full=True)
+    for one in schema:
+        column = rows.column(one.name)
+        # A column that the object does not have is read as nulls.
+        if not one.nullable and column.null_count:
+            raise ValueError(f"{one.name} is missing")
+        if pa.types.is_timestamp(one.type) and rows.num_rows:
+            # Python has no times beyond these.
+            bounds = pa.array([_EARLIEST, _LATEST_TIME], one.type)
+            least, greatest = (value for value in pc.min_max(column).values())
+            if least.is_valid and not (bounds[0].value <= least.value <= greatest.value <= bounds[1].value):
+                raise ValueError(f"{one.name} is not a time")
+    return rows
+
+
+def ledger_of(key: str) -> str | None:
+    """The ledger of an object or of a journal's note; None for any other key."""
+    names = key.split("/")
+    if key.startswith(JOURNAL):
+        return names[2] if len(names) == 4 else None
+    return names[0] if len(names) == 2 else None
+
+
+def run_of(key: str) -> str | None:
+    """The run that wrote a ledger object, by the object's name."""
+    match = _KEY.fullmatch(key)
+    return None if match is None else match["run"]
+
+
+async def list_journals(lake: Lake) -> dict[str, list[Stored]]:
+    """The journals of runs under way or killed, by run."""
+    journals: dict[str, list[Stored]] = {}
+    for stored in await lake.store.list(JOURNAL):
+        if stored.key.count("/") < 2:
+            lake.skip_damaged(stored.key, f"{lake.url}/{stored.key} is not part of a journal: remove it")
+            continue
+        journals.setdefault(stored.key.split("/")[1], []).append(stored)
+    return journals
 
 
 async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
     """The objects with a ledger's rows, those of runs under way or killed included."""
     # Journals first: what a run closes between the two listings is then seen twice, never not at all.
-    journals = [stored.key for stored in await lake.store.list(JOURNAL)]
-    objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
-    return [*objects, *(key for key in journals if f"/{ledger}/" in key)]
+    noted = [stored.key for stored in await lake.store.list(JOURNAL) if ledger_of(stored.key) == ledger]
+    return [*(stored.key for stored in await lake.store.list(f"{ledger}/")), *noted]
 
 
 async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -307,21 +422,29 @@ async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | No
     return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
 
 
-async def read_run(lake: Lake, ledger: Ledger, run_id: str) -> pa.Table:
-    """The rows that one run has in a ledger, be it under way, killed or ended."""
-    keys = [key for key in await list_ledger(lake, ledger) if _is_of_run(key, run_id)]
-    return pa.concat_tables([empty_ledger(ledger), *await read_objects(lake, keys)])
+async def read_run(lake: Lake, ledger: Ledger, run_id: str, *, is_strict: bool = False) -> pa.Table:
+    """The rows that one run has in a ledger, be it under way, killed or ended.
+
+    The names of the objects tell which are the run's, so no others are read.
+
+    Raises:
+        DamagedObject: With `is_strict`, one of the run's objects is damaged.
+    """
+    journals = await list_journals(lake)
+    noted = [stored.key for stored in journals.get(run_id, ()) if ledger_of(stored.key) == ledger]
+    # Before the ledger is listed: what is closed meanwhile is then seen twice, never not at all.
+    tables = await read_objects(lake, noted, is_strict=is_strict)
+    keys = [stored.key for stored in await lake.store.list(f"{ledger}/") if run_of(stored.key) == run_id]
+    tables += await read_objects(lake, keys, is_strict=is_strict)
+    return pa.concat_tables([empty_ledger(ledger), *tables])
 
 
 async def knows_run(lake: Lake, run_id: str) -> bool:
     """Whether a run has left anything in the ledgers or a journal."""
-    folders = ("runs/", "conversations/", "phones/", f"{JOURNAL}{run_id}/")
-    listings = [await lake.store.list(folder) for folder in folders]
-    return any(_is_of_run(stored.key, run_id) for listing in listings for stored in listing)
-
-
-def _is_of_run(key: str, run_id: str) -> bool:
-    return key.startswith(f"{JOURNAL}{run_id}/") or (not key.startswith(JOURNAL) and f"Z-{run_id}-" in key)
+    if run_id in await list_journals(lake):
+        return True
+    listings = [await lake.store.list(folder) for folder in ("runs/", "conversations/", "phones/")]
+    return any(run_of(stored.key) == run_id for listing in listings for stored in listing)
 
 
 async def read_found(lake: Lake, run_id: str) -> list[str] | None:
@@ -339,7 +462,7 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
         except FileNotFoundError:
             return None  # another run has just closed this journal
         if not is_intact(stored.key, body):
-            logger.warning("%s/%s is damaged: what run %s found is not known", lake.url, stored.key, run_id)
+            lake.skip_damaged(stored.key, f"what run {run_id} found is not known")
             return None
         ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())
     return list(ids) if found else None
@@ -351,5 +474,6 @@ async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None =
     To be read before the ledger is listed: what a run closes meanwhile is then seen twice at most,
     never not at all.
     """
-    noted = [stored.key for stored in await lake.store.list(JOURNAL) if _ledger_of(stored.key) == ledger]
+    journals = await list_journals(lake)
+    noted = [one.key for objects in journals.values() for one in objects if ledger_of(one.key) == ledger]
     return await read_objects(lake, noted, columns)

@@ -42,17 +42,22 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str,
 
 
 def write_row_groups(
-    path: Path, groups: Iterable[list[pa.Table]], schema: pa.Schema, metadata: Mapping[str, str]
+    path: Path,
+    groups: Iterable[list[pa.Table]],
+    schema: pa.Schema,
+    metadata: Mapping[str, str],
+    options: Mapping[str, Any] = _PART_OPTIONS,
 ) -> None:
-    """Write a part to a file, one row group after the other.
+    """Write an object to a file, one row group after the other.
 
     Args:
         path: Where to.
         groups: Each row group alone in a list, from which it is taken: so it is held only once.
-        schema: `SCHEMA`, or what an earlier version had for it.
+        schema: `SCHEMA`, what an earlier version had for it, or that of another table.
         metadata: As of `to_parquet`.
+        options: Of the Parquet writer; those of a part by default.
     """
-    with path.open("wb") as file, _writer(file, schema, metadata, _PART_OPTIONS) as writer:
+    with path.open("wb") as file, _writer(file, schema, metadata, options) as writer:
         for group in groups:
             writer.write_table(group.pop(), row_group_size=ROW_GROUP_ROWS)
 

@@ -168,7 +168,9 @@ def explain(exc: OSError, url: str) -> StoreError:
             return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
         case errno.EACCES | errno.EPERM:
             place = exc.filename or url
-            return StoreError(f"this user may not read and write {place} ({reason}): change its owner or mode")
+            return StoreError(
+                f"this user may not read and write {place} ({reason}): change its owner or mode"
+            )
         case errno.EROFS:
             return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
         case errno.ENOTDIR | errno.EEXIST:

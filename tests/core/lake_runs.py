@@ -22,12 +22,12 @@ from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import Ledger
 from imbrace_lake.lake.hashes import content_hash
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.schema import SCHEMA, to_item, with_digests
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings, load_settings
 from imbrace_lake.store.opening import StoreOptions

@@ -22,11 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.errors import ObjectExists, StoreError, UsageError
+from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
 from imbrace_lake.lake import places
 from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import (
+    FOLDERS,
     LONGEST_NAME,
     Lake,
     Part,
@@ -34,6 +35,7 @@ from imbrace_lake.lake.lake import (
     encoded,
     open_lake,
     partition_key,
+    renew_marker,
 )
 from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.parquet import to_parquet
@@ -139,6 +141,11 @@ def test_the_folder_of_a_conversation_has_names_that_are_no_columns() -> None:
 # -- the marker -----------------------------------------------------------------------------------
 
 
+def _with_checksum(values: dict[str, object]) -> str:
+    checksum = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "checksum": checksum})
+
+
 def test_a_lake_is_made_once_and_keeps_its_key(tmp_path: Path) -> None:
     async def key(lake: Lake) -> bytes:
         return lake.phone_key
@@ -195,15 +202,62 @@ def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         '{"schema_version": "x", "phone_key": "00"}',
         '{"schema_version": 1, "phone_key": "no hex"}',
         '{"schema_version": 1, "phone_key": null}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "\0\1\2 \ufffd",
+        "9" * 10_000,
+        _with_checksum({"schema_version": "one", "phone_key": "00"}),
+        _with_checksum({"schema_version": 1, "phone_key": "not hex"}),
+        _with_checksum({"schema_version": 1, "phone_key": 7}),
     ],
 )
 def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: str) -> None:
     (tmp_path / "lake.json").write_text(marker)
 
-    with pytest.raises(StoreError, match=r"lake\.json is damaged, or no lake's: restore it"):
+    with pytest.raises(StoreError, match=r"lake\.json is damaged, or is not of a lake: restore it"):
         in_lake(tmp_path, lambda lake: asyncio.sleep(0))
 
     assert (tmp_path / "lake.json").read_text() == marker
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("is_writing", [True, False])
+def test_a_lake_that_lost_its_marker_gets_no_new_key_by_itself(
+    tmp_path: Path, folder: str, is_writing: bool
+) -> None:
+    in_lake(tmp_path, lambda lake: lake.store.put(f"{folder}a/b/c.parquet", b"x"))
+    (tmp_path / "lake.json").unlink()
+
+    with pytest.raises(DamagedObject, match=r"has lost its lake\.json.* restore lake\.json from a copy"):
+        in_lake(tmp_path, lambda lake: asyncio.sleep(0), now=NOW if is_writing else None)
+
+    assert not (tmp_path / "lake.json").exists()
+
+
+def test_a_lake_that_lost_its_marker_gets_a_new_key_when_asked(tmp_path: Path) -> None:
+    async def make(lake: Lake) -> bytes:
+        await lake.store.put("messages/a/b.parquet", b"x")
+        return lake.phone_key
+
+    async def key(lake: Lake) -> bytes:
+        return lake.phone_key
+
+    first = in_lake(tmp_path, make)
+    (tmp_path / "lake.json").unlink()
+    asyncio.run(renew_marker(str(tmp_path), now=NOW))
+
+    assert in_lake(tmp_path, key, now=None) != first
+    with pytest.raises(UsageError, match="a lake keeps its key"):
+        asyncio.run(renew_marker(str(tmp_path), now=NOW))
+    with pytest.raises(UsageError, match="there is no lake at"):
+        asyncio.run(renew_marker(str(tmp_path / "elsewhere"), now=NOW))
+
+
+def test_a_folder_in_the_place_of_the_marker_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lake.json").mkdir()
+
+    with pytest.raises(StoreError, match=r"lake\.json is not a file: remove it"):
+        in_lake(tmp_path, lambda lake: asyncio.sleep(0))
 
 
 # -- parts ----------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.errors import StoreError
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake import ledger as ledger_module
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import (
     CONVERSATIONS,
     LEDGERS,
@@ -35,8 +36,7 @@ from imbrace_lake.lake.entries import (
 )
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger
-from imbrace_lake.lake.state import read_known
+from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger, read_objects
 from imbrace_lake.store.opening import Store, Stored
 from tests.core.test_lake import NOW, ORG, in_lake
 
@@ -279,9 +279,9 @@ class ClosingStore:
             journal, self._journal = self._journal, None
             await close(journal)
 
-    async def list(self, prefix: str) -> list[Stored]:
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> list[Stored]:
         await self._close(f"before list {prefix}")
-        found = await self._store.list(prefix)
+        found = await self._store.list(prefix, start_after=start_after, most=most)
         await self._close(f"after list {prefix}")
         return found
 
@@ -305,13 +305,17 @@ def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, 
     assert in_lake(tmp_path, job) == {"earlier", "closing"}
 
 
-def test_a_ledger_object_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_ledger_object_that_cannot_be_read_is_named_and_skipped(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         key = await Journal(lake, "run_1", NOW).add("phones", phones(a_phone(0, "none")))
+        kept = await Journal(lake, "run_2", NOW).add("phones", phones(a_phone(1, "none")))
         (tmp_path / key).unlink()
         (tmp_path / key).write_bytes(b"PAR1 not really")
-        with pytest.raises(StoreError, match=re.escape(key)):
-            await read_ledger(lake, "phones")
+
+        assert (await read_ledger(lake, "phones")).column("position").to_pylist() == [1]
+        assert [*lake.damaged] == [key]
+        with pytest.raises(DamagedObject, match=re.escape(key)):
+            await read_objects(lake, [kept, key], is_strict=True)
 
     in_lake(tmp_path, job)
 

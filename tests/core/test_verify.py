@@ -17,10 +17,10 @@ import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
@@ -37,7 +37,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench = Bench(box, str(folder))
         ids = list(box.conversations)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("imbrace_lake.lake.state.MOST_BEYOND", 2)
+            patch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 2)
             bench.run()
             box.append(ids[0], 2)
             box.edit(ids[1], [box.truth(ids[1])[-1]["_id"]])
@@ -82,7 +82,7 @@ def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Benc
     found = bench.look(verify)
 
     folders = {path.relative_to(bench.lake).parts[0] for path in objects(bench)}
-    assert folders == {"lake.json", "messages", "conversations", "runs", "revisions", "shapes", "state"}
+    assert folders == {"lake.json", "messages", "conversations", "runs", "revisions", "shapes", "checkpoints"}
     assert found.is_sound
     assert found.parts + found.ledger_objects + 1 == len(objects(bench))
     assert found.unrecorded == 0
@@ -203,8 +203,8 @@ def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> 
     async def verify(lake: Lake) -> Verification:
         real = lake.store.list
 
-        async def then_a_run(prefix: str) -> Any:
-            found = await real(prefix)
+        async def then_a_run(prefix: str, **more: Any) -> Any:
+            found = await real(prefix, **more)
             if prefix == "":
                 lake.store.list = real  # type: ignore[method-assign]
                 box.edit(one, [box.truth(one)[-2]["_id"]])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import WINDOW
 from imbrace_lake.lake.schema import to_item
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.policy import Window
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench

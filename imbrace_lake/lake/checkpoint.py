@@ -1,0 +1,493 @@
+"""Checkpoints: the state that the ledgers add up to, so that a run does not read the lake's whole history.
+
+Every run adds objects to the ledgers. Every few runs one of them writes a checkpoint: the last proof of
+each conversation, the ids of all conversations without one, and the shapes of messages that are known.
+A reader needs the newest checkpoint and the ledger objects beyond it::
+
+    checkpoints/<time>-<hash>.parquet
+
+A row is a conversation; without a proof, only its ids are set. The metadata `covers` names the ledger
+objects that are in the checkpoint: those that begin before `since`, and each of `objects`. It also names
+those of `missed`, which were damaged and are tried again. Checkpoints can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import file_digest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.lake.entries import CONVERSATIONS, Ledger
+from imbrace_lake.lake.known import STATE, Entries, LakeState, is_state
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import (
+    HEADER,
+    JOURNAL,
+    has_hash,
+    is_intact,
+    last_of_each,
+    ledger_of,
+    list_journals,
+    read_objects,
+)
+from imbrace_lake.lake.parquet import write_row_groups
+from imbrace_lake.store.contract import Stored
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints/"
+# Where versions before this one kept the last proofs, without the other conversations.
+OLD_FOLDER = "state/"
+# A run writes a checkpoint when it finds this many ledger objects beyond the last one. A run that does so
+# reads them twice, at its start and at its end, and reads at most 30 objects in all.
+MOST_BEYOND = 8
+# Beyond this, rows are merged in files before they are read.
+MOST_AT_ONCE = 32
+KEPT = 3
+# The name of a ledger object begins with the time at which its run began.
+LONGEST_RUN = timedelta(days=7)
+READ_AT_A_TIME = 8
+# Of a checkpoint, and about the rows of one bucket of a merge.
+GROUP_ROWS = 16_384
+# New rows that are merged with a checkpoint in one go, at least.
+LEAST_MERGED = 250_000
+MOST_BUCKETS = 256
+
+READ: tuple[Ledger, ...] = ("conversations", "phones", "shapes")
+SAME, AT = ["organization_id", "conversation_id"], "finished_at"
+# Without these no row can be told from another, nor a proof from something else.
+_NEEDED = [*SAME, "status", "proof_method", AT]
+ROWS = pa.schema(
+    [CONVERSATIONS.field(name).with_nullable(name not in SAME) for name in STATE],
+)
+_OPTIONS = {
+    "compression": "zstd",
+    "use_dictionary": ["run_id", "organization_id", "status", "proof_method"],
+    "write_statistics": False,
+}
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in a local file, and what it covers.
+
+    Attributes:
+        path: The file; None where there is no checkpoint.
+        rows: How many conversations it has.
+        since: Ledger objects of runs that began before are all covered; a time as in their names.
+        objects: Further ledger objects that are covered.
+        missed: Ledger objects that are not, because they were damaged.
+        shapes: The shapes of messages that were known.
+    """
+
+    path: Path | None = None
+    rows: int = 0
+    since: str = ""
+    objects: frozenset[str] = frozenset()
+    missed: frozenset[str] = frozenset()
+    shapes: frozenset[str] = frozenset()
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what a file covers.
+
+        Raises:
+            ValueError, LookupError, TypeError, OSError, pa.ArrowException: It is not a checkpoint.
+        """
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if any(schema.field(one.name).type != one.type for one in ROWS):
+                raise TypeError("columns")
+            covers = json.loads(schema.metadata[b"covers"])
+            return cls(
+                path,
+                file.metadata.num_rows,
+                str(covers["since"]),
+                *(frozenset(map(str, covers[name])) for name in ("objects", "missed", "shapes")),
+            )
+
+    def batches(self, columns: Sequence[str] = STATE) -> Iterator[pa.Table]:
+        """Some columns of its rows, one row group at a time."""
+        if self.path is None:
+            return
+        schema = pa.schema([ROWS.field(name) for name in columns])
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=[*columns], use_threads=False).cast(schema)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+async def read_known(lake: Lake, organization_id: str) -> Entries:
+    """The last proof of every conversation of an organization."""
+    return (await read_state(lake, organization_id)).known
+
+
+async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = STATE) -> LakeState:
+    """What the ledgers, and the journals of runs under way or killed, say of an organization.
+
+    Damaged objects are skipped and recorded in `lake.damaged`: what they said is unknown.
+
+    Args:
+        lake: Which.
+        organization_id: Whose conversations.
+        columns: Of the entries; those that are left out are None in them. All by default.
+
+    Raises:
+        StoreError: The store fails, or the temporary folder has no space.
+    """
+    needed = [*dict.fromkeys([*_NEEDED, "run_id", *columns])]
+    try:
+        with TemporaryDirectory(prefix="imbrace-checkpoint-") as folder:
+            # Before the ledgers are listed: what a run closes meanwhile is then seen twice, never not at all.
+            noted, shapes = await _read_journals(lake, needed)
+            base = await _load_newest(lake, Path(folder))
+            beyond = await _list_beyond(lake, base)
+            if len(beyond) > MOST_AT_ONCE:
+                base = await _merge(lake, base, beyond, Path(folder))
+                beyond = []
+            elif base.path is None:
+                noted = [*(await _read_old_digest(lake, needed)), *noted]
+            async for rows, found in _read_rows(lake, beyond, needed):
+                noted += rows
+                shapes |= found
+            tables = await asyncio.to_thread(_own_latest, base, noted, organization_id, needed)
+    except OSError as exc:
+        raise StoreError(
+            f"the state of {lake.url} cannot be put together ({exc.strerror or type(exc).__name__}):"
+            " make room in the temporary folder (TMPDIR)"
+        ) from exc
+    return _as_state(tables, base.shapes | shapes)
+
+
+def _own_latest(
+    base: Checkpoint, noted: list[pa.Table], organization_id: str, columns: Sequence[str]
+) -> list[pa.Table]:
+    tables = []
+    for table in (*base.batches(columns), *noted):
+        is_own = pc.equal(table.column("organization_id"), organization_id)
+        own = table if pc.all(is_own).as_py() else table.filter(is_own)
+        if own.num_rows:
+            tables.append(own)
+    noted.clear()
+    return _latest(tables)
+
+
+def _as_state(tables: list[pa.Table], shapes: frozenset[str]) -> LakeState:
+    proven, unproven = [], []
+    while tables:
+        table = tables.pop(0)
+        has_proof = pc.is_valid(table.column("status"))
+        if pc.all(has_proof).as_py():
+            proven.append(table)
+            continue
+        proven.append(table.filter(has_proof))
+        unproven += table.filter(pc.invert(has_proof)).column("conversation_id").to_pylist()
+    known = Entries(pa.concat_tables(proven)) if proven else Entries.none()
+    return LakeState(known, tuple(unproven), shapes)
+
+
+async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
+    """Bring the newest checkpoint that is not damaged into a folder."""
+    keys = sorted((stored.key for stored in await lake.store.list(FOLDER)), reverse=True)
+    for place, key in enumerate(keys):
+        path = folder / f"checkpoint-{place}"
+        try:
+            await lake.store.fetch(key, path)
+            return await asyncio.to_thread(_load_intact, key, path)
+        except FileNotFoundError:
+            continue  # another run has just written newer ones
+        except StoreError as exc:
+            if exc.is_transient:
+                raise
+            problem = str(exc)
+        except (ValueError, LookupError, TypeError, OSError, pa.ArrowException):
+            problem = "it is not what was written"
+        lake.skip_damaged(key, f"{lake.url}/{key} cannot be used ({problem}): delete it, it is made again")
+    return Checkpoint()
+
+
+def _load_intact(key: str, path: Path) -> Checkpoint:
+    if not has_hash(key, _digest(path)):
+        raise ValueError(key)
+    return Checkpoint.load(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+async def _list_beyond(lake: Lake, base: Checkpoint) -> list[str]:
+    """The ledger objects that are not in a checkpoint."""
+    found = []
+    for ledger in READ:
+        start_after = f"{ledger}/{base.since}" if base.since else ""
+        keys = [one.key for one in await lake.store.list(f"{ledger}/", start_after=start_after)]
+        found += [key for key in keys if key not in base.objects and key not in base.missed]
+    missed = [key for key in sorted(base.missed) if await lake.store.head(key) is not None]
+    return [*found, *missed]
+
+
+async def _read_journals(lake: Lake, columns: Sequence[str]) -> tuple[list[pa.Table], frozenset[str]]:
+    keys = [one.key for objects in (await list_journals(lake)).values() for one in objects]
+    tables: list[pa.Table] = []
+    shapes: frozenset[str] = frozenset()
+    async for rows, found in _read_rows(lake, keys, columns, at_a_time=len(keys)):
+        tables += rows
+        shapes |= found
+    return tables, shapes
+
+
+async def _read_rows(
+    lake: Lake, keys: Sequence[str], columns: Sequence[str], *, at_a_time: int = READ_AT_A_TIME
+) -> AsyncIterator[tuple[list[pa.Table], frozenset[str]]]:
+    """What ledger objects say, as rows of a checkpoint and as shapes, some objects at a time."""
+    schema = pa.schema([ROWS.field(name) for name in columns])
+    for ledger, needed in (
+        ("conversations", [*columns]),
+        ("phones", ["organization_id", "conversation_ids"]),
+        ("shapes", ["shape"]),
+    ):
+        own = [key for key in keys if ledger_of(key) == ledger]
+        for start in range(0, len(own), max(1, at_a_time)):
+            tables = await read_objects(lake, own[start : start + at_a_time], needed)
+            if ledger == "shapes":
+                yield [], frozenset(one for table in tables for one in table.column("shape").to_pylist())
+            elif ledger == "phones":
+                yield [_linked_rows(table, schema) for table in tables], frozenset()
+            else:
+                yield [_state_rows(table, schema) for table in tables], frozenset()
+
+
+def _state_rows(entries: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of the ledger `conversations` as those of a checkpoint."""
+    proofs = is_state(entries)
+    if pc.all(proofs).as_py():
+        return entries.cast(schema)
+    others = entries.filter(pc.invert(proofs))
+    rows = _id_rows(others.column("organization_id"), others.column("conversation_id"), schema)
+    return pa.concat_tables([entries.filter(proofs).cast(schema), rows])
+
+
+def _linked_rows(phones: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of the ledger `phones` as those of a checkpoint."""
+    phones = phones.combine_chunks()
+    ids = pc.list_flatten(phones.column("conversation_ids"))
+    organizations = phones.column("organization_id").take(
+        pc.list_parent_indices(phones.column("conversation_ids"))
+    )
+    is_there = pc.is_valid(ids)
+    return _id_rows(organizations.filter(is_there), ids.filter(is_there), schema)
+
+
+def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
+    """Rows of conversations of which no more is known than their ids."""
+    columns = dict(zip(SAME, (organizations, ids), strict=True))
+    arrays = [columns[one.name] if one.name in SAME else pa.nulls(len(ids), one.type) for one in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+async def _read_old_digest(lake: Lake, columns: Sequence[str]) -> list[pa.Table]:
+    """What the newest digest of an earlier version says; it may say more than what is left of the ledger."""
+    keys = [stored.key for stored in await lake.store.list(OLD_FOLDER)]
+    schema = pa.schema([ROWS.field(name) for name in columns])
+    with suppress(FileNotFoundError, ValueError, LookupError, TypeError, OSError, pa.ArrowException):
+        body = await lake.store.get(max(keys))
+        if is_intact(max(keys), body):
+            return [pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)]
+    return []
+
+
+def _latest(tables: list[pa.Table]) -> list[pa.Table]:
+    """Of each conversation the last proof, or its ids if it has none; takes the tables out of the list."""
+    if not tables:
+        return []
+    light = pa.concat_tables([table.select([*SAME, AT]) for table in tables])
+    light = light.append_column("row", pa.array(np.arange(light.num_rows)))
+    kept = last_of_each(light, SAME, AT).column("row").to_numpy()
+    del light
+    found, start = [], 0
+    while tables:
+        table = tables.pop(0)
+        begin, end = np.searchsorted(kept, [start, start + table.num_rows])
+        start += table.num_rows
+        if end - begin == table.num_rows:
+            found.append(table)
+        elif begin < end:
+            found.append(table.take(pa.array(kept[begin:end] - start + table.num_rows)))
+    return found
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+async def write_checkpoint(lake: Lake, now: datetime) -> None:
+    """Write a new checkpoint if many ledger objects lie beyond the last one.
+
+    A checkpoint saves later runs time and nothing else, so failing to write one is only logged.
+    """
+    try:
+        with TemporaryDirectory(prefix="checkpoint-", dir=lake.store.temporary_directory()) as folder:
+            await _write(lake, now, Path(folder))
+    except (StoreError, OSError) as exc:
+        reason = exc if isinstance(exc, StoreError) else exc.strerror or type(exc).__name__
+        logger.warning("wrote no checkpoint reason=%s", reason)
+
+
+async def _write(lake: Lake, now: datetime, folder: Path) -> None:
+    # Before the ledgers are listed: a run that is closed later had a journal now, or begins later.
+    since = await _earliest_open(lake, now)
+    base = await _load_newest(lake, folder)
+    beyond = await _list_beyond(lake, base)
+    if len([key for key in beyond if key not in base.missed]) < MOST_BEYOND:
+        return
+    merged = await _merge(lake, base, beyond, folder, since=max(since, base.since))
+    assert merged.path is not None  # noqa: S101 - told to the type checker
+    digest = await asyncio.to_thread(_digest, merged.path)
+    with suppress(ObjectExists):
+        await lake.store.put_new(f"{FOLDER}{now.strftime(_STAMP)}-{digest[:16]}.parquet", merged.path)
+    keys = sorted(stored.key for stored in await lake.store.list(FOLDER))
+    unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT]]
+    await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
+
+
+async def _earliest_open(lake: Lake, now: datetime) -> str:
+    """The time before which no run began that may still add objects, as the names of objects have it."""
+    starts = [await _started_at(lake, run, objects) for run, objects in (await list_journals(lake)).items()]
+    return (min([now, *starts]) - LONGEST_RUN).strftime(_STAMP)
+
+
+async def _started_at(lake: Lake, run_id: str, objects: Sequence[Stored]) -> datetime:
+    """When a run under way or killed began."""
+    with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+        header: dict[str, Any] = json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
+        started_at = datetime.fromisoformat(header["started_at"])
+        if started_at.tzinfo is not None:
+            return started_at
+    return min(stored.modified_at for stored in objects)
+
+
+async def _merge(
+    lake: Lake, base: Checkpoint, keys: Sequence[str], folder: Path, *, since: str = ""
+) -> Checkpoint:
+    """Make one checkpoint of another and of ledger objects; neither need fit into memory."""
+    merged, shapes = base, set(base.shapes)
+    buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
+    if base.path is None:
+        await asyncio.to_thread(buckets.add, await _read_old_digest(lake, STATE))
+    async for tables, found in _read_rows(lake, keys, STATE):
+        shapes |= found
+        await asyncio.to_thread(buckets.add, tables)
+        if buckets.is_full:
+            path = await asyncio.to_thread(buckets.write, {})
+            # Every run names the same conversations again, which need not wait for the end.
+            merged = Checkpoint(path, pq.read_metadata(path).num_rows)
+            buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
+    missed = [key for key in keys if key in lake.damaged]
+    objects = {*base.objects, *keys} - {*missed}
+    covers = {
+        "since": since,
+        "objects": sorted(key for key in objects if key.partition("/")[2] >= since),
+        "missed": sorted(missed),
+        "shapes": sorted(shapes),
+    }
+    return Checkpoint.load(await asyncio.to_thread(buckets.write, {"covers": json.dumps(covers)}))
+
+
+@dataclass(slots=True)
+class _Buckets:
+    """Rows on their way into a checkpoint, in temporary files by a hash of their conversation.
+
+    Attributes:
+        folder: Where the files are, and the checkpoint will be.
+        count: How many buckets.
+        most_added: Rows that are to be merged at a time, beside those of the last checkpoint.
+        added: Rows so far.
+    """
+
+    folder: Path
+    count: int
+    most_added: int
+    added: int = 0
+    _files: dict[int, tuple[Path, pa.OSFile, pa.ipc.RecordBatchFileWriter]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base: Checkpoint, folder: Path) -> _Buckets:
+        """Begin with the rows of a checkpoint, whose file is not needed afterwards."""
+        most_added = max(LEAST_MERGED, base.rows)
+        count = min(MOST_BUCKETS, -(-(base.rows + most_added) // GROUP_ROWS))
+        buckets = cls(folder, count, most_added)
+        buckets.add(base.batches())
+        buckets.added = 0
+        return buckets
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to merge."""
+        return self.added > self.most_added
+
+    def add(self, tables: Iterable[pa.Table]) -> None:
+        """Take rows of `ROWS`."""
+        for table in tables:
+            hashes = np.fromiter(
+                map(hash, table.column("conversation_id").to_pylist()), np.int64, table.num_rows
+            )
+            numbers = hashes % self.count
+            order = np.argsort(numbers, kind="stable")
+            bounds = np.searchsorted(numbers[order], np.arange(self.count + 1))
+            rows = table.take(pa.array(order)).combine_chunks()
+            for number in np.flatnonzero(np.diff(bounds)).tolist():
+                begin, end = bounds[number : number + 2].tolist()
+                self._writer(number).write_table(rows.slice(begin, end - begin))
+            self.added += table.num_rows
+
+    def _writer(self, number: int) -> pa.ipc.RecordBatchFileWriter:
+        if number not in self._files:
+            path = self.folder / f"bucket-{number}"
+            file = pa.OSFile(str(path), "wb")
+            options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+            self._files[number] = path, file, pa.ipc.new_file(file, ROWS, options=options)
+        return self._files[number][2]
+
+    def write(self, metadata: dict[str, str]) -> Path:
+        """Write the last proof of each conversation into a new file, and drop the buckets."""
+        path = self.folder / f"merged-{len([*self.folder.iterdir()])}"
+        write_row_groups(path, self._groups(), ROWS, metadata, _OPTIONS)
+        return path
+
+    def _groups(self) -> Iterator[list[pa.Table]]:
+        held: list[pa.Table] = []
+        for number in sorted(self._files):
+            path, file, writer = self._files.pop(number)
+            writer.close()
+            file.close()
+            held += _latest([_read_bucket(path)])
+            path.unlink()
+            if sum(table.num_rows for table in held) >= GROUP_ROWS:
+                yield [pa.concat_tables(held)]
+                held = []
+        if held:
+            yield [pa.concat_tables(held)]
+
+
+def _read_bucket(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+        return reader.read_all()

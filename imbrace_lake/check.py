@@ -17,25 +17,24 @@ from imbrace_lake.errors import (
     RateLimited,
     SettingsError,
     TokenRejected,
-    UsageError,
     WrongAddress,
 )
 from imbrace_lake.gateway.client import HARMLESS, SHORT_BODY_TRIES, GatewayClient, GatewayOptions
 from imbrace_lake.gateway.models import Counts, Page
 from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.lake.lake import MARKER, open_lake
-from imbrace_lake.lake.ledger import read_ledger
+from imbrace_lake.lake.checkpoint import read_state
+from imbrace_lake.lake.entries import PROVEN
+from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import PREFIX, Settings
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 Verdict = Literal["ok", "note", "wrong", "skipped"]
 
-# Of the lake.
-STEP_SECONDS = 4.0
-ANSWER_SECONDS = 3.0
-# A gateway that takes longer is called slow, and a person who waits longer is told for what.
+# A gateway or a lake that takes longer is called slow; both are waited for as an export would.
 SLOW_SECONDS = 3.0
+# How long the ledgers are read for the longest conversation, without which a run works as well.
+LEDGER_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,41 +256,69 @@ async def _look_at_lake(settings: Settings, options: StoreOptions | None = None)
     missing = _missing(settings, ["lake"])
     if missing:
         return _Look(missing)
-    options = replace(options or StoreOptions(), timeout_seconds=ANSWER_SECONDS)
+    options = options or StoreOptions()
+    began = time.perf_counter()
     try:
-        async with asyncio.timeout(STEP_SECONDS):
+        async with asyncio.timeout(options.timeout_seconds):
             async with open_store(settings.needed("lake"), options) as store:
-                findings = await _look_at_store(store)
-            conversation_id = await _longest_known(settings, options)
+                findings, exists = await _look_at_store(store)
     except TimeoutError:
-        told = f"{settings.lake} sent no answer in {STEP_SECONDS:g} s: check the address and the network"
+        told = (
+            f"{settings.lake} sent no answer in {options.timeout_seconds:g} s, which is as long as an export"
+            " waits: check the address and the network"
+        )
         return _Look([Finding("lake", "wrong", told)])
     except ImbraceLakeError as exc:
         return _Look([Finding("lake", "wrong", str(exc))])
-    return _Look(findings, conversation_id)
+    seconds = time.perf_counter() - began
+    if seconds > SLOW_SECONDS:
+        told = f"{settings.lake} is slow: the first requests took {seconds:.0f} s. Exports wait for it"
+        findings.append(Finding("lake", "note", told))
+    if not exists:
+        return _Look(findings)
+    known = await _look_at_ledgers(settings, options)
+    return _Look([*findings, *known.findings], known.conversation_id)
 
 
-async def _look_at_store(store: Store) -> list[Finding]:
-    exists = await store.head(MARKER) is not None
+async def _look_at_store(store: Store) -> tuple[list[Finding], bool]:
+    exists = await has_lake(store)
     probe = await store.probe()
     state = "holds a lake" if exists else "holds no lake yet; the first export makes it"
     if probe.is_conditional:
         conditions = Finding("conditions", "ok", "of two writers one wins, so runs may overlap")
     else:
         conditions = Finding("conditions", "note", probe.note or "the store ignores conditions")
-    return [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
+    found = [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
+    return found, exists
 
 
-async def _longest_known(settings: Settings, options: StoreOptions) -> str | None:
+async def _look_at_ledgers(settings: Settings, options: StoreOptions) -> _Look:
+    """Count the conversations that the lake knows, and find the longest."""
+    if not settings.organization:
+        return _Look([])
     try:
-        async with open_lake(settings.needed("lake"), now=None, options=options) as lake:
-            columns = ["organization_id", "conversation_id", "status", "server_count"]
-            rows = (await read_ledger(lake, "conversations", columns=columns)).to_pylist()
-    except UsageError:
-        return None
-    counts = {
-        row["conversation_id"]: row["server_count"] or 0
-        for row in rows
-        if row["organization_id"] == settings.organization and row["status"] in ("complete", "unchanged")
-    }
-    return max(counts, key=counts.__getitem__, default=None)
+        async with (
+            asyncio.timeout(LEDGER_SECONDS),
+            open_lake(settings.needed("lake"), now=None, options=options) as lake,
+        ):
+            state = await read_state(lake, settings.organization, ["server_count"])
+    except TimeoutError:
+        told = f"not read to the end in {LEDGER_SECONDS:g} s: large or slow; exports wait for them"
+        return _Look([Finding("ledgers", "skipped", told)])
+    except ImbraceLakeError as exc:
+        return _Look([Finding("ledgers", "wrong", str(exc))])
+    findings = [Finding("ledgers", "ok", _counted(len(state.ids())))]
+    if lake.damaged:
+        told = (
+            f"{len(lake.damaged)} damaged objects, such as {min(lake.damaged)}: exports go on without them,"
+            " and `imbrace-lake verify` says what to do"
+        )
+        findings.append(Finding("ledgers", "note", told))
+    lengths = {one.conversation_id: one.server_count or 0 for one in state.known if one.status in PROVEN}
+    return _Look(findings, max(lengths, key=lengths.__getitem__, default=None))
+
+
+def _counted(conversations: int) -> str:
+    if not conversations:
+        return "the lake has no conversation of this organization yet"
+    return f"the lake knows {conversations:,} conversation{'s' * (conversations != 1)} of this organization"

@@ -337,13 +337,10 @@ async def _read_object(lake: Lake, key: str, columns: Sequence[str] | None) -> p
         if exc.is_transient or not await _can_read(lake):
             raise
         raise DamagedObject(f"{lake.url}/{key} cannot be read: {exc}") from exc
-    if not is_intact(key, body):
-        raise DamagedObject(f"{lake.url}/{key} differs from the hash in its name: restore it from a copy")
     try:
-        schema = LEDGER_SCHEMAS[ledger_of(key) or ""]
-        return _rows_of(body, schema, columns, is_lines=key.endswith(LINES))
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as exc:
-        raise DamagedObject(f"{lake.url}/{key} is not an object of a ledger: remove it") from exc
+        return parse_object(key, body, columns)
+    except ValueError as exc:
+        raise DamagedObject(f"{lake.url}/{key} {exc}: restore it from a copy") from exc
 
 
 async def _can_read(lake: Lake) -> bool:
@@ -352,6 +349,21 @@ async def _can_read(lake: Lake) -> bool:
     except (StoreError, FileNotFoundError):
         return False
     return True
+
+
+def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a ledger object, or some columns of them.
+
+    Raises:
+        ValueError: It is damaged; the message says how, without its name.
+    """
+    if not is_intact(key, body):
+        raise ValueError("differs from the hash in its name")
+    try:
+        schema = LEDGER_SCHEMAS[ledger_of(key) or ""]
+        return _rows_of(body, schema, columns, is_lines=key.endswith(LINES))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as exc:
+        raise ValueError("is not an object of this ledger") from exc
 
 
 def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, is_lines: bool) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import filecmp
 import io
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,23 +19,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.entries import LEDGERS
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
-from imbrace_lake.lake.ledger import is_intact
+from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
+from imbrace_lake.lake.ledger import HEADER, has_hash, parse_object, run_of
 from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.store.opening import Stored
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.told import Told, has_told_nothing
 
 SIDE_BY_SIDE = 16
-# Parts beyond this are read into files.
+# Objects beyond this are read into files.
 LARGE_BYTES = 4 * 2**20
+# Folders of what can be made again from the ledgers.
+DERIVED = ("checkpoints", "state")
 # Folders whose objects have their content's hash in their names.
-HASHED = (*LEDGERS, "journal", "state")
+HASHED = (*LEDGERS, "journal", *DERIVED)
 DAMAGED = "is damaged: restore it from a copy"
 UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
 
-_Body: TypeAlias = bytes | Path | None
+# None for an object that went away, an error for one that cannot be read.
+_Body: TypeAlias = bytes | Path | StoreError | None
 
 
 async def verify_objects(
@@ -53,7 +59,7 @@ async def verify_objects(
     there = {stored.key for stored in objects}
     missing = (told.parts.keys() | told.ledgers) - there
     told.is_whole = told.is_whole and not any(key.startswith("conversations/") for key in missing)
-    found.differences += [Difference(key, "is gone: restore it from a copy") for key in missing]
+    found.differences += [Difference(key, _missing(key)) for key in missing]
     done = 0
     doubtful: list[Stored] = []
     async for stored, body in _bodies(lake, objects):
@@ -81,17 +87,21 @@ async def verify_objects(
 
 
 async def _bodies(lake: Lake, objects: Iterable[Stored]) -> AsyncIterator[tuple[Stored, _Body]]:
-    """Read objects some at a time, large parts into files; None for one that went away meanwhile."""
+    """Read objects some at a time, large ones into files."""
     with TemporaryDirectory(prefix="imbrace-verify-") as folder:
 
         async def read(stored: Stored) -> tuple[Stored, _Body]:
             try:
-                if stored.size_bytes <= LARGE_BYTES or not stored.key.startswith(MESSAGES):
+                if stored.size_bytes <= LARGE_BYTES:
                     return stored, await lake.store.get(stored.key)
                 path = Path(folder, uuid4().hex)
                 await lake.store.fetch(stored.key, path)
             except FileNotFoundError:
                 return stored, None
+            except StoreError as exc:
+                if exc.is_transient:
+                    raise
+                return stored, exc
             return stored, path
 
         waiting: set[asyncio.Task[tuple[Stored, _Body]]] = set()
@@ -119,15 +129,65 @@ def _problem(key: str, body: _Body, told: Told) -> str | None:
     if body is None:
         # A journal that its run has just closed goes away; nothing else does.
         return "is gone: restore it from a copy" if is_part else None
+    if isinstance(body, StoreError):
+        return f"cannot be read: {body}"
     if isinstance(body, bytes) and key == MARKER:
         return None if is_marker(body) else DAMAGED
-    if isinstance(body, bytes) and folder in HASHED:
-        return None if is_intact(key, body) else "differs from the hash in its name: restore it from a copy"
+    if folder in DERIVED:
+        return None if has_hash(key, _sha256(body)) else f"is damaged: {_remedy(key)}"
+    if folder in HASHED:
+        return _ledger_problem(key, body if isinstance(body, bytes) else body.read_bytes())
     if not is_part or _sha256(body) in told.parts.get(key, ()):
         return None
     if key in told.parts and told.is_whole:
         return UNLIKE_LEDGER
     return _unlike_written(body)
+
+
+def _ledger_problem(key: str, body: bytes) -> str | None:
+    """What is wrong with an object of a ledger or a journal, and what to do about it."""
+    if key.endswith(f"/{HEADER}"):
+        return None if _is_json(body) else f"is damaged: {_remedy(key)}"
+    if key.endswith(DAMAGED_SUFFIX):
+        return f"is what is left of a damaged object of a journal: {_remedy(key)}"
+    try:
+        parse_object(key, body)
+    except ValueError as exc:
+        return f"{exc}: {_remedy(key)}"
+    return None
+
+
+def _remedy(key: str) -> str:
+    """What to do about a damaged object of which there may be no copy."""
+    folder, run_id = key.partition("/")[0], run_of(key)
+    if folder in DERIVED:
+        return "delete it, for later runs write a new one"
+    if folder == "journal":
+        return "delete it; what it recorded is read again"
+    if run_id is None:
+        return "remove it, for no run wrote an object of this name"
+    if key.endswith(DAMAGED_SUFFIX):
+        return f"delete it. What run {run_id} missed is not fully known: export its list again"
+    if folder == "runs":
+        return "restore it from a copy. Without a copy, delete it: what that run missed is then not known"
+    lost = (
+        "the replaced versions in it are lost" if folder == "revisions" else "what it recorded is read again"
+    )
+    return f"restore it from a copy. Without a copy, delete it and runs/*-{run_id}-*, which lists it; {lost}"
+
+
+def _missing(key: str) -> str:
+    run_id = run_of(key)
+    if run_id is None:
+        return "is gone: restore it from a copy"
+    return f"is gone: restore it from a copy. Without a copy, delete runs/*-{run_id}-*, which lists it"
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _sha256(body: bytes | Path) -> str:
@@ -153,7 +213,7 @@ async def _is_untold(lake: Lake, key: str, body: _Body, told: Told) -> bool:
     were written, and for this conversation; that the lake knows the run that wrote it, and that this
     run has told of no version; that it is no older than what the ledger tells last.
     """
-    again = None if body is None else await asyncio.to_thread(_write_again, body)
+    again = await asyncio.to_thread(_write_again, body) if isinstance(body, bytes | Path) else None
     if again is None or not again.is_same or again.newest_change is None:
         return False
     says = again.says

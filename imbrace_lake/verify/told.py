@@ -11,10 +11,10 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import StoreError
+from imbrace_lake.errors import DamagedObject, StoreError
 from imbrace_lake.lake.entries import CONVERSATIONS, Ledger
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import JOURNAL, last_of_each, list_ledger, read_objects
+from imbrace_lake.lake.ledger import JOURNAL, last_of_each, ledger_of, list_ledger, read_objects, run_of
 
 READ_AT_A_TIME = 16
 _TIME = CONVERSATIONS.field("finished_at").type
@@ -114,7 +114,7 @@ async def _intact_rows(
 
     async def read(key: str) -> list[pa.Table] | None:
         try:
-            return await read_objects(lake, [key], columns)
+            return await read_objects(lake, [key], columns, is_strict=True)
         except StoreError:
             return None
 
@@ -131,10 +131,14 @@ async def has_told_nothing(lake: Lake, run_id: str, key: str) -> bool:
         stored.key
         for folder in ("conversations/", "runs/")
         for stored in await lake.store.list(folder)
-        if f"-{run_id}-" in stored.key
+        if run_of(stored.key) == run_id
     ]
-    own = [one for one in (*noted, *told) if "conversations/" in one]
-    for rows in await read_objects(lake, own, ["parts"]):
+    own = [one for one in (*noted, *told) if ledger_of(one) == "conversations"]
+    try:
+        tables = await read_objects(lake, own, ["parts"], is_strict=True)
+    except DamagedObject:
+        return False
+    for rows in tables:
         keys = pc.struct_field(pc.list_flatten(rows.column("parts")), "key")
         if pc.any(pc.equal(keys, key)).as_py():
             return False

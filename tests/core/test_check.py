@@ -21,7 +21,8 @@ from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.runs import close_run, open_run
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
-from imbrace_lake.store.contract import Probe
+from imbrace_lake.store.contract import Probe, StoreOptions
+from imbrace_lake.store.local import LocalStore
 from sandbox import Sandbox, SandboxOptions
 from tests.core.certificates import make_certificate
 from tests.core.raw_server import raw_server
@@ -334,6 +335,86 @@ def test_the_longest_conversation_that_the_lake_knows_is_looked_at(box: Sandbox,
 
     assert "(230)" in findings["counts"][0].told
     assert "holds a lake" in findings["lake"][0].told
+    assert findings["ledgers"] == [
+        Finding("ledgers", "ok", "the lake knows 2 conversations of this organization")
+    ]
+
+
+def export_all(settings: Settings, *conversation_ids: str) -> None:
+    async def export() -> None:
+        async with open_run(settings, "earlier") as run:
+            await export_chunk(run, "all", conversation_ids)
+            await close_run(run, {}, Counter())
+
+    asyncio.run(export())
+
+
+def test_a_lake_without_conversations_is_said_to_be_empty(box: Sandbox, tmp_path: Path) -> None:
+    settings = settings_of(box, tmp_path)
+    export_all(settings)
+
+    findings = look(settings)
+
+    assert verdicts(findings)["lake"] == verdicts(findings)["ledgers"] == "ok"
+    assert "no conversation of this organization yet" in findings["ledgers"][0].told
+
+
+def test_a_slow_lake_is_called_slow_and_not_wrong(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "SLOW_SECONDS", 0.2)
+    real = LocalStore.probe
+
+    async def slowly(store: LocalStore) -> Probe:
+        await asyncio.sleep(0.3)
+        return await real(store)
+
+    monkeypatch.setattr(LocalStore, "probe", slowly)
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert [one.verdict for one in findings["lake"]] == ["ok", "note"]
+    assert "is slow" in findings["lake"][1].told
+
+
+def test_ledgers_that_take_too_long_are_skipped_and_not_wrong(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(box, tmp_path)
+    export_all(settings)
+
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(checking, "LEDGER_SECONDS", 0.1)
+    monkeypatch.setattr(checking, "read_state", never)
+
+    findings = look(settings)
+
+    assert verdicts(findings)["lake"] == "ok"
+    assert verdicts(findings)["ledgers"] == "skipped"
+
+
+def test_damaged_ledger_objects_are_noted(box: Sandbox, tmp_path: Path) -> None:
+    settings = settings_of(box, tmp_path)
+    export_all(settings, *box.conversations)
+    damaged = next(tmp_path.glob("conversations/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+
+    findings = look(settings)
+
+    assert [one.verdict for one in findings["ledgers"]] == ["ok", "note"]
+    assert damaged.name in findings["ledgers"][1].told
+
+
+def test_a_lake_that_lost_its_marker_is_wrong(box: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "messages").mkdir()
+    (tmp_path / "messages" / "x").write_text("x")
+
+    findings = look(settings_of(box, tmp_path))
+
+    assert findings["lake"][0].verdict == "wrong"
+    assert "has lost its lake.json" in findings["lake"][0].told
 
 
 def test_a_lake_that_cannot_be_written_is_told(box: Sandbox, tmp_path: Path) -> None:
@@ -347,7 +428,7 @@ def test_a_lake_that_cannot_be_written_is_told(box: Sandbox, tmp_path: Path) -> 
 
 
 def test_a_store_that_never_answers_is_told_in_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "STEP_SECONDS", 0.3)
+    monkeypatch.setattr(checking, "StoreOptions", lambda: StoreOptions(timeout_seconds=0.3))
 
     class Stalled:
         async def __aenter__(self) -> None:

@@ -175,7 +175,7 @@ def test_a_part_that_a_killed_run_left_is_counted_and_no_difference(bench: Bench
         if path.name not in before:
             path.unlink()
     shutil.rmtree(Path(bench.lake, "runs"))
-    shutil.rmtree(Path(bench.lake, "state"))
+    shutil.rmtree(Path(bench.lake, "checkpoints"))
 
     found = bench.verify()
 

@@ -1,0 +1,27 @@
+"""What commands read of the ledgers does not grow with the lake's age."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ledger import COMMANDS, MOST_OBJECTS, make_lake, measure
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ledger") / "lake"
+    make_lake(folder, runs=300, conversations=20)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_after_300_runs_a_command_reads_30_ledger_objects_at_most(lake: Path, command: str) -> None:
+    assert 0 < measure(command, lake).objects <= MOST_OBJECTS
+
+
+def test_idle_runs_one_after_the_other_read_30_ledger_objects_at_most_each(lake: Path) -> None:
+    costs = [measure("idle run", lake).objects for _ in range(12)]
+
+    assert max(costs) <= MOST_OBJECTS

@@ -163,21 +163,20 @@ def _written(
 def explain(exc: OSError, url: str) -> StoreError:
     """Put into one sentence why a local disk refused."""
     reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
+    # Of a link or a rename the second name is the object's.
+    place = exc.filename2 or exc.filename or url
     match exc.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
         case errno.EACCES | errno.EPERM:
-            place = exc.filename or url
             return StoreError(
                 f"this user may not read and write {place} ({reason}): change its owner or mode"
             )
         case errno.EROFS:
             return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
         case errno.ENOTDIR | errno.EEXIST:
-            place = exc.filename or url
             return StoreError(f"{place} is a file where the lake needs a folder: choose another place")
         case errno.ELOOP | errno.ENXIO:
-            place = exc.filename or url
             return StoreError(f"{place} is not a regular file or folder ({reason}): remove it")
         case errno.ENOLCK | errno.EOPNOTSUPP:
             return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")

@@ -169,3 +169,35 @@ def test_freshness_needs_an_organization(run: Run) -> None:
 
     assert result.code == 2
     assert "use --organization, or set IMBRACE_ORGANIZATION" in result.err
+
+
+@pytest.mark.usefixtures("bench", "alone")
+@pytest.mark.parametrize("command", ["verify", "new-key"])
+def test_a_lake_that_lost_its_marker_gets_a_new_one_only_by_new_key(
+    run: Run, bench: Bench, command: str
+) -> None:
+    marker = Path(bench.lake, "lake.json")
+    kept = marker.read_bytes()
+    marker.unlink()
+
+    result = run(command)
+
+    if command == "verify":
+        assert (result.code, marker.exists()) == (1, False)
+        assert result.err.count("\n") == 1
+        assert "has lost its lake.json" in result.err
+    else:
+        assert (result.code, marker.exists()) == (0, True)
+        assert marker.read_bytes() != kept
+        assert run("verify").code == 0
+
+
+@pytest.mark.usefixtures("bench", "alone")
+def test_a_damaged_ledger_object_is_a_line_that_says_what_to_do(run: Run, bench: Bench) -> None:
+    damaged = damage(next(Path(bench.lake).glob("conversations/*")))
+
+    result = run("verify")
+
+    assert result.code == 3
+    assert result.out.startswith(f"conversations/{damaged}: differs from the hash in its name: restore it")
+    assert "Without a copy, delete it and runs/*-" in result.out

@@ -165,6 +165,14 @@ def test_a_listing_is_flat_sorted_fresh_and_complete_beyond_a_page(lake: OpenSto
             )
             assert len(await other.list("")) == len(keys) + 2
 
+            after = sorted(keys)[500]
+            assert [one.key for one in await other.list("messages/", start_after=after)] == sorted(keys)[501:]
+            assert len(await other.list("messages/", most=1)) == 1
+            few = [one.key for one in await other.list("messages/", start_after=after, most=3)]
+            assert len(few) == 3
+            assert {*few} <= {*sorted(keys)[501:]}
+            assert await other.list("nothing/", most=1) == []
+
     asyncio.run(fill_and_list())
 
 

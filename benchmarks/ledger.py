@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 import tempfile
 import time
 from collections import Counter
@@ -26,9 +25,11 @@ from uuid import UUID
 import pyarrow as pa
 from pydantic import SecretStr
 
+from benchmarks.account import most_memory_bytes
 from benchmarks.surroundings import machine
 from imbrace_lake.check import check_lake
 from imbrace_lake.export.export_run import utc_now
+from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.runs import close_run, open_run
 from imbrace_lake.lake.checkpoint import FOLDER, MOST_BEYOND, write_checkpoint
 from imbrace_lake.lake.entries import (
@@ -41,7 +42,7 @@ from imbrace_lake.lake.entries import (
     run_row,
 )
 from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.known import find_run, read_dead_letters, read_every_id
+from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.settings import Settings
@@ -174,10 +175,9 @@ async def _idle_run(settings: Settings) -> None:
 async def _rerun(settings: Settings) -> None:
     async with _lake(settings) as lake:
         runs = len(await lake.store.list("runs/"))
-        await find_run(lake, run_id_of(runs // 2))
-        ids, _ = await read_dead_letters(lake, run_id_of(runs // 2))
-        if len(ids) != FAILED:
-            raise AssertionError(f"{len(ids)} dead letters")
+        missed = await read_missed(lake, run_id_of(runs // 2), utc_now(), tolerated_unreadable=0.0)
+        if len(missed.conversation_ids) != FAILED:
+            raise AssertionError(f"{len(missed.conversation_ids)} dead letters")
 
 
 async def _check(settings: Settings) -> None:
@@ -225,7 +225,7 @@ def measure(name: str, folder: Path) -> Cost:
         began = time.perf_counter()
         asyncio.run({**COMMANDS, **REBUILD}[name](settings))
         cost.seconds = time.perf_counter() - began
-    cost.memory_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost.memory_bytes = most_memory_bytes()
     return cost
 
 

@@ -23,7 +23,15 @@ from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.entries import LEDGERS
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
-from imbrace_lake.lake.ledger import HEADER, has_hash, parse_object, run_of
+from imbrace_lake.lake.ledger import (
+    FOUND,
+    HEADER,
+    has_hash,
+    is_intact,
+    ledger_of,
+    parse_object,
+    run_of,
+)
 from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.store.opening import Stored
 from imbrace_lake.verify.findings import Difference, Verification
@@ -150,6 +158,8 @@ def _ledger_problem(key: str, body: bytes) -> str | None:
         return None if _is_json(body) else f"is damaged: {_remedy(key)}"
     if key.endswith(DAMAGED_SUFFIX):
         return f"is what is left of a damaged object of a journal: {_remedy(key)}"
+    if ledger_of(key) == FOUND and is_intact(key, body):
+        return None
     try:
         parse_object(key, body)
     except ValueError as exc:

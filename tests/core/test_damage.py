@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import DamagedObject, StoreError, UsageError
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import PHONES, RunTotals
 from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.known import read_dead_letters, read_every_id
+from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import HEADER, Journal, read_run
 from imbrace_lake.store.disk import Disk
@@ -295,8 +296,8 @@ def test_a_damaged_journal_of_a_killed_run_ends_no_later_run_and_a_rerun_of_it_d
     assert key in named
     assert bench.differences() == {}
     assert not Path(bench.lake, "journal", "killed").exists()
-    with pytest.raises(DamagedObject, match="what run killed did not export is not known"):
-        bench.look(lambda lake: read_dead_letters(lake, "killed"))
+    with pytest.raises(DamagedObject, match="what run killed missed is not known"):
+        dead_letters(Path(bench.lake), "killed")
     (left,) = (one for one in bench.verify().differences if one.name.endswith(".damaged"))
     assert "export its list again" in left.problem
     Path(bench.lake, left.name).unlink()
@@ -353,7 +354,8 @@ def failed_run(tmp_path: Path) -> Path:
 def dead_letters(lake: Path, run_id: str) -> tuple[list[str], list[str]]:
     async def read() -> tuple[list[str], list[str]]:
         async with open_lake(str(lake), now=None) as opened:
-            return await read_dead_letters(opened, run_id)
+            missed = await read_missed(opened, run_id, utc_now(), tolerated_unreadable=0.0)
+            return missed.conversation_ids, missed.phones
 
     return asyncio.run(read())
 

@@ -53,8 +53,10 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     try:
         runs = (await read_run(lake, "runs", run_id, is_strict=True)).to_pylist()
         await _check_complete(lake, runs)
-        conversations = await read_run(lake, "conversations", run_id, is_strict=True)
-        phones = await read_run(lake, "phones", run_id, is_strict=True)
+        columns = ["conversation_id", "is_dead_letter", "finished_at"]
+        conversations = await read_run(lake, "conversations", run_id, columns, is_strict=True)
+        columns = ["position", "phone", "status", "resolved_at"]
+        phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
             f"what run {run_id} missed is not known, because {exc}. Without a copy, export its whole list"

@@ -434,7 +434,14 @@ async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | No
     return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
 
 
-async def read_run(lake: Lake, ledger: Ledger, run_id: str, *, is_strict: bool = False) -> pa.Table:
+async def read_run(
+    lake: Lake,
+    ledger: Ledger,
+    run_id: str,
+    columns: Sequence[str] | None = None,
+    *,
+    is_strict: bool = False,
+) -> pa.Table:
     """The rows that one run has in a ledger, be it under way, killed or ended.
 
     The names of the objects tell which are the run's, so no others are read.
@@ -445,10 +452,10 @@ async def read_run(lake: Lake, ledger: Ledger, run_id: str, *, is_strict: bool =
     journals = await list_journals(lake)
     noted = [stored.key for stored in journals.get(run_id, ()) if ledger_of(stored.key) == ledger]
     # Before the ledger is listed: what is closed meanwhile is then seen twice, never not at all.
-    tables = await read_objects(lake, noted, is_strict=is_strict)
+    tables = await read_objects(lake, noted, columns, is_strict=is_strict)
     keys = [stored.key for stored in await lake.store.list(f"{ledger}/") if run_of(stored.key) == run_id]
-    tables += await read_objects(lake, keys, is_strict=is_strict)
-    return pa.concat_tables([empty_ledger(ledger), *tables])
+    tables += await read_objects(lake, keys, columns, is_strict=is_strict)
+    return pa.concat_tables([empty_ledger(ledger, columns), *tables])
 
 
 async def knows_run(lake: Lake, run_id: str) -> bool:

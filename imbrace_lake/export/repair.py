@@ -18,6 +18,7 @@ import pyarrow as pa
 from imbrace_lake.errors import ObjectChanged, StoreUnavailable
 from imbrace_lake.export.resume import pulse
 from imbrace_lake.export.runs import versions
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import WINDOW, ConversationEntry, PartEntry, RunTotals
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.known import Entries
@@ -27,7 +28,6 @@ from imbrace_lake.lake.publish import somewhere
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.rows import Collector
 from imbrace_lake.lake.schema import as_written_today
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.store.contract import Made
 from imbrace_lake.store.lock import alone
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from imbrace_lake.export.chunk import chunk_size, export_chunk
 from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.gateway.opening import open_gateway
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 
@@ -25,7 +27,11 @@ PREFECTS = ("fastapi", "prefect.flow_engine", "prefect.task_engine")
 async def run_core(job: Job) -> str:
     """Do what the flow does, without an orchestrator; return how the run ended."""
     numbers = read_phone_list(job.phones)
-    async with open_run(load_settings(), str(uuid4())) as run:
+    settings = load_settings()
+    async with (
+        open_gateway(settings.gateway_options(), settings.gate(), nullcontext()) as gateway,
+        open_run(settings, gateway, str(uuid4())) as run,
+    ):
         recording = Recording(
             run.run_id, run.organization_id, run.lake.phone_key, is_masked=False, resolved_at=run.started_at
         )

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -31,6 +31,7 @@ from imbrace_lake.check import check_lake
 from imbrace_lake.export.export_run import utc_now
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.gateway.opening import open_gateway
 from imbrace_lake.lake.checkpoint import FOLDER, MOST_BEYOND, write_checkpoint
 from imbrace_lake.lake.entries import (
     LEDGERS,
@@ -163,7 +164,11 @@ def _of_run(table: pa.Table, run_id: str, **times: datetime) -> pa.Table:
 
 async def _idle_run(settings: Settings) -> None:
     """Do what a run does with the ledgers that finds every conversation unchanged."""
-    async with open_run(settings, str(UUID(int=2**100 + time.time_ns()))) as run:
+    run_id = str(UUID(int=2**100 + time.time_ns()))
+    async with (
+        open_gateway(settings.gateway_options(), settings.gate(), nullcontext()) as gateway,
+        open_run(settings, gateway, run_id) as run,
+    ):
         await run.learn("everything")
         ids = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
         for start in range(0, len(ids), OBJECT_ROWS):

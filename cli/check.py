@@ -66,9 +66,18 @@ def check(
 
 
 def _look(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
+    from cli.gateway import own_gateway, shared_gateway
+    from cli.prefect_session import ServerUnavailable
     from imbrace_lake import check as core
 
-    return [*asyncio.run(core.check(settings, phone, say)), *_versions()]
+    # First, because to share its budget makes the local server the one that is configured.
+    versions = _versions()
+    try:
+        open_gateway = shared_gateway(settings)
+    except ServerUnavailable:
+        # A finding of its own. A few requests can be spared without knowing the limit.
+        open_gateway = own_gateway(settings)
+    return [*asyncio.run(core.check(settings, open_gateway, phone, say)), *versions]
 
 
 def _versions() -> list[Finding]:

@@ -31,6 +31,7 @@ from cli.server_files import (
     ServerState,
     is_locked,
     prefect_version,
+    private,
     read_state,
     wait_for_lock,
 )
@@ -155,9 +156,10 @@ def _make_files(home: Path | None) -> ServerFiles:
     files = _files(home)
     with _writable(files):
         # What runs were asked for is in the server's database, so the folder is its owner's alone.
-        files.directory.parent.mkdir(parents=True, exist_ok=True)
+        files.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.directory.mkdir(mode=0o700, exist_ok=True)
-        files.lease.touch()
+        files.directory.chmod(0o700)
+        files.lease.touch(0o600)
         # Asked for the exception: a folder on a network may know no locks.
         is_locked(files.lease)
     return files
@@ -226,7 +228,7 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
         files.log.replace(files.log.with_suffix(".log.1"))
     earlier_bytes = files.log.stat().st_size if files.log.exists() else 0
     try:
-        with files.log.open("ab") as log:
+        with open(files.log, "ab", opener=private) as log:
             command = [sys.executable, "-m", "cli.server_supervisor", "supervise"]
             subprocess.run(  # noqa: S603  (our own module, no shell)
                 [*command, str(files.directory), str(idle_seconds)],
@@ -235,6 +237,8 @@ def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None])
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # The database of the server, too.
+                umask=0o077,
                 # Its own session, or Ctrl-C and the end of the terminal would end the server too.
                 start_new_session=True,
                 check=False,

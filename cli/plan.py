@@ -66,13 +66,18 @@ def plan(
 
 
 def _made(settings: Settings, given: PhoneList) -> Plan:
+    from cli.gateway import shared_gateway
     from cli.terminal import is_watched, to_user
     from imbrace_lake.export.plan import make_plan
 
+    async def make() -> Plan:
+        async with shared_gateway(settings)(settings.gateway_options()) as gateway:
+            return await make_plan(settings, gateway, given)
+
     if not is_watched():
-        return asyncio.run(make_plan(settings, given))
+        return asyncio.run(make())
     with to_user().status("asking the gateway"):
-        return asyncio.run(make_plan(settings, given))
+        return asyncio.run(make())
 
 
 def _show(found: Plan, settings: Settings) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -83,9 +84,14 @@ def read_state(path: Path) -> ServerState | None:
         return None
 
 
+def private(path: str, flags: int) -> int:
+    """Open a file for `open`, readable by its owner only if it is new."""
+    return os.open(path, flags, 0o600)
+
+
 def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
     """Lock a file without waiting; the lock lasts until the file is closed or the process has ended."""
-    file = path.open("a", encoding="utf-8")
+    file = open(path, "a", encoding="utf-8", opener=private)  # noqa: SIM115
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

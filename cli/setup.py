@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
-from cli.terminal import show
+from cli.terminal import complain, show
 from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
+    from deployments.setup import Outcome
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -46,11 +48,18 @@ def setup(
     queue: Annotated[
         str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_QUEUE", help="Its work queue.")
     ] = "default",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Save also what does not work from here, but may from the workers."),
+    ] = False,
 ) -> None:
     """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
 
     Makes blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
     for runs whose worker dies. A second call changes only what differs.
+
+    Token, organization, gateway, lake and list are tried first. If one of them does not work, nothing is
+    saved. Exit code 1 if anything is wrong.
     """
     import httpx
 
@@ -66,16 +75,32 @@ def setup(
         )
     settings = load_settings(organization=organization, lake=lake, gateway=gateway)
     _check(settings, phones, pool, queue)
+    if phones is not None and "://" not in phones:
+        # A run works in a folder of its own.
+        phones = str(Path(phones).expanduser().absolute())
     try:
         # Prefect itself would say it in a traceback.
         ask_server(api_url).raise_for_status()
         prepare_client(api_url)
         from deployments.setup import Wishes, set_up
 
-        done = asyncio.run(set_up(Wishes(settings, pool, queue, phones, requests_per_second)))
+        wishes = Wishes(settings, pool, queue, phones, requests_per_second, is_forced=force)
+        outcome = asyncio.run(set_up(wishes))
     except httpx.HTTPError as exc:
         raise unanswered(exc, api_url) from exc
-    show(*done, "", "Next: prefect deploy --all")
+    show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in outcome.findings))
+    if outcome.done:
+        show("", *outcome.done, "", "Next: prefect deploy --all")
+    if outcome.wrong:
+        complain(_verdict(outcome))
+        raise typer.Exit(1)
+
+
+def _verdict(outcome: Outcome) -> str:
+    wrong = " and ".join(dict.fromkeys(finding.name for finding in outcome.wrong))
+    if outcome.done:
+        return f"saved as --force demands, although something is wrong: {wrong}"
+    return f"nothing was saved, because something is wrong: {wrong}; --force saves it nevertheless"
 
 
 def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> None:

@@ -98,6 +98,8 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
             ("time", f"{totals.seconds:,.1f} s"),
             *rows,
         ]
+    if summary.token_warning:
+        rows.append(("token", summary.token_warning))
     return [f"  {name:<15}{value}" for name, value in rows]
 
 

@@ -67,7 +67,7 @@ def verify(
 async def _look(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:
     from functools import partial
 
-    from imbrace_lake.gateway.client import GatewayClient
+    from cli.gateway import shared_gateway
     from imbrace_lake.lake.checkpoint import read_known
     from imbrace_lake.lake.lake import open_lake
     from imbrace_lake.verify.counts import verify_counts
@@ -77,7 +77,7 @@ async def _look(settings: Settings, is_counting: bool, show_progress: ShowProgre
         found = await verify_objects(lake, partial(show_progress, "objects"))
         if is_counting:
             known = await read_known(lake, settings.needed("organization"))
-            async with GatewayClient(settings.gateway_options(), settings.gate()) as gateway:
+            async with shared_gateway(settings)(settings.gateway_options()) as gateway:
                 await verify_counts(
                     gateway,
                     known,

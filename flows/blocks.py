@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from pydantic import Field, HttpUrl, SecretStr
 from flows.deployed import is_deployed
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.settings import PRODUCTION, Settings, load_settings
+from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
 from imbrace_lake.store.opening import StoreOptions
+from tasks.budget import open_gateway
 
 # Prefect's client takes no data URL; where the web cannot be reached the UI shows no icon.
 _ICONS = "https://cdn.jsdelivr.net/npm/lucide-static@0.460.0/icons"
@@ -37,16 +39,35 @@ class ImbraceCredentials(Block):
     token: SecretStr = Field(
         min_length=1, title="Token", description="The organization's API token, `api_…`."
     )
+    expires_at: Expiry | None = Field(
+        None,
+        title="Token expires on",
+        description="The day on which the token expires, if it does. Runs warn from two weeks before.",
+    )
     gateway: str = Field(
         PRODUCTION,
         title="Gateway",
         description="Production, unless you give the address of another environment, with its `/3rd`.",
     )
 
+    async def findings(self) -> list[Finding]:
+        """Ask the gateway with the token, within the budget of all runs."""
+        settings = self.settings()
+        return await check_gateway(settings, partial(open_gateway, settings))
+
     def check(self) -> str:
-        """Ask the gateway with the token; one sentence on what was found, or on what to mend."""
-        settings = load_settings(organization=self.organization, token=self.token, gateway=self.gateway)
-        return _told(asyncio.run(check_gateway(settings)))
+        """Ask the gateway with the token; one sentence on what was found, or on what to fix."""
+        return _told(asyncio.run(self.findings()))
+
+    def settings(self, **given: Any) -> Settings:
+        """The machine's settings with what this block says of the token; `given` are further ones.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        values = {"organization": self.organization, "token": self.token, "gateway": self.gateway}
+        # The day that the machine's settings give is that of another token.
+        return load_settings(**given | values).model_copy(update={"token_expires": self.expires_at})
 
 
 class ConversationLake(Block):
@@ -84,9 +105,13 @@ class ConversationLake(Block):
             path_style=self.path_style,
         )
 
+    async def findings(self) -> list[Finding]:
+        """Write, read and delete a small object."""
+        return await check_lake(load_settings(lake=self.url), self.options())
+
     def check(self) -> str:
-        """Write, read and delete a small object; one sentence on what was found, or on what to mend."""
-        return _told(asyncio.run(check_lake(load_settings(lake=self.url), self.options())))
+        """Write, read and delete a small object; one sentence on what was found, or on what to fix."""
+        return _told(asyncio.run(self.findings()))
 
 
 def _told(findings: Sequence[Finding]) -> str:
@@ -127,11 +152,9 @@ def connect(
     Raises:
         SettingsError: A value cannot be used, or the lake of a deployment is a relative folder.
     """
-    if credentials is not None:
-        given |= {name: getattr(credentials, name) for name in ("organization", "token", "gateway")}
     if lake is not None:
         given["lake"] = lake.url
-    settings = load_settings(**given)
+    settings = load_settings(**given) if credentials is None else credentials.settings(**given)
     # A worker runs each flow in a temporary directory, where a lake would be lost.
     if is_deployed() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import date, timedelta
 from hashlib import sha256
 
 from prefect.events import emit_event
@@ -24,6 +24,7 @@ EXPORT_COMPLETED = "imbrace.export.completed"
 CONVERSATION_INCOMPLETE = "imbrace.conversation.incomplete"
 SCHEMA_DRIFT = "imbrace.schema.drift"
 LAKE_STALE = "imbrace.lake.stale"
+TOKEN_EXPIRING = "imbrace.token.expiring"  # noqa: S105 - the name of an event
 MOST_CONVERSATIONS = 100
 
 
@@ -79,6 +80,15 @@ def emit_stale(lake: str, organization: str, ages: Sequence[Freshness], limit: t
             "never_proven": sum(one.age is None for one in ages),
             "oldest_hours": None if oldest is None else round(oldest / timedelta(hours=1), 1),
         },
+    )
+
+
+def emit_token_expiring(organization: str, expires: date, warning: str) -> None:
+    """Say that the token of an organization expires within two weeks, or has expired."""
+    emit_event(
+        TOKEN_EXPIRING,
+        resource={"prefect.resource.id": f"imbrace.organization.{organization}"},
+        payload={"organization": organization, "expires": expires.isoformat(), "warning": warning},
     )
 
 

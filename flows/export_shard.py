@@ -22,7 +22,7 @@ from imbrace_lake.export.runs import RunSummary, close_run, open_run
 from imbrace_lake.export.shards import Manifest, read_manifest
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.settings import Settings
-from tasks.budget import shared_budget
+from tasks.budget import open_gateway
 
 
 @flow(
@@ -64,10 +64,10 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
     async with (
         # A run that was killed while it was cancelled has told none of its shards.
         cancelled_with(manifest.run_id, StateType.FAILED),
+        open_gateway(settings) as gateway,
         open_run(
-            settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
+            settings, gateway, str(flow_run.id), progress=observer.progress, store_options=connection.store
         ) as run,
-        shared_budget(run.gateway.gate, settings),
     ):
         run.window, run.policy, run.drift = manifest.window, manifest.policy, manifest.drift
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)

@@ -28,6 +28,7 @@ from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait
 from flows.blocks import Connection
 from flows.cancelling import RunCancelled, cancelled_with, is_cancelling
 from flows.events import emit_run_events
+from flows.expiry import warn_of_expiry
 from flows.input_report import publish_input
 from flows.observer import Observer, current_observer
 from flows.params import ReadParams
@@ -51,7 +52,7 @@ from imbrace_lake.phones.report import ListReport
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
 from tasks.assets import record_tables
-from tasks.budget import shared_budget
+from tasks.budget import open_gateway
 from tasks.export import export_conversations_chunk
 from tasks.resolve import resolve_phones
 from tasks.retry import is_transient
@@ -134,16 +135,17 @@ async def read_conversations(
         Declined: With `ask_first`, the answer was no.
     """
     settings = connection.settings
+    token_warning = warn_of_expiry(settings)
     await check_can_shard(settings)
     given = await _find(selection, connection)
     await publish_input(given.report)
     if ask_first:
         await _ask(selection, connection, given)
     async with (
+        open_gateway(settings) as gateway,
         open_run(
-            settings, str(flow_run.id), progress=observer.progress, store_options=connection.store
+            settings, gateway, str(flow_run.id), progress=observer.progress, store_options=connection.store
         ) as run,
-        shared_budget(run.gateway.gate, settings),
     ):
         run.window = selection.window
         run.drift = params.drift
@@ -154,6 +156,7 @@ async def read_conversations(
             job.begin_rerun(given.missed)
         failure, is_cancelled = await attempted(job.read(observer), run.progress)
         observer.summary = summary = await job.close(failure, is_cancelled=is_cancelled)
+        summary.token_warning = token_warning
         await publish(summary, run)
         if is_cancelled:
             raise asyncio.CancelledError
@@ -365,15 +368,14 @@ async def _ask(selection: Selection, connection: Connection, given: _Given) -> N
     plan = None
     if not is_asked():
         settings = connection.settings
-        gate = settings.gate()
-        async with shared_budget(gate, settings):
+        async with open_gateway(settings) as gateway:
             plan = await make_plan(
                 settings,
+                gateway,
                 given.numbers,
                 given.ids,
                 is_everything=selection.is_everything,
                 is_whole=settings.rewalk_days == 0,
-                gate=gate,
                 store_options=connection.store,
             )
         await publish_plan(plan)

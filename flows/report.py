@@ -102,6 +102,7 @@ def summary_markdown(summary: RunSummary) -> str:
         "",
         sentence(summary),
         "",
+        *([f"⏳ {summary.token_warning}", ""] if summary.token_warning else []),
         "| phone numbers | |",
         "|---|--:|",
         *_rows(phones, ("resolved", "none", "invalid", "duplicate", "error")),

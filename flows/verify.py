@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed
 
 from flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from flows.events import emit_stale
+from flows.expiry import warn_of_expiry
 from flows.params import VerifyParams
 from flows.pipeline import raise_bug, retrying
 from flows.report import publish_verification
@@ -58,6 +59,7 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
         results: list[Verification] = []
         states = [await retrying(verify_lake_objects, settings)(lake, results, return_state=True)]
         if params.counts:
+            warn_of_expiry(settings)
             counting = retrying(verify_lake_counts, settings)
             states.append(await counting(lake, settings, results, return_state=True))
         for state in states:

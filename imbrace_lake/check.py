@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Literal
 
 from imbrace_lake.errors import (
@@ -21,16 +22,23 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.gateway.client import HARMLESS, SHORT_BODY_TRIES, GatewayClient, GatewayOptions
 from imbrace_lake.gateway.models import Counts, Page
-from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.opening import OpenGateway
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import PROVEN
 from imbrace_lake.lake.lake import has_lake, open_lake
+from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber
-from imbrace_lake.settings import PREFIX, Settings
+from imbrace_lake.settings import PREFIX, Settings, expiry_warning
 from imbrace_lake.store.opening import Store, StoreOptions, open_store
 
 Verdict = Literal["ok", "note", "wrong", "skipped"]
 
+# Other runs give a share of a limit away within two rounds; a limit of 0 gives none to anybody.
+TURN_SECONDS = 60.0
+NO_TURN = (
+    f"not asked, because the limit of requests that all runs share left none for {TURN_SECONDS:g} s: look"
+    " whether it is 0"
+)
 # A gateway or a lake that takes longer is called slow; both are waited for as an export would.
 SLOW_SECONDS = 3.0
 # How long the ledgers are read for the longest conversation, without which a run works as well.
@@ -61,30 +69,51 @@ class _Look:
 
 
 async def check(
-    settings: Settings, phone: PhoneNumber | None = None, say: Callable[[str], object] = lambda _: None
+    settings: Settings,
+    open_gateway: OpenGateway,
+    phone: PhoneNumber | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> list[Finding]:
     """Look at the settings, then at gateway and lake side by side, then at a conversation.
 
     Args:
         settings: What a run would have; what is missing is a finding.
+        open_gateway: Opens a client within the budget of a run; its requests wait for their turn.
         phone: A number with a conversation, to see pages and counts; else the longest that the lake knows.
         say: Called with a sentence when the gateway takes long.
     """
     findings = _missing(settings, ("token", "organization"))
     options = _options(settings, findings)
-    gateway, lake = await asyncio.gather(_look_at_gateway(options, phone, say), _look_at_lake(settings))
+    gateway, lake = await asyncio.gather(
+        _look_at_gateway(options, open_gateway, phone, say), _look_at_lake(settings)
+    )
     findings += gateway.findings
     conversation_id = gateway.conversation_id or lake.conversation_id
     if options is not None and all(one.verdict != "wrong" for one in gateway.findings):
-        findings += await _look_at_messages(options, settings.page_size, conversation_id, say)
-    return findings + lake.findings
+        findings += await _look_at_messages(options, open_gateway, settings.page_size, conversation_id, say)
+    return findings + _look_at_expiry(settings) + lake.findings
 
 
-async def check_gateway(settings: Settings) -> list[Finding]:
+async def check_gateway(settings: Settings, open_gateway: OpenGateway) -> list[Finding]:
     """Look at gateway, token and organization only."""
     findings = _missing(settings, ("token", "organization"))
     options = _options(settings, findings)
-    return findings if options is None else (await _look_at_gateway(options, None)).findings
+    if options is None:
+        return findings
+    return (await _look_at_gateway(options, open_gateway, None)).findings + _look_at_expiry(settings)
+
+
+async def check_list(address: str, settings: Settings) -> Finding:
+    """Read a list of phone numbers, and count them."""
+    schemes = settings.schemes()
+    try:
+        found = await asyncio.to_thread(read_phone_list, address, region=settings.region, schemes=schemes)
+    except ImbraceLakeError as exc:
+        return Finding("list", "wrong", str(exc))
+    if not found.valid:
+        return Finding("list", "wrong", f"{found.report.source} holds no phone number: give another list")
+    invalid = f", {found.invalid:,} entries that are not" if found.invalid else ""
+    return Finding("list", "ok", f"{found.valid:,} phone numbers in {found.report.source}{invalid}")
 
 
 async def check_lake(settings: Settings, options: StoreOptions | None = None) -> list[Finding]:
@@ -119,18 +148,42 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
     )
 
 
+def _look_at_expiry(settings: Settings) -> list[Finding]:
+    """Whether the token expires soon, as far as the settings say."""
+    if settings.token is None or settings.token_expires is None:
+        return []
+    today = datetime.now(UTC).date()
+    warning = expiry_warning(settings.token_expires, today)
+    if warning is None:
+        return [Finding("token expiry", "ok", f"the token expires on {settings.token_expires}")]
+    return [Finding("token expiry", "wrong" if settings.token_expires < today else "note", warning)]
+
+
 # -- the gateway ----------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _gateway(options: GatewayOptions, say: Callable[[str], object]) -> AsyncIterator[GatewayClient]:
-    """A client whose user is told when it takes long."""
+async def _patiently(
+    options: GatewayOptions, open_gateway: OpenGateway, say: Callable[[str], object]
+) -> AsyncIterator[GatewayClient]:
+    """Open a client, and say what takes long.
 
-    async def watch() -> None:
-        await asyncio.sleep(SLOW_SECONDS)
-        say(f"waiting for {options.url}, as an export would: up to {options.timeout_seconds:g} s an answer")
+    Raises:
+        TimeoutError: The shared limit left no request to it for TURN_SECONDS.
+    """
+    async with open_gateway(options) as gateway, asyncio.timeout(None) as deadline:
 
-    async with GatewayClient(options, Gate()) as gateway:
+        async def watch() -> None:
+            await asyncio.sleep(SLOW_SECONDS)
+            if gateway.traffic.requests:
+                seconds = f"{options.timeout_seconds:g} s"
+                say(f"waiting for {options.url}, as an export would: up to {seconds} an answer")
+            else:
+                say("waiting for a turn within the limit of requests that all runs share")
+                await asyncio.sleep(TURN_SECONDS - SLOW_SECONDS)
+                if not gateway.traffic.requests:
+                    deadline.reschedule(asyncio.get_running_loop().time())
+
         watching = asyncio.create_task(watch())
         try:
             yield gateway
@@ -139,21 +192,26 @@ async def _gateway(options: GatewayOptions, say: Callable[[str], object]) -> Asy
 
 
 async def _look_at_gateway(
-    options: GatewayOptions | None, phone: PhoneNumber | None, say: Callable[[str], object] = lambda _: None
+    options: GatewayOptions | None,
+    open_gateway: OpenGateway,
+    phone: PhoneNumber | None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> _Look:
     if options is None:
         return _Look([Finding("gateway", "skipped", "not asked, because settings are missing")])
     began = time.perf_counter()
     try:
-        async with _gateway(options, say) as gateway:
+        async with _patiently(options, open_gateway, say) as gateway:
             links = await gateway.get_links([phone or HARMLESS])
             seconds = time.perf_counter() - began
+    except TimeoutError:
+        return _Look([Finding("gateway", "wrong", NO_TURN)])
     except SettingsError as exc:
         return _Look([Finding("gateway", "wrong", str(exc))])
     except GatewayError as exc:
         return _Look(_refused(options, exc))
     findings = [
-        _answered(options.url, seconds),
+        _answered(options.url, seconds, is_limited=gateway.gate.per_second is not None),
         Finding("token", "ok", "accepted"),
         Finding("organization", "ok", f"{options.organization} is the token's"),
     ]
@@ -165,10 +223,13 @@ async def _look_at_gateway(
     return _Look(findings, next((link.conversation_id for link in links.links), None))
 
 
-def _answered(url: str, seconds: float) -> Finding:
+def _answered(url: str, seconds: float, *, is_limited: bool) -> Finding:
     told = f"{url} answers after {1_000 * seconds:,.0f} ms"
     if seconds < SLOW_SECONDS:
         return Finding("gateway", "ok", told)
+    if is_limited:
+        # Other runs may have used up the limit for as long.
+        return Finding("gateway", "ok", f"{told}, the wait for its turn within the limit included")
     return Finding("gateway", "note", f"{told}: slow, so exports take long")
 
 
@@ -196,6 +257,7 @@ def _refused(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
 
 async def _look_at_messages(
     options: GatewayOptions,
+    open_gateway: OpenGateway,
     page_size: int,
     conversation_id: str | None,
     say: Callable[[str], object] = lambda _: None,
@@ -205,9 +267,11 @@ async def _look_at_messages(
         told = "not seen, because no conversation is known yet: give --phone with a number that has one"
         return [Finding("pages", "skipped", told)]
     try:
-        async with _gateway(options, say) as gateway:
+        async with _patiently(options, open_gateway, say) as gateway:
             page = await gateway.get_page(conversation_id, limit=page_size)
             return [_told_of_page(page, page_size), await _counts(gateway, conversation_id)]
+    except TimeoutError:
+        return [Finding("pages", "wrong", NO_TURN)]
     except GatewayError as exc:
         return [Finding("pages", "wrong", f"messages cannot be read: {exc}")]
 

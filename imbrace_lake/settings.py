@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
 
 import httpx
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
@@ -17,6 +17,39 @@ from imbrace_lake.policy import ReadPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
+EXPIRY_WARNING = timedelta(days=14)
+
+
+def _day(value: object) -> object:
+    """Take a moment, as the vendor shows it, for its day in UTC; leave anything else to pydantic."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    if not isinstance(moment, datetime):
+        return value
+    return (moment.astimezone(UTC) if moment.tzinfo else moment).date()
+
+
+Expiry = Annotated[date, BeforeValidator(_day)]
+"""The day on which a token expires, UTC; a moment of that day will do."""
+
+
+def expiry_warning(expires: date | None, today: date) -> str | None:
+    """Say that a token has expired, or expires within two weeks; None if neither is known.
+
+    Args:
+        expires: The day on which it expires.
+        today: UTC.
+    """
+    if expires is None or expires - today > EXPIRY_WARNING:
+        return None
+    advice = "create a new one and run `imbrace-lake setup` with it, or change it where it is set"
+    days = (expires - today).days
+    if days < 0:
+        return f"the token expired on {expires}, as its settings say: {advice}"
+    when = "today" if days == 0 else "tomorrow" if days == 1 else f"in {days} days"
+    return f"the token expires {when}, on {expires}: {advice}"
 
 
 class Settings(BaseSettings):
@@ -27,6 +60,9 @@ class Settings(BaseSettings):
     )
 
     token: SecretStr | None = Field(None, description="The organization's API token, `api_…`.")
+    token_expires: Expiry | None = Field(
+        None, description="The day on which the token expires, `2027-01-31`; runs warn two weeks before."
+    )
     organization: str | None = Field(None, description="The organization's id, `org_…`.")
     gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
     lake: str | None = Field(None, description="Where the lake is: a folder or `s3://bucket/prefix`.")

@@ -20,6 +20,8 @@ from prefect.client.schemas.objects import Variable
 from prefect.exceptions import ObjectNotFound
 from pydantic import TypeAdapter, ValidationError
 
+from imbrace_lake.gateway import opening
+from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.gateway.shares import BoardUnreachable, Claim, sharing
 from imbrace_lake.settings import Settings
@@ -31,6 +33,25 @@ CLAIM_LIFE = timedelta(seconds=30)
 LITTER_AGE = timedelta(minutes=10)
 PATIENCE_SECONDS = 8.0
 CLAIM = TypeAdapter(Claim)
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, options: GatewayOptions | None = None
+) -> AsyncIterator[GatewayClient]:
+    """Open a client that keeps to the budget of the Prefect server; flows and commands have no other.
+
+    Args:
+        settings: Name the limit, and the most that this process may use of it.
+        options: How to reach the gateway; as the settings say by default.
+
+    Raises:
+        SettingsError: Token or organization is missing, or a setting cannot be used.
+    """
+    options = options or settings.gateway_options()
+    gate = settings.gate()
+    async with opening.open_gateway(options, gate, shared_budget(gate, settings)) as gateway:
+        yield gateway
 
 
 @asynccontextmanager
@@ -137,5 +158,7 @@ async def _reaching() -> AsyncIterator[None]:
     except httpx.HTTPStatusError as exc:
         status = exc.response.status_code
         raise BoardUnreachable(f"the Prefect server answered with status {status}") from exc
+    except ValueError as exc:
+        raise BoardUnreachable("the Prefect server sent an answer of another form") from exc
     except httpx.HTTPError as exc:
         raise BoardUnreachable(f"the Prefect server is away ({type(exc).__name__})") from exc

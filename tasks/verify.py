@@ -9,13 +9,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
+from tasks.budget import open_gateway
 from tasks.retry import attempt
 
 
@@ -38,7 +38,7 @@ async def verify_lake_counts(lake: Lake, settings: Settings, results: list[Verif
     async def work() -> State[Any]:
         found = Verification()
         known = await read_known(lake, settings.needed("organization"))
-        async with GatewayClient(settings.gateway_options(), settings.gate()) as gateway:
+        async with open_gateway(settings) as gateway:
             await verify_counts(gateway, known, found, side_by_side=settings.max_in_flight)
         results.append(found)
         return _told(found, f"{found.counts} counts")

@@ -15,7 +15,6 @@ from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
-from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import has_lake, open_lake
@@ -137,23 +136,23 @@ class _Timed:
 
 async def make_plan(
     settings: Settings,
+    gateway: GatewayClient,
     phones: PhoneList | None,
     ids: Sequence[str] = (),
     *,
     is_everything: bool = False,
     is_whole: bool = False,
-    gate: Gate | None = None,
     store_options: StoreOptions | None = None,
 ) -> Plan:
     """Resolve the numbers, look into the lake, and ask some new conversations for their length.
 
     Args:
         settings: Checked already.
+        gateway: Opened within the budget that the export would have.
         phones: The numbers, if there are any.
         ids: Conversations besides those of the numbers.
         is_everything: All that the lake knows as well.
         is_whole: What the lake knows is read from top to bottom again.
-        gate: The budget of requests; the settings' own by default.
         store_options: How the lake is reached.
 
     Raises:
@@ -161,27 +160,26 @@ async def make_plan(
         GatewayError: No number could be resolved, or no conversation of the sample read.
         StoreError: The lake cannot be read.
     """
-    options = settings.gateway_options()
-    async with GatewayClient(options, gate or settings.gate()) as gateway:
-        timed = _Timed(gateway)
-        numbers: list[PhoneNumber] = phones.unique().to_pylist() if phones else []
-        batches = link_batches(numbers, options.organization, most=NUMBERS_PER_REQUEST)
-        exists, known = await _known(settings, options.organization, store_options)
-        found: dict[PhoneNumber, Resolved] = {}
-        for answer in await asyncio.gather(*map(timed.resolve, batches)):
-            found.update(answer)
-        if found and all(one.error is not None for one in found.values()):
-            raise timed.failed[0] if timed.failed else _unresolvable(found)
-        wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
-        if is_everything:
-            wanted |= dict.fromkeys(known.ids())
-        ids = list(wanted)
-        there = {*known.ids()}
-        new = [one for one in ids if one not in there]
-        sample = await _sample(timed, new, settings.page_size)
-        if new and not sample.lengths:
-            raise timed.failed[-1]
-        planning_requests = gateway.traffic.requests
+    organization = gateway.options.organization
+    timed = _Timed(gateway)
+    numbers: list[PhoneNumber] = phones.unique().to_pylist() if phones else []
+    batches = link_batches(numbers, organization, most=NUMBERS_PER_REQUEST)
+    exists, known = await _known(settings, organization, store_options)
+    found: dict[PhoneNumber, Resolved] = {}
+    for answer in await asyncio.gather(*map(timed.resolve, batches)):
+        found.update(answer)
+    if found and all(one.error is not None for one in found.values()):
+        raise timed.failed[0] if timed.failed else _unresolvable(found)
+    wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
+    if is_everything:
+        wanted |= dict.fromkeys(known.ids())
+    ids = list(wanted)
+    there = {*known.ids()}
+    new = [one for one in ids if one not in there]
+    sample = await _sample(timed, new, settings.page_size)
+    if new and not sample.lengths:
+        raise timed.failed[-1]
+    planning_requests = gateway.traffic.requests
     again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)
     requests = len(batches) + again + _pages(sample, len(new))
     per_second, pace = _pace(settings, timed.seconds, gateway.gate.per_second)

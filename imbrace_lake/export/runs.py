@@ -67,6 +67,7 @@ class RunSummary:
         dead_letters: The first 500 of them.
         new_shapes: What the gateway had never sent before (drift.py).
         input: What was read from the list, and what was skipped (phones/report.py); None without a list.
+        token_warning: That the token has expired or soon will, in one sentence.
     """
 
     run_id: str
@@ -83,6 +84,7 @@ class RunSummary:
     number_errors: dict[str, int] = field(default_factory=dict)
     new_shapes: list[str] = field(default_factory=list)
     input: dict[str, Any] | None = None
+    token_warning: str | None = None
     flow_run_url: str | None = None
 
     @property
@@ -106,36 +108,33 @@ class RunSummary:
 @asynccontextmanager
 async def open_run(
     settings: Settings,
+    gateway: GatewayClient,
     run_id: str,
     *,
     progress: Progress | None = None,
     store_options: StoreOptions | None = None,
 ) -> AsyncIterator[ExportRun]:
-    """Open lake and gateway for one run; makes the lake if there is none.
+    """Open the lake for one run that reads from `gateway`; makes the lake if there is none.
 
     Raises:
-        SettingsError: Something is not set.
+        SettingsError: The lake is not set.
         StoreError: The lake cannot be written.
     """
     started_at = utc_now()
-    options = settings.gateway_options()
+    organization = gateway.options.organization
     progress = progress or Progress()
-    progress.gate = gate = settings.gate()
-    async with (
-        open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake,
-        GatewayClient(options, gate) as gateway,
-    ):
-        progress.traffic = gateway.traffic
+    progress.gate, progress.traffic = gateway.gate, gateway.traffic
+    async with open_lake(settings.needed("lake"), now=started_at, options=store_options) as lake:
         probe = await lake.store.probe()
         if probe.note:
             logger.warning("%s", probe.note)
         async with (
             nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now),
-            pulse(lake, run_id, options.organization, utc_now) as beating,
+            pulse(lake, run_id, organization, utc_now) as beating,
         ):
             run = ExportRun(
                 run_id=run_id,
-                organization_id=options.organization,
+                organization_id=organization,
                 lake=lake,
                 gateway=gateway,
                 journal=Journal(lake, run_id, started_at),

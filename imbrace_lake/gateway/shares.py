@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from imbrace_lake.gateway.pacing import Gate
@@ -25,6 +26,8 @@ ROUND_SECONDS = 4.0
 SHORT_ROUND_SECONDS = 1.0
 # After the board was away, claims look abandoned until everybody has renewed theirs.
 CALM_SECONDS = 20.0
+# Until the limit was read once, for a process without a bound of its own.
+CAUTIOUS_PER_SECOND = 1.0
 # Room to grow, for a process that its rate does not hold back.
 SPARE_FACTOR = 1.25
 
@@ -88,6 +91,7 @@ class _Sharing:
         self._own = own
         self._rate = 0.0
         self._limit: float | None = None
+        self._was_read = False
         self._is_away = False
         self._calm_until = 0.0
         self.is_owed = False
@@ -98,6 +102,8 @@ class _Sharing:
         try:
             await self._claim_share()
         except BoardUnreachable as exc:
+            if not self._was_read and self._own is None:
+                self._gate.per_second = CAUTIOUS_PER_SECOND
             if not self._is_away:
                 logger.warning(
                     "the limit %s cannot be read (%s): the run keeps to %s until it can",
@@ -120,6 +126,7 @@ class _Sharing:
     async def _claim_share(self) -> None:
         self.is_owed = False
         limit = await self._board.read_limit()
+        is_first, self._was_read = not self._was_read, True
         self._follow(limit)
         if limit is None:
             self._rate = 0.0
@@ -129,7 +136,10 @@ class _Sharing:
         self._set(self._rate)
         others = await self._board.read_claims()
         most = limit if self._own is None else min(limit, self._own)
-        wanted = min(most, self._gate.demand() * SPARE_FACTOR)
+        # At first nothing shows how much this process could use. A claim of nothing would get nothing
+        # while others use all of the limit, and the first request would wait for two rounds.
+        demand = inf if is_first else self._gate.demand()
+        wanted = min(most, demand * SPARE_FACTOR)
         share = fair_share(limit, wanted, [other.wanted for other in others])
         if asyncio.get_running_loop().time() < self._calm_until and self._rate:
             share = min(share, self._rate)

@@ -27,12 +27,19 @@ logger = logging.getLogger(__name__)
 STALE_SECONDS = 24 * 3600
 LOCK_FILE = "lock"
 LOCK_SECONDS = 60.0
+# Of a folder, for its owner alone; the files in it have of these bits what a file can have.
+PRIVATE = 0o700
+FILE_BITS = 0o666
 # EPERM is what Linux says for vfat, exFAT and most FUSE mounts, the others what macOS and NFS say.
 NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 class Disk:
     """A folder of files; a write is temporary file, fsync, then one link or rename. Thread-safe.
+
+    Only the owner may read what it makes, whatever the umask, unless the root shows that a group shares
+    it: new files and folders then have the root's own permissions. That sign is the set-group-ID bit,
+    which also gives everything below the folder to the folder's group (``chmod 2770``).
 
     Every method may raise OSError.
 
@@ -56,8 +63,16 @@ class Disk:
 
     def temporary(self) -> Path:
         """Give the folder of temporary files, made when missing."""
-        self._temporary.mkdir(parents=True, exist_ok=True)
+        _make(self._temporary, self._mode())
         return self._temporary
+
+    def _mode(self) -> int:
+        """The permissions of new folders."""
+        try:
+            mode = stat.S_IMODE(self.root.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return PRIVATE
+        return mode if mode & stat.S_ISGID else PRIVATE
 
     def sweep(self) -> None:
         """Remove what a killed process left behind.
@@ -171,7 +186,9 @@ class Disk:
         with self._staged(data) as staged:
             stored = _stored(key, staged.stat())
             try:
-                unsynced = _in_folder(target.parent, lambda: self._link_new(staged, target, key))
+                unsynced = _in_folder(
+                    target.parent, self._mode(), lambda: self._link_new(staged, target, key)
+                )
             except OSError as exc:
                 if exc.errno not in NO_LINK:
                     raise
@@ -192,7 +209,7 @@ class Disk:
         with self._locked():
             if target.exists():
                 raise ObjectExists(f"{key} exists already in {self.root}")
-            return _in_folder(target.parent, lambda: staged.rename(target))
+            return _in_folder(target.parent, self._mode(), lambda: staged.rename(target))
 
     def write_over(self, key: str, data: Body, etag: str | None) -> Stored:
         """Write a new version of a file; ObjectChanged unless the old one is ``etag`` or that is None."""
@@ -204,7 +221,7 @@ class Disk:
             if current is not None:
                 _make_newer(staged, target)
             stored = _stored(key, staged.stat())
-            unsynced = _in_folder(target.parent, lambda: staged.replace(target))
+            unsynced = _in_folder(target.parent, self._mode(), lambda: staged.replace(target))
         self._sync(target.parent, unsynced)
         return stored
 
@@ -239,6 +256,7 @@ class Disk:
         staged = self._temporary / f"{uuid4().hex}.part"
         try:
             with self._open_staged(data, staged) as file:
+                _set_mode(file.fileno(), self._mode() & FILE_BITS)
                 # Some kernels stamp files by a clock of 4 ms ticks: two versions would look alike.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
@@ -265,9 +283,8 @@ class Disk:
         """
         deadline = time.monotonic() + LOCK_SECONDS
         # Threads queue here, so that only processes have to poll for the file.
-        # Of a pipe of that name, opening would otherwise wait for a reader.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
-        with self._turn, os.fdopen(os.open(self.temporary() / LOCK_FILE, flags, 0o666), "ab") as file:
+        with self._turn, open(self.temporary() / LOCK_FILE, "ab", opener=_private) as file:
+            _set_mode(file.fileno(), self._mode() & FILE_BITS)
             while not _try_lock(file):
                 if time.monotonic() > deadline:
                     raise StoreUnavailable(
@@ -322,7 +339,7 @@ def _filled(data: bytes | Path, path: Path) -> IO[bytes]:
     if isinstance(data, Path):
         _link_or_copy(data.resolve(), path)
         return path.open("rb")
-    file = path.open("wb", buffering=0)
+    file = open(path, "wb", buffering=0, opener=_private)  # noqa: SIM115
     try:
         rest = memoryview(data)
         while rest:
@@ -331,6 +348,19 @@ def _filled(data: bytes | Path, path: Path) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file for `open`, readable by its owner only if it is new."""
+    # Of a pipe of that name, opening would otherwise wait for a reader.
+    return os.open(path, flags | os.O_NONBLOCK, PRIVATE & FILE_BITS)
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+        # vfat and some network mounts have one mode for all files, and a lock may be another user's.
+        with suppress(PermissionError):
+            os.fchmod(descriptor, mode)
 
 
 def _link_or_copy(source: Path, staged: Path) -> None:
@@ -350,8 +380,8 @@ def _try_lock(file: IO[bytes]) -> bool:
     return True
 
 
-def _in_folder(folder: Path, action: Callable[[], object]) -> list[Path]:
-    """Name a file in a folder, which is made when missing.
+def _in_folder(folder: Path, mode: int, action: Callable[[], object]) -> list[Path]:
+    """Name a file in a folder, which is made with this mode when missing.
 
     Returns:
         The folders above it that got a new folder in them: a power failure may undo that, like the
@@ -362,22 +392,33 @@ def _in_folder(folder: Path, action: Callable[[], object]) -> list[Path]:
         with suppress(FileNotFoundError):
             action()
             return [path.parent for path in missing]
-        missing = _make(folder)
+        missing = _make(folder, mode)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
-def _make(folder: Path) -> list[Path]:
+def _make(folder: Path, mode: int) -> list[Path]:
     """Make a folder and those above it; which of them were missing."""
     with suppress(FileNotFoundError):
         # Nearly always it alone is missing, or another thread has just made it.
-        with suppress(FileExistsError):
-            folder.mkdir()
+        _make_one(folder, mode)
         return [folder]
     missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
     with suppress(FileNotFoundError):
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
+            _make_one(path, mode)
     return missing
+
+
+def _make_one(folder: Path, mode: int) -> None:
+    try:
+        folder.mkdir(mode)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        if mode != PRIVATE:
+            # The umask took from it what the group is to have.
+            folder.chmod(mode)
 
 
 def _sync_folder(folder: Path) -> None:

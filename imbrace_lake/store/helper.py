@@ -3,6 +3,9 @@
 In a thread the same work takes the interpreter's lock from the loop some fifty times an object, and
 each time costs two switches between threads: together a fifth of a run on two cores
 (docs/benchmarks.md). What goes to and fro is pickled, over a socket that nobody else has.
+
+The process sends a sign of life every second, by a thread that waits for no disk. If it is silent for
+too long it is stopped, swapped out or stuck, and this process kills it and does the work itself.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ CLOSE_SECONDS = 30.0
 SLOW_SECONDS = 0.01
 LOOKED_AT = 21
 THREADS = 8
+BEAT_SECONDS = 1.0
+# Less than what another writer waits for a lock (disk.py) that the silent process may have.
+SILENT_SECONDS = 15.0
 
 # Names Arrow's allocator for a whole process; whoever sets it knows why.
 MEMORY_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
@@ -48,10 +54,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Of a call or an answer: its number, and the length of what follows.
 _HEAD = struct.Struct(">QQ")
+# The number of a sign of life; calls are counted from 1.
+_BEAT = 0
 
 
 class HelperLost(Exception):
-    """The process ended before it answered; what it was to do it may have done."""
+    """The process ended, or was killed, before it answered; what it was to do it may have done."""
 
 
 class Helper:
@@ -68,6 +76,8 @@ class Helper:
         self._after = after if _cores() > 1 else 0
         self._asked = 0
         self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._answers: _Answers | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -104,6 +114,9 @@ class Helper:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._transport is not None:
             # What is asked already still goes there.
             self._transport.close()
@@ -123,7 +136,7 @@ class Helper:
                 ours.close()
                 logger.info("no second process writes objects, this one goes on alone: %s", exc)
                 return
-        self._transport, _ = await asyncio.get_running_loop().create_connection(
+        self._transport, self._answers = await asyncio.get_running_loop().create_connection(
             lambda: _Answers(self._waiting, self._lost), sock=ours
         )
         try:
@@ -133,6 +146,21 @@ class Helper:
             logger.info("no second process writes objects, this one goes on alone: %r", exc)
         else:
             self.is_ready = True
+            self._watching = asyncio.ensure_future(self._watch(self._process, self._answers))
+
+    async def _watch(self, process: subprocess.Popen[bytes], answers: _Answers) -> None:
+        """Kill the process when it has been silent for too long; how busy it is does not matter."""
+        silent_seconds = 0.0
+        # Not by the clock: a loop that was blocked, or a machine that slept, heard nothing meanwhile.
+        while silent_seconds < SILENT_SECONDS:
+            answers.is_heard = False
+            await asyncio.sleep(BEAT_SECONDS)
+            silent_seconds = 0.0 if answers.is_heard else silent_seconds + BEAT_SECONDS
+        logger.warning(
+            "the second process that writes objects has not reacted for %g s and is ended", SILENT_SECONDS
+        )
+        # Even a stopped process obeys; its end is met like any other.
+        process.kill()
 
     def _lost(self) -> None:
         self.is_ready = False
@@ -151,14 +179,19 @@ class _Answers(asyncio.Protocol):
         self._waiting = waiting
         self._on_end = on_end
         self._held = bytearray()
+        self.is_heard = False
 
     def data_received(self, data: bytes) -> None:
+        self.is_heard = True
         self._held += data
         while len(self._held) >= _HEAD.size:
             number, length = _HEAD.unpack_from(self._held)
             end = _HEAD.size + length
             if len(self._held) < end:
                 return
+            if number == _BEAT:
+                del self._held[:end]
+                continue
             result, error = pickle.loads(self._held[_HEAD.size : end])  # noqa: S301 - our own process
             del self._held[:end]
             answer = self._waiting.pop(number)
@@ -224,6 +257,14 @@ def serve(connection: socket.socket) -> None:
         with turn, suppress(OSError):
             connection.sendall(told)
 
+    def beat() -> None:
+        with suppress(OSError):  # the other end is closed
+            while True:
+                with turn:
+                    connection.sendall(_HEAD.pack(_BEAT, 0))
+                time.sleep(BEAT_SECONDS)
+
+    threading.Thread(target=beat, daemon=True).start()
     waits: list[float] = []
     threads: ThreadPoolExecutor | None = None
     with connection.makefile("rb") as stream:

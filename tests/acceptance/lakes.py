@@ -14,10 +14,11 @@ import pyarrow.dataset as ds
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from sandbox import Sandbox
+from tests.gateways import open_run
 
 # They differ from run to run, whatever was read.
 OF_THE_RUN = ("run_id", "first_seen_at", "last_changed_at")

@@ -74,7 +74,7 @@ class Stage:
 
     def end_of(self, run_id: str) -> tuple[str, str]:
         """Wait for a run's end and return its state and message."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 1_800
         while time.monotonic() < deadline:
             state = httpx.get(f"{self.server.api_url}/flow_runs/{run_id}").json()["state"]
             if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
@@ -134,7 +134,7 @@ def stage(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory)
 
 
 def _wait_for_deployment(server: LocalServer) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     name = f"{server.api_url}/deployments/name/backfill-conversations/{DEPLOYMENT}"
     while httpx.get(name).status_code != 200:
         assert time.monotonic() < deadline, "the deployment is not served"

@@ -37,7 +37,7 @@ INVALID = [
 IMPATIENT = {"timeout_seconds": "0.5", "tries": "2", "task_retries": "1", "task_retry_seconds": "0.1"}
 SILENCE_SECONDS = 3.0
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1_800)
 
 
 @dataclass(frozen=True, slots=True)

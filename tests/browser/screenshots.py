@@ -15,7 +15,7 @@ from cli.local_server import LocalServer
 from sandbox import Sandbox
 from tests.browser.ui import SIZE, Ui
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import ROOT, Operator, Worker, until
+from tests.deployments.operator import ROOT, Operator, Worker
 from tests.seaweed import Seaweed
 
 IMAGES = ROOT / "docs" / "images"
@@ -24,7 +24,7 @@ LIST = f"s3://{BUCKET}/customers.csv"
 # The graph of a run is drawn when its data are there, and nothing in the page says that it was.
 DRAWING_MS = 8_000
 
-pytestmark = pytest.mark.timeout(1_200)
+pytestmark = pytest.mark.timeout(4_000)
 
 
 @pytest.fixture(scope="package")
@@ -97,7 +97,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     box.break_conversation(next(one for ids in box.links.values() for one in ids), "400")
     _allow(deployed, 0.25)
     question.submit()
-    until(lambda: _has_an_estimate(deployed, run_id), "progress")
+    deployed.until(lambda: _has_an_estimate(deployed, run_id), "progress")
     ui.open_artifact(run_id, "export-progress")
     _shoot(ui, "progress")
     _allow(deployed, 20.0)

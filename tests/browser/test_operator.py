@@ -23,7 +23,7 @@ LIST = "List of phone numbers"
 TYPED = "A few phone numbers"
 LOCAL_NUMBER = "0911 000 888"
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(4_000)
 
 
 def words(heading: str) -> list[str]:

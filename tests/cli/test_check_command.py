@@ -7,13 +7,14 @@ import os
 from importlib.metadata import version
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cli.local_server import LocalServer
 from sandbox import Sandbox
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, prefect_leaks
 from tests.cli.fake_server import fake_server
 
-pytestmark = pytest.mark.usefixtures("settings")
+pytestmark = [pytest.mark.usefixtures("settings"), prefect_leaks]
 
 
 def test_in_a_pipe_each_finding_is_a_line(run: Run, box: Sandbox) -> None:
@@ -83,8 +84,9 @@ def test_a_configured_server_is_asked(status: int, body: str, told: str, code: i
     with fake_server(status, body) as url:
         os.environ["PREFECT_API_URL"] = url.replace("//", "//user:secret@")
         os.environ["PREFECT_API_KEY"] = "pnu_secret"
-
-        result = run("check")
+        # Prefect read its settings long ago.
+        with temporary_settings({PREFECT_API_URL: url}):
+            result = run("check")
 
     assert result.code == code
     assert told in result.out

@@ -8,6 +8,7 @@ import os
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def events_of(server: LocalServer, run_id: str, least: int, prefix: str = "imbra
         },
         "limit": 50,
     }
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     found: list[dict[str, Any]] = []
     while len(found) < least and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -93,6 +94,30 @@ def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
     assert drift["payload"]["new_shapes"] == summary["new_shapes"] != []
     assert not any(number.lstrip("+") in json.dumps(list(events.values())) for number in box.phones)
     assert summary["new_shapes"][0] in artifacts_of(prefect, run_id)["export-drift"]
+
+
+@pytest.mark.parametrize(
+    ("days", "words"), [(3, "the token expires in 3 days"), (-3, "the token expired on ")]
+)
+def test_a_run_warns_of_a_token_that_expires(
+    days: int, words: str, run: Run, box: Sandbox, prefect: LocalServer
+) -> None:
+    day = datetime.now(UTC).date() + timedelta(days=days)
+    os.environ["IMBRACE_TOKEN_EXPIRES"] = day.isoformat()
+
+    summary = json.loads(run("export", box.phones[0], "--json").out)
+
+    events = {one["event"]: one for one in events_of(prefect, summary["run_id"], 2)}
+    assert summary["status"] == "complete"
+    assert summary["token_warning"].startswith(words)
+    assert summary["token_warning"] in artifacts_of(prefect, summary["run_id"])["export-summary"]
+    expiring = events["imbrace.token.expiring"]
+    assert expiring["payload"] == {
+        "organization": box.options.organization_id,
+        "expires": day.isoformat(),
+        "warning": summary["token_warning"],
+    }
+    assert box.options.token not in json.dumps(expiring)
 
 
 def test_the_tables_that_a_run_has_written_are_assets_made_from_the_organization(
@@ -271,7 +296,7 @@ def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
         found = httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()
         return [line["message"] for line in found]
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     # The last line of a run, which says its state; logs travel in the background.
     while not any("Finished in state Completed" in line for line in lines()[-3:]):
         assert time.monotonic() < deadline, lines()

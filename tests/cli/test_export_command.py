@@ -257,7 +257,7 @@ def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
     box.break_conversation([*linked(box)][1], "stall")
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and sum(box.stats().pages.values()) < len(linked(box)):
             time.sleep(0.05)
         time.sleep(1.0)
@@ -313,7 +313,7 @@ def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
     assert result.code == 3
     run_id = json.loads(result.out)["run_id"]
     wanted = {"logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": 40}}}
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     told: list[str] = []
     while not any("exhausted" in message for message in told) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -92,6 +93,15 @@ def test_the_next_command_finds_the_same_server(home: Path, first_two: list[Loca
     assert found.was_running
     assert found.pid == first_two[0].pid
     assert found == server_status(home)
+
+
+def test_only_its_owner_can_read_what_the_server_keeps(home: Path, first_two: list[LocalServer]) -> None:
+    folder = first_two[0].directory
+
+    kept = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+
+    assert {"server.log", "state.json", "prefect.db", "supervisor.lock", "lease.lock"} <= {*kept}
+    assert {name: oct(mode) for name, mode in kept.items() if mode & 0o077} == {}
 
 
 def test_a_run_prints_nothing_and_all_of_it_is_recorded(home: Path, first_two: list[LocalServer]) -> None:

@@ -21,7 +21,7 @@ from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import Ledger
 from imbrace_lake.lake.hashes import content_hash
@@ -34,6 +34,7 @@ from imbrace_lake.store.opening import StoreOptions
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
 from sandbox import Sandbox
+from tests.gateways import open_run
 
 T = TypeVar("T")
 

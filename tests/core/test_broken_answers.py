@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from imbrace_lake.errors import AnswerTooLarge, GatewayError, GatewayUnavailable, MalformedAnswer
 from imbrace_lake.export.chunk import ChunkResult, export_chunk
-from imbrace_lake.export.runs import open_run
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
 from tests.core.conftest import StartBox, client_of
 from tests.core.raw_server import raw_server
 from tests.core.test_gateway import NOWHERE
+from tests.gateways import open_run
 
 PHONE = PhoneNumber("+886911425977")
 SECRET_TEXT = "the customer wrote this"

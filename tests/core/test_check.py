@@ -18,7 +18,7 @@ from imbrace_lake import check as checking
 from imbrace_lake.check import Finding, check
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.export.runs import close_run
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import Probe, StoreOptions
@@ -27,6 +27,7 @@ from sandbox import Sandbox, SandboxOptions
 from tests.core.certificates import make_certificate
 from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import answer
+from tests.gateways import open_run, opener_of
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def look(settings: Settings, phone: str | None = None) -> dict[str, list[Finding
     """Findings by name, found in time."""
     began = time.monotonic()
     findings: dict[str, list[Finding]] = {}
-    for finding in asyncio.run(check(settings, PhoneNumber(phone) if phone else None)):
+    for finding in asyncio.run(check(settings, opener_of(settings), PhoneNumber(phone) if phone else None)):
         findings.setdefault(finding.name, []).append(finding)
     assert time.monotonic() - began < 10
     return findings
@@ -134,7 +135,9 @@ def test_a_slow_gateway_is_called_slow_and_not_broken(
     longest = next(iter(box.conversations))
     said: list[str] = []
 
-    found = asyncio.run(check(settings_of(box, tmp_path), PhoneNumber(phone_of(box, longest)), said.append))
+    settings = settings_of(box, tmp_path)
+    phone = PhoneNumber(phone_of(box, longest))
+    found = asyncio.run(check(settings, opener_of(settings), phone, said.append))
 
     gateway, *others = [finding for finding in found if finding.name in ("gateway", "pages", "counts")]
     assert gateway.verdict == "note"

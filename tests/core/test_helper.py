@@ -17,11 +17,15 @@ from uuid import uuid4
 import pytest
 
 from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.store import helper
 from imbrace_lake.store.contract import Body, Made
 from imbrace_lake.store.helper import Helper, HelperLost
 from imbrace_lake.store.local import LocalStore
 from imbrace_lake.store.opening import Store, open_store
+from sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import run_once, settings_for
 from tests.core.s3_servers import options_for
 
 T = TypeVar("T")
@@ -112,6 +116,66 @@ def test_a_process_that_dies_is_told_to_whoever_waits_and_asked_no_more(
         helped(work)
 
     assert "goes on alone" in caplog.text
+
+
+@pytest.mark.parametrize("stop_after_seconds", [0.0, 0.5])
+def test_a_process_that_hangs_is_ended_and_whoever_waits_is_told(
+    stop_after_seconds: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 3.0)
+
+    async def work(one: Helper) -> int:
+        process = await one.run(os.getpid)
+        waiting = [asyncio.ensure_future(one.run(time.sleep, 60)) for _ in range(3)]
+        await asyncio.sleep(stop_after_seconds)
+        os.kill(process, signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            for each in waiting:
+                with pytest.raises(HelperLost):
+                    await each
+        assert not one.takes(portable())
+        return process
+
+    process = helped(work)
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert "has not reacted for 3 s and is ended" in caplog.text
+
+
+def count_for(seconds: float) -> int:
+    """Keep the interpreter busy."""
+    until, count = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("slow", [time.sleep, count_for])
+def test_a_process_that_is_slow_is_left_alone(
+    slow: Callable[[float], object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 3.0)
+
+    async def work(one: Helper) -> int:
+        await one.run(slow, 6.0)
+        return await one.run(abs, -3)
+
+    assert helped(work) == 3
+    assert "not reacted" not in caplog.text
+
+
+def test_a_loop_that_was_blocked_for_long_blames_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 3.0)
+
+    async def work(one: Helper) -> int:
+        time.sleep(5)  # noqa: ASYNC251 - that is what is tested
+        return await one.run(abs, -3)
+
+    assert helped(work) == 3
+    assert "not reacted" not in caplog.text
 
 
 def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody() -> None:
@@ -223,6 +287,55 @@ def test_an_object_is_written_here_when_the_other_process_is_lost(store: Store) 
         assert body.sha256 == sha256(BODY).hexdigest()
 
     with_helper(store, work)
+
+
+def test_every_object_is_written_although_the_other_process_hangs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 3.0)
+
+    async def work(one: Helper) -> None:
+        os.kill(await one.run(os.getpid), signal.SIGSTOP)
+        names = [f"conv-{number:02}" for number in range(20)]
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(store.put_new(name, portable(name.encode())) for name in names))
+            await store.put_new("later", portable())
+        for name in names:
+            assert await store.get(name) == name.encode()
+        assert [one.key for one in await store.list("")] == [*names, "later"]
+
+    with_helper(store, work)
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_run_whose_second_process_hangs_or_dies_completes(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 3.0)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def disturb(one: Helper) -> None:
+        while not one.is_ready:  # noqa: ASYNC110 - it says nothing when it is ready
+            await asyncio.sleep(0.01)
+        assert one._process is not None
+        one._process.send_signal(how)
+
+    def prepare(run: ExportRun) -> None:
+        tasks.append(asyncio.create_task(disturb(run.lake.store._helper)))  # type: ignore[attr-defined]
+
+    options = SandboxOptions(conversations=150, messages_mean=3, latency_seconds=0.3)
+    with Sandbox(options) as box:
+        settings = settings_for(box, str(tmp_path / "lake"), max_in_flight=8)
+
+        async def export() -> RunSummary:
+            async with asyncio.timeout(120):
+                return await run_once(settings, box.conversations, prepare=prepare)
+
+        summary = asyncio.run(export())
+
+    assert tasks[0].done(), "the second process was not there in time to be disturbed"
+    assert summary.status == "complete"
+    assert summary.totals.conversations == {"complete": 150}
 
 
 def test_a_disk_that_refuses_there_is_explained_as_here(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.plan import Plan, make_plan
-from imbrace_lake.export.runs import close_run, open_run
+from imbrace_lake.export.runs import close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import Settings
 from sandbox import Sandbox, SandboxOptions
+from tests.gateways import gateway_of, open_run
 
 
 def settings_of(box: Sandbox, lake: Path, **changes: Any) -> Settings:
@@ -39,7 +40,11 @@ def settings_of(box: Sandbox, lake: Path, **changes: Any) -> Settings:
 
 
 def plan(settings: Settings, numbers: list[str]) -> Plan:
-    return asyncio.run(make_plan(settings, read_phone_list(numbers)))
+    async def main() -> Plan:
+        async with gateway_of(settings) as gateway:
+            return await make_plan(settings, gateway, read_phone_list(numbers))
+
+    return asyncio.run(main())
 
 
 def export(settings: Settings, ids: list[str]) -> None:
@@ -78,7 +83,8 @@ def test_what_the_lake_knows_costs_all_its_pages_when_it_is_read_whole(tmp_path:
         lengths = list(box.conversations.values())
 
         async def everything(*, is_whole: bool) -> Plan:
-            return await make_plan(settings, None, is_everything=True, is_whole=is_whole)
+            async with gateway_of(settings) as gateway:
+                return await make_plan(settings, gateway, None, is_everything=True, is_whole=is_whole)
 
         anew = asyncio.run(everything(is_whole=False))
         whole = asyncio.run(everything(is_whole=True))

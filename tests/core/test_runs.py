@@ -17,7 +17,7 @@ from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswe
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import MOST_LISTED, ExportRun
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lock
@@ -25,6 +25,7 @@ from imbrace_lake.store.helper import MEMORY_POOL_VARIABLE
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
+from tests.gateways import open_run
 
 
 @pytest.fixture

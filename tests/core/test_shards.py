@@ -20,7 +20,7 @@ from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.resume import DEAD_AFTER, job_of, read_header, take_over
-from imbrace_lake.export.runs import RunSummary, close_run, open_run, totals_of
+from imbrace_lake.export.runs import RunSummary, close_run, totals_of
 from imbrace_lake.export.shards import (
     KEPT,
     MOST_SHARDS,
@@ -39,6 +39,7 @@ from imbrace_lake.lake.ledger import read_ledger
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.lake_runs import settings_for
+from tests.gateways import open_run
 
 T = TypeVar("T")
 PARENT, FIRST, SECOND = "parent-run", "first-shard", "second-shard"

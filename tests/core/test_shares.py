@@ -313,3 +313,55 @@ def test_a_board_that_is_away_at_the_end_or_from_the_start_fails_no_run() -> Non
     run_timeless(job())
 
     assert load.use(31.0, 60.0).per_second == pytest.approx(2.0, rel=0.1)
+
+
+def test_before_the_limit_was_read_a_process_without_a_bound_keeps_to_one_request_per_second() -> None:
+    wall, load = Wall(10.0), Load(0)
+
+    async def job() -> None:
+        wall.is_away = True
+        run = asyncio.create_task(Process(wall, load).run(0.0, 80.0))
+        await asyncio.sleep(40.0)
+        wall.is_away = False
+        await run
+
+    run_timeless(job())
+
+    assert load.use(5.0, 40.0).per_second == pytest.approx(1.0, rel=0.05)
+    assert load.use(70.0, 80.0).per_second == pytest.approx(10.0, rel=0.1)
+
+
+def test_a_process_that_comes_while_others_use_all_gets_its_first_turn_soon() -> None:
+    wall, load = Wall(3.0), Load(0)
+
+    async def job() -> float:
+        busy = [asyncio.create_task(Process(wall, load).run(0.0, 60.0)) for _ in range(2)]
+        await asyncio.sleep(30.0)
+        began = asyncio.get_running_loop().time()
+        gate = Gate()
+        async with sharing(gate, WallBoard(wall), "imbrace-requests", None):
+            await gate.enter()
+            waited = asyncio.get_running_loop().time() - began
+            gate.leave()
+        await asyncio.gather(*busy)
+        return waited
+
+    assert run_timeless(job()) <= 1.5 * ROUND_SECONDS
+    assert wall.most_used <= 3.01
+
+
+def test_after_the_board_was_away_a_claim_that_was_not_renewed_yet_counts() -> None:
+    wall, load = Wall(10.0), Load(0)
+
+    async def job() -> None:
+        # Their rounds are two seconds apart, so one of them finds only claims that look abandoned.
+        runs = asyncio.gather(*(Process(wall, load).run(start, 200.0) for start in (0.0, 2.0)))
+        await asyncio.sleep(40.0)
+        wall.is_away = True
+        await asyncio.sleep(100.0)
+        wall.is_away = False
+        await runs
+
+    run_timeless(job())
+
+    assert wall.most_used <= 10.01

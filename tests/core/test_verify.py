@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
-from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import conversation_rows
 from imbrace_lake.lake.lake import Lake, open_lake
@@ -27,6 +26,7 @@ from imbrace_lake.verify.objects import verify_objects
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, settings_for
 from tests.core.test_known import entry
+from tests.gateways import gateway_of
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
         settings = settings_for(box, bench.lake, tries=1)
         async with (
             open_lake(bench.lake, now=None) as lake,
-            GatewayClient(settings.gateway_options(), settings.gate()) as gateway,
+            gateway_of(settings) as gateway,
         ):
             known = await read_known(lake, box.options.organization_id)
             await verify_counts(gateway, known, found, on_progress=lambda *done: seen.append(done))
@@ -289,7 +289,7 @@ def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_a
 
         async def count(lake: Lake) -> None:
             settings = settings_for(box, bench.lake, max_in_flight=5)
-            async with GatewayClient(settings.gateway_options(), settings.gate()) as gateway:
+            async with gateway_of(settings) as gateway:
                 known = await read_known(lake, box.options.organization_id)
                 await verify_counts(gateway, known, found)
 

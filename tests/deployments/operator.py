@@ -21,7 +21,11 @@ from imbrace_lake.settings import PREFIX
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+# Without a sign of progress; a machine that has other work does everything more slowly.
 PATIENCE_SECONDS = 240.0
+# With signs of progress. Only what never ends takes so long.
+CEILING_SECONDS = 1_800.0
+SIGNS_SECONDS = 5.0
 # Looking is work for the server and for the machine, which has enough to do.
 LOOK_SECONDS = 0.4
 # Nobody needs them here, and to read them takes longer than to ask.
@@ -61,7 +65,7 @@ class Operator:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_SECONDS,
+            timeout=CEILING_SECONDS,
             check=False,
         )
 
@@ -116,16 +120,54 @@ class Operator:
             found = self.flow_run(run_id)["state"]
             return found if found["type"] in final else None
 
-        return until(state, f"the end of run {run_id}")
+        return self.until(state, f"the end of run {run_id}")
+
+    def until(self, look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+        """Look again and again, as `until` does, as long as anything on the server makes progress."""
+        return until(look, what, seconds, self.signs)
+
+    def signs(self) -> object:
+        """Show how far everything on the server is: runs, tasks, artifacts and the last line of the logs."""
+        last = self.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC", "limit": 1})
+        runs = self.ask("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 50})
+        shown = self.ask("POST", "/artifacts/filter", {"sort": "UPDATED_DESC", "limit": 20})
+        return (
+            [line["id"] for line in last],
+            [(run["id"], run["state_id"]) for run in runs],
+            [(one["id"], one["data"]) for one in shown],
+            self.ask("POST", "/task_runs/count", {}),
+        )
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
-    """Look again and again, until something is found."""
-    deadline = time.monotonic() + seconds
+def until(
+    look: Callable[[], T | None],
+    what: str,
+    seconds: float = PATIENCE_SECONDS,
+    signs: Callable[[], object] = lambda: None,
+) -> T:
+    """Look again and again, until something is found.
+
+    Args:
+        look: Gives what is waited for, or None.
+        what: Its name, for the error.
+        seconds: How long to wait without a sign of progress, in time between looks: how long a look takes
+            says how busy the machine is, and is not counted.
+        signs: What differs after progress.
+
+    Raises:
+        TimeoutError: Nothing was found.
+    """
+    began = time.monotonic()
+    waited, unseen, sign = 0.0, 0.0, signs()
     while (found := look()) is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        if waited > seconds or time.monotonic() - began > CEILING_SECONDS:
+            raise TimeoutError(f"waited {time.monotonic() - began:.0f} s for {what}")
         time.sleep(LOOK_SECONDS)
+        waited, unseen = waited + LOOK_SECONDS, unseen + LOOK_SECONDS
+        if unseen >= SIGNS_SECONDS:
+            unseen = 0.0
+            if (latest := signs()) != sign:
+                waited, sign = 0.0, latest
     return found
 
 
@@ -162,7 +204,7 @@ class Worker:
         """Send it alone a signal, and wait for its end."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(PATIENCE_SECONDS)
+        self._process.wait(CEILING_SECONDS)
         self._process = None
 
     def kill(self) -> None:

@@ -11,9 +11,9 @@ from prefect.events.schemas.automations import EventTrigger
 from deployments.automations import automations
 from sandbox import Sandbox
 from tests.deployments.lakes import messages
-from tests.deployments.operator import Operator, Worker, until
+from tests.deployments.operator import Operator, Worker
 
-pytestmark = pytest.mark.timeout(1_200)
+pytestmark = pytest.mark.timeout(4_000)
 
 
 def ask(operator: Operator, number: str, worker: Worker) -> str:
@@ -25,7 +25,7 @@ def ask(operator: Operator, number: str, worker: Worker) -> str:
         assert state["type"] not in ("FAILED", "CRASHED"), f"{state}\n{worker.log.read_text()}"
         return True if state["name"] == "Suspended" else None
 
-    until(is_waiting, "the question")
+    operator.until(is_waiting, "the question")
     return run_id
 
 

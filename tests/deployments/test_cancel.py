@@ -11,19 +11,19 @@ import pytest
 from sandbox import Sandbox
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
-from tests.deployments.operator import BIN, PATIENCE_SECONDS, Operator, until
+from tests.deployments.operator import BIN, CEILING_SECONDS, Operator, until
 
 STOPPED_WITHIN_SECONDS = 30.0
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 
 
 def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
     deployed: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
     run_id = deployed.start("export-on-demand", phones=str(halted.phones))
-    until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
-    until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
+    deployed.until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+    deployed.until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
     pid = int(deployed.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
 
     deployed.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
@@ -59,13 +59,13 @@ def test_a_run_that_no_worker_watches_ends_when_it_is_cancelled(
     run = subprocess.Popen(
         command, cwd=deployed.folder, env=deployed.environment(), stderr=subprocess.PIPE, text=True
     )
-    until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+    deployed.until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
     body = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "deployment_id": {"is_null_": True}}}
     (found,) = deployed.ask("POST", "/flow_runs/filter", body)
 
     deployed.ask("POST", f"/flow_runs/{found['id']}/set_state", {"state": {"type": "CANCELLING"}})
 
-    _, told = run.communicate(timeout=PATIENCE_SECONDS)
+    _, told = run.communicate(timeout=CEILING_SECONDS)
     assert run.returncode == 1, told
     assert "Cancelled; the same run goes on with what is not yet in the lake" in told
     assert "Traceback" not in told

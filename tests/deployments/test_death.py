@@ -10,12 +10,12 @@ import pytest
 from sandbox import Sandbox
 from tests.deployments.conftest import PAUSE, Halted
 from tests.deployments.lakes import messages
-from tests.deployments.operator import Operator, Worker, until
+from tests.deployments.operator import Operator, Worker
 
 # What follows the first crash follows it after a pause, and within a second or two of that.
 LONG_ENOUGH_SECONDS = PAUSE.total_seconds() + 8.0
 
-pytestmark = pytest.mark.timeout(1_200)
+pytestmark = pytest.mark.timeout(4_000)
 
 
 def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
@@ -24,12 +24,14 @@ def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
     bare = Operator(hasty.server, hasty.folder)
     run_id = hasty.start("export-on-demand", phones=str(halted.phones))
     with Worker(bare, "imbrace") as worker:
-        until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
-        until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+        hasty.until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
+        hasty.until(
+            lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck"
+        )
         worker.kill()
     halted.release(box)
 
-    until(lambda: "Restarting" in hasty.states(run_id) or None, "the run to be started again")
+    hasty.until(lambda: "Restarting" in hasty.states(run_id) or None, "the run to be started again")
     with Worker(bare, "imbrace"):
         state = hasty.wait(run_id)
 
@@ -50,9 +52,9 @@ def test_a_run_that_crashes_again_is_left_to_people(hasty: Operator, halted: Hal
     crash = {"state": {"type": "CRASHED", "message": "as if its process had been killed"}}
     run_id = hasty.start("export-on-demand", phones=str(halted.phones))
     with Worker(bare, "imbrace"):
-        until(lambda: hasty.states(run_id).count("Running") == 1 or None, "the first try")
+        hasty.until(lambda: hasty.states(run_id).count("Running") == 1 or None, "the first try")
         hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
-        until(lambda: hasty.states(run_id).count("Running") == 2 or None, "the second try")
+        hasty.until(lambda: hasty.states(run_id).count("Running") == 2 or None, "the second try")
         hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash)
         # As if the infrastructure had failed before the run could begin.
         hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash | {"force": True})

@@ -15,12 +15,12 @@ from sandbox import Sandbox
 from tests.deployments.conftest import TOKEN
 from tests.deployments.database import dump
 from tests.deployments.lakes import messages
-from tests.deployments.operator import ROOT, Operator, Worker, until
+from tests.deployments.operator import ROOT, Operator, Worker
 from tests.seaweed import Seaweed
 
 TYPED = "886911000111"
 
-pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
     assert run["name"].startswith(f"export-{box.options.organization_id}-")
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
     # Lines reach the server in bundles, the last of them after the state of the run.
-    assert until(
+    assert deployed.until(
         lambda: [line for line in deployed.logs(exported) if "exported chunk=" in line] or None,
         "the lines of the run",
     )
@@ -73,7 +73,7 @@ def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> N
             return next((run for run in runs if run["auto_scheduled"]), None)
 
         # The server looks at schedules once a minute.
-        assert until(waiting, f"a run that {name} is to start by itself")["expected_start_time"]
+        assert deployed.until(waiting, f"a run that {name} is to start by itself")["expected_start_time"]
     deployed.set_clock("pause")
 
 
@@ -91,9 +91,8 @@ def test_a_schedule_starts_runs_that_a_worker_completes(deployed: Operator, expo
         return next((run for run in runs if run["auto_scheduled"]), None)
 
     try:
-        assert (
-            until(completed, "the end of a run that its schedule started")["created_by"]["type"] == "SCHEDULE"
-        )
+        run = deployed.until(completed, "the end of a run that its schedule started")
+        assert run["created_by"]["type"] == "SCHEDULE"
     finally:
         deployed.ask("DELETE", f"{schedules}/{made['id']}")
         deployed.set_clock("pause")
@@ -140,7 +139,7 @@ def test_an_event_that_names_a_list_starts_an_export_of_that_list(
 
     deployment = deployed.deployment("export-on-phones-uploaded")
     runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
-    run = until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
+    run = deployed.until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
     assert run["parameters"]["params"] == {"phones": str(uploaded)}
     assert deployed.wait(run["id"])["name"] == "Completed"
     assert new in messages(lake)

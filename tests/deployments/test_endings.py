@@ -28,7 +28,7 @@ WAYS = ("cancel", "SIGTERM flow", "SIGKILL flow", "SIGTERM worker", "SIGKILL wor
 logger = logging.getLogger(__name__)
 
 pytestmark = [
-    pytest.mark.timeout(1_800),
+    pytest.mark.timeout(5_400),
     pytest.mark.skipif(not IS_FULL, reason="waits for minutes: IMBRACE_ACCEPTANCE=full"),
 ]
 
@@ -92,7 +92,9 @@ def test_a_run_that_is_ended_at_any_moment_leaves_a_lake_that_the_next_one_compl
         worker = stack.enter_context(Worker(bare, "imbrace"))
         with counting(stage.box, moment) as count:
             run_id = impatient.start("export-on-demand", phones=str(stage.phones))
-            until(lambda: impatient.flow_run(run_id)["state"]["name"] == "Running" or None, "its start")
+            impatient.until(
+                lambda: impatient.flow_run(run_id)["state"]["name"] == "Running" or None, "its start"
+            )
             if moment:
                 assert count.reached.wait(ENDED_WITHIN_SECONDS)
         pid = int(impatient.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
@@ -105,7 +107,9 @@ def test_a_run_that_is_ended_at_any_moment_leaves_a_lake_that_the_next_one_compl
         else:
             worker.end(getattr(signal, way.split()[0]))
             stack.enter_context(Worker(bare, "imbrace"))
-        until(lambda: _is_completed(impatient, run_id), f"the end of run {run_id}", ENDED_WITHIN_SECONDS)
+        impatient.until(
+            lambda: _is_completed(impatient, run_id), f"the end of run {run_id}", ENDED_WITHIN_SECONDS
+        )
 
     assert not reader.wrong, reader.wrong[:3]
     assert reader.polls > 1

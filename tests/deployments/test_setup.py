@@ -19,6 +19,7 @@ from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
 from tests.prefect_threads import end_threads
+from tests.seaweed import Seaweed
 
 Setup = Callable[..., list[str]]
 
@@ -43,13 +44,41 @@ def setup(deployed: Operator, place: Path, capsys: pytest.CaptureFixture[str]) -
 
     os.environ.update({**deployed.settings, "PREFECT_API_URL": deployed.server.api_url})
 
-    def call(*arguments: str) -> list[str]:
-        assert main(["setup", *arguments]) == 0, capsys.readouterr().err
-        return capsys.readouterr().out.splitlines()
+    def call(*arguments: str, code: int = 0) -> list[str]:
+        ended = main(["setup", *arguments])
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return [*out.splitlines(), *err.splitlines()]
 
     with temporary_settings({PREFECT_API_URL: deployed.server.api_url}):
         yield call
         end_threads()
+
+
+def done(lines: list[str]) -> list[str]:
+    """What was done, without what was found before."""
+    return lines[lines.index("") + 1 :]
+
+
+def everything(operator: Operator) -> Any:
+    """All that setup can change on a server."""
+    kept = {
+        "variables": operator.ask("POST", "/variables/filter", {}),
+        "blocks": operator.ask("POST", "/block_documents/filter", {"include_secrets": True}),
+        "limits": operator.ask("POST", "/v2/concurrency_limits/filter", {}),
+        "pools": operator.ask("POST", "/work_pools/filter", {}),
+        "automations": operator.ask("POST", "/automations/filter", {}),
+    }
+    fields = ("id", "name", "value", "data", "limit", "slot_decay_per_second", "enabled", "description")
+    return {
+        # The claims of running processes come and go.
+        kind: [
+            [one.get(name) for name in fields]
+            for one in sorted(found, key=lambda one: str(one["name"]))
+            if not str(one["name"]).startswith("imbrace-request-share")
+        ]
+        for kind, found in kept.items()
+    }
 
 
 def budget(operator: Operator) -> tuple[int, float]:
@@ -68,7 +97,12 @@ def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operat
 
     told = setup()
 
-    assert [line.split()[0] for line in told if line] == [*["found"] * 3, "left", *["found"] * 3, "Next:"]
+    assert [line.split()[0] for line in done(told) if line] == [
+        *["found"] * 3,
+        "left",
+        *["found"] * 3,
+        "Next:",
+    ]
     assert (
         budget(deployed),
         variable(deployed, "imbrace_credentials"),
@@ -76,24 +110,115 @@ def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operat
     ) == before
 
 
-def test_the_blocks_are_tried_and_what_was_found_is_told(setup: Setup) -> None:
+def test_everything_is_tried_and_what_was_found_is_said(setup: Setup) -> None:
     told = setup()
 
-    assert " answers after " in told[0]
-    assert "put, get, list and delete work" in told[1]
+    found = {line.split()[1].rstrip(":"): line for line in told[: told.index("")]}
+    assert {*found} == {"gateway", "token", "organization", "lake", "conditions", "list"}
+    assert " answers after " in found["gateway"]
+    assert "put, get, list and delete work" in found["lake"]
+    assert " phone numbers in phones.txt, 3 entries that are not" in found["list"]
+
+
+WRONG = {
+    "token": ({"IMBRACE_TOKEN": "api_refused"}, [], {"token"}),
+    "organization": ({"IMBRACE_ORGANIZATION": "org_wrong"}, [], {"organization"}),
+    "dead gateway": ({"IMBRACE_GATEWAY": "http://127.0.0.1:9/3rd"}, [], {"gateway"}),
+    "expired": ({"IMBRACE_TOKEN_EXPIRES": "2020-01-31"}, [], {"token expiry"}),
+    "lake": ({"IMBRACE_LAKE": "/dev/null/lake"}, [], {"lake"}),
+    "missing list": ({}, ["--phones", "missing.csv"], {"list"}),
+    "list without numbers": ({}, ["--phones", "hello.txt"], {"list"}),
+    "all of it": (
+        {"IMBRACE_TOKEN": "api_refused", "IMBRACE_LAKE": "/dev/null/lake"},
+        ["--phones", "missing.csv", "--requests-per-second", "7", "--pool", "unheard-of"],
+        {"token", "lake", "list"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_where_something_is_wrong_nothing_is_saved(
+    kind: str, setup: Setup, deployed: Operator, place: Path
+) -> None:
+    environment, arguments, wrong = WRONG[kind]
+    (place / "hello.txt").write_text("hello\nworld\n")
+    before = everything(deployed)
+    os.environ.update(environment)
+
+    told = setup(*arguments, code=1)
+
+    assert {line[9:].split(":")[0] for line in told if line.startswith("wrong ")} == wrong
+    assert [line for line in told if line.startswith("error: nothing was saved")] == told[-1:]
+    assert not any(line.startswith("Next:") for line in told)
+    assert "api_refused" not in "".join(told)
+    assert everything(deployed) == before
+
+
+def test_a_bucket_without_keys_is_refused_and_the_block_stays(
+    setup: Setup, deployed: Operator, s3: Seaweed, bucket: str
+) -> None:
+    before = everything(deployed)
+    os.environ.update(AWS_ENDPOINT_URL=s3.endpoint_url, AWS_EC2_METADATA_DISABLED="true")
+
+    told = setup("--lake", f"s3://{bucket}/lake", code=1)
+
+    assert [line.split()[1] for line in told if line.startswith("wrong ")] == ["lake:"]
+    assert everything(deployed) == before
+
+
+def test_what_was_saved_earlier_and_does_not_work_any_more_is_found_too(
+    setup: Setup, deployed: Operator, phones: Path
+) -> None:
+    for name in ("IMBRACE_TOKEN", "IMBRACE_LAKE"):
+        del os.environ[name]
+    moved = phones.rename(phones.with_suffix(".moved"))
+    try:
+        told = setup(code=1)
+    finally:
+        moved.rename(phones)
+
+    assert [line.split()[1] for line in told if line.startswith("wrong ")] == ["list:"]
+
+
+def test_what_works_only_for_the_workers_is_saved_by_force(
+    setup: Setup, deployed: Operator, phones: Path
+) -> None:
+    told = setup("--phones", "/data/of/a/worker.csv", "--force", code=1)
+    saved = variable(deployed, "imbrace_phones")
+    setup("--phones", str(phones))
+
+    assert saved == "/data/of/a/worker.csv"
+    assert "changed the variable imbrace_phones" in done(told)
+    assert told[-1] == "error: saved as --force demands, although something is wrong: list"
+    assert variable(deployed, "imbrace_phones") == str(phones)
+
+
+def test_a_list_is_saved_with_its_whole_path(
+    setup: Setup, deployed: Operator, place: Path, phones: Path
+) -> None:
+    (place / "own.txt").write_text("+886911425977\n")
+
+    setup("--phones", "own.txt")
+    saved = variable(deployed, "imbrace_phones")
+    setup("--phones", str(phones))
+
+    assert saved == str(place / "own.txt")
 
 
 def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Operator) -> None:
     before = variable(deployed, "imbrace_credentials")
-    os.environ["IMBRACE_TOKEN"] = "api_another"
+    os.environ["IMBRACE_TOKEN_EXPIRES"] = "2099-12-31"
 
     told = setup()
     again = setup()
-    os.environ["IMBRACE_TOKEN"] = TOKEN
-    setup()
+    del os.environ["IMBRACE_TOKEN_EXPIRES"]
+    kept = setup()
 
-    assert told[0].startswith("changed the block imbrace-credentials/default; ")
-    assert again[0].startswith("found the block imbrace-credentials/default; ")
+    assert done(told)[0] == "changed the block imbrace-credentials/default"
+    assert done(again)[0] == "found the block imbrace-credentials/default"
+    # The day belongs to the token, and the token is the same.
+    assert done(kept)[0] == "found the block imbrace-credentials/default"
+    assert any("the token expires on 2099-12-31" in line for line in kept)
     # Deployments refer to it by its id.
     assert variable(deployed, "imbrace_credentials") == before
 
@@ -161,6 +286,7 @@ def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deploy
 
     told = setup()
 
+    told = done(told)
     assert told[0] == (
         "left the block imbrace-credentials/default, as IMBRACE_TOKEN and IMBRACE_ORGANIZATION are not set"
     )

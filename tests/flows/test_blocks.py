@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 from uuid import UUID
@@ -63,6 +64,24 @@ def test_where_a_block_is_left_out_the_machine_decides() -> None:
     assert connection.store is None
 
 
+def test_the_day_on_which_a_token_expires_is_that_of_its_own_block() -> None:
+    own = CREDENTIALS.model_copy(update={"expires_at": date(2027, 1, 31)})
+    with patch.dict(os.environ, {"IMBRACE_TOKEN_EXPIRES": "2026-12-31"}):
+        assert connect(own, None).settings.token_expires == date(2027, 1, 31)
+        assert connect(CREDENTIALS, None).settings.token_expires is None
+        assert connect(None, None).settings.token_expires == date(2026, 12, 31)
+
+
+def test_the_day_can_be_given_as_the_moment_that_the_vendor_shows() -> None:
+    block = ImbraceCredentials(
+        organization="org",
+        token=SecretStr("api"),
+        expires_at="2027-01-31T12:00:00.000Z",
+    )
+
+    assert block.expires_at == date(2027, 1, 31)
+
+
 def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_all() -> None:
     saved = CREDENTIALS.model_copy()
     saved._block_document_id = UUID(int=7)
@@ -99,6 +118,8 @@ def test_no_secret_is_in_what_a_block_shows_of_itself() -> None:
 
 
 def test_credentials_that_are_tried_say_that_they_work_or_what_to_mend() -> None:
+    # There is no server here whose limit they could keep to.
+    os.environ["IMBRACE_REQUEST_LIMIT"] = ""
     with Sandbox(SandboxOptions(conversations=1)) as box:
         good = ImbraceCredentials(
             organization=box.options.organization_id, token=SecretStr(box.options.token), gateway=box.url

@@ -22,12 +22,13 @@ from imbrace_lake.errors import UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.export.shards import Manifest, plan_shards
 from imbrace_lake.policy import ReadPolicy, Window
 from imbrace_lake.settings import load_settings
 from sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import settings_for
+from tests.gateways import open_run
 
 
 class Server:

@@ -1,0 +1,124 @@
+"""A lake on a local disk is readable by its owner only, unless its folder shows that a group shares it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imbrace_lake.store.contract import Made
+from imbrace_lake.store.local import LocalStore
+from sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import run_once, settings_for
+
+
+@pytest.fixture(params=[0o022, 0o000, 0o077], ids=["022", "000", "077"])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """The permissions of a folder and of everything below it."""
+    return {
+        str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def open_to_others(folder: Path) -> dict[str, str]:
+    return {name: oct(mode) for name, mode in modes(folder).items() if mode & 0o077}
+
+
+@pytest.mark.usefixtures("umask")
+def test_whatever_a_run_writes_only_its_owner_may_read(tmp_path: Path) -> None:
+    place = tmp_path / "a" / "b"
+    with Sandbox(SandboxOptions(conversations=8, sizes=(600,))) as box:
+        # Little memory, so that the long one waits in files.
+        settings = settings_for(box, str(place), memory_megabytes=0.01)
+        summary = asyncio.run(run_once(settings, box.conversations))
+        box.append(next(iter(box.conversations)), 3)
+        asyncio.run(run_once(settings, box.conversations))
+
+    assert summary.status == "complete"
+    assert {"messages", "conversations", "runs", ".tmp", ".tmp/lock"} <= {*modes(place)}
+    assert open_to_others(tmp_path / "a") == {}
+
+
+@pytest.mark.usefixtures("umask")
+def test_every_way_to_write_an_object_leaves_it_private(tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    finished = tmp_path / "finished"
+    finished.write_bytes(b"a file of another mode")
+    finished.chmod(0o666)
+
+    async def write() -> None:
+        async with LocalStore(root) as store:
+            first = await store.put_new("new/bytes", b"1")
+            await store.put_new("new/file", finished)
+            await store.put_new("new/made", Made(lambda: b"1"))
+            await store.put("over/put", b"1")
+            await store.replace("new/bytes", b"2", first.etag)
+
+    asyncio.run(write())
+
+    assert open_to_others(root) == {}
+    assert len([path for path in root.rglob("*") if path.is_file()]) == 5
+
+
+@pytest.mark.usefixtures("umask")
+def test_what_waits_in_the_systems_temporary_folder_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tmp_path.chmod(0o700)
+    from imbrace_lake.store.contract import StoreOptions
+    from imbrace_lake.store.s3 import S3Store
+
+    folder = S3Store("bucket", "", StoreOptions()).temporary_directory()
+
+    assert open_to_others(folder) == {}
+    folder.rmdir()
+
+
+@pytest.mark.usefixtures("umask")
+def test_in_a_lake_that_was_open_to_others_what_is_new_is_private(tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    old = root / "messages" / "old"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    for path in (root, old.parent, old):
+        path.chmod(0o755)
+
+    async def write() -> None:
+        async with LocalStore(root) as store:
+            await store.put_new("messages/new", b"1")
+            await store.put("messages/folder/new", b"1")
+
+    asyncio.run(write())
+
+    assert set(open_to_others(root)) == {".", "messages", "messages/old"}
+
+
+@pytest.mark.parametrize("mode", [0o2770, 0o2750])
+@pytest.mark.usefixtures("umask")
+def test_a_folder_that_a_group_shares_shares_what_is_written_into_it(mode: int, tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    root.mkdir()
+    root.chmod(mode)
+
+    async def write() -> None:
+        async with LocalStore(root) as store:
+            await store.put_new("messages/a/new", b"1")
+            await store.put("over", b"1")
+
+    asyncio.run(write())
+
+    found = modes(root)
+    assert {found[name] for name in (".", "messages", "messages/a", ".tmp")} == {mode}
+    assert {found[name] for name in ("messages/a/new", "over", ".tmp/lock")} == {mode & 0o666}

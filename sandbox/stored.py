@@ -72,12 +72,15 @@ class GivenSource:
         self.start_ms = _START_MS
         self._items = [item if isinstance(item, bytes) else to_json(item) for item in items]
         for item in items:
-            if not isinstance(item, bytes) and not str(item.get("_id") or ""):
-                raise ValueError("a message that is handed over needs an _id")
+            if isinstance(item, bytes):
+                continue
+            if item.get("_id") is None and item.get("public_id") is None:
+                raise ValueError("a message that is handed over needs an _id or a public_id")
 
     def message_id(self, ordinal: int) -> str:
         """Name a message."""
-        return str(from_json(self._items[ordinal])["_id"])
+        item = from_json(self._items[ordinal])
+        return str(item["public_id"] if item.get("_id") is None else item["_id"])
 
     def created_ms(self, ordinal: int) -> int:
         """Take every message for as old as its place says, because its time may be no time at all."""

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from imbrace_lake.gateway import exact_json
+from imbrace_lake.gateway.ids import are_plain, canonical_conversation_id, is_encodable, message_id
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 
 Item = dict[str, Any]
@@ -30,7 +31,7 @@ class Page:
     Attributes:
         skip: How many of the newest messages were to be left out.
         items: The messages as they came.
-        ids: Their ids, in the same order.
+        ids: Their ids as texts (`ids.message_id`), in the same order.
         whole: How many messages the gateway counts in the whole conversation; None if it does not say.
         has_more: Whether the gateway says that older ones remain; None if it does not say.
         is_exact: One of the two counts equals what came, so the body was not cut.
@@ -71,7 +72,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ConversationLink:
-    """A phone number takes part in a conversation."""
+    """A phone number takes part in a conversation, whose id is in its canonical spelling."""
 
     phone: PhoneNumber
     conversation_id: str
@@ -157,7 +158,7 @@ def _ids_of(items: list[Any]) -> list[str]:
         ids = [item["_id"] for item in items]
     except (TypeError, LookupError):
         ids = []
-    if set(map(type, ids)) == {str} and all(ids):
+    if set(map(type, ids)) == {str} and are_plain(ids):
         return ids
     return [_id_of(item) for item in items]
 
@@ -165,10 +166,10 @@ def _ids_of(items: list[Any]) -> list[str]:
 def _id_of(item: Any) -> str:
     if not isinstance(item, dict):
         raise Malformed("an item that is no object")
-    value = item.get("_id") or item.get("public_id")
-    if value is None:
+    found = message_id(item)
+    if found is None:
         raise Malformed("an item without an id")
-    return value if isinstance(value, str) else exact_json.write(value)
+    return found
 
 
 def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
@@ -187,7 +188,7 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
         raise Malformed("an answer that is neither an array of links nor an envelope with data")
     spoiled = {number for number, conversation_id in found if not _is_text(conversation_id)}
     links = dict.fromkeys(
-        ConversationLink(by_digits[number], conversation_id)
+        ConversationLink(by_digits[number], canonical_conversation_id(conversation_id))
         for number, conversation_id in found
         if number in by_digits and number not in spoiled and conversation_id is not None
     )
@@ -225,13 +226,7 @@ def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | Non
 
 def _is_text(value: object) -> bool:
     """Whether it can be an id: text that UTF-8 can hold, and with it an address and a column."""
-    if not isinstance(value, str) or not value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and bool(value) and is_encodable(value)
 
 
 def _plain(number: Any) -> str:

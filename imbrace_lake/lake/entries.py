@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.json
 
+from imbrace_lake.gateway.exact_json import encodable
 from imbrace_lake.lake.lake import PublishedPart
 from imbrace_lake.lake.schema import SCHEMA
 
@@ -178,6 +179,11 @@ class ConversationEntry:
     parts: tuple[PartEntry, ...] = ()
     requests: int = 0
     started_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Make the reason a text that a ledger can store, whatever an error quotes."""
+        if self.reason is not None:
+            object.__setattr__(self, "reason", encodable(self.reason))
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imbrace_lake.gateway.paging import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
@@ -222,9 +221,7 @@ class Collector:
     def _sorted(self, distinct: int | None = None) -> pa.Table:
         # What was read first is newest, and so they nearly always are in order, but for repeats.
         table = pa.concat_tables(_without_overlaps(self._held[::-1]))
-        # An id that UTF-8 cannot hold has a question mark in its column, where two may have become one.
-        is_once = distinct == table.num_rows and not _has_altered(table.column("message_id"))
-        return in_order(table if is_once else without_repeats(table, is_latest_first=True))
+        return in_order(table if distinct == table.num_rows else without_repeats(table, is_latest_first=True))
 
     def _spill(self) -> None:
         if any(rows.num_rows for rows in self._held):
@@ -255,7 +252,3 @@ def _shared(older: pa.Table, newer: pa.Table) -> int:
     ends = older.column(DIGEST).slice(first).to_pylist()
     begins = newer.column(DIGEST).slice(0, OVERLAP).to_pylist()
     return next((count for count in range(len(ends), 0, -1) if ends[-count:] == begins[:count]), 0)
-
-
-def _has_altered(ids: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.match_substring(ids, "?")).as_py())

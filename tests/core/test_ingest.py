@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -224,6 +225,66 @@ def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> No
             lost, True
         )
         assert not later.wrong_hashes()
+
+
+ODD_IDS: tuple[dict[str, Any], ...] = (
+    {"_id": 0},
+    {"_id": "0"},
+    {"_id": False},
+    {"_id": ""},
+    {"_id": -1.5},
+    {"_id": 2**70},
+    {"_id": {"$oid": "x"}},
+    {"_id": ["a", None]},
+    {"_id": None, "public_id": "msg_1"},
+    {"public_id": "msg_2"},
+    {"_id": "$0"},
+    {"_id": "\ud800"},
+    {"_id": "\ud801 and more"},
+    {"_id": "half \udfff"},
+    {"_id": "half ?"},
+)
+
+
+@pytest.mark.parametrize("newest", [0, 3, 11, 14])
+def test_messages_with_odd_ids_are_all_stored_and_come_back_value_for_value(
+    open_bench: OpenBench, newest: int
+) -> None:
+    bench = open_bench(conversations=1)
+    items = [{**fields, "created_at": None, "content": None} for fields in ODD_IDS]
+    items = [*items[:newest], *items[newest + 1 :], items[newest]]
+    odd = bench.box.put(items, conversation_id="conv_odd")
+
+    assert statuses(bench) == {"complete": 2}
+    assert statuses(bench) == {"unchanged": 2}
+    assert statuses(bench, ids=[odd]) == {"unchanged": 1}
+
+    rows = bench.messages(odd)
+    sent, back = (
+        sorted(json.dumps(item, sort_keys=True) for item in some)
+        for some in (items, map(to_item, rows.values()))
+    )
+    assert back == sent
+    assert "".join(rows).encode()
+    assert not bench.wrong_hashes()
+    assert bench.verify().is_sound
+
+
+@pytest.mark.parametrize("drift", ["evolve", "warn", "freeze"])
+def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift: DriftMode) -> None:
+    bench = open_bench(conversations=1)
+    item = {"_id": "m", "\ud800": 1, "type": "\udfff", "content": {"half \ud83d": 1}, "created_at": None}
+    odd = bench.box.put([item], conversation_id="conv_odd")
+
+    summary = bench.run([odd, only(bench)], drift=drift)
+
+    assert summary.totals.conversations["complete"] == (1 if drift == "freeze" else 2)
+    shapes = {row["shape"] for row in bench.ledger("shapes")}
+    assert ("\\udfff.content.half \\ud83d:number" in shapes) == (drift != "freeze")
+    assert [row["reason"] for row in bench.ledger("conversations") if row["is_dead_letter"]] == [
+        f"conversation {odd} has what no message had before (item.\\ud800, \\udfff, \\udfff.content:object,"
+        " \\udfff.content.half \\ud83d:number): look at it, then export with drift=evolve"
+    ] * (drift == "freeze")
 
 
 def test_a_conversation_that_is_gone_keeps_its_rows_and_may_come_back(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 from urllib.parse import quote
 
@@ -61,12 +62,43 @@ def test_has_more_is_believed_only_as_a_bool(value: Any, has_more: bool | None) 
         ({"_id": "a", "public_id": "b"}, "a"),
         ({"public_id": "b"}, "b"),
         ({"_id": None, "public_id": "b"}, "b"),
-        ({"_id": 7}, "7"),
-        ({"_id": {"$oid": "x"}}, '{"$oid":"x"}'),
+        ({"_id": "", "public_id": "b"}, "b"),
+        ({"_id": "7"}, "7"),
+        ({"_id": 7}, "$7"),
+        ({"_id": 0, "public_id": "b"}, "$0"),
+        ({"_id": False}, "$false"),
+        ({"_id": ""}, '$""'),
+        ({"_id": "", "public_id": None}, '$""'),
+        ({"_id": {"$oid": "x"}}, '${"$oid":"x"}'),
+        ({"_id": "$7"}, '$"$7"'),
+        ({"_id": "half \ud83d"}, '$"half \\ud83d"'),
+        ({"_id": None, "public_id": "\udc00"}, '$"\\udc00"'),
     ],
 )
 def test_the_id_of_a_message_has_a_second_source(item: dict[str, Any], message_id: str) -> None:
     assert parse_page(json.dumps({"items": [item]}).encode(), 0).ids == [message_id]
+
+
+IDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec=None, min_codepoint=0x20) | st.sampled_from("$0\ud800\udfff")),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=2), values, max_size=2),
+    max_leaves=3,
+)  # fmt: skip
+
+
+@given(st.lists(IDS, min_size=1, max_size=8))
+def test_ids_that_differ_in_the_json_stay_different_and_are_valid_utf_8(values: list[Any]) -> None:
+    body = json.dumps({"items": [{"_id": value, "public_id": "of none"} for value in values]}).encode()
+    received = [item["_id"] for item in json.loads(body)["items"]]
+    named = ["of none" if value in (None, "") else value for value in received]
+
+    ids = parse_page(body, 0).ids
+
+    assert "".join(ids).encode()
+    for one, other in product(range(len(ids)), repeat=2):
+        is_same = json.dumps(named[one], sort_keys=True) == json.dumps(named[other], sort_keys=True)
+        assert (ids[one] == ids[other]) == is_same
 
 
 @pytest.mark.parametrize(

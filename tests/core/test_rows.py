@@ -142,15 +142,6 @@ def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts
     assert rows.column("updated_at").null_count == 3
 
 
-def test_ids_that_become_one_in_the_lake_are_one_row(tmp_path: Path) -> None:
-    items = [{"_id": "\ud800", "content": "x"}, {"_id": "\ud801", "content": "y"}]
-    with Room(Memory(), lambda: tmp_path) as room:
-        collector = Collector(room)
-        collector.add(to_rows(items, ["\ud800", "\ud801"], ORIGIN))
-
-        assert collector.rows(distinct=2).num_rows == 1
-
-
 def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
     rng = Random(1)

@@ -1,0 +1,66 @@
+"""Ids from the gateway: one text for each message, one spelling for each conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from imbrace_lake.gateway.exact_json import encodable, write
+
+# Marks the id of a message that is written as JSON.
+_AS_JSON = "$"
+_CONVERSATION = re.compile(
+    r"(?:conv_|tcu_)?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})", re.IGNORECASE
+)
+
+
+def message_id(item: dict[str, Any]) -> str | None:
+    """Return the id of a message as text that UTF-8 can encode, different for different ids.
+
+    A text stays as it is. Anything else becomes `$` and its JSON: a number (`$0`), an object, an empty
+    text, a text with a lone surrogate, and a text that begins with `$` itself.
+
+    Args:
+        item: The gateway's object. Where `_id` is null, empty or absent, `public_id` is its id.
+
+    Returns:
+        The id; None if the item has neither.
+    """
+    value = item.get("_id")
+    if value is None or value == "":
+        other = item.get("public_id")
+        value = value if other is None or other == "" else other
+    if value is None:
+        return None
+    if isinstance(value, str) and are_plain([value]):
+        return value
+    return _AS_JSON + write(value, is_sorted=True)
+
+
+def are_plain(ids: list[str]) -> bool:
+    """Whether all of these texts can be message ids as they are."""
+    text = "\0".join(ids)
+    if not all(ids) or text.startswith(_AS_JSON) or f"\0{_AS_JSON}" in text:
+        return False
+    return is_encodable(text)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can encode a text: it has no lone surrogate."""
+    return encodable(text) is text
+
+
+def canonical_conversation_id(conversation_id: str) -> str:
+    """Return the one spelling of a conversation id: `conv_` and the UUID in lower case.
+
+    The gateway spells one conversation in three ways: the bare UUID, `conv_<UUID>` and `tcu_<UUID>`.
+    An id of any other form is returned unchanged.
+    """
+    match = _CONVERSATION.fullmatch(conversation_id)
+    return conversation_id if match is None else f"conv_{match[1].lower()}"
+
+
+def canonical_conversation_ids(conversation_ids: Iterable[str]) -> list[str]:
+    """Return the canonical spelling of each conversation, each once, in their order."""
+    return [*dict.fromkeys(map(canonical_conversation_id, conversation_ids))]

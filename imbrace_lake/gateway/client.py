@@ -40,6 +40,7 @@ from imbrace_lake.gateway.models import (
     Links,
     Malformed,
     Page,
+    check_owner,
     etag_of,
     parse_counts,
     parse_links,
@@ -225,6 +226,7 @@ class GatewayClient:
 
         def parse(body: bytes) -> Page:
             page = parse_page(body, skip)
+            check_owner(page, conversation_id, self.options.organization)
             if self._is_short(page, asked):
                 lengths.append(len(page.ids))
                 # The same length every time is no accident on the way: this server counts otherwise,

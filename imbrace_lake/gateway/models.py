@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import parse_qs, urlsplit
 
 from imbrace_lake.gateway import exact_json
@@ -153,6 +153,26 @@ def parse_counts(body: bytes) -> Counts:
     return Counts(len(answer["items"]), count, total, "has_more" in answer)
 
 
+def check_owner(page: Page, conversation_id: str, organization_id: str) -> None:
+    """Make sure that a page is of the conversation and of the organization that were asked for.
+
+    A single message may name another one, which the lake keeps in `extra`. A page of which every message
+    does, or the only message of a conversation, is an answer to another question.
+
+    Raises:
+        Malformed: Every message names another conversation, or another organization.
+    """
+    if len(page.items) == 1 and (page.skip or page.has_more or (page.whole or 0) > 1):
+        return
+    own = canonical_conversation_id(conversation_id)
+    named = [item.get("conversation_id") for item in page.items]
+    if named and all(_is_text(one) and canonical_conversation_id(one) != own for one in named):
+        raise Malformed("a page whose messages all name another conversation")
+    named = [item.get("organization_id") for item in page.items]
+    if named and all(_is_text(one) and one != organization_id for one in named):
+        raise Malformed("a page whose messages all name another organization")
+
+
 def _ids_of(items: list[Any]) -> list[str]:
     try:
         ids = [item["_id"] for item in items]
@@ -224,7 +244,7 @@ def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | Non
     return found, answered
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     """Whether it can be an id: text that UTF-8 can hold, and with it an address and a column."""
     return isinstance(value, str) and bool(value) and is_encodable(value)
 

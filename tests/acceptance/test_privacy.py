@@ -60,7 +60,7 @@ def aftermath(
     """Let go wrong whatever puts requests, bodies and inputs into errors."""
     folder = tmp_path_factory.mktemp("privacy")
     with Sandbox(SandboxOptions(conversations=0, token=TOKEN)) as box:
-        ids = [box.put(list(_items(number)), phone) for number, phone in enumerate(PHONES)]
+        ids = [box.put([*_items(number)], phone, f"conv_{number}") for number, phone in enumerate(PHONES)]
         phones = write_phones(folder / "list.txt", _spellings())
         lake, masked = folder / "lake", folder / "masked"
         environment = settings_for(box, lake, region="TW", **IMPATIENT)

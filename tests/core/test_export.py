@@ -256,6 +256,28 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
     assert parts_of(tmp_path, "conv_odd") == []
 
 
+@pytest.mark.parametrize("field", ["conversation_id", "organization_id"])
+def test_an_answer_about_another_conversation_or_organization_costs_that_conversation_alone(
+    box: Sandbox, tmp_path: Path, field: str
+) -> None:
+    whole = list(box.conversations)
+    items = box.truth(whole[2])
+    own = {"conversation_id": "conv_own", "organization_id": "org_sandbox"}
+    foreign = [{**item, **own, field: "another"} for item in items]
+    single = [{**item, **own} for item in items[:-1]] + foreign[-1:]
+    box.put(foreign, conversation_id="conv_foreign")
+    kept = box.put(single, conversation_id="conv_own")
+
+    result = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [*whole, kept, "conv_foreign"]))
+
+    assert result.statuses == {"complete": len(whole) + 1, "failed": 1}
+    (dead,) = result.dead_letters
+    assert (dead.conversation_id, dead.status) == ("conv_foreign", "failed")
+    assert "name another" in str(dead.reason)
+    assert parts_of(tmp_path, "conv_foreign") == []
+    assert by_id(items_of(tmp_path, kept)) == by_id(single)
+
+
 def test_a_conversation_that_is_gone_is_a_dead_letter_only_if_the_lake_never_had_it(
     box: Sandbox, tmp_path: Path
 ) -> None:

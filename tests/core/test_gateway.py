@@ -719,6 +719,53 @@ def test_a_body_that_is_no_page_is_an_error_with_the_request_id(body: str) -> No
     assert "theirs-7" in str(caught.value)
 
 
+UUID, OTHER_UUID = "0b8e6f3c-5d1a-4c7e-9f20-3a4b5c6d7e8f", "11111111-5d1a-4c7e-9f20-3a4b5c6d7e8f"
+
+
+def named(field: str, *values: Any, **fields: Any) -> GatewayClient:
+    """A gateway whose page has one message for each value of a field; None for a message without it."""
+    items = [
+        {"_id": f"m{number}"} | ({} if value is None else {field: value})
+        for number, value in enumerate(values)
+    ]
+    body = {"items": items, "count": len(items), "total": len(items), "has_more": False} | fields
+    return playing(lambda request: httpx.Response(200, json=body), tries=2, organization="org_1")
+
+
+@pytest.mark.parametrize("spelling", ["{}", "conv_{}", "tcu_{}"])
+@pytest.mark.parametrize("asked", ["{}", "conv_{}", "tcu_{}"])
+@pytest.mark.parametrize("many", [1, 2, 100])
+def test_a_page_of_another_conversation_is_malformed_however_it_is_spelled(
+    asked: str, spelling: str, many: int
+) -> None:
+    own, other = spelling.format(UUID.upper()), spelling.format(OTHER_UUID)
+
+    with pytest.raises(MalformedAnswer, match="all name another conversation"):
+        page_of(named("conversation_id", *[other] * many), asked.format(UUID))
+
+    assert len(page_of(named("conversation_id", *[own] * many), asked.format(UUID)).ids) == many
+
+
+@pytest.mark.parametrize("many", [1, 2, 100])
+def test_a_page_of_another_organization_is_malformed(many: int) -> None:
+    with pytest.raises(MalformedAnswer, match="all name another organization"):
+        page_of(named("organization_id", *["org_2"] * many), "c")
+
+    assert len(page_of(named("organization_id", *["org_1"] * many), "c").ids) == many
+
+
+@pytest.mark.parametrize(
+    ("field", "own"), [("conversation_id", f"conv_{UUID}"), ("organization_id", "org_1")]
+)
+def test_a_page_is_kept_when_only_some_of_its_messages_name_another(field: str, own: str) -> None:
+    for one in (own, None, "", 7, {"id": "x"}):
+        assert page_of(named(field, "another", one, "another"), f"conv_{UUID}").ids == ["m0", "m1", "m2"]
+
+    # One message of a longer conversation.
+    assert page_of(named(field, "another", count=5, has_more=True), f"conv_{UUID}", limit=1).ids == ["m0"]
+    assert page_of(named(field), f"conv_{UUID}").ids == []
+
+
 # -- values ---------------------------------------------------------------------------------------
 
 

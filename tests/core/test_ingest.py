@@ -201,7 +201,7 @@ def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_benc
 
 
 def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> None:
-    items = bench.box.truth(only(bench))
+    items = [{**item, "conversation_id": "conv_back"} for item in bench.box.truth(only(bench))]
     one = bench.box.put(items, conversation_id="conv_back")
     bench.run([one])
     lost = [item["_id"] for item in items[5:9]]
@@ -386,7 +386,7 @@ def test_a_new_field_is_kept_said_and_if_wanted_an_error(
     open_bench: OpenBench, drift: DriftMode, status: str, shapes: int
 ) -> None:
     bench = open_bench(conversations=0, sizes=(1,))
-    item = bench.box.truth(only(bench))[0] | {"mood": "sunny"}
+    item = bench.box.truth(only(bench))[0] | {"mood": "sunny", "conversation_id": "conv_odd"}
     one = bench.box.put([item], conversation_id="conv_odd")
 
     summary = bench.run([one], drift=drift)

@@ -72,6 +72,7 @@ def backfill(
     chunk_size: options.ChunkSize = None,
     shard_size: options.ShardSize = None,
     tolerated_failures: options.ToleratedFailures = 0.0,
+    accept_repeats: options.AcceptRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Read conversations again, whole or for a window of time, and bring the lake up to them.
@@ -112,7 +113,7 @@ def backfill(
         source=source, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
         sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,
         chunk_size=settings.chunk_size, shard_size=settings.shard_size,
-        tolerated_failures=tolerated_failures,
+        tolerated_failures=tolerated_failures, accept_repeats=accept_repeats,
     )  # fmt: skip
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_flow(settings, backfill_flow, params, overrides)

@@ -51,6 +51,7 @@ def export(
     chunk_size: options.ChunkSize = None,
     shard_size: options.ShardSize = None,
     tolerated_failures: options.ToleratedFailures = 0.0,
+    accept_repeats: options.AcceptRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Export every conversation of a list of phone numbers into the lake, proven complete.
@@ -78,6 +79,7 @@ def export(
         "chunk_size": settings.chunk_size,
         "shard_size": settings.shard_size,
         "tolerated_failures": tolerated_failures,
+        "accept_repeats": accept_repeats,
     }
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_flow(settings, export_flow, ExportParams.model_validate(params), overrides)

@@ -99,6 +99,13 @@ ToleratedFailures = Annotated[
         help="Up to this share of the conversations may fail in a run that still counts as complete.",
     ),
 ]
+AcceptRepeats = Annotated[
+    bool,
+    typer.Option(
+        "--accept-repeats",
+        help="Export lists in which the gateway repeats messages for ever.  [IMBRACE_ACCEPT_REPEATS]",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
 ]

@@ -70,6 +70,7 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         ) as run,
     ):
         run.window, run.policy, run.drift = manifest.window, manifest.policy, manifest.drift
+        run.accept_repeats = manifest.accept_repeats
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
         if run.accounts.found is None:
             await run.found(manifest.conversation_ids)

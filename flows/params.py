@@ -114,9 +114,24 @@ class ReadParams(RunParams):
         json_schema_extra=_place(23),
     )
 
+    accept_repeats: bool = Field(
+        False,
+        title="Accept repeated messages",
+        description=(
+            "Export conversations in whose list the gateway repeats messages each time it is read; the ledger"
+            " marks them `repeats`."
+        ),
+        json_schema_extra=_place(24),
+    )
+
     def settings(self) -> dict[str, object]:
         """Those that win over the machine's settings of the same name, if they are given."""
-        return {"region": self.region, "chunk_size": self.chunk_size, "shard_size": self.shard_size}
+        return {
+            "region": self.region,
+            "chunk_size": self.chunk_size,
+            "shard_size": self.shard_size,
+            "accept_repeats": self.accept_repeats or None,
+        }
 
 
 class ChosenParams(ReadParams):

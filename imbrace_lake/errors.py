@@ -20,7 +20,8 @@
     │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
     │   │   └── Overdue           504, or no complete answer in time
     │   └── MalformedAnswer       an answer that cannot be what it claims   transient
-    ├── WalkIncomplete            a conversation that could not be proven whole
+    ├── WalkIncomplete            a conversation that could not be proven whole  transient
+    │   └── RepeatedMessages      its list contains messages more than once
     ├── NotReached                a conversation that a run found and did not come to
     ├── UnexpectedError           an exception of another kind, without its text
     └── StoreError                the lake's storage
@@ -182,6 +183,13 @@ class WalkIncomplete(ImbraceLakeError):
 
     is_transient = True
     advice = "Rerun at a quieter time; if that never helps, send its id to the vendor."
+
+
+class RepeatedMessages(WalkIncomplete):
+    """The gateway lists some messages of a conversation more than once, each time it is read."""
+
+    is_transient = False
+    advice = "Rerun with --accept-repeats (IMBRACE_ACCEPT_REPEATS=true) to export the list as it is."
 
 
 class NotReached(ImbraceLakeError):

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.client import GatewayOptions
 from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.paging import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.room import Memory
 from imbrace_lake.policy import ReadPolicy
 
@@ -92,6 +93,17 @@ class Settings(BaseSettings):
         16.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
     )
     pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
+    max_messages: int = Field(
+        DEFAULT_BOUNDS.messages, ge=1, description="Most messages of one conversation; more are incomplete."
+    )
+    max_uncounted_messages: int = Field(
+        DEFAULT_BOUNDS.uncounted_messages,
+        ge=1,
+        description="Most messages of a conversation whose count the gateway does not state.",
+    )
+    accept_repeats: bool = Field(
+        False, description="Export lists in which the gateway repeats messages for ever, marked `repeats`."
+    )
     look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
     look_back_messages: int = Field(200, ge=0, description="At most so many of them a conversation.")
     rewalk_days: float = Field(
@@ -177,6 +189,10 @@ class Settings(BaseSettings):
         return ReadPolicy(
             timedelta(days=self.look_back_days), self.look_back_messages, timedelta(days=self.rewalk_days)
         )
+
+    def bounds(self) -> Bounds:
+        """How much of one conversation is read at most."""
+        return Bounds(self.max_messages, self.max_uncounted_messages)
 
     def memory(self) -> Memory:
         """A new bound of memory, for all conversations of one process to share."""

@@ -9,11 +9,11 @@ from datetime import datetime
 
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import ConversationNotFound, WalkIncomplete
+from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.export_run import ExportRun, Past
-from imbrace_lake.export.window import export_window
+from imbrace_lake.export.window import export_window, incomplete
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.gateway.paging import REPEATS, Proof, walk
 from imbrace_lake.gateway.seen import Seen
 from imbrace_lake.lake.entries import PROVEN, ConversationEntry, ConversationStatus, part_entries
 from imbrace_lake.lake.hashes import content_hash, hash_sum
@@ -48,6 +48,7 @@ async def export_conversation(run: ExportRun, conversation_id: str, past: Past) 
 
     Raises:
         WalkIncomplete: It could not be proven whole; nothing was written.
+        RepeatedMessages: Neither could it, because the gateway lists messages more than once.
         ImbraceLakeError: As its class says; whatever was written is whole.
     """
     with run.room() as room:
@@ -94,7 +95,7 @@ class _Export:
         if reading.stands_as(known, self._parts) and reading.is_far_enough(head):
             return self._unchanged(replace(known, head_etag=head.etag))
         held = await self._read_held(self._parts)
-        reading.expect(await somewhere(held.is_in_memory, held.live))
+        reading.expect(await somewhere(held.is_in_memory, held.live), known.repeats)
         # Pages read side by side reach beyond where the walk ends, so there must be many new ones.
         is_long = reading.new_pages(head) > MANY_PAGES * self._run.pages_ahead
         try:
@@ -113,7 +114,7 @@ class _Export:
         )
         return (
             known.status in PROVEN
-            and known.server_count == known.distinct_messages
+            and known.is_counted
             and (head >= policy.look_back_messages or head == known.server_count or is_asleep)
             and _are_those_of(self._parts, known)
         )
@@ -146,9 +147,12 @@ class _Export:
             limit=self._run.page_size,
             ahead=ahead,
             is_enough=reading.is_enough,
+            bounds=self._run.bounds,
+            # What was accepted once is no error of a later run that is not asked to accept it.
+            accept_repeats=self._run.accept_repeats or bool(self._known and self._known.repeats),
         )
         if not proof.is_complete:
-            raise WalkIncomplete(f"conversation {self._id} is not proven whole: {proof.reason}")
+            raise incomplete(f"conversation {self._id} is not proven whole", proof)
         return proof
 
     async def _get_page(self, skip: int, limit: int) -> Page:
@@ -190,7 +194,7 @@ class _Export:
         if known is not None and known.content_hash and is_known and published.is_alone:
             added = [published.new.content_hash] if published.new is not None else []
             came = [known.content_hash, *added, *published.came]
-            return proof.server_count, hash_sum(came, published.went)
+            return (proof.server_count or 0) - known.repeats, hash_sum(came, published.went)
         now = await self._read_held([held.part for held in published.parts])
         return await somewhere(now.is_in_memory, now.live_hash)
 
@@ -255,6 +259,7 @@ class _Export:
         return replace(
             self._blank(),
             status="complete",
+            reason=proof.reason or None,
             server_count=proof.server_count,
             # Those included that were deleted while they were read: the next run sees the difference.
             distinct_messages=rows.num_rows,
@@ -265,7 +270,7 @@ class _Export:
             last_message_at=rows.last_at,
             proven_from=_least(known.proven_from, rows.first_at),
             proven_until=self._started_at,
-            proof_method=proof.method,
+            proof_method=REPEATS if is_joined and known.repeats else proof.method,
             is_still=proof.is_still,
             content_hash=rows.content_hash,
             newest_message_id=reading.newest_id,
@@ -301,6 +306,7 @@ class Reading:
         self._last_rows = self._head_rows
         self._whole: int | None = None  # the gateway's count, with the head
         self._live: Seen | None = None
+        self._repeats = 0
         self._new = Seen()
         self.newest_id: str | None = None
         self.head_hash = ""
@@ -315,7 +321,8 @@ class Reading:
             and self._head is not None
             and self._head_rows is not None
             and self._head.is_exact
-            and self._head.whole == known.server_count == known.distinct_messages
+            and known.is_counted
+            and self._head.whole == known.server_count
             and self._head_rows.num_rows >= count
             and content_hash(self._head_rows.slice(self._head_rows.num_rows - count)) == known.head_hash
             and _are_those_of(parts, known)
@@ -329,9 +336,15 @@ class Reading:
         oldest = pc.min(rows.column("created_at")).as_py() if rows is not None else None
         return oldest is not None and oldest < self._look_back_from
 
-    def expect(self, live: Seen) -> None:
-        """Let the walk end where it meets what the lake has, if the counts agree."""
+    def expect(self, live: Seen, repeats: int) -> None:
+        """Let the walk end where it meets what the lake has, if the counts agree.
+
+        Args:
+            live: What the lake has.
+            repeats: How often the gateway's list is known to repeat a message of it.
+        """
         self._live = live
+        self._repeats = repeats
 
     def new_pages(self, head: Page) -> float:
         """How many pages are new, by the counts."""
@@ -369,7 +382,7 @@ class Reading:
             return False
         if self._live.isdisjoint(page.ids) or not page.is_exact:
             return False
-        if not page.whole == self._whole == len(self._live) + len(self._new):
+        if not page.whole == self._whole == len(self._live) + len(self._new) + self._repeats:
             raise _CountsDiffer
         return True
 

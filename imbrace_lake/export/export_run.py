@@ -18,6 +18,7 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import ClosedRun, Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.paging import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import Entries
@@ -69,7 +70,7 @@ class ExportRun:
         window: The time whose messages are read; open on both sides for all of them.
         policy: What is read again of conversations that the lake has.
         memory: What its conversations may hold in memory together.
-        page_size, pages_ahead: As in `walk`.
+        page_size, pages_ahead, bounds, accept_repeats: As in `walk`.
         progress: Counted on as conversations end.
         clock: Tells the time.
         started_at: When the run began.
@@ -103,6 +104,8 @@ class ExportRun:
     memory: Memory = field(default_factory=Memory)
     page_size: int = 100
     pages_ahead: int = 8
+    bounds: Bounds = DEFAULT_BOUNDS
+    accept_repeats: bool = False
     progress: Progress = field(default_factory=Progress)
     clock: Callable[[], datetime] = utc_now
     started_at: datetime = field(default_factory=utc_now)

@@ -145,6 +145,8 @@ async def open_run(
                 memory=settings.memory(),
                 page_size=settings.page_size,
                 pages_ahead=settings.pages_ahead,
+                bounds=settings.bounds(),
+                accept_repeats=settings.accept_repeats,
                 progress=progress,
                 started_at=started_at,
             )

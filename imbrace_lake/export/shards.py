@@ -43,7 +43,7 @@ class Manifest(BaseModel):
         organization_id: Whose conversations they are.
         shard: Its number among the shards of the run, from 1.
         planned_at: When the run was cut.
-        window, policy, drift, chunk_size: As the run has them.
+        window, policy, drift, chunk_size, accept_repeats: As the run has them.
         tolerated_share: As in `close_run`.
         conversation_ids: What to export; no other shard of the run has any of them.
     """
@@ -59,6 +59,7 @@ class Manifest(BaseModel):
     drift: DriftMode
     chunk_size: int | None
     tolerated_share: float
+    accept_repeats: bool = False
     conversation_ids: tuple[str, ...]
 
     @property
@@ -110,6 +111,7 @@ async def plan_shards(
             drift=run.drift,
             chunk_size=chunk_size,
             tolerated_share=tolerated_share,
+            accept_repeats=run.accept_repeats,
             conversation_ids=tuple(ids),
         )
         await run.lake.store.put_new(manifest.key, manifest.model_dump_json().encode())

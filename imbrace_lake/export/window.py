@@ -8,10 +8,10 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import WalkIncomplete
+from imbrace_lake.errors import RepeatedMessages, WalkIncomplete
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.gateway.paging import REPEATS, Proof, walk
 from imbrace_lake.lake.entries import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Part
@@ -37,9 +37,7 @@ async def export_window(
     reading = _WindowReading(run, conversation_id, window, Collector(room))
     proof = await reading.walk()
     if not proof.is_complete:
-        raise WalkIncomplete(
-            f"conversation {conversation_id} is not proven whole in {window}: {proof.reason}"
-        )
+        raise incomplete(f"conversation {conversation_id} is not proven whole in {window}", proof)
     rows = await somewhere(not reading.collected.is_spilled, reading.rows)
     held = await Held.read(run.lake, parts, room)
     publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock(), room)
@@ -51,6 +49,7 @@ async def export_window(
         status="complete" if published.size_bytes else "unchanged",
         server_count=proof.server_count,
         distinct_messages=rows.num_rows,
+        reason=proof.reason or None,
         new_messages=published.new.num_rows if published.new is not None else 0,
         edited_messages=published.edited,
         first_message_at=rows.first_at,
@@ -67,6 +66,14 @@ async def export_window(
     )
     run.progress.note(entry, published)
     return entry
+
+
+def incomplete(what: str, proof: Proof) -> WalkIncomplete:
+    """Return the error of a walk that is not complete; where that can be accepted, it says how."""
+    if proof.method == REPEATS:
+        advice = "export the list as it is with --accept-repeats (IMBRACE_ACCEPT_REPEATS=true)"
+        return RepeatedMessages(f"{what}: {proof.reason}; {advice}")
+    return WalkIncomplete(f"{what}: {proof.reason}")
 
 
 class _WindowReading:
@@ -110,6 +117,8 @@ class _WindowReading:
                 ahead=self._run.pages_ahead,
                 is_enough=self._is_below,
                 start=start,
+                bounds=self._run.bounds,
+                accept_repeats=self._run.accept_repeats,
             )
             if start == 0 or not proof.is_complete or self._has_newer():
                 return proof

@@ -13,6 +13,10 @@ page, of which no message came twice, and of which exactly that many were found,
 (arrivals come at the head, so what is found was there when the walk began). The first sign of
 movement ends such a pass, and the list is walked again with overlap.
 
+A list that is longer than what was found in it may contain messages more than once, for ever. Then no
+pass can agree with the count, so the walk reads every position of the list twice. If the same positions
+repeat messages both times, that is what the list is, and the caller may accept it.
+
 A single pass never trusts `limit`: positions follow from what came.
 """
 
@@ -21,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.seen import Seen
@@ -36,6 +41,27 @@ EXTRA_SHARE = 0.05
 LONG_PAGES = 20
 # So many pages in a row that bring nothing older, though the gateway says that there is more.
 MOST_IDLE = 20
+# The method of a walk of a list that contains messages more than once.
+REPEATS = "repeats"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is read of one conversation at most, so that a list without end ends.
+
+    What the gateway counts at first bounds the walk already: it sends at most 8 requests for each page
+    that there was to read, and 40 more. These bounds apply beside that.
+
+    Attributes:
+        messages: Most messages of a conversation.
+        uncounted_messages: Most messages of a conversation whose count the gateway does not state.
+    """
+
+    messages: int = 10_000_000
+    uncounted_messages: int = 100_000
+
+
+DEFAULT_BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +70,14 @@ class Proof:
 
     Attributes:
         is_complete: Every message that existed when the walk began, and was not deleted, was seen.
-        reason: Why not; empty when complete.
+        reason: Why not; empty when complete, except that it describes a list with repeats.
         server_count: The gateway's own count, on the last look at the head.
         distinct: How many different messages were seen.
         listed: How many of them the last pass saw: `distinct` less what was deleted before it.
         requests: Pages asked for.
-        method: ``overlap`` (pages that hang together), ``count`` (edge to edge, count unchanged), or
-            ``joined`` (read until enough was read).
+        method: ``overlap`` (pages that hang together), ``count`` (edge to edge, count unchanged),
+            ``joined`` (read until enough was read), or ``repeats`` (every position of the list read
+            twice, and some of them repeat a message).
         is_still: The list did not move while it was read.
     """
 
@@ -80,6 +107,8 @@ async def walk(
     ahead: int = 8,
     is_enough: Callable[[Page], bool] | None = None,
     start: int = 0,
+    bounds: Bounds = DEFAULT_BOUNDS,
+    accept_repeats: bool = False,
 ) -> Proof:
     """Read a conversation from its newest message to its oldest, or until enough was read.
 
@@ -92,11 +121,14 @@ async def walk(
         is_enough: Asked after each page that belongs to the walk; True ends it there.
         start: The position to begin at. From any but 0 the proof is of what lies between that page
             and the last one, and no count is held against it.
+        bounds: Where a walk of a list without end ends, as incomplete.
+        accept_repeats: A list that contains messages more than once, at the same positions each time it
+            is read, is complete.
 
     Returns:
         The proof. Memory is 16 bytes a message, and twice that if the list has to be walked again.
     """
-    walker = _Walker(fetch, accept, limit, ahead, is_enough or _never, start)
+    walker = _Walker(fetch, accept, limit, ahead, is_enough or _never, start, bounds, accept_repeats)
     try:
         return await walker.run()
     finally:
@@ -116,6 +148,8 @@ class _Walker:
         ahead: int,
         is_enough: Callable[[Page], bool],
         start: int,
+        bounds: Bounds,
+        accept_repeats: bool,
     ) -> None:
         self._fetch = fetch
         self._accept = accept
@@ -123,6 +157,8 @@ class _Walker:
         self._most_ahead = ahead
         self._is_enough = is_enough
         self._start = start
+        self._bounds = bounds
+        self._accept_repeats = accept_repeats
         self._earlier = Seen()  # what was met before this pass
         self._pass = Seen()  # what hangs together below the head of this pass
         self._size = 0  # how long a page is that the server really gives
@@ -130,7 +166,7 @@ class _Walker:
         self._budget = 40
         self._ahead: dict[int, asyncio.Task[Page]] = {}
         self._whole: int | None = None
-        self._first_whole = 0
+        self._first_whole: int | None = None
         self._is_still = True
         self._is_careful = start > 0  # the count says nothing of a part of the list
         self._is_joined = False
@@ -149,7 +185,8 @@ class _Walker:
                 await self._pass_carefully()
             if self._is_unproven():
                 await self._pass_carefully()
-            return self._verdict()
+            verdict = self._verdict()
+            return await self._look_for_repeats(verdict) if self._missing() > 0 else verdict
         except _Moved:
             return self._proof("the list moved, and its pages hold too little to be tied together")
         except _Endless as exc:
@@ -189,6 +226,66 @@ class _Walker:
             method=method,
             is_still=self._is_still,
         )
+
+    # -- repeats ----------------------------------------------------------------------------------
+
+    async def _look_for_repeats(self, verdict: Proof) -> Proof:
+        """Find out whether a list is shorter than its count because some of its positions repeat messages.
+
+        Args:
+            verdict: What the walk has come to; returned if it is not so, or cannot be shown.
+        """
+        try:
+            repeats = await self._read_positions()
+            is_stable = await self._read_positions() == repeats
+        except (_Moved, _Endless):
+            return replace(verdict, requests=self._requests)
+        if not is_stable or self._distinct() != len(self._pass):
+            return replace(verdict, requests=self._requests)
+        if not self._missing():
+            return self._verdict()
+        reason = (
+            f"{self._missing():,} of the {self._whole:,} positions in the gateway's list repeat a message,"
+            f" the same in two readings, so its count cannot match the {len(self._pass):,} different messages"
+        )
+        return replace(self._proof(reason), is_complete=self._accept_repeats, method=REPEATS)
+
+    async def _read_positions(self) -> bytes:
+        """Read every position of the list in order; each page begins with the last message of the one above.
+
+        Returns:
+            A digest of the positions that repeat a message. They count from the end of the list, where
+            arrivals do not move them.
+
+        Raises:
+            _Moved: The list moved meanwhile, or its pages are too short to show that it did not.
+        """
+        self._begin_anew()
+        self._is_still, self._edges = True, 0
+        repeats = blake2b(digest_size=16)
+        last: list[str] = []
+        page = await self._ask(0)
+        whole = page.whole
+        while True:
+            added = page.ids[len(last) :]
+            if whole is None or page.whole != whole or page.ids[: len(last)] != last or not added:
+                raise _Moved
+            unmet = {*self._pass.unmet(added)}
+            for position, one in enumerate(added, page.end - len(added)):
+                if one in unmet:
+                    unmet.remove(one)
+                else:
+                    repeats.update(f"{whole - position} {one}\0".encode())
+            self._take(page)
+            if page.end >= whole:
+                break
+            last = page.ids[1:][-1:]
+            if not last:
+                raise _Moved
+            page = await self._ask(page.end - 1)
+        if page.has_more or (page.has_more is None and (await self._ask(page.end)).ids):
+            raise _Moved
+        return repeats.digest()
 
     def _distinct(self) -> int:
         self._earlier.absorb(self._pass)
@@ -331,12 +428,24 @@ class _Walker:
         if page.skip == 0 or self._whole is None:
             self._whole = page.whole
         self._size = max(self._size, len(page.ids))
-        # Bounded by what there was to read when the walk began, or else a list that grows faster
-        # than it is read would be read for ever.
         if self._requests == 1:
-            self._first_whole = page.whole or 0
-        pages = math.ceil(max(self._first_whole, len(self._pass)) / max(1, self._size))
+            self._first_whole = page.whole
+        self._bound()
+
+    def _bound(self) -> None:
+        """Bound the walk by what there was to read when it began, or a list without end would never end."""
+        seen, first = len(self._pass), self._first_whole
+        pages = math.ceil((seen if first is None else first) / max(1, self._size))
         self._budget = max(self._budget, 40 + 8 * pages)
+        most, setting, without = self._bounds.messages, "IMBRACE_MAX_MESSAGES", ""
+        if first is None and self._bounds.uncounted_messages < most:
+            most, setting = self._bounds.uncounted_messages, "IMBRACE_MAX_UNCOUNTED_MESSAGES"
+            without = " without a count"
+        if seen > most:
+            raise _Endless(
+                f"the gateway lists more than {most:,} messages{without}: set {setting} to more if the"
+                " conversation is that long"
+            )
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -374,7 +483,13 @@ class _Walker:
     async def _ask(self, skip: int) -> Page:
         self._requests += 1
         if self._requests > self._budget:
-            raise _Endless(f"the list kept moving through {self._requests} requests")
+            counted = "it gave no count"
+            if self._first_whole is not None:
+                counted = f"it counted {self._first_whole:,} messages at first, then {self._whole or 0:,}"
+            raise _Endless(
+                f"the gateway's list did not end within {self._budget:,} requests: {counted}, and listed"
+                f" {self._distinct():,}"
+            )
         return await self._fetch(skip, self._limit)
 
     async def drop_ahead(self) -> None:

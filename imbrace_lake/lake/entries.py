@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from imbrace_lake.gateway.exact_json import encodable
+from imbrace_lake.gateway.paging import REPEATS
 from imbrace_lake.lake.lake import PublishedPart
 from imbrace_lake.lake.schema import SCHEMA
 
@@ -184,6 +185,20 @@ class ConversationEntry:
         """Make the reason a text that a ledger can store, whatever an error quotes."""
         if self.reason is not None:
             object.__setattr__(self, "reason", encodable(self.reason))
+
+    @property
+    def repeats(self) -> int:
+        """How many positions in the gateway's list repeat a message, if the proof accepted that."""
+        if self.proof_method != REPEATS or self.server_count is None or self.distinct_messages is None:
+            return 0
+        return self.server_count - self.distinct_messages
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the gateway counts what the lake has, and the repeats that were accepted."""
+        if self.server_count is None or self.distinct_messages is None:
+            return False
+        return self.server_count == self.distinct_messages + self.repeats
 
 
 @dataclass(slots=True)

@@ -69,6 +69,7 @@ async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> st
         return f"could not be asked for: {exc}"
     if entry.status == "gone":
         return f"is back at the gateway with {page.whole} messages"
-    if page.whole == entry.distinct_messages:
+    if page.whole == (entry.distinct_messages or 0) + entry.repeats:
         return None
-    return f"has {page.whole} messages at the gateway, {entry.distinct_messages} in the lake"
+    repeats = f" and {entry.repeats} repeats" if entry.repeats else ""
+    return f"has {page.whole} messages at the gateway, {entry.distinct_messages}{repeats} in the lake"

@@ -17,9 +17,14 @@ from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.notes import NOTE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
+from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.schema import to_item
+from imbrace_lake.lake.state import read_known
 from imbrace_lake.store.contract import StoreOptions
+from imbrace_lake.verify.counts import verify_counts
+from imbrace_lake.verify.findings import Verification
 from sandbox import Sandbox, SandboxOptions
+from tests.core.conftest import client_of
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.rivals import contend, settle
@@ -285,6 +290,113 @@ def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift
         f"conversation {odd} has what no message had before (item.\\ud800, \\udfff, \\udfff.content:object,"
         " \\udfff.content.half \\ud83d:number): look at it, then export with drift=evolve"
     ] * (drift == "freeze")
+
+
+# -- lists that repeat messages --------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeating(open_bench: OpenBench) -> Bench:
+    """Give a stand-in whose one conversation, `conv_odd`, lists 3 of its 250 messages twice."""
+    bench = open_bench(conversations=0, sizes=(250,))
+    items = [{**item, "conversation_id": "conv_odd"} for item in bench.box.truth(only(bench))]
+    for position in (20, 130, 250):
+        items.insert(position, items[position - 7])
+    bench.box.put(items, conversation_id="conv_odd")
+    return bench
+
+
+ODD = ["conv_odd"]
+ACCEPTING = {"accept_repeats": True}
+
+
+def entry_of_odd(bench: Bench) -> dict[str, Any]:
+    (latest,) = bench.ledger("conversations")[-1:]
+    return latest
+
+
+def count_problems(bench: Bench) -> list[str]:
+    found = Verification()
+
+    async def ask(lake: Lake) -> None:
+        known = await read_known(lake, bench.box.options.organization_id)
+        async with client_of(bench.box) as gateway:
+            await verify_counts(gateway, known, found)
+
+    bench.look(ask)
+    return [difference.problem for difference in found.differences]
+
+
+def test_a_list_with_repeats_is_exported_as_it_is_when_that_is_accepted(repeating: Bench) -> None:
+    assert statuses(repeating, ids=ODD) == {"incomplete": 1}
+    repeating.settings = ACCEPTING
+
+    assert statuses(repeating, ids=ODD) == {"complete": 1}
+
+    entry = entry_of_odd(repeating)
+    assert (entry["proof_method"], entry["server_count"], entry["distinct_messages"]) == ("repeats", 253, 250)
+    assert entry["reason"].startswith("3 of the 253 positions in the gateway's list repeat a message")
+    assert not repeating.differences(ODD)
+    assert not repeating.wrong_hashes()
+    assert count_problems(repeating) == []
+
+
+@pytest.mark.parametrize("settings", [ACCEPTING, {}])
+def test_later_runs_over_a_list_with_repeats_read_only_what_is_new(
+    repeating: Bench, settings: dict[str, Any]
+) -> None:
+    """Whether they are asked to accept repeats or not: these were accepted once."""
+    repeating.settings = ACCEPTING
+    repeating.run(ODD)
+    repeating.settings = settings
+    repeating.box.reset_stats()
+
+    assert statuses(repeating, ids=ODD) == {"unchanged": 1}
+    assert repeating.box.stats().requests == {"messages": 1}
+    assert entry_of_odd(repeating)["proof_method"] == "repeats"
+
+    repeating.box.append("conv_odd", 5)
+    repeating.box.reset_stats()
+    assert statuses(repeating, ids=ODD) == {"complete": 1}
+    assert repeating.box.stats().requests == {"messages": 1}
+    entry = entry_of_odd(repeating)
+    assert (entry["proof_method"], entry["server_count"], entry["distinct_messages"]) == ("repeats", 258, 255)
+    assert count_problems(repeating) == []
+
+    repeating.settings = settings | {"rewalk_days": 0.0}
+    assert statuses(repeating, ids=ODD) == {"complete": 1}
+    assert statuses(repeating, ids=ODD) == {"complete": 1}
+    assert not repeating.differences(ODD)
+    assert not repeating.wrong_hashes()
+    assert count_problems(repeating) == []
+
+
+def test_a_deletion_in_a_list_with_repeats_is_found(repeating: Bench) -> None:
+    repeating.settings = ACCEPTING
+    repeating.run(ODD)
+    lost = repeating.box.truth("conv_odd")[40]["_id"]
+    repeating.box.delete("conv_odd", [lost])
+    assert count_problems(repeating) == ["has 252 messages at the gateway, 250 and 3 repeats in the lake"]
+
+    assert statuses(repeating, ids=ODD) == {"complete": 1}
+
+    assert {one for one, row in repeating.messages("conv_odd").items() if row["is_deleted"]} == {lost}
+    assert count_problems(repeating) == []
+
+
+def test_a_list_that_no_longer_repeats_messages_is_proven_like_any_other(repeating: Bench) -> None:
+    repeating.settings = ACCEPTING
+    repeating.run(ODD)
+    items = {item["_id"]: item for item in repeating.box.truth("conv_odd")}
+    with Sandbox(SandboxOptions(conversations=0)) as fixed:
+        fixed.put([*items.values()], conversation_id="conv_odd")
+        later = Bench(fixed, repeating.lake, now=repeating.now)
+
+        assert dict(later.run(ODD).totals.conversations) == {"complete": 1}
+
+        entry = entry_of_odd(later)
+        assert (entry["proof_method"], entry["reason"], entry["server_count"]) == ("overlap", None, 250)
+        assert not later.differences(ODD)
 
 
 def test_a_conversation_that_is_gone_keeps_its_rows_and_may_come_back(bench: Bench) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.paging import Proof, walk
+from imbrace_lake.gateway.paging import REPEATS, Bounds, Proof, walk
 from tests.core.moving_list import MovingList, plain_offset_walk
 
 CAPS = (5, 7, 50, 100, None)
@@ -54,14 +55,21 @@ class Walked:
 
 
 def walked(
-    moving: MovingList, *, limit: int = 100, ahead: int = 8, known: Container[str] = frozenset()
+    moving: MovingList,
+    *,
+    limit: int = 100,
+    ahead: int = 8,
+    known: Container[str] = frozenset(),
+    **options: Any,
 ) -> Walked:
     pages: list[Page] = []
 
     def is_enough(page: Page) -> bool:
         return any(message_id in known for message_id in page.ids)
 
-    proof = asyncio.run(walk(moving.fetch, pages.append, limit=limit, ahead=ahead, is_enough=is_enough))
+    proof = asyncio.run(
+        walk(moving.fetch, pages.append, limit=limit, ahead=ahead, is_enough=is_enough, **options)
+    )
     return Walked(moving, proof, pages)
 
 
@@ -200,8 +208,84 @@ def test_a_list_that_grows_faster_than_it_is_read_ends_as_incomplete() -> None:
     result = walked(moving)
 
     assert not result.proof.is_complete
-    assert "kept moving" in result.proof.reason
-    assert moving.requests < 600
+    assert "the gateway's list did not end within 232 requests: it counted 233 messages at first, then" in (
+        result.proof.reason
+    )
+    assert moving.requests <= 232
+
+
+@pytest.mark.parametrize("has_more", [True, False])
+@pytest.mark.parametrize("counts", ["right", "frozen", "none"])
+@pytest.mark.parametrize("kind", ["inflow", "older"])
+@pytest.mark.parametrize("cap", [5, 100])
+def test_a_list_without_end_ends_within_what_there_was_to_read_at_first(
+    kind: str, counts: str, has_more: bool, cap: int
+) -> None:
+    """More messages arrive than a page holds, or more and more old ones are made up."""
+
+    def grow(moving: MovingList) -> None:
+        for _ in range(2 * cap):
+            moving.insert(0 if kind == "inflow" else len(moving.ids))
+        if counts == "frozen":
+            moving.count_error = 1_100 - len(moving.ids)
+
+    moving = MovingList.of(1_100, cap=cap, has_more=has_more, on_move=grow)
+    moving.counts = "none" if counts == "none" else "right"
+    moving.is_lying = has_more
+
+    result = walked(moving, bounds=Bounds(uncounted_messages=2_000))
+
+    first = 2_000 if counts == "none" else 1_100 + 2 * cap
+    assert moving.requests <= 40 + 8 * (first / cap + 1)
+    assert len(result.seen) <= cap * moving.requests
+    if not result.proof.is_complete:
+        assert result.proof.reason
+    else:
+        # A list whose count never grows ends where the count says, unless it says that there is more.
+        assert counts == "frozen"
+
+
+def test_a_list_without_count_or_end_names_the_setting_that_bounds_it() -> None:
+    def grow(moving: MovingList) -> None:
+        for _ in range(100):
+            moving.insert(len(moving.ids))
+
+    moving = MovingList.of(1_000, counts="none", is_lying=True, on_move=grow)
+
+    result = walked(moving)
+
+    assert result.proof.reason == (
+        "the gateway lists more than 100,000 messages without a count: set IMBRACE_MAX_UNCOUNTED_MESSAGES to"
+        " more if the conversation is that long"
+    )
+    assert moving.requests < 1_100
+
+
+def test_a_count_without_measure_is_bounded_by_the_setting() -> None:
+    def grow(moving: MovingList) -> None:
+        moving.count_error = 10**12 - len(moving.ids)
+        for _ in range(100):
+            moving.insert(len(moving.ids))
+
+    moving = MovingList.of(1_000, on_move=grow)
+
+    result = walked(moving, bounds=Bounds(messages=20_000))
+
+    assert not result.proof.is_complete
+    assert len(result.seen) <= 20_000 + 100
+    assert moving.requests < 500
+
+
+@pytest.mark.parametrize("counts", ["right", "none"])
+@pytest.mark.parametrize("burst", [3, 40])
+def test_a_long_conversation_that_grows_while_it_is_read_is_proven(counts: str, burst: int) -> None:
+    """Up to 40 messages arrive with each page of 100."""
+    moving = MovingList.of(20_000, counts=counts, arrive=1.0, burst=burst)
+
+    result = walked(moving)
+
+    assert result.proof.is_complete, result.proof
+    assert moving.must_see() <= result.seen
 
 
 @pytest.mark.parametrize("counts", ["right", "none"])
@@ -352,13 +436,94 @@ def test_a_server_that_always_promises_more_is_believed_only_if_its_count_allows
         assert result.proof.is_complete
 
 
-def test_an_id_that_is_listed_twice_makes_the_walk_incomplete() -> None:
-    moving = MovingList.of(230, cap=50)
-    moving.ids[120] = moving.ids[7]
+# -- lists that contain messages more than once ----------------------------------------------------
 
-    result = walked(moving)
 
-    assert result.proof.reason == "the gateway counts 230 messages, but lists 229"
+def with_repeats(length: int, copies: Iterable[tuple[int, int]], **options: Any) -> MovingList:
+    """A list in which some positions hold the message of another one."""
+    moving = MovingList.of(length, **options)
+    for position, original in copies:
+        moving.ids[position] = moving.ids[original]
+    return moving
+
+
+REPEATED: dict[str, tuple[int, list[tuple[int, int]]]] = {
+    "far apart": (230, [(120, 7)]),
+    "side by side": (230, [(100, 99)]),
+    "within a page": (230, [(20, 10)]),
+    "at the head": (230, [(1, 0)]),
+    "at the end": (230, [(229, 228)]),
+    "first and last": (230, [(229, 0)]),
+    "three times": (230, [(100, 7), (200, 7)]),
+    "a whole page": (300, [(100 + n, n) for n in range(100)]),
+    "every message twice": (200, [(2 * n + 1, 2 * n) for n in range(100)]),
+    "nothing else": (60, [(n, 0) for n in range(1, 60)]),
+    "a long list": (3_000, [(2_500, 3), (17, 900)]),
+}
+
+
+@pytest.mark.parametrize("cap", [7, 50, None])
+@pytest.mark.parametrize("has_more", [True, False])
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_list_that_repeats_messages_says_so_and_can_be_accepted(
+    case: str, cap: int | None, has_more: bool
+) -> None:
+    length, copies = REPEATED[case]
+    refused = walked(with_repeats(length, copies, cap=cap, has_more=has_more))
+    accepted = walked(with_repeats(length, copies, cap=cap, has_more=has_more), accept_repeats=True)
+
+    distinct = length - len(copies)
+    assert (
+        refused.proof.reason
+        == accepted.proof.reason
+        == (
+            f"{len(copies)} of the {length:,} positions in the gateway's list repeat a message,"
+            f" the same in two readings, so its count cannot match the {distinct:,} different messages"
+        )
+    )
+    assert (refused.proof.is_complete, accepted.proof.is_complete) == (False, True)
+    assert refused.proof.method == accepted.proof.method == REPEATS
+    assert accepted.proof.distinct == accepted.proof.listed == distinct == len(accepted.seen)
+    assert accepted.seen == set(accepted.moving.ids)
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_a_list_with_repeats_that_moves_is_accepted_only_if_nothing_is_missing(group: int) -> None:
+    accepted = 0
+    for seed in range(group, 240, 4):
+        rng = random.Random(seed)
+        moving = with_repeats(
+            300, [(rng.randrange(300), rng.randrange(300)) for _ in range(rng.choice((1, 5)))], seed=seed,
+            cap=rng.choice((20, 50, 100)), arrive=rng.choice((0.0, 0.05)), vanish=rng.choice((0.0, 0.05)),
+            swap=rng.choice((0.0, 0.05)),
+        )  # fmt: skip
+
+        result = walked(moving, accept_repeats=True)
+
+        if result.proof.is_complete:
+            accepted += 1
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+            assert result.proof.distinct == len(result.seen)
+    assert accepted > 10
+
+
+def test_repeats_that_differ_from_reading_to_reading_are_not_accepted() -> None:
+    def change(moving: MovingList) -> None:
+        moving.ids[:] = [f"m{n}" for n in range(230)]
+        moving.ids[100 + moving.requests] = "m7"
+
+    result = walked(MovingList.of(230, on_move=change), accept_repeats=True)
+
+    assert not result.proof.is_complete
+    assert result.proof.method != REPEATS
+
+
+def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats() -> None:
+    moving = with_repeats(230, [(120, 7)], count_error=-1, has_more=False)
+
+    result = walked(moving, accept_repeats=True)
+
+    assert "m229" in result.seen or not result.proof.is_complete
 
 
 def test_messages_that_the_gateway_never_lists_make_the_walk_incomplete() -> None:

@@ -161,7 +161,8 @@ def to_table(items: list[Item]) -> pa.Table:
         return pc.cast(strings([item[name] for item in items]), TIME)
 
     def role(sender: str) -> str:
-        return "contact" if sender.startswith("con_") else "user" if sender.startswith("u_") else "unknown"
+        roles = {"con_": "contact", "u_": "user", "pub_": "bot"}
+        return next((role for prefix, role in roles.items() if sender.startswith(prefix)), "unknown")
 
     contents = [item["content"] for item in items]
     extras = [{name: value for name, value in item.items() if name not in OWN} for item in items]

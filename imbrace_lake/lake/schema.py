@@ -78,6 +78,8 @@ _COLUMN_OF = {
     "created_at": "created_at",
     "updated_at": "updated_at",
 }
+# Who a sender is, by the beginning of the id. Parts written before `pub_` was known have `unknown`.
+_ROLES = {"con_": "contact", "u_": "user", "pub_": "bot"}
 # In `extra`, the fields of `_COLUMN_OF` that the item did not have (a null is not the same).
 ABSENT = "$absent"
 # In `extra`, a text: JSON of the fields that strict JSON cannot hold as they came, `content` among them.
@@ -296,9 +298,10 @@ def _are_canonical(times: Sequence[Any]) -> bool:
 
 
 def _role(sender: str | None) -> str:
-    if sender is None:
-        return "unknown"
-    return "contact" if sender.startswith("con_") else "user" if sender.startswith("u_") else "unknown"
+    for prefix, role in _ROLES.items():
+        if sender is not None and sender.startswith(prefix):
+            return role
+    return "unknown"
 
 
 def _texts(contents: Sequence[Any]) -> pa.Array:

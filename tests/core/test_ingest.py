@@ -17,6 +17,7 @@ from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.notes import NOTE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
+from imbrace_lake.lake import schema
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.lake.state import read_known
@@ -290,6 +291,30 @@ def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift
         f"conversation {odd} has what no message had before (item.\\ud800, \\udfff, \\udfff.content:object,"
         " \\udfff.content.half \\ud83d:number): look at it, then export with drift=evolve"
     ] * (drift == "freeze")
+
+
+def test_a_role_that_earlier_versions_did_not_know_is_no_edit(
+    open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench({"rewalk_days": 0.0}, conversations=0)
+    items = [
+        {"_id": f"m{number}", "from": "pub_1", "content": {"text": "x"}, "created_at": f"2025-01-0{number}"}
+        for number in range(1, 4)
+    ]
+    one = bench.box.put(items, conversation_id="conv_bot")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(schema, "_ROLES", {"con_": "contact", "u_": "user"})
+        bench.run([one])
+
+    assert bench.run([one]).totals.written_bytes == 0
+    assert bench.ledger("revisions") == []
+    bench.box.edit(one, ["m2"])
+    bench.run([one])
+    assert {key: row["sender_role"] for key, row in bench.messages(one).items()} == {
+        "m1": "unknown", "m2": "bot", "m3": "unknown",
+    }  # fmt: skip
+    assert [row["message_id"] for row in bench.ledger("revisions")] == ["m2"]
+    assert is_equal(bench)
 
 
 # -- lists that repeat messages --------------------------------------------------------------------

@@ -222,7 +222,14 @@ def test_the_text_is_what_a_person_would_read(content: Any, text: str | None) ->
 
 @pytest.mark.parametrize(
     ("sender", "role"),
-    [("con_1", "contact"), ("u_1", "user"), ("bot", "unknown"), (None, "unknown"), (7, "unknown")],
+    [
+        ("con_1", "contact"),
+        ("pub_1", "bot"),
+        ("u_1", "user"),
+        ("bot", "unknown"),
+        (None, "unknown"),
+        (7, "unknown"),
+    ],
 )
 def test_the_role_follows_from_the_senders_id(sender: Any, role: str) -> None:
     assert from_gateway([item("a") | {"from": sender}]).column("sender_role").to_pylist() == [role]

@@ -18,6 +18,7 @@ from prefect.events import emit_event
 
 from imbrace_lake.export.export_run import MOST_LISTED
 from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 
 EXPORT_COMPLETED = "imbrace.export.completed"
@@ -47,9 +48,10 @@ def emit_run_events(summary: RunSummary) -> None:
         },
     )
     for letter in summary.dead_letters[:MOST_CONVERSATIONS]:
+        conversation_id = canonical_conversation_id(letter.conversation_id)
         emit_event(
             CONVERSATION_INCOMPLETE,
-            resource={"prefect.resource.id": f"imbrace.conversation.{letter.conversation_id}"},
+            resource={"prefect.resource.id": f"imbrace.conversation.{conversation_id}"},
             related=[{**lake, "prefect.resource.role": "lake"}, organization],
             payload={"run_id": summary.run_id, "status": letter.status, "reason": letter.reason},
         )

@@ -17,6 +17,7 @@ from imbrace_lake.export.notes import Notes
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.resume import ClosedRun, Pulse, take_over
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.checkpoint import read_state
@@ -65,6 +66,7 @@ class ExportRun:
         unproven: Ids of the other conversations that the ledgers name.
         partitions: Which parts each conversation has, as listed when the run began.
         pulse: Says that the run lives, so that nobody takes over its journal.
+        spellings: How the lake spells conversations that it has under another than their canonical id.
         shapes: Which shapes of messages are known, and which the run saw first.
         drift: What a new shape means: nothing but a remark, a warning, or that the conversation fails.
         window: The time whose messages are read; open on both sides for all of them.
@@ -97,6 +99,7 @@ class ExportRun:
     unproven: Sequence[str] = ()
     partitions: Partitions = field(default_factory=Partitions.none)
     pulse: Pulse | None = None
+    spellings: dict[str, str] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=Shapes)
     drift: DriftMode = "evolve"
     window: Window = field(default_factory=Window)
@@ -180,16 +183,43 @@ class ExportRun:
             self.lake.list_partitions(self.organization_id),
         )
         self.known, self.unproven, self.shapes = state.known, state.unproven, Shapes(state.shapes)
+        self.spellings = self._other_spellings()
         # Reading took several times what is kept, and Arrow would hold on to it.
         pa.default_memory_pool().release_unused()
+
+    def _other_spellings(self) -> dict[str, str]:
+        """How the lake spells conversations that it does not have under their canonical ids."""
+        partitions = self.partitions.names()
+        spellings = other_spellings(partitions)
+        recorded = other_spellings(self.known.ids())
+        if recorded:
+            # Where a conversation has messages decides, for a second partition would repeat them.
+            there = {*partitions}
+            spellings |= {one: other for one, other in recorded.items() if not {one, other} & there}
+        return spellings
+
+    def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
+        """Return the ids under which the lake has conversations, or is to have them.
+
+        The id of a conversation is canonical, unless an earlier version stored it under another spelling
+        and not under the canonical one: that stays the spelling of its partition, rows and entries.
+
+        Args:
+            conversation_ids: In any spelling.
+
+        Returns:
+            The ids, each conversation once, in their order.
+        """
+        canonical = canonical_conversation_ids(conversation_ids)
+        return [self.spellings.get(one, one) for one in canonical]
 
     async def found(self, conversation_ids: Iterable[str]) -> list[str]:
         """Write down which conversations the run is to export, those of an earlier attempt included.
 
         Returns:
-            Their ids, each once.
+            Their ids as the lake spells them, each once.
         """
-        ids = [*dict.fromkeys([*conversation_ids, *self.earlier_found])]
+        ids = self.as_stored([*conversation_ids, *self.earlier_found])
         if len(ids) > len(self.earlier_found):
             await self.journal.note_found(ids)
         self.accounts.found = ids

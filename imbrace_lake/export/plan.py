@@ -15,6 +15,7 @@ from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.export.figures import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
+from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.known import Entries
 from imbrace_lake.lake.lake import has_lake, open_lake
@@ -173,8 +174,9 @@ async def make_plan(
     wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
     if is_everything:
         wanted |= dict.fromkeys(known.ids())
-    ids = list(wanted)
     there = {*known.ids()}
+    spellings = other_spellings(known.ids())
+    ids = [spellings.get(one, one) for one in canonical_conversation_ids(wanted)]
     new = [one for one in ids if one not in there]
     sample = await _sample(timed, new, settings.page_size)
     if new and not sample.lengths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from imbrace_lake.gateway.exact_json import encodable, write
@@ -64,3 +64,26 @@ def canonical_conversation_id(conversation_id: str) -> str:
 def canonical_conversation_ids(conversation_ids: Iterable[str]) -> list[str]:
     """Return the canonical spelling of each conversation, each once, in their order."""
     return [*dict.fromkeys(map(canonical_conversation_id, conversation_ids))]
+
+
+def other_spellings(stored: Collection[str]) -> dict[str, str]:
+    """Find the conversations that are stored under another spelling than the canonical one.
+
+    Returns:
+        The spelling by the canonical id: the first one, where there are several. A conversation that is
+        stored under its canonical id is left out.
+    """
+    found: dict[str, str] = {}
+    for one in stored:
+        canonical = canonical_conversation_id(one)
+        if canonical != one:
+            found.setdefault(canonical, one)
+    for one in stored if found else ():
+        found.pop(one, None)
+    return found
+
+
+def stored_ids(stored: Collection[str]) -> list[str]:
+    """Return the id under which each conversation goes on, of all ids that are stored."""
+    spellings = other_spellings(stored)
+    return [spellings.get(one, one) for one in canonical_conversation_ids(stored)]

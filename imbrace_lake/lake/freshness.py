@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, stored_ids
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.known import read_every_id
@@ -38,13 +39,25 @@ class Freshness:
 
 
 async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> list[Freshness]:
-    """Every conversation that the lake has heard of with the age of its proof, the stalest first."""
+    """Every conversation that the lake has heard of with the age of its proof, the stalest first.
+
+    A conversation that an earlier version stored under two spellings of its id is there once.
+    """
     state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"])
-    proven = {*state.known.ids()}
+    proven = state.known.ids()
+    canonical = {*canonical_conversation_ids(proven)}
     partitions = await lake.list_partitions(organization_id)
     ids = await read_every_id(lake, organization_id, partitions, state.ids())
-    unproven = [Freshness(one, "unproven", None, None) for one in ids if one not in proven]
-    return [*unproven, *freshness(state.known, now)]
+    unproven = [
+        Freshness(one, "unproven", None, None)
+        for one in ids
+        if canonical_conversation_id(one) not in canonical
+    ]
+    ages = freshness(state.known, now)
+    if len(canonical) < len(proven):
+        current = {*stored_ids(proven)}
+        ages = [one for one in ages if one.conversation_id in current]
+    return [*unproven, *ages]
 
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:

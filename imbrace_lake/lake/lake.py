@@ -111,6 +111,14 @@ class Partitions:
                 found.setdefault(conversation_id, []).append(part)
         return found
 
+    def names(self) -> list[str]:
+        """The name of each partition, in order: the id of its conversation, encoded (`encoded`)."""
+        found: dict[str, None] = {}
+        for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
+            folders = map(_folder, batch["key"].to_pylist())
+            found.update((folder.rpartition("/conv=")[2], None) for folder in folders)
+        return [*found]
+
     def beyond(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
         """The first part of each partition that belongs to none of these conversations."""
         known = {partition_key(organization_id, one) for one in conversation_ids}

@@ -200,5 +200,5 @@ async def run_once(
         run.drift = drift
         await run.learn(job_of(chosen, run.organization_id, run.window, run.policy))
         prepare(run)
-        await export_chunk(run, "chunk-1-of-1", chosen)
+        await export_chunk(run, "chunk-1-of-1", run.as_stored(chosen))
         return await close_run(run, {}, Counter())

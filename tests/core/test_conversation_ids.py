@@ -173,6 +173,15 @@ def test_a_plan_counts_a_conversation_of_an_old_partition_as_known(old: tuple[st
     assert (plan.conversations, plan.known, plan.new) == (1, 1, 0)
 
 
+def test_what_a_run_found_is_noted_once_and_under_the_spelling_of_the_lake(old: tuple[str, Bench]) -> None:
+    spelling, bench = old
+
+    async def find(run: ExportRun) -> list[str]:
+        return await run.found([*SPELLINGS, "conv_8"])
+
+    assert exporting(bench.box, Path(bench.lake), find, "run_2") == [spelling, "conv_8"]
+
+
 def test_where_an_old_lake_has_two_partitions_the_canonical_one_goes_on(tmp_path: Path) -> None:
     with serving(CANONICAL) as box:
         box.put(box.truth(CANONICAL), conversation_id=f"tcu_{UUID}")

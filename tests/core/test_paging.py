@@ -509,13 +509,29 @@ def test_a_list_with_repeats_that_moves_is_accepted_only_if_nothing_is_missing(g
 
 def test_repeats_that_differ_from_reading_to_reading_are_not_accepted() -> None:
     def change(moving: MovingList) -> None:
-        moving.ids[:] = [f"m{n}" for n in range(230)]
-        moving.ids[100 + moving.requests] = "m7"
+        # Each reading begins at the head; during it, the list does not move.
+        moving.ids[:] = [f"m{n}" for n in range(229)]
+        moving.ids.insert(100 + moving.asked.count(0), "m7")
 
-    result = walked(MovingList.of(230, on_move=change), accept_repeats=True)
+    result = walked(MovingList.of(229, on_move=change), accept_repeats=True)
 
     assert not result.proof.is_complete
-    assert result.proof.method != REPEATS
+    assert result.proof.reason == "the gateway counts 230 messages, but lists 229"
+
+
+def test_repeats_are_not_accepted_when_a_message_was_deleted_during_the_walk() -> None:
+    """The repeats are the count less the different messages, and the walk has met one that is gone."""
+
+    def vanish(moving: MovingList) -> None:
+        # During the first pass, which has met the message.
+        if moving.asked.count(0) == 1 and moving.asked[-1] > 150 and "m100" in moving.ids:
+            moving.delete(moving.ids.index("m100"))
+
+    result = walked(with_repeats(300, [(250, 7)], cap=50, on_move=vanish), accept_repeats=True)
+
+    assert "m100" in result.seen
+    assert "m100" not in result.moving.ids
+    assert not result.proof.is_complete
 
 
 def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats() -> None:

@@ -206,6 +206,44 @@ def test_a_crash_after_the_revision_is_made_up_for_by_the_next_run(tmp_path: Pat
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.parametrize("there", [[], [1], [1, 2]])
+def test_what_another_run_adds_during_a_full_walk_is_not_marked_deleted(
+    tmp_path: Path, there: list[int]
+) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        if there:
+            await first.publish(*map(message, there))
+        before = await second.look()
+        # Between the second run's walk and its writing: one message that its walk did not meet.
+        await first.publish(message(3))
+        done = await second.publish(message(1), message(2), message(4), held=before, is_whole=True)
+
+        assert not done.is_alone
+        assert await texts(first.lake) == [(f"m{number}", "hello", False) for number in (1, 2, 3, 4)]
+
+    with_two_writers(tmp_path, job)
+
+
+def test_a_crash_right_after_a_part_was_replaced_loses_no_earlier_version(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1, "one"))
+        real = first.lake.replace_part
+
+        async def crash(*args: Any) -> Any:
+            await real(*args)
+            raise KeyboardInterrupt
+
+        first.lake.replace_part = crash  # type: ignore[assignment, method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            await first.publish(message(1, "two", version=1))
+
+        assert await texts(second.lake) == [("m1", "two", False)]
+        rows = (await read_ledger(second.lake, "revisions")).to_pylist()
+        assert [(row["message_id"], row["text"]) for row in rows] == [("m1", "one")]
+
+    with_two_writers(tmp_path, job)
+
+
 def test_a_conversation_that_others_never_stop_writing_to_is_left_for_later(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         real = first.lake.add_part

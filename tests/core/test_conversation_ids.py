@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.plan import make_plan
+from imbrace_lake.export.resolve import resolve
 from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import parse_links
 from imbrace_lake.lake.freshness import Freshness, read_freshness
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.phones.numbers import PhoneNumber
 from sandbox import Sandbox, SandboxOptions
+from tests.core.conftest import client_of
 from tests.core.lake_runs import Bench, settings_for
 from tests.core.runs_of import exporting
 
@@ -77,6 +79,18 @@ def test_links_give_the_canonical_id(shape: str, spelling: str) -> None:
     found = parse_links(json.dumps(answer).encode(), [phone])
 
     assert [link.conversation_id for link in found.links] == [CANONICAL]
+
+
+@pytest.mark.parametrize("spelling", ["tcu", "bare", "mixed"])
+def test_however_the_gateway_spells_its_links_the_ids_are_the_same(spelling: str) -> None:
+    async def resolved(box: Sandbox) -> dict[str, list[str]]:
+        phones = [PhoneNumber(phone) for phone in box.links]
+        async with client_of(box) as gateway:
+            found = await resolve(gateway, phones)
+        return {phone: [*one.conversation_ids] for phone, one in found.items()}
+
+    with Sandbox(SandboxOptions(conversations=20, id_spelling=spelling)) as box:
+        assert asyncio.run(resolved(box)) == {phone: [*ids] for phone, ids in box.links.items()}
 
 
 # -- new lakes ------------------------------------------------------------------------------------

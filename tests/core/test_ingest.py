@@ -286,10 +286,10 @@ def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift
 
     assert summary.totals.conversations["complete"] == (1 if drift == "freeze" else 2)
     shapes = {row["shape"] for row in bench.ledger("shapes")}
-    assert ("\\udfff.content.half \\ud83d:number" in shapes) == (drift != "freeze")
+    assert ("?.content.half ?:number" in shapes) == (drift != "freeze")
     assert [row["reason"] for row in bench.ledger("conversations") if row["is_dead_letter"]] == [
-        f"conversation {odd} has what no message had before (item.\\ud800, \\udfff, \\udfff.content:object,"
-        " \\udfff.content.half \\ud83d:number): look at it, then export with drift=evolve"
+        f"conversation {odd} has what no message had before (item.?, ?, ?.content:object,"
+        " ?.content.half ?:number): look at it, then export with drift=evolve"
     ] * (drift == "freeze")
 
 

@@ -18,9 +18,9 @@ from imbrace_lake.export.notes import NOTE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
 from imbrace_lake.lake import schema
+from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.schema import to_item
-from imbrace_lake.lake.state import read_known
 from imbrace_lake.store.contract import StoreOptions
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification

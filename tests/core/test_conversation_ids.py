@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.plan import make_plan
+from imbrace_lake.export.plan import Plan, make_plan
 from imbrace_lake.export.resolve import resolve
 from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import parse_links
@@ -28,6 +28,7 @@ from sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import client_of
 from tests.core.lake_runs import Bench, settings_for
 from tests.core.runs_of import exporting
+from tests.gateways import gateway_of
 
 UUID = "0b8e6f3c-5d1a-4c7e-9f20-3a4b5c6d7e8f"
 CANONICAL = f"conv_{UUID}"
@@ -182,7 +183,13 @@ def test_a_walk_of_an_old_partition_finds_no_edit_where_nothing_changed(old: tup
 def test_a_plan_counts_a_conversation_of_an_old_partition_as_known(old: tuple[str, Bench]) -> None:
     _, bench = old
 
-    plan = asyncio.run(make_plan(settings_for(bench.box, bench.lake), None, SPELLINGS))
+    settings = settings_for(bench.box, bench.lake)
+
+    async def look() -> Plan:
+        async with gateway_of(settings) as gateway:
+            return await make_plan(settings, gateway, None, SPELLINGS)
+
+    plan = asyncio.run(look())
 
     assert (plan.conversations, plan.known, plan.new) == (1, 1, 0)
 

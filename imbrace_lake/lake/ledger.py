@@ -89,7 +89,7 @@ class PublishedJournal:
 
 _STAMP = "%Y%m%dT%H%M%SZ"
 _KEY = re.compile(r"[a-z]+/\d{8}T\d{6}Z-(?P<run>.+)-(?P<hash>[0-9a-f]{16})\.[a-z]+", re.DOTALL)
-_EARLIEST, _LATEST_TIME = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+_EARLIEST, _LATEST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 class Journal:
@@ -387,7 +387,7 @@ def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, i
             raise ValueError(f"{one.name} is missing")
         if pa.types.is_timestamp(one.type) and rows.num_rows:
             # Python has no times beyond these.
-            bounds = pa.array([_EARLIEST, _LATEST_TIME], one.type)
+            bounds = pa.array([_EARLIEST, _LATEST_TIME], pa.timestamp("us", "UTC")).cast(one.type, safe=False)
             least, greatest = (value for value in pc.min_max(column).values())
             if least.is_valid and not (bounds[0].value <= least.value <= greatest.value <= bounds[1].value):
                 raise ValueError(f"{one.name} is not a time")

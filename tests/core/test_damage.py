@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.entries import PHONES, RunTotals
+from imbrace_lake.lake.entries import PHONES, RunTotals, conversation_rows
 from imbrace_lake.lake.freshness import read_freshness
 from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
@@ -266,6 +267,20 @@ def test_an_object_that_the_disk_does_not_give_is_named_and_a_disk_that_gives_no
     refused.add("all")
     with pytest.raises(StoreError, match="may not read"):
         bench.look(read_all)
+
+
+def test_entries_with_the_least_and_the_greatest_times_are_not_taken_for_damage(bench: Bench) -> None:
+    least = datetime(1, 1, 1, tzinfo=UTC)
+    greatest = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
+    odd = entry("odd", 1, parts=(), first_message_at=least, last_message_at=greatest)
+
+    async def add(lake: Lake) -> None:
+        await Journal(lake, "odd", START).add("conversations", conversation_rows([odd]))
+        assert [*(await read_state(lake, "org")).known] == [odd]
+
+    bench.look(add)
+
+    assert bench.verify().is_sound
 
 
 # -- journals -------------------------------------------------------------------------------------

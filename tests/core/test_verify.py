@@ -268,7 +268,10 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
     box.mend(ids[2])
     bench.run()
     assert asyncio.run(count()) == []
+    # The token works elsewhere, so each 403 concerns its conversation alone; a 401 concerns all.
     box.set_options(broken=dict.fromkeys(ids, "403"))
+    assert sorted(problem.partition(": ")[0] for problem in asyncio.run(count())) == sorted(ids)
+    box.set_options(broken=dict.fromkeys(ids, "401"))
     with pytest.raises(GatewayError):
         asyncio.run(count())
     box.set_options(broken={})

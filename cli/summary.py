@@ -10,12 +10,13 @@ import typer
 from cli.terminal import complain, list_problems, show, tell
 from imbrace_lake.export.figures import counted, size
 from imbrace_lake.lake.entries import OUTCOMES
+from imbrace_lake.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cli.running import Outcome
-    from imbrace_lake.export.runs import RunSummary
+    from imbrace_lake.export.runs import DeadLetter, RunSummary
     from imbrace_lake.lake.entries import RunTotals
 
 MOST_FAILURES = 10
@@ -71,16 +72,25 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         show(
             "",
             "not exported:",
-            *(f"  {one.conversation_id}  {one.status.replace('_', ' ')}: {one.reason}" for one in failures),
+            *(
+                f"  {printable(one.conversation_id)}  {one.status.replace('_', ' ')}: {one.reason}"
+                for one in failures
+            ),
         )
         if summary.dead_letter_count > len(failures):
             show(f"  and {summary.dead_letter_count - len(failures):,} more")
         show("", "what to do:", *(f"  {line}" for line in summary.advice()))
+    if summary.damaged:
+        show("", f"damaged, and gone on without: {len(summary.damaged):,} ledger objects; verify names them")
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         show("", "numbers not resolved:", *reasons)
     if summary.dead_letter_count or summary.totals.phones.get("error"):
         show("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
+
+
+def _failure(letter: DeadLetter) -> str:
+    return f"  {printable(letter.conversation_id)}  {letter.status.replace('_', ' ')}: {letter.reason}"
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:

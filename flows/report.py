@@ -13,6 +13,7 @@ from imbrace_lake.export.figures import size
 from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.lake.entries import OUTCOMES
 from imbrace_lake.lake.freshness import Freshness, by_age
+from imbrace_lake.printable import printable
 from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
@@ -49,7 +50,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         # The UI breaks no lines: as wide as its page are the first two columns, the others need scrolling.
         table = [
             {
-                "conversation": letter.conversation_id,
+                "conversation": printable(letter.conversation_id),
                 "what to do": letter.advice,
                 "reason": letter.reason,
                 "status": letter.status.replace("_", " "),
@@ -134,8 +135,10 @@ def summary_markdown(summary: RunSummary) -> str:
     if summary.number_errors:
         reasons = (f"- {count:,} × {reason}" for reason, count in summary.number_errors.items())
         lines += ["", "Numbers that could not be resolved:", "", *reasons]
+    if summary.damaged:
+        lines += ["", damage(summary)]
     if summary.dead_letters:
-        rerun = f"Once the cause is mended, start `rerun-failed` with the run id `{summary.run_id}`."
+        rerun = f"Once the cause is fixed, start `rerun-failed` with the run id `{summary.run_id}`."
         lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
     return "\n".join(lines)
 
@@ -149,6 +152,13 @@ def sentence(summary: RunSummary) -> str:
     if summary.reason is None:
         return "Every conversation was read and proven complete."
     return f"{summary.reason[:1].upper()}{summary.reason[1:]}."
+
+
+def damage(summary: RunSummary) -> str:
+    """What of the ledgers could not be read, and what to do."""
+    count = len(summary.damaged)
+    objects = "1 ledger object is" if count == 1 else f"{count:,} ledger objects are"
+    return f"{objects} damaged, and the run went on without it: `verify` names it and says what to do."
 
 
 def query_path(lake: str) -> str:

@@ -19,6 +19,7 @@ from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.export.notes import Notes
 from imbrace_lake.lake.entries import ConversationEntry
+from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ async def _export_all(
             except ImbraceLakeError as exc:
                 error = without_context(exc)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this conversation only
-                logger.debug("unexpected %s conversation=%s", frames_of(exc), conversation_id)
+                logger.debug("unexpected %s conversation=%s", frames_of(exc), printable(conversation_id))
                 error = unexpected(exc)
             else:
                 return
@@ -144,7 +145,10 @@ def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> Co
     # A gateway that refuses everything would else be a line a conversation in the orchestrator's database.
     if len(run.causes) <= MOST_WARNED:
         logger.warning(
-            "not exported conversation=%s status=%s reason=%s", conversation_id, entry.status, error
+            "not exported conversation=%s status=%s reason=%s",
+            printable(conversation_id),
+            entry.status,
+            error,
         )
     if len(run.causes) == MOST_WARNED:
         logger.warning("further conversations that are not exported are in the table of this run alone")

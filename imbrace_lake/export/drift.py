@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.gateway.exact_json import Number, RepeatedKeys, encodable
+from imbrace_lake.gateway.exact_json import Number, RepeatedKeys
 from imbrace_lake.gateway.models import Item
 from imbrace_lake.lake.entries import SHAPES
+from imbrace_lake.printable import printable
+
+# Fields of one message that are looked at, and new shapes that one run records.
+MOST_FIELDS = 200
+MOST_NEW = 2_000
 
 DriftMode = Literal["evolve", "warn", "freeze"]
 
@@ -64,8 +70,10 @@ class Shapes:
         # Most messages look like one that was looked at before, and end here.
         unseen = {_signature(item): item for item in items}
         for signature in unseen.keys() - self._seen:
-            shapes = map(encodable, _shapes_of(unseen[signature]))
-            new = [shape for shape in shapes if shape not in self._known]
+            new = [shape for shape in _shapes_of(unseen[signature]) if shape not in self._known]
+            if is_kept and len(self.new) + len(new) > MOST_NEW:
+                # Names that are values, such as ids as keys of an object: new ones never end.
+                continue
             found += [shape for shape in new if shape not in found]
             self.new.update(dict.fromkeys(new, conversation_id))
             if is_kept:
@@ -109,10 +117,10 @@ def _documented() -> Iterable[str]:
 
 
 def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
-    yield from (f"item.{field}" for field in item)
+    """The shapes of a message; a name that is not a name, such as a phone number, is not repeated."""
+    yield from (f"item.{printable(field)}" for field in islice(item, MOST_FIELDS))
     kind = item.get("type")
-    if not isinstance(kind, str):
-        kind = "null" if kind is None else _kind(kind)
+    kind = printable(kind) if isinstance(kind, str) else "null" if kind is None else _kind(kind)
     yield kind
     content = item.get("content")
     if content is None:
@@ -120,7 +128,9 @@ def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
     yield f"{kind}.content:{_kind(content)}"
     if isinstance(content, dict):
         yield from (
-            f"{kind}.content.{field}:{_kind(value)}" for field, value in content.items() if value is not None
+            f"{kind}.content.{printable(field)}:{_kind(value)}"
+            for field, value in islice(content.items(), MOST_FIELDS)
+            if value is not None
         )
 
 

@@ -66,6 +66,7 @@ class RunSummary:
         number_errors: Why numbers could not be resolved: how many for each reason.
         dead_letters: The first 500 of them.
         new_shapes: What the gateway had never sent before (drift.py).
+        damaged: Ledger objects that the run went on without; `verify` says what to do about them.
         input: What was read from the list, and what was skipped (phones/report.py); None without a list.
         token_warning: That the token has expired or soon will, in one sentence.
     """
@@ -83,6 +84,7 @@ class RunSummary:
     unreadable: list[int] = field(default_factory=list)
     number_errors: dict[str, int] = field(default_factory=dict)
     new_shapes: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
     input: dict[str, Any] | None = None
     token_warning: str | None = None
     flow_run_url: str | None = None
@@ -244,6 +246,7 @@ async def close_run(
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
+    summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:

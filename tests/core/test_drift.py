@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.export.drift import Shapes
+from imbrace_lake.export.drift import MOST_NEW, Shapes
 from imbrace_lake.lake.entries import SHAPES
 
 TEXT: dict[str, Any] = {
@@ -106,3 +106,20 @@ def test_new_shapes_are_rows_of_their_ledger() -> None:
             "seen_at": seen_at,
         }
     ]
+
+
+def test_names_that_are_values_are_neither_repeated_nor_without_end() -> None:
+    phones = {f"8869{number:08}": 1 for number in range(5_000)}
+    markup = {"type": "<img src=x onerror=alert(1)>\x1b[2J" + "x" * 100_000, "content": phones}
+    shapes = Shapes()
+
+    shapes.observe("conv_1", [markup])
+    for number in range(MOST_NEW):
+        shapes.observe(
+            "conv_1", [{"type": "text", "content": {f"key {chr(97 + number % 26) * (number + 1)}": 1}}]
+        )
+        shapes.observe("conv_1", [{"type": f"type-{number}-of-many", "content": None}])
+
+    assert len(shapes.new) <= MOST_NEW
+    assert all(len(shape) < 250 and shape.isprintable() and "<" not in shape for shape in shapes.new)
+    assert not [shape for shape in shapes.new if "8869" in shape]

@@ -79,7 +79,7 @@ ChunkSize = Annotated[
         min=1,
         max=10_000,
         metavar="N",
-        help="Conversations a task; by default chosen from their number.",
+        help="Conversations per task; by default chosen from their number.  [IMBRACE_CHUNK_SIZE]",
     ),
 ]
 ShardSize = Annotated[

@@ -189,7 +189,7 @@ class RepeatedMessages(WalkIncomplete):
     """The gateway lists some messages of a conversation more than once, each time it is read."""
 
     is_transient = False
-    advice = "Rerun with --accept-repeats (IMBRACE_ACCEPT_REPEATS=true) to export the list as it is."
+    advice = "Rerun with --accept-repeats (in the form: *Accept repeated messages*) to export the list as it is."
 
 
 class NotReached(ImbraceLakeError):

@@ -71,7 +71,7 @@ async def export_window(
 def incomplete(what: str, proof: Proof) -> WalkIncomplete:
     """Return the error of a walk that is not complete; where that can be accepted, it says how."""
     if proof.method == REPEATS:
-        advice = "export the list as it is with --accept-repeats (IMBRACE_ACCEPT_REPEATS=true)"
+        advice = "export the list as it is with --accept-repeats (in the form: *Accept repeated messages*)"
         return RepeatedMessages(f"{what}: {proof.reason}; {advice}")
     return WalkIncomplete(f"{what}: {proof.reason}")
 

@@ -48,7 +48,7 @@ def operator(
 ) -> Operator:
     """An operator whose lake and list are in a bucket, for paths of this machine are in no picture."""
     s3.create_bucket(BUCKET)
-    numbers = "\n".join(["phone", *box.messy_phones()])
+    numbers = "\n".join(["phone", *box.phones])
     s3.client().put_object(Bucket=BUCKET, Key="customers.csv", Body=numbers.encode())
     settings = {
         "IMBRACE_TOKEN": TOKEN,

@@ -75,9 +75,9 @@ def listed(box: Sandbox) -> set[str]:
 
 @pytest.fixture(scope="package")
 def phones(box: Sandbox, listed: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of all numbers as people write them, some of them none."""
+    """A list of all numbers."""
     path = tmp_path_factory.mktemp("lists") / "phones.txt"
-    path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
+    path.write_text("\n".join(box.phones), encoding="utf-8")
     return path
 
 

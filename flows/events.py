@@ -20,6 +20,7 @@ from imbrace_lake.export.export_run import MOST_LISTED
 from imbrace_lake.export.runs import RunSummary
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
+from imbrace_lake.printable import printable
 
 EXPORT_COMPLETED = "imbrace.export.completed"
 CONVERSATION_INCOMPLETE = "imbrace.conversation.incomplete"
@@ -48,7 +49,7 @@ def emit_run_events(summary: RunSummary) -> None:
         },
     )
     for letter in summary.dead_letters[:MOST_CONVERSATIONS]:
-        conversation_id = canonical_conversation_id(letter.conversation_id)
+        conversation_id = printable(canonical_conversation_id(letter.conversation_id), most=200)
         emit_event(
             CONVERSATION_INCOMPLETE,
             resource={"prefect.resource.id": f"imbrace.conversation.{conversation_id}"},

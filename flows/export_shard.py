@@ -73,6 +73,7 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         run.accept_repeats = manifest.accept_repeats
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
         if run.accounts.found is None:
+            await run.recall()
             await run.found(manifest.conversation_ids)
         summary = await close_run(
             run,

@@ -88,13 +88,17 @@ class Selection:
 async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
     """Do a flow's work, and end it in the state that says how it went, in one sentence."""
     observer = current_observer.get() or Observer()
+    state = await _worked(work, observer)
+    # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
+    if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
+        return Cancelled(message=f"Cancelled when its work had ended: {state.message}")
+    return state
+
+
+async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: Observer) -> State[Any]:
     try:
         async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
             observer.summary = await work(observer)
-        state = state_of(observer.summary)
-        # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
-        if await is_cancelling(str(flow_run.id)):
-            return Cancelled(message=f"Cancelled when its work was done: {state.message}")
     except Declined as exc:
         return Cancelled(name="Declined", message=str(exc))
     except RunCancelled:
@@ -104,7 +108,7 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         logger.debug("unexpected %s", frames_of(exc))
         return Failed(message=str(unexpected(exc)))
-    return state
+    return state_of(observer.summary)
 
 
 def state_of(summary: RunSummary) -> State[Any]:
@@ -154,6 +158,8 @@ async def read_conversations(
             job.recorded["input"] = given.report.as_json()
         if given.missed is not None:
             job.begin_rerun(given.missed)
+        if given.numbers is not None:
+            job.count_entries(given.numbers)
         failure, is_cancelled = await attempted(job.read(observer), run.progress)
         observer.summary = summary = await job.close(failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
@@ -227,6 +233,10 @@ class _Job:
     results: dict[str, ResolveResult] = field(default_factory=dict)
     manifests: list[Manifest] = field(default_factory=list)
 
+    def count_entries(self, numbers: PhoneList) -> None:
+        """Keep in the ledger how many entries the list has, each of which is to have an outcome."""
+        self.recorded["entries"] = numbers.table.group_by(["position", "phone"]).aggregate([]).num_rows
+
     def begin_rerun(self, missed: Missed) -> None:
         """Say in the accounts what this rerun cannot bring back."""
         accounts = self.run.accounts
@@ -264,8 +274,10 @@ class _Job:
         """Close the accounts of the run; see `close_run`."""
         run = self.run
         # What the lake knows is part of what is found only once it has been read.
-        if run.accounts.found is None and not self.selection.is_everything:
-            await run.found(self._ids())
+        if run.accounts.found is None:
+            await run.recall()
+            if run.earlier_found or not self.selection.is_everything:
+                await run.found(self._ids())
         summary = await close_run(
             run,
             self.recorded,

@@ -21,7 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from flows.deployed import is_deployed
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import read_header
 from imbrace_lake.export.runs import totals_of
@@ -136,13 +136,26 @@ async def export_by_shards(
                 # By their keys: one may have been started whose answer has not come.
                 await _cancel(client, manifests)
             finally:
-                for shard in shards:
-                    if not shard.is_over:
-                        await _collect(run, shard, "its run was ended with this one")
+                await _collect_rest(run, shards)
                 show_totals(run, own, [shard.totals for shard in shards])
-                # Not before: another try of this run may find that a shard has ended better than it stood.
-                dead = pa.concat_tables(shard.dead_letters for shard in shards)
-                await run.journal.note("conversations", "shards", dead)
+
+
+async def _collect_rest(run: ExportRun, shards: Sequence[_Shard]) -> None:
+    """Take over what the shards have recorded by now, and write down the dead letters of all.
+
+    A shard that cannot be collected leaves its conversations without an outcome: they are not reached.
+    """
+    for shard in shards:
+        if not shard.is_over:
+            try:
+                await _collect(run, shard, "its run was ended with this one")
+            except ImbraceLakeError as exc:
+                shard.totals = RunTotals()
+                logger.warning("shard=%d is not collected: %s", shard.manifest.shard, exc)
+    # Not before: another try of this run may find that a shard has ended better than it stood.
+    dead = [shard.dead_letters for shard in shards if shard.dead_letters is not None]
+    if dead:
+        await run.journal.note("conversations", "shards", pa.concat_tables(dead))
 
 
 async def _find(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[str, FlowRun]:
@@ -193,7 +206,10 @@ async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard
             logger.warning("the Prefect server is away (%s): asking again", type(exc).__name__)
             continue
         for shard in waiting:
-            await _look(client, run, shard, found.get(shard.manifest.key))
+            try:
+                await _look(client, run, shard, found.get(shard.manifest.key))
+            except (StoreUnavailable, httpx.HTTPError) as exc:
+                logger.warning("shard=%d: %s, looking again", shard.manifest.shard, type(exc).__name__)
         show_totals(run, own, [shard.totals for shard in shards])
         is_untaken = is_untaken and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
         if is_untaken and time.monotonic() - began_at > UNTAKEN_SECONDS:
@@ -204,9 +220,8 @@ async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard
 async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: FlowRun | None) -> None:
     """See how a shard is getting on; start one again that crashed, collect one that is over."""
     state = found.state if found is not None else None
-    if state is None or (state.is_final() and not state.is_crashed()):
-        shard.is_over = True
-    else:
+    is_over = state is None or (state.is_final() and not state.is_crashed())
+    if state is not None and not is_over:
         header = await read_header(run.lake, shard.run_id)
         if header is not None:
             shard.totals = RunTotals(**header.totals)
@@ -219,8 +234,8 @@ async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: Flo
         if is_lost and state.is_crashed() and found is not None and found.run_count < MOST_TRIES:
             await _restart(client, found)
             return
-        shard.is_over = is_lost
-    if shard.is_over:
+        is_over = is_lost
+    if is_over:
         told = "its run was deleted" if state is None else f"its run ended as {state.name}"
         if state is not None and not state.is_final():
             told = f"its run is {state.name}, and nothing was heard of it for {SILENT_SECONDS:g} s"

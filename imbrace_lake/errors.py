@@ -40,6 +40,8 @@ from __future__ import annotations
 from traceback import walk_tb
 from typing import ClassVar, TypeVar
 
+from imbrace_lake.printable import printable
+
 E = TypeVar("E", bound=BaseException)
 
 # Whose lines are named where an unexpected exception is described.
@@ -86,7 +88,7 @@ class GatewayError(ImbraceLakeError):
 
     def __str__(self) -> str:
         # The id of a conversation can have any length.
-        path = self.path if len(self.path) <= MOST_PATH_CHARACTERS else f"{self.path[:MOST_PATH_CHARACTERS]}…"
+        path = printable(self.path, most=MOST_PATH_CHARACTERS)
         return f"{self.reason} (GET {path}, request id {self.request_id})"
 
 
@@ -189,7 +191,9 @@ class RepeatedMessages(WalkIncomplete):
     """The gateway lists some messages of a conversation more than once, each time it is read."""
 
     is_transient = False
-    advice = "Rerun with --accept-repeats (in the form: *Accept repeated messages*) to export the list as it is."
+    advice = (
+        "Rerun with --accept-repeats (in the form: *Accept repeated messages*) to export the list as it is."
+    )
 
 
 class NotReached(ImbraceLakeError):

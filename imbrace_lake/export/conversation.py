@@ -23,6 +23,7 @@ from imbrace_lake.lake.publish import Publication, Published, somewhere
 from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
 from imbrace_lake.lake.schema import Origin, rows_of_page
+from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _Export:
             accept_repeats=self._run.accept_repeats or bool(self._known and self._known.repeats),
         )
         if not proof.is_complete:
-            raise incomplete(f"conversation {self._id} is not proven whole", proof)
+            raise incomplete(f"conversation {printable(self._id)} is not proven whole", proof)
         return proof
 
     async def _get_page(self, skip: int, limit: int) -> Page:

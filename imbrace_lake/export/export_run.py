@@ -15,7 +15,7 @@ from imbrace_lake.export.accounts import Accounts
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.notes import Notes
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.resume import ClosedRun, Pulse, take_over
+from imbrace_lake.export.resume import ClosedRun, Pulse, recall, take_over
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import Page
@@ -27,6 +27,7 @@ from imbrace_lake.lake.lake import Lake, Part, Partitions
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.printable import printable
 
 # A summary is for people; the whole list is in the ledger.
 MOST_LISTED = 500
@@ -160,10 +161,10 @@ class ExportRun:
         told = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
         if self.drift == "freeze":
             raise SchemaDrift(
-                f"conversation {conversation_id} has what no message had before ({told}): look at it, then"
-                " export with drift=evolve"
+                f"conversation {printable(conversation_id)} has what no message had before ({told}): look at it,"
+                " then export with drift=evolve"
             )
-        logger.warning("schema drift conversation=%s new=%s", conversation_id, told)
+        logger.warning("schema drift conversation=%s new=%s", printable(conversation_id), told)
 
     async def learn(self, job: str) -> None:
         """Read what the lake has and knows of the organization's conversations; once a run.
@@ -195,7 +196,9 @@ class ExportRun:
         if recorded:
             # Where a conversation has messages decides, for a second partition would repeat them.
             there = {*partitions}
-            spellings |= {one: other for one, other in recorded.items() if not {one, other} & there}
+            spellings |= {
+                one: other for one, other in recorded.items() if one not in spellings and one not in there
+            }
         return spellings
 
     def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
@@ -224,6 +227,11 @@ class ExportRun:
             await self.journal.note_found(ids)
         self.accounts.found = ids
         return ids
+
+    async def recall(self) -> None:
+        """Read what an earlier attempt of this run found and recorded, where `learn` did not come to it."""
+        recorded, self.earlier_found = await recall(self.lake, self.run_id, self.clock())
+        self.accounts.recorded |= recorded
 
     def forget(self) -> None:
         """Let go of what the lake had, which no conversation asks for any more: closing needs the room."""

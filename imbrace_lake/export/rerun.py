@@ -55,7 +55,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         await _check_complete(lake, runs)
         columns = ["conversation_id", "is_dead_letter", "finished_at"]
         conversations = await read_run(lake, "conversations", run_id, columns, is_strict=True)
-        columns = ["position", "phone", "status", "resolved_at"]
+        columns = ["position", "phone_hash", "duplicate_of", "phone", "status", "resolved_at"]
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
@@ -63,7 +63,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
             " again"
         ) from exc
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
-    phones = last_of_each(phones, ["position"], "resolved_at")
+    phones = last_of_each(phones, ["position", "phone_hash", "duplicate_of"], "resolved_at")
     if not runs and not conversations.num_rows and not phones.num_rows:
         raise unknown_run(lake, run_id)
     dead = conversations.filter(conversations.column("is_dead_letter"))
@@ -101,14 +101,27 @@ def _lost(
     row: dict[str, Any] = runs[-1] if runs else {}
     totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
     lost: list[str] = parameters.get("lost", [])
+    if not runs:
+        lost.append("its row in runs/ is missing: export its input again")
     if totals.get("found", 0) is None:
         lost.append("it was killed before it knew all its conversations: start it again with its own input")
     # With shards, the rows of all but the dead letters belong to other runs.
     outcomes = sum(totals.get("conversations", {}).values())
+    if totals.get("found") is not None and totals["found"] != outcomes:
+        lost.append(
+            f"its accounts do not add up ({totals['found']:,} found, {outcomes:,} outcomes): export its input"
+            " again"
+        )
     if "shards" not in parameters and conversations.num_rows < outcomes:
         count = outcomes - conversations.num_rows
         lost.append(
             f"{count:,} of its {outcomes:,} outcomes are no longer in the ledger: export its input again"
+        )
+    entries = parameters.get("entries", 0)
+    if phones.num_rows < entries:
+        count = entries - phones.num_rows
+        lost.append(
+            f"{count:,} of the {entries:,} entries of its list have no outcome: export its list again"
         )
     masked = phones.filter(pc.equal(phones.column("status"), "error")).column("phone").null_count
     if masked:

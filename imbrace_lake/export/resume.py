@@ -35,7 +35,7 @@ from imbrace_lake.lake.ledger import (
     list_journals,
     read_found,
     read_objects,
-    run_of,
+    read_run,
 )
 from imbrace_lake.store.opening import Stored
 
@@ -175,14 +175,13 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Recover
             continue
         journal = Journal(lake, name, _instant(header.started_at))
         is_same_job = header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN
-        has_ended = await _has_ended(lake, name)
+        has_ended = await _has_ended(lake, header)
         # A run that was killed after its row was written is complete: the same job now means a new look.
         if is_own or (is_same_job and (header.is_cancelled or not has_ended)):
-            rows = [table.filter(_IS_DONE) for table in await _recorded(lake, objects)]
+            rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
             done += rows
         if is_own:
-            for table in rows:
-                recovery.own_recorded.update(table.column("conversation_id").to_pylist())
+            recovery.own_recorded = _ids_of(rows)
             recovery.own_found = await read_found(lake, name) or []
         elif has_ended:
             await journal.drop()
@@ -190,6 +189,23 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Recover
             recovery.closed.append(await _close(lake, journal, header, objects))
     recovery.done = Entries(last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at"))
     return recovery
+
+
+async def recall(lake: Lake, run_id: str, now: datetime) -> tuple[set[str], list[str]]:
+    """What an earlier attempt of a run recorded and found, for an attempt that ends before `take_over`."""
+    objects = (await list_journals(lake)).get(run_id, [])
+    rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
+    return _ids_of(rows), await read_found(lake, run_id) or []
+
+
+def _recently_done(rows: pa.Table, now: datetime) -> pa.Table:
+    """The conversations that need no second look: of an older look nothing is taken over."""
+    since = pa.scalar(now - RESUME_WITHIN, rows.schema.field("finished_at").type)
+    return rows.filter(_IS_DONE & (pc.field("finished_at") > since))
+
+
+def _ids_of(tables: Iterable[pa.Table]) -> set[str]:
+    return {one for table in tables for one in table.column("conversation_id").to_pylist()}
 
 
 async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | None:
@@ -200,7 +216,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     """
     objects = (await list_journals(lake)).get(run_id, [])
     header = await _header(lake, run_id, objects) if objects else None
-    if header is None or header.is_cancelled or await _has_ended(lake, run_id):
+    if header is None or header.is_cancelled or await _has_ended(lake, header):
         return None
     if not _is_dead(header, now):
         raise UsageError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
@@ -208,10 +224,10 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
 
 
 async def read_header(lake: Lake, run_id: str) -> Header | None:
-    """What a run under way says of itself; None if it says nothing."""
+    """What a run under way says of itself; None if it says nothing that can be read now."""
     try:
         return _parse_header(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, StoreError):
         return None
 
 
@@ -220,10 +236,12 @@ async def _header(lake: Lake, name: str, objects: list[Stored]) -> Header | None
     key = f"{JOURNAL}{name}/{HEADER}"
     try:
         return _parse_header(await lake.store.get(key))
-    except (FileNotFoundError, ValueError) as exc:
+    except (FileNotFoundError, ValueError, StoreError) as exc:
+        if isinstance(exc, StoreError) and exc.is_transient:
+            raise
         if isinstance(exc, FileNotFoundError) and key in [stored.key for stored in objects]:
             return None
-        # Killed before it wrote one, or that is damaged.
+        # Killed before it wrote one, or that is damaged or cannot be read.
         latest = max(stored.modified_at for stored in objects).isoformat()
         return Header(name, "", latest, latest)
 
@@ -274,8 +292,11 @@ async def _recorded(lake: Lake, objects: list[Stored]) -> list[pa.Table]:
     return await read_objects(lake, keys)
 
 
-async def _has_ended(lake: Lake, run_id: str) -> bool:
-    return any(run_of(stored.key) == run_id for stored in await lake.store.list("runs/"))
+async def _has_ended(lake: Lake, header: Header) -> bool:
+    """Whether the attempt that wrote a header has a row in `runs`; one before it may have another."""
+    rows = await read_run(lake, "runs", header.run_id, ["finished_at"])
+    started_at = _instant(header.started_at)
+    return any(ended is None or ended >= started_at for ended in rows.column("finished_at").to_pylist())
 
 
 async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Stored]) -> ClosedRun:
@@ -285,9 +306,7 @@ async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Sto
     """
     reason, ended_at = "the run was killed", _instant(header.alive_at)
     found = await read_found(lake, journal.run_id)
-    recorded = {
-        one for table in await _recorded(lake, objects) for one in table.column("conversation_id").to_pylist()
-    }
+    recorded = _ids_of(await _recorded(lake, objects))
     unreached = unreached_entries(
         [one for one in found or () if one not in recorded],
         header.run_id,

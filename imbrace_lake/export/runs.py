@@ -220,8 +220,7 @@ async def close_run(
     if is_cancelled:
         failure = "the run was cancelled"
     accounts = run.accounts
-    if not has_shards:
-        await _note_unreached(run, failure)
+    unreached = await _note_unreached(run, failure)
     published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
@@ -229,7 +228,10 @@ async def close_run(
     totals.phones = dict(phones)
     is_known = accounts.found is not None or failure is None
     totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
-    if not has_shards:
+    if has_shards:
+        totals.conversations = dict(Counter(totals.conversations) + Counter(not_reached=unreached))
+        run.progress.statuses = Counter(totals.conversations)
+    else:
         totals.conversations = dict(published.statuses["conversations"])
         run.progress.statuses = published.statuses["conversations"]
     if totals.found is not None and sum(totals.conversations.values()) != totals.found:
@@ -269,14 +271,15 @@ async def close_run(
     return summary
 
 
-async def _note_unreached(run: ExportRun, failure: str | None) -> None:
-    """Make dead letters of the conversations that were found and have no outcome."""
+async def _note_unreached(run: ExportRun, failure: str | None) -> int:
+    """Make dead letters of the conversations that were found and have no outcome; say how many."""
     unreached = run.accounts.unreached()
     reason = f"not reached: {failure or run.problem or 'the run ended before'}"
     entries = unreached_entries(unreached, run.run_id, run.organization_id, reason, run.clock())
     await note_unreached(run.journal, entries)
     run.accounts.record(entries)
     run.note_dead(entries)
+    return len(entries)
 
 
 def totals_of(run: ExportRun) -> RunTotals:

@@ -189,6 +189,7 @@ async def collect(
         for one in missing
     ]
     run.note_dead(dead)
+    run.accounts.recorded.update(manifest.conversation_ids)
     causes = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
     run.causes.update({one.conversation_id: causes[one.status] for one in dead if one.status in causes})
     shapes = await read_run(run.lake, "shapes", shard_run_id)

@@ -20,6 +20,7 @@ from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.rows import Collector, Rows
 from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.policy import Window
+from imbrace_lake.printable import printable
 
 # A list that moves so much that its window is not found where it was a moment ago.
 START_TRIES = 5
@@ -37,7 +38,7 @@ async def export_window(
     reading = _WindowReading(run, conversation_id, window, Collector(room))
     proof = await reading.walk()
     if not proof.is_complete:
-        raise incomplete(f"conversation {conversation_id} is not proven whole in {window}", proof)
+        raise incomplete(f"conversation {printable(conversation_id)} is not proven whole in {window}", proof)
     rows = await somewhere(not reading.collected.is_spilled, reading.rows)
     held = await Held.read(run.lake, parts, room)
     publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock(), room)
@@ -124,7 +125,9 @@ class _WindowReading:
                 return proof
             # Deletions pulled the window up past the place where it was found.
             start = max(0, start - self._run.page_size)
-        raise WalkIncomplete(f"conversation {self._id} moves too fast to find {self._window} in it")
+        raise WalkIncomplete(
+            f"conversation {printable(self._id)} moves too fast to find {self._window} in it"
+        )
 
     async def _find_start(self) -> int:
         """A position at which a message newer than the window stands, close above it; 0 if none is.

@@ -46,7 +46,8 @@ from imbrace_lake.store.contract import Stored
 # What makes two rows of one run's journal the same thing written twice, and by which of its times the
 # later one is found, which counts: an earlier attempt of the run may have left some as well.
 _SAME = {
-    "phones": ["position"],
+    # A row of a list can hold several numbers, and one of them twice.
+    "phones": ["position", "phone_hash", "duplicate_of"],
     "conversations": ["organization_id", "conversation_id"],
     "revisions": ["conversation_id", "message_id", "last_changed_at"],
     "shapes": ["shape"],
@@ -480,6 +481,10 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
             body = await lake.store.get(stored.key)
         except FileNotFoundError:
             return None  # another run has just closed this journal
+        except StoreError as exc:
+            if exc.is_transient:
+                raise
+            body = b""
         if not is_intact(stored.key, body):
             lake.skip_damaged(stored.key, f"what run {run_id} found is not known")
             return None

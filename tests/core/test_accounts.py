@@ -13,21 +13,24 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from imbrace_lake.errors import TokenRejected, UsageError
+from imbrace_lake.errors import StoreError, TokenRejected, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.rerun import Missed, read_missed
-from imbrace_lake.export.resume import DEAD_AFTER, take_over
+from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, take_over
 from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.entries import PHONES, RunTotals
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.store.local import LocalStore
 from sandbox import Sandbox
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.core.conftest import StartBox
 from tests.core.test_runs import settings_for
 from tests.gateways import open_run
 
+ROW = {"run_id": "run_1", "organization_id": "org", "status": "failed"}
+OWN = {"run_id": "run_1", "organization_id": "org"}
 STEPS = (
     "imbrace_lake.gateway.client.GatewayClient.get_page",
     "imbrace_lake.gateway.client.parse_page",
@@ -294,11 +297,147 @@ def test_a_few_unreadable_entries_are_not_missed(tmp_path: Path) -> None:
     ]
 
     async def job(lake: Lake) -> None:
-        await Journal(lake, "run_1", utc_now()).add("phones", pa.Table.from_pylist(rows, schema=PHONES))
+        journal = Journal(lake, "run_1", utc_now())
+        await journal.note("phones", "1", pa.Table.from_pylist(rows, schema=PHONES))
+        await journal.close({**ROW, "parameters": {"entries": 100}}, RunTotals(found=0))
 
     in_lake(tmp_path, job)
 
     assert missed(tmp_path, tolerated=0.05) == Missed([], [])
+
+
+def test_a_row_of_several_numbers_keeps_all_of_them_in_the_ledger(tmp_path: Path) -> None:
+    rows = [
+        {**OWN, "position": 1, "phone_hash": "a", "phone": "+886911425977", "status": "error"},
+        {**OWN, "position": 1, "phone_hash": "b", "phone": "+886911425978", "status": "error"},
+        {**OWN, "position": 1, "phone_hash": "a", "phone": "+886911425977", "status": "duplicate",
+         "duplicate_of": 1},
+    ]  # fmt: skip
+
+    async def job(lake: Lake) -> None:
+        journal = Journal(lake, "run_1", utc_now())
+        await journal.note("phones", "1", pa.Table.from_pylist(rows, schema=PHONES))
+        await journal.close({**ROW, "parameters": {"entries": 2}}, RunTotals(found=0))
+
+    in_lake(tmp_path, job)
+
+    assert missed(tmp_path) == Missed([], ["+886911425977", "+886911425978"])
+    assert len(ds.dataset(tmp_path / "phones").to_table()) == 3
+
+
+def test_entries_that_were_never_written_down_are_missed(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await Journal(lake, "run_1", utc_now()).close(
+            {**ROW, "parameters": {"entries": 7}}, RunTotals(found=0)
+        )
+
+    in_lake(tmp_path, job)
+
+    with pytest.raises(UsageError, match="7 of the 7 entries of its list have no outcome"):
+        missed(tmp_path)
+
+
+def test_a_run_whose_row_is_lost_is_not_rerun_as_if_nothing_were_missing(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)))
+    for path in (tmp_path / "runs").iterdir():
+        path.unlink()
+
+    with pytest.raises(UsageError, match="its row in runs/ is missing: export its input again"):
+        missed(tmp_path)
+
+
+def test_a_second_attempt_that_is_killed_is_closed_although_the_first_had_ended(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    async def nothing(_: ExportRun) -> None:
+        pass
+
+    done = list(box.conversations)[:4]
+    first = run(box, tmp_path, nothing, failure="the token was rejected")
+
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+            await export_chunk(opened, "chunk", done)
+
+    asyncio.run(killed())
+    with pytest.raises(UsageError, match="still under way"):
+        missed(tmp_path)
+    later = utc_now() + 3 * DEAD_AFTER
+    found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+
+    assert first.totals.conversations == {"not_reached": 10}
+    assert set(found.conversation_ids) == box.conversations.keys() - set(done)
+
+
+def test_an_attempt_that_fails_before_it_learns_anything_accounts_for_the_one_before(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    done = list(box.conversations)[:4]
+
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+            await export_chunk(opened, "chunk", done)
+
+    async def failing() -> RunSummary:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.recall()
+            await opened.found([])
+            return await close_run(opened, {}, Counter(), failure="the token was rejected")
+
+    asyncio.run(killed())
+    summary = asyncio.run(failing())
+
+    assert summary.totals.found == 10
+    assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
+
+
+def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_path: Path) -> None:
+    everything = list(box.conversations)
+    run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything), is_cancelled=True)
+    box.reset_stats()
+
+    async def retried() -> RunSummary:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            opened.clock = lambda: utc_now() + 2 * RESUME_WITHIN
+            await opened.learn("all")
+            await export_chunk(opened, "chunk", await opened.found(everything))
+            return await close_run(opened, {}, Counter())
+
+    summary = asyncio.run(retried())
+
+    assert summary.totals.conversations == {"unchanged": 10}
+    assert set(box.stats().pages) == set(everything)
+
+
+@pytest.mark.parametrize("name", ["run.json", "found"])
+def test_a_journal_that_cannot_be_read_stops_no_other_run(
+    name: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed() -> None:
+        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
+            await opened.learn("all")
+            await opened.found(box.conversations)
+
+    asyncio.run(killed())
+    before = LocalStore.get
+
+    async def get(self: LocalStore, key: str) -> bytes:
+        if f"run_1/{name}" in key:
+            raise StoreError("permission denied")
+        return await before(self, key)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    summary = run(
+        box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_2"
+    )
+
+    assert summary.status == "complete"
 
 
 def test_a_run_is_found_by_its_whole_id_only(box: Sandbox, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> No
     """
     list_problems(outcome.problems, outcome.problem_count)
     show_input(outcome.summary.input)
-    if outcome.summary.status == "failed":
+    if outcome.summary.status in ("failed", "cancelled"):
         complain(outcome.summary.reason or "the run failed")
     if as_json:
         typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
@@ -64,7 +64,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
 
     headline = Text(summary.status, style=_STYLES[summary.status])
     # Why it failed is an error, and those are told elsewhere.
-    if summary.reason and summary.status != "failed":
+    if summary.reason and summary.status not in ("failed", "cancelled"):
         headline.append(f": {summary.reason}", style="not bold default")
     show(headline, *_lines(summary))
     failures = summary.dead_letters[:MOST_FAILURES]

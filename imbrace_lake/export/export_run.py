@@ -161,8 +161,8 @@ class ExportRun:
         told = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
         if self.drift == "freeze":
             raise SchemaDrift(
-                f"conversation {printable(conversation_id)} has what no message had before ({told}): look at it,"
-                " then export with drift=evolve"
+                f"conversation {printable(conversation_id)} has what no message had before ({told}): look at"
+                " it, then export with drift=evolve"
             )
         logger.warning("schema drift conversation=%s new=%s", printable(conversation_id), told)
 

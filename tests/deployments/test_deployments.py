@@ -110,7 +110,7 @@ def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowh
     broken = box.put([], phone=f"+{TYPED}")
     box.append(broken)
     box.break_conversation(broken, "400")
-    partial = deployed.start("export-on-demand", numbers=f"+{TYPED}, nobody")
+    partial = deployed.start("export-on-demand", numbers=f"+{TYPED}")
     assert deployed.wait(partial)["name"] == "Failed"
     box.mend(broken)
 

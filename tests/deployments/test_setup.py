@@ -117,7 +117,7 @@ def test_everything_is_tried_and_what_was_found_is_said(setup: Setup) -> None:
     assert {*found} == {"gateway", "token", "organization", "lake", "conditions", "list"}
     assert " answers after " in found["gateway"]
     assert "put, get, list and delete work" in found["lake"]
-    assert " phone numbers in phones.txt, 3 entries that are not" in found["list"]
+    assert " phone numbers in phones.txt" in found["list"]
 
 
 WRONG = {

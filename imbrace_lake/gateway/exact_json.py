@@ -94,7 +94,8 @@ def parse(body: bytes) -> Any:
         value = orjson.loads(body)
         written = orjson.dumps(value)
     except (orjson.JSONDecodeError, TypeError):
-        return _parse_exactly(body.decode(json.detect_encoding(body), "surrogatepass"))
+        # JSON between systems is UTF-8 (RFC 8259, 8.1); a byte order mark before it is tolerated.
+        return _parse_exactly(body.decode("utf-8-sig", "surrogatepass"))
     if written == body or _skeleton(written) == _skeleton(body):
         return value
     return _parse_exactly(body.decode())

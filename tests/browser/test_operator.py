@@ -93,7 +93,7 @@ def test_one_customer_again(ui: Ui, exported: Exported, box: Sandbox, deployed: 
 
     form = ui.open_form("backfill-on-demand")
     form.choose("Which conversations", "phones")
-    form.write(TYPED, f"+{customer}")
+    form.write(TYPED, customer)
     run_id = form.start()
 
     ui.expect_state("Completed")
@@ -159,7 +159,7 @@ def test_what_a_run_left_undone_is_repaired(ui: Ui, exported: Exported, box: San
     form.start()
 
     ui.expect_state("Completed")
-    assert ui.words == words("Repair")
+    assert ui.words == words("Export what is missing")
     assert broken in messages(lake)
 
 

@@ -204,6 +204,7 @@ def test_the_parser_of_deep_json_reads_what_the_other_one_reads(text: str) -> No
 
 
 @given(st.text(st.sampled_from('[]{}:,"\\ud83 \n0-1.eE+truefalsn\x00\x1f'), max_size=10))
+@example("0\x00")
 @example("[1,]")
 @example("{,}")
 @example('{"a":1,}')

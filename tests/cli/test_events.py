@@ -233,7 +233,7 @@ def test_a_long_table_of_differences_is_cut_and_says_so(
     ("broken", "told"),
     [
         (lambda lake: os.environ.update(IMBRACE_TOKEN="api_other"), "does not accept the token"),
-        (lambda lake: (lake / "lake.json").unlink(), "there is no lake"),
+        (lambda lake: (lake / "lake.json").unlink(), "has lost its lake.json"),
     ],
 )
 def test_a_verification_that_cannot_be_done_fails_in_one_sentence(

@@ -51,7 +51,7 @@ def test_the_server_commands_are_listed(run: Run) -> None:
     ("arguments", "told"),
     [
         (["fly"], "No such command 'fly' (see imbrace-lake --help)"),
-        (["export", "--fast"], "No such option: --fast (see imbrace-lake export --help)"),
+        (["export", "--xyz"], "No such option: --xyz (see imbrace-lake export --help)"),
         (["export", "--chunk-size", "0"], "'--chunk-size'"),
         (["demo", "--conversations", "many"], "'--conversations'"),
     ],

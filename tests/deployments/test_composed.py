@@ -96,14 +96,20 @@ def test_an_operator_with_the_login_sets_up_and_a_worker_completes_a_run(
                     return state["name"] if state["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
                 assert until(ended, "the end of the run") == "Completed"
-                logs = client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [run_id]}}})
-                assert any("exported chunk=" in line["message"] for line in logs.json())
+                own = {"logs": {"flow_run_id": {"any_": [run_id]}}}
+
+                def exported() -> bool | None:
+                    lines = client.post("/logs/filter", json=own).raise_for_status().json()
+                    return any("exported chunk=" in line["message"] for line in lines) or None
+
+                # Lines reach the server in bundles, the last of them after the state of the run.
+                assert until(exported, "the lines of the run")
                 tagged = {"filter": {"event": {"name": ["imbrace.export.completed"]}}}
 
                 def event() -> bool | None:
                     return client.post("/events/filter", json=tagged).json()["total"] == 1 or None
 
-                assert until(event, "the event of the run", 30.0)
+                assert until(event, "the event of the run")
         finally:
             worker.send_signal(signal.SIGTERM)
-            worker.wait(60)
+            worker.wait(300)

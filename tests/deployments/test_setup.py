@@ -114,7 +114,8 @@ def test_everything_is_tried_and_what_was_found_is_said(setup: Setup) -> None:
     told = setup()
 
     found = {line.split()[1].rstrip(":"): line for line in told[: told.index("")]}
-    assert {*found} == {"gateway", "token", "organization", "lake", "conditions", "list"}
+    # A lake that other tests have filled has ledgers.
+    assert {*found} - {"ledgers"} == {"gateway", "token", "organization", "lake", "conditions", "list"}
     assert " answers after " in found["gateway"]
     assert "put, get, list and delete work" in found["lake"]
     assert " phone numbers in phones.txt" in found["list"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,20 @@ def run(
             return await close_run(opened, {}, Counter(resolved=10), **closing)
 
     return asyncio.run(main())
+
+
+def kill(box: Sandbox, lake: Path, found: Iterable[str] | None = None, done: Sequence[str] = ()) -> None:
+    """A run `run_1` that is killed when it has found some conversations, if any, and exported some."""
+
+    async def main() -> None:
+        async with open_run(settings_for(box, lake), "run_1") as opened:
+            await opened.learn("all")
+            if found is not None:
+                await opened.found(found)
+            if done:
+                await export_chunk(opened, "chunk", done)
+
+    asyncio.run(main())
 
 
 def in_lake(folder: Path, job: Callable[[Lake], Awaitable[Any]]) -> Any:
@@ -171,13 +185,7 @@ def test_what_an_attempt_recorded_is_not_asked_for_again_by_the_next_one(
     if status == "unchanged":
         run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything), run_id="earlier")
 
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(everything)
-            await export_chunk(opened, "chunk", everything[:8])
-
-    asyncio.run(killed())
+    kill(box, tmp_path, everything, everything[:8])
     box.reset_stats()
     summary = run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything))
 
@@ -190,18 +198,13 @@ def test_an_attempt_that_finds_less_than_the_one_before_accounts_for_both(
 ) -> None:
     first, rest = list(box.conversations)[:3], list(box.conversations)[3:]
 
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(first)
-
     async def restarted() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             await opened.learn("all")
             await export_chunk(opened, "chunk", await opened.found(rest))
             return await close_run(opened, {}, Counter())
 
-    asyncio.run(killed())
+    kill(box, tmp_path, first)
     summary = asyncio.run(restarted())
 
     assert summary.totals.conversations == {"complete": 10}
@@ -210,13 +213,7 @@ def test_an_attempt_that_finds_less_than_the_one_before_accounts_for_both(
 def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tmp_path: Path) -> None:
     done = list(box.conversations)[:4]
 
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(box.conversations)
-            await export_chunk(opened, "chunk", done)
-
-    asyncio.run(killed())
+    kill(box, tmp_path, box.conversations, done)
     with pytest.raises(UsageError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
@@ -233,11 +230,7 @@ def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tm
 def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_rerun(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-
-    asyncio.run(killed())
+    kill(box, tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
 
     with pytest.raises(UsageError, match="killed before it knew all its conversations: start it again"):
@@ -245,16 +238,11 @@ def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_re
 
 
 def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(box.conversations)
-
     async def both(lake: Lake) -> None:
         later = utc_now() + 3 * DEAD_AFTER
         await asyncio.gather(*(take_over(lake, f"next-{number}", "all", later) for number in range(2)))
 
-    asyncio.run(killed())
+    kill(box, tmp_path, box.conversations)
     in_lake(tmp_path, both)
 
     assert ledger_of(tmp_path, "run_1") == {"not_reached": 10}
@@ -357,13 +345,7 @@ def test_a_second_attempt_that_is_killed_is_closed_although_the_first_had_ended(
     done = list(box.conversations)[:4]
     first = run(box, tmp_path, nothing, failure="the token was rejected")
 
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(box.conversations)
-            await export_chunk(opened, "chunk", done)
-
-    asyncio.run(killed())
+    kill(box, tmp_path, box.conversations, done)
     with pytest.raises(UsageError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
@@ -378,19 +360,13 @@ def test_an_attempt_that_fails_before_it_learns_anything_accounts_for_the_one_be
 ) -> None:
     done = list(box.conversations)[:4]
 
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(box.conversations)
-            await export_chunk(opened, "chunk", done)
-
     async def failing() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             await opened.recall()
             await opened.found([])
             return await close_run(opened, {}, Counter(), failure="the token was rejected")
 
-    asyncio.run(killed())
+    kill(box, tmp_path, box.conversations, done)
     summary = asyncio.run(failing())
 
     assert summary.totals.found == 10
@@ -419,12 +395,7 @@ def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_
 def test_a_journal_that_cannot_be_read_stops_no_other_run(
     name: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def killed() -> None:
-        async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
-            await opened.found(box.conversations)
-
-    asyncio.run(killed())
+    kill(box, tmp_path, box.conversations)
     before = LocalStore.get
 
     async def get(self: LocalStore, key: str) -> bytes:

@@ -265,6 +265,8 @@ def test_a_server_that_is_busy_says_what_the_page_says(
 
 def test_a_form_asks_first_what_matters_most_and_explains_every_field(ui: Ui, deployed: Operator) -> None:
     form = ui.open_form("backfill-on-demand")
+    for block in ("credentials", "lake"):  # Prefect shows them when it has found the blocks
+        expect(form.field(block)).to_be_visible()
 
     titles = form.titles()
 

@@ -134,6 +134,8 @@ BROKEN = {
     # -- the body
     "nothing in the body": answer(b""),
     "bytes that are not text": answer(b"\xff\xfe\x00\x01" * 50),
+    "UTF-16, which RFC 8259 does not allow": answer(BODY.decode().encode("utf-16")),
+    "UTF-16 without a mark": answer(BODY.decode().encode("utf-16-le")),
     "an HTML page": answer(b"<html>886911425977</html>", b"content-type: text/html"),
     "nested 100,000 deep": answer(b"[" * 100_000),
     "objects nested 100,000 deep": answer(b'{"items":[' + b'{"a":' * 100_000),
@@ -160,7 +162,6 @@ ODD = {
     "folded header": answer(BODY, b"x-a: 1\r\n 886911425977\r\n\t2"),
     "chunk extension of 100 KB": chunked(b"%x;" % len(BODY), b"x" * 100_000, b"\r\n", BODY, b"\r\n0\r\n\r\n"),
     "unknown transfer coding": answer(BODY, b"transfer-encoding: gzip, identity", length=False),
-    "UTF-16": answer(BODY.decode().encode("utf-16")),
     "cookies that are none": answer(BODY, b"set-cookie: \xff=;;;=\x01;", b"set-cookie: a=b; expires=never"),
     "an unknown charset": answer(BODY, b"content-type: application/json; charset=klingon-8"),
     "a content type that is none": answer(BODY, b"content-type: ;;;/"),

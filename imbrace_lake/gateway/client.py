@@ -132,6 +132,7 @@ class GatewayClient:
         self._links_accepted = 0  # those that named the organization
         self._probing = asyncio.Lock()
         self._is_forbidden = False
+        self._is_token_rejected = False
         self._longest_page = 0
         self._counts_pages = True  # one of the two counts is the number of messages in the page
         self._ids = f"lake-{uuid.uuid4().hex[:12]}"
@@ -259,6 +260,10 @@ class GatewayClient:
             return await self._tried(path, query, parse)
         except Forbidden as exc:
             forbidden = exc
+        except TokenRejected as exc:
+            if path == LINKS_PATH or not await self._is_token_accepted_elsewhere():
+                raise
+            raise _rejected_here(exc) from None
         raise await self._explained(forbidden)
 
     async def _tried(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
@@ -333,9 +338,24 @@ class GatewayClient:
         if rejections < TOKEN_TRIES or (is_accepted_elsewhere and rejections < self.options.tries):
             return
         if is_accepted_elsewhere:
-            reason = "the gateway does not accept the token here, although it does elsewhere"
-            raise GatewayUnavailable(exc.path, reason, exc.request_id) from None
+            raise _rejected_here(exc) from None
         raise exc
+
+    async def _is_token_accepted_elsewhere(self) -> bool:
+        """Whether the gateway accepts the token for a harmless request for links."""
+        async with self._probing:
+            if self._is_token_rejected:
+                return False
+            try:
+                await self._try(LINKS_PATH, self._links_query([HARMLESS]), lambda body: body)
+            except ConversationNotFound:
+                return True  # the answer that the harmless number should have
+            except TokenRejected:
+                self._is_token_rejected = True
+                return False
+            except GatewayError:
+                return False  # nothing is decided, so the next conversation probes again
+            return True
 
     def _is_refused_for_good(self) -> bool:
         """Whether the gate was closed, or will be, for longer than anybody is to wait."""
@@ -398,6 +418,11 @@ class GatewayClient:
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"
         return RateLimited(path, f"the gateway refuses every request for over {waited}", request_id)
+
+
+def _rejected_here(exc: TokenRejected) -> GatewayUnavailable:
+    reason = "the gateway does not accept the token here, although it does elsewhere"
+    return GatewayUnavailable(exc.path, reason, exc.request_id)
 
 
 def _path_of(conversation_id: str) -> str:

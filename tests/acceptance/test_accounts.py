@@ -55,13 +55,14 @@ def test_outcomes_add_up_and_one_rerun_by_id_completes_the_lake(
 
     with Exporter(prefect_server, tmp_path / "process", is_debugging=True) as process:
         for one in broken:
-            box.break_conversation(one, "401" if kind == "fatal" else chance.choice(TRANSIENT))
+            box.break_conversation(one, chance.choice(TRANSIENT))
         accidents = {ACCIDENTS: str(seed)} if kind == "unexpected" else {}
         # So slow that it ends in the middle: Prefect's word that it is cancelled takes up to ten seconds.
         rate = {"IMBRACE_REQUESTS_PER_SECOND": str(CONVERSATIONS / 20)}
-        slowly = rate if kind in ("cancelled", "killed") else {}
+        slowly = rate if kind in ("fatal", "cancelled", "killed") else {}
         process.begin({**environment, **accidents, **slowly}, phones=phones)
-        run_id, outcome = _end(kind, process, prefect_server, tmp_path / "lake")
+        run_id, outcome = _end(kind, process, prefect_server, box, tmp_path / "lake")
+    box.set_options(token_expired=False)
     for one in broken:
         box.mend(one)
 
@@ -94,13 +95,18 @@ def test_nothing_that_an_exception_carried_is_in_prefect(box: Sandbox, prefect_s
     assert [(place, one) for place, hay in haystack.items() for one in secrets if one.encode() in hay] == []
 
 
-def _end(kind: str, process: Exporter, server: LocalServer, lake: Path) -> tuple[str, Outcome | None]:
-    """Let a run end, or end it; its id, and what it said of itself if it could."""
-    if kind not in ("cancelled", "killed"):
+def _end(
+    kind: str, process: Exporter, server: LocalServer, box: Sandbox, lake: Path
+) -> tuple[str, Outcome | None]:
+    """Wait for the end of a run, or end it; return its id and, unless it was killed, its outcome."""
+    if kind in ("transient", "unexpected"):
         outcome = process.finish()
         assert outcome.summary is not None, outcome.message
         return outcome.summary["run_id"], outcome
     run_id = _wait_until_it_adds(lake)
+    if kind == "fatal":
+        box.set_options(token_expired=True)
+        return run_id, process.finish()
     if kind == "killed":
         process.kill()
         return run_id, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -133,6 +134,8 @@ class GatewayClient:
         self._probing = asyncio.Lock()
         self._is_forbidden = False
         self._is_token_rejected = False
+        # Two, so that there is another than the one that is asked about.
+        self._accepted_paths: deque[str] = deque(maxlen=2)
         self._longest_page = 0
         self._counts_pages = True  # one of the two counts is the number of messages in the page
         self._ids = f"lake-{uuid.uuid4().hex[:12]}"
@@ -261,7 +264,7 @@ class GatewayClient:
         except Forbidden as exc:
             forbidden = exc
         except TokenRejected as exc:
-            if path == LINKS_PATH or not await self._is_token_accepted_elsewhere():
+            if path == LINKS_PATH or not await self._is_token_accepted_elsewhere(path):
                 raise
             raise _rejected_here(exc) from None
         raise await self._explained(forbidden)
@@ -341,15 +344,16 @@ class GatewayClient:
             raise _rejected_here(exc) from None
         raise exc
 
-    async def _is_token_accepted_elsewhere(self) -> bool:
-        """Whether the gateway accepts the token for a harmless request for links."""
+    async def _is_token_accepted_elsewhere(self, path: str) -> bool:
+        """Whether the gateway accepts the token now for a conversation for which it did before."""
         async with self._probing:
-            if self._is_token_rejected:
+            known = next((one for one in self._accepted_paths if one != path), None)
+            if known is None or self._is_token_rejected:
                 return False
             try:
-                await self._try(LINKS_PATH, self._links_query([HARMLESS]), lambda body: body)
+                await self._try(known, "limit=1&skip=0", lambda body: body)
             except ConversationNotFound:
-                return True  # the answer that the harmless number should have
+                return True
             except TokenRejected:
                 self._is_token_rejected = True
                 return False
@@ -396,7 +400,10 @@ class GatewayClient:
 
     def _accept(self, path: str) -> None:
         self._accepted += 1
-        self._links_accepted += path == LINKS_PATH
+        if path == LINKS_PATH:
+            self._links_accepted += 1
+        elif path not in self._accepted_paths:
+            self._accepted_paths.append(path)
 
     def _refusal(self, answer: Answer, ticket: int, path: str, request_id: str) -> GatewayError:
         """The error that a status other than 200 means; tells the gate about it."""

@@ -109,10 +109,10 @@ def test_what_a_fatal_error_leaves_is_not_reached_and_all_that_a_rerun_takes(
     box: Sandbox, tmp_path: Path
 ) -> None:
     done, refused = list(box.conversations)[:4], list(box.conversations)[4]
-    box.break_conversation(refused, "401")
 
     async def work(opened: ExportRun) -> None:
         await export_chunk(opened, "chunk-1", done)
+        box.set_options(token_expired=True)
         with pytest.raises(TokenRejected):
             await export_chunk(opened, "chunk-2", [refused])
 

@@ -165,7 +165,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str)
 @pytest.mark.parametrize(
     ("fault", "error", "requests"),
     [
-        ("401", GatewayUnavailable, 5),
+        ("401", TokenRejected, 4),
         ("403", ConversationForbidden, 1),
         ("400", BadRequest, 1),
         ("404", ConversationNotFound, 1),
@@ -191,45 +191,49 @@ def test_a_fault_that_stays_ends_the_request_after_its_tries(
 
     assert client.traffic.requests == requests
     assert caught.value.path == f"/conversations/{conversation_id}/messages"
-    assert not caught.value.is_fatal
-    assert caught.value.is_transient == (requests >= 5)
+    assert caught.value.is_fatal == (fault == "401")
+    assert caught.value.is_transient == (requests == 6)
 
 
-def test_a_wrong_token_is_believed_after_four_tries_and_one_elsewhere(box: Sandbox) -> None:
+def test_a_wrong_token_is_believed_after_four_tries(box: Sandbox) -> None:
     with pytest.raises(TokenRejected, match="does not accept the token"):
         page_of(client_of(box, token=SecretStr("api_wrong")), first_of(box))
 
-    assert sum(box.stats().requests.values()) == 5
+    assert sum(box.stats().requests.values()) == 4
 
 
-@pytest.mark.parametrize("elsewhere", [200, 404, 401, 500, 429])
-def test_a_401_of_the_only_conversation_under_way_is_fatal_only_if_nothing_shows_a_good_token(
-    elsewhere: int,
-) -> None:
-    missing = {"message": "No conversations found for the provided phone numbers"}
+@pytest.mark.parametrize("status", [200, 404, 401, 500, 429])
+def test_a_401_of_the_last_conversation_is_compared_with_one_that_was_accepted(status: int) -> None:
+    answers = iter([httpx.Response(200, json=body_of(["a"]))])
+    missing = {"success": False, "message": "Conversation not found"}
 
     def play(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/messages"):
+        if "/bad/" in request.url.path:
             return httpx.Response(401)
-        return httpx.Response(elsewhere, json=missing if elsewhere == 404 else [])
+        return next(answers, httpx.Response(status, json=missing if status == 404 else body_of(["a"])))
+
+    async def job(client: GatewayClient) -> None:
+        await client.get_page("good")
+        await client.get_page("bad")
 
     with pytest.raises(GatewayError, match="does not accept the token") as caught:
-        page_of(playing(play, patience_seconds=0.0), "c")
+        ask(playing(play, patience_seconds=0.0), job)
 
-    is_good = elsewhere in (200, 404)
+    is_good = status in (200, 404)
     assert type(caught.value) is (GatewayUnavailable if is_good else TokenRejected)
     assert ("although it does elsewhere" in str(caught.value)) == is_good
 
 
-def test_a_rejected_token_is_probed_once_for_all_conversations(box: Sandbox) -> None:
+def test_a_token_that_expires_is_probed_once_for_all_conversations(box: Sandbox) -> None:
     async def job(client: GatewayClient) -> None:
-        pages = [client.get_page(one) for one in sorted(box.conversations)[:20]]
-        answers = await asyncio.gather(*pages, return_exceptions=True)
+        good, *others = sorted(box.conversations)
+        await client.get_page(good)
+        box.set_options(token_expired=True)
+        answers = await asyncio.gather(*map(client.get_page, others), return_exceptions=True)
         assert {type(one) for one in answers} == {TokenRejected}
+        assert box.stats().statuses["401"] == 4 * len(others) + 1
 
-    ask(client_of(box, token=SecretStr("api_wrong")), job)
-
-    assert box.stats().requests["links"] == 1
+    ask(client_of(box), job)
 
 
 def test_a_401_that_only_one_conversation_meets_does_not_end_the_run() -> None:

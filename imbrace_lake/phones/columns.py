@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.cells import parse_cell
 from imbrace_lake.phones.numbers import is_in_use
-from imbrace_lake.phones.report import MOST_COLUMNS, short
+from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
 
 _SAMPLE_ROWS = 200
 _HEADER_ROWS = 30
@@ -178,12 +178,14 @@ def _likely_column(
         if len(likely) > 1:
             listed = _listed([shown[index] for index in likely])
             raise UsageError(
-                f"{source} has several columns that may hold phone numbers, {listed}: choose with --column."
+                f"{source} has several columns that may hold phone numbers, {listed}: choose with"
+                f" {COLUMN_SETTING}."
             )
         if likely:
             return likely
     raise UsageError(
-        f"{source} has no column known to be phone numbers, only {_listed(shown)}: use --column."
+        f"{source} has no column known to be phone numbers, only {_listed(shown)}: name one with"
+        f" {COLUMN_SETTING}."
     )
 
 

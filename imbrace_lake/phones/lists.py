@@ -26,7 +26,7 @@ from imbrace_lake.phones.formats import (
     spreadsheet_kind,
 )
 from imbrace_lake.phones.numbers import mask, parse_region
-from imbrace_lake.phones.report import FileReport, ListReport
+from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport
 from imbrace_lake.phones.sources import (
     Readable,
     byte_chunks,
@@ -238,7 +238,7 @@ def _short_name(source: Source) -> str:
 
 def _empty(report: ListReport, what: str) -> UsageError:
     sheets = [name for file in report.files for name in file.other_sheets]
-    other = f", or choose another sheet with --sheet: {', '.join(sheets[:20])}" if sheets else ""
+    other = f", or choose another sheet with {SHEET_SETTING}: {', '.join(sheets[:20])}" if sheets else ""
     return UsageError(f"{report.source} holds no {what}: give at least one{other}.")
 
 
@@ -302,7 +302,7 @@ def _iter_text(chunks: Iterator[bytes], wanted: Wanted, report: FileReport) -> I
         return any(wanted.is_header_name(name) for name in re.split(r"[,;|\t\r\n]", sample[:HEAD_BYTES]))
 
     if wanted.sheet is not None:
-        raise UsageError(f"{report.name} is text and has no sheets: leave out --sheet.")
+        raise UsageError(f"{report.name} is text and has no sheets: leave out {SHEET_SETTING}.")
     text = read_text(chunks, report.name, has_header)
     report.encoding = text.encoding
     rows, delimiter = first_rows(text)

@@ -12,6 +12,10 @@ MOST_FILES = 20
 MOST_COLUMNS = 20
 MOST_CHARACTERS = 30
 
+# Lists are chosen on the command line and in the forms of Prefect, and both show these sentences.
+COLUMN_SETTING = "--column (in forms: Columns)"
+SHEET_SETTING = "--sheet (in forms: Sheet)"
+
 
 @dataclass(slots=True)
 class Skipped:
@@ -99,11 +103,12 @@ class FileReport:
         """Yield a sentence for each choice that may have left out numbers."""
         for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]:
             cells = f"{count:,} cell{'s look' if count != 1 else ' looks'} like phone numbers"
-            yield f"{self.name}: column {short(name)} was not read, but {cells}; choose columns with --column"
+            choice = f"choose columns with {COLUMN_SETTING}"
+            yield f"{self.name}: column {short(name)} was not read, but {cells}; {choice}"
         if self.other_sheets:
             names = ", ".join(short(name) for name in self.other_sheets[:MOST_COLUMNS])
             sheet = short(self.sheet or "")
-            yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with --sheet"
+            yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with {SHEET_SETTING}"
         if self.titles:
             yield f"{self.name}: {self.titles} row{'s' * (self.titles > 1)} above the header skipped"
         if self.comments:

@@ -57,7 +57,7 @@ def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: 
         (["--phones", "missing.csv"], "missing.csv does not exist"),
         (["--phones", "folder"], "folder holds no file with a list"),
         (["--phones", "*.csv"], "*.csv holds no file with a list"),
-        (["--phones", "phones.txt", "--sheet", "1"], "is text and has no sheets"),
+        (["--phones", "phones.txt", "--sheet", "1"], "has no sheets: leave out --sheet (in forms: Sheet)"),
         (["--phones", "page.xls"], "is an HTML page"),
         (["--phones", "tar://list.csv::file:///tmp/a.tar"], "lists are not read from"),
         (["--phones", "http://169.254.169.254/latest/meta-data"], "lists are not read from"),

@@ -116,7 +116,7 @@ class TestColumns:
         assert left_out(phones) == {name: 2}
         assert phones.report.warnings() == [
             f"{path}: column {name} was not read, but 2 cells look like phone numbers;"
-            " choose columns with --column"
+            " choose columns with --column (in forms: Columns)"
         ]
 
     def test_numbers_that_begin_after_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
@@ -142,8 +142,12 @@ class TestColumns:
 
     @pytest.mark.parametrize("name", ["id", "customer_id", "Contact Id", "user id", "uuid"])
     def test_an_id_column_is_never_asked_for(self, tmp_path: Path, name: str) -> None:
-        assert "use --column" in refusal(write(tmp_path / "n.csv", f"{name}\n{ID}\n"))
-        assert "use --column" in refusal(write(tmp_path / "m.csv", f"{name},name\n{ID},A\n"))
+        assert "name one with --column (in forms: Columns)." in refusal(
+            write(tmp_path / "n.csv", f"{name}\n{ID}\n")
+        )
+        assert "name one with --column (in forms: Columns)." in refusal(
+            write(tmp_path / "m.csv", f"{name},name\n{ID},A\n")
+        )
         assert phones_in(write(tmp_path / "o.csv", f"{name},nr\n{ID},{ID[:-1]}9\n")) == [(1, f"+{ID[:-1]}9")]
 
     def test_ids_beside_numbers_are_left_out_without_a_header_too(self, tmp_path: Path) -> None:
@@ -155,9 +159,9 @@ class TestColumns:
     def test_columns_that_may_be_ids_or_numbers_are_not_guessed(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", f"a,b\n{ID},{A[1:]}\n")
 
-        assert (
-            refusal(path)
-            == f"{path} has several columns that may hold phone numbers, a, b: choose with --column."
+        assert refusal(path) == (
+            f"{path} has several columns that may hold phone numbers, a, b:"
+            " choose with --column (in forms: Columns)."
         )
 
     def test_a_column_named_contact_that_holds_names_is_not_read_beside_a_phone_column(
@@ -393,7 +397,8 @@ class TestSpreadsheets:
         assert phones_in(path) == [(1, A), (1, B), (2, C)]
         assert left_out(phones) == {"id": 1}
         assert phones.report.files[0].sheet == "Leads"
-        assert f"{path}: only sheet Leads was read, not Old; choose with --sheet" in phones.report.warnings()
+        choice = "choose with --sheet (in forms: Sheet)"
+        assert f"{path}: only sheet Leads was read, not Old; {choice}" in phones.report.warnings()
         assert suffix[1:] in phones.report.describe()
 
     @pytest.mark.parametrize("sheet", ["Old", "old ", "2"])
@@ -406,7 +411,9 @@ class TestSpreadsheets:
     def test_an_empty_first_sheet_names_the_others(self, tmp_path: Path, suffix: str) -> None:
         path = workbook(tmp_path / f"n{suffix}", ("Cover", [["About"]]), ("Leads", list(self.ROWS)))
 
-        assert refusal(path).endswith("give at least one, or choose another sheet with --sheet: Leads.")
+        assert refusal(path).endswith(
+            "give at least one, or choose another sheet with --sheet (in forms: Sheet): Leads."
+        )
 
     def test_a_spreadsheet_is_recognised_under_any_name_and_from_a_stream(
         self, tmp_path: Path, suffix: str

@@ -326,7 +326,7 @@ class TestCsv:
         sentence = refusal(path)
 
         assert "only a, (no name), " + "x" * 30 + ", " in sentence
-        assert sentence.endswith(" and 7 more: use --column.")
+        assert sentence.endswith(" and 7 more: name one with --column (in forms: Columns).")
 
     @pytest.mark.parametrize("column", ["c", "3", "0", "-1", "²"])
     def test_a_missing_column_is_refused_with_the_columns(self, tmp_path: Path, column: str) -> None:

@@ -14,7 +14,8 @@ from flows.backfill import backfill_conversations
 from flows.export import export_conversations
 from flows.export_shard import export_shard
 from flows.ingest import ingest_conversations
-from flows.params import MOST_TYPED, BackfillParams, ExportParams
+from flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
+from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
 NUMBER = "+886911425977"
 
@@ -88,6 +89,11 @@ def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
 
     assert NUMBER[1:] not in str(caught.value) + caplog.text
     assert "invalid parameters" in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "setting"), [("column", COLUMN_SETTING), ("sheet", SHEET_SETTING)])
+def test_errors_of_lists_name_the_field_of_the_form_beside_the_option(field: str, setting: str) -> None:
+    assert setting == f"--{field} (in forms: {ReadParams.model_fields[field].title})"
 
 
 @pytest.mark.parametrize(

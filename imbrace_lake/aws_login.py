@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-# They log a traceback of every failure that they also raise, and without a handler it reaches standard error.
-for _name in ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+_LOGGERS = ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens")
+# Of the calls of a block, not of the process: others may want to see what their logins log.
+_is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
 
 _EXPIRED_SESSIONS = frozenset(
     {
@@ -18,6 +21,29 @@ _EXPIRED_SESSIONS = frozenset(
         "LoginRefreshRequired",
     }
 )
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not _is_quiet.get()
+
+
+@contextmanager
+def quiet_logins() -> Iterator[None]:
+    """Keep failed logins of the block out of the log.
+
+    botocore logs a traceback of every failure that it also raises, which without a handler reaches standard
+    error.
+    """
+    for name in _LOGGERS:
+        # Adds it once, and never removes it: another thread may be in such a block.
+        logging.getLogger(name).addFilter(_is_of_others)
+    before = _is_quiet.get()
+    _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        # Not by a token: a reader that is left half-way is closed in another context.
+        _is_quiet.set(before)
 
 
 def expired_session(exc: BaseException | None) -> str | None:

@@ -17,7 +17,7 @@ from typing import IO, Protocol
 import fsspec
 import pyarrow as pa
 
-from imbrace_lake.aws_login import expired_session
+from imbrace_lake.aws_login import expired_session, quiet_logins
 from imbrace_lake.errors import UsageError
 
 CHUNK_BYTES = 1 << 20
@@ -101,7 +101,8 @@ def check_scheme(source: str, schemes: Collection[str] = ()) -> None:
 def explained(name: str) -> Iterator[None]:
     """Turn what reading can raise into one sentence about `name`."""
     try:
-        yield
+        with quiet_logins():
+            yield
     except UnicodeError:
         raise UsageError(f"{name} is not valid text in its encoding: save it as UTF-8.") from None
     except FileNotFoundError:

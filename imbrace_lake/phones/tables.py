@@ -6,8 +6,10 @@ import csv
 import io
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -80,6 +82,36 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
                 report.empty.add(position)
             for text in texts:
                 yield position, text
+
+
+class _LongCells:
+    """Raises the limit of `csv` while one of our readers needs it: the limit is the process's.
+
+    Readers in several threads share the raised limit, and the last of them restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before = 0
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Accept cells of up to 16 MB in the block."""
+        with self._lock:
+            if self._readers == 0:
+                self._before = csv.field_size_limit(_LONGEST_CELL)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0:
+                    csv.field_size_limit(self._before)
+
+
+_LONG_CELLS = _LongCells()
 
 
 def read_csv(
@@ -155,8 +187,8 @@ def is_even(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _sample_rows(sample: str, delimiter: str, is_whole: bool) -> list[list[str]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter))
+    with _LONG_CELLS.allowed():
+        rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter))
     return rows if is_whole else rows[:-1]
 
 
@@ -177,10 +209,15 @@ def _csv_rows(stream: io.TextIOBase, delimiter: str, name: str) -> Iterator[list
 
 
 def _batches(rows: Iterator[Sequence[str]]) -> Iterator[Batch]:
-    while some := list(itertools.islice(rows, _BATCH_ROWS)):
+    while some := _take(rows):
         yield [pa.array(column, pa.string()) for column in itertools.zip_longest(*some)] or [
             pa.nulls(len(some), pa.string())
         ]
+
+
+def _take(rows: Iterator[Sequence[str]]) -> list[Sequence[str]]:
+    with _LONG_CELLS.allowed():
+        return list(itertools.islice(rows, _BATCH_ROWS))
 
 
 def read_parquet(file: IO[bytes], report: FileReport) -> Table:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from botocore.handlers import add_expect_header
 from s3fs import S3FileSystem
 
+from imbrace_lake.aws_login import quiet_logins
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.store.contract import StoreOptions
 from imbrace_lake.store.s3_errors import FAILURES, explain, is_transient
@@ -63,8 +64,9 @@ class Bucket:
             asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **_settings(self._options)
         )
         try:
-            async with asyncio.timeout(self._options.timeout_seconds):
-                self._client = await files.set_session()
+            with quiet_logins():
+                async with asyncio.timeout(self._options.timeout_seconds):
+                    self._client = await files.set_session()
         except ValueError as exc:
             raise SettingsError(
                 f"the S3 settings for {self.place} cannot be used: check region and endpoint"
@@ -137,22 +139,24 @@ class Bucket:
         if self._client is None:
             raise RuntimeError("open the store with `async with` first")
         last: Exception | None = None
-        async with self._slots:
-            try:
-                async with asyncio.timeout(seconds) as deadline:
-                    for pause in PAUSES_SECONDS:
-                        try:
-                            return await once(deadline)
-                        except FAILURES as exc:
-                            if not is_transient(exc):
-                                raise
-                            last = exc
-                        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
-                    return await once(deadline)
-            except TimeoutError as exc:
-                raise explain(last or exc, self.place, self._endpoint) from exc
-            except FAILURES as exc:
-                raise explain(exc, self.place, self._endpoint) from exc
+        # Credentials that end are renewed within a call.
+        with quiet_logins():
+            async with self._slots:
+                try:
+                    async with asyncio.timeout(seconds) as deadline:
+                        for pause in PAUSES_SECONDS:
+                            try:
+                                return await once(deadline)
+                            except FAILURES as exc:
+                                if not is_transient(exc):
+                                    raise
+                                last = exc
+                            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
+                        return await once(deadline)
+                except TimeoutError as exc:
+                    raise explain(last or exc, self.place, self._endpoint) from exc
+                except FAILURES as exc:
+                    raise explain(exc, self.place, self._endpoint) from exc
 
     def seconds(self, size_bytes: int) -> float:
         """Give a call with a large body more time."""

@@ -1,0 +1,68 @@
+"""What the core changes in the process of its caller: nothing that outlives its calls."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from imbrace_lake.aws_login import quiet_logins
+from imbrace_lake.errors import UsageError
+from imbrace_lake.phones.lists import read_phone_list
+
+NUMBER = "+886911425977"
+LOGIN = "botocore.credentials"
+
+
+def test_a_list_with_long_cells_leaves_the_limit_of_csv_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit(1_000)
+    try:
+        (tmp_path / "n.csv").write_text(f"phone,note\n{NUMBER},{'x' * 2_000}\n")
+
+        assert read_phone_list(tmp_path / "n.csv").valid == 1
+        assert csv.field_size_limit() == 1_000
+        (tmp_path / "broken.csv").write_text(f'phone,note\n{NUMBER},"x\n')
+        with pytest.raises(UsageError, match="not proper CSV"):
+            read_phone_list(tmp_path / "broken.csv")
+        assert csv.field_size_limit() == 1_000
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_lists_with_long_cells_are_read_side_by_side(tmp_path: Path) -> None:
+    before = csv.field_size_limit(1_000)
+    try:
+        rows = f"{NUMBER},{'x' * 2_000}\n" * 3_000
+        (tmp_path / "n.csv").write_text(f"phone,note\n{rows}")
+        counts: list[int] = []
+
+        def read() -> None:
+            counts.append(read_phone_list(tmp_path / "n.csv").valid)
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert len(counts) == 4
+        assert csv.field_size_limit() == 1_000
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_only_logins_of_our_own_calls_are_kept_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(LOGIN)
+    with caplog.at_level(logging.DEBUG):
+        with quiet_logins(), quiet_logins():
+            logger.error("ours")
+            other = threading.Thread(target=logger.warning, args=("of another thread",))
+            other.start()
+            other.join()
+        logger.warning("later")
+
+    assert [record.getMessage() for record in caplog.records] == ["of another thread", "later"]
+    assert logger.level == logging.NOTSET

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.fixtures import make_hostile_lake
+from tests.seaweed import Seaweed
 
 
 @pytest.fixture
@@ -40,6 +41,40 @@ def test_with_apply_it_repairs_and_the_lake_is_sound(run: Run, old_lake: Path) -
     assert result.err == "repaired: 7 messages in 1 of 2 parts\n"
     assert run("verify", "--lake", str(old_lake)).code == 0
     again = run("repair", "--apply", "--lake", str(old_lake))
+    assert (again.code, again.err) == (0, "nothing to repair: 2 parts\n")
+
+
+def test_a_lake_on_s3_is_repaired_in_place(
+    run: Run, s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    client = s3.client()
+
+    def objects() -> dict[str, str]:
+        found = client.list_objects_v2(Bucket=bucket, Prefix="old lake/messages/")["Contents"]
+        return {one["Key"]: one["ETag"] for one in found}
+
+    for path in make_hostile_lake.LAKE.rglob("*"):
+        if path.is_file():
+            key = f"old lake/{path.relative_to(make_hostile_lake.LAKE)}"
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    before = objects()
+    lake = ["--lake", f"s3://{bucket}/old lake"]
+
+    listed = run("repair", *lake)
+
+    (outdated,) = listed.out.splitlines()
+    assert (listed.code, objects()) == (3, before)
+    applied = run("repair", "--apply", *lake)
+    assert (applied.code, applied.out, applied.err) == (0, "", "repaired: 7 messages in 1 of 2 parts\n")
+    after = objects()
+    assert before.keys() == after.keys()
+    assert {key for key in before if before[key] != after[key]} == {f"old lake/{outdated}"}
+    assert run("verify", *lake).code == 0
+    again = run("repair", "--apply", *lake)
     assert (again.code, again.err) == (0, "nothing to repair: 2 parts\n")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Coroutine
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from benchmarks.account import SUCCESS, Job, measure, read_job
@@ -18,6 +20,7 @@ from imbrace_lake.export.runs import close_run, open_run
 from imbrace_lake.gateway.opening import open_gateway
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
+from imbrace_lake.tuning import tuned_process
 
 # Arrow looks for pandas when it makes its first array, Prefect for FastAPI when it starts its first run.
 ARROWS = ("pandas", "pyarrow.pandas_compat")
@@ -50,6 +53,12 @@ async def run_core(job: Job) -> str:
     return SUCCESS if summary.status == "complete" else summary.status
 
 
+def _tuned(work: Coroutine[Any, Any, str]) -> str:
+    """Run what is measured as the command line does."""
+    with tuned_process():
+        return asyncio.run(work)
+
+
 def main() -> None:
     """Do one job."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flow")
@@ -64,7 +73,7 @@ def main() -> None:
         "IMBRACE_LAKE": job.folder,
     }
     if arguments.without_prefect:
-        measure(lambda: asyncio.run(run_core(job)), ARROWS)
+        measure(lambda: _tuned(run_core(job)), ARROWS)
         return
     prepare_client(arguments.server[0], Path(arguments.server[1]))
     # Only now, because Prefect's settings are in the environment only now.
@@ -75,7 +84,7 @@ def main() -> None:
         state = await export_conversations(ExportParams(phones=job.phones), return_state=True)
         return SUCCESS if state.is_completed() else (state.name or state.type.value).lower()
 
-    measure(lambda: asyncio.run(work()), (*ARROWS, *PREFECTS))
+    measure(lambda: _tuned(work()), (*ARROWS, *PREFECTS))
 
 
 if __name__ == "__main__":

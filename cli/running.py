@@ -94,11 +94,14 @@ def run_flow(
         prefect_session(view.say) as session,
     ):
         from flows.observer import Observer, current_observer
+        from imbrace_lake.tuning import tuned_process
 
         observer = Observer()
         token = current_observer.set(observer)
         try:
-            state = asyncio.run(_watched(load(), params, observer, view, interrupt))
+            flow = load()
+            with tuned_process():
+                state = asyncio.run(_watched(flow, params, observer, view, interrupt))
         except KeyboardInterrupt:
             raise Interrupted(_left(observer)) from None
         finally:

@@ -6,12 +6,12 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 
 from flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from flows.cancelling import cancelled_with
+from flows.flow import flow
 from flows.observer import Observer
 from flows.params import ShardParams
 from flows.pipeline import attempted, export_chunks, run_flow

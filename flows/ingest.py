@@ -5,11 +5,11 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from flows.flow import flow
 from flows.observer import Observer
 from flows.params import IngestParams
 from flows.pipeline import Selection, read_conversations, run_flow

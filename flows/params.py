@@ -7,7 +7,6 @@ travel by the address of a list; a few may be typed for a try, and the form says
 
 from __future__ import annotations
 
-import logging
 import re
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -22,14 +21,6 @@ Source = Literal["everything", "phones", "conversations", "rerun"]
 MOST_TYPED = 20
 # Fifteen digits, a plus, and room for blanks, brackets and a comma.
 LONGEST_TYPED = 32 * MOST_TYPED
-
-
-def _repeats_no_input(record: logging.LogRecord) -> bool:
-    """Drop the log line in which Prefect repeats refused parameters; the state of the run says why."""
-    return "\nParameters: " not in record.getMessage()
-
-
-logging.getLogger("prefect.flows").addFilter(_repeats_no_input)
 
 
 def _place(position: int) -> JsonDict:

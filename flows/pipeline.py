@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,6 +27,7 @@ from prefect.utilities.annotations import quote
 from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
 from flows.blocks import Connection
 from flows.cancelling import RunCancelled, cancelled_with, is_cancelling
+from flows.deployed import is_deployed
 from flows.events import emit_run_events
 from flows.expiry import warn_of_expiry
 from flows.input_report import publish_input
@@ -51,6 +52,7 @@ from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings
+from imbrace_lake.tuning import tuned_process
 from tasks.assets import record_tables
 from tasks.budget import open_gateway
 from tasks.export import export_conversations_chunk
@@ -66,9 +68,6 @@ PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
-
-# To the server, which shows it beside the run. Of the root logger it would show the URLs of requests.
-logging.getLogger("imbrace_lake").setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +87,24 @@ class Selection:
 async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
     """Do a flow's work, and end it in the state that says how it went, in one sentence."""
     observer = current_observer.get() or Observer()
-    state = await _worked(work, observer)
+    show_log_lines()
+    # A worker starts a process for each run.
+    with tuned_process() if is_deployed() else nullcontext():
+        state = await _worked(work, observer)
     # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
     if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
         return Cancelled(message=f"Cancelled when its work had ended: {state.message}")
     return state
+
+
+def show_log_lines() -> None:
+    """Send our lines to the server, which shows them beside the run, unless a level is set.
+
+    Of the root logger it would show the URLs of requests.
+    """
+    ours = logging.getLogger("imbrace_lake")
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
 
 
 async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: Observer) -> State[Any]:

@@ -5,15 +5,15 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from flows.events import emit_stale
 from flows.expiry import warn_of_expiry
+from flows.flow import flow
 from flows.params import VerifyParams
-from flows.pipeline import raise_bug, retrying
+from flows.pipeline import raise_bug, retrying, show_log_lines
 from flows.report import publish_verification
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.export_run import utc_now
@@ -46,6 +46,7 @@ async def verify_lake(
         credentials: Organization and token; the worker's settings if left out.
         lake: Which; the worker's settings if left out.
     """
+    show_log_lines()
     try:
         return await _verify(params, connect(credentials, lake))
     except ImbraceLakeError as exc:

@@ -14,16 +14,14 @@ from prefect.states import Failed
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
 from imbrace_lake.export.export_run import ExportRun
 
+logger = logging.getLogger("imbrace_lake.tasks")
+
 
 def _drop_empty_traceback(record: logging.LogRecord) -> bool:
     """A failed state is logged as if it were an exception; without one that reads "NoneType: None"."""
     if record.exc_info == (None, None, None):
         record.exc_info = None
     return True
-
-
-logger = logging.getLogger("imbrace_lake.tasks")
-logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -44,6 +42,8 @@ async def attempt(run: ExportRun | None, work: Callable[[], Awaitable[State[Any]
     is kept in `run.fatal`, so that the flow stops instead of repeating it. No exception leaves with
     its cause: the orchestrator would print and store what that carries.
     """
+    # Here and not on import, which changes nothing for the tasks of others. Adds it once.
+    logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
     try:
         return await work()
     except ImbraceLakeError as exc:

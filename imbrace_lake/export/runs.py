@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
 import platform
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
-
-import pyarrow as pa
 
 from imbrace_lake.errors import ConversationNotFound, NotReached
 from imbrace_lake.export.accounts import note_unreached, unreached_entries
@@ -30,7 +26,6 @@ from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.settings import Settings
-from imbrace_lake.store.helper import MEMORY_POOL_VARIABLE
 from imbrace_lake.store.lock import alone
 from imbrace_lake.store.opening import StoreOptions
 
@@ -153,34 +148,7 @@ async def open_run(
                 started_at=started_at,
             )
             beating.totals = partial(totals_of, run)
-            with _at_rest(), _frugal():
-                yield run
-
-
-@contextmanager
-def _at_rest() -> Iterator[None]:
-    """Spare the garbage collector what the process has loaded by now: a look through it takes 0.1 s."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _frugal() -> Iterator[None]:
-    """Let Arrow take its memory from the system.
-
-    Its own allocators keep more of what was given back, 50 MB of 330, and are slower besides, by 4 % of
-    a run of 1,000 conversations and 20 % of one conversation of a million messages (docs/benchmarks.md).
-    """
-    before = pa.default_memory_pool()
-    if MEMORY_POOL_VARIABLE not in os.environ:
-        pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
+            yield run
 
 
 async def close_run(

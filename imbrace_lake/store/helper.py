@@ -31,6 +31,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from imbrace_lake.processes import inherited_environment
 from imbrace_lake.store.contract import Body, Made
+from imbrace_lake.tuning import MEMORY_POOL_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,6 @@ THREADS = 8
 BEAT_SECONDS = 1.0
 # Less than what another writer waits for a lock (disk.py) that the silent process may have.
 SILENT_SECONDS = 15.0
-
-# Names Arrow's allocator for a whole process; whoever sets it knows why.
-MEMORY_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
 
 P = ParamSpec("P")
 T = TypeVar("T")

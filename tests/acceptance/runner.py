@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.account import most_memory_bytes
 from cli.prefect_environment import prepare_client
+from imbrace_lake.tuning import tuned_process
 from tests.acceptance.accidents import install
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
     seed = os.environ.get(ACCIDENTS)
     end = install(int(seed), ACCIDENT_SHARE) if seed else None
     try:
-        state = asyncio.run(export())
+        # As the command line does.
+        with tuned_process():
+            state = asyncio.run(export())
     finally:
         if end is not None:
             end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
 from cli.local_server import LocalServer
+from imbrace_lake.tuning import MEMORY_POOL_VARIABLE
 from sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
 from tests.deployments.operator import until
@@ -320,3 +323,24 @@ def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
         told = [log["message"] for log in httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()]
     assert any("exhausted" in message for message in told)
     assert not any("NoneType" in message for message in told)
+
+
+def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
+    run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.pipeline import read_conversations
+
+    seen: list[tuple[str, bool]] = []
+
+    async def read(*arguments: Any, **more: Any) -> Any:
+        seen.append((pa.default_memory_pool().backend_name, gc.get_freeze_count() > 0))
+        return await read_conversations(*arguments, **more)
+
+    monkeypatch.setattr("flows.export.read_conversations", read)
+    monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
+    before = pa.default_memory_pool().backend_name
+
+    run("export", "--phones", str(phones))
+
+    assert seen == [("system", True)]
+    assert (pa.default_memory_pool().backend_name, gc.get_freeze_count()) == (before, 0)

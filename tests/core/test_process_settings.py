@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import gc
 import logging
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from imbrace_lake.aws_login import quiet_logins
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.lists import read_phone_list
+from imbrace_lake.tuning import MEMORY_POOL_VARIABLE, tuned_process
+from tests.core.conftest import StartBox
+from tests.core.lake_runs import settings_for
+from tests.gateways import open_run
 
 NUMBER = "+886911425977"
 LOGIN = "botocore.credentials"
@@ -66,3 +73,39 @@ def test_only_logins_of_our_own_calls_are_kept_out_of_the_log(caplog: pytest.Log
 
     assert [record.getMessage() for record in caplog.records] == ["of another thread", "later"]
     assert logger.level == logging.NOTSET
+
+
+def test_a_run_of_the_library_leaves_garbage_collector_and_memory_pool_alone(
+    start: StartBox, tmp_path: Path
+) -> None:
+    box = start(conversations=1)
+
+    def tuning() -> tuple[int, str]:
+        return gc.get_freeze_count(), pa.default_memory_pool().backend_name
+
+    before = tuning()
+
+    async def look() -> tuple[int, str]:
+        async with open_run(settings_for(box, str(tmp_path / "lake")), "run"):
+            return tuning()
+
+    assert asyncio.run(look()) == before
+
+
+@pytest.mark.parametrize(("wish", "expected"), [(None, "system"), ("mimalloc", None)])
+def test_a_tuned_process_takes_its_memory_from_the_system_unless_a_pool_is_set(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str | None
+) -> None:
+    before = pa.default_memory_pool().backend_name
+    frozen = gc.get_freeze_count()
+    if wish is None:
+        monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(MEMORY_POOL_VARIABLE, wish)
+
+    with tuned_process():
+        assert pa.default_memory_pool().backend_name == (expected or before)
+        assert gc.get_freeze_count() > frozen
+
+    assert pa.default_memory_pool().backend_name == before
+    assert gc.get_freeze_count() == 0

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
@@ -21,7 +20,6 @@ from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lock
-from imbrace_lake.store.helper import MEMORY_POOL_VARIABLE
 from sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
@@ -261,21 +259,3 @@ def test_progress_moves_from_nothing_to_all(box: Sandbox, tmp_path: Path) -> Non
     assert shares == pytest.approx([0.0, 0.05, 0.525, 1.0])
     assert progress.conversations_done == 10
     assert Progress().share() == 0.0
-
-
-@pytest.mark.parametrize(("wish", "expected"), [(None, "system"), ("mimalloc", None)])
-def test_arrow_takes_its_memory_from_the_system_unless_told_otherwise(
-    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str | None
-) -> None:
-    before = pa.default_memory_pool().backend_name
-    if wish is None:
-        monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(MEMORY_POOL_VARIABLE, wish)
-
-    async def look() -> str:
-        async with open_run(settings_for(box, tmp_path / "lake"), "run"):
-            return str(pa.default_memory_pool().backend_name)
-
-    assert asyncio.run(look()) == (expected or before)
-    assert pa.default_memory_pool().backend_name == before

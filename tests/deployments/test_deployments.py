@@ -105,7 +105,7 @@ def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, ex
 
 
 def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
-    deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer
+    deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer, worker: Worker
 ) -> None:
     broken = box.put([], phone=f"+{TYPED}")
     box.append(broken)
@@ -118,8 +118,12 @@ def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowh
 
     assert state["name"] == "Completed", state["message"]
     assert broken in messages(lake)
+    # The form accepts both together, and the run rejects them in the worker's process.
+    rejected = deployed.wait(deployed.start("export-on-demand", numbers=f"+{TYPED}", phones="list.csv"))
+    assert "give one of these" in rejected["message"]
     places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
     assert places == {'INSERT INTO "flow_run" VALUES'}
+    assert TYPED not in worker.log.read_text()
     assert TYPED not in repr(ds.dataset(lake / "runs").to_table().to_pylist())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
+import prefect
 import pytest
+from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr, ValidationError
@@ -15,9 +17,11 @@ from flows.export import export_conversations
 from flows.export_shard import export_shard
 from flows.ingest import ingest_conversations
 from flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
+from flows.verify import verify_lake
 from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
 NUMBER = "+886911425977"
+TOKEN = "api_never_to_be_shown"
 
 
 def test_typed_numbers_are_told_apart_by_commas_and_line_breaks_and_may_hold_blanks() -> None:
@@ -81,14 +85,45 @@ def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
     "wrong",
     [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}, {"shard_size": 0}],
 )
+@pytest.mark.parametrize("flow", [export_conversations, export_conversations.with_options(name="another")])
 def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
-    wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+    flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError) as caught:
-        export_conversations.validate_parameters({"params": {"numbers": NUMBER, **wrong}})
+        flow.validate_parameters({"params": {"numbers": NUMBER, **wrong}})
 
     assert NUMBER[1:] not in str(caught.value) + caplog.text
     assert "invalid parameters" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"credentials": {"organization": "", "token": TOKEN}}, {"params": None}, {"params": [NUMBER]}]
+)
+@pytest.mark.parametrize(
+    "flow", [export_conversations, ingest_conversations, backfill_conversations, export_shard, verify_lake]
+)
+def test_parameters_of_every_flow_are_in_no_log_whichever_of_them_is_wrong(
+    flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError):
+        flow.validate_parameters({"params": {"numbers": NUMBER}, **wrong})
+
+    assert NUMBER[1:] not in caplog.text
+    assert TOKEN not in caplog.text
+
+
+def test_flows_of_others_keep_their_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ParameterTypeError):
+        export_conversations.validate_parameters({"params": None})
+
+    @prefect.flow
+    def of_others(count: int) -> None:
+        """Do nothing."""
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError):
+        of_others.validate_parameters({"count": "many"})
+
+    assert "\nParameters: {'count': 'many'}" in caplog.text
 
 
 @pytest.mark.parametrize(("field", "setting"), [("column", COLUMN_SETTING), ("sheet", SHEET_SETTING)])

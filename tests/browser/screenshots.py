@@ -23,6 +23,23 @@ BUCKET = "example"
 LIST = f"s3://{BUCKET}/customers.csv"
 # The graph of a run is drawn when its data are there, and nothing in the page says that it was.
 DRAWING_MS = 8_000
+# The icons of the blocks, by Lucide (ISC license).
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="24" height="24" viewBox="0 0 24 24" fill="none"'
+    ' stroke="black" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">{}</svg>'
+)
+KEY = _ICON.format(
+    '<path d="M2.586 17.414A2 2 0 0 0 2 18.828V21a1 1 0 0 0 1 1h3a1 1 0 0 0 1-1v-1a1 1 0 0 1 1-1h1a1 1 0 0 0'
+    ' 1-1v-1a1 1 0 0 1 1-1h.172a2 2 0 0 0 1.414-.586l.814-.814a6.5 6.5 0 1 0-4-4z"/>'
+    '<circle cx="16.5" cy="7.5" r=".5"/>'
+)
+WAVES = _ICON.format(
+    "".join(
+        f'<path d="M2 {y}c.6.5 1.2 1 2.5 1C7 {y + 1} 7 {y - 1} 9.5 {y - 1}c2.6 0 2.4 2 5 2 2.5 0 2.5-2 5-2'
+        ' 1.3 0 1.9.5 2.5 1"/>'
+        for y in (6, 12, 18)
+    )
+)
 
 pytestmark = pytest.mark.timeout(4_000)
 
@@ -48,8 +65,9 @@ def operator(
 ) -> Operator:
     """An operator whose lake and list are in a bucket, for paths of this machine are in no picture."""
     s3.create_bucket(BUCKET)
-    numbers = "\n".join(["phone", *box.phones])
-    s3.client().put_object(Bucket=BUCKET, Key="customers.csv", Body=numbers.encode())
+    # One customer has no number yet, as the picture of what was read shows.
+    rows = [f"Customer {index},{phone}" for index, phone in enumerate(["", *box.phones], 1)]
+    s3.client().put_object(Bucket=BUCKET, Key="customers.csv", Body="\n".join(["name,phone", *rows]).encode())
     settings = {
         "IMBRACE_TOKEN": TOKEN,
         "IMBRACE_ORGANIZATION": box.options.organization_id,
@@ -75,6 +93,10 @@ def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
 @pytest.mark.usefixtures("worker")
 def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     page = ui.page
+    # The web may be out of reach.
+    page.route("**/key-round.svg", lambda route: route.fulfill(body=KEY, content_type="image/svg+xml"))
+    page.route("**/waves.svg", lambda route: route.fulfill(body=WAVES, content_type="image/svg+xml"))
+    deployed.until(lambda: _is_ready(deployed), "the work queue is ready")
 
     form = ui.open_form("export-on-demand")
     form.write("List of phone numbers", LIST)
@@ -90,6 +112,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     # Anew, or the message that the run was started lies over the dialog.
     ui.open_run(run_id)
     ui.expect_state("Suspended")
+    _draw_times(ui, 276)
     question = ui.resume()
     question.choose("approve")
     _shoot(ui, "plan", 740)
@@ -103,12 +126,13 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     _allow(deployed, 20.0)
     ui.open_run(run_id)
     ui.expect_state("Partial")
-    for picture in ("summary", "failures", "picture"):
+    for picture in ("input", "summary", "failures", "picture"):
         ui.open_artifact(run_id, f"export-{picture}")
         _shoot(ui, picture)
     # By now the server has recorded the tasks.
     ui.open_run(run_id)
     ui.expect_state("Partial")
+    _draw_times(ui, 468)
     # Further down the log names a folder.
     _shoot(ui, "run", 780)
 
@@ -125,6 +149,10 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     _shoot(ui, "budget")
 
 
+def _is_ready(operator: Operator) -> bool | None:
+    return operator.ask("GET", "/work_pools/imbrace/queues/default")["status"] == "READY" or None
+
+
 def _allow(operator: Operator, requests_per_second: float) -> None:
     """Change the budget."""
     body = {"limit": max(1, int(requests_per_second)), "slot_decay_per_second": requests_per_second}
@@ -135,6 +163,13 @@ def _has_an_estimate(operator: Operator, run_id: str) -> bool | None:
     wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": ["export-progress"]}}}
     found = operator.ask("POST", "/artifacts/filter", wanted)
     return any(re.search("about .* left", one["description"]) for one in found) or None
+
+
+def _draw_times(ui: Ui, height: int) -> None:
+    """Draw the times above the graph of a run again: in a slow browser they are drawn over each other."""
+    ui.page.wait_for_timeout(DRAWING_MS)
+    # The button that fits the run into the graph; it has no name.
+    ui.page.mouse.click(1076, height)
 
 
 def _shoot(ui: Ui, name: str, height: int = SIZE["height"], wait_ms: int = DRAWING_MS) -> None:

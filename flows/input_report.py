@@ -70,7 +70,8 @@ def _row(what: str, count: int | None, detail: str, where: str) -> dict[str, Any
 
 
 def _positions(empty: dict[str, Any]) -> str:
-    return ", ".join(map(str, empty["positions"])) + _more(empty["count"], empty["positions"])
+    entries = "entry" if empty["count"] == 1 else "entries"
+    return f"{entries} {', '.join(map(str, empty['positions']))}{_more(empty['count'], empty['positions'])}"
 
 
 def _more(count: int, shown: list[Any]) -> str:

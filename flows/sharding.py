@@ -16,12 +16,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import DeploymentStatus, FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import arun_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from flows.deployed import is_deployed
-from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError
+from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError, frames_of, unexpected
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import read_header
 from imbrace_lake.export.runs import totals_of
@@ -135,23 +135,22 @@ async def export_by_shards(
             try:
                 # By their keys: one may have been started whose answer has not come.
                 await _cancel(client, manifests)
+            except (httpx.HTTPError, PrefectException) as exc:
+                # Each shard also looks for itself whether its run has ended.
+                logger.warning("shards that are under way are not cancelled: %s", type(exc).__name__)
             finally:
                 await _collect_rest(run, shards)
                 show_totals(run, own, [shard.totals for shard in shards])
 
 
 async def _collect_rest(run: ExportRun, shards: Sequence[_Shard]) -> None:
-    """Take over what the shards have recorded by now, and write down the dead letters of all.
-
-    A shard that cannot be collected leaves its conversations without an outcome: they are not reached.
-    """
+    """Take over what the shards have recorded by now, and write down the dead letters of all."""
     for shard in shards:
         if not shard.is_over:
             try:
                 await _collect(run, shard, "its run was ended with this one")
-            except ImbraceLakeError as exc:
-                shard.totals = RunTotals()
-                logger.warning("shard=%d is not collected: %s", shard.manifest.shard, exc)
+            except StoreUnavailable as exc:
+                _lose(run, shard, exc)
     # Not before: another try of this run may find that a shard has ended better than it stood.
     dead = [shard.dead_letters for shard in shards if shard.dead_letters is not None]
     if dead:
@@ -209,7 +208,10 @@ async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard
             try:
                 await _look(client, run, shard, found.get(shard.manifest.key))
             except (StoreUnavailable, httpx.HTTPError) as exc:
-                logger.warning("shard=%d: %s, looking again", shard.manifest.shard, type(exc).__name__)
+                if time.monotonic() - shard.heard_at > SILENT_SECONDS:
+                    _lose(run, shard, exc)
+                else:
+                    logger.warning("shard=%d: %s, looking again", shard.manifest.shard, type(exc).__name__)
         show_totals(run, own, [shard.totals for shard in shards])
         is_untaken = is_untaken and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
         if is_untaken and time.monotonic() - began_at > UNTAKEN_SECONDS:
@@ -243,10 +245,32 @@ async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: Flo
 
 
 async def _collect(run: ExportRun, shard: _Shard, state: str) -> None:
-    """Take over what became of a shard, which is over."""
-    shard.totals, shard.dead_letters = await collect(run, shard.manifest, shard.run_id, state)
+    """Take over what became of a shard, which is over.
+
+    Raises:
+        StoreUnavailable: The ledgers cannot be read for now.
+    """
+    try:
+        shard.totals, shard.dead_letters = await collect(run, shard.manifest, shard.run_id, state)
+    except StoreUnavailable:
+        raise
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this shard only
+        _lose(run, shard, exc)
+        return
     shard.is_over = True
     logger.info("shard=%d %s", shard.manifest.shard, state)
+
+
+def _lose(run: ExportRun, shard: _Shard, exc: Exception) -> None:
+    """Go on without what became of a shard: its conversations have no outcome, so they are not reached."""
+    if not isinstance(exc, ImbraceLakeError):
+        logger.debug("unexpected %s", frames_of(exc))
+        exc = unexpected(exc)
+    problem = f"shard {shard.manifest.shard} (run {shard.run_id or 'not started'}) cannot be collected: {exc}"
+    logger.warning("%s", problem)
+    run.problem = run.problem or problem
+    run.lost_shards += 1
+    shard.totals, shard.is_over = RunTotals(), True
 
 
 async def _cancel(client: PrefectClient, manifests: Sequence[Manifest]) -> None:

@@ -159,17 +159,19 @@ async def collect(
     Returns:
         What the shard adds to the totals of the run; its dead letters, as rows of the run.
     """
+    # All is read before anything is counted: a look that fails is taken again.
     rows = await read_run(run.lake, "conversations", shard_run_id)
+    ends = await read_run(run.lake, "runs", shard_run_id)
+    shapes = await read_run(run.lake, "shapes", shard_run_id)
+    totals = sum_totals(RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist())
     # A journal that was just closed is there twice; a shard that was started again may have two rows.
     rows = last_of_each(rows, ["conversation_id", "finished_at"], "finished_at")
     latest = last_of_each(rows, ["conversation_id"], "finished_at")
     latest = latest.filter(pc.is_in(latest.column("conversation_id"), pa.array(manifest.conversation_ids)))
     recorded = set(latest.column("conversation_id").to_pylist())
     missing = [one for one in manifest.conversation_ids if one not in recorded]
-    ends = await read_run(run.lake, "runs", shard_run_id)
     # Whoever closes the journal of a killed run does not know its parameters.
     has_ended = bool(ends.filter(pc.is_valid(ends.column("parameters"))).num_rows)
-    run.lost_shards += not has_ended or bool(missing)
     told = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
     reason = f"not reached: shard {manifest.shard} (run {shard_run_id or 'not started'}): {told}"
     dead = [
@@ -188,21 +190,22 @@ async def collect(
         )
         for one in missing
     ]
-    run.note_dead(dead)
-    run.accounts.recorded.update(manifest.conversation_ids)
-    causes = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
-    run.causes.update({one.conversation_id: causes[one.status] for one in dead if one.status in causes})
-    shapes = await read_run(run.lake, "shapes", shard_run_id)
-    run.shapes.new.update(
-        zip(shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True)
+    new_shapes = zip(
+        shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True
     )
-    totals = sum_totals(RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist())
     totals.conversations = dict(
         Counter(latest.column("status").to_pylist()) + Counter(not_reached=len(missing))
     )
     totals.messages_new = pc.sum(rows.column("new_messages")).as_py() or 0
     totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
-    return totals, conversation_rows(dead)
+    found = totals, conversation_rows(dead)
+    run.lost_shards += not has_ended or bool(missing)
+    run.note_dead(dead)
+    run.accounts.recorded.update(manifest.conversation_ids)
+    causes = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
+    run.causes.update({one.conversation_id: causes[one.status] for one in dead if one.status in causes})
+    run.shapes.new.update(new_shapes)
+    return found
 
 
 def sum_totals(totals: Iterable[RunTotals]) -> RunTotals:

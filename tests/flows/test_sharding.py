@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import pyarrow.dataset as ds
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
@@ -18,15 +21,19 @@ from flows import sharding
 from flows.export_shard import check_manifest
 from flows.params import ShardParams
 from flows.sharding import export_by_shards, has_shards
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.export.shards import Manifest, plan_shards
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import read_run as ledger_rows
 from imbrace_lake.policy import ReadPolicy, Window
 from imbrace_lake.settings import load_settings
 from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.core.lake_runs import settings_for
 from tests.gateways import open_run
 
@@ -89,8 +96,17 @@ def export(
     answers: Sequence[State[Any] | Exception | None],
     *,
     first_does: int = 3,
+    spoil: Callable[[str], None] = lambda run_id: None,
 ) -> tuple[RunSummary, Server]:
-    """Export six conversations by two shards, of which the first does so many and the other all."""
+    """Export six conversations by two shards, of which the first does so many and the other all.
+
+    Args:
+        lake: Where to.
+        monkeypatch: Replaces the server.
+        answers: As `Server` takes them.
+        first_does: How many conversations of three the first shard exports.
+        spoil: Called with the id of the first shard's run before the shards are followed.
+    """
     with Sandbox(SandboxOptions(conversations=6)) as box:
 
         async def do(manifest: Manifest, run_id: str, most: int) -> None:
@@ -110,6 +126,7 @@ def export(
                 for manifest in manifests:
                     most = first_does if manifest.key == server.first else 3
                     await do(manifest, str(server.runs[manifest.key].id), most)
+                spoil(server.first_run())
                 await export_by_shards(run, manifests, {}, {})
                 summary = await close_run(run, {}, Counter(), tolerated_share=1.0, has_shards=True)
                 return summary, server
@@ -198,6 +215,133 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(
 
     assert summary.status == "complete"
     assert caplog.text.count("the Prefect server is away (ConnectError)") == 2
+
+
+def missed(lake: Path) -> set[str]:
+    """The conversations that a rerun of the run brings back."""
+
+    async def main() -> set[str]:
+        async with open_lake(str(lake), now=None) as opened:
+            found = await read_missed(opened, "parent", utc_now(), tolerated_unreadable=0.0)
+            return set(found.conversation_ids)
+
+    return asyncio.run(main())
+
+
+def rows_of(lake: Path, ledger: str, run_id: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ds.dataset(lake / ledger).to_table().to_pylist()
+    return [row for row in rows if row["run_id"] == run_id]
+
+
+def reading_fails(
+    monkeypatch: pytest.MonkeyPatch, ledger: str, failures: Iterable[Exception]
+) -> Callable[[str], None]:
+    """Let looks at the rows of a run in a ledger fail, one after the other as given."""
+    remaining = iter(failures)
+
+    def spoil(spoiled: str) -> None:
+        async def read_run(lake: Any, name: Any, run_id: str, *arguments: Any) -> Any:
+            if (name, run_id) == (ledger, spoiled) and (failure := next(remaining, None)) is not None:
+                raise failure
+            return await ledger_rows(lake, name, run_id, *arguments)
+
+        monkeypatch.setattr("imbrace_lake.export.shards.read_run", read_run)
+
+    return spoil
+
+
+def check_lost(lake: Path, summary: RunSummary, told: str) -> None:
+    """Make sure that a run whose first shard is lost accounts for it, and that a rerun brings it back."""
+    assert summary.status == "partial"
+    assert "3 conversations and 1 shard failed" in (summary.reason or "")
+    assert summary.totals.found == 6
+    assert summary.totals.conversations == {"complete": 3, "not_reached": 3}
+    assert all(told in letter.reason for letter in summary.dead_letters)
+    assert SECRET not in repr(summary.as_json())
+    (row,) = rows_of(lake, "runs", "parent")
+    totals = json.loads(row["totals"])
+    assert (totals["found"], totals["conversations"]) == (6, summary.totals.conversations)
+    dead = {one["conversation_id"]: one["status"] for one in rows_of(lake, "conversations", "parent")}
+    assert [*dead.values()] == ["not_reached"] * 3
+    assert missed(lake) == dead.keys()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("ledger", "failure", "told"),
+    [
+        ("conversations", StoreError("permission denied"), "cannot be collected: permission denied"),
+        ("runs", StoreUnavailable("the store is away"), "cannot be collected: the store is away"),
+        ("shapes", StoreError("permission denied"), "cannot be collected: permission denied"),
+        *(
+            (ledger, make(), f"unexpected {type(make()).__name__} in ")
+            for ledger, make in zip(cycle(("shapes", "runs", "conversations")), EXCEPTIONS[1:8], strict=False)
+        ),
+    ],
+)
+def test_a_shard_whose_results_cannot_be_read_is_lost_and_costs_no_other(
+    ledger: str,
+    failure: Exception,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spoil = reading_fails(monkeypatch, ledger, repeat(failure))
+
+    summary, _ = export(tmp_path, monkeypatch, [Completed()], spoil=spoil)
+
+    check_lost(tmp_path, summary, told)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_a_shard_whose_outcomes_are_damaged_or_missing_leaves_them_to_the_rerun(
+    is_missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled: list[Path] = []
+
+    def spoil(run_id: str) -> None:
+        spoiled.extend((tmp_path / "conversations").glob(f"*{run_id}*"))
+        for path in spoiled:
+            if is_missing:
+                path.unlink()
+            else:
+                path.write_bytes(b"damaged")
+
+    summary, _ = export(tmp_path, monkeypatch, [Completed()], spoil=spoil)
+
+    (path,) = spoiled
+    assert summary.damaged == ([] if is_missing else [f"conversations/{path.name}"])
+    path.unlink(missing_ok=True)
+    check_lost(tmp_path, summary, "its run ended as Completed")
+
+
+@pytest.mark.parametrize("ledger", ["conversations", "runs", "shapes"])
+def test_results_that_could_not_be_read_at_first_count_once(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
+    spoil = reading_fails(monkeypatch, ledger, [StoreUnavailable("away")] * 2)
+
+    summary, _ = export(tmp_path, monkeypatch, [Completed()], first_does=2, spoil=spoil)
+
+    assert summary.reason == "1 conversation and 1 shard failed; the others are in the lake"
+    assert summary.dead_letter_count == len(summary.dead_letters) == 1
+    assert summary.totals.conversations == {"complete": 5, "not_reached": 1}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_server_that_is_away_when_all_shards_have_ended_does_not_make_the_run_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: list[State[Any] | Exception] = [Completed(), Completed(), httpx.ConnectError("refused")]
+
+    summary, _ = export(tmp_path, monkeypatch, answers)
+
+    assert (summary.status, summary.totals.conversations) == ("complete", {"complete": 6})
+    assert "are not cancelled: ConnectError" in caplog.text
 
 
 def test_another_try_starts_again_what_was_cancelled_with_the_one_before(

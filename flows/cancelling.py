@@ -87,9 +87,10 @@ async def cancelled_with(
     except asyncio.CancelledError:
         if not is_cancelled:
             raise
-        block.uncancel()
         raise RunCancelled from None
     finally:
+        if is_cancelled:
+            block.uncancel()
         if by_caller is not None:
             by_caller.bind(None)
         looking.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from flows.best_effort import best_effort
 from flows.events import emit_token_expiring
 from imbrace_lake.export.export_run import utc_now
 from imbrace_lake.settings import Settings, expiry_warning
@@ -16,5 +17,6 @@ def warn_of_expiry(settings: Settings) -> str | None:
     warning = expiry_warning(settings.token_expires, utc_now().date())
     if warning is not None and settings.token_expires is not None:
         logger.warning("%s", warning)
-        emit_token_expiring(settings.needed("organization"), settings.token_expires, warning)
+        with best_effort("the event about the token"):
+            emit_token_expiring(settings.needed("organization"), settings.token_expires, warning)
     return warning

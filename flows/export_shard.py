@@ -14,7 +14,7 @@ from flows.cancelling import cancelled_with
 from flows.flow import flow
 from flows.observer import Observer
 from flows.params import ShardParams
-from flows.pipeline import attempted, export_chunks, run_flow
+from flows.pipeline import attempted, closed, export_chunks, run_flow
 from imbrace_lake.errors import UsageError
 from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resume import job_of
@@ -72,21 +72,28 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         run.window, run.policy, run.drift = manifest.window, manifest.policy, manifest.drift
         run.accept_repeats = manifest.accept_repeats
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
-        if run.accounts.found is None:
-            await run.recall()
-            await run.found(manifest.conversation_ids)
-        summary = await close_run(
-            run,
-            {"run": manifest.run_id, "shard": manifest.shard},
-            Counter(),
-            tolerated_share=manifest.tolerated_share,
-            failure=failure,
-            is_cancelled=is_cancelled,
-            keep_days=True,
-        )
+        closing = _close(run, manifest, failure, is_cancelled=is_cancelled)
+        summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
         if is_cancelled:
             raise asyncio.CancelledError
         return summary
+
+
+async def _close(
+    run: ExportRun, manifest: Manifest, failure: str | None, *, is_cancelled: bool
+) -> RunSummary:
+    if run.accounts.found is None:
+        await run.recall()
+        await run.found(manifest.conversation_ids)
+    return await close_run(
+        run,
+        {"run": manifest.run_id, "shard": manifest.shard},
+        Counter(),
+        tolerated_share=manifest.tolerated_share,
+        failure=failure,
+        is_cancelled=is_cancelled,
+        keep_days=True,
+    )
 
 
 async def _read(run: ExportRun, settings: Settings, manifest: Manifest) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import httpx
 from prefect.artifacts import acreate_table_artifact
-from prefect.exceptions import PrefectException
 
+from flows.best_effort import best_effort
 from imbrace_lake.phones.report import ListReport
 
 INPUT_KEY = "export-input"
-
-logger = logging.getLogger(__name__)
 
 
 async def publish_input(report: ListReport | None) -> None:
@@ -23,12 +19,10 @@ async def publish_input(report: ListReport | None) -> None:
     """
     if report is None:
         return
-    try:
+    with best_effort("the report of the list"):
         await acreate_table_artifact(
             input_rows(report.as_json()), key=INPUT_KEY, description=f"What was read from {report.source}"
         )
-    except (httpx.HTTPError, PrefectException) as exc:
-        logger.warning("the report of the list is not in Prefect: %s", type(exc).__name__)
 
 
 def input_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

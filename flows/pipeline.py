@@ -12,19 +12,18 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
+from flows.best_effort import best_effort
 from flows.blocks import Connection
 from flows.cancelling import RunCancelled, cancelled_with, is_cancelling
 from flows.deployed import is_deployed
@@ -68,6 +67,19 @@ PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
+
+
+class NotClosed(ImbraceLakeError):
+    """The accounts of a run could not be written.
+
+    Args:
+        told: Why, and what closes them.
+        is_cancelled: Whether the run was cancelled before.
+    """
+
+    def __init__(self, told: str, *, is_cancelled: bool) -> None:
+        super().__init__(told)
+        self.is_cancelled = is_cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,8 @@ async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: O
         return Cancelled(name="Declined", message=str(exc))
     except RunCancelled:
         return Cancelled(message=CANCELLED)
+    except NotClosed as exc:
+        return Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
     except ImbraceLakeError as exc:
         return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
@@ -173,7 +187,8 @@ async def read_conversations(
         if given.numbers is not None:
             job.count_entries(given.numbers)
         failure, is_cancelled = await attempted(job.read(observer), run.progress)
-        observer.summary = summary = await job.close(failure, is_cancelled=is_cancelled)
+        closing = job.close(failure, is_cancelled=is_cancelled)
+        observer.summary = summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
         await publish(summary, run)
         if is_cancelled:
@@ -200,19 +215,50 @@ async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | No
     return None, False
 
 
+async def closed(
+    run: ExportRun, closing: Awaitable[RunSummary], failure: str | None, *, is_cancelled: bool
+) -> RunSummary:
+    """Close the accounts of a run, or report why they could not be closed.
+
+    Its journal is then complete, so that another run closes them.
+
+    Args:
+        run: Which.
+        closing: Closes them.
+        failure: Why the run failed before, if it did.
+        is_cancelled: Whether it was cancelled.
+
+    Raises:
+        NotClosed: They could not be closed.
+    """
+    try:
+        return await closing
+    except ImbraceLakeError as exc:
+        error = exc
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        logger.debug("unexpected %s", frames_of(exc))
+        error = unexpected(exc)
+    before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
+    told = (
+        f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next run or"
+        f" a rerun of {run.run_id} writes them"
+    )
+    logger.error("%s", told)
+    raise NotClosed(told, is_cancelled=is_cancelled)
+
+
 async def publish(summary: RunSummary, run: ExportRun) -> None:
     """Show in the orchestrator how a run ended, and how the killed runs did that it has closed.
 
     The lake has all of it, so a server that is away now does not make the run a failure.
     """
-    try:
+    with best_effort("the report of this run"):
         await publish_report(summary, run.progress.days)
-        for closed in run.recovered:
-            emit_run_events(closed_summary(closed, run.lake.url))
-        emit_run_events(summary)
+    for one in (*(closed_summary(closed, run.lake.url) for closed in run.recovered), summary):
+        with best_effort(f"the event of run {one.run_id}"):
+            emit_run_events(one)
+    with best_effort("the lineage of this run"):
         await record_tables(summary)
-    except (httpx.HTTPError, PrefectException) as exc:
-        logger.warning("the report of this run is not in Prefect: %s", type(exc).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +346,10 @@ class _Job:
             is_cancelled=is_cancelled,
             has_shards=bool(self.manifests),
         )
-        await drop_manifests(run.lake, self.manifests)
+        try:
+            await drop_manifests(run.lake, self.manifests)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
+            logger.warning("manifests of shards are left to a later run: %s", type(exc).__name__)
         return summary
 
     def _ids(self) -> list[str]:
@@ -370,7 +419,8 @@ async def _find(selection: Selection, connection: Connection) -> _Given:
                 lake, selection.rerun, utc_now(), tolerated_unreadable=settings.tolerated_unreadable
             )
             if missed.closed is not None:
-                emit_run_events(closed_summary(missed.closed, lake.url))
+                with best_effort(f"the event of run {selection.rerun}"):
+                    emit_run_events(closed_summary(missed.closed, lake.url))
         numbers = read_phone_list(missed.phones, source_name="the earlier run") if missed.phones else None
         return _Given(numbers, missed.conversation_ids, missed)
     if selection.conversations is not None:
@@ -465,22 +515,21 @@ async def shown(progress: Progress) -> AsyncIterator[None]:
     line = ProgressLine()
     artifact: UUID | None = None
 
-    async def show(description: str, percent: float) -> None:
+    async def show(describe: Callable[[Progress], str]) -> None:
         nonlocal artifact
-        try:
+        with best_effort("the progress", logging.DEBUG):
+            description, percent = describe(progress), round(100 * progress.share(), 1)
             if artifact is None:
                 artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
             else:
                 await aupdate_progress_artifact(artifact, percent, description=description)
-        except (httpx.HTTPError, PrefectException) as exc:
-            logger.debug("the progress is not in Prefect: %s", type(exc).__name__)
 
     async def keep_showing() -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            await show(line.tell(progress), round(100 * progress.share(), 1))
+            await show(line.tell)
 
-    await show("starting", 0.0)
+    await show(lambda _: "starting")
     showing = asyncio.create_task(keep_showing())
     try:
         yield
@@ -488,4 +537,4 @@ async def shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-        await show(line.tell_end(progress), round(100 * progress.share(), 1))
+        await show(line.tell_end)

@@ -8,6 +8,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.best_effort import best_effort
 from flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from flows.events import emit_stale
 from flows.expiry import warn_of_expiry
@@ -15,7 +16,7 @@ from flows.flow import flow
 from flows.params import VerifyParams
 from flows.pipeline import raise_bug, retrying, show_log_lines
 from flows.report import publish_verification
-from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.errors import ImbraceLakeError, unexpected
 from imbrace_lake.export.export_run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
@@ -51,6 +52,8 @@ async def verify_lake(
         return await _verify(params, connect(credentials, lake))
     except ImbraceLakeError as exc:
         return Failed(message=str(exc))
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        return Failed(message=str(unexpected(exc)))
 
 
 async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
@@ -69,13 +72,15 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
             return Failed(message=next(state.message for state in states if state.name == "Failed"))
         ages = await read_freshness(lake, organization, utc_now())
         found = _joined(results)
-        await publish_verification(lake.url, found, ages)
+        with best_effort("the report of this verification"):
+            await publish_verification(lake.url, found, ages)
         stale = 0
         if params.stale_hours is not None:
             limit = timedelta(hours=params.stale_hours)
             stale = count_stale(ages, limit)
             if stale:
-                emit_stale(lake.url, organization, ages, limit)
+                with best_effort("the event about stale proofs"):
+                    emit_stale(lake.url, organization, ages, limit)
         return _ended(found, stale, params.stale_hours)
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from imbrace_lake.export.runs import RunSummary
+from tasks.retry import attempt
 
 # Prefect allows fewer characters than an address has, and no percent-encoding.
 _REFUSED = re.compile(r"[^\w./:+=@~,-]")
@@ -27,10 +31,15 @@ _LONGEST_ROOT = 480
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> None:
+async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> State[Any]:
     """Say that a run has written tables; `counts` has the new rows of each, by the asset's key."""
-    for key, rows in counts.items():
-        add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
+
+    async def work() -> State[Any]:
+        for key, rows in counts.items():
+            add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
+        return Completed()
+
+    return await attempt(None, work)
 
 
 async def record_tables(summary: RunSummary) -> None:

@@ -112,11 +112,24 @@ class Pulse:
 
 @asynccontextmanager
 async def pulse(
-    lake: Lake, run_id: str, organization_id: str, clock: Callable[[], datetime]
+    lake: Lake,
+    run_id: str,
+    organization_id: str,
+    clock: Callable[[], datetime],
+    started_at: datetime | None = None,
 ) -> AsyncIterator[Pulse]:
-    """Say that a run lives, as long as the block runs."""
-    now = clock().isoformat()
-    header = Header(run_id, organization_id, now, now, host=platform.node(), pid=os.getpid())
+    """Say that a run lives, as long as the block runs.
+
+    Args:
+        lake: Where its journal is.
+        run_id, organization_id: The run's.
+        clock: Tells the time.
+        started_at: The start in the names of the ledger objects that the run writes; now by default. Whoever
+            closes its journal gives the same objects the same names.
+    """
+    now = clock()
+    started = (started_at or now).isoformat()
+    header = Header(run_id, organization_id, started, now.isoformat(), host=platform.node(), pid=os.getpid())
     beating = Pulse(lake, header, clock)
 
     async def beat() -> None:
@@ -171,7 +184,7 @@ async def take_over(lake: Lake, run_id: str, job: str, now: datetime) -> Recover
     for name, objects in (await list_journals(lake)).items():
         header = await _header(lake, name, objects)
         is_own = name == run_id
-        if header is None or (not is_own and not _is_dead(header, now)):
+        if header is None or (not is_own and not await _is_over(lake, header, now)):
             continue
         journal = Journal(lake, name, _instant(header.started_at))
         is_same_job = header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN
@@ -216,7 +229,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     """
     objects = (await list_journals(lake)).get(run_id, [])
     header = await _header(lake, run_id, objects) if objects else None
-    if header is None or header.is_cancelled or await _has_ended(lake, header):
+    if header is None or await _has_ended(lake, header):
         return None
     if not _is_dead(header, now):
         raise UsageError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
@@ -265,9 +278,12 @@ def _parse_header(body: bytes) -> Header:
     return header
 
 
+async def _is_over(lake: Lake, header: Header, now: datetime) -> bool:
+    """Whether nobody writes to a journal any more; a cancelled run leaves its own when it has closed it."""
+    return _is_dead(header, now) or (header.is_cancelled and await _has_ended(lake, header))
+
+
 def _is_dead(header: Header, now: datetime) -> bool:
-    if header.is_cancelled:
-        return True
     if header.host == platform.node() and header.pid and not _is_running(header.pid):
         return True
     return now - _instant(header.alive_at) > DEAD_AFTER
@@ -300,11 +316,13 @@ async def _has_ended(lake: Lake, header: Header) -> bool:
 
 
 async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Stored]) -> ClosedRun:
-    """Make ledger objects of what a dead run wrote down, and a row in `runs` that says it was killed.
+    """Make ledger objects of what a dead run wrote down, and a row in `runs` that says how it ended.
 
     Two runs that close it at once write the same, so every time is that of the last heartbeat.
     """
-    reason, ended_at = "the run was killed", _instant(header.alive_at)
+    ended_at = _instant(header.alive_at)
+    # A cancelled run may not have been able to write its own.
+    reason = "the run was cancelled" if header.is_cancelled else "the run was killed"
     found = await read_found(lake, journal.run_id)
     recorded = _ids_of(await _recorded(lake, objects))
     unreached = unreached_entries(
@@ -324,7 +342,7 @@ async def _close(lake: Lake, journal: Journal, header: Header, objects: list[Sto
     row = {
         "run_id": header.run_id,
         "organization_id": header.organization_id,
-        "status": "failed",
+        "status": "cancelled" if header.is_cancelled else "failed",
         "reason": f"{reason}; what it had published is in the lake{count}",
         "started_at": _instant(header.started_at),
         "finished_at": ended_at,

@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
-from imbrace_lake.errors import ConversationNotFound, NotReached
+from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, unexpected
 from imbrace_lake.export.accounts import note_unreached, unreached_entries
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.progress import Progress
@@ -127,7 +127,7 @@ async def open_run(
             logger.warning("%s", probe.note)
         async with (
             nullcontext() if probe.is_conditional else alone(lake.store, run_id, utc_now),
-            pulse(lake, run_id, organization, utc_now) as beating,
+            pulse(lake, run_id, organization, utc_now, started_at) as beating,
         ):
             run = ExportRun(
                 run_id=run_id,
@@ -233,10 +233,19 @@ async def close_run(
     }
     await run.journal.finish(row, totals, published)
     if not is_cancelled:
-        await run.journal.drop()
-        await write_checkpoint(run.lake, run.clock())
+        await _tidy(run)
     run.progress.stage = "done"
     return summary
+
+
+async def _tidy(run: ExportRun) -> None:
+    """Remove the journal of a run whose row is written; another run does what fails here."""
+    try:
+        await run.journal.drop()
+        await write_checkpoint(run.lake, run.clock())
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
+        error = exc if isinstance(exc, ImbraceLakeError) else unexpected(exc)
+        logger.warning("the run is closed, and its journal is left to the next run: %s", error)
 
 
 async def _note_unreached(run: ExportRun, failure: str | None) -> int:
@@ -320,7 +329,7 @@ def _dead_letter(run: ExportRun, entry: ConversationEntry) -> DeadLetter:
 
 
 def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
-    """The summary of a killed run whose journal another run has closed.
+    """The summary of a run that could not close its journal, which another run has closed.
 
     Args:
         closed: That run.
@@ -332,7 +341,7 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
         row["organization_id"],
         lake,
         row["started_at"],
-        "failed",
+        row["status"],
         row["reason"],
         row["finished_at"],
         closed.totals,

@@ -1,4 +1,4 @@
-"""Exceptions that nobody foresaw, raised at random in every step of a conversation's export."""
+"""Exceptions that nobody foresaw: at random in the steps of a conversation, or in one step of a flow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import httpx
@@ -83,6 +84,25 @@ def install(seed: int, share: float) -> Callable[[], None]:
             setattr(owner, name, function)
 
     return end
+
+
+def break_step(name: str, number: int) -> Callable[[], None]:
+    """Let one function raise an exception each time it is called.
+
+    Args:
+        name: Of the function, with its module.
+        number: Of the exception.
+
+    Returns:
+        What ends it.
+    """
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise EXCEPTIONS[number]()
+
+    replaced = patch(name, fail)
+    replaced.start()
+    return replaced.stop
 
 
 def _failing(

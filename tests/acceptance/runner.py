@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.account import most_memory_bytes
 from cli.prefect_environment import prepare_client
 from imbrace_lake.tuning import tuned_process
-from tests.acceptance.accidents import install
+from tests.acceptance.accidents import break_step, install
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -27,6 +27,8 @@ OURS = ("IMBRACE_", "AWS_")
 # The seed of accidents.py; none happen without it.
 ACCIDENTS = "IMBRACE_TEST_ACCIDENTS"
 ACCIDENT_SHARE = 0.01
+# A function that fails, and the number of an exception of accidents.py.
+BROKEN_STEP = "IMBRACE_TEST_BROKEN_STEP"
 DEBUGGING = "TESTS_DEBUG_LOGGING"
 
 
@@ -62,6 +64,9 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
 
     seed = os.environ.get(ACCIDENTS)
     end = install(int(seed), ACCIDENT_SHARE) if seed else None
+    if step := os.environ.get(BROKEN_STEP):
+        name, _, number = step.partition("=")
+        end = break_step(name, int(number))
     try:
         # As the command line does.
         with tuned_process():

@@ -17,7 +17,7 @@ from imbrace_lake.errors import StoreError, TokenRejected, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.rerun import Missed, read_missed
-from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, take_over
+from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, read_header, take_over
 from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.entries import PHONES, RunTotals
 from imbrace_lake.lake.lake import Lake, open_lake
@@ -175,6 +175,21 @@ def test_a_cancelled_run_accounts_for_all_and_the_same_job_continues_from_it(
     assert again.status == "complete"
     assert not box.stats().pages.keys() & set(done)
     assert not list((tmp_path / "journal").rglob("*.json*"))
+
+
+def test_the_header_of_a_run_has_the_start_that_names_its_objects_so_that_another_run_writes_the_same(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins = iter([utc_now()])
+    # The store is slow to open.
+    monkeypatch.setattr("imbrace_lake.export.runs.utc_now", lambda: next(begins, utc_now() + DEAD_AFTER))
+
+    async def work(opened: ExportRun) -> None:
+        header = await read_header(opened.lake, "run_1")
+        assert header is not None
+        assert header.started_at == opened.started_at.isoformat()
+
+    assert run(box, tmp_path, work).totals.found == 10
 
 
 @pytest.mark.parametrize("status", ["unchanged", "complete"])

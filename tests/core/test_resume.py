@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, job_of, pulse, take_over
+from imbrace_lake.errors import StoreUnavailable, UsageError
+from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, close_if_dead, job_of, pulse, take_over
+from imbrace_lake.export.runs import closed_summary
 from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
@@ -104,6 +106,28 @@ def test_a_run_of_this_machine_whose_process_is_gone_is_dead_at_once(tmp_path: P
         await die(lake, header={"pid": ended.pid})
 
         assert (await take_over(lake, "next", JOB, START)).done.ids() == ["a"]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_cancelled_run_that_is_still_closing_is_left_alone_and_closed_as_cancelled_when_it_is_dead(
+    tmp_path: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake, header={"is_cancelled": True, "pid": os.getpid()})
+
+        soon = START + DEAD_AFTER / 2
+        assert (await take_over(lake, "next", JOB, soon)).closed == []
+        with pytest.raises(UsageError, match="still under way"):
+            await close_if_dead(lake, "dead", soon)
+        assert await runs(lake) == []
+
+        closed = await close_if_dead(lake, "dead", DEAD_AT)
+
+        assert closed is not None
+        assert closed_summary(closed, lake.url).status == "cancelled"
+        assert await runs(lake) == [("dead", "cancelled")]
+        assert await journals(lake) == set()
 
     in_lake(tmp_path, job)
 

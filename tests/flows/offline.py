@@ -1,0 +1,154 @@
+"""Runs a reading flow without a Prefect server: its tasks are plain calls, and what it shows is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pyarrow.dataset as ds
+import pytest
+from prefect.client.schemas.objects import State
+from prefect.utilities.annotations import quote
+
+from flows.blocks import Connection
+from flows.observer import Observer, current_observer
+from flows.params import ExportParams
+from flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.export.runs import RunSummary
+from sandbox import Sandbox
+from tests.core.test_runs import settings_for
+
+
+class Server:
+    """A Prefect server that knows no run."""
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def read_flow_run(self, run_id: object) -> SimpleNamespace:
+        return SimpleNamespace(state=None)
+
+
+@dataclass
+class Offline:
+    """Runs flows, and keeps what they show.
+
+    Attributes:
+        box: The gateway.
+        lake: The folder of the lake.
+        shown: The artifacts.
+        events: The payloads of the events, with their names.
+        observer: Of the last run.
+    """
+
+    box: Sandbox
+    lake: Path
+    monkeypatch: pytest.MonkeyPatch
+    shown: list[object] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    observer: Observer = field(default_factory=Observer)
+
+    def __post_init__(self) -> None:
+        """Take Prefect away."""
+
+        async def show(*arguments: object, **options: object) -> object:
+            self.shown.append((arguments, options))
+            return uuid4()
+
+        def emit(name: str, *, payload: dict[str, Any], **resources: object) -> None:
+            self.shown.append(resources)
+            self.events.append((name, payload))
+
+        patch = self.monkeypatch.setattr
+        for module in ("report.acreate_markdown", "report.acreate_image", "report.acreate_table"):
+            patch(f"flows.{module}_artifact", show)
+        for module in (
+            "input_report.acreate_table",
+            "pipeline.acreate_progress",
+            "pipeline.aupdate_progress",
+        ):
+            patch(f"flows.{module}_artifact", show)
+        patch("flows.events.emit_event", emit)
+        patch("flows.pipeline.record_tables", show)
+        patch("flows.pipeline.retrying", lambda task, settings: _plainly(task))
+        patch("flows.cancelling.get_client", Server)
+
+    def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
+        """Export the conversations of all numbers, or what a run has missed."""
+        settings = settings_for(self.box, self.lake, request_limit="", **given)
+        typed = None if rerun else [*self.box.phones]
+        params = ExportParams(numbers=",".join(typed) if typed else None, rerun=rerun)
+        selection = Selection(numbers=typed, rerun=rerun)
+
+        async def work(observer: Observer) -> RunSummary:
+            return await read_conversations(selection, params, Connection(settings), observer)
+
+        self.observer = Observer()
+        self.monkeypatch.setattr("flows.pipeline.flow_run", SimpleNamespace(id=run_id))
+        token = current_observer.set(self.observer)
+        try:
+            return asyncio.run(run_flow(work))
+        finally:
+            current_observer.reset(token)
+
+    def row(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run in `runs`."""
+        rows = [row for row in self.rows("runs") if row["run_id"] == run_id]
+        assert len(rows) <= 1
+        return rows[0] if rows else None
+
+    def rows(self, ledger: str) -> list[dict[str, Any]]:
+        """The rows of a ledger."""
+        folder = self.lake / ledger
+        return ds.dataset(folder).to_table().to_pylist() if folder.is_dir() else []
+
+    def outcomes(self, run_id: str) -> Counter[str]:
+        """The outcomes of a run, which its row, its ledger and its event agree on and which add up."""
+        row = self.row(run_id)
+        assert row is not None
+        totals = json.loads(row["totals"])
+        own = [one for one in self.rows("conversations") if one["run_id"] == run_id]
+        assert len({one["conversation_id"] for one in own}) == len(own)
+        outcomes = Counter(one["status"] for one in own)
+        assert outcomes == totals["conversations"]
+        assert outcomes.total() == totals["found"]
+        for name, payload in self.events:
+            if name == "imbrace.export.completed" and payload["run_id"] == run_id:
+                assert payload["totals"]["conversations"] == outcomes
+                assert payload["totals"]["found"] == totals["found"]
+        return outcomes
+
+    def is_complete(self) -> bool:
+        """Whether the lake has exactly what the gateway has."""
+        found = Counter((row["conversation_id"], row["message_id"]) for row in self.rows("messages"))
+        ids = {one for each in self.box.links.values() for one in each}
+        return found == Counter((one, item["_id"]) for one in ids for item in self.box.truth(one))
+
+    def everything_told(self) -> str:
+        """All that has left the run but for messages, phone numbers in `phones` and log lines."""
+        ledgers = [self.rows(one) for one in ("runs", "conversations", "shapes")]
+        summary = self.observer.summary
+        return repr((self.shown, self.events, ledgers, summary and summary.as_json()))
+
+
+def _plainly(task: Any) -> Callable[..., Awaitable[State[Any]]]:
+    """A task as a plain call of its function."""
+
+    async def call(*arguments: Any, return_state: bool) -> State[Any]:
+        assert return_state
+        state: State[Any] = await task.fn(
+            *(one.unwrap() if isinstance(one, quote) else one for one in arguments)
+        )
+        return state
+
+    return call

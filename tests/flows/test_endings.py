@@ -1,0 +1,250 @@
+"""Whatever is raised in a step of the flow itself, the run ends with its accounts and gives nothing away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.params import VerifyParams
+from flows.verify import verify_lake
+from imbrace_lake.errors import StoreError
+from imbrace_lake.export.chunk import export_chunk
+from sandbox import Sandbox, SandboxOptions
+from tests.acceptance.accidents import EXCEPTIONS, SECRET
+from tests.flows.offline import Offline
+
+CONVERSATIONS = 4
+# What is raised before anything is found leaves nothing to account for.
+BEGINNING = (
+    "flows.pipeline.read_phone_list",
+    "flows.pipeline.open_gateway",
+    "imbrace_lake.export.runs.open_lake",
+)
+# Nothing is found, because no number could be resolved; the numbers are accounted for.
+RESOLVING = ("tasks.resolve.resolve_numbers",)
+# All conversations are found, and none is reached.
+READING = (
+    "imbrace_lake.export.export_run.take_over",
+    "imbrace_lake.export.export_run.read_state",
+    "flows.pipeline.has_shards",
+    "flows.pipeline.export_chunks",
+    "tasks.export.export_chunk",
+)
+# The accounts of the run are left to another run.
+CLOSING = (
+    "imbrace_lake.export.resume.Pulse.stop",
+    "imbrace_lake.lake.ledger.Journal.publish",
+    "imbrace_lake.lake.ledger.Journal.finish",
+)
+# The export is complete, and only what shows it or tidies up fails.
+SHOWING = (
+    "flows.report.acreate_markdown_artifact",
+    "flows.report.picture_url",
+    "flows.pipeline.acreate_progress_artifact",
+    "flows.pipeline.aupdate_progress_artifact",
+    "imbrace_lake.export.progress.ProgressLine.tell_end",
+    "flows.events.emit_event",
+    "flows.pipeline.record_tables",
+    "imbrace_lake.lake.ledger.Journal.drop",
+    "imbrace_lake.export.runs.write_checkpoint",
+)
+# Loading them takes as long as all else that a run of four conversations does.
+CERTIFICATES = httpx.create_ssl_context()
+# The others are like one of these here.
+LEFT_OUT = {"RuntimeError", "SSLError", "AssertionError", "StopAsyncIteration"}
+each_exception = pytest.mark.parametrize(
+    "number", [place for place, make in enumerate(EXCEPTIONS) if type(make()).__name__ not in LEFT_OUT]
+)
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    """Conversations that no test changes."""
+    with Sandbox(SandboxOptions(conversations=0)) as started:
+        for number in range(CONVERSATIONS):
+            one = started.put([], phone=f"+88691142597{number}")
+            started.append(one, 1)
+        yield started
+
+
+@pytest.fixture
+def offline(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Offline:
+    """Runs without a server, each in a process that is gone when the next begins."""
+    monkeypatch.setattr("imbrace_lake.export.resume._is_running", lambda pid: False)
+    monkeypatch.setattr("imbrace_lake.gateway.http_client._certificates", lambda: CERTIFICATES)
+    caplog.set_level(logging.DEBUG)
+    return Offline(box, tmp_path / "lake", monkeypatch)
+
+
+def break_step(offline: Offline, step: str, number: int) -> Any:
+    """Run an export in which a step raises an exception each time; its state."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise EXCEPTIONS[number]()
+
+    with offline.monkeypatch.context() as patch:
+        patch.setattr(step, fail)
+        return offline.run("run_1")
+
+
+def check_secrets(offline: Offline, state: Any, log: str) -> None:
+    """Make sure that nothing of an exception but its class has left the run."""
+    secrets = [SECRET, offline.box.options.token, *(phone[1:] for phone in offline.box.phones)]
+    told = f"{state!r} {state.message} {offline.everything_told()} {log}"
+    assert [one for one in secrets if one in told] == []
+    assert state.data is None
+
+
+@pytest.mark.parametrize("step", BEGINNING)
+@each_exception
+def test_an_exception_before_anything_is_found_fails_the_run(
+    step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, step, number)
+
+    assert (state.is_failed(), state.name) == (True, "Failed")
+    assert state.message.startswith(f"unexpected {type(EXCEPTIONS[number]()).__name__} in ")
+    assert offline.row("run_1") is None
+    check_secrets(offline, state, caplog.text)
+
+
+@pytest.mark.parametrize("step", RESOLVING)
+@each_exception
+def test_an_exception_while_numbers_are_resolved_leaves_them_all_to_the_rerun(
+    step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, step, number)
+
+    assert state.is_failed()
+    assert offline.outcomes("run_1").total() == 0
+    check_secrets(offline, state, caplog.text)
+    assert offline.run("run_2", rerun="run_1").is_completed()
+    assert offline.is_complete()
+
+
+@pytest.mark.parametrize("step", READING)
+@each_exception
+def test_an_exception_before_anything_is_read_leaves_what_was_found_to_the_rerun(
+    step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, step, number)
+
+    assert state.is_failed()
+    assert offline.outcomes("run_1") == {"not_reached": CONVERSATIONS}
+    check_secrets(offline, state, caplog.text)
+    assert offline.run("run_2", rerun="run_1").is_completed()
+    assert offline.is_complete()
+
+
+@pytest.mark.parametrize("step", CLOSING)
+@each_exception
+def test_a_run_that_cannot_be_closed_says_so_and_its_rerun_closes_it(
+    step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, step, number)
+
+    name = type(EXCEPTIONS[number]()).__name__
+    assert (state.is_failed(), state.name) == (True, "Failed")
+    assert state.message.startswith(f"The accounts of this run could not be written: unexpected {name} in ")
+    assert offline.row("run_1") is None
+    check_secrets(offline, state, caplog.text)
+    assert offline.run("run_2", rerun="run_1").is_completed()
+    assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}
+    assert offline.is_complete()
+
+
+@pytest.mark.parametrize("step", SHOWING)
+@each_exception
+def test_an_exception_of_what_shows_or_tidies_up_a_run_leaves_it_complete(
+    step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, step, number)
+
+    assert (state.is_completed(), state.name) == (True, "Completed"), state.message
+    assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}
+    assert offline.is_complete()
+    assert bool(offline.events) == (step != "flows.events.emit_event")
+    check_secrets(offline, state, caplog.text)
+
+
+@each_exception
+def test_an_exception_of_the_report_of_the_list_leaves_the_run_complete(
+    number: int, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = break_step(offline, "flows.input_report.input_rows", number)
+
+    assert state.is_completed(), state.message
+    assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}
+    check_secrets(offline, state, caplog.text)
+
+
+@each_exception
+def test_an_exception_of_a_verification_fails_it_by_its_class_only(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise EXCEPTIONS[number]()
+
+    monkeypatch.setattr("flows.verify.connect", fail)
+
+    state = asyncio.run(verify_lake.fn(VerifyParams()))
+
+    assert state.is_failed()
+    name = type(EXCEPTIONS[number]()).__name__
+    assert (state.message or "").startswith(f"unexpected {name} in flows.verify:")
+
+
+def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
+    """Let the caller cancel the run when one of its two chunks is done."""
+
+    async def export(run: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "chunk-2-of-2":
+            await asyncio.sleep(600)
+        result = await export_chunk(run, name, *arguments, **options)
+        offline.observer.cancellation.request()
+        return result
+
+    patch.setattr("tasks.export.export_chunk", export)
+
+
+@pytest.mark.parametrize("step", CLOSING)
+@pytest.mark.parametrize("is_rerun", [True, False])
+def test_a_cancelled_run_that_cannot_be_closed_says_so_and_another_run_closes_it(
+    step: str, is_rerun: bool, offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*arguments: object, **options: object) -> None:
+        raise StoreError("the disk is full")
+
+    with offline.monkeypatch.context() as patch:
+        cancel_in_the_middle(offline, patch)
+        patch.setattr(step, fail)
+        state = offline.run("run_1", chunk_size=CONVERSATIONS // 2)
+
+    assert (state.is_cancelled(), state.name) == (True, "Cancelled")
+    assert (state.message or "").startswith(
+        "Cancelled. The accounts of this run could not be written: the disk is full. Once that is fixed, the"
+    )
+    assert offline.row("run_1") is None
+    again = offline.run("run_2", rerun="run_1") if is_rerun else offline.run("run_2")
+    assert again.is_completed(), again.message
+    half = CONVERSATIONS // 2
+    assert offline.outcomes("run_1") == {"complete": half, "not_reached": half}
+    assert offline.outcomes("run_2") == {"complete": half if is_rerun else CONVERSATIONS}
+    assert offline.is_complete()
+    row = offline.row("run_1")
+    # The header of its journal is the first of what closing writes.
+    is_known_as_cancelled = not step.endswith("stop")
+    assert row is not None
+    assert row["status"] == ("cancelled" if is_known_as_cancelled else "failed")
+    assert ("imbrace.export.completed", row["status"]) in [
+        (name, payload["status"]) for name, payload in offline.events if payload["run_id"] == "run_1"
+    ]
+    check_secrets(offline, again, caplog.text)

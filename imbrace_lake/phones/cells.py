@@ -11,19 +11,29 @@ from imbrace_lake.phones.numbers import (
     PhoneNumber,
     has_extension,
     is_in_use,
+    is_whatsapp_contact,
     parse_phone,
     rejection,
     visible,
 )
 
 # What separates numbers and is never part of one. A plus sign begins a number.
-_BETWEEN = re.compile(r"\s*(?::::|[,;|&、，；\r\n\t])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])")
+_BETWEEN = re.compile(
+    r"\s*(?::::|[,;|&、，；｜\r\n\t\v\f\x85\u2028\u2029])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])"
+)
+# Numbers in the message of a link are not those of the list.
+_LINK = re.compile(r"wa\.me/|whatsapp\.com/|whatsapp://", re.IGNORECASE)
+_BETWEEN_LINKS = re.compile(r"[\s,;|]+(?:[/&]\s+)?")
 # What may also be part of a number, so that all pieces must be numbers in full. A slash without blanks comes
 # last, because it can be both in one cell: 030/1234567 / 030/7654321.
 _PERHAPS_BETWEEN = (
     re.compile(r"\s+[/／]\s+"),
     re.compile(r"\s+[\-‐‑‒–—―−ー－]+\s+"),
     re.compile(r"\s+(?=[(（]?0)"),
+    re.compile(
+        r"\s+(?:or|and|oder|und|ou|et|o|y|e|u|i|en|of|или|и)\s+|\s*(?:<br\s*/?>|[或和及\\•])\s*",
+        re.IGNORECASE,
+    ),
     re.compile(r"\s*[/／]\s*"),
 )
 _ENDING = re.compile(r"\d{1,4}")
@@ -53,7 +63,8 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
     written = visible(text)
     if has_extension(written):
         return [(text, error)]
-    texts = [piece for piece in _BETWEEN.split(written) if piece]
+    between_pieces = _BETWEEN_LINKS if _LINK.search(written) else _BETWEEN
+    texts = [piece for piece in between_pieces.split(written) if piece]
     if len(texts) == 1 and texts[0] != written:
         return _pieces(texts[0], region)
     if len(texts) > 1:
@@ -79,7 +90,9 @@ def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:
 
     def check(piece: str, phone: PhoneNumber) -> PhoneNumber | InvalidPhoneNumber:
         digits = sum(char.isdecimal() for char in piece)
-        is_explicit = piece.lstrip("(（").startswith(("+", "＋", "0")) or region is None
+        is_explicit = (
+            region is None or piece.lstrip("(（").startswith(("+", "＋", "0")) or is_whatsapp_contact(piece)
+        )
         if (digits >= _SURELY_A_NUMBER or is_in_use(phone)) and (is_explicit or len(phone) >= longest):
             return phone
         return rejection(piece, INCOMPLETE)

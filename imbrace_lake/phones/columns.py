@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.cells import parse_cell
-from imbrace_lake.phones.numbers import is_in_use
+from imbrace_lake.phones.numbers import is_in_use, visible
 from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
 
 _SAMPLE_ROWS = 200
@@ -22,40 +23,60 @@ _CANDIDATES_CHECKED = 20
 # Header names as people write them, compared without case, spaces, digits and punctuation.
 _USUAL_NAMES = re.compile(
     r"(?:(?:contact|customer|client|user|whatsapp|wa|mobile|cell)?(?:tele|cell)?phone(?:s|no|num|numbers?|e)?)"
-    r"|(?:contact|mobile|cell|tel|telephone|whatsapp|msisdn|wa)(?:s|no|num|numbers?)?|(?:whatsapp|wa)id|e"
-    r"|(?:tele(?:f|ph)on|handy|mobil|mobiltelefon|ruf)(?:nummer|nr)?|telefoon(?:nummer)?|(?:no|nomor)?(?:hp|telepon|telefon)"
+    r"|(?:contact|mobile|cell|tel|telephone|whatsapp|msisdn|wa)(?:s|no|num|numbers?)?|(?:whatsapp|wa)id|e|ph(?:no|num|number)"
+    r"|(?:tele(?:f|ph)on|handy|mobil|mobiltelefon|ruf)(?:nummer|nr)?|telefoon(?:nummer)?|(?:no|nomor)?(?:hp|telepon|telefon)|(?:no|nomor)wa"
     r"|(?:n[uú]mero(?:de)?)?(?:tel[eé]fono|telefone|t[eé]l[eé]phone|telem[oó]vel|celular|m[oó]vil|cellulare)|portable"
     r"|(?:номер)?(?:телефона?|мобильный)|điệnthoại|sốđiệnthoại|sđt|เบอร์โทร(?:ศัพท์)?|(?:رقم)?(?:ال)?(?:هاتف|جوال)"
 )
 _E164 = re.compile(r"e[ ._-]?164", re.IGNORECASE)
 # A name with one of these words means phone numbers: Mobile Phone, phone_2, Phone 1 - Value, billing_phone.
 _PHONE_WORD = re.compile(
-    r"phones?|telephone|tel|mobile|(?:cell|mobile|home|other|work)(?:phone)?|whatsapp|msisdn|tele(?:f|ph)on|tel[eé]fono"
-    r"|telefone|t[eé]l[eé]phone|celular|m[oó]vil|handy(?:nummer)?|telefonnummer|rufnummer"
+    r"phones?|t[eé]l|mob(?:ile?)?|(?:cell|mobile|home|other|work)(?:phone)?|gsm|whatsapp|msisdn|mobil(?:nummer|nr)"
+    r"|\w*(?:t[eé]l[eé](?:f|ph)[oóô]n|telefoon|телефон|τηλ[εέ]φων)"
+    r"(?:e[ns]?|os?|s|i|u|y|a|ní|nummern?|nr|szám|lar[ıi]|ы|а|у|ο|α)?|puhelin(?:numero)?|đt"
+    r"|rufnummer|handy(?:nummer|nr)?|telepon|telp|tlf|tfno|telem[oó]vel|celular(?:es)?|cellular[ei]|m[oó]vil(?:es)?"
+    r"|kom[oó]rka|мобильн\w+|сотов\w+|тел|κινητ[οό]|(?:ال)?(?:هاتف|جوال|محمول|موبايل|تليفون)|تلفن|موبایل|ה?(?:טלפון|נייד)"
 )
-_EAST_ASIAN = re.compile("電話|手機|携帯|电话|手机|전화|휴대폰|휴대전화")
+# Not proof enough beside a word for another number: Work Order.
+_KINDS = frozenset({"home", "other", "work"})
+# Likewise in scripts that do not divide words by blanks, or whose marks divide them for `re`.
+_PHONE_PART = re.compile("電話|手機|携帯|电话|手机|전화|휴대폰|휴대전화|โทร|điện thoại|sđt|फ़ोन|फोन|मोबाइल")
 # Beside one of these words it does not: Phone 1 - Label, phone_verified_at.
 _ABOUT_A_PHONE = re.compile(
     r"label|type|kind|key|name|model|brand|carrier|operator|country|region|code|prefix|ext(?:ension)?|verified|valid"
     r"|status|state|consent|opt|date|time|created|updated|count|os|version|plan|hash|notes?|comment|format|source|typ"
-    r"|bezeichnung|[eé]tiqu?eta?"
+    r"|bezeichnung|[eé]tiqu?eta?|libell[eé]|etichetta|etykieta|etiket|метка|tip[oe]?|t[uü]r[uü]?|soort|rodzaj|jenis|тип|loại"
+    r"|نوع|סוג|modell|marke|anbieter|vertrag|vorwahl|indicatif|prefijo|land|datum|fecha"
 )
+_ABOUT_PART = re.compile("標籤|标签|ラベル|라벨|ประเภท")
 # A column with one of these words is not chosen, whatever it holds: Business Fax, customer_id.
 _NEVER_A_PHONE = re.compile(
-    r"(?:tele)?fax|pager|telex|isdn|(?:contact|customer|client|user|member|lead|person|company|record|external|crm)?ids?"
-    r"|uuid|guid|imei|iccid|order|invoice|account|amount|total|price|zip|postal"
+    r"\w*fax|faks\w*|факс\w*|t[eé]l[eé]copie(?:ur)?|(?:ال)?فاكس|ה?פקס|φαξ|pager|telex|isdn|uuid|guid|imei|iccid"
+    r"|(?:contact|customer|client|user|member|lead|person|company|record|external|crm)?ids?"
+    r"|amount|total|price|zip|postal|postcode|plz|postleitzahl"
 )
-_NEVER_EAST_ASIAN = re.compile("傳真|传真|ファックス|팩스|型號|型号|類型|类型|種類|日期|国码|國碼|編號|编号")
+# Nor is one with these words, unless it is named as a phone as well: Account Number, but Account Phone.
+_OTHER_NUMBER = re.compile(
+    r"order|invoice|account|customer|client|member|case|card|policy|contract|employee|patient|loyalty|tax|booking"
+    r"|ticket|serial|sku|iban|vat|passport|reference|ref|konto|tracking"
+    r"|(?:kunden|bestell|auftrags|rechnungs|konto|mitglieds|vertrags|steuer|sendungs|artikel)(?:nummer|nr)"
+)
+_NEVER_PART = re.compile(
+    "傳真|传真|ファックス|팩스|แฟ[กค]ซ์|證字號|证号|邮编|郵遞區號|郵便番号|帳號|账号|"
+    "型號|型号|類型|类型|種類|日期|国码|國碼|編號|编号"
+)
 _WORD = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _DATE = re.compile(r"\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4}|\d\d?:\d\d(?::\d\d)?")
 _DIGITS_ONLY = re.compile(r"[+(]?\d[\d\s().,/+-]*")
 _EXPLICIT = re.compile(
-    r"\s*[\"'=(]*(?:\+|＋|0|tel:|whatsapp:)|.*@(?:s\.whatsapp\.net|c\.us)\s*$", re.IGNORECASE
+    r"\(?(?:\+|＋|00[1-9]|tel:|whatsapp:|(?:https?://)?(?:\w+\.)?(?:wa\.me|whatsapp\.com)/)"
+    r"|.*@(?:s\.whatsapp\.net|c\.us)$",
+    re.IGNORECASE,
 )
 _CANDIDATE = (
     r"^[\s\"'=(]*\d[\d\s().\-/]{5,}\d[\s\"')]*$|(?:\+|＋)\s?\(?\d[\d\s().\-/]{5,}\d"
-    r"|\d{7,}@(?:s\.whatsapp\.net|c\.us)"
+    r"|(?:wa\.me/|phone=)(?:\+|%2B)?\d{7,}|\d{7,}@(?:s\.whatsapp\.net|c\.us)"
 )
 
 
@@ -110,11 +131,17 @@ def find_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> int | None:
         The index of the header, or None if there is none.
     """
     filled = [index for index, row in enumerate(rows) if any(map(str.strip, row))][:_HEADER_ROWS]
+    known: int | None = None
     for index in filled:
         if any(_has_number(cell, wanted.region) for cell in rows[index]):
             break
         if any(map(wanted.is_header_name, rows[index])):
-            return index
+            if _width(rows[index]) > 1:
+                return index
+            # One cell may be a title, such as "Phone numbers" above "name, phone".
+            known = index if known is None else known
+    if known is not None:
+        return known
     if wanted.usual is not None and wanted.column is None:
         return filled[0] if filled else None
     is_wide = sum(_width(rows[index]) > 1 for index in filled) * 2 > len(filled)
@@ -137,8 +164,9 @@ def choose_columns(
     """Return the indexes of the columns to read.
 
     Without `wanted.column`, these are all columns that are named as phone numbers are, and all others that
-    hold mostly numbers with a plus sign or a leading zero. Where there are none, it is the only column, or
-    the only one that holds mostly phone numbers. Columns named as ids or fax numbers are not chosen.
+    hold mostly numbers with a plus sign or, if none is named, a leading zero. Where there are none, it is the
+    only column, or the only one that holds mostly phone numbers. Columns named as ids or fax numbers are not
+    chosen.
 
     Args:
         names: The header, or None where there is none.
@@ -163,7 +191,9 @@ def choose_columns(
     named = [index for index in free if index < len(names or ()) and is_phone_name(shown[index])]
     # A column `contact` may hold names, and `mobile` yes and no.
     numbered = [index for index in named if not cells[index] or any(map(_has_digits, cells[index]))]
-    explicit = [index for index in free if _mostly(cells[index], wanted.region, _is_explicit)]
+    # A leading zero is no proof beside a column of phone numbers: account numbers have one as well.
+    proof = _is_explicit if numbered else _is_dialled
+    explicit = [index for index in free if _mostly(cells[index], wanted.region, proof)]
     if named or explicit:
         return sorted({*(numbered or named), *explicit})
     return [0] if width == 1 and free else _likely_column(shown, free, cells, wanted.region, source)
@@ -208,20 +238,30 @@ def is_phone_name(name: str) -> bool:
         re.sub(r"\d+", "", _plain(_E164.sub("", name)))
     ):
         return True
-    if is_other_name(name) or any(map(_ABOUT_A_PHONE.fullmatch, _words(name))):
+    words, text = _words(name), _folded(name)
+    if is_other_name(name) or any(map(_ABOUT_A_PHONE.fullmatch, words)) or _ABOUT_PART.search(text):
         return False
-    return any(map(_PHONE_WORD.fullmatch, _words(name))) or _EAST_ASIAN.search(name) is not None
+    return any(map(_PHONE_WORD.fullmatch, words)) or _PHONE_PART.search(text) is not None
 
 
 def is_other_name(name: str) -> bool:
     """Return whether a column is named as ids or fax numbers are."""
     if _USUAL_NAMES.fullmatch(re.sub(r"\d+", "", _plain(name))):
         return False
-    return any(map(_NEVER_A_PHONE.fullmatch, _words(name))) or _NEVER_EAST_ASIAN.search(name) is not None
+    words = _words(name)
+    if any(map(_NEVER_A_PHONE.fullmatch, words)) or _NEVER_PART.search(_folded(name)):
+        return True
+    is_phone = any(map(_PHONE_WORD.fullmatch, words - _KINDS)) or _PHONE_PART.search(_folded(name))
+    return not is_phone and any(map(_OTHER_NUMBER.fullmatch, words))
+
+
+def _folded(name: str) -> str:
+    # Names typed on a Mac, or in full width, have the same letters in other code points.
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _words(name: str) -> set[str]:
-    return {word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", name))}
+    return {*_WORD.findall(_folded(name)), *_WORD.findall(_folded(_CAMEL.sub(" ", name)))}
 
 
 def _named_columns(names: Sequence[str], column: str, source: str) -> list[int]:
@@ -249,7 +289,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s\W_]+", "", name.casefold()) or name
+    return re.sub(r"[\s\W_]+", "", _folded(name)) or name
 
 
 def _mostly(values: Sequence[str], region: str | None, test: Callable[[str, str | None], bool]) -> bool:
@@ -257,7 +297,13 @@ def _mostly(values: Sequence[str], region: str | None, test: Callable[[str, str 
 
 
 def _is_explicit(text: str, region: str | None) -> bool:
-    return _EXPLICIT.match(text) is not None and _is_phone(text, region)
+    return _EXPLICIT.match(visible(text)) is not None and _is_phone(text, region)
+
+
+def _is_dialled(text: str, region: str | None) -> bool:
+    """Return whether a cell holds a number with its country code or with the 0 that is dialled before it."""
+    has_zero = visible(text).lstrip("(（").startswith("0")
+    return (has_zero and _is_phone(text, region)) or _is_explicit(text, region)
 
 
 def _is_phone(text: str, region: str | None) -> bool:

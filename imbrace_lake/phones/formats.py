@@ -16,6 +16,8 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _AS_CSV = "save the list as CSV (UTF-8)"
 _UNPACK = "unpack it first (gzip and zstd are unpacked here)"
 _OTHERS = (
+    (b"\x1f\x8b", "a gzip archive within another", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive within another", _UNPACK),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ\0", "an xz archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
@@ -34,9 +36,21 @@ _OTHERS = (
     (b"ARROW1", "an Arrow file", "save the list as Parquet or CSV"),
     (PARQUET, "Parquet in a stream or archive", "give the path of an uncompressed Parquet file"),
 )
-_JSON = re.compile(r"\{\s*[\"'}]|\{\s*$|\[\s*[\"'{\[\]\d]|\[\s*$")
+# A bracket with other digits, as in "[27.11.26, 10:30] Anna: …", begins a line of a chat.
+_JSON = re.compile(
+    r"\{\s*[\"'}]|\{\s*$|\[\s*[\"'{\[\]]|\[\s*(?:-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|null|true|false)\s*(?:,|\]?\s*$)|\[\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Three letters may also begin a list: PK,phone.
+_SHORT = 3
+# Documents of text, which may begin with blank lines.
+_TEXTUAL = (b"%PDF", b"{\\rtf")
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _VCARD = re.compile(r"BEGIN:VCARD|BEGIN:VCALENDAR", re.IGNORECASE)
-_HTML = re.compile(r"<!doctype html|<html|<head|<body|<table|<meta|<script|<div|<!--", re.IGNORECASE)
+_HTML = re.compile(
+    r"<!doctype html|<html|<head|<body|<table|<meta|<script|<div|<tr|<td|<!--|mime-version:", re.IGNORECASE
+)
 
 
 def refuse_binary(head: bytes, name: str) -> None:
@@ -50,7 +64,8 @@ def refuse_binary(head: bytes, name: str) -> None:
         UsageError: It is another kind of file.
     """
     for magic, kind, remedy in _OTHERS:
-        if head.startswith(magic):
+        start = head.lstrip(_BLANK) if magic in _TEXTUAL else head
+        if start.startswith(magic) and (len(magic) > _SHORT or not magic.isalpha() or _CONTROL.search(head)):
             raise UsageError(f"{name} is {kind}, not a list: {remedy}.")
 
 
@@ -96,6 +111,8 @@ def spreadsheet_kind(file: IO[bytes], head: bytes, name: str) -> str:
         return "xlsb" if "xl/workbook.bin" in members else "xlsx"
     if b"opendocument.spreadsheet" in mimetype:
         return "ods"
-    if "word/document.xml" in members or b"opendocument" in mimetype:
+    if any(member.endswith(".iwa") for member in members):
+        raise UsageError(f"{name} is an Apple Numbers, Pages or Keynote file, not a list: {_AS_CSV}.")
+    if any(member.startswith(("word/", "ppt/")) for member in members) or b"opendocument" in mimetype:
         raise UsageError(f"{name} is a document, not a list: {_AS_CSV}.")
     raise UsageError(f"{name} is a zip archive, not a list: unpack it first.")

@@ -44,7 +44,7 @@ from imbrace_lake.phones.tables import (
     read_sheet,
     separator_line,
 )
-from imbrace_lake.phones.text import TextSource, read_text, take
+from imbrace_lake.phones.text import TextSource, is_packed, read_text, take
 
 Source = str | Path | TextIO | Iterable[str]
 
@@ -278,7 +278,7 @@ def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[
     if head.startswith(PARQUET):
         return iter_table(read_parquet(file, report), wanted, report)
     suffix = _suffix(report.name)
-    if suffix in _PARQUET:
+    if suffix in _PARQUET and not is_packed(head):
         refuse_binary(head, report.name)
         refuse_markup(head.decode("utf-8", "replace"), report.name)
         raise UsageError(

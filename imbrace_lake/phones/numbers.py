@@ -23,14 +23,25 @@ _MIN_DIGITS_FOR_TAIL = 8
 _TAIL = 2
 
 _PLAIN = re.compile(r"(\+?)([1-9][0-9]{6,18})")
-_SCHEME = re.compile(r"(?:tel|whatsapp|callto|sms):\s*|(?:https?://)?wa\.me/", re.IGNORECASE)
+_SCHEME = re.compile(
+    r"(?:tel|telephone|telefon|phone|mobile|mobil|mob|handy|cell|whatsapp|signal|callto|sms|smsto"
+    r"|電話|电话|手機|手机|携帯)(?:\.?[:：]|\.|\s)\s*(?://)?|(?:https?://)?wa\.me/",
+    re.IGNORECASE,
+)
 _WHATSAPP_ID = re.compile(r"\+?(\d+)(?::\d+)?@(?:s\.whatsapp\.net|c\.us)", re.IGNORECASE)
+# What follows the number in a link is a message, unless it is another link.
+_WHATSAPP_LINK = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:wa\.me/|(?:(?:api|web)\.whatsapp\.com/|whatsapp://)send/?\?(?:[^\s,;|]*&)?phone=)"
+    r"(?:\+|%2B)?([1-9]\d+)/?(?:[?&#](?!\S*(?:wa\.me|phone=))[^\s,;|]*)?",
+    re.IGNORECASE,
+)
 _OTHER_WHATSAPP_IDS = {
     "@g.us": "it is the id of a WhatsApp group",
     "@lid": "it is a hidden WhatsApp id (@lid), which does not contain the number",
     "@broadcast": "it is the id of a WhatsApp broadcast list",
     "@newsletter": "it is the id of a WhatsApp channel",
 }
+_QUOTES = "\"'`´‘’“”„«»＇＂ "
 # A word behind the number: +886 911 425 977 (work).
 _LABEL = re.compile(r"\s*[(（]\s*[^\W\d_][^()（）\d]*[)）]$")
 # Separators people use, the dashes of Unicode and of East Asian keyboards included. A comma is not
@@ -39,13 +50,18 @@ _DASHES = r"\-‐‑‒–—―−ー－"
 _WRITTEN = re.compile(r"\(?\s*([+＋]?)[\s\d()（）\[\]［］.．·・/／" + _DASHES + "]*")
 _FLOAT = re.compile(r"(\d{5,})[.,]0+")
 _SCIENTIFIC = re.compile(r"([+-]?\d+)(?:[.,](\d*))?\s*[eE]\s*(\+?\d{1,2})")
+# In doubt a date is not a number: with a default region, most dates are possible ones.
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+_DATE = re.compile(rf"(?:19|20)\d\d([-./]){_DAY}\1{_DAY}|{_DAY}([-./]){_DAY}\2(?:19|20)\d\d")
+_AMOUNT = re.compile(r"[1-9]\d{4,}\.\d\d?")
 _GROUP = re.compile(r"\d+")
 _NO_DIGITS = re.compile(r"\D+")
 # Behind a line break, a slash, a dash with blanks or a bracket another number or ending may begin.
-_BREAK = re.compile(rf"[\n\r\t/／(（\[［]|\s[{_DASHES}]|[{_DASHES}]\s")
+_BREAK = re.compile(rf"[\n\r\t\v\f\x85\u2028\u2029/／(（\[［]|\s[{_DASHES}]|[{_DASHES}]\s")
 _DASH_OR_DOT = re.compile(rf"[{_DASHES}.．·・]")
 _FEWEST_DIGITS = 6  # of a whole number as anybody writes it: 01 2345 in Vienna
 _LONGEST_ENDING = 4
+_PAIR = 2  # digits: 08-12 34 56-91 changes its separator for the ending
 _EXTENSION = re.compile(
     r"[^#;,a-z]*\d[^#;,a-z]*[#;,]*\s*(?:ext(?:ension)?|extn|x|#)[.:=\s]*\d+", re.IGNORECASE
 )
@@ -176,11 +192,8 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
         shorter = phone[: before - total]
         is_break = _BREAK.search(written, group.end(), following.start()) is not None
         if not _is_whole(shorter, code):
-            is_other = (
-                region is not None
-                and not _is_of(region, code)
-                and _is_national(written[: group.end()], region)
-            )
+            # Its digits may begin a national number, of which the library cuts the 0 only if it ends here.
+            is_other = region is not None and _is_national(written[: group.end()], region)
             if is_other or (
                 (is_break or index == 0) and _is_possible(shorter, code) and not is_in_use(phone)
             ):
@@ -188,13 +201,18 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
             continue
         rest = _ascii_digits(written[group.end() :])
         separator = written[group.end() : following.start()]
+        before_group = written[groups[index - 1].end() : group.start()]
         if (
             is_break
             or index == 0
             or not is_in_use(phone)
             or _begins_again(rest, shorter)
             or (
-                _DASH_OR_DOT.search(separator) and _is_ending(rest, group[0]) and not _is_usual(phone, groups)
+                _DASH_OR_DOT.search(separator)
+                and (
+                    (separator != before_group and len(group[0]) == _PAIR and len(rest) < _LONGEST_ENDING)
+                    or (_is_ending(rest, group[0]) and not _is_usual(phone, groups))
+                )
             )
         ):
             return False
@@ -208,10 +226,6 @@ def _is_possible(phone: str, code: str) -> bool:
 
 def _is_whole(phone: str, code: str) -> bool:
     return _is_possible(phone, code) and is_in_use(phone)
-
-
-def _is_of(region: str, code: str) -> bool:
-    return code == str(phonenumbers.country_code_for_region(region))
 
 
 def _is_national(written: str, region: str) -> bool:
@@ -347,7 +361,7 @@ def _read(text: str) -> tuple[bool, str]:
     if len(text) > _MAX_CHARACTERS:
         raise rejection(text, "it is too long")
     written = visible(text)
-    if contact := _WHATSAPP_ID.fullmatch(written):
+    if contact := _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written):
         return True, contact[1]
     has_scheme = _SCHEME.match(written)
     written = _LABEL.sub("", written[has_scheme.end() :] if has_scheme else written)
@@ -355,6 +369,10 @@ def _read(text: str) -> tuple[bool, str]:
         written = as_float[1]
     elif scientific := _SCIENTIFIC.fullmatch(written):
         written = _all_digits(*scientific.groups("")) or written
+    elif _DATE.fullmatch(written):
+        raise rejection(text, "it looks like a date")
+    elif _AMOUNT.fullmatch(written):
+        raise rejection(text, "it is an amount with decimals, or more than one number")
     form = _WRITTEN.fullmatch(written)
     if form is None:
         raise rejection(text, _why_unreadable(written))
@@ -365,12 +383,18 @@ def _read(text: str) -> tuple[bool, str]:
 
 def visible(text: str) -> str:
     """Return the text without invisible characters and without what spreadsheets put around it."""
-    return text.translate(_INVISIBLE).strip().removeprefix("=").strip("\"' ")
+    return text.translate(_INVISIBLE).strip().removeprefix("=").strip(_QUOTES)
+
+
+def is_whatsapp_contact(text: str) -> bool:
+    """Return whether the text is an id or link of WhatsApp, which has the country code."""
+    written = visible(text)
+    return bool(_WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written))
 
 
 def has_extension(written: str) -> bool:
     """Return whether the text is a number with an extension."""
-    return _EXTENSION.fullmatch(written) is not None
+    return _EXTENSION.fullmatch(_SCHEME.sub("", written, count=1)) is not None
 
 
 def _ascii_digits(written: str) -> str:
@@ -393,7 +417,8 @@ def _why_unreadable(written: str) -> str:
             return reason
     if _SCIENTIFIC.fullmatch(written):
         return (
-            "a spreadsheet rounded it to a form like 8.9E+11, its digits are lost: export the column as text"
+            "a spreadsheet calculated with it, or rounded it to a form like 8.9E+11, its digits are lost:"
+            " export the column as text"
         )
     if has_extension(written):
         return "it has an extension, and conversations belong to numbers without one"

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import python_calamine as calamine
 
@@ -292,7 +294,7 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
     """
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(file)
-        report.sheet = _sheet_name(workbook.sheet_names, wanted.sheet, report.name)
+        report.sheet = _sheet_name(workbook, wanted.sheet, report.name)
         sheet = workbook.get_sheet_by_name(report.sheet)
         values: list[list[Any]] = list(sheet.iter_rows())
         left = sheet.start[1] if sheet.start else 0
@@ -315,11 +317,19 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
     return Table(names, rows[start:], _batches(iter(rows[start:])), check)
 
 
-def _sheet_name(names: Sequence[str], wanted: str | None, source: str) -> str:
+def _sheet_name(workbook: calamine.CalamineWorkbook, wanted: str | None, source: str) -> str:
+    names = workbook.sheet_names
     if not names:
         raise UsageError(f"{source} has no sheet.")
     if wanted is None:
-        return names[0]
+        # People who do not see a sheet, or see only a chart, do not take it for the first.
+        tables = (
+            sheet.name
+            for sheet in workbook.sheets_metadata
+            if sheet.typ == calamine.SheetTypeEnum.WorkSheet
+            and sheet.visible == calamine.SheetVisibleEnum.Visible
+        )
+        return next(tables, names[0])
     for same in (str, lambda name: name.strip().casefold()):
         for name in names:
             if same(name) == same(wanted):
@@ -349,9 +359,9 @@ def _texts(values: pa.Array) -> pa.Array:
         values = values.dictionary_decode()
     if not _is_readable(kind):
         return pa.nulls(len(values), pa.string())
-    if _is_text(kind) or pa.types.is_integer(kind):
+    if _is_text(kind) or (pa.types.is_integer(kind) and (pc.min(values).as_py() or 0) >= 0):
         return values.cast(pa.string())
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return pa.array(
             [None if value is None else _text(value) for value in values.to_pylist()], pa.string()
         )
@@ -371,9 +381,10 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
         # A number column that holds a null often comes as floats, and its nulls as NaN.
         return ""
-    if isinstance(value, float) and not (value.is_integer() and abs(value) < _EXACT_BELOW):
-        return repr(value)
-    try:
-        return str(int(value)) if value == int(value) else str(value)
-    except (TypeError, ValueError, OverflowError):
+    if not isinstance(value, int | float | Decimal):
         return str(value)
+    is_exact = not isinstance(value, float) or (value.is_integer() and value < _EXACT_BELOW)
+    if is_exact and value >= 0 and value == int(value):
+        return str(int(value))
+    # A typed number with a sign or decimals was calculated; in this notation it is never read as a phone.
+    return f"{Decimal(repr(value) if isinstance(value, float) else value):E}"

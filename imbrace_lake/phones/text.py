@@ -53,8 +53,7 @@ def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], boo
         UsageError: It is not text, or not a list.
     """
     head, chunks = take(chunks, 4)
-    codec = next((codec for magic, codec in _COMPRESSIONS.items() if head.startswith(magic)), None)
-    if codec:
+    if codec := _codec(head):
         packed = pa.PythonFile(io.BufferedReader(_Bytes(chunks)), mode="r")
         chunks = byte_chunks(pa.CompressedInputStream(packed, codec))
     sample, chunks = take(chunks, SAMPLE_BYTES)
@@ -68,6 +67,15 @@ def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], boo
         io.BufferedReader(_Bytes(chunks), CHUNK_BYTES), encoding=encoding, errors="replace", newline=""
     )
     return TextSource(text, is_whole, stream, encoding)
+
+
+def is_packed(head: bytes) -> bool:
+    """Return whether a file with these first bytes is packed by gzip or zstd."""
+    return _codec(head) is not None
+
+
+def _codec(head: bytes) -> str | None:
+    return next((codec for magic, codec in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def _encoding(sample: bytes, is_whole: bool, is_header: Callable[[str], bool]) -> str:

@@ -232,3 +232,89 @@ def test_no_text_gives_a_number_whose_digits_are_not_in_it(text: str, region: st
 
     for phone in numbers_of(text, region):
         assert phone[-4:] in digits
+
+
+@pytest.mark.parametrize(
+    "separator", ["\v", "\f", "\x85", "\u2028", "\u2029", "｜", " \\ ", " • ", "<br>", " <br/> ", "或"]
+)
+@pytest.mark.parametrize("region", VARIABLE)
+def test_rare_separators_divide_numbers_and_join_none(region: str, separator: str) -> None:
+    first, second = VARIABLE[region][:2]
+
+    assert parse_cell(f"{first}{separator}{second}") == [parse_phone(first), parse_phone(second)]
+    for ending in ("9", "90", "901"):
+        assert set(numbers_of(f"{first}{separator}{ending}")) <= {parse_phone(first)}
+
+
+@pytest.mark.parametrize("word", ["or", "and", "oder", "und", "ou", "et", "o", "y", "или", "OR"])
+def test_words_between_two_whole_numbers_divide_them(word: str) -> None:
+    assert parse_cell(f"0911-425-977 {word} 0911-425-978", "TW") == [A, B]
+    assert numbers_of(f"02-2345-6789 {word} 90", "TW") == []
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://wa.me/{}",
+        "http://www.wa.me/{}/",
+        "wa.me/+{}",
+        "https://wa.me/{}?text=call%20+886911425999",
+        "https://api.whatsapp.com/send?phone={}",
+        "https://api.whatsapp.com/send/?phone={}&text&type=phone_number",
+        "https://web.whatsapp.com/send?text=hi&phone=%2B{}",
+        "whatsapp://send?phone=+{}",
+    ],
+)
+@pytest.mark.parametrize("phone", ["+886911425977", "+12025550123", "+919876543210"])
+@pytest.mark.parametrize("region", [None, "TW", "IN"])
+def test_a_link_to_a_chat_has_the_number_with_its_country_code(
+    link: str, phone: str, region: str | None
+) -> None:
+    text = link.format(phone[1:])
+
+    assert parse_cell(text, region) == [phone]
+    for separator in (" ", ", ", ";", "\n"):
+        assert parse_cell(f"{text}{separator}{link.format(B[1:])}", region) == [phone, B]
+    assert numbers_of("wa.me/message/ABCD1234567", region) == []
+
+
+@pytest.mark.parametrize(
+    "label", ["Tel: ", "Tel. ", "Tel.: ", "Phone ", "Mobil: ", "tel://", "smsto:", "電話：", "手機:"]
+)
+@pytest.mark.parametrize("extension", [";ext=12", " ext. 12", " x12", "#12"])
+def test_a_label_before_a_number_is_left_out_but_not_its_extension(label: str, extension: str) -> None:
+    assert parse_cell(f"{label}+886911425977") == [A]
+    assert numbers_of(f"{label}+886911425977{extension}") == []
+    assert numbers_of("Fax: +886911425977") == []
+
+
+@pytest.mark.parametrize("quotes", ["''", "\u2019\u2019", "``", "\u201c\u201d", "\u201e\u201c", "«»"])
+def test_quotation_marks_of_any_kind_are_left_out(quotes: str) -> None:
+    assert parse_cell(f"{quotes[0]}{A}") == parse_cell(f"{quotes[0]}{A}{quotes[1]}") == [A]
+
+
+@pytest.mark.parametrize("region", ["TW", "DE", "AT", "NO", "HK", "SG", "US"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-01-02",
+        "1980/12/31",
+        "2024.1.2",
+        "02.01.2024",
+        "31/12/1999",
+        "12/31/1999",
+        "1-2-2024",
+        "12345.67",
+        "1711234567.5",
+    ],
+)
+def test_dates_and_amounts_are_no_numbers_of_a_default_region(text: str, region: str) -> None:
+    assert numbers_of(text, region) == []
+
+
+@pytest.mark.parametrize("number", ["+46 8 12 34 56", "+352 27 12 34 56"])
+@pytest.mark.parametrize("dash", ["-", "–"])
+def test_a_dash_behind_groups_with_blanks_begins_an_ending(number: str, dash: str) -> None:
+    # The longer number is in use, and written in groups of two digits as well.
+    assert numbers_of(f"{number}{dash}91") == []
+    assert numbers_of(f"{number} 91") == [parse_phone(f"{number}91".replace(" ", ""))]

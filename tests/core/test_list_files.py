@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import datetime
+import gzip
 import io
 import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -180,8 +183,88 @@ class TestColumns:
         assert phones.unique().to_pylist() == [A, B]
         assert left_out(phones) == {"fax": 1, "id": 1}
 
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "Telefon privat,Mobiltelefon,Fax geschäftlich",
+            "Tél. domicile,Téléphone (bureau),Télécopie (bureau)",
+            "Teléfono particular,Teléfono móvil,Fax del trabajo",
+            "Telefono ufficio,Cellulare,Fax ufficio",
+            "Telefone residencial,Celular,Fax comercial",
+            "Telefoon thuis,Mobiele telefoon,Fax op werk",
+            "Telefon domowy,Telefon komórkowy,Faks służbowy",
+            "Телефон домашний,Рабочий телефон,Рабочий факс",
+            "Ev Telefonu,Cep Telefonu,İş Faksı",
+            "Hemtelefon,Arbetstelefon,Arbetsfax",
+            "自宅電話,携帯電話,会社ファックス",
+            "住家電話,行動電話,公司傳真",
+            "집 전화,휴대폰,직장 팩스",
+            "Điện thoại nhà,Điện thoại di động,Fax cơ quan",
+            "โทรศัพท์บ้าน,โทรศัพท์มือถือ,แฟกซ์ที่ทำงาน",
+            "هاتف المنزل,الهاتف المحمول,فاكس العمل",
+            "טלפון בבית,טלפון נייד,פקס בעבודה",
+            "ＴＥＬ,Te\u0301le\u0301phone,ＦＡＸ",
+            "WhatsApp Nummer,Customer Mobile Number,Account Fax",
+            "Account Phone,Client Phone No,Phone Type",
+        ],
+    )
+    @pytest.mark.parametrize("plus", ["+", ""])
+    def test_columns_are_known_by_their_names_in_many_languages(
+        self, tmp_path: Path, header: str, plus: str
+    ) -> None:
+        rows = f"A,{plus}{A[1:]},{plus}{B[1:]},{plus}{D[1:]},{ID}\nB,,{plus}{C[1:]},,{ID[:-1]}9\n"
+
+        phones = read(write(tmp_path / "n.csv", f"x,{header},Kundennummer\n{rows}"))
+
+        assert phones.unique().to_pylist() == ([A, B, D, C] if "Type" in header and plus else [A, B, C])
+        assert "Kundennummer" in left_out(phones)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "Reference",
+            "Konto",
+            "Kundennummer",
+            "Member No",
+            "Postcode",
+            "Loyalty card",
+            "身分證",
+            "Nr",
+            "#",
+            "",
+        ],
+    )
+    def test_a_leading_zero_beside_a_column_of_phone_numbers_is_no_phone_number(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        path = write(tmp_path / "n.csv", f"phone,{name}\n0911425971,0223456789\n0911425972,0223456788\n")
+
+        phones = read(path, region="TW")
+
+        assert phones.unique().to_pylist() == [A, B]
+        assert list(left_out(phones).values()) == [2]
+
+    @pytest.mark.parametrize(
+        "name", ["Kundennummer", "Customer No", "Case Number", "Loyalty Card", "Konto", "Tracking"]
+    )
+    def test_a_column_of_other_numbers_alone_is_not_asked_for(self, tmp_path: Path, name: str) -> None:
+        assert "use --column" in refusal(write(tmp_path / "n.csv", f"{name},name\n{ID},A\n{ID[:-1]}9,B\n"))
+
 
 class TestHeader:
+    @pytest.mark.parametrize("title", ["Phone numbers", "Contacts 2026", "Telefon", "WhatsApp", "Mobile,,"])
+    def test_a_title_that_is_named_as_a_column_is_a_title(self, tmp_path: Path, title: str) -> None:
+        path = write(tmp_path / "n.csv", f"{title}\n\nname,phone,phone\nA,{A},{B}\nB,{C},\n")
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, A), (1, B), (2, C)]
+        assert phones.report.files[0].titles == 1
+
+    @pytest.mark.parametrize("header", ["PK,phone", "ORCID,phone", "BZh,phone", "[1] name,phone"])
+    def test_letters_that_begin_a_binary_format_may_begin_a_list(self, tmp_path: Path, header: str) -> None:
+        assert phones_in(write(tmp_path / "n.csv", f"{header}\n1,{A[1:]}\n")) == [(1, A)]
+
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
     def test_the_separator_line_of_excel_is_obeyed(
@@ -283,6 +366,28 @@ class TestNumbers:
         assert phones.unique().to_pylist() == [A]
         assert phones.invalid == 3
 
+    @pytest.mark.parametrize(
+        "value",
+        [
+            12345.678,
+            1711234567.5,
+            -886911425971,
+            -1711234567.0,
+            -1421,
+            Decimal("-1711234567.00"),
+            Decimal("171123.25"),
+        ],
+    )
+    @pytest.mark.parametrize("region", [None, "DE", "TW"])
+    def test_typed_numbers_with_a_sign_or_decimals_were_calculated(
+        self, tmp_path: Path, value: float | Decimal, region: str | None
+    ) -> None:
+        pq.write_table(pa.table({"phone": pa.array([value])}), tmp_path / "n.parquet")
+        write_xlsx(tmp_path / "n.xlsx", [("Leads", [["phone"], [float(value)]])])
+
+        for name in ("n.parquet", "n.xlsx"):
+            assert read(tmp_path / name, region=region).invalid == 1
+
     def test_a_short_float_column_that_is_not_read_does_not_matter(self, tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"phone": [A], "score": pa.array([0.5], pa.float32())}), tmp_path / "n.parquet"
@@ -380,6 +485,26 @@ def write_ods(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None
     document.save(str(path))
 
 
+@pytest.mark.parametrize("state", ["hidden", "veryHidden"])
+def test_the_first_sheet_is_the_first_that_people_see(tmp_path: Path, state: str) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["phone"])
+    book.active.append([D])
+    book.active.sheet_state = state
+    book.create_chartsheet("Chart")
+    shown = book.create_sheet("Leads")
+    for value in ("phone", A):
+        shown.append([value])
+    book.active = 2
+    book.save(tmp_path / "n.xlsx")
+
+    phones = read(tmp_path / "n.xlsx")
+
+    assert phones.unique().to_pylist() == [A]
+    assert "only sheet Leads was read, not Sheet, Chart" in " ".join(phones.report.warnings())
+    assert phones_in(tmp_path / "n.xlsx", sheet="1") == [(1, D)]
+
+
 @pytest.mark.parametrize("suffix", [".xlsx", ".xls", ".ods"])
 class TestSpreadsheets:
     ROWS = (
@@ -414,6 +539,12 @@ class TestSpreadsheets:
         assert refusal(path).endswith(
             "give at least one, or choose another sheet with --sheet (in forms: Sheet): Leads."
         )
+
+    def test_dates_in_a_column_of_numbers_are_no_numbers(self, tmp_path: Path, suffix: str) -> None:
+        day = "2024-01-02" if suffix == ".ods" else datetime.date(2024, 1, 2)
+        path = workbook(tmp_path / f"n{suffix}", ("Leads", [["name", "phone"], ["A", day], ["B", A]]))
+
+        assert read(path, region="TW").table["phone"].to_pylist() == [None, A]
 
     def test_a_spreadsheet_is_recognised_under_any_name_and_from_a_stream(
         self, tmp_path: Path, suffix: str
@@ -650,3 +781,41 @@ def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(
     S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", '"http://127.0.0.1:1"')
     assert "AWS_ENDPOINT_URL" in refusal(f"s3://{bucket}/lists/c.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("n.xls", b"MIME-Version: 1.0\r\nContent-Type: multipart/related\r\n\r\n<html>", "an HTML page"),
+        ("n.xls", b"<tr><td>1</td></tr>", "an HTML page"),
+        ("n.csv", b"\r\n%PDF-1.7\n", "a PDF"),
+        ("n.json", b"[null, 1]", "JSON"),
+        ("n.json", b"[ -1.5e3\n]", "JSON"),
+        ("n.json", b"[true]", "JSON"),
+        ("n.gz", gzip.compress(gzip.compress(b"1", mtime=0), mtime=0), "a gzip archive within another"),
+        ("n.parquet.gz", gzip.compress(b"PAR1" + bytes(40), mtime=0), "Parquet in a stream or archive"),
+    ],
+)
+def test_more_kinds_are_named_for_what_they_are(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    assert f"{name} is {kind}" in refusal(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("member", "kind"),
+    [
+        ("ppt/presentation.xml", "a document"),
+        ("word/doc2.xml", "a document"),
+        ("Index/Tables.iwa", "an Apple Numbers"),
+    ],
+)
+def test_documents_in_zip_archives_are_named(tmp_path: Path, member: str, kind: str) -> None:
+    with zipfile.ZipFile(tmp_path / "n.xlsx", "w") as archive:
+        archive.writestr(member, "x")
+
+    assert kind in refusal(tmp_path / "n.xlsx")
+
+
+def test_a_chat_export_is_not_called_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "n.txt", f"[27.11.26, 10:30:01] Anna: hi\n[27.11.26, 10:30:02] {A}: hello\n")
+
+    assert "JSON" not in refusal(path)

@@ -248,7 +248,9 @@ class TestColumns:
         "name", ["Kundennummer", "Customer No", "Case Number", "Loyalty Card", "Konto", "Tracking"]
     )
     def test_a_column_of_other_numbers_alone_is_not_asked_for(self, tmp_path: Path, name: str) -> None:
-        assert "use --column" in refusal(write(tmp_path / "n.csv", f"{name},name\n{ID},A\n{ID[:-1]}9,B\n"))
+        assert "name one with --column" in refusal(
+            write(tmp_path / "n.csv", f"{name},name\n{ID},A\n{ID[:-1]}9,B\n")
+        )
 
 
 class TestHeader:

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")
     answer_megabytes: float = Field(
-        16.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
+        4.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
     )
     pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
     max_messages: int = Field(

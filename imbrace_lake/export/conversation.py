@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.export_run import ExportRun, Past
 from imbrace_lake.export.window import export_window, incomplete
+from imbrace_lake.gateway.http_client import LARGE_BYTES
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.paging import REPEATS, Proof, walk
 from imbrace_lake.gateway.seen import Seen
@@ -95,6 +97,9 @@ class _Export:
         reading = self._reading(head)
         if reading.stands_as(known, self._parts) and reading.is_far_enough(head):
             return self._unchanged(replace(known, head_etag=head.etag))
+        if head.size_bytes > LARGE_BYTES:
+            # Many conversations wait at this place, so a large head is not held: it is asked for again.
+            reading, head = self._reading(None), replace(head, items=[])
         held = await self._read_held(self._parts)
         reading.expect(await somewhere(held.is_in_memory, held.live), known.repeats)
         # Pages read side by side reach beyond where the walk ends, so there must be many new ones.
@@ -161,6 +166,11 @@ class _Export:
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     async def _publish(self, reading: Reading, proof: Proof, held: Held) -> ConversationEntry:
+        is_small = not reading.collected.is_spilled and held.is_in_memory
+        async with nullcontext() if is_small else self._run.large_turn:
+            return await self._publish_in_turn(reading, proof, held)
+
+    async def _publish_in_turn(self, reading: Reading, proof: Proof, held: Held) -> ConversationEntry:
         collected = reading.collected
         rows = await somewhere(not collected.is_spilled, collected.rows, distinct=proof.distinct)
         is_whole = proof.method != JOINED
@@ -304,7 +314,8 @@ class Reading:
         self._head_rows = rows_of_page(head, origin) if head is not None else None
         self._look_back_from = look_back_from
         self._look_back_messages = look_back_messages
-        self._last_rows = self._head_rows
+        # Of the last page; its rows, which may have many megabytes, are not kept.
+        self._last_times = self._head_rows.column("created_at") if self._head_rows is not None else None
         self._whole: int | None = None  # the gateway's count, with the head
         self._live: Seen | None = None
         self._repeats = 0
@@ -333,8 +344,7 @@ class Reading:
         """Whether the look-back ends within this page."""
         if page.end >= self._look_back_messages or page.whole is None or page.end >= page.whole:
             return True
-        rows = self._last_rows
-        oldest = pc.min(rows.column("created_at")).as_py() if rows is not None else None
+        oldest = pc.min(self._last_times).as_py() if self._last_times is not None else None
         return oldest is not None and oldest < self._look_back_from
 
     def expect(self, live: Seen, repeats: int) -> None:
@@ -363,7 +373,7 @@ class Reading:
         else:
             rows = rows_of_page(page, self._origin)
         self.collected.add(rows)
-        self._last_rows = rows
+        self._last_times = rows.column("created_at")
         if self._live is not None:
             self._new.add(self._live.unmet(page.ids))
         if page.skip == 0:

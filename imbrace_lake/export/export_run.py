@@ -73,6 +73,7 @@ class ExportRun:
         window: The time whose messages are read; open on both sides for all of them.
         policy: What is read again of conversations that the lake has.
         memory: What its conversations may hold in memory together.
+        large_turn: Lets one conversation at a time be published whose rows do not fit in there.
         page_size, pages_ahead, bounds, accept_repeats: As in `walk`.
         progress: Counted on as conversations end.
         clock: Tells the time.
@@ -106,6 +107,7 @@ class ExportRun:
     window: Window = field(default_factory=Window)
     policy: ReadPolicy = field(default_factory=ReadPolicy)
     memory: Memory = field(default_factory=Memory)
+    large_turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     page_size: int = 100
     pages_ahead: int = 8
     bounds: Bounds = DEFAULT_BOUNDS

@@ -87,7 +87,7 @@ class GatewayOptions:
     patience_seconds: float = 2_100.0
     first_delay_seconds: float = 0.5
     longest_delay_seconds: float = 20.0
-    most_answer_bytes: int = 16 << 20
+    most_answer_bytes: int = 4 << 20
 
 
 @dataclass(slots=True)

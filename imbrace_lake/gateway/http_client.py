@@ -22,8 +22,8 @@ from imbrace_lake.gateway.transport_errors import Attempt, TooLarge
 from imbrace_lake.printable import printable_address
 
 # An answer beyond this size waits for one of a few turns, so that many of them fit into memory.
-LARGE_BYTES = 1 << 20
-LARGE_AT_A_TIME = 4
+LARGE_BYTES = 1 << 19
+LARGE_AT_A_TIME = 2
 # Of an answer that is an error, only a sentence is read.
 MOST_ERROR_BYTES = 1 << 16
 # Lists and objects take up to 24 times as much memory parsed as they take in JSON: `[],[],[]`.

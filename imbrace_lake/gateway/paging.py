@@ -39,6 +39,9 @@ EXTRA_SHARE = 0.05
 # From here on a closing look at the head is within the share, so even edge-to-edge pages may be
 # read side by side.
 LONG_PAGES = 20
+# A longer page is not read before its turn, nor kept for it: eight for each conversation would not fit
+# into memory.
+MOST_AHEAD_BYTES = 1 << 20
 # So many pages in a row that bring nothing older, though the gateway says that there is more.
 MOST_IDLE = 20
 # The method of a walk of a list that contains messages more than once.
@@ -164,7 +167,7 @@ class _Walker:
         self._size = 0  # how long a page is that the server really gives
         self._requests = 0
         self._budget = 40
-        self._ahead: dict[int, asyncio.Task[Page]] = {}
+        self._ahead: dict[int, asyncio.Task[Page | None]] = {}
         self._whole: int | None = None
         self._first_whole: int | None = None
         self._is_still = True
@@ -471,14 +474,21 @@ class _Walker:
         whole = page.whole or 0
         is_long = math.ceil(whole / max(1, self._size)) >= LONG_PAGES
         if stride > 0 and (is_long or (overlap and not self._is_careful)):
-            for position in range(skip, min(whole - overlap, skip + stride * self._breadth), stride):
+            breadth = self._breadth if page.size_bytes <= MOST_AHEAD_BYTES else 1
+            for position in range(skip, min(whole - overlap, skip + stride * breadth), stride):
                 if position not in self._ahead:
-                    self._ahead[position] = asyncio.ensure_future(self._ask(position))
+                    self._ahead[position] = asyncio.ensure_future(self._ask_ahead_of(skip, position))
         waiting = self._ahead.pop(skip, None)
-        if waiting is None:
-            return await self._ask(skip)
-        self._needs_closing = self._needs_closing or overlap == 0
-        return await waiting
+        if waiting is not None:
+            self._needs_closing = self._needs_closing or overlap == 0
+            if (found := await waiting) is not None:
+                return found
+        return await self._ask(skip)
+
+    async def _ask_ahead_of(self, due: int, skip: int) -> Page | None:
+        """The page at `skip`, asked for when the one at `due` is; None if it is too long to be kept."""
+        page = await self._ask(skip)
+        return page if skip == due or page.size_bytes <= MOST_AHEAD_BYTES else None
 
     async def _ask(self, skip: int) -> Page:
         self._requests += 1

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import IO, Any, Self
 from cli.local_server import LocalServer
 from sandbox import Sandbox
 from tests.acceptance.runner import DEBUGGING, OURS
+from tests.acceptance.watching import Peaks, watched
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +116,11 @@ class Exporter:
         """Run the flow with its settings in the environment, as an operator gives them."""
         self.begin(environment, **params)
         return self.finish()
+
+    def watched(self) -> AbstractContextManager[Peaks]:
+        """Watch the memory of the process, and of those that it starts, until the block ends."""
+        assert self._process is not None
+        return watched(self._process.pid)
 
     def kill(self) -> None:
         """End the process as a power failure would."""

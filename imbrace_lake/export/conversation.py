@@ -146,6 +146,8 @@ class _Export:
         def take(page: Page) -> None:
             self._run.look_at_shapes(self._id, page)
             reading.take(page)
+            # The walk goes on with the ids; the messages of a few pages would take up to 14 MB each.
+            page.items.clear()
 
         proof = await walk(
             fetch,

@@ -164,6 +164,7 @@ class _WindowReading:
         newest, self._oldest = _span_of(rows)
         self._newest = max(filter(None, (newest, self._newest)), default=None)
         self.collected.add(rows)
+        page.items.clear()  # the walk goes on with the ids
 
     def _is_below(self, page: Page) -> bool:
         """Whether the page ends below the window."""

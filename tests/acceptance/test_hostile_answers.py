@@ -44,7 +44,7 @@ def test_32_hostile_answers_at_a_time_cost_their_conversations_and_little_memory
             outcome = exporter.run({**environment, "IMBRACE_GATEWAY": gateway.url}, phones=phones)
 
     lost = {one: answered.error for one, answered in hostile.items() if answered.error is not None}
-    assert outcome.state_name == "Partial", outcome.message
+    assert outcome.state_name == ("Partial" if lost else "Completed"), outcome.message
     assert outcome.summary is not None
     letters = {one["conversation_id"]: one["advice"] for one in outcome.summary["dead_letters"]}
     # Each class of errors has advice of its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.contest import Contender
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 
 _PYTHON = (sys.executable, "-m")
 

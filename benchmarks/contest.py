@@ -24,8 +24,8 @@ import pyarrow as pa
 
 from benchmarks.account import Account, Job
 from benchmarks.truth import Truth, Verdict, as_ids, judge, read_ids
-from sandbox import SandboxOptions
-from sandbox.generated import iter_generated
+from imbrace_sandbox import SandboxOptions
+from imbrace_sandbox.generated import iter_generated
 
 CONTROL_SECONDS = 600.0
 PROJECT = Path(__file__).parent.parent

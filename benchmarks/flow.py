@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.account import SUCCESS, Job, measure, read_job
-from cli.prefect_environment import prepare_client
+from imbrace_cli.prefect_environment import prepare_client
 from imbrace_lake.export.chunk import chunk_size, export_chunk
 from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.resume import job_of
@@ -77,8 +77,8 @@ def main() -> None:
         return
     prepare_client(arguments.server[0], Path(arguments.server[1]))
     # Only now, because Prefect's settings are in the environment only now.
-    from flows.export import export_conversations
-    from flows.params import ExportParams
+    from imbrace_flows.export import export_conversations
+    from imbrace_flows.params import ExportParams
 
     async def work() -> str:
         state = await export_conversations(ExportParams(phones=job.phones), return_state=True)

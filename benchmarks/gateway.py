@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from sandbox import SandboxOptions, serve
+from imbrace_sandbox import SandboxOptions, serve
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from benchmarks.bare import encode, to_table
 from benchmarks.surroundings import end_tidily, machine, new_place, open_store
 from imbrace_lake.lake.parquet import ROW_GROUP_ROWS
 from imbrace_lake.lake.schema import SCHEMA
-from sandbox import SandboxOptions
-from sandbox.generated import GeneratedSource, iter_generated
+from imbrace_sandbox import SandboxOptions
+from imbrace_sandbox.generated import GeneratedSource, iter_generated
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from imbrace_lake.errors import ImbraceLakeError
 from tests.seaweed import Seaweed
 

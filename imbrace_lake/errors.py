@@ -45,7 +45,7 @@ from imbrace_lake.printable import printable
 E = TypeVar("E", bound=BaseException)
 
 # Whose lines are named where an unexpected exception is described.
-OWN_PACKAGES = frozenset({"imbrace_lake", "tasks", "flows", "cli"})
+OWN_PACKAGES = frozenset({"imbrace_lake", "imbrace_tasks", "imbrace_flows", "imbrace_cli"})
 
 MOST_PATH_CHARACTERS = 200
 

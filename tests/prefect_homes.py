@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.local_server import ensure_server, stop_server
+from imbrace_cli.local_server import ensure_server, stop_server
 
 DATABASE = Path("prefect", "prefect.db")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from tests.acceptance.exporter import ROOT, Exporter
 from tests.prefect_homes import make_home
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox
 from tests.acceptance.runner import DEBUGGING, OURS
 from tests.acceptance.watching import Peaks, watched
 from tests.seaweed import Seaweed

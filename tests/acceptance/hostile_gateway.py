@@ -16,7 +16,7 @@ from imbrace_lake.errors import (
     MalformedAnswer,
     WalkIncomplete,
 )
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import BROKEN, ENDLESS, HEAD, answer, endless
 

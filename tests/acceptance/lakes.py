@@ -17,7 +17,7 @@ from imbrace_lake.export.resume import job_of
 from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.gateways import open_run
 
 # They differ from run to run, whatever was read.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.account import most_memory_bytes
-from cli.prefect_environment import prepare_client
+from imbrace_cli.prefect_environment import prepare_client
 from imbrace_lake.tuning import tuned_process
 from tests.acceptance.accidents import break_step, install
 
@@ -49,9 +49,9 @@ def main() -> None:
 
 def _export(params: dict[str, Any]) -> dict[str, Any]:
     # Only now, because Prefect's settings are in the environment only now.
-    from flows.export import export_conversations
-    from flows.observer import Observer, current_observer
-    from flows.params import ExportParams
+    from imbrace_flows.export import export_conversations
+    from imbrace_flows.observer import Observer, current_observer
+    from imbrace_flows.params import ExportParams
 
     if DEBUGGING in os.environ:
         logging.getLogger("imbrace_lake").setLevel(logging.DEBUG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cli.prefect_environment import prepare_client
+from imbrace_cli.prefect_environment import prepare_client
 
 DEPLOYMENT = "acceptance"
 
@@ -16,7 +16,7 @@ def main() -> None:
     # Only now, because Prefect's settings are in the environment only now.
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.backfill import backfill_conversations
+    from imbrace_flows.backfill import backfill_conversations
 
     backfill_conversations.serve(
         name=DEPLOYMENT, print_starting_message=False, entrypoint_type=EntrypointType.MODULE_PATH

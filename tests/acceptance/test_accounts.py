@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.lake.entries import OUTCOMES
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
 from tests.acceptance.lakes import messages_in
@@ -30,17 +30,17 @@ CONVERSATIONS = 1_000 if IS_FULL else 60
 QUICK = {"tries": "3", "task_retries": "1", "task_retry_seconds": "0.1", "chunk_size": "25"}
 # How a run ends in which each of these fails; what only shows it does not change that.
 FLOW_STEPS = {
-    "flows.pipeline.read_phone_list": "Failed",
-    "flows.pipeline.check_can_shard": "Failed",
-    "tasks.resolve.resolve_numbers": "Failed",
+    "imbrace_flows.pipeline.read_phone_list": "Failed",
+    "imbrace_flows.pipeline.check_can_shard": "Failed",
+    "imbrace_tasks.resolve.resolve_numbers": "Failed",
     "imbrace_lake.export.export_run.read_state": "Failed",
-    "flows.pipeline.has_shards": "Failed",
-    "flows.pipeline.export_chunks": "Failed",
+    "imbrace_flows.pipeline.has_shards": "Failed",
+    "imbrace_flows.pipeline.export_chunks": "Failed",
     "imbrace_lake.lake.ledger.Journal.publish": "Failed",
-    "flows.pipeline.acreate_progress_artifact": "Completed",
-    "flows.report.acreate_markdown_artifact": "Completed",
-    "flows.events.emit_event": "Completed",
-    "tasks.assets.add_asset_metadata": "Completed",
+    "imbrace_flows.pipeline.acreate_progress_artifact": "Completed",
+    "imbrace_flows.report.acreate_markdown_artifact": "Completed",
+    "imbrace_flows.events.emit_event": "Completed",
+    "imbrace_tasks.assets.add_asset_metadata": "Completed",
 }
 TRANSIENT = ("500", "500:html", "not_json", "cut_body", "short", "503", "504")
 

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import ROOT, settings_for, write_phones
 from tests.acceptance.lakes import messages_in
 from tests.acceptance.runner import OURS
@@ -85,7 +85,7 @@ class Stage:
 
 def command(environment: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments, "--json"],
+        [sys.executable, "-m", "imbrace_cli.main", *arguments, "--json"],
         capture_output=True, text=True, check=False, env=environment, cwd=environment["HOME"],
     )  # fmt: skip
     assert done.stdout, done.stderr

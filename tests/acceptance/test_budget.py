@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, settings_for, write_phones
 from tests.acceptance.scale import IS_FULL
 

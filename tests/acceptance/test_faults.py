@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from imbrace_lake.gateway import pacing
-from sandbox import Sandbox, SandboxOptions
-from sandbox.catalog import FORMS, PASSING, WITH_FORMS
+from imbrace_sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox.catalog import FORMS, PASSING, WITH_FORMS
 from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
 from tests.acceptance.lakes import export_with_core, messages_in
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.errors import AnswerTooLarge, MalformedAnswer, WalkIncomplete
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, settings_for, write_phones
 from tests.acceptance.hostile_gateway import HOSTILE, LARGEST, PATIENCE_SECONDS, Hostile, hostile_gateway
 from tests.acceptance.scale import IS_FULL

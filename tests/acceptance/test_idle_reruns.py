@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, credentials, linked, settings_for, write_phones
 from tests.seaweed import Seaweed
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests import hostile
 from tests.acceptance.exporter import ROOT
 from tests.acceptance.json_engines import ENGINES, expected

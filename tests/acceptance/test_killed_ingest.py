@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench

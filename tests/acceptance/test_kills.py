@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, linked, settings_for, write_phones
 from tests.acceptance.lakes import messages_in
 

@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pytest
 from phonenumbers import PhoneNumberFormat
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, Outcome, credentials, settings_for, write_phones
 from tests.seaweed import Seaweed
 

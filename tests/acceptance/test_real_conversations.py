@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.engines import ENGINES, dataset
 from tests.acceptance.exporter import Exporter, Outcome, credentials, settings_for, write_phones
 from tests.acceptance.scale import IS_FULL

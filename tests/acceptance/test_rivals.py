@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbrace_lake.store.contract import StoreOptions
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.rivals import contend, settle

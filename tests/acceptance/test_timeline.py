@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.timeline import Amounts, Timeline, live_through

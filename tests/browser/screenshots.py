@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import FloatRect, expect
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox
 from tests.browser.ui import SIZE, Ui
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator, Worker

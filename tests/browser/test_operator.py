@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.browser.ui import SUBMITTED_AT_MOST, Ui
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages

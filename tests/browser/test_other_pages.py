@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Request, Response, expect
 
-from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from tests.browser.attacks import FOREIGN_HOST, MARK, Attacker, attacker
 from tests.browser.ui import PAGE_MS
 from tests.deployments.composed import LOGIN, ComposedServer, composed_server

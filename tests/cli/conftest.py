@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
-from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from cli.main import main
-from cli.prefect_environment import prepare_client
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_cli.main import main
+from imbrace_cli.prefect_environment import prepare_client
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
 

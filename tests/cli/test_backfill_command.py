@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]

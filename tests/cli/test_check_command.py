@@ -9,8 +9,8 @@ from importlib.metadata import version
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
 from tests.cli.fake_server import fake_server
 

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.local_server import LocalServer
-from cli.server_files import ServerFiles, read_state
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_cli.server_files import ServerFiles, read_state
+from imbrace_sandbox import Sandbox
 from tests.deployments.operator import CERTIFICATES, until
 
-COMMAND = [sys.executable, "-m", "cli.main"]
+COMMAND = [sys.executable, "-m", "imbrace_cli.main"]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ async def interrupted(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGINT)
     return await create(*args, **kwargs)
 PrefectClient.create_flow_run = interrupted
-from cli.main import main
+from imbrace_cli.main import main
 sys.exit(main(["export", "--phones", {str(phones)!r}]))
 """
     environment = {**os.environ, "PREFECT_API_URL": prefect_server.api_url}

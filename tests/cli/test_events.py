@@ -16,9 +16,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.errors import BadRequest
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
@@ -55,8 +55,8 @@ def artifact_of(server: LocalServer, run_id: str, key: str) -> dict[str, Any]:
 
 def verified(**params: Any) -> tuple[str, str, str, str]:
     """Run the flow `verify-lake`: the run's id, and type, name and message of its state."""
-    from flows.params import VerifyParams
-    from flows.verify import verify_lake
+    from imbrace_flows.params import VerifyParams
+    from imbrace_flows.verify import verify_lake
 
     async def run() -> Any:
         return await verify_lake(VerifyParams(**params), return_state=True)
@@ -158,7 +158,7 @@ def test_resources_keep_their_ids_from_run_to_run(
 def test_no_more_than_a_hundred_conversations_are_told_of_by_events(
     run: Run, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.events.MOST_CONVERSATIONS", 2)
+    monkeypatch.setattr("imbrace_flows.events.MOST_CONVERSATIONS", 2)
     given = [argument for number in range(4) for argument in ("--conversation", f"conv_{number}")]
 
     summary = json.loads(run("backfill", *given, "--json").out)
@@ -218,7 +218,7 @@ def test_differences_fail_a_verification_and_are_in_its_table_with_what_is_stale
 def test_a_long_table_of_differences_is_cut_and_says_so(
     lake: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.report.MOST_LISTED", 2)
+    monkeypatch.setattr("imbrace_flows.report.MOST_LISTED", 2)
     parts = sorted(lake.glob("messages/**/*.parquet"))[:3]
     for part in parts:
         damage(part)
@@ -308,8 +308,8 @@ def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
 def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
     lake: Path, box: Sandbox, prefect: LocalServer
 ) -> None:
-    from flows.backfill import backfill_conversations
-    from flows.params import BackfillParams
+    from imbrace_flows.backfill import backfill_conversations
+    from imbrace_flows.params import BackfillParams
 
     number, ids = next((phone, ids) for phone, ids in box.links.items() if ids)
     box.reset_stats()
@@ -340,8 +340,8 @@ def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
 
 
 def test_a_run_that_nobody_could_resume_does_not_ask(place: Path, box: Sandbox, prefect: LocalServer) -> None:
-    from flows.export import export_conversations
-    from flows.params import ExportParams
+    from imbrace_flows.export import export_conversations
+    from imbrace_flows.params import ExportParams
 
     async def run() -> Any:
         params = ExportParams(numbers=SecretStr(box.phones[0]), ask_first=True)

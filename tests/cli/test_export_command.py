@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.tuning import MEMORY_POOL_VARIABLE
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
 from tests.deployments.operator import until
 
@@ -243,13 +243,13 @@ def test_a_bug_in_a_task_costs_its_conversations_and_is_named_by_its_class(
     async def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a text that may hold anything")
 
-    monkeypatch.setattr("tasks.export.export_chunk", fail)
+    monkeypatch.setattr("imbrace_tasks.export.export_chunk", fail)
 
     result = run("export", "--phones", str(phones))
 
     assert result.code == 1
     assert "13 found: 13 not reached" in result.out
-    assert "not reached: unexpected ZeroDivisionError in tasks.export:" in result.out
+    assert "not reached: unexpected ZeroDivisionError in imbrace_tasks.export:" in result.out
     assert "a text that may hold anything" not in result.out + result.err
     assert "Traceback" not in result.err
 
@@ -328,7 +328,7 @@ def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
 def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
     run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.pipeline import read_conversations
+    from imbrace_flows.pipeline import read_conversations
 
     seen: list[tuple[str, bool]] = []
 
@@ -336,7 +336,7 @@ def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
         seen.append((pa.default_memory_pool().backend_name, gc.get_freeze_count() > 0))
         return await read_conversations(*arguments, **more)
 
-    monkeypatch.setattr("flows.export.read_conversations", read)
+    monkeypatch.setattr("imbrace_flows.export.read_conversations", read)
     monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
     before = pa.default_memory_pool().backend_name
 

@@ -19,10 +19,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli import local_server
-from cli.local_server import LocalServer, ensure_server, keep_alive, server_status, stop_server
-from cli.server_files import ServerFiles, ServerState, is_locked, prefect_version, read_state, try_lock
-from cli.server_supervisor import is_answering
+from imbrace_cli import local_server
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, server_status, stop_server
+from imbrace_cli.server_files import (
+    ServerFiles,
+    ServerState,
+    is_locked,
+    prefect_version,
+    read_state,
+    try_lock,
+)
+from imbrace_cli.server_supervisor import is_answering
 from imbrace_lake.errors import SettingsError
 from tests.deployments.operator import until
 from tests.prefect_homes import make_home
@@ -30,8 +37,8 @@ from tests.prefect_homes import make_home
 A_RUN = """
 import asyncio, logging, sys
 from pathlib import Path
-from cli.local_server import ensure_server, keep_alive
-from cli.prefect_environment import prepare_client
+from imbrace_cli.local_server import ensure_server, keep_alive
+from imbrace_cli.prefect_environment import prepare_client
 
 home = Path(sys.argv[1])
 server = ensure_server(home)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import plan as plan_command
-from cli.main import main
-from cli.terminal import prepare_streams
+from imbrace_cli import plan as plan_command
+from imbrace_cli.main import main
+from imbrace_cli.terminal import prepare_streams
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pyt
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
 def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(place: Path) -> None:
-    command = f"ulimit -v 260000; exec {sys.executable} -m cli.main verify --lake ./lake"
+    command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli.main verify --lake ./lake"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

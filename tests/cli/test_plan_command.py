@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("settings")

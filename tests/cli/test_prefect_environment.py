@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.prefect_environment import (
+from imbrace_cli.prefect_environment import (
     client_environment,
     configured_api_url,
     configured_login,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import progress_view
-from cli.progress_view import details, open_view, refused
+from imbrace_cli import progress_view
+from imbrace_cli.progress_view import details, open_view, refused
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.gateway.pacing import Gate
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.sandbox import parse_options
+from imbrace_cli.sandbox import parse_options
 from imbrace_lake.errors import UsageError
-from sandbox import SandboxOptions
+from imbrace_sandbox import SandboxOptions
 from tests.cli.conftest import Run
 
 

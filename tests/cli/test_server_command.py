@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import local_server
-from cli.local_server import LocalServer
+from imbrace_cli import local_server
+from imbrace_cli.local_server import LocalServer
 from tests.cli.conftest import Run
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.server_failure import explain_failure, last_relevant_line
-from cli.server_files import ServerFiles
-from cli.server_progress import Progress, cpu_seconds, parse_cpu_time
+from imbrace_cli.server_failure import explain_failure, last_relevant_line
+from imbrace_cli.server_files import ServerFiles
+from imbrace_cli.server_progress import Progress, cpu_seconds, parse_cpu_time
 
 TRACEBACK = """ERROR:    Traceback (most recent call last):
   File "/lib/python3.11/site-packages/starlette/routing.py", line 1, in lifespan

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.server_guard import Guard, Message, Receive, Scope, Send
+from imbrace_cli.server_guard import Guard, Message, Receive, Scope, Send
 
 PORT = 4280
 HOST = f"127.0.0.1:{PORT}"

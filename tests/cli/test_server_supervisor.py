@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import server_supervisor
-from cli.server_files import ServerFiles, is_locked, prefect_version, read_state, try_lock
-from cli.server_progress import Progress
-from cli.server_supervisor import (
+from imbrace_cli import server_supervisor
+from imbrace_cli.server_files import ServerFiles, is_locked, prefect_version, read_state, try_lock
+from imbrace_cli.server_progress import Progress
+from imbrace_cli.server_supervisor import (
     Supervisor,
     free_port,
     is_answering,
@@ -43,7 +43,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 A_CLIENT = """
 import sys, time
 from pathlib import Path
-from cli.local_server import keep_alive
+from imbrace_cli.local_server import keep_alive
 with keep_alive(Path(sys.argv[1])):
     print("holds", flush=True)
     time.sleep(60)

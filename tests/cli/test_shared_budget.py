@@ -14,8 +14,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
 
 pytestmark = [prefect_leaks, pytest.mark.timeout(900)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.running import Outcome
-from cli.summary import tell_outcome
+from imbrace_cli.running import Outcome
+from imbrace_cli.summary import tell_outcome
 from imbrace_lake.export.runs import DeadLetter, RunSummary
 from imbrace_lake.lake.entries import RunTotals
 from tests.cli.conftest import prefect_leaks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run
 from tests.core.lake_runs import Bench
 

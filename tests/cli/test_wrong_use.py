@@ -139,7 +139,7 @@ def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
 
     # In a process of its own, whose logging is that of the command.
     result = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
+        [sys.executable, "-m", "imbrace_cli.main", *arguments],
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from imbrace_lake.gateway import pacing
 from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
 from imbrace_lake.gateway.pacing import Gate
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 
 StartBox = Callable[..., Sandbox]
 

@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 from imbrace_lake.lake.schema import CONTENT
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import TEMPORARY
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.lake_runs import Bench, run_once, settings_for
 
 # Every child is forked from one process that has imported all of this.

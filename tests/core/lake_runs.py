@@ -33,7 +33,7 @@ from imbrace_lake.settings import Settings, load_settings
 from imbrace_lake.store.opening import StoreOptions
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.gateways import open_run
 
 T = TypeVar("T")

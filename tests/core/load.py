@@ -7,8 +7,8 @@ import random
 from dataclasses import dataclass
 
 from imbrace_lake.gateway.pacing import Gate
-from sandbox.budget import Budget
-from sandbox.options import SandboxOptions
+from imbrace_sandbox.budget import Budget
+from imbrace_sandbox.options import SandboxOptions
 
 LATENCY_SECONDS = 0.05
 

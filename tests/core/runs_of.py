@@ -17,7 +17,7 @@ from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.lake import open_lake, partition_key
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.schema import to_item
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.conftest import client_of
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from imbrace_lake.lake.entries import PHONES, RunTotals
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.store.local import LocalStore
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.core.conftest import StartBox
 from tests.core.test_runs import settings_for

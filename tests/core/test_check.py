@@ -23,7 +23,7 @@ from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import Probe, StoreOptions
 from imbrace_lake.store.local import LocalStore
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.certificates import make_certificate
 from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import answer

@@ -24,7 +24,7 @@ from imbrace_lake.gateway.models import parse_links
 from imbrace_lake.lake.freshness import Freshness, read_freshness
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.phones.numbers import PhoneNumber
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import client_of
 from tests.core.lake_runs import Bench, settings_for
 from tests.core.runs_of import exporting

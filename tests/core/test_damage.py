@@ -29,7 +29,7 @@ from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import HEADER, Journal, read_run
 from imbrace_lake.store.disk import Disk
 from imbrace_lake.store.local import LocalStore
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 from tests.core.test_known import entry
 

@@ -12,7 +12,7 @@ import pytest
 from imbrace_lake.check import Finding, check, check_gateway
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import Settings, expiry_warning, load_settings
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.gateways import opener_of
 
 TODAY = date(2026, 11, 27)

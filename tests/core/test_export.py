@@ -22,7 +22,7 @@ from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Partitions
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.lake.schema import SCHEMA
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of
 from tests.core.runs_of import close, exporting, items_of, objects_in, open_export, parts_of
 

@@ -32,7 +32,7 @@ from imbrace_lake.gateway.client import MAX_URL_BYTES, GatewayClient, link_batch
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.phones.numbers import PhoneNumber
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import StartBox, client_of
 
 T = TypeVar("T")

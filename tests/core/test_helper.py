@@ -24,7 +24,7 @@ from imbrace_lake.store.contract import Body, Made
 from imbrace_lake.store.helper import Helper, HelperLost
 from imbrace_lake.store.local import LocalStore
 from imbrace_lake.store.opening import Store, open_store
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
 from tests.core.s3_servers import options_for
 

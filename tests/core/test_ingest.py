@@ -24,7 +24,7 @@ from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import StoreOptions
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import client_of
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench

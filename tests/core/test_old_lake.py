@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from imbrace_lake.lake.schema import SCHEMA_VERSION, to_item
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, by_message
 from tests.fixtures.make_lake import GATEWAY, LAKE
 

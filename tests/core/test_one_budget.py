@@ -32,8 +32,8 @@ def test_only_two_modules_choose_the_budget_of_a_client() -> None:
         and "nullcontext()" in (ROOT / path).read_text(encoding="utf-8")
     }
 
-    assert modules_that_call("opening.open_gateway") == {"tasks/budget.py"}
-    assert source == {"cli/gateway.py"}
+    assert modules_that_call("opening.open_gateway") == {"tasks/imbrace_tasks/budget.py"}
+    assert source == {"cli/imbrace_cli/gateway.py"}
 
 
 def test_nothing_else_asks_the_gateway_without_its_turn() -> None:

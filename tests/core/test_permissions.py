@@ -12,7 +12,7 @@ import pytest
 
 from imbrace_lake.store.contract import Made
 from imbrace_lake.store.local import LocalStore
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
 
 

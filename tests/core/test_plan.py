@@ -24,7 +24,7 @@ from imbrace_lake.export.plan import Plan, make_plan
 from imbrace_lake.export.runs import close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import Settings
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.gateways import gateway_of, open_run
 
 

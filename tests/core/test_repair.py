@@ -24,7 +24,7 @@ from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import Made
 from imbrace_lake.store.lock import LOCK, alone
 from imbrace_lake.store.opening import open_store
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests import hostile
 from tests.core.lake_runs import START, Bench
 from tests.core.test_hostile_json import strictly

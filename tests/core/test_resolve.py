@@ -20,7 +20,7 @@ from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber, phone_hash
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import StartBox, client_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -20,7 +20,7 @@ from imbrace_lake.export.runs import RunSummary, close_run
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lock
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
 from tests.gateways import open_run

@@ -31,7 +31,7 @@ from imbrace_lake.lake.schema import (
     to_item,
     to_rows,
 )
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 
 SEEN_AT = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 ORIGIN = Origin("org_1", "conv_1", "run_1", SEEN_AT)

@@ -36,7 +36,7 @@ from imbrace_lake.export.shards import (
 )
 from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.ledger import read_ledger
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.lake_runs import settings_for
 from tests.gateways import open_run

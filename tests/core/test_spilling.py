@@ -18,7 +18,7 @@ from imbrace_lake.lake import lake as lake_module
 from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.policy import Window
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.test_ingest import OpenBench, is_equal, open_bench, s3_options

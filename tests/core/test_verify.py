@@ -23,7 +23,7 @@ from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, settings_for
 from tests.core.test_known import entry
 from tests.gateways import gateway_of

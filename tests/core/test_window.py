@@ -15,7 +15,7 @@ from imbrace_lake.lake.checkpoint import read_known
 from imbrace_lake.lake.entries import WINDOW
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.policy import Window
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 
 SIZE = 100_000

@@ -9,7 +9,7 @@ from datetime import timedelta
 from random import Random
 
 from imbrace_lake.lake.schema import to_item
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.lake_runs import Bench, Message, Row, by_message
 
 PAGE = 100

@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 from ruamel.yaml import YAML
 
-from cli.server_supervisor import STOP_SECONDS, free_port
+from imbrace_cli.server_supervisor import STOP_SECONDS, free_port
 from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until
 
 LOGIN = "operator:a long random password"

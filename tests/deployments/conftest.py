@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from prefect.events.schemas.automations import AutomationCore
 
-from cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from deployments.automations import automations
-from sandbox import Sandbox, SandboxOptions
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_deployments.automations import automations
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.deployments.database import database_of_tests, server_on
 from tests.deployments.operator import ROOT, Operator, Worker
 from tests.prefect_homes import make_home

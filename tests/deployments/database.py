@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import asyncpg
 
-from cli.local_server import LocalServer
-from cli.server_files import prefect_version
-from cli.server_supervisor import (
+from imbrace_cli.local_server import LocalServer
+from imbrace_cli.server_files import prefect_version
+from imbrace_cli.server_supervisor import (
     START_SECONDS,
     STOP_SECONDS,
     free_port,

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.settings import PREFIX
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from prefect.events.schemas.automations import EventTrigger
 
-from deployments.automations import automations
-from sandbox import Sandbox
+from imbrace_deployments.automations import automations
+from imbrace_sandbox import Sandbox
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import BIN, CEILING_SECONDS, Operator, until

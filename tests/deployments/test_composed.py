@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.deployments.composed import LOGIN, ComposedServer, composed_server, service
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.deployments.conftest import PAUSE, Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from cli.local_server import LocalServer
-from sandbox import Sandbox
+from imbrace_cli.local_server import LocalServer
+from imbrace_sandbox import Sandbox
 from tests.deployments.conftest import TOKEN
 from tests.deployments.database import dump
 from tests.deployments.lakes import messages

@@ -15,7 +15,7 @@ from random import Random
 import pyarrow.dataset as ds
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.acceptance.scale import IS_FULL
 from tests.core.kills import Reader, counting
 from tests.deployments.operator import Operator, Worker, until

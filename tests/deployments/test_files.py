@@ -12,7 +12,7 @@ import pytest
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from ruamel.yaml import YAML
 
-from deployments.automations import SILENCE, TAG, automations
+from imbrace_deployments.automations import SILENCE, TAG, automations
 from tests.deployments.operator import ROOT
 
 
@@ -70,7 +70,9 @@ def test_the_notification_is_an_automation_for_runs_of_ours() -> None:
 
 def test_the_image_is_made_of_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    packages = {
+        path.partition("/")[0] for path in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    }
 
     lines = (ROOT / "deployments/docker/Dockerfile.dockerignore").read_text().splitlines()
     kept = {line[1:] for line in lines if line.startswith("!")}

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import pytest
 from pydantic import SecretStr
 
-from cli.main import main
-from deployments.automations import automations
-from deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
+from imbrace_cli.main import main
+from imbrace_deployments.automations import automations
+from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN

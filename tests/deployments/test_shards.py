@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.acceptance.scale import IS_FULL
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker

@@ -17,12 +17,12 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.utilities.annotations import quote
 
-from flows.blocks import Connection
-from flows.observer import Observer, current_observer
-from flows.params import ExportParams
-from flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_flows.blocks import Connection
+from imbrace_flows.observer import Observer, current_observer
+from imbrace_flows.params import ExportParams
+from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.export.runs import RunSummary
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
 
 
@@ -78,10 +78,10 @@ class Offline:
             "pipeline.aupdate_progress",
         ):
             patch(f"flows.{module}_artifact", show)
-        patch("flows.events.emit_event", emit)
-        patch("flows.pipeline.record_tables", show)
-        patch("flows.pipeline.retrying", lambda task, settings: _plainly(task))
-        patch("flows.cancelling.get_client", Server)
+        patch("imbrace_flows.events.emit_event", emit)
+        patch("imbrace_flows.pipeline.record_tables", show)
+        patch("imbrace_flows.pipeline.retrying", lambda task, settings: _plainly(task))
+        patch("imbrace_flows.cancelling.get_client", Server)
 
     def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
         """Export the conversations of all numbers, or what a run has missed."""
@@ -94,7 +94,7 @@ class Offline:
             return await read_conversations(selection, params, Connection(settings), observer)
 
         self.observer = Observer()
-        self.monkeypatch.setattr("flows.pipeline.flow_run", SimpleNamespace(id=run_id))
+        self.monkeypatch.setattr("imbrace_flows.pipeline.flow_run", SimpleNamespace(id=run_id))
         token = current_observer.set(self.observer)
         try:
             return asyncio.run(run_flow(work))

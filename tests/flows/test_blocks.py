@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.seaweed import Seaweed
 
 CREDENTIALS = ImbraceCredentials(organization="org_of_block", token=SecretStr("api_of_block"))
@@ -93,7 +93,7 @@ def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_a
 
 def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
     with (
-        patch("flows.blocks.is_deployed", return_value=True),
+        patch("imbrace_flows.blocks.is_deployed", return_value=True),
         pytest.raises(SettingsError, match="give a whole path"),
     ):
         connect(CREDENTIALS, None)
@@ -101,7 +101,7 @@ def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
 
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
 def test_a_lake_that_is_the_same_from_everywhere_is_not_refused(lake: str) -> None:
-    with patch("flows.blocks.is_deployed", return_value=True):
+    with patch("imbrace_flows.blocks.is_deployed", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
 
 

@@ -11,30 +11,30 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.params import VerifyParams
-from flows.verify import verify_lake
+from imbrace_flows.params import VerifyParams
+from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import StoreError
 from imbrace_lake.export.chunk import export_chunk
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.flows.offline import Offline
 
 CONVERSATIONS = 4
 # What is raised before anything is found leaves nothing to account for.
 BEGINNING = (
-    "flows.pipeline.read_phone_list",
-    "flows.pipeline.open_gateway",
+    "imbrace_flows.pipeline.read_phone_list",
+    "imbrace_flows.pipeline.open_gateway",
     "imbrace_lake.export.runs.open_lake",
 )
 # Nothing is found, because no number could be resolved; the numbers are accounted for.
-RESOLVING = ("tasks.resolve.resolve_numbers",)
+RESOLVING = ("imbrace_tasks.resolve.resolve_numbers",)
 # All conversations are found, and none is reached.
 READING = (
     "imbrace_lake.export.export_run.take_over",
     "imbrace_lake.export.export_run.read_state",
-    "flows.pipeline.has_shards",
-    "flows.pipeline.export_chunks",
-    "tasks.export.export_chunk",
+    "imbrace_flows.pipeline.has_shards",
+    "imbrace_flows.pipeline.export_chunks",
+    "imbrace_tasks.export.export_chunk",
 )
 # The accounts of the run are left to another run.
 CLOSING = (
@@ -44,13 +44,13 @@ CLOSING = (
 )
 # The export is complete, and only what shows it or tidies up fails.
 SHOWING = (
-    "flows.report.acreate_markdown_artifact",
-    "flows.report.picture_url",
-    "flows.pipeline.acreate_progress_artifact",
-    "flows.pipeline.aupdate_progress_artifact",
+    "imbrace_flows.report.acreate_markdown_artifact",
+    "imbrace_flows.report.picture_url",
+    "imbrace_flows.pipeline.acreate_progress_artifact",
+    "imbrace_flows.pipeline.aupdate_progress_artifact",
     "imbrace_lake.export.progress.ProgressLine.tell_end",
-    "flows.events.emit_event",
-    "flows.pipeline.record_tables",
+    "imbrace_flows.events.emit_event",
+    "imbrace_flows.pipeline.record_tables",
     "imbrace_lake.lake.ledger.Journal.drop",
     "imbrace_lake.export.runs.write_checkpoint",
 )
@@ -171,7 +171,7 @@ def test_an_exception_of_what_shows_or_tidies_up_a_run_leaves_it_complete(
     assert (state.is_completed(), state.name) == (True, "Completed"), state.message
     assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}
     assert offline.is_complete()
-    assert bool(offline.events) == (step != "flows.events.emit_event")
+    assert bool(offline.events) == (step != "imbrace_flows.events.emit_event")
     check_secrets(offline, state, caplog.text)
 
 
@@ -179,7 +179,7 @@ def test_an_exception_of_what_shows_or_tidies_up_a_run_leaves_it_complete(
 def test_an_exception_of_the_report_of_the_list_leaves_the_run_complete(
     number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = break_step(offline, "flows.input_report.input_rows", number)
+    state = break_step(offline, "imbrace_flows.input_report.input_rows", number)
 
     assert state.is_completed(), state.message
     assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}
@@ -193,13 +193,13 @@ def test_an_exception_of_a_verification_fails_it_by_its_class_only(
     def fail(*arguments: object, **options: object) -> None:
         raise EXCEPTIONS[number]()
 
-    monkeypatch.setattr("flows.verify.connect", fail)
+    monkeypatch.setattr("imbrace_flows.verify.connect", fail)
 
     state = asyncio.run(verify_lake.fn(VerifyParams()))
 
     assert state.is_failed()
     name = type(EXCEPTIONS[number]()).__name__
-    assert (state.message or "").startswith(f"unexpected {name} in flows.verify:")
+    assert (state.message or "").startswith(f"unexpected {name} in imbrace_flows.verify:")
 
 
 def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
         offline.observer.cancellation.request()
         return result
 
-    patch.setattr("tasks.export.export_chunk", export)
+    patch.setattr("imbrace_tasks.export.export_chunk", export)
 
 
 @pytest.mark.parametrize("step", CLOSING)

@@ -12,12 +12,12 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr, ValidationError
 
-from flows.backfill import backfill_conversations
-from flows.export import export_conversations
-from flows.export_shard import export_shard
-from flows.ingest import ingest_conversations
-from flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
-from flows.verify import verify_lake
+from imbrace_flows.backfill import backfill_conversations
+from imbrace_flows.export import export_conversations
+from imbrace_flows.export_shard import export_shard
+from imbrace_flows.ingest import ingest_conversations
+from imbrace_flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
+from imbrace_flows.verify import verify_lake
 from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
 NUMBER = "+886911425977"

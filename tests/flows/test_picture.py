@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from xml.etree import ElementTree
 
-from flows.picture import MOST_BARS, picture
+from imbrace_flows.picture import MOST_BARS, picture
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 FIRST = date(2026, 1, 1)

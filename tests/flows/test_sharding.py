@@ -17,10 +17,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
 
-from flows import sharding
-from flows.export_shard import check_manifest
-from flows.params import ShardParams
-from flows.sharding import export_by_shards, has_shards
+from imbrace_flows import sharding
+from imbrace_flows.export_shard import check_manifest
+from imbrace_flows.params import ShardParams
+from imbrace_flows.sharding import export_by_shards, has_shards
 from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.export_run import ExportRun, utc_now
@@ -32,7 +32,7 @@ from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import read_run as ledger_rows
 from imbrace_lake.policy import ReadPolicy, Window
 from imbrace_lake.settings import load_settings
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.core.lake_runs import settings_for
 from tests.gateways import open_run

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox import Sandbox, SandboxOptions
+from imbrace_sandbox import Sandbox, SandboxOptions
 
 # Made once: reading the certificates for each client would take longer than most tests.
 TLS = httpx.create_ssl_context()

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 
 
 def first_of(box: Sandbox) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from sandbox import SandboxOptions
-from sandbox.budget import Budget
+from imbrace_sandbox import SandboxOptions
+from imbrace_sandbox.budget import Budget
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.sandbox.conftest import TLS
 from tests.sandbox.reading import first_of, get_links, get_page
 

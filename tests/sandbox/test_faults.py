@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox import Sandbox
-from sandbox.catalog import FAULTS, FORMS, PASSING
+from imbrace_sandbox import Sandbox
+from imbrace_sandbox.catalog import FAULTS, FORMS, PASSING
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_links, get_page, walk
 

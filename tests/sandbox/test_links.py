@@ -7,7 +7,7 @@ from collections import Counter
 import httpx
 import phonenumbers
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import conversation_of, get_links
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from sandbox import Sandbox
-from sandbox.speech import TYPES
+from imbrace_sandbox import Sandbox
+from imbrace_sandbox.speech import TYPES
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page, walk
 

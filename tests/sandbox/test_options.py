@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import sandbox
-from sandbox import SandboxOptions
-from sandbox.catalog import FAULTS
+import imbrace_sandbox
+from imbrace_sandbox import SandboxOptions
+from imbrace_sandbox.catalog import FAULTS
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_change_makes_a_copy() -> None:
 
 
 def test_the_document_names_every_option_and_every_fault() -> None:
-    document = (Path(sandbox.__file__).parent / "README.md").read_text(encoding="utf-8")
+    document = (Path(imbrace_sandbox.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
     missing = [name for name in (*SandboxOptions.descriptions(), *FAULTS) if f"| `{name}` |" not in document]
 

@@ -13,12 +13,12 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from sandbox import Sandbox, SandboxOptions, serve
+from imbrace_sandbox import Sandbox, SandboxOptions, serve
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page
 
 ALONE = """
-from sandbox import SandboxOptions, serve
+from imbrace_sandbox import SandboxOptions, serve
 serve(SandboxOptions(conversations=2), port=0, on_start=lambda url: print(url, flush=True))
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.surprises import LONG_TEXT_CHARACTERS
+from imbrace_sandbox.surprises import LONG_TEXT_CHARACTERS
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page
 

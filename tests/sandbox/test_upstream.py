@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox import Sandbox
+from imbrace_sandbox import Sandbox
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page, walk
 

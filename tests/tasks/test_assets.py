@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prefect.assets import Asset
 
-from tasks.assets import asset_root, organization_key
+from imbrace_tasks.assets import asset_root, organization_key
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from cli.local_server import LocalServer
+from imbrace_cli.local_server import LocalServer
 from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.gateway.shares import BoardUnreachable, Claim
 from imbrace_lake.settings import Settings, load_settings
@@ -64,7 +64,7 @@ def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
     limit: int, decay: float, per_second: float
 ) -> None:
     async def job() -> None:
-        from tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectBoard
 
         async with connected() as (client, name):
             await make_limit(client, name, limit, decay)
@@ -76,7 +76,7 @@ def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
 
 def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
     async def job() -> None:
-        from tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectBoard
 
         async with connected() as (client, name):
             board = PrefectBoard(client, name)
@@ -91,7 +91,7 @@ def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
 
 def test_claims_are_seen_by_the_others_of_the_same_limit_until_they_are_withdrawn() -> None:
     async def job() -> None:
-        from tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectBoard
 
         async with connected() as (client, name):
             one, two = PrefectBoard(client, name), PrefectBoard(client, name)
@@ -113,7 +113,7 @@ def test_claims_are_seen_by_the_others_of_the_same_limit_until_they_are_withdraw
 
 def test_a_claim_that_somebody_deleted_is_made_anew_and_one_that_is_gone_can_be_withdrawn() -> None:
     async def job() -> None:
-        from tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectBoard
 
         async with connected() as (client, name):
             one, two = PrefectBoard(client, name), PrefectBoard(client, name)
@@ -133,7 +133,7 @@ def test_who_does_not_renew_a_claim_is_not_counted_and_what_is_left_is_cleared_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def job() -> None:
-        from tasks import budget
+        from imbrace_tasks import budget
 
         monkeypatch.setattr(budget, "CLAIM_LIFE", timedelta(seconds=0.2))
         async with connected() as (client, name):
@@ -158,7 +158,7 @@ def test_a_variable_that_is_no_claim_is_named() -> None:
     async def job() -> None:
         from prefect.client.schemas.actions import VariableCreate
 
-        from tasks.budget import CLAIM_TAG, PrefectBoard
+        from imbrace_tasks.budget import CLAIM_TAG, PrefectBoard
 
         async with connected() as (client, name):
             tags = [CLAIM_TAG, name]
@@ -176,7 +176,7 @@ def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
     async def job() -> None:
         from prefect.client.orchestration import PrefectClient
 
-        from tasks import budget
+        from imbrace_tasks import budget
 
         # Nothing listens on that port.
         for url, words in ((f"{prefect.api_url}/wrong", "status 404"), ("http://127.0.0.1:9/api", "is away")):
@@ -191,7 +191,7 @@ def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
 
 def test_a_gate_follows_the_limit_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
     async def job() -> None:
-        from tasks.budget import shared_budget
+        from imbrace_tasks.budget import shared_budget
 
         gate = Gate()
         async with connected() as (client, name):

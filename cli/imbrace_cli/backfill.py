@@ -1,0 +1,169 @@
+"""`imbrace-lake backfill`: run the backfill flow in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.export import find_run
+from imbrace_cli.options import AsJson, checked_settings
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_flows.params import Source
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake backfill --everything --new-only
+  imbrace-lake backfill --everything --since 2026-01-01 --until 2026-02-01
+  imbrace-lake backfill --phones customers.csv --region TW --since 2026-01-01T08:00+08:00
+  imbrace-lake backfill --conversation conv_1 --conversation conv_2
+  imbrace-lake backfill --rerun RUN_ID
+
+\b
+Exit codes:
+  0 all complete   3 partial   1 failed   2 wrong use   130 interrupted
+"""
+
+_TIME = "as in 2026-01-31T08:00+08:00; a plain date is its midnight in UTC."
+
+
+def backfill(
+    numbers: options.Numbers = None,
+    phones: options.Phones = None,
+    column: options.Column = None,
+    sheet: options.Sheet = None,
+    region: options.Region = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Every conversation that the lake has ever heard of.")
+    ] = False,
+    conversations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="A list of conversation ids: text, or a table with a column conversation_id.",
+        ),
+    ] = None,
+    conversation: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="One conversation; may be given again.")
+    ] = None,
+    rerun: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Only what this earlier run left undone.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help=f"Only messages from this moment on, {_TIME}")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help=f"Only messages before this moment, {_TIME}")
+    ] = None,
+    new_only: Annotated[
+        bool, typer.Option("--new-only", help="Read what is new instead of whole conversations.")
+    ] = False,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    chunk_size: options.ChunkSize = None,
+    shard_size: options.ShardSize = None,
+    tolerated_failures: options.ToleratedFailures = 0.0,
+    accept_repeats: options.AcceptRepeats = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read conversations again, whole or for a window of time, and bring the lake up to them.
+
+    Say which by exactly one of: --everything, phone numbers (arguments or --phones), conversations
+    (--conversations or --conversation), --rerun.
+    """
+    from imbrace_cli.numbers import TableOptions, ids_address, list_address
+    from imbrace_cli.running import backfill_flow, run_flow
+    from imbrace_cli.summary import tell_outcome
+    from imbrace_flows.params import BackfillParams
+    from imbrace_lake.phones.columns import join_columns
+
+    begin, end = _window(since, until)
+    if new_only and (begin or end):
+        raise UsageError("--new-only has no window of time: leave out --since and --until, or --new-only")
+    source = _only(
+        {
+            "everything": everything,
+            "phones": phones is not None or bool(numbers),
+            "conversations": conversations is not None or bool(conversation),
+            "rerun": rerun is not None,
+        }
+    )
+    settings = checked_settings(
+        organization=organization, lake=lake, gateway=gateway, region=region,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
+        shard_size=shard_size,
+    )  # fmt: skip
+    table = TableOptions(join_columns(column), sheet)
+    if source == "phones":
+        phones = list_address(phones, numbers or [], table, settings)
+    elif source == "conversations":
+        conversations = ids_address(conversations, conversation or [], table, settings)
+    elif rerun is not None:
+        find_run(settings, rerun)
+    params = BackfillParams(
+        source=source, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
+        sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,
+        chunk_size=settings.chunk_size, shard_size=settings.shard_size,
+        tolerated_failures=tolerated_failures, accept_repeats=accept_repeats,
+    )  # fmt: skip
+    overrides = options.overrides(settings, requests_per_second, max_in_flight)
+    outcome = run_flow(settings, backfill_flow, params, overrides)
+    window = [f" --since {since}"] * (since is not None) + [f" --until {until}"] * (until is not None)
+    tell_outcome(outcome, f"imbrace-lake backfill{''.join(window)}", as_json=as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _only(given: Mapping[Source, bool]) -> Source:
+    """The one choice that was made.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    names: dict[Source, str] = {
+        "everything": "--everything",
+        "phones": "phone numbers (arguments or --phones)",
+        "conversations": "--conversations (or --conversation)",
+        "rerun": "--rerun",
+    }
+    chosen = [source for source, is_given in given.items() if is_given]
+    if not chosen:
+        raise UsageError(f"say which conversations by one of: {', '.join(names.values())}")
+    if len(chosen) > 1:
+        raise UsageError(f"choose one of: {', '.join(names[source] for source in chosen)}")
+    return chosen[0]
+
+
+def _window(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    begin = None if since is None else _instant("--since", since)
+    end = None if until is None else _instant("--until", until)
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError(f"the window ends before it begins: --until {until} is not after --since {since}")
+    return begin, end
+
+
+def _instant(option: str, text: str) -> datetime:
+    """A moment in ISO 8601.
+
+    Raises:
+        UsageError: It is none, or one without its time zone, which could be any.
+    """
+    try:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    except ValueError:
+        pass
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} {text} is no time in ISO 8601: write it {_TIME}") from None
+    if instant.tzinfo is None:
+        raise UsageError(f"{option} {text} has no time zone: add Z for UTC, or an offset such as +08:00")
+    return instant

@@ -1,0 +1,131 @@
+"""`imbrace-lake check`: try token, gateway and lake, and say all that is wrong at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import AsJson
+from imbrace_cli.terminal import is_watched, show, to_data, to_user
+
+if TYPE_CHECKING:
+    from imbrace_lake.check import Finding
+    from imbrace_lake.phones.numbers import PhoneNumber
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake check
+  imbrace-lake check --lake s3://bucket/prefix --phone +886911425977
+"""
+
+SERVER_SECONDS = 2.0
+_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "bold red"), "skipped": ("-", "dim")}
+
+
+def check(
+    phone: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="A number with a conversation, to see pages and counts by."),
+    ] = None,
+    region: options.Region = None,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try token, organization, gateway, lake and Prefect, and say everything that is wrong.
+
+    A small object is written into the lake's place and deleted again. Exit code 1 if anything is wrong.
+    """
+    from imbrace_lake.phones.numbers import parse_phone
+    from imbrace_lake.settings import load_settings
+
+    settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)
+    number = parse_phone(phone, settings.region) if phone is not None else None
+    if is_watched():
+        with to_user().status("checking") as status:
+            findings = _look(settings, number, status.update)
+    else:
+        findings = _look(settings, number, lambda _: None)
+    wrong = [finding for finding in findings if finding.verdict == "wrong"]
+    if as_json:
+        typer.echo(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        _show(findings)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _look(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
+    from imbrace_cli.gateway import own_gateway, shared_gateway
+    from imbrace_cli.prefect_session import ServerUnavailable
+    from imbrace_lake import check as core
+
+    # First, because to share its budget makes the local server the one that is configured.
+    versions = _versions()
+    try:
+        open_gateway = shared_gateway(settings)
+    except ServerUnavailable:
+        # A finding of its own. A few requests can be spared without knowing the limit.
+        open_gateway = own_gateway(settings)
+    return [*asyncio.run(core.check(settings, open_gateway, phone, say)), *versions]
+
+
+def _versions() -> list[Finding]:
+    from imbrace_cli.local_server import server_status
+    from imbrace_cli.prefect_environment import configured_api_url
+    from imbrace_lake.check import Finding
+
+    ours = version("prefect")
+    told = f"imbrace-lake {version('imbrace-lake')}, Prefect {ours}, Python {platform.python_version()}"
+    api_url = configured_api_url()
+    if api_url is not None:
+        return [Finding("versions", "ok", told), _look_at_server(api_url, ours)]
+    server = server_status()
+    state = f"its own runs at {server.ui_url}" if server else "its own starts with the first run"
+    return [Finding("versions", "ok", told), Finding("prefect server", "ok", state)]
+
+
+def _look_at_server(api_url: str, ours: str) -> Finding:
+    import httpx
+
+    from imbrace_cli.prefect_session import LOGIN_ADVICE, ask_server, shown_url
+    from imbrace_lake.check import Finding
+
+    shown = shown_url(api_url)
+    try:
+        answer = ask_server(api_url, SERVER_SECONDS)
+    except httpx.HTTPError as exc:
+        told = f"{shown} does not answer ({type(exc).__name__}): start it, or unset PREFECT_API_URL"
+        return Finding("prefect server", "wrong", told)
+    if answer.status_code in (401, 403):
+        return Finding("prefect server", "wrong", f"{shown} asks for a login: {LOGIN_ADVICE}")
+    theirs = answer.text.strip().strip('"') if answer.status_code == 200 else ""
+    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
+        told = f"{shown} has version {theirs}, this is {ours}: a server should not be the older one"
+        return Finding("prefect server", "note", told)
+    return Finding("prefect server", "ok", f"{shown} answers" + (f", version {theirs}" if theirs else ""))
+
+
+def _show(findings: list[Finding]) -> None:
+    if not to_data().is_terminal:
+        show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in findings))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        mark, style = _MARKS[finding.verdict]
+        told = Text(finding.told, style="dim" if finding.verdict == "skipped" else "")
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), told)
+    show(table)

@@ -1,0 +1,96 @@
+"""`imbrace-lake demo`: from nothing to a queried lake, with a gateway that is made up."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_sandbox import Sandbox
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake demo
+  imbrace-lake demo --conversations 1000 --lake /tmp/lake
+"""
+
+
+def demo(
+    lake: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the lake is to be.")] = Path("lake"),
+    conversations: Annotated[
+        int, typer.Option(min=1, max=20_000, metavar="N", help="How many conversations there are.")
+    ] = 120,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides what they are.")] = 7,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65_535, metavar="N", help="Port of the stand-in gateway; any by default."),
+    ] = 0,
+) -> None:
+    """Export from a stand-in gateway into ./lake, look at what landed, and query it.
+
+    Needs no token, no bucket and no server. The conversations are made up; a second demo finds them
+    unchanged and writes none of them again.
+    """
+    from imbrace_sandbox import Sandbox, SandboxOptions
+
+    if "://" in str(lake) or ":/" in str(lake):
+        raise UsageError("the demo writes to a folder of this machine: export writes to s3:// as well")
+    with ExitStack() as running:
+        try:
+            box = running.enter_context(Sandbox(SandboxOptions(conversations=conversations, seed=seed), port))
+        except OSError:
+            raise UsageError(f"port {port} is taken or not yours to use: choose another by --port") from None
+        _run(box, lake)
+
+
+def _run(box: Sandbox, lake: Path) -> None:
+    from imbrace_cli.demo_look import look_at
+    from imbrace_cli.numbers import keep
+    from imbrace_cli.running import export_flow, run_flow
+    from imbrace_cli.summary import tell_outcome
+    from imbrace_cli.terminal import show
+    from imbrace_flows.params import ExportParams
+
+    show(
+        f"A stand-in gateway serves {len(box.conversations):,} conversations of {len(box.phones):,} phone"
+        f" numbers at {box.url}",
+        "",
+    )
+    place = str(lake) if lake.is_absolute() or str(lake).startswith("..") else f"./{lake}"
+    settings = {
+        "token": box.options.token,
+        "organization": box.options.organization_id,
+        "gateway": box.url,
+        "lake": place,
+        # A short list has a larger share of them than a real one.
+        "tolerated_unreadable": 1,
+    }
+    with options.environment(settings):
+        checked = options.checked_settings()
+        # Numbers as people write them: spaces, brackets, repeats, and a few that are none.
+        phones = keep("\n".join(box.messy_phones()).encode(), "numbers.txt")
+        outcome = run_flow(checked, export_flow, ExportParams(phones=phones), {})
+    tell_outcome(outcome, "imbrace-lake export")
+    if outcome.exit_code == 0:
+        look_at(Path(os.path.abspath(lake)), place)  # noqa: PTH100 - resolve() would follow links
+        show("", *_next_steps(outcome.summary.flow_run_url))
+    raise typer.Exit(outcome.exit_code)
+
+
+def _next_steps(run_url: str | None) -> list[str]:
+    look = [f"See the run:    {run_url}"] if run_url else []
+    # Of a clone that `./dev` set up, nothing is on the PATH.
+    program = os.environ.get("IMBRACE_CALLED_AS", "imbrace-lake")
+    return [
+        *look,
+        f"Run it again:   {program} demo      (finds everything unchanged)",
+        f"Your own:       {program} export --phones FILE --organization ORG --lake URL",
+    ]

@@ -1,0 +1,123 @@
+"""`imbrace-lake export`: run the export flow in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import AsJson, checked_settings
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_cli.numbers import TableOptions
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  export IMBRACE_TOKEN=api_…
+  imbrace-lake export --phones customers.csv --organization org_… --lake ./lake
+  imbrace-lake export --phones - --region TW --lake s3://bucket/prefix < numbers.txt
+  imbrace-lake export +886911425977 --json | jq .totals
+  imbrace-lake export --rerun RUN_ID
+
+\b
+Exit codes:
+  0 all complete   3 partial   1 failed   2 wrong use   130 interrupted
+"""
+
+
+def export(
+    numbers: options.Numbers = None,
+    phones: options.Phones = None,
+    column: options.Column = None,
+    sheet: options.Sheet = None,
+    region: options.Region = None,
+    rerun: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Instead of numbers: only what this earlier run left undone.",
+        ),
+    ] = None,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    chunk_size: options.ChunkSize = None,
+    shard_size: options.ShardSize = None,
+    tolerated_failures: options.ToleratedFailures = 0.0,
+    accept_repeats: options.AcceptRepeats = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export every conversation of a list of phone numbers into the lake, proven complete.
+
+    The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
+    """
+    from imbrace_cli.numbers import TableOptions
+    from imbrace_cli.running import export_flow, run_flow
+    from imbrace_cli.summary import tell_outcome
+    from imbrace_flows.params import ExportParams
+    from imbrace_lake.phones.columns import join_columns
+
+    settings = checked_settings(
+        organization=organization, lake=lake, gateway=gateway, region=region,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight, chunk_size=chunk_size,
+        shard_size=shard_size,
+    )  # fmt: skip
+    table = TableOptions(join_columns(column), sheet)
+    params = {
+        "phones": _list_or_none(settings, phones, numbers or [], table, rerun),
+        "column": table.column,
+        "sheet": sheet,
+        "region": settings.region,
+        "rerun": rerun,
+        "chunk_size": settings.chunk_size,
+        "shard_size": settings.shard_size,
+        "tolerated_failures": tolerated_failures,
+        "accept_repeats": accept_repeats,
+    }
+    overrides = options.overrides(settings, requests_per_second, max_in_flight)
+    outcome = run_flow(settings, export_flow, ExportParams.model_validate(params), overrides)
+    tell_outcome(outcome, "imbrace-lake export", as_json=as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _list_or_none(
+    settings: Settings, phones: str | None, numbers: list[str], table: TableOptions, rerun: str | None
+) -> str | None:
+    """The address of the list, or None where an earlier run says what to do.
+
+    Raises:
+        UsageError: Both or neither are given, or one cannot be used.
+    """
+    from imbrace_cli.numbers import list_address
+
+    if rerun is None:
+        return list_address(phones, numbers, table, settings)
+    if phones is not None or numbers:
+        raise UsageError("give either phone numbers or --rerun, not both")
+    find_run(settings, rerun)
+    return None
+
+
+def find_run(settings: Settings, run_id: str) -> None:
+    """Make sure that the lake knows a run.
+
+    Raises:
+        UsageError: It does not, or there is no lake.
+    """
+    from imbrace_lake.export.rerun import unknown_run
+    from imbrace_lake.lake.lake import open_lake
+    from imbrace_lake.lake.ledger import knows_run
+
+    async def find() -> None:
+        async with open_lake(settings.needed("lake"), now=None) as lake:
+            if not await knows_run(lake, run_id):
+                raise unknown_run(lake, run_id)
+
+    asyncio.run(find())

@@ -1,0 +1,173 @@
+"""The command line `imbrace-lake`: parses, calls, and turns our errors into a sentence and an exit code.
+
+====  ================================================================================
+0     done, and all of it
+1     failed
+2     wrong use: an option, a setting or a file; nothing was started
+3     not all of it: what could not be exported, what differs or what is stale is named
+130   interrupted
+====  ================================================================================
+
+Only what every command needs is imported here: ``--help`` should not wait for Prefect.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from imbrace_cli import (
+    backfill,
+    check,
+    demo,
+    export,
+    freshness,
+    new_key,
+    plan,
+    repair,
+    sandbox,
+    server,
+    setup,
+    verify,
+)
+from imbrace_cli.terminal import complain, prepare_streams
+
+PROGRAM = "imbrace-lake"
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
+
+app = typer.Typer(
+    name=PROGRAM,
+    help=(
+        "Every iMBrace conversation of a list of phone numbers, proven complete, as Parquet in your data"
+        " lake."
+    ),
+    epilog="New here? `imbrace-lake demo` needs no token, no bucket and no server.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help is shorter, comes at once, and reads the same in a pipe.
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
+)
+app.command(
+    "demo", epilog=demo.EXAMPLES, short_help="Export made-up conversations into ./lake, and query it."
+)(demo.demo)
+app.command("export", epilog=export.EXAMPLES, short_help="Export conversations into the lake.")(export.export)
+app.command(
+    "backfill", epilog=backfill.EXAMPLES, short_help="Read conversations again, or a window of time."
+)(backfill.backfill)
+app.command("plan", epilog=plan.EXAMPLES, short_help="Say what an export would do; write nothing.")(plan.plan)
+app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and lake; say what is wrong.")(
+    check.check
+)
+app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; name what is damaged.")(
+    verify.verify
+)
+app.command(
+    "repair", epilog=repair.EXAMPLES, short_help="Write rows of earlier versions again, for every engine."
+)(repair.repair)
+app.command("freshness", epilog=freshness.EXAMPLES, short_help="Say how old the proofs are.")(
+    freshness.freshness
+)
+app.command("new-key", epilog=new_key.EXAMPLES, short_help="Make a new lake.json for a lake that lost it.")(
+    new_key.new_key
+)
+app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
+    setup.setup
+)
+app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the stand-in gateway alone.")(
+    sandbox.sandbox
+)
+app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _first(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    prepare_streams()
+    from imbrace_cli.running import Interrupted
+    from imbrace_lake.errors import ImbraceLakeError, UsageError
+
+    try:
+        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except typer.TyperException as exc:
+        complain(_explained(exc))
+        return WRONG_USE
+    except Interrupted as exc:
+        complain(str(exc), "interrupted")
+        return INTERRUPTED
+    except ImbraceLakeError as exc:
+        complain(str(exc))
+        return WRONG_USE if isinstance(exc, UsageError) else FAILED
+    except Exception as exc:
+        if not _is_out_of_memory(exc):
+            raise
+        complain(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
+        return FAILED
+    if code == INTERRUPTED:
+        complain("nothing was written", "interrupted")
+    return int(code or 0)
+
+
+def _is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether an exception, or one that caused it, means that the system gives no more memory."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        match exc:
+            case MemoryError() | OSError(errno=errno.ENOMEM):
+                return True
+            # Of libraries that cannot be loaded, and of threads whose stack cannot be made.
+            case ImportError() | RuntimeError() if _NO_MEMORY.search(str(exc)):
+                return True
+            # What CPython raises where memory for the exception itself was missing.
+            case SystemError() if _limit():
+                return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _limit() -> str:
+    bytes_allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    is_limited = bytes_allowed != resource.RLIM_INFINITY
+    return f" (ulimit -v allows {bytes_allowed >> 20:,} MB)" if is_limited else ""
+
+
+def _explained(exc: typer.TyperException) -> str:
+    message = exc.format_message()
+    if "--token" in message:
+        return (
+            "there is no option --token, because everybody on this machine can read the arguments of a"
+            " command: set IMBRACE_TOKEN, or write it into .env"
+        )
+    context: typer.Context | None = getattr(exc, "ctx", None)
+    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    return f"{message.rstrip('.')}{hint}"
+
+
+if __name__ == "__main__":  # pragma: no cover  (another process, whose parts are tested)
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""`imbrace-lake new-key`: a new `lake.json` for a lake that has lost it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from imbrace_cli import options
+from imbrace_cli.options import lake_settings
+from imbrace_cli.terminal import tell
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake new-key --lake ./lake
+"""
+
+
+def new_key(lake: options.Lake = None) -> None:
+    """Write the lake.json that a lake has lost, with a new key for the hashes of phone numbers.
+
+    Restore the file from a copy if there is one. With a new key, the hashes in the ledger `phones` differ
+    from those of earlier runs; nothing else changes. A lake that has its lake.json is left alone.
+    """
+    from imbrace_lake.lake.lake import renew_marker
+
+    address = lake_settings(lake=lake).needed("lake")
+    asyncio.run(renew_marker(address, now=datetime.now(UTC)))
+    tell(f"{address} has a new lake.json")

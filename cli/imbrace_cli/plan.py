@@ -1,0 +1,89 @@
+"""`imbrace-lake plan`: a dry run of the export."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import AsJson, checked_settings
+
+if TYPE_CHECKING:
+    from imbrace_lake.export.plan import Plan
+    from imbrace_lake.phones.lists import PhoneList
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake plan --phones customers.csv --organization org_… --lake ./lake
+  imbrace-lake plan --phones customers.csv --requests-per-second 2
+"""
+
+
+def plan(
+    numbers: options.Numbers = None,
+    phones: options.Phones = None,
+    column: options.Column = None,
+    sheet: options.Sheet = None,
+    region: options.Region = None,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an export of the same numbers would read, how many requests, how long; write nothing.
+
+    The numbers are resolved, and some of the new conversations are asked for their length.
+    """
+    from imbrace_cli.numbers import TableOptions, list_address
+    from imbrace_cli.summary import show_input
+    from imbrace_cli.terminal import list_problems
+    from imbrace_lake.phones.columns import join_columns
+    from imbrace_lake.phones.lists import read_phone_list
+
+    settings = checked_settings(
+        organization=organization, lake=lake, gateway=gateway, region=region,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight,
+    )  # fmt: skip
+    table = TableOptions(join_columns(column), sheet)
+    address = list_address(phones, numbers or [], table, settings)
+    given = read_phone_list(
+        address, region=settings.region, column=table.column, sheet=sheet, schemes=settings.schemes()
+    )
+    list_problems(given.problems(), given.invalid)
+    show_input(given.report.as_json())
+    found = _made(settings, given)
+    if as_json:
+        typer.echo(json.dumps(found.as_json() | {"input": given.report.as_json()}, ensure_ascii=False))
+    else:
+        _show(found, settings)
+
+
+def _made(settings: Settings, given: PhoneList) -> Plan:
+    from imbrace_cli.gateway import shared_gateway
+    from imbrace_cli.terminal import is_watched, to_user
+    from imbrace_lake.export.plan import make_plan
+
+    async def make() -> Plan:
+        async with shared_gateway(settings)(settings.gateway_options()) as gateway:
+            return await make_plan(settings, gateway, given)
+
+    if not is_watched():
+        return asyncio.run(make())
+    with to_user().status("asking the gateway"):
+        return asyncio.run(make())
+
+
+def _show(found: Plan, settings: Settings) -> None:
+    from imbrace_cli.terminal import show
+
+    lake = settings.needed("lake") + ("" if found.lake_exists else " (to be made)")
+    rows = [*found.rows(), ("lake", lake)]
+    show("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
+    show(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")

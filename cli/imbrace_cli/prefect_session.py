@@ -1,0 +1,126 @@
+"""Make Prefect ready for a run in this process: a server, an environment, and only then the import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imbrace_cli.local_server import ensure_server, keep_alive
+from imbrace_cli.prefect_environment import configured_api_url, configured_login, flow_run_url, prepare_client
+from imbrace_lake.errors import ImbraceLakeError
+
+if TYPE_CHECKING:
+    import httpx
+
+SLOW_SECONDS = 1.0
+VERY_SLOW_SECONDS = 30.0
+LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
+
+
+class ServerUnavailable(ImbraceLakeError):
+    """The Prefect server that is configured does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where a run is seen; `ui_url` is that of our own server, None for one of the user's."""
+
+    api_url: str
+    ui_url: str | None
+
+    def run_url(self, flow_run_id: object) -> str | None:
+        """The page of a flow run, where it is known."""
+        if self.ui_url is not None:
+            return flow_run_url(self.ui_url, flow_run_id)
+        from prefect.settings import get_current_settings
+
+        ui_url = get_current_settings().ui_url
+        return flow_run_url(ui_url, flow_run_id) if ui_url else None
+
+
+@contextmanager
+def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
+    """Use the server that is configured, or else our own, as long as the block lasts.
+
+    Args:
+        say: Called with what is being waited for.
+
+    Raises:
+        SettingsError: Our own server could not be started.
+        ServerUnavailable: The one that is configured went away or was never there.
+    """
+
+    import httpx
+
+    def waiting(seconds: float) -> None:
+        if seconds >= VERY_SLOW_SECONDS:
+            say("still starting the Prefect server: on a busy machine it can take minutes")
+        elif seconds >= SLOW_SECONDS:
+            say("starting a Prefect server of its own, which the next commands will find running")
+
+    configured = configured_api_url()
+    try:
+        if configured is not None:
+            # Prefect itself would say it in a traceback.
+            ask_server(configured)
+            prepare_client(configured)
+            yield _opened(Session(configured, None), say)
+            return
+        server = ensure_server(on_wait=waiting)
+        with keep_alive():
+            prepare_client(server.api_url, server.directory)
+            yield _opened(Session(server.api_url, server.ui_url), say)
+    except httpx.HTTPError as exc:
+        raise unanswered(exc, configured) from exc
+
+
+def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
+    """Ask a configured server for its version, which every one but the hosted service tells.
+
+    Raises:
+        httpx.HTTPError: It does not answer, or there is no such address.
+    """
+    import httpx
+
+    url = f"{api_url.rstrip('/')}/admin/version"
+    try:
+        return httpx.get(url, headers=configured_login(), timeout=timeout_seconds)
+    except httpx.InvalidURL as exc:
+        raise httpx.UnsupportedProtocol(str(exc)) from exc
+
+
+def shown_url(api_url: str) -> str:
+    """The address of a server without the credentials that it can hold."""
+    return re.sub(r"//[^/]*@", "//***@", api_url)
+
+
+def _opened(session: Session, say: Callable[[str], None]) -> Session:
+    say("loading Prefect")
+    import prefect  # noqa: F401 - not before the environment is set
+
+    return session
+
+
+def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
+    """Say what became of a server; `configured` is the user's, None means our own."""
+    import httpx
+
+    kind = type(exc).__name__
+    if configured is None:
+        return ServerUnavailable(
+            f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
+        )
+    place = f"the Prefect server at {shown_url(configured)}"
+    if not isinstance(exc, httpx.HTTPStatusError):
+        return ServerUnavailable(
+            f"{place} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
+        )
+    if exc.response.status_code in (401, 403):
+        return ServerUnavailable(f"{place} asks for a login: {LOGIN_ADVICE}")
+    return ServerUnavailable(
+        f"{place} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
+        " be as new as this Prefect"
+    )

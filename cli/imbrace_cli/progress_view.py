@@ -1,0 +1,170 @@
+"""What is to be seen while a run works: a live display on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+)
+from rich.spinner import Spinner
+from rich.text import Text
+
+from imbrace_cli.terminal import MOST_LISTED, complain, is_watched, tell, to_user
+from imbrace_lake.export import progress as core
+from imbrace_lake.export.figures import counted, duration
+
+LINE_SECONDS = 10.0
+STEADY_SECONDS = 3.0
+
+
+class View(Protocol):
+    """Shows how far a run is."""
+
+    interval_seconds: float
+
+    def say(self, sentence: str) -> None:
+        """Show what is being waited for before the run begins."""
+
+    def update(self, progress: core.Progress) -> None:
+        """Show how far the run is; called in its event loop."""
+
+
+@contextmanager
+def open_view() -> Iterator[View]:
+    """Choose the view that fits standard error, for as long as the block lasts."""
+    logger = logging.getLogger("imbrace_lake")
+    if is_watched():
+        live = _LiveView()
+        with live.display:
+            yield live
+        return
+    handler = _Warnings()
+    logger.addHandler(handler)
+    try:
+        yield _LineView()
+    finally:
+        logger.removeHandler(handler)
+
+
+class _LiveView:
+    interval_seconds = 0.1
+
+    def __init__(self) -> None:
+        console = to_user()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=None, unit="", left="")
+        self._waiting = Spinner("dots", text="starting", style="progress.spinner")
+        self._details = Text()
+        self._rate = core.Rate(STEADY_SECONDS)
+        self._left = core.TimeLeft()
+        self.display = Live(
+            console=console, transient=True, refresh_per_second=10, get_renderable=self._render
+        )
+
+    def say(self, sentence: str) -> None:
+        self._waiting.update(text=sentence)
+
+    def update(self, progress: core.Progress) -> None:
+        if not progress.numbers and not progress.conversations:
+            self.say("opening the lake")
+            return
+        done, total, unit = progress.place()
+        seconds = self._left.seconds(progress)
+        left = "" if seconds is None else f"{duration(seconds)} left"
+        self._bar.update(
+            self._task, description=progress.stage, completed=done, total=total, unit=unit, left=left
+        )
+        self._details = Text("  " + details(progress, self._rate.of(progress.messages_total)), style="dim")
+        refusal = refused(progress)
+        if refusal:
+            self._details.append(f"\n  {refusal}", style="not dim yellow")
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, self._details) if self._details else self._waiting
+
+
+class _LineView:
+    interval_seconds = 0.5
+
+    def __init__(self) -> None:
+        self._rate = core.Rate(STEADY_SECONDS)
+        self._left = core.TimeLeft()
+        self._said = ""
+        self._due = 0.0
+
+    def say(self, sentence: str) -> None:
+        # What takes two seconds is not worth a line.
+        if sentence != self._said and "server" in sentence:
+            self._said = sentence
+            tell(sentence)
+
+    def update(self, progress: core.Progress) -> None:
+        rate = self._rate.of(progress.messages_total)
+        seconds = self._left.seconds(progress)
+        now = time.monotonic()
+        is_first = not self._due
+        if now < self._due:
+            return
+        self._due = now + LINE_SECONDS
+        if is_first:
+            return
+        done, total, unit = progress.place()
+        left = "" if seconds is None else f"about {duration(seconds)} left"
+        place = f"{progress.stage}: {done:,} of {total:,} {unit}"
+        tell(" · ".join(filter(None, [place, details(progress, rate), left, refused(progress)])))
+
+
+class _Warnings(logging.Handler):
+    """Writes the first warnings of a run as lines; all of them are in the lake and with the orchestrator."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._count += 1
+        if self._count <= MOST_LISTED:
+            complain(record.getMessage(), "warning")
+        if self._count == MOST_LISTED:
+            complain("further ones are counted in the summary", "warning")
+
+
+def details(progress: core.Progress, messages_per_second: float) -> str:
+    """The counters of a run in one line."""
+    statuses = [(count, status) for status, count in sorted(progress.statuses.items())]
+    parts = [counted(statuses)] if statuses else []
+    if progress.messages_total:
+        parts.append(f"{progress.messages_total:,} messages ({messages_per_second:,.0f}/s)")
+    if progress.gate is not None:
+        parts.append(f"{progress.gate.in_flight} in flight")
+        if progress.gate.counts.refusals:
+            parts.append(f"{progress.gate.counts.refusals:,} refused")
+    return " · ".join(parts)
+
+
+def refused(progress: core.Progress) -> str:
+    """Say that the gateway refuses, as long as it does."""
+    if progress.gate is None or not progress.gate.refused_seconds():
+        return ""
+    pause = progress.gate.pause_seconds()
+    again = f"asking again in {pause:.0f} s" if pause else "asking whether it answers again"
+    return f"the gateway refuses (429), {again}"

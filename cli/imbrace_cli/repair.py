@@ -1,0 +1,77 @@
+"""`imbrace-lake repair`: write rows of earlier versions in the form that every engine reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import AsJson, lake_settings
+from imbrace_cli.terminal import show, tell
+
+if TYPE_CHECKING:
+    from imbrace_lake.export.repair import Repaired
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake repair --lake ./lake            # lists what would be written again
+  imbrace-lake repair --lake ./lake --apply
+
+\b
+Exit codes:
+  0 nothing to repair, or repaired   3 something is to be repaired   1 could not be done   2 wrong use
+"""
+
+OUTDATED = 3
+
+
+def repair(
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Replace the parts. Without it, nothing is written.")
+    ] = False,
+    lake: options.Lake = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find messages that an earlier version stored in a form some query engines reject.
+
+    These are rows whose `content` or `extra` is not strict JSON, or whose times are out of range. Messages
+    keep their ids and values. Exports may run at the same time, and a repair that was interrupted is
+    repeated.
+    """
+    settings = lake_settings(lake=lake)
+    found = asyncio.run(_repair(settings, apply))
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        _show(found)
+    raise typer.Exit(OUTDATED if found.keys and not apply else 0)
+
+
+async def _repair(settings: Settings, apply: bool) -> Repaired:
+    from uuid import uuid4
+
+    from imbrace_lake.export.export_run import utc_now
+    from imbrace_lake.export.repair import repair_lake
+    from imbrace_lake.lake.lake import open_lake
+
+    async with open_lake(settings.needed("lake"), now=None) as lake:
+        return await repair_lake(lake, str(uuid4()), utc_now, apply=apply, memory=settings.memory())
+
+
+def _show(found: Repaired) -> None:
+    if not found.is_applied:
+        show(*found.keys)
+    if not found.keys:
+        tell(f"nothing to repair: {found.parts:,} parts")
+        return
+    rows = f"{found.rows:,} messages in {len(found.keys):,} of {found.parts:,} parts"
+    if found.is_applied:
+        tell(f"repaired: {rows}")
+    else:
+        tell(f"to be repaired: {rows}; run the command with --apply to write them again")

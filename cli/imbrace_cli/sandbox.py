@@ -1,0 +1,168 @@
+"""`imbrace-lake sandbox`: the stand-in gateway alone, on a port."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imbrace_cli.terminal import complain, show
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_sandbox import SandboxOptions
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake sandbox --conversations 1000 --seed 7
+  imbrace-lake sandbox --file conversations.jsonl.gz --page-cap 50
+  imbrace-lake sandbox --mixed 0.1 --option stall_seconds=5 --option gateway_timeout_seconds=1
+  imbrace-lake sandbox --option rates=401=0.1,502:html=0.05 --option links_shape=envelope
+"""
+
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _show_options(wanted: bool) -> None:
+    if wanted:
+        from imbrace_sandbox import SandboxOptions
+
+        for name, told in SandboxOptions.descriptions().items():
+            show(f"{name:<24}{told}")
+        raise typer.Exit
+
+
+def sandbox(
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="0 for any that is free.")] = 8899,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Another than this lets everybody in who can reach it.")
+    ] = "127.0.0.1",
+    conversations: Annotated[
+        int | None, typer.Option(metavar="N", help="How many conversations to make up; 120 by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Decides what they are.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Serve the conversations of this .jsonl or .jsonl.gz file."),
+    ] = None,
+    page_cap: Annotated[
+        int | None, typer.Option(metavar="N", help="The most messages a page holds, whatever is asked for.")
+    ] = None,
+    mixed: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Share of requests that meet some passing fault.")
+    ] = None,
+    budget_requests: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests a client may make in half an hour, then 429.")
+    ] = None,
+    latency_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Added to every answer.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option, as often as you like.")
+    ] = None,
+    _options: Annotated[
+        bool, typer.Option("--options", help="List all options.", callback=_show_options, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve a stand-in for the gateway until Ctrl-C: made-up conversations, and trouble on demand."""
+    from imbrace_sandbox import serve
+
+    flags = {
+        "conversations": conversations,
+        "seed": seed,
+        "file": file,
+        "page_cap": page_cap,
+        "mixed": mixed,
+        "budget_requests": budget_requests,
+        "latency_seconds": latency_seconds,
+    }
+    chosen = parse_options(option or []) | {name: value for name, value in flags.items() if value is not None}
+    try:
+        options = _make(chosen)
+        serve(options, host, port, on_start=lambda url: _describe(url, options))
+    except ValueError as exc:
+        raise UsageError(str(exc)) from None
+    except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "there is no such host"
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({reason}): choose another by --port or --host"
+        ) from None
+    complain("the stand-in gateway has ended", "stopped")
+
+
+def _make(chosen: Mapping[str, Any]) -> SandboxOptions:
+    from imbrace_sandbox import SandboxOptions
+
+    return SandboxOptions(**chosen)
+
+
+def _describe(url: str, options: SandboxOptions) -> None:
+    control = f"{url.removesuffix('/3rd')}/_sandbox"
+    show(
+        "The stand-in gateway listens until Ctrl-C.",
+        "",
+        f"  gateway       {url}",
+        f"  token         {options.token}",
+        f"  organization  {options.organization_id}",
+        f"  phones        {control}/phones",
+        f"  faults        {control}/faults",
+        f"  counts        {control}/stats",
+        "",
+        "Export from it:",
+        "",
+        f"  export IMBRACE_TOKEN={options.token}",
+        f"  export IMBRACE_GATEWAY={url} IMBRACE_ORGANIZATION={options.organization_id}",
+        f"  imbrace-lake export --phones {control}/phones --lake ./lake",
+    )
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` pairs by the types of the options.
+
+    Raises:
+        UsageError: An option is unknown, or its value cannot be read.
+    """
+    from imbrace_sandbox import SandboxOptions
+
+    kinds = {each.name: str(each.type) for each in dataclasses.fields(SandboxOptions)}
+    chosen = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or name not in kinds:
+            raise UsageError(f"there is no option {name}: see imbrace-lake sandbox --options")
+        try:
+            chosen[name] = _reader(kinds[name])(text.strip())
+        except (ValueError, KeyError):
+            raise UsageError(
+                f"option {name} cannot be {text.strip()!r}: see imbrace-lake sandbox --options"
+            ) from None
+    return chosen
+
+
+def _reader(kind: str) -> Callable[[str], Any]:
+    """How a value of a type is read from text."""
+    kind = kind.removesuffix(" | None")
+    readers: dict[str, Callable[[str], Any]] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "Path": Path,
+        "bool": lambda text: _TRUTHS[text.lower()],
+        "tuple[int, ...]": lambda text: tuple(int(each) for each in text.split(",")),
+        "Mapping[str, float]": lambda text: {name: float(value) for name, value in _pairs(text)},
+        "Mapping[str, str]": lambda text: dict(_pairs(text)),
+    }
+    return readers[kind]
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    found = [each.rpartition("=") for each in text.split(",")]
+    if any(not sign for _, sign, _ in found):
+        raise ValueError(text)
+    return [(name.strip(), value.strip()) for name, _, value in found]

@@ -1,0 +1,76 @@
+"""`imbrace-lake server`: the Prefect server of its own that runs are shown by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from imbrace_cli.terminal import show, tell
+
+if TYPE_CHECKING:
+    from imbrace_cli.local_server import LocalServer
+
+app = typer.Typer(
+    help="The local Prefect server: started by itself when no other is configured, ends when unused.",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def _first(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def status() -> None:
+    """Say whether it runs, and where; exit code 1 if it does not."""
+    from imbrace_cli.local_server import server_status
+    from imbrace_cli.prefect_environment import configured_api_url
+
+    configured = configured_api_url()
+    if configured is not None:
+        tell("PREFECT_API_URL is configured, so runs go to that server and not to this one")
+    server = server_status()
+    if server is None:
+        show("not running")
+        raise typer.Exit(1)
+    _describe(server)
+
+
+@app.command()
+def start() -> None:
+    """Start it, unless it runs already."""
+    from imbrace_cli.local_server import ensure_server
+    from imbrace_cli.terminal import is_watched, to_user
+
+    if is_watched():
+        with to_user().status("starting"):
+            server = ensure_server()
+    else:
+        server = ensure_server()
+    _describe(server)
+
+
+@app.command()
+def stop() -> None:
+    """End it; runs that are under way fail."""
+    from imbrace_cli.local_server import stop_server
+    from imbrace_cli.terminal import is_watched, to_user
+
+    if is_watched():
+        with to_user().status("stopping, once everything is recorded"):
+            was_running = stop_server()
+    else:
+        was_running = stop_server()
+    show("stopped" if was_running else "not running")
+
+
+def _describe(server: LocalServer) -> None:
+    show(
+        f"running at {server.ui_url}",
+        f"  folder   {server.directory}",
+        f"  log      {server.log}",
+        f"  process  {server.pid}",
+    )

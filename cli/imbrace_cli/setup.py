@@ -1,0 +1,123 @@
+"""`imbrace-lake setup`: prepare a Prefect server for the deployments of `prefect.yaml`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.terminal import complain, show
+from imbrace_lake.errors import SettingsError, UsageError
+
+if TYPE_CHECKING:
+    from imbrace_deployments.setup import Outcome
+    from imbrace_lake.settings import Settings
+
+EXAMPLES = """
+\b
+Examples:
+  export PREFECT_API_URL=http://127.0.0.1:4200/api IMBRACE_TOKEN=api_…
+  imbrace-lake setup --organization org_… --lake s3://bucket/conversations
+  imbrace-lake setup --phones s3://bucket/customers.csv
+  imbrace-lake setup --requests-per-second 5
+"""
+
+
+def setup(
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    phones: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The list of numbers that the hourly ingestion reads."),
+    ] = None,
+    requests_per_second: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="N",
+            help="Set the budget that all workers share, even if it was changed in the UI.",
+        ),
+    ] = None,
+    pool: Annotated[
+        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_POOL", help="Work pool of the deployments.")
+    ] = "imbrace",
+    queue: Annotated[
+        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_QUEUE", help="Its work queue.")
+    ] = "default",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Save also what does not work from here, but may from the workers."),
+    ] = False,
+) -> None:
+    """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
+
+    Makes blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
+    for runs whose worker dies. A second call changes only what differs.
+
+    Token, organization, gateway, lake and list are tried first. If one of them does not work, nothing is
+    saved. Exit code 1 if anything is wrong.
+    """
+    import httpx
+
+    from imbrace_cli.prefect_environment import configured_api_url, prepare_client
+    from imbrace_cli.prefect_session import ask_server, unanswered
+    from imbrace_lake.settings import load_settings
+
+    api_url = configured_api_url()
+    if api_url is None:
+        raise SettingsError(
+            "no Prefect server is configured: start one by `prefect server start`, and set"
+            " PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    settings = load_settings(organization=organization, lake=lake, gateway=gateway)
+    _check(settings, phones, pool, queue)
+    if phones is not None and "://" not in phones:
+        # A run works in a folder of its own.
+        phones = str(Path(phones).expanduser().absolute())
+    try:
+        # Prefect itself would say it in a traceback.
+        ask_server(api_url).raise_for_status()
+        prepare_client(api_url)
+        from imbrace_deployments.setup import Wishes, set_up
+
+        wishes = Wishes(settings, pool, queue, phones, requests_per_second, is_forced=force)
+        outcome = asyncio.run(set_up(wishes))
+    except httpx.HTTPError as exc:
+        raise unanswered(exc, api_url) from exc
+    show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in outcome.findings))
+    if outcome.done:
+        show("", *outcome.done, "", "Next: prefect deploy --all")
+    if outcome.wrong:
+        complain(_verdict(outcome))
+        raise typer.Exit(1)
+
+
+def _verdict(outcome: Outcome) -> str:
+    wrong = " and ".join(dict.fromkeys(finding.name for finding in outcome.wrong))
+    if outcome.done:
+        return f"saved as --force demands, although something is wrong: {wrong}"
+    return f"nothing was saved, because something is wrong: {wrong}; --force saves it nevertheless"
+
+
+def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> None:
+    """Find what is wrong before anything is made.
+
+    Raises:
+        UsageError: It names what to change.
+    """
+    from imbrace_cli.numbers import refuse_secrets
+    from imbrace_lake.store.opening import open_store
+
+    if settings.token is not None and settings.organization is not None:
+        settings.gateway_options()
+    if settings.lake is not None:
+        open_store(settings.lake)
+    if phones is not None:
+        refuse_secrets(phones)
+    for name in (pool, queue):
+        if not name or set(name) & set("/%&<>"):
+            raise UsageError(f"{name!r} is no name of a work pool or queue: leave out / % & < and >")

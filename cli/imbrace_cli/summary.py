@@ -1,0 +1,125 @@
+"""How a run ended, for people: what was wrong with the input, why it failed, what it did."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from imbrace_cli.terminal import complain, list_problems, show, tell
+from imbrace_lake.export.figures import counted, size
+from imbrace_lake.lake.entries import OUTCOMES
+from imbrace_lake.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from imbrace_cli.running import Outcome
+    from imbrace_lake.export.runs import DeadLetter, RunSummary
+    from imbrace_lake.lake.entries import RunTotals
+
+MOST_FAILURES = 10
+_STYLES = {
+    "complete": "bold green",
+    "partial": "bold yellow",
+    "failed": "bold red",
+    "cancelled": "bold yellow",
+}
+
+
+def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> None:
+    """Write problems to standard error, and the summary to standard output.
+
+    Args:
+        outcome: How the run ended.
+        command: What exports its rest, but for `--rerun` and the run.
+        as_json: For programs.
+    """
+    list_problems(outcome.problems, outcome.problem_count)
+    show_input(outcome.summary.input)
+    if outcome.summary.status in ("failed", "cancelled"):
+        complain(outcome.summary.reason or "the run failed")
+    if as_json:
+        typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
+    else:
+        _show_summary(outcome.summary, command)
+
+
+def show_input(report: dict[str, Any] | None) -> None:
+    """Write to standard error what was read from a list, and what of it was left out."""
+    if report is None:
+        return
+    first, others = report["files"][0], report["file_count"] - 1
+    # Of plain text nothing had to be chosen.
+    if others or first["description"] not in ("text, utf-8", "numbers"):
+        more = f" and {others:,} more file{'s' * (others > 1)}" * (others > 0)
+        tell(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
+    for warning in report["warnings"]:
+        complain(warning, "input")
+
+
+def _show_summary(summary: RunSummary, command: str) -> None:
+    from rich.text import Text
+
+    headline = Text(summary.status, style=_STYLES[summary.status])
+    # Why it failed is an error, and those are told elsewhere.
+    if summary.reason and summary.status not in ("failed", "cancelled"):
+        headline.append(f": {summary.reason}", style="not bold default")
+    show(headline, *_lines(summary))
+    failures = summary.dead_letters[:MOST_FAILURES]
+    if failures:
+        show(
+            "",
+            "not exported:",
+            *(
+                f"  {printable(one.conversation_id)}  {one.status.replace('_', ' ')}: {one.reason}"
+                for one in failures
+            ),
+        )
+        if summary.dead_letter_count > len(failures):
+            show(f"  and {summary.dead_letter_count - len(failures):,} more")
+        show("", "what to do:", *(f"  {line}" for line in summary.advice()))
+    if summary.damaged:
+        show("", f"damaged, and gone on without: {len(summary.damaged):,} ledger objects; verify names them")
+    if summary.number_errors:
+        reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
+        show("", "numbers not resolved:", *reasons)
+    if summary.dead_letter_count or summary.totals.phones.get("error"):
+        show("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
+
+
+def _failure(letter: DeadLetter) -> str:
+    return f"  {printable(letter.conversation_id)}  {letter.status.replace('_', ' ')}: {letter.reason}"
+
+
+def _lines(summary: RunSummary) -> list[RenderableType]:
+    totals = summary.totals
+    phones, conversations = totals.phones, totals.conversations
+    rows = [("lake", summary.lake), ("run", summary.flow_run_url or summary.run_id)]
+    if phones or conversations:
+        names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
+                 "invalid": "invalid", "error": "not resolved"}  # fmt: skip
+        rows = [
+            ("numbers", counted([(phones.get(status, 0), name) for status, name in names.items()])),
+            ("conversations", _conversations(totals)),
+            ("messages", f"{totals.messages_new:,} new of {totals.messages_total:,}"),
+            ("requests", _requests(summary)),
+            ("time", f"{totals.seconds:,.1f} s"),
+            *rows,
+        ]
+    if summary.token_warning:
+        rows.append(("token", summary.token_warning))
+    return [f"  {name:<15}{value}" for name, value in rows]
+
+
+def _conversations(totals: RunTotals) -> str:
+    counts = counted([(totals.conversations.get(one, 0), one.replace("_", " ")) for one in OUTCOMES])
+    return counts if totals.found is None else f"{totals.found:,} found: {counts}"
+
+
+def _requests(summary: RunSummary) -> str:
+    totals = summary.totals
+    again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
+    told = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
+    return f"{told}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"

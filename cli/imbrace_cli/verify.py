@@ -1,0 +1,112 @@
+"""`imbrace-lake verify`: hold a lake against its ledgers, and on request against the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import AsJson, checked_settings, lake_settings
+from imbrace_cli.terminal import is_watched, show, tell, to_user
+
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
+    from imbrace_lake.verify.findings import Verification
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake verify --lake ./lake
+  imbrace-lake verify --counts --organization org_… --lake s3://bucket/prefix --json | jq .differences
+
+\b
+Exit codes:
+  0 sound   3 something differs   1 could not be done   2 wrong use
+"""
+
+DIFFERS = 3
+ShowProgress = Callable[[str, int, int], None]
+
+
+def verify(
+    counts: Annotated[
+        bool,
+        typer.Option("--counts", help="Also ask the gateway for every count, one request a conversation."),
+    ] = False,
+    organization: options.Organization = None,
+    lake: options.Lake = None,
+    gateway: options.Gateway = None,
+    requests_per_second: options.RequestsPerSecond = None,
+    max_in_flight: options.MaxInFlight = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every object of the lake and name each that is not as it was written.
+
+    With --counts, what arrived at the gateway since the last run counts as a difference.
+    """
+    read = checked_settings if counts else lake_settings
+    settings = read(
+        organization=organization, lake=lake, gateway=gateway,
+        requests_per_second=requests_per_second, max_in_flight=max_in_flight,
+    )  # fmt: skip
+    with _progress() as show_progress:
+        found = asyncio.run(_look(settings, counts, show_progress))
+    if as_json:
+        typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
+    else:
+        _show(found)
+    raise typer.Exit(0 if found.is_sound else DIFFERS)
+
+
+async def _look(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:
+    from functools import partial
+
+    from imbrace_cli.gateway import shared_gateway
+    from imbrace_lake.lake.checkpoint import read_known
+    from imbrace_lake.lake.lake import open_lake
+    from imbrace_lake.verify.counts import verify_counts
+    from imbrace_lake.verify.objects import verify_objects
+
+    async with open_lake(settings.needed("lake"), now=None) as lake:
+        found = await verify_objects(lake, partial(show_progress, "objects"))
+        if is_counting:
+            known = await read_known(lake, settings.needed("organization"))
+            async with shared_gateway(settings)(settings.gateway_options()) as gateway:
+                await verify_counts(
+                    gateway,
+                    known,
+                    found,
+                    side_by_side=settings.max_in_flight,
+                    on_progress=partial(show_progress, "counts"),
+                )
+    return found
+
+
+@contextmanager
+def _progress() -> Iterator[ShowProgress]:
+    """Show on a terminal how far it is."""
+    if not is_watched():
+        yield lambda what, done, all: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(compact=True), console=to_user(), transient=True) as bar:
+        tasks = {what: bar.add_task(what, total=None, visible=False) for what in ("objects", "counts")}
+        yield lambda what, done, all: bar.update(tasks[what], completed=done, total=all, visible=True)
+
+
+def _show(found: Verification) -> None:
+    show(*(f"{one.name}: {one.problem}" for one in found.differences))
+    looked = f"{found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
+    if found.counts:
+        looked += f", {found.counts:,} counts"
+    tell(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
+    if found.unrecorded:
+        tell(f"{found.unrecorded:,} parts are as killed runs left them: whole, and not yet in a ledger")

@@ -1,0 +1,289 @@
+"""Prepare a Prefect server for the deployments: blocks, work pool, budget, automations.
+
+Token, lake and list are tried before anything is saved, and if one of them does not work, nothing on the
+server is changed. Whatever is there already is left as it is, but for blocks and automations that differ
+from what is wanted now. A budget is the operator's as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    VariableCreate,
+    VariableUpdate,
+    WorkPoolCreate,
+)
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
+
+from imbrace_deployments.automations import TAG, automations
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, is_relative
+from imbrace_lake.check import Finding, check_list
+from imbrace_lake.settings import Settings
+
+B = TypeVar("B", ImbraceCredentials, ConversationLake)
+
+BUDGET = "imbrace-requests"
+BLOCK = "default"
+DEFAULT_REQUESTS_PER_SECOND = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the server is to have.
+
+    Attributes:
+        settings: Whose token, organization, gateway and lake become blocks, and whose requests a
+            second a new budget.
+        pool, queue: Where deployments send their runs; a new pool starts processes.
+        phones: Address of the list that the hourly ingestion reads; None leaves what there is.
+        requests_per_second: What the budget is to be even if it exists; None leaves what there is.
+        is_forced: Save also what does not work from here.
+    """
+
+    settings: Settings
+    pool: str
+    queue: str
+    phones: str | None = None
+    requests_per_second: float | None = None
+    is_forced: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What setup found and did.
+
+    Attributes:
+        findings: What came of trying token, organization, gateway, lake and list.
+        done: What was made, changed, found or left, a sentence each; empty if nothing was saved.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """The findings with which a run cannot work."""
+        return [one for one in self.findings if one.verdict == "wrong"]
+
+
+async def set_up(wishes: Wishes) -> Outcome:
+    """Try what is wished, and bring the configured server to it if all of it works.
+
+    Raises:
+        SettingsError: A setting cannot be used; nothing was saved.
+        httpx.HTTPError: The server does not answer, or refuses.
+    """
+    async with get_client() as client:
+        setup = _Setup(client, wishes)
+        await setup.look()
+        if wishes.is_forced or not setup.outcome.wrong:
+            await setup.blocks()
+            await setup.work_pool()
+            await setup.budget()
+            await setup.automations()
+    return setup.outcome
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A block: the one on the server, the one that is wished, and the settings that wish it."""
+
+    found: ImbraceCredentials | ConversationLake | None
+    wished: ImbraceCredentials | ConversationLake | None
+    needed: str
+
+
+class _Setup:
+    """One call of setup: what it wants, and what it has done so far."""
+
+    def __init__(self, client: PrefectClient, wishes: Wishes) -> None:
+        self.outcome = Outcome()
+        self._done = self.outcome.done
+        self._client = client
+        self._wishes = wishes
+        self._blocks: dict[str, _Kept] = {}
+
+    async def look(self) -> None:
+        """Find the blocks, and try those that will be there, and the list, side by side."""
+        settings = self._wishes.settings
+        credentials = await _saved(ImbraceCredentials)
+        self._blocks = {
+            "imbrace_credentials": _Kept(
+                credentials,
+                _credentials_block(settings, credentials),
+                "IMBRACE_TOKEN and IMBRACE_ORGANIZATION are",
+            ),
+            "imbrace_lake": _Kept(
+                await _saved(ConversationLake),
+                None if settings.lake is None else lake_block(settings.lake, os.environ),
+                "IMBRACE_LAKE is",
+            ),
+        }
+        blocks = [kept.wished or kept.found for kept in self._blocks.values()]
+        looks = await asyncio.gather(
+            *(block.findings() for block in blocks if block is not None), self._look_at_list()
+        )
+        self.outcome.findings = [finding for findings in looks for finding in findings]
+
+    async def _look_at_list(self) -> list[Finding]:
+        phones = self._wishes.phones
+        if phones is None:
+            variable = await self._client.read_variable_by_name("imbrace_phones")
+            phones = variable.value if variable and isinstance(variable.value, str) else None
+        return [] if phones is None else [await check_list(phones, self._wishes.settings)]
+
+    async def blocks(self) -> None:
+        """Save the blocks, and keep their ids in variables, from which the deployments refer to them."""
+        await ImbraceCredentials.aregister_type_and_schema()
+        await ConversationLake.aregister_type_and_schema()
+        for variable, kept in self._blocks.items():
+            await self._keep_block(kept, variable)
+        await self._keep_variable("imbrace_phones", self._wishes.phones)
+
+    async def work_pool(self) -> None:
+        """Make the pool and its queue, and keep their names in variables."""
+        pool, queue = self._wishes.pool, self._wishes.queue
+        try:
+            found = await self._client.read_work_pool(pool)
+            self._done.append(f"found the work pool {pool} ({found.type})")
+        except ObjectNotFound:
+            await self._client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            self._done.append(
+                f"made the work pool {pool}: start a worker by `prefect worker start --pool {pool}`"
+            )
+        try:
+            await self._client.read_work_queue_by_name(queue, work_pool_name=pool)
+        except ObjectNotFound:
+            await self._client.create_work_queue(queue, work_pool_name=pool)
+            self._done.append(f"made the work queue {queue}")
+        await self._keep_variable("imbrace_work_pool", pool)
+        await self._keep_variable("imbrace_work_queue", queue)
+
+    async def budget(self) -> None:
+        """Make the budget of requests that all workers share, or change it if that is wished."""
+        wished = self._wishes.requests_per_second
+        try:
+            found = await self._client.read_global_concurrency_limit_by_name(BUDGET)
+        except ObjectNotFound:
+            first = wished or self._wishes.settings.requests_per_second or DEFAULT_REQUESTS_PER_SECOND
+            await self._client.create_global_concurrency_limit(
+                GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
+            )
+            self._done.append(f"made the budget {BUDGET}: {first:g} requests a second, for all workers")
+            return
+        if wished is None or wished == found.slot_decay_per_second:
+            self._done.append(
+                f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests a second"
+            )
+            return
+        await self._client.update_global_concurrency_limit(
+            BUDGET, GlobalConcurrencyLimitUpdate(limit=_slots(wished), slot_decay_per_second=wished)
+        )
+        self._done.append(f"changed the budget {BUDGET} to {wished:g} requests a second")
+
+    async def automations(self) -> None:
+        """Make the automations; one that was disabled stays so."""
+        for wanted in automations():
+            found = await self._client.read_automations_by_name(wanted.name)
+            if not found:
+                await self._client.create_automation(wanted)
+                self._done.append(f"made the automation {wanted.name}")
+                continue
+            wanted = wanted.model_copy(update={"enabled": found[0].enabled})
+            if _compared(found[0]) == _compared(wanted):
+                state = "" if wanted.enabled else ", which is disabled"
+                self._done.append(f"found the automation {wanted.name}{state}")
+            else:
+                await self._client.update_automation(found[0].id, wanted)
+                self._done.append(f"changed the automation {wanted.name}")
+
+    async def _keep_block(self, kept: _Kept, variable: str) -> None:
+        kind = ImbraceCredentials if variable == "imbrace_credentials" else ConversationLake
+        name = f"{kind._block_type_slug}/{BLOCK}"
+        found, wished = kept.found, kept.wished
+        if wished is None:
+            # Without a block the worker's own settings apply.
+            done = f"{'left the' if found else 'made no'} block {name}, as {kept.needed} not set"
+        elif found is not None and _fields(found) == _fields(wished):
+            done = f"found the block {name}"
+        else:
+            await wished.asave(BLOCK, overwrite=True)
+            done = f"{'changed' if found else 'made'} the block {name}"
+            found = wished
+        self._done.append(done)
+        reference = None if found is None else {"$ref": {"block_document_id": str(found._block_document_id)}}
+        await self._keep_variable(variable, reference)
+
+    async def _keep_variable(self, name: str, value: str | dict[str, Any] | None) -> None:
+        """Set a variable that `prefect.yaml` names; None sets only one that is missing."""
+        found = await self._client.read_variable_by_name(name)
+        if found is None:
+            await self._client.create_variable(VariableCreate(name=name, value=value, tags=[TAG]))
+        elif value is not None and found.value != value:
+            await self._client.update_variable(VariableUpdate(name=name, value=value))
+            self._done.append(f"changed the variable {name}")
+
+
+async def _saved(kind: type[B]) -> B | None:
+    """Load the block that an earlier call saved, if there is one."""
+    try:
+        return await kind.aload(BLOCK)
+    except ValueError:
+        return None
+
+
+def _credentials_block(settings: Settings, found: ImbraceCredentials | None) -> ImbraceCredentials | None:
+    """Describe the token as the settings do; None unless they name both token and organization."""
+    if settings.token is None or settings.organization is None:
+        return None
+    expires = settings.token_expires
+    if expires is None and found is not None and found.token == settings.token:
+        # The operator entered the day in the UI.
+        expires = found.expires_at
+    return ImbraceCredentials(
+        organization=settings.organization,
+        token=settings.token,
+        expires_at=expires,
+        gateway=settings.gateway,
+    )
+
+
+def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
+    """Describe a lake with what the environment says of S3 (`AWS_*`), as far as it lasts."""
+    if not lake.startswith(("s3://", "s3a://")):
+        return ConversationLake(url=str(Path(lake).absolute()) if is_relative(lake) else lake)
+    key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+    # Temporary credentials would be kept for longer than they are good for.
+    has_lasting_keys = bool(key and secret) and not environment.get("AWS_SESSION_TOKEN")
+    return ConversationLake(
+        url=lake,
+        endpoint=environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
+        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
+        access_key=key if has_lasting_keys else None,
+        secret_key=SecretStr(secret) if secret and has_lasting_keys else None,
+    )
+
+
+def _slots(requests_per_second: float) -> int:
+    """Slots of a budget: what comes back in a second, for the smaller of the two is what counts."""
+    return ceil(requests_per_second)
+
+
+def _fields(block: ImbraceCredentials | ConversationLake) -> dict[str, Any]:
+    return {name: getattr(block, name) for name in type(block).model_fields}
+
+
+def _compared(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include=set(AutomationCore.model_fields))

@@ -1,0 +1,90 @@
+"""A run that says what it would do, and does it only when somebody has approved that.
+
+It is suspended rather than paused: nothing runs while it waits, so it keeps neither a worker nor its
+deployment's place busy for a day, and no worker that dies takes the question along. Resumed, it starts
+from the top and meets the answer.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.flow_runs import asuspend_flow_run
+from prefect.input import RunInput
+from pydantic import Field
+
+from imbrace_flows.deployed import is_deployed
+from imbrace_lake.errors import ImbraceLakeError, UsageError
+from imbrace_lake.export.plan import Plan
+
+PLAN_KEY = "export-plan"
+QUESTION = "approve-plan"
+PATIENCE = timedelta(hours=24)
+
+
+class Declined(ImbraceLakeError):
+    """Somebody said no to the plan; nothing was read into the lake."""
+
+
+class Approval(RunInput):
+    """The form of the button *Resume*."""
+
+    decision: Literal["approve", "decline"] = Field(
+        title="Decision", description="`approve` reads as planned, `decline` ends the run."
+    )
+
+
+def check_can_ask() -> None:
+    """Make sure that somebody can answer, before anything is asked of the gateway.
+
+    Raises:
+        UsageError: The run is of no deployment, so no worker could go on with it.
+    """
+    if not is_deployed():
+        raise UsageError(
+            "only a run of a deployment can ask before it reads: leave `ask_first` out, and see the plan"
+            " with `imbrace-lake plan`"
+        )
+
+
+def is_asked() -> bool:
+    """Whether this run has asked already, and was started again."""
+    context = FlowRunContext.get()
+    policy = context.flow_run.empirical_policy if context and context.flow_run else None
+    return policy is not None and QUESTION in (policy.pause_keys or ())
+
+
+async def publish_plan(plan: Plan) -> None:
+    """Show the plan beside the run; it holds no phone number."""
+    await acreate_markdown_artifact(
+        plan_markdown(plan), key=PLAN_KEY, description="What the run would read, and what that would cost"
+    )
+
+
+def plan_markdown(plan: Plan) -> str:
+    """The plan as a list: the dialog that asks cuts the lines of a table off."""
+    rows = (f"- **{name}:** {value}" for name, value in plan.rows())
+    told = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
+    return "\n".join(["The run would read", "", *rows, "", told])
+
+
+async def wait_for_approval(plan: Plan | None) -> None:
+    """Suspend the run until somebody answers; in a run that was resumed, look at the answer.
+
+    Args:
+        plan: What is asked; None when it was asked already.
+
+    Raises:
+        Declined: The answer is no.
+    """
+    told = None if plan is None else plan_markdown(plan)
+    answer = await asuspend_flow_run(
+        wait_for_input=Approval.with_initial_data(description=told),
+        timeout=int(PATIENCE.total_seconds()),
+        key=QUESTION,
+    )
+    if answer.decision == "decline":
+        raise Declined("declined: the plan was not approved, and nothing was read into the lake")

@@ -1,0 +1,61 @@
+"""The backfill: conversations of the past again, whole or for a window of time."""
+
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
+from imbrace_flows.flow import flow
+from imbrace_flows.observer import Observer
+from imbrace_flows.params import BackfillParams
+from imbrace_flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.policy import Window
+
+
+def _run_name() -> str:
+    params: BackfillParams = flow_run.parameters["params"]
+    return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+
+
+@flow(
+    name="backfill-conversations",
+    flow_run_name=_run_name,
+    description="Reads conversations again, whole or for a window of time, and brings the lake up to them.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def backfill_conversations(
+    params: BackfillParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Read conversations again and bring the lake up to them.
+
+    Args:
+        params: Which conversations, and which time.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Which; the worker's settings if left out.
+    """
+
+    async def work(observer: Observer) -> RunSummary:
+        # At this age every walk is due.
+        rewalk_days = 0.0 if params.walk_whole else None
+        connection = connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days)
+        selection = Selection(
+            phones=params.phones,
+            numbers=params.typed(),
+            conversations=params.conversations,
+            rerun=params.rerun,
+            is_everything=params.source == "everything",
+            column=params.column,
+            sheet=params.sheet,
+            window=Window(params.since, params.until),
+        )
+        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
+
+    return await run_flow(work)

@@ -1,0 +1,183 @@
+"""What an operator keeps in the orchestrator instead of on a worker: credentials, and where the lake is.
+
+A deployment refers to a block by its id, so no secret is ever a parameter. Where a block is left out,
+the settings (`IMBRACE_*`, `AWS_*`) of the worker apply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, SecretStr
+
+from imbrace_flows.deployed import is_deployed
+from imbrace_lake.check import Finding, check_gateway, check_lake
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
+from imbrace_lake.store.opening import StoreOptions
+from imbrace_tasks.budget import open_gateway
+
+# Prefect's client takes no data URL; where the web cannot be reached the UI shows no icon.
+_ICONS = "https://cdn.jsdelivr.net/npm/lucide-static@0.460.0/icons"
+
+
+class ImbraceCredentials(Block):
+    """Which organization of iMBrace, and the token to read its conversations with."""
+
+    _block_type_name = "iMBrace Credentials"
+    _block_type_slug = "imbrace-credentials"
+    _description = "The organization whose conversations are exported, and its API token."
+    _logo_url = HttpUrl(f"{_ICONS}/key-round.svg")
+
+    organization: str = Field(min_length=1, title="Organization", description="Its id, `org_…`.")
+    token: SecretStr = Field(
+        min_length=1, title="Token", description="The organization's API token, `api_…`."
+    )
+    expires_at: Expiry | None = Field(
+        None,
+        title="Token expires on",
+        description="The day on which the token expires, if it does. Runs warn from two weeks before.",
+    )
+    gateway: str = Field(
+        PRODUCTION,
+        title="Gateway",
+        description="Production, unless you give the address of another environment, with its `/3rd`.",
+    )
+
+    async def findings(self) -> list[Finding]:
+        """Ask the gateway with the token, within the budget of all runs."""
+        settings = self.settings()
+        return await check_gateway(settings, partial(open_gateway, settings))
+
+    def check(self) -> str:
+        """Ask the gateway with the token; one sentence on what was found, or on what to fix."""
+        return _told(asyncio.run(self.findings()))
+
+    def settings(self, **given: Any) -> Settings:
+        """The machine's settings with what this block says of the token; `given` are further ones.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        values = {"organization": self.organization, "token": self.token, "gateway": self.gateway}
+        # The day that the machine's settings give is that of another token.
+        return load_settings(**given | values).model_copy(update={"token_expires": self.expires_at})
+
+
+class ConversationLake(Block):
+    """Where the lake is, and how to reach it."""
+
+    _block_type_name = "Conversation Lake"
+    _block_type_slug = "conversation-lake"
+    _description = "Where exported conversations are written: a bucket, or a folder that all workers share."
+    _logo_url = HttpUrl(f"{_ICONS}/waves.svg")
+
+    url: str = Field(title="Address", description="`s3://bucket/prefix`, or a folder as an absolute path.")
+    endpoint: str | None = Field(
+        None, title="S3 endpoint", description="Address of an S3-compatible server; Amazon's by default."
+    )
+    region: str | None = Field(None, title="S3 region")
+    path_style: bool | None = Field(
+        None,
+        title="Bucket in the path",
+        description="`endpoint/bucket` instead of `bucket.endpoint`; by default what suits the endpoint.",
+    )
+    access_key: str | None = Field(
+        None,
+        title="Access key id",
+        description="Leave both keys out to use what the worker has: a role, a profile, or `AWS_*`.",
+    )
+    secret_key: SecretStr | None = Field(None, title="Secret access key")
+
+    def options(self) -> StoreOptions:
+        """How the store is reached."""
+        return StoreOptions(
+            endpoint_url=self.endpoint,
+            region=self.region,
+            key=None if self.access_key is None else SecretStr(self.access_key),
+            secret=self.secret_key,
+            path_style=self.path_style,
+        )
+
+    async def findings(self) -> list[Finding]:
+        """Write, read and delete a small object."""
+        return await check_lake(load_settings(lake=self.url), self.options())
+
+    def check(self) -> str:
+        """Write, read and delete a small object; one sentence on what was found, or on what to fix."""
+        return _told(asyncio.run(self.findings()))
+
+
+def _told(findings: Sequence[Finding]) -> str:
+    """What is most wrong, or else the first of what was found."""
+    worst = next((one for one in findings if one.verdict == "wrong"), findings[0])
+    return f"{worst.name}: {worst.told}"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a run needs to reach gateway and lake.
+
+    Attributes:
+        settings: Addresses, secrets and limits.
+        store: How the lake is reached; None means by what the machine has.
+        blocks: References to the blocks of the run, as parameters of another; None where there is none.
+    """
+
+    settings: Settings
+    store: StoreOptions | None = None
+    blocks: Mapping[str, object] = field(default_factory=dict)
+
+
+def is_relative(lake: str) -> bool:
+    """Whether a lake's address is a folder that depends on the place where it is read."""
+    return "://" not in lake and not Path(lake).expanduser().is_absolute()
+
+
+def connect(
+    credentials: ImbraceCredentials | None, lake: ConversationLake | None, **given: Any
+) -> Connection:
+    """Put a run's connection together: blocks and what is given win over the machine's settings.
+
+    Args:
+        credentials, lake: As the flow got them.
+        given: Other settings by name; None stands for the machine's.
+
+    Raises:
+        SettingsError: A value cannot be used, or the lake of a deployment is a relative folder.
+    """
+    if lake is not None:
+        given["lake"] = lake.url
+    settings = load_settings(**given) if credentials is None else credentials.settings(**given)
+    # A worker runs each flow in a temporary directory, where a lake would be lost.
+    if is_deployed() and settings.lake is not None and is_relative(settings.lake):
+        raise SettingsError(
+            f"the lake {settings.lake} is relative to wherever a run works: give a whole path"
+        )
+    blocks = {"credentials": _reference(credentials), "lake": _reference(lake)}
+    return Connection(settings, None if lake is None else lake.options(), blocks)
+
+
+def _reference(block: Block | None) -> dict[str, Any] | None:
+    """A block as a parameter; one that was never saved cannot be one, for it would show its secret."""
+    if block is None or block._block_document_id is None:
+        return None
+    return {"$ref": {"block_document_id": str(block._block_document_id)}}
+
+
+def organization_in_force(parameters: dict[str, Any]) -> str:
+    """Whose conversations a run with these parameters reads, for its name."""
+    credentials = parameters.get("credentials")
+    if isinstance(credentials, ImbraceCredentials):
+        return credentials.organization
+    try:
+        return load_settings().organization or "default"
+    except SettingsError:
+        # The run itself says what is wrong with them.
+        return "default"

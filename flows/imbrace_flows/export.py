@@ -1,0 +1,54 @@
+"""The export: phone numbers in, a complete lake out, seen in Prefect while it works and after."""
+
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.flow import flow
+from imbrace_flows.observer import Observer
+from imbrace_flows.params import ExportParams
+from imbrace_flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.export.runs import RunSummary
+
+
+def _run_name() -> str:
+    return f"export-{organization_in_force(flow_run.parameters)}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+
+
+@flow(
+    name="export-conversations",
+    flow_run_name=_run_name,
+    description="Exports every conversation of a list of phone numbers into the lake, proven complete.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def export_conversations(
+    params: ExportParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Export every conversation of a list of phone numbers into the lake, proven complete.
+
+    Args:
+        params: Which numbers.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Where to; the worker's settings if left out.
+    """
+
+    async def work(observer: Observer) -> RunSummary:
+        connection = connect(credentials, lake, **params.settings())
+        selection = Selection(
+            phones=params.phones,
+            numbers=params.typed(),
+            rerun=params.rerun,
+            column=params.column,
+            sheet=params.sheet,
+        )
+        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
+
+    return await run_flow(work)

@@ -1,0 +1,50 @@
+"""The ingestion: what is new, again and again, in every conversation the lake knows."""
+
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.flow import flow
+from imbrace_flows.observer import Observer
+from imbrace_flows.params import IngestParams
+from imbrace_flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.export.runs import RunSummary
+
+
+def _run_name() -> str:
+    return f"ingest-{organization_in_force(flow_run.parameters)}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+
+
+@flow(
+    name="ingest-conversations",
+    flow_run_name=_run_name,
+    description="Adds what is new: in every conversation the lake knows, and in those of a list of numbers.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def ingest_conversations(
+    params: IngestParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Add what is new, in every conversation the lake knows, and in those of a list of numbers.
+
+    Args:
+        params: The list, if there is one: only by it are conversations found that began since.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Which; the worker's settings if left out.
+    """
+
+    async def work(observer: Observer) -> RunSummary:
+        connection = connect(credentials, lake, **params.settings())
+        selection = Selection(
+            phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True
+        )
+        return await read_conversations(selection, params, connection, observer)
+
+    return await run_flow(work)

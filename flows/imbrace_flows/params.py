@@ -1,0 +1,284 @@
+"""What an operator may choose for one run; the fields become the forms in the UI.
+
+Everything else comes from the blocks (`imbrace_flows.blocks`) or the settings (`IMBRACE_*`) of the machine
+that runs it. Prefect stores and shows parameters in clear, so tokens are none, and phone numbers
+travel by the address of a list; a few may be typed for a try, and the form says what that means.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic.config import JsonDict
+
+from imbrace_lake.export.drift import DriftMode
+
+Source = Literal["everything", "phones", "conversations", "rerun"]
+
+MOST_TYPED = 20
+# Fifteen digits, a plus, and room for blanks, brackets and a comma.
+LONGEST_TYPED = 32 * MOST_TYPED
+
+
+def _place(position: int) -> JsonDict:
+    """Keep the order of the form: PostgreSQL forgets the order of the keys of an object."""
+    return {"position": position}
+
+
+class RunParams(BaseModel):
+    """What every run has in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def recorded(self) -> dict[str, Any]:
+        """What the ledger keeps of them; numbers that were typed are masked."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ReadParams(RunParams):
+    """What every run that reads from the gateway may be told."""
+
+    phones: str | None = Field(
+        None,
+        title="List of phone numbers",
+        description=(
+            "Path or URL of the list, reachable from the worker: `s3://bucket/list.csv`. Text, CSV, Parquet"
+            " or a spreadsheet; a folder or a pattern (`s3://bucket/lists/*.parquet`) is one list."
+        ),
+        json_schema_extra=_place(1),
+    )
+    column: str | None = Field(
+        None,
+        title="Columns",
+        description="The columns of the list to read, by name or position, separated by commas.",
+        json_schema_extra=_place(3),
+    )
+    region: str | None = Field(
+        None,
+        title="Default country",
+        pattern="^[A-Za-z]{2}$",
+        description="Country of numbers written without a country code, as two letters: `TW`.",
+        json_schema_extra=_place(4),
+    )
+    sheet: str | None = Field(
+        None,
+        title="Sheet",
+        description="The sheet of a spreadsheet to read, by name or position; the first by default.",
+        json_schema_extra=_place(18),
+    )
+    tolerated_failures: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        title="Tolerated share of failures",
+        description="Up to this share of conversations may fail in a run that still ends as completed.",
+        json_schema_extra=_place(20),
+    )
+    drift: DriftMode = Field(
+        "evolve",
+        title="Something new from the gateway",
+        description=(
+            "A message type or field that no message had before: `evolve` says so in the summary, `warn` also"
+            " in the log, `freeze` does not export the conversation."
+        ),
+        json_schema_extra=_place(21),
+    )
+    chunk_size: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        title="Conversations a task",
+        description="From 1 to 10,000; by default chosen from their number, so that tasks stay few.",
+        json_schema_extra=_place(22),
+    )
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        title="Conversations a shard",
+        description=(
+            "With more than so many, the run is spread over several workers, each with a shard of it. By"
+            " default up to 20,000 stay in this run."
+        ),
+        json_schema_extra=_place(23),
+    )
+
+    accept_repeats: bool = Field(
+        False,
+        title="Accept repeated messages",
+        description=(
+            "Export conversations in whose list the gateway repeats messages each time it is read; the ledger"
+            " marks them `repeats`."
+        ),
+        json_schema_extra=_place(24),
+    )
+
+    def settings(self) -> dict[str, object]:
+        """Those that win over the machine's settings of the same name, if they are given."""
+        return {
+            "region": self.region,
+            "chunk_size": self.chunk_size,
+            "shard_size": self.shard_size,
+            "accept_repeats": self.accept_repeats or None,
+        }
+
+
+class ChosenParams(ReadParams):
+    """What exports and backfills have in common: somebody starts them, and can type and answer."""
+
+    numbers: SecretStr | None = Field(
+        None,
+        max_length=LONGEST_TYPED,
+        title="A few phone numbers",
+        description=(
+            f"At most {MOST_TYPED}, separated by commas or line breaks, for a try. **Prefect stores what is"
+            " typed here and shows it to everybody who may see the run**: prefer a list."
+        ),
+        json_schema_extra=_place(2),
+    )
+    ask_first: bool = Field(
+        False,
+        title="Ask before reading",
+        description=(
+            "Find out what the run would read and how long that takes, and wait up to a day for somebody to"
+            " approve it with *Resume*."
+        ),
+        json_schema_extra=_place(19),
+    )
+
+    @field_validator("numbers")
+    @classmethod
+    def _few(cls, numbers: SecretStr | None) -> SecretStr | None:
+        if numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED:
+            raise ValueError(f"type 1 to {MOST_TYPED} phone numbers, or give the address of a list")
+        return numbers
+
+    def typed(self) -> list[str] | None:
+        """The numbers that were typed, one by one; None without any."""
+        return None if self.numbers is None else _separate(self.numbers)
+
+
+class ExportParams(ChosenParams):
+    """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
+
+    rerun: str | None = Field(
+        None,
+        title="Only what this run left undone",
+        description="The id of an earlier run: exports only what that one could not. Give no numbers.",
+        json_schema_extra=_place(5),
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(source is not None for source in (self.phones, self.numbers, self.rerun)) != 1:
+            raise ValueError(
+                "give one of these: a list of phone numbers, a few numbers, or the run whose rest is to be"
+                " exported"
+            )
+        return self
+
+
+def _separate(numbers: SecretStr) -> list[str]:
+    return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
+
+
+class IngestParams(ReadParams):
+    """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
+
+
+class BackfillParams(ChosenParams):
+    """A backfill: some conversations again, whole or for a window of time."""
+
+    source: Source = Field(
+        "everything",
+        title="Which conversations",
+        description=(
+            "`everything` the lake knows, those of `phones` (a list, or a few typed numbers), a list of"
+            " `conversations`, or what an earlier run left undone (`rerun`). Fill in the field that belongs"
+            " to it."
+        ),
+        json_schema_extra=_place(0),
+    )
+    conversations: str | None = Field(
+        None,
+        title="List of conversations",
+        description=(
+            "Path or URL of a list of conversation ids, as for phone numbers; in tables, in the column"
+            " `conversation_id` unless you name another."
+        ),
+        json_schema_extra=_place(5),
+    )
+    rerun: str | None = Field(
+        None,
+        title="Run",
+        description="The id of the run that left something undone.",
+        json_schema_extra=_place(6),
+    )
+    since: AwareDatetime | None = Field(
+        None,
+        title="From",
+        description="Only messages from this moment on; their edits too.",
+        json_schema_extra=_place(7),
+    )
+    until: AwareDatetime | None = Field(
+        None,
+        title="Until",
+        description="Only messages before this moment.",
+        json_schema_extra=_place(8),
+    )
+    walk_whole: bool = Field(
+        True,
+        title="Walk whole conversations",
+        description="Read each from top to bottom, for old edits and deletions; otherwise only what is new.",
+        json_schema_extra=_place(9),
+    )
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> Self:
+        if self.phones is not None and self.numbers is not None:
+            raise ValueError("which conversations: give a list of phone numbers or a few numbers, not both")
+        given = {
+            "phones": self.phones is not None or self.numbers is not None,
+            "conversations": self.conversations is not None,
+            "rerun": self.rerun is not None,
+        }
+        for source, is_given in given.items():
+            if is_given != (self.source == source):
+                verb = "is missing" if self.source == source else "belongs to another choice"
+                raise ValueError(f"which conversations: {self.source}, but the field {source} {verb}")
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError("the window ends before it begins")
+        return self
+
+    def window(self) -> tuple[datetime | None, datetime | None]:
+        """The window of time; open on a side that is None."""
+        return self.since, self.until
+
+
+class ShardParams(RunParams):
+    """A shard: the part of another run that a manifest in the lake describes."""
+
+    manifest: str = Field(title="Manifest", description="Its key in the lake.", json_schema_extra=_place(1))
+    shard: int = Field(
+        ge=1, title="Shard", description="Its number in that run.", json_schema_extra=_place(2)
+    )
+
+
+class VerifyParams(RunParams):
+    """A verification: every object against its hash, and on request every count against the gateway."""
+
+    counts: bool = Field(
+        False,
+        title="Ask the gateway for every count",
+        description="One request a conversation; what arrived since the last run counts as a difference.",
+        json_schema_extra=_place(1),
+    )
+    stale_hours: float | None = Field(
+        None,
+        gt=0,
+        title="Stale after",
+        description="Hours after which a conversation's proof is too old; says so in an event.",
+        json_schema_extra=_place(2),
+    )

@@ -1,0 +1,540 @@
+"""What every reading flow does: find the conversations, export them by chunks, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect import Task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
+
+from imbrace_flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
+from imbrace_flows.best_effort import best_effort
+from imbrace_flows.blocks import Connection
+from imbrace_flows.cancelling import RunCancelled, cancelled_with, is_cancelling
+from imbrace_flows.deployed import is_deployed
+from imbrace_flows.events import emit_run_events
+from imbrace_flows.expiry import warn_of_expiry
+from imbrace_flows.input_report import publish_input
+from imbrace_flows.observer import Observer, current_observer
+from imbrace_flows.params import ReadParams
+from imbrace_flows.report import publish_report
+from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
+from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected
+from imbrace_lake.export.accounts import MOST_POSITIONS
+from imbrace_lake.export.chunk import chunk_size
+from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.plan import make_plan
+from imbrace_lake.export.progress import Progress, ProgressLine
+from imbrace_lake.export.rerun import Missed, read_missed
+from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
+from imbrace_lake.export.resume import job_of
+from imbrace_lake.export.runs import RunSummary, close_run, closed_summary, open_run
+from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
+from imbrace_lake.lake.known import read_every_id
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
+from imbrace_lake.phones.report import ListReport
+from imbrace_lake.policy import Window
+from imbrace_lake.settings import Settings
+from imbrace_lake.tuning import tuned_process
+from imbrace_tasks.assets import record_tables
+from imbrace_tasks.budget import open_gateway
+from imbrace_tasks.export import export_conversations_chunk
+from imbrace_tasks.resolve import resolve_phones
+from imbrace_tasks.retry import is_transient
+
+# Of this name, lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
+
+CANCELLED = "Cancelled. Start it again to export the rest."
+UNREADABLE = "Completed with unreadable input"
+PROGRESS_KEY = "export-progress"
+PROGRESS_SECONDS = 2.0
+PHONE_TASKS = 200
+SMALLEST_SLICE = 500
+
+
+class NotClosed(ImbraceLakeError):
+    """The accounts of a run could not be written.
+
+    Args:
+        told: Why, and what closes them.
+        is_cancelled: Whether the run was cancelled before.
+    """
+
+    def __init__(self, told: str, *, is_cancelled: bool) -> None:
+        super().__init__(told)
+        self.is_cancelled = is_cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which conversations a run reads, by the first four fields, or everything the lake knows."""
+
+    phones: str | None = None
+    numbers: list[str] | None = None
+    conversations: str | None = None
+    rerun: str | None = None
+    is_everything: bool = False
+    column: str | None = None
+    sheet: str | None = None
+    window: Window = field(default_factory=Window)
+
+
+async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
+    """Do a flow's work, and end it in the state that says how it went, in one sentence."""
+    observer = current_observer.get() or Observer()
+    show_log_lines()
+    # A worker starts a process for each run.
+    with tuned_process() if is_deployed() else nullcontext():
+        state = await _worked(work, observer)
+    # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
+    if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
+        return Cancelled(message=f"Cancelled when its work had ended: {state.message}")
+    return state
+
+
+def show_log_lines() -> None:
+    """Send our lines to the server, which shows them beside the run, unless a level is set.
+
+    Of the root logger it would show the URLs of requests.
+    """
+    ours = logging.getLogger("imbrace_lake")
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
+
+
+async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: Observer) -> State[Any]:
+    try:
+        async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
+            observer.summary = await work(observer)
+    except Declined as exc:
+        return Cancelled(name="Declined", message=str(exc))
+    except RunCancelled:
+        return Cancelled(message=CANCELLED)
+    except NotClosed as exc:
+        return Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
+    except ImbraceLakeError as exc:
+        return Failed(message=str(exc))
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        logger.debug("unexpected %s", frames_of(exc))
+        return Failed(message=str(unexpected(exc)))
+    return state_of(observer.summary)
+
+
+def state_of(summary: RunSummary) -> State[Any]:
+    """The state in which a run ends."""
+    message = summary.reason or "every conversation is complete"
+    if summary.status == "complete":
+        # Its name shows it too, so that it is seen in a list of runs.
+        name = UNREADABLE if summary.unreadable_count else "Completed"
+        return Completed(name=name, message=message)
+    return Failed(name="Partial" if summary.status == "partial" else "Failed", message=message)
+
+
+async def read_conversations(
+    selection: Selection,
+    params: ReadParams,
+    connection: Connection,
+    observer: Observer,
+    *,
+    ask_first: bool = False,
+) -> RunSummary:
+    """Everything a reading run does, from its selection to its summary.
+
+    However the run ends, its accounts are closed and published: each conversation that was found has
+    an outcome.
+
+    Raises:
+        ImbraceLakeError: The run could not begin, or its accounts could not be written.
+        Declined: With `ask_first`, the answer was no.
+    """
+    settings = connection.settings
+    token_warning = warn_of_expiry(settings)
+    await check_can_shard(settings)
+    given = await _find(selection, connection)
+    await publish_input(given.report)
+    if ask_first:
+        await _ask(selection, connection, given)
+    async with (
+        open_gateway(settings) as gateway,
+        open_run(
+            settings, gateway, str(flow_run.id), progress=observer.progress, store_options=connection.store
+        ) as run,
+    ):
+        run.window = selection.window
+        run.drift = params.drift
+        job = _Job(run, settings, params, selection, given, connection.blocks, params.recorded())
+        if given.report is not None:
+            job.recorded["input"] = given.report.as_json()
+        if given.missed is not None:
+            job.begin_rerun(given.missed)
+        if given.numbers is not None:
+            job.count_entries(given.numbers)
+        failure, is_cancelled = await attempted(job.read(observer), run.progress)
+        closing = job.close(failure, is_cancelled=is_cancelled)
+        observer.summary = summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
+        summary.token_warning = token_warning
+        await publish(summary, run)
+        if is_cancelled:
+            raise asyncio.CancelledError
+        return summary
+
+
+async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
+    """Do the work of a run, with its progress shown, so that its accounts can be closed however it ends.
+
+    Returns:
+        Why it failed, if it did; whether it was cancelled.
+    """
+    try:
+        async with shown(progress):
+            await work
+    except asyncio.CancelledError:
+        return None, True
+    except ImbraceLakeError as exc:
+        return str(exc), False
+    except Exception as exc:  # noqa: BLE001 - the accounts are closed whatever happened
+        logger.debug("unexpected %s", frames_of(exc))
+        return str(unexpected(exc)), False
+    return None, False
+
+
+async def closed(
+    run: ExportRun, closing: Awaitable[RunSummary], failure: str | None, *, is_cancelled: bool
+) -> RunSummary:
+    """Close the accounts of a run, or report why they could not be closed.
+
+    Its journal is then complete, so that another run closes them.
+
+    Args:
+        run: Which.
+        closing: Closes them.
+        failure: Why the run failed before, if it did.
+        is_cancelled: Whether it was cancelled.
+
+    Raises:
+        NotClosed: They could not be closed.
+    """
+    try:
+        return await closing
+    except ImbraceLakeError as exc:
+        error = exc
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        logger.debug("unexpected %s", frames_of(exc))
+        error = unexpected(exc)
+    before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
+    told = (
+        f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next run or"
+        f" a rerun of {run.run_id} writes them"
+    )
+    logger.error("%s", told)
+    raise NotClosed(told, is_cancelled=is_cancelled)
+
+
+async def publish(summary: RunSummary, run: ExportRun) -> None:
+    """Show in the orchestrator how a run ended, and how the killed runs did that it has closed.
+
+    The lake has all of it, so a server that is away now does not make the run a failure.
+    """
+    with best_effort("the report of this run"):
+        await publish_report(summary, run.progress.days)
+    for one in (*(closed_summary(closed, run.lake.url) for closed in run.recovered), summary):
+        with best_effort(f"the event of run {one.run_id}"):
+            emit_run_events(one)
+    with best_effort("the lineage of this run"):
+        await record_tables(summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a run was given: phone numbers, ids of conversations, or what an earlier run missed."""
+
+    numbers: PhoneList | None = None
+    ids: Sequence[str] = ()
+    missed: Missed | None = None
+    report: ListReport | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    """The work of one reading run, from the numbers to the outcome of each conversation.
+
+    Attributes:
+        recorded: What the ledger keeps of the run's parameters.
+        results: What became of each slice of the numbers, by its name.
+        manifests: The shards of the run, if it has any.
+    """
+
+    run: ExportRun
+    settings: Settings
+    params: ReadParams
+    selection: Selection
+    given: _Given
+    blocks: Mapping[str, object]
+    recorded: dict[str, Any]
+    results: dict[str, ResolveResult] = field(default_factory=dict)
+    manifests: list[Manifest] = field(default_factory=list)
+
+    def count_entries(self, numbers: PhoneList) -> None:
+        """Keep in the ledger how many entries the list has, each of which is to have an outcome."""
+        self.recorded["entries"] = numbers.table.group_by(["position", "phone"]).aggregate([]).num_rows
+
+    def begin_rerun(self, missed: Missed) -> None:
+        """Say in the accounts what this rerun cannot bring back."""
+        accounts = self.run.accounts
+        accounts.if_empty = f"run {self.selection.rerun} missed nothing"
+        if missed.lost:
+            accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in missed.lost]
+            self.recorded["lost"] = accounts.lost_input
+
+    async def read(self, observer: Observer) -> None:
+        """Resolve the numbers, then export the conversations."""
+        run, numbers = self.run, self.given.numbers
+        if numbers is not None:
+            observer.problems.extend(islice(numbers.problems(), 100))
+            await self._resolve(numbers)
+        if run.fatal is not None:
+            raise run.fatal
+        run.progress.stage = "exporting"
+        ids = await self._learn(self._ids())
+        if await has_shards(run, self.settings, len(ids)):
+            self.recorded["shards"] = {}
+            self.manifests = await plan_shards(
+                run,
+                ids,
+                self.settings.shard_size,
+                chunk_size=self.settings.chunk_size,
+                tolerated_share=self.params.tolerated_failures,
+            )
+            await export_by_shards(run, self.manifests, self.blocks, self.recorded["shards"])
+        else:
+            await export_chunks(run, self.settings, ids, self.settings.chunk_size)
+        if run.fatal is not None:
+            raise run.fatal
+
+    async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
+        """Close the accounts of the run; see `close_run`."""
+        run = self.run
+        # What the lake knows is part of what is found only once it has been read.
+        if run.accounts.found is None:
+            await run.recall()
+            if run.earlier_found or not self.selection.is_everything:
+                await run.found(self._ids())
+        summary = await close_run(
+            run,
+            self.recorded,
+            run.accounts.phones,
+            tolerated_share=self.params.tolerated_failures,
+            tolerated_unreadable=self.settings.tolerated_unreadable,
+            failure=failure,
+            is_cancelled=is_cancelled,
+            has_shards=bool(self.manifests),
+        )
+        try:
+            await drop_manifests(run.lake, self.manifests)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
+            logger.warning("manifests of shards are left to a later run: %s", type(exc).__name__)
+        return summary
+
+    def _ids(self) -> list[str]:
+        """The conversations that were given or found so far, each once, in the order of the numbers."""
+        found = (one for result in self.results.values() for one in result.conversation_ids)
+        return [*dict.fromkeys([*self.given.ids, *found])]
+
+    async def _resolve(self, numbers: PhoneList) -> None:
+        """Find the conversations of all numbers; each entry of the list ends with one status."""
+        run, settings, accounts = self.run, self.settings, self.run.accounts
+        run.progress.stage = "resolving"
+        run.progress.numbers = numbers.valid
+        key = settings.phone_key.get_secret_value().encode() if settings.phone_key else run.lake.phone_key
+        recording = Recording(
+            run.run_id, run.organization_id, key, settings.mask_phones, resolved_at=run.started_at
+        )
+        is_invalid = pc.equal(numbers.table.column("status"), "invalid")
+        positions = numbers.table.column("position").filter(is_invalid)
+        accounts.unreadable = positions.slice(0, MOST_POSITIONS).to_pylist()
+        rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
+        parts = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
+        slices = {f"phones-{i}-of-{len(parts)}": part for i, part in enumerate(parts, 1)}
+        resolving = retrying(resolve_phones, settings)
+        # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
+
+        async def resolve_slice(name: str, part: pa.Table) -> None:
+            arguments = (quote(run), recording, name, part, quote(self.results))
+            raise_bug(await resolving(*arguments, return_state=True))
+
+        try:
+            await _side_by_side(run, settings, (partial(resolve_slice, *one) for one in slices.items()))
+        finally:
+            # Also when the run is cancelled or fails, so that a rerun by id asks for what is missing.
+            for name, part in slices.items():
+                if name in self.results:
+                    accounts.phones += self.results[name].statuses
+                    accounts.number_errors += self.results[name].reasons
+                else:
+                    reason = f"not reached: {run.fatal or run.problem or 'the run ended before'}"
+                    statuses = await note_unresolved(run.journal, recording, name, part, reason)
+                    accounts.phones += statuses
+                    accounts.number_errors[reason] += statuses["error"]
+
+    async def _learn(self, ids: list[str]) -> list[str]:
+        """Read what the lake knows, and write down which conversations are to be exported."""
+        run = self.run
+        # What is to be done names the job, so that a killed run of the same job is continued.
+        what = ("everything", *ids) if self.selection.is_everything else ids
+        await run.learn(job_of(what, run.organization_id, run.window, run.policy))
+        if self.selection.is_everything:
+            known = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
+            ids = [*known, *ids]
+        return await run.found(ids)
+
+
+async def _find(selection: Selection, connection: Connection) -> _Given:
+    """Read the list, or what an earlier run missed."""
+    settings = connection.settings
+    table: dict[str, Any] = {
+        "column": selection.column,
+        "sheet": selection.sheet,
+        "schemes": settings.schemes(),
+    }
+    if selection.rerun is not None:
+        async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+            missed = await read_missed(
+                lake, selection.rerun, utc_now(), tolerated_unreadable=settings.tolerated_unreadable
+            )
+            if missed.closed is not None:
+                with best_effort(f"the event of run {selection.rerun}"):
+                    emit_run_events(closed_summary(missed.closed, lake.url))
+        numbers = read_phone_list(missed.phones, source_name="the earlier run") if missed.phones else None
+        return _Given(numbers, missed.conversation_ids, missed)
+    if selection.conversations is not None:
+        found = await asyncio.to_thread(partial(read_ids, **table), selection.conversations)
+        return _Given(ids=found.ids, report=found.report)
+    if selection.numbers is not None:
+        numbers = read_phone_list(selection.numbers, region=settings.region, source_name="the typed numbers")
+    elif selection.phones is not None:
+        read = partial(read_phone_list, region=settings.region, **table)
+        numbers = await asyncio.to_thread(read, selection.phones)
+    else:
+        return _Given()
+    return _Given(numbers, report=numbers.report)
+
+
+async def _ask(selection: Selection, connection: Connection, given: _Given) -> None:
+    """Find out what the run would read, show it, and go on only when somebody has approved it."""
+    check_can_ask()
+    plan = None
+    if not is_asked():
+        settings = connection.settings
+        async with open_gateway(settings) as gateway:
+            plan = await make_plan(
+                settings,
+                gateway,
+                given.numbers,
+                given.ids,
+                is_everything=selection.is_everything,
+                is_whole=settings.rewalk_days == 0,
+                store_options=connection.store,
+            )
+        await publish_plan(plan)
+    await wait_for_approval(plan)
+
+
+async def export_chunks(
+    run: ExportRun, settings: Settings, ids: Sequence[str], chosen_size: int | None
+) -> None:
+    """Export conversations by chunks; how each ended is in the run's progress and journal."""
+    run.progress.conversations = len(ids)
+    size = chunk_size(len(ids), chosen_size)
+    count = -(-len(ids) // size)
+    exporting = retrying(export_conversations_chunk, settings)
+
+    async def export(place: int) -> None:
+        chunk = ids[place * size : (place + 1) * size]
+        name = f"chunk-{place + 1}-of-{count}"
+        raise_bug(await exporting(quote(run), name, quote(chunk), return_state=True))
+
+    await _side_by_side(run, settings, (partial(export, place) for place in range(count)))
+
+
+def retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
+    """A task that is tried again as the settings say."""
+    delays = exponential_backoff(backoff_factor=settings.task_retry_seconds)
+    return task.with_options(
+        retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
+    )
+
+
+def raise_bug(state: State[Any]) -> None:
+    """End the run by what a task raised: the tasks put whatever they expect into a sentence."""
+    cause = getattr(state.data, "result", state.data)
+    if isinstance(cause, BaseException):
+        raise cause
+
+
+async def _side_by_side(
+    run: ExportRun, settings: Settings, jobs: Iterator[Callable[[], Awaitable[None]]]
+) -> None:
+    """Do jobs, so many at a time, each begun only when one before it has ended."""
+
+    async def worker() -> None:
+        # One iterator for all workers: a job goes to whoever is free, and no list of them is kept.
+        for job in jobs:
+            if run.fatal is not None:
+                return
+            await job()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(settings.chunks_in_flight):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        # Callers write `except ImbraceLakeError`, and a group would slip past them.
+        raise failures.exceptions[0] from None
+
+
+@asynccontextmanager
+async def shown(progress: Progress) -> AsyncIterator[None]:
+    """Keep a progress artifact up to date as long as the work goes on; a server that is away is no fault."""
+    line = ProgressLine()
+    artifact: UUID | None = None
+
+    async def show(describe: Callable[[Progress], str]) -> None:
+        nonlocal artifact
+        with best_effort("the progress", logging.DEBUG):
+            description, percent = describe(progress), round(100 * progress.share(), 1)
+            if artifact is None:
+                artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
+            else:
+                await aupdate_progress_artifact(artifact, percent, description=description)
+
+    async def keep_showing() -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            await show(line.tell)
+
+    await show(lambda _: "starting")
+    showing = asyncio.create_task(keep_showing())
+    try:
+        yield
+    finally:
+        showing.cancel()
+        with suppress(asyncio.CancelledError):
+            await showing
+        await show(line.tell_end)

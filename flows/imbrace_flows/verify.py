@@ -1,0 +1,106 @@
+"""The verification: every object of a lake against its hash, every count against the gateway."""
+
+# No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
+# globals that annotations in text would name, and no parameter is valid there.
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from imbrace_flows.best_effort import best_effort
+from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
+from imbrace_flows.events import emit_stale
+from imbrace_flows.expiry import warn_of_expiry
+from imbrace_flows.flow import flow
+from imbrace_flows.params import VerifyParams
+from imbrace_flows.pipeline import raise_bug, retrying, show_log_lines
+from imbrace_flows.report import publish_verification
+from imbrace_lake.errors import ImbraceLakeError, unexpected
+from imbrace_lake.export.export_run import utc_now
+from imbrace_lake.lake.freshness import count_stale, read_freshness
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.verify.findings import Verification
+from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
+
+
+def _run_name() -> str:
+    return f"verify-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+
+
+@flow(
+    name="verify-lake",
+    flow_run_name=_run_name,
+    description="Holds every object of the lake against its hash, and on request counts against the gateway.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def verify_lake(
+    params: VerifyParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Find out whether the lake is as it was written, and how old its proofs are.
+
+    Args:
+        params: Whether to ask the gateway, and from which age a proof is stale.
+        credentials: Organization and token; the worker's settings if left out.
+        lake: Which; the worker's settings if left out.
+    """
+    show_log_lines()
+    try:
+        return await _verify(params, connect(credentials, lake))
+    except ImbraceLakeError as exc:
+        return Failed(message=str(exc))
+    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+        return Failed(message=str(unexpected(exc)))
+
+
+async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
+    settings = connection.settings
+    organization = settings.needed("organization")
+    async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+        results: list[Verification] = []
+        states = [await retrying(verify_lake_objects, settings)(lake, results, return_state=True)]
+        if params.counts:
+            warn_of_expiry(settings)
+            counting = retrying(verify_lake_counts, settings)
+            states.append(await counting(lake, settings, results, return_state=True))
+        for state in states:
+            raise_bug(state)
+        if len(results) < len(states):
+            return Failed(message=next(state.message for state in states if state.name == "Failed"))
+        ages = await read_freshness(lake, organization, utc_now())
+        found = _joined(results)
+        with best_effort("the report of this verification"):
+            await publish_verification(lake.url, found, ages)
+        stale = 0
+        if params.stale_hours is not None:
+            limit = timedelta(hours=params.stale_hours)
+            stale = count_stale(ages, limit)
+            if stale:
+                with best_effort("the event about stale proofs"):
+                    emit_stale(lake.url, organization, ages, limit)
+        return _ended(found, stale, params.stale_hours)
+
+
+def _joined(results: list[Verification]) -> Verification:
+    """What several looks found, as one."""
+    return Verification(
+        parts=sum(one.parts for one in results),
+        ledger_objects=sum(one.ledger_objects for one in results),
+        unrecorded=sum(one.unrecorded for one in results),
+        counts=sum(one.counts for one in results),
+        differences=[difference for one in results for difference in one.differences],
+    )
+
+
+def _ended(found: Verification, stale: int, stale_hours: float | None) -> State[Any]:
+    """The state that says it all in one sentence."""
+    objects = found.parts + found.ledger_objects
+    told = f"; {stale:,} conversations have no proof of the last {stale_hours:g} hours" if stale else ""
+    if found.is_sound:
+        return Completed(message=f"{objects:,} objects are as they were written{told}")
+    differ = len(found.differences)
+    named = "1 thing differs" if differ == 1 else f"{differ:,} things differ"
+    return Failed(name="Differs", message=f"{named}, see the table of this run{told}")

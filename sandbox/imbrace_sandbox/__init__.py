@@ -1,0 +1,7 @@
+"""A stand-in for the iMBrace server gateway: a real HTTP server with seeded content and seeded trouble."""
+
+from imbrace_sandbox.hosting import serve
+from imbrace_sandbox.options import SandboxOptions
+from imbrace_sandbox.server import Sandbox
+
+__all__ = ["Sandbox", "SandboxOptions", "serve"]

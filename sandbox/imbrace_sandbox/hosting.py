@@ -1,0 +1,136 @@
+"""How the server runs: in a thread beside its user, or alone until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from aiohttp import web
+
+from imbrace_sandbox.app import BASE_PATH, make_app
+from imbrace_sandbox.options import SandboxOptions
+from imbrace_sandbox.world import World
+
+T = TypeVar("T")
+
+LOCALHOST = "127.0.0.1"
+_START_SECONDS = 60.0
+# Request lines that long reach our own limit, which answers 414; aiohttp's would answer 400.
+_MAX_LINE_BYTES = 1 << 20
+
+
+async def _start(world: World, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Listen; return what stops it and the port it listens on."""
+    runner = web.AppRunner(
+        make_app(world),
+        access_log=None,
+        # A client that gave up takes its stalled handler with it.
+        handler_cancellation=True,
+        handle_signals=False,
+        # Stalls are endless, so waiting for them to end would make every stop slow.
+        shutdown_timeout=0.05,
+        max_line_size=_MAX_LINE_BYTES,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner, int(runner.addresses[0][1])
+
+
+class ServerThread:
+    """A server with a loop and a thread of its own.
+
+    The world belongs to that thread, which spares the server every lock: whoever wants something of
+    the world has it done by `call`.
+
+    Raises:
+        OSError: The port is taken.
+    """
+
+    def __init__(self, world: World, port: int) -> None:
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(_serve_until_stopped(world, port, started)),
+            name="sandbox",
+            daemon=True,
+        )
+        self._thread.start()
+        self._loop, self._stop, self.port = started.result(timeout=_START_SECONDS)
+
+    def call(self, job: Callable[[], T]) -> T:
+        """Run a job in the server's thread, and wait for what it returns."""
+        if self._thread is threading.current_thread():
+            return job()
+        done: Future[T] = Future()
+        self._loop.call_soon_threadsafe(_settle, done, job)
+        return done.result()
+
+    def stop(self) -> None:
+        """Close every connection and wait for the thread's end."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+async def _serve_until_stopped(
+    world: World, port: int, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]]
+) -> None:
+    try:
+        runner, chosen = await _start(world, LOCALHOST, port)
+    except OSError as exc:
+        started.set_exception(exc)
+        return
+    stop = asyncio.Event()
+    started.set_result((asyncio.get_running_loop(), stop, chosen))
+    await stop.wait()
+    await runner.cleanup()
+
+
+def _settle(done: Future[T], job: Callable[[], T]) -> None:
+    try:
+        done.set_result(job())
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to the caller in the other thread
+        done.set_exception(exc)
+
+
+def serve(
+    options: SandboxOptions,
+    host: str = LOCALHOST,
+    port: int = 8899,
+    on_start: Callable[[str], object] = lambda _url: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; for the command line.
+
+    Args:
+        options: What to serve.
+        host: Anything but this machine's own address lets others in, who need no token for `/_sandbox`.
+        port: 0 lets the kernel choose.
+        on_start: Called with the base URL as soon as the server listens.
+
+    Raises:
+        OSError: The port is taken, or the host is not this machine's.
+        ValueError: The file of the options cannot be read.
+    """
+    asyncio.run(_serve_until_signal(World(options), host, port, on_start))
+
+
+async def _serve_until_signal(world: World, host: str, port: int, on_start: Callable[[str], object]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Where a loop knows no signals, Ctrl-C still ends asyncio.run() as a KeyboardInterrupt.
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+    runner, chosen = await _start(world, host, port)
+    try:
+        on_start(f"http://{host}:{chosen}{BASE_PATH}")
+        await stop.wait()
+    finally:
+        await runner.cleanup()

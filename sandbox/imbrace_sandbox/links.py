@@ -1,0 +1,111 @@
+"""The two bodies of the links endpoint, and links as many hosts write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from imbrace_sandbox.answers import Answer, Loss
+from imbrace_sandbox.lists import Conversation
+from imbrace_sandbox.options import SandboxOptions
+from imbrace_sandbox.voices import digest_of, iso
+
+_HOSTS = (
+    "webapp.imbrace.co",
+    "webapp.demo.imbrace.co",
+    "webapp.dev.imbrace.co",
+    "chat.customer.example:8443",
+)
+
+
+def links_array(
+    phones: Sequence[tuple[str, Sequence[Conversation]]], options: SandboxOptions, loss: Loss | None
+) -> Answer:
+    """Answer with the shape that the vendor's example has; a loss takes an entry."""
+    entries = [
+        {
+            "phone_number": digits,
+            "conversation_links": [
+                {
+                    "link": _link(options, digits, _spelled(options, digits, conversation)),
+                    "created_at": iso(conversation.start_ms),
+                }
+                for conversation in conversations
+            ],
+        }
+        for digits, conversations in phones
+    ]
+    return Answer(200, orjson.dumps(_lose(entries, loss)))
+
+
+def links_envelope(
+    phones: Sequence[tuple[str, Sequence[Conversation]]], options: SandboxOptions, loss: Loss | None
+) -> Answer:
+    """Answer with the shape that the vendor's field table has; `count` and `found` stay when data is lost."""
+    data = [
+        {
+            "phone_number": digits,
+            "conversation_id": _spelled(options, digits, conversation),
+            "contact_id": conversation.voice.contact,
+            "organization_id": options.organization_id,
+            "created_at": iso(conversation.start_ms),
+            "updated_at": iso(conversation.start_ms),
+        }
+        for digits, conversations in phones
+        for conversation in conversations
+    ]
+    not_found = [digits for digits, conversations in phones if not conversations]
+    body = {
+        "data": _lose(data, loss),
+        "count": len(data),
+        "found": len(phones) - len(not_found),
+        "not_found": not_found,
+    }
+    return Answer(200, orjson.dumps(body))
+
+
+def _spelled(options: SandboxOptions, digits: str, conversation: Conversation) -> str:
+    """The id in one of its spellings; mixed ones depend on the phone, so one conversation has several."""
+    conversation_id = conversation.voice.conversation_id
+    spelling = options.id_spelling
+    if spelling == "mixed":
+        spelling = ("conv", "tcu", "bare")[digest_of(options.seed, digits, conversation_id, "id")[0] % 3]
+    stem = conversation_id.removeprefix("conv_")
+    return {"tcu": f"tcu_{stem}", "bare": stem}.get(spelling, conversation_id)
+
+
+def _lose(entries: list[dict[str, Any]], loss: Loss | None) -> list[dict[str, Any]]:
+    if loss is None or not entries:
+        return entries
+    # One of them, and the numbers beside them stay: a loss that nobody could notice would be no test.
+    place = int(loss.roll * len(entries))
+    return entries[:place] + entries[place + 1 :]
+
+
+def _link(options: SandboxOptions, digits: str, conversation_id: str) -> str:
+    """Write a link as some host would: conv_id among other parameters, in any order, encoded or not."""
+    if options.plain_links:
+        return f"https://webapp.dev.imbrace.co/chatroom-routing?conv_id={conversation_id}"
+    digest = digest_of(options.seed, digits, conversation_id)
+    value = conversation_id
+    if digest[0] % 3 == 1:
+        value = value.replace("_", "%5F").replace("-", "%2D")
+    elif digest[0] % 3 == 2:
+        value = "".join(f"%{ord(letter):02x}" for letter in value)
+    host = _HOSTS[digest[1] % len(_HOSTS)]
+    # A decoy: an address within the address, with a conv_id that is another one's.
+    back = quote(f"https://{host}/inbox?conv_id=conv_00000000&tab=1", safe="")
+    extras = (
+        "lang=zh-TW",
+        f"back={back}",
+        "prev_conv_id=conv_11111111",
+        "utm_source=sms%26mail",
+        "conv_id_hint=",
+    )
+    chosen = [extra for at, extra in enumerate(extras) if digest[2] >> at & 1]
+    chosen.insert(digest[3] % (len(chosen) + 1), f"conv_id={value}")
+    fragment = "#conv_id=conv_22222222" if digest[4] < 64 else ""
+    return f"https://{host}/chatroom-routing{'/' if digest[5] & 1 else ''}?{'&'.join(chosen)}{fragment}"

@@ -1,0 +1,193 @@
+"""A conversation as the gateway lists it: newest first, and moving."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Protocol
+
+from imbrace_sandbox.speech import phrase
+from imbrace_sandbox.voices import Item, Voice, digest_of, from_json, iso, to_json, uuid_text
+
+# Longer conversations are made anew for each page: a million messages must not stay in memory.
+_KEPT_MESSAGES = 5_000
+_STEP_MS = 1_000
+
+Which = int | Sequence[str]
+
+
+class Source(Protocol):
+    """Where the messages of a conversation come from; `ordinal` counts from the oldest."""
+
+    voice: Voice
+    size: int
+    start_ms: int
+
+    def message_id(self, ordinal: int) -> str:
+        """Name a message without making it."""
+        ...
+
+    def created_ms(self, ordinal: int) -> int:
+        """Say when a message was created; never earlier than the one before."""
+        ...
+
+    def render(self, ordinal: int) -> bytes:
+        """Make the JSON of one message."""
+        ...
+
+
+class Conversation:
+    """One conversation; every change counts, so that equal changes give equal lists.
+
+    Attributes:
+        is_vanished: The gateway answers 404, though links still name the conversation.
+        moves: How many changes there were.
+    """
+
+    __slots__ = ("_added", "_kept", "_order", "_seed", "_source", "is_vanished", "moves")
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source = source
+        self._seed = seed
+        # Ordinals, oldest first: eight bytes a message, whatever the source is.
+        self._order = array("q", range(source.size))
+        self._added: dict[int, tuple[str, int]] = {}
+        # What was rendered, and what can't be rendered again because it was added or edited.
+        self._kept: dict[int, bytes] = {}
+        self.is_vanished = False
+        self.moves = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def voice(self) -> Voice:
+        """Who speaks."""
+        return self._source.voice
+
+    @property
+    def start_ms(self) -> int:
+        """When the conversation began, whether it has messages or not."""
+        return self._source.start_ms
+
+    def page(self, skip: int, limit: int) -> list[bytes]:
+        """Return the JSON of up to `limit` messages, newest first, leaving out the `skip` newest."""
+        end = max(0, len(self._order) - skip)
+        return [self._json(ordinal) for ordinal in reversed(self._order[max(0, end - limit) : end])]
+
+    def oldest_first(self) -> Iterator[bytes]:
+        """Yield the JSON of every message there is now, whatever moves meanwhile."""
+        return map(self._json, self._order[:])
+
+    def prerender(self) -> None:
+        """Make every message now, unless they are too many to keep."""
+        if self._source.size <= _KEPT_MESSAGES:
+            for ordinal in self._order:
+                self._json(ordinal)
+
+    def hide(self, *, vanished: bool) -> None:
+        """Let the conversation vanish, or be found again."""
+        self.is_vanished = vanished
+
+    def append(self, many: int) -> list[str]:
+        """Let messages arrive at the head; return their ids, oldest first."""
+        return [self._insert(len(self._order)) for _ in range(many)]
+
+    def backdate(self, many: int) -> list[str]:
+        """Let messages arrive among older ones; return their ids."""
+        return [self._insert(self._rng().randint(0, len(self._order))) for _ in range(many)]
+
+    def delete(self, which: Which) -> list[str]:
+        """Delete messages by id, or so many by chance; return their ids."""
+        ids: list[str] = []
+        for place in sorted(self._places(which), reverse=True):
+            ordinal = self._order.pop(place)
+            self._kept.pop(ordinal, None)
+            ids.append(self._id(ordinal))
+            self.moves += 1
+        return ids
+
+    def edit(self, which: Which) -> list[str]:
+        """Change content and updated_at of messages by id, or of so many by chance; return their ids."""
+        ids: list[str] = []
+        for place in self._places(which):
+            self.moves += 1
+            ordinal = self._order[place]
+            item = from_json(self._json(ordinal))
+            _edit(item, self.moves, self._created_ms(ordinal))
+            # Kept whatever the length of the conversation: nothing else remembers the edit.
+            self._kept[ordinal] = to_json(item)
+            ids.append(self._id(ordinal))
+        return ids
+
+    def _json(self, ordinal: int) -> bytes:
+        found = self._kept.get(ordinal)
+        if found is None:
+            found = self._source.render(ordinal)
+            if self._source.size <= _KEPT_MESSAGES:
+                self._kept[ordinal] = found
+        return found
+
+    def _id(self, ordinal: int) -> str:
+        added = self._added.get(ordinal)
+        return added[0] if added else self._source.message_id(ordinal)
+
+    def _created_ms(self, ordinal: int) -> int:
+        added = self._added.get(ordinal)
+        return added[1] if added else self._source.created_ms(ordinal)
+
+    def _rng(self) -> Random:
+        return Random(f"{self._seed}/{self.voice.conversation_id}/{self.moves}")
+
+    def _insert(self, place: int) -> str:
+        """Add a message that is newer than what lies before `place`, and no newer than what follows."""
+        created_ms = self._created_ms(self._order[place - 1]) if place else self.start_ms - 2 * _STEP_MS
+        created_ms += _STEP_MS
+        if place < len(self._order):
+            created_ms = min(created_ms, self._created_ms(self._order[place]))
+            # Places and times must agree, even among messages of one instant.
+            place = bisect_right(self._order, created_ms, lo=place, key=self._created_ms)
+        digest = digest_of(self._seed, self.voice.conversation_id, "added", self.moves)
+        message_id = f"msg_{uuid_text(digest)}"
+        speakers = (self.voice.contact, *self.voice.users)
+        line = self.voice.render(
+            message_id,
+            speakers[digest[32] % len(speakers)],
+            "text",
+            {"text": f"{phrase(digest)} (arrival {self.moves})", "is_mail": False},
+            created_ms,
+        )
+        ordinal = self._source.size + len(self._added)
+        self._added[ordinal] = (message_id, created_ms)
+        self._kept[ordinal] = line
+        self._order.insert(place, ordinal)
+        self.moves += 1
+        return message_id
+
+    def _places(self, which: Which) -> list[int]:
+        """Find places in the order.
+
+        Raises:
+            ValueError: There is no such message, or there are not so many.
+        """
+        if isinstance(which, int):
+            if not 0 <= which <= len(self._order):
+                raise ValueError(f"there are {len(self._order)} messages, not {which}")
+            return self._rng().sample(range(len(self._order)), which)
+        wanted = set(which)
+        places = [place for place, ordinal in enumerate(self._order) if self._id(ordinal) in wanted]
+        if len(places) < len(wanted):
+            raise ValueError("there is no message with one of these ids")
+        return places
+
+
+def _edit(item: Item, number: int, created_ms: int) -> None:
+    content = item["content"]
+    if isinstance(content, dict):
+        before = content.get("text")
+        item["content"] = content | {"text": f"{before or ''} (edit {number})"}
+    else:
+        item["content"] = {"text": f"(edit {number})", "is_mail": False}
+    item["updated_at"] = iso(created_ms + 60_000 * number)

@@ -1,0 +1,152 @@
+"""Conversations from a file of JSON lines, and conversations handed over as finished messages."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+from uuid import NAMESPACE_URL, uuid5
+
+import orjson
+
+from imbrace_sandbox.options import SandboxOptions
+from imbrace_sandbox.voices import Item, Voice, digest_of, from_json, to_json
+
+_NAMESPACE = uuid5(NAMESPACE_URL, "imbrace-lake/sandbox")
+_SPEAKERS = ("customer", "agent", "system")
+_START_MS = 1_704_067_200_000  # 2024-01-01
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One message of the file."""
+
+    speaker: str
+    text: str
+    at_ms: int
+
+
+class FileSource:
+    """The messages of one line of the file, oldest first; made when they are asked for."""
+
+    __slots__ = ("_key", "_lines", "phone", "size", "start_ms", "voice")
+
+    def __init__(self, voice: Voice, key: str, phone: str | None, lines: Sequence[_Line]) -> None:
+        self.voice = voice
+        self.phone = phone
+        self.size = len(lines)
+        self._key = key
+        self._lines = lines
+        self.start_ms = lines[0].at_ms if lines else _START_MS
+
+    def message_id(self, ordinal: int) -> str:
+        """Name a message without making it."""
+        return f"msg_{uuid5(_NAMESPACE, f'{self._key}/{ordinal}')}"
+
+    def created_ms(self, ordinal: int) -> int:
+        """Say when a message was created."""
+        return self._lines[ordinal].at_ms
+
+    def render(self, ordinal: int) -> bytes:
+        """Make the JSON of one message."""
+        line = self._lines[ordinal]
+        sender = (
+            self.voice.contact if line.speaker == "customer" else self.voice.users[line.speaker == "system"]
+        )
+        content = {"text": line.text, "is_mail": False}
+        return self.voice.render(self.message_id(ordinal), sender, "text", content, line.at_ms)
+
+
+class GivenSource:
+    """Messages that a test hands over, oldest first, served as they are; bytes are JSON already."""
+
+    __slots__ = ("_items", "size", "start_ms", "voice")
+
+    def __init__(self, voice: Voice, items: Sequence[Item | bytes]) -> None:
+        self.voice = voice
+        self.size = len(items)
+        self.start_ms = _START_MS
+        self._items = [item if isinstance(item, bytes) else to_json(item) for item in items]
+        for item in items:
+            if isinstance(item, bytes):
+                continue
+            if item.get("_id") is None and item.get("public_id") is None:
+                raise ValueError("a message that is handed over needs an _id or a public_id")
+
+    def message_id(self, ordinal: int) -> str:
+        """Name a message."""
+        item = from_json(self._items[ordinal])
+        return str(item["public_id"] if item.get("_id") is None else item["_id"])
+
+    def created_ms(self, ordinal: int) -> int:
+        """Take every message for as old as its place says, because its time may be no time at all."""
+        return _START_MS + ordinal * 1_000
+
+    def render(self, ordinal: int) -> bytes:
+        """Return the JSON of one message."""
+        return self._items[ordinal]
+
+
+def iter_file(options: SandboxOptions, path: Path) -> Iterator[FileSource]:
+    """Read the conversations of a `.jsonl` or `.jsonl.gz` file one by one.
+
+    Raises:
+        ValueError: A line is not of the documented form; the message says which.
+    """
+    with _open(path) as lines:
+        for number, line in enumerate(islice(lines, options.file_limit or None), start=1):
+            try:
+                record = orjson.loads(line)
+                yield _read(options, record)
+            except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exc:
+                raise ValueError(f"line {number} of {path.name} is no conversation: {exc}") from exc
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        opened: IO[bytes] = gzip.open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115 - the caller closes it
+        return opened
+    return path.open("rb")
+
+
+def _read(options: SandboxOptions, record: Mapping[str, Any]) -> FileSource:
+    key: str = record["conversation_key"]
+    lines = [*_iter_lines(options.seed, key, record["messages"])]
+    # Stable, so that messages of one instant keep the order that the file gives them.
+    lines.sort(key=lambda line: line.at_ms)
+    voice = Voice(
+        conversation_id=f"conv_{uuid5(_NAMESPACE, key)}",
+        organization_id=options.organization_id,
+        business_unit_id=options.business_unit_id,
+        contact=f"con_{uuid5(_NAMESPACE, f'{key}/customer')}",
+        users=(f"u_{uuid5(_NAMESPACE, f'{key}/agent')}", f"u_{uuid5(_NAMESPACE, 'system')}"),
+    )
+    phone = record.get("phone")
+    return FileSource(voice, key, None if phone is None else f"+{phone.lstrip('+')}", lines)
+
+
+def _iter_lines(seed: int, key: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[_Line]:
+    digest = digest_of(seed, key)
+    at_ms = _START_MS + int.from_bytes(digest[:4], "big") * 4
+    for ordinal, message in enumerate(messages):
+        if message["speaker"] not in _SPEAKERS:
+            raise ValueError(f"speaker {message['speaker']!r} is none of {', '.join(_SPEAKERS)}")
+        if not isinstance(message["text"], str):
+            raise TypeError("a text is no string")
+        if message.get("at") is None:
+            # Never zero: without times of its own a conversation has strictly increasing ones.
+            at_ms += 1_000 + digest[ordinal % len(digest)] * 250
+        else:
+            at_ms = _milliseconds(message["at"])
+        yield _Line(message["speaker"], message["text"], at_ms)
+
+
+def _milliseconds(text: str) -> int:
+    at = datetime.fromisoformat(text)
+    # A time without a zone is UTC; astimezone() would read it as local time.
+    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1_000)

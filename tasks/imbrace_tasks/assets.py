@@ -1,0 +1,82 @@
+"""The tables of the lake as assets, so that lineage shows which run made what.
+
+An asset is known by its address and nothing else. The open-source server has events of assets, for the
+feed and for automations, and no page of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from imbrace_lake.export.runs import RunSummary
+from imbrace_tasks.retry import attempt
+
+# Prefect allows fewer characters than an address has, and no percent-encoding.
+_REFUSED = re.compile(r"[^\w./:+=@~,-]")
+_LONGEST_ROOT = 480
+
+
+@materialize(
+    "imbrace://tables",  # stands for those of the run
+    by="imbrace-lake",
+    name="record-assets",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> State[Any]:
+    """Say that a run has written tables; `counts` has the new rows of each, by the asset's key."""
+
+    async def work() -> State[Any]:
+        for key, rows in counts.items():
+            add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
+        return Completed()
+
+    return await attempt(None, work)
+
+
+async def record_tables(summary: RunSummary) -> None:
+    """Record what a run has written, and that it came from the organization."""
+    counts = dict(_tables(summary))
+    root = asset_root(summary.lake)
+    assets = [
+        Asset(key=f"{root}/{name}", properties=AssetProperties(name=name, url=f"{root}/{name}"))
+        for name in counts
+    ]
+    task = record_assets.with_options(assets=assets, asset_deps=[organization_key(summary.organization)])
+    rows = {asset.key: count for asset, count in zip(assets, counts.values(), strict=True)}
+    await task(summary.run_id, summary.status, rows)
+
+
+def asset_root(lake: str) -> str:
+    """The address of a lake, free of credentials, as assets' keys begin with it."""
+    url = lake if "://" in lake else f"file://{Path(lake).expanduser().resolve()}"
+    # Of chained file systems (`simplecache::s3://…`) the last one holds the lake.
+    url = url.rpartition("::")[2]
+    return _REFUSED.sub("_", url)[:_LONGEST_ROOT].rstrip("/")
+
+
+def organization_key(organization: str) -> str:
+    """What the lake's tables are made from."""
+    return f"imbrace://{_REFUSED.sub('_', organization)[:_LONGEST_ROOT]}/conversations"
+
+
+def _tables(summary: RunSummary) -> Iterator[tuple[str, int]]:
+    """The tables that a run has written, and how many rows are new."""
+    totals = summary.totals
+    yield "runs", 1
+    for name, rows in (
+        ("conversations", sum(totals.conversations.values())),
+        ("messages", totals.messages_new),
+        ("phones", sum(totals.phones.values())),
+        ("shapes", len(summary.new_shapes)),
+    ):
+        if rows:
+            yield name, rows

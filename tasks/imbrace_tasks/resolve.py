@@ -1,0 +1,47 @@
+"""The task that finds the conversations of a slice of the input numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from imbrace_lake.errors import without_context
+from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
+from imbrace_tasks.retry import attempt, is_last_try
+
+
+@task(
+    name="resolve-phones",
+    task_run_name="resolve-{name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_jitter_factor=0.3,
+)
+async def resolve_phones(
+    run: ExportRun, recording: Recording, name: str, numbers: pa.Table, results: dict[str, ResolveResult]
+) -> State[Any]:
+    """Resolve a slice of the numbers; what was found is added to `results` under its name."""
+
+    async def work() -> State[Any]:
+        result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
+        if result.error is not None and not is_last_try():
+            raise without_context(result.error)
+        results[name] = result
+        run.progress.numbers_resolved += sum(
+            result.statuses[status] for status in ("resolved", "none", "error")
+        )
+        return Completed(message=_told(result))
+
+    return await attempt(run, work)
+
+
+def _told(result: ResolveResult) -> str:
+    counts: Sequence[str] = [f"{count} {status}" for status, count in sorted(result.statuses.items())]
+    return f"{', '.join(counts)}; {len(result.conversation_ids)} conversations"

@@ -1,0 +1,52 @@
+"""The tasks that hold a lake against its ledgers and against the gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from imbrace_lake.lake.checkpoint import read_known
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.settings import Settings
+from imbrace_lake.verify.counts import verify_counts
+from imbrace_lake.verify.findings import Verification
+from imbrace_lake.verify.objects import verify_objects
+from imbrace_tasks.budget import open_gateway
+from imbrace_tasks.retry import attempt
+
+
+@task(name="verify-objects", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
+async def verify_lake_objects(lake: Lake, results: list[Verification]) -> State[Any]:
+    """Read every object of a lake; what was found is added to `results`."""
+
+    async def work() -> State[Any]:
+        found = await verify_objects(lake)
+        results.append(found)
+        return _told(found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers")
+
+    return await attempt(None, work)
+
+
+@task(name="verify-counts", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
+async def verify_lake_counts(lake: Lake, settings: Settings, results: list[Verification]) -> State[Any]:
+    """Ask the gateway for the count of every conversation; what was found is added to `results`."""
+
+    async def work() -> State[Any]:
+        found = Verification()
+        known = await read_known(lake, settings.needed("organization"))
+        async with open_gateway(settings) as gateway:
+            await verify_counts(gateway, known, found, side_by_side=settings.max_in_flight)
+        results.append(found)
+        return _told(found, f"{found.counts} counts")
+
+    return await attempt(None, work)
+
+
+def _told(found: Verification, what: str) -> State[Any]:
+    if found.is_sound:
+        return Completed(message=f"{what}, and nothing differs")
+    return Failed(name="Differs", message=f"{what}, and {len(found.differences)} differ")

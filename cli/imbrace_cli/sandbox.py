@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +23,6 @@ Examples:
   imbrace-lake sandbox --mixed 0.1 --option stall_seconds=5 --option gateway_timeout_seconds=1
   imbrace-lake sandbox --option rates=401=0.1,502:html=0.05 --option links_shape=envelope
 """
-
-_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def _show_options(wanted: bool) -> None:
@@ -102,22 +99,16 @@ def _make(chosen: Mapping[str, Any]) -> SandboxOptions:
 
 
 def _describe(url: str, options: SandboxOptions) -> None:
-    control = f"{url.removesuffix('/3rd')}/_sandbox"
+    from imbrace_sandbox.main import describe
+
     show(
-        "The stand-in gateway listens until Ctrl-C.",
-        "",
-        f"  gateway       {url}",
-        f"  token         {options.token}",
-        f"  organization  {options.organization_id}",
-        f"  phones        {control}/phones",
-        f"  faults        {control}/faults",
-        f"  counts        {control}/stats",
+        *describe(url, options),
         "",
         "Export from it:",
         "",
         f"  export IMBRACE_TOKEN={options.token}",
         f"  export IMBRACE_GATEWAY={url} IMBRACE_ORGANIZATION={options.organization_id}",
-        f"  imbrace-lake export --phones {control}/phones --lake ./lake",
+        f"  imbrace-lake export --phones {url.removesuffix('/3rd')}/_sandbox/phones --lake ./lake",
     )
 
 
@@ -128,41 +119,18 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         UsageError: An option is unknown, or its value cannot be read.
     """
     from imbrace_sandbox import SandboxOptions
+    from imbrace_sandbox.main import read_option
 
-    kinds = {each.name: str(each.type) for each in dataclasses.fields(SandboxOptions)}
     chosen = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")
         name = name.strip().replace("-", "_")
-        if not sign or name not in kinds:
+        if not sign or name not in SandboxOptions.descriptions():
             raise UsageError(f"there is no option {name}: see imbrace-lake sandbox --options")
         try:
-            chosen[name] = _reader(kinds[name])(text.strip())
-        except (ValueError, KeyError):
+            chosen[name] = read_option(name, text.strip())
+        except ValueError:
             raise UsageError(
                 f"option {name} cannot be {text.strip()!r}: see imbrace-lake sandbox --options"
             ) from None
     return chosen
-
-
-def _reader(kind: str) -> Callable[[str], Any]:
-    """How a value of a type is read from text."""
-    kind = kind.removesuffix(" | None")
-    readers: dict[str, Callable[[str], Any]] = {
-        "int": int,
-        "float": float,
-        "str": str,
-        "Path": Path,
-        "bool": lambda text: _TRUTHS[text.lower()],
-        "tuple[int, ...]": lambda text: tuple(int(each) for each in text.split(",")),
-        "Mapping[str, float]": lambda text: {name: float(value) for name, value in _pairs(text)},
-        "Mapping[str, str]": lambda text: dict(_pairs(text)),
-    }
-    return readers[kind]
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    found = [each.rpartition("=") for each in text.split(",")]
-    if any(not sign for _, sign, _ in found):
-        raise ValueError(text)
-    return [(name.strip(), value.strip()) for name, _, value in found]

@@ -82,7 +82,7 @@ def setup(
         # Prefect itself would say it in a traceback.
         ask_server(api_url).raise_for_status()
         prepare_client(api_url)
-        from imbrace_deployments.setup import Wishes, set_up
+        from imbrace_deployments.setup import Wishes, deploy_command, set_up
 
         wishes = Wishes(settings, pool, queue, phones, requests_per_second, is_forced=force)
         outcome = asyncio.run(set_up(wishes))
@@ -90,7 +90,7 @@ def setup(
         raise unanswered(exc, api_url) from exc
     show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in outcome.findings))
     if outcome.done:
-        show("", *outcome.done, "", "Next: prefect deploy --all")
+        show("", *outcome.done, "", f"Next: {deploy_command()}")
     if outcome.wrong:
         complain(_verdict(outcome))
         raise typer.Exit(1)

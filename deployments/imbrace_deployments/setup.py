@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
@@ -37,6 +38,17 @@ B = TypeVar("B", ImbraceCredentials, ConversationLake)
 BUDGET = "imbrace-requests"
 BLOCK = "default"
 DEFAULT_REQUESTS_PER_SECOND = 20.0
+
+
+# A wheel brings a copy; in a clone the file is at the top of the repository.
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
+
+
+def deploy_command() -> str:
+    """Return the command line that comes after setup."""
+    if PREFECT_FILE.exists():
+        return f"prefect deploy --all --prefect-file {shlex.quote(str(PREFECT_FILE))}"
+    return "prefect deploy --all"
 
 
 @dataclass(frozen=True, slots=True)

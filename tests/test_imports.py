@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("imbrace_lake", "tasks", "flows", "deployments", "cli", "sandbox")
+PACKAGES = (
+    "imbrace_lake",
+    "imbrace_tasks",
+    "imbrace_flows",
+    "imbrace_deployments",
+    "imbrace_cli",
+    "imbrace_sandbox",
+)
 WATCHED = """
 import csv, gc, importlib, json, logging, pkgutil, signal, sys, warnings
 

@@ -71,13 +71,13 @@ class Offline:
 
         patch = self.monkeypatch.setattr
         for module in ("report.acreate_markdown", "report.acreate_image", "report.acreate_table"):
-            patch(f"flows.{module}_artifact", show)
+            patch(f"imbrace_flows.{module}_artifact", show)
         for module in (
             "input_report.acreate_table",
             "pipeline.acreate_progress",
             "pipeline.aupdate_progress",
         ):
-            patch(f"flows.{module}_artifact", show)
+            patch(f"imbrace_flows.{module}_artifact", show)
         patch("imbrace_flows.events.emit_event", emit)
         patch("imbrace_flows.pipeline.record_tables", show)
         patch("imbrace_flows.pipeline.retrying", lambda task, settings: _plainly(task))

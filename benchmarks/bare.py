@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import s3fs
 from httpx_aiohttp import AiohttpTransport
 
-from benchmarks.account import SUCCESS, Job, measure, read_job
+from benchmarks.metrics import SUCCESS, Job, measure, read_job
 
 PAGE = 100
 IN_FLIGHT = 32

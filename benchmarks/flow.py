@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.account import SUCCESS, Job, measure, read_job
+from benchmarks.metrics import SUCCESS, Job, measure, read_job
 from imbrace_cli.prefect_environment import prepare_client
-from imbrace_lake.export.chunk import chunk_size, export_chunk
+from imbrace_lake.export.chunk import choose_chunk_size, export_chunk
+from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.resolve import Recording, resolve_numbers
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import close_run, open_run
-from imbrace_lake.gateway.opening import open_gateway
+from imbrace_lake.export.run import close_run, open_run
+from imbrace_lake.gateway.factory import open_gateway
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from imbrace_lake.tuning import tuned_process
@@ -32,7 +32,7 @@ async def run_core(job: Job) -> str:
     numbers = read_phone_list(job.phones)
     settings = load_settings()
     async with (
-        open_gateway(settings.gateway_options(), settings.gate(), nullcontext()) as gateway,
+        open_gateway(settings.gateway_options(), settings.new_limiter(), nullcontext()) as gateway,
         open_run(settings, gateway, str(uuid4())) as run,
     ):
         recording = Recording(
@@ -40,8 +40,8 @@ async def run_core(job: Job) -> str:
         )
         found = await resolve_numbers(run.gateway, run.journal, recording, "phones", numbers.table)
         ids = found.conversation_ids
-        await run.learn(job_of(ids))
-        size = chunk_size(len(ids))
+        await run.load_prior_state(work_fingerprint(ids))
+        size = choose_chunk_size(len(ids))
         chunks = iter(range(0, len(ids), size))
 
         async def work() -> None:

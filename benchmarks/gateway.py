@@ -1,4 +1,4 @@
-"""The stand-in gateway as a process of its own: `python -m benchmarks.gateway '{"conversations": 10}'`."""
+"""The fake gateway as a process of its own: `python -m benchmarks.gateway '{"conversations": 10}'`."""
 
 from __future__ import annotations
 

@@ -25,15 +25,19 @@ from uuid import UUID
 import pyarrow as pa
 from pydantic import SecretStr
 
-from benchmarks.account import most_memory_bytes
-from benchmarks.surroundings import machine
+from benchmarks.environment import machine
+from benchmarks.metrics import most_memory_bytes
 from imbrace_lake.check import check_lake
-from imbrace_lake.export.export_run import utc_now
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.runs import close_run, open_run
-from imbrace_lake.gateway.opening import open_gateway
-from imbrace_lake.lake.checkpoint import FOLDER, MOST_BEYOND, write_checkpoint
-from imbrace_lake.lake.entries import (
+from imbrace_lake.export.run import close_run, open_run
+from imbrace_lake.export.run_context import utc_now
+from imbrace_lake.gateway.factory import open_gateway
+from imbrace_lake.lake.checkpoint import FOLDER, MAX_AFTER_CHECKPOINT, write_checkpoint
+from imbrace_lake.lake.conversation_states import read_every_id
+from imbrace_lake.lake.freshness import read_freshness
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import (
     LEDGERS,
     PHONES,
     ConversationEntry,
@@ -42,12 +46,8 @@ from imbrace_lake.lake.entries import (
     conversation_rows,
     run_row,
 )
-from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.known import read_every_id
-from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.settings import Settings
-from imbrace_lake.store.disk import Disk
+from imbrace_lake.store.atomic_files import AtomicFiles
 
 ORGANIZATION = "org_benchmark"
 MOST_OBJECTS = 30
@@ -98,7 +98,7 @@ async def _make_lake(folder: Path, runs: int, conversations: int) -> None:
     phones = [_phones(table) for table in tables]
     # The worst moment for a reader: one object less than makes a run write the next checkpoint.
     objects_per_run = 2 * len(tables)
-    beyond = min(runs - 1, (MOST_BEYOND - 1) // objects_per_run)
+    beyond = min(runs - 1, (MAX_AFTER_CHECKPOINT - 1) // objects_per_run)
     async with open_lake(str(folder), now=begun_at) as lake:
         for number in range(runs):
             await _add_run(lake, number, begun_at + number * HOUR, tables, phones)
@@ -142,10 +142,10 @@ def _entries(numbers: range, at: datetime) -> pa.Table:
 def _phones(entries: pa.Table) -> pa.Table:
     rows = [
         {
-            "run_id": "", "organization_id": ORGANIZATION, "position": place, "status": "resolved",
+            "run_id": "", "organization_id": ORGANIZATION, "position": folder, "status": "resolved",
             "phone_hash": one * 2, "conversation_ids": [one],
         }
-        for place, one in enumerate(entries.column("conversation_id").to_pylist())
+        for folder, one in enumerate(entries.column("conversation_id").to_pylist())
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=PHONES)
 
@@ -153,9 +153,9 @@ def _phones(entries: pa.Table) -> pa.Table:
 def _of_run(table: pa.Table, run_id: str, **times: datetime) -> pa.Table:
     """The rows as another run would have written them."""
     for name, value in {"run_id": run_id, **times}.items():
-        place = table.schema.get_field_index(name)
+        folder = table.schema.get_field_index(name)
         column = pa.repeat(pa.scalar(value, table.schema.field(name).type), table.num_rows)
-        table = table.set_column(place, table.schema.field(name), column)
+        table = table.set_column(folder, table.schema.field(name), column)
     return table
 
 
@@ -166,14 +166,14 @@ async def _idle_run(settings: Settings) -> None:
     """Do what a run does with the ledgers that finds every conversation unchanged."""
     run_id = str(UUID(int=2**100 + time.time_ns()))
     async with (
-        open_gateway(settings.gateway_options(), settings.gate(), nullcontext()) as gateway,
+        open_gateway(settings.gateway_options(), settings.new_limiter(), nullcontext()) as gateway,
         open_run(settings, gateway, run_id) as run,
     ):
-        await run.learn("everything")
+        await run.load_prior_state("everything")
         ids = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
         for start in range(0, len(ids), OBJECT_ROWS):
-            known = run.known.of_each(ids[start : start + OBJECT_ROWS])
-            await run.journal.note_entries(f"chunk-{start}", known.values())
+            states = run.states.of_each(ids[start : start + OBJECT_ROWS])
+            await run.journal.note_entries(f"chunk-{start}", states.values())
         await close_run(run, {}, Counter())
 
 
@@ -186,7 +186,7 @@ async def _rerun(settings: Settings) -> None:
 
 
 async def _check(settings: Settings) -> None:
-    wrong = [one for one in await check_lake(settings) if one.verdict in ("wrong", "skipped")]
+    wrong = [one for one in await check_lake(settings) if one.verdict in ("error", "skipped")]
     if wrong:
         raise AssertionError(wrong)
 
@@ -205,7 +205,7 @@ async def _write_checkpoint(settings: Settings) -> None:
 
 
 def _lake(settings: Settings) -> AbstractAsyncContextManager[Lake]:
-    return open_lake(settings.needed("lake"), now=None)
+    return open_lake(settings.require("lake"), now=None)
 
 
 COMMANDS: dict[str, Callable[[Settings], Coroutine[Any, Any, None]]] = {
@@ -237,24 +237,24 @@ def measure(name: str, folder: Path) -> Cost:
 @contextmanager
 def _counting(cost: Cost) -> Iterator[None]:
     """Count the ledger objects that are read from local lakes."""
-    read, copy = Disk.read, Disk.copy
+    read, copy = AtomicFiles.read, AtomicFiles.copy
 
     def count(key: str, size_bytes: int) -> None:
         if key.partition("/")[0] in FOLDERS:
             cost.objects += 1
             cost.size_bytes += size_bytes
 
-    def counting_read(disk: Disk, key: str) -> bytes | None:
+    def counting_read(disk: AtomicFiles, key: str) -> bytes | None:
         body = read(disk, key)
         count(key, len(body or b""))
         return body
 
-    def counting_copy(disk: Disk, key: str, path: Path) -> bool:
+    def counting_copy(disk: AtomicFiles, key: str, path: Path) -> bool:
         is_there = copy(disk, key, path)
         count(key, path.stat().st_size if is_there else 0)
         return is_there
 
-    with patch.object(Disk, "read", counting_read), patch.object(Disk, "copy", counting_copy):
+    with patch.object(AtomicFiles, "read", counting_read), patch.object(AtomicFiles, "copy", counting_copy):
         yield
 
 

@@ -11,10 +11,10 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import contenders
-from benchmarks.contest import Round, check, run, stand_in
-from benchmarks.surroundings import end_tidily, machine, new_place, open_store, prefect_server
-from benchmarks.truth import Truth, Verdict
+from benchmarks import competitors
+from benchmarks.environment import end_tidily, machine, new_place, open_store, prefect_server
+from benchmarks.expected import Expected, Verdict
+from benchmarks.runner import Round, check, fake_gateway, run
 
 MOST_BYTES = 512 * 10**6
 LEAST_SHARE = 0.8
@@ -22,7 +22,7 @@ LEAST_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that is exported; `options` are the stand-in's."""
+    """One thing that is exported; `options` are the fake gateway's."""
 
     name: str
     options: dict[str, Any]
@@ -46,13 +46,13 @@ def main() -> None:
     print("| | messages | time | messages/s | share | most memory | result |\n|---|--:|--:|--:|--:|--:|---|")
     rate = None
     with prefect_server() as server:
-        flow = contenders.flow(server)
+        flow = competitors.flow(server)
         for case in chosen:
-            with stand_in(**case.options) as gateway, open_store(case.store) as store:
-                place = new_place(store)
-                one = run(flow, gateway, place)
-                verdict = check(flow, place, Truth.still(gateway.message_ids))
-            rate = rate or verdict.rows / one.account.seconds
+            with fake_gateway(**case.options) as gateway, open_store(case.store) as store:
+                folder = new_place(store)
+                one = run(flow, gateway, folder)
+                verdict = check(flow, folder, Expected.still(gateway.message_ids))
+            rate = rate or verdict.rows / one.metrics.seconds
             print(_line_of(case, one, verdict, rate), flush=True)
 
 
@@ -65,7 +65,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _line_of(case: Case, one: Round, verdict: Verdict, rate: float) -> str:
-    seconds, memory, messages = one.account.seconds, one.account.memory_bytes, verdict.rows
+    seconds, memory, messages = one.metrics.seconds, one.metrics.memory_bytes, verdict.rows
     share = messages / seconds / rate
     faults = [] if verdict.is_complete else [str(verdict)]
     faults += [f"more than {MOST_BYTES / 1e6:.0f} MB"] if memory > MOST_BYTES else []

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from benchmarks import contenders
-from benchmarks.account import SUCCESS
-from benchmarks.contest import Contender, Round, StandIn, check, run, stand_in
-from benchmarks.surroundings import end_tidily, machine, new_place, open_store, prefect_server
-from benchmarks.truth import Truth, Verdict, as_ids
+from benchmarks import competitors
+from benchmarks.environment import end_tidily, machine, new_place, open_store, prefect_server
+from benchmarks.expected import Expected, Verdict, as_ids
+from benchmarks.metrics import SUCCESS
+from benchmarks.runner import Competitor, FakeGateway, Round, check, fake_gateway, run
 
 STEPS = ("first", "idle", "changed")
 STORES = ("local", "seaweed")
@@ -46,14 +46,14 @@ def main() -> None:
     end_tidily()
     print(f"{machine()}; {arguments.messages:g} messages a conversation in the mean\n\n{HEADER}", flush=True)
     with prefect_server() as server:
-        flow = contenders.flow(server)
+        flow = competitors.flow(server)
         for name in arguments.stores:
             with open_store(name) as store:
                 _warm_up(flow, store)
                 shown: list[Row] = []
                 for conversations in arguments.conversations:
-                    place = new_place(store) if name in STORES else f"{store}/{conversations}"
-                    for row in _runs(flow, name, place, conversations, arguments):
+                    folder = new_place(store) if name in STORES else f"{store}/{conversations}"
+                    for row in _runs(flow, name, folder, conversations, arguments):
                         print(line_of(row, shown), flush=True)
                         shown.append(row)
 
@@ -89,29 +89,29 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _warm_up(flow: Contender, store: str) -> None:
-    place = new_place(store)
-    with stand_in(conversations=WARM_UP) as gateway:
-        run(flow, gateway, place)
-    shutil.rmtree(place, ignore_errors=True)  # the store may be somebody's folder
+def _warm_up(flow: Competitor, store: str) -> None:
+    folder = new_place(store)
+    with fake_gateway(conversations=WARM_UP) as gateway:
+        run(flow, gateway, folder)
+    shutil.rmtree(folder, ignore_errors=True)  # the store may be somebody's folder
 
 
 def _runs(
-    flow: Contender, store: str, place: str, conversations: int, arguments: argparse.Namespace
+    flow: Competitor, store: str, folder: str, conversations: int, arguments: argparse.Namespace
 ) -> Iterator[Row]:
-    """The steps that are asked for, on one stand-in and one lake."""
-    with stand_in(conversations=conversations, messages_mean=arguments.messages) as gateway:
+    """The steps that are asked for, on one fake gateway and one lake."""
+    with fake_gateway(conversations=conversations, messages_mean=arguments.messages) as gateway:
         served = gateway.message_ids
         for step in arguments.steps:
             before = 0 if step == "first" else len(served)
             if step == "changed":
                 served = as_ids([*served.to_pylist(), *_change(gateway)])
-            done = run(flow, gateway, place)
-            verdict = check(flow, place, Truth.still(served))
+            done = run(flow, gateway, folder)
+            verdict = check(flow, folder, Expected.still(served))
             yield Row(conversations, store, step, len(served) - before, done, verdict)
 
 
-def _change(gateway: StandIn) -> list[str]:
+def _change(gateway: FakeGateway) -> list[str]:
     """Let messages arrive in one conversation of a hundred, at least in one; return their ids."""
     ids = gateway.conversation_ids
     chosen = Random(0).sample(ids, max(1, round(len(ids) * SHARE_CHANGED)))
@@ -126,21 +126,21 @@ def line_of(row: Row, before: Sequence[Row]) -> str:
         before: The runs already shown of the same store: ratios are taken to the same step of the size
             before, and to the first run of the same size.
     """
-    account = row.round.account
-    seconds = account.seconds
+    metrics = row.round.metrics
+    seconds = metrics.seconds
     smaller = [each for each in before if each.step == row.step and each.conversations < row.conversations]
     first = [each for each in before if each.step == "first" and each.conversations == row.conversations]
-    result = str(row.verdict) if account.outcome == SUCCESS else f"{row.verdict}, reported {account.outcome}"
+    result = str(row.verdict) if metrics.outcome == SUCCESS else f"{row.verdict}, reported {metrics.outcome}"
     return (
         f"| {row.conversations:,} | {row.store} | {row.step} | {row.verdict.rows:,} | {seconds:.1f} s"
         f" | {_ratio(seconds, smaller)} | {_ratio(seconds, first)} | {row.new_messages / seconds:,.0f}"
-        f" | {account.cpu_seconds / row.conversations * 1_000:.1f} ms | {row.round.requests:,}"
-        f" | {account.memory_bytes / 1e6:.0f} MB | {result} |"
+        f" | {metrics.cpu_seconds / row.conversations * 1_000:.1f} ms | {row.round.requests:,}"
+        f" | {metrics.memory_bytes / 1e6:.0f} MB | {result} |"
     )
 
 
 def _ratio(seconds: float, others: Sequence[Row]) -> str:
-    return f"{seconds / others[-1].round.account.seconds:.2f}" if others else ""
+    return f"{seconds / others[-1].round.metrics.seconds:.2f}" if others else ""
 
 
 if __name__ == "__main__":

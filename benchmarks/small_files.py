@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from benchmarks.bare import encode, to_table
-from benchmarks.surroundings import end_tidily, machine, new_place, open_store
+from benchmarks.environment import end_tidily, machine, new_place, open_store
 from imbrace_lake.lake.parquet import ROW_GROUP_ROWS
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_sandbox import SandboxOptions
@@ -107,8 +107,8 @@ def main() -> None:
     print(f"{machine()}; {arguments.messages:g} messages a conversation in the mean\n\n{HEADER}", flush=True)
     for name in arguments.stores:
         for partitions in arguments.partitions:
-            with open_place(name) as place:
-                for operation, costs in measure(place, partitions, arguments.messages):
+            with open_place(name) as folder:
+                for operation, costs in measure(folder, partitions, arguments.messages):
                     print(line_of(partitions, name, operation, costs), flush=True)
 
 
@@ -159,7 +159,7 @@ def _counted_so_far() -> Requests:
     return Requests(counted["PUT"], counted["LIST"], counted["GET"] + counted["HEAD"])
 
 
-def measure(place: Place, partitions: int, messages: float) -> Iterator[tuple[str, dict[str, Cost]]]:
+def measure(folder: Place, partitions: int, messages: float) -> Iterator[tuple[str, dict[str, Cost]]]:
     """Write both layouts and use them.
 
     Yields:
@@ -170,36 +170,36 @@ def measure(place: Place, partitions: int, messages: float) -> Iterator[tuple[st
     """
     sources = list(iter_generated(SandboxOptions(conversations=partitions, messages_mean=messages)))
     bodies = {_key(source): encode(_table_of(source)) for source in sources}
-    written, _ = _cost(place, lambda: _write(place, bodies))
-    compacted, _ = _cost(place, lambda: _compact(place))
-    listed = {layout: _cost(place, partial(_list, place, layout)) for layout in LAYOUTS}
+    written, _ = _cost(folder, lambda: _write(folder, bodies))
+    compacted, _ = _cost(folder, lambda: _compact(folder))
+    listed = {layout: _cost(folder, partial(_list, folder, layout)) for layout in LAYOUTS}
     sizes = " / ".join(f"{found[0]:,} of {found[1] / 1e6:.1f} MB" for _, found in listed.values())
     yield f"write / compact: {sizes} in all", {SMALL: written, COMPACTED: compacted}
     yield "list", {layout: cost for layout, (cost, _) in listed.items()}
     wanted = sources[len(sources) // 2]
     uses: dict[str, Callable[[str], object]] = {
-        "open and scan, pyarrow": partial(_scan, place),
-        "one conversation, pyarrow": partial(_look_up, place, wanted),
+        "open and scan, pyarrow": partial(_scan, folder),
+        "one conversation, pyarrow": partial(_look_up, folder, wanted),
     }
-    if place.count is None:
-        uses["open and scan, DuckDB"] = partial(_scan_with_duckdb, place)
+    if folder.count is None:
+        uses["open and scan, DuckDB"] = partial(_scan_with_duckdb, folder)
     for name, use in uses.items():
-        done = {layout: _cost(place, partial(use, layout)) for layout in LAYOUTS}
+        done = {layout: _cost(folder, partial(use, layout)) for layout in LAYOUTS}
         if done[SMALL][1] != done[COMPACTED][1]:
             raise ValueError(f"{name}: the two layouts do not have the same rows")
         yield name, {layout: cost for layout, (cost, _) in done.items()}
 
 
-def _cost(place: Place, work: Callable[[], T]) -> tuple[Cost, T]:
-    before = place.count() if place.count else Requests()
+def _cost(folder: Place, work: Callable[[], T]) -> tuple[Cost, T]:
+    before = folder.count() if folder.count else Requests()
     began = time.monotonic()
     found = work()
     seconds = time.monotonic() - began
-    return Cost(seconds, (place.count() if place.count else Requests()) - before), found
+    return Cost(seconds, (folder.count() if folder.count else Requests()) - before), found
 
 
 def _key(source: GeneratedSource) -> str:
-    return f"org={source.voice.organization_id}/conv={source.voice.conversation_id}/part-00000.parquet"
+    return f"org={source.senders.organization_id}/conv={source.senders.conversation_id}/part-00000.parquet"
 
 
 def _table_of(source: GeneratedSource) -> pa.Table:
@@ -207,64 +207,64 @@ def _table_of(source: GeneratedSource) -> pa.Table:
     return to_table(items)
 
 
-def _write(place: Place, bodies: dict[str, bytes]) -> None:
+def _write(folder: Place, bodies: dict[str, bytes]) -> None:
     def put(key: str) -> None:
-        path = f"{place.root}/{SMALL}/{key}"
-        if place.count is None:
+        path = f"{folder.root}/{SMALL}/{key}"
+        if folder.count is None:
             Path(path).parent.mkdir(parents=True)
-        with place.files.open_output_stream(path) as file:
+        with folder.files.open_output_stream(path) as file:
             file.write(bodies[key])
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(put, bodies))
 
 
-def _compact(place: Place) -> None:
+def _compact(folder: Place) -> None:
     order = [("conversation_id", "ascending"), ("created_at", "ascending"), ("message_id", "ascending")]
-    table = _dataset(place, SMALL).to_table().sort_by(order)
-    if place.count is None:
-        Path(place.root, COMPACTED).mkdir()
+    table = _dataset(folder, SMALL).to_table().sort_by(order)
+    if folder.count is None:
+        Path(folder.root, COMPACTED).mkdir()
     for number, start in enumerate(range(0, table.num_rows, ROWS_A_FILE)):
-        path = f"{place.root}/{COMPACTED}/{number:05}.parquet"
+        path = f"{folder.root}/{COMPACTED}/{number:05}.parquet"
         pq.write_table(
             table.slice(start, ROWS_A_FILE),
             path,
-            filesystem=place.files,
+            filesystem=folder.files,
             compression="zstd",
             row_group_size=ROW_GROUP_ROWS,
         )
 
 
-def _dataset(place: Place, layout: str) -> ds.Dataset:
-    return ds.dataset(f"{place.root}/{layout}", SCHEMA, format="parquet", filesystem=place.files)
+def _dataset(folder: Place, layout: str) -> ds.Dataset:
+    return ds.dataset(f"{folder.root}/{layout}", SCHEMA, format="parquet", filesystem=folder.files)
 
 
-def _list(place: Place, layout: str) -> tuple[int, int]:
+def _list(folder: Place, layout: str) -> tuple[int, int]:
     """How many files there are, and their bytes."""
-    found = place.files.get_file_info(fs.FileSelector(f"{place.root}/{layout}", recursive=True))
+    found = folder.files.get_file_info(fs.FileSelector(f"{folder.root}/{layout}", recursive=True))
     sizes = [each.size for each in found if each.type == fs.FileType.File]
     return len(sizes), sum(sizes)
 
 
-def _scan(place: Place, layout: str) -> list[tuple[str, int, int]]:
-    table = _dataset(place, layout).to_table(columns=COLUMNS)
+def _scan(folder: Place, layout: str) -> list[tuple[str, int, int]]:
+    table = _dataset(folder, layout).to_table(columns=COLUMNS)
     sizes = table.set_column(1, "size", pc.utf8_length(table["text"]))
     groups = sizes.group_by("type").aggregate([([], "count_all"), ("size", "sum")])
     return sorted((row["type"], row["count_all"], row["size_sum"]) for row in groups.to_pylist())
 
 
-def _scan_with_duckdb(place: Place, layout: str) -> list[tuple[Any, ...]]:
+def _scan_with_duckdb(folder: Place, layout: str) -> list[tuple[Any, ...]]:
     query = "SELECT type, count(*), sum(length(text)) FROM read_parquet($files) GROUP BY ALL ORDER BY ALL"
-    return duckdb.execute(query, {"files": f"{place.root}/{layout}/**/*.parquet"}).fetchall()
+    return duckdb.execute(query, {"files": f"{folder.root}/{layout}/**/*.parquet"}).fetchall()
 
 
-def _look_up(place: Place, source: GeneratedSource, layout: str) -> list[dict[str, Any]]:
+def _look_up(folder: Place, source: GeneratedSource, layout: str) -> list[dict[str, Any]]:
     if layout == SMALL:
-        path = f"{place.root}/{SMALL}/{_key(source)}"
-        table = pq.read_table(path, columns=["message_id"], filesystem=place.files, partitioning=None)
+        path = f"{folder.root}/{SMALL}/{_key(source)}"
+        table = pq.read_table(path, columns=["message_id"], filesystem=folder.files, partitioning=None)
     else:
-        is_wanted = pc.field("conversation_id") == source.voice.conversation_id
-        table = _dataset(place, COMPACTED).to_table(columns=["message_id"], filter=is_wanted)
+        is_wanted = pc.field("conversation_id") == source.senders.conversation_id
+        table = _dataset(folder, COMPACTED).to_table(columns=["message_id"], filter=is_wanted)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -21,17 +21,17 @@ from imbrace_lake.errors import (
     WrongAddress,
 )
 from imbrace_lake.gateway.client import HARMLESS, SHORT_BODY_TRIES, GatewayClient, GatewayOptions
+from imbrace_lake.gateway.factory import OpenGateway
 from imbrace_lake.gateway.models import Counts, Page
-from imbrace_lake.gateway.opening import OpenGateway
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.entries import PROVEN
 from imbrace_lake.lake.lake import has_lake, open_lake
+from imbrace_lake.lake.ledger_schema import PROVEN
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import PREFIX, Settings, expiry_warning
-from imbrace_lake.store.opening import Store, StoreOptions, open_store
+from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
-Verdict = Literal["ok", "note", "wrong", "skipped"]
+Verdict = Literal["ok", "note", "error", "skipped"]
 
 # Other runs give a share of a limit away within two rounds; a limit of 0 gives none to anybody.
 TURN_SECONDS = 60.0
@@ -47,28 +47,28 @@ LEDGER_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look brought.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
-        verdict: ``ok``; ``note``, with which a run can live; ``wrong``, with which it cannot; ``skipped``.
-        told: What was found, in one sentence; where it is wrong, what to do about it too.
+        name: What was checked.
+        verdict: ``ok``; ``note``, with which a run can live; ``error``, with which it cannot; ``skipped``.
+        message: What was found, in one sentence; where it is wrong, what to do about it too.
     """
 
     name: str
     verdict: Verdict
-    told: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """Findings, and a conversation by which to look further."""
+class _Probe:
+    """Findings, and a conversation for further checks."""
 
     findings: list[Finding]
     conversation_id: str | None = None
 
 
-async def check(
+async def run_checks(
     settings: Settings,
     open_gateway: OpenGateway,
     phone: PhoneNumber | None = None,
@@ -85,13 +85,13 @@ async def check(
     findings = _missing(settings, ("token", "organization"))
     options = _options(settings, findings)
     gateway, lake = await asyncio.gather(
-        _look_at_gateway(options, open_gateway, phone, say), _look_at_lake(settings)
+        _probe_gateway(options, open_gateway, phone, say), _probe_lake(settings)
     )
     findings += gateway.findings
     conversation_id = gateway.conversation_id or lake.conversation_id
-    if options is not None and all(one.verdict != "wrong" for one in gateway.findings):
-        findings += await _look_at_messages(options, open_gateway, settings.page_size, conversation_id, say)
-    return findings + _look_at_expiry(settings) + lake.findings
+    if options is not None and all(one.verdict != "error" for one in gateway.findings):
+        findings += await _probe_messages(options, open_gateway, settings.page_size, conversation_id, say)
+    return findings + _check_expiry(settings) + lake.findings
 
 
 async def check_gateway(settings: Settings, open_gateway: OpenGateway) -> list[Finding]:
@@ -100,7 +100,7 @@ async def check_gateway(settings: Settings, open_gateway: OpenGateway) -> list[F
     options = _options(settings, findings)
     if options is None:
         return findings
-    return (await _look_at_gateway(options, open_gateway, None)).findings + _look_at_expiry(settings)
+    return (await _probe_gateway(options, open_gateway, None)).findings + _check_expiry(settings)
 
 
 async def check_list(address: str, settings: Settings) -> Finding:
@@ -109,21 +109,21 @@ async def check_list(address: str, settings: Settings) -> Finding:
     try:
         found = await asyncio.to_thread(read_phone_list, address, region=settings.region, schemes=schemes)
     except ImbraceLakeError as exc:
-        return Finding("list", "wrong", str(exc))
+        return Finding("list", "error", str(exc))
     if not found.valid:
-        return Finding("list", "wrong", f"{found.report.source} holds no phone number: give another list")
+        return Finding("list", "error", f"{found.report.source} holds no phone number: give another list")
     invalid = f", {found.invalid:,} entries that are not" if found.invalid else ""
     return Finding("list", "ok", f"{found.valid:,} phone numbers in {found.report.source}{invalid}")
 
 
 async def check_lake(settings: Settings, options: StoreOptions | None = None) -> list[Finding]:
     """Look at the lake only; `options` say how to reach an S3 store."""
-    return (await _look_at_lake(settings, options)).findings
+    return (await _probe_lake(settings, options)).findings
 
 
 def _missing(settings: Settings, names: Iterable[str]) -> list[Finding]:
     return [
-        Finding(name, "wrong", f"no {name} is set: set {PREFIX}{name.upper()}, or write it into .env")
+        Finding(name, "error", f"no {name} is set: set {PREFIX}{name.upper()}, or write it into .env")
         for name in names
         if not getattr(settings, name)
     ]
@@ -136,7 +136,7 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
     try:
         options = settings.gateway_options()
     except SettingsError as exc:
-        findings.append(Finding("gateway", "wrong", str(exc)))
+        findings.append(Finding("gateway", "error", str(exc)))
         return None
     return replace(
         options,
@@ -148,7 +148,7 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
     )
 
 
-def _look_at_expiry(settings: Settings) -> list[Finding]:
+def _check_expiry(settings: Settings) -> list[Finding]:
     """Whether the token expires soon, as far as the settings say."""
     if settings.token is None or settings.token_expires is None:
         return []
@@ -156,7 +156,7 @@ def _look_at_expiry(settings: Settings) -> list[Finding]:
     warning = expiry_warning(settings.token_expires, today)
     if warning is None:
         return [Finding("token expiry", "ok", f"the token expires on {settings.token_expires}")]
-    return [Finding("token expiry", "wrong" if settings.token_expires < today else "note", warning)]
+    return [Finding("token expiry", "error" if settings.token_expires < today else "note", warning)]
 
 
 # -- the gateway ----------------------------------------------------------------------------------
@@ -191,71 +191,71 @@ async def _patiently(
             watching.cancel()
 
 
-async def _look_at_gateway(
+async def _probe_gateway(
     options: GatewayOptions | None,
     open_gateway: OpenGateway,
     phone: PhoneNumber | None,
     say: Callable[[str], object] = lambda _: None,
-) -> _Look:
+) -> _Probe:
     if options is None:
-        return _Look([Finding("gateway", "skipped", "not asked, because settings are missing")])
+        return _Probe([Finding("gateway", "skipped", "not asked, because settings are missing")])
     began = time.perf_counter()
     try:
         async with _patiently(options, open_gateway, say) as gateway:
             links = await gateway.get_links([phone or HARMLESS])
             seconds = time.perf_counter() - began
     except TimeoutError:
-        return _Look([Finding("gateway", "wrong", NO_TURN)])
+        return _Probe([Finding("gateway", "error", NO_TURN)])
     except SettingsError as exc:
-        return _Look([Finding("gateway", "wrong", str(exc))])
+        return _Probe([Finding("gateway", "error", str(exc))])
     except GatewayError as exc:
-        return _Look(_refused(options, exc))
+        return _Probe(_describe_error(options, exc))
     findings = [
-        _answered(options.url, seconds, is_limited=gateway.gate.per_second is not None),
+        _answered(options.url, seconds, is_limited=gateway.limiter.per_second is not None),
         Finding("token", "ok", "accepted"),
         Finding("organization", "ok", f"{options.organization} is the token's"),
     ]
     if gateway.traffic.retries:
-        told = f"{gateway.traffic.retries} of the first requests failed and had to be tried again"
-        findings.append(Finding("gateway", "note", told))
+        message = f"{gateway.traffic.retries} of the first requests failed and had to be tried again"
+        findings.append(Finding("gateway", "note", message))
     if phone is not None and not links.links:
         findings.append(Finding("number", "note", "the number that was given has no conversation"))
-    return _Look(findings, next((link.conversation_id for link in links.links), None))
+    return _Probe(findings, next((link.conversation_id for link in links.links), None))
 
 
 def _answered(url: str, seconds: float, *, is_limited: bool) -> Finding:
-    told = f"{url} answers after {1_000 * seconds:,.0f} ms"
+    message = f"{url} answers after {1_000 * seconds:,.0f} ms"
     if seconds < SLOW_SECONDS:
-        return Finding("gateway", "ok", told)
+        return Finding("gateway", "ok", message)
     if is_limited:
         # Other runs may have used up the limit for as long.
-        return Finding("gateway", "ok", f"{told}, the wait for its turn within the limit included")
-    return Finding("gateway", "note", f"{told}: slow, so exports take long")
+        return Finding("gateway", "ok", f"{message}, the wait for its turn within the limit included")
+    return Finding("gateway", "note", f"{message}: slow, so exports take long")
 
 
-def _refused(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
+def _describe_error(options: GatewayOptions, exc: GatewayError) -> list[Finding]:
     answers = Finding("gateway", "ok", f"{options.url} answers")
     match exc:
         case TokenRejected():
             advice = (
                 f"check {PREFIX}TOKEN, which belongs to one organization of one environment. {exc.advice}"
             )
-            return [answers, Finding("token", "wrong", f"{exc}: {advice}")]
+            return [answers, Finding("token", "error", f"{exc}: {advice}")]
         case OrganizationMismatch():
-            wrong = Finding("organization", "wrong", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
-            return [answers, Finding("token", "ok", "known to the gateway"), wrong]
+            mismatch = Finding("organization", "error", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
+            return [answers, Finding("token", "ok", "known to the gateway"), mismatch]
         case RateLimited():
-            told = "the gateway refuses every request at present (429): wait, a run would do the same"
-            return [Finding("gateway", "wrong", told)]
+            message = "the gateway refuses every request at present (429): wait, a run would do the same"
+            return [Finding("gateway", "error", message)]
         case CertificateRejected():
-            return [Finding("gateway", "wrong", str(exc))]
+            return [Finding("gateway", "error", str(exc))]
         case WrongAddress():
-            return [Finding("gateway", "wrong", f"{exc}: check {PREFIX}GATEWAY, with its /3rd")]
+            return [Finding("gateway", "error", f"{exc}: check {PREFIX}GATEWAY, with its /3rd")]
         case _:
-            return [Finding("gateway", "wrong", f"{exc}: check {PREFIX}GATEWAY and the network")]
+            return [Finding("gateway", "error", f"{exc}: check {PREFIX}GATEWAY and the network")]
 
 
-async def _look_at_messages(
+async def _probe_messages(
     options: GatewayOptions,
     open_gateway: OpenGateway,
     page_size: int,
@@ -264,87 +264,95 @@ async def _look_at_messages(
 ) -> list[Finding]:
     """See how long a page gets, and what the counts mean."""
     if conversation_id is None:
-        told = "not seen, because no conversation is known yet: give --phone with a number that has one"
-        return [Finding("pages", "skipped", told)]
+        message = "not seen, because no conversation is known yet: give --phone with a number that has one"
+        return [Finding("pages", "skipped", message)]
     try:
         async with _patiently(options, open_gateway, say) as gateway:
             page = await gateway.get_page(conversation_id, limit=page_size)
-            return [_told_of_page(page, page_size), await _counts(gateway, conversation_id)]
+            return [_describe_page(page, page_size), await _counts(gateway, conversation_id)]
     except TimeoutError:
-        return [Finding("pages", "wrong", NO_TURN)]
+        return [Finding("pages", "error", NO_TURN)]
     except GatewayError as exc:
-        return [Finding("pages", "wrong", f"messages cannot be read: {exc}")]
+        return [Finding("pages", "error", f"messages cannot be read: {exc}")]
 
 
-def _told_of_page(page: Page, page_size: int) -> Finding:
-    came, whole = len(page.ids), page.whole
-    if whole is None:
-        return Finding("pages", "note", f"{came} messages came for a limit of {page_size}, without counts")
-    if came < min(page_size, whole):
-        told = f"a page holds {came} messages at most, though {page_size} were asked for: the walk adapts"
-        return Finding("pages", "ok", told)
-    if whole <= page_size:
-        told = f"{came} messages came, all there are: whether a page may hold {page_size} is not to be seen"
-        return Finding("pages", "ok", told)
+def _describe_page(page: Page, page_size: int) -> Finding:
+    received, total_count = len(page.ids), page.total_count
+    if total_count is None:
+        return Finding(
+            "pages", "note", f"{received} messages came for a limit of {page_size}, without counts"
+        )
+    if received < min(page_size, total_count):
+        message = (
+            f"a page holds {received} messages at most, though {page_size} were asked for: the walk adapts"
+        )
+        return Finding("pages", "ok", message)
+    if total_count <= page_size:
+        message = (
+            f"{received} messages came, all there are: whether a page may hold {page_size} is not to be seen"
+        )
+        return Finding("pages", "ok", message)
     return Finding("pages", "ok", f"a page holds {page_size} messages, as asked")
 
 
 async def _counts(gateway: GatewayClient, conversation_id: str) -> Finding:
     """Which of the two counts is the whole conversation."""
     try:
-        return _told_of_counts(await gateway.get_counts(conversation_id))
+        return _describe_counts(await gateway.get_counts(conversation_id))
     except GatewayError as exc:
         return Finding("counts", "skipped", f"not seen: {exc}")
 
 
-def _told_of_counts(counts: Counts) -> Finding:
-    came, count, total = counts.items, counts.count, counts.total
+def _describe_counts(counts: Counts) -> Finding:
+    received, count, total = counts.items, counts.count, counts.total
     extras = "" if counts.has_flag else ", and there is no `has_more`"
     if count is None or total is None:
         return Finding("counts", "note", f"`count` or `total` is missing{extras}: walks cost more requests")
     if count == total:
-        told = "the conversation is too short to tell `count` from `total`"
-    elif total == came:
-        told = f"`count` is the conversation ({count:,}) and `total` the page, as the vendor says"
-    elif count == came:
-        told = f"`total` is the conversation ({total:,}) and `count` the page: not the vendor's way, but fine"
+        message = "the conversation is too short to tell `count` from `total`"
+    elif total == received:
+        message = f"`count` is the conversation ({count:,}) and `total` the page, as the vendor says"
+    elif count == received:
+        message = (
+            f"`total` is the conversation ({total:,}) and `count` the page: not the vendor's way, but fine"
+        )
     else:
-        told = f"neither `count` ({count:,}) nor `total` ({total:,}) is the page: walks cost more requests"
-    return Finding("counts", "ok", told + extras)
+        message = f"neither `count` ({count:,}) nor `total` ({total:,}) is the page: walks cost more requests"
+    return Finding("counts", "ok", message + extras)
 
 
 # -- the lake -------------------------------------------------------------------------------------
 
 
-async def _look_at_lake(settings: Settings, options: StoreOptions | None = None) -> _Look:
+async def _probe_lake(settings: Settings, options: StoreOptions | None = None) -> _Probe:
     missing = _missing(settings, ["lake"])
     if missing:
-        return _Look(missing)
+        return _Probe(missing)
     options = options or StoreOptions()
     began = time.perf_counter()
     try:
         async with asyncio.timeout(options.timeout_seconds):
-            async with open_store(settings.needed("lake"), options) as store:
-                findings, exists = await _look_at_store(store)
+            async with open_store(settings.require("lake"), options) as store:
+                findings, exists = await _probe_store(store)
     except TimeoutError:
-        told = (
+        message = (
             f"{settings.lake} sent no answer in {options.timeout_seconds:g} s, which is as long as an export"
             " waits: check the address and the network"
         )
-        return _Look([Finding("lake", "wrong", told)])
+        return _Probe([Finding("lake", "error", message)])
     except ImbraceLakeError as exc:
-        return _Look([Finding("lake", "wrong", str(exc))])
+        return _Probe([Finding("lake", "error", str(exc))])
     seconds = time.perf_counter() - began
     if seconds > SLOW_SECONDS:
-        told = f"{settings.lake} is slow: the first requests took {seconds:.0f} s. Exports wait for it"
-        findings.append(Finding("lake", "note", told))
+        message = f"{settings.lake} is slow: the first requests took {seconds:.0f} s. Exports wait for it"
+        findings.append(Finding("lake", "note", message))
     if not exists:
-        return _Look(findings)
-    known = await _look_at_ledgers(settings, options)
-    return _Look([*findings, *known.findings], known.conversation_id)
+        return _Probe(findings)
+    ledgers = await _probe_ledgers(settings, options)
+    return _Probe([*findings, *ledgers.findings], ledgers.conversation_id)
 
 
-async def _look_at_store(store: Store) -> tuple[list[Finding], bool]:
+async def _probe_store(store: Store) -> tuple[list[Finding], bool]:
     exists = await has_lake(store)
     probe = await store.probe()
     state = "holds a lake" if exists else "holds no lake yet; the first export makes it"
@@ -356,33 +364,33 @@ async def _look_at_store(store: Store) -> tuple[list[Finding], bool]:
     return found, exists
 
 
-async def _look_at_ledgers(settings: Settings, options: StoreOptions) -> _Look:
+async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
     """Count the conversations that the lake knows, and find the longest."""
     if not settings.organization:
-        return _Look([])
+        return _Probe([])
     try:
         async with (
             asyncio.timeout(LEDGER_SECONDS),
-            open_lake(settings.needed("lake"), now=None, options=options) as lake,
+            open_lake(settings.require("lake"), now=None, options=options) as lake,
         ):
             state = await read_state(lake, settings.organization, ["server_count"])
     except TimeoutError:
-        told = f"not read to the end in {LEDGER_SECONDS:g} s: large or slow; exports wait for them"
-        return _Look([Finding("ledgers", "skipped", told)])
+        message = f"not read to the end in {LEDGER_SECONDS:g} s: large or slow; exports wait for them"
+        return _Probe([Finding("ledgers", "skipped", message)])
     except ImbraceLakeError as exc:
-        return _Look([Finding("ledgers", "wrong", str(exc))])
-    findings = [Finding("ledgers", "ok", _counted(len(state.ids())))]
+        return _Probe([Finding("ledgers", "error", str(exc))])
+    findings = [Finding("ledgers", "ok", _describe_states(len(state.ids())))]
     if lake.damaged:
-        told = (
+        message = (
             f"{len(lake.damaged)} damaged objects, such as {min(lake.damaged)}: exports go on without them,"
             " and `imbrace-lake verify` says what to do"
         )
-        findings.append(Finding("ledgers", "note", told))
-    lengths = {one.conversation_id: one.server_count or 0 for one in state.known if one.status in PROVEN}
-    return _Look(findings, max(lengths, key=lengths.__getitem__, default=None))
+        findings.append(Finding("ledgers", "note", message))
+    lengths = {one.conversation_id: one.server_count or 0 for one in state.states if one.status in PROVEN}
+    return _Probe(findings, max(lengths, key=lengths.__getitem__, default=None))
 
 
-def _counted(conversations: int) -> str:
+def _describe_states(conversations: int) -> str:
     if not conversations:
         return "the lake has no conversation of this organization yet"
     return f"the lake knows {conversations:,} conversation{'s' * (conversations != 1)} of this organization"

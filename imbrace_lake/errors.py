@@ -18,7 +18,7 @@
     │   ├── AnswerTooLarge        more bytes or values than the settings allow
     │   ├── RateLimited           429                                       transient
     │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
-    │   │   └── Overdue           504, or no complete answer in time
+    │   │   └── GatewayTimeout    504, or no complete answer in time
     │   └── MalformedAnswer       an answer that cannot be what it claims   transient
     ├── WalkIncomplete            a conversation that could not be proven whole  transient
     │   └── RepeatedMessages      its list contains messages more than once
@@ -169,7 +169,7 @@ class GatewayUnavailable(GatewayError):
     advice = "Rerun later; if it fails again, send the request id to the vendor."
 
 
-class Overdue(GatewayUnavailable):
+class GatewayTimeout(GatewayUnavailable):
     """504, or no complete answer in time: a smaller page may arrive where a large one does not."""
 
 

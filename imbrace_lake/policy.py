@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
-from imbrace_lake.lake.entries import PROVEN, ConversationEntry
+from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class ReadPolicy:
     look_back_messages: int = 200
     rewalk_after: timedelta = timedelta(days=30)
 
-    def is_due(self, known: ConversationEntry | None, conversation_id: str, now: datetime) -> bool:
+    def is_due(self, state: ConversationEntry | None, conversation_id: str, now: datetime) -> bool:
         """Whether a conversation is to be walked whole.
 
         The day lies between half of `rewalk_after` and all of it, at a place that the conversation's
         id decides: those that were first exported together are not all walked again together.
         """
-        if known is None or known.status not in PROVEN or known.full_walk_at is None:
+        if state is None or state.status not in PROVEN or state.full_walk_at is None:
             return True
-        place = int.from_bytes(blake2b(conversation_id.encode(), digest_size=4).digest(), "big") / 2**32
-        return now - known.full_walk_at >= self.rewalk_after * (0.5 + 0.5 * place)
+        share = int.from_bytes(blake2b(conversation_id.encode(), digest_size=4).digest(), "big") / 2**32
+        return now - state.full_walk_at >= self.rewalk_after * (0.5 + 0.5 * share)

@@ -11,9 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.client import GatewayOptions
-from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.gateway.paging import DEFAULT_BOUNDS, Bounds
-from imbrace_lake.lake.room import Memory
+from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.gateway.walk import DEFAULT_BOUNDS, Bounds
+from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
         """The kinds of addresses that lists are read from besides files and S3."""
         return frozenset(filter(None, (name.strip().lower() for name in self.list_schemes.split(","))))
 
-    def needed(self, name: str) -> Any:
+    def require(self, name: str) -> Any:
         """The value of a setting that has no default.
 
         Raises:
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         return GatewayOptions(
             url=self.gateway,
             token=self._checked_token(),
-            organization=self.needed("organization"),
+            organization=self.require("organization"),
             timeout_seconds=self.timeout_seconds,
             tries=self.tries,
             patience_seconds=self.patience_seconds,
@@ -175,7 +175,7 @@ class Settings(BaseSettings):
         )
 
     def _checked_token(self) -> SecretStr:
-        token: SecretStr = self.needed("token")
+        token: SecretStr = self.require("token")
         text = token.get_secret_value()
         # A line break at the end is what files of secrets leave; no header can hold it.
         if not text.isascii() or not text.isprintable() or " " in text:
@@ -194,13 +194,13 @@ class Settings(BaseSettings):
         """How much of one conversation is read at most."""
         return Bounds(self.max_messages, self.max_uncounted_messages)
 
-    def memory(self) -> Memory:
+    def new_memory_budget(self) -> MemoryBudget:
         """A new bound of memory, for all conversations of one process to share."""
-        return Memory(int(self.memory_megabytes * 2**20))
+        return MemoryBudget(int(self.memory_megabytes * 2**20))
 
-    def gate(self) -> Gate:
+    def new_limiter(self) -> RequestLimiter:
         """A new budget of requests, for everything in one process to share."""
-        return Gate(max_in_flight=self.max_in_flight, per_second=self.requests_per_second)
+        return RequestLimiter(max_in_flight=self.max_in_flight, per_second=self.requests_per_second)
 
 
 def load_settings(**given: Any) -> Settings:

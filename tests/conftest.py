@@ -32,7 +32,7 @@ PAUSED = pytest.StashKey[Coverage]()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take minutes, so that none of them runs alone at the end."""
-    rank = {name: place for place, name in enumerate(UNMEASURED)}
+    rank = {name: position for position, name in enumerate(UNMEASURED)}
     items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 
 

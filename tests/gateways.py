@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
-from imbrace_lake.export import runs
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export import run as run_module
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
-from imbrace_lake.gateway.opening import OpenGateway, open_gateway
+from imbrace_lake.gateway.factory import OpenGateway, open_gateway
 from imbrace_lake.settings import Settings
 
 
@@ -17,7 +17,7 @@ def gateway_of(
     settings: Settings, options: GatewayOptions | None = None
 ) -> AbstractAsyncContextManager[GatewayClient]:
     """Open a client that keeps to the settings' own limit."""
-    return open_gateway(options or settings.gateway_options(), settings.gate(), nullcontext())
+    return open_gateway(options or settings.gateway_options(), settings.new_limiter(), nullcontext())
 
 
 def opener_of(settings: Settings) -> OpenGateway:
@@ -26,7 +26,7 @@ def opener_of(settings: Settings) -> OpenGateway:
 
 
 @asynccontextmanager
-async def open_run(settings: Settings, run_id: str, **more: Any) -> AsyncIterator[ExportRun]:
+async def open_run(settings: Settings, run_id: str, **more: Any) -> AsyncIterator[RunContext]:
     """Open a gateway and a run that reads from it."""
-    async with gateway_of(settings) as gateway, runs.open_run(settings, gateway, run_id, **more) as run:
+    async with gateway_of(settings) as gateway, run_module.open_run(settings, gateway, run_id, **more) as run:
         yield run

@@ -1,4 +1,6 @@
-"""The flow against bare scripts, dlt and the Singer SDK, on the same stand-in and the same conversations."""
+"""The flow against bare scripts, dlt and the Singer SDK, on the same fake gateway and the same
+conversations.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks import contenders
-from benchmarks.contest import Contender, StandIn, check, run, stand_in
+from benchmarks import competitors
+from benchmarks.environment import end_tidily, machine, new_place, open_store, prefect_server
+from benchmarks.expected import Expected
 from benchmarks.peers.environment import peers_python
 from benchmarks.peers.report import Result, moving_table, speed_table
-from benchmarks.surroundings import end_tidily, machine, new_place, open_store, prefect_server
-from benchmarks.truth import Truth
+from benchmarks.runner import Competitor, FakeGateway, check, fake_gateway, run
 
 MESSAGES_A_CONVERSATION = 108.0
 WARM_UP = 20
@@ -27,7 +29,7 @@ def main() -> None:
     end_tidily()
     print(machine(), flush=True)
     with ExitStack() as opened:
-        competing = [_MAKE[name](opened) for name in arguments.contenders]
+        competing = [_MAKE[name](opened) for name in arguments.competitors]
         if "still" in arguments.lists:
             for store in arguments.stores:
                 _compare_in(store, competing, arguments)
@@ -39,7 +41,7 @@ def _arguments() -> argparse.Namespace:
     def words(text: str) -> list[str]:
         return text.split(",")
 
-    def contender(text: str) -> list[str]:
+    def competitor(text: str) -> list[str]:
         if unknown := [name for name in words(text) if name not in _MAKE]:
             raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(_MAKE)}")
         return words(text)
@@ -51,73 +53,79 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=float, default=MESSAGES_A_CONVERSATION, help="mean a conversation")
     parser.add_argument("--stores", type=words, default=["local"], help="local, seaweed")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contenders", type=contender, default=list(_MAKE), help=", ".join(_MAKE))
+    parser.add_argument("--competitors", type=competitor, default=list(_MAKE), help=", ".join(_MAKE))
     parser.add_argument("--lists", type=words, default=["still", "moving"], help="still, moving")
     return parser.parse_args()
 
 
-def _peer(name: str, module: str, messages: str, *arguments: str) -> Contender:
+def _peer(name: str, module: str, messages: str, *arguments: str) -> Competitor:
     command = (peers_python(), "-m", f"benchmarks.peers.{module}", *arguments)
-    return Contender(name, command, messages, "_id", is_lake=False)
+    return Competitor(name, command, messages, "_id", is_lake=False)
 
 
-_MAKE: dict[str, Callable[[ExitStack], Contender]] = {
-    "flow": lambda opened: contenders.flow(opened.enter_context(prefect_server())),
-    "core": lambda _: contenders.core(),
-    "aiohttp": lambda _: contenders.bare("aiohttp"),
-    "aiohttp-fsync": lambda _: contenders.bare("aiohttp", is_synced=True),
-    "httpx": lambda _: contenders.bare("httpx"),
-    "httpx-aiohttp": lambda _: contenders.bare("httpx-aiohttp"),
-    "httpx-aiohttp-fsync": lambda _: contenders.bare("httpx-aiohttp", is_synced=True),
+_MAKE: dict[str, Callable[[ExitStack], Competitor]] = {
+    "flow": lambda opened: competitors.flow(opened.enter_context(prefect_server())),
+    "core": lambda _: competitors.core(),
+    "aiohttp": lambda _: competitors.bare("aiohttp"),
+    "aiohttp-fsync": lambda _: competitors.bare("aiohttp", is_synced=True),
+    "httpx": lambda _: competitors.bare("httpx"),
+    "httpx-aiohttp": lambda _: competitors.bare("httpx-aiohttp"),
+    "httpx-aiohttp-fsync": lambda _: competitors.bare("httpx-aiohttp", is_synced=True),
     "dlt": lambda _: _peer("dlt", "dlt_export", "lake/messages"),
     "dlt-tuned": lambda _: _peer("dlt, tuned", "dlt_export", "lake/messages", "--tuned"),
     "singer": lambda _: _peer("Singer SDK", "singer_export", "messages"),
 }
 
 
-def _compare_in(store: str, competing: Sequence[Contender], arguments: argparse.Namespace) -> None:
+def _compare_in(store: str, competing: Sequence[Competitor], arguments: argparse.Namespace) -> None:
     """All sizes in one store."""
-    with open_store(store) as place:
+    with open_store(store) as folder:
         # A bucket knows no fsync.
         able = [each for each in competing if store == "local" or not each.name.endswith("fsync")]
         for conversations in arguments.conversations:
-            _compare(able, conversations, arguments, store, place)
+            _compare(able, conversations, arguments, store, folder)
 
 
 def _compare(
-    competing: Sequence[Contender], conversations: int, arguments: argparse.Namespace, store: str, place: str
+    competing: Sequence[Competitor],
+    conversations: int,
+    arguments: argparse.Namespace,
+    store: str,
+    folder: str,
 ) -> None:
     """All rounds of one size in one store."""
     # Compiled modules, Prefect's server and the disk are warm before anything counts.
-    with stand_in(conversations=WARM_UP) as gateway:
-        for contender in competing:
-            _round(contender, gateway, place)
-    with stand_in(conversations=conversations, messages_mean=arguments.messages) as gateway:
+    with fake_gateway(conversations=WARM_UP) as gateway:
+        for competitor in competing:
+            _round(competitor, gateway, folder)
+    with fake_gateway(conversations=conversations, messages_mean=arguments.messages) as gateway:
         messages = len(gateway.message_ids)
         print(
             f"\n{conversations:,} conversations, {messages:,} messages, {len(gateway.phones):,} phones,"
-            f" {store}; rounds: {arguments.rounds}, one contender after the other\n",
+            f" {store}; rounds: {arguments.rounds}, one competitor after the other\n",
             flush=True,
         )
         results = []
         for number in range(1, arguments.rounds + 1):
-            for contender in competing:
-                one = _round(contender, gateway, place)
+            for competitor in competing:
+                one = _round(competitor, gateway, folder)
                 results.append(one)
                 print(f"{number:>4}  {one.name:<20} {one.seconds:7.2f} s  {one.said()}", flush=True)
     print(f"\n{speed_table(results, conversations, messages)}", flush=True)
 
 
-def _move(competing: Sequence[Contender]) -> None:
-    """Lists that move while they are read: each contender has a stand-in of its own, for they stay moved."""
+def _move(competing: Sequence[Competitor]) -> None:
+    """Lists that move while they are read: each competitor has a fake gateway of its own, for they stay
+    moved.
+    """
     found: dict[str, Sequence[Result]] = {}
-    with open_store("local") as place:
+    with open_store("local") as folder:
         for movement, churn in MOVEMENTS.items():
             results = []
-            for contender in competing:
-                with stand_in(**MOVING, **churn) as gateway:
+            for competitor in competing:
+                with fake_gateway(**MOVING, **churn) as gateway:
                     messages = len(gateway.message_ids)
-                    one = _round(contender, gateway, place, is_moving=True)
+                    one = _round(competitor, gateway, folder, is_moving=True)
                 results.append(one)
                 print(f"{movement}: {one.name}: {one.said()}", flush=True)
             found[movement] = results
@@ -128,13 +136,13 @@ def _move(competing: Sequence[Contender]) -> None:
     )
 
 
-def _round(contender: Contender, gateway: StandIn, store: str, *, is_moving: bool = False) -> Result:
+def _round(competitor: Competitor, gateway: FakeGateway, store: str, *, is_moving: bool = False) -> Result:
     """One round in a place of its own."""
-    place = new_place(store)
-    one = run(contender, gateway, place)
+    folder = new_place(store)
+    one = run(competitor, gateway, folder)
     before = gateway.message_ids
-    truth = Truth.moved(before, gateway.ids_now()) if is_moving else Truth.still(before)
-    return Result(one, check(contender, place, truth))
+    expected = Expected.moved(before, gateway.ids_now()) if is_moving else Expected.still(before)
+    return Result(one, check(competitor, folder, expected))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dlt.sources.helpers.rest_client import RESTClient
 from dlt.sources.helpers.rest_client.auth import APIKeyAuth
 from dlt.sources.helpers.rest_client.paginators import OffsetPaginator
 
-from benchmarks.account import SUCCESS, Job, measure, read_job
+from benchmarks.metrics import SUCCESS, Job, measure, read_job
 
 PAGE = 100
 NUMBERS = 100

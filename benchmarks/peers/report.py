@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.account import SUCCESS
-from benchmarks.contest import Round
-from benchmarks.truth import Verdict
+from benchmarks.expected import Verdict
+from benchmarks.metrics import SUCCESS
+from benchmarks.runner import Round
 
 BASELINE = "bare aiohttp"
 OURS = "flow"
@@ -24,25 +24,25 @@ class Result:
     @property
     def name(self) -> str:
         """Whose round it was."""
-        return self.round.contender.name
+        return self.round.competitor.name
 
     @property
     def seconds(self) -> float:
         """How long the work took."""
-        return self.round.account.seconds
+        return self.round.metrics.seconds
 
     def said(self) -> str:
-        """What was found, and what the contender said if that is not the same."""
-        outcome = self.round.account.outcome
+        """What was found, and what the competitor said if that is not the same."""
+        outcome = self.round.metrics.outcome
         is_right = self.verdict.is_complete == (outcome == SUCCESS)
         return str(self.verdict) if is_right else f"{self.verdict}, and it reported {outcome}"
 
 
 def speed_table(results: Sequence[Result], conversations: int, messages: int) -> str:
-    """Medians of all contenders, with ratios to the bare script and to the flow.
+    """Medians of all competitors, with ratios to the bare script and to the flow.
 
     Args:
-        results: At least one of each contender; a contender's line has all of its rounds.
+        results: At least one of each competitor; a competitor's line has all of its rounds.
         conversations: How many each of them read.
         messages: The same.
     """
@@ -55,12 +55,12 @@ def speed_table(results: Sequence[Result], conversations: int, messages: int) ->
     ]
     for name, its in by_name.items():
         seconds = sorted(one.seconds for one in its)
-        cpu = statistics.median(one.round.account.cpu_seconds for one in its) / conversations * 1_000
+        cpu = statistics.median(one.round.metrics.cpu_seconds for one in its) / conversations * 1_000
         lines.append(
             f"| {name} | {medians[name]:.2f} s | {seconds[0]:.2f} to {seconds[-1]:.2f} s"
             f" | {_ratio(medians, name, BASELINE)} | {_ratio(medians, name, OURS)}"
             f" | {messages / medians[name]:,.0f} | {cpu:.1f} ms"
-            f" | {max(one.round.account.memory_bytes for one in its) / 1e6:.0f} MB"
+            f" | {max(one.round.metrics.memory_bytes for one in its) / 1e6:.0f} MB"
             f" | {max(one.round.requests for one in its):,} | {_said(its)} |"
         )
     if {OURS, "core, no Prefect"} <= medians.keys():
@@ -70,7 +70,7 @@ def speed_table(results: Sequence[Result], conversations: int, messages: int) ->
 
 
 def moving_table(movements: Mapping[str, Sequence[Result]]) -> str:
-    """What each contender made of lists that moved, one column a movement."""
+    """What each competitor made of lists that moved, one column a movement."""
     lines = [f"| | {' | '.join(movements)} |", f"|---{'|---' * len(movements)}|"]
     columns = [_by_name(results) for results in movements.values()]
     said = {name: " | ".join(_said(column[name]) for column in columns) for name in columns[0]}

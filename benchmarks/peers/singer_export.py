@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.account import Account, cpu_seconds, most_memory_bytes, read_job
+from benchmarks.metrics import Metrics, cpu_seconds, most_memory_bytes, read_job
 
 
 def half(side: str, folder: Path) -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         (folder / "target.json").write_text(json.dumps({"folder": job.folder}))
         tap = subprocess.Popen(_command("tap", folder), stdout=subprocess.PIPE)
         target = subprocess.Popen(_command("target", folder), stdin=tap.stdout, stdout=subprocess.DEVNULL)
-        assert tap.stdout is not None  # noqa: S101 - told to the type checker
+        assert tap.stdout is not None  # noqa: S101 - narrows the type for mypy
         # Otherwise the tap would not notice that the target is gone.
         tap.stdout.close()
         if target.wait() or tap.wait():
@@ -58,7 +58,7 @@ def main() -> None:
         costs = [json.loads((folder / f"{side}.report").read_text()) for side in ("tap", "target")]
     began, ended, cpu, memory = zip(*costs, strict=True)
     # The target waits for the tap's first line, so the tap's begin is the begin of the work.
-    Account(max(ended) - began[0], sum(cpu), sum(memory)).print()
+    Metrics(max(ended) - began[0], sum(cpu), sum(memory)).print()
 
 
 def _command(side: str, folder: Path) -> tuple[str, ...]:

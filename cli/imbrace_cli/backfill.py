@@ -80,8 +80,8 @@ def backfill(
     Say which by exactly one of: --everything, phone numbers (arguments or --phones), conversations
     (--conversations or --conversation), --rerun.
     """
-    from imbrace_cli.numbers import TableOptions, ids_address, list_address
-    from imbrace_cli.running import backfill_flow, run_flow
+    from imbrace_cli.inputs import TableOptions, ids_address, list_address
+    from imbrace_cli.run import backfill_flow, run_watched
     from imbrace_cli.summary import tell_outcome
     from imbrace_flows.params import BackfillParams
     from imbrace_lake.phones.columns import join_columns
@@ -116,7 +116,7 @@ def backfill(
         tolerated_failures=tolerated_failures, accept_repeats=accept_repeats,
     )  # fmt: skip
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
-    outcome = run_flow(settings, backfill_flow, params, overrides)
+    outcome = run_watched(settings, backfill_flow, params, overrides)
     window = [f" --since {since}"] * (since is not None) + [f" --until {until}"] * (until is not None)
     tell_outcome(outcome, f"imbrace-lake backfill{''.join(window)}", as_json=as_json)
     raise typer.Exit(outcome.exit_code)

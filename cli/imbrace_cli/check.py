@@ -14,7 +14,7 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson
-from imbrace_cli.terminal import is_watched, show, to_data, to_user
+from imbrace_cli.terminal import echo, is_watched, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from imbrace_lake.check import Finding
@@ -29,7 +29,7 @@ Examples:
 """
 
 SERVER_SECONDS = 2.0
-_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "bold red"), "skipped": ("-", "dim")}
+_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "error": ("✗", "bold red"), "skipped": ("-", "dim")}
 
 
 def check(
@@ -53,19 +53,19 @@ def check(
     settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)
     number = parse_phone(phone, settings.region) if phone is not None else None
     if is_watched():
-        with to_user().status("checking") as status:
-            findings = _look(settings, number, status.update)
+        with stderr_console().status("checking") as status:
+            findings = _run_checks(settings, number, status.update)
     else:
-        findings = _look(settings, number, lambda _: None)
-    wrong = [finding for finding in findings if finding.verdict == "wrong"]
+        findings = _run_checks(settings, number, lambda _: None)
+    wrong = [finding for finding in findings if finding.verdict == "error"]
     if as_json:
         typer.echo(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
     else:
-        _show(findings)
+        _echo_findings(findings)
     raise typer.Exit(1 if wrong else 0)
 
 
-def _look(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
+def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
     from imbrace_cli.gateway import own_gateway, shared_gateway
     from imbrace_cli.prefect_session import ServerUnavailable
     from imbrace_lake import check as core
@@ -77,7 +77,7 @@ def _look(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], ob
     except ServerUnavailable:
         # A finding of its own. A few requests can be spared without knowing the limit.
         open_gateway = own_gateway(settings)
-    return [*asyncio.run(core.check(settings, open_gateway, phone, say)), *versions]
+    return [*asyncio.run(core.run_checks(settings, open_gateway, phone, say)), *versions]
 
 
 def _versions() -> list[Finding]:
@@ -86,16 +86,16 @@ def _versions() -> list[Finding]:
     from imbrace_lake.check import Finding
 
     ours = version("prefect")
-    told = f"imbrace-lake {version('imbrace-lake')}, Prefect {ours}, Python {platform.python_version()}"
+    message = f"imbrace-lake {version('imbrace-lake')}, Prefect {ours}, Python {platform.python_version()}"
     api_url = configured_api_url()
     if api_url is not None:
-        return [Finding("versions", "ok", told), _look_at_server(api_url, ours)]
+        return [Finding("versions", "ok", message), _check_server(api_url, ours)]
     server = server_status()
     state = f"its own runs at {server.ui_url}" if server else "its own starts with the first run"
-    return [Finding("versions", "ok", told), Finding("prefect server", "ok", state)]
+    return [Finding("versions", "ok", message), Finding("prefect server", "ok", state)]
 
 
-def _look_at_server(api_url: str, ours: str) -> Finding:
+def _check_server(api_url: str, ours: str) -> Finding:
     import httpx
 
     from imbrace_cli.prefect_session import LOGIN_ADVICE, ask_server, shown_url
@@ -105,20 +105,20 @@ def _look_at_server(api_url: str, ours: str) -> Finding:
     try:
         answer = ask_server(api_url, SERVER_SECONDS)
     except httpx.HTTPError as exc:
-        told = f"{shown} does not answer ({type(exc).__name__}): start it, or unset PREFECT_API_URL"
-        return Finding("prefect server", "wrong", told)
+        message = f"{shown} does not answer ({type(exc).__name__}): start it, or unset PREFECT_API_URL"
+        return Finding("prefect server", "error", message)
     if answer.status_code in (401, 403):
-        return Finding("prefect server", "wrong", f"{shown} asks for a login: {LOGIN_ADVICE}")
+        return Finding("prefect server", "error", f"{shown} asks for a login: {LOGIN_ADVICE}")
     theirs = answer.text.strip().strip('"') if answer.status_code == 200 else ""
     if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
-        told = f"{shown} has version {theirs}, this is {ours}: a server should not be the older one"
-        return Finding("prefect server", "note", told)
+        message = f"{shown} has version {theirs}, this is {ours}: a server should not be the older one"
+        return Finding("prefect server", "note", message)
     return Finding("prefect server", "ok", f"{shown} answers" + (f", version {theirs}" if theirs else ""))
 
 
-def _show(findings: list[Finding]) -> None:
-    if not to_data().is_terminal:
-        show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in findings))
+def _echo_findings(findings: list[Finding]) -> None:
+    if not stdout_console().is_terminal:
+        echo(*(f"{finding.verdict:<9}{finding.name}: {finding.message}" for finding in findings))
         return
     from rich.table import Table
     from rich.text import Text
@@ -126,6 +126,6 @@ def _show(findings: list[Finding]) -> None:
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark, style = _MARKS[finding.verdict]
-        told = Text(finding.told, style="dim" if finding.verdict == "skipped" else "")
-        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), told)
-    show(table)
+        message = Text(finding.message, style="dim" if finding.verdict == "skipped" else "")
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), message)
+    echo(table)

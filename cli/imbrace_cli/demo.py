@@ -31,10 +31,10 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides what they are.")] = 7,
     port: Annotated[
         int,
-        typer.Option(min=0, max=65_535, metavar="N", help="Port of the stand-in gateway; any by default."),
+        typer.Option(min=0, max=65_535, metavar="N", help="Port of the fake gateway; any by default."),
     ] = 0,
 ) -> None:
-    """Export from a stand-in gateway into ./lake, look at what landed, and query it.
+    """Export from a fake gateway into ./lake, look at what landed, and query it.
 
     Needs no token, no bucket and no server. The conversations are made up; a second demo finds them
     unchanged and writes none of them again.
@@ -52,36 +52,36 @@ def demo(
 
 
 def _run(box: Sandbox, lake: Path) -> None:
-    from imbrace_cli.demo_look import look_at
-    from imbrace_cli.numbers import keep
-    from imbrace_cli.running import export_flow, run_flow
+    from imbrace_cli.demo_report import show_report
+    from imbrace_cli.inputs import stage_in_memory
+    from imbrace_cli.run import export_flow, run_watched
     from imbrace_cli.summary import tell_outcome
-    from imbrace_cli.terminal import show
+    from imbrace_cli.terminal import echo
     from imbrace_flows.params import ExportParams
 
-    show(
-        f"A stand-in gateway serves {len(box.conversations):,} conversations of {len(box.phones):,} phone"
+    echo(
+        f"A fake gateway serves {len(box.conversations):,} conversations of {len(box.phones):,} phone"
         f" numbers at {box.url}",
         "",
     )
-    place = str(lake) if lake.is_absolute() or str(lake).startswith("..") else f"./{lake}"
+    folder_name = str(lake) if lake.is_absolute() or str(lake).startswith("..") else f"./{lake}"
     settings = {
         "token": box.options.token,
         "organization": box.options.organization_id,
         "gateway": box.url,
-        "lake": place,
+        "lake": folder_name,
         # A short list has a larger share of them than a real one.
         "tolerated_unreadable": 1,
     }
     with options.environment(settings):
         checked = options.checked_settings()
         # Numbers as people write them: spaces, brackets, repeats, and a few that are none.
-        phones = keep("\n".join(box.messy_phones()).encode(), "numbers.txt")
-        outcome = run_flow(checked, export_flow, ExportParams(phones=phones), {})
+        phones = stage_in_memory("\n".join(box.messy_phones()).encode(), "numbers.txt")
+        outcome = run_watched(checked, export_flow, ExportParams(phones=phones), {})
     tell_outcome(outcome, "imbrace-lake export")
     if outcome.exit_code == 0:
-        look_at(Path(os.path.abspath(lake)), place)  # noqa: PTH100 - resolve() would follow links
-        show("", *_next_steps(outcome.summary.flow_run_url))
+        show_report(Path(os.path.abspath(lake)), folder_name)  # noqa: PTH100 - resolve() would follow links
+        echo("", *_next_steps(outcome.summary.flow_run_url))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -12,7 +12,7 @@ from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
 
 if TYPE_CHECKING:
-    from imbrace_cli.numbers import TableOptions
+    from imbrace_cli.inputs import TableOptions
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -58,8 +58,8 @@ def export(
 
     The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
     """
-    from imbrace_cli.numbers import TableOptions
-    from imbrace_cli.running import export_flow, run_flow
+    from imbrace_cli.inputs import TableOptions
+    from imbrace_cli.run import export_flow, run_watched
     from imbrace_cli.summary import tell_outcome
     from imbrace_flows.params import ExportParams
     from imbrace_lake.phones.columns import join_columns
@@ -82,7 +82,7 @@ def export(
         "accept_repeats": accept_repeats,
     }
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
-    outcome = run_flow(settings, export_flow, ExportParams.model_validate(params), overrides)
+    outcome = run_watched(settings, export_flow, ExportParams.model_validate(params), overrides)
     tell_outcome(outcome, "imbrace-lake export", as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
@@ -95,7 +95,7 @@ def _list_or_none(
     Raises:
         UsageError: Both or neither are given, or one cannot be used.
     """
-    from imbrace_cli.numbers import list_address
+    from imbrace_cli.inputs import list_address
 
     if rerun is None:
         return list_address(phones, numbers, table, settings)
@@ -116,7 +116,7 @@ def find_run(settings: Settings, run_id: str) -> None:
     from imbrace_lake.lake.ledger import knows_run
 
     async def find() -> None:
-        async with open_lake(settings.needed("lake"), now=None) as lake:
+        async with open_lake(settings.require("lake"), now=None) as lake:
             if not await knows_run(lake, run_id):
                 raise unknown_run(lake, run_id)
 

@@ -11,8 +11,8 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson, lake_settings
-from imbrace_cli.terminal import show
-from imbrace_lake.export.figures import duration
+from imbrace_cli.terminal import echo
+from imbrace_lake.export.humanize import duration
 
 if TYPE_CHECKING:
     from imbrace_lake.lake.freshness import Freshness
@@ -57,10 +57,10 @@ def freshness(
         values = {"ages": by_age(found), "stale": stale, "conversations": [*map(_values, found[:limit])]}
         typer.echo(json.dumps(values))
     else:
-        show(*(f"{count:>10,}  {name}" for name, count in by_age(found).items() if count))
+        echo(*(f"{count:>10,}  {name}" for name, count in by_age(found).items() if count))
         _list(found, limit)
         if stale:
-            show(
+            echo(
                 "",
                 f"{stale:,} of {len(found):,} conversations have no proof of the last {stale_hours:g} hours",
             )
@@ -71,8 +71,8 @@ async def _read(settings: Settings) -> list[Freshness]:
     from imbrace_lake.lake.freshness import read_freshness
     from imbrace_lake.lake.lake import open_lake
 
-    async with open_lake(settings.needed("lake"), now=None) as lake:
-        return await read_freshness(lake, settings.needed("organization"), datetime.now(UTC))
+    async with open_lake(settings.require("lake"), now=None) as lake:
+        return await read_freshness(lake, settings.require("organization"), datetime.now(UTC))
 
 
 def _values(one: Freshness) -> dict[str, str | float | None]:
@@ -93,9 +93,9 @@ def _list(found: list[Freshness], limit: int) -> None:
         return
     rows = [("proven", "walked", "status", "conversation")]
     rows += [(_ago(one.age), _ago(one.walk_age), one.status, one.conversation_id) for one in found[:limit]]
-    show("", *(f"{age:>14}  {walk_age:>14}  {status:<10}  {one}" for age, walk_age, status, one in rows))
+    echo("", *(f"{age:>14}  {walk_age:>14}  {status:<10}  {one}" for age, walk_age, status, one in rows))
     if len(found) > limit:
-        show(f"and {len(found) - limit:,} that are fresher")
+        echo(f"and {len(found) - limit:,} that are fresher")
 
 
 def _ago(age: timedelta | None) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from imbrace_cli.local_server import server_status
 from imbrace_cli.prefect_environment import configured_api_url, prepare_client
-from imbrace_cli.prefect_session import ask_server, unanswered
+from imbrace_cli.prefect_session import ask_server, server_unavailable
 
 if TYPE_CHECKING:
-    from imbrace_lake.gateway.opening import OpenGateway
+    from imbrace_lake.gateway.factory import OpenGateway
     from imbrace_lake.settings import Settings
 
 
@@ -37,7 +37,7 @@ def shared_gateway(settings: Settings) -> OpenGateway:
             if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
                 answer.raise_for_status()
         except httpx.HTTPError as exc:
-            raise unanswered(exc, configured) from exc
+            raise server_unavailable(exc, configured) from exc
         prepare_client(configured)
     elif local is not None:
         prepare_client(local.api_url, local.directory)
@@ -49,6 +49,6 @@ def shared_gateway(settings: Settings) -> OpenGateway:
 
 def own_gateway(settings: Settings) -> OpenGateway:
     """Give what opens a client within the limit of this process alone."""
-    from imbrace_lake.gateway.opening import open_gateway
+    from imbrace_lake.gateway.factory import open_gateway
 
-    return lambda options: open_gateway(options, settings.gate(), nullcontext())
+    return lambda options: open_gateway(options, settings.new_limiter(), nullcontext())

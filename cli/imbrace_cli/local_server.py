@@ -79,7 +79,7 @@ def default_home() -> Path:
 
 
 def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | None = None) -> LocalServer:
-    """Find the server of that home, or start it; its idle time begins anew.
+    """Find the server of that home, or start it; its idle time begins again.
 
     Args:
         home: Where the server keeps everything; `default_home` unless given.
@@ -104,7 +104,7 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
         raise SettingsError(f"another command has been starting the Prefect server for too long: {files.log}")
     with lock, _writable(files):
         files.lease.touch()
-        state = _find(files, waiting)
+        state = _find_server(files, waiting)
         was_running = state is not None
         if state is None:
             state = _start(files, idle_seconds, waiting)
@@ -187,7 +187,7 @@ def _idle_seconds() -> float:
     return minutes * 60
 
 
-def _find(files: ServerFiles, waiting: Callable[[], None]) -> ServerState | None:
+def _find_server(files: ServerFiles, waiting: Callable[[], None]) -> ServerState | None:
     """Return the server there is; wait for one that is starting, make room for one that is of no use."""
     deadline = time.monotonic() + START_SECONDS + STOP_SECONDS
     while is_locked(files.supervisor_lock):

@@ -36,7 +36,7 @@ from imbrace_cli import (
     setup,
     verify,
 )
-from imbrace_cli.terminal import complain, prepare_streams
+from imbrace_cli.terminal import echo_error, prepare_streams
 
 PROGRAM = "imbrace-lake"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -81,9 +81,7 @@ app.command("new-key", epilog=new_key.EXAMPLES, short_help="Make a new lake.json
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup
 )
-app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the stand-in gateway alone.")(
-    sandbox.sandbox
-)
+app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway alone.")(sandbox.sandbox)
 app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
 
 
@@ -109,27 +107,27 @@ def _first(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     prepare_streams()
-    from imbrace_cli.running import Interrupted
+    from imbrace_cli.run import Interrupted
     from imbrace_lake.errors import ImbraceLakeError, UsageError
 
     try:
         code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as exc:
-        complain(_explained(exc))
+        echo_error(_explained(exc))
         return WRONG_USE
     except Interrupted as exc:
-        complain(str(exc), "interrupted")
+        echo_error(str(exc), "interrupted")
         return INTERRUPTED
     except ImbraceLakeError as exc:
-        complain(str(exc))
+        echo_error(str(exc))
         return WRONG_USE if isinstance(exc, UsageError) else FAILED
     except Exception as exc:
         if not _is_out_of_memory(exc):
             raise
-        complain(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
+        echo_error(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
         return FAILED
     if code == INTERRUPTED:
-        complain("nothing was written", "interrupted")
+        echo_error("nothing was written", "interrupted")
     return int(code or 0)
 
 

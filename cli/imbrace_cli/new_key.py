@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from imbrace_cli import options
 from imbrace_cli.options import lake_settings
-from imbrace_cli.terminal import tell
+from imbrace_cli.terminal import echo_status
 
 EXAMPLES = """
 \b
@@ -24,6 +24,6 @@ def new_key(lake: options.Lake = None) -> None:
     """
     from imbrace_lake.lake.lake import renew_marker
 
-    address = lake_settings(lake=lake).needed("lake")
+    address = lake_settings(lake=lake).require("lake")
     asyncio.run(renew_marker(address, now=datetime.now(UTC)))
-    tell(f"{address} has a new lake.json")
+    echo_status(f"{address} has a new lake.json")

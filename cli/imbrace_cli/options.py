@@ -122,13 +122,13 @@ def lake_settings(*, needed: Sequence[str] = ("lake",), **given: object) -> Sett
         SettingsError: One is missing or cannot be used.
     """
     from imbrace_lake.settings import load_settings
-    from imbrace_lake.store.opening import open_store
+    from imbrace_lake.store.factory import open_store
 
     settings = load_settings(**given)
     for name in needed:
         if not getattr(settings, name):
             raise SettingsError(f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}")
-    open_store(settings.needed("lake"))
+    open_store(settings.require("lake"))
     return settings
 
 

@@ -41,7 +41,7 @@ def plan(
 
     The numbers are resolved, and some of the new conversations are asked for their length.
     """
-    from imbrace_cli.numbers import TableOptions, list_address
+    from imbrace_cli.inputs import TableOptions, list_address
     from imbrace_cli.summary import show_input
     from imbrace_cli.terminal import list_problems
     from imbrace_lake.phones.columns import join_columns
@@ -62,12 +62,12 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.as_json() | {"input": given.report.as_json()}, ensure_ascii=False))
     else:
-        _show(found, settings)
+        _echo_plan(found, settings)
 
 
 def _made(settings: Settings, given: PhoneList) -> Plan:
     from imbrace_cli.gateway import shared_gateway
-    from imbrace_cli.terminal import is_watched, to_user
+    from imbrace_cli.terminal import is_watched, stderr_console
     from imbrace_lake.export.plan import make_plan
 
     async def make() -> Plan:
@@ -76,14 +76,14 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 
     if not is_watched():
         return asyncio.run(make())
-    with to_user().status("asking the gateway"):
+    with stderr_console().status("asking the gateway"):
         return asyncio.run(make())
 
 
-def _show(found: Plan, settings: Settings) -> None:
-    from imbrace_cli.terminal import show
+def _echo_plan(found: Plan, settings: Settings) -> None:
+    from imbrace_cli.terminal import echo
 
-    lake = settings.needed("lake") + ("" if found.lake_exists else " (to be made)")
+    lake = settings.require("lake") + ("" if found.lake_exists else " (to be made)")
     rows = [*found.rows(), ("lake", lake)]
-    show("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
-    show(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")
+    echo("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
+    echo(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")

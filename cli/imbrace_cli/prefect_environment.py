@@ -57,7 +57,7 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
         api_url: The server of the run.
         directory: The folder of our own server, if it is that; Prefect then finds no profile of the user's.
     """
-    wishes = {
+    desired = {
         # A server that goes away is an error, not a reason to start another.
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         # INFO to the server, which shows it beside the run; the terminal is the commands' own to write to.
@@ -69,7 +69,7 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
         "PREFECT_CLIENT_MAX_RETRIES": "3",
         "DO_NOT_TRACK": "1",
     }
-    environment = {name: value for name, value in wishes.items() if name not in os.environ}
+    environment = {name: value for name, value in desired.items() if name not in os.environ}
     environment["PREFECT_API_URL"] = api_url
     if directory is not None:
         # The one profile that every installation has; one of the user's would be missed with a warning.

@@ -74,7 +74,7 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
             prepare_client(server.api_url, server.directory)
             yield _opened(Session(server.api_url, server.ui_url), say)
     except httpx.HTTPError as exc:
-        raise unanswered(exc, configured) from exc
+        raise server_unavailable(exc, configured) from exc
 
 
 def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
@@ -104,7 +104,7 @@ def _opened(session: Session, say: Callable[[str], None]) -> Session:
     return session
 
 
-def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
+def server_unavailable(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
     """Say what became of a server; `configured` is the user's, None means our own."""
     import httpx
 
@@ -113,14 +113,14 @@ def unanswered(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailabl
         return ServerUnavailable(
             f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
         )
-    place = f"the Prefect server at {shown_url(configured)}"
+    server = f"the Prefect server at {shown_url(configured)}"
     if not isinstance(exc, httpx.HTTPStatusError):
         return ServerUnavailable(
-            f"{place} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
+            f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
         )
     if exc.response.status_code in (401, 403):
-        return ServerUnavailable(f"{place} asks for a login: {LOGIN_ADVICE}")
+        return ServerUnavailable(f"{server} asks for a login: {LOGIN_ADVICE}")
     return ServerUnavailable(
-        f"{place} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
+        f"{server} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
         " be as new as this Prefect"
     )

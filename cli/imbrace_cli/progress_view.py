@@ -20,9 +20,9 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
-from imbrace_cli.terminal import MOST_LISTED, complain, is_watched, tell, to_user
+from imbrace_cli.terminal import MOST_LISTED, echo_error, echo_status, is_watched, stderr_console
 from imbrace_lake.export import progress as core
-from imbrace_lake.export.figures import counted, duration
+from imbrace_lake.export.humanize import counted, duration
 
 LINE_SECONDS = 10.0
 STEADY_SECONDS = 3.0
@@ -61,7 +61,7 @@ class _LiveView:
     interval_seconds = 0.1
 
     def __init__(self) -> None:
-        console = to_user()
+        console = stderr_console()
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -87,16 +87,16 @@ class _LiveView:
         if not progress.numbers and not progress.conversations:
             self.say("opening the lake")
             return
-        done, total, unit = progress.place()
+        done, total, unit = progress.position()
         seconds = self._left.seconds(progress)
         left = "" if seconds is None else f"{duration(seconds)} left"
         self._bar.update(
             self._task, description=progress.stage, completed=done, total=total, unit=unit, left=left
         )
         self._details = Text("  " + details(progress, self._rate.of(progress.messages_total)), style="dim")
-        refusal = refused(progress)
-        if refusal:
-            self._details.append(f"\n  {refusal}", style="not dim yellow")
+        message = rate_limit_message(progress)
+        if message:
+            self._details.append(f"\n  {message}", style="not dim yellow")
 
     def _render(self) -> RenderableType:
         return Group(self._bar, self._details) if self._details else self._waiting
@@ -115,7 +115,7 @@ class _LineView:
         # What takes two seconds is not worth a line.
         if sentence != self._said and "server" in sentence:
             self._said = sentence
-            tell(sentence)
+            echo_status(sentence)
 
     def update(self, progress: core.Progress) -> None:
         rate = self._rate.of(progress.messages_total)
@@ -127,10 +127,12 @@ class _LineView:
         self._due = now + LINE_SECONDS
         if is_first:
             return
-        done, total, unit = progress.place()
+        done, total, unit = progress.position()
         left = "" if seconds is None else f"about {duration(seconds)} left"
-        place = f"{progress.stage}: {done:,} of {total:,} {unit}"
-        tell(" · ".join(filter(None, [place, details(progress, rate), left, refused(progress)])))
+        position = f"{progress.stage}: {done:,} of {total:,} {unit}"
+        echo_status(
+            " · ".join(filter(None, [position, details(progress, rate), left, rate_limit_message(progress)]))
+        )
 
 
 class _Warnings(logging.Handler):
@@ -143,9 +145,9 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._count += 1
         if self._count <= MOST_LISTED:
-            complain(record.getMessage(), "warning")
+            echo_error(record.getMessage(), "warning")
         if self._count == MOST_LISTED:
-            complain("further ones are counted in the summary", "warning")
+            echo_error("further ones are counted in the summary", "warning")
 
 
 def details(progress: core.Progress, messages_per_second: float) -> str:
@@ -154,17 +156,17 @@ def details(progress: core.Progress, messages_per_second: float) -> str:
     parts = [counted(statuses)] if statuses else []
     if progress.messages_total:
         parts.append(f"{progress.messages_total:,} messages ({messages_per_second:,.0f}/s)")
-    if progress.gate is not None:
-        parts.append(f"{progress.gate.in_flight} in flight")
-        if progress.gate.counts.refusals:
-            parts.append(f"{progress.gate.counts.refusals:,} refused")
+    if progress.limiter is not None:
+        parts.append(f"{progress.limiter.in_flight} in flight")
+        if progress.limiter.counts.rate_limited:
+            parts.append(f"{progress.limiter.counts.rate_limited:,} refused")
     return " · ".join(parts)
 
 
-def refused(progress: core.Progress) -> str:
+def rate_limit_message(progress: core.Progress) -> str:
     """Say that the gateway refuses, as long as it does."""
-    if progress.gate is None or not progress.gate.refused_seconds():
+    if progress.limiter is None or not progress.limiter.rate_limited_seconds():
         return ""
-    pause = progress.gate.pause_seconds()
+    pause = progress.limiter.pause_seconds()
     again = f"asking again in {pause:.0f} s" if pause else "asking whether it answers again"
     return f"the gateway refuses (429), {again}"

@@ -11,7 +11,7 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson, lake_settings
-from imbrace_cli.terminal import show, tell
+from imbrace_cli.terminal import echo, echo_status
 
 if TYPE_CHECKING:
     from imbrace_lake.export.repair import Repaired
@@ -49,29 +49,31 @@ def repair(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
-        _show(found)
+        _echo_repair(found)
     raise typer.Exit(OUTDATED if found.keys and not apply else 0)
 
 
 async def _repair(settings: Settings, apply: bool) -> Repaired:
     from uuid import uuid4
 
-    from imbrace_lake.export.export_run import utc_now
     from imbrace_lake.export.repair import repair_lake
+    from imbrace_lake.export.run_context import utc_now
     from imbrace_lake.lake.lake import open_lake
 
-    async with open_lake(settings.needed("lake"), now=None) as lake:
-        return await repair_lake(lake, str(uuid4()), utc_now, apply=apply, memory=settings.memory())
+    async with open_lake(settings.require("lake"), now=None) as lake:
+        return await repair_lake(
+            lake, str(uuid4()), utc_now, apply=apply, memory=settings.new_memory_budget()
+        )
 
 
-def _show(found: Repaired) -> None:
+def _echo_repair(found: Repaired) -> None:
     if not found.is_applied:
-        show(*found.keys)
+        echo(*found.keys)
     if not found.keys:
-        tell(f"nothing to repair: {found.parts:,} parts")
+        echo_status(f"nothing to repair: {found.parts:,} parts")
         return
     rows = f"{found.rows:,} messages in {len(found.keys):,} of {found.parts:,} parts"
     if found.is_applied:
-        tell(f"repaired: {rows}")
+        echo_status(f"repaired: {rows}")
     else:
-        tell(f"to be repaired: {rows}; run the command with --apply to write them again")
+        echo_status(f"to be repaired: {rows}; run the command with --apply to write them again")

@@ -1,4 +1,4 @@
-"""`imbrace-lake sandbox`: the stand-in gateway alone, on a port."""
+"""`imbrace-lake sandbox`: the fake gateway alone, on a port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imbrace_cli.terminal import complain, show
+from imbrace_cli.terminal import echo, echo_error
 from imbrace_lake.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def _show_options(wanted: bool) -> None:
     if wanted:
         from imbrace_sandbox import SandboxOptions
 
-        for name, told in SandboxOptions.descriptions().items():
-            show(f"{name:<24}{told}")
+        for name, description in SandboxOptions.descriptions().items():
+            echo(f"{name:<24}{description}")
         raise typer.Exit
 
 
@@ -66,7 +66,7 @@ def sandbox(
         bool, typer.Option("--options", help="List all options.", callback=_show_options, is_eager=True)
     ] = False,
 ) -> None:
-    """Serve a stand-in for the gateway until Ctrl-C: made-up conversations, and trouble on demand."""
+    """Serve a fake gateway until Ctrl-C: made-up conversations, and faults on demand."""
     from imbrace_sandbox import serve
 
     flags = {
@@ -89,7 +89,7 @@ def sandbox(
         raise UsageError(
             f"cannot listen on {host}:{port} ({reason}): choose another by --port or --host"
         ) from None
-    complain("the stand-in gateway has ended", "stopped")
+    echo_error("the fake gateway has ended", "stopped")
 
 
 def _make(chosen: Mapping[str, Any]) -> SandboxOptions:
@@ -101,7 +101,7 @@ def _make(chosen: Mapping[str, Any]) -> SandboxOptions:
 def _describe(url: str, options: SandboxOptions) -> None:
     from imbrace_sandbox.main import describe
 
-    show(
+    echo(
         *describe(url, options),
         "",
         "Export from it:",

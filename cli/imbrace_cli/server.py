@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from imbrace_cli.terminal import show, tell
+from imbrace_cli.terminal import echo, echo_status
 
 if TYPE_CHECKING:
     from imbrace_cli.local_server import LocalServer
@@ -31,10 +31,10 @@ def status() -> None:
 
     configured = configured_api_url()
     if configured is not None:
-        tell("PREFECT_API_URL is configured, so runs go to that server and not to this one")
+        echo_status("PREFECT_API_URL is configured, so runs go to that server and not to this one")
     server = server_status()
     if server is None:
-        show("not running")
+        echo("not running")
         raise typer.Exit(1)
     _describe(server)
 
@@ -43,10 +43,10 @@ def status() -> None:
 def start() -> None:
     """Start it, unless it runs already."""
     from imbrace_cli.local_server import ensure_server
-    from imbrace_cli.terminal import is_watched, to_user
+    from imbrace_cli.terminal import is_watched, stderr_console
 
     if is_watched():
-        with to_user().status("starting"):
+        with stderr_console().status("starting"):
             server = ensure_server()
     else:
         server = ensure_server()
@@ -57,18 +57,18 @@ def start() -> None:
 def stop() -> None:
     """End it; runs that are under way fail."""
     from imbrace_cli.local_server import stop_server
-    from imbrace_cli.terminal import is_watched, to_user
+    from imbrace_cli.terminal import is_watched, stderr_console
 
     if is_watched():
-        with to_user().status("stopping, once everything is recorded"):
+        with stderr_console().status("stopping, once everything is recorded"):
             was_running = stop_server()
     else:
         was_running = stop_server()
-    show("stopped" if was_running else "not running")
+    echo("stopped" if was_running else "not running")
 
 
 def _describe(server: LocalServer) -> None:
-    show(
+    echo(
         f"running at {server.ui_url}",
         f"  folder   {server.directory}",
         f"  log      {server.log}",

@@ -172,14 +172,14 @@ class Supervisor:
         if stop.is_set():
             return 0
         if reason is not None:
-            return _complain(reason)
+            return _report(reason)
         replace(state, is_ready=True).write(self.files.state)
         last_used, touched = time.monotonic(), self._touched_at()
         while not stop.wait(min(self.tick_seconds, self.idle_seconds)):
             if server.poll() is not None:
-                return _complain(f"the server ended by itself: {_ended(server)}")
+                return _report(f"the server ended by itself: {_ended(server)}")
             if not self.files.state.exists():
-                return _complain("the folder of the server was removed")
+                return _report("the folder of the server was removed")
             if is_locked(self.files.lease) or self._touched_at() != touched:
                 last_used, touched = time.monotonic(), self._touched_at()
             elif time.monotonic() - last_used >= self.idle_seconds and self._withdraw(touched):
@@ -239,7 +239,7 @@ def _ended(server: subprocess.Popen[bytes]) -> str:
     return f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
 
 
-def _complain(sentence: str) -> int:
+def _report(sentence: str) -> int:
     sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {sentence}\n")
     sys.stderr.flush()
     return 1
@@ -261,7 +261,7 @@ def supervise(files: ServerFiles, idle_seconds: float) -> int:
     # Who only asks whether there is a supervisor holds its lock for an instant.
     lock = wait_for_lock(files.supervisor_lock, 2.0)
     if lock is None:
-        return _complain("there is another supervisor")
+        return _report("there is another supervisor")
     with lock:
         # The lock belongs to the open file, which the child shares: it is never free in between.
         if os.fork():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
-from imbrace_cli.terminal import complain, show
+from imbrace_cli.terminal import echo, echo_error
 from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def setup(
     import httpx
 
     from imbrace_cli.prefect_environment import configured_api_url, prepare_client
-    from imbrace_cli.prefect_session import ask_server, unanswered
+    from imbrace_cli.prefect_session import ask_server, server_unavailable
     from imbrace_lake.settings import load_settings
 
     api_url = configured_api_url()
@@ -82,17 +82,17 @@ def setup(
         # Prefect itself would say it in a traceback.
         ask_server(api_url).raise_for_status()
         prepare_client(api_url)
-        from imbrace_deployments.setup import Wishes, deploy_command, set_up
+        from imbrace_deployments.setup import DesiredState, deploy_command, set_up
 
-        wishes = Wishes(settings, pool, queue, phones, requests_per_second, is_forced=force)
-        outcome = asyncio.run(set_up(wishes))
+        desired = DesiredState(settings, pool, queue, phones, requests_per_second, is_forced=force)
+        outcome = asyncio.run(set_up(desired))
     except httpx.HTTPError as exc:
-        raise unanswered(exc, api_url) from exc
-    show(*(f"{finding.verdict:<9}{finding.name}: {finding.told}" for finding in outcome.findings))
+        raise server_unavailable(exc, api_url) from exc
+    echo(*(f"{finding.verdict:<9}{finding.name}: {finding.message}" for finding in outcome.findings))
     if outcome.done:
-        show("", *outcome.done, "", f"Next: {deploy_command()}")
+        echo("", *outcome.done, "", f"Next: {deploy_command()}")
     if outcome.wrong:
-        complain(_verdict(outcome))
+        echo_error(_verdict(outcome))
         raise typer.Exit(1)
 
 
@@ -109,8 +109,8 @@ def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> Non
     Raises:
         UsageError: It names what to change.
     """
-    from imbrace_cli.numbers import refuse_secrets
-    from imbrace_lake.store.opening import open_store
+    from imbrace_cli.inputs import refuse_secrets
+    from imbrace_lake.store.factory import open_store
 
     if settings.token is not None and settings.organization is not None:
         settings.gateway_options()

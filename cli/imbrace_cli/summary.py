@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from imbrace_cli.terminal import complain, list_problems, show, tell
-from imbrace_lake.export.figures import counted, size
-from imbrace_lake.lake.entries import OUTCOMES
+from imbrace_cli.terminal import echo, echo_error, echo_status, list_problems
+from imbrace_lake.export.humanize import counted, size
+from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from imbrace_cli.running import Outcome
-    from imbrace_lake.export.runs import DeadLetter, RunSummary
-    from imbrace_lake.lake.entries import RunTotals
+    from imbrace_cli.run import Outcome
+    from imbrace_lake.export.run import DeadLetter, RunSummary
+    from imbrace_lake.lake.ledger_schema import RunTotals
 
 MOST_FAILURES = 10
 _STYLES = {
@@ -39,7 +39,7 @@ def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> No
     list_problems(outcome.problems, outcome.problem_count)
     show_input(outcome.summary.input)
     if outcome.summary.status in ("failed", "cancelled"):
-        complain(outcome.summary.reason or "the run failed")
+        echo_error(outcome.summary.reason or "the run failed")
     if as_json:
         typer.echo(json.dumps(outcome.summary.as_json(), ensure_ascii=False))
     else:
@@ -54,9 +54,9 @@ def show_input(report: dict[str, Any] | None) -> None:
     # Of plain text nothing had to be chosen.
     if others or first["description"] not in ("text, utf-8", "numbers"):
         more = f" and {others:,} more file{'s' * (others > 1)}" * (others > 0)
-        tell(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
+        echo_status(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
     for warning in report["warnings"]:
-        complain(warning, "input")
+        echo_error(warning, "input")
 
 
 def _show_summary(summary: RunSummary, command: str) -> None:
@@ -66,10 +66,10 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     # Why it failed is an error, and those are told elsewhere.
     if summary.reason and summary.status not in ("failed", "cancelled"):
         headline.append(f": {summary.reason}", style="not bold default")
-    show(headline, *_lines(summary))
+    echo(headline, *_lines(summary))
     failures = summary.dead_letters[:MOST_FAILURES]
     if failures:
-        show(
+        echo(
             "",
             "not exported:",
             *(
@@ -78,15 +78,15 @@ def _show_summary(summary: RunSummary, command: str) -> None:
             ),
         )
         if summary.dead_letter_count > len(failures):
-            show(f"  and {summary.dead_letter_count - len(failures):,} more")
-        show("", "what to do:", *(f"  {line}" for line in summary.advice()))
+            echo(f"  and {summary.dead_letter_count - len(failures):,} more")
+        echo("", "what to do:", *(f"  {line}" for line in summary.advice()))
     if summary.damaged:
-        show("", f"damaged, and gone on without: {len(summary.damaged):,} ledger objects; verify names them")
+        echo("", f"damaged, and gone on without: {len(summary.damaged):,} ledger objects; verify names them")
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
-        show("", "numbers not resolved:", *reasons)
+        echo("", "numbers not resolved:", *reasons)
     if summary.dead_letter_count or summary.totals.phones.get("error"):
-        show("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
+        echo("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
 
 
 def _failure(letter: DeadLetter) -> str:
@@ -121,5 +121,5 @@ def _conversations(totals: RunTotals) -> str:
 def _requests(summary: RunSummary) -> str:
     totals = summary.totals
     again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
-    told = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
-    return f"{told}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"
+    message = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
+    return f"{message}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 MOST_LISTED = 20
 
 
-def to_user() -> Console:
+def stderr_console() -> Console:
     """Standard error, for everything that is no data."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
-def to_data() -> Console:
+def stdout_console() -> Console:
     """Standard output."""
     from rich.console import Console
 
@@ -29,41 +29,41 @@ def to_data() -> Console:
 
 def is_watched() -> bool:
     """Whether somebody looks at standard error while the command works."""
-    return to_user().is_interactive
+    return stderr_console().is_interactive
 
 
-def show(*lines: RenderableType) -> None:
+def echo(*lines: RenderableType) -> None:
     """Write to standard output; a line of text stays one line, however narrow the terminal."""
     from rich.text import Text
 
-    console = to_data()
+    console = stdout_console()
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, str | Text), markup=False)
 
 
-def tell(sentence: str) -> None:
+def echo_status(sentence: str) -> None:
     """Write a sentence to standard error: one line, but for the width of a terminal."""
-    console = to_user()
+    console = stderr_console()
     console.print(sentence, soft_wrap=not console.is_terminal, markup=False)
 
 
-def complain(sentence: str, kind: str = "error") -> None:
+def echo_error(sentence: str, kind: str = "error") -> None:
     """Write ``error: …`` to standard error."""
     from rich.text import Text
 
     color = "bold red" if kind == "error" else "yellow"
-    console = to_user()
-    told = Text.assemble((f"{kind}:", color), " ", sentence)
-    console.print(told, soft_wrap=not console.is_terminal)
+    console = stderr_console()
+    message = Text.assemble((f"{kind}:", color), " ", sentence)
+    console.print(message, soft_wrap=not console.is_terminal)
 
 
 def list_problems(problems: Iterable[str], count: int) -> None:
     """Write the first problems of the input, and how many more there are."""
     shown = list(islice(problems, MOST_LISTED))
     for problem in shown:
-        complain(problem, "input")
+        echo_error(problem, "input")
     if count > len(shown):
-        complain(f"and {count - len(shown):,} more", "input")
+        echo_error(f"and {count - len(shown):,} more", "input")
 
 
 def prepare_streams() -> None:

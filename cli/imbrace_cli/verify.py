@@ -1,4 +1,4 @@
-"""`imbrace-lake verify`: hold a lake against its ledgers, and on request against the gateway."""
+"""`imbrace-lake verify`: compare a lake with its ledgers, and on request with the gateway."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
-from imbrace_cli.terminal import is_watched, show, tell, to_user
+from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
@@ -56,31 +56,31 @@ def verify(
         requests_per_second=requests_per_second, max_in_flight=max_in_flight,
     )  # fmt: skip
     with _progress() as show_progress:
-        found = asyncio.run(_look(settings, counts, show_progress))
+        found = asyncio.run(_verify(settings, counts, show_progress))
     if as_json:
         typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
     else:
-        _show(found)
+        _echo_verification(found)
     raise typer.Exit(0 if found.is_sound else DIFFERS)
 
 
-async def _look(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:
+async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:
     from functools import partial
 
     from imbrace_cli.gateway import shared_gateway
-    from imbrace_lake.lake.checkpoint import read_known
+    from imbrace_lake.lake.checkpoint import read_states
     from imbrace_lake.lake.lake import open_lake
     from imbrace_lake.verify.counts import verify_counts
     from imbrace_lake.verify.objects import verify_objects
 
-    async with open_lake(settings.needed("lake"), now=None) as lake:
+    async with open_lake(settings.require("lake"), now=None) as lake:
         found = await verify_objects(lake, partial(show_progress, "objects"))
         if is_counting:
-            known = await read_known(lake, settings.needed("organization"))
+            states = await read_states(lake, settings.require("organization"))
             async with shared_gateway(settings)(settings.gateway_options()) as gateway:
                 await verify_counts(
                     gateway,
-                    known,
+                    states,
                     found,
                     side_by_side=settings.max_in_flight,
                     on_progress=partial(show_progress, "counts"),
@@ -97,16 +97,20 @@ def _progress() -> Iterator[ShowProgress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(compact=True), console=to_user(), transient=True) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(compact=True), console=stderr_console(), transient=True
+    ) as bar:
         tasks = {what: bar.add_task(what, total=None, visible=False) for what in ("objects", "counts")}
         yield lambda what, done, all: bar.update(tasks[what], completed=done, total=all, visible=True)
 
 
-def _show(found: Verification) -> None:
-    show(*(f"{one.name}: {one.problem}" for one in found.differences))
+def _echo_verification(found: Verification) -> None:
+    echo(*(f"{one.name}: {one.problem}" for one in found.differences))
     looked = f"{found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
     if found.counts:
         looked += f", {found.counts:,} counts"
-    tell(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
+    echo_status(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
     if found.unrecorded:
-        tell(f"{found.unrecorded:,} parts are as killed runs left them: whole, and not yet in a ledger")
+        echo_status(
+            f"{found.unrecorded:,} parts are as killed runs left them: whole, and not yet in a ledger"
+        )

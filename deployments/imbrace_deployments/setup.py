@@ -52,8 +52,8 @@ def deploy_command() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the server is to have.
+class DesiredState:
+    """The desired state of the server.
 
     Attributes:
         settings: Whose token, organization, gateway and lake become blocks, and whose requests a
@@ -87,20 +87,20 @@ class Outcome:
     @property
     def wrong(self) -> list[Finding]:
         """The findings with which a run cannot work."""
-        return [one for one in self.findings if one.verdict == "wrong"]
+        return [one for one in self.findings if one.verdict == "error"]
 
 
-async def set_up(wishes: Wishes) -> Outcome:
-    """Try what is wished, and bring the configured server to it if all of it works.
+async def set_up(desired: DesiredState) -> Outcome:
+    """Try the desired state, and bring the configured server to it if all of it works.
 
     Raises:
         SettingsError: A setting cannot be used; nothing was saved.
         httpx.HTTPError: The server does not answer, or refuses.
     """
     async with get_client() as client:
-        setup = _Setup(client, wishes)
-        await setup.look()
-        if wishes.is_forced or not setup.outcome.wrong:
+        setup = _Setup(client, desired)
+        await setup.probe()
+        if desired.is_forced or not setup.outcome.wrong:
             await setup.blocks()
             await setup.work_pool()
             await setup.budget()
@@ -109,52 +109,52 @@ async def set_up(wishes: Wishes) -> Outcome:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """A block: the one on the server, the one that is wished, and the settings that wish it."""
+class _BlockState:
+    """A block: the one on the server, the desired one, and the settings that describe it."""
 
     found: ImbraceCredentials | ConversationLake | None
-    wished: ImbraceCredentials | ConversationLake | None
-    needed: str
+    desired: ImbraceCredentials | ConversationLake | None
+    missing_settings: str
 
 
 class _Setup:
     """One call of setup: what it wants, and what it has done so far."""
 
-    def __init__(self, client: PrefectClient, wishes: Wishes) -> None:
+    def __init__(self, client: PrefectClient, desired: DesiredState) -> None:
         self.outcome = Outcome()
         self._done = self.outcome.done
         self._client = client
-        self._wishes = wishes
-        self._blocks: dict[str, _Kept] = {}
+        self._desired = desired
+        self._blocks: dict[str, _BlockState] = {}
 
-    async def look(self) -> None:
+    async def probe(self) -> None:
         """Find the blocks, and try those that will be there, and the list, side by side."""
-        settings = self._wishes.settings
+        settings = self._desired.settings
         credentials = await _saved(ImbraceCredentials)
         self._blocks = {
-            "imbrace_credentials": _Kept(
+            "imbrace_credentials": _BlockState(
                 credentials,
                 _credentials_block(settings, credentials),
                 "IMBRACE_TOKEN and IMBRACE_ORGANIZATION are",
             ),
-            "imbrace_lake": _Kept(
+            "imbrace_lake": _BlockState(
                 await _saved(ConversationLake),
                 None if settings.lake is None else lake_block(settings.lake, os.environ),
                 "IMBRACE_LAKE is",
             ),
         }
-        blocks = [kept.wished or kept.found for kept in self._blocks.values()]
+        blocks = [kept.desired or kept.found for kept in self._blocks.values()]
         looks = await asyncio.gather(
-            *(block.findings() for block in blocks if block is not None), self._look_at_list()
+            *(block.findings() for block in blocks if block is not None), self._check_list()
         )
         self.outcome.findings = [finding for findings in looks for finding in findings]
 
-    async def _look_at_list(self) -> list[Finding]:
-        phones = self._wishes.phones
+    async def _check_list(self) -> list[Finding]:
+        phones = self._desired.phones
         if phones is None:
             variable = await self._client.read_variable_by_name("imbrace_phones")
             phones = variable.value if variable and isinstance(variable.value, str) else None
-        return [] if phones is None else [await check_list(phones, self._wishes.settings)]
+        return [] if phones is None else [await check_list(phones, self._desired.settings)]
 
     async def blocks(self) -> None:
         """Save the blocks, and keep their ids in variables, from which the deployments refer to them."""
@@ -162,11 +162,11 @@ class _Setup:
         await ConversationLake.aregister_type_and_schema()
         for variable, kept in self._blocks.items():
             await self._keep_block(kept, variable)
-        await self._keep_variable("imbrace_phones", self._wishes.phones)
+        await self._keep_variable("imbrace_phones", self._desired.phones)
 
     async def work_pool(self) -> None:
         """Make the pool and its queue, and keep their names in variables."""
-        pool, queue = self._wishes.pool, self._wishes.queue
+        pool, queue = self._desired.pool, self._desired.queue
         try:
             found = await self._client.read_work_pool(pool)
             self._done.append(f"found the work pool {pool} ({found.type})")
@@ -184,26 +184,26 @@ class _Setup:
         await self._keep_variable("imbrace_work_queue", queue)
 
     async def budget(self) -> None:
-        """Make the budget of requests that all workers share, or change it if that is wished."""
-        wished = self._wishes.requests_per_second
+        """Make the budget of requests that all workers share, or change it if that is desired."""
+        desired = self._desired.requests_per_second
         try:
             found = await self._client.read_global_concurrency_limit_by_name(BUDGET)
         except ObjectNotFound:
-            first = wished or self._wishes.settings.requests_per_second or DEFAULT_REQUESTS_PER_SECOND
+            first = desired or self._desired.settings.requests_per_second or DEFAULT_REQUESTS_PER_SECOND
             await self._client.create_global_concurrency_limit(
                 GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
             )
             self._done.append(f"made the budget {BUDGET}: {first:g} requests a second, for all workers")
             return
-        if wished is None or wished == found.slot_decay_per_second:
+        if desired is None or desired == found.slot_decay_per_second:
             self._done.append(
                 f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests a second"
             )
             return
         await self._client.update_global_concurrency_limit(
-            BUDGET, GlobalConcurrencyLimitUpdate(limit=_slots(wished), slot_decay_per_second=wished)
+            BUDGET, GlobalConcurrencyLimitUpdate(limit=_slots(desired), slot_decay_per_second=desired)
         )
-        self._done.append(f"changed the budget {BUDGET} to {wished:g} requests a second")
+        self._done.append(f"changed the budget {BUDGET} to {desired:g} requests a second")
 
     async def automations(self) -> None:
         """Make the automations; one that was disabled stays so."""
@@ -221,19 +221,19 @@ class _Setup:
                 await self._client.update_automation(found[0].id, wanted)
                 self._done.append(f"changed the automation {wanted.name}")
 
-    async def _keep_block(self, kept: _Kept, variable: str) -> None:
+    async def _keep_block(self, kept: _BlockState, variable: str) -> None:
         kind = ImbraceCredentials if variable == "imbrace_credentials" else ConversationLake
         name = f"{kind._block_type_slug}/{BLOCK}"
-        found, wished = kept.found, kept.wished
-        if wished is None:
+        found, desired = kept.found, kept.desired
+        if desired is None:
             # Without a block the worker's own settings apply.
-            done = f"{'left the' if found else 'made no'} block {name}, as {kept.needed} not set"
-        elif found is not None and _fields(found) == _fields(wished):
+            done = f"{'left the' if found else 'made no'} block {name}, as {kept.missing_settings} not set"
+        elif found is not None and _fields(found) == _fields(desired):
             done = f"found the block {name}"
         else:
-            await wished.asave(BLOCK, overwrite=True)
+            await desired.asave(BLOCK, overwrite=True)
             done = f"{'changed' if found else 'made'} the block {name}"
-            found = wished
+            found = desired
         self._done.append(done)
         reference = None if found is None else {"$ref": {"block_document_id": str(found._block_document_id)}}
         await self._keep_variable(variable, reference)

@@ -16,13 +16,13 @@ from prefect.flow_runs import asuspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from imbrace_flows.deployed import is_deployed
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
 
 PLAN_KEY = "export-plan"
 QUESTION = "approve-plan"
-PATIENCE = timedelta(hours=24)
+APPROVAL_TIMEOUT = timedelta(hours=24)
 
 
 class Declined(ImbraceLakeError):
@@ -37,20 +37,20 @@ class Approval(RunInput):
     )
 
 
-def check_can_ask() -> None:
+def require_deployment() -> None:
     """Make sure that somebody can answer, before anything is asked of the gateway.
 
     Raises:
         UsageError: The run is of no deployment, so no worker could go on with it.
     """
-    if not is_deployed():
+    if not is_deployment_run():
         raise UsageError(
             "only a run of a deployment can ask before it reads: leave `ask_first` out, and see the plan"
             " with `imbrace-lake plan`"
         )
 
 
-def is_asked() -> bool:
+def was_asked() -> bool:
     """Whether this run has asked already, and was started again."""
     context = FlowRunContext.get()
     policy = context.flow_run.empirical_policy if context and context.flow_run else None
@@ -67,8 +67,8 @@ async def publish_plan(plan: Plan) -> None:
 def plan_markdown(plan: Plan) -> str:
     """The plan as a list: the dialog that asks cuts the lines of a table off."""
     rows = (f"- **{name}:** {value}" for name, value in plan.rows())
-    told = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
-    return "\n".join(["The run would read", "", *rows, "", told])
+    remark = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
+    return "\n".join(["The run would read", "", *rows, "", remark])
 
 
 async def wait_for_approval(plan: Plan | None) -> None:
@@ -80,10 +80,10 @@ async def wait_for_approval(plan: Plan | None) -> None:
     Raises:
         Declined: The answer is no.
     """
-    told = None if plan is None else plan_markdown(plan)
+    description = None if plan is None else plan_markdown(plan)
     answer = await asuspend_flow_run(
-        wait_for_input=Approval.with_initial_data(description=told),
-        timeout=int(PATIENCE.total_seconds()),
+        wait_for_input=Approval.with_initial_data(description=description),
+        timeout=int(APPROVAL_TIMEOUT.total_seconds()),
         key=QUESTION,
     )
     if answer.decision == "decline":

@@ -16,11 +16,11 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, SecretStr
 
-from imbrace_flows.deployed import is_deployed
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
-from imbrace_lake.store.opening import StoreOptions
+from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
 
 # Prefect's client takes no data URL; where the web cannot be reached the UI shows no icon.
@@ -57,7 +57,7 @@ class ImbraceCredentials(Block):
 
     def check(self) -> str:
         """Ask the gateway with the token; one sentence on what was found, or on what to fix."""
-        return _told(asyncio.run(self.findings()))
+        return _worst_message(asyncio.run(self.findings()))
 
     def settings(self, **given: Any) -> Settings:
         """The machine's settings with what this block says of the token; `given` are further ones.
@@ -111,13 +111,13 @@ class ConversationLake(Block):
 
     def check(self) -> str:
         """Write, read and delete a small object; one sentence on what was found, or on what to fix."""
-        return _told(asyncio.run(self.findings()))
+        return _worst_message(asyncio.run(self.findings()))
 
 
-def _told(findings: Sequence[Finding]) -> str:
+def _worst_message(findings: Sequence[Finding]) -> str:
     """What is most wrong, or else the first of what was found."""
-    worst = next((one for one in findings if one.verdict == "wrong"), findings[0])
-    return f"{worst.name}: {worst.told}"
+    worst = next((one for one in findings if one.verdict == "error"), findings[0])
+    return f"{worst.name}: {worst.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def connect(
         given["lake"] = lake.url
     settings = load_settings(**given) if credentials is None else credentials.settings(**given)
     # A worker runs each flow in a temporary directory, where a lake would be lost.
-    if is_deployed() and settings.lake is not None and is_relative(settings.lake):
+    if is_deployment_run() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(
             f"the lake {settings.lake} is relative to wherever a run works: give a whole path"
         )

@@ -6,7 +6,7 @@ import logging
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.events import emit_token_expiring
-from imbrace_lake.export.export_run import utc_now
+from imbrace_lake.export.run_context import utc_now
 from imbrace_lake.settings import Settings, expiry_warning
 
 logger = logging.getLogger("imbrace_lake.expiry")
@@ -18,5 +18,5 @@ def warn_of_expiry(settings: Settings) -> str | None:
     if warning is not None and settings.token_expires is not None:
         logger.warning("%s", warning)
         with best_effort("the event about the token"):
-            emit_token_expiring(settings.needed("organization"), settings.token_expires, warning)
+            emit_token_expiring(settings.require("organization"), settings.token_expires, warning)
     return warning

@@ -13,7 +13,7 @@ from imbrace_flows.flow import flow
 from imbrace_flows.observer import Observer
 from imbrace_flows.params import ExportParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.run import RunSummary
 
 
 def _run_name() -> str:

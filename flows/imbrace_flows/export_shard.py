@@ -10,15 +10,15 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
-from imbrace_flows.cancelling import cancelled_with
+from imbrace_flows.cancellation import cancelled_with
 from imbrace_flows.flow import flow
 from imbrace_flows.observer import Observer
 from imbrace_flows.params import ShardParams
 from imbrace_flows.pipeline import attempted, closed, export_chunks, run_flow
 from imbrace_lake.errors import UsageError
-from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, open_run
+from imbrace_lake.export.recovery import work_fingerprint
+from imbrace_lake.export.run import RunSummary, close_run, open_run
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.export.shards import Manifest, read_manifest
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.settings import Settings
@@ -58,9 +58,9 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
     """
     settings = connection.settings
     # Not made: a lake without the manifest is not the lake of the run.
-    async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+    async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
         manifest = await read_manifest(lake, params.manifest)
-    check_manifest(manifest, params, settings.needed("organization"))
+    check_manifest(manifest, params, settings.require("organization"))
     async with (
         # A run that was killed while it was cancelled has told none of its shards.
         cancelled_with(manifest.run_id, StateType.FAILED),
@@ -80,7 +80,7 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
 
 
 async def _close(
-    run: ExportRun, manifest: Manifest, failure: str | None, *, is_cancelled: bool
+    run: RunContext, manifest: Manifest, failure: str | None, *, is_cancelled: bool
 ) -> RunSummary:
     if run.accounts.found is None:
         await run.recall()
@@ -96,10 +96,10 @@ async def _close(
     )
 
 
-async def _read(run: ExportRun, settings: Settings, manifest: Manifest) -> None:
+async def _read(run: RunContext, settings: Settings, manifest: Manifest) -> None:
     ids = manifest.conversation_ids
     run.progress.stage = "exporting"
-    await run.learn(job_of(ids, run.organization_id, run.window, run.policy))
+    await run.load_prior_state(work_fingerprint(ids, run.organization_id, run.window, run.policy))
     await export_chunks(run, settings, await run.found(ids), manifest.chunk_size)
     if run.fatal is not None:
         raise run.fatal

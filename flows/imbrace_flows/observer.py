@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from imbrace_flows.cancelling import Cancellation
+from imbrace_flows.cancellation import Cancellation
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.run import RunSummary
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ MOST_TYPED = 20
 LONGEST_TYPED = 32 * MOST_TYPED
 
 
-def _place(position: int) -> JsonDict:
+def _at_position(position: int) -> JsonDict:
     """Keep the order of the form: PostgreSQL forgets the order of the keys of an object."""
     return {"position": position}
 
@@ -48,26 +48,26 @@ class ReadParams(RunParams):
             "Path or URL of the list, reachable from the worker: `s3://bucket/list.csv`. Text, CSV, Parquet"
             " or a spreadsheet; a folder or a pattern (`s3://bucket/lists/*.parquet`) is one list."
         ),
-        json_schema_extra=_place(1),
+        json_schema_extra=_at_position(1),
     )
     column: str | None = Field(
         None,
         title="Columns",
         description="The columns of the list to read, by name or position, separated by commas.",
-        json_schema_extra=_place(3),
+        json_schema_extra=_at_position(3),
     )
     region: str | None = Field(
         None,
         title="Default country",
         pattern="^[A-Za-z]{2}$",
         description="Country of numbers written without a country code, as two letters: `TW`.",
-        json_schema_extra=_place(4),
+        json_schema_extra=_at_position(4),
     )
     sheet: str | None = Field(
         None,
         title="Sheet",
         description="The sheet of a spreadsheet to read, by name or position; the first by default.",
-        json_schema_extra=_place(18),
+        json_schema_extra=_at_position(18),
     )
     tolerated_failures: float = Field(
         0.0,
@@ -75,7 +75,7 @@ class ReadParams(RunParams):
         le=1.0,
         title="Tolerated share of failures",
         description="Up to this share of conversations may fail in a run that still ends as completed.",
-        json_schema_extra=_place(20),
+        json_schema_extra=_at_position(20),
     )
     drift: DriftMode = Field(
         "evolve",
@@ -84,7 +84,7 @@ class ReadParams(RunParams):
             "A message type or field that no message had before: `evolve` says so in the summary, `warn` also"
             " in the log, `freeze` does not export the conversation."
         ),
-        json_schema_extra=_place(21),
+        json_schema_extra=_at_position(21),
     )
     chunk_size: int | None = Field(
         None,
@@ -92,7 +92,7 @@ class ReadParams(RunParams):
         le=10_000,
         title="Conversations a task",
         description="From 1 to 10,000; by default chosen from their number, so that tasks stay few.",
-        json_schema_extra=_place(22),
+        json_schema_extra=_at_position(22),
     )
     shard_size: int | None = Field(
         None,
@@ -102,7 +102,7 @@ class ReadParams(RunParams):
             "With more than so many, the run is spread over several workers, each with a shard of it. By"
             " default up to 20,000 stay in this run."
         ),
-        json_schema_extra=_place(23),
+        json_schema_extra=_at_position(23),
     )
 
     accept_repeats: bool = Field(
@@ -112,7 +112,7 @@ class ReadParams(RunParams):
             "Export conversations in whose list the gateway repeats messages each time it is read; the ledger"
             " marks them `repeats`."
         ),
-        json_schema_extra=_place(24),
+        json_schema_extra=_at_position(24),
     )
 
     def settings(self) -> dict[str, object]:
@@ -136,7 +136,7 @@ class ChosenParams(ReadParams):
             f"At most {MOST_TYPED}, separated by commas or line breaks, for a try. **Prefect stores what is"
             " typed here and shows it to everybody who may see the run**: prefer a list."
         ),
-        json_schema_extra=_place(2),
+        json_schema_extra=_at_position(2),
     )
     ask_first: bool = Field(
         False,
@@ -145,7 +145,7 @@ class ChosenParams(ReadParams):
             "Find out what the run would read and how long that takes, and wait up to a day for somebody to"
             " approve it with *Resume*."
         ),
-        json_schema_extra=_place(19),
+        json_schema_extra=_at_position(19),
     )
 
     @field_validator("numbers")
@@ -167,7 +167,7 @@ class ExportParams(ChosenParams):
         None,
         title="Only what this run left undone",
         description="The id of an earlier run: exports only what that one could not. Give no numbers.",
-        json_schema_extra=_place(5),
+        json_schema_extra=_at_position(5),
     )
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class BackfillParams(ChosenParams):
             " `conversations`, or what an earlier run left undone (`rerun`). Fill in the field that belongs"
             " to it."
         ),
-        json_schema_extra=_place(0),
+        json_schema_extra=_at_position(0),
     )
     conversations: str | None = Field(
         None,
@@ -208,31 +208,31 @@ class BackfillParams(ChosenParams):
             "Path or URL of a list of conversation ids, as for phone numbers; in tables, in the column"
             " `conversation_id` unless you name another."
         ),
-        json_schema_extra=_place(5),
+        json_schema_extra=_at_position(5),
     )
     rerun: str | None = Field(
         None,
         title="Run",
         description="The id of the run that left something undone.",
-        json_schema_extra=_place(6),
+        json_schema_extra=_at_position(6),
     )
     since: AwareDatetime | None = Field(
         None,
         title="From",
         description="Only messages from this moment on; their edits too.",
-        json_schema_extra=_place(7),
+        json_schema_extra=_at_position(7),
     )
     until: AwareDatetime | None = Field(
         None,
         title="Until",
         description="Only messages before this moment.",
-        json_schema_extra=_place(8),
+        json_schema_extra=_at_position(8),
     )
     walk_whole: bool = Field(
         True,
         title="Walk whole conversations",
         description="Read each from top to bottom, for old edits and deletions; otherwise only what is new.",
-        json_schema_extra=_place(9),
+        json_schema_extra=_at_position(9),
     )
 
     @model_validator(mode="after")
@@ -260,9 +260,11 @@ class BackfillParams(ChosenParams):
 class ShardParams(RunParams):
     """A shard: the part of another run that a manifest in the lake describes."""
 
-    manifest: str = Field(title="Manifest", description="Its key in the lake.", json_schema_extra=_place(1))
+    manifest: str = Field(
+        title="Manifest", description="Its key in the lake.", json_schema_extra=_at_position(1)
+    )
     shard: int = Field(
-        ge=1, title="Shard", description="Its number in that run.", json_schema_extra=_place(2)
+        ge=1, title="Shard", description="Its number in that run.", json_schema_extra=_at_position(2)
     )
 
 
@@ -273,12 +275,12 @@ class VerifyParams(RunParams):
         False,
         title="Ask the gateway for every count",
         description="One request a conversation; what arrived since the last run counts as a difference.",
-        json_schema_extra=_place(1),
+        json_schema_extra=_at_position(1),
     )
     stale_hours: float | None = Field(
         None,
         gt=0,
         title="Stale after",
         description="Hours after which a conversation's proof is too old; says so in an event.",
-        json_schema_extra=_place(2),
+        json_schema_extra=_at_position(2),
     )

@@ -22,11 +22,11 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
-from imbrace_flows.approval import Declined, check_can_ask, is_asked, publish_plan, wait_for_approval
+from imbrace_flows.approval import Declined, publish_plan, require_deployment, wait_for_approval, was_asked
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
-from imbrace_flows.cancelling import RunCancelled, cancelled_with, is_cancelling
-from imbrace_flows.deployed import is_deployed
+from imbrace_flows.cancellation import RunCancelled, cancelled_with, is_cancelling
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events
 from imbrace_flows.expiry import warn_of_expiry
 from imbrace_flows.input_report import publish_input
@@ -36,16 +36,16 @@ from imbrace_flows.report import publish_report
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected
 from imbrace_lake.export.accounts import MOST_POSITIONS
-from imbrace_lake.export.chunk import chunk_size
-from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.chunk import choose_chunk_size
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
+from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import Missed, read_missed
 from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run, closed_summary, open_run
+from imbrace_lake.export.run import RunSummary, close_run, closed_summary, open_run
+from imbrace_lake.export.run_context import RunContext, utc_now
 from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
-from imbrace_lake.lake.known import read_every_id
+from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
@@ -73,12 +73,12 @@ class NotClosed(ImbraceLakeError):
     """The accounts of a run could not be written.
 
     Args:
-        told: Why, and what closes them.
+        problem: Why, and what closes them.
         is_cancelled: Whether the run was cancelled before.
     """
 
-    def __init__(self, told: str, *, is_cancelled: bool) -> None:
-        super().__init__(told)
+    def __init__(self, problem: str, *, is_cancelled: bool) -> None:
+        super().__init__(problem)
         self.is_cancelled = is_cancelled
 
 
@@ -101,7 +101,7 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
     observer = current_observer.get() or Observer()
     show_log_lines()
     # A worker starts a process for each run.
-    with tuned_process() if is_deployed() else nullcontext():
+    with tuned_process() if is_deployment_run() else nullcontext():
         state = await _worked(work, observer)
     # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
     if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
@@ -167,10 +167,10 @@ async def read_conversations(
     settings = connection.settings
     token_warning = warn_of_expiry(settings)
     await check_can_shard(settings)
-    given = await _find(selection, connection)
+    given = await _read_selection(selection, connection)
     await publish_input(given.report)
     if ask_first:
-        await _ask(selection, connection, given)
+        await _ask_for_approval(selection, connection, given)
     async with (
         open_gateway(settings) as gateway,
         open_run(
@@ -203,7 +203,7 @@ async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | No
         Why it failed, if it did; whether it was cancelled.
     """
     try:
-        async with shown(progress):
+        async with progress_artifact(progress):
             await work
     except asyncio.CancelledError:
         return None, True
@@ -216,7 +216,7 @@ async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | No
 
 
 async def closed(
-    run: ExportRun, closing: Awaitable[RunSummary], failure: str | None, *, is_cancelled: bool
+    run: RunContext, closing: Awaitable[RunSummary], failure: str | None, *, is_cancelled: bool
 ) -> RunSummary:
     """Close the accounts of a run, or report why they could not be closed.
 
@@ -239,15 +239,15 @@ async def closed(
         logger.debug("unexpected %s", frames_of(exc))
         error = unexpected(exc)
     before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
-    told = (
+    problem = (
         f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next run or"
         f" a rerun of {run.run_id} writes them"
     )
-    logger.error("%s", told)
-    raise NotClosed(told, is_cancelled=is_cancelled)
+    logger.error("%s", problem)
+    raise NotClosed(problem, is_cancelled=is_cancelled)
 
 
-async def publish(summary: RunSummary, run: ExportRun) -> None:
+async def publish(summary: RunSummary, run: RunContext) -> None:
     """Show in the orchestrator how a run ended, and how the killed runs did that it has closed.
 
     The lake has all of it, so a server that is away now does not make the run a failure.
@@ -281,7 +281,7 @@ class _Job:
         manifests: The shards of the run, if it has any.
     """
 
-    run: ExportRun
+    run: RunContext
     settings: Settings
     params: ReadParams
     selection: Selection
@@ -312,7 +312,7 @@ class _Job:
         if run.fatal is not None:
             raise run.fatal
         run.progress.stage = "exporting"
-        ids = await self._learn(self._ids())
+        ids = await self._load_prior_state(self._ids())
         if await has_shards(run, self.settings, len(ids)):
             self.recorded["shards"] = {}
             self.manifests = await plan_shards(
@@ -372,12 +372,12 @@ class _Job:
         rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
         parts = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
         slices = {f"phones-{i}-of-{len(parts)}": part for i, part in enumerate(parts, 1)}
-        resolving = retrying(resolve_phones, settings)
+        resolving = with_retries(resolve_phones, settings)
         # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
 
         async def resolve_slice(name: str, part: pa.Table) -> None:
             arguments = (quote(run), recording, name, part, quote(self.results))
-            raise_bug(await resolving(*arguments, return_state=True))
+            reraise_unexpected(await resolving(*arguments, return_state=True))
 
         try:
             await _side_by_side(run, settings, (partial(resolve_slice, *one) for one in slices.items()))
@@ -393,19 +393,21 @@ class _Job:
                     accounts.phones += statuses
                     accounts.number_errors[reason] += statuses["error"]
 
-    async def _learn(self, ids: list[str]) -> list[str]:
+    async def _load_prior_state(self, ids: list[str]) -> list[str]:
         """Read what the lake knows, and write down which conversations are to be exported."""
         run = self.run
         # What is to be done names the job, so that a killed run of the same job is continued.
         what = ("everything", *ids) if self.selection.is_everything else ids
-        await run.learn(job_of(what, run.organization_id, run.window, run.policy))
+        await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
-            known = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
-            ids = [*known, *ids]
+            stored_ids = await read_every_id(
+                run.lake, run.organization_id, run.partitions, run.recorded_ids()
+            )
+            ids = [*stored_ids, *ids]
         return await run.found(ids)
 
 
-async def _find(selection: Selection, connection: Connection) -> _Given:
+async def _read_selection(selection: Selection, connection: Connection) -> _Given:
     """Read the list, or what an earlier run missed."""
     settings = connection.settings
     table: dict[str, Any] = {
@@ -414,7 +416,7 @@ async def _find(selection: Selection, connection: Connection) -> _Given:
         "schemes": settings.schemes(),
     }
     if selection.rerun is not None:
-        async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+        async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
             missed = await read_missed(
                 lake, selection.rerun, utc_now(), tolerated_unreadable=settings.tolerated_unreadable
             )
@@ -436,11 +438,11 @@ async def _find(selection: Selection, connection: Connection) -> _Given:
     return _Given(numbers, report=numbers.report)
 
 
-async def _ask(selection: Selection, connection: Connection, given: _Given) -> None:
+async def _ask_for_approval(selection: Selection, connection: Connection, given: _Given) -> None:
     """Find out what the run would read, show it, and go on only when somebody has approved it."""
-    check_can_ask()
+    require_deployment()
     plan = None
-    if not is_asked():
+    if not was_asked():
         settings = connection.settings
         async with open_gateway(settings) as gateway:
             plan = await make_plan(
@@ -449,7 +451,7 @@ async def _ask(selection: Selection, connection: Connection, given: _Given) -> N
                 given.numbers,
                 given.ids,
                 is_everything=selection.is_everything,
-                is_whole=settings.rewalk_days == 0,
+                is_full_walk=settings.rewalk_days == 0,
                 store_options=connection.store,
             )
         await publish_plan(plan)
@@ -457,23 +459,23 @@ async def _ask(selection: Selection, connection: Connection, given: _Given) -> N
 
 
 async def export_chunks(
-    run: ExportRun, settings: Settings, ids: Sequence[str], chosen_size: int | None
+    run: RunContext, settings: Settings, ids: Sequence[str], chosen_size: int | None
 ) -> None:
     """Export conversations by chunks; how each ended is in the run's progress and journal."""
     run.progress.conversations = len(ids)
-    size = chunk_size(len(ids), chosen_size)
+    size = choose_chunk_size(len(ids), chosen_size)
     count = -(-len(ids) // size)
-    exporting = retrying(export_conversations_chunk, settings)
+    exporting = with_retries(export_conversations_chunk, settings)
 
-    async def export(place: int) -> None:
-        chunk = ids[place * size : (place + 1) * size]
-        name = f"chunk-{place + 1}-of-{count}"
-        raise_bug(await exporting(quote(run), name, quote(chunk), return_state=True))
+    async def export(number: int) -> None:
+        chunk = ids[number * size : (number + 1) * size]
+        name = f"chunk-{number + 1}-of-{count}"
+        reraise_unexpected(await exporting(quote(run), name, quote(chunk), return_state=True))
 
-    await _side_by_side(run, settings, (partial(export, place) for place in range(count)))
+    await _side_by_side(run, settings, (partial(export, number) for number in range(count)))
 
 
-def retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
+def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
     """A task that is tried again as the settings say."""
     delays = exponential_backoff(backoff_factor=settings.task_retry_seconds)
     return task.with_options(
@@ -481,7 +483,7 @@ def retrying(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
     )
 
 
-def raise_bug(state: State[Any]) -> None:
+def reraise_unexpected(state: State[Any]) -> None:
     """End the run by what a task raised: the tasks put whatever they expect into a sentence."""
     cause = getattr(state.data, "result", state.data)
     if isinstance(cause, BaseException):
@@ -489,7 +491,7 @@ def raise_bug(state: State[Any]) -> None:
 
 
 async def _side_by_side(
-    run: ExportRun, settings: Settings, jobs: Iterator[Callable[[], Awaitable[None]]]
+    run: RunContext, settings: Settings, jobs: Iterator[Callable[[], Awaitable[None]]]
 ) -> None:
     """Do jobs, so many at a time, each begun only when one before it has ended."""
 
@@ -510,7 +512,7 @@ async def _side_by_side(
 
 
 @asynccontextmanager
-async def shown(progress: Progress) -> AsyncIterator[None]:
+async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
     """Keep a progress artifact up to date as long as the work goes on; a server that is away is no fault."""
     line = ProgressLine()
     artifact: UUID | None = None
@@ -527,7 +529,7 @@ async def shown(progress: Progress) -> AsyncIterator[None]:
     async def keep_showing() -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            await show(line.tell)
+            await show(line.describe)
 
     await show(lambda _: "starting")
     showing = asyncio.create_task(keep_showing())
@@ -537,4 +539,4 @@ async def shown(progress: Progress) -> AsyncIterator[None]:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
-        await show(line.tell_end)
+        await show(line.describe_end)

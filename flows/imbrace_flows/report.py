@@ -7,18 +7,18 @@ from datetime import date
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
-from imbrace_flows.picture import picture_url
-from imbrace_lake.export.export_run import MOST_LISTED
-from imbrace_lake.export.figures import size
-from imbrace_lake.export.runs import RunSummary
-from imbrace_lake.lake.entries import OUTCOMES
+from imbrace_flows.chart import chart_url
+from imbrace_lake.export.humanize import size
+from imbrace_lake.export.run import RunSummary
+from imbrace_lake.export.run_context import MOST_LISTED
 from imbrace_lake.lake.freshness import Freshness, by_age
+from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import printable
 from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"
-PICTURE_KEY = "export-picture"
+CHART_KEY = "export-picture"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
@@ -42,8 +42,8 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         summary_markdown(summary), key=SUMMARY_KEY, description="What the run found, read and wrote"
     )
     await acreate_image_artifact(
-        picture_url(days, summary.totals.conversations),
-        key=PICTURE_KEY,
+        chart_url(days, summary.totals.conversations),
+        key=CHART_KEY,
         description="New messages by day, conversations by status",
     )
     if summary.dead_letters:
@@ -58,13 +58,15 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
             for letter in summary.dead_letters
         ]
         count = summary.dead_letter_count
-        told = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
-        told += f". `rerun-failed` tries them again; it takes the run id `{summary.run_id}`"
-        await acreate_table_artifact(table, key=FAILURES_KEY, description=told)
+        message = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
+        message += f". `rerun-failed` tries them again; it takes the run id `{summary.run_id}`"
+        await acreate_table_artifact(table, key=FAILURES_KEY, description=message)
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
-        told = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
-        await acreate_table_artifact(shapes, key=DRIFT_KEY, description=told)
+        message = (
+            f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
+        )
+        await acreate_table_artifact(shapes, key=DRIFT_KEY, description=message)
 
 
 def _of(count: int) -> str:
@@ -90,8 +92,8 @@ async def publish_verification(lake: str, found: Verification, ages: Sequence[Fr
     )
     if found.differences:
         table = [{"name": one.name, "problem": one.problem} for one in found.differences[:MOST_LISTED]]
-        told = f"What differs{_of(len(found.differences))}"
-        await acreate_table_artifact(table, key=DIFFERENCES_KEY, description=told)
+        message = f"What differs{_of(len(found.differences))}"
+        await acreate_table_artifact(table, key=DIFFERENCES_KEY, description=message)
 
 
 def summary_markdown(summary: RunSummary) -> str:

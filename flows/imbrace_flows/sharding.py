@@ -20,13 +20,13 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
-from imbrace_flows.deployed import is_deployed
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError, frames_of, unexpected
-from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.resume import read_header
-from imbrace_lake.export.runs import totals_of
-from imbrace_lake.export.shards import Manifest, collect, shard_count, show_totals
-from imbrace_lake.lake.entries import RunTotals
+from imbrace_lake.export.recovery import read_header
+from imbrace_lake.export.run import totals_of
+from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.shards import Manifest, aggregate_into, collect_results, shard_count
+from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"
@@ -72,24 +72,24 @@ async def check_can_shard(settings: Settings) -> None:
             f" setup` and `prefect deploy --all`, {instead}"
         )
     # The worker of a run that is itself of a deployment may be the only one, and may have gone meanwhile.
-    if not is_deployed() and found.status == DeploymentStatus.NOT_READY:
+    if not is_deployment_run() and found.status == DeploymentStatus.NOT_READY:
         raise UsageError(
             f"no worker asks for runs of {DEPLOYMENT}: start one by `prefect worker start --pool"
             f" {found.work_pool_name}`, {instead}"
         )
 
 
-async def has_shards(run: ExportRun, settings: Settings, conversations: int) -> bool:
+async def has_shards(run: RunContext, settings: Settings, conversations: int) -> bool:
     """Whether a run is to be spread over several; asks nobody unless it is large.
 
     Raises:
-        UsageError: It was asked for, and the store bears one run at a time.
+        UsageError: It was asked for, and the store supports one run at a time.
     """
     if shard_count(conversations, settings.shard_size) == 1:
         return False
     if settings.shard_size is None:
         # What nobody asked for is done only where it is sure to work.
-        can_start = is_deployed() and bool(run.lake.store.is_conditional)
+        can_start = is_deployment_run() and bool(run.lake.store.is_conditional)
         return can_start and await _find_deployment() is not None
     if not run.lake.store.is_conditional:
         raise UsageError(
@@ -108,7 +108,7 @@ async def _find_deployment() -> DeploymentResponse | None:
 
 
 async def export_by_shards(
-    run: ExportRun, manifests: Sequence[Manifest], blocks: Mapping[str, object], numbers: dict[str, int]
+    run: RunContext, manifests: Sequence[Manifest], blocks: Mapping[str, object], numbers: dict[str, int]
 ) -> None:
     """Have each shard exported by a run of its own, and take over what became of it.
 
@@ -126,7 +126,7 @@ async def export_by_shards(
     shards = [_Shard(manifest) for manifest in manifests]
     async with get_client() as client:
         try:
-            found = await _find(client, manifests)
+            found = await _find_shard_runs(client, manifests)
             for shard in shards:
                 await _start(client, shard, found.get(shard.manifest.key), len(shards), blocks)
                 numbers[shard.run_id] = shard.manifest.shard
@@ -140,15 +140,15 @@ async def export_by_shards(
                 logger.warning("shards that are under way are not cancelled: %s", type(exc).__name__)
             finally:
                 await _collect_rest(run, shards)
-                show_totals(run, own, [shard.totals for shard in shards])
+                aggregate_into(run, own, [shard.totals for shard in shards])
 
 
-async def _collect_rest(run: ExportRun, shards: Sequence[_Shard]) -> None:
+async def _collect_rest(run: RunContext, shards: Sequence[_Shard]) -> None:
     """Take over what the shards have recorded by now, and write down the dead letters of all."""
     for shard in shards:
         if not shard.is_over:
             try:
-                await _collect(run, shard, "its run was ended with this one")
+                await _collect_shard(run, shard, "its run was ended with this one")
             except StoreUnavailable as exc:
                 _lose(run, shard, exc)
     # Not before: another try of this run may find that a shard has ended better than it stood.
@@ -157,7 +157,7 @@ async def _collect_rest(run: ExportRun, shards: Sequence[_Shard]) -> None:
         await run.journal.note("conversations", "shards", pa.concat_tables(dead))
 
 
-async def _find(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[str, FlowRun]:
+async def _find_shard_runs(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[str, FlowRun]:
     """The runs of shards by the keys of their manifests; those that were never started are not there."""
     keys = FlowRunFilterIdempotencyKey(any_=[manifest.key for manifest in manifests])
     found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=keys))
@@ -194,32 +194,32 @@ async def _restart(client: PrefectClient, found: FlowRun) -> None:
     await client.set_flow_run_state(found.id, state)
 
 
-async def _follow(client: PrefectClient, run: ExportRun, shards: Sequence[_Shard], own: RunTotals) -> None:
+async def _follow(client: PrefectClient, run: RunContext, shards: Sequence[_Shard], own: RunTotals) -> None:
     """Wait until each shard has ended, or will never end."""
     began_at, is_untaken = time.monotonic(), True
     while waiting := [shard for shard in shards if not shard.is_over]:
         await asyncio.sleep(POLL_SECONDS)
         try:
-            found = await _find(client, [shard.manifest for shard in waiting])
+            found = await _find_shard_runs(client, [shard.manifest for shard in waiting])
         except httpx.HTTPError as exc:
             logger.warning("the Prefect server is away (%s): asking again", type(exc).__name__)
             continue
         for shard in waiting:
             try:
-                await _look(client, run, shard, found.get(shard.manifest.key))
+                await _check_shard(client, run, shard, found.get(shard.manifest.key))
             except (StoreUnavailable, httpx.HTTPError) as exc:
                 if time.monotonic() - shard.heard_at > SILENT_SECONDS:
                     _lose(run, shard, exc)
                 else:
                     logger.warning("shard=%d: %s, looking again", shard.manifest.shard, type(exc).__name__)
-        show_totals(run, own, [shard.totals for shard in shards])
+        aggregate_into(run, own, [shard.totals for shard in shards])
         is_untaken = is_untaken and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
         if is_untaken and time.monotonic() - began_at > UNTAKEN_SECONDS:
             logger.warning("no worker has taken a shard: there must be room for more runs than this one")
             is_untaken = False
 
 
-async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: FlowRun | None) -> None:
+async def _check_shard(client: PrefectClient, run: RunContext, shard: _Shard, found: FlowRun | None) -> None:
     """See how a shard is getting on; start one again that crashed, collect one that is over."""
     state = found.state if found is not None else None
     is_over = state is None or (state.is_final() and not state.is_crashed())
@@ -238,20 +238,20 @@ async def _look(client: PrefectClient, run: ExportRun, shard: _Shard, found: Flo
             return
         is_over = is_lost
     if is_over:
-        told = "its run was deleted" if state is None else f"its run ended as {state.name}"
+        problem = "its run was deleted" if state is None else f"its run ended as {state.name}"
         if state is not None and not state.is_final():
-            told = f"its run is {state.name}, and nothing was heard of it for {SILENT_SECONDS:g} s"
-        await _collect(run, shard, told)
+            problem = f"its run is {state.name}, and nothing was heard of it for {SILENT_SECONDS:g} s"
+        await _collect_shard(run, shard, problem)
 
 
-async def _collect(run: ExportRun, shard: _Shard, state: str) -> None:
+async def _collect_shard(run: RunContext, shard: _Shard, state: str) -> None:
     """Take over what became of a shard, which is over.
 
     Raises:
         StoreUnavailable: The ledgers cannot be read for now.
     """
     try:
-        shard.totals, shard.dead_letters = await collect(run, shard.manifest, shard.run_id, state)
+        shard.totals, shard.dead_letters = await collect_results(run, shard.manifest, shard.run_id, state)
     except StoreUnavailable:
         raise
     except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this shard only
@@ -261,7 +261,7 @@ async def _collect(run: ExportRun, shard: _Shard, state: str) -> None:
     logger.info("shard=%d %s", shard.manifest.shard, state)
 
 
-def _lose(run: ExportRun, shard: _Shard, exc: Exception) -> None:
+def _lose(run: RunContext, shard: _Shard, exc: Exception) -> None:
     """Go on without what became of a shard: its conversations have no outcome, so they are not reached."""
     if not isinstance(exc, ImbraceLakeError):
         logger.debug("unexpected %s", frames_of(exc))
@@ -285,7 +285,7 @@ async def _cancel(client: PrefectClient, manifests: Sequence[Manifest]) -> None:
         )
         await client.set_flow_run_state(found.id, state)
 
-    found = (await _find(client, manifests)).values()
+    found = (await _find_shard_runs(client, manifests)).values()
     await asyncio.gather(*(cancel(each) for each in found if each.state and not each.state.is_final()))
 
 

@@ -14,10 +14,10 @@ from imbrace_flows.events import emit_stale
 from imbrace_flows.expiry import warn_of_expiry
 from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
-from imbrace_flows.pipeline import raise_bug, retrying, show_log_lines
+from imbrace_flows.pipeline import reraise_unexpected, show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
 from imbrace_lake.errors import ImbraceLakeError, unexpected
-from imbrace_lake.export.export_run import utc_now
+from imbrace_lake.export.run_context import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.verify.findings import Verification
@@ -58,20 +58,20 @@ async def verify_lake(
 
 async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
     settings = connection.settings
-    organization = settings.needed("organization")
-    async with open_lake(settings.needed("lake"), now=None, options=connection.store) as lake:
+    organization = settings.require("organization")
+    async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
         results: list[Verification] = []
-        states = [await retrying(verify_lake_objects, settings)(lake, results, return_state=True)]
+        states = [await with_retries(verify_lake_objects, settings)(lake, results, return_state=True)]
         if params.counts:
             warn_of_expiry(settings)
-            counting = retrying(verify_lake_counts, settings)
+            counting = with_retries(verify_lake_counts, settings)
             states.append(await counting(lake, settings, results, return_state=True))
         for state in states:
-            raise_bug(state)
+            reraise_unexpected(state)
         if len(results) < len(states):
             return Failed(message=next(state.message for state in states if state.name == "Failed"))
         ages = await read_freshness(lake, organization, utc_now())
-        found = _joined(results)
+        found = _merge_results(results)
         with best_effort("the report of this verification"):
             await publish_verification(lake.url, found, ages)
         stale = 0
@@ -84,7 +84,7 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
         return _ended(found, stale, params.stale_hours)
 
 
-def _joined(results: list[Verification]) -> Verification:
+def _merge_results(results: list[Verification]) -> Verification:
     """What several looks found, as one."""
     return Verification(
         parts=sum(one.parts for one in results),
@@ -98,9 +98,9 @@ def _joined(results: list[Verification]) -> Verification:
 def _ended(found: Verification, stale: int, stale_hours: float | None) -> State[Any]:
     """The state that says it all in one sentence."""
     objects = found.parts + found.ledger_objects
-    told = f"; {stale:,} conversations have no proof of the last {stale_hours:g} hours" if stale else ""
+    message = f"; {stale:,} conversations have no proof of the last {stale_hours:g} hours" if stale else ""
     if found.is_sound:
-        return Completed(message=f"{objects:,} objects are as they were written{told}")
+        return Completed(message=f"{objects:,} objects are as they were written{message}")
     differ = len(found.differences)
     named = "1 thing differs" if differ == 1 else f"{differ:,} things differ"
-    return Failed(name="Differs", message=f"{named}, see the table of this run{told}")
+    return Failed(name="Differs", message=f"{named}, see the table of this run{message}")

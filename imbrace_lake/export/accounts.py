@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from imbrace_lake.lake.entries import ConversationEntry, conversation_rows
 from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import ConversationEntry, conversation_rows
 
 ROWS_PER_OBJECT = 50_000
 MOST_POSITIONS = 20

@@ -15,10 +15,10 @@ from imbrace_lake.errors import (
     unexpected,
     without_context,
 )
+from imbrace_lake.export.chunk_journal import ChunkJournal
 from imbrace_lake.export.conversation import export_conversation
-from imbrace_lake.export.export_run import ExportRun, Past
-from imbrace_lake.export.notes import Notes
-from imbrace_lake.lake.entries import ConversationEntry
+from imbrace_lake.export.run_context import PriorState, RunContext
+from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ChunkResult:
 
 
 async def export_chunk(
-    run: ExportRun, name: str, conversation_ids: Sequence[str], *, is_last_try: bool = True
+    run: RunContext, name: str, conversation_ids: Sequence[str], *, is_last_try: bool = True
 ) -> ChunkResult:
     """Export conversations side by side; one that fails costs itself and no other.
 
@@ -50,18 +50,22 @@ async def export_chunk(
     Raises:
         ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
     """
-    notes = run.half_done.setdefault(name, Notes(run.journal, run.accounts, name, len(conversation_ids)))
-    done = notes.done
+    chunk_journal = run.open_chunks.setdefault(
+        name, ChunkJournal(run.journal, run.accounts, name, len(conversation_ids))
+    )
+    done = chunk_journal.done
     # What a killed run of the same job had done is not done again.
     resumed = run.resumed.of_each(one for one in conversation_ids if one not in done)
     for entry in resumed.values():
         own = replace(entry, run_id=run.run_id)
-        notes.take(own)
+        chunk_journal.take(own)
         run.progress.note(own)
     failed: dict[str, ImbraceLakeError] = {}
-    ending = await _export_all(run, notes, [one for one in conversation_ids if one not in done], failed)
+    ending = await _export_all(
+        run, chunk_journal, [one for one in conversation_ids if one not in done], failed
+    )
     # Also when the run ends here: what has an outcome keeps it.
-    await notes.write()
+    await chunk_journal.write()
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try and ending is None:
         return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
@@ -71,8 +75,8 @@ async def export_chunk(
         run.accounts.record(lost)
     entries = [*done.values(), *lost]
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
-    run.note_dead(dead)
-    del run.half_done[name]
+    run.add_dead_letters(dead)
+    del run.open_chunks[name]
     if ending is not None:
         raise ending
     statuses = _statuses(entries)
@@ -82,26 +86,29 @@ async def export_chunk(
 
 
 async def _export_all(
-    run: ExportRun, notes: Notes, conversation_ids: Sequence[str], failed: dict[str, ImbraceLakeError]
+    run: RunContext,
+    chunk_journal: ChunkJournal,
+    conversation_ids: Sequence[str],
+    failed: dict[str, ImbraceLakeError],
 ) -> BaseException | None:
     """Export conversations side by side, and note each that has an outcome.
 
     Args:
         run: What they share.
-        notes: Of the chunk.
+        chunk_journal: Of the chunk.
         conversation_ids: Which.
         failed: Filled with the error of each conversation that fails.
 
     Returns:
         What ends the run before all of them have an outcome: a fatal error, or that it was cancelled.
     """
-    pasts = run.pasts(conversation_ids)
+    prior_states = run.prior_states(conversation_ids)
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
             try:
-                past = pasts.pop(conversation_id, Past())
-                await notes.add(await export_conversation(run, conversation_id, past))
+                prior = prior_states.pop(conversation_id, PriorState())
+                await chunk_journal.add(await export_conversation(run, conversation_id, prior))
             except ImbraceLakeError as exc:
                 error = without_context(exc)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this conversation only
@@ -112,7 +119,7 @@ async def _export_all(
             if error.is_fatal:
                 raise error
             # An entry that could not be written yet is part of the next write.
-            if conversation_id not in notes.done:
+            if conversation_id not in chunk_journal.done:
                 failed[conversation_id] = error
 
     try:
@@ -131,7 +138,7 @@ def _statuses(entries: Iterable[ConversationEntry]) -> Counter[str]:
     return Counter(entry.status for entry in entries)
 
 
-def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> ConversationEntry:
+def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> ConversationEntry:
     entry = ConversationEntry(
         run_id=run.run_id,
         organization_id=run.organization_id,
@@ -141,22 +148,22 @@ def _failed(run: ExportRun, conversation_id: str, error: ImbraceLakeError) -> Co
         is_dead_letter=True,
         finished_at=run.clock(),
     )
-    run.causes[conversation_id] = type(error)
+    run.errors[conversation_id] = type(error)
     # A gateway that refuses everything would else be a line a conversation in the orchestrator's database.
-    if len(run.causes) <= MOST_WARNED:
+    if len(run.errors) <= MOST_WARNED:
         logger.warning(
             "not exported conversation=%s status=%s reason=%s",
             printable(conversation_id),
             entry.status,
             error,
         )
-    if len(run.causes) == MOST_WARNED:
+    if len(run.errors) == MOST_WARNED:
         logger.warning("further conversations that are not exported are in the table of this run alone")
     run.progress.note(entry)
     return entry
 
 
-def chunk_size(conversations: int, chosen: int | None = None) -> int:
+def choose_chunk_size(conversations: int, chosen: int | None = None) -> int:
     """How many conversations one task exports: about 10 tasks, of 25 to 500 conversations each.
 
     A task run costs the orchestrator 30 ms of CPU, and more than about 1,000 in a burst are lost by

@@ -16,7 +16,7 @@ import pyarrow as pa
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.gateway.exact_json import Number, RepeatedKeys
 from imbrace_lake.gateway.models import Item
-from imbrace_lake.lake.entries import SHAPES
+from imbrace_lake.lake.ledger_schema import SHAPES
 from imbrace_lake.printable import printable
 
 # Fields of one message that are looked at, and new shapes that one run records.
@@ -59,8 +59,8 @@ class Shapes:
     A shape is a line such as ``text``, ``text.content.text:string`` or ``item.comments``.
     """
 
-    def __init__(self, known: Iterable[str] = ()) -> None:
-        self._known = set(known) | set(_documented())
+    def __init__(self, seen_before: Iterable[str] = ()) -> None:
+        self._known = set(seen_before) | set(_documented())
         self._seen: set[object] = set()
         self.new: dict[str, str] = {}
 

@@ -12,17 +12,17 @@ from statistics import median
 from typing import Any
 
 from imbrace_lake.errors import ConversationNotFound, GatewayError
-from imbrace_lake.export.figures import counted, duration
+from imbrace_lake.export.humanize import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
 from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.known import Entries
+from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.phones.lists import PhoneList
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
-from imbrace_lake.store.opening import StoreOptions, open_store
+from imbrace_lake.store.factory import StoreOptions, open_store
 
 SAMPLE_CONVERSATIONS = 50
 # Few at a time, so that the gateway's own time is measured and not a queue before it.
@@ -132,7 +132,7 @@ class _Timed:
                 self.failed.append(exc)
                 return None
             self.seconds.append(time.perf_counter() - began)
-            return page.whole or len(page.ids), len(page.ids)
+            return page.total_count or len(page.ids), len(page.ids)
 
 
 async def make_plan(
@@ -142,7 +142,7 @@ async def make_plan(
     ids: Sequence[str] = (),
     *,
     is_everything: bool = False,
-    is_whole: bool = False,
+    is_full_walk: bool = False,
     store_options: StoreOptions | None = None,
 ) -> Plan:
     """Resolve the numbers, look into the lake, and ask some new conversations for their length.
@@ -153,7 +153,7 @@ async def make_plan(
         phones: The numbers, if there are any.
         ids: Conversations besides those of the numbers.
         is_everything: All that the lake knows as well.
-        is_whole: What the lake knows is read from top to bottom again.
+        is_full_walk: What the lake knows is read from top to bottom again.
         store_options: How the lake is reached.
 
     Raises:
@@ -165,7 +165,7 @@ async def make_plan(
     timed = _Timed(gateway)
     numbers: list[PhoneNumber] = phones.unique().to_pylist() if phones else []
     batches = link_batches(numbers, organization, most=NUMBERS_PER_REQUEST)
-    exists, known = await _known(settings, organization, store_options)
+    exists, states = await _read_states(settings, organization, store_options)
     found: dict[PhoneNumber, Resolved] = {}
     for answer in await asyncio.gather(*map(timed.resolve, batches)):
         found.update(answer)
@@ -173,18 +173,18 @@ async def make_plan(
         raise timed.failed[0] if timed.failed else _unresolvable(found)
     wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
     if is_everything:
-        wanted |= dict.fromkeys(known.ids())
-    there = {*known.ids()}
-    spellings = other_spellings(known.ids())
+        wanted |= dict.fromkeys(states.ids())
+    there = {*states.ids()}
+    spellings = other_spellings(states.ids())
     ids = [spellings.get(one, one) for one in canonical_conversation_ids(wanted)]
     new = [one for one in ids if one not in there]
     sample = await _sample(timed, new, settings.page_size)
     if new and not sample.lengths:
         raise timed.failed[-1]
     planning_requests = gateway.traffic.requests
-    again = _pages_again(known, ids, sample.page_size) if is_whole else len(ids) - len(new)
+    again = _pages_again(states, ids, sample.page_size) if is_full_walk else len(ids) - len(new)
     requests = len(batches) + again + _pages(sample, len(new))
-    per_second, pace = _pace(settings, timed.seconds, gateway.gate.per_second)
+    per_second, rate = _expected_rate(settings, timed.seconds, gateway.limiter.per_second)
     return Plan(
         numbers=_statuses(phones, found),
         lake_exists=exists,
@@ -196,21 +196,23 @@ async def make_plan(
         page_size=sample.page_size,
         requests=requests,
         per_second=round(per_second, 3),
-        pace=pace,
+        pace=rate,
         seconds=round(requests / per_second, 1),
         planning_requests=planning_requests,
         failures=_failures(found, timed.failed),
     )
 
 
-async def _known(settings: Settings, organization: str, options: StoreOptions | None) -> tuple[bool, Entries]:
+async def _read_states(
+    settings: Settings, organization: str, options: StoreOptions | None
+) -> tuple[bool, ConversationStates]:
     """What the lake knows, and whether there is one; nothing is made where there is none."""
-    url = settings.needed("lake")
+    url = settings.require("lake")
     async with open_store(url, options) as store:
         if not await has_lake(store):
-            return False, Entries.none()
+            return False, ConversationStates.empty()
     async with open_lake(url, now=None, options=options) as lake:
-        return True, await read_known(lake, organization)
+        return True, await read_states(lake, organization)
 
 
 async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
@@ -223,9 +225,9 @@ async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
     page = await timed.length(max(read)[1], page_size) if read else None
     if page is None:
         return _Sample(lengths, page_size)
-    whole, came = page
+    total_count, received = page
     # Fewer than asked for, and more there are: the server's own limit.
-    return _Sample(lengths, came if 0 < came < min(page_size, whole) else page_size)
+    return _Sample(lengths, received if 0 < received < min(page_size, total_count) else page_size)
 
 
 def _pages(sample: _Sample, conversations: int) -> int:
@@ -233,13 +235,13 @@ def _pages(sample: _Sample, conversations: int) -> int:
     return math.ceil(_mean(pages) * conversations)
 
 
-def _pages_again(known: Entries, ids: Sequence[str], page_size: int) -> int:
+def _pages_again(states: ConversationStates, ids: Sequence[str], page_size: int) -> int:
     """The pages of those conversations that the lake knows."""
-    entries = known.of_each(ids).values()
+    entries = states.of_each(ids).values()
     return sum(max(1, math.ceil((entry.distinct_messages or 0) / page_size)) for entry in entries)
 
 
-def _pace(settings: Settings, seconds: Sequence[float], allowed: float | None) -> tuple[float, str]:
+def _expected_rate(settings: Settings, seconds: Sequence[float], allowed: float | None) -> tuple[float, str]:
     if allowed:
         return allowed, "the limit of requests per second that is set"
     latency = median(seconds) if seconds else 0.0

@@ -7,11 +7,11 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import date
 
-from imbrace_lake.export.figures import duration
+from imbrace_lake.export.humanize import duration
 from imbrace_lake.gateway.client import Traffic
-from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.lake.entries import ConversationEntry
-from imbrace_lake.lake.publish import Published
+from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.lake.publish import PublishResult
 
 # How far back speeds are measured, and how long before anything is foretold by one.
 REQUEST_SECONDS = 10.0
@@ -32,7 +32,7 @@ class Progress:
         messages_total: Messages of the conversations that were proven.
         written_bytes: Size of the parts added.
         days: Messages added, by the day they were created, UTC.
-        gate: The run's budget of requests; None until it is opened.
+        limiter: The run's budget of requests; None until it is opened.
         traffic: What was sent and received; None until the gateway is opened.
     """
 
@@ -45,7 +45,7 @@ class Progress:
     messages_total: int = 0
     written_bytes: int = 0
     days: Counter[date] = field(default_factory=Counter)
-    gate: Gate | None = None
+    limiter: RequestLimiter | None = None
     traffic: Traffic | None = None
 
     @property
@@ -53,7 +53,7 @@ class Progress:
         """Conversations that have a status."""
         return sum(self.statuses.values())
 
-    def note(self, entry: ConversationEntry, published: Published | None = None) -> None:
+    def note(self, entry: ConversationEntry, published: PublishResult | None = None) -> None:
         """Count one conversation that is done, and what was written of it."""
         self.statuses[entry.status] += 1
         self.messages_new += entry.new_messages
@@ -69,7 +69,7 @@ class Progress:
         """Conversations that were not exported, as far as is known."""
         return self.statuses["failed"] + self.statuses["incomplete"]
 
-    def place(self) -> tuple[int, int, str]:
+    def position(self) -> tuple[int, int, str]:
         """How many of how many are done in this stage, and what they are."""
         if self.stage == "resolving":
             return self.numbers_resolved, self.numbers, "numbers"
@@ -134,9 +134,9 @@ class ProgressLine:
         self._requests = Rate(REQUEST_SECONDS)
         self._left = TimeLeft()
 
-    def tell(self, progress: Progress) -> str:
+    def describe(self, progress: Progress) -> str:
         """The line; to be asked for every few seconds."""
-        done, total, unit = progress.place()
+        done, total, unit = progress.position()
         requests = self._requests.of(progress.traffic.requests if progress.traffic else 0)
         seconds = self._left.seconds(progress)
         return " · ".join(
@@ -149,8 +149,8 @@ class ProgressLine:
             ]
         )
 
-    def tell_end(self, progress: Progress) -> str:
+    def describe_end(self, progress: Progress) -> str:
         """The line when nothing is left to read."""
-        done, total, unit = progress.place()
+        done, total, unit = progress.position()
         counts = f"{progress.conversations_failed:,} failed · {progress.messages_total:,} messages"
         return f"{done:,} of {total:,} {unit} · {counts}"

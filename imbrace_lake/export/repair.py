@@ -16,20 +16,20 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 
 from imbrace_lake.errors import ObjectChanged, StoreUnavailable
-from imbrace_lake.export.resume import pulse
-from imbrace_lake.export.runs import versions
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.entries import WINDOW, ConversationEntry, PartEntry, RunTotals
-from imbrace_lake.lake.held import Held
-from imbrace_lake.lake.known import Entries
+from imbrace_lake.export.recovery import heartbeat
+from imbrace_lake.export.run import versions
+from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.publish import somewhere
-from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.rows import Collector
+from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, PartEntry, RunTotals
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
+from imbrace_lake.lake.publish import in_thread_unless
+from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.schema import as_written_today
-from imbrace_lake.store.contract import Made
-from imbrace_lake.store.lock import alone
+from imbrace_lake.lake.snapshot import PartitionSnapshot
+from imbrace_lake.store.contract import LazyBody
+from imbrace_lake.store.lease import exclusive_lease
 
 # Each lost race means that an export has just replaced the same part.
 TRIES = 20
@@ -67,7 +67,7 @@ class _Rewritten:
 
     organization_id: str
     conversation_id: str
-    body: Made
+    body: LazyBody
     entry: PartEntry
     before: str
 
@@ -78,7 +78,7 @@ async def repair_lake(
     clock: Callable[[], datetime],
     *,
     apply: bool,
-    memory: Memory | None = None,
+    memory: MemoryBudget | None = None,
 ) -> Repaired:
     """Find every part with rows in an earlier form, and with `apply` write them in today's.
 
@@ -93,7 +93,7 @@ async def repair_lake(
         StoreError: A part cannot be read or written; the message names it.
     """
     found = Repaired(is_applied=apply)
-    memory = memory or Memory()
+    memory = memory or MemoryBudget()
     by_organization: dict[str, list[Part]] = {}
     for part in await lake.list_below():
         by_organization.setdefault(part.key.split("/")[1], []).append(part)
@@ -108,25 +108,25 @@ async def repair_lake(
             found.parts += 1
         if outdated and apply:
             probe = await lake.store.probe()
-            async with nullcontext() if probe.is_conditional else alone(lake.store, run_id, clock):
+            async with nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, clock):
                 await _Repair(lake, run_id, clock, memory).run(outdated)
     return found
 
 
-async def _count_outdated(lake: Lake, part: Part, memory: Memory) -> int:
+async def _count_outdated(lake: Lake, part: Part, memory: MemoryBudget) -> int:
     """How many rows of a part have an earlier form."""
-    with Room(memory, lake.store.temporary_directory) as room:
-        held = await Held.read(lake, [part], room)
+    with Reservation(memory, lake.store.temporary_directory) as reservation:
+        snapshot = await PartitionSnapshot.read(lake, [part], reservation)
 
         def count() -> int:
-            return sum(outdated for _, outdated in _today(held))
+            return sum(outdated for _, outdated in _today(snapshot))
 
-        return await somewhere(held.is_in_memory, count)
+        return await in_thread_unless(snapshot.is_in_memory, count)
 
 
-def _today(held: Held) -> Iterator[tuple[pa.Table, int]]:
+def _today(snapshot: PartitionSnapshot) -> Iterator[tuple[pa.Table, int]]:
     """The rows of one part in today's form, some at a time, and how many of them had another."""
-    for rows in held.part_batches(0):
+    for rows in snapshot.part_batches(0):
         today = as_written_today(rows)
         if today.equals(rows):
             yield rows, 0
@@ -138,28 +138,28 @@ def _today(held: Held) -> Iterator[tuple[pa.Table, int]]:
 class _Repair:
     """Writes parts of one organization again, and records it."""
 
-    def __init__(self, lake: Lake, run_id: str, clock: Callable[[], datetime], memory: Memory) -> None:
+    def __init__(self, lake: Lake, run_id: str, clock: Callable[[], datetime], memory: MemoryBudget) -> None:
         self._lake = lake
         self._run_id = run_id
         self._clock = clock
         self._memory = memory
         self._started_at = clock()
         self._journal = Journal(lake, run_id, self._started_at)
-        self._known = Entries.none()
+        self._states = ConversationStates.empty()
         # What this repair has recorded, by conversation.
         self._recorded: dict[str, ConversationEntry] = {}
 
     async def run(self, parts: Sequence[Part]) -> None:
         """Write the parts again."""
-        with Room(self._memory, self._lake.store.temporary_directory) as room:
-            held = await Held.read(self._lake, parts[:1], room)
-            organization_id = next(held.part_batches(0, ["organization_id"])).column(0)[0].as_py()
-        async with pulse(self._lake, self._run_id, organization_id, self._clock) as beating:
-            await beating.beat()
-            self._known = await read_known(self._lake, organization_id)
+        with Reservation(self._memory, self._lake.store.temporary_directory) as reservation:
+            snapshot = await PartitionSnapshot.read(self._lake, parts[:1], reservation)
+            organization_id = next(snapshot.part_batches(0, ["organization_id"])).column(0)[0].as_py()
+        async with heartbeat(self._lake, self._run_id, organization_id, self._clock) as running:
+            await running.send()
+            self._states = await read_states(self._lake, organization_id)
             for part in parts:
                 await self._repair(part)
-            await beating.stop()
+            await running.stop()
             row = {
                 "run_id": self._run_id,
                 "organization_id": organization_id,
@@ -174,8 +174,8 @@ class _Repair:
     async def _repair(self, part: Part) -> None:
         current: Part | None = part
         for _ in range(TRIES):
-            with Room(self._memory, self._lake.store.temporary_directory) as room:
-                rewritten = None if current is None else await self._rewritten(current, room)
+            with Reservation(self._memory, self._lake.store.temporary_directory) as reservation:
+                rewritten = None if current is None else await self._rewritten(current, reservation)
                 if current is None or rewritten is None:
                     return
                 recorded = self._recorded.get(rewritten.conversation_id)
@@ -191,52 +191,52 @@ class _Repair:
                     return
         raise StoreUnavailable(f"{self._lake.url}/{part.key}: other runs kept writing to it, so try again")
 
-    async def _rewritten(self, part: Part, room: Room) -> _Rewritten | None:
+    async def _rewritten(self, part: Part, reservation: Reservation) -> _Rewritten | None:
         """A part in today's form; None if it has that already."""
-        held = await Held.read(self._lake, [part], room)
+        snapshot = await PartitionSnapshot.read(self._lake, [part], reservation)
 
         def rewrite() -> _Rewritten | None:
-            collector = Collector(room)
+            buffer = SortBuffer(reservation)
             outdated, ids = 0, {"organization_id": "", "conversation_id": ""}
-            for rows, count in _today(held):
-                collector.add(rows)
+            for rows, count in _today(snapshot):
+                buffer.add(rows)
                 outdated += count
                 ids = rows.select([*ids]).slice(0, 1).to_pylist()[0]
             if not outdated:
                 return None
             metadata = {"run_id": self._run_id, "conversation_id": ids["conversation_id"]}
-            made = collector.rows().body(room, metadata)()
-            body = Made(lambda: made)
+            made = buffer.rows().body(reservation, metadata)()
+            body = LazyBody(lambda: made)
             body()
             size_bytes = len(made) if isinstance(made, bytes) else made.stat().st_size
-            entry = PartEntry(part.key, size_bytes, held.parts[0].rows, body.sha256)
-            return _Rewritten(**ids, body=body, entry=entry, before=held.parts[0].sha256)
+            entry = PartEntry(part.key, size_bytes, snapshot.parts[0].rows, body.sha256)
+            return _Rewritten(**ids, body=body, entry=entry, before=snapshot.parts[0].sha256)
 
-        return await somewhere(held.is_in_memory, rewrite)
+        return await in_thread_unless(snapshot.is_in_memory, rewrite)
 
     async def _record(self, part: _Rewritten) -> None:
         """Note how a part will be, and that all else about its conversation is as it was."""
-        known = self._recorded.get(part.conversation_id)
-        known = known or self._known.of_each([part.conversation_id]).get(part.conversation_id)
-        if known is None:
-            known = self._claiming_nothing(part, (part.entry,))
-        is_as_proven = any(one.sha256 == part.before for one in known.parts if one.key == part.entry.key)
+        state = self._recorded.get(part.conversation_id)
+        state = state or self._states.of_each([part.conversation_id]).get(part.conversation_id)
+        if state is None:
+            state = self._claiming_nothing(part, (part.entry,))
+        is_as_proven = any(one.sha256 == part.before for one in state.parts if one.key == part.entry.key)
         entry = replace(
-            known,
+            state,
             run_id=self._run_id,
-            status="gone" if known.status == "gone" else "unchanged",
+            status="gone" if state.status == "gone" else "unchanged",
             new_messages=0,
             edited_messages=0,
             deleted_messages=0,
             requests=0,
-            parts=tuple(part.entry if one.key == part.entry.key else one for one in known.parts),
+            parts=tuple(part.entry if one.key == part.entry.key else one for one in state.parts),
             # Early enough for the hash that is recorded so far to count until the part is replaced.
-            started_at=known.started_at or known.finished_at,
+            started_at=state.started_at or state.finished_at,
             # Later than what is recorded so far, even if this clock is behind the one that gave its time.
-            finished_at=max(self._clock(), known.finished_at + _TICK),
+            finished_at=max(self._clock(), state.finished_at + _TICK),
             # If somebody has written to it since, the next run must not take it for unchanged.
-            head_hash=known.head_hash if is_as_proven else None,
-            head_etag=known.head_etag if is_as_proven else None,
+            head_hash=state.head_hash if is_as_proven else None,
+            head_etag=state.head_etag if is_as_proven else None,
         )
         await self._note(entry)
 
@@ -245,7 +245,7 @@ class _Repair:
         await self._note(recorded or self._claiming_nothing(part, ()))
         if recorded is None:
             del self._recorded[part.conversation_id]
-            self._known = await read_known(self._lake, part.organization_id)
+            self._states = await read_states(self._lake, part.organization_id)
 
     async def _note(self, entry: ConversationEntry) -> None:
         self._recorded[entry.conversation_id] = entry

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import DamagedObject, UsageError
-from imbrace_lake.export.resume import ClosedRun, close_if_dead
+from imbrace_lake.export.recovery import ClosedRun, close_if_dead
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 

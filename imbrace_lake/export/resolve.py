@@ -14,8 +14,8 @@ import pyarrow as pa
 from imbrace_lake.errors import BadRequest, GatewayError, MalformedAnswer, WrongAddress
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.models import Links
-from imbrace_lake.lake.entries import PHONES
 from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import PHONES
 from imbrace_lake.phones.numbers import PhoneNumber, mask, phone_hash
 
 UNANSWERED_TRIES = 3
@@ -165,13 +165,13 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
         except BadRequest as exc:
             return found | await _halved(gateway, missing, exc)
         found |= _by_phone(missing, links)
-        missing = [*links.unanswered, *links.spoiled]
+        missing = [*links.missing, *links.malformed]
         if not missing:
             break
     reason = "what the gateway says of this number names no conversation"
-    spoiled = Resolved(error=reason, cause=MalformedAnswer)
+    malformed = Resolved(error=reason, cause=MalformedAnswer)
     # Left out every time, without an error: the gateway knows nothing of these.
-    return found | {phone: spoiled if phone in links.spoiled else Resolved() for phone in missing}
+    return found | {phone: malformed if phone in links.malformed else Resolved() for phone in missing}
 
 
 async def _halved(
@@ -184,7 +184,7 @@ async def _halved(
 
 
 def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, Resolved]:
-    unclear = {*links.unanswered, *links.spoiled}
+    unclear = {*links.missing, *links.malformed}
     conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unclear}
     for link in links.links:
         conversations[link.phone].append(link.conversation_id)

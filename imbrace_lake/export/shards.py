@@ -22,17 +22,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imbrace_lake.errors import ImbraceLakeError, StoreError, UsageError, WalkIncomplete
 from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.lake.entries import ConversationEntry, RunTotals, conversation_rows, entry_of
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
+from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals, conversation_rows, entry_of
 from imbrace_lake.policy import ReadPolicy, Window
 
 FOLDER = "shards/"
 MOST_IN_ONE = 20_000
 # One request of the orchestrator lists them all.
 MOST_SHARDS = 100
-KEPT = timedelta(days=7)
+RETENTION = timedelta(days=7)
 
 
 class Manifest(BaseModel):
@@ -73,14 +73,14 @@ def shard_count(conversations: int, chosen_size: int | None = None) -> int:
     return min(MOST_SHARDS, max(1, -(-conversations // (chosen_size or MOST_IN_ONE))))
 
 
-def cut(conversation_ids: Iterable[str], count: int) -> list[list[str]]:
+def split_evenly(conversation_ids: Iterable[str], count: int) -> list[list[str]]:
     """Cut into parts of equal size, give or take one; the same ids make the same parts in any order."""
     ids = sorted(conversation_ids)
-    return [ids[len(ids) * place // count : len(ids) * (place + 1) // count] for place in range(count)]
+    return [ids[len(ids) * number // count : len(ids) * (number + 1) // count] for number in range(count)]
 
 
 async def plan_shards(
-    run: ExportRun,
+    run: RunContext,
     conversation_ids: Sequence[str],
     chosen_size: int | None,
     *,
@@ -90,16 +90,16 @@ async def plan_shards(
     """Write the manifests of a run; another try of the run keeps those that are there and adds the rest."""
     now = run.clock()
     own, old = [], []
-    for stored in await run.lake.store.list(FOLDER):
-        if stored.key.startswith(f"{FOLDER}{run.run_id}/"):
-            own.append(stored.key)
-        elif now - stored.modified_at > KEPT:
-            old.append(stored.key)
+    for meta in await run.lake.store.list(FOLDER):
+        if meta.key.startswith(f"{FOLDER}{run.run_id}/"):
+            own.append(meta.key)
+        elif now - meta.modified_at > RETENTION:
+            old.append(meta.key)
     await asyncio.gather(*(run.lake.store.delete(key) for key in old))
     manifests = [await read_manifest(run.lake, key) for key in own]
     given = {one for manifest in manifests for one in manifest.conversation_ids}
     rest = [one for one in conversation_ids if one not in given]
-    parts = cut(rest, shard_count(len(rest), chosen_size)) if rest else []
+    parts = split_evenly(rest, shard_count(len(rest), chosen_size)) if rest else []
     for number, ids in enumerate(parts, len(manifests) + 1):
         manifest = Manifest(
             run_id=run.run_id,
@@ -114,7 +114,7 @@ async def plan_shards(
             accept_repeats=run.accept_repeats,
             conversation_ids=tuple(ids),
         )
-        await run.lake.store.put_new(manifest.key, manifest.model_dump_json().encode())
+        await run.lake.store.create(manifest.key, manifest.model_dump_json().encode())
         manifests.append(manifest)
     run.accounts.found = [one for each in manifests for one in each.conversation_ids]
     return manifests
@@ -143,10 +143,10 @@ async def drop_manifests(lake: Lake, manifests: Iterable[Manifest]) -> None:
     await asyncio.gather(*(lake.store.delete(manifest.key) for manifest in manifests))
 
 
-async def collect(
-    run: ExportRun, manifest: Manifest, shard_run_id: str, state: str
+async def collect_results(
+    run: RunContext, manifest: Manifest, shard_run_id: str, state: str
 ) -> tuple[RunTotals, pa.Table]:
-    """Take over from the ledgers what became of a shard.
+    """Collect a shard's results from the ledgers.
 
     What failed in it, and what it has recorded nothing of, becomes a dead letter of the run as well.
 
@@ -172,8 +172,8 @@ async def collect(
     missing = [one for one in manifest.conversation_ids if one not in recorded]
     # Whoever closes the journal of a killed run does not know its parameters.
     has_ended = bool(ends.filter(pc.is_valid(ends.column("parameters"))).num_rows)
-    told = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
-    reason = f"not reached: shard {manifest.shard} (run {shard_run_id or 'not started'}): {told}"
+    details = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
+    reason = f"not reached: shard {manifest.shard} (run {shard_run_id or 'not started'}): {details}"
     dead = [
         replace(entry_of(row), run_id=run.run_id)
         for row in latest.filter(latest.column("is_dead_letter")).to_pylist()
@@ -200,44 +200,44 @@ async def collect(
     totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
     found = totals, conversation_rows(dead)
     run.lost_shards += not has_ended or bool(missing)
-    run.note_dead(dead)
+    run.add_dead_letters(dead)
     run.accounts.recorded.update(manifest.conversation_ids)
-    causes = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
-    run.causes.update({one.conversation_id: causes[one.status] for one in dead if one.status in causes})
+    errors = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
+    run.errors.update({one.conversation_id: errors[one.status] for one in dead if one.status in errors})
     run.shapes.new.update(new_shapes)
     return found
 
 
 def sum_totals(totals: Iterable[RunTotals]) -> RunTotals:
     """Add totals up, field by field."""
-    whole = RunTotals()
+    total = RunTotals()
     for one in totals:
         for field in fields(RunTotals):
-            before, more = getattr(whole, field.name), getattr(one, field.name)
+            before, more = getattr(total, field.name), getattr(one, field.name)
             if before is None or more is None:
                 before, more = before or 0, more or 0
             both = dict(Counter(before) + Counter(more)) if isinstance(before, dict) else before + more
-            setattr(whole, field.name, both)
-    return whole
+            setattr(total, field.name, both)
+    return total
 
 
-def show_totals(run: ExportRun, own: RunTotals, shards: Iterable[RunTotals]) -> None:
-    """Let a run count what its shards have done as its own.
+def aggregate_into(run: RunContext, own: RunTotals, shards: Iterable[RunTotals]) -> None:
+    """Add the totals of its shards to a run's own.
 
     Args:
         run: Which.
         own: What the run itself had done before it had shards.
         shards: What each of them has done so far.
     """
-    whole = sum_totals([own, *shards])
+    total = sum_totals([own, *shards])
     progress, traffic = run.progress, run.gateway.traffic
-    progress.statuses = Counter(whole.conversations)
-    progress.messages_new, progress.messages_total = whole.messages_new, whole.messages_total
-    progress.written_bytes = whole.written_bytes
-    progress.days = Counter({date.fromisoformat(day): count for day, count in whole.days.items()})
+    progress.statuses = Counter(total.conversations)
+    progress.messages_new, progress.messages_total = total.messages_new, total.messages_total
+    progress.written_bytes = total.written_bytes
+    progress.days = Counter({date.fromisoformat(day): count for day, count in total.days.items()})
     traffic.requests, traffic.retries, traffic.size_bytes = (
-        whole.requests,
-        whole.retries,
-        whole.received_bytes,
+        total.requests,
+        total.retries,
+        total.received_bytes,
     )
-    run.gateway.gate.counts.refusals = whole.refusals
+    run.gateway.limiter.counts.rate_limited = total.refusals

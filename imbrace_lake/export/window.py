@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import RepeatedMessages, WalkIncomplete
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.paging import REPEATS, Proof, walk
-from imbrace_lake.lake.entries import WINDOW, ConversationEntry, part_entries
-from imbrace_lake.lake.held import Held
+from imbrace_lake.gateway.walk import REPEATS, Proof, walk
 from imbrace_lake.lake.lake import Part
-from imbrace_lake.lake.publish import Publication, somewhere
-from imbrace_lake.lake.room import Room
-from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, part_entries
+from imbrace_lake.lake.memory import Reservation
+from imbrace_lake.lake.publish import Publisher, in_thread_unless
+from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, rows_of_page
+from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.policy import Window
 from imbrace_lake.printable import printable
 
@@ -27,7 +27,7 @@ START_TRIES = 5
 
 
 async def export_window(
-    run: ExportRun, conversation_id: str, window: Window, parts: Sequence[Part], room: Room
+    run: RunContext, conversation_id: str, window: Window, parts: Sequence[Part], reservation: Reservation
 ) -> ConversationEntry:
     """Bring the messages of a window into the lake, and claim nothing about the others.
 
@@ -35,14 +35,16 @@ async def export_window(
         WalkIncomplete: The window could not be proven whole; nothing was written.
         ImbraceLakeError: As its class says.
     """
-    reading = _WindowReading(run, conversation_id, window, Collector(room))
-    proof = await reading.walk()
+    window_reader = _WindowReader(run, conversation_id, window, SortBuffer(reservation))
+    proof = await window_reader.walk()
     if not proof.is_complete:
         raise incomplete(f"conversation {printable(conversation_id)} is not proven whole in {window}", proof)
-    rows = await somewhere(not reading.collected.is_spilled, reading.rows)
-    held = await Held.read(run.lake, parts, room)
-    publication = Publication(run.lake, run.journal, run.organization_id, conversation_id, run.clock(), room)
-    published = await publication.publish(rows, held, is_whole=False)
+    rows = await in_thread_unless(not window_reader.buffer.is_spilled, window_reader.rows)
+    snapshot = await PartitionSnapshot.read(run.lake, parts, reservation)
+    publisher = Publisher(
+        run.lake, run.journal, run.organization_id, conversation_id, run.clock(), reservation
+    )
+    published = await publisher.publish(rows, snapshot, is_full_walk=False)
     entry = ConversationEntry(
         run_id=run.run_id,
         organization_id=run.organization_id,
@@ -56,13 +58,13 @@ async def export_window(
         first_message_at=rows.first_at,
         last_message_at=rows.last_at,
         proven_from=window.since or rows.first_at,
-        proven_until=min(window.until or reading.started_at, reading.started_at),
+        proven_until=min(window.until or window_reader.started_at, window_reader.started_at),
         proof_method=WINDOW,
-        is_still=proof.is_still,
+        is_still=proof.did_not_move,
         content_hash=rows.content_hash,
         parts=part_entries(published.parts),
-        requests=reading.requests,
-        started_at=reading.started_at,
+        requests=window_reader.requests,
+        started_at=window_reader.started_at,
         finished_at=run.clock(),
     )
     run.progress.note(entry, published)
@@ -77,23 +79,23 @@ def incomplete(what: str, proof: Proof) -> WalkIncomplete:
     return WalkIncomplete(f"{what}: {proof.reason}")
 
 
-class _WindowReading:
+class _WindowReader:
     """Finds the window in the list, and reads it with a page's rim on either side."""
 
-    def __init__(self, run: ExportRun, conversation_id: str, window: Window, collected: Collector) -> None:
+    def __init__(self, run: RunContext, conversation_id: str, window: Window, buffer: SortBuffer) -> None:
         self.started_at = run.clock()
         self.requests = 0
         self._run = run
         self._id = conversation_id
         self._window = window
         self._origin = Origin(run.organization_id, conversation_id, run.run_id, self.started_at)
-        self.collected = collected
+        self.buffer = buffer
         self._newest: datetime | None = None
         self._oldest: datetime | None = None  # of the page read last
 
     def rows(self) -> Rows:
         """The window's messages, with digests."""
-        return self.collected.rows(self._are_inside)
+        return self.buffer.rows(self._are_inside)
 
     def _are_inside(self, rows: pa.Table) -> pa.ChunkedArray:
         times = rows.column("created_at")
@@ -109,14 +111,14 @@ class _WindowReading:
         """Read from above the window to below it."""
         start = await self._find_start()
         for _ in range(START_TRIES):
-            self.collected.clear()
+            self.buffer.clear()
             self._newest = None
             proof = await walk(
                 self._fetch,
                 self._take,
                 limit=self._run.page_size,
-                ahead=self._run.pages_ahead,
-                is_enough=self._is_below,
+                read_ahead=self._run.pages_ahead,
+                stop_at=self._is_below,
                 start=start,
                 bounds=self._run.bounds,
                 accept_repeats=self._run.accept_repeats,
@@ -137,11 +139,11 @@ class _WindowReading:
         if self._window.until is None:
             return 0
         page = await self._fetch(0, self._run.page_size)
-        lowest, highest = 0, page.whole if page.whole is not None else page.end
+        lowest, highest = 0, page.total_count if page.total_count is not None else page.next_skip
         while page.ids:
             newest, oldest = self._span(page)
             if oldest is not None and oldest >= self._window.until:
-                lowest = max(lowest, page.end - 1)
+                lowest = max(lowest, page.next_skip - 1)
             elif newest is not None and newest < self._window.until:
                 highest = min(highest, page.skip)
             else:
@@ -159,11 +161,11 @@ class _WindowReading:
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     def _take(self, page: Page) -> None:
-        self._run.look_at_shapes(self._id, page)
+        self._run.observe_shapes(self._id, page)
         rows = rows_of_page(page, self._origin)
         newest, self._oldest = _span_of(rows)
         self._newest = max(filter(None, (newest, self._newest)), default=None)
-        self.collected.add(rows)
+        self.buffer.add(rows)
         page.items.clear()  # the walk goes on with the ids
 
     def _is_below(self, page: Page) -> bool:

@@ -26,16 +26,17 @@ from imbrace_lake.errors import (
     ConversationForbidden,
     ConversationNotFound,
     GatewayError,
+    GatewayTimeout,
     GatewayUnavailable,
     MalformedAnswer,
     OrganizationMismatch,
-    Overdue,
     RateLimited,
     TokenRejected,
     UnusableId,
 )
 from imbrace_lake.gateway.content_coding import ACCEPTED
 from imbrace_lake.gateway.http_client import Answer, HttpClient
+from imbrace_lake.gateway.limiter import RequestLimiter, WaitersRejected
 from imbrace_lake.gateway.models import (
     Counts,
     Links,
@@ -47,8 +48,7 @@ from imbrace_lake.gateway.models import (
     parse_links,
     parse_page,
 )
-from imbrace_lake.gateway.pacing import Gate, TurnedAway
-from imbrace_lake.gateway.refusals import Forbidden, refusal, retry_after
+from imbrace_lake.gateway.response_errors import Forbidden, error_from_response, retry_after
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 from imbrace_lake.printable import printable_request_id
 
@@ -117,16 +117,19 @@ class GatewayClient:
 
     Args:
         options: Address, token and patience.
-        gate: The budget that this client shares with every other of the process.
+        limiter: The budget that this client shares with every other of the process.
         transport: Replaces the network; for answers that a healthy server cannot send.
     """
 
     def __init__(
-        self, options: GatewayOptions, gate: Gate, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        options: GatewayOptions,
+        limiter: RequestLimiter,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.options = options
         self.traffic = Traffic()
-        self.gate = gate
+        self.limiter = limiter
         self._base = options.url.rstrip("/")
         self._secrets = (options.token.get_secret_value(),)
         self._accepted = 0  # requests that the gateway has answered, and so its token
@@ -238,7 +241,7 @@ class GatewayClient:
                 if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
                     raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer says")
                 self._longest_page = len(page.ids)
-                self._counts_pages = self._counts_pages and page.is_exact
+                self._counts_pages = self._counts_pages and page.count_matches
             self._longest_page = max(self._longest_page, len(page.ids))
             return page
 
@@ -247,14 +250,14 @@ class GatewayClient:
     def _is_short(self, page: Page, asked: int) -> bool:
         """Whether a page may have lost messages on the way: it brings fewer than it should.
 
-        A body can be cut and still count right, so it is also held against the longest page that
+        A body can be cut and still count right, so it is also compared with the longest page that
         this gateway has sent; a gap inside a page is the one thing that a walk could not see.
         """
-        if page.whole is None:
+        if page.total_count is None:
             return False
-        expected = min(asked, self._longest_page, page.whole - page.skip)
-        is_contradictory = page.has_more is False and page.end < page.whole
-        is_miscounted = self._counts_pages and not page.is_exact
+        expected = min(asked, self._longest_page, page.total_count - page.skip)
+        is_contradictory = page.has_more is False and page.next_skip < page.total_count
+        is_miscounted = self._counts_pages and not page.count_matches
         return is_miscounted or len(page.ids) < expected or is_contradictory
 
     async def _get(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
@@ -276,8 +279,8 @@ class GatewayClient:
             try:
                 return await self._try(path, sent, parse)
             except RateLimited:
-                # Not this request's fault, so not one of its tries: the gate makes everybody wait.
-                if self._is_refused_for_good():
+                # Not this request's fault, so not one of its tries: the limiter makes everybody wait.
+                if self._is_rate_limited_for_good():
                     raise
                 delay = 0.0
             except TokenRejected as exc:
@@ -294,7 +297,7 @@ class GatewayClient:
                 tries += 1
                 if not exc.is_transient or tries >= self.options.tries:
                     raise
-                overdue += isinstance(exc, Overdue)
+                overdue += isinstance(exc, GatewayTimeout)
                 delay = self._delay(tries)
             self.traffic.retries += 1
             await asyncio.sleep(delay)
@@ -361,9 +364,9 @@ class GatewayClient:
                 return False  # nothing is decided, so the next conversation probes again
             return True
 
-    def _is_refused_for_good(self) -> bool:
-        """Whether the gate was closed, or will be, for longer than anybody is to wait."""
-        waited = self.gate.refused_seconds() + self.gate.pause_seconds()
+    def _is_rate_limited_for_good(self) -> bool:
+        """Whether the limiter was closed, or will be, for longer than anybody is to wait."""
+        waited = self.limiter.rate_limited_seconds() + self.limiter.pause_seconds()
         return waited > self.options.patience_seconds
 
     def _delay(self, failures: int) -> float:
@@ -374,29 +377,29 @@ class GatewayClient:
 
     async def _try(self, path: str, query: str, parse: Callable[[bytes], T]) -> T:
         """One request and its answer, parsed or raised."""
-        if self.gate.pause_seconds() and self._is_refused_for_good():
+        if self.limiter.pause_seconds() and self._is_rate_limited_for_good():
             raise self._rate_limited(path)
         try:
-            ticket = await self.gate.enter()
-        except TurnedAway:
+            ticket = await self.limiter.acquire()
+        except WaitersRejected:
             raise self._rate_limited(path) from None
         try:
             self.traffic.requests += 1
             request_id = f"{self._ids}-{self.traffic.requests:x}"
             try:
                 answer = await self._http.get(path, query, request_id)
-            except Overdue:
-                self.gate.strained(ticket)
+            except GatewayTimeout:
+                self.limiter.on_overload(ticket)
                 raise
             theirs = answer.headers.get("x-request-id")
             request_id = printable_request_id(theirs, request_id, self._secrets)
             if answer.status == 200:
-                self.gate.succeeded(ticket)
+                self.limiter.on_success(ticket)
                 self._accept(path)
                 return _parsed(answer.body, parse, path, request_id)
-            raise self._refusal(answer, ticket, path, request_id)
+            raise self._error_of(answer, ticket, path, request_id)
         finally:
-            self.gate.leave()
+            self.limiter.release()
 
     def _accept(self, path: str) -> None:
         self._accepted += 1
@@ -405,22 +408,22 @@ class GatewayClient:
         elif path not in self._accepted_paths:
             self._accepted_paths.append(path)
 
-    def _refusal(self, answer: Answer, ticket: int, path: str, request_id: str) -> GatewayError:
-        """The error that a status other than 200 means; tells the gate about it."""
+    def _error_of(self, answer: Answer, ticket: int, path: str, request_id: str) -> GatewayError:
+        """The error that a status other than 200 means; informs the limiter."""
         if answer.status == 429:
-            self.gate.refused(ticket, retry_after(answer.headers))
+            self.limiter.on_rate_limited(ticket, retry_after(answer.headers))
             error = self._rate_limited(path, request_id)
-            if self._is_refused_for_good():
-                self.gate.turn_away()
+            if self._is_rate_limited_for_good():
+                self.limiter.reject_waiters()
             return error
         if answer.status in (408, 503, 504):
-            self.gate.strained(ticket)
+            self.limiter.on_overload(ticket)
         else:
-            self.gate.succeeded(ticket)
-        refused = refusal(answer, path, request_id, base=self._base, secrets=self._secrets)
-        if isinstance(refused, ConversationNotFound):
+            self.limiter.on_success(ticket)
+        rejection = error_from_response(answer, path, request_id, base=self._base, secrets=self._secrets)
+        if isinstance(rejection, ConversationNotFound):
             self._accept(path)
-        return refused
+        return rejection
 
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"

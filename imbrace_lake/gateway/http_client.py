@@ -101,7 +101,7 @@ class HttpClient:
         """Send one request, and receive its answer whatever its status.
 
         Raises:
-            Overdue: No complete answer in time.
+            GatewayTimeout: No complete answer in time.
             AnswerTooLarge: The body has more bytes or values than allowed.
             MalformedAnswer: The answer is not valid HTTP or cannot be decoded.
             CertificateRejected: The gateway's certificate is not trusted.
@@ -188,7 +188,7 @@ def _has_more_values(body: bytes, most: int) -> bool:
 
 
 def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
-    """The connections of one client to one address: as many as the gate lets through."""
+    """The connections of one client to one address: as many as the limiter lets through."""
     # Made once for both, because to read the certificates takes 30 ms.
     context = _certificates()
 

@@ -32,9 +32,9 @@ class Page:
         skip: How many of the newest messages were to be left out.
         items: The messages as they came.
         ids: Their ids as texts (`ids.message_id`), in the same order.
-        whole: How many messages the gateway counts in the whole conversation; None if it does not say.
+        total_count: How many messages the gateway counts in the whole conversation; None if it does not say.
         has_more: Whether the gateway says that older ones remain; None if it does not say.
-        is_exact: One of the two counts equals what came, so the body was not cut.
+        count_matches: One of the two counts equals what came, so the body was not cut.
         size_bytes: Length of the body.
         etag: What `etag_of` gives for the body of the first page; empty for all others.
     """
@@ -42,14 +42,14 @@ class Page:
     skip: int
     items: list[Item]
     ids: list[str]
-    whole: int | None
+    total_count: int | None
     has_more: bool | None
-    is_exact: bool
+    count_matches: bool
     size_bytes: int = 0
     etag: str = ""
 
     @property
-    def end(self) -> int:
+    def next_skip(self) -> int:
         """The position in the list just past this page's last message."""
         return self.skip + len(self.ids)
 
@@ -84,13 +84,13 @@ class Links:
 
     Attributes:
         links: Which number takes part in which conversation.
-        unanswered: Numbers that the answer left out.
-        spoiled: Numbers of which it says something that names no conversation.
+        missing: Numbers that the answer left out.
+        malformed: Numbers of which it says something that names no conversation.
     """
 
     links: tuple[ConversationLink, ...] = ()
-    unanswered: tuple[PhoneNumber, ...] = ()
-    spoiled: tuple[PhoneNumber, ...] = ()
+    missing: tuple[PhoneNumber, ...] = ()
+    malformed: tuple[PhoneNumber, ...] = ()
 
 
 def decode_json(body: bytes) -> Any:
@@ -132,9 +132,9 @@ def parse_page(body: bytes, skip: int) -> Page:
         skip=skip,
         items=items,
         ids=ids,
-        whole=max(counts) if len(counts) == 2 else None,
+        total_count=max(counts) if len(counts) == 2 else None,
         has_more=has_more if isinstance(has_more, bool) else None,
-        is_exact=len(counts) == 2 and min(counts) == len(items),
+        count_matches=len(counts) == 2 and min(counts) == len(items),
         size_bytes=len(body),
         etag="" if skip else etag_of(body),
     )
@@ -162,7 +162,7 @@ def check_owner(page: Page, conversation_id: str, organization_id: str) -> None:
     Raises:
         Malformed: Every message names another conversation, or another organization.
     """
-    if len(page.items) == 1 and (page.skip or page.has_more or (page.whole or 0) > 1):
+    if len(page.items) == 1 and (page.skip or page.has_more or (page.total_count or 0) > 1):
         return
     own = canonical_conversation_id(conversation_id)
     named = [item.get("conversation_id") for item in page.items]
@@ -206,16 +206,16 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
         found, answered = _from_envelope(answer)
     else:
         raise Malformed("an answer that is neither an array of links nor an envelope with data")
-    spoiled = {number for number, conversation_id in found if not _is_text(conversation_id)}
+    malformed = {number for number, conversation_id in found if not _is_text(conversation_id)}
     links = dict.fromkeys(
         ConversationLink(by_digits[number], canonical_conversation_id(conversation_id))
         for number, conversation_id in found
-        if number in by_digits and number not in spoiled and conversation_id is not None
+        if number in by_digits and number not in malformed and conversation_id is not None
     )
     return Links(
         tuple(links),
         tuple(phone for number, phone in by_digits.items() if number not in answered),
-        tuple(phone for number, phone in by_digits.items() if number in spoiled),
+        tuple(phone for number, phone in by_digits.items() if number in malformed),
     )
 
 

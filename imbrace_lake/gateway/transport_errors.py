@@ -19,9 +19,9 @@ from imbrace_lake.errors import (
     AnswerTooLarge,
     CertificateRejected,
     GatewayError,
+    GatewayTimeout,
     GatewayUnavailable,
     MalformedAnswer,
-    Overdue,
 )
 from imbrace_lake.gateway.content_coding import Undecodable
 
@@ -67,7 +67,7 @@ class Attempt:
         )
         if any(isinstance(one, kinds) for one in chain):
             waited = f"{self.timeout_seconds:g} s"
-            return self._made(Overdue, f"the gateway sent no complete answer in {waited}")
+            return self._made(GatewayTimeout, f"the gateway sent no complete answer in {waited}")
         if isinstance(exc, httpx.TransportError | OSError):
             return self._made(GatewayUnavailable, f"the connection to the gateway failed ({name})")
         return self._made(MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})")

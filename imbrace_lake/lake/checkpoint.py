@@ -32,8 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError
-from imbrace_lake.lake.entries import CONVERSATIONS, Ledger
-from imbrace_lake.lake.known import STATE, Entries, LakeState, is_state
+from imbrace_lake.lake.conversation_states import STATE, ConversationStates, LakeState, is_state
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
     HEADER,
@@ -45,8 +44,9 @@ from imbrace_lake.lake.ledger import (
     list_journals,
     read_objects,
 )
+from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
 from imbrace_lake.lake.parquet import write_row_groups
-from imbrace_lake.store.contract import Stored
+from imbrace_lake.store.contract import ObjectMeta
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ FOLDER = "checkpoints/"
 OLD_FOLDER = "state/"
 # A run writes a checkpoint when it finds this many ledger objects beyond the last one. A run that does so
 # reads them twice, at its start and at its end, and reads at most 30 objects in all.
-MOST_BEYOND = 8
+MAX_AFTER_CHECKPOINT = 8
 # Beyond this, rows are merged in files before they are read.
 MOST_AT_ONCE = 32
-KEPT = 3
+KEPT_CHECKPOINTS = 3
 # The name of a ledger object begins with the time at which its run began.
 LONGEST_RUN = timedelta(days=7)
 READ_AT_A_TIME = 8
@@ -135,9 +135,9 @@ class Checkpoint:
 # -- reading --------------------------------------------------------------------------------------
 
 
-async def read_known(lake: Lake, organization_id: str) -> Entries:
+async def read_states(lake: Lake, organization_id: str) -> ConversationStates:
     """The last proof of every conversation of an organization."""
-    return (await read_state(lake, organization_id)).known
+    return (await read_state(lake, organization_id)).states
 
 
 async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = STATE) -> LakeState:
@@ -159,13 +159,13 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
             # Before the ledgers are listed: what a run closes meanwhile is then seen twice, never not at all.
             noted, shapes = await _read_journals(lake, needed)
             base = await _load_newest(lake, Path(folder))
-            beyond = await _list_beyond(lake, base)
-            if len(beyond) > MOST_AT_ONCE:
-                base = await _merge(lake, base, beyond, Path(folder))
-                beyond = []
+            newer = await _list_after_checkpoint(lake, base)
+            if len(newer) > MOST_AT_ONCE:
+                base = await _merge(lake, base, newer, Path(folder))
+                newer = []
             elif base.path is None:
-                noted = [*(await _read_old_digest(lake, needed)), *noted]
-            async for rows, found in _read_rows(lake, beyond, needed):
+                noted = [*(await _read_legacy_state(lake, needed)), *noted]
+            async for rows, found in _read_rows(lake, newer, needed):
                 noted += rows
                 shapes |= found
             tables = await asyncio.to_thread(_own_latest, base, noted, organization_id, needed)
@@ -200,17 +200,17 @@ def _as_state(tables: list[pa.Table], shapes: frozenset[str]) -> LakeState:
             continue
         proven.append(table.filter(has_proof))
         unproven += table.filter(pc.invert(has_proof)).column("conversation_id").to_pylist()
-    known = Entries(pa.concat_tables(proven)) if proven else Entries.none()
-    return LakeState(known, tuple(unproven), shapes)
+    states = ConversationStates(pa.concat_tables(proven)) if proven else ConversationStates.empty()
+    return LakeState(states, tuple(unproven), shapes)
 
 
 async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
     """Bring the newest checkpoint that is not damaged into a folder."""
-    keys = sorted((stored.key for stored in await lake.store.list(FOLDER)), reverse=True)
-    for place, key in enumerate(keys):
-        path = folder / f"checkpoint-{place}"
+    keys = sorted((meta.key for meta in await lake.store.list(FOLDER)), reverse=True)
+    for number, key in enumerate(keys):
+        path = folder / f"checkpoint-{number}"
         try:
-            await lake.store.fetch(key, path)
+            await lake.store.download(key, path)
             return await asyncio.to_thread(_load_intact, key, path)
         except FileNotFoundError:
             continue  # another run has just written newer ones
@@ -235,7 +235,7 @@ def _digest(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-async def _list_beyond(lake: Lake, base: Checkpoint) -> list[str]:
+async def _list_after_checkpoint(lake: Lake, base: Checkpoint) -> list[str]:
     """The ledger objects that are not in a checkpoint."""
     found = []
     for ledger in READ:
@@ -305,9 +305,9 @@ def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Sc
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-async def _read_old_digest(lake: Lake, columns: Sequence[str]) -> list[pa.Table]:
+async def _read_legacy_state(lake: Lake, columns: Sequence[str]) -> list[pa.Table]:
     """What the newest digest of an earlier version says; it may say more than what is left of the ledger."""
-    keys = [stored.key for stored in await lake.store.list(OLD_FOLDER)]
+    keys = [meta.key for meta in await lake.store.list(OLD_FOLDER)]
     schema = pa.schema([ROWS.field(name) for name in columns])
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError, OSError, pa.ArrowException):
         body = await lake.store.get(max(keys))
@@ -320,10 +320,10 @@ def _latest(tables: list[pa.Table]) -> list[pa.Table]:
     """Of each conversation the last proof, or its ids if it has none; takes the tables out of the list."""
     if not tables:
         return []
-    light = pa.concat_tables([table.select([*SAME, AT]) for table in tables])
-    light = light.append_column("row", pa.array(np.arange(light.num_rows)))
-    kept = last_of_each(light, SAME, AT).column("row").to_numpy()
-    del light
+    keys = pa.concat_tables([table.select([*SAME, AT]) for table in tables])
+    keys = keys.append_column("row", pa.array(np.arange(keys.num_rows)))
+    kept = last_of_each(keys, SAME, AT).column("row").to_numpy()
+    del keys
     found, start = [], 0
     while tables:
         table = tables.pop(0)
@@ -356,16 +356,16 @@ async def _write(lake: Lake, now: datetime, folder: Path) -> None:
     # Before the ledgers are listed: a run that is closed later had a journal now, or begins later.
     since = await _earliest_open(lake, now)
     base = await _load_newest(lake, folder)
-    beyond = await _list_beyond(lake, base)
-    if len([key for key in beyond if key not in base.missed]) < MOST_BEYOND:
+    newer = await _list_after_checkpoint(lake, base)
+    if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
         return
-    merged = await _merge(lake, base, beyond, folder, since=max(since, base.since))
-    assert merged.path is not None  # noqa: S101 - told to the type checker
+    merged = await _merge(lake, base, newer, folder, since=max(since, base.since))
+    assert merged.path is not None  # noqa: S101 - narrows the type for mypy
     digest = await asyncio.to_thread(_digest, merged.path)
     with suppress(ObjectExists):
-        await lake.store.put_new(f"{FOLDER}{now.strftime(_STAMP)}-{digest[:16]}.parquet", merged.path)
-    keys = sorted(stored.key for stored in await lake.store.list(FOLDER))
-    unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT]]
+        await lake.store.create(f"{FOLDER}{now.strftime(_STAMP)}-{digest[:16]}.parquet", merged.path)
+    keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
+    unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT_CHECKPOINTS]]
     await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
 
 
@@ -375,14 +375,14 @@ async def _earliest_open(lake: Lake, now: datetime) -> str:
     return (min([now, *starts]) - LONGEST_RUN).strftime(_STAMP)
 
 
-async def _started_at(lake: Lake, run_id: str, objects: Sequence[Stored]) -> datetime:
+async def _started_at(lake: Lake, run_id: str, objects: Sequence[ObjectMeta]) -> datetime:
     """When a run under way or killed began."""
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         header: dict[str, Any] = json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
         started_at = datetime.fromisoformat(header["started_at"])
         if started_at.tzinfo is not None:
             return started_at
-    return min(stored.modified_at for stored in objects)
+    return min(meta.modified_at for meta in objects)
 
 
 async def _merge(
@@ -392,7 +392,7 @@ async def _merge(
     merged, shapes = base, set(base.shapes)
     buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
     if base.path is None:
-        await asyncio.to_thread(buckets.add, await _read_old_digest(lake, STATE))
+        await asyncio.to_thread(buckets.add, await _read_legacy_state(lake, STATE))
     async for tables, found in _read_rows(lake, keys, STATE):
         shapes |= found
         await asyncio.to_thread(buckets.add, tables)
@@ -474,18 +474,18 @@ class _Buckets:
         return path
 
     def _groups(self) -> Iterator[list[pa.Table]]:
-        held: list[pa.Table] = []
+        pending: list[pa.Table] = []
         for number in sorted(self._files):
             path, file, writer = self._files.pop(number)
             writer.close()
             file.close()
-            held += _latest([_read_bucket(path)])
+            pending += _latest([_read_bucket(path)])
             path.unlink()
-            if sum(table.num_rows for table in held) >= GROUP_ROWS:
-                yield [pa.concat_tables(held)]
-                held = []
-        if held:
-            yield [pa.concat_tables(held)]
+            if sum(table.num_rows for table in pending) >= GROUP_ROWS:
+                yield [pa.concat_tables(pending)]
+                pending = []
+        if pending:
+            yield [pa.concat_tables(pending)]
 
 
 def _read_bucket(path: Path) -> pa.Table:

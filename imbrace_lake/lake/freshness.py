@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, stored_ids
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.entries import ConversationEntry
-from imbrace_lake.lake.known import read_every_id
+from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger_schema import ConversationEntry
 
 NEVER = "never proven"
 OLDER = "30 days or more"
@@ -44,7 +44,7 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
     A conversation that an earlier version stored under two spellings of its id is there once.
     """
     state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"])
-    proven = state.known.ids()
+    proven = state.states.ids()
     canonical = {*canonical_conversation_ids(proven)}
     partitions = await lake.list_partitions(organization_id)
     ids = await read_every_id(lake, organization_id, partitions, state.ids())
@@ -53,7 +53,7 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
         for one in ids
         if canonical_conversation_id(one) not in canonical
     ]
-    ages = freshness(state.known, now)
+    ages = freshness(state.states, now)
     if len(canonical) < len(proven):
         current = {*stored_ids(proven)}
         ages = [one for one in ages if one.conversation_id in current]

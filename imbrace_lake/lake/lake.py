@@ -4,7 +4,7 @@
 
     lake.json                                          what the lake is: its version, its phone key
     messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
-    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (entries.py, ledger.py)
+    phones/ conversations/ runs/ revisions/ shapes/    the ledgers (ledger_schema.py, ledger.py)
     checkpoints/                                       the state that the ledgers add up to (checkpoint.py)
     journal/<run>/                                     what a run that is under way has done so far
 
@@ -33,10 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
-from imbrace_lake.lake.places import Places
+from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import Made, Stored
-from imbrace_lake.store.opening import Store, StoreOptions, open_store
+from imbrace_lake.store.contract import LazyBody, ObjectMeta
+from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Part:
 
     Attributes:
         key: Relative to the lake's root.
-        number: Its place in the partition, from 0.
+        number: Its position in the partition, from 0.
         size_bytes: Its length.
         etag: The store's version of it.
     """
@@ -86,18 +86,18 @@ class Partitions:
     Kept as columns, in the order of the keys: objects would take four times as much memory.
     """
 
-    def __init__(self, listing: Sequence[Stored]) -> None:
+    def __init__(self, listing: Sequence[ObjectMeta]) -> None:
         self._rows = pa.table(
             {
-                "key": pa.array([stored.key for stored in listing], pa.string()),
-                "size_bytes": pa.array([stored.size_bytes for stored in listing], pa.int64()),
-                "etag": pa.array([stored.etag for stored in listing], pa.string()),
+                "key": pa.array([meta.key for meta in listing], pa.string()),
+                "size_bytes": pa.array([meta.size_bytes for meta in listing], pa.int64()),
+                "etag": pa.array([meta.etag for meta in listing], pa.string()),
             }
         )
-        self._places = Places((_folder(stored.key) for stored in listing), len(listing))
+        self._index = HashIndex((_folder(meta.key) for meta in listing), len(listing))
 
     @classmethod
-    def none(cls) -> Partitions:
+    def empty(cls) -> Partitions:
         """No partitions at all, as in a new lake."""
         return cls([])
 
@@ -105,7 +105,7 @@ class Partitions:
         """The parts of some conversations, in order; those that the lake does not have are left out."""
         wanted = {partition_key(organization_id, one): one for one in conversation_ids}
         found: dict[str, list[Part]] = {}
-        for row in self._rows.take(pa.array(self._places.of(wanted))).to_pylist():
+        for row in self._rows.take(pa.array(self._index.find(wanted))).to_pylist():
             conversation_id, part = wanted.get(_folder(row["key"])), _as_part(**row)
             if conversation_id is not None and part is not None:
                 found.setdefault(conversation_id, []).append(part)
@@ -119,14 +119,14 @@ class Partitions:
             found.update((folder.rpartition("/conv=")[2], None) for folder in folders)
         return [*found]
 
-    def beyond(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
+    def first_parts_except(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
         """The first part of each partition that belongs to none of these conversations."""
-        known = {partition_key(organization_id, one) for one in conversation_ids}
+        excluded = {partition_key(organization_id, one) for one in conversation_ids}
         found: dict[str, Part] = {}
         for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 folder = _folder(row["key"])
-                part = None if folder in known or folder in found else _as_part(**row)
+                part = None if folder in excluded or folder in found else _as_part(**row)
                 if part is not None:
                     found[folder] = part
         return [*found.values()]
@@ -164,14 +164,14 @@ class Lake:
         return Partitions(await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"))
 
     async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
-        """List the parts of one conversation anew, in order."""
+        """List the parts of one conversation again, in order."""
         folder = partition_key(organization_id, conversation_id)
         return await self.list_below(f"{folder}/")
 
     async def list_below(self, folder: str = MESSAGES) -> list[Part]:
         """List the parts below a folder, those of all organizations by default, in order."""
         found = await self.store.list(folder)
-        parts = [_as_part(stored.key, stored.size_bytes, stored.etag) for stored in found]
+        parts = [_as_part(meta.key, meta.size_bytes, meta.etag) for meta in found]
         return [part for part in parts if part is not None]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
@@ -190,15 +190,15 @@ class Lake:
             found = Part(part.key, part.number, len(body), part.etag)
             return PublishedPart(found, sha256(body).hexdigest(), rows.num_rows), rows
 
-    async def fetch_part(self, part: Part, path: Path) -> PublishedPart:
+    async def download_part(self, part: Part, path: Path) -> PublishedPart:
         """Bring a part into a file, for `iter_part`; what came may be newer than listed.
 
         Raises:
             StoreError: The object is gone or is no part; the message names it.
         """
         with self._explained(part):
-            await self.store.fetch(part.key, path)
-            size_bytes, digest, rows = await asyncio.to_thread(_look_at, path)
+            await self.store.download(part.key, path)
+            size_bytes, digest, rows = await asyncio.to_thread(_inspect, path)
             found = Part(part.key, part.number, size_bytes, part.etag)
             return PublishedPart(found, digest, rows)
 
@@ -221,18 +221,18 @@ class Lake:
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
-    async def replace_part(self, part: Part, body: Made, rows: int) -> PublishedPart:
+    async def replace_part(self, part: Part, body: LazyBody, rows: int) -> PublishedPart:
         """Replace a part some of whose messages were edited or deleted.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
         """
-        stored = await self.store.replace(part.key, body, part.etag)
-        replaced = Part(part.key, part.number, stored.size_bytes, stored.etag)
+        meta = await self.store.update(part.key, body, part.etag)
+        replaced = Part(part.key, part.number, meta.size_bytes, meta.etag)
         return PublishedPart(replaced, body.sha256, rows)
 
     async def add_part(
-        self, organization_id: str, conversation_id: str, number: int, body: Made, rows: int
+        self, organization_id: str, conversation_id: str, number: int, body: LazyBody, rows: int
     ) -> PublishedPart:
         """Add a part to a conversation's partition; this is the commit.
 
@@ -247,8 +247,8 @@ class Lake:
             ObjectExists: Another writer took this number: read the partition again.
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
-        stored = await self.store.put_new(key, body)
-        part = Part(key, number, stored.size_bytes, stored.etag)
+        meta = await self.store.create(key, body)
+        part = Part(key, number, meta.size_bytes, meta.etag)
         return PublishedPart(part, body.sha256, rows)
 
 
@@ -330,7 +330,7 @@ async def _read_marker(store: Store) -> bytes | None:
 async def _find_any(store: Store) -> str | None:
     """The key of an object that only a lake has; None where there is no lake."""
     listings = await asyncio.gather(*(store.list(folder, most=1) for folder in FOLDERS))
-    return next((stored.key for listing in listings for stored in listing), None)
+    return next((meta.key for listing in listings for meta in listing), None)
 
 
 async def _write_marker(store: Store, now: datetime) -> bytes:
@@ -342,7 +342,7 @@ async def _write_marker(store: Store, now: datetime) -> bytes:
     values["checksum"] = _checksum(values)
     marker = json.dumps(values, indent=2).encode() + b"\n"
     try:
-        await store.put_new(MARKER, marker)
+        await store.create(MARKER, marker)
     except ObjectExists:
         # Another run makes the same lake just now; its key is the lake's key.
         try:
@@ -363,8 +363,8 @@ def is_marker(body: bytes) -> bool:
 
 
 def _checksum(values: Mapping[str, str | int]) -> str:
-    told = {name: value for name, value in values.items() if name != "checksum"}
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in values.items() if name != "checksum"}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_rows(body: bytes) -> pa.Table:
@@ -408,7 +408,7 @@ def _as(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _look_at(path: Path) -> tuple[int, str, int]:
+def _inspect(path: Path) -> tuple[int, str, int]:
     """Size, SHA-256 and rows of a part in a file."""
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()

@@ -29,7 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
-from imbrace_lake.lake.entries import (
+from imbrace_lake.lake.lake import MARKER, Lake
+from imbrace_lake.lake.ledger_schema import (
     LEDGER_SCHEMAS,
     ConversationEntry,
     Ledger,
@@ -39,9 +40,8 @@ from imbrace_lake.lake.entries import (
     rows_of_lines,
     run_row,
 )
-from imbrace_lake.lake.lake import MARKER, Lake
 from imbrace_lake.lake.parquet import encode
-from imbrace_lake.store.contract import Stored
+from imbrace_lake.store.contract import ObjectMeta
 
 # What makes two rows of one run's journal the same thing written twice, and by which of its times the
 # later one is found, which counts: an earlier attempt of the run may have left some as well.
@@ -67,7 +67,7 @@ LINES = ".jsonl"
 DAMAGED = ".damaged"
 READ_AT_A_TIME = 64
 ROWS_AT_A_TIME = 4_096
-# In the journal of each run, what it says of itself (resume.py).
+# In the journal of each run, what it says of itself (recovery.py).
 HEADER = "run.json"
 # Likewise, which conversations it found.
 FOUND = "found"
@@ -118,11 +118,11 @@ class Journal:
     async def note_found(self, conversation_ids: Iterable[str]) -> None:
         """Write down which conversations the run found, so that none of them is lost if it is killed."""
         body = _to_bytes(pa.table({"conversation_id": pa.array(conversation_ids, pa.string())}))
-        await self._lake.store.put(named_by_hash(f"{self._prefix}{FOUND}/ids", body), body)
+        await self._lake.store.overwrite(named_by_hash(f"{self._prefix}{FOUND}/ids", body), body)
 
     async def _note(self, ledger: Ledger, name: str, body: bytes, suffix: str) -> None:
         key = named_by_hash(f"{self._prefix}{ledger}/{name}", body, suffix)
-        await self._lake.store.put(key, body)
+        await self._lake.store.overwrite(key, body)
         before = self._noted.get((ledger, name), key)
         self._noted[ledger, name] = key
         if before != key:
@@ -142,7 +142,7 @@ class Journal:
         noted = await self._lake.store.list(self._prefix)
         published = PublishedJournal()
         for ledger in JOURNALED:
-            own = [stored for stored in noted if stored.key.startswith(f"{self._prefix}{ledger}/")]
+            own = [meta for meta in noted if meta.key.startswith(f"{self._prefix}{ledger}/")]
             async for rows in self._latest(ledger, own):
                 published.keys.append(await self.add(ledger, rows))
                 if ledger in published.statuses:
@@ -160,16 +160,14 @@ class Journal:
         """
         await self.add("runs", run_row({**row, "objects": published.keys}, totals))
 
-    async def _latest(self, ledger: Ledger, own: Sequence[Stored]) -> AsyncIterator[pa.Table]:
+    async def _latest(self, ledger: Ledger, own: Sequence[ObjectMeta]) -> AsyncIterator[pa.Table]:
         """What was noted, only the latest row of each thing, so much of it at a time as fits into memory."""
-        groups = [[stored.key for stored in group] for group in _groups(own)]
+        groups = [[meta.key for meta in group] for group in _groups(own)]
         same, at = _SAME[ledger], _LATEST[ledger]
         marks = None
         if len(groups) > 1:
-            light = [
-                table for group in groups for table in await read_objects(self._lake, group, [*same, at])
-            ]
-            marks = _marks(last_of_each(pa.concat_tables(light), same, at), same, at)
+            slim = [table for group in groups for table in await read_objects(self._lake, group, [*same, at])]
+            marks = _marks(last_of_each(pa.concat_tables(slim), same, at), same, at)
         for group in groups:
             # None of them is left where two runs close the journal of a third.
             rows = pa.concat_tables([empty_ledger(ledger), *await read_objects(self._lake, group)])
@@ -179,7 +177,7 @@ class Journal:
 
     async def drop(self) -> None:
         """Remove the journal, whose content is in the ledgers."""
-        noted = [stored.key for stored in await self._lake.store.list(self._prefix)]
+        noted = [meta.key for meta in await self._lake.store.list(self._prefix)]
         # The header last: a journal without one belongs to nobody.
         header = f"{self._prefix}{HEADER}"
         await asyncio.gather(*(self._lake.store.delete(key) for key in noted if key != header))
@@ -191,7 +189,7 @@ class Journal:
         key = named_by_hash(self._name(ledger), body)
         # The name holds the content's hash, so what is there already is this very object.
         with suppress(ObjectExists):
-            await self._lake.store.put_new(key, body)
+            await self._lake.store.create(key, body)
         return key
 
     async def _keep_damaged(self, ledger: Ledger, keys: Iterable[str]) -> None:
@@ -210,7 +208,7 @@ class Journal:
                 body = b""
             # The hash of the note's name: two runs that close the journal keep the same object.
             with suppress(ObjectExists):
-                await self._lake.store.put_new(named_by_hash(self._name(ledger), key.encode(), DAMAGED), body)
+                await self._lake.store.create(named_by_hash(self._name(ledger), key.encode(), DAMAGED), body)
 
     def _name(self, ledger: Ledger) -> str:
         """What the names of the run's objects in a ledger begin with."""
@@ -225,17 +223,17 @@ def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
     return marks.combine_chunks()
 
 
-def _groups(objects: Sequence[Stored]) -> Iterator[list[Stored]]:
+def _groups(objects: Sequence[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
     """Objects by groups that fit into memory."""
-    group: list[Stored] = []
+    group: list[ObjectMeta] = []
     size_bytes = 0
-    for stored in objects:
+    for meta in objects:
         # Lines hold less than half of the rows that Parquet of that size does.
-        size = stored.size_bytes * 2 // 5 if stored.key.endswith(LINES) else stored.size_bytes
+        size = meta.size_bytes * 2 // 5 if meta.key.endswith(LINES) else meta.size_bytes
         if group and size_bytes + size > GROUP_BYTES:
             yield group
             group, size_bytes = [], 0
-        group.append(stored)
+        group.append(meta)
         size_bytes += size
     if group:
         yield group
@@ -409,28 +407,28 @@ def run_of(key: str) -> str | None:
     return None if match is None else match["run"]
 
 
-async def list_journals(lake: Lake) -> dict[str, list[Stored]]:
+async def list_journals(lake: Lake) -> dict[str, list[ObjectMeta]]:
     """The journals of runs under way or killed, by run."""
-    journals: dict[str, list[Stored]] = {}
-    for stored in await lake.store.list(JOURNAL):
-        if stored.key.count("/") < 2:
-            lake.skip_damaged(stored.key, f"{lake.url}/{stored.key} is not part of a journal: remove it")
+    journals: dict[str, list[ObjectMeta]] = {}
+    for meta in await lake.store.list(JOURNAL):
+        if meta.key.count("/") < 2:
+            lake.skip_damaged(meta.key, f"{lake.url}/{meta.key} is not part of a journal: remove it")
             continue
-        journals.setdefault(stored.key.split("/")[1], []).append(stored)
+        journals.setdefault(meta.key.split("/")[1], []).append(meta)
     return journals
 
 
 async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
     """The objects with a ledger's rows, those of runs under way or killed included."""
     # Journals first: what a run closes between the two listings is then seen twice, never not at all.
-    noted = [stored.key for stored in await lake.store.list(JOURNAL) if ledger_of(stored.key) == ledger]
-    return [*(stored.key for stored in await lake.store.list(f"{ledger}/")), *noted]
+    noted = [meta.key for meta in await lake.store.list(JOURNAL) if ledger_of(meta.key) == ledger]
+    return [*(meta.key for meta in await lake.store.list(f"{ledger}/")), *noted]
 
 
 async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a ledger, those of runs under way or killed included."""
     journals = await read_noted(lake, ledger, columns)
-    objects = [stored.key for stored in await lake.store.list(f"{ledger}/")]
+    objects = [meta.key for meta in await lake.store.list(f"{ledger}/")]
     tables = [*await read_objects(lake, objects, columns), *journals]
     return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
 
@@ -451,10 +449,10 @@ async def read_run(
         DamagedObject: With `is_strict`, one of the run's objects is damaged.
     """
     journals = await list_journals(lake)
-    noted = [stored.key for stored in journals.get(run_id, ()) if ledger_of(stored.key) == ledger]
+    noted = [meta.key for meta in journals.get(run_id, ()) if ledger_of(meta.key) == ledger]
     # Before the ledger is listed: what is closed meanwhile is then seen twice, never not at all.
     tables = await read_objects(lake, noted, columns, is_strict=is_strict)
-    keys = [stored.key for stored in await lake.store.list(f"{ledger}/") if run_of(stored.key) == run_id]
+    keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) == run_id]
     tables += await read_objects(lake, keys, columns, is_strict=is_strict)
     return pa.concat_tables([empty_ledger(ledger, columns), *tables])
 
@@ -464,7 +462,7 @@ async def knows_run(lake: Lake, run_id: str) -> bool:
     if run_id in await list_journals(lake):
         return True
     listings = [await lake.store.list(folder) for folder in ("runs/", "conversations/", "phones/")]
-    return any(run_of(stored.key) == run_id for listing in listings for stored in listing)
+    return any(run_of(meta.key) == run_id for listing in listings for meta in listing)
 
 
 async def read_found(lake: Lake, run_id: str) -> list[str] | None:
@@ -476,17 +474,17 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
     """
     ids: dict[str, None] = {}
     found = await lake.store.list(f"{JOURNAL}{run_id}/{FOUND}/")
-    for stored in found:
+    for meta in found:
         try:
-            body = await lake.store.get(stored.key)
+            body = await lake.store.get(meta.key)
         except FileNotFoundError:
             return None  # another run has just closed this journal
         except StoreError as exc:
             if exc.is_transient:
                 raise
             body = b""
-        if not is_intact(stored.key, body):
-            lake.skip_damaged(stored.key, f"what run {run_id} found is not known")
+        if not is_intact(meta.key, body):
+            lake.skip_damaged(meta.key, f"what run {run_id} found is not known")
             return None
         ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())
     return list(ids) if found else None

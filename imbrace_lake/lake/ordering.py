@@ -25,8 +25,8 @@ def _is_in_order(table: pa.Table) -> bool:
         return False
     ids = table.column("message_id")
     return all(
-        ids[place].as_py() <= ids[place + 1].as_py()
-        for place in np.flatnonzero(values[1:] == values[:-1]).tolist()
+        ids[index].as_py() <= ids[index + 1].as_py()
+        for index in np.flatnonzero(values[1:] == values[:-1]).tolist()
     )
 
 

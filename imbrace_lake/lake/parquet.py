@@ -63,26 +63,26 @@ def write_row_groups(
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
-    held: list[pa.Table] = []
+    pending: list[pa.Table] = []
     rows = size_bytes = 0
     for table in tables:
         rest = table
         while rest.num_rows:
             part = rest.slice(0, ROW_GROUP_ROWS - rows)
             rest = rest.slice(part.num_rows)
-            held.append(part)
+            pending.append(part)
             rows += part.num_rows
             size_bytes += part.nbytes
             if rows == ROW_GROUP_ROWS or size_bytes >= ROW_GROUP_BYTES:
-                yield [_combined(held)]
+                yield [_combined(pending)]
                 rows = size_bytes = 0
-    if held:
-        yield [_combined(held)]
+    if pending:
+        yield [_combined(pending)]
 
 
 def _combined(tables: list[pa.Table]) -> pa.Table:
     """One table of several of `SCHEMA`; the list is emptied, so that no column is held twice for long."""
-    columns = [[table.column(place) for table in tables] for place in range(len(SCHEMA))]
+    columns = [[table.column(index) for table in tables] for index in range(len(SCHEMA))]
     tables.clear()
     arrays = []
     while columns:

@@ -12,45 +12,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
-from imbrace_lake.lake.compare import Comparison, Found, compare
-from imbrace_lake.lake.entries import REVISIONS
+from imbrace_lake.lake.diff import Diff, apply_diff
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
-from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Lake, PublishedPart, encoded
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.reconcile import Changes, apply_changes
-from imbrace_lake.lake.room import Room
-from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.ledger_schema import REVISIONS
+from imbrace_lake.lake.memory import Reservation
+from imbrace_lake.lake.partition_diff import DiffSummary, PartitionDiff, diff_partition
+from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
+from imbrace_lake.lake.snapshot import PartitionSnapshot
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Each lost race means that another writer has just written, so only a crowd loses this often.
+# Every lost race is another writer's progress; 20 in a row mean contention.
 TRIES = 20
 
 
 @dataclass(slots=True)
-class Published:
-    """What publishing did.
+class PublishResult:
+    """The result of a publication.
 
     Attributes:
         parts: The conversation's parts now.
         size_bytes: How much was written.
-        is_alone: Nobody else wrote to the conversation meanwhile, nor had anything newer than was read.
+        had_no_race: Nobody else wrote to the conversation meanwhile, nor had anything newer than was read.
         new: Rows added; None if there are none.
         edited, deleted: How many rows were replaced by newer versions, or marked deleted.
-        came, went: Hashes of what replaced other rows, and of the rows replaced that were live.
+        added_hashes, removed_hashes: Hashes of what replaced other rows, and of the rows replaced that were
+            live.
     """
 
     parts: tuple[PublishedPart, ...] = ()
     size_bytes: int = 0
-    is_alone: bool = True
+    had_no_race: bool = True
     new: Rows | None = None
     edited: int = 0
     deleted: int = 0
-    came: list[str] = field(default_factory=list)
-    went: list[str] = field(default_factory=list)
+    added_hashes: list[str] = field(default_factory=list)
+    removed_hashes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -61,28 +62,28 @@ class _Rewrite:
         after: Its rows.
         replaced: The versions that newer ones replace.
         edited, deleted: How many rows are replaced, or marked deleted.
-        came, went: As in `Published`.
+        added_hash, removed_hash: As in `PublishResult`.
     """
 
-    after: Collector
-    replaced: Collector
+    after: SortBuffer
+    replaced: SortBuffer
     edited: int = 0
     deleted: int = 0
-    came: str = NO_HASH
-    went: str = NO_HASH
+    added_hash: str = NO_HASH
+    removed_hash: str = NO_HASH
 
-    def add(self, rows: pa.Table, changes: Changes, now: datetime) -> None:
+    def add(self, rows: pa.Table, diff: Diff, now: datetime) -> None:
         """Apply changes to some of the part's rows."""
-        after, replaced, deleted = apply_changes(rows, changes, now)
+        after, replaced, deleted = apply_diff(rows, diff, now)
         self.after.add(after)
         self.deleted += deleted.num_rows
         if replaced.num_rows:
             self.replaced.add(replaced)
             self.edited += replaced.num_rows
-            newer = changes.newer_of(replaced.column("message_id").combine_chunks())
-            live = replaced.filter(pc.invert(replaced.column("is_deleted")))
-            self.came = hash_sum([self.came, content_hash(newer)])
-            self.went = hash_sum([self.went, content_hash(with_digests(live))])
+            newer = diff.newer_of(replaced.column("message_id").combine_chunks())
+            current = replaced.filter(pc.invert(replaced.column("is_deleted")))
+            self.added_hash = hash_sum([self.added_hash, content_hash(newer)])
+            self.removed_hash = hash_sum([self.removed_hash, content_hash(with_digests(current))])
 
     def replaced_batches(self) -> Iterator[pa.Table]:
         """The versions that newer ones replace, some at a time."""
@@ -91,14 +92,14 @@ class _Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
-    """Where and by whom something is published.
+class Publisher:
+    """Publishes to one partition, on behalf of one run.
 
     Attributes:
         lake, journal: The run's.
         organization_id, conversation_id: Which partition.
         now: When the changes were noticed.
-        room: For what does not fit into memory.
+        reservation: For what does not fit into memory.
     """
 
     lake: Lake
@@ -106,84 +107,86 @@ class Publication:
     organization_id: str
     conversation_id: str
     now: datetime
-    room: Room
+    reservation: Reservation
 
-    async def publish(self, read: Rows, held: Held, *, is_whole: bool) -> Published:
+    async def publish(self, read: Rows, snapshot: PartitionSnapshot, *, is_full_walk: bool) -> PublishResult:
         """Write what the lake lacks of what was read; each object written is a whole step.
 
         Args:
             read: What was read, with digests.
-            held: What the lake had when last looked at, before anything was read.
-            is_whole: `read` is proven to be all that there is, so what is not in it is gone. Of what
-                another run has added since `held` was looked at, the walk could say nothing.
+            snapshot: What the lake had when last looked at, before anything was read.
+            is_full_walk: `read` is proven to be all that there is, so what is not in it is gone. Of what
+                another run has added since `current` was looked at, the walk could say nothing.
 
         Raises:
             StoreUnavailable: Other runs kept writing to the same conversation.
         """
-        done = Published()
-        judged = held if is_whole else None
+        result = PublishResult()
+        baseline = snapshot if is_full_walk else None
         for _ in range(TRIES):
-            is_small = read.table is not None and held.is_in_memory
-            comparison, found = await somewhere(is_small, self._compare, read, held, judged)
-            done.is_alone = done.is_alone and not found.outdated
-            parts = list(held.parts)
+            is_small = read.table is not None and snapshot.is_in_memory
+            partition_diff, summary = await in_thread_unless(is_small, self._diff, read, snapshot, baseline)
+            result.had_no_race = result.had_no_race and not summary.outdated
+            parts = list(snapshot.parts)
             try:
-                for place in found.touched:
-                    parts[place] = await self._rewrite(parts[place], comparison, place, done)
-                if found.new is not None:
-                    parts.append(await self._add(found.new, parts, done))
+                for index in summary.changed_parts:
+                    parts[index] = await self._rewrite(parts[index], partition_diff, index, result)
+                if summary.new is not None:
+                    parts.append(await self._add(summary.new, parts, result))
             except (ObjectExists, ObjectChanged):
                 # Another writer was first: look at what it has written, and do what is left.
-                done.is_alone = False
-                there = await self.lake.list_parts(self.organization_id, self.conversation_id)
-                held = await Held.read(self.lake, there, self.room)
+                result.had_no_race = False
+                parts_now = await self.lake.list_parts(self.organization_id, self.conversation_id)
+                snapshot = await PartitionSnapshot.read(self.lake, parts_now, self.reservation)
             else:
-                return replace(done, parts=tuple(parts))
+                return replace(result, parts=tuple(parts))
         raise StoreUnavailable(
             f"conversation {self.conversation_id}: other runs kept writing to it, so try again"
         )
 
-    def _compare(self, read: Rows, held: Held, judged: Held | None) -> tuple[Comparison, Found]:
-        comparison = compare(read, held, judged, self.room)
-        return comparison, comparison.find()
+    def _diff(
+        self, read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None
+    ) -> tuple[PartitionDiff, DiffSummary]:
+        partition_diff = diff_partition(read, snapshot, baseline, self.reservation)
+        return partition_diff, partition_diff.summarize()
 
     async def _rewrite(
-        self, held: PublishedPart, comparison: Comparison, place: int, done: Published
+        self, current: PublishedPart, partition_diff: PartitionDiff, index: int, result: PublishResult
     ) -> PublishedPart:
         """Replace one part, if any of its rows changes, and keep the versions that it had."""
-        rewrite = await somewhere(comparison.is_small, self._apply, comparison, place)
+        rewrite = await in_thread_unless(partition_diff.is_small, self._apply, partition_diff, index)
         if not rewrite.edited and not rewrite.deleted:
-            return held
+            return current
         # Before the part is replaced: a crash in between notes a revision twice, never not at all.
         # By the part's version, so that what an earlier replacement noted stays.
-        name = f"{encoded(self.conversation_id)}-{held.part.number}-{held.sha256[:8]}"
+        name = f"{encoded(self.conversation_id)}-{current.part.number}-{current.sha256[:8]}"
         for number, replaced in enumerate(rewrite.replaced_batches()):
             await self.journal.note("revisions", f"{name}-{number}", self._revisions(replaced))
-        body = rewrite.after.rows().body(self.room, self._metadata())
-        written = await self.lake.replace_part(held.part, body, held.rows)
-        done.size_bytes += written.part.size_bytes
-        done.edited += rewrite.edited
-        done.deleted += rewrite.deleted
-        done.came.append(rewrite.came)
-        done.went.append(rewrite.went)
+        body = rewrite.after.rows().body(self.reservation, self._metadata())
+        written = await self.lake.replace_part(current.part, body, current.rows)
+        result.size_bytes += written.part.size_bytes
+        result.edited += rewrite.edited
+        result.deleted += rewrite.deleted
+        result.added_hashes.append(rewrite.added_hash)
+        result.removed_hashes.append(rewrite.removed_hash)
         return written
 
-    def _apply(self, comparison: Comparison, place: int) -> _Rewrite:
+    def _apply(self, partition_diff: PartitionDiff, index: int) -> _Rewrite:
         """Work out one part's rows as they are to be."""
-        rewrite = _Rewrite(Collector(self.room), Collector(self.room))
-        for rows, changes in comparison.changes_of(place):
-            rewrite.add(rows, changes, self.now)
+        rewrite = _Rewrite(SortBuffer(self.reservation), SortBuffer(self.reservation))
+        for rows, diff in partition_diff.part_diffs(index):
+            rewrite.add(rows, diff, self.now)
         return rewrite
 
-    async def _add(self, new: Rows, parts: Sequence[PublishedPart], done: Published) -> PublishedPart:
+    async def _add(self, new: Rows, parts: Sequence[PublishedPart], result: PublishResult) -> PublishedPart:
         """Add one part with all new rows."""
-        number = max((held.part.number for held in parts), default=-1) + 1
-        body = new.body(self.room, self._metadata())
+        number = max((snapshot.part.number for snapshot in parts), default=-1) + 1
+        body = new.body(self.reservation, self._metadata())
         written = await self.lake.add_part(
             self.organization_id, self.conversation_id, number, body, new.num_rows
         )
-        done.size_bytes += written.part.size_bytes
-        done.new = new
+        result.size_bytes += written.part.size_bytes
+        result.new = new
         return written
 
     def _metadata(self) -> dict[str, str]:
@@ -199,6 +202,6 @@ class Publication:
         return pa.Table.from_arrays(columns, schema=REVISIONS)
 
 
-async def somewhere(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do work at once, or in a thread if it takes a while."""
+async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run inline if the work is small, else in a thread."""
     return work(*args, **kwargs) if is_small else await asyncio.to_thread(work, *args, **kwargs)

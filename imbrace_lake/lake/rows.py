@@ -18,14 +18,14 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from imbrace_lake.gateway.paging import OVERLAP
+from imbrace_lake.gateway.walk import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
+from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
-from imbrace_lake.lake.room import Room
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.lake.sorted_files import SortedFile, drop_repeats, light, merged
-from imbrace_lake.store.contract import Made
+from imbrace_lake.lake.sorted_files import SortedRun, drop_repeats, merged, project
+from imbrace_lake.store.contract import LazyBody
 
 # Of rows that another process may encode. Longer ones are encoded without the interpreter's lock anyway.
 MOST_PORTABLE_BYTES = 2**21
@@ -44,11 +44,11 @@ class Rows:
     """
 
     def __init__(
-        self, table: pa.Table | None, runs: list[SortedFile], size_bytes: int, keep: Keep | None = None
+        self, table: pa.Table | None, sorted_runs: list[SortedRun], size_bytes: int, keep: Keep | None = None
     ) -> None:
         self.table = table
         self._size_bytes = size_bytes
-        self._runs = runs
+        self._sorted_runs = sorted_runs
         self._keep = keep
 
     @classmethod
@@ -61,22 +61,22 @@ class Rows:
         if self.table is not None:
             yield self.table
             return
-        for batch in merged(self._runs):
+        for batch in merged(self._sorted_runs):
             yield batch if self._keep is None else batch.filter(self._keep(batch))
 
-    def body(self, room: Room, metadata: Mapping[str, str]) -> Made:
+    def body(self, reservation: Reservation, metadata: Mapping[str, str]) -> LazyBody:
         """A Parquet file of them, without digests, that is made when it is written."""
         if self.table is not None:
             rows = self.table.select(SCHEMA.names)
             is_portable = self.size_bytes <= MOST_PORTABLE_BYTES
-            return Made(_Encoding(rows, dict(metadata)), is_portable=is_portable)
-        path = room.new_file()
+            return LazyBody(_Encoding(rows, dict(metadata)), is_portable=is_portable)
+        path = reservation.new_file()
 
         def write() -> Path:
             write_parquet(path, (batch.select(SCHEMA.names) for batch in self.batches()), metadata)
             return path
 
-        return Made(write)
+        return LazyBody(write)
 
     @property
     def size_bytes(self) -> int:
@@ -123,7 +123,7 @@ class Rows:
         if self.table is not None:
             yield self.table
             return
-        for rows in light(self._runs, names):
+        for rows in project(self._sorted_runs, names):
             yield rows if self._keep is None else rows.filter(self._keep(rows))
 
 
@@ -169,40 +169,40 @@ class _Facts:
             self.last_at = last if self.last_at is None else max(self.last_at, last)
 
 
-class Collector:
-    """Takes rows as they come, a message in several versions too, and gives them in order.
+class SortBuffer:
+    """Sorts rows that come in any order; a message may come in several versions.
 
     Args:
-        room: Where they are held.
+        reservation: The memory for them.
     """
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._held: list[pa.Table] = []
-        self._held_bytes = 0
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+        self._pending: list[pa.Table] = []
+        self._reserved_bytes = 0
         self._size_bytes = 0
-        self._runs: list[SortedFile] = []
+        self._sorted_runs: list[SortedRun] = []
 
     @property
     def is_spilled(self) -> bool:
         """Whether some of it is in files, so that putting it in order takes a while."""
-        return bool(self._runs)
+        return bool(self._sorted_runs)
 
     def add(self, rows: pa.Table) -> None:
         """Take rows; of versions with one `updated_at` those that come last count."""
-        self._held.append(rows)
+        self._pending.append(rows)
         size_bytes = rows.get_total_buffer_size()
-        self._held_bytes += size_bytes
+        self._reserved_bytes += size_bytes
         self._size_bytes += size_bytes
-        self._room.hold(size_bytes)
-        if self._room.is_crowded:
+        self._reservation.reserve(size_bytes)
+        if self._reservation.should_spill:
             self._spill()
 
     def clear(self) -> None:
         """Forget what was added."""
-        self._held, self._runs = [], []
-        self._room.hold(-self._held_bytes)
-        self._held_bytes = self._size_bytes = 0
+        self._pending, self._sorted_runs = [], []
+        self._reservation.reserve(-self._reserved_bytes)
+        self._reserved_bytes = self._size_bytes = 0
 
     def rows(self, keep: Keep | None = None, *, distinct: int | None = None) -> Rows:
         """What was added, something at least: each message in the version updated last, or else read last.
@@ -211,24 +211,24 @@ class Collector:
             keep: Of these versions those that are meant; all by default.
             distinct: How many different messages were added, if that is known.
         """
-        if not self._runs:
+        if not self._sorted_runs:
             table = self._sorted(distinct)
             return Rows.of(table if keep is None else table.filter(keep(table)))
         self._spill()
-        drop_repeats(self._runs)
-        return Rows(None, self._runs, self._size_bytes, keep)
+        drop_repeats(self._sorted_runs)
+        return Rows(None, self._sorted_runs, self._size_bytes, keep)
 
     def _sorted(self, distinct: int | None = None) -> pa.Table:
         # What was read first is newest, and so they nearly always are in order, but for repeats.
-        table = pa.concat_tables(_without_overlaps(self._held[::-1]))
+        table = pa.concat_tables(_without_overlaps(self._pending[::-1]))
         return in_order(table if distinct == table.num_rows else without_repeats(table, is_latest_first=True))
 
     def _spill(self) -> None:
-        if any(rows.num_rows for rows in self._held):
-            self._runs.append(SortedFile.write(self._room.new_file(), self._sorted()))
-        self._held = []
-        self._room.hold(-self._held_bytes)
-        self._held_bytes = 0
+        if any(rows.num_rows for rows in self._pending):
+            self._sorted_runs.append(SortedRun.write(self._reservation.new_file(), self._sorted()))
+        self._pending = []
+        self._reservation.reserve(-self._reserved_bytes)
+        self._reserved_bytes = 0
 
 
 def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
@@ -244,7 +244,7 @@ def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
 def _shared(older: pa.Table, newer: pa.Table) -> int:
     """How many rows the one ends and the other begins with, `OVERLAP` at most; 0 without digests.
 
-    The rows of a part that is written anew have none.
+    The rows of a part that is written again have none.
     """
     if DIGEST not in newer.schema.names:
         return 0

@@ -112,7 +112,7 @@ def rows_of_page(page: Page, origin: Origin) -> pa.Table:
         order: Sequence[int] = sorted(oldest_first, key=keys.__getitem__)
     except TypeError:
         order = oldest_first
-    return to_rows([page.items[place] for place in order], [page.ids[place] for place in order], origin)
+    return to_rows([page.items[index] for index in order], [page.ids[index] for index in order], origin)
 
 
 def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Table:
@@ -136,7 +136,7 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "sender_id": senders,
         "sender_role": _roles(senders),
         "type": _string_column("type", values, extras),
-        "text": _texts(values["content"]),
+        "text": _content_texts(values["content"]),
         "created_at": _time_column("created_at", values, extras),
         "updated_at": _time_column("updated_at", values, extras),
         # After the others, because what they cannot hold is kept in `extra`.
@@ -199,14 +199,14 @@ def _unescaped(name: str) -> str:
 def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
     """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
     count = len(ids)
-    for field, held in (
+    for field, in_lake in (
         ("_id", [*map(encodable, ids)]),
         ("conversation_id", [origin.conversation_id] * count),
         ("organization_id", [origin.organization_id] * count),
     ):
-        if [*values[field]] == held:
+        if [*values[field]] == in_lake:
             continue
-        for value, expected, extra in zip(values[field], held, extras, strict=True):
+        for value, expected, extra in zip(values[field], in_lake, extras, strict=True):
             if value != expected and field not in extra.get(ABSENT, ()):
                 extra[field] = value
 
@@ -216,17 +216,19 @@ def _string_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
     try:
         return pa.array(values[field], pa.string())
     except (TypeError, UnicodeEncodeError):
-        held = [_held(field, value, extra) for value, extra in zip(values[field], extras, strict=True)]
-        return pa.array(held, pa.string())
+        in_lake = [
+            _storable_text(field, value, extra) for value, extra in zip(values[field], extras, strict=True)
+        ]
+        return pa.array(in_lake, pa.string())
 
 
-def _held(field: str, value: Any, extra: dict[str, Any]) -> str | None:
+def _storable_text(field: str, value: Any, extra: dict[str, Any]) -> str | None:
     if value is None:
         return None
-    held = encodable(value) if isinstance(value, str) else None
-    if held is not value:
+    text = encodable(value) if isinstance(value, str) else None
+    if text is not value:
         extra[field] = value
-    return held
+    return text
 
 
 def _strings(texts: Sequence[str]) -> pa.Array:
@@ -304,7 +306,7 @@ def _role(sender: str | None) -> str:
     return "unknown"
 
 
-def _texts(contents: Sequence[Any]) -> pa.Array:
+def _content_texts(contents: Sequence[Any]) -> pa.Array:
     """`text_of` of each content."""
     texts = [content.get("text") if content.__class__ is dict else None for content in contents]
     if None in texts or "" in texts:
@@ -350,10 +352,10 @@ def _json_columns(items: Sequence[Item], extras: _Extras) -> dict[str, pa.Array]
 
 
 def _doubtful(texts: Sequence[bytes | None]) -> Iterator[int]:
-    """The places of texts that may not be strict JSON, although orjson wrote them."""
-    for place, text in enumerate(texts):
+    """The indexes of texts that may not be strict JSON, although orjson wrote them."""
+    for index, text in enumerate(texts):
         if text is not None and len(text) > SURELY_STRICT and may_be_loose(text):
-            yield place
+            yield index
 
 
 def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, bytes | None]:

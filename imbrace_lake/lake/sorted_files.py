@@ -26,12 +26,12 @@ _Key: TypeAlias = tuple[int, str]
 
 
 @dataclass(slots=True)
-class SortedFile:
+class SortedRun:
     """Rows in a temporary file, in their order, each message once.
 
     Attributes:
         first: The key of its first row.
-        dropped: Places of rows that count no more, in order.
+        dropped: Positions of rows that count no more, in order.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class SortedFile:
     dropped: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
-    def write(cls, path: Path, rows: pa.Table) -> SortedFile:
+    def write(cls, path: Path, rows: pa.Table) -> SortedRun:
         most = max(1, min(BATCH_ROWS, BATCH_BYTES * rows.num_rows // max(1, rows.nbytes)))
         options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
         with (
@@ -74,41 +74,41 @@ class SortedFile:
                     yield pa.Table.from_batches([reader.get_batch(number)])
 
 
-def light(runs: Iterable[SortedFile], columns: list[str]) -> Iterator[pa.Table]:
+def project(sorted_runs: Iterable[SortedRun], columns: list[str]) -> Iterator[pa.Table]:
     """Some columns of all rows that still count, file by file."""
-    for run in runs:
+    for run in sorted_runs:
         yield from run.batches(columns)
 
 
-def drop_repeats(runs: list[SortedFile]) -> None:
-    """Let of each message that is in several runs one version count.
+def drop_repeats(sorted_runs: list[SortedRun]) -> None:
+    """Keep one version of each message that is in several runs.
 
     Keeps eight bytes a row, and looks at what repeats `MOST_REPEATED` ids at a time: of a list that
     was read twice, everything does.
     """
-    hashes = np.concatenate([_hashes(rows) for rows in light(runs, ["message_id"])])
+    hashes = np.concatenate([_hashes(rows) for rows in project(sorted_runs, ["message_id"])])
     hashes.sort()
     # Ids with one hash for two are looked at as well, and turn out to be no repeats.
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     del hashes
-    dropped: list[list[npt.NDArray[np.int64]]] = [[] for _ in runs]
+    dropped: list[list[npt.NDArray[np.int64]]] = [[] for _ in sorted_runs]
     for begin in range(0, len(repeated), MOST_REPEATED):
-        for number, places in enumerate(_outdated(runs, repeated[begin : begin + MOST_REPEATED])):
-            dropped[number].append(places)
-    for run, parts in zip(runs, dropped, strict=True):
+        for number, positions in enumerate(_outdated(sorted_runs, repeated[begin : begin + MOST_REPEATED])):
+            dropped[number].append(positions)
+    for run, parts in zip(sorted_runs, dropped, strict=True):
         if parts:
             run.dropped = np.sort(np.concatenate(parts))
 
 
-def _outdated(runs: list[SortedFile], repeated: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """For each run the places of versions that do not count, of the ids with these hashes."""
+def _outdated(sorted_runs: list[SortedRun], repeated: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """The positions of outdated versions in each run, for the ids with these hashes."""
     found = []
-    for number, run in enumerate(runs):
+    for number, run in enumerate(sorted_runs):
         first = 0
         for rows in run.batches(["message_id", "updated_at"]):
             hashes = _hashes(rows)
-            place = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
-            own = np.flatnonzero(repeated[place] == hashes)
+            match = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
+            own = np.flatnonzero(repeated[match] == hashes)
             if len(own):
                 versions = rows.take(pa.array(own))
                 versions = versions.append_column("run", pa.array(np.full(len(own), number)))
@@ -119,8 +119,8 @@ def _outdated(runs: list[SortedFile], repeated: npt.NDArray[np.int64]) -> list[n
     versions = versions.append_column("row", every)
     kept = without_repeats(versions).column("row")
     versions = versions.filter(pc.invert(pc.is_in(every, kept.combine_chunks())))
-    owner, places = versions.column("run").to_numpy(), versions.column("place").to_numpy()
-    return [places[owner == number] for number in range(len(runs))]
+    owner, positions = versions.column("run").to_numpy(), versions.column("place").to_numpy()
+    return [positions[owner == number] for number in range(len(sorted_runs))]
 
 
 def _hashes(rows: pa.Table) -> npt.NDArray[np.int64]:
@@ -133,7 +133,7 @@ def _hashes(rows: pa.Table) -> npt.NDArray[np.int64]:
 class _Stream:
     """A run that is being merged: its next rows, and whether others come after these."""
 
-    def __init__(self, run: SortedFile) -> None:
+    def __init__(self, run: SortedRun) -> None:
         self._batches = (batch for batch in run.batches() if batch.num_rows)
         self._after = next(self._batches, None)
         self.rows: pa.Table | None = None
@@ -153,7 +153,7 @@ class _Stream:
 
     def take(self, limit: _Key | None) -> pa.Table:
         """Take the rows up to a key, all by default."""
-        assert self.rows is not None  # noqa: S101 - told to the type checker
+        assert self.rows is not None  # noqa: S101 - narrows the type for mypy
         count = self.rows.num_rows if limit is None or self.last <= limit else _count_to(self.rows, limit)
         taken = self.rows.slice(0, count)
         if count == self.rows.num_rows:
@@ -163,9 +163,9 @@ class _Stream:
         return taken
 
 
-def merged(runs: Iterable[SortedFile]) -> Iterator[pa.Table]:
+def merged(sorted_runs: Iterable[SortedRun]) -> Iterator[pa.Table]:
     """The rows of all runs in one order; a run is opened when its first row is due."""
-    waiting = sorted(runs, key=lambda run: run.first, reverse=True)
+    waiting = sorted(sorted_runs, key=lambda run: run.first, reverse=True)
     streams: list[_Stream] = []
     while streams or waiting:
         if not streams:
@@ -182,10 +182,10 @@ def merged(runs: Iterable[SortedFile]) -> Iterator[pa.Table]:
             yield filled[0] if len(filled) == 1 else in_order(pa.concat_tables(filled))
 
 
-def _key(rows: pa.Table, place: int) -> _Key:
+def _key(rows: pa.Table, index: int) -> _Key:
     """Where a row stands in the order; those without a time come last."""
-    moment = rows.column("created_at")[place]
-    return moment.value if moment.is_valid else _LAST, rows.column("message_id")[place].as_py()
+    moment = rows.column("created_at")[index]
+    return moment.value if moment.is_valid else _LAST, rows.column("message_id")[index].as_py()
 
 
 def _count_to(rows: pa.Table, limit: _Key) -> int:

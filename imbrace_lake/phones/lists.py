@@ -108,16 +108,16 @@ class PhoneList:
         is_first = pc.equal(self.table["status"], "ok")
         return self.table["phone"].filter(is_first).combine_chunks()
 
-    def place(self, position: int) -> str:
+    def describe_position(self, position: int) -> str:
         """Say where a row was given: ``line 17 of numbers.txt``."""
-        return self.report.place(position)
+        return self.report.describe_position(position)
 
     def problems(self) -> Iterator[str]:
         """Describe each invalid row in one sentence: its place, its masked form and the reason."""
         rows = self.table.select(["position", "reason"]).filter(pc.equal(self.table["status"], "invalid"))
         for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
             for position, reason in zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True):
-                yield f"{self.place(position)}: {reason}"
+                yield f"{self.describe_position(position)}: {reason}"
 
     def _count(self, status: str) -> int:
         return pc.sum(pc.equal(self.table["status"], status)).as_py() or 0

@@ -155,7 +155,7 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
         number = number if has_plus else number.removeprefix("00")
         if phone := _as_it_stands(number):
             return phone, ""
-        found, reason = _reading("+" + number)
+        found, reason = _parse_as_typed("+" + number)
     else:
         if phone := _as_dialled(number, region):
             return phone, ""
@@ -167,7 +167,7 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
         phone = PhoneNumber(phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164))
         if phone == previous or _as_it_stands(phone[1:]):
             return phone, ""
-        found, reason = _reading(phone)
+        found, reason = _parse_as_typed(phone)
         previous = phone
     return None, reason
 
@@ -229,7 +229,7 @@ def _is_whole(phone: str, code: str) -> bool:
 
 
 def _is_national(written: str, region: str) -> bool:
-    found, _ = _reading(_ascii_digits(written), region)
+    found, _ = _parse_as_typed(_ascii_digits(written), region)
     return found is not None and phonenumbers.is_valid_number(found)
 
 
@@ -427,7 +427,7 @@ def _why_unreadable(written: str) -> str:
     return "it has characters that phone numbers do not have, or more than one number"
 
 
-def _reading(text: str, region: str | None = None) -> tuple[phonenumbers.PhoneNumber | None, str]:
+def _parse_as_typed(text: str, region: str | None = None) -> tuple[phonenumbers.PhoneNumber | None, str]:
     """Read digits, with a plus sign or by the rules of a region; else say why that is impossible."""
     if region is None and text.startswith("+0"):
         return None, _NO_COUNTRY
@@ -447,12 +447,12 @@ def _reading(text: str, region: str | None = None) -> tuple[phonenumbers.PhoneNu
 
 def _regional_reading(number: str, region: str) -> tuple[phonenumbers.PhoneNumber | None, str]:
     """Decide between the readings of bare digits, as :func:`parse_phone` describes."""
-    national, reason = _reading(number, region)
+    national, reason = _parse_as_typed(number, region)
     without_prefix = number.removeprefix("00")
     # No country code begins with 0, so most national numbers are decided here.
     if without_prefix.startswith("0") or (national is not None and phonenumbers.is_valid_number(national)):
         return national, reason
-    international, _ = _reading("+" + without_prefix)
+    international, _ = _parse_as_typed("+" + without_prefix)
     if international is None:
         return national, reason
     is_own = number.startswith(str(phonenumbers.country_code_for_region(region)))

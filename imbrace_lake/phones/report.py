@@ -147,7 +147,7 @@ class ListReport:
         """Count one number that is not valid."""
         self.rejected.setdefault(reason, Skipped()).add(position)
 
-    def place(self, position: int) -> str:
+    def describe_position(self, position: int) -> str:
         """Say where a row is: ``line 17 of numbers.txt``."""
         file = self.files[max(0, bisect_right(self.files, position - 1, key=lambda file: file.first) - 1)]
         name = self.source if len(self.files) == 1 else file.name.rpartition("/")[2]
@@ -180,7 +180,7 @@ class ListReport:
                 {
                     "reason": reason,
                     "count": skipped.count,
-                    "where": [self.place(position) for position in skipped.positions],
+                    "where": [self.describe_position(position) for position in skipped.positions],
                 }
                 for reason, skipped in sorted(self.rejected.items(), key=lambda item: -item[1].count)
             ],

@@ -23,7 +23,7 @@ from imbrace_lake.errors import UsageError
 CHUNK_BYTES = 1 << 20
 SCHEMES = frozenset({"file", "s3"})
 """From which lists are read unless the settings add others."""
-KEPT = "memory://imbrace-lake/"
+STAGED = "memory://imbrace-lake/"
 """Below it, what was typed or piped is kept in the memory of this process."""
 _OWN_SCHEME = "memory"
 
@@ -66,7 +66,7 @@ def display_name(source: object) -> str:
     name = str(source)
     if "://" not in name:
         return name
-    if name.startswith(KEPT):
+    if name.startswith(STAGED):
         return name.rpartition("/")[2]
     # Secrets can hold slashes, and keys can hold @: better to show too little of an odd key.
     return re.sub(r"://.*@", "://***@", name).partition("?")[0]

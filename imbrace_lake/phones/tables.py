@@ -233,7 +233,7 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
         if sample is None
         else [
             [cell or "" for cell in row]
-            for row in zip(*(_texts(column).to_pylist() for column in sample.columns), strict=True)
+            for row in zip(*(_cell_texts(column).to_pylist() for column in sample.columns), strict=True)
         ]
     )
 
@@ -250,7 +250,8 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
             check_exact(sample.column(index).drop_null().to_pylist(), schema.names[index], report.name)
 
     batches = (
-        [_texts(column) for column in batch.columns] for batch in parquet.iter_batches(batch_size=_BATCH_ROWS)
+        [_cell_texts(column) for column in batch.columns]
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS)
     )
     return Table(schema.names, rows, batches, check)
 
@@ -305,7 +306,7 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
         raise UsageError(f"{report.name} is {what}: save the list as CSV (UTF-8).") from None
     report.format = kind
     report.other_sheets = [name for name in workbook.sheet_names if name != report.sheet]
-    rows = [[""] * left + [_text(value) for value in row] for row in values]
+    rows = [[""] * left + [_cell_text(value) for value in row] for row in values]
     if not any(any(map(str.strip, row)) for row in rows):
         return Table(None, [], [])
     names, start = _header(rows, wanted, report)
@@ -352,7 +353,7 @@ def _is_readable(kind: pa.DataType) -> bool:
     return _is_text(kind) or any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
 
 
-def _texts(values: pa.Array) -> pa.Array:
+def _cell_texts(values: pa.Array) -> pa.Array:
     """Return cells as text; nulls, and types that hold neither text nor numbers, as null."""
     kind = _value_type(values.type)
     if values.type != kind:
@@ -363,7 +364,7 @@ def _texts(values: pa.Array) -> pa.Array:
         return values.cast(pa.string())
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return pa.array(
-            [None if value is None else _text(value) for value in values.to_pylist()], pa.string()
+            [None if value is None else _cell_text(value) for value in values.to_pylist()], pa.string()
         )
     # Bytes that are not text, such as pictures, are not cells with numbers.
     return pa.array(
@@ -372,7 +373,7 @@ def _texts(values: pa.Array) -> pa.Array:
     )
 
 
-def _text(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     """Return the text of one cell; a number only with all its digits."""
     if isinstance(value, str):
         return value

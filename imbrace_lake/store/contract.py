@@ -20,8 +20,8 @@ TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """One object as a listing shows it.
+class ObjectMeta:
+    """The metadata of one object, as a listing shows it.
 
     Attributes:
         key: Relative to the lake's root, ``/``-separated.
@@ -37,8 +37,8 @@ class Stored:
 
 
 @dataclass(slots=True)
-class Made:
-    """A body that is made, and hashed, where it is written; calling it makes it, once.
+class LazyBody:
+    """A body that is encoded and hashed where it is written; calling it does that, once.
 
     Attributes:
         make: Gives the bytes or a finished file, in a thread.
@@ -60,15 +60,15 @@ class Made:
         return body
 
 
-Body: TypeAlias = bytes | Path | Made
+Body: TypeAlias = bytes | Path | LazyBody
 """What is to be written: the bytes, a finished file, or what makes either.
 
 A file stays where it is and must not be written again: on a local disk the object may be a hard
 link to it.
 """
 
-# Inside a class with a method named `list`, `list[Stored]` would name the method.
-Listing: TypeAlias = list[Stored]
+# Inside a class with a method named `list`, `list[ObjectMeta]` would name the method.
+Listing: TypeAlias = list[ObjectMeta]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ class Store(Protocol):
         """
         ...
 
-    async def fetch(self, key: str, path: Path) -> None:
-        """Bring a whole object, of one version, into a new file, whatever its size.
+    async def download(self, key: str, path: Path) -> None:
+        """Download one version of an object into a new file, whatever its size.
 
         The file must not be written: on a local disk it may be a hard link to the object.
 
@@ -156,12 +156,12 @@ class Store(Protocol):
         """
         ...
 
-    async def head(self, key: str) -> Stored | None:
+    async def head(self, key: str) -> ObjectMeta | None:
         """Look an object up without reading it; None when there is none."""
         ...
 
-    async def put_new(self, key: str, data: Body) -> Stored:
-        """Write an object that must not exist yet; readers see all of it or nothing.
+    async def create(self, key: str, data: Body) -> ObjectMeta:
+        """Create an object that must not exist yet; readers see all of it or nothing.
 
         Args:
             key: Where to.
@@ -172,16 +172,16 @@ class Store(Protocol):
         """
         ...
 
-    async def replace(self, key: str, data: Body, etag: str) -> Stored:
-        """Write a new version of the object whose version is ``etag``.
+    async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
+        """Update the object whose version is ``etag``.
 
         Raises:
             ObjectChanged: The object has another version or is gone; nothing was changed.
         """
         ...
 
-    async def put(self, key: str, data: bytes) -> Stored:
-        """Write an object whatever is there; the last writer wins, readers see old or new, whole."""
+    async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
+        """Overwrite an object, or create it; the last writer wins, readers see the old or the new one."""
         ...
 
     async def delete(self, key: str) -> None:
@@ -239,7 +239,7 @@ async def probe_conditions(store: Store) -> bool:
     """
     key = f"_probe/{uuid4().hex}"
     try:
-        await store.put(key, b"1")
+        await store.overwrite(key, b"1")
         is_conditional = await _keeps_conditions(store, key)
         await _shows_newest(store, key)
     except BaseException:
@@ -252,7 +252,7 @@ async def probe_conditions(store: Store) -> bool:
 
 
 async def _shows_newest(store: Store, key: str) -> None:
-    newest = await store.put(key, b"probe")
+    newest = await store.overwrite(key, b"probe")
     if await store.get(key) != b"probe" or newest.key not in [
         found.key for found in await store.list("_probe/")
     ]:
@@ -260,7 +260,7 @@ async def _shows_newest(store: Store, key: str) -> None:
 
 
 async def _keeps_conditions(store: Store, key: str) -> bool:
-    async def is_refused(write: Callable[[], Awaitable[Stored]]) -> bool:
+    async def is_refused(write: Callable[[], Awaitable[ObjectMeta]]) -> bool:
         try:
             await write()
         except (ObjectExists, ObjectChanged):
@@ -272,12 +272,12 @@ async def _keeps_conditions(store: Store, key: str) -> bool:
         raise StoreError(f"{store.url} does not show a new object at once: use a consistent store")
     # Two writes of the same bytes within one tick of a clock are two versions all the same,
     # but an S3 ETag is a hash, so the bytes differ here.
-    second = await store.put(key, b"22")
+    second = await store.overwrite(key, b"22")
     try:
         return (
-            await is_refused(lambda: store.put_new(key, b"333"))
-            and await is_refused(lambda: store.replace(key, b"4444", first.etag))
-            and not await is_refused(lambda: store.replace(key, b"55555", second.etag))
+            await is_refused(lambda: store.create(key, b"333"))
+            and await is_refused(lambda: store.update(key, b"4444", first.etag))
+            and not await is_refused(lambda: store.update(key, b"55555", second.etag))
         )
     except StoreError as exc:
         # Plain writes worked a moment ago: what is refused now is the condition itself.

@@ -21,8 +21,8 @@ from imbrace_lake.store.contract import (
     TEMPORARY,
     Body,
     Listing,
+    ObjectMeta,
     Probe,
-    Stored,
     check_key,
     check_prefix,
     probe_conditions,
@@ -97,7 +97,7 @@ class FsspecStore:
     async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
         check_prefix(prefix)
         found = await self._run(self._walk, prefix)
-        return [stored for stored in found if stored.key > start_after][:most]
+        return [meta for meta in found if meta.key > start_after][:most]
 
     async def get(self, key: str) -> bytes:
         check_key(key)
@@ -106,28 +106,28 @@ class FsspecStore:
             raise FileNotFoundError(key)
         return data
 
-    async def fetch(self, key: str, path: Path) -> None:
+    async def download(self, key: str, path: Path) -> None:
         check_key(key)
         if not await self._run(self._copy, key, path):
             raise FileNotFoundError(key)
 
-    async def head(self, key: str) -> Stored | None:
+    async def head(self, key: str) -> ObjectMeta | None:
         check_key(key)
         return await self._run(self._look_up, key)
 
-    async def put_new(self, key: str, data: Body) -> Stored:
+    async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
         if await self.head(key) is not None:
             raise ObjectExists(f"{key} exists already in {self.url}")
         return await self._run(self._write, key, data)
 
-    async def replace(self, key: str, data: Body, etag: str) -> Stored:
+    async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         current = await self.head(key)
         if current is None or current.etag != etag:
             raise ObjectChanged(f"{key} in {self.url} is no longer the version that was read")
         return await self._run(self._write, key, data)
 
-    async def put(self, key: str, data: bytes) -> Stored:
+    async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
         check_key(key)
         return await self._run(self._write, key, data)
 
@@ -175,10 +175,12 @@ class FsspecStore:
         except FileNotFoundError:
             return []
         start = len(self._root) + 1
-        listing = [_stored(path[start:], info) for path, info in found.items() if info["type"] == "file"]
+        listing = [
+            _fsspec_object_meta(path[start:], info) for path, info in found.items() if info["type"] == "file"
+        ]
         return sorted(
-            (stored for stored in listing if not stored.key.startswith(f"{TEMPORARY}/")),
-            key=lambda stored: stored.key,
+            (meta for meta in listing if not meta.key.startswith(f"{TEMPORARY}/")),
+            key=lambda meta: meta.key,
         )
 
     def _read(self, key: str) -> bytes | None:
@@ -194,30 +196,30 @@ class FsspecStore:
             return False
         return True
 
-    def _look_up(self, key: str) -> Stored | None:
+    def _look_up(self, key: str) -> ObjectMeta | None:
         try:
             info = self._files.info(self._path(key))
         except FileNotFoundError:
             return None
-        return _stored(key, info) if info["type"] == "file" else None
+        return _fsspec_object_meta(key, info) if info["type"] == "file" else None
 
-    def _write(self, key: str, data: Body) -> Stored:
+    def _write(self, key: str, data: Body) -> ObjectMeta:
         data = data() if callable(data) else data
         target = self._path(key)
         is_renaming = self._protocol in RENAMING
-        place = self._path(f"{TEMPORARY}/{uuid4().hex}") if is_renaming else target
-        self._files.makedirs(self._files._parent(place), exist_ok=True)
+        path = self._path(f"{TEMPORARY}/{uuid4().hex}") if is_renaming else target
+        self._files.makedirs(self._files._parent(path), exist_ok=True)
         if isinstance(data, Path):
-            self._files.put_file(str(data), place)
+            self._files.put_file(str(data), path)
         else:
-            self._files.pipe_file(place, data)
+            self._files.pipe_file(path, data)
         if is_renaming:
             self._files.makedirs(self._files._parent(target), exist_ok=True)
-            self._files.mv(place, target)
-        stored = self._look_up(key)
-        if stored is None:
+            self._files.mv(path, target)
+        meta = self._look_up(key)
+        if meta is None:
             raise StoreError(f"{self.url} does not show at once what was written: use a consistent store")
-        return stored
+        return meta
 
     def _remove(self, key: str) -> None:
         try:
@@ -226,12 +228,12 @@ class FsspecStore:
             return
 
 
-def _stored(key: str, info: dict[str, Any]) -> Stored:
+def _fsspec_object_meta(key: str, info: dict[str, Any]) -> ObjectMeta:
     size = int(info["size"] or 0)
     modified_at = _modified_at(info)
     # Without a version of its own the time has to do, in the one form that info and find share.
     version = next((str(info[name]) for name in VERSIONS if info.get(name)), modified_at.isoformat())
-    return Stored(key, size, f"{version}-{size:x}", modified_at)
+    return ObjectMeta(key, size, f"{version}-{size:x}", modified_at)
 
 
 def _modified_at(info: dict[str, Any]) -> datetime:

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
 from imbrace_lake.errors import StoreError, StoreUnavailable
+from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.contract import (
     Body,
+    LazyBody,
     Listing,
-    Made,
+    ObjectMeta,
     Probe,
-    Stored,
     check_key,
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.store.disk import Disk
-from imbrace_lake.store.helper import Helper, HelperLost
+from imbrace_lake.store.offload import WorkerDied, WorkerProcess
 
 THREADS = 4
 
@@ -37,16 +37,16 @@ class LocalStore:
     """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
 
     Blocking calls run in a few threads of their own, and where there are many writes in a process
-    of their own (helper.py). Neither can be stopped: a write whose caller was cancelled may still be
+    of their own (offload.py). Neither can be stopped: a write whose caller was cancelled may still be
     done, whole, a moment later.
     """
 
     def __init__(self, root: Path) -> None:
-        self._disk = Disk(root)
+        self._disk = AtomicFiles(root)
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._helper = Helper()
+        self._worker = WorkerProcess()
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -61,7 +61,7 @@ class LocalStore:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._helper.close()
+        await self._worker.close()
         if self._threads is not None:
             await asyncio.to_thread(self._threads.shutdown)
             self._threads = None
@@ -71,7 +71,7 @@ class LocalStore:
         found = await self._run(
             lambda: [*islice((one for one in self._disk.walk(prefix) if one.key > start_after), most)]
         )
-        return sorted(found, key=lambda stored: stored.key)
+        return sorted(found, key=lambda meta: meta.key)
 
     async def get(self, key: str) -> bytes:
         check_key(key)
@@ -80,32 +80,32 @@ class LocalStore:
             raise FileNotFoundError(key)
         return data
 
-    async def fetch(self, key: str, path: Path) -> None:
+    async def download(self, key: str, path: Path) -> None:
         check_key(key)
         if not await self._run(self._disk.copy, key, path):
             raise FileNotFoundError(key)
 
-    async def head(self, key: str) -> Stored | None:
+    async def head(self, key: str) -> ObjectMeta | None:
         check_key(key)
         return await self._run(self._disk.look_up, key)
 
-    async def put_new(self, key: str, data: Body) -> Stored:
+    async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
-        return await self._write(Disk.write_new, key, data)
+        return await self._write(AtomicFiles.write_new, key, data)
 
-    async def replace(self, key: str, data: Body, etag: str) -> Stored:
+    async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
-        return await self._write(Disk.write_over, key, data, etag)
+        return await self._write(AtomicFiles.write_over, key, data, etag)
 
-    async def put(self, key: str, data: bytes) -> Stored:
+    async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
         check_key(key)
-        return await self._write(Disk.write_over, key, data, None)
+        return await self._write(AtomicFiles.write_over, key, data, None)
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        if self._helper.is_ready:
-            with suppress(HelperLost), self._explained():
-                await self._helper.run(Disk.remove, self._disk, key)
+        if self._worker.is_ready:
+            with suppress(WorkerDied), self._explained():
+                await self._worker.run(AtomicFiles.remove, self._disk, key)
                 return
         await self._run(self._disk.remove, key)
 
@@ -127,14 +127,14 @@ class LocalStore:
         return Probe(self.is_conditional, note)
 
     async def _write(
-        self, write: Callable[..., Stored], key: str, data: Body, *version: str | None
-    ) -> Stored:
-        if self._helper.takes(data):
-            with suppress(HelperLost), self._explained():
-                stored, digest = await self._helper.run(_written, self._disk, write, key, data, *version)
-                if isinstance(data, Made):
+        self, write: Callable[..., ObjectMeta], key: str, data: Body, *version: str | None
+    ) -> ObjectMeta:
+        if self._worker.accepts(data):
+            with suppress(WorkerDied), self._explained():
+                meta, digest = await self._worker.run(_written, self._disk, write, key, data, *version)
+                if isinstance(data, LazyBody):
                     data.sha256 = digest
-                return stored
+                return meta
             # What it may have written by then is met as somebody else's.
         return await self._run(write, self._disk, key, data, *version)
 
@@ -154,30 +154,28 @@ class LocalStore:
 
 
 def _written(
-    disk: Disk, write: Callable[..., Stored], key: str, body: Body, *version: str | None
-) -> tuple[Stored, str]:
+    disk: AtomicFiles, write: Callable[..., ObjectMeta], key: str, body: Body, *version: str | None
+) -> tuple[ObjectMeta, str]:
     """Write where this is called; what was written and, of what is made there, the hash."""
-    return write(disk, key, body, *version), body.sha256 if isinstance(body, Made) else ""
+    return write(disk, key, body, *version), body.sha256 if isinstance(body, LazyBody) else ""
 
 
 def explain(exc: OSError, url: str) -> StoreError:
     """Put into one sentence why a local disk refused."""
     reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
     # Of a link or a rename the second name is the object's.
-    place = exc.filename2 or exc.filename or url
+    path = exc.filename2 or exc.filename or url
     match exc.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
         case errno.EACCES | errno.EPERM:
-            return StoreError(
-                f"this user may not read and write {place} ({reason}): change its owner or mode"
-            )
+            return StoreError(f"this user may not read and write {path} ({reason}): change its owner or mode")
         case errno.EROFS:
             return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
         case errno.ENOTDIR | errno.EEXIST:
-            return StoreError(f"{place} is a file where the lake needs a folder: choose another place")
+            return StoreError(f"{path} is a file where the lake needs a folder: choose another place")
         case errno.ELOOP | errno.ENXIO:
-            return StoreError(f"{place} is not a regular file or folder ({reason}): remove it")
+            return StoreError(f"{path} is not a regular file or folder ({reason}): remove it")
         case errno.ENOLCK | errno.EOPNOTSUPP:
             return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")
         case errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EMFILE | errno.ENFILE:

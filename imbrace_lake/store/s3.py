@@ -16,16 +16,16 @@ from uuid import uuid4
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError
 from imbrace_lake.store.contract import (
     Body,
+    LazyBody,
     Listing,
-    Made,
+    ObjectMeta,
     Probe,
-    Stored,
     StoreOptions,
     check_key,
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.store.helper import Helper, HelperLost
+from imbrace_lake.store.offload import WorkerDied, WorkerProcess
 from imbrace_lake.store.s3_client import Bucket
 from imbrace_lake.store.s3_errors import Missing, Refused
 
@@ -60,7 +60,7 @@ class S3Store:
         self._bucket = Bucket(bucket, options)
         self._base = "".join(f"{segment}/" for segment in segments)
         self._temporary: Path | None = None
-        self._helper = Helper()
+        self._worker = WorkerProcess()
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -71,7 +71,7 @@ class S3Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._bucket.close()
-        await self._helper.close()
+        await self._worker.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
@@ -90,12 +90,14 @@ class S3Store:
                 key = item["Key"].removeprefix(self._base)
                 # Some servers ignore StartAfter.
                 if not key.endswith("/") and key > start_after:
-                    found.append(_stored(key, item["Size"], item["ETag"], item["LastModified"]))
+                    found.append(_s3_object_meta(key, item["Size"], item["ETag"], item["LastModified"]))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or (most is not None and len(found) >= most):
-                return sorted(found, key=lambda stored: stored.key)[:most]
+                return sorted(found, key=lambda meta: meta.key)[:most]
             if token is None or token == position.get("ContinuationToken"):
-                raise StoreError(f"{self._bucket.place} lists in circles: use a server that pages as S3 does")
+                raise StoreError(
+                    f"{self._bucket.display_name} lists in circles: use a server that pages as S3 does"
+                )
             position |= {"ContinuationToken": token}
 
     async def get(self, key: str) -> bytes:
@@ -105,22 +107,22 @@ class S3Store:
         except Missing as exc:
             raise FileNotFoundError(key) from exc
 
-    async def fetch(self, key: str, path: Path) -> None:
+    async def download(self, key: str, path: Path) -> None:
         check_key(key)
         try:
             await self._bucket.save(self._base + key, path)
         except Missing as exc:
             raise FileNotFoundError(key) from exc
 
-    async def head(self, key: str) -> Stored | None:
+    async def head(self, key: str) -> ObjectMeta | None:
         check_key(key)
         try:
             answer = await self._bucket.call("head_object", Key=self._base + key)
         except Missing:
             return None
-        return _stored(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
+        return _s3_object_meta(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
 
-    async def put_new(self, key: str, data: Body) -> Stored:
+    async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
         exists = f"{key} exists already in {self.url}"
         if self.is_conditional is False:
@@ -134,7 +136,7 @@ class S3Store:
                 raise
             raise ObjectExists(exists) from exc
 
-    async def replace(self, key: str, data: Body, etag: str) -> Stored:
+    async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
         changed = f"{key} in {self.url} is no longer the version that was read"
         if self.is_conditional is False:
@@ -147,7 +149,7 @@ class S3Store:
         except (Refused, Missing) as exc:
             raise ObjectChanged(changed) from exc
 
-    async def put(self, key: str, data: bytes) -> Stored:
+    async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
         check_key(key)
         return await self._write(key, data, {})
 
@@ -170,12 +172,13 @@ class S3Store:
         if self.is_conditional:
             return Probe(is_conditional=True)
         return Probe(
-            is_conditional=False, note=f"{self._bucket.place} ignores conditions: run one export at a time."
+            is_conditional=False,
+            note=f"{self._bucket.display_name} ignores conditions: run one export at a time.",
         )
 
-    async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> Stored:
+    async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> ObjectMeta:
         """Write under a condition; raises Refused only if it was not this call that wrote the object."""
-        data = await self._made(data) if isinstance(data, Made) else data
+        data = await self._made(data) if isinstance(data, LazyBody) else data
         size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
         # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
         # connection without telling: the 412 that comes back is then for our own object. The bytes
@@ -201,23 +204,23 @@ class S3Store:
             return own
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return _stored(key, size, answer["ETag"], now)
+        return _s3_object_meta(key, size, answer["ETag"], now)
 
-    async def _made(self, body: Made) -> bytes | Path:
-        if self._helper.takes(body):
-            with suppress(HelperLost):
-                made, body.sha256 = await self._helper.run(_make, body)
+    async def _made(self, body: LazyBody) -> bytes | Path:
+        if self._worker.accepts(body):
+            with suppress(WorkerDied):
+                made, body.sha256 = await self._worker.run(_make, body)
                 return made
         return await asyncio.to_thread(body)
 
-    async def _find_own(self, key: str, mark: str) -> Stored | None:
+    async def _find_own(self, key: str, mark: str) -> ObjectMeta | None:
         try:
             answer = await self._bucket.call("head_object", Key=self._base + key)
         except Missing:
             return None
         if answer.get("Metadata", {}).get(MARK) != mark:
             return None
-        return _stored(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
+        return _s3_object_meta(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
 
     async def _upload(
         self, key: str, path: Path, size: int, mark: str, condition: Mapping[str, Any]
@@ -250,13 +253,13 @@ class S3Store:
         return parts
 
 
-def _make(body: Made) -> tuple[bytes | Path, str]:
+def _make(body: LazyBody) -> tuple[bytes | Path, str]:
     """Make a body where this is called; it, and its hash."""
     return body(), body.sha256
 
 
-def _stored(key: str, size_bytes: int, etag: str, modified_at: datetime) -> Stored:
-    return Stored(key, size_bytes, etag.strip('"'), modified_at.astimezone(UTC))
+def _s3_object_meta(key: str, size_bytes: int, etag: str, modified_at: datetime) -> ObjectMeta:
+    return ObjectMeta(key, size_bytes, etag.strip('"'), modified_at.astimezone(UTC))
 
 
 def _size(path: Path) -> int:

@@ -34,7 +34,7 @@ class Bucket:
     """One bucket, through a client that s3fs opens and configures; for one event loop.
 
     Attributes:
-        place: Bucket and endpoint, for people.
+        display_name: Bucket and endpoint, for people.
 
     Raises:
         SettingsError: The options contradict each other or have no such form.
@@ -43,7 +43,7 @@ class Bucket:
     def __init__(self, name: str, options: StoreOptions) -> None:
         _check(options)
         self.name = name
-        self.place = f"bucket {name}"
+        self.display_name = f"bucket {name}"
         self._options = options
         self._endpoint = ""
         self._client: Any = None
@@ -69,16 +69,16 @@ class Bucket:
                     self._client = await files.set_session()
         except ValueError as exc:
             raise SettingsError(
-                f"the S3 settings for {self.place} cannot be used: check region and endpoint"
+                f"the S3 settings for {self.display_name} cannot be used: check region and endpoint"
             ) from exc
         except (*FAILURES, TimeoutError) as exc:
-            raise explain(exc, self.place, "S3") from exc
+            raise explain(exc, self.display_name, "S3") from exc
         # With `Expect: 100-continue` a PUT to a stalled server waits without any time-out, and
         # every other one takes a third longer.
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
         address = urlsplit(self._client.meta.endpoint_url)
         self._endpoint = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
-        self.place = f"bucket {self.name} at {self._endpoint}"
+        self.display_name = f"bucket {self.name} at {self._endpoint}"
         self._slots = asyncio.Semaphore(CONNECTIONS)
 
     async def close(self) -> None:
@@ -154,9 +154,9 @@ class Bucket:
                             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
                         return await once(deadline)
                 except TimeoutError as exc:
-                    raise explain(last or exc, self.place, self._endpoint) from exc
+                    raise explain(last or exc, self.display_name, self._endpoint) from exc
                 except FAILURES as exc:
-                    raise explain(exc, self.place, self._endpoint) from exc
+                    raise explain(exc, self.display_name, self._endpoint) from exc
 
     def seconds(self, size_bytes: int) -> float:
         """Give a call with a large body more time."""

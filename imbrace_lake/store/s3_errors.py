@@ -45,40 +45,40 @@ def is_transient(exc: Exception) -> bool:
     return isinstance(exc, BROKEN_WAY) and not isinstance(exc, boto.SSLError)
 
 
-def explain(exc: Exception, place: str, endpoint: str) -> StoreError:
+def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
     """Turn what a call raised into our error.
 
     Args:
         exc: One of FAILURES, or a TimeoutError.
-        place: Bucket and endpoint, for people.
+        bucket: Bucket and endpoint, for people.
         endpoint: The endpoint alone.
     """
     if session := expired_session(exc):
-        return StoreError(f"{place} cannot be reached: {session}")
+        return StoreError(f"{bucket} cannot be reached: {session}")
     match exc:
         case boto.ClientError():
-            return _explain_answer(exc, place)
+            return _explain_answer(exc, bucket)
         case boto.SSLError():
             return StoreError(
-                f"no TLS with {place}: write http:// if it speaks plain HTTP,"
+                f"no TLS with {bucket}: write http:// if it speaks plain HTTP,"
                 " or set AWS_CA_BUNDLE if its certificate is your own"
             )
         case boto.ReadTimeoutError() | boto.ConnectTimeoutError():
-            return StoreUnavailable(f"{place} did not answer in time: check that the server is well")
+            return StoreUnavailable(f"{bucket} did not answer in time: check that the server is well")
         case boto.EndpointConnectionError() | boto.ProxyConnectionError():
-            return StoreUnavailable(f"{place} cannot be reached: check the address and that the server runs")
+            return StoreUnavailable(f"{bucket} cannot be reached: check the address and that the server runs")
         case boto.ParamValidationError():
-            return StoreError(f"no bucket or object can have that name ({place}): check the lake's URL")
+            return StoreError(f"no bucket or object can have that name ({bucket}): check the lake's URL")
     if isinstance(exc, NO_CREDENTIALS):
         return StoreError(
-            f"no credentials for {place}:"
+            f"no credentials for {bucket}:"
             " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them"
         )
     if isinstance(exc, TimeoutError):
-        return StoreUnavailable(f"{place} did not answer in time: check that the server is well")
+        return StoreUnavailable(f"{bucket} did not answer in time: check that the server is well")
     if isinstance(exc, BROKEN_WAY):
-        return StoreUnavailable(f"the connection to {place} broke ({type(exc).__name__}): try again")
-    return StoreError(f"{place} cannot be used ({type(exc).__name__}): check the settings for {endpoint}")
+        return StoreUnavailable(f"the connection to {bucket} broke ({type(exc).__name__}): try again")
+    return StoreError(f"{bucket} cannot be used ({type(exc).__name__}): check the settings for {endpoint}")
 
 
 def _code(exc: boto.ClientError) -> tuple[str, int]:
@@ -86,32 +86,32 @@ def _code(exc: boto.ClientError) -> tuple[str, int]:
     return str(exc.response.get("Error", {}).get("Code", status)), int(status)
 
 
-def _explain_answer(exc: boto.ClientError, place: str) -> StoreError:
+def _explain_answer(exc: boto.ClientError, bucket: str) -> StoreError:
     code, status = _code(exc)
     # Codes first: a HEAD has no body, so all it can tell is its status. Not every server names
     # the condition in the body of a 412 (SeaweedFS does not), so the status has to do.
     if code == "NoSuchBucket":
-        return StoreError(f"there is no {place}: create it, or check the lake's URL")
+        return StoreError(f"there is no {bucket}: create it, or check the lake's URL")
     if code == "NoSuchUpload" or status in (409, 412):
-        return Refused(f"another writer was busy with the same object in {place} ({code}): try again")
+        return Refused(f"another writer was busy with the same object in {bucket} ({code}): try again")
     if status == 404:
-        return Missing(f"no such object in {place}")
-    return _explain_refusal(code, status, place)
+        return Missing(f"no such object in {bucket}")
+    return _explain_refusal(code, status, bucket)
 
 
-def _explain_refusal(code: str, status: int, place: str) -> StoreError:
+def _explain_refusal(code: str, status: int, bucket: str) -> StoreError:
     if code in WRONG_CREDENTIALS:
-        return StoreError(f"{place} rejected the credentials ({code}): check access key and secret key")
+        return StoreError(f"{bucket} rejected the credentials ({code}): check access key and secret key")
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired"):
-        return StoreError(f"the credentials for {place} have expired ({code}): get new ones")
+        return StoreError(f"the credentials for {bucket} have expired ({code}): get new ones")
     if code == "RequestTimeTooSkewed":
-        return StoreError(f"{place} says that this machine's clock is wrong: set it")
+        return StoreError(f"{bucket} says that this machine's clock is wrong: set it")
     if code in WRONG_REGION:
-        return StoreError(f"{place} is in another region ({code}): set AWS_REGION to the bucket's")
+        return StoreError(f"{bucket} is in another region ({code}): set AWS_REGION to the bucket's")
     if status in (401, 403):
         return StoreError(
-            f"the credentials may not do this in {place} ({code}): allow list, get, put and delete"
+            f"the credentials may not do this in {bucket} ({code}): allow list, get, put and delete"
         )
     if code in BUSY or status in (408, 429) or (status >= 500 and status != 501):
-        return StoreUnavailable(f"{place} fails for now ({code}): look at the server, then try again")
-    return StoreError(f"{place} refused the request ({code}): check the lake's URL and settings")
+        return StoreUnavailable(f"{bucket} fails for now ({code}): look at the server, then try again")
+    return StoreError(f"{bucket} refused the request ({code}): check the lake's URL and settings")

@@ -1,4 +1,4 @@
-"""Hold the lake's counts against the gateway's."""
+"""Compare the lake's counts with the gateway's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.lake.entries import ConversationEntry
-from imbrace_lake.lake.known import Entries
+from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.verify.findings import Difference, Verification
 
 
 async def verify_counts(
     gateway: GatewayClient,
-    known: Entries,
+    states: ConversationStates,
     found: Verification,
     *,
     side_by_side: int = 32,
@@ -23,16 +23,16 @@ async def verify_counts(
     """Ask the gateway for the count of each conversation, one request each; differences go to `found`.
 
     Args:
-        gateway: Its gate paces the requests.
-        known: How each conversation stands.
-        found: Where to tell of it.
-        side_by_side: Conversations that are asked for or wait at the gate at a time.
-        on_progress: Told how many conversations of how many are done.
+        gateway: Its limiter paces the requests.
+        states: The last state of each conversation.
+        found: Receives the differences.
+        side_by_side: Conversations that are asked for or wait at the limiter at a time.
+        on_progress: Receives how many conversations of how many are done.
 
     Raises:
         GatewayError: One that every other request would meet as well (`is_fatal`).
     """
-    entries = iter(known)
+    entries = iter(states)
     differences: list[Difference] = []
     done = 0
 
@@ -45,11 +45,11 @@ async def verify_counts(
                 differences.append(Difference(entry.conversation_id, problem))
             found.counts += 1
             done += 1
-            on_progress(done, len(known))
+            on_progress(done, len(states))
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(side_by_side, len(known))):
+            for _ in range(min(side_by_side, len(states))):
                 group.create_task(ask())
     except BaseExceptionGroup as failures:
         # Callers write `except ImbraceLakeError`, and a group would slip past them.
@@ -68,8 +68,8 @@ async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> st
             raise
         return f"could not be asked for: {exc}"
     if entry.status == "gone":
-        return f"is back at the gateway with {page.whole} messages"
-    if page.whole == (entry.distinct_messages or 0) + entry.repeats:
+        return f"is back at the gateway with {page.total_count} messages"
+    if page.total_count == (entry.distinct_messages or 0) + entry.repeats:
         return None
     repeats = f" and {entry.repeats} repeats" if entry.repeats else ""
-    return f"has {page.whole} messages at the gateway, {entry.distinct_messages}{repeats} in the lake"
+    return f"has {page.total_count} messages at the gateway, {entry.distinct_messages}{repeats} in the lake"

@@ -1,4 +1,4 @@
-"""Hold every object of a lake against what the ledgers say of it."""
+"""Compare every object of a lake with what the ledgers say of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.entries import LEDGERS
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
 from imbrace_lake.lake.ledger import (
@@ -32,10 +31,11 @@ from imbrace_lake.lake.ledger import (
     parse_object,
     run_of,
 )
+from imbrace_lake.lake.ledger_schema import LEDGERS
 from imbrace_lake.lake.parquet import write_row_groups
-from imbrace_lake.store.opening import Stored
+from imbrace_lake.store.factory import ObjectMeta
+from imbrace_lake.verify.expected import ExpectedObjects, run_recorded_nothing
 from imbrace_lake.verify.findings import Difference, Verification
-from imbrace_lake.verify.told import Told, has_told_nothing
 
 SIDE_BY_SIDE = 16
 # Objects beyond this are read into files.
@@ -58,79 +58,81 @@ async def verify_objects(
 
     Args:
         lake: Which; runs may be under way.
-        on_progress: Told how many objects of how many are done.
+        on_progress: Receives how many objects of how many are done.
     """
     found = Verification()
     # What is written down first, then what is there: nothing that is written down is ever removed.
-    told = await Told.read(lake)
+    expected = await ExpectedObjects.read(lake)
     objects = await lake.store.list("")
-    there = {stored.key for stored in objects}
-    missing = (told.parts.keys() | told.ledgers) - there
-    told.is_whole = told.is_whole and not any(key.startswith("conversations/") for key in missing)
+    there = {meta.key for meta in objects}
+    missing = (expected.parts.keys() | expected.ledgers) - there
+    expected.is_complete = expected.is_complete and not any(
+        key.startswith("conversations/") for key in missing
+    )
     found.differences += [Difference(key, _missing(key)) for key in missing]
     done = 0
-    doubtful: list[Stored] = []
-    async for stored, body in _bodies(lake, objects):
-        problem = await asyncio.to_thread(_problem, stored.key, body, told)
-        if problem is not None and stored.key.startswith(MESSAGES):
-            doubtful.append(stored)
+    doubtful: list[ObjectMeta] = []
+    async for meta, body in _bodies(lake, objects):
+        problem = await asyncio.to_thread(_problem, meta.key, body, expected)
+        if problem is not None and meta.key.startswith(MESSAGES):
+            doubtful.append(meta)
         elif problem is not None:
-            found.differences.append(Difference(stored.key, problem))
-        found.ledger_objects += stored.key.partition("/")[0] in HASHED
-        found.parts += stored.key.startswith(MESSAGES)
-        found.unrecorded += stored.key.startswith(MESSAGES) and stored.key not in told.parts
+            found.differences.append(Difference(meta.key, problem))
+        found.ledger_objects += meta.key.partition("/")[0] in HASHED
+        found.parts += meta.key.startswith(MESSAGES)
+        found.unrecorded += meta.key.startswith(MESSAGES) and meta.key not in expected.parts
         done += 1
         on_progress(done, len(objects))
     if doubtful:
         # A run may have replaced them while they were looked at.
-        told = replace(await Told.read(lake), is_whole=told.is_whole)
-        async for stored, body in _bodies(lake, doubtful):
-            problem = await asyncio.to_thread(_problem, stored.key, body, told)
-            if problem == UNLIKE_LEDGER and await _is_untold(lake, stored.key, body, told):
+        expected = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
+        async for meta, body in _bodies(lake, doubtful):
+            problem = await asyncio.to_thread(_problem, meta.key, body, expected)
+            if problem == UNLIKE_LEDGER and await _is_unrecorded(lake, meta.key, body, expected):
                 found.unrecorded += 1
             elif problem is not None:
-                found.differences.append(Difference(stored.key, problem))
+                found.differences.append(Difference(meta.key, problem))
     found.differences.sort(key=lambda difference: difference.name)
     return found
 
 
-async def _bodies(lake: Lake, objects: Iterable[Stored]) -> AsyncIterator[tuple[Stored, _Body]]:
+async def _bodies(lake: Lake, objects: Iterable[ObjectMeta]) -> AsyncIterator[tuple[ObjectMeta, _Body]]:
     """Read objects some at a time, large ones into files."""
     with TemporaryDirectory(prefix="imbrace-verify-") as folder:
 
-        async def read(stored: Stored) -> tuple[Stored, _Body]:
+        async def read(meta: ObjectMeta) -> tuple[ObjectMeta, _Body]:
             try:
-                if stored.size_bytes <= LARGE_BYTES:
-                    return stored, await lake.store.get(stored.key)
+                if meta.size_bytes <= LARGE_BYTES:
+                    return meta, await lake.store.get(meta.key)
                 path = Path(folder, uuid4().hex)
-                await lake.store.fetch(stored.key, path)
+                await lake.store.download(meta.key, path)
             except FileNotFoundError:
-                return stored, None
+                return meta, None
             except StoreError as exc:
                 if exc.is_transient:
                     raise
-                return stored, exc
-            return stored, path
+                return meta, exc
+            return meta, path
 
-        waiting: set[asyncio.Task[tuple[Stored, _Body]]] = set()
-        for stored in objects:
-            waiting.add(asyncio.create_task(read(stored)))
+        waiting: set[asyncio.Task[tuple[ObjectMeta, _Body]]] = set()
+        for meta in objects:
+            waiting.add(asyncio.create_task(read(meta)))
             if len(waiting) >= SIDE_BY_SIDE:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield task.result()
-                    _let_go(task.result()[1])
+                    _discard(task.result()[1])
         for task in waiting:
             yield await task
-            _let_go(task.result()[1])
+            _discard(task.result()[1])
 
 
-def _let_go(body: _Body) -> None:
+def _discard(body: _Body) -> None:
     if isinstance(body, Path):
         body.unlink()
 
 
-def _problem(key: str, body: _Body, told: Told) -> str | None:
+def _problem(key: str, body: _Body, expected: ExpectedObjects) -> str | None:
     """What is wrong with one object; None if nothing is."""
     folder = key.partition("/")[0]
     is_part = key.startswith(MESSAGES)
@@ -145,9 +147,9 @@ def _problem(key: str, body: _Body, told: Told) -> str | None:
         return None if has_hash(key, _sha256(body)) else f"is damaged: {_remedy(key)}"
     if folder in HASHED:
         return _ledger_problem(key, body if isinstance(body, bytes) else body.read_bytes())
-    if not is_part or _sha256(body) in told.parts.get(key, ()):
+    if not is_part or _sha256(body) in expected.parts.get(key, ()):
         return None
-    if key in told.parts and told.is_whole:
+    if key in expected.parts and expected.is_complete:
         return UNLIKE_LEDGER
     return _unlike_written(body)
 
@@ -209,32 +211,32 @@ def _sha256(body: bytes | Path) -> str:
 
 def _unlike_written(body: bytes | Path) -> str | None:
     """Why a part of which no hash is known cannot be what was written."""
-    again = _write_again(body)
-    if again is None:
+    reencoded = _reencode(body)
+    if reencoded is None:
         return DAMAGED
     # Page checksums do not cover headers and footer; equal rows make equal bytes, by one writer.
-    return DAMAGED if not again.is_same and again.is_one_writer else None
+    return DAMAGED if not reencoded.is_same and reencoded.is_one_writer else None
 
 
-async def _is_untold(lake: Lake, key: str, body: _Body, told: Told) -> bool:
+async def _is_unrecorded(lake: Lake, key: str, body: _Body, expected: ExpectedObjects) -> bool:
     """Whether a part is a version that its run replaced another by, and did not come to write down.
 
     Nothing but the part itself can say so, so all that it says must hold: that its bytes are as they
     were written, and for this conversation; that the lake knows the run that wrote it, and that this
-    run has told of no version; that it is no older than what the ledger tells last.
+    run has recorded no version; that it is no older than what the ledger records last.
     """
-    again = await asyncio.to_thread(_write_again, body) if isinstance(body, bytes | Path) else None
-    if again is None or not again.is_same or again.newest_change is None:
+    reencoded = await asyncio.to_thread(_reencode, body) if isinstance(body, bytes | Path) else None
+    if reencoded is None or not reencoded.is_same or reencoded.newest_change is None:
         return False
-    says = again.says
-    folder = partition_key(again.organization_id, says.get("conversation_id", ""))
-    is_newest = again.newest_change >= told.newest_begun_at(key)
+    says = reencoded.says
+    folder = partition_key(reencoded.organization_id, says.get("conversation_id", ""))
+    is_newest = reencoded.newest_change >= expected.newest_begun_at(key)
     is_its = key.startswith(f"{folder}/") and "run_id" in says
-    return is_newest and is_its and await has_told_nothing(lake, says["run_id"], key)
+    return is_newest and is_its and await run_recorded_nothing(lake, says["run_id"], key)
 
 
 @dataclass(slots=True)
-class _Again:
+class _Reencoded:
     """A part, and the part that its rows would be written as today.
 
     Attributes:
@@ -251,29 +253,29 @@ class _Again:
     is_one_writer: bool = False
 
 
-def _write_again(body: bytes | Path) -> _Again | None:
+def _reencode(body: bytes | Path) -> _Reencoded | None:
     """Read a part and write its rows again, a row group at a time; None if it is damaged."""
     source = io.BytesIO(body) if isinstance(body, bytes) else body
     with TemporaryDirectory(prefix="imbrace-verify-") as folder:
         path = Path(folder, "again")
         try:
             with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
-                again = _Again(_texts(file.schema_arrow.metadata))
-                write_row_groups(path, _row_groups(file, again), file.schema_arrow, again.says)
-                again.is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
+                reencoded = _Reencoded(_decode_metadata(file.schema_arrow.metadata))
+                write_row_groups(path, _row_groups(file, reencoded), file.schema_arrow, reencoded.says)
+                reencoded.is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
         except (pa.ArrowException, OSError, ValueError):
             return None
-        again.is_same = _is_same(body, path)
-    return again
+        reencoded.is_same = _is_same(body, path)
+    return reencoded
 
 
-def _row_groups(file: pq.ParquetFile, again: _Again) -> Iterator[list[pa.Table]]:
+def _row_groups(file: pq.ParquetFile, reencoded: _Reencoded) -> Iterator[list[pa.Table]]:
     """The part's row groups, of which it is noted what they say."""
     for number in range(file.num_row_groups):
         rows = file.read_row_group(number, use_threads=False).combine_chunks()
-        again.organization_id = rows.column("organization_id")[0].as_py()
+        reencoded.organization_id = rows.column("organization_id")[0].as_py()
         changes = [pc.max(rows.column(name)).as_py() for name in ("last_changed_at", "deleted_at")]
-        again.newest_change = max(filter(None, (again.newest_change, *changes)), default=None)
+        reencoded.newest_change = max(filter(None, (reencoded.newest_change, *changes)), default=None)
         yield [rows]
 
 
@@ -281,5 +283,5 @@ def _is_same(body: bytes | Path, path: Path) -> bool:
     return body == path.read_bytes() if isinstance(body, bytes) else filecmp.cmp(body, path, shallow=False)
 
 
-def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in (metadata or {}).items()}

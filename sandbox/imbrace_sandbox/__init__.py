@@ -1,4 +1,4 @@
-"""A stand-in for the iMBrace server gateway: a real HTTP server with seeded content and seeded trouble."""
+"""A fake iMBrace server gateway: a real HTTP server with seeded content and seeded faults."""
 
 from imbrace_sandbox.hosting import serve
 from imbrace_sandbox.options import SandboxOptions

@@ -11,17 +11,17 @@ from aiohttp import web
 
 from imbrace_sandbox.lists import Conversation
 from imbrace_sandbox.phones import messy
-from imbrace_sandbox.world import World
+from imbrace_sandbox.state import SandboxState
 
 # So many messages are written at a time: a million would not fit into one body.
 _LINES_AT_ONCE = 1_000
 
 
 class Control:
-    """Shows and changes the world of a running server."""
+    """Shows and changes the state of a running server."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, state: SandboxState) -> None:
+        self._state = state
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register every control endpoint."""
@@ -37,41 +37,41 @@ class Control:
 
     async def get_stats(self, request: web.Request) -> web.Response:
         """Show what was counted."""
-        return _json(self._world.stats.as_dict())
+        return _json(self._state.stats.as_dict())
 
     async def reset_stats(self, request: web.Request) -> web.Response:
-        """Count anew, requests that are being answered included."""
-        self._world.stats.reset()
+        """Count again, requests that are being answered included."""
+        self._state.stats.reset()
         return _json({})
 
     async def get_phones(self, request: web.Request) -> web.Response:
         """List the phones, one a line; `shape=messy` as people write them."""
-        phones = list(self._world.links)
+        phones = list(self._state.links)
         if request.query.get("shape") == "messy":
-            phones = messy(self._world.options.seed, phones, request.query.get("region"))
+            phones = messy(self._state.options.seed, phones, request.query.get("region"))
         return web.Response(text="".join(f"{phone}\n" for phone in phones))
 
     async def get_links(self, request: web.Request) -> web.Response:
         """Show the conversation ids of every phone."""
-        return _json(self._world.links)
+        return _json(self._state.links)
 
     async def get_faults(self, request: web.Request) -> web.Response:
         """Show all options as they are now."""
         return self._options()
 
     async def change_faults(self, request: web.Request) -> web.Response:
-        """Change options, pin faults, mend, or give the next requests faults of their own."""
+        """Change options, pin faults, fix, or give the next requests faults of their own."""
         try:
             changes = await _body(request)
-            pins, mended, queued = (changes.pop(name, None) for name in ("break", "mend", "next"))
-            self._world.adjust(changes, pins or {}, mended or (), queued or ())
+            pins, unpinned, queued = (changes.pop(name, None) for name in ("break", "repair", "next"))
+            self._state.adjust(changes, pins or {}, unpinned or (), queued or ())
         except (ValueError, TypeError, AttributeError) as exc:
             return _complaint(exc)
         return self._options()
 
     async def get_conversations(self, request: web.Request) -> web.Response:
         """Show the ids with the number of messages of each."""
-        return _json({each: len(found) for each, found in self._world.conversations.items()})
+        return _json({each: len(found) for each, found in self._state.conversations.items()})
 
     async def change_conversation(self, request: web.Request) -> web.Response:
         """Append, backdate, delete, edit, vanish or restore, in the order in which they are named.
@@ -79,7 +79,7 @@ class Control:
         What stands before an action that cannot be done is done.
         """
         try:
-            conversation = self._world.find(request.match_info["conversation_id"])
+            conversation = self._state.find(request.match_info["conversation_id"])
             actions = await _body(request)
             done = {name: change(conversation, name, value) for name, value in actions.items()}
         except (ValueError, TypeError) as exc:
@@ -89,7 +89,7 @@ class Control:
     async def get_truth(self, request: web.Request) -> web.StreamResponse:
         """Show every message of a conversation, oldest first, one a line."""
         try:
-            conversation = self._world.find(request.match_info["conversation_id"])
+            conversation = self._state.find(request.match_info["conversation_id"])
         except ValueError as exc:
             return _complaint(exc, 404)
         response = web.StreamResponse()
@@ -100,7 +100,7 @@ class Control:
         return response
 
     def _options(self) -> web.Response:
-        options = asdict(self._world.options)
+        options = asdict(self._state.options)
         # Whoever can reach the port can read this, and the token is what opens the other endpoints.
         del options["token"]
         return _json(options)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from imbrace_sandbox.catalog import FORMS, PASSING, WITH_FORMS, fault_complaint
+from imbrace_sandbox.fault_names import FORMS, PASSING, WITH_FORMS, fault_complaint
 from imbrace_sandbox.options import SandboxOptions
 
 # The name under which the links endpoint is pinned; conversation ids begin with conv_.
@@ -16,24 +16,24 @@ _NONE = "ok"
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Fault:
     """What one request meets.
 
     Attributes:
-        fault: A name of the catalog without its form; empty for none.
+        name: A name of `fault_names` without its form; empty for none.
         form: How the body of a 5xx is written.
         delay_seconds: Added to the answer.
         roll: Chance of its own, for whatever the fault has to choose.
     """
 
-    fault: str
+    name: str
     form: str
     delay_seconds: float
     roll: float
 
 
-class FaultDesk:
-    """Deals out trouble, a function of the seed and the order in which requests arrive."""
+class FaultInjector:
+    """Chooses faults, a function of the seed and the order in which requests arrive."""
 
     def __init__(self, seed: int) -> None:
         self._rng = Random(f"{seed}/faults")
@@ -46,7 +46,7 @@ class FaultDesk:
         """Refuse names that cannot be queued.
 
         Raises:
-            ValueError: A name is not in the catalog.
+            ValueError: There is no fault of a name.
         """
         for name in faults:
             complaint = None if name == _NONE else fault_complaint(name)
@@ -57,12 +57,12 @@ class FaultDesk:
         """Give the next requests these faults, one each; `ok` for none.
 
         Raises:
-            ValueError: A name is not in the catalog; then none is queued.
+            ValueError: There is no fault of a name; then none is queued.
         """
         self.check(faults)
         self._queue.extend("" if name == _NONE else name for name in faults)
 
-    def deal(self, options: SandboxOptions, pinned: str) -> Trouble:
+    def next(self, options: SandboxOptions, pinned: str) -> Fault:
         """Decide what a request meets.
 
         Args:
@@ -76,8 +76,8 @@ class FaultDesk:
         else:
             name = options.broken.get(pinned) or self._by_chance(options, chance)
         fault, _, wanted = name.partition(":")
-        return Trouble(
-            fault=fault,
+        return Fault(
+            name=fault,
             form=wanted or (FORMS[int(form * len(FORMS))] if fault in WITH_FORMS else ""),
             delay_seconds=options.latency_seconds + jitter * options.latency_jitter_seconds,
             roll=roll,

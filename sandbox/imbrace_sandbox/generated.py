@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from random import Random
 
+from imbrace_sandbox.content import CONTENTS, OF_BOT, OF_CONTACT, TYPE_OF_BYTE, TYPES, phrase, workflow_text
+from imbrace_sandbox.edge_cases import EDGE_CASES, apply_edge_case
 from imbrace_sandbox.options import SandboxOptions
-from imbrace_sandbox.speech import CONTENTS, OF_BOT, OF_CONTACT, TYPE_OF_BYTE, TYPES, phrase, workflow_text
-from imbrace_sandbox.surprises import SURPRISES, surprise
-from imbrace_sandbox.voices import Voice, digest_of, from_json, iso, to_json, uuid_text
+from imbrace_sandbox.senders import Senders, digest_of, from_json, iso, to_json, uuid_text
 
 _START_MS = 1_672_531_200_000  # 2023-01-01
 _YEAR_MS = 365 * 86_400_000
@@ -22,35 +22,44 @@ class GeneratedSource:
     """The messages of one conversation, oldest first, each a function of seed, conversation and ordinal.
 
     Args:
-        voice: Who speaks.
+        senders: Who speaks.
         seed: Of the whole sandbox.
         size: How many messages there are.
-        surprises: Share of messages with a surprising value.
-        is_parade: Show every type, and every surprise, in turn instead of by chance.
+        edge_case_share: Share of messages with an edge case.
+        is_parade: Show every type, and every edge case, in turn instead of by chance.
     """
 
-    __slots__ = ("_comments", "_is_parade", "_publisher", "_stem", "_surprises", "size", "start_ms", "voice")
+    __slots__ = (
+        "_comments",
+        "_edge_case_share",
+        "_is_parade",
+        "_publisher",
+        "_stem",
+        "senders",
+        "size",
+        "start_ms",
+    )
 
     def __init__(
         self,
-        voice: Voice,
+        senders: Senders,
         seed: int,
         size: int,
-        surprises: float,
+        edge_case_share: float,
         *,
         is_parade: bool,
         has_publisher: bool = False,
         comments: float = 0.0,
     ) -> None:
-        self.voice = voice
+        self.senders = senders
         self.size = size
-        self._stem = f"{seed}/{voice.conversation_id}/".encode()
-        self._surprises = surprises
+        self._stem = f"{seed}/{senders.conversation_id}/".encode()
+        self._edge_case_share = edge_case_share
         self._is_parade = is_parade
         self._comments = comments
-        publisher = f"pub_{uuid_text(digest_of(seed, voice.conversation_id, 'publisher'))}"
+        publisher = f"pub_{uuid_text(digest_of(seed, senders.conversation_id, 'publisher'))}"
         self._publisher = publisher if has_publisher else None
-        offset = int.from_bytes(digest_of(seed, voice.conversation_id, "start")[:5], "big")
+        offset = int.from_bytes(digest_of(seed, senders.conversation_id, "start")[:5], "big")
         self.start_ms = _START_MS + offset % _YEAR_MS
 
     def message_id(self, ordinal: int) -> str:
@@ -66,7 +75,7 @@ class GeneratedSource:
         digest = self._digest(ordinal)
         kind = TYPES[ordinal % len(TYPES)] if self._is_parade else TYPE_OF_BYTE[digest[31]]
         is_for_workflow = self._publisher is not None and kind == "text" and digest[38] < 24
-        line = self.voice.render(
+        line = self.senders.render(
             f"msg_{uuid_text(digest)}",
             self._publisher if is_for_workflow and self._publisher else self._sender(kind, digest),
             kind,
@@ -75,7 +84,7 @@ class GeneratedSource:
         )
         if digest[39] < self._comments * 256:
             line = self._commented(line, ordinal, digest)
-        return self._surprise(line, ordinal, digest) if self._surprises else line
+        return self._apply_edge_case(line, ordinal, digest) if self._edge_case_share else line
 
     def _digest(self, ordinal: int) -> bytes:
         return blake2b(self._stem + b"%d" % ordinal, digest_size=40).digest()
@@ -89,17 +98,17 @@ class GeneratedSource:
 
     def _sender(self, kind: str, digest: bytes) -> str:
         if kind in OF_CONTACT:
-            return self.voice.contact
+            return self.senders.contact
         if kind in OF_BOT:
-            return self._publisher or self.voice.users[0]
+            return self._publisher or self.senders.users[0]
         speaker = digest[32]
-        return self.voice.contact if speaker & 1 else self.voice.users[speaker % len(self.voice.users)]
+        return self.senders.contact if speaker & 1 else self.senders.users[speaker % len(self.senders.users)]
 
     def _commented(self, line: bytes, ordinal: int, digest: bytes) -> bytes:
         """Add an internal note of the team, which the customer never sees."""
         item = from_json(line)
         at = iso(self._created_ms(ordinal, digest))
-        author = {"_id": self.voice.users[0], "display_name": "Agent"}
+        author = {"_id": self.senders.users[0], "display_name": "Agent"}
         item["comments"] = [
             {
                 "_id": f"cmt_{uuid_text(digest[8:])}", "content": phrase(digest), "channel_type": "internal",
@@ -108,16 +117,16 @@ class GeneratedSource:
         ]  # fmt: skip
         return to_json(item)
 
-    def _surprise(self, line: bytes, ordinal: int, digest: bytes) -> bytes:
+    def _apply_edge_case(self, line: bytes, ordinal: int, digest: bytes) -> bytes:
         if self._is_parade and ordinal % 2 == 0:
             number = ordinal // 2
-        elif int.from_bytes(digest[33:35], "big") < self._surprises * 65_536:
-            # The last surprise is a very long text: it stays rare, or it would be most of the bytes.
-            number = digest[37] % (len(SURPRISES) - (0 if digest[36] < 8 else 1))
+        elif int.from_bytes(digest[33:35], "big") < self._edge_case_share * 65_536:
+            # The last edge case is a very long text: it stays rare, or it would be most of the bytes.
+            number = digest[37] % (len(EDGE_CASES) - (0 if digest[36] < 8 else 1))
         else:
             return line
         item = from_json(line)
-        surprise(item, number, digest[35])
+        apply_edge_case(item, number, digest[35])
         return to_json(item)
 
 
@@ -141,7 +150,7 @@ def iter_generated(options: SandboxOptions) -> Iterator[GeneratedSource]:
         users = tuple(
             f"u_{uuid_text(digest_of(options.seed, 'user', digest[at] % 12))}" for at in (16, 17, 18)
         )
-        voice = Voice(
+        senders = Senders(
             conversation_id=f"conv_{uuid_text(digest)}",
             organization_id=options.organization_id,
             business_unit_id=options.business_unit_id,
@@ -149,7 +158,7 @@ def iter_generated(options: SandboxOptions) -> Iterator[GeneratedSource]:
             users=users,
         )
         yield GeneratedSource(
-            voice,
+            senders,
             options.seed,
             size,
             options.surprises,

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from imbrace_sandbox.app import BASE_PATH, make_app
 from imbrace_sandbox.options import SandboxOptions
-from imbrace_sandbox.world import World
+from imbrace_sandbox.state import SandboxState
 
 T = TypeVar("T")
 
@@ -24,10 +24,10 @@ _START_SECONDS = 60.0
 _MAX_LINE_BYTES = 1 << 20
 
 
-async def _start(world: World, host: str, port: int) -> tuple[web.AppRunner, int]:
+async def _start(state: SandboxState, host: str, port: int) -> tuple[web.AppRunner, int]:
     """Listen; return what stops it and the port it listens on."""
     runner = web.AppRunner(
-        make_app(world),
+        make_app(state),
         access_log=None,
         # A client that gave up takes its stalled handler with it.
         handler_cancellation=True,
@@ -48,17 +48,17 @@ async def _start(world: World, host: str, port: int) -> tuple[web.AppRunner, int
 class ServerThread:
     """A server with a loop and a thread of its own.
 
-    The world belongs to that thread, which spares the server every lock: whoever wants something of
-    the world has it done by `call`.
+    The state belongs to that thread, which spares the server every lock: whoever wants something of
+    the state has it done by `call`.
 
     Raises:
         OSError: The port is taken.
     """
 
-    def __init__(self, world: World, port: int) -> None:
+    def __init__(self, state: SandboxState, port: int) -> None:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(_serve_until_stopped(world, port, started)),
+            target=lambda: asyncio.run(_serve_until_stopped(state, port, started)),
             name="sandbox",
             daemon=True,
         )
@@ -80,10 +80,10 @@ class ServerThread:
 
 
 async def _serve_until_stopped(
-    world: World, port: int, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]]
+    state: SandboxState, port: int, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]]
 ) -> None:
     try:
-        runner, chosen = await _start(world, LOCALHOST, port)
+        runner, chosen = await _start(state, LOCALHOST, port)
     except OSError as exc:
         started.set_exception(exc)
         return
@@ -118,17 +118,19 @@ def serve(
         OSError: The port is taken, or the host is not this machine's.
         ValueError: The file of the options cannot be read.
     """
-    asyncio.run(_serve_until_signal(World(options), host, port, on_start))
+    asyncio.run(_serve_until_signal(SandboxState(options), host, port, on_start))
 
 
-async def _serve_until_signal(world: World, host: str, port: int, on_start: Callable[[str], object]) -> None:
+async def _serve_until_signal(
+    state: SandboxState, host: str, port: int, on_start: Callable[[str], object]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Where a loop knows no signals, Ctrl-C still ends asyncio.run() as a KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    runner, chosen = await _start(world, host, port)
+    runner, chosen = await _start(state, host, port)
     try:
         on_start(f"http://{host}:{chosen}{BASE_PATH}")
         await stop.wait()

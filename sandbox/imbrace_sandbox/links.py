@@ -11,7 +11,7 @@ import orjson
 from imbrace_sandbox.answers import Answer, Loss
 from imbrace_sandbox.lists import Conversation
 from imbrace_sandbox.options import SandboxOptions
-from imbrace_sandbox.voices import digest_of, iso
+from imbrace_sandbox.senders import digest_of, iso
 
 _HOSTS = (
     "webapp.imbrace.co",
@@ -49,7 +49,7 @@ def links_envelope(
         {
             "phone_number": digits,
             "conversation_id": _spelled(options, digits, conversation),
-            "contact_id": conversation.voice.contact,
+            "contact_id": conversation.senders.contact,
             "organization_id": options.organization_id,
             "created_at": iso(conversation.start_ms),
             "updated_at": iso(conversation.start_ms),
@@ -69,7 +69,7 @@ def links_envelope(
 
 def _spelled(options: SandboxOptions, digits: str, conversation: Conversation) -> str:
     """The id in one of its spellings; mixed ones depend on the phone, so one conversation has several."""
-    conversation_id = conversation.voice.conversation_id
+    conversation_id = conversation.senders.conversation_id
     spelling = options.id_spelling
     if spelling == "mixed":
         spelling = ("conv", "tcu", "bare")[digest_of(options.seed, digits, conversation_id, "id")[0] % 3]
@@ -81,8 +81,8 @@ def _lose(entries: list[dict[str, Any]], loss: Loss | None) -> list[dict[str, An
     if loss is None or not entries:
         return entries
     # One of them, and the numbers beside them stay: a loss that nobody could notice would be no test.
-    place = int(loss.roll * len(entries))
-    return entries[:place] + entries[place + 1 :]
+    index = int(loss.roll * len(entries))
+    return entries[:index] + entries[index + 1 :]
 
 
 def _link(options: SandboxOptions, digits: str, conversation_id: str) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Protocol
 
-from imbrace_sandbox.speech import phrase
-from imbrace_sandbox.voices import Item, Voice, digest_of, from_json, iso, to_json, uuid_text
+from imbrace_sandbox.content import phrase
+from imbrace_sandbox.senders import Item, Senders, digest_of, from_json, iso, to_json, uuid_text
 
-# Longer conversations are made anew for each page: a million messages must not stay in memory.
+# Longer conversations are made again for each page: a million messages must not stay in memory.
 _KEPT_MESSAGES = 5_000
 _STEP_MS = 1_000
 
@@ -21,7 +21,7 @@ Which = int | Sequence[str]
 class Source(Protocol):
     """Where the messages of a conversation come from; `ordinal` counts from the oldest."""
 
-    voice: Voice
+    senders: Senders
     size: int
     start_ms: int
 
@@ -63,9 +63,9 @@ class Conversation:
         return len(self._order)
 
     @property
-    def voice(self) -> Voice:
+    def senders(self) -> Senders:
         """Who speaks."""
-        return self._source.voice
+        return self._source.senders
 
     @property
     def start_ms(self) -> int:
@@ -102,8 +102,8 @@ class Conversation:
     def delete(self, which: Which) -> list[str]:
         """Delete messages by id, or so many by chance; return their ids."""
         ids: list[str] = []
-        for place in sorted(self._places(which), reverse=True):
-            ordinal = self._order.pop(place)
+        for index in sorted(self._positions(which), reverse=True):
+            ordinal = self._order.pop(index)
             self._kept.pop(ordinal, None)
             ids.append(self._id(ordinal))
             self.moves += 1
@@ -112,9 +112,9 @@ class Conversation:
     def edit(self, which: Which) -> list[str]:
         """Change content and updated_at of messages by id, or of so many by chance; return their ids."""
         ids: list[str] = []
-        for place in self._places(which):
+        for index in self._positions(which):
             self.moves += 1
-            ordinal = self._order[place]
+            ordinal = self._order[index]
             item = from_json(self._json(ordinal))
             _edit(item, self.moves, self._created_ms(ordinal))
             # Kept whatever the length of the conversation: nothing else remembers the edit.
@@ -139,20 +139,20 @@ class Conversation:
         return added[1] if added else self._source.created_ms(ordinal)
 
     def _rng(self) -> Random:
-        return Random(f"{self._seed}/{self.voice.conversation_id}/{self.moves}")
+        return Random(f"{self._seed}/{self.senders.conversation_id}/{self.moves}")
 
-    def _insert(self, place: int) -> str:
-        """Add a message that is newer than what lies before `place`, and no newer than what follows."""
-        created_ms = self._created_ms(self._order[place - 1]) if place else self.start_ms - 2 * _STEP_MS
+    def _insert(self, index: int) -> str:
+        """Add a message that is newer than what lies before `index`, and no newer than what follows."""
+        created_ms = self._created_ms(self._order[index - 1]) if index else self.start_ms - 2 * _STEP_MS
         created_ms += _STEP_MS
-        if place < len(self._order):
-            created_ms = min(created_ms, self._created_ms(self._order[place]))
+        if index < len(self._order):
+            created_ms = min(created_ms, self._created_ms(self._order[index]))
             # Places and times must agree, even among messages of one instant.
-            place = bisect_right(self._order, created_ms, lo=place, key=self._created_ms)
-        digest = digest_of(self._seed, self.voice.conversation_id, "added", self.moves)
+            index = bisect_right(self._order, created_ms, lo=index, key=self._created_ms)
+        digest = digest_of(self._seed, self.senders.conversation_id, "added", self.moves)
         message_id = f"msg_{uuid_text(digest)}"
-        speakers = (self.voice.contact, *self.voice.users)
-        line = self.voice.render(
+        speakers = (self.senders.contact, *self.senders.users)
+        line = self.senders.render(
             message_id,
             speakers[digest[32] % len(speakers)],
             "text",
@@ -162,11 +162,11 @@ class Conversation:
         ordinal = self._source.size + len(self._added)
         self._added[ordinal] = (message_id, created_ms)
         self._kept[ordinal] = line
-        self._order.insert(place, ordinal)
+        self._order.insert(index, ordinal)
         self.moves += 1
         return message_id
 
-    def _places(self, which: Which) -> list[int]:
+    def _positions(self, which: Which) -> list[int]:
         """Find places in the order.
 
         Raises:
@@ -177,10 +177,10 @@ class Conversation:
                 raise ValueError(f"there are {len(self._order)} messages, not {which}")
             return self._rng().sample(range(len(self._order)), which)
         wanted = set(which)
-        places = [place for place, ordinal in enumerate(self._order) if self._id(ordinal) in wanted]
-        if len(places) < len(wanted):
+        indexes = [index for index, ordinal in enumerate(self._order) if self._id(ordinal) in wanted]
+        if len(indexes) < len(wanted):
             raise ValueError("there is no message with one of these ids")
-        return places
+        return indexes
 
 
 def _edit(item: Item, number: int, created_ms: int) -> None:

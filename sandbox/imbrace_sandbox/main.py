@@ -1,4 +1,4 @@
-"""The command `imbrace-sandbox`: serves the stand-in until Ctrl-C, with one flag for each option.
+"""The command `imbrace-sandbox`: serves the fake gateway until Ctrl-C, with one flag for each option.
 
 It needs nothing of imbrace-lake, whose command `imbrace-lake sandbox` serves the same.
 """
@@ -45,10 +45,10 @@ def read_option(name: str, text: str) -> Any:
 
 
 def describe(url: str, options: SandboxOptions) -> list[str]:
-    """List, line by line, what a client of a running stand-in needs to know."""
+    """List, line by line, what a client of a running fake gateway needs to know."""
     control = f"{url.removesuffix('/3rd')}/_sandbox"
     return [
-        "The stand-in gateway listens until Ctrl-C.",
+        "The fake gateway listens until Ctrl-C.",
         "",
         f"  gateway       {url}",
         f"  token         {options.token}",
@@ -62,7 +62,7 @@ def describe(url: str, options: SandboxOptions) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="imbrace-sandbox",
-        description="Serve a stand-in for the iMBrace gateway: made-up conversations, and faults on demand.",
+        description="Serve a fake iMBrace gateway: made-up conversations, and faults on demand.",
         # Options that are left out keep the defaults of SandboxOptions.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Everything that can be chosen about the stand-in, in one frozen object."""
+"""Everything that can be chosen about the fake gateway, in one frozen object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imbrace_sandbox.catalog import fault_complaint
+from imbrace_sandbox.fault_names import fault_complaint
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """What to serve, how, and with how much trouble; every value is checked when it is made.
+    """What to serve, how, and with which faults; every value is checked when it is made.
 
     Raises:
         ValueError: A value cannot be used; the message is one sentence that names the option.
@@ -100,7 +100,7 @@ class SandboxOptions:
     organization_id: str = _option("org_sandbox", "The organization the token belongs to.")
     business_unit_id: str = _option("bu_sandbox", "The business unit of every message.")
 
-    seed: int = _option(7, "Decides content, phones, faults and churn.", 0)
+    seed: int = _option(7, "Decides content, phones, faults and mutations.", 0)
     conversations: int = _option(120, "How many conversations to generate; ignored with a file.", 0)
     messages_mean: float | None = _option(
         None, "Mean messages of a conversation; left out, the median is 18.", 1, optional=True

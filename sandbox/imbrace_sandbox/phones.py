@@ -58,15 +58,15 @@ def link_phones(seed: int, conversations: Mapping[str, str | None]) -> dict[str,
     for conversation_id, phone in conversations.items():
         if phone is not None:
             links.setdefault(phone, []).append(conversation_id)
-    place = 0
-    while place < len(waiting):
+    index = 0
+    while index < len(waiting):
         roll = rng.random()
         if roll < _SHARE_WITHOUT:
             links[next(numbers)] = []
             continue
         many = rng.randint(2, 4) if roll > 1 - _SHARE_WITH_SEVERAL else 1
-        links[next(numbers)] = waiting[place : place + many]
-        place += many
+        links[next(numbers)] = waiting[index : index + many]
+        index += many
     _share(rng, links, waiting)
     return links
 

@@ -1,4 +1,4 @@
-"""The stand-in for tests and demos: a running server with its truth and its controls at hand."""
+"""The fake gateway for tests and demos: a running server with its messages and its controls at hand."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from imbrace_sandbox.hosting import LOCALHOST, ServerThread
 from imbrace_sandbox.lists import Which
 from imbrace_sandbox.options import SandboxOptions
 from imbrace_sandbox.phones import messy
+from imbrace_sandbox.senders import Item, from_json
+from imbrace_sandbox.state import BeforePage, SandboxState
 from imbrace_sandbox.stats import Stats
-from imbrace_sandbox.voices import Item, from_json
-from imbrace_sandbox.world import BeforePage, World
 
 T = TypeVar("T")
 
 
 class Sandbox:
-    """A stand-in gateway on a free port of this machine, with its truth and its controls at hand.
+    """A fake gateway on a free port of this machine, with its messages and its controls at hand.
 
     ::
 
@@ -36,7 +36,7 @@ class Sandbox:
     """
 
     def __init__(self, options: SandboxOptions | None = None, port: int = 0) -> None:
-        self._world = World(options or SandboxOptions())
+        self._state = SandboxState(options or SandboxOptions())
         self._port = port
         self._server: ServerThread | None = None
 
@@ -46,7 +46,7 @@ class Sandbox:
         Raises:
             OSError: The port is taken.
         """
-        self._server = ServerThread(self._world, self._port)
+        self._server = ServerThread(self._state, self._port)
         self._port = self._server.port
         return self
 
@@ -71,12 +71,12 @@ class Sandbox:
     @property
     def options(self) -> SandboxOptions:
         """The options as they are now."""
-        return self._world.options
+        return self._state.options
 
     @property
     def links(self) -> dict[str, list[str]]:
         """Conversation ids by phone, in E.164 with `+`."""
-        return self._call(lambda: deepcopy(self._world.links))
+        return self._call(lambda: deepcopy(self._state.links))
 
     @property
     def phones(self) -> list[str]:
@@ -86,7 +86,7 @@ class Sandbox:
     @property
     def conversations(self) -> dict[str, int]:
         """How many messages each conversation has; those of `sizes` come first."""
-        return self._call(lambda: {each: len(found) for each, found in self._world.conversations.items()})
+        return self._call(lambda: {each: len(found) for each, found in self._state.conversations.items()})
 
     def messy_phones(self, region: str | None = None) -> list[str]:
         """Write the phones as people do: many spellings, repeats, and a few that are none."""
@@ -94,40 +94,40 @@ class Sandbox:
 
     def truth(self, conversation_id: str) -> list[Item]:
         """Return every message of a conversation as the gateway sends it, oldest first."""
-        lines = self._call(lambda: list(self._world.find(conversation_id).oldest_first()))
+        lines = self._call(lambda: list(self._state.find(conversation_id).oldest_first()))
         return [from_json(line) for line in lines]
 
     def stats(self) -> Stats:
         """Return a copy of the counts."""
-        return self._call(lambda: deepcopy(self._world.stats))
+        return self._call(lambda: deepcopy(self._state.stats))
 
     def reset_stats(self) -> None:
-        """Count anew."""
-        self._call(self._world.stats.reset)
+        """Count again."""
+        self._call(self._state.stats.reset)
 
     def append(self, conversation_id: str, many: int = 1) -> list[str]:
         """Let messages arrive at the head; return their ids."""
-        return self._call(lambda: self._world.find(conversation_id).append(many))
+        return self._call(lambda: self._state.find(conversation_id).append(many))
 
     def backdate(self, conversation_id: str, many: int = 1) -> list[str]:
         """Let messages arrive among older ones; return their ids."""
-        return self._call(lambda: self._world.find(conversation_id).backdate(many))
+        return self._call(lambda: self._state.find(conversation_id).backdate(many))
 
     def delete(self, conversation_id: str, which: Which = 1) -> list[str]:
         """Delete messages by id, or so many by chance; return their ids."""
-        return self._call(lambda: self._world.find(conversation_id).delete(which))
+        return self._call(lambda: self._state.find(conversation_id).delete(which))
 
     def edit(self, conversation_id: str, which: Which = 1) -> list[str]:
         """Edit messages by id, or so many by chance; return their ids."""
-        return self._call(lambda: self._world.find(conversation_id).edit(which))
+        return self._call(lambda: self._state.find(conversation_id).edit(which))
 
     def vanish(self, conversation_id: str) -> None:
         """Answer 404 for a conversation that links still name."""
-        self._call(lambda: self._world.find(conversation_id).hide(vanished=True))
+        self._call(lambda: self._state.find(conversation_id).hide(vanished=True))
 
     def restore(self, conversation_id: str) -> None:
         """Let a conversation be found again."""
-        self._call(lambda: self._world.find(conversation_id).hide(vanished=False))
+        self._call(lambda: self._state.find(conversation_id).hide(vanished=False))
 
     def put(
         self,
@@ -140,19 +140,19 @@ class Sandbox:
         A message in bytes is JSON already, for what no writer of JSON would write.
         """
         given = [item if isinstance(item, bytes) else dict(item) for item in items]
-        return self._call(lambda: self._world.put(given, phone, conversation_id))
+        return self._call(lambda: self._state.put(given, phone, conversation_id))
 
     def break_conversation(self, conversation_id: str, fault: str) -> None:
-        """Let every request for a conversation (or `links`) meet a fault until it is mended."""
-        self._call(lambda: self._world.adjust({}, {conversation_id: fault}))
+        """Let every request for a conversation (or `links`) meet a fault until it is fixed."""
+        self._call(lambda: self._state.adjust({}, {conversation_id: fault}))
 
-    def mend(self, conversation_id: str) -> None:
+    def repair(self, conversation_id: str) -> None:
         """Take the fault of a conversation (or `links`) away."""
-        self._call(lambda: self._world.adjust({}, {}, mended=[conversation_id]))
+        self._call(lambda: self._state.adjust({}, {}, unpinned=[conversation_id]))
 
     def fail_next(self, *faults: str) -> None:
         """Give the next requests, in order of arrival, one fault each; `ok` for none."""
-        self._call(lambda: self._world.desk.queue(faults))
+        self._call(lambda: self._state.fault_injector.queue(faults))
 
     def set_options(self, **changes: Any) -> None:
         """Take other options from now on.
@@ -160,7 +160,7 @@ class Sandbox:
         Raises:
             ValueError: One of them cannot be taken; then none is.
         """
-        self._call(lambda: self._world.change(changes))
+        self._call(lambda: self._state.change(changes))
 
     def before_page(self, callback: BeforePage | None) -> None:
         """Call back with conversation id and page number (from 1) just before each page is made.
@@ -168,7 +168,7 @@ class Sandbox:
         The callback runs in the server's thread and may use every method of this object, so a test
         can move a list between two pages at exactly the place it wants.
         """
-        self._call(lambda: setattr(self._world, "before_page", callback))
+        self._call(lambda: setattr(self._state, "before_page", callback))
 
     def _call(self, job: Callable[[], T]) -> T:
         return self._server.call(job) if self._server is not None else job()

@@ -1,4 +1,4 @@
-"""What the stand-in counts about its clients."""
+"""What the fake gateway counts about its clients."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Stats:
         self.refused_by_second[int(time.time())] += 1
 
     def reset(self) -> None:
-        """Count anew; what is in flight stays in flight, or its end would make the count negative."""
+        """Count again; what is in flight stays in flight, or its end would make the count negative."""
         fresh = Stats(in_flight=self.in_flight, max_in_flight=self.in_flight)
         for each in fields(self):
             setattr(self, each.name, getattr(fresh, each.name))

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from imbrace_sandbox.options import SandboxOptions
-from imbrace_sandbox.voices import Item, Voice, digest_of, from_json, to_json
+from imbrace_sandbox.senders import Item, Senders, digest_of, from_json, to_json
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "imbrace-lake/sandbox")
 _SPEAKERS = ("customer", "agent", "system")
@@ -33,10 +33,10 @@ class _Line:
 class FileSource:
     """The messages of one line of the file, oldest first; made when they are asked for."""
 
-    __slots__ = ("_key", "_lines", "phone", "size", "start_ms", "voice")
+    __slots__ = ("_key", "_lines", "phone", "senders", "size", "start_ms")
 
-    def __init__(self, voice: Voice, key: str, phone: str | None, lines: Sequence[_Line]) -> None:
-        self.voice = voice
+    def __init__(self, senders: Senders, key: str, phone: str | None, lines: Sequence[_Line]) -> None:
+        self.senders = senders
         self.phone = phone
         self.size = len(lines)
         self._key = key
@@ -55,19 +55,21 @@ class FileSource:
         """Make the JSON of one message."""
         line = self._lines[ordinal]
         sender = (
-            self.voice.contact if line.speaker == "customer" else self.voice.users[line.speaker == "system"]
+            self.senders.contact
+            if line.speaker == "customer"
+            else self.senders.users[line.speaker == "system"]
         )
         content = {"text": line.text, "is_mail": False}
-        return self.voice.render(self.message_id(ordinal), sender, "text", content, line.at_ms)
+        return self.senders.render(self.message_id(ordinal), sender, "text", content, line.at_ms)
 
 
 class GivenSource:
     """Messages that a test hands over, oldest first, served as they are; bytes are JSON already."""
 
-    __slots__ = ("_items", "size", "start_ms", "voice")
+    __slots__ = ("_items", "senders", "size", "start_ms")
 
-    def __init__(self, voice: Voice, items: Sequence[Item | bytes]) -> None:
-        self.voice = voice
+    def __init__(self, senders: Senders, items: Sequence[Item | bytes]) -> None:
+        self.senders = senders
         self.size = len(items)
         self.start_ms = _START_MS
         self._items = [item if isinstance(item, bytes) else to_json(item) for item in items]
@@ -118,7 +120,7 @@ def _read(options: SandboxOptions, record: Mapping[str, Any]) -> FileSource:
     lines = [*_iter_lines(options.seed, key, record["messages"])]
     # Stable, so that messages of one instant keep the order that the file gives them.
     lines.sort(key=lambda line: line.at_ms)
-    voice = Voice(
+    senders = Senders(
         conversation_id=f"conv_{uuid5(_NAMESPACE, key)}",
         organization_id=options.organization_id,
         business_unit_id=options.business_unit_id,
@@ -126,7 +128,7 @@ def _read(options: SandboxOptions, record: Mapping[str, Any]) -> FileSource:
         users=(f"u_{uuid5(_NAMESPACE, f'{key}/agent')}", f"u_{uuid5(_NAMESPACE, 'system')}"),
     )
     phone = record.get("phone")
-    return FileSource(voice, key, None if phone is None else f"+{phone.lstrip('+')}", lines)
+    return FileSource(senders, key, None if phone is None else f"+{phone.lstrip('+')}", lines)
 
 
 def _iter_lines(seed: int, key: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[_Line]:

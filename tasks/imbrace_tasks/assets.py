@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.run import RunSummary
 from imbrace_tasks.retry import attempt
 
 # Prefect allows fewer characters than an address has, and no percent-encoding.

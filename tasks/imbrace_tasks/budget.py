@@ -1,8 +1,8 @@
 """The budget of requests that all workers share: a global concurrency limit of the Prefect server.
 
 The limit only says how many requests a second there may be, and its slots stay empty: to take them
-would cost a call of the server for every few requests. Each process claims a share in a variable of
-its own instead (`imbrace_lake.gateway.shares`), which the server stamps with its own clock.
+would cost a call of the server for every few requests. Each process leases a share in a variable of
+its own instead (`imbrace_lake.gateway.shared_limit`), which the server stamps with its own clock.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from prefect.client.schemas.objects import Variable
 from prefect.exceptions import ObjectNotFound
 from pydantic import TypeAdapter, ValidationError
 
-from imbrace_lake.gateway import opening
+from imbrace_lake.gateway import factory
 from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
-from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.gateway.shares import BoardUnreachable, Claim, sharing
+from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.gateway.shared_limit import Lease, LeasesUnreachable, share_limit
 from imbrace_lake.settings import Settings
 
-CLAIM_TAG = "imbrace-request-share"
+LEASE_TAG = "imbrace-request-share"
 # A process that has not been heard of for so long is not there any more.
-CLAIM_LIFE = timedelta(seconds=30)
+LEASE_LIFE = timedelta(seconds=30)
 # Nor does anybody miss what it left behind.
-LITTER_AGE = timedelta(minutes=10)
-PATIENCE_SECONDS = 8.0
-CLAIM = TypeAdapter(Claim)
+LEASE_RETENTION = timedelta(minutes=10)
+SERVER_TIMEOUT_SECONDS = 8.0
+LEASE = TypeAdapter(Lease)
 
 
 @asynccontextmanager
@@ -49,25 +49,25 @@ async def open_gateway(
         SettingsError: Token or organization is missing, or a setting cannot be used.
     """
     options = options or settings.gateway_options()
-    gate = settings.gate()
-    async with opening.open_gateway(options, gate, shared_budget(gate, settings)) as gateway:
+    limiter = settings.new_limiter()
+    async with factory.open_gateway(options, limiter, shared_budget(limiter, settings)) as gateway:
         yield gateway
 
 
 @asynccontextmanager
-async def shared_budget(gate: Gate, settings: Settings) -> AsyncIterator[None]:
-    """Keep the gate within this process's share of the server's limit as long as the block lasts."""
+async def shared_budget(limiter: RequestLimiter, settings: Settings) -> AsyncIterator[None]:
+    """Keep the limiter within this process's share of the server's limit as long as the block lasts."""
     if not settings.request_limit:
         yield
         return
     async with get_client() as client:
-        board = PrefectBoard(client, settings.request_limit)
-        async with sharing(gate, board, settings.request_limit, settings.requests_per_second):
+        leases = PrefectLeases(client, settings.request_limit)
+        async with share_limit(limiter, leases, settings.request_limit, settings.requests_per_second):
             yield
 
 
-class PrefectBoard:
-    """A global concurrency limit, and one variable a process for its claim.
+class PrefectLeases:
+    """A global concurrency limit, and one variable per process for its lease.
 
     Args:
         client: Of the server that has both.
@@ -77,8 +77,8 @@ class PrefectBoard:
     def __init__(self, client: PrefectClient, limit: str) -> None:
         self._client = client
         self._limit = limit
-        self._name = f"{CLAIM_TAG}-{uuid4().hex[:12]}"
-        self._is_claimed = False
+        self._name = f"{LEASE_TAG}-{uuid4().hex[:12]}"
+        self._has_lease = False
 
     async def read_limit(self) -> float | None:
         """The smaller of the limit and its slot decay a second; None if there is none or it is inactive.
@@ -86,7 +86,7 @@ class PrefectBoard:
         An operator sets both to 10 for ten requests a second. Going by the smaller one, a change of
         either downwards is obeyed. Without any decay the limit counts alone.
         """
-        async with _reaching():
+        async with _prefect_errors():
             try:
                 found = await self._client.read_global_concurrency_limit_by_name(self._limit)
             except ObjectNotFound:
@@ -95,29 +95,29 @@ class PrefectBoard:
             return None
         return min(float(found.limit), found.slot_decay_per_second or float(found.limit))
 
-    async def read_claims(self) -> Sequence[Claim]:
-        """The claims of the other processes that renewed theirs in the last 30 seconds."""
-        wanted = {"variables": {"tags": {"all_": [CLAIM_TAG, self._limit]}}}
-        async with _reaching():
+    async def read_leases(self) -> Sequence[Lease]:
+        """The leases that other processes renewed in the last 30 seconds."""
+        wanted = {"variables": {"tags": {"all_": [LEASE_TAG, self._limit]}}}
+        async with _prefect_errors():
             answer = await self._client.request("POST", "/variables/filter", json=wanted)
             found = [Variable.model_validate(each) for each in answer.json()]
             # The server's clock wrote all of these times, so no other clock has to be right.
             now = max((each.updated for each in found if each.updated), default=None)
-            claims = []
+            leases = []
             for each in found:
                 if each.name == self._name or now is None or each.updated is None:
                     continue
-                if now - each.updated <= CLAIM_LIFE:
-                    claims.append(_claim_in(each))
-                elif now - each.updated > LITTER_AGE:
+                if now - each.updated <= LEASE_LIFE:
+                    leases.append(_parse_lease(each))
+                elif now - each.updated > LEASE_RETENTION:
                     await self._delete(each.name)
-        return claims
+        return leases
 
-    async def claim(self, claim: Claim) -> None:
-        """Write this process's variable; it is made anew if somebody deleted it."""
-        value = {"rate": round(claim.rate, 3), "wanted": round(claim.wanted, 3)}
-        async with _reaching():
-            if self._is_claimed:
+    async def write_lease(self, lease: Lease) -> None:
+        """Write this process's variable; it is made again if somebody deleted it."""
+        value = {"rate": round(lease.rate, 3), "wanted": round(lease.wanted, 3)}
+        async with _prefect_errors():
+            if self._has_lease:
                 try:
                     await self._client.update_variable(VariableUpdate(name=self._name, value=value))
                 except httpx.HTTPStatusError as exc:
@@ -125,14 +125,14 @@ class PrefectBoard:
                         raise
                 else:
                     return
-            tags = [CLAIM_TAG, self._limit]
+            tags = [LEASE_TAG, self._limit]
             await self._client.create_variable(VariableCreate(name=self._name, value=value, tags=tags))
-            self._is_claimed = True
+            self._has_lease = True
 
-    async def withdraw(self) -> None:
+    async def drop_lease(self) -> None:
         """Delete this process's variable."""
-        if self._is_claimed:
-            async with _reaching():
+        if self._has_lease:
+            async with _prefect_errors():
                 await self._delete(self._name)
 
     async def _delete(self, name: str) -> None:
@@ -140,25 +140,27 @@ class PrefectBoard:
             await self._client.delete_variable_by_name(name)
 
 
-def _claim_in(variable: Variable) -> Claim:
+def _parse_lease(variable: Variable) -> Lease:
     try:
-        return CLAIM.validate_python(variable.value)
+        return LEASE.validate_python(variable.value)
     except ValidationError:
-        raise BoardUnreachable(f"the variable {variable.name} holds no claim, delete it") from None
+        raise LeasesUnreachable(f"the variable {variable.name} holds no claim, delete it") from None
 
 
 @asynccontextmanager
-async def _reaching() -> AsyncIterator[None]:
-    """Give the server some seconds, and turn its failures into the one that a board may have."""
+async def _prefect_errors() -> AsyncIterator[None]:
+    """Wait some seconds for the server, and turn its failures into `LeasesUnreachable`."""
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(SERVER_TIMEOUT_SECONDS):
             yield
     except TimeoutError:
-        raise BoardUnreachable(f"the Prefect server did not answer in {PATIENCE_SECONDS:g} s") from None
+        raise LeasesUnreachable(
+            f"the Prefect server did not answer in {SERVER_TIMEOUT_SECONDS:g} s"
+        ) from None
     except httpx.HTTPStatusError as exc:
         status = exc.response.status_code
-        raise BoardUnreachable(f"the Prefect server answered with status {status}") from exc
+        raise LeasesUnreachable(f"the Prefect server answered with status {status}") from exc
     except ValueError as exc:
-        raise BoardUnreachable("the Prefect server sent an answer of another form") from exc
+        raise LeasesUnreachable("the Prefect server sent an answer of another form") from exc
     except httpx.HTTPError as exc:
-        raise BoardUnreachable(f"the Prefect server is away ({type(exc).__name__})") from exc
+        raise LeasesUnreachable(f"the Prefect server is away ({type(exc).__name__})") from exc

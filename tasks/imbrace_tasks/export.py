@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import ChunkResult, export_chunk
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.run_context import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
 
@@ -30,7 +30,7 @@ class ChunkUnfinished(ImbraceLakeError):
     retry_jitter_factor=0.3,
 )
 async def export_conversations_chunk(
-    run: ExportRun, name: str, conversation_ids: Sequence[str]
+    run: RunContext, name: str, conversation_ids: Sequence[str]
 ) -> State[Any]:
     """Export a chunk of conversations; its entries go to the run's journal, not to the orchestrator."""
 
@@ -41,11 +41,11 @@ async def export_conversations_chunk(
             raise ChunkUnfinished(
                 f"{done} of {len(conversation_ids)} conversations done, the rest is to retry"
             )
-        told = _told(result)
-        return Failed(message=told) if result.dead_letters else Completed(message=told)
+        message = _chunk_message(result)
+        return Failed(message=message) if result.dead_letters else Completed(message=message)
 
     return await attempt(run, work)
 
 
-def _told(result: ChunkResult) -> str:
+def _chunk_message(result: ChunkResult) -> str:
     return ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))

@@ -12,8 +12,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from imbrace_lake.errors import without_context
-from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
+from imbrace_lake.export.run_context import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
 
@@ -25,7 +25,7 @@ from imbrace_tasks.retry import attempt, is_last_try
     retry_jitter_factor=0.3,
 )
 async def resolve_phones(
-    run: ExportRun, recording: Recording, name: str, numbers: pa.Table, results: dict[str, ResolveResult]
+    run: RunContext, recording: Recording, name: str, numbers: pa.Table, results: dict[str, ResolveResult]
 ) -> State[Any]:
     """Resolve a slice of the numbers; what was found is added to `results` under its name."""
 
@@ -37,11 +37,11 @@ async def resolve_phones(
         run.progress.numbers_resolved += sum(
             result.statuses[status] for status in ("resolved", "none", "error")
         )
-        return Completed(message=_told(result))
+        return Completed(message=_resolve_message(result))
 
     return await attempt(run, work)
 
 
-def _told(result: ResolveResult) -> str:
+def _resolve_message(result: ResolveResult) -> str:
     counts: Sequence[str] = [f"{count} {status}" for status, count in sorted(result.statuses.items())]
     return f"{', '.join(counts)}; {len(result.conversation_ids)} conversations"

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.run_context import RunContext
 
 logger = logging.getLogger("imbrace_lake.tasks")
 
@@ -35,7 +35,7 @@ def is_last_try() -> bool:
     return context is None or context.task_run.run_count > context.task.retries
 
 
-async def attempt(run: ExportRun | None, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
+async def attempt(run: RunContext | None, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
     """Do a task's work; raise transient errors so that the orchestrator tries again.
 
     All else ends the task as failed, in one sentence. What every other task of a run would meet too

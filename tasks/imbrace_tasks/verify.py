@@ -1,4 +1,4 @@
-"""The tasks that hold a lake against its ledgers and against the gateway."""
+"""The tasks that compare a lake with its ledgers and with the gateway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from imbrace_lake.lake.checkpoint import read_known
+from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.counts import verify_counts
@@ -26,7 +26,9 @@ async def verify_lake_objects(lake: Lake, results: list[Verification]) -> State[
     async def work() -> State[Any]:
         found = await verify_objects(lake)
         results.append(found)
-        return _told(found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers")
+        return _verification_state(
+            found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers"
+        )
 
     return await attempt(None, work)
 
@@ -37,16 +39,16 @@ async def verify_lake_counts(lake: Lake, settings: Settings, results: list[Verif
 
     async def work() -> State[Any]:
         found = Verification()
-        known = await read_known(lake, settings.needed("organization"))
+        states = await read_states(lake, settings.require("organization"))
         async with open_gateway(settings) as gateway:
-            await verify_counts(gateway, known, found, side_by_side=settings.max_in_flight)
+            await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
         results.append(found)
-        return _told(found, f"{found.counts} counts")
+        return _verification_state(found, f"{found.counts} counts")
 
     return await attempt(None, work)
 
 
-def _told(found: Verification, what: str) -> State[Any]:
+def _verification_state(found: Verification, what: str) -> State[Any]:
     if found.is_sound:
         return Completed(message=f"{what}, and nothing differs")
     return Failed(name="Differs", message=f"{what}, and {len(found.differences)} differ")

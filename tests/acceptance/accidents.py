@@ -60,10 +60,10 @@ def install(seed: int, share: float) -> Callable[[], None]:
         What ends it.
     """
     from imbrace_lake.export import conversation
-    from imbrace_lake.export.notes import Notes
+    from imbrace_lake.export.chunk_journal import ChunkJournal
     from imbrace_lake.gateway import client
     from imbrace_lake.lake.lake import Lake
-    from imbrace_lake.lake.publish import Publication
+    from imbrace_lake.lake.publish import Publisher
 
     chance = random.Random(seed)
     steps: tuple[tuple[Any, str], ...] = (
@@ -72,8 +72,8 @@ def install(seed: int, share: float) -> Callable[[], None]:
         (conversation, "rows_of_page"),
         (conversation, "content_hash"),
         (Lake, "add_part"),
-        (Publication, "publish"),
-        (Notes, "take"),
+        (Publisher, "publish"),
+        (ChunkJournal, "take"),
     )
     before = [(owner, name, getattr(owner, name)) for owner, name in steps]
     for owner, name, function in before:

@@ -130,7 +130,7 @@ class Exporter:
 
 
 def settings_for(box: Sandbox, lake: str | Path, **others: str) -> dict[str, str]:
-    """Settings of an export from a stand-in; `others` are further ones, without their prefix."""
+    """Settings of an export from a fake gateway; `others` are further ones, without their prefix."""
     return {
         "IMBRACE_TOKEN": box.options.token,
         "IMBRACE_ORGANIZATION": box.options.organization_id,

@@ -180,7 +180,7 @@ class HostileGateway:
 def hostile_gateway(
     box: Sandbox, hostile: Mapping[str, Hostile], *, together: int
 ) -> Iterator[HostileGateway]:
-    """Pass requests on to a stand-in, but answer those for some conversations otherwise.
+    """Pass requests on to a fake gateway, but answer those for some conversations otherwise.
 
     Args:
         box: Answers all others.

@@ -12,9 +12,9 @@ from uuid import uuid4
 import pyarrow.dataset as ds
 
 from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.resolve import Recording, resolve_numbers
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run
+from imbrace_lake.export.run import RunSummary, close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from imbrace_sandbox import Sandbox
@@ -54,7 +54,7 @@ def export_with_core(
             recording = Recording(run.run_id, run.organization_id, key, False, run.started_at)
             numbers = read_phone_list(phones)
             found = await resolve_numbers(run.gateway, run.journal, recording, "phones", numbers.table)
-            await run.learn(job_of(found.conversation_ids))
+            await run.load_prior_state(work_fingerprint(found.conversation_ids))
             result = await export_chunk(run, "chunk", found.conversation_ids, is_last_try=False)
             if result.is_worth_retrying:
                 await export_chunk(run, "chunk", found.conversation_ids)

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from imbrace_cli.local_server import LocalServer
-from imbrace_lake.lake.entries import OUTCOMES
+from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
@@ -33,7 +33,7 @@ FLOW_STEPS = {
     "imbrace_flows.pipeline.read_phone_list": "Failed",
     "imbrace_flows.pipeline.check_can_shard": "Failed",
     "imbrace_tasks.resolve.resolve_numbers": "Failed",
-    "imbrace_lake.export.export_run.read_state": "Failed",
+    "imbrace_lake.export.run_context.read_state": "Failed",
     "imbrace_flows.pipeline.has_shards": "Failed",
     "imbrace_flows.pipeline.export_chunks": "Failed",
     "imbrace_lake.lake.ledger.Journal.publish": "Failed",
@@ -78,7 +78,7 @@ def test_outcomes_add_up_and_one_rerun_by_id_completes_the_lake(
         run_id, outcome = _end(kind, process, prefect_server, box, tmp_path / "lake")
     box.set_options(token_expired=False)
     for one in broken:
-        box.mend(one)
+        box.repair(one)
 
     with Exporter(prefect_server, tmp_path / "again", is_debugging=True) as process:
         rerun = process.run(environment, rerun=run_id)
@@ -129,7 +129,7 @@ def test_nothing_that_an_exception_carried_is_in_prefect(box: Sandbox, prefect_s
 
     assert b"not exported conversation=" in haystack["dump of the database"]
     secrets = [SECRET, box.options.token, *(phone[1:] for phone in box.phones)]
-    assert [(place, one) for place, hay in haystack.items() for one in secrets if one.encode() in hay] == []
+    assert [(folder, one) for folder, hay in haystack.items() for one in secrets if one.encode() in hay] == []
 
 
 def _end(

@@ -112,7 +112,7 @@ def stage(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory)
         first = command(environment, "backfill", "--conversation", behind, "--conversation", changed)
         assert first["status"] == "partial"
         assert command(environment, "export", "--phones", phones)["status"] in ("complete", "partial")
-        box.mend(behind)
+        box.repair(behind)
         ids = [item["_id"] for item in box.truth(changed)]
         box.edit(changed, [ids[3]])
         box.delete(changed, 1)
@@ -184,7 +184,7 @@ def test_command_line_and_deployment_leave_the_same_lake(source: str, span: str,
 
 
 def _check(stage: Stage, lake: Path, conversations: tuple[str, ...]) -> None:
-    """Hold conversations in a lake against the stand-in."""
+    """Hold conversations in a lake against the fake gateway."""
     rows = [row for row in messages_in(lake) if row["conversation_id"] in conversations]
     live = {row["message_id"]: json.loads(row["content"]) for row in rows if not row["is_deleted"]}
     assert live == {item["_id"]: item["content"] for one in conversations for item in stage.box.truth(one)}

@@ -1,4 +1,4 @@
-"""What is broken for good costs itself alone, is named, and is all that a rerun reads once it is mended."""
+"""What is broken for good costs itself alone, is named, and is all that a rerun reads once it is fixed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ten_of_a_thousand_broken_for_good_leave_990_a_partial_run_and_their_nam
         _check(box, lake, linked(box) - set(broken))
 
         for conversation_id in broken:
-            box.mend(conversation_id)
+            box.repair(conversation_id)
         box.reset_stats()
         rerun = exporter.run(environment, rerun=partial.summary["run_id"])
 
@@ -72,7 +72,7 @@ def test_numbers_that_could_not_be_resolved_are_resolved_by_the_rerun(
         assert failed.summary is not None
         assert failed.totals["phones"] == {"error": len(box.phones)}
 
-        box.mend("links")
+        box.repair("links")
         rerun = exporter.run(environment, rerun=failed.summary["run_id"])
 
         assert rerun.state_type == "COMPLETED", rerun.message
@@ -87,7 +87,7 @@ def _dead_letters_in(lake: Path, run_id: str) -> list[str]:
 
 
 def _check(box: Sandbox, lake: Path, expected: Sequence[str] | set[str]) -> None:
-    """Hold the lake against the stand-in, message by message."""
+    """Hold the lake against the fake gateway, message by message."""
     rows = messages_in(lake)
     found = {(row["conversation_id"], row["message_id"]): json.loads(row["content"]) for row in rows}
     truth = {(each, item["_id"]): item["content"] for each in expected for item in box.truth(each)}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.gateway import pacing
+from imbrace_lake.gateway import limiter
 from imbrace_sandbox import Sandbox, SandboxOptions
-from imbrace_sandbox.catalog import FORMS, PASSING, WITH_FORMS
+from imbrace_sandbox.fault_names import FORMS, PASSING, WITH_FORMS
 from tests.acceptance.exporter import Exporter, Outcome, linked, settings_for, write_phones
 from tests.acceptance.lakes import export_with_core, messages_in
 
@@ -27,13 +27,13 @@ FAULTS = [
 ]
 
 
-def _options(**trouble: Any) -> SandboxOptions:
+def _options(**fault: Any) -> SandboxOptions:
     return SandboxOptions(
         conversations=CONVERSATIONS - 2,
         sizes=(101, 450),
         surprises=0.05,
         gateway_timeout_seconds=SLOW_SECONDS,
-        **trouble,
+        **fault,
     )
 
 
@@ -51,7 +51,7 @@ def untroubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict
 
 @pytest.fixture
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(limiter, "FIRST_PAUSE_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("_short_pauses")
@@ -84,11 +84,11 @@ def test_all_faults_mixed_in_a_tenth_of_all_requests_change_nothing(
     assert messages_in(tmp_path / "lake") == expected
 
 
-def test_the_flow_bears_all_faults_mixed_as_well(
+def test_the_flow_survives_all_faults_mixed_as_well(
     exporter: Exporter, untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     phones, expected = untroubled
-    # A refusal closes the gate for a second at least, and the flow's waits cannot be patched.
+    # A refusal closes the limiter for a second at least, and the flow's waits cannot be patched.
     faults = [fault for fault in PASSING if fault != "429"]
     rates = dict.fromkeys(faults, SHARE / len(faults))
     with Sandbox(_options(rates=rates)) as box:
@@ -132,9 +132,9 @@ def test_an_organization_of_somebody_else_ends_the_run_within_30_seconds_in_one_
     assert "the token belongs to organization org_sandbox, not to org_other" in outcome.message
 
 
-@pytest.mark.parametrize(("fault", "told"), [("401", "the token"), ("403", "nothing was exported")])
+@pytest.mark.parametrize(("fault", "reported"), [("401", "the token"), ("403", "nothing was exported")])
 def test_a_token_that_is_withdrawn_for_messages_ends_the_run_within_30_seconds_in_one_sentence(
-    fault: str, told: str, exporter: Exporter, tmp_path: Path
+    fault: str, reported: str, exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(_options(broken={})) as box:
         # The phones are resolved before every conversation answers like this.
@@ -142,7 +142,7 @@ def test_a_token_that_is_withdrawn_for_messages_ends_the_run_within_30_seconds_i
             box.break_conversation(conversation_id, fault)
         outcome = _run_that_is_refused(exporter, box, tmp_path)
 
-    assert told in outcome.message
+    assert reported in outcome.message
 
 
 def _run_that_is_refused(exporter: Exporter, box: Sandbox, folder: Path, **settings: str) -> Outcome:

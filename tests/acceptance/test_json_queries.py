@@ -25,12 +25,12 @@ MODULES = {"spark": "pyspark"}
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A lake with every hostile value, and ordinary conversations beside them."""
-    place = tmp_path_factory.mktemp("hostile")
+    folder = tmp_path_factory.mktemp("hostile")
     deep = [text for name, text in hostile.DEEPER.items() if "100000" not in name]
     with Sandbox(SandboxOptions(conversations=3, sizes=(40,), surprises=0.3)) as box:
         box.put(hostile.messages([*hostile.BODIES.values(), *deep]), conversation_id="conv_hostile")
-        assert Bench(box, str(place / "lake")).run().status == "complete"
-        yield str(place / "lake" / "messages")
+        assert Bench(box, str(folder / "lake")).run().status == "complete"
+        yield str(folder / "lake" / "messages")
 
 
 def test_the_lake_has_what_the_questions_are_about(messages: str) -> None:

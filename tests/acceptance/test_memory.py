@@ -20,12 +20,12 @@ MOST_BYTES = 512 * 10**6
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("place", ["folder", "bucket"])
+@pytest.mark.parametrize("folder", ["folder", "bucket"])
 def test_a_long_conversation_takes_little_more_memory_than_a_short_one(
-    request: pytest.FixtureRequest, prefect_server: LocalServer, tmp_path: Path, place: str
+    request: pytest.FixtureRequest, prefect_server: LocalServer, tmp_path: Path, folder: str
 ) -> None:
     lake, others = str(tmp_path / "lake"), {}
-    if place == "bucket":
+    if folder == "bucket":
         s3: Seaweed = request.getfixturevalue("s3")
         lake, others = f"s3://{request.getfixturevalue('bucket')}/lake", credentials(s3)
     peaks = []
@@ -40,6 +40,6 @@ def test_a_long_conversation_takes_little_more_memory_than_a_short_one(
 
     assert peaks[1] - peaks[0] < MOST_GROWTH_BYTES
     assert peaks[1] < MOST_BYTES
-    if place == "folder":
+    if folder == "folder":
         ids = ds.dataset(f"{lake}-{LONG}/messages").to_table(columns=["message_id"]).column("message_id")
         assert len(ids.unique()) == len(ids) == LONG

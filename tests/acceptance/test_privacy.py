@@ -82,7 +82,7 @@ def aftermath(
             outcomes[f"links {fault}"] = exporter.run(
                 {**environment, "IMBRACE_LAKE": str(lake_of_fault)}, phones=phones
             )
-        box.mend("links")
+        box.repair("links")
         outcomes["wrong token"] = exporter.run({**environment, "IMBRACE_TOKEN": WRONG_TOKEN}, phones=phones)
         outcomes["unusable token"] = exporter.run(
             {**environment, "IMBRACE_TOKEN": f"{TOKEN}\n"}, phones=phones
@@ -106,16 +106,16 @@ def aftermath(
 
 
 def _items(number: int) -> Iterator[dict[str, object]]:
-    for place in range(130):
+    for folder in range(130):
         yield {
-            "_id": f"msg_{number}_{place}",
+            "_id": f"msg_{number}_{folder}",
             "conversation_id": f"conv_{number}",
             "organization_id": "org_sandbox",
             "from": "con_1",
             "type": "text",
-            "content": {"text": f"{MARK} {number}.{place}", "is_mail": False},
-            "created_at": f"2024-05-13T13:{place // 60:02}:{place % 60:02}.000Z",
-            "updated_at": f"2024-05-13T13:{place // 60:02}:{place % 60:02}.000Z",
+            "content": {"text": f"{MARK} {number}.{folder}", "is_mail": False},
+            "created_at": f"2024-05-13T13:{folder // 60:02}:{folder % 60:02}.000Z",
+            "updated_at": f"2024-05-13T13:{folder // 60:02}:{folder % 60:02}.000Z",
         }
 
 
@@ -193,8 +193,8 @@ def test_the_places_that_are_searched_do_hold_the_traces_of_the_runs(aftermath: 
 
 def test_no_phone_number_token_or_text_is_anywhere_outside_messages_and_phones(aftermath: Aftermath) -> None:
     found = [
-        (place, needle)
-        for place, hay in aftermath.haystack.items()
+        (folder, needle)
+        for folder, hay in aftermath.haystack.items()
         for needle in _needles()
         if needle.encode() in hay
     ]
@@ -203,7 +203,7 @@ def test_no_phone_number_token_or_text_is_anywhere_outside_messages_and_phones(a
 
 
 def test_no_secret_of_the_store_is_anywhere_either(aftermath: Aftermath, s3: Seaweed) -> None:
-    assert [place for place, hay in aftermath.haystack.items() if s3.secret.encode() in hay] == []
+    assert [folder for folder, hay in aftermath.haystack.items() if s3.secret.encode() in hay] == []
 
 
 def test_the_phones_ledger_holds_the_numbers_unless_they_are_masked(aftermath: Aftermath) -> None:

@@ -42,7 +42,7 @@ Texts = list[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the stand-in serves, and what the file says of it."""
+    """What the fake gateway serves, and what the file says of it."""
 
     box: Sandbox
     phones: list[str]
@@ -65,9 +65,9 @@ class Exported:
 
 @contextmanager
 def _serving(file: Path) -> Iterator[Served]:
-    """Serve a whole file, and read it a second time without the stand-in's code."""
+    """Serve a whole file, and read it a second time without the fake gateway's code."""
     with Sandbox(SandboxOptions(file=file)) as box:
-        # The stand-in names conversations in the order of the file.
+        # The fake gateway names conversations in the order of the file.
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             texts = dict(zip(box.conversations, map(_texts_of, lines), strict=True))
         yield Served(box, box.messy_phones(), texts)
@@ -174,7 +174,7 @@ def _texts_in(rows: pa.Table) -> dict[str, Texts]:
     return found
 
 
-def test_the_phones_ledger_gives_each_input_number_one_status_and_the_stand_ins_links(
+def test_the_phones_ledger_gives_each_input_number_one_status_and_the_fake_gateways_links(
     exported: Exported,
 ) -> None:
     served = exported.served
@@ -196,8 +196,8 @@ def test_the_phones_ledger_gives_each_input_number_one_status_and_the_stand_ins_
         else:
             expected[line_number] = ("resolved" if links[phone] else "none", frozenset(links[phone]))
         seen.add(phone)
-    told = {row["position"]: (row["status"], frozenset(row["conversation_ids"] or ())) for row in rows}
-    assert told == expected
+    reported = {row["position"]: (row["status"], frozenset(row["conversation_ids"] or ())) for row in rows}
+    assert reported == expected
     statuses = Counter(status for status, _ in expected.values())
     assert exported.outcome.totals["phones"] == dict(statuses)
     assert statuses.keys() == {"resolved", "none", "invalid", "duplicate"}

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.account import most_memory_bytes
+from benchmarks.metrics import most_memory_bytes
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.account import Account
-from benchmarks.contest import Contender, Round
+from benchmarks.expected import Verdict
+from benchmarks.metrics import Metrics
 from benchmarks.peers.environment import peers_python
 from benchmarks.peers.report import Result, moving_table, speed_table
-from benchmarks.truth import Verdict
+from benchmarks.runner import Competitor, Round
 
 COMPLETE = Verdict(rows=100, lost=0, doubled=0, unknown=0)
 LOSSY = Verdict(rows=98, lost=2, doubled=0, unknown=0)
@@ -19,8 +19,8 @@ LOSSY = Verdict(rows=98, lost=2, doubled=0, unknown=0)
 def result(
     name: str, seconds: float, verdict: Verdict = COMPLETE, outcome: str = "success", requests: int = 7
 ) -> Result:
-    account = Account(seconds, cpu_seconds=0.5, memory_bytes=200_000_000, outcome=outcome)
-    return Result(Round(Contender(name, ()), account, requests), verdict)
+    metrics = Metrics(seconds, cpu_seconds=0.5, memory_bytes=200_000_000, outcome=outcome)
+    return Result(Round(Competitor(name, ()), metrics, requests), verdict)
 
 
 def cells(line: str) -> list[str]:
@@ -55,7 +55,9 @@ def test_without_a_baseline_there_is_no_ratio() -> None:
         (COMPLETE, "partial", "complete, and it reported partial"),
     ],
 )
-def test_what_a_contender_said_is_told_where_it_is_wrong(verdict: Verdict, outcome: str, said: str) -> None:
+def test_what_a_competitor_said_is_reported_where_it_is_wrong(
+    verdict: Verdict, outcome: str, said: str
+) -> None:
     assert result("dlt", 1.0, verdict, outcome).said() == said
 
 

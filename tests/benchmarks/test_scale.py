@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.account import Account
-from benchmarks.contest import Contender, Round
+from benchmarks.expected import Verdict
+from benchmarks.metrics import Metrics
+from benchmarks.runner import Competitor, Round
 from benchmarks.scale import HEADER, Row, line_of
-from benchmarks.truth import Verdict
 
 COMPLETE = Verdict(rows=100, lost=0, doubled=0, unknown=0)
 
@@ -21,7 +21,7 @@ def test_a_line_of_scale_is_compared_with_the_size_before_and_with_the_first_run
             "local",
             step,
             new_messages,
-            Round(Contender("flow", ()), Account(seconds, 0.5, 200_000_000), 7),
+            Round(Competitor("flow", ()), Metrics(seconds, 0.5, 200_000_000), 7),
             COMPLETE,
         )
 

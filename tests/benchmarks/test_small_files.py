@@ -19,9 +19,9 @@ from benchmarks.small_files import (
 
 @pytest.mark.parametrize("store", ["local", "seaweed"])
 def test_both_layouts_have_the_same_rows_and_every_request_is_counted(store: str) -> None:
-    with open_place(store) as place:
+    with open_place(store) as folder:
         # It raises if the layouts do not answer alike.
-        costs = dict(measure(place, partitions=7, messages=5.0))
+        costs = dict(measure(folder, partitions=7, messages=5.0))
 
     assert all(set(each) == set(LAYOUTS) for each in costs.values())
     written = next(each for name, each in costs.items() if name.startswith("write / compact: 7 of "))

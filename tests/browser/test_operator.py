@@ -141,7 +141,7 @@ def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, l
     assert ui.words == words("See the plan first")
 
 
-def test_what_a_run_left_undone_is_repaired(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
+def test_what_failed_in_a_run_is_repaired(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
     broken = box.put([], phone="+886911000333")
     box.append(broken)
     box.break_conversation(broken, "400")
@@ -151,7 +151,7 @@ def test_what_a_run_left_undone_is_repaired(ui: Ui, exported: Exported, box: San
     ui.expect_state("Failed")
     ui.open_artifact(run_id, "export-failures")
     expect(ui.page.get_by_text("send the request id to the vendor").first).to_be_visible()
-    box.mend(broken)
+    box.repair(broken)
     ui.words.clear()
 
     form = ui.open_form("rerun-failed")
@@ -253,14 +253,14 @@ def test_nonsense_is_refused_with_a_message_before_anything_runs(
 def test_a_server_that_is_busy_says_what_the_page_says(
     ui: Ui, deployed: Operator, phones: Path, asked: str
 ) -> None:
-    (told,) = re.findall(r"If it says \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
+    (reported,) = re.findall(r"If it says \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
     form = ui.open_form("export-on-demand")
     form.write(LIST, str(phones))
     _be_busy_once(ui, asked)
 
     form.submit()
 
-    expect(ui.page.get_by_text(told).first).to_be_visible()
+    expect(ui.page.get_by_text(reported).first).to_be_visible()
 
 
 def test_a_form_asks_first_what_matters_most_and_explains_every_field(ui: Ui, deployed: Operator) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: one Prefect server, stand-in gateways, a clean environment."""
+"""What the tests of the commands share: one Prefect server, fake gateways, a clean environment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ prefect_leaks = pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Stand in an empty folder, with nothing configured; whatever a command sets is undone."""
     with patch.dict(os.environ):
         for name in list(os.environ):
@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call a command in this process."""
 
     def call(*arguments: str) -> Result:
@@ -64,26 +64,26 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def terminal(place: Path) -> None:
+def terminal(workdir: Path) -> None:
     """Make standard output and standard error terminals, as far as can be told from here."""
     os.environ.update(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", TERM="xterm-256color", COLUMNS="100")
 
 
 @pytest.fixture
 def box() -> Iterator[Sandbox]:
-    """A small stand-in gateway."""
+    """A small fake gateway."""
     with Sandbox(SandboxOptions(conversations=12, sizes=(130,))) as box:
         yield box
 
 
 @pytest.fixture
-def settings(place: Path, box: Sandbox) -> dict[str, str]:
-    """Point the settings at the stand-in and at a lake that does not exist yet."""
+def settings(workdir: Path, box: Sandbox) -> dict[str, str]:
+    """Point the settings at the fake gateway and at a lake that does not exist yet."""
     values = {
         "IMBRACE_TOKEN": box.options.token,
         "IMBRACE_ORGANIZATION": box.options.organization_id,
         "IMBRACE_GATEWAY": box.url,
-        "IMBRACE_LAKE": str(place / "lake"),
+        "IMBRACE_LAKE": str(workdir / "lake"),
         "IMBRACE_TASK_RETRY_SECONDS": "0.1",
         # Three of eighteen entries of the list cannot be read.
         "IMBRACE_TOLERATED_UNREADABLE": "0.5",
@@ -93,9 +93,9 @@ def settings(place: Path, box: Sandbox) -> dict[str, str]:
 
 
 @pytest.fixture
-def phones(place: Path, box: Sandbox) -> Path:
+def phones(workdir: Path, box: Sandbox) -> Path:
     """A list of all numbers as people write them, three of them none."""
-    path = place / "phones.txt"
+    path = workdir / "phones.txt"
     path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
     return path
 
@@ -126,7 +126,7 @@ def _collect_leaks() -> None:
 
 
 @pytest.fixture
-def prefect(prefect_server: LocalServer, place: Path) -> Iterator[LocalServer]:
+def prefect(prefect_server: LocalServer, workdir: Path) -> Iterator[LocalServer]:
     """Let commands in this process find that server as their own."""
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 

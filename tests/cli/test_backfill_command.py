@@ -21,9 +21,9 @@ from tests.cli.conftest import Run, prefect_leaks
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
-def texts(place: Path, conversation_id: str) -> dict[str, str]:
+def texts(workdir: Path, conversation_id: str) -> dict[str, str]:
     """The messages of one conversation in the lake: content by id."""
-    rows = ds.dataset(place / "lake" / "messages").to_table(
+    rows = ds.dataset(workdir / "lake" / "messages").to_table(
         columns=["conversation_id", "message_id", "content"]
     )
     own = rows.filter(pc.equal(rows.column("conversation_id"), conversation_id))
@@ -45,24 +45,24 @@ def of_size(box: Sandbox, least: int) -> list[str]:
 
 
 def test_conversations_given_by_id_are_read_whole_and_old_edits_found(
-    run: Run, box: Sandbox, place: Path
+    run: Run, box: Sandbox, workdir: Path
 ) -> None:
     long = of_size(box, 110)[0]
     assert run("backfill", "--conversation", long).code == 0
     box.edit(long, [box.truth(long)[0]["_id"]])  # the oldest, which no look-back reaches
 
     assert run("backfill", "--conversation", long, "--new-only").code == 0
-    assert parsed(texts(place, long)) != truth(box, long)
+    assert parsed(texts(workdir, long)) != truth(box, long)
 
     result = run("backfill", "--conversation", long, "--json")
 
     assert result.code == 0
     assert json.loads(result.out)["totals"]["conversations"] == {"complete": 1}
-    assert parsed(texts(place, long)) == truth(box, long)
+    assert parsed(texts(workdir, long)) == truth(box, long)
 
 
 def test_a_window_is_read_and_no_more(
-    run: Run, box: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, box: Sandbox, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = of_size(box, 110)[0]
     middle = box.truth(long)[60]["created_at"]
@@ -71,29 +71,29 @@ def test_a_window_is_read_and_no_more(
     result = run("backfill", "--conversations", "-", "--since", middle)
 
     assert result.code == 0
-    assert parsed(texts(place, long)) == truth(box, long, since=middle)
+    assert parsed(texts(workdir, long)) == truth(box, long, since=middle)
     assert len(truth(box, long, since=middle)) == 70
     assert run("backfill", "--conversation", long, "--until", middle).code == 0
-    assert parsed(texts(place, long)) == truth(box, long)
+    assert parsed(texts(workdir, long)) == truth(box, long)
 
 
-def test_the_rest_of_a_window_is_told_with_its_window_and_everything_finds_what_never_succeeded(
-    run: Run, box: Sandbox, place: Path, phones: Path, prefect: LocalServer
+def test_the_rest_of_a_window_is_reported_with_its_window_and_everything_finds_what_never_succeeded(
+    run: Run, box: Sandbox, workdir: Path, phones: Path, prefect: LocalServer
 ) -> None:
     never, windowed = of_size(box, 5)[:2]
     box.break_conversation(never, "400")
 
     partial = run("backfill", "--conversation", never, "--conversation", windowed, "--since", "2020-01-01")
-    box.mend(never)
-    told = next(line for line in partial.out.splitlines() if "--rerun" in line)
+    box.repair(never)
+    reported = next(line for line in partial.out.splitlines() if "--rerun" in line)
     everything = run("backfill", "--everything", "--json", "--chunk-size", "1")
 
     assert (partial.code, everything.code) == (3, 0)
-    assert "imbrace-lake backfill --since 2020-01-01 --rerun " in told
+    assert "imbrace-lake backfill --since 2020-01-01 --rerun " in reported
     summary = json.loads(everything.out)
     assert summary["totals"]["conversations"] == {"complete": 2}
     for one in (never, windowed):
-        assert parsed(texts(place, one)) == truth(box, one)
+        assert parsed(texts(workdir, one)) == truth(box, one)
     parameters = httpx.get(f"{prefect.api_url}/flow_runs/{summary['run_id']}").json()["parameters"]["params"]
     assert (parameters["source"], parameters["chunk_size"]) == ("everything", 1)
 
@@ -112,14 +112,14 @@ def test_times_reach_the_flow_with_their_zone_and_a_plain_date_is_midnight_in_ut
     assert until == datetime(2026, 2, 1, tzinfo=UTC)
 
 
-def test_what_a_run_left_undone_is_read_by_its_id(run: Run, box: Sandbox, place: Path, phones: Path) -> None:
+def test_what_failed_in_a_run_is_read_by_its_id(run: Run, box: Sandbox, workdir: Path, phones: Path) -> None:
     broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
     box.break_conversation(broken, "400")
     partial = run("backfill", "--phones", str(phones), "--json")
-    box.mend(broken)
+    box.repair(broken)
 
     rest = run("backfill", "--rerun", json.loads(partial.out)["run_id"], "--json")
 
     assert (partial.code, rest.code) == (3, 0)
     assert json.loads(rest.out)["totals"]["conversations"] == {"complete": 1}
-    assert parsed(texts(place, broken)) == truth(box, broken)
+    assert parsed(texts(workdir, broken)) == truth(box, broken)

@@ -50,7 +50,7 @@ def test_as_json_it_is_one_object(run: Run) -> None:
     found = json.loads(result.out)
     assert result.code == 1
     assert found["ok"] is False
-    assert {each["name"] for each in found["findings"] if each["verdict"] == "wrong"} == {"token", "lake"}
+    assert {each["name"] for each in found["findings"] if each["verdict"] == "error"} == {"token", "lake"}
 
 
 def test_without_any_setting_each_is_asked_for(run: Run, settings: dict[str, str]) -> None:
@@ -60,7 +60,7 @@ def test_without_any_setting_each_is_asked_for(run: Run, settings: dict[str, str
     result = run("check")
 
     assert result.code == 1
-    assert result.out.count("wrong ") == 3
+    assert result.out.count("error ") == 3
 
 
 def test_a_number_that_is_none_is_wrong_use(run: Run) -> None:
@@ -72,7 +72,7 @@ def test_its_own_server_is_named(run: Run, prefect: LocalServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told", "code"),
+    ("status", "body", "reported", "code"),
     [
         (200, f'"{version("prefect")}"', f"answers, version {version('prefect')}", 0),
         (200, '"2.0.0"', "has version 2.0.0", 0),
@@ -80,7 +80,7 @@ def test_its_own_server_is_named(run: Run, prefect: LocalServer) -> None:
         (401, "", "set PREFECT_API_AUTH_STRING", 1),
     ],
 )
-def test_a_configured_server_is_asked(status: int, body: str, told: str, code: int, run: Run) -> None:
+def test_a_configured_server_is_asked(status: int, body: str, reported: str, code: int, run: Run) -> None:
     with fake_server(status, body) as url:
         os.environ["PREFECT_API_URL"] = url.replace("//", "//user:secret@")
         os.environ["PREFECT_API_KEY"] = "pnu_secret"
@@ -89,12 +89,12 @@ def test_a_configured_server_is_asked(status: int, body: str, told: str, code: i
             result = run("check")
 
     assert result.code == code
-    assert told in result.out
+    assert reported in result.out
     assert "secret" not in result.out
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://host:port/api"])
-def test_a_configured_server_that_is_not_there_is_told(url: str, run: Run) -> None:
+def test_a_configured_server_that_is_not_there_is_reported(url: str, run: Run) -> None:
     os.environ["PREFECT_API_URL"] = url
 
     result = run("check")

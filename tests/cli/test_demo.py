@@ -15,11 +15,11 @@ from tests.cli.conftest import Run, prefect_leaks
 pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]
 
 
-def test_the_demo_ends_with_a_queried_lake_and_a_second_one_changes_nothing(run: Run, place: Path) -> None:
+def test_the_demo_ends_with_a_queried_lake_and_a_second_one_changes_nothing(run: Run, workdir: Path) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_of_somebody"
 
     first = run("demo", "--conversations", "9")
-    written = {path: path.stat().st_mtime_ns for path in (place / "lake" / "messages").rglob("*.parquet")}
+    written = {path: path.stat().st_mtime_ns for path in (workdir / "lake" / "messages").rglob("*.parquet")}
     second = run("demo", "--conversations", "9")
 
     assert (first.code, second.code) == (0, 0)
@@ -32,12 +32,12 @@ def test_the_demo_ends_with_a_queried_lake_and_a_second_one_changes_nothing(run:
     assert first.err.count("input: ") == 3
     assert written
     assert written == {
-        path: path.stat().st_mtime_ns for path in (place / "lake" / "messages").rglob("*.parquet")
+        path: path.stat().st_mtime_ns for path in (workdir / "lake" / "messages").rglob("*.parquet")
     }
     assert os.environ["IMBRACE_TOKEN"] == "api_of_somebody"
 
 
-def test_without_duckdb_pandas_answers(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_duckdb_pandas_answers(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without_duckdb(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ def test_without_duckdb_pandas_answers(run: Run, place: Path, monkeypatch: pytes
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    lake = place / "a lake"
+    lake = workdir / "a lake"
     with_duckdb = run("demo", "--conversations", "2", "--lake", str(lake))
     monkeypatch.setattr(builtins, "__import__", without_duckdb)
 
@@ -69,7 +69,7 @@ def test_a_lake_on_another_machine_is_for_the_export(run: Run) -> None:
     assert "the demo writes to a folder" in result.err
 
 
-def test_a_port_that_is_taken_is_told(run: Run) -> None:
+def test_a_port_that_is_taken_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -79,8 +79,8 @@ def test_a_port_that_is_taken_is_told(run: Run) -> None:
     assert f"port {port} is taken" in result.err
 
 
-def test_a_demo_that_fails_says_so(run: Run, place: Path) -> None:
-    (place / "lake").write_text("in the way")
+def test_a_demo_that_fails_says_so(run: Run, workdir: Path) -> None:
+    (workdir / "lake").write_text("in the way")
 
     result = run("demo", "--conversations", "1")
 

@@ -22,12 +22,12 @@ COMMAND = [sys.executable, "-m", "imbrace_cli.main"]
 
 
 @pytest.fixture(autouse=True)
-def environment(place: Path, prefect_server: LocalServer) -> None:
+def environment(workdir: Path, prefect_server: LocalServer) -> None:
     """Let the processes find the tests' Prefect server as their own."""
     os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)
 
 
-def test_the_demo_in_a_pipe_is_free_of_noise(place: Path) -> None:
+def test_the_demo_in_a_pipe_is_free_of_noise(workdir: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "demo", "--conversations", "5"], capture_output=True, text=True, check=False
     )
@@ -40,7 +40,7 @@ def test_the_demo_in_a_pipe_is_free_of_noise(place: Path) -> None:
 
 @pytest.mark.usefixtures("settings")
 def test_json_is_all_there_is_on_standard_output_of_a_partial_run(
-    box: Sandbox, phones: Path, place: Path
+    box: Sandbox, phones: Path, workdir: Path
 ) -> None:
     broken = next(one for ids in box.links.values() for one in ids)
     box.break_conversation(broken, "400")

@@ -66,7 +66,7 @@ def verified(**params: Any) -> tuple[str, str, str, str]:
 
 
 def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
-    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, place: Path
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, workdir: Path
 ) -> None:
     broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
     box.break_conversation(broken, "400")
@@ -83,7 +83,7 @@ def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
     ended = events["imbrace.export.completed"]
     assert ended["resource"]["prefect.resource.id"].startswith("imbrace.lake.")
     assert ended["payload"]["status"] == "partial"
-    assert ended["payload"]["lake"] == str(place / "lake")
+    assert ended["payload"]["lake"] == str(workdir / "lake")
     assert ended["payload"]["totals"] == summary["totals"]
     organization = f"imbrace.organization.{box.options.organization_id}"
     assert organization in [one["prefect.resource.id"] for one in ended["related"]]
@@ -121,13 +121,13 @@ def test_a_run_warns_of_a_token_that_expires(
 
 
 def test_the_tables_that_a_run_has_written_are_assets_made_from_the_organization(
-    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, place: Path
+    run: Run, box: Sandbox, phones: Path, prefect: LocalServer, workdir: Path
 ) -> None:
     summary = json.loads(run("export", "--phones", str(phones), "--json").out)
 
     made = events_of(prefect, summary["run_id"], 5, "prefect.asset.materialization.succeeded")
     (source,) = events_of(prefect, summary["run_id"], 1, "prefect.asset.referenced")
-    root = f"file://{place / 'lake'}"
+    root = f"file://{workdir / 'lake'}"
     rows = {one["resource"]["prefect.resource.id"]: one["payload"]["new_rows"] for one in made}
     totals = summary["totals"]
     assert rows == {
@@ -155,8 +155,8 @@ def test_resources_keep_their_ids_from_run_to_run(
     assert resource() == resource()
 
 
-def test_no_more_than_a_hundred_conversations_are_told_of_by_events(
-    run: Run, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+def test_no_more_than_a_hundred_conversations_are_reported_by_events(
+    run: Run, workdir: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_flows.events.MOST_CONVERSATIONS", 2)
     given = [argument for number in range(4) for argument in ("--conversation", f"conv_{number}")]
@@ -169,10 +169,10 @@ def test_no_more_than_a_hundred_conversations_are_told_of_by_events(
 
 
 @pytest.fixture
-def lake(run: Run, phones: Path, place: Path) -> Path:
+def lake(run: Run, phones: Path, workdir: Path) -> Path:
     """A lake with everything in it."""
     assert run("export", "--phones", str(phones)).code == 0
-    return place / "lake"
+    return workdir / "lake"
 
 
 def test_a_sound_lake_completes_its_verification(lake: Path, box: Sandbox, prefect: LocalServer) -> None:
@@ -230,21 +230,21 @@ def test_a_long_table_of_differences_is_cut_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "reported"),
     [
         (lambda lake: os.environ.update(IMBRACE_TOKEN="api_other"), "does not accept the token"),
         (lambda lake: (lake / "lake.json").unlink(), "has lost its lake.json"),
     ],
 )
 def test_a_verification_that_cannot_be_done_fails_in_one_sentence(
-    broken: Callable[[Path], None], told: str, lake: Path
+    broken: Callable[[Path], None], reported: str, lake: Path
 ) -> None:
     broken(lake)
 
     _, kind, name, message = verified(counts=True)
 
     assert (kind, name) == ("FAILED", "Failed")
-    assert told in message
+    assert reported in message
 
 
 def test_the_progress_of_a_run_ends_with_its_counts(
@@ -324,7 +324,7 @@ def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
     assert set(box.stats().pages) == set(ids)
 
 
-def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
+def test_the_chart_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     run: Run, box: Sandbox, phones: Path, prefect: LocalServer
 ) -> None:
     summary = json.loads(run("export", "--phones", str(phones), "--json").out)
@@ -339,7 +339,9 @@ def test_the_picture_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     assert not any(conversation_id in svg for conversation_id in box.conversations)
 
 
-def test_a_run_that_nobody_could_resume_does_not_ask(place: Path, box: Sandbox, prefect: LocalServer) -> None:
+def test_a_run_that_nobody_could_resume_does_not_ask(
+    workdir: Path, box: Sandbox, prefect: LocalServer
+) -> None:
     from imbrace_flows.export import export_conversations
     from imbrace_flows.params import ExportParams
 
@@ -351,4 +353,4 @@ def test_a_run_that_nobody_could_resume_does_not_ask(place: Path, box: Sandbox, 
 
     assert state.name == "Failed"
     assert (state.message or "").startswith("only a run of a deployment can ask before it reads")
-    assert not (place / "lake").exists()
+    assert not (workdir / "lake").exists()

@@ -27,9 +27,9 @@ from tests.deployments.operator import until
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
-def exported(place: Path) -> dict[str, int]:
+def exported(workdir: Path) -> dict[str, int]:
     """How many messages the lake has of each conversation."""
-    rows = ds.dataset(place / "lake" / "messages").to_table(columns=["conversation_id"])
+    rows = ds.dataset(workdir / "lake" / "messages").to_table(columns=["conversation_id"])
     counts = rows.column("conversation_id").value_counts().to_pylist()
     return {row["values"]: row["counts"] for row in counts}
 
@@ -51,12 +51,12 @@ def flow_run(server: LocalServer, run_id: str) -> Any:
 
 
 def test_a_file_is_exported_and_its_flaws_are_listed(
-    run: Run, box: Sandbox, phones: Path, place: Path
+    run: Run, box: Sandbox, phones: Path, workdir: Path
 ) -> None:
     result = run("export", "--phones", str(phones))
 
     assert result.code == 0
-    assert exported(place) == linked(box)
+    assert exported(workdir) == linked(box)
     assert result.out.startswith("complete: 3 of 18 input entries could not be read (entries 3, 6, 12)\n")
     assert "3 invalid" in result.out
     assert "/runs/flow-run/" in result.out
@@ -65,14 +65,14 @@ def test_a_file_is_exported_and_its_flaws_are_listed(
 
 
 def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
-    run: Run, box: Sandbox, place: Path, prefect: LocalServer
+    run: Run, box: Sandbox, workdir: Path, prefect: LocalServer
 ) -> None:
     first, second, third = box.phones[:3]
-    (place / "lists").mkdir()
-    (place / "lists" / "a.csv").write_text(
+    (workdir / "lists").mkdir()
+    (workdir / "lists" / "a.csv").write_text(
         f"Contacts export\nid;name;phone;phone_2;fax\n1;A;{first} / {second};{third};{third}\n2;B;unknown;;\n"
     )
-    (place / "lists" / "b.txt").write_text(f"{first}\n")
+    (workdir / "lists" / "b.txt").write_text(f"{first}\n")
 
     result = run("export", "--phones", "lists", "--json")
 
@@ -98,7 +98,10 @@ def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
         ("rejected", 1),
     ]
     ledger = (
-        ds.dataset(place / "lake" / "runs").to_table(columns=["parameters"]).column("parameters").to_pylist()
+        ds.dataset(workdir / "lake" / "runs")
+        .to_table(columns=["parameters"])
+        .column("parameters")
+        .to_pylist()
     )
     assert json.loads(ledger[-1])["input"] == read
     shown = result.out + result.err + str(artifact) + str(ledger)
@@ -106,7 +109,7 @@ def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
 
 
 def test_standard_input_and_json_leave_one_object_on_standard_output(
-    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
+    run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.TextIOWrapper(io.BytesIO(b"phone,name\n" + "\n".join(box.phones).encode()))
     monkeypatch.setattr(sys, "stdin", stream)
@@ -133,8 +136,8 @@ def made(prefect: LocalServer, kind: str, **fields: str) -> str:
     return str(until(make, f"one of the {kind}").json()["id"])
 
 
-def test_shards_that_nothing_can_run_are_told_before_anything_is_read(
-    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer
+def test_shards_that_nothing_can_run_are_reported_before_anything_is_read(
+    run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     unknown = run("export", "--phones", str(phones), "--shard-size", "5")
     flow = made(prefect, "flows", name="export-shard")
@@ -148,11 +151,11 @@ def test_shards_that_nothing_can_run_are_told_before_anything_is_read(
     assert "no deployment export-shard/export-shard" in unknown.out + unknown.err
     assert "no worker asks for runs of export-shard/export-shard" in idle.out + idle.err
     assert sum(box.stats().requests.values()) == 0
-    assert not (place / "lake").exists()
+    assert not (workdir / "lake").exists()
 
 
 def test_arguments_are_exported_at_the_pace_that_is_set(
-    run: Run, box: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, box: Sandbox, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = next(phone for phone, ids in box.links.items() if ids)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -162,29 +165,29 @@ def test_arguments_are_exported_at_the_pace_that_is_set(
     )
 
     assert result.code == 0
-    assert set(exported(place)) == set(box.links[number]) & set(linked(box))
+    assert set(exported(workdir)) == set(box.links[number]) & set(linked(box))
     assert "line 2 of the arguments" in result.err
     assert box.stats().max_in_flight <= 2
     assert "IMBRACE_MAX_IN_FLIGHT" not in os.environ
 
 
-def test_a_partial_run_is_mended_by_running_its_rest(
-    run: Run, box: Sandbox, phones: Path, place: Path
+def test_a_partial_run_is_fixed_by_running_its_rest(
+    run: Run, box: Sandbox, phones: Path, workdir: Path
 ) -> None:
     broken = [*linked(box)][1]
     box.break_conversation(broken, "404")
 
     partial = run("export", "--phones", str(phones), "--json")
-    told = run("export", "--phones", str(phones), "--lake", str(place / "other"))
-    box.mend(broken)
+    reported = run("export", "--phones", str(phones), "--lake", str(workdir / "other"))
+    box.repair(broken)
     run_id = json.loads(partial.out)["run_id"]
-    mended = run("export", "--rerun", run_id)
+    repaired = run("export", "--rerun", run_id)
 
-    assert (partial.code, told.code, mended.code) == (3, 3, 0)
-    assert broken in told.out
-    assert "imbrace-lake export --rerun" in told.out
-    assert exported(place) == linked(box)
-    assert "1 complete" in mended.out
+    assert (partial.code, reported.code, repaired.code) == (3, 3, 0)
+    assert broken in reported.out
+    assert "imbrace-lake export --rerun" in reported.out
+    assert exported(workdir) == linked(box)
+    assert "1 complete" in repaired.out
 
 
 def test_failures_that_are_tolerated_leave_the_run_complete(run: Run, box: Sandbox, phones: Path) -> None:
@@ -226,9 +229,9 @@ def test_a_token_that_is_refused_fails_the_run_in_one_sentence(
 
 
 def test_a_lake_that_cannot_be_written_fails_the_run_and_still_leaves_a_summary(
-    run: Run, phones: Path, place: Path
+    run: Run, phones: Path, workdir: Path
 ) -> None:
-    (place / "lake").write_text("in the way")
+    (workdir / "lake").write_text("in the way")
 
     result = run("export", "--phones", str(phones), "--json")
 
@@ -255,7 +258,7 @@ def test_a_bug_in_a_task_costs_its_conversations_and_is_named_by_its_class(
 
 
 def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
-    run: Run, box: Sandbox, phones: Path, place: Path, prefect: LocalServer
+    run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     box.break_conversation([*linked(box)][1], "stall")
 
@@ -270,19 +273,19 @@ def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
     thread.start()
     result = run("export", "--phones", str(phones))
     thread.join()
-    box.mend([*linked(box)][1])
+    box.repair([*linked(box)][1])
 
     assert result.code == 130
     assert result.out == ""
     last = result.err.splitlines()[-1]
     assert last.startswith("interrupted: ")
     assert "conversations are complete in the lake" in last
-    before = exported(place)
+    before = exported(workdir)
     assert before
     box.reset_stats()
     again = run("export", "--phones", str(phones), "--json")
     assert again.code == 0
-    assert exported(place) == linked(box)
+    assert exported(workdir) == linked(box)
     assert sum(json.loads(again.out)["totals"]["conversations"].values()) == len(linked(box))
     assert not box.stats().pages.keys() & before
 
@@ -317,12 +320,14 @@ def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
     run_id = json.loads(result.out)["run_id"]
     wanted = {"logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": 40}}}
     deadline = time.monotonic() + 300
-    told: list[str] = []
-    while not any("exhausted" in message for message in told) and time.monotonic() < deadline:
+    reported: list[str] = []
+    while not any("exhausted" in message for message in reported) and time.monotonic() < deadline:
         time.sleep(0.2)
-        told = [log["message"] for log in httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()]
-    assert any("exhausted" in message for message in told)
-    assert not any("NoneType" in message for message in told)
+        reported = [
+            log["message"] for log in httpx.post(f"{prefect.api_url}/logs/filter", json=wanted).json()
+        ]
+    assert any("exhausted" in message for message in reported)
+    assert not any("NoneType" in message for message in reported)
 
 
 def test_the_command_tunes_its_process_and_no_longer_than_it_runs(

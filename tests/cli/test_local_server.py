@@ -252,12 +252,12 @@ def test_a_start_by_another_command_is_waited_for_but_not_for_ever(
         assert starting is not None
         monkeypatch.setattr(local_server, "_stop", lambda _: starting.close())
 
-        assert local_server._find(files, lambda: waits.append(1.0)) is None
+        assert local_server._find_server(files, lambda: waits.append(1.0)) is None
 
     assert waits
 
 
-def test_a_folder_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -267,14 +267,14 @@ def test_a_folder_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         ensure_server(tmp_path)
 
 
-def test_windows_is_told_to_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_users_are_asked_to_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
 
     with pytest.raises(SettingsError, match="PREFECT_API_URL"):
         ensure_server(tmp_path)
 
 
-def test_a_big_log_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_big_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "MAX_LOG_BYTES", 3)
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
     log = tmp_path / "prefect" / "server.log"
@@ -314,7 +314,7 @@ def test_waiting_for_another_start_has_an_end(tmp_path: Path, monkeypatch: pytes
     assert waits
 
 
-def test_a_lease_that_is_locked_by_another_program_is_told(
+def test_a_lease_that_is_locked_by_another_program_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_server, "STOP_SECONDS", 0.15)
@@ -338,7 +338,7 @@ def test_an_idle_time_that_is_no_time_is_refused(
         ensure_server(tmp_path)
 
 
-def test_a_home_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SettingsError, match="set IMBRACE_HOME"):

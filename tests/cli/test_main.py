@@ -48,7 +48,7 @@ def test_the_server_commands_are_listed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["fly"], "No such command 'fly' (see imbrace-lake --help)"),
         (["export", "--xyz"], "No such option: --xyz (see imbrace-lake export --help)"),
@@ -56,14 +56,14 @@ def test_the_server_commands_are_listed(run: Run) -> None:
         (["demo", "--conversations", "many"], "'--conversations'"),
     ],
 )
-def test_wrong_use_is_one_sentence(arguments: list[str], told: str, run: Run) -> None:
+def test_wrong_use_is_one_sentence(arguments: list[str], reported: str, run: Run) -> None:
     result = run(*arguments)
 
     assert result.code == 2
     assert result.out == ""
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
-    assert told in result.err
+    assert reported in result.err
 
 
 @pytest.mark.parametrize("arguments", [["--token", "api_secret"], ["--token=api_secret"]])
@@ -88,7 +88,7 @@ def test_ctrl_c_is_one_sentence(run: Run, settings: dict[str, str], monkeypatch:
 
 
 def test_a_bug_shows_its_traceback(
-    place: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    workdir: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -145,7 +145,7 @@ def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pyt
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
-def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(place: Path) -> None:
+def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(workdir: Path) -> None:
     command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli.main verify --lake ./lake"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}

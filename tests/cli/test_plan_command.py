@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
-    watched: bool, run: Run, box: Sandbox, phones: Path, place: Path, request: pytest.FixtureRequest
+    watched: bool, run: Run, box: Sandbox, phones: Path, workdir: Path, request: pytest.FixtureRequest
 ) -> None:
     if watched:
         request.getfixturevalue("terminal")
@@ -28,8 +28,8 @@ def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
     assert "at 20 requests a second (the limit of requests per second that is set)" in result.out
     assert "(to be made)" in result.out
     assert result.err.count("input:") == 3
-    assert [path.name for path in place.iterdir()] == ["phones.txt"]
-    assert not (place.parent / "home").exists()
+    assert [path.name for path in workdir.iterdir()] == ["phones.txt"]
+    assert not (workdir.parent / "home").exists()
 
 
 def test_a_plan_as_json_is_one_object(run: Run, box: Sandbox) -> None:

@@ -12,7 +12,7 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_cli.prefect_session import ServerUnavailable, Session, prefect_session
 from tests.cli.conftest import prefect_leaks
 
-pytestmark = [pytest.mark.usefixtures("place"), prefect_leaks]
+pytestmark = [pytest.mark.usefixtures("workdir"), prefect_leaks]
 
 
 def test_a_server_that_is_configured_is_used(prefect: LocalServer) -> None:
@@ -26,7 +26,7 @@ def test_a_server_that_is_configured_is_used(prefect: LocalServer) -> None:
     assert said == ["loading Prefect"]
 
 
-def test_a_server_that_is_configured_and_not_there_is_told_without_its_credentials() -> None:
+def test_a_server_that_is_configured_and_not_there_is_reported_without_its_credentials() -> None:
     os.environ["PREFECT_API_URL"] = "http://user:secret@127.0.0.1:9/api"
 
     with (
@@ -38,7 +38,7 @@ def test_a_server_that_is_configured_and_not_there_is_told_without_its_credentia
     assert "secret" not in str(caught.value)
 
 
-def test_its_own_server_that_goes_away_is_told(prefect: LocalServer) -> None:
+def test_its_own_server_that_goes_away_is_reported(prefect: LocalServer) -> None:
     import httpx
 
     with pytest.raises(ServerUnavailable, match="the local Prefect server failed"), prefect_session(print):

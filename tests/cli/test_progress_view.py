@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from imbrace_cli import progress_view
-from imbrace_cli.progress_view import details, open_view, refused
+from imbrace_cli.progress_view import details, open_view, rate_limit_message
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.limiter import RequestLimiter
 
 
-def half_done() -> Progress:
+def sample_progress() -> Progress:
     return Progress(
         stage="exporting",
         numbers=20,
@@ -24,33 +24,33 @@ def half_done() -> Progress:
         conversations=10,
         statuses=Counter(complete=4, failed=1),
         messages_total=1_234,
-        gate=Gate(),
+        limiter=RequestLimiter(),
     )
 
 
 def test_the_counters_fit_one_line() -> None:
-    progress = half_done()
-    assert progress.gate is not None
-    progress.gate.counts.refusals = 3
+    progress = sample_progress()
+    assert progress.limiter is not None
+    progress.limiter.counts.rate_limited = 3
 
-    told = details(progress, 56.7)
+    reported = details(progress, 56.7)
 
-    assert told == "4 complete · 1 failed · 1,234 messages (57/s) · 0 in flight · 3 refused"
+    assert reported == "4 complete · 1 failed · 1,234 messages (57/s) · 0 in flight · 3 refused"
     assert details(Progress(), 0.0) == ""
 
 
-def test_a_gateway_that_refuses_is_told_as_long_as_it_does() -> None:
+def test_a_gateway_that_refuses_is_reported_as_long_as_it_does() -> None:
     async def look() -> list[str]:
-        progress = half_done()
-        gate = progress.gate
-        assert gate is not None
-        told = [refused(Progress()), refused(progress)]
-        gate.refused(await gate.enter(), 30.0)
+        progress = sample_progress()
+        limiter = progress.limiter
+        assert limiter is not None
+        reported = [rate_limit_message(Progress()), rate_limit_message(progress)]
+        limiter.on_rate_limited(await limiter.acquire(), 30.0)
         await asyncio.sleep(0.01)
-        told.append(refused(progress))
-        gate._closed_until = 0.0
-        told.append(refused(progress))
-        return told
+        reported.append(rate_limit_message(progress))
+        limiter._closed_until = 0.0
+        reported.append(rate_limit_message(progress))
+        return reported
 
     assert asyncio.run(look()) == [
         "",
@@ -61,7 +61,7 @@ def test_a_gateway_that_refuses_is_told_as_long_as_it_does() -> None:
 
 
 def test_in_a_pipe_there_is_a_line_now_and_then(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_view, "LINE_SECONDS", 0.0)
     with open_view() as view:
@@ -71,8 +71,8 @@ def test_in_a_pipe_there_is_a_line_now_and_then(
         view.update(Progress())
         view.update(Progress(stage="resolving", numbers=3_000, numbers_resolved=500))
         monkeypatch.setattr(progress_view, "LINE_SECONDS", 10.0)
-        view.update(half_done())
-        view.update(half_done())
+        view.update(sample_progress())
+        view.update(sample_progress())
 
     out, err = capsys.readouterr()
     assert out == ""
@@ -83,7 +83,7 @@ def test_in_a_pipe_there_is_a_line_now_and_then(
     ]
 
 
-def test_in_a_pipe_the_first_warnings_are_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_pipe_the_first_warnings_are_lines(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("imbrace_lake.export.chunk")
     with open_view():
         for number in range(30):
@@ -98,12 +98,12 @@ def test_in_a_pipe_the_first_warnings_are_lines(place: Path, capsys: pytest.Capt
 
 @pytest.mark.usefixtures("terminal")
 def test_on_a_terminal_there_is_a_display_that_goes_away(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def refuse() -> Progress:
-        progress = half_done()
-        assert progress.gate is not None
-        progress.gate.refused(await progress.gate.enter(), 30.0)
+        progress = sample_progress()
+        assert progress.limiter is not None
+        progress.limiter.on_rate_limited(await progress.limiter.acquire(), 30.0)
         await asyncio.sleep(0.01)
         view.update(progress)
         return progress

@@ -1,4 +1,4 @@
-"""`imbrace-lake sandbox`: the stand-in gateway on a port of its own."""
+"""`imbrace-lake sandbox`: the fake gateway on a port of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_it_serves_until_ctrl_c(run: Run) -> None:
     assert f"gateway       http://127.0.0.1:{port}/3rd" in result.out
     assert SandboxOptions().token in result.out
     assert "imbrace-lake export --phones" in result.out
-    assert result.err == "stopped: the stand-in gateway has ended\n"
+    assert result.err == "stopped: the fake gateway has ended\n"
 
 
 def test_all_options_are_listed(run: Run) -> None:
@@ -86,27 +86,27 @@ def test_options_are_read_by_their_types() -> None:
 
 
 @pytest.mark.parametrize("pair", ["seed", "sede=3", "seed=x", "prerender=perhaps", "rates=401", "sizes=1;2"])
-def test_options_that_cannot_be_read_are_told(pair: str) -> None:
+def test_options_that_cannot_be_read_are_reported(pair: str) -> None:
     with pytest.raises(UsageError, match="see imbrace-lake sandbox --options"):
         parse_options([pair])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--mixed", "3"], "mixed must be from 0 to 1"),
         (["--file", "missing.jsonl"], "does not exist"),
         (["--host", "no.such.host.test"], "there is no such host"),
     ],
 )
-def test_what_cannot_be_served_is_wrong_use(arguments: list[str], told: str, run: Run) -> None:
+def test_what_cannot_be_served_is_wrong_use(arguments: list[str], reported: str, run: Run) -> None:
     result = run("sandbox", *arguments)
 
     assert result.code == 2
-    assert told in result.err
+    assert reported in result.err
 
 
-def test_a_port_that_is_taken_is_told(run: Run) -> None:
+def test_a_port_that_is_taken_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("sandbox", "--port", str(taken.getsockname()[1]))
 

@@ -46,7 +46,7 @@ def test_one_that_runs_is_stopped(
     assert run("server", "stop").out == "stopped\n"
 
 
-def test_another_server_that_is_configured_is_mentioned(run: Run, place: Path) -> None:
+def test_another_server_that_is_configured_is_mentioned(run: Run, workdir: Path) -> None:
     os.environ["PREFECT_API_URL"] = "http://prefect.test/api"
 
     assert "PREFECT_API_URL is configured" in run("server", "status").err

@@ -69,7 +69,7 @@ def most_in_a_window(box: Sandbox, seconds: float) -> int:
 
 
 def test_an_export_a_verification_and_a_plan_beside_each_other_keep_to_one_limit(
-    run: Run, place: Path, prefect: LocalServer
+    run: Run, workdir: Path, prefect: LocalServer
 ) -> None:
     with Sandbox(SandboxOptions(conversations=150, messages_mean=3)) as box:
         os.environ |= {
@@ -77,17 +77,17 @@ def test_an_export_a_verification_and_a_plan_beside_each_other_keep_to_one_limit
             "IMBRACE_ORGANIZATION": box.options.organization_id,
             "IMBRACE_GATEWAY": box.url,
         }
-        phones = place / "phones.txt"
+        phones = workdir / "phones.txt"
         phones.write_text("\n".join(box.phones), encoding="utf-8")
-        lake = str(place / "lake")
+        lake = str(workdir / "lake")
         assert run("export", "--phones", str(phones), "--lake", lake).code == 0
         os.environ["PREFECT_API_URL"] = prefect.api_url
         with limited(prefect, LIMIT) as os.environ["IMBRACE_REQUEST_LIMIT"]:
             box.reset_stats()
             with (
                 command("verify", "--counts", "--lake", lake) as verifying,
-                command("plan", "--phones", str(phones), "--lake", str(place / "another")),
-                command("export", "--phones", str(phones), "--lake", str(place / "third")) as exporting,
+                command("plan", "--phones", str(phones), "--lake", str(workdir / "another")),
+                command("export", "--phones", str(phones), "--lake", str(workdir / "third")) as exporting,
             ):
                 until = time.monotonic() + 300
                 while box.stats().requests.total() < 2 * LIMIT and time.monotonic() < until:
@@ -100,11 +100,11 @@ def test_an_export_a_verification_and_a_plan_beside_each_other_keep_to_one_limit
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_plan_alone_keeps_to_the_limit(run: Run, place: Path, prefect: LocalServer, box: Sandbox) -> None:
+def test_a_plan_alone_keeps_to_the_limit(run: Run, workdir: Path, prefect: LocalServer, box: Sandbox) -> None:
     numbers = [f"+8869114260{number:02}" for number in range(20)]
     for number in numbers:
         box.put([], phone=number)
-    (place / "numbers.txt").write_text("\n".join(numbers))
+    (workdir / "numbers.txt").write_text("\n".join(numbers))
     with limited(prefect, LIMIT) as os.environ["IMBRACE_REQUEST_LIMIT"]:
         began = time.monotonic()
         result = run("plan", "--phones", "numbers.txt")

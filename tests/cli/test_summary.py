@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_cli.running import Outcome
+from imbrace_cli.run import Outcome
 from imbrace_cli.summary import tell_outcome
-from imbrace_lake.export.runs import DeadLetter, RunSummary
-from imbrace_lake.lake.entries import RunTotals
+from imbrace_lake.export.run import DeadLetter, RunSummary
+from imbrace_lake.lake.ledger_schema import RunTotals
 from tests.cli.conftest import prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]
@@ -36,7 +36,7 @@ def summary(failures: int = 0) -> RunSummary:
     )
 
 
-def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_lists_are_cut_and_counted(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell_outcome(
         Outcome(summary(failures=12), [f"line {number}: none" for number in range(100)]),
         "imbrace-lake export",
@@ -50,7 +50,7 @@ def test_long_lists_are_cut_and_counted(place: Path, capsys: pytest.CaptureFixtu
     assert err.endswith("input: and 5 more\n")
 
 
-def test_what_did_not_happen_is_not_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_did_not_happen_is_not_counted(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell_outcome(Outcome(summary(), []), "imbrace-lake export")
 
     out = capsys.readouterr().out

@@ -42,14 +42,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bench", "alone")
 def test_a_sound_lake_is_verified_without_token_organization_or_server(
-    run: Run, bench: Bench, place: Path
+    run: Run, bench: Bench, workdir: Path
 ) -> None:
     result = run("verify")
 
     assert result.code == 0
     assert result.out == ""
     assert result.err.startswith(f"sound: {len(parts(bench))} parts and ")
-    assert not (place.parent / "home").exists()
+    assert not (workdir.parent / "home").exists()
 
 
 def test_each_difference_is_a_line_and_the_exit_code_is_3(run: Run, bench: Bench) -> None:
@@ -58,13 +58,13 @@ def test_each_difference_is_a_line_and_the_exit_code_is_3(run: Run, bench: Bench
     second.unlink()
 
     result = run("verify")
-    told = run("verify", "--json")
+    reported = run("verify", "--json")
 
     names = [str(path.relative_to(bench.lake)) for path in (first, second)]
-    assert (result.code, told.code) == (3, 3)
+    assert (result.code, reported.code) == (3, 3)
     assert [line.partition(": ")[0] for line in result.out.splitlines()] == names
     assert result.err.startswith("2 differ: ")
-    values = json.loads(told.out)
+    values = json.loads(reported.out)
     assert values["sound"] is False
     assert [one["name"] for one in values["differences"]] == names
 
@@ -82,7 +82,7 @@ def test_counts_are_asked_of_the_gateway(run: Run, bench: Bench, box: Sandbox) -
     assert len(differs.out.splitlines()) == 1
 
 
-def test_what_a_killed_run_left_is_told_and_no_difference(run: Run, bench: Bench) -> None:
+def test_what_a_killed_run_left_is_reported_and_no_difference(run: Run, bench: Bench) -> None:
     for path in Path(bench.lake).glob("*/*.parquet"):
         path.unlink()
 
@@ -103,13 +103,13 @@ def test_on_a_terminal_its_progress_is_shown(run: Run, bench: Bench) -> None:
 
 
 def test_what_cannot_be_verified_ends_with_1_and_wrong_use_with_2(
-    run: Run, bench: Bench, place: Path
+    run: Run, bench: Bench, workdir: Path
 ) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_wrong"
     refused = run("verify", "--counts")
     (Path(bench.lake) / "lake.json").write_text("{}")
     damaged = run("verify")
-    nowhere = run("verify", "--lake", str(place / "other"))
+    nowhere = run("verify", "--lake", str(workdir / "other"))
     del os.environ["IMBRACE_TOKEN"]
     missing = run("verify", "--counts")
 
@@ -150,12 +150,12 @@ def test_freshness_counts_by_age_and_lists_the_stalest_first(
 def test_what_is_staler_than_the_limit_asked_for_ends_with_3(run: Run, box: Sandbox) -> None:
     fine = run("freshness", "--stale-hours", "72", "--limit", "0")
     stale = run("freshness", "--stale-hours", "24", "--limit", "0")
-    told = run("freshness", "--stale-hours", "24", "--limit", "1", "--json")
+    reported = run("freshness", "--stale-hours", "24", "--limit", "1", "--json")
 
     count = len(box.conversations)
-    assert (fine.code, stale.code, told.code) == (0, 3, 3)
+    assert (fine.code, stale.code, reported.code) == (0, 3, 3)
     assert stale.out.endswith(f"{count} of {count} conversations have no proof of the last 24 hours\n")
-    values = json.loads(told.out)
+    values = json.loads(reported.out)
     assert values["stale"] == values["ages"]["under a week"] == count
     assert len(values["conversations"]) == 1
     assert 47 < values["conversations"][0]["age_hours"] < 49

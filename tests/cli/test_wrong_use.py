@@ -22,24 +22,24 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 @pytest.mark.parametrize("command", ["export", "plan"])
 @pytest.mark.parametrize(
-    ("unset", "told"),
+    ("unset", "reported"),
     [
         ("IMBRACE_TOKEN", "set IMBRACE_TOKEN"),
         ("IMBRACE_ORGANIZATION", "use --organization, or set IMBRACE_ORGANIZATION"),
         ("IMBRACE_LAKE", "use --lake, or set IMBRACE_LAKE"),
     ],
 )
-def test_a_setting_that_is_missing_is_named(command: str, unset: str, told: str, run: Run) -> None:
+def test_a_setting_that_is_missing_is_named(command: str, unset: str, reported: str, run: Run) -> None:
     del os.environ[unset]
 
     result = run(command, NUMBER)
 
     assert result.code == 2
-    assert told in result.err
+    assert reported in result.err
 
 
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "äpi_1"])
-def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: Run) -> None:
+def test_a_token_that_no_header_can_hold_is_reported_and_not_shown(token: str, run: Run) -> None:
     os.environ["IMBRACE_TOKEN"] = token
 
     result = run("export", NUMBER)
@@ -50,7 +50,7 @@ def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         ([], "either as arguments or by --phones"),
         ([NUMBER, "--phones", "phones.txt"], "either as arguments or by --phones"),
@@ -76,26 +76,28 @@ def test_a_token_that_no_header_can_hold_is_told_and_not_shown(token: str, run: 
         ([NUMBER, "--max-in-flight", "0"], "IMBRACE_MAX_IN_FLIGHT"),
     ],
 )
-def test_input_that_cannot_be_used_is_told(arguments: list[str], told: str, run: Run, place: Path) -> None:
-    (place / "phones.txt").write_text(NUMBER)
-    (place / "empty.txt").write_text("# nothing\n\n")
-    (place / "page.xls").write_text("<html>\n<body>\nSign in\n")
-    (place / "folder").mkdir()
+def test_input_that_cannot_be_used_is_reported(
+    arguments: list[str], reported: str, run: Run, workdir: Path
+) -> None:
+    (workdir / "phones.txt").write_text(NUMBER)
+    (workdir / "empty.txt").write_text("# nothing\n\n")
+    (workdir / "page.xls").write_text("<html>\n<body>\nSign in\n")
+    (workdir / "folder").mkdir()
 
     result = run("export", *arguments)
 
     assert result.code == 2
     assert result.out == ""
-    assert told in result.err
+    assert reported in result.err
     assert len(result.err.splitlines()) == 1
     assert "secret" not in result.err
-    assert not (place / "lake").exists()
-    assert not (place.parent / "home").exists()
+    assert not (workdir / "lake").exists()
+    assert not (workdir.parent / "home").exists()
 
 
 @pytest.mark.parametrize("command", ["export", "plan", "check", "freshness"])
-def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, place: Path) -> None:
-    (place / ".env").write_text("IMBRACE_REGION=TW\n", encoding="utf-16")
+def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, workdir: Path) -> None:
+    (workdir / ".env").write_text("IMBRACE_REGION=TW\n", encoding="utf-16")
 
     result = run(command, *([NUMBER] if command in ("export", "plan") else []))
 
@@ -115,9 +117,9 @@ def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, place: Path)
     ],
 )
 def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
-    arguments: list[str], code: int, profile: str, place: Path
+    arguments: list[str], code: int, profile: str, workdir: Path
 ) -> None:
-    home = place.parent / "home"
+    home = workdir.parent / "home"
     start = "https://example.awsapps.com/start"
     account = "sso_account_id = 123456789012\nsso_role_name = Reader\nregion = eu-west-1\n"
     region = f"sso_start_url = {start}\nsso_region = eu-west-1\n"
@@ -151,9 +153,9 @@ def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
     assert f"has expired: run `aws sso login --profile {profile}`" in result.stderr
 
 
-def test_a_pipe_is_read_once(run: Run, place: Path) -> None:
-    os.mkfifo(place / "pipe")
-    writer = threading.Thread(target=(place / "pipe").write_text, args=("# nothing\n",))
+def test_a_pipe_is_read_once(run: Run, workdir: Path) -> None:
+    os.mkfifo(workdir / "pipe")
+    writer = threading.Thread(target=(workdir / "pipe").write_text, args=("# nothing\n",))
     writer.start()
 
     result = run("export", "--phones", "pipe")
@@ -167,15 +169,17 @@ def test_an_earlier_run_and_numbers_exclude_each_other(run: Run) -> None:
     assert "not both" in run("export", NUMBER, "--rerun", "some-run").err
 
 
-def test_a_rerun_needs_a_lake(run: Run, place: Path) -> None:
+def test_a_rerun_needs_a_lake(run: Run, workdir: Path) -> None:
     result = run("export", "--rerun", "some-run")
 
     assert result.code == 2
     assert "there is no lake" in result.err
-    assert not (place / "lake").exists()
+    assert not (workdir / "lake").exists()
 
 
-def test_on_a_terminal_numbers_are_asked_for(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_numbers_are_asked_for(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -193,7 +197,7 @@ ALL = ["--everything"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         ([], "say which conversations by one of: --everything, phone numbers"),
         ([*ALL, NUMBER], "choose one of: --everything, phone numbers"),
@@ -217,18 +221,18 @@ ALL = ["--everything"]
         ([*ALL, "--gateway", "app-gateway.imbrace.co/3rd"], "must start with https://"),
     ],
 )
-def test_a_backfill_of_nothing_of_too_much_or_of_no_time_is_told(
-    arguments: list[str], told: str, run: Run, place: Path
+def test_a_backfill_of_nothing_of_too_much_or_of_no_time_is_reported(
+    arguments: list[str], reported: str, run: Run, workdir: Path
 ) -> None:
-    (place / "empty.txt").write_text("# nothing\n\n")
-    (place / "ids.csv").write_text("conv_1\n")
+    (workdir / "empty.txt").write_text("# nothing\n\n")
+    (workdir / "ids.csv").write_text("conv_1\n")
 
     result = run("backfill", *arguments)
 
     assert result.code == 2
     assert result.out == ""
-    assert told in result.err
+    assert reported in result.err
     assert len(result.err.splitlines()) == 1
     assert "secret" not in result.err
-    assert not (place / "lake").exists()
-    assert not (place.parent / "home").exists()
+    assert not (workdir / "lake").exists()
+    assert not (workdir.parent / "home").exists()

@@ -1,4 +1,4 @@
-"""Runs of the core against the stand-in gateway, and what a reader then sees of the lake."""
+"""Runs of the core against the fake gateway, and what a reader then sees of the lake."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import pyarrow.dataset as ds
 
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.export_run import ExportRun
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.entries import Ledger
+from imbrace_lake.export.recovery import work_fingerprint
+from imbrace_lake.export.run import RunSummary, close_run
+from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.hashes import content_hash
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger_schema import Ledger
 from imbrace_lake.lake.schema import SCHEMA, to_item, with_digests
 from imbrace_lake.policy import Window
 from imbrace_lake.settings import Settings, load_settings
-from imbrace_lake.store.opening import StoreOptions
+from imbrace_lake.store.factory import StoreOptions
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
 from imbrace_sandbox import Sandbox
@@ -47,7 +47,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Bench:
-    """A stand-in gateway and a lake, and the runs between them.
+    """A fake gateway and a lake, and the runs between them.
 
     Attributes:
         now: The time by the clock of the next run; every run moves it by a second.
@@ -138,13 +138,13 @@ class Bench:
 
     def wrong_hashes(self) -> list[str]:
         """Conversations whose content hash or count is not that of the lake's live rows."""
-        known = self.look(lambda lake: read_known(lake, self.box.options.organization_id))
+        states = self.look(lambda lake: read_states(lake, self.box.options.organization_id))
         rows = self.rows()
         rows = with_digests(rows.filter(pc.invert(rows.column("is_deleted"))))
         rows = rows.sort_by("conversation_id")
         ids = rows.column("conversation_id").to_pylist()
         wrong = []
-        for entry in known:
+        for entry in states:
             first, end = bisect_left(ids, entry.conversation_id), bisect_right(ids, entry.conversation_id)
             own = (end - first, content_hash(rows.slice(first, end - first).combine_chunks()))
             if entry.status != "gone" and own != (entry.distinct_messages, entry.content_hash):
@@ -160,7 +160,7 @@ def by_message(rows: pa.Table) -> dict[Message, Row]:
 
 
 def settings_for(box: Sandbox, lake: str, **more: Any) -> Settings:
-    """Settings of a run against a stand-in."""
+    """Settings of a run against a fake gateway."""
     options = box.options
     return load_settings(
         token=options.token, organization=options.organization_id, gateway=box.url, lake=lake, **more
@@ -176,7 +176,7 @@ async def run_once(
     window: Window | None = None,
     drift: DriftMode = "evolve",
     store: StoreOptions | None = None,
-    prepare: Callable[[ExportRun], object] = lambda run: None,
+    prepare: Callable[[RunContext], object] = lambda run: None,
 ) -> RunSummary:
     """One run of the core over some conversations, from opening to summary.
 
@@ -198,7 +198,7 @@ async def run_once(
             run.journal = Journal(run.lake, run.run_id, fixed)
         run.window = window or Window()
         run.drift = drift
-        await run.learn(job_of(chosen, run.organization_id, run.window, run.policy))
+        await run.load_prior_state(work_fingerprint(chosen, run.organization_id, run.window, run.policy))
         prepare(run)
         await export_chunk(run, "chunk-1-of-1", run.as_stored(chosen))
         return await close_run(run, {}, Counter())

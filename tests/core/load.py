@@ -6,7 +6,7 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_sandbox.budget import Budget
 from imbrace_sandbox.options import SandboxOptions
 
@@ -46,11 +46,11 @@ class Load:
         options = self._options.changed({"budget_requests": requests})
         self._budget = Budget(options, asyncio.get_running_loop().time)
 
-    async def press(self, *gates: Gate, until: float, many: int = 100) -> None:
+    async def press(self, *gates: RequestLimiter, until: float, many: int = 100) -> None:
         """Ask through the gates, as fast as they let, until the clock says so."""
         if not self.answers:
             self.bears(self._options.budget_requests)
-        clients = [asyncio.create_task(self._client(gate)) for gate in gates for _ in range(many)]
+        clients = [asyncio.create_task(self._client(limiter)) for limiter in gates for _ in range(many)]
         await asyncio.sleep(until - asyncio.get_running_loop().time())
         for client in clients:
             client.cancel()
@@ -62,18 +62,18 @@ class Load:
         accepted = answers.count(False)
         return Use(accepted / (until - since), (len(answers) - accepted) / len(answers))
 
-    async def _client(self, gate: Gate) -> None:
+    async def _client(self, limiter: RequestLimiter) -> None:
         clock = asyncio.get_running_loop().time
         while True:
-            ticket = await gate.enter()
+            ticket = await limiter.acquire()
             try:
                 await asyncio.sleep(self._rng.uniform(0.0, 0.01))  # on the way
                 is_refused = self._budget.wait_seconds("us") > 0 or self._rng.random() < self._stray_share
                 self.answers.append((clock(), is_refused))
                 await asyncio.sleep(0.002 if is_refused else LATENCY_SECONDS)
                 if is_refused:
-                    gate.refused(ticket, None)
+                    limiter.on_rate_limited(ticket, None)
                 else:
-                    gate.succeeded(ticket)
+                    limiter.on_success(ticket)
             finally:
-                gate.leave()
+                limiter.release()

@@ -67,12 +67,12 @@ class MovingList:
         assert self.at_start is not None
         return set(self.at_start) - self.deleted
 
-    def insert(self, place: int = 0) -> None:
+    def insert(self, position: int = 0) -> None:
         self._arrived += 1
-        self.ids.insert(place, f"new{self._arrived}")
+        self.ids.insert(position, f"new{self._arrived}")
 
-    def delete(self, place: int) -> None:
-        self.deleted.add(self.ids.pop(place))
+    def delete(self, position: int) -> None:
+        self.deleted.add(self.ids.pop(position))
 
     def move(self) -> None:
         if self.is_frozen:
@@ -126,9 +126,9 @@ class MovingList:
             skip=skip,
             items=items,
             ids=ids,
-            whole=None if self.counts == "none" else max(0, len(self.ids) + self.count_error),
+            total_count=None if self.counts == "none" else max(0, len(self.ids) + self.count_error),
             has_more=(self.is_lying or skip + len(ids) < len(self.ids)) if self.has_more else None,
-            is_exact=self.counts in ("right", "swapped") or (self.counts == "both" and is_whole),
+            count_matches=self.counts in ("right", "swapped") or (self.counts == "both" and is_whole),
         )
 
     def fewest(self, limit: int) -> int:
@@ -143,5 +143,5 @@ async def plain_offset_walk(moving: MovingList, limit: int) -> list[str]:
         moving.is_frozen = moving.requests > 100
         page = await moving.fetch(len(seen), limit)
         seen += page.ids
-        if not page.ids or page.end >= (page.whole or 0):
+        if not page.ids or page.next_skip >= (page.total_count or 0):
             return seen

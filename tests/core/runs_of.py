@@ -1,4 +1,4 @@
-"""Export runs against a stand-in, and what a reader finds in the lake afterwards."""
+"""Export runs against a fake gateway, and what a reader finds in the lake afterwards."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from imbrace_lake.export.export_run import ExportRun
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.lake import open_lake, partition_key
 from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.lake.schema import to_item
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import client_of
@@ -27,10 +27,10 @@ ORG = "org_sandbox"
 @asynccontextmanager
 async def open_export(
     box: Sandbox, url: Path | str, run_id: str = "run_1", gateway: GatewayClient | None = None, **fields: Any
-) -> AsyncIterator[ExportRun]:
+) -> AsyncIterator[RunContext]:
     """A run that knows what the lake holds."""
     async with open_lake(str(url), now=datetime.now(UTC)) as lake, gateway or client_of(box) as client:
-        run = ExportRun(
+        run = RunContext(
             run_id=run_id,
             organization_id=ORG,
             lake=lake,
@@ -39,12 +39,12 @@ async def open_export(
             slots=asyncio.Semaphore(8),
             **fields,
         )
-        await run.learn("everything")
+        await run.load_prior_state("everything")
         yield run
 
 
 def exporting(
-    box: Sandbox, url: Path, job: Callable[[ExportRun], Awaitable[T]], run_id: str = "run_1", **fields: Any
+    box: Sandbox, url: Path, job: Callable[[RunContext], Awaitable[T]], run_id: str = "run_1", **fields: Any
 ) -> T:
     """Do something in a run, and close its journal as every run does."""
 
@@ -58,7 +58,7 @@ def exporting(
     return asyncio.run(main())
 
 
-async def close(run: ExportRun) -> None:
+async def close(run: RunContext) -> None:
     """Make ledger objects of what a run has noted."""
     row = {"run_id": run.run_id, "organization_id": run.organization_id, "status": "complete"}
     await run.journal.close(row, RunTotals())

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from pydantic import SecretStr
 
-from imbrace_lake.store.opening import StoreOptions
+from imbrace_lake.store.factory import StoreOptions
 from tests.seaweed import Seaweed
 
 KEY, SECRET = "fake-access-key", "fake-secret-never-to-be-shown"

@@ -15,13 +15,13 @@ import pytest
 
 from imbrace_lake.errors import StoreError, TokenRejected, UsageError
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.recovery import DEAD_AFTER, RESUME_WITHIN, read_header, recover_dead_runs
 from imbrace_lake.export.rerun import Missed, read_missed
-from imbrace_lake.export.resume import DEAD_AFTER, RESUME_WITHIN, read_header, take_over
-from imbrace_lake.export.runs import RunSummary, close_run
-from imbrace_lake.lake.entries import PHONES, RunTotals
+from imbrace_lake.export.run import RunSummary, close_run
+from imbrace_lake.export.run_context import RunContext, utc_now
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger_schema import PHONES, RunTotals
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
@@ -36,10 +36,10 @@ STEPS = (
     "imbrace_lake.gateway.client.parse_page",
     "imbrace_lake.export.conversation.rows_of_page",
     "imbrace_lake.export.conversation.content_hash",
-    "imbrace_lake.lake.held.Held.read",
-    "imbrace_lake.lake.publish.Publication.publish",
+    "imbrace_lake.lake.snapshot.PartitionSnapshot.read",
+    "imbrace_lake.lake.publish.Publisher.publish",
     "imbrace_lake.lake.lake.Lake.add_part",
-    "imbrace_lake.export.notes.entry_line",
+    "imbrace_lake.export.chunk_journal.entry_line",
 )
 
 
@@ -52,7 +52,7 @@ def box(start: StartBox) -> Sandbox:
 def run(
     box: Sandbox,
     lake: Path,
-    work: Callable[[ExportRun], Awaitable[Any]],
+    work: Callable[[RunContext], Awaitable[Any]],
     run_id: str = "run_1",
     **closing: Any,
 ) -> RunSummary:
@@ -60,7 +60,7 @@ def run(
 
     async def main() -> RunSummary:
         async with open_run(settings_for(box, lake), run_id) as opened:
-            await opened.learn("all")
+            await opened.load_prior_state("all")
             await opened.found(box.conversations)
             await work(opened)
             return await close_run(opened, {}, Counter(resolved=10), **closing)
@@ -73,7 +73,7 @@ def kill(box: Sandbox, lake: Path, found: Iterable[str] | None = None, done: Seq
 
     async def main() -> None:
         async with open_run(settings_for(box, lake), "run_1") as opened:
-            await opened.learn("all")
+            await opened.load_prior_state("all")
             if found is not None:
                 await opened.found(found)
             if done:
@@ -110,7 +110,7 @@ def test_what_a_fatal_error_leaves_is_not_reached_and_all_that_a_rerun_takes(
 ) -> None:
     done, refused = list(box.conversations)[:4], list(box.conversations)[4]
 
-    async def work(opened: ExportRun) -> None:
+    async def work(opened: RunContext) -> None:
         await export_chunk(opened, "chunk-1", done)
         box.set_options(token_expired=True)
         with pytest.raises(TokenRejected):
@@ -132,7 +132,7 @@ def test_an_unexpected_exception_at_any_step_costs_its_conversation_and_says_no_
     step: str, number: int, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exception = EXCEPTIONS[number]()
-    monkeypatch.setattr("imbrace_lake.export.export_run.ExportRun.pasts", lambda *_: {})
+    monkeypatch.setattr("imbrace_lake.export.run_context.RunContext.prior_states", lambda *_: {})
     calls = iter([True])
     name = step.rpartition(".")[2]
     owner: Any = pytest.importorskip(".".join(step.split(".")[:3]))
@@ -182,9 +182,9 @@ def test_the_header_of_a_run_has_the_start_that_names_its_objects_so_that_anothe
 ) -> None:
     begins = iter([utc_now()])
     # The store is slow to open.
-    monkeypatch.setattr("imbrace_lake.export.runs.utc_now", lambda: next(begins, utc_now() + DEAD_AFTER))
+    monkeypatch.setattr("imbrace_lake.export.run.utc_now", lambda: next(begins, utc_now() + DEAD_AFTER))
 
-    async def work(opened: ExportRun) -> None:
+    async def work(opened: RunContext) -> None:
         header = await read_header(opened.lake, "run_1")
         assert header is not None
         assert header.started_at == opened.started_at.isoformat()
@@ -215,7 +215,7 @@ def test_an_attempt_that_finds_less_than_the_one_before_accounts_for_both(
 
     async def restarted() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
-            await opened.learn("all")
+            await opened.load_prior_state("all")
             await export_chunk(opened, "chunk", await opened.found(rest))
             return await close_run(opened, {}, Counter())
 
@@ -255,7 +255,9 @@ def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_re
 def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
     async def both(lake: Lake) -> None:
         later = utc_now() + 3 * DEAD_AFTER
-        await asyncio.gather(*(take_over(lake, f"next-{number}", "all", later) for number in range(2)))
+        await asyncio.gather(
+            *(recover_dead_runs(lake, f"next-{number}", "all", later) for number in range(2))
+        )
 
     kill(box, tmp_path, box.conversations)
     in_lake(tmp_path, both)
@@ -354,7 +356,7 @@ def test_a_run_whose_row_is_lost_is_not_rerun_as_if_nothing_were_missing(
 def test_a_second_attempt_that_is_killed_is_closed_although_the_first_had_ended(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    async def nothing(_: ExportRun) -> None:
+    async def nothing(_: RunContext) -> None:
         pass
 
     done = list(box.conversations)[:4]
@@ -396,7 +398,7 @@ def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_
     async def retried() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             opened.clock = lambda: utc_now() + 2 * RESUME_WITHIN
-            await opened.learn("all")
+            await opened.load_prior_state("all")
             await export_chunk(opened, "chunk", await opened.found(everything))
             return await close_run(opened, {}, Counter())
 
@@ -436,7 +438,7 @@ def test_a_run_is_found_by_its_whole_id_only(box: Sandbox, tmp_path: Path) -> No
 def test_accounts_that_do_not_add_up_are_never_called_complete(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(opened: ExportRun) -> None:
+    async def work(opened: RunContext) -> None:
         await export_chunk(opened, "chunk", list(box.conversations))
         # A journal that has lost an object.
         for path in (tmp_path / "journal").rglob("chunk*"):

@@ -20,11 +20,11 @@ import asyncio, json, re, sys
 from pathlib import Path
 from pydantic import SecretStr
 from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
-from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.limiter import RequestLimiter
 
 async def read(url, many):
     options = GatewayOptions(url=url, token=SecretStr("api_x"), organization="org_x", timeout_seconds=120.0)
-    async with GatewayClient(options, Gate()) as client:
+    async with GatewayClient(options, RequestLimiter()) as client:
         jobs = (client.get_page(f"conv_{n}") for n in range(many))
         return await asyncio.gather(*jobs, return_exceptions=True)
 

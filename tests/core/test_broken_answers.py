@@ -411,7 +411,7 @@ def test_a_broken_answer_costs_its_conversation_and_no_other(
             gateway=f"http://127.0.0.1:{port}/3rd", lake=str(tmp_path / "lake"),
         )  # fmt: skip
         async with open_run(settings, "run_1") as run:
-            await run.learn("all")
+            await run.load_prior_state("all")
             return await export_chunk(run, "all", ids)
 
     with raw_server(reply) as server:

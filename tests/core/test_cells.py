@@ -158,7 +158,7 @@ def test_two_whole_numbers_in_a_cell_are_two_numbers(
     assert parse_cell(f"{first}{separator}{second}", region) == [A, B]
 
 
-def test_numbers_without_a_plus_sign_and_of_fixed_length_are_told_apart_too() -> None:
+def test_numbers_without_a_plus_sign_and_of_fixed_length_are_distinguished_too() -> None:
     assert parse_cell("886911425977, 886911425978") == [A, B]
     assert parse_cell("202-555-0123 / 202-555-0124", "US") == ["+12025550123", "+12025550124"]
     assert parse_cell(f"{A}{B}") == [A, B]

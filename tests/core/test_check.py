@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from imbrace_lake import check as checking
-from imbrace_lake.check import Finding, check
+from imbrace_lake.check import Finding, run_checks
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.runs import close_run
+from imbrace_lake.export.run import close_run
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.contract import Probe, StoreOptions
@@ -50,7 +50,9 @@ def look(settings: Settings, phone: str | None = None) -> dict[str, list[Finding
     """Findings by name, found in time."""
     began = time.monotonic()
     findings: dict[str, list[Finding]] = {}
-    for finding in asyncio.run(check(settings, opener_of(settings), PhoneNumber(phone) if phone else None)):
+    for finding in asyncio.run(
+        run_checks(settings, opener_of(settings), PhoneNumber(phone) if phone else None)
+    ):
         findings.setdefault(finding.name, []).append(finding)
     assert time.monotonic() - began < 10
     return findings
@@ -71,60 +73,60 @@ def test_where_nothing_is_wrong_everything_is_ok(box: Sandbox, tmp_path: Path) -
 
     names = ["gateway", "token", "organization", "pages", "counts", "lake", "conditions"]
     assert verdicts(findings) == dict.fromkeys(names, "ok")
-    assert findings["pages"][0].told == "a page holds 100 messages, as asked"
-    assert "`count` is the conversation (230)" in findings["counts"][0].told
-    assert "holds no lake yet" in findings["lake"][0].told
+    assert findings["pages"][0].message == "a page holds 100 messages, as asked"
+    assert "`count` is the conversation (230)" in findings["counts"][0].message
+    assert "holds no lake yet" in findings["lake"][0].message
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".tmp"] == []
 
 
-def test_everything_that_is_not_set_is_told_at_once() -> None:
+def test_everything_that_is_not_set_is_reported_at_once() -> None:
     findings = look(Settings(_env_file=None))
 
     assert verdicts(findings) == {
-        "token": "wrong", "organization": "wrong", "gateway": "skipped", "lake": "wrong"
+        "token": "error", "organization": "error", "gateway": "skipped", "lake": "error"
     }  # fmt: skip
-    assert "set IMBRACE_ORGANIZATION" in findings["organization"][0].told
+    assert "set IMBRACE_ORGANIZATION" in findings["organization"][0].message
 
 
-def test_an_address_that_is_none_is_told(box: Sandbox, tmp_path: Path) -> None:
+def test_an_address_that_is_none_is_reported(box: Sandbox, tmp_path: Path) -> None:
     findings = look(settings_of(box, tmp_path, gateway="app-gateway.imbrace.co"))
 
-    assert [finding.verdict for finding in findings["gateway"]] == ["wrong", "skipped"]
+    assert [finding.verdict for finding in findings["gateway"]] == ["error", "skipped"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "told"),
+    ("changes", "name", "reported"),
     [
         ({"token": "api_wrong"}, "token", "check IMBRACE_TOKEN"),
         ({"organization": "org_wrong"}, "organization", "belongs to organization org_sandbox"),
     ],
 )
-def test_a_wrong_token_and_a_wrong_organization_are_told(
-    changes: dict[str, str], name: str, told: str, box: Sandbox, tmp_path: Path
+def test_a_wrong_token_and_a_wrong_organization_are_reported(
+    changes: dict[str, str], name: str, reported: str, box: Sandbox, tmp_path: Path
 ) -> None:
     findings = look(settings_of(box, tmp_path, **changes))
 
-    assert findings[name][0].verdict == "wrong"
-    assert told in findings[name][0].told
+    assert findings[name][0].verdict == "error"
+    assert reported in findings[name][0].message
     assert "api_wrong" not in str(findings)
     assert "pages" not in findings
     assert findings["lake"][0].verdict == "ok"
 
 
-def test_a_gateway_that_is_not_there_is_told(box: Sandbox, tmp_path: Path) -> None:
+def test_a_gateway_that_is_not_there_is_reported(box: Sandbox, tmp_path: Path) -> None:
     findings = look(settings_of(box, tmp_path, gateway="http://127.0.0.1:9/3rd"))
 
-    assert findings["gateway"][0].verdict == "wrong"
-    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].told
+    assert findings["gateway"][0].verdict == "error"
+    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].message
 
 
-def test_a_gateway_that_never_answers_is_told_in_time(tmp_path: Path, box: Sandbox) -> None:
+def test_a_gateway_that_never_answers_is_reported_in_time(tmp_path: Path, box: Sandbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/3rd"
 
         findings = look(settings_of(box, tmp_path, gateway=url, timeout_seconds=0.3))
 
-    assert "sent no complete answer in 0.3 s" in findings["gateway"][0].told
+    assert "sent no complete answer in 0.3 s" in findings["gateway"][0].message
 
 
 def test_a_slow_gateway_is_called_slow_and_not_broken(
@@ -137,11 +139,11 @@ def test_a_slow_gateway_is_called_slow_and_not_broken(
 
     settings = settings_of(box, tmp_path)
     phone = PhoneNumber(phone_of(box, longest))
-    found = asyncio.run(check(settings, opener_of(settings), phone, said.append))
+    found = asyncio.run(run_checks(settings, opener_of(settings), phone, said.append))
 
     gateway, *others = [finding for finding in found if finding.name in ("gateway", "pages", "counts")]
     assert gateway.verdict == "note"
-    assert re.search(r"answers after [5-9]\d\d ms: slow|answers after \d,\d\d\d ms: slow", gateway.told)
+    assert re.search(r"answers after [5-9]\d\d ms: slow|answers after \d,\d\d\d ms: slow", gateway.message)
     assert [finding.verdict for finding in others] == ["ok", "ok"]
     assert said == [f"waiting for {box.url}, as an export would: up to 35 s an answer"] * 2
 
@@ -161,11 +163,12 @@ def test_a_redirect_is_wrong_and_named_with_where_it_leads(status: str, box: San
 
     findings = look(settings_of(box, tmp_path))
 
-    assert findings["gateway"][0].verdict == "wrong"
+    assert findings["gateway"][0].verdict == "error"
     assert (
-        f"redirects with status {status} to https://login.example.invalid/sso" in findings["gateway"][0].told
+        f"redirects with status {status} to https://login.example.invalid/sso"
+        in findings["gateway"][0].message
     )
-    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].told
+    assert "check IMBRACE_GATEWAY" in findings["gateway"][0].message
 
 
 def test_a_certificate_that_is_not_trusted_is_named_once(box: Sandbox, tmp_path: Path) -> None:
@@ -174,9 +177,9 @@ def test_a_certificate_that_is_not_trusted_is_named_once(box: Sandbox, tmp_path:
         findings = look(settings_of(box, tmp_path / "lake", gateway=f"https://127.0.0.1:{server.port}/3rd"))
 
     [gateway] = findings["gateway"]
-    assert gateway.verdict == "wrong"
-    assert "is not trusted: set SSL_CERT_FILE" in gateway.told
-    assert "IMBRACE_GATEWAY" not in gateway.told
+    assert gateway.verdict == "error"
+    assert "is not trusted: set SSL_CERT_FILE" in gateway.message
+    assert "IMBRACE_GATEWAY" not in gateway.message
 
 
 def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbox, tmp_path: Path) -> None:
@@ -184,9 +187,9 @@ def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbo
 
     findings = look(settings_of(box, tmp_path))
 
-    assert findings["token"][0].verdict == "wrong"
-    assert "possibly expired" in findings["token"][0].told
-    assert "expire after 10 days unless `expired_at`" in findings["token"][0].told
+    assert findings["token"][0].verdict == "error"
+    assert "possibly expired" in findings["token"][0].message
+    assert "expire after 10 days unless `expired_at`" in findings["token"][0].message
 
 
 def test_a_conversation_that_is_forbidden_is_no_fault_of_the_token(box: Sandbox, tmp_path: Path) -> None:
@@ -196,15 +199,15 @@ def test_a_conversation_that_is_forbidden_is_no_fault_of_the_token(box: Sandbox,
     findings = look(settings_of(box, tmp_path), phone_of(box, longest))
 
     assert (findings["token"][0].verdict, findings["organization"][0].verdict) == ("ok", "ok")
-    assert "forbids access to this conversation" in findings["pages"][0].told
+    assert "forbids access to this conversation" in findings["pages"][0].message
 
 
-def test_a_closed_budget_is_told(box: Sandbox, tmp_path: Path) -> None:
+def test_a_closed_budget_is_reported(box: Sandbox, tmp_path: Path) -> None:
     box.break_conversation("links", "429")
 
     findings = look(settings_of(box, tmp_path))
 
-    assert "refuses every request at present (429)" in findings["gateway"][0].told
+    assert "refuses every request at present (429)" in findings["gateway"][0].message
 
 
 def test_failures_that_pass_are_noted(box: Sandbox, tmp_path: Path) -> None:
@@ -232,9 +235,9 @@ def test_a_hidden_cap_and_counts_the_other_way_round_are_seen(tmp_path: Path) ->
     with Sandbox(options) as box:
         findings = look(settings_of(box, tmp_path), phone_of(box, next(iter(box.conversations))))
 
-    assert "holds 50 messages at most, though 100 were asked for" in findings["pages"][0].told
-    assert "`total` is the conversation (230)" in findings["counts"][0].told
-    assert "no `has_more`" in findings["counts"][0].told
+    assert "holds 50 messages at most, though 100 were asked for" in findings["pages"][0].message
+    assert "`total` is the conversation (230)" in findings["counts"][0].message
+    assert "no `has_more`" in findings["counts"][0].message
 
 
 def test_a_short_conversation_shows_little(box: Sandbox, tmp_path: Path) -> None:
@@ -243,21 +246,23 @@ def test_a_short_conversation_shows_little(box: Sandbox, tmp_path: Path) -> None
 
     findings = look(settings_of(box, tmp_path), number)
 
-    assert "all there are" in findings["pages"][0].told
-    assert "too short" in findings["counts"][0].told
+    assert "all there are" in findings["pages"][0].message
+    assert "too short" in findings["counts"][0].message
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("404", "cannot be read"), ("stall", "sent no complete answer in 0.5 s")]
+    ("fault", "reported"), [("404", "cannot be read"), ("stall", "sent no complete answer in 0.5 s")]
 )
-def test_messages_that_cannot_be_read_are_told(fault: str, told: str, box: Sandbox, tmp_path: Path) -> None:
+def test_messages_that_cannot_be_read_are_reported(
+    fault: str, reported: str, box: Sandbox, tmp_path: Path
+) -> None:
     longest = next(iter(box.conversations))
     box.break_conversation(longest, fault)
 
     findings = look(settings_of(box, tmp_path, timeout_seconds=0.5), phone_of(box, longest))
 
-    assert findings["pages"][0].verdict == "wrong"
-    assert told in findings["pages"][0].told
+    assert findings["pages"][0].verdict == "error"
+    assert reported in findings["pages"][0].message
 
 
 def test_a_second_answer_that_is_none_is_no_finding_against_the_gateway(box: Sandbox, tmp_path: Path) -> None:
@@ -308,20 +313,20 @@ class _Odd:
 
 
 @pytest.mark.parametrize(
-    ("counts", "pages", "told"),
+    ("counts", "pages", "reported"),
     [
         ({}, "without counts", "is missing"),
         ({"count": 7, "total": 5}, "", "is the page: walks cost more requests"),
     ],
 )
 def test_counts_that_say_nothing_are_noted(
-    counts: dict[str, int], pages: str, told: str, box: Sandbox, tmp_path: Path
+    counts: dict[str, int], pages: str, reported: str, box: Sandbox, tmp_path: Path
 ) -> None:
     with _Odd(counts) as url:
         findings = look(settings_of(box, tmp_path, gateway=url), "+12025550123")
 
-    assert pages in findings["pages"][0].told
-    assert told in findings["counts"][0].told
+    assert pages in findings["pages"][0].message
+    assert reported in findings["counts"][0].message
 
 
 def test_the_longest_conversation_that_the_lake_knows_is_looked_at(box: Sandbox, tmp_path: Path) -> None:
@@ -336,8 +341,8 @@ def test_the_longest_conversation_that_the_lake_knows_is_looked_at(box: Sandbox,
 
     findings = look(settings)
 
-    assert "(230)" in findings["counts"][0].told
-    assert "holds a lake" in findings["lake"][0].told
+    assert "(230)" in findings["counts"][0].message
+    assert "holds a lake" in findings["lake"][0].message
     assert findings["ledgers"] == [
         Finding("ledgers", "ok", "the lake knows 2 conversations of this organization")
     ]
@@ -359,7 +364,7 @@ def test_a_lake_without_conversations_is_said_to_be_empty(box: Sandbox, tmp_path
     findings = look(settings)
 
     assert verdicts(findings)["lake"] == verdicts(findings)["ledgers"] == "ok"
-    assert "no conversation of this organization yet" in findings["ledgers"][0].told
+    assert "no conversation of this organization yet" in findings["ledgers"][0].message
 
 
 def test_a_slow_lake_is_called_slow_and_not_wrong(
@@ -377,7 +382,7 @@ def test_a_slow_lake_is_called_slow_and_not_wrong(
     findings = look(settings_of(box, tmp_path))
 
     assert [one.verdict for one in findings["lake"]] == ["ok", "note"]
-    assert "is slow" in findings["lake"][1].told
+    assert "is slow" in findings["lake"][1].message
 
 
 def test_ledgers_that_take_too_long_are_skipped_and_not_wrong(
@@ -407,7 +412,7 @@ def test_damaged_ledger_objects_are_noted(box: Sandbox, tmp_path: Path) -> None:
     findings = look(settings)
 
     assert [one.verdict for one in findings["ledgers"]] == ["ok", "note"]
-    assert damaged.name in findings["ledgers"][1].told
+    assert damaged.name in findings["ledgers"][1].message
 
 
 def test_a_lake_that_lost_its_marker_is_wrong(box: Sandbox, tmp_path: Path) -> None:
@@ -416,21 +421,23 @@ def test_a_lake_that_lost_its_marker_is_wrong(box: Sandbox, tmp_path: Path) -> N
 
     findings = look(settings_of(box, tmp_path))
 
-    assert findings["lake"][0].verdict == "wrong"
-    assert "has lost its lake.json" in findings["lake"][0].told
+    assert findings["lake"][0].verdict == "error"
+    assert "has lost its lake.json" in findings["lake"][0].message
 
 
-def test_a_lake_that_cannot_be_written_is_told(box: Sandbox, tmp_path: Path) -> None:
+def test_a_lake_that_cannot_be_written_is_reported(box: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "lake").write_text("in the way")
 
     findings = look(settings_of(box, tmp_path / "lake"))
 
-    assert findings["lake"][0].verdict == "wrong"
-    assert "is a file where the lake needs a folder" in findings["lake"][0].told
+    assert findings["lake"][0].verdict == "error"
+    assert "is a file where the lake needs a folder" in findings["lake"][0].message
     assert findings["token"][0].verdict == "ok"
 
 
-def test_a_store_that_never_answers_is_told_in_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_never_answers_is_reported_in_time(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checking, "StoreOptions", lambda: StoreOptions(timeout_seconds=0.3))
 
     class Stalled:
@@ -444,14 +451,14 @@ def test_a_store_that_never_answers_is_told_in_time(box: Sandbox, monkeypatch: p
 
     findings = look(settings_of(box, Path("s3://bucket/lake")))
 
-    assert "sent no answer in 0.3 s" in findings["lake"][0].told
+    assert "sent no answer in 0.3 s" in findings["lake"][0].message
 
 
 @pytest.mark.parametrize(
-    ("note", "told"), [("one run at a time", "one run at a time"), (None, "ignores conditions")]
+    ("note", "reported"), [("one run at a time", "one run at a time"), (None, "ignores conditions")]
 )
 def test_a_store_without_conditions_is_noted(
-    note: str | None, told: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    note: str | None, reported: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probe(_: object) -> Probe:
         return Probe(is_conditional=False, note=note)
@@ -461,10 +468,10 @@ def test_a_store_without_conditions_is_noted(
     findings = look(settings_of(box, tmp_path))
 
     assert findings["conditions"][0].verdict == "note"
-    assert told in findings["conditions"][0].told
+    assert reported in findings["conditions"][0].message
 
 
-def test_a_store_that_fails_for_now_is_told(
+def test_a_store_that_fails_for_now_is_reported(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probe(_: object) -> Probe:
@@ -472,4 +479,4 @@ def test_a_store_that_fails_for_now_is_told(
 
     monkeypatch.setattr("imbrace_lake.store.local.LocalStore.probe", probe)
 
-    assert look(settings_of(box, tmp_path))["lake"] == [Finding("lake", "wrong", "the disk fails for now")]
+    assert look(settings_of(box, tmp_path))["lake"] == [Finding("lake", "error", "the disk fails for now")]

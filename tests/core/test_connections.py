@@ -85,7 +85,7 @@ def test_a_certificate_that_ssl_cert_file_names_is_trusted(tmp_path: Path, envir
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"first_day": -60}, "has expired"),
         ({"first_day": 10}, "is not valid yet"),
@@ -93,7 +93,7 @@ def test_a_certificate_that_ssl_cert_file_names_is_trusted(tmp_path: Path, envir
     ],
 )
 def test_a_trusted_certificate_that_does_not_fit_is_named_for_what_is_wrong(
-    changes: dict[str, Any], told: str, tmp_path: Path, environment: Environment
+    changes: dict[str, Any], reported: str, tmp_path: Path, environment: Environment
 ) -> None:
     context, file = make_certificate(tmp_path, **changes)
     environment(SSL_CERT_FILE=file)
@@ -101,7 +101,7 @@ def test_a_trusted_certificate_that_does_not_fit_is_named_for_what_is_wrong(
         error, requests = failure_at(f"https://127.0.0.1:{server.port}/3rd")
 
     assert (type(error), requests) == (CertificateRejected, 1)
-    assert told in str(error)
+    assert reported in str(error)
 
 
 def test_a_certificate_for_another_host_name_is_named(tmp_path: Path, environment: Environment) -> None:

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import ExportRun
 from imbrace_lake.export.plan import Plan, make_plan
 from imbrace_lake.export.resolve import resolve
+from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import parse_links
 from imbrace_lake.lake.freshness import Freshness, read_freshness
@@ -132,7 +132,7 @@ def test_all_spellings_make_one_partition_of_a_new_lake(tmp_path: Path, named: s
 def old_lake(box: Sandbox, lake: Path, *spellings: str) -> Bench:
     """A lake that an earlier version wrote, which took every spelling for a conversation of its own."""
 
-    async def export(run: ExportRun) -> None:
+    async def export(run: RunContext) -> None:
         await export_chunk(run, "chunk", spellings)
 
     exporting(box, lake, export)
@@ -197,7 +197,7 @@ def test_a_plan_counts_a_conversation_of_an_old_partition_as_known(old: tuple[st
 def test_what_a_run_found_is_noted_once_and_under_the_spelling_of_the_lake(old: tuple[str, Bench]) -> None:
     spelling, bench = old
 
-    async def find(run: ExportRun) -> list[str]:
+    async def find(run: RunContext) -> list[str]:
         return await run.found([*SPELLINGS, "conv_8"])
 
     assert exporting(bench.box, Path(bench.lake), find, "run_2") == [spelling, "conv_8"]

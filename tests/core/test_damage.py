@@ -18,20 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import DamagedObject, StoreError, UsageError
-from imbrace_lake.export.export_run import ExportRun, utc_now
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.run import RunSummary
+from imbrace_lake.export.run_context import RunContext, utc_now
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.entries import PHONES, RunTotals, conversation_rows
+from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.known import read_every_id
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import HEADER, Journal, read_run
-from imbrace_lake.store.disk import Disk
+from imbrace_lake.lake.ledger_schema import PHONES, RunTotals, conversation_rows
+from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
-from tests.core.test_known import entry
+from tests.core.test_conversation_states import entry
 
 Damage = Callable[[Path], Path]
 
@@ -46,9 +46,9 @@ def _bytes(change: Callable[[bytes], bytes]) -> Damage:
     return damage
 
 
-def _flip(place: float) -> Damage:
+def _flip(position: float) -> Damage:
     def flip(body: bytes) -> bytes:
-        at = min(len(body) - 1, int(place * len(body)))
+        at = min(len(body) - 1, int(position * len(body)))
         return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
 
     return _bytes(flip)
@@ -92,7 +92,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench.run()
         shutil.copytree(folder, folder.with_name("with-checkpoint"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 1)
+            patch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
             Bench(box, str(folder.with_name("with-checkpoint")), now=bench.now).run()
         yield bench
 
@@ -121,7 +121,7 @@ def key_of(bench: Bench, path: Path) -> str:
 
 def run_and_see(bench: Bench) -> tuple[RunSummary, list[str]]:
     """Run once more; how it ended, and which damaged objects it named."""
-    runs: list[ExportRun] = []
+    runs: list[RunContext] = []
     summary = bench.run(prepare=runs.append)
     return summary, runs[0].damaged_objects
 
@@ -171,7 +171,7 @@ def test_ledgers_that_no_export_reads_are_named_by_verify(bench: Bench, folder: 
 def test_a_damaged_checkpoint_is_named_and_made_again(
     checked: Bench, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 1)
+    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
     damaged = key_of(checked, DAMAGES[damage](newest(checked, "checkpoints")))
 
     summary, named = run_and_see(checked)
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_named_and_made_again(
 def test_a_restored_object_counts_again_even_if_a_checkpoint_was_written_without_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 1)
+    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
     kept = newest(bench, "conversations").read_bytes()
     damaged = DAMAGES["empty"](newest(bench, "conversations"))
     shutil.rmtree(Path(bench.lake, "messages"))  # nothing else names the conversations
@@ -207,7 +207,7 @@ def test_a_restored_object_counts_again_even_if_a_checkpoint_was_written_without
 def test_a_damaged_object_that_was_deleted_is_no_longer_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 1)
+    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
     damaged = DAMAGES["text"](newest(bench, "conversations"))
     assert run_and_see(bench)[1] == [key_of(bench, damaged)]
     damaged.unlink()
@@ -245,15 +245,15 @@ def test_an_object_that_the_disk_does_not_give_is_named_and_a_disk_that_gives_no
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = {key_of(bench, newest(bench, "conversations"))}
-    real = Disk.read
+    real = AtomicFiles.read
 
-    def read(disk: Disk, key: str) -> bytes | None:
+    def read(disk: AtomicFiles, key: str) -> bytes | None:
         if key in refused or (key == "lake.json" and "all" in refused and opened):
             raise PermissionError(13, "Permission denied", str(disk.root / key))
         return real(disk, key)
 
     opened: list[int] = []
-    monkeypatch.setattr(Disk, "read", read)
+    monkeypatch.setattr(AtomicFiles, "read", read)
 
     summary, named = run_and_see(bench)
     assert summary.status == "complete"
@@ -276,7 +276,7 @@ def test_entries_with_the_least_and_the_greatest_times_are_not_taken_for_damage(
 
     async def add(lake: Lake) -> None:
         await Journal(lake, "odd", START).add("conversations", conversation_rows([odd]))
-        assert [*(await read_state(lake, "org")).known] == [odd]
+        assert [*(await read_state(lake, "org")).states] == [odd]
 
     bench.look(add)
 
@@ -461,9 +461,9 @@ ODD: list[Callable[[Path], None]] = [_file, _pipe, _socket, _loop, _circle, _now
 def test_odd_things_below_a_lake_end_no_command(
     bench: Bench, folder: str, make: Callable[[Path], None]
 ) -> None:
-    place = Path(bench.lake, folder)
-    place.mkdir(exist_ok=True)
-    make(place / "odd")
+    position = Path(bench.lake, folder)
+    position.mkdir(exist_ok=True)
+    make(position / "odd")
 
     async def read(lake: Lake) -> Any:
         org = bench.box.options.organization_id

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.export.drift import MOST_NEW, Shapes
-from imbrace_lake.lake.entries import SHAPES
+from imbrace_lake.lake.ledger_schema import SHAPES
 
 TEXT: dict[str, Any] = {
     "_id": "m1",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.check import Finding, check, check_gateway
+from imbrace_lake.check import Finding, check_gateway, run_checks
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import Settings, expiry_warning, load_settings
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -64,7 +64,7 @@ def test_what_is_not_a_day_is_refused_by_name(text: str, monkeypatch: pytest.Mon
         load_settings()
 
 
-@pytest.mark.parametrize(("days", "verdict"), [(-1, "wrong"), (3, "note"), (400, "ok"), (None, None)])
+@pytest.mark.parametrize(("days", "verdict"), [(-1, "error"), (3, "note"), (400, "ok"), (None, None)])
 def test_a_check_says_when_the_token_expires(days: int | None, verdict: str | None, tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=1)) as box:
         values: dict[str, Any] = {
@@ -78,7 +78,7 @@ def test_a_check_says_when_the_token_expires(days: int | None, verdict: str | No
 
         async def look() -> tuple[list[Finding], list[Finding]]:
             opener = opener_of(settings)
-            return await check(settings, opener), await check_gateway(settings, opener)
+            return await run_checks(settings, opener), await check_gateway(settings, opener)
 
         looks = asyncio.run(look())
 

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import ObjectExists, OrganizationMismatch, RepeatedMessages, StoreUnavailable
-from imbrace_lake.export.chunk import ChunkResult, chunk_size, export_chunk
+from imbrace_lake.export.chunk import ChunkResult, choose_chunk_size, export_chunk
+from imbrace_lake.export.chunk_journal import ChunkJournal
 from imbrace_lake.export.conversation import export_conversation
-from imbrace_lake.export.export_run import ExportRun, Past
-from imbrace_lake.export.notes import Notes
+from imbrace_lake.export.run_context import PriorState, RunContext
 from imbrace_lake.lake import publish
-from imbrace_lake.lake.entries import ConversationEntry
 from imbrace_lake.lake.lake import Partitions
 from imbrace_lake.lake.ledger import read_ledger
+from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of
@@ -38,8 +38,8 @@ def export_all(box: Sandbox, lake: Path, run_id: str = "run_1", *, is_last_try: 
     return exporting(box, lake, lambda run: export_chunk(run, "chunk", ids, is_last_try=is_last_try), run_id)
 
 
-def past_of(run: ExportRun, conversation_id: str) -> Past:
-    return run.pasts([conversation_id]).get(conversation_id, Past())
+def past_of(run: RunContext, conversation_id: str) -> PriorState:
+    return run.prior_states([conversation_id]).get(conversation_id, PriorState())
 
 
 def by_id(items: list[dict[str, object]]) -> dict[object, dict[str, object]]:
@@ -115,7 +115,7 @@ def test_growth_is_noticed_by_a_lake_whose_ledgers_were_lost(box: Sandbox, tmp_p
     assert_holds_all(box, tmp_path)
 
 
-def test_a_part_that_vanished_from_the_lake_is_read_anew(box: Sandbox, tmp_path: Path) -> None:
+def test_a_part_that_vanished_from_the_lake_is_read_again(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     lost = list(box.conversations)[2]
     for path in parts_of(tmp_path, lost):
@@ -131,7 +131,7 @@ def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox
     box.append(list(box.conversations)[2], 1)
     export_all(box, tmp_path, "run_2")
 
-    async def rows(run: ExportRun) -> list[dict[str, object]]:
+    async def rows(run: RunContext) -> list[dict[str, object]]:
         ledger = await read_ledger(run.lake, "conversations")
         return [row for row in ledger.to_pylist() if row["run_id"] == "run_2"]
 
@@ -186,7 +186,7 @@ def test_one_conversation_that_fails_costs_itself(box: Sandbox, tmp_path: Path) 
     assert result.is_worth_retrying
     assert parts_of(tmp_path, broken) == []
 
-    box.mend(broken)
+    box.repair(broken)
     assert export_all(box, tmp_path, "run_2").statuses == {"complete": 1, "unchanged": 6}
     assert_holds_all(box, tmp_path)
 
@@ -213,25 +213,25 @@ def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
         result = export_all(box, tmp_path)
 
     warned = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    told = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO]
+    reported = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO]
     assert len(result.dead_letters) == 4
     assert len(warned) == 3
     assert all("request id " in line and "request id -" not in line for line in warned[:2])
     assert "in the table of this run alone" in warned[2]
-    assert [line.partition(" failed")[0] for line in told] == ["exported chunk=chunk complete=3"]
+    assert [line.partition(" failed")[0] for line in reported] == ["exported chunk=chunk complete=3"]
 
 
 def test_what_is_published_and_cannot_be_noted_at_once_has_not_failed(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, refused = Notes.add, iter([True])
+    add, refused = ChunkJournal.add, iter([True])
 
-    async def refuse_once(self: Notes, entry: ConversationEntry) -> None:
+    async def refuse_once(self: ChunkJournal, entry: ConversationEntry) -> None:
         await add(self, entry)
         if next(refused, False):
             raise StoreUnavailable("the store is away")
 
-    monkeypatch.setattr(Notes, "add", refuse_once)
+    monkeypatch.setattr(ChunkJournal, "add", refuse_once)
 
     result = export_all(box, tmp_path)
 
@@ -242,9 +242,9 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
     ids = list(box.conversations)
     box.put([{"_id": "same"}, {"_id": "other"}, {"_id": "same"}], conversation_id="conv_odd")
 
-    async def job(run: ExportRun) -> ChunkResult:
+    async def job(run: RunContext) -> ChunkResult:
         with pytest.raises(RepeatedMessages, match="1 of the 3 positions"):
-            await export_conversation(run, "conv_odd", Past())
+            await export_conversation(run, "conv_odd", PriorState())
         return await export_chunk(run, "chunk", [*ids, "conv_odd"], is_last_try=False)
 
     result = exporting(box, tmp_path, job)
@@ -284,14 +284,14 @@ def test_an_answer_about_another_conversation_or_organization_costs_that_convers
 def test_a_conversation_that_is_gone_is_a_dead_letter_only_if_the_lake_never_had_it(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    known, new = list(box.conversations)[2:4]
-    exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known]))
+    states, new = list(box.conversations)[2:4]
+    exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states]))
     had = objects_in(tmp_path)
-    box.vanish(known)
+    box.vanish(states)
     box.vanish(new)
 
-    first = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known, new]), "run_2")
-    second = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known, new]), "run_3")
+    first = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states, new]), "run_2")
+    second = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states, new]), "run_3")
 
     assert first.statuses == second.statuses == {"gone": 2}
     assert [dead.conversation_id for dead in first.dead_letters] == [new]
@@ -299,11 +299,11 @@ def test_a_conversation_that_is_gone_is_a_dead_letter_only_if_the_lake_never_had
     assert not first.is_worth_retrying
     assert objects_in(tmp_path) == had
 
-    box.restore(known)
-    box.append(known)
-    back = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [known]), "run_4")
+    box.restore(states)
+    box.append(states)
+    back = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states]), "run_4")
     assert back.statuses == {"complete": 1}
-    assert by_id(items_of(tmp_path, known)) == by_id(box.truth(known))
+    assert by_id(items_of(tmp_path, states)) == by_id(box.truth(states))
 
 
 def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_what_every_conversation_would_meet_stops_the_chunk_and_keeps_what_is_do
         if each == ids[2]:
             box.set_options(rates={"403:other": 1.0})
 
-    async def job(run: ExportRun) -> tuple[list[str], int]:
+    async def job(run: RunContext) -> tuple[list[str], int]:
         run.slots = asyncio.Semaphore(1)
         box.before_page(refuse_all)
         with pytest.raises(OrganizationMismatch):
@@ -351,9 +351,9 @@ def test_a_chunk_tried_again_goes_on_with_only_what_is_left(box: Sandbox, tmp_pa
     ids = list(box.conversations)
     box.break_conversation(ids[2], "502")
 
-    async def job(run: ExportRun) -> tuple[ChunkResult, ChunkResult, Counter[str], int]:
+    async def job(run: RunContext) -> tuple[ChunkResult, ChunkResult, Counter[str], int]:
         first = await export_chunk(run, "chunk", ids, is_last_try=False)
-        box.mend(ids[2])
+        box.repair(ids[2])
         box.reset_stats()
         second = await export_chunk(run, "chunk", ids, is_last_try=False)
         return first, second, box.stats().pages, run.progress.conversations_done
@@ -384,7 +384,7 @@ def test_a_cancelled_chunk_has_written_down_what_it_published(box: Sandbox, tmp_
     ids = list(box.conversations)
     box.break_conversation(ids[2], "stall")
 
-    async def job(run: ExportRun) -> list[str]:
+    async def job(run: RunContext) -> list[str]:
         task = asyncio.create_task(export_chunk(run, "chunk", ids))
         while run.progress.conversations_done < 6:  # noqa: ASYNC110 - progress has no event
             await asyncio.sleep(0.01)
@@ -482,8 +482,8 @@ def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: San
     exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [conversation_id]))
     new = box.append(conversation_id, 2)
 
-    async def blind(run: ExportRun) -> ConversationEntry:
-        run.partitions = Partitions.none()
+    async def blind(run: RunContext) -> ConversationEntry:
+        run.partitions = Partitions.empty()
         return await export_conversation(run, conversation_id, past_of(run, conversation_id))
 
     entry = exporting(box, tmp_path, blind, "run_2")
@@ -499,7 +499,7 @@ def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
     conversation_id = list(box.conversations)[2]
     tries = Counter[int]()
 
-    async def job(run: ExportRun) -> None:
+    async def job(run: RunContext) -> None:
         async def lose(organization: str, conversation: str, number: int, body: bytes, rows: int) -> None:
             tries[number] += 1
             raise ObjectExists("another writer")
@@ -517,7 +517,7 @@ def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
 
 
 def test_never_more_conversations_are_in_memory_than_there_are_slots(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> ChunkResult:
+    async def job(run: RunContext) -> ChunkResult:
         run.slots = asyncio.Semaphore(2)
         run.pages_ahead = 1
         return await export_chunk(run, "chunk", list(box.conversations))
@@ -553,4 +553,4 @@ def test_no_phone_number_and_no_token_gets_into_the_lake(box: Sandbox, tmp_path:
 def test_chunks_are_few_enough_for_the_orchestrator(
     conversations: int, chosen: int | None, size: int
 ) -> None:
-    assert chunk_size(conversations, chosen) == size
+    assert choose_chunk_size(conversations, chosen) == size

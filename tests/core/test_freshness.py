@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from imbrace_lake.lake.entries import WINDOW, ConversationEntry, conversation_rows
 from imbrace_lake.lake.freshness import Freshness, by_age, count_stale, freshness, read_freshness
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, conversation_rows
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -65,7 +65,7 @@ def test_what_was_never_proven_whole_is_the_stalest(tmp_path: Path) -> None:
 
 def test_conversations_are_counted_by_age_and_by_a_limit() -> None:
     ages = [None, 0 * DAY, DAY / 25, DAY / 2, DAY, 29 * DAY, 30 * DAY, 400 * DAY]
-    found = [Freshness(str(place), "complete", age, None) for place, age in enumerate(ages)]
+    found = [Freshness(str(position), "complete", age, None) for position, age in enumerate(ages)]
 
     assert by_age(found) == {
         "under an hour": 2,

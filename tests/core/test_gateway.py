@@ -1,4 +1,4 @@
-"""The gateway client against the stand-in: each row of the contract's section 3, and what it sends."""
+"""The gateway client against the fake gateway: each row of the contract's section 3, and what it sends."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from imbrace_lake.errors import (
     WrongAddress,
 )
 from imbrace_lake.gateway.client import MAX_URL_BYTES, GatewayClient, link_batches
+from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.pacing import Gate
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.conftest import StartBox, client_of
@@ -88,7 +88,7 @@ def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
 # -- what is known already -------------------------------------------------------------------------
 
 
-def test_a_head_is_told_by_its_etag_until_anything_of_it_changes(box: Sandbox) -> None:
+def test_a_head_is_recognised_by_its_etag_until_anything_of_it_changes(box: Sandbox) -> None:
     one = first_of(box)
 
     def head(etag: str | None) -> Page | None:
@@ -127,7 +127,7 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(box: Sandbox, fault:
     # A page that came late is asked for again at half its length, and that at half of its own.
     expected = 10 if fault == "504" else 20
     assert page.items == newest(box, conversation_id, expected)
-    assert (page.whole, page.has_more, page.is_exact) == (35, True, True)
+    assert (page.total_count, page.has_more, page.count_matches) == (35, True, True)
     # The transport itself sends again what a connection that was in use before swallowed.
     assert client.traffic.requests == client.traffic.retries + 2
     assert sum(box.stats().requests.values()) == 4
@@ -144,7 +144,7 @@ def test_links_survive_what_passes(box: Sandbox, fault: str) -> None:
     assert {(link.phone, link.conversation_id) for link in links.links} == {
         (phone, conversation_id) for phone, ids in box.links.items() for conversation_id in ids
     }
-    assert links.unanswered == ()
+    assert links.missing == ()
 
 
 @pytest.mark.parametrize("fault", ["stall", "stall_body", "drip"])
@@ -352,7 +352,7 @@ def test_the_same_organization_is_never_called_another(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ({"message": "Unauthorized - Invalid third party token"}, "rejected, possibly expired"),
         ({"message": "Unauthorized"}, "rejected, possibly expired"),
@@ -361,8 +361,8 @@ def test_the_same_organization_is_never_called_another(box: Sandbox) -> None:
         (["Unauthorized"], "rejected, possibly expired"),
     ],
 )
-def test_a_401_says_what_it_can_mean(body: Any, told: str) -> None:
-    with pytest.raises(TokenRejected, match=told) as caught:
+def test_a_401_says_what_it_can_mean(body: Any, reported: str) -> None:
+    with pytest.raises(TokenRejected, match=reported) as caught:
         page_of(playing(lambda request: httpx.Response(401, json=body)), "c")
 
     assert "expire" in caught.value.advice
@@ -386,8 +386,8 @@ def test_a_redirect_is_named_with_where_it_leads_and_is_not_followed(box: Sandbo
         box.reset_stats()
         with pytest.raises(WrongAddress) as caught:
             ask(client_of(box), job)
-        told = f"redirects with status {status} to https://login.example.invalid/sso: is {box.url}"
-        assert told in str(caught.value)
+        reported = f"redirects with status {status} to https://login.example.invalid/sso: is {box.url}"
+        assert reported in str(caught.value)
         assert PHONE[1:] not in str(caught.value)
         assert sum(box.stats().requests.values()) == 1
 
@@ -483,7 +483,7 @@ def test_a_404_that_is_not_in_the_gateways_words_is_no_answer(body: Any) -> None
 def test_numbers_without_any_conversation_are_an_answer(box: Sandbox) -> None:
     links = ask(client_of(box), lambda client: client.get_links([PHONE]))
 
-    assert (links.links, links.unanswered) == ((), ())
+    assert (links.links, links.missing) == ((), ())
 
 
 def test_a_conversation_that_vanished_is_not_found_at_once(box: Sandbox) -> None:
@@ -519,30 +519,30 @@ def test_any_other_status_is_an_error_that_names_it(status: int, error: type[Gat
 
 
 @pytest.mark.usefixtures("quick_gate")
-def test_a_429_closes_the_gate_for_everybody_and_one_request_opens_it(start: StartBox) -> None:
+def test_a_429_closes_the_limiter_for_everybody_and_one_request_opens_it(start: StartBox) -> None:
     box = start(conversations=12, budget_requests=6, budget_window_seconds=0.4)
-    gate = Gate(max_in_flight=4)
+    limiter = RequestLimiter(max_in_flight=4)
     ids = list(box.conversations)
 
     async def all_of_them(client: GatewayClient) -> list[Page]:
         return await asyncio.gather(*(client.get_page(each) for each in ids * 2))
 
-    pages = ask(client_of(box, gate), all_of_them)
+    pages = ask(client_of(box, limiter), all_of_them)
 
     assert [page.items for page in pages] == [newest(box, each) for each in ids * 2]
     # Each window of six is found closed by at most the four that were under way; what follows goes alone,
     # ever more slowly. A client that just tried again would have met thousands of refusals.
-    assert 0 < box.stats().refused == gate.counts.refusals < 60
-    assert gate.counts.closed_seconds > 0
+    assert 0 < box.stats().refused == limiter.counts.rate_limited < 60
+    assert limiter.counts.closed_seconds > 0
 
 
-def test_while_the_gate_is_closed_nobody_asks(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_limiter_is_closed_nobody_asks(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation_id = first_of(box)
     box.fail_next("429")
 
     async def during_the_pause(client: GatewayClient) -> int:
         first = asyncio.create_task(client.get_page(conversation_id))
-        while not client.gate.pause_seconds():  # noqa: ASYNC110 - the gate has no event to wait for
+        while not client.limiter.pause_seconds():  # noqa: ASYNC110 - the limiter has no event to wait for
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(client.get_page(conversation_id)) for _ in range(5)]
         for _ in range(20):
@@ -565,10 +565,10 @@ def test_a_retry_after_is_obeyed(form: str) -> None:
 
     async def until_closed(each: GatewayClient) -> float:
         task = asyncio.create_task(each.get_page("c"))
-        while not each.gate.pause_seconds():  # noqa: ASYNC110
+        while not each.limiter.pause_seconds():  # noqa: ASYNC110
             await asyncio.sleep(0)
         task.cancel()
-        return each.gate.pause_seconds()
+        return each.limiter.pause_seconds()
 
     assert 28 < ask(client, until_closed) <= 30
 
@@ -599,7 +599,7 @@ def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> No
         latecomer = await asyncio.gather(client.get_page("late"), return_exceptions=True)
         return [*crowd, *latecomer]
 
-    errors = ask(playing(refuse, gate=Gate(max_in_flight=4), patience_seconds=60.0), many)
+    errors = ask(playing(refuse, limiter=RequestLimiter(max_in_flight=4), patience_seconds=60.0), many)
 
     assert [type(error) for error in errors] == [RateLimited] * 21
     assert [error.path for error in errors[:20]] == [f"/conversations/c{n}/messages" for n in range(20)]
@@ -610,7 +610,7 @@ def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> No
 def test_refusals_that_never_end_are_waited_out_no_longer_than_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.gateway.pacing.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("imbrace_lake.gateway.limiter.FIRST_PAUSE_SECONDS", 0.001)
     client = playing(lambda request: httpx.Response(429), patience_seconds=0.02)
 
     with pytest.raises(RateLimited, match=r"over 0.02 s"):
@@ -668,7 +668,7 @@ def test_a_page_that_always_lacks_something_is_handed_on_as_it_is(box: Sandbox, 
     client = playing(lambda request: httpx.Response(200, json=next(bodies)))
     page = ask(client, twice)
 
-    assert (len(page.ids), page.whole, page.is_exact) == (9, 30, fault == "lossy")
+    assert (len(page.ids), page.total_count, page.count_matches) == (9, 30, fault == "lossy")
     assert client.traffic.requests == 1 + 3
 
 
@@ -687,7 +687,7 @@ def test_a_page_without_counts_is_taken_as_it_is() -> None:
 
     page = page_of(playing(lambda request: httpx.Response(200, json=body)), "c")
 
-    assert (page.ids, page.whole, page.has_more) == (["a"], None, None)
+    assert (page.ids, page.total_count, page.has_more) == (["a"], None, None)
 
 
 def test_a_server_that_counts_the_whole_twice_is_understood_once_and_not_asked_thrice_for_ever() -> None:
@@ -852,8 +852,8 @@ def test_a_number_that_the_answer_leaves_out_is_unanswered_and_not_without_conve
 
     links = ask(client_of(box), lambda client: client.get_links(phones))
 
-    assert len(links.unanswered) == 1
-    assert not {link.phone for link in links.links} & set(links.unanswered)
+    assert len(links.missing) == 1
+    assert not {link.phone for link in links.links} & set(links.missing)
 
 
 @pytest.mark.parametrize("many", [1, 7, 400, 5_000])

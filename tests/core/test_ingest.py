@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from imbrace_lake.export.chunk_journal import WRITE_WALKED
 from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.notes import NOTE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
 from imbrace_lake.lake import schema
-from imbrace_lake.lake.checkpoint import read_known
+from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import StoreOptions
@@ -37,7 +37,7 @@ OpenBench = Callable[..., Bench]
 
 @pytest.fixture
 def open_bench(tmp_path: Path) -> Iterator[OpenBench]:
-    """Make stand-ins with the options given, each with a lake of its own."""
+    """Make fake gateways with the options given, each with a lake of its own."""
     with ExitStack() as stack:
 
         def make(settings: dict[str, Any] | None = None, lake: str = "lake", **options: Any) -> Bench:
@@ -49,7 +49,7 @@ def open_bench(tmp_path: Path) -> Iterator[OpenBench]:
 
 @pytest.fixture
 def bench(open_bench: OpenBench) -> Bench:
-    """Give a stand-in with one conversation of 250 messages, which the lake has."""
+    """Give a fake gateway with one conversation of 250 messages, which the lake has."""
     bench = open_bench(conversations=0, sizes=(250,))
     bench.run()
     bench.box.reset_stats()
@@ -216,7 +216,7 @@ def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> No
     first_seen = {key: row["first_seen_at"] for key, row in bench.messages(one).items()}
     assert {key for key, row in bench.messages(one).items() if row["is_deleted"]} == set(lost)
 
-    # The stand-in cannot take a deletion back, so another one serves the same conversation.
+    # The fake gateway cannot take a deletion back, so another one serves the same conversation.
     with Sandbox(SandboxOptions(conversations=0)) as again:
         again.put(items, conversation_id=one)
         later = Bench(again, bench.lake, now=bench.now)
@@ -322,7 +322,7 @@ def test_a_role_that_earlier_versions_did_not_know_is_no_edit(
 
 @pytest.fixture
 def repeating(open_bench: OpenBench) -> Bench:
-    """Give a stand-in whose one conversation, `conv_odd`, lists 3 of its 250 messages twice."""
+    """Give a fake gateway whose one conversation, `conv_odd`, lists 3 of its 250 messages twice."""
     bench = open_bench(conversations=0, sizes=(250,))
     items = [{**item, "conversation_id": "conv_odd"} for item in bench.box.truth(only(bench))]
     for position in (20, 130, 250):
@@ -344,9 +344,9 @@ def count_problems(bench: Bench) -> list[str]:
     found = Verification()
 
     async def ask(lake: Lake) -> None:
-        known = await read_known(lake, bench.box.options.organization_id)
+        states = await read_states(lake, bench.box.options.organization_id)
         async with client_of(bench.box) as gateway:
-            await verify_counts(gateway, known, found)
+            await verify_counts(gateway, states, found)
 
     bench.look(ask)
     return [difference.problem for difference in found.differences]
@@ -551,7 +551,7 @@ def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
 
     # What a kill costs does not depend on the run's length: what is being written down, what is not yet, and
     # what is under way, with several pages for some of it.
-    assert max(killing.costs) <= killing.pages + 2 * NOTE_WALKED + 20
+    assert max(killing.costs) <= killing.pages + 2 * WRITE_WALKED + 20
     assert killing.polls > 10
 
 

@@ -23,9 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
-from imbrace_lake.lake import places
+from imbrace_lake.lake import hash_index
 from imbrace_lake.lake.hashes import DIGEST
-from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import (
     FOLDERS,
     LONGEST_NAME,
@@ -37,12 +36,13 @@ from imbrace_lake.lake.lake import (
     partition_key,
     renew_marker,
 )
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.parquet import to_parquet
-from imbrace_lake.lake.room import Memory, Room
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, to_rows
-from imbrace_lake.store.contract import Made, Stored
-from imbrace_lake.store.opening import StoreOptions
+from imbrace_lake.lake.snapshot import PartitionSnapshot
+from imbrace_lake.store.contract import LazyBody, ObjectMeta
+from imbrace_lake.store.factory import StoreOptions
 from tests.core.s3_servers import options_for
 from tests.seaweed import Seaweed
 
@@ -78,10 +78,10 @@ def in_lake(
     return asyncio.run(run())
 
 
-def a_part(conversation_id: str, *message_ids: str) -> Made:
+def a_part(conversation_id: str, *message_ids: str) -> LazyBody:
     items = [{"_id": message_id, "content": {"text": message_id}} for message_id in message_ids]
     rows = to_rows(items, message_ids, Origin(ORG, conversation_id, "run_1", NOW))
-    return Made(partial(to_parquet, in_order(rows).drop_columns([DIGEST]), {}))
+    return LazyBody(partial(to_parquet, in_order(rows).drop_columns([DIGEST]), {}))
 
 
 async def add(lake: Lake, conversation_id: str, number: int, *message_ids: str) -> None:
@@ -225,7 +225,7 @@ def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: s
 def test_a_lake_that_lost_its_marker_gets_no_new_key_by_itself(
     tmp_path: Path, folder: str, is_writing: bool
 ) -> None:
-    in_lake(tmp_path, lambda lake: lake.store.put(f"{folder}a/b/c.parquet", b"x"))
+    in_lake(tmp_path, lambda lake: lake.store.overwrite(f"{folder}a/b/c.parquet", b"x"))
     (tmp_path / "lake.json").unlink()
 
     with pytest.raises(DamagedObject, match=r"has lost its lake\.json.* restore lake\.json from a copy"):
@@ -236,7 +236,7 @@ def test_a_lake_that_lost_its_marker_gets_no_new_key_by_itself(
 
 def test_a_lake_that_lost_its_marker_gets_a_new_key_when_asked(tmp_path: Path) -> None:
     async def make(lake: Lake) -> bytes:
-        await lake.store.put("messages/a/b.parquet", b"x")
+        await lake.store.overwrite("messages/a/b.parquet", b"x")
         return lake.phone_key
 
     async def key(lake: Lake) -> bytes:
@@ -264,9 +264,9 @@ def test_a_folder_in_the_place_of_the_marker_is_named(tmp_path: Path) -> None:
 
 
 def test_parts_are_found_whatever_the_hashes_of_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "hash", lambda text: 7, raising=False)
+    monkeypatch.setattr(hash_index, "hash", lambda text: 7, raising=False)
     keys = [f"messages/org={ORG}/conv={one}/part-00000.parquet" for one in "abc"]
-    partitions = Partitions([Stored(key, 1, "e", NOW) for key in keys])
+    partitions = Partitions([ObjectMeta(key, 1, "e", NOW) for key in keys])
 
     assert partitions.of_each(ORG, ["c", "a", "d"]) == {
         "a": [Part(keys[0], 0, 1, "e")],
@@ -300,15 +300,15 @@ def test_parts_are_listed_and_read_in_order(tmp_path: Path) -> None:
 
 
 def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
-    room = Room(Memory(), lambda: tmp_path)
+    reservation = Reservation(MemoryBudget(), lambda: tmp_path)
 
-    rows = in_lake(tmp_path, lambda lake: Held.read(lake, [], room)).rows
+    rows = in_lake(tmp_path, lambda lake: PartitionSnapshot.read(lake, [], reservation)).rows
 
     assert rows.num_rows == 0
     assert rows.schema == SCHEMA
 
 
-def test_a_part_is_told_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
+def test_a_part_is_reported_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
     part = a_part("c", "a")
     body = part.make()
     assert isinstance(body, bytes)

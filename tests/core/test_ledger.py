@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 
 from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake import ledger as ledger_module
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.entries import (
+from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger, read_objects
+from imbrace_lake.lake.ledger_schema import (
     CONVERSATIONS,
     LEDGERS,
     PHONES,
@@ -34,10 +37,7 @@ from imbrace_lake.lake.entries import (
     rows_of_lines,
     run_row,
 )
-from imbrace_lake.lake.known import Entries
-from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger, read_objects
-from imbrace_lake.store.opening import Store, Stored
+from imbrace_lake.store.factory import ObjectMeta, Store
 from tests.core.test_lake import NOW, ORG, in_lake
 
 PART = PartEntry("messages/org=org_1/conv=c/part-00000.parquet", 123, 4, "ab" * 32)
@@ -163,31 +163,31 @@ def test_a_run_is_one_row_with_its_parameters_versions_and_totals_as_json(tmp_pa
 def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
     async def job(lake: Lake) -> ConversationEntry | None:
         await note(lake, "chunk-1", entry("a", server_count=9), run_id="killed")
-        return (await read_known(lake, ORG)).of_each(["a"]).get("a")
+        return (await read_states(lake, ORG)).of_each(["a"]).get("a")
 
-    known = in_lake(tmp_path, job)
+    states = in_lake(tmp_path, job)
 
-    assert known == entry("a", server_count=9)
+    assert states == entry("a", server_count=9)
 
 
 def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
-    async def job(lake: Lake) -> Entries:
+    async def job(lake: Lake) -> ConversationStates:
         await close(await note(lake, "1", entry("a", 1, server_count=1), entry("b", 1), run_id="r1"))
         await close(await note(lake, "1", entry("a", 3, server_count=3, status="unchanged"), run_id="r3"))
         await close(await note(lake, "1", entry("a", 2, server_count=2), run_id="r2"))
         await note(
             lake, "1", entry("a", 4, status="failed", run_id="r4"), entry("b", 4, status="gone"), run_id="r4"
         )
-        return await read_known(lake, ORG)
+        return await read_states(lake, ORG)
 
-    known = in_lake(tmp_path, job)
+    states = in_lake(tmp_path, job)
 
-    found = known.of_each(["c", "b", "a"])
+    found = states.of_each(["c", "b", "a"])
     a, b = found["a"], found["b"]
     assert (a.server_count, a.status, a.parts) == (3, "unchanged", (PART,))
     assert b.status == "gone"
     assert "c" not in found
-    assert sorted(one.conversation_id for one in known) == ["a", "b"]
+    assert sorted(one.conversation_id for one in states) == ["a", "b"]
 
 
 def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Pa
 
     async def job(lake: Lake) -> ConversationEntry | None:
         await note(lake, "1", whole)
-        return (await read_known(lake, ORG)).of_each(["a"]).get("a")
+        return (await read_states(lake, ORG)).of_each(["a"]).get("a")
 
     assert in_lake(tmp_path, job) == whole
 
@@ -236,10 +236,10 @@ def test_of_rows_that_speak_of_one_thing_the_latest_counts_whatever_their_hashes
         }
     )
     latest: dict[str | None, int] = {}
-    for place, (name, at) in enumerate(rows):
+    for position, (name, at) in enumerate(rows):
         before = rows[latest[name]][1] if name in latest else None
         if name not in latest or (-1 if at is None else at) >= (-1 if before is None else before):
-            latest[name] = place
+            latest[name] = position
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger_module, "hash", lambda values: hash_of((values[0] or "",)), raising=False)
@@ -251,16 +251,16 @@ def test_of_rows_that_speak_of_one_thing_the_latest_counts_whatever_their_hashes
 def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         await note(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
-        return [one.conversation_id for one in (await read_known(lake, "org_2"))]
+        return [one.conversation_id for one in (await read_states(lake, "org_2"))]
 
     assert in_lake(tmp_path, job) == ["b"]
 
 
 def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
-    async def job(lake: Lake) -> Entries:
-        return await read_known(lake, ORG)
+    async def job(lake: Lake) -> ConversationStates:
+        return await read_states(lake, ORG)
 
-    assert [*in_lake(tmp_path, job)] == [*Entries.none()] == []
+    assert [*in_lake(tmp_path, job)] == [*ConversationStates.empty()] == []
 
 
 class ClosingStore:
@@ -279,7 +279,7 @@ class ClosingStore:
             journal, self._journal = self._journal, None
             await close(journal)
 
-    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> list[Stored]:
+    async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> list[ObjectMeta]:
         await self._close(f"before list {prefix}")
         found = await self._store.list(prefix, start_after=start_after, most=most)
         await self._close(f"after list {prefix}")
@@ -300,7 +300,7 @@ def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, 
         await close(await note(lake, "1", entry("earlier"), run_id="r0"))
         journal = await note(lake, "1", entry("closing"))
         lake.store = ClosingStore(lake.store, journal, at)
-        return {one.conversation_id for one in (await read_known(lake, ORG))}
+        return {one.conversation_id for one in (await read_states(lake, ORG))}
 
     assert in_lake(tmp_path, job) == {"earlier", "closing"}
 

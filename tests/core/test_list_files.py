@@ -49,7 +49,7 @@ def phones_in(path: Path | str, **options: Any) -> list[tuple[int, str]]:
     return list(zip(rows["position"].to_pylist(), rows["phone"].to_pylist(), strict=True))
 
 
-def refusal(path: Path | str, **options: Any) -> str:
+def rejection(path: Path | str, **options: Any) -> str:
     with pytest.raises(UsageError) as caught:
         read(path, **options)
     assert caught.value.__cause__ is None
@@ -145,10 +145,10 @@ class TestColumns:
 
     @pytest.mark.parametrize("name", ["id", "customer_id", "Contact Id", "user id", "uuid"])
     def test_an_id_column_is_never_asked_for(self, tmp_path: Path, name: str) -> None:
-        assert "name one with --column (in forms: Columns)." in refusal(
+        assert "name one with --column (in forms: Columns)." in rejection(
             write(tmp_path / "n.csv", f"{name}\n{ID}\n")
         )
-        assert "name one with --column (in forms: Columns)." in refusal(
+        assert "name one with --column (in forms: Columns)." in rejection(
             write(tmp_path / "m.csv", f"{name},name\n{ID},A\n")
         )
         assert phones_in(write(tmp_path / "o.csv", f"{name},nr\n{ID},{ID[:-1]}9\n")) == [(1, f"+{ID[:-1]}9")]
@@ -162,7 +162,7 @@ class TestColumns:
     def test_columns_that_may_be_ids_or_numbers_are_not_guessed(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", f"a,b\n{ID},{A[1:]}\n")
 
-        assert refusal(path) == (
+        assert rejection(path) == (
             f"{path} has several columns that may hold phone numbers, a, b:"
             " choose with --column (in forms: Columns)."
         )
@@ -248,7 +248,7 @@ class TestColumns:
         "name", ["Kundennummer", "Customer No", "Case Number", "Loyalty Card", "Konto", "Tracking"]
     )
     def test_a_column_of_other_numbers_alone_is_not_asked_for(self, tmp_path: Path, name: str) -> None:
-        assert "name one with --column" in refusal(
+        assert "name one with --column" in rejection(
             write(tmp_path / "n.csv", f"{name},name\n{ID},A\n{ID[:-1]}9,B\n")
         )
 
@@ -334,7 +334,7 @@ class TestHeader:
         phones = read_phone_list(io.StringIO(f"{A}, {B}\n{C}, {D}\n"))
 
         assert phones.unique().to_pylist() == [A, B, C, D]
-        assert phones.place(2) == "line 2 of standard input"
+        assert phones.describe_position(2) == "line 2 of standard input"
 
 
 class TestNumbers:
@@ -346,7 +346,7 @@ class TestNumbers:
         values = pa.array([886911425977.0 if kind == pa.float32() else 1000.0], pa.float64()).cast(kind)
         pq.write_table(pa.table({"name": ["A"], "phone": values}), tmp_path / "n.parquet")
 
-        assert "not exact: export the column as text" in refusal(tmp_path / "n.parquet", column=column)
+        assert "not exact: export the column as text" in rejection(tmp_path / "n.parquet", column=column)
 
     def test_doubles_that_were_short_floats_before_are_refused(self, tmp_path: Path) -> None:
         rounded = pa.array([886911425977.0, 886922425978.0], pa.float32()).cast(pa.float64())
@@ -357,7 +357,7 @@ class TestNumbers:
         book.save(tmp_path / "n.xlsx")
 
         for name in ("n.parquet", "n.xlsx"):
-            assert "not exact: export the column as text" in refusal(tmp_path / name)
+            assert "not exact: export the column as text" in rejection(tmp_path / name)
 
     def test_doubles_are_read_if_they_are_whole(self, tmp_path: Path) -> None:
         values = pa.array([886911425971.0, None, 886911425972.5, 1e17, float("inf")])
@@ -462,8 +462,8 @@ def write_xls(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None
     for name, rows in sheets:
         sheet = book.add_sheet(name)
         for index, row in enumerate(rows):
-            for place, value in enumerate(row):
-                sheet.write(index, place, value)
+            for position, value in enumerate(row):
+                sheet.write(index, position, value)
     book.save(str(path))
 
 
@@ -533,12 +533,12 @@ class TestSpreadsheets:
         path = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS)), ("Old", [["phone"], [D]]))
 
         assert phones_in(path, sheet=sheet) == [(1, D)]
-        assert refusal(path, sheet="3") == f"{path} has no sheet '3', only Leads, Old."
+        assert rejection(path, sheet="3") == f"{path} has no sheet '3', only Leads, Old."
 
     def test_an_empty_first_sheet_names_the_others(self, tmp_path: Path, suffix: str) -> None:
         path = workbook(tmp_path / f"n{suffix}", ("Cover", [["About"]]), ("Leads", list(self.ROWS)))
 
-        assert refusal(path).endswith(
+        assert rejection(path).endswith(
             "give at least one, or choose another sheet with --sheet (in forms: Sheet): Leads."
         )
 
@@ -609,7 +609,7 @@ def test_a_file_that_is_not_a_list_is_named_for_what_it_is(
 ) -> None:
     if name == "n.parquet" and (content[0] == 0xFF or named in ("not a spreadsheet", "a document")):
         pytest.skip("it is named for its name")
-    sentence = refusal(write(tmp_path / name, content))
+    sentence = rejection(write(tmp_path / name, content))
 
     assert named in sentence
     assert A not in sentence
@@ -617,8 +617,8 @@ def test_a_file_that_is_not_a_list_is_named_for_what_it_is(
 
 class TestFolders:
     @pytest.mark.parametrize("slash", ["", "/"])
-    @pytest.mark.parametrize("place", ["local", "memory"])
-    def test_a_folder_is_one_list(self, tmp_path: Path, slash: str, place: str) -> None:
+    @pytest.mark.parametrize("position", ["local", "memory"])
+    def test_a_folder_is_one_list(self, tmp_path: Path, slash: str, position: str) -> None:
         root = str(tmp_path / "lists")
         files = {
             "b.csv": f"id,phone\n1,{B}\n2,x\n",
@@ -629,7 +629,7 @@ class TestFolders:
         }
         for name, content in files.items():
             write(tmp_path / "lists" / name, content)
-        if place == "memory":
+        if position == "memory":
             root = f"memory://{tmp_path.name}/lists"
             for name, content in files.items():
                 fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/lists/{name}", content.encode())
@@ -637,7 +637,7 @@ class TestFolders:
         phones = read(root + slash)
 
         assert phones.unique().to_pylist() == [A, B]
-        assert [phones.place(position) for position in phones.table["position"].to_pylist()] == [
+        assert [phones.describe_position(position) for position in phones.table["position"].to_pylist()] == [
             "line 1 of a.txt",
             "data row 1 of b.csv",
             "data row 2 of b.csv",
@@ -661,14 +661,14 @@ class TestFolders:
         assert phones_in(write(tmp_path / "list[1].txt", A)) == [(1, A)]
 
     def test_a_folder_or_pattern_without_a_list_is_refused(self, tmp_path: Path) -> None:
-        assert refusal(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
-        assert "no file with a list" in refusal(f"{tmp_path}/*.csv")
+        assert rejection(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
+        assert "no file with a list" in rejection(f"{tmp_path}/*.csv")
 
     def test_a_file_in_a_folder_that_is_not_a_list_is_named(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", A)
         write(tmp_path / "b.pdf", b"%PDF")
 
-        assert refusal(tmp_path) == f"{tmp_path}/b.pdf is a PDF, not a list: save the list as CSV (UTF-8)."
+        assert rejection(tmp_path) == f"{tmp_path}/b.pdf is a PDF, not a list: save the list as CSV (UTF-8)."
 
 
 class TestAddresses:
@@ -703,8 +703,10 @@ class TestAddresses:
             read_list(address)
 
     def test_the_settings_can_allow_another_kind_but_no_chain(self) -> None:
-        assert "package for this kind of address is not installed" in refusal("gs://b/n.csv", schemes={"gs"})
-        assert "chain" in refusal("tar://a::gs://bucket/a.tar", schemes={"tar", "gs"})
+        assert "package for this kind of address is not installed" in rejection(
+            "gs://b/n.csv", schemes={"gs"}
+        )
+        assert "chain" in rejection("tar://a::gs://bucket/a.tar", schemes={"tar", "gs"})
 
 
 class TestReport:
@@ -737,7 +739,7 @@ class TestReport:
         for index in range(60):
             write(
                 tmp_path / f"{index}.csv",
-                "phone," + ",".join(f"c{place}" for place in range(60)) + "\n" + "x,\n" * 500,
+                "phone," + ",".join(f"c{position}" for position in range(60)) + "\n" + "x,\n" * 500,
             )
 
         report = read(tmp_path).report.as_json()
@@ -778,11 +780,11 @@ def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(
     assert read(f"s3://{bucket}/lists").unique().to_pylist() == [A, C, B, D]
     assert read(f"s3://{bucket}/lists/*.parquet").unique().to_pylist() == [A, C, B]
     assert read(f"s3://{bucket}/lists/b.txt").unique().to_pylist() == [D]
-    assert "does not exist" in refusal(f"s3://{bucket}/nothing.csv")
-    assert "no file with a list" in refusal(f"s3://{bucket}/nothing/")
+    assert "does not exist" in rejection(f"s3://{bucket}/nothing.csv")
+    assert "no file with a list" in rejection(f"s3://{bucket}/nothing/")
     S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", '"http://127.0.0.1:1"')
-    assert "AWS_ENDPOINT_URL" in refusal(f"s3://{bucket}/lists/c.txt")
+    assert "AWS_ENDPOINT_URL" in rejection(f"s3://{bucket}/lists/c.txt")
 
 
 @pytest.mark.parametrize(
@@ -799,7 +801,7 @@ def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(
     ],
 )
 def test_more_kinds_are_named_for_what_they_are(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
-    assert f"{name} is {kind}" in refusal(write(tmp_path / name, content))
+    assert f"{name} is {kind}" in rejection(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize(
@@ -814,10 +816,10 @@ def test_documents_in_zip_archives_are_named(tmp_path: Path, member: str, kind: 
     with zipfile.ZipFile(tmp_path / "n.xlsx", "w") as archive:
         archive.writestr(member, "x")
 
-    assert kind in refusal(tmp_path / "n.xlsx")
+    assert kind in rejection(tmp_path / "n.xlsx")
 
 
 def test_a_chat_export_is_not_called_json(tmp_path: Path) -> None:
     path = write(tmp_path / "n.txt", f"[27.11.26, 10:30:01] Anna: hi\n[27.11.26, 10:30:02] {A}: hello\n")
 
-    assert "JSON" not in refusal(path)
+    assert "JSON" not in rejection(path)

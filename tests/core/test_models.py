@@ -22,7 +22,7 @@ def a_page(items: int, **fields: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("fields", "whole", "is_exact"),
+    ("fields", "total_count", "count_matches"),
     [
         ({"count": 304, "total": 10}, 304, True),
         ({"count": 10, "total": 304}, 304, True),
@@ -39,12 +39,12 @@ def a_page(items: int, **fields: Any) -> bytes:
     ],
 )
 def test_the_larger_count_is_the_whole_whichever_way_round_they_come(
-    fields: dict[str, Any], whole: int | None, is_exact: bool
+    fields: dict[str, Any], total_count: int | None, count_matches: bool
 ) -> None:
     page = parse_page(a_page(10, **fields), skip=20)
 
-    assert (page.whole, page.is_exact) == (whole, is_exact)
-    assert (page.skip, page.end, len(page.items)) == (20, 30, 10)
+    assert (page.total_count, page.count_matches) == (total_count, count_matches)
+    assert (page.skip, page.next_skip, len(page.items)) == (20, 30, 10)
     assert page.size_bytes == len(a_page(10, **fields))
 
 
@@ -184,7 +184,7 @@ def test_the_examples_of_the_vendors_page_are_read() -> None:
 
     assert links == envelope
     assert links.links == (ConversationLink(ONE, "conv_8"),)
-    assert links.unanswered == ()
+    assert links.missing == ()
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_a_link_without_a_conversation_spoils_its_number_and_no_other(link: Any)
 
     answer = parse_links(json.dumps(entries).encode(), [ONE, TWO])
 
-    assert answer.spoiled == (ONE,)
+    assert answer.malformed == (ONE,)
     assert answer.links == (ConversationLink(TWO, "c"),)
-    assert answer.unanswered == ()
+    assert answer.missing == ()
 
 
 @pytest.mark.parametrize("number", ["886911425977", "+886 911 425 977", 886911425977, "886-911-425-977"])
@@ -246,7 +246,7 @@ def test_a_conversation_id_that_no_address_can_hold_spoils_its_number(shape: str
     entry = entries[shape] | {"phone_number": "886911425977"}
     body = json.dumps([entry] if shape == "array" else {"data": [entry]}).encode()
 
-    assert parse_links(body, [ONE]).spoiled == (ONE,)
+    assert parse_links(body, [ONE]).malformed == (ONE,)
 
 
 def test_repeated_links_and_numbers_that_nobody_asked_for_are_left_out() -> None:
@@ -255,13 +255,13 @@ def test_repeated_links_and_numbers_that_nobody_asked_for_are_left_out() -> None
     links = parse_links(an_array(("886911425977", [link, link]), ("999", [link])), [ONE, TWO])
 
     assert links.links == (ConversationLink(ONE, "c"),)
-    assert links.unanswered == (TWO,)
+    assert links.missing == (TWO,)
 
 
 def test_numbers_that_an_envelope_does_not_mention_are_unanswered() -> None:
     body = json.dumps({"data": [{"phone_number": "886911425977", "conversation_id": "c"}]}).encode()
 
-    assert parse_links(body, [ONE, TWO]).unanswered == (TWO,)
+    assert parse_links(body, [ONE, TWO]).missing == (TWO,)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def modules_that_call(*names: str) -> set[str]:
 
 
 def test_only_one_module_makes_a_client_of_the_gateway() -> None:
-    assert modules_that_call("GatewayClient") == {"imbrace_lake/gateway/opening.py"}
+    assert modules_that_call("GatewayClient") == {"imbrace_lake/gateway/factory.py"}
 
 
 def test_only_two_modules_choose_the_budget_of_a_client() -> None:
@@ -32,7 +32,7 @@ def test_only_two_modules_choose_the_budget_of_a_client() -> None:
         and "nullcontext()" in (ROOT / path).read_text(encoding="utf-8")
     }
 
-    assert modules_that_call("opening.open_gateway") == {"tasks/imbrace_tasks/budget.py"}
+    assert modules_that_call("factory.open_gateway") == {"tasks/imbrace_tasks/budget.py"}
     assert source == {"cli/imbrace_cli/gateway.py"}
 
 

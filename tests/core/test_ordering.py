@@ -41,7 +41,7 @@ def test_rows_ignore_arrival_order_and_repeats(shuffled: list[Item], repeats: li
 @given(st.permutations(SOME))
 def test_a_part_is_in_the_order_of_time_and_then_of_ids_and_a_page_becomes_it(shuffled: list[Item]) -> None:
     ids = [one["_id"] for one in shuffled]
-    page = Page(0, shuffled, ids, None, None, is_exact=True)
+    page = Page(0, shuffled, ids, None, None, count_matches=True)
     expected = sorted(
         ids, key=lambda one: (one == "timeless", int(one[1:]) // 2 if one != "timeless" else 0, one)
     )
@@ -53,7 +53,7 @@ def test_a_part_is_in_the_order_of_time_and_then_of_ids_and_a_page_becomes_it(sh
 def test_a_page_with_an_id_twice_keeps_the_order_in_which_it_was_read() -> None:
     upper = item("a", minute=5, content="upper", updated_at="2025-01-01T00:00:00.000Z")
     lower = item("a", minute=9, content="lower", updated_at="2025-01-01T00:00:00.000Z")
-    page = Page(0, [upper, lower], ["a", "a"], None, None, is_exact=True)
+    page = Page(0, [upper, lower], ["a", "a"], None, None, count_matches=True)
 
     kept = without_repeats(rows_of_page(page, ORIGIN), is_latest_first=True)
 
@@ -63,7 +63,7 @@ def test_a_page_with_an_id_twice_keeps_the_order_in_which_it_was_read() -> None:
 def test_a_page_in_order_is_not_copied() -> None:
     # Those of one minute in the order of their ids, which turning them round would reverse.
     newest_first = sorted(SOME[:-1], key=lambda one: (-(int(one["_id"][1:]) // 2), one["_id"]))
-    page = Page(0, newest_first, [one["_id"] for one in newest_first], None, None, is_exact=True)
+    page = Page(0, newest_first, [one["_id"] for one in newest_first], None, None, count_matches=True)
     rows = rows_of_page(page, ORIGIN)
 
     assert in_order(rows).column("message_id").chunk(0).buffers()[2].address == (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_lake.store.contract import Made
+from imbrace_lake.store.contract import LazyBody
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
@@ -37,16 +37,16 @@ def open_to_others(folder: Path) -> dict[str, str]:
 
 @pytest.mark.usefixtures("umask")
 def test_whatever_a_run_writes_only_its_owner_may_read(tmp_path: Path) -> None:
-    place = tmp_path / "a" / "b"
+    position = tmp_path / "a" / "b"
     with Sandbox(SandboxOptions(conversations=8, sizes=(600,))) as box:
         # Little memory, so that the long one waits in files.
-        settings = settings_for(box, str(place), memory_megabytes=0.01)
+        settings = settings_for(box, str(position), memory_megabytes=0.01)
         summary = asyncio.run(run_once(settings, box.conversations))
         box.append(next(iter(box.conversations)), 3)
         asyncio.run(run_once(settings, box.conversations))
 
     assert summary.status == "complete"
-    assert {"messages", "conversations", "runs", ".tmp", ".tmp/lock"} <= {*modes(place)}
+    assert {"messages", "conversations", "runs", ".tmp", ".tmp/lock"} <= {*modes(position)}
     assert open_to_others(tmp_path / "a") == {}
 
 
@@ -59,11 +59,11 @@ def test_every_way_to_write_an_object_leaves_it_private(tmp_path: Path) -> None:
 
     async def write() -> None:
         async with LocalStore(root) as store:
-            first = await store.put_new("new/bytes", b"1")
-            await store.put_new("new/file", finished)
-            await store.put_new("new/made", Made(lambda: b"1"))
-            await store.put("over/put", b"1")
-            await store.replace("new/bytes", b"2", first.etag)
+            first = await store.create("new/bytes", b"1")
+            await store.create("new/file", finished)
+            await store.create("new/made", LazyBody(lambda: b"1"))
+            await store.overwrite("over/put", b"1")
+            await store.update("new/bytes", b"2", first.etag)
 
     asyncio.run(write())
 
@@ -97,8 +97,8 @@ def test_in_a_lake_that_was_open_to_others_what_is_new_is_private(tmp_path: Path
 
     async def write() -> None:
         async with LocalStore(root) as store:
-            await store.put_new("messages/new", b"1")
-            await store.put("messages/folder/new", b"1")
+            await store.create("messages/new", b"1")
+            await store.overwrite("messages/folder/new", b"1")
 
     asyncio.run(write())
 
@@ -114,8 +114,8 @@ def test_a_folder_that_a_group_shares_shares_what_is_written_into_it(mode: int, 
 
     async def write() -> None:
         async with LocalStore(root) as store:
-            await store.put_new("messages/a/new", b"1")
-            await store.put("over", b"1")
+            await store.create("messages/a/new", b"1")
+            await store.overwrite("over", b"1")
 
     asyncio.run(write())
 

@@ -41,7 +41,7 @@ def given_in(source: Source, column: str | None = None) -> list[tuple[int, str]]
     return [(number.position, number.text) for number in iter_numbers(source, column=column)]
 
 
-def refusal(source: Source, column: str | None = None) -> str:
+def rejection(source: Source, column: str | None = None) -> str:
     with pytest.raises(UsageError) as caught:
         read_phone_list(source, column=column)
     # A cause would print the store's own words, which can hold a signed URL.
@@ -82,10 +82,10 @@ class TestPhoneList:
     def test_places_are_named_after_the_kind_of_source(self, tmp_path: Path) -> None:
         table = write(tmp_path / "numbers.csv", f"phone\n{BARE_A}\n")
 
-        assert read_phone_list(["x"]).place(1) == "number 1 of the arguments"
-        assert read_phone_list(io.StringIO("x")).place(1) == "line 1 of standard input"
-        assert read_phone_list(table).place(1) == "data row 1 of numbers.csv"
-        assert read_phone_list(["x"], source_name="--phone").place(3) == "number 3 of --phone"
+        assert read_phone_list(["x"]).describe_position(1) == "number 1 of the arguments"
+        assert read_phone_list(io.StringIO("x")).describe_position(1) == "line 1 of standard input"
+        assert read_phone_list(table).describe_position(1) == "data row 1 of numbers.csv"
+        assert read_phone_list(["x"], source_name="--phone").describe_position(3) == "number 3 of --phone"
 
     def test_no_representation_shows_a_number(self) -> None:
         phones = read_phone_list([BARE_A, "Anna"])
@@ -108,10 +108,10 @@ class TestPhoneList:
     @pytest.mark.parametrize("content", ["", "\n\n", "# nothing\n"])
     def test_a_list_without_any_number_is_refused(self, tmp_path: Path, content: str) -> None:
         assert (
-            refusal(write(tmp_path / "n.txt", content)) == "n.txt holds no phone number: give at least one."
+            rejection(write(tmp_path / "n.txt", content)) == "n.txt holds no phone number: give at least one."
         )
-        assert "no phone number" in refusal(write(tmp_path / "n.csv", content))
-        assert "no phone number" in refusal([])
+        assert "no phone number" in rejection(write(tmp_path / "n.csv", content))
+        assert "no phone number" in rejection([])
 
     @given(st.lists(st.sampled_from([A, BARE_A, B, f" {B[:4]}-{B[4:]}", C, "Anna", "12"]), min_size=1))
     def test_statuses_are_those_of_a_plain_dictionary(self, texts: list[str]) -> None:
@@ -315,7 +315,7 @@ class TestCsv:
 
     @pytest.mark.parametrize("content", ["phone", "phone\n", "id,phone\r\n\r\n"])
     def test_a_header_alone_holds_no_number(self, tmp_path: Path, content: str) -> None:
-        assert "no phone number" in refusal(write(tmp_path / "n.csv", content))
+        assert "no phone number" in rejection(write(tmp_path / "n.csv", content))
 
     def test_of_two_usual_names_the_one_that_holds_numbers_is_taken(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"phone,mobile\n,{BARE_B}\n")) == [(1, BARE_B)]
@@ -323,7 +323,7 @@ class TestCsv:
     def test_no_recognisable_column_is_refused_with_the_columns(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", "a,," + ",".join("x" * 40 for _ in range(25)) + "\n1,2,3\n")
 
-        sentence = refusal(path)
+        sentence = rejection(path)
 
         assert "only a, (no name), " + "x" * 30 + ", " in sentence
         assert sentence.endswith(" and 7 more: name one with --column (in forms: Columns).")
@@ -332,21 +332,21 @@ class TestCsv:
     def test_a_missing_column_is_refused_with_the_columns(self, tmp_path: Path, column: str) -> None:
         path = write(tmp_path / "n.csv", f"a,b\n1,{BARE_A}\n")
 
-        assert refusal(path, column) == f"{path} has no column {column!r}, only a, b."
+        assert rejection(path, column) == f"{path} has no column {column!r}, only a, b."
 
     def test_a_name_that_two_columns_have_is_refused(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", f"a,a\n{BARE_A},{BARE_B}\n")
 
-        assert "give the column's number" in refusal(path, "a")
+        assert "give the column's number" in rejection(path, "a")
         assert given_in(path, "2") == [(1, BARE_B)]
 
     def test_broken_csv_is_refused_with_the_row(self, tmp_path: Path) -> None:
         late = "phone\n" + f"{BARE_A}\n" * 10 + '"never closed\n'
         early = f"phone,b\n{BARE_A}," + "x" * 200_000
 
-        assert "is not proper CSV near line 12" in refusal(write(tmp_path / "n.csv", late))
+        assert "is not proper CSV near line 12" in rejection(write(tmp_path / "n.csv", late))
         assert given_in(write(tmp_path / "long.csv", early), "1") == [(1, BARE_A)]
-        assert "first row does not end" in refusal(write(tmp_path / "open.csv", '"' + "phone\n" * 20_000))
+        assert "first row does not end" in rejection(write(tmp_path / "open.csv", '"' + "phone\n" * 20_000))
 
 
 class TestParquet:
@@ -380,7 +380,7 @@ class TestParquet:
         )
 
         assert given_in(path) == given_in(path, "y") == given_in(path, "2") == [(1, BARE_A), (2, BARE_B)]
-        assert refusal(path, "w").endswith("has no column 'w', only x, y, z.")
+        assert rejection(path, "w").endswith("has no column 'w', only x, y, z.")
 
     def test_a_number_tells_columns_of_one_name_apart(self, tmp_path: Path) -> None:
         table = pa.table([pa.array([BARE_A]), pa.array([BARE_B])], names=["a", "a"])
@@ -393,31 +393,31 @@ class TestParquet:
         fsspec.filesystem("memory").pipe("/lists/part-0", path.read_bytes())
 
         assert given_in(path) == given_in("memory://lists/part-0") == [(1, BARE_A)]
-        assert read_phone_list(path).place(1) == "data row 1 of part-0"
+        assert read_phone_list(path).describe_position(1) == "data row 1 of part-0"
 
     def test_a_column_of_another_type_is_refused(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "n.parquet", phone=pa.array([True]))
 
-        assert "holds neither text nor numbers" in refusal(path)
+        assert "holds neither text nor numbers" in rejection(path)
 
     def test_parquet_without_rows_holds_no_number(self, tmp_path: Path) -> None:
-        assert "no phone number" in refusal(
+        assert "no phone number" in rejection(
             write_parquet(tmp_path / "n.parquet", phone=pa.array([], pa.string()))
         )
 
 
 class TestTrouble:
     def test_what_is_not_there_is_said_with_its_name(self, tmp_path: Path) -> None:
-        assert refusal(tmp_path / "no.txt") == f"{tmp_path}/no.txt does not exist: check the address."
-        assert "memory://none/no.txt does not exist" in refusal("memory://none/no.txt")
-        assert refusal(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
+        assert rejection(tmp_path / "no.txt") == f"{tmp_path}/no.txt does not exist: check the address."
+        assert "memory://none/no.txt does not exist" in rejection("memory://none/no.txt")
+        assert rejection(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_file_without_permission_is_said(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.txt", BARE_A)
         path.chmod(0)
 
-        assert "permissions" in refusal(path)
+        assert "permissions" in rejection(path)
 
     def test_a_refusal_of_the_store_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object, **__: object) -> None:
@@ -426,7 +426,7 @@ class TestTrouble:
         monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem._open", refuse)
 
         assert (
-            refusal("memory://n.txt")
+            rejection("memory://n.txt")
             == "memory://n.txt may not be read with your permissions or credentials."
         )
 
@@ -449,24 +449,24 @@ class TestTrouble:
     def test_files_that_are_not_what_they_seem_are_refused(
         self, tmp_path: Path, name: str, content: bytes, said: str
     ) -> None:
-        assert said in refusal(write(tmp_path / name, content))
+        assert said in rejection(write(tmp_path / name, content))
 
     def test_an_unknown_kind_of_address_is_refused(self) -> None:
-        assert "an address that lists are not read from (nosuch://): use a file" in refusal("nosuch://b/x")
+        assert "an address that lists are not read from (nosuch://): use a file" in rejection("nosuch://b/x")
 
     @pytest.mark.parametrize(
         "address",
         ["nosuch://AKIA:sec/ret@b/n.csv", "nosuch://b/n.csv?X-Amz-Signature=secret", "nosuch://sec@ret@b/n"],
     )
     def test_no_message_holds_the_credentials_of_an_address(self, address: str) -> None:
-        sentence = refusal(address)
+        sentence = rejection(address)
 
         assert "nosuch://" in sentence
         assert "sec" not in sentence
         assert "ret" not in sentence
 
     @pytest.mark.parametrize(
-        ("trouble", "said"),
+        ("fault", "said"),
         [
             (NoCredentialsError(), "there are no AWS credentials"),
             (EndpointConnectionError(endpoint_url="http://secret"), "check AWS_ENDPOINT_URL"),
@@ -476,14 +476,14 @@ class TestTrouble:
         ids=lambda value: type(value).__name__,
     )
     def test_what_s3_raises_becomes_one_sentence(
-        self, monkeypatch: pytest.MonkeyPatch, trouble: Exception, said: str
+        self, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str
     ) -> None:
         def fail(*_: object, **__: object) -> None:
-            raise trouble
+            raise fault
 
         monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem._open", fail)
 
-        sentence = refusal("memory://bucket/n.csv")
+        sentence = rejection("memory://bucket/n.csv")
 
         assert sentence.startswith("memory://bucket/n.csv cannot be read: ")
         assert said in sentence
@@ -492,7 +492,7 @@ class TestTrouble:
     def test_reading_needs_no_s3_library(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delitem(sys.modules, "botocore.exceptions")
 
-        assert "damaged" in refusal(write(tmp_path / "n.gz", b"\x1f\x8b broken"))
+        assert "damaged" in rejection(write(tmp_path / "n.gz", b"\x1f\x8b broken"))
 
 
 def test_a_phone_list_can_be_made_from_a_table_that_was_stored() -> None:

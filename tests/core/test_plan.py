@@ -21,7 +21,7 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.plan import Plan, make_plan
-from imbrace_lake.export.runs import close_run
+from imbrace_lake.export.run import close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import Settings
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -50,7 +50,7 @@ def plan(settings: Settings, numbers: list[str]) -> Plan:
 def export(settings: Settings, ids: list[str]) -> None:
     async def main() -> None:
         async with open_run(settings, "earlier") as run:
-            await run.learn("some")
+            await run.load_prior_state("some")
             await export_chunk(run, "some", ids)
             await close_run(run, {}, Counter())
 
@@ -82,13 +82,13 @@ def test_what_the_lake_knows_costs_all_its_pages_when_it_is_read_whole(tmp_path:
         export(settings, list(box.conversations))
         lengths = list(box.conversations.values())
 
-        async def everything(*, is_whole: bool) -> Plan:
+        async def everything(*, is_full_walk: bool) -> Plan:
             async with gateway_of(settings) as gateway:
-                return await make_plan(settings, gateway, None, is_everything=True, is_whole=is_whole)
+                return await make_plan(settings, gateway, None, is_everything=True, is_full_walk=is_full_walk)
 
-        anew = asyncio.run(everything(is_whole=False))
-        whole = asyncio.run(everything(is_whole=True))
-    assert (anew.known, anew.new, anew.requests) == (len(lengths), 0, len(lengths))
+        again = asyncio.run(everything(is_full_walk=False))
+        whole = asyncio.run(everything(is_full_walk=True))
+    assert (again.known, again.new, again.requests) == (len(lengths), 0, len(lengths))
     assert whole.requests == sum(max(1, -(-length // 100)) for length in lengths)
     assert whole.numbers == dict.fromkeys(whole.numbers, 0)
 
@@ -201,13 +201,13 @@ def test_numbers_that_could_not_be_resolved_are_counted_with_their_reasons(tmp_p
     assert found.numbers["error"] == 100
 
 
-@pytest.mark.parametrize("place", ["links", "messages"])
+@pytest.mark.parametrize("position", ["links", "messages"])
 def test_a_token_that_is_refused_ends_the_plan(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.gateway.client.TOKEN_TRIES", 1)
     with Sandbox(SandboxOptions(conversations=1)) as box:
-        for name in ["links"] if place == "links" else box.conversations:
+        for name in ["links"] if position == "links" else box.conversations:
             box.break_conversation(name, "401")
 
         with pytest.raises(TokenRejected):

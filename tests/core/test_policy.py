@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from imbrace_lake.lake.entries import ConversationEntry, ConversationStatus
+from imbrace_lake.lake.ledger_schema import ConversationEntry, ConversationStatus
 from imbrace_lake.policy import ReadPolicy, Window
 
 EXPORTED = datetime(2026, 1, 1, tzinfo=UTC)

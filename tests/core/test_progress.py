@@ -28,42 +28,42 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
     rate = Rate(3.0)
-    told = []
+    reported = []
     for seconds, count in ((0, 0), (10, 1_000), (20, 1_100), (24, 1_300)):
         clock.now = 100.0 + seconds
-        told.append(rate.of(count))
+        reported.append(rate.of(count))
 
-    assert told == [0.0, 100.0, 10.0, 50.0]
+    assert reported == [0.0, 100.0, 10.0, 50.0]
 
 
 def test_the_time_left_is_unknown_until_some_seconds_were_measured(clock: Clock) -> None:
     left, progress = TimeLeft(), Progress(stage="exporting", conversations=100)
-    told = []
+    reported = []
     for seconds, done in ((0, 0), (4, 8), (10, 20), (20, 20)):
         clock.now = 100.0 + seconds
         progress.statuses = Counter(complete=done)
-        told.append(left.seconds(progress))
+        reported.append(left.seconds(progress))
 
-    assert told == [None, None, 40.0, 80.0]
+    assert reported == [None, None, 40.0, 80.0]
 
 
 def test_nothing_is_foretold_while_conversations_are_counted_or_none_gets_done(clock: Clock) -> None:
     left = TimeLeft()
     resolving = Progress(stage="resolving", numbers=10, numbers_resolved=5)
     stuck = Progress(stage="exporting", conversations=100, statuses=Counter(complete=7))
-    told = []
+    reported = []
     for progress in (resolving, stuck, stuck):
-        told.append(left.seconds(progress))
+        reported.append(left.seconds(progress))
         clock.now += 200.0
 
-    assert told == [None, None, None]
+    assert reported == [None, None, None]
 
 
 def test_one_line_names_stage_failures_speed_and_time_left(clock: Clock) -> None:
     traffic = Traffic()
     progress = Progress(stage="exporting", conversations=1_200, messages_total=5_000, traffic=traffic)
     line = ProgressLine()
-    first = line.tell(progress)
+    first = line.describe(progress)
     clock.now += 10.0
     traffic.requests = 85
     progress.statuses = Counter(complete=98, failed=1, incomplete=1)
@@ -72,8 +72,8 @@ def test_one_line_names_stage_failures_speed_and_time_left(clock: Clock) -> None
         "exporting: 0 of 1,200 conversations · 0 failed · 5,000 messages · 0.0 requests a second"
         " · time left unknown"
     )
-    assert line.tell(progress) == (
+    assert line.describe(progress) == (
         "exporting: 100 of 1,200 conversations · 2 failed · 5,000 messages · 8.5 requests a second"
         " · about 110 s left"
     )
-    assert line.tell_end(progress) == "100 of 1,200 conversations · 2 failed · 5,000 messages"
+    assert line.describe_end(progress) == "100 of 1,200 conversations · 2 failed · 5,000 messages"

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.lake.held import Held
 from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
-from imbrace_lake.lake.publish import Publication, Published
-from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.rows import Collector
-from tests.core.test_reconcile import message, read
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
+from imbrace_lake.lake.publish import Publisher, PublishResult
+from imbrace_lake.lake.rows import SortBuffer
+from imbrace_lake.lake.snapshot import PartitionSnapshot
+from tests.core.test_diff import message, read
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 ORG, CONVERSATION = "org_1", "c1"
@@ -28,7 +28,7 @@ def memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Do everything in memory, in part in files, and in files altogether."""
     Writer.most_bytes = request.param
     yield
-    Writer.most_bytes = Memory().most_bytes
+    Writer.most_bytes = MemoryBudget().most_bytes
 
 
 class Writer:
@@ -39,21 +39,21 @@ class Writer:
     def __init__(self, lake: Lake, run_id: str) -> None:
         self.lake = lake
         self.journal = Journal(lake, run_id, NOW)
-        self.room = Room(Memory(self.most_bytes), lake.store.temporary_directory)
+        self.reservation = Reservation(MemoryBudget(self.most_bytes), lake.store.temporary_directory)
 
-    async def look(self, parts: Sequence[Part] | None = None) -> Held:
+    async def look(self, parts: Sequence[Part] | None = None) -> PartitionSnapshot:
         there = await self.lake.list_parts(ORG, CONVERSATION) if parts is None else parts
-        return await Held.read(self.lake, there, self.room)
+        return await PartitionSnapshot.read(self.lake, there, self.reservation)
 
     async def publish(
-        self, *items: dict[str, Any], held: Held | None = None, is_whole: bool = False
-    ) -> Published:
-        held = await self.look() if held is None else held
-        collector = Collector(self.room)
+        self, *items: dict[str, Any], snapshot: PartitionSnapshot | None = None, is_full_walk: bool = False
+    ) -> PublishResult:
+        snapshot = await self.look() if snapshot is None else snapshot
+        buffer = SortBuffer(self.reservation)
         for item in reversed(items):
-            collector.add(read(item, run_id=self.journal.run_id))
-        publication = Publication(self.lake, self.journal, ORG, CONVERSATION, NOW, self.room)
-        return await publication.publish(collector.rows(), held, is_whole=is_whole)
+            buffer.add(read(item, run_id=self.journal.run_id))
+        publisher = Publisher(self.lake, self.journal, ORG, CONVERSATION, NOW, self.reservation)
+        return await publisher.publish(buffer.rows(), snapshot, is_full_walk=is_full_walk)
 
 
 async def texts(lake: Lake) -> list[tuple[str, str, bool]]:
@@ -75,15 +75,15 @@ def test_of_two_writers_of_one_part_number_the_second_adds_only_what_is_missing(
     async def job(first: Writer, second: Writer) -> None:
         before = await second.look()
         await first.publish(message(1), message(2))
-        done = await second.publish(message(1), message(2), message(3), held=before)
+        done = await second.publish(message(1), message(2), message(3), snapshot=before)
 
         assert await texts(first.lake) == [
             ("m1", "hello", False),
             ("m2", "hello", False),
             ("m3", "hello", False),
         ]
-        assert [held.part.number for held in done.parts] == [0, 1]
-        assert not done.is_alone
+        assert [snapshot.part.number for snapshot in done.parts] == [0, 1]
+        assert not done.had_no_race
         assert done.new is not None
         assert done.new.num_rows == 1
 
@@ -96,7 +96,9 @@ def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) ->
             before = await first.look()
             ours = [message(number) for number in range(start + 3)]
             theirs = [message(number, "edited", version=1) for number in range(start + 4)]
-            await asyncio.gather(first.publish(*ours, held=before), second.publish(*theirs, held=before))
+            await asyncio.gather(
+                first.publish(*ours, snapshot=before), second.publish(*theirs, snapshot=before)
+            )
 
         assert await texts(first.lake) == sorted((f"m{number}", "edited", False) for number in range(40))
 
@@ -108,14 +110,16 @@ def test_of_two_replacements_of_one_part_the_second_is_made_on_top_of_the_first(
         await first.publish(message(1), message(2), message(3))
         before = await second.look()
         await first.publish(message(1, "by a", version=1), message(2), message(3))
-        done = await second.publish(message(1), message(2, "by b", version=1), held=before, is_whole=True)
+        done = await second.publish(
+            message(1), message(2, "by b", version=1), snapshot=before, is_full_walk=True
+        )
 
         assert await texts(first.lake) == [
             ("m1", "by a", False),
             ("m2", "by b", False),
             ("m3", "hello", True),
         ]
-        assert not done.is_alone
+        assert not done.had_no_race
         assert done.parts[0].sha256 == (await second.look()).parts[0].sha256
 
     with_two_writers(tmp_path, job)
@@ -128,7 +132,7 @@ def test_a_listing_that_is_out_of_date_overwrites_nothing(tmp_path: Path) -> Non
         await first.publish(message(1, "by a", version=1), message(2))
         stale = await second.look(listed)
         await first.publish(message(1, "again by a", version=2), message(2))
-        await second.publish(message(1, "by b", version=1), message(2, "by b", version=1), held=stale)
+        await second.publish(message(1, "by b", version=1), message(2, "by b", version=1), snapshot=stale)
 
         assert await texts(first.lake) == [("m1", "again by a", False), ("m2", "by b", False)]
 
@@ -141,10 +145,13 @@ def test_what_was_read_of_a_part_is_what_is_said_of_it_whatever_the_listing_said
         listed = await second.lake.list_parts(ORG, CONVERSATION)
         await first.publish(message(1, "longer than it was, and of another size", version=1))
 
-        held = await second.look(listed)
+        snapshot = await second.look(listed)
 
         now = (await first.look()).parts[0]
-        assert (held.parts[0].sha256, held.parts[0].part.size_bytes) == (now.sha256, now.part.size_bytes)
+        assert (snapshot.parts[0].sha256, snapshot.parts[0].part.size_bytes) == (
+            now.sha256,
+            now.part.size_bytes,
+        )
 
     with_two_writers(tmp_path, job)
 
@@ -175,10 +182,10 @@ def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path
         await first.publish(message(1), message(2))
         before = await first.lake.store.list("messages/")
 
-        done = await second.publish(message(1), message(2), is_whole=True)
+        done = await second.publish(message(1), message(2), is_full_walk=True)
 
         assert await first.lake.store.list("messages/") == before
-        assert (done.size_bytes, done.is_alone, done.new) == (0, True, None)
+        assert (done.size_bytes, done.had_no_race, done.new) == (0, True, None)
 
     with_two_writers(tmp_path, job)
 
@@ -216,9 +223,9 @@ def test_what_another_run_adds_during_a_full_walk_is_not_marked_deleted(
         before = await second.look()
         # Between the second run's walk and its writing: one message that its walk did not meet.
         await first.publish(message(3))
-        done = await second.publish(message(1), message(2), message(4), held=before, is_whole=True)
+        done = await second.publish(message(1), message(2), message(4), snapshot=before, is_full_walk=True)
 
-        assert not done.is_alone
+        assert not done.had_no_race
         assert await texts(first.lake) == [(f"m{number}", "hello", False) for number in (1, 2, 3, 4)]
 
     with_two_writers(tmp_path, job)

@@ -19,11 +19,11 @@ from imbrace_lake.errors import StoreError
 from imbrace_lake.export.repair import Repaired, repair_lake
 from imbrace_lake.gateway.exact_json import parse, write
 from imbrace_lake.lake.lake import Lake, Part
-from imbrace_lake.lake.room import Memory
+from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.lake.schema import to_item
-from imbrace_lake.store.contract import Made
-from imbrace_lake.store.lock import LOCK, alone
-from imbrace_lake.store.opening import open_store
+from imbrace_lake.store.contract import LazyBody
+from imbrace_lake.store.factory import open_store
+from imbrace_lake.store.lease import LOCK, exclusive_lease
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests import hostile
 from tests.core.lake_runs import START, Bench
@@ -44,7 +44,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield Bench(box, str(tmp_path / "lake"), now=START + timedelta(days=1))
 
 
-def repair(bench: Bench, *, apply: bool = True, memory: Memory | None = None) -> Repaired:
+def repair(bench: Bench, *, apply: bool = True, memory: MemoryBudget | None = None) -> Repaired:
     bench.now += timedelta(seconds=1)
     return bench.look(
         lambda lake: repair_lake(lake, str(uuid.uuid4()), lambda: bench.now, apply=apply, memory=memory)
@@ -111,7 +111,7 @@ def test_without_apply_nothing_is_written(bench: Bench) -> None:
 def test_a_repaired_lake_has_strict_json_and_the_same_messages(bench: Bench, memory: int) -> None:
     rows, before = bench.rows(), items(bench)
 
-    found = repair(bench, memory=Memory(memory))
+    found = repair(bench, memory=MemoryBudget(memory))
 
     assert (found.rows, found.is_applied) == (7, True)
     assert is_strict(bench)
@@ -223,7 +223,7 @@ def kill_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from imbrace_lake.store.local import LocalStore
 
     done = 0
-    for name in ("put", "put_new", "replace", "delete"):
+    for name in ("overwrite", "create", "update", "delete"):
         original = getattr(LocalStore, name)
 
         async def counted(self: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
@@ -240,7 +240,7 @@ def test_an_edit_that_comes_between_is_kept(bench: Bench, monkeypatch: pytest.Mo
     original = Lake.replace_part
     edits: list[str] = []
 
-    async def late(lake: Lake, part: Part, body: Made, rows: int) -> Any:
+    async def late(lake: Lake, part: Part, body: LazyBody, rows: int) -> Any:
         if not edits:
             edits.append(part.key)
             bench.box.edit(CONVERSATION, ["m06"])
@@ -320,8 +320,8 @@ def test_a_header_in_the_journal_that_is_nested_deeply_stops_no_run(bench: Bench
 def test_a_damaged_lock_is_one_sentence(tmp_path: Path, body: str) -> None:
     async def run() -> None:
         async with open_store(str(tmp_path)) as store:
-            await store.put(LOCK, body.encode())
-            async with alone(store, "run", lambda: START, settle_seconds=0):
+            await store.overwrite(LOCK, body.encode())
+            async with exclusive_lease(store, "run", lambda: START, settle_seconds=0):
                 pass
 
     with pytest.raises(StoreError, match=r"lock/run\.json is damaged: delete it if no run is writing"):

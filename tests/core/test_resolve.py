@@ -15,7 +15,7 @@ import pytest
 from imbrace_lake.errors import BadRequest, GatewayUnavailable, OrganizationMismatch
 from imbrace_lake.export.resolve import Recording, Resolved, ResolveResult, resolve, resolve_numbers
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.gateway.pacing import Gate
+from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.phones.lists import read_phone_list
@@ -149,10 +149,10 @@ def test_a_number_that_is_left_out_every_time_has_no_conversation() -> None:
     assert [len(numbers) for numbers in asked] == [3, 1, 1]
 
 
-@pytest.mark.parametrize("place", [0, 3, 6])
-def test_a_number_that_spoils_its_request_stands_alone_in_the_end(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 3, 6])
+def test_a_number_that_spoils_its_request_stands_alone_in_the_end(position: int) -> None:
     good = [PhoneNumber(f"+88691142597{n}") for n in range(6)]
-    phones = [*good[:place], BAD, *good[place:]]
+    phones = [*good[:position], BAD, *good[position:]]
 
     def answer(numbers: list[str]) -> httpx.Response:
         if BAD[1:] in numbers:
@@ -248,8 +248,8 @@ def test_what_every_request_would_meet_is_raised_and_leaves_no_request_behind(
     box.break_conversation("links", "403")
 
     async def run() -> set[asyncio.Task[Any]]:
-        gate = Gate(max_in_flight=1)
-        async with open_lake(str(tmp_path), now=NOW) as lake, client_of(box, gate) as gateway:
+        limiter = RequestLimiter(max_in_flight=1)
+        async with open_lake(str(tmp_path), now=NOW) as lake, client_of(box, limiter) as gateway:
             recording = Recording("run_1", "org_sandbox", KEY, False, NOW)
             given = read_phone_list(box.phones).table
             with pytest.raises(OrganizationMismatch):

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.gateway.paging import OVERLAP
+from imbrace_lake.gateway.walk import OVERLAP
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.lake.hashes import DIGEST, content_hash
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
-from imbrace_lake.lake.room import Memory, Room
-from imbrace_lake.lake.rows import Collector, Rows
+from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, to_rows
 
 ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
@@ -53,9 +53,9 @@ def page(rng: Random, newest: int) -> pa.Table:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[Room]:
-    with Room(Memory(most_bytes=20_000), lambda: tmp_path) as room:
-        yield room
+def reservation(tmp_path: Path) -> Iterator[Reservation]:
+    with Reservation(MemoryBudget(most_bytes=20_000), lambda: tmp_path) as reservation:
+        yield reservation
 
 
 def spilled(rows: Rows) -> bool:
@@ -64,18 +64,18 @@ def spilled(rows: Rows) -> bool:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_was_spilled_is_what_would_be_in_memory(
-    room: Room, monkeypatch: pytest.MonkeyPatch, seed: int
+    reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
     monkeypatch.setattr(sorted_files, "MOST_REPEATED", 11)
     rng = Random(seed)
     pages = [page(rng, newest) for _ in range(1 + seed % 3) for newest in range(400, 0, -8)]
-    collector = Collector(room)
+    buffer = SortBuffer(reservation)
     for one in pages:
-        collector.add(one)
+        buffer.add(one)
     expected = in_order(without_repeats(pa.concat_tables(pages)))
 
-    rows = collector.rows()
+    rows = buffer.rows()
 
     assert spilled(rows)
     found = pa.concat_tables(rows.batches())
@@ -98,12 +98,12 @@ def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_count
     cuts = [every.slice(begin, 9) for begin in range(0, every.num_rows, 9)]
     # As they come from a list that stands still, and in whatever order.
     for pages in (cuts[::-1], cuts, rng.sample(cuts, len(cuts))):
-        with Room(Memory(), lambda: tmp_path) as room:
-            collector = Collector(room)
+        with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
+            buffer = SortBuffer(reservation)
             for one in pages:
-                collector.add(one)
+                buffer.add(one)
 
-            rows = collector.rows(distinct=every.num_rows if is_counted else None)
+            rows = buffer.rows(distinct=every.num_rows if is_counted else None)
 
             assert not spilled(rows)
             assert pa.concat_tables(rows.batches()).equals(every)
@@ -120,35 +120,37 @@ def test_pages_that_share_messages_hold_each_once(
     if shared <= OVERLAP:
         # What a walk of a list that stands still reads needs no look at every row.
         monkeypatch.delattr("imbrace_lake.lake.rows.without_repeats")
-    with Room(Memory(), lambda: tmp_path) as room:
-        collector = Collector(room)
+    with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
+        buffer = SortBuffer(reservation)
         for one in pages:
-            collector.add(one)
+            buffer.add(one)
 
-        assert pa.concat_tables(collector.rows(distinct=100).batches()).equals(every)
+        assert pa.concat_tables(buffer.rows(distinct=100).batches()).equals(every)
 
 
 def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts(tmp_path: Path) -> None:
     newer = [item(number, 0, number) for number in (1, 2, 3)]
     older = [item(0, 0, 0), item(1, 1, 1)]
-    with Room(Memory(), lambda: tmp_path) as room:
-        collector = Collector(room)
+    with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
+        buffer = SortBuffer(reservation)
         for items in (newer, older):
-            collector.add(to_rows(items, [one["_id"] for one in items], ORIGIN))
+            buffer.add(to_rows(items, [one["_id"] for one in items], ORIGIN))
 
-        rows = pa.concat_tables(collector.rows(distinct=4).batches())
+        rows = pa.concat_tables(buffer.rows(distinct=4).batches())
 
     assert rows.column("message_id").to_pylist() == ["m0000", "m0001", "m0002", "m0003"]
     assert rows.column("updated_at").null_count == 3
 
 
-def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_made_among_the_versions_that_count(
+    reservation: Reservation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
     rng = Random(1)
     pages = [page(rng, newest) for newest in range(400, 0, -4)]
-    collector = Collector(room)
+    buffer = SortBuffer(reservation)
     for one in pages:
-        collector.add(one)
+        buffer.add(one)
     middle = pa.scalar(datetime(2025, 1, 1, 0, 1, tzinfo=UTC), pa.timestamp("ms", "UTC"))
 
     def keep(rows: pa.Table) -> pa.ChunkedArray:
@@ -157,30 +159,30 @@ def test_a_choice_is_made_among_the_versions_that_count(room: Room, monkeypatch:
     everything = in_order(without_repeats(pa.concat_tables(pages)))
     expected = everything.filter(keep(everything)).combine_chunks()
 
-    rows = collector.rows(keep)
+    rows = buffer.rows(keep)
 
     assert pa.concat_tables(rows.batches()).combine_chunks().equals(expected)
     assert (rows.num_rows, rows.content_hash) == (expected.num_rows, content_hash(expected))
 
 
 def test_rows_that_fit_stay_in_memory_and_no_folder_is_made(tmp_path: Path) -> None:
-    memory = Memory()
-    with Room(memory, lambda: tmp_path) as room:
-        collector = Collector(room)
-        collector.add(page(Random(1), 100))
-        assert memory.held_bytes > 0
-        assert collector.rows().table is not None
+    memory = MemoryBudget()
+    with Reservation(memory, lambda: tmp_path) as reservation:
+        buffer = SortBuffer(reservation)
+        buffer.add(page(Random(1), 100))
+        assert memory.reserved_bytes > 0
+        assert buffer.rows().table is not None
 
-    assert memory == Memory()
+    assert memory == MemoryBudget()
     assert not list(tmp_path.iterdir())
 
 
-def test_files_go_when_the_room_is_left_however_it_is_left(tmp_path: Path) -> None:
-    memory = Memory(most_bytes=1)
+def test_files_go_when_the_reservation_ends_however_it_ends(tmp_path: Path) -> None:
+    memory = MemoryBudget(most_bytes=1)
 
     def fail() -> None:
-        with Room(memory, lambda: tmp_path) as room:
-            Collector(room).add(page(Random(1), 100))
+        with Reservation(memory, lambda: tmp_path) as reservation:
+            SortBuffer(reservation).add(page(Random(1), 100))
             assert list(tmp_path.rglob("0*"))
             raise KeyboardInterrupt
 
@@ -188,30 +190,32 @@ def test_files_go_when_the_room_is_left_however_it_is_left(tmp_path: Path) -> No
         fail()
 
     assert not list(tmp_path.iterdir())
-    assert (memory.held_bytes, memory.rooms) == (0, 0)
+    assert (memory.reserved_bytes, memory.reservations) == (0, 0)
 
 
 def test_the_long_conversation_gives_way_and_not_the_short_ones(tmp_path: Path) -> None:
-    memory = Memory(most_bytes=100_000)
+    memory = MemoryBudget(most_bytes=100_000)
     rng = Random(2)
-    with Room(memory, lambda: tmp_path) as long, Room(memory, lambda: tmp_path) as short:
-        reading, other = Collector(long), Collector(short)
+    with Reservation(memory, lambda: tmp_path) as long, Reservation(memory, lambda: tmp_path) as short:
+        reading, other = SortBuffer(long), SortBuffer(short)
         for _ in range(60):
             reading.add(page(rng, 300))
             if rng.random() < 0.1:
                 other.add(page(rng, 300))
-            assert memory.held_bytes < 110_000
+            assert memory.reserved_bytes < 110_000
 
         assert spilled(reading.rows())
         assert not spilled(other.rows())
 
 
 @pytest.mark.parametrize("cuts", [[200], [60, 140]])
-def test_a_body_has_the_same_bytes_made_here_and_in_another_process(room: Room, cuts: list[int]) -> None:
+def test_a_body_has_the_same_bytes_made_here_and_in_another_process(
+    reservation: Reservation, cuts: list[int]
+) -> None:
     items = [item(number, number % 3, number // 2) for number in range(200)]
     tables = [to_rows(items[:one], [each["_id"] for each in items[:one]], ORIGIN) for one in cuts]
 
-    made = Rows.of(pa.concat_tables(tables)).body(room, {"run_id": "r"})
+    made = Rows.of(pa.concat_tables(tables)).body(reservation, {"run_id": "r"})
 
     assert made.is_portable
     assert pickle.loads(pickle.dumps(made))() == made()  # noqa: S301 - our own
@@ -240,7 +244,7 @@ def test_row_groups_are_shorter_where_rows_are_very_long(
     items = [item(number, 1, number) for number in range(100)]
     rows = to_rows(items, [one["_id"] for one in items], ORIGIN).drop_columns([DIGEST])
 
-    write_parquet(tmp_path / "part", (rows.slice(place, 1) for place in range(100)), {})
+    write_parquet(tmp_path / "part", (rows.slice(position, 1) for position in range(100)), {})
 
     file = pq.ParquetFile(tmp_path / "part")
     assert file.num_row_groups >= 3

@@ -14,12 +14,12 @@ import pytest
 
 from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import MOST_LISTED, ExportRun
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.runs import RunSummary, close_run
+from imbrace_lake.export.run import RunSummary, close_run
+from imbrace_lake.export.run_context import MOST_LISTED, RunContext
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
-from imbrace_lake.store import lock
+from imbrace_lake.store import lease
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
@@ -53,7 +53,7 @@ def run_once(
 ) -> tuple[RunSummary, list[dict[str, Any]]]:
     async def main() -> tuple[RunSummary, list[dict[str, Any]]]:
         async with open_run(settings_for(box, lake), "run_1") as run:
-            await run.learn("everything")
+            await run.load_prior_state("everything")
             if is_exporting:
                 await export_chunk(run, "chunk", list(box.conversations))
             summary = await close_run(run, {"region": "TW"}, Counter(phones or {"resolved": 10}), **closing)
@@ -214,7 +214,7 @@ def test_a_run_without_what_it_needs_does_not_begin(box: Sandbox, tmp_path: Path
 def test_settings_shape_the_run(box: Sandbox, tmp_path: Path) -> None:
     progress = Progress()
 
-    async def main() -> ExportRun:
+    async def main() -> RunContext:
         settings = settings_for(box, tmp_path, page_size=7, pages_ahead=3, max_in_flight=4)
         async with open_run(settings, "run_9", progress=progress) as run:
             return run
@@ -223,18 +223,20 @@ def test_settings_shape_the_run(box: Sandbox, tmp_path: Path) -> None:
 
     assert (run.run_id, run.page_size, run.pages_ahead) == ("run_9", 7, 3)
     assert run.progress is progress
-    assert progress.gate is run.gateway.gate
+    assert progress.limiter is run.gateway.limiter
 
 
 def test_on_a_store_without_conditions_the_run_holds_the_lock(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.export.runs.alone", partial(lock.alone, settle_seconds=0.0))
+    monkeypatch.setattr(
+        "imbrace_lake.export.run.exclusive_lease", partial(lease.exclusive_lease, settle_seconds=0.0)
+    )
 
     async def main() -> str:
         settings = settings_for(box, tmp_path, lake="memory://a-lake-of-its-own")
         async with open_run(settings, "run_1") as run:
-            return (await run.lake.store.get(lock.LOCK)).decode()
+            return (await run.lake.store.get(lease.LOCK)).decode()
 
     assert json.loads(asyncio.run(main()))["run_id"] == "run_1"
     assert "run one export at a time" in caplog.text

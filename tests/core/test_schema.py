@@ -132,7 +132,7 @@ def test_an_id_of_any_shape_comes_back(fields: Item) -> None:
     assert spelled(rebuilt(rows)) == spelled([fields])
 
 
-def test_every_surprise_of_the_stand_in_comes_back() -> None:
+def test_every_edge_case_of_the_fake_gateway_comes_back() -> None:
     with Sandbox(SandboxOptions(conversations=1, sizes=(120,), surprises=0.5)) as box:
         truths = [box.truth(each) for each in box.conversations]
 

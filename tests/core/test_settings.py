@@ -89,7 +89,7 @@ def test_kinds_of_addresses_of_lists_can_be_added() -> None:
 @pytest.mark.parametrize("value", [None, ""])
 def test_what_is_needed_and_not_set_is_named(name: str, value: str | None) -> None:
     with pytest.raises(SettingsError, match=f"no {name} is set: set IMBRACE_{name.upper()}"):
-        load_settings(**{name: value}).needed(name)
+        load_settings(**{name: value}).require(name)
 
 
 @pytest.mark.parametrize(
@@ -121,18 +121,18 @@ def test_a_token_that_no_header_can_hold_is_said_and_not_repeated(token: str) ->
     assert token not in str(caught.value)
 
 
-def test_settings_reach_the_client_and_its_gate() -> None:
+def test_settings_reach_the_client_and_its_limiter() -> None:
     settings = load_settings(
         token=SECRET, organization="org_1", gateway="http://localhost:1/3rd", tries=3, timeout_seconds=1.5,
         patience_seconds=0, max_in_flight=5, requests_per_second=2.5,
     )  # fmt: skip
 
-    options, gate = settings.gateway_options(), settings.gate()
+    options, limiter = settings.gateway_options(), settings.new_limiter()
 
     assert (options.url, options.organization) == ("http://localhost:1/3rd", "org_1")
     assert (options.tries, options.timeout_seconds, options.patience_seconds) == (3, 1.5, 0.0)
     assert options.token == SecretStr(SECRET)
-    assert (gate.in_flight_limit, gate.per_second) == (5, 2.5)
+    assert (limiter.in_flight_limit, limiter.per_second) == (5, 2.5)
 
 
 def test_no_secret_shows_where_settings_are_printed() -> None:

@@ -17,25 +17,25 @@ import pytest
 
 from imbrace_lake.errors import BadRequest, ImbraceLakeError, StoreError, UsageError
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.recovery import DEAD_AFTER, read_header, recover_dead_runs, work_fingerprint
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.resume import DEAD_AFTER, job_of, read_header, take_over
-from imbrace_lake.export.runs import RunSummary, close_run, totals_of
+from imbrace_lake.export.run import RunSummary, close_run, totals_of
+from imbrace_lake.export.run_context import RunContext, utc_now
 from imbrace_lake.export.shards import (
-    KEPT,
     MOST_SHARDS,
+    RETENTION,
     Manifest,
-    collect,
-    cut,
+    aggregate_into,
+    collect_results,
     drop_manifests,
     plan_shards,
     read_manifest,
     shard_count,
-    show_totals,
+    split_evenly,
     sum_totals,
 )
-from imbrace_lake.lake.entries import RunTotals
 from imbrace_lake.lake.ledger import read_ledger
+from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.lake_runs import settings_for
@@ -51,18 +51,18 @@ def box(start: StartBox) -> Sandbox:
     return start(conversations=10, gateway_timeout_seconds=0.0)
 
 
-def in_run(box: Sandbox, lake: Path, job: Callable[[ExportRun], Awaitable[T]]) -> T:
+def in_run(box: Sandbox, lake: Path, job: Callable[[RunContext], Awaitable[T]]) -> T:
     """Do something within the run that is cut."""
 
     async def main() -> T:
         async with open_run(settings_for(box, str(lake), tries=1), PARENT) as run:
-            await run.learn("everything")
+            await run.load_prior_state("everything")
             return await job(run)
 
     return asyncio.run(main())
 
 
-async def plan(run: ExportRun, ids: list[str], size: int = 5) -> list[Manifest]:
+async def plan(run: RunContext, ids: list[str], size: int = 5) -> list[Manifest]:
     return await plan_shards(run, ids, size, chunk_size=None, tolerated_share=0.0)
 
 
@@ -78,14 +78,14 @@ async def do(
     """What the run of a shard does: all of it, the first so many conversations, or no end."""
     async with open_run(settings_for(box, str(lake), tries=1), run_id) as run:
         ids = manifest.conversation_ids[:most]
-        await run.learn(job_of(ids))
+        await run.load_prior_state(work_fingerprint(ids))
         await export_chunk(run, "chunk-1-of-1", ids)
         if not is_killed:
             await close_run(run, {"shard": manifest.shard}, Counter(), keep_days=True)
 
 
-async def end(run: ExportRun, *found: RunTotals, tolerated_share: float = 0.0) -> RunSummary:
-    show_totals(run, RunTotals(), found)
+async def end(run: RunContext, *found: RunTotals, tolerated_share: float = 0.0) -> RunSummary:
+    aggregate_into(run, RunTotals(), found)
     return await close_run(
         run, {"shards": {}}, Counter(resolved=10), tolerated_share=tolerated_share, has_shards=True
     )
@@ -103,7 +103,7 @@ async def end(run: ExportRun, *found: RunTotals, tolerated_share: float = 0.0) -
         (1_000_000, 1, MOST_SHARDS),
     ],
 )
-def test_a_run_has_one_shard_until_it_is_large_or_told_otherwise(
+def test_a_run_has_one_shard_until_it_is_large_or_configured_otherwise(
     conversations: int, chosen: int | None, count: int
 ) -> None:
     assert shard_count(conversations, chosen) == count
@@ -116,9 +116,9 @@ def test_shards_have_one_size_and_hold_each_conversation_once_in_whatever_order_
     ids = [f"conv_{number}" for number in range(conversations)]
     shuffled = Random(1).sample(ids, len(ids))
 
-    parts = cut(ids, count)
+    parts = split_evenly(ids, count)
 
-    assert cut(shuffled, count) == parts
+    assert split_evenly(shuffled, count) == parts
     assert sorted(one for part in parts for one in part) == sorted(ids)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -126,7 +126,7 @@ def test_shards_have_one_size_and_hold_each_conversation_once_in_whatever_order_
 def test_a_manifest_says_what_the_run_does_and_lies_outside_of_what_readers_scan(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    async def job(run: ExportRun) -> None:
+    async def job(run: RunContext) -> None:
         manifests = await plan(run, list(box.conversations))
 
         assert [await read_manifest(run.lake, one.key) for one in manifests] == manifests
@@ -146,9 +146,9 @@ def test_a_manifest_says_what_the_run_does_and_lies_outside_of_what_readers_scan
 
 
 def test_a_damaged_manifest_is_named(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> None:
+    async def job(run: RunContext) -> None:
         (manifest, _) = await plan(run, list(box.conversations))
-        await run.lake.store.put(manifest.key, b'{"run_id": 7')
+        await run.lake.store.overwrite(manifest.key, b'{"run_id": 7')
 
         with pytest.raises(StoreError, match=f"{manifest.key} is damaged"):
             await read_manifest(run.lake, manifest.key)
@@ -159,7 +159,7 @@ def test_a_damaged_manifest_is_named(box: Sandbox, tmp_path: Path) -> None:
 def test_another_try_keeps_the_shards_it_finds_and_adds_one_for_what_is_new(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    async def job(run: ExportRun) -> None:
+    async def job(run: RunContext) -> None:
         ids = list(box.conversations)
         before = await plan(run, ids[:8], 4)
 
@@ -173,8 +173,11 @@ def test_another_try_keeps_the_shards_it_finds_and_adds_one_for_what_is_new(
 
 
 def test_what_runs_left_that_never_ended_is_swept_after_a_week(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> None:
-        for name, age in (("older", KEPT + timedelta(hours=1)), ("newer", KEPT - timedelta(hours=1))):
+    async def job(run: RunContext) -> None:
+        for name, age in (
+            ("older", RETENTION + timedelta(hours=1)),
+            ("newer", RETENTION - timedelta(hours=1)),
+        ):
             path = tmp_path / "shards" / name / "a.json"
             path.parent.mkdir(parents=True)
             path.write_text("{}")
@@ -191,11 +194,14 @@ def test_what_runs_left_that_never_ended_is_swept_after_a_week(box: Sandbox, tmp
 def test_what_shards_recorded_adds_up_to_what_one_process_would_have_said(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    async def job(run: ExportRun) -> RunSummary:
+    async def job(run: RunContext) -> RunSummary:
         one, two = await plan(run, list(box.conversations))
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND)
-        found = [await collect(run, one, FIRST, "ended"), await collect(run, two, SECOND, "ended")]
+        found = [
+            await collect_results(run, one, FIRST, "ended"),
+            await collect_results(run, two, SECOND, "ended"),
+        ]
         assert [rows.num_rows for _, rows in found] == [0, 0]
         return await end(run, *(totals for totals, _ in found))
 
@@ -204,7 +210,7 @@ def test_what_shards_recorded_adds_up_to_what_one_process_would_have_said(
     requests = sum(box.stats().requests.values())
     received = box.stats().bytes_sent
 
-    async def alone(run: ExportRun) -> tuple[RunSummary, Counter[str]]:
+    async def alone(run: RunContext) -> tuple[RunSummary, Counter[str]]:
         await export_chunk(run, "chunk", list(box.conversations))
         days = Counter({str(day): count for day, count in run.progress.days.items()})
         return await close_run(run, {}, Counter(resolved=10)), days
@@ -224,14 +230,14 @@ def test_what_shards_recorded_adds_up_to_what_one_process_would_have_said(
     assert in_run(box, tmp_path, days_of_shards) == days
 
 
-async def days_of_shards(run: ExportRun) -> Counter[str]:
+async def days_of_shards(run: RunContext) -> Counter[str]:
     ends = (await read_ledger(run.lake, "runs")).to_pylist()
     whole = sum_totals(RunTotals(**json.loads(row["totals"])) for row in ends)
-    show_totals(run, RunTotals(), [whole])
+    aggregate_into(run, RunTotals(), [whole])
     return Counter({str(day): count for day, count in run.progress.days.items()})
 
 
-async def dead_letters(run: ExportRun) -> list[str]:
+async def dead_letters(run: RunContext) -> list[str]:
     missed = await read_missed(run.lake, PARENT, utc_now(), tolerated_unreadable=0.0)
     return missed.conversation_ids
 
@@ -240,12 +246,12 @@ def test_what_failed_in_a_shard_is_a_dead_letter_of_the_run(box: Sandbox, tmp_pa
     broken = sorted(box.conversations)[7]
     box.break_conversation(broken, "400")
 
-    async def job(run: ExportRun) -> tuple[RunSummary, list[str]]:
+    async def job(run: RunContext) -> tuple[RunSummary, list[str]]:
         one, two = await plan(run, list(box.conversations))
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND)
-        first, _ = await collect(run, one, FIRST, "ended")
-        second, dead = await collect(run, two, SECOND, "ended")
+        first, _ = await collect_results(run, one, FIRST, "ended")
+        second, dead = await collect_results(run, two, SECOND, "ended")
         await run.journal.note("conversations", "shards", dead)
         summary = await end(run, first, second, tolerated_share=0.1)
         return summary, (await dead_letters(run))
@@ -264,13 +270,13 @@ def test_what_failed_in_a_shard_is_a_dead_letter_of_the_run(box: Sandbox, tmp_pa
 def test_a_shard_that_never_ended_keeps_the_run_from_being_complete_whatever_it_tolerates(
     box: Sandbox, tmp_path: Path, most: int, unrecorded: int
 ) -> None:
-    async def job(run: ExportRun) -> tuple[RunSummary, list[str], Manifest]:
+    async def job(run: RunContext) -> tuple[RunSummary, list[str], Manifest]:
         one, two = await plan(run, list(box.conversations))
         await do(box, tmp_path, one, FIRST)
         if most:
             await do(box, tmp_path, two, SECOND, most=most, is_killed=True)
-        first, _ = await collect(run, one, FIRST, "its run ended as Completed")
-        second, dead = await collect(run, two, SECOND, "its run ended as Crashed")
+        first, _ = await collect_results(run, one, FIRST, "its run ended as Completed")
+        second, dead = await collect_results(run, two, SECOND, "its run ended as Crashed")
         await run.journal.note("conversations", "shards", dead)
         summary = await end(run, first, second, tolerated_share=1.0)
         return summary, (await dead_letters(run)) if unrecorded else [], two
@@ -287,14 +293,14 @@ def test_a_shard_that_never_ended_keeps_the_run_from_being_complete_whatever_it_
 
 
 def test_a_killed_shard_whose_journal_another_run_closed_has_not_ended(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> RunSummary:
+    async def job(run: RunContext) -> RunSummary:
         one, two = await plan(run, list(box.conversations))
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND, is_killed=True)
         later = utc_now() + DEAD_AFTER + timedelta(seconds=1)
-        await take_over(run.lake, PARENT, "everything", later)
+        await recover_dead_runs(run.lake, PARENT, "everything", later)
         assert SECOND in (await read_ledger(run.lake, "runs")).column("run_id").to_pylist()
-        found = [(await collect(run, *each, "?"))[0] for each in ((one, FIRST), (two, SECOND))]
+        found = [(await collect_results(run, *each, "?"))[0] for each in ((one, FIRST), (two, SECOND))]
         return await end(run, *found)
 
     summary = in_run(box, tmp_path, job)
@@ -304,14 +310,14 @@ def test_a_killed_shard_whose_journal_another_run_closed_has_not_ended(box: Sand
 
 
 def test_a_shard_that_was_started_again_counts_each_message_once(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> RunSummary:
+    async def job(run: RunContext) -> RunSummary:
         one, two = await plan(run, list(box.conversations))
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND, most=3, is_killed=True)
         # The journal is gone when it starts again: another run began meanwhile.
-        await take_over(run.lake, PARENT, "everything", utc_now() + DEAD_AFTER + timedelta(seconds=1))
+        await recover_dead_runs(run.lake, PARENT, "everything", utc_now() + DEAD_AFTER + timedelta(seconds=1))
         await do(box, tmp_path, two, SECOND)
-        found = [(await collect(run, *each, "?"))[0] for each in ((one, FIRST), (two, SECOND))]
+        found = [(await collect_results(run, *each, "?"))[0] for each in ((one, FIRST), (two, SECOND))]
         return await end(run, *found)
 
     summary = in_run(box, tmp_path, job)
@@ -321,10 +327,10 @@ def test_a_shard_that_was_started_again_counts_each_message_once(box: Sandbox, t
 
 
 def test_a_run_under_way_says_in_its_header_how_far_it_is(box: Sandbox, tmp_path: Path) -> None:
-    async def job(run: ExportRun) -> None:
+    async def job(run: RunContext) -> None:
         await export_chunk(run, "chunk", list(box.conversations)[:4])
-        assert run.pulse is not None
-        await run.pulse.beat()
+        assert run.heartbeat is not None
+        await run.heartbeat.send()
 
         header = await read_header(run.lake, PARENT)
 

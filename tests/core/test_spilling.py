@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from imbrace_lake.gateway import seen
-from imbrace_lake.lake import compare as compare_module
+from imbrace_lake.gateway import id_set
 from imbrace_lake.lake import lake as lake_module
 from imbrace_lake.lake import ledger as ledger_module
+from imbrace_lake.lake import partition_diff as diff_module
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -36,8 +36,8 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorted_files, "BATCH_ROWS", 50)
     monkeypatch.setattr(sorted_files, "MOST_REPEATED", 70)
     monkeypatch.setattr(lake_module, "BATCH_ROWS", 60)
-    monkeypatch.setattr(compare_module, "MOST_SLICES", 8)
-    monkeypatch.setattr(seen, "MOST_IN_SET", 90)
+    monkeypatch.setattr(diff_module, "MOST_SLICES", 8)
+    monkeypatch.setattr(id_set, "MOST_IN_SET", 90)
 
 
 def content(bench: Bench) -> pa.Table:
@@ -47,7 +47,7 @@ def content(bench: Bench) -> pa.Table:
     return rows.sort_by([(key, "ascending") for key in keys]).combine_chunks()
 
 
-def told(bench: Bench) -> list[dict[str, Any]]:
+def reported(bench: Bench) -> list[dict[str, Any]]:
     """What the ledgers say, but for names of runs and what hangs on them."""
     ours = ("run_id", "parts", "replaced_by_run_id")
     found = []
@@ -91,7 +91,7 @@ def test_a_history_ends_in_the_same_lake_with_little_memory_as_with_much(
             bench.run()
 
         assert content(narrow).equals(content(roomy))
-        assert told(narrow) == told(roomy)
+        assert reported(narrow) == reported(roomy)
         assert parts(narrow) == parts(roomy)
 
         for one in [*box.conversations][:3]:
@@ -140,7 +140,7 @@ def test_a_window_and_then_the_rest_with_little_memory(open_bench: OpenBench) ->
     bench = open_bench(LITTLE, conversations=0, sizes=(500,))
     one = next(iter(bench.box.conversations))
     times = sorted(item["created_at"] for item in bench.box.truth(one))
-    since, until = (bench.now.fromisoformat(times[place]) for place in (100, 350))
+    since, until = (bench.now.fromisoformat(times[position]) for position in (100, 350))
 
     bench.run([one], window=Window(since, until))
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError
-from imbrace_lake.store.opening import Store, Stored, open_store
+from imbrace_lake.store.factory import ObjectMeta, Store, open_store
 from tests.core.s3_servers import options_for
 from tests.seaweed import Seaweed
 
@@ -46,13 +46,13 @@ async def opened(lake: OpenStore, count: int) -> AsyncIterator[list[Store]]:
         yield [await stack.enter_async_context(lake()) for _ in range(count)]
 
 
-async def outcomes(writes: Iterable[Awaitable[Stored]]) -> list[Stored | BaseException]:
+async def outcomes(writes: Iterable[Awaitable[ObjectMeta]]) -> list[ObjectMeta | BaseException]:
     return await asyncio.gather(*writes, return_exceptions=True)
 
 
-def winners(results: list[Stored | BaseException], losers: type[StoreError]) -> list[Stored]:
-    assert all(isinstance(result, Stored | losers) for result in results), results
-    return [result for result in results if isinstance(result, Stored)]
+def winners(results: list[ObjectMeta | BaseException], losers: type[StoreError]) -> list[ObjectMeta]:
+    assert all(isinstance(result, ObjectMeta | losers) for result in results), results
+    return [result for result in results if isinstance(result, ObjectMeta)]
 
 
 def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(lake: OpenStore) -> None:
@@ -60,7 +60,7 @@ def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(l
         key = f"messages/org=1/conv={number}/part-00000.parquet"
         bodies = [b"the same bytes" if number % 2 else bytes([writer]) * 99 for writer in range(WRITERS)]
 
-        results = await outcomes(store.put_new(key, body) for store, body in zip(stores, bodies, strict=True))
+        results = await outcomes(store.create(key, body) for store, body in zip(stores, bodies, strict=True))
 
         [won] = winners(results, ObjectExists)
         assert await stores[0].get(key) == bodies[results.index(won)]
@@ -76,11 +76,11 @@ def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(l
 def test_of_eight_replacements_of_one_version_exactly_one_wins_each_of_forty_races(lake: OpenStore) -> None:
     async def race(stores: list[Store], number: int) -> None:
         key = f"messages/{number}"
-        first = await stores[0].put_new(key, b"first")
+        first = await stores[0].create(key, b"first")
         bodies = [f"{number} by {writer}".encode() for writer in range(WRITERS)]
 
         results = await outcomes(
-            store.replace(key, body, first.etag) for store, body in zip(stores, bodies, strict=True)
+            store.update(key, body, first.etag) for store, body in zip(stores, bodies, strict=True)
         )
 
         [won] = winners(results, ObjectChanged)
@@ -109,10 +109,10 @@ def test_a_reader_never_sees_half_an_object_nor_two_versions_mixed(lake: OpenSto
         return seen
 
     async def write(store: Store, key: str) -> None:
-        stored = await store.put_new(key, b"0" * size)
+        stored = await store.create(key, b"0" * size)
         for letter in b"123":
-            stored = await store.replace(key, bytes([letter]) * size, stored.etag)
-            await store.put("state/other", bytes([letter]) * size)
+            stored = await store.update(key, bytes([letter]) * size, stored.etag)
+            await store.overwrite("state/other", bytes([letter]) * size)
         await asyncio.sleep(0.01)
 
     async def watch() -> None:
@@ -129,9 +129,9 @@ def test_a_reader_never_sees_half_an_object_nor_two_versions_mixed(lake: OpenSto
 def test_what_a_write_returns_is_what_head_and_list_show(lake: OpenStore) -> None:
     async def write() -> None:
         async with lake() as store:
-            new = await store.put_new("messages/a", b"12345")
-            replaced = await store.replace("messages/a", b"123456", new.etag)
-            put = await store.put("messages/b", b"1")
+            new = await store.create("messages/a", b"12345")
+            replaced = await store.update("messages/a", b"123456", new.etag)
+            put = await store.overwrite("messages/b", b"1")
 
             assert (new.key, new.size_bytes) == ("messages/a", 5)
             assert new.etag != replaced.etag
@@ -153,13 +153,13 @@ def test_a_listing_is_flat_sorted_fresh_and_complete_beyond_a_page(lake: OpenSto
     async def fill_and_list() -> None:
         async with lake() as store, lake() as other:
             await asyncio.gather(
-                *(store.put_new(key, b"x") for key in [*keys, "messages.json", "messagesx/y"])
+                *(store.create(key, b"x") for key in [*keys, "messages.json", "messagesx/y"])
             )
             assert [found.key for found in await other.list("messages/")] == sorted(keys)
             assert [found.key for found in await other.list("messages/org=1/conv=0001/")] == [keys[1]]
 
             await store.delete(keys[0])
-            await store.put("messages/another", b"x")
+            await store.overwrite("messages/another", b"x")
             assert [found.key for found in await other.list("messages/")] == sorted(
                 [*keys[1:], "messages/another"]
             )
@@ -185,9 +185,9 @@ def test_what_is_not_there_is_none_empty_or_file_not_found(lake: OpenStore) -> N
             with pytest.raises(FileNotFoundError, match="messages/a"):
                 await store.get("messages/a")
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/a", b"", "0-0")
+                await store.update("messages/a", b"", "0-0")
 
-            await store.put_new("messages/a/b", b"")
+            await store.create("messages/a/b", b"")
             for parent_or_child in ("messages/a", "messages/a/b/c"):
                 assert await store.head(parent_or_child) is None
                 with pytest.raises(FileNotFoundError):
@@ -203,11 +203,11 @@ def test_what_is_not_there_is_none_empty_or_file_not_found(lake: OpenStore) -> N
 def test_a_deleted_object_is_no_longer_the_version_that_was_read(lake: OpenStore) -> None:
     async def delete_between() -> None:
         async with lake() as store:
-            read = await store.put_new("messages/a", b"1")
+            read = await store.create("messages/a", b"1")
             await store.delete("messages/a")
 
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/a", b"2", read.etag)
+                await store.update("messages/a", b"2", read.etag)
 
             assert await store.list("") == []
 
@@ -221,14 +221,14 @@ def test_a_finished_file_is_put_whole_and_stays(lake: OpenStore, tmp_path: Path)
 
     async def write() -> None:
         async with lake() as store:
-            new = await store.put_new("messages/a", spilled)
+            new = await store.create("messages/a", spilled)
             with pytest.raises(ObjectExists):
-                await store.put_new("messages/a", second)
+                await store.create("messages/a", second)
             assert await store.get("messages/a") == spilled.read_bytes()
 
-            await store.replace("messages/a", second, new.etag)
+            await store.update("messages/a", second, new.etag)
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/a", spilled, new.etag)
+                await store.update("messages/a", spilled, new.etag)
 
             second.unlink()
             assert await store.get("messages/a") == b"more" * 1000
@@ -242,11 +242,11 @@ def test_an_object_is_brought_into_a_file_that_stays_as_it_is(lake: OpenStore, t
     async def fetch() -> None:
         async with lake() as store:
             with pytest.raises(FileNotFoundError, match="messages/a"):
-                await store.fetch("messages/a", path)
-            first = await store.put_new("messages/a", b"rows" * 1_000_000)
+                await store.download("messages/a", path)
+            first = await store.create("messages/a", b"rows" * 1_000_000)
 
-            await store.fetch("messages/a", path)
-            await store.replace("messages/a", b"other rows", first.etag)
+            await store.download("messages/a", path)
+            await store.update("messages/a", b"other rows", first.etag)
 
             assert path.read_bytes() == b"rows" * 1_000_000
             assert await store.get("messages/a") == b"other rows"
@@ -263,11 +263,11 @@ def test_a_key_that_would_leave_the_root_is_refused(tmp_path: Path, key: str) ->
             for use_it in (store.get, store.head, store.delete):
                 with pytest.raises(StoreError, match="no object can be named"):
                     await use_it(key)
-            for write in (store.put_new, store.put):
+            for write in (store.create, store.overwrite):
                 with pytest.raises(StoreError, match="no object can be named"):
                     await write(key, b"")
             with pytest.raises(StoreError, match="no object can be named"):
-                await store.replace(key, b"", "0-0")
+                await store.update(key, b"", "0-0")
             with pytest.raises(StoreError, match=r"a prefix to list|no object"):
                 await store.list(f"../{key}")
 
@@ -295,7 +295,7 @@ def test_a_store_can_be_opened_again_in_another_event_loop(lake: OpenStore) -> N
 
     async def write(key: str) -> list[str]:
         async with store:
-            await store.put_new(key, b"")
+            await store.create(key, b"")
             return [found.key for found in await store.list("")]
 
     assert asyncio.run(write("a")) == ["a"]
@@ -317,7 +317,7 @@ def test_spilled_files_are_no_objects(lake: OpenStore) -> None:
             spilled.write_bytes(b"rows")
             assert await store.list("") == []
             assert store.temporary_directory() == spilled.parent
-            await store.put_new("messages/a", spilled)
+            await store.create("messages/a", spilled)
             assert [found.key for found in await store.list("")] == ["messages/a"]
             return spilled
 
@@ -333,7 +333,7 @@ def test_a_body_that_raises_leaves_the_lake_as_it_was(lake: OpenStore) -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(fail())
 
-    async def look() -> list[Stored]:
+    async def look() -> list[ObjectMeta]:
         async with lake() as store:
             return await store.list("")
 

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
-from imbrace_lake.store.opening import Stored, open_store
+from imbrace_lake.store.factory import ObjectMeta, open_store
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def test_objects_are_written_read_listed_and_deleted(url: str, tmp_path: Path) -
     async def use() -> None:
         async with open_store(url) as store:
             assert await store.list("messages/") == []
-            new = await store.put_new("messages/conv=1/a", b"1")
-            await store.put_new("messages/conv=2/a", spilled)
+            new = await store.create("messages/conv=1/a", b"1")
+            await store.create("messages/conv=2/a", spilled)
             with pytest.raises(ObjectExists):
-                await store.put_new("messages/conv=1/a", b"2")
-            replaced = await store.replace("messages/conv=1/a", b"22", new.etag)
+                await store.create("messages/conv=1/a", b"2")
+            replaced = await store.update("messages/conv=1/a", b"22", new.etag)
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/conv=1/a", b"3", new.etag)
-            await store.put("state/a", b"s")
+                await store.update("messages/conv=1/a", b"3", new.etag)
+            await store.overwrite("state/a", b"s")
 
             assert [found.key for found in await store.list("")] == [
                 "messages/conv=1/a",
@@ -56,10 +56,10 @@ def test_objects_are_written_read_listed_and_deleted(url: str, tmp_path: Path) -
                 await store.list("messages/conv=1/") == [replaced] == [await store.head("messages/conv=1/a")]
             )
             assert await store.get("messages/conv=2/a") == b"from a file"
-            await store.fetch("messages/conv=2/a", tmp_path / "fetched")
+            await store.download("messages/conv=2/a", tmp_path / "fetched")
             assert (tmp_path / "fetched").read_bytes() == b"from a file"
             with pytest.raises(FileNotFoundError, match="messages/b"):
-                await store.fetch("messages/b", tmp_path / "none")
+                await store.download("messages/b", tmp_path / "none")
             assert await store.head("messages") is None
             with pytest.raises(FileNotFoundError, match="messages/b"):
                 await store.get("messages/b")
@@ -169,11 +169,11 @@ def test_drivers_tell_the_time_in_many_ways(
     info = {"type": "file", "size": 3, "etag": "v1", **shown}
     monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: info)
 
-    async def look() -> Stored | None:
+    async def look() -> ObjectMeta | None:
         async with open_store(url) as store:
             return await store.head("a")
 
-    assert asyncio.run(look()) == Stored("a", 3, "v1-3", modified_at)
+    assert asyncio.run(look()) == ObjectMeta("a", 3, "v1-3", modified_at)
 
 
 def test_a_driver_that_knows_no_empty_folder_or_hides_what_was_written(
@@ -189,7 +189,7 @@ def test_a_driver_that_knows_no_empty_folder_or_hides_what_was_written(
         async with open_store(url) as store:
             assert await store.list("messages/") == []
             with pytest.raises(StoreError, match="does not show at once"):
-                await store.put("a", b"")
+                await store.overwrite("a", b"")
 
     asyncio.run(use())
 

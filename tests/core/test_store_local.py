@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from imbrace_lake.errors import ObjectExists, SettingsError, StoreError, StoreUnavailable
-from imbrace_lake.store import disk as store_disk
-from imbrace_lake.store.opening import Probe, Store, Stored, open_store
+from imbrace_lake.store import atomic_files as store_disk
+from imbrace_lake.store.factory import ObjectMeta, Probe, Store, open_store
 
 STAMP = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -32,9 +32,9 @@ def refuse(number: int) -> object:
     return raise_it
 
 
-async def put_new(url: str, key: str = "messages/a", data: bytes | Path = b"rows") -> Stored:
+async def create(url: str, key: str = "messages/a", data: bytes | Path = b"rows") -> ObjectMeta:
     async with open_store(url) as store:
-        return await store.put_new(key, data)
+        return await store.create(key, data)
 
 
 def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +75,9 @@ def test_opening_a_lake_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
 def test_only_the_object_and_the_lock_are_left_of_writes(tmp_path: Path) -> None:
     async def write() -> None:
         async with open_store(str(tmp_path)) as store:
-            stored = await store.put_new("messages/a", b"1")
-            await store.replace("messages/a", b"2", stored.etag)
-            await store.put("state/b", b"1")
+            stored = await store.create("messages/a", b"1")
+            await store.update("messages/a", b"2", stored.etag)
+            await store.overwrite("state/b", b"1")
             await store.delete("state/b")
 
     asyncio.run(write())
@@ -106,7 +106,7 @@ def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
     monkeypatch.setattr(os, step, refuse(number))
 
     with pytest.raises(StoreError, match=sentence) as caught:
-        asyncio.run(put_new(str(tmp_path)))
+        asyncio.run(create(str(tmp_path)))
 
     assert type(caught.value) is kind
     assert caught.value.is_transient is (kind is StoreUnavailable)
@@ -117,9 +117,9 @@ def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
 def test_a_lake_whose_root_is_deleted_under_a_writer_is_made_again(tmp_path: Path) -> None:
     async def write() -> None:
         async with open_store(str(tmp_path / "lake")) as store:
-            await store.put_new("messages/a", b"1")
+            await store.create("messages/a", b"1")
             shutil.rmtree(tmp_path / "lake")
-            await store.put_new("messages/a", b"2")
+            await store.create("messages/a", b"2")
 
     asyncio.run(write())
 
@@ -129,10 +129,10 @@ def test_a_lake_whose_root_is_deleted_under_a_writer_is_made_again(tmp_path: Pat
 def test_a_failed_replacement_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def replace() -> None:
         async with open_store(str(tmp_path)) as store:
-            stored = await store.put_new("messages/a", b"old")
+            stored = await store.create("messages/a", b"old")
             monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
             with pytest.raises(StoreError, match="is full"):
-                await store.replace("messages/a", b"new", stored.etag)
+                await store.update("messages/a", b"new", stored.etag)
             assert await store.get("messages/a") == b"old"
 
     asyncio.run(replace())
@@ -145,7 +145,7 @@ def test_a_lock_that_a_file_system_does_not_have_is_said(
 ) -> None:
     async def put() -> None:
         async with open_store(str(tmp_path)) as store:
-            await store.put("state/a", b"")
+            await store.overwrite("state/a", b"")
 
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
 
@@ -158,14 +158,14 @@ def test_a_lake_that_is_a_file_is_refused(tmp_path: Path, root: str) -> None:
     (tmp_path / "lake").write_bytes(b"")
 
     with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
-        asyncio.run(put_new(str(tmp_path / root)))
+        asyncio.run(create(str(tmp_path / root)))
 
 
 def test_an_object_is_no_folder_for_another(tmp_path: Path) -> None:
-    asyncio.run(put_new(str(tmp_path), "messages/a"))
+    asyncio.run(create(str(tmp_path), "messages/a"))
 
     with pytest.raises(StoreError, match="is a file where the lake needs a folder") as caught:
-        asyncio.run(put_new(str(tmp_path), "messages/a/b"))
+        asyncio.run(create(str(tmp_path), "messages/a/b"))
 
     assert not isinstance(caught.value, ObjectExists)
 
@@ -174,7 +174,7 @@ def test_a_name_that_points_nowhere_is_not_taken_for_an_object(tmp_path: Path) -
     (tmp_path / "messages").symlink_to(tmp_path / "gone")
 
     with pytest.raises(StoreError) as caught:
-        asyncio.run(put_new(str(tmp_path)))
+        asyncio.run(create(str(tmp_path)))
 
     assert not isinstance(caught.value, ObjectExists)
 
@@ -184,7 +184,7 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
 
     with pytest.raises(StoreError, match="this user may not"):
-        asyncio.run(put_new(str(tmp_path / "lake")))
+        asyncio.run(create(str(tmp_path / "lake")))
 
 
 def test_temporary_files_of_the_day_before_yesterday_are_swept_at_opening(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_temporary_files_of_the_day_before_yesterday_are_swept_at_opening(tmp_pa
         then = time.time() - days * 24 * 3600
         os.utime(temporary / name, (then, then))
 
-    asyncio.run(put_new(str(tmp_path)))
+    asyncio.run(create(str(tmp_path)))
 
     assert files_below(tmp_path) == [
         ".tmp/lock",
@@ -218,10 +218,10 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_links")
 def test_without_hard_links_one_writer_wins_and_the_probe_advises_one_run_at_a_time(tmp_path: Path) -> None:
-    async def race(stores: list[Store], key: str) -> list[Stored]:
-        results = await asyncio.gather(*(s.put_new(key, b"x") for s in stores * 4), return_exceptions=True)
-        assert all(isinstance(result, Stored | ObjectExists) for result in results)
-        return [result for result in results if isinstance(result, Stored)]
+    async def race(stores: list[Store], key: str) -> list[ObjectMeta]:
+        results = await asyncio.gather(*(s.create(key, b"x") for s in stores * 4), return_exceptions=True)
+        assert all(isinstance(result, ObjectMeta | ObjectExists) for result in results)
+        return [result for result in results if isinstance(result, ObjectMeta)]
 
     async def run() -> Probe:
         async with open_store(str(tmp_path)) as one, open_store(str(tmp_path)) as other:
@@ -239,7 +239,9 @@ def test_without_hard_links_one_writer_wins_and_the_probe_advises_one_run_at_a_t
 def test_a_disk_that_keeps_no_versions_apart_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_disk, "_stored", lambda key, stat: Stored(key, stat.st_size, "same", STAMP))
+    monkeypatch.setattr(
+        store_disk, "_file_meta", lambda key, stat: ObjectMeta(key, stat.st_size, "same", STAMP)
+    )
 
     async def probe() -> Probe:
         async with open_store(str(tmp_path)) as store:
@@ -265,7 +267,7 @@ def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "link", link_on_one_disk)
 
-    asyncio.run(put_new(str(tmp_path / "lake"), data=spilled))
+    asyncio.run(create(str(tmp_path / "lake"), data=spilled))
 
     assert (tmp_path / "lake/messages/a").read_bytes() == b"rows"
     assert not (tmp_path / "lake/messages/a").samefile(spilled)
@@ -273,7 +275,7 @@ def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_that_is_not_there_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file"):
-        asyncio.run(put_new(str(tmp_path), data=tmp_path / "gone"))
+        asyncio.run(create(str(tmp_path), data=tmp_path / "gone"))
 
     assert files_below(tmp_path) == []
 
@@ -281,13 +283,13 @@ def test_a_file_that_is_not_there_is_said_and_leaves_nothing(tmp_path: Path) -> 
 def test_a_replacement_is_another_version_even_if_the_clock_went_back(tmp_path: Path) -> None:
     async def replace() -> None:
         async with open_store(str(tmp_path)) as store:
-            await store.put_new("messages/a", b"1")
+            await store.create("messages/a", b"1")
             tomorrow = time.time() + 24 * 3600
             os.utime(tmp_path / "messages/a", (tomorrow, tomorrow))
             read = await store.head("messages/a")
             assert read is not None
 
-            replaced = await store.replace("messages/a", b"2", read.etag)
+            replaced = await store.update("messages/a", b"2", read.etag)
 
             assert replaced.etag != read.etag
             assert replaced.modified_at > read.modified_at
@@ -306,8 +308,8 @@ def test_a_lock_that_another_process_keeps_ends_in_an_error(
             with lock.open("wb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 with pytest.raises(StoreUnavailable, match="another process has locked"):
-                    await store.put("state/a", b"")
-            await store.put("state/a", b"")
+                    await store.overwrite("state/a", b"")
+            await store.overwrite("state/a", b"")
 
     asyncio.run(put())
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
 from imbrace_lake.store import s3 as store_s3
 from imbrace_lake.store import s3_client as store_s3_client
-from imbrace_lake.store.opening import Probe, StoreOptions, open_store
+from imbrace_lake.store.factory import Probe, StoreOptions, open_store
 from tests.core.s3_servers import KEY, SECRET, FakeS3, options_for
 from tests.seaweed import Seaweed
 
@@ -45,16 +45,16 @@ async def probe(url: str, options: StoreOptions | None = None) -> Probe:
         return await store.probe()
 
 
-def refusal(url: str, options: StoreOptions | None) -> StoreError:
+def rejection(url: str, options: StoreOptions | None) -> StoreError:
     """Probe a lake that must be refused; check that no credential is told on the way."""
     with pytest.raises(StoreError) as caught:
         asyncio.run(probe(url, options))
-    told: BaseException | None = caught.value
-    while told is not None:
+    reported: BaseException | None = caught.value
+    while reported is not None:
         for credential in (KEY, SECRET, "test-secret", "test-reader-secret", "wrong-secret", "session-token"):
-            assert credential not in str(told)
-            assert credential not in repr(told)
-        told = told.__cause__
+            assert credential not in str(reported)
+            assert credential not in repr(reported)
+        reported = reported.__cause__
     assert str(caught.value).count(". ") == 0
     return caught.value
 
@@ -64,28 +64,28 @@ def with_credentials(s3: Seaweed, key: str, secret: str) -> StoreOptions:
 
 
 def test_wrong_credentials_and_missing_rights_are_said(s3: Seaweed, bucket: str) -> None:
-    place = f"bucket {bucket} at {s3.endpoint_url}"
-    wrong_secret = refusal(f"s3://{bucket}/x", with_credentials(s3, s3.key, "wrong-secret"))
-    wrong_key = refusal(f"s3://{bucket}/x", with_credentials(s3, "nobody", "wrong-secret"))
-    reader = refusal(f"s3://{bucket}/x", with_credentials(s3, s3.reader_key, s3.reader_secret))
+    position = f"bucket {bucket} at {s3.endpoint_url}"
+    wrong_secret = rejection(f"s3://{bucket}/x", with_credentials(s3, s3.key, "wrong-secret"))
+    wrong_key = rejection(f"s3://{bucket}/x", with_credentials(s3, "nobody", "wrong-secret"))
+    reader = rejection(f"s3://{bucket}/x", with_credentials(s3, s3.reader_key, s3.reader_secret))
 
     assert (
         str(wrong_secret)
-        == f"{place} rejected the credentials (SignatureDoesNotMatch): check access key and secret key"
+        == f"{position} rejected the credentials (SignatureDoesNotMatch): check access key and secret key"
     )
     assert (
         str(wrong_key)
-        == f"{place} rejected the credentials (InvalidAccessKeyId): check access key and secret key"
+        == f"{position} rejected the credentials (InvalidAccessKeyId): check access key and secret key"
     )
     assert (
         str(reader)
-        == f"the credentials may not do this in {place} (AccessDenied): allow list, get, put and delete"
+        == f"the credentials may not do this in {position} (AccessDenied): allow list, get, put and delete"
     )
     assert not any(exc.is_transient for exc in (wrong_secret, wrong_key, reader))
 
 
 def test_missing_credentials_are_said(s3: Seaweed, bucket: str) -> None:
-    missing = refusal(f"s3://{bucket}", StoreOptions(s3.endpoint_url))
+    missing = rejection(f"s3://{bucket}", StoreOptions(s3.endpoint_url))
 
     assert "no credentials for" in str(missing)
     assert "AWS_ACCESS_KEY_ID" in str(missing)
@@ -95,18 +95,18 @@ def test_missing_credentials_are_said(s3: Seaweed, bucket: str) -> None:
 def test_a_profile_that_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
 
-    assert "AWS_PROFILE" in str(refusal("s3://bucket", StoreOptions("http://127.0.0.1:1")))
+    assert "AWS_PROFILE" in str(rejection("s3://bucket", StoreOptions("http://127.0.0.1:1")))
 
 
 def test_a_missing_bucket_is_said(s3: Seaweed) -> None:
-    missing = refusal("s3://no-such-bucket/x", options_for(s3))
+    missing = rejection("s3://no-such-bucket/x", options_for(s3))
 
     assert str(missing).startswith(f"there is no bucket no-such-bucket at {s3.endpoint_url}")
     assert not missing.is_transient
 
 
 def test_a_bucket_name_that_cannot_be_is_said(s3: Seaweed) -> None:
-    assert "can have that name" in str(refusal("s3://a_b$c/x", options_for(s3)))
+    assert "can have that name" in str(rejection("s3://a_b$c/x", options_for(s3)))
 
 
 def test_an_endpoint_that_nobody_listens_at_is_said_after_less_than_six_seconds_of_waiting(
@@ -125,7 +125,7 @@ def test_an_endpoint_that_nobody_listens_at_is_said_after_less_than_six_seconds_
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
 
         options = StoreOptions(endpoint, key=SecretStr(KEY), secret=SecretStr(SECRET))
-        unreachable = refusal("s3://bucket", options)
+        unreachable = rejection("s3://bucket", options)
 
     assert len(waits) == len(store_s3_client.PAUSES_SECONDS)
     assert sum(waits) < 6
@@ -136,13 +136,13 @@ def test_an_endpoint_that_nobody_listens_at_is_said_after_less_than_six_seconds_
 def test_settings_that_botocore_refuses_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "aws-config").write_text("[default\n")
 
-    assert "cannot be used (ConfigParseError)" in str(refusal("s3://bucket", None))
+    assert "cannot be used (ConfigParseError)" in str(rejection("s3://bucket", None))
 
 
 def test_https_to_a_server_of_http_is_said(s3: Seaweed, bucket: str) -> None:
     endpoint = s3.endpoint_url.replace("http://", "https://")
 
-    refused = refusal(f"s3://{bucket}", options_for(s3, endpoint))
+    refused = rejection(f"s3://{bucket}", options_for(s3, endpoint))
 
     assert "write http://" in str(refused)
     assert endpoint in str(refused)
@@ -165,7 +165,7 @@ def test_what_s3_answers_becomes_a_sentence(
 ) -> None:
     fake.answers = [(status, code)] * 5
 
-    refused = refusal("s3://bucket", fake.options)
+    refused = rejection("s3://bucket", fake.options)
 
     assert isinstance(refused, kind)
     assert refused.is_transient is (kind is StoreUnavailable)
@@ -173,7 +173,7 @@ def test_what_s3_answers_becomes_a_sentence(
     assert f"bucket bucket at {fake.endpoint_url}" in str(refused)
 
 
-def test_a_moment_of_trouble_is_not_even_noticed(fake: FakeS3) -> None:
+def test_a_short_failure_is_not_even_noticed(fake: FakeS3) -> None:
     fake.answers = [(503, "SlowDown"), (409, "ConditionalRequestConflict")]
 
     assert asyncio.run(probe("s3://bucket", fake.options)).is_conditional
@@ -189,14 +189,14 @@ def test_a_server_without_conditions_is_found_out_and_asked_before_each_write(
         async with open_store("s3://bucket/lake", fake.options) as store:
             found = await store.probe()
             assert store.is_conditional is False
-            new = await store.put_new("messages/a", b"1")
+            new = await store.create("messages/a", b"1")
             with pytest.raises(ObjectExists):
-                await store.put_new("messages/a", b"2")
-            await store.replace("messages/a", b"22", new.etag)
+                await store.create("messages/a", b"2")
+            await store.update("messages/a", b"22", new.etag)
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/a", b"333", new.etag)
+                await store.update("messages/a", b"333", new.etag)
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/b", b"333", new.etag)
+                await store.update("messages/b", b"333", new.etag)
             return found
 
     found = asyncio.run(write())
@@ -210,14 +210,14 @@ def test_a_server_without_conditions_is_found_out_and_asked_before_each_write(
 def test_a_server_that_hides_new_objects_is_refused(fake: FakeS3, hidden: str) -> None:
     fake.hidden = hidden
 
-    assert "at once" in str(refusal("s3://bucket/lake", fake.options))
+    assert "at once" in str(rejection("s3://bucket/lake", fake.options))
     assert fake.objects == {}
 
 
 def test_trouble_while_conditions_are_tried_is_not_taken_for_their_absence(fake: FakeS3) -> None:
     fake.conditions = "failing"
 
-    assert refusal("s3://bucket/lake", fake.options).is_transient
+    assert rejection("s3://bucket/lake", fake.options).is_transient
     assert fake.objects == {}
 
 
@@ -225,7 +225,7 @@ def test_a_refusal_of_a_new_object_that_nobody_has_written_is_a_passing_trouble(
     async def write() -> None:
         async with open_store("s3://bucket", fake.options) as store:
             fake.answers = [(412, "PreconditionFailed")]
-            await store.put_new("messages/a", b"1")
+            await store.create("messages/a", b"1")
 
     with pytest.raises(StoreUnavailable, match="another writer was busy"):
         asyncio.run(write())
@@ -400,7 +400,7 @@ def test_a_large_file_is_written_in_parts_and_seen_only_when_whole(
 
     async def write() -> None:
         async with open_store(f"s3://{bucket}/lake", options_for(s3)) as store:
-            writer = asyncio.create_task(store.put_new("messages/a", three_parts))
+            writer = asyncio.create_task(store.create("messages/a", three_parts))
             sizes: set[int] = set()
             await watch(writer, sizes)
             written = await writer
@@ -421,14 +421,14 @@ def test_a_large_file_does_not_overwrite_an_object_that_is_there(
 ) -> None:
     async def write() -> None:
         async with open_store(f"s3://{bucket}/lake", options_for(s3)) as store:
-            first = await store.put_new("messages/a", b"first")
+            first = await store.create("messages/a", b"first")
             with pytest.raises(ObjectExists):
-                await store.put_new("messages/a", three_parts)
+                await store.create("messages/a", three_parts)
             assert await store.get("messages/a") == b"first"
 
-            await store.replace("messages/a", three_parts, first.etag)
+            await store.update("messages/a", three_parts, first.etag)
             with pytest.raises(ObjectChanged):
-                await store.replace("messages/a", three_parts, first.etag)
+                await store.update("messages/a", three_parts, first.etag)
             assert await store.get("messages/a") == content
 
     content = three_parts.read_bytes()
@@ -452,7 +452,7 @@ def test_a_large_file_that_is_given_up_leaves_no_parts(
 
     async def give_up() -> None:
         async with open_store(f"s3://{bucket}/lake", options_for(s3)) as store:
-            writer = asyncio.create_task(store.put_new("messages/a", three_parts))
+            writer = asyncio.create_task(store.create("messages/a", three_parts))
             assert await asyncio.to_thread(has_begun.wait, 10)
             assert len(uploads(s3, bucket)) == 1
             writer.cancel()

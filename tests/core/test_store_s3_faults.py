@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from imbrace_lake.errors import ObjectExists, StoreError, StoreUnavailable
 from imbrace_lake.store import s3 as store_s3
 from imbrace_lake.store import s3_client as store_s3_client
-from imbrace_lake.store.opening import Store, StoreOptions, open_store
+from imbrace_lake.store.factory import Store, StoreOptions, open_store
 from tests.core.s3_servers import CuttingProxy, options_for, stalled_server
 from tests.seaweed import Seaweed
 
@@ -42,16 +42,16 @@ def test_a_new_object_whose_reply_got_lost_is_ours_not_somebody_elses(
             open_store(f"s3://{bucket}/lake", options_for(s3, proxy.endpoint_url)) as store,
         ):
             if connection == "used":
-                await store.put("state/a", b"")
+                await store.overwrite("state/a", b"")
             before = proxy.asked
             proxy.cuts = 1
 
-            written = await store.put_new("messages/a", b"rows")
+            written = await store.create("messages/a", b"rows")
 
             assert proxy.asked - before >= 2
             assert await store.head("messages/a") == written
             with pytest.raises(ObjectExists):
-                await store.put_new("messages/a", b"rows")
+                await store.create("messages/a", b"rows")
 
     asyncio.run(write())
 
@@ -62,10 +62,10 @@ def test_a_replacement_whose_reply_got_lost_is_done_not_refused(s3: Seaweed, buc
             CuttingProxy(s3.endpoint_url, is_put) as proxy,
             open_store(f"s3://{bucket}/lake", options_for(s3, proxy.endpoint_url)) as store,
         ):
-            first = await store.put_new("messages/a", b"first")
+            first = await store.create("messages/a", b"first")
             proxy.cuts = 1
 
-            second = await store.replace("messages/a", b"second", first.etag)
+            second = await store.update("messages/a", b"second", first.etag)
 
             assert await store.get("messages/a") == b"second"
             assert await store.head("messages/a") == second
@@ -88,7 +88,7 @@ def test_a_large_file_whose_last_reply_got_lost_is_ours(
         ):
             proxy.cuts = 1
 
-            written = await store.put_new("messages/a", spilled)
+            written = await store.create("messages/a", spilled)
 
             assert proxy.asked >= 2
             assert written.size_bytes == spilled.stat().st_size
@@ -107,7 +107,7 @@ def test_an_object_that_is_cut_while_it_is_read_is_read_again(
             CuttingProxy(s3.endpoint_url, is_get, passed_bytes=100_000) as proxy,
             open_store(f"s3://{bucket}/lake", options_for(s3, proxy.endpoint_url)) as store,
         ):
-            await store.put_new("messages/a", rows)
+            await store.create("messages/a", rows)
             proxy.cuts = 1
 
             assert await store.get("messages/a") == rows
@@ -117,7 +117,7 @@ def test_an_object_that_is_cut_while_it_is_read_is_read_again(
             assert proxy.asked == 3  # one request a read
 
             proxy.cuts = 1
-            await store.fetch("messages/a", tmp_path / "fetched")
+            await store.download("messages/a", tmp_path / "fetched")
             assert (tmp_path / "fetched").read_bytes() == rows
             assert proxy.asked == 5
 
@@ -135,17 +135,17 @@ def test_a_network_that_stays_broken_is_said(
             open_store(f"s3://{bucket}/lake", options_for(s3, proxy.endpoint_url)) as store,
         ):
             proxy.cuts = 99
-            await store.put_new("messages/a", b"rows")
+            await store.create("messages/a", b"rows")
 
     with pytest.raises(StoreUnavailable, match=r"broke|cannot be reached"):
         asyncio.run(write())
 
 
-@pytest.mark.parametrize("name", ["put_new", "replace", "get", "head", "list", "probe"])
+@pytest.mark.parametrize("name", ["create", "update", "get", "head", "list", "probe"])
 def test_a_server_that_falls_silent_ends_in_an_error_in_time(name: str) -> None:
     calls: dict[str, Callable[[Store], Awaitable[object]]] = {
-        "put_new": lambda store: store.put_new("messages/a", b"rows" * 5000),
-        "replace": lambda store: store.replace("messages/a", b"rows", "etag"),
+        "create": lambda store: store.create("messages/a", b"rows" * 5000),
+        "update": lambda store: store.update("messages/a", b"rows", "etag"),
         "get": lambda store: store.get("messages/a"),
         "head": lambda store: store.head("messages/a"),
         "list": lambda store: store.list("messages/"),

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.entries import conversation_rows
+from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import conversation_rows
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, settings_for
-from tests.core.test_known import entry
+from tests.core.test_conversation_states import entry
 from tests.gateways import gateway_of
 
 
@@ -37,7 +37,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         bench = Bench(box, str(folder))
         ids = list(box.conversations)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("imbrace_lake.lake.checkpoint.MOST_BEYOND", 2)
+            patch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 2)
             bench.run()
             box.append(ids[0], 2)
             box.edit(ids[1], [box.truth(ids[1])[-1]["_id"]])
@@ -54,7 +54,7 @@ def bench(_made: Bench, tmp_path: Path) -> Bench:
 
 
 @pytest.fixture(params=["in memory", "in files"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def position(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read parts into memory, and as large ones are into files."""
     if request.param == "in files":
         monkeypatch.setattr("imbrace_lake.verify.objects.LARGE_BYTES", -1)
@@ -64,15 +64,15 @@ def objects(bench: Bench) -> list[Path]:
     return [path for path in Path(bench.lake).glob("**/*") if path.is_file() and ".tmp" not in path.parts]
 
 
-def flipped(body: bytes, place: int, bits: int = 0xFF) -> bytes:
-    return body[:place] + bytes([body[place] ^ bits]) + body[place + 1 :]
+def flipped(body: bytes, position: int, bits: int = 0xFF) -> bytes:
+    return body[:position] + bytes([body[position] ^ bits]) + body[position + 1 :]
 
 
 def named(found: Verification) -> list[str]:
     return [difference.name for difference in found.differences]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Bench) -> None:
     seen: list[tuple[int, int]] = []
 
@@ -89,34 +89,34 @@ def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Benc
     assert seen[-1] == (len(objects(bench)), len(objects(bench)))
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_one_byte_flipped_in_any_object_is_named(bench: Bench) -> None:
     rng = Random(1)
     for path in objects(bench):
         body = path.read_bytes()
-        places = {0, len(body) - 1, len(body) - 5, *(rng.randrange(len(body)) for _ in range(6))}
-        for place in places:
-            path.write_bytes(flipped(body, place, 1 << rng.randrange(8)))
+        positions = {0, len(body) - 1, len(body) - 5, *(rng.randrange(len(body)) for _ in range(6))}
+        for position in positions:
+            path.write_bytes(flipped(body, position, 1 << rng.randrange(8)))
             expected = [str(path.relative_to(bench.lake))]
             try:
                 found = named(bench.verify())
             except Exception as exc:  # noqa: BLE001 - a lake whose marker is damaged is not even opened
-                assert path.name == "lake.json", (path, place)
+                assert path.name == "lake.json", (path, position)
                 found = expected if "lake.json is damaged" in str(exc) else [repr(exc)]
-            assert found == expected, (path, place)
+            assert found == expected, (path, position)
         path.write_bytes(body)
     assert bench.verify().is_sound
 
 
 def test_a_marker_damaged_while_the_lake_is_open_is_named(bench: Bench) -> None:
     async def verify(lake: Lake) -> Verification:
-        await lake.store.put("lake.json", flipped(await lake.store.get("lake.json"), 40))
+        await lake.store.overwrite("lake.json", flipped(await lake.store.get("lake.json"), 40))
         return await verify_objects(lake)
 
     assert named(bench.look(verify)) == ["lake.json"]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Bench) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00001.parquet")
     for path in objects(bench):
@@ -128,11 +128,11 @@ def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Ben
     rows = pq.read_table(part)
 
     passed = []
-    for place in range(0, len(body), 53):
-        part.write_bytes(flipped(body, place))
+    for position in range(0, len(body), 53):
+        part.write_bytes(flipped(body, position))
         if named(bench.verify()) != [str(part.relative_to(bench.lake))]:
-            passed.append(place)
-            assert pq.read_table(io.BytesIO(flipped(body, place))).equals(rows)
+            passed.append(position)
+            assert pq.read_table(io.BytesIO(flipped(body, position))).equals(rows)
 
     # What only says who wrote it, and for whom, cannot be told from what was written.
     remarks = (
@@ -143,7 +143,7 @@ def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Ben
     assert len(passed) <= sum(map(len, remarks)) / 53 + 8
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_what_is_missing_is_named(bench: Bench) -> None:
     for path in objects(bench):
         folder = path.relative_to(bench.lake).parts[0]
@@ -154,7 +154,7 @@ def test_what_is_missing_is_named(bench: Bench) -> None:
             path.write_bytes(body)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_a_part_that_was_cut_emptied_or_swapped_for_another_is_named(bench: Bench) -> None:
     first, second = [path for path in objects(bench) if path.name == "part-00000.parquet"][:2]
     body = first.read_bytes()
@@ -187,7 +187,7 @@ def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
     async def damage(lake: Lake) -> str:
         await Journal(lake, "under-way", START).note_entries("x", [entry("a", 1, parts=())])
         stored = (await lake.store.list("journal/"))[0]
-        await lake.store.put(stored.key, flipped(await lake.store.get(stored.key), 30))
+        await lake.store.overwrite(stored.key, flipped(await lake.store.get(stored.key), 30))
         return stored.key
 
     assert named(bench.verify()) == []
@@ -195,7 +195,7 @@ def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
     assert named(bench.verify()) == [key]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> None:
     box = bench.box
     one = list(box.conversations)[1]
@@ -220,10 +220,10 @@ def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> 
 def test_of_two_runs_at_once_either_may_have_written_last(bench: Bench) -> None:
     async def two(lake: Lake) -> None:
         part = (await lake.store.list("messages/"))[0]
-        true = await read_known(lake, bench.box.options.organization_id)
-        told = next(one for known in true for one in known.parts if one.key == part.key)
-        for number, (digest, begin, end) in enumerate([(told.sha256, 100, 120), ("00" * 32, 110, 130)]):
-            parts = (entry("x", 1).parts[0].__class__(part.key, part.size_bytes, told.rows, digest),)
+        true = await read_states(lake, bench.box.options.organization_id)
+        reported = next(one for states in true for one in states.parts if one.key == part.key)
+        for number, (digest, begin, end) in enumerate([(reported.sha256, 100, 120), ("00" * 32, 110, 130)]):
+            parts = (entry("x", 1).parts[0].__class__(part.key, part.size_bytes, reported.rows, digest),)
             base = entry("x", end, parts=parts, started_at=entry("x", begin).finished_at, run_id=f"r{number}")
             await Journal(lake, f"r{number}", START).note("conversations", "x", conversation_rows([base]))
 
@@ -232,7 +232,7 @@ def test_of_two_runs_at_once_either_may_have_written_last(bench: Bench) -> None:
     assert bench.verify().is_sound
 
 
-def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
+def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     box = bench.box
     ids = list(box.conversations)
 
@@ -245,8 +245,8 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
             open_lake(bench.lake, now=None) as lake,
             gateway_of(settings) as gateway,
         ):
-            known = await read_known(lake, box.options.organization_id)
-            await verify_counts(gateway, known, found, on_progress=lambda *done: seen.append(done))
+            states = await read_states(lake, box.options.organization_id)
+            await verify_counts(gateway, states, found, on_progress=lambda *done: seen.append(done))
         assert found.counts == len(ids)
         return [f"{difference.name}: {difference.problem}" for difference in found.differences]
 
@@ -265,7 +265,7 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
         f"{ids[2]}: could not be asked for: the gateway failed with status 500"
     )
 
-    box.mend(ids[2])
+    box.repair(ids[2])
     bench.run()
     assert asyncio.run(count()) == []
     # The token works elsewhere, so each 403 concerns its conversation alone; a 401 concerns all.
@@ -281,7 +281,7 @@ def test_counts_are_held_against_the_gateway(bench: Bench) -> None:
     ]
 
 
-def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_admits(
+def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_limiter_admits(
     tmp_path: Path,
 ) -> None:
     with Sandbox(SandboxOptions(conversations=40, latency_seconds=0.05)) as box:
@@ -293,8 +293,8 @@ def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_gate_a
         async def count(lake: Lake) -> None:
             settings = settings_for(box, bench.lake, max_in_flight=5)
             async with gateway_of(settings) as gateway:
-                known = await read_known(lake, box.options.organization_id)
-                await verify_counts(gateway, known, found)
+                states = await read_states(lake, box.options.organization_id)
+                await verify_counts(gateway, states, found)
 
         bench.look(count)
 
@@ -312,10 +312,10 @@ def unnoted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "note_lines", note_lines)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 @pytest.mark.parametrize("is_closed", [False, True])
 @pytest.mark.parametrize("change", ["edit", "delete"])
-def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a_damaged_one(
+def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_distinguished_from_a_damaged_one(
     change: str, is_closed: bool, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, (short, edited, *_) = bench.box, list(bench.box.conversations)
@@ -339,9 +339,9 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a
     assert found.is_sound
     assert found.unrecorded == 1
     replaced = part.read_bytes()
-    for place in (0, *range(7, len(replaced), 241), len(replaced) - 1):
-        part.write_bytes(flipped(replaced, place))
-        assert named(bench.verify()) == [str(part.relative_to(bench.lake))], place
+    for position in (0, *range(7, len(replaced), 241), len(replaced) - 1):
+        part.write_bytes(flipped(replaced, position))
+        assert named(bench.verify()) == [str(part.relative_to(bench.lake))], position
     # What the ledger told last is still right; what nobody wrote just now is not.
     part.write_bytes(before[part])
     assert bench.verify().is_sound
@@ -350,7 +350,7 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_told_from_a
     assert named(bench.verify()) == [str(elsewhere.relative_to(bench.lake))]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("position")
 def test_an_old_version_of_a_part_that_was_put_back_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

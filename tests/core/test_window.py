@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.lake.checkpoint import read_known
-from imbrace_lake.lake.entries import WINDOW
+from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.ledger_schema import WINDOW
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -73,8 +73,8 @@ def test_two_days_of_100_000_messages_cost_40_requests_more_than_their_pages_at_
         len(expected),
     )
     assert (entry["proven_from"], entry["proven_until"], entry["full_walk_at"]) == (since, since + DAYS, None)
-    known = bench.look(lambda lake: read_known(lake, bench.box.options.organization_id))
-    assert not known.of_each([one])
+    states = bench.look(lambda lake: read_states(lake, bench.box.options.organization_id))
+    assert not states.of_each([one])
     assert bench.verify().is_sound
     assert bench.verify().unrecorded == 0
 

@@ -53,7 +53,7 @@ class Amounts:
 
 @dataclass
 class Timeline:
-    """Rounds of changes at a stand-in, decided by a seed."""
+    """Rounds of changes at a fake gateway, decided by a seed."""
 
     box: Sandbox
     rng: Random

@@ -1,4 +1,4 @@
-"""One real server, real workers, one stand-in gateway; set up and deployed as an operator does it."""
+"""One real server, real workers, one fake gateway; set up and deployed as an operator does it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="package")
 def box() -> Iterator[Sandbox]:
-    """A small stand-in gateway."""
+    """A small fake gateway."""
     with Sandbox(SandboxOptions(conversations=12, sizes=(130,), token=TOKEN)) as box:
         yield box
 
@@ -138,9 +138,9 @@ class Halted:
     stuck: list[str]
 
     def release(self, box: Sandbox) -> None:
-        """Let the gateway answer, and count its answers anew."""
+        """Let the gateway answer, and count its answers again."""
         for conversation_id in self.stuck:
-            box.mend(conversation_id)
+            box.repair(conversation_id)
         box.reset_stats()
 
 

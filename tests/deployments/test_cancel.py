@@ -65,10 +65,10 @@ def test_a_run_that_no_worker_watches_ends_when_it_is_cancelled(
 
     deployed.ask("POST", f"/flow_runs/{found['id']}/set_state", {"state": {"type": "CANCELLING"}})
 
-    _, told = run.communicate(timeout=CEILING_SECONDS)
-    assert run.returncode == 1, told
-    assert "the run was cancelled; " in told
-    assert "Traceback" not in told
+    _, reported = run.communicate(timeout=CEILING_SECONDS)
+    assert run.returncode == 1, reported
+    assert "the run was cancelled; " in reported
+    assert "Traceback" not in reported
     assert deployed.states(found["id"])[-2:] == ["Cancelling", "Cancelled"]
     assert messages(lake).keys().isdisjoint(halted.stuck)
 

@@ -36,10 +36,10 @@ def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
         state = hasty.wait(run_id)
 
     assert state["name"] == "Completed", state["message"]
-    told = [
+    reported = [
         name for name in hasty.states(run_id) if name in ("Running", "Crashed", "Restarting", "Completed")
     ]
-    assert told == ["Running", "Crashed", "Restarting", "Running", "Completed"]
+    assert reported == ["Running", "Crashed", "Restarting", "Running", "Completed"]
     found = messages(lake)
     everything = (*halted.quick, *halted.stuck)
     assert {one: found[one] for one in everything} == dict.fromkeys(everything, 3)

@@ -104,7 +104,7 @@ def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, ex
     assert state["name"] == "Completed", state["message"]
 
 
-def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
+def test_what_failed_in_a_run_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
     deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer, worker: Worker
 ) -> None:
     broken = box.put([], phone=f"+{TYPED}")
@@ -112,7 +112,7 @@ def test_what_a_run_left_undone_is_brought_by_its_id_and_typed_numbers_show_nowh
     box.break_conversation(broken, "400")
     partial = deployed.start("export-on-demand", numbers=f"+{TYPED}")
     assert deployed.wait(partial)["name"] == "Failed"
-    box.mend(broken)
+    box.repair(broken)
 
     state = deployed.wait(deployed.start("rerun-failed", rerun=partial))
 
@@ -164,14 +164,14 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
         "AWS_ENDPOINT_URL": s3.endpoint_url,
         "AWS_REGION": "us-east-1",
     }
-    told = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
+    reported = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
 
     # The worker has none of these, and the deployment refers to the block as before.
     state = deployed.wait(deployed.start("export-on-demand", phones=str(phones)))
     assert deployed.run("imbrace-lake", "setup").returncode == 0
 
-    assert "lake: put, get, list and delete work" in told
-    assert "changed the block conversation-lake/default" in told
+    assert "lake: put, get, list and delete work" in reported
+    assert "changed the block conversation-lake/default" in reported
     assert state["name"] == "Completed", state["message"]
     found = s3.client().list_objects_v2(Bucket=bucket, Prefix="lake/messages/")["Contents"]
     assert len(found) >= len(listed)

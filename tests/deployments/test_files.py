@@ -56,16 +56,18 @@ def test_every_way_in_which_a_run_ends_is_no_silence() -> None:
 
 
 def test_the_notification_is_an_automation_for_runs_of_ours() -> None:
-    (told,) = [AutomationCore.model_validate(one) for one in read("deployments/notify.yaml")["automations"]]
+    (reported,) = [
+        AutomationCore.model_validate(one) for one in read("deployments/notify.yaml")["automations"]
+    ]
 
-    assert isinstance(told.trigger, EventTrigger)
+    assert isinstance(reported.trigger, EventTrigger)
     (ours,) = {
         str(automation.trigger.match_related)
         for automation in automations()
         if isinstance(automation.trigger, EventTrigger)
     }
-    assert str(told.trigger.match_related) == ours
-    assert "prefect.flow-run.Partial" in told.trigger.expect
+    assert str(reported.trigger.match_related) == ours
+    assert "prefect.flow-run.Partial" in reported.trigger.expect
 
 
 def test_the_image_is_made_of_every_package() -> None:

@@ -27,7 +27,7 @@ pytestmark = [prefect_leaks, pytest.mark.timeout(1_200)]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Stand in an empty folder, with nothing configured."""
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ):
@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def setup(deployed: Operator, place: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Setup]:
+def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Setup]:
     """Call it in this process, as the operator who called it before; gives its sentences."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -95,9 +95,9 @@ def variable(operator: Operator, name: str) -> Any:
 def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operator) -> None:
     before = budget(deployed), variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_phones")
 
-    told = setup()
+    reported = setup()
 
-    assert [line.split()[0] for line in done(told) if line] == [
+    assert [line.split()[0] for line in done(reported) if line] == [
         *["found"] * 3,
         "left",
         *["found"] * 3,
@@ -111,9 +111,9 @@ def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operat
 
 
 def test_everything_is_tried_and_what_was_found_is_said(setup: Setup) -> None:
-    told = setup()
+    reported = setup()
 
-    found = {line.split()[1].rstrip(":"): line for line in told[: told.index("")]}
+    found = {line.split()[1].rstrip(":"): line for line in reported[: reported.index("")]}
     # A lake that other tests have filled has ledgers.
     assert {*found} - {"ledgers"} == {"gateway", "token", "organization", "lake", "conditions", "list"}
     assert " answers after " in found["gateway"]
@@ -139,19 +139,19 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_where_something_is_wrong_nothing_is_saved(
-    kind: str, setup: Setup, deployed: Operator, place: Path
+    kind: str, setup: Setup, deployed: Operator, workdir: Path
 ) -> None:
     environment, arguments, wrong = WRONG[kind]
-    (place / "hello.txt").write_text("hello\nworld\n")
+    (workdir / "hello.txt").write_text("hello\nworld\n")
     before = everything(deployed)
     os.environ.update(environment)
 
-    told = setup(*arguments, code=1)
+    reported = setup(*arguments, code=1)
 
-    assert {line[9:].split(":")[0] for line in told if line.startswith("wrong ")} == wrong
-    assert [line for line in told if line.startswith("error: nothing was saved")] == told[-1:]
-    assert not any(line.startswith("Next:") for line in told)
-    assert "api_refused" not in "".join(told)
+    assert {line[9:].split(":")[0] for line in reported if line.startswith("error ")} == wrong
+    assert [line for line in reported if line.startswith("error: nothing was saved")] == reported[-1:]
+    assert not any(line.startswith("Next:") for line in reported)
+    assert "api_refused" not in "".join(reported)
     assert everything(deployed) == before
 
 
@@ -161,9 +161,9 @@ def test_a_bucket_without_keys_is_refused_and_the_block_stays(
     before = everything(deployed)
     os.environ.update(AWS_ENDPOINT_URL=s3.endpoint_url, AWS_EC2_METADATA_DISABLED="true")
 
-    told = setup("--lake", f"s3://{bucket}/lake", code=1)
+    reported = setup("--lake", f"s3://{bucket}/lake", code=1)
 
-    assert [line.split()[1] for line in told if line.startswith("wrong ")] == ["lake:"]
+    assert [line.split()[1] for line in reported if line.startswith("error ")] == ["lake:"]
     assert everything(deployed) == before
 
 
@@ -174,48 +174,48 @@ def test_what_was_saved_earlier_and_does_not_work_any_more_is_found_too(
         del os.environ[name]
     moved = phones.rename(phones.with_suffix(".moved"))
     try:
-        told = setup(code=1)
+        reported = setup(code=1)
     finally:
         moved.rename(phones)
 
-    assert [line.split()[1] for line in told if line.startswith("wrong ")] == ["list:"]
+    assert [line.split()[1] for line in reported if line.startswith("error ")] == ["list:"]
 
 
 def test_what_works_only_for_the_workers_is_saved_by_force(
     setup: Setup, deployed: Operator, phones: Path
 ) -> None:
-    told = setup("--phones", "/data/of/a/worker.csv", "--force", code=1)
+    reported = setup("--phones", "/data/of/a/worker.csv", "--force", code=1)
     saved = variable(deployed, "imbrace_phones")
     setup("--phones", str(phones))
 
     assert saved == "/data/of/a/worker.csv"
-    assert "changed the variable imbrace_phones" in done(told)
-    assert told[-1] == "error: saved as --force demands, although something is wrong: list"
+    assert "changed the variable imbrace_phones" in done(reported)
+    assert reported[-1] == "error: saved as --force demands, although something is wrong: list"
     assert variable(deployed, "imbrace_phones") == str(phones)
 
 
 def test_a_list_is_saved_with_its_whole_path(
-    setup: Setup, deployed: Operator, place: Path, phones: Path
+    setup: Setup, deployed: Operator, workdir: Path, phones: Path
 ) -> None:
-    (place / "own.txt").write_text("+886911425977\n")
+    (workdir / "own.txt").write_text("+886911425977\n")
 
     setup("--phones", "own.txt")
     saved = variable(deployed, "imbrace_phones")
     setup("--phones", str(phones))
 
-    assert saved == str(place / "own.txt")
+    assert saved == str(workdir / "own.txt")
 
 
 def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Operator) -> None:
     before = variable(deployed, "imbrace_credentials")
     os.environ["IMBRACE_TOKEN_EXPIRES"] = "2099-12-31"
 
-    told = setup()
+    reported = setup()
     again = setup()
     del os.environ["IMBRACE_TOKEN_EXPIRES"]
     kept = setup()
 
-    assert done(told)[0] == "changed the block imbrace-credentials/default"
+    assert done(reported)[0] == "changed the block imbrace-credentials/default"
     assert done(again)[0] == "found the block imbrace-credentials/default"
     # The day belongs to the token, and the token is the same.
     assert done(kept)[0] == "found the block imbrace-credentials/default"
@@ -224,7 +224,7 @@ def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Ope
     assert variable(deployed, "imbrace_credentials") == before
 
 
-def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_told(
+def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_asked(
     setup: Setup, deployed: Operator
 ) -> None:
     assert budget(deployed)[1] == DEFAULT_REQUESTS_PER_SECOND
@@ -250,9 +250,9 @@ def test_an_automation_that_was_disabled_stays_so(setup: Setup, deployed: Operat
     (found,) = deployed.ask("POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}})
     deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": False})
 
-    told = setup()
+    reported = setup()
 
-    assert f"found the automation {name}, which is disabled" in told
+    assert f"found the automation {name}, which is disabled" in reported
     assert deployed.ask("GET", f"/automations/{found['id']}")["enabled"] is False
     deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": True})
 
@@ -268,10 +268,10 @@ def test_what_was_deleted_is_made_again_and_an_automation_that_differs_is_put_ri
     deployed.ask("PUT", f"/automations/{by_name[restart]['id']}", body)
     deployed.ask("DELETE", f"/v2/concurrency_limits/{BUDGET}")
 
-    told = setup()
+    reported = setup()
 
-    assert {f"made the automation {mark}", f"changed the automation {restart}"} <= set(told)
-    assert f"made the budget {BUDGET}: 20 requests a second, for all workers" in told
+    assert {f"made the automation {mark}", f"changed the automation {restart}"} <= set(reported)
+    assert f"made the budget {BUDGET}: 20 requests a second, for all workers" in reported
     assert setup()[-6:-2] == [
         f"left the budget {BUDGET} at 20 requests a second",
         f"found the automation {mark}",
@@ -285,13 +285,13 @@ def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deploy
     for name in ("IMBRACE_TOKEN", "IMBRACE_LAKE"):
         del os.environ[name]
 
-    told = setup()
+    reported = setup()
 
-    told = done(told)
-    assert told[0] == (
+    reported = done(reported)
+    assert reported[0] == (
         "left the block imbrace-credentials/default, as IMBRACE_TOKEN and IMBRACE_ORGANIZATION are not set"
     )
-    assert told[1] == "left the block conversation-lake/default, as IMBRACE_LAKE is not set"
+    assert reported[1] == "left the block conversation-lake/default, as IMBRACE_LAKE is not set"
     assert (variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")) == before
 
 
@@ -322,7 +322,7 @@ def test_a_server_takes_the_notification_of_failures(deployed: Operator) -> None
         deployed.ask("DELETE", f"/automations/{one['id']}")
 
 
-def test_without_a_server_it_says_how_to_start_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_server_it_says_how_to_start_one(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["setup"]) == 2
 
     err = capsys.readouterr().err
@@ -331,7 +331,7 @@ def test_without_a_server_it_says_how_to_start_one(place: Path, capsys: pytest.C
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
 
@@ -341,10 +341,10 @@ def test_a_server_that_does_not_answer_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "set PREFECT_API_AUTH_STRING"), (404, "PREFECT_API_URL ends with /api")]
+    ("status", "reported"), [(401, "set PREFECT_API_AUTH_STRING"), (404, "PREFECT_API_URL ends with /api")]
 )
 def test_a_server_that_refuses_is_one_sentence(
-    status: int, told: str, place: Path, capsys: pytest.CaptureFixture[str]
+    status: int, reported: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with fake_server(status, "") as url:
         os.environ["PREFECT_API_URL"] = url
@@ -352,11 +352,11 @@ def test_a_server_that_refuses_is_one_sentence(
 
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert told in err
+    assert reported in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--pool", "a/b"], "no name of a work pool or queue"),
         (["--queue", ""], "no name of a work pool or queue"),
@@ -365,8 +365,8 @@ def test_a_server_that_refuses_is_one_sentence(
         (["--requests-per-second", "0"], "--requests-per-second"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_told_before_anything_is_made(
-    arguments: list[str], told: str, place: Path, capsys: pytest.CaptureFixture[str]
+def test_an_option_that_cannot_be_used_is_reported_before_anything_is_made(
+    arguments: list[str], reported: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
 
@@ -374,15 +374,15 @@ def test_an_option_that_cannot_be_used_is_told_before_anything_is_made(
 
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert told in err
+    assert reported in err
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("IMBRACE_TOKEN", "api 1"), ("IMBRACE_GATEWAY", "app-gateway"), ("IMBRACE_TRIES", "")],
 )
-def test_a_setting_that_cannot_be_used_is_told_before_anything_is_made(
-    name: str, value: str, place: Path, capsys: pytest.CaptureFixture[str]
+def test_a_setting_that_cannot_be_used_is_reported_before_anything_is_made(
+    name: str, value: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.environ.update({"IMBRACE_TOKEN": TOKEN, "IMBRACE_ORGANIZATION": "org_1", name: value})
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
@@ -421,8 +421,8 @@ def test_temporary_credentials_are_not_kept() -> None:
     assert (block.access_key, block.secret_key) == (None, None)
 
 
-def test_a_folder_becomes_a_whole_path_and_takes_no_keys(place: Path) -> None:
+def test_a_folder_becomes_a_whole_path_and_takes_no_keys(workdir: Path) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
-    assert lake_block("lake", keys).url == str(place / "lake")
+    assert lake_block("lake", keys).url == str(workdir / "lake")
     assert lake_block("/data/lake", keys).access_key is None

@@ -53,7 +53,7 @@ def twelve(box: Sandbox, tmp_path: Path) -> Iterator[Listed]:
     path.write_text("\n".join(numbers), encoding="utf-8")
     yield Listed(str(path), sorted(ids))
     for conversation_id in ids:
-        box.mend(conversation_id)
+        box.repair(conversation_id)
 
 
 @pytest.fixture
@@ -148,18 +148,18 @@ def test_four_shards_make_the_lake_of_one_process_and_say_so_once(
     events = {"filter": {"event": {"name": ["imbrace.export.completed"]}}, "limit": 50}
     ids = {run_id, *(run["id"] for run in shards)}
 
-    def told() -> list[dict[str, Any]] | None:
+    def reported() -> list[dict[str, Any]] | None:
         payloads = [event["payload"] for event in deployed.ask("POST", "/events/filter", events)["events"]]
         return [payload for payload in payloads if payload["run_id"] in ids] or None
 
     # Events reach the server in their own time, the run's after those that shards would have sent.
-    (own,) = deployed.until(told, "the event")
+    (own,) = deployed.until(reported, "the event")
     assert own["run_id"] == run_id
     assert own["totals"]["conversations"] == {"complete": 12}
     assert own["totals"]["messages_new"] == sum(range(1, 13))
 
 
-def test_what_shards_left_undone_is_brought_by_the_id_of_their_run(
+def test_what_failed_in_shards_is_brought_by_the_id_of_their_run(
     deployed: Operator, workers: list[Worker], twelve: Listed, box: Sandbox, lake: Path
 ) -> None:
     broken = {twelve.ids[0], twelve.ids[11]}
@@ -178,7 +178,7 @@ def test_what_shards_left_undone_is_brought_by_the_id_of_their_run(
     dead = [row["conversation_id"] for row in ledger(lake, "conversations") if row["run_id"] == run_id]
     assert sorted(dead) == sorted(broken)
     for conversation_id in broken:
-        box.mend(conversation_id)
+        box.repair(conversation_id)
     state = wait(deployed, deployed.start("rerun-failed", rerun=run_id))
     assert state["name"] == "Completed", state["message"]
     assert set(twelve.ids) <= messages(lake).keys()
@@ -210,7 +210,7 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
 
         (first if killed == "the worker of the run" else second).kill()
         for conversation_id in stuck:
-            box.mend(conversation_id)
+            box.repair(conversation_id)
         with Worker(bare, "imbrace"):
             state = wait(impatient, run_id)
 

@@ -21,7 +21,7 @@ from imbrace_flows.blocks import Connection
 from imbrace_flows.observer import Observer, current_observer
 from imbrace_flows.params import ExportParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.export.runs import RunSummary
+from imbrace_lake.export.run import RunSummary
 from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
 
@@ -80,8 +80,8 @@ class Offline:
             patch(f"imbrace_flows.{module}_artifact", show)
         patch("imbrace_flows.events.emit_event", emit)
         patch("imbrace_flows.pipeline.record_tables", show)
-        patch("imbrace_flows.pipeline.retrying", lambda task, settings: _plainly(task))
-        patch("imbrace_flows.cancelling.get_client", Server)
+        patch("imbrace_flows.pipeline.with_retries", lambda task, settings: _plainly(task))
+        patch("imbrace_flows.cancellation.get_client", Server)
 
     def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
         """Export the conversations of all numbers, or what a run has missed."""

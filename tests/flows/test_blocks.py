@@ -47,7 +47,7 @@ def test_blocks_win_over_the_settings_of_the_machine() -> None:
         PRODUCTION,
         "s3://bucket/lake",
     )
-    assert settings.needed("token").get_secret_value() == "api_of_block"
+    assert settings.require("token").get_secret_value() == "api_of_block"
     assert (settings.page_size, settings.chunk_size) == (7, 3)
     assert store is not None
     assert (store.endpoint_url, store.region, store.path_style) == ("http://127.0.0.1:1", "eu-west-1", True)
@@ -93,7 +93,7 @@ def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_a
 
 def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
     with (
-        patch("imbrace_flows.blocks.is_deployed", return_value=True),
+        patch("imbrace_flows.blocks.is_deployment_run", return_value=True),
         pytest.raises(SettingsError, match="give a whole path"),
     ):
         connect(CREDENTIALS, None)
@@ -101,7 +101,7 @@ def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
 
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
 def test_a_lake_that_is_the_same_from_everywhere_is_not_refused(lake: str) -> None:
-    with patch("imbrace_flows.blocks.is_deployed", return_value=True):
+    with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
 
 
@@ -117,7 +117,7 @@ def test_no_secret_is_in_what_a_block_shows_of_itself() -> None:
     assert "secret" not in repr(LAKE.secret_key)
 
 
-def test_credentials_that_are_tried_say_that_they_work_or_what_to_mend() -> None:
+def test_credentials_that_are_tried_say_that_they_work_or_what_to_fix() -> None:
     # There is no server here whose limit they could keep to.
     os.environ["IMBRACE_REQUEST_LIMIT"] = ""
     with Sandbox(SandboxOptions(conversations=1)) as box:
@@ -131,7 +131,7 @@ def test_credentials_that_are_tried_say_that_they_work_or_what_to_mend() -> None
         assert "belongs to one organization" in wrong.check()
 
 
-def test_a_lake_that_is_tried_says_that_it_works_or_what_to_mend(s3: Seaweed, bucket: str) -> None:
+def test_a_lake_that_is_tried_says_that_it_works_or_what_to_fix(s3: Seaweed, bucket: str) -> None:
     good = ConversationLake(
         url=f"s3://{bucket}/lake",
         endpoint=s3.endpoint_url,

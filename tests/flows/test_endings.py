@@ -24,35 +24,35 @@ CONVERSATIONS = 4
 BEGINNING = (
     "imbrace_flows.pipeline.read_phone_list",
     "imbrace_flows.pipeline.open_gateway",
-    "imbrace_lake.export.runs.open_lake",
+    "imbrace_lake.export.run.open_lake",
 )
 # Nothing is found, because no number could be resolved; the numbers are accounted for.
 RESOLVING = ("imbrace_tasks.resolve.resolve_numbers",)
 # All conversations are found, and none is reached.
 READING = (
-    "imbrace_lake.export.export_run.take_over",
-    "imbrace_lake.export.export_run.read_state",
+    "imbrace_lake.export.run_context.recover_dead_runs",
+    "imbrace_lake.export.run_context.read_state",
     "imbrace_flows.pipeline.has_shards",
     "imbrace_flows.pipeline.export_chunks",
     "imbrace_tasks.export.export_chunk",
 )
 # The accounts of the run are left to another run.
 CLOSING = (
-    "imbrace_lake.export.resume.Pulse.stop",
+    "imbrace_lake.export.recovery.Heartbeat.stop",
     "imbrace_lake.lake.ledger.Journal.publish",
     "imbrace_lake.lake.ledger.Journal.finish",
 )
 # The export is complete, and only what shows it or tidies up fails.
 SHOWING = (
     "imbrace_flows.report.acreate_markdown_artifact",
-    "imbrace_flows.report.picture_url",
+    "imbrace_flows.report.chart_url",
     "imbrace_flows.pipeline.acreate_progress_artifact",
     "imbrace_flows.pipeline.aupdate_progress_artifact",
-    "imbrace_lake.export.progress.ProgressLine.tell_end",
+    "imbrace_lake.export.progress.ProgressLine.describe_end",
     "imbrace_flows.events.emit_event",
     "imbrace_flows.pipeline.record_tables",
     "imbrace_lake.lake.ledger.Journal.drop",
-    "imbrace_lake.export.runs.write_checkpoint",
+    "imbrace_lake.export.run.write_checkpoint",
 )
 # Loading them takes as long as all else that a run of four conversations does.
 CERTIFICATES = httpx.create_ssl_context()
@@ -78,7 +78,7 @@ def offline(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Offline:
     """Runs without a server, each in a process that is gone when the next begins."""
-    monkeypatch.setattr("imbrace_lake.export.resume._is_running", lambda pid: False)
+    monkeypatch.setattr("imbrace_lake.export.recovery._is_running", lambda pid: False)
     monkeypatch.setattr("imbrace_lake.gateway.http_client._certificates", lambda: CERTIFICATES)
     caplog.set_level(logging.DEBUG)
     return Offline(box, tmp_path / "lake", monkeypatch)
@@ -98,8 +98,8 @@ def break_step(offline: Offline, step: str, number: int) -> Any:
 def check_secrets(offline: Offline, state: Any, log: str) -> None:
     """Make sure that nothing of an exception but its class has left the run."""
     secrets = [SECRET, offline.box.options.token, *(phone[1:] for phone in offline.box.phones)]
-    told = f"{state!r} {state.message} {offline.everything_told()} {log}"
-    assert [one for one in secrets if one in told] == []
+    reported = f"{state!r} {state.message} {offline.everything_told()} {log}"
+    assert [one for one in secrets if one in reported] == []
     assert state.data is None
 
 

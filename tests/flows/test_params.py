@@ -24,7 +24,7 @@ NUMBER = "+886911425977"
 TOKEN = "api_never_to_be_shown"
 
 
-def test_typed_numbers_are_told_apart_by_commas_and_line_breaks_and_may_hold_blanks() -> None:
+def test_typed_numbers_are_distinguished_by_commas_and_line_breaks_and_may_hold_blanks() -> None:
     params = ExportParams(numbers=SecretStr("+886 911 425 977, (02) 2345-6789;\n +14152837465\n"))
 
     assert params.typed() == ["+886 911 425 977", "(02) 2345-6789", "+14152837465"]
@@ -59,15 +59,15 @@ def test_an_export_has_exactly_one_source(given: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [
         ({"numbers": NUMBER}, "the field phones belongs to another choice"),
         ({"source": "phones"}, "the field phones is missing"),
         ({"source": "phones", "phones": "a.csv", "numbers": NUMBER}, "not both"),
     ],
 )
-def test_a_backfill_of_phones_takes_a_list_or_a_few_numbers(given: dict[str, str], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_a_backfill_of_phones_takes_a_list_or_a_few_numbers(given: dict[str, str], reported: str) -> None:
+    with pytest.raises(ValidationError, match=reported):
         BackfillParams.model_validate(given)
 
     assert BackfillParams(source="phones", numbers=SecretStr(NUMBER)).typed() == [NUMBER]

@@ -23,10 +23,10 @@ from imbrace_flows.params import ShardParams
 from imbrace_flows.sharding import export_by_shards, has_shards
 from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
-from imbrace_lake.export.export_run import ExportRun, utc_now
+from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.resume import job_of
-from imbrace_lake.export.runs import RunSummary, close_run
+from imbrace_lake.export.run import RunSummary, close_run
+from imbrace_lake.export.run_context import RunContext, utc_now
 from imbrace_lake.export.shards import Manifest, plan_shards
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import read_run as ledger_rows
@@ -44,7 +44,7 @@ class Server:
     Attributes:
         runs: The runs of the shards, by their keys.
         first: The key of the first shard.
-        told: Which runs were set to which type of state.
+        reported: Which runs were set to which type of state.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Server:
         }
         self.first = manifests[0].key
         self.answers = [*answers]
-        self.told: list[tuple[str, str]] = []
+        self.reported: list[tuple[str, str]] = []
 
     async def __aenter__(self) -> Server:
         return self
@@ -76,7 +76,7 @@ class Server:
         return rest if answer is None else [first.model_copy(update={"state": answer}), *rest]
 
     async def set_flow_run_state(self, flow_run_id: object, state: State[Any]) -> None:
-        self.told.append((str(flow_run_id), state.type.value))
+        self.reported.append((str(flow_run_id), state.type.value))
 
     def first_run(self) -> str:
         return str(self.runs[self.first].id)
@@ -112,7 +112,7 @@ def export(
         async def do(manifest: Manifest, run_id: str, most: int) -> None:
             async with open_run(settings_for(box, str(lake)), run_id) as shard:
                 ids = manifest.conversation_ids[:most]
-                await shard.learn(job_of(ids))
+                await shard.load_prior_state(work_fingerprint(ids))
                 await export_chunk(shard, "chunk", ids)
                 if most == len(manifest.conversation_ids):
                     await close_run(shard, {"shard": manifest.shard}, Counter())
@@ -136,7 +136,7 @@ def export(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "reported"),
     [
         ([Completed(), None], "its run was deleted"),
         ([Crashed()], "its run ended as Crashed"),
@@ -150,17 +150,17 @@ def test_a_shard_that_does_not_end_leaves_what_it_did_not_record_as_dead_letters
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answers: Sequence[State[Any] | None],
-    told: str,
+    reported: str,
 ) -> None:
     summary, server = export(tmp_path, monkeypatch, answers, first_does=2)
 
     assert summary.status == "partial"
     assert summary.totals.conversations == {"complete": 5, "not_reached": 1}
     (letter,) = summary.dead_letters
-    assert told in letter.reason
+    assert reported in letter.reason
     is_alive = answers[-1] is not None and not answers[-1].is_final()
     # Nothing goes on for a run that has ended.
-    assert server.told == ([(server.first_run(), "CANCELLING")] if is_alive else [])
+    assert server.reported == ([(server.first_run(), "CANCELLING")] if is_alive else [])
 
 
 @pytest.mark.usefixtures("quick")
@@ -179,7 +179,7 @@ def test_a_shard_that_waits_for_a_worker_is_waited_for_and_that_is_said_once(
     summary, server = export(tmp_path, monkeypatch, [*[Scheduled()] * 5, Completed()])
 
     assert summary.status == "complete"
-    assert server.told == []
+    assert server.reported == []
     assert caplog.text.count("no worker has taken a shard") == 1
 
 
@@ -197,7 +197,7 @@ def test_a_shard_that_crashed_and_that_nobody_starts_again_is_started_by_its_run
     summary, server = export(tmp_path, monkeypatch, [Crashed(), Crashed(), Scheduled(), Completed()])
 
     assert summary.status == "complete"
-    assert server.told == [(server.first_run(), "SCHEDULED")]
+    assert server.reported == [(server.first_run(), "SCHEDULED")]
 
 
 @pytest.mark.usefixtures("quick")
@@ -250,13 +250,13 @@ def reading_fails(
     return spoil
 
 
-def check_lost(lake: Path, summary: RunSummary, told: str) -> None:
+def check_lost(lake: Path, summary: RunSummary, reported: str) -> None:
     """Make sure that a run whose first shard is lost accounts for it, and that a rerun brings it back."""
     assert summary.status == "partial"
     assert "3 conversations and 1 shard failed" in (summary.reason or "")
     assert summary.totals.found == 6
     assert summary.totals.conversations == {"complete": 3, "not_reached": 3}
-    assert all(told in letter.reason for letter in summary.dead_letters)
+    assert all(reported in letter.reason for letter in summary.dead_letters)
     assert SECRET not in repr(summary.as_json())
     (row,) = rows_of(lake, "runs", "parent")
     totals = json.loads(row["totals"])
@@ -268,7 +268,7 @@ def check_lost(lake: Path, summary: RunSummary, told: str) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("ledger", "failure", "told"),
+    ("ledger", "failure", "reported"),
     [
         ("conversations", StoreError("permission denied"), "cannot be collected: permission denied"),
         ("runs", StoreUnavailable("the store is away"), "cannot be collected: the store is away"),
@@ -282,7 +282,7 @@ def check_lost(lake: Path, summary: RunSummary, told: str) -> None:
 def test_a_shard_whose_results_cannot_be_read_is_lost_and_costs_no_other(
     ledger: str,
     failure: Exception,
-    told: str,
+    reported: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -291,7 +291,7 @@ def test_a_shard_whose_results_cannot_be_read_is_lost_and_costs_no_other(
 
     summary, _ = export(tmp_path, monkeypatch, [Completed()], spoil=spoil)
 
-    check_lost(tmp_path, summary, told)
+    check_lost(tmp_path, summary, reported)
     assert SECRET not in caplog.text
 
 
@@ -352,15 +352,15 @@ def test_another_try_starts_again_what_was_cancelled_with_the_one_before(
     summary, server = export(tmp_path, monkeypatch, [Cancelled(), Scheduled(), Completed()])
 
     assert summary.status == "complete"
-    assert server.told == [(server.first_run(), "SCHEDULED")]
+    assert server.reported == [(server.first_run(), "SCHEDULED")]
 
 
 @pytest.mark.parametrize(
-    ("organization", "shard", "told"),
+    ("organization", "shard", "reported"),
     [("another", 2, "give both the same credentials"), ("org", 3, "is of shard 2, not of shard 3")],
 )
 def test_a_worker_that_would_read_something_else_than_the_run_reads_nothing(
-    organization: str, shard: int, told: str
+    organization: str, shard: int, reported: str
 ) -> None:
     manifest = Manifest(
         run_id="parent",
@@ -375,11 +375,11 @@ def test_a_worker_that_would_read_something_else_than_the_run_reads_nothing(
         conversation_ids=("conv_1",),
     )
 
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=reported):
         check_manifest(manifest, ShardParams(manifest=manifest.key, shard=shard), organization)
 
 
-def in_run(lake: str, job: Callable[[ExportRun], Awaitable[bool]]) -> bool:
+def in_run(lake: str, job: Callable[[RunContext], Awaitable[bool]]) -> bool:
     async def main() -> bool:
         settings = load_settings(token="t", organization="org", lake=lake, gateway="http://127.0.0.1:9")
         async with open_run(settings, "run") as run:
@@ -399,10 +399,10 @@ def test_a_run_that_is_small_or_of_no_deployment_asks_no_server_for_shards(
     )
 
 
-def test_shards_on_a_store_that_bears_one_run_at_a_time_are_refused(
+def test_shards_on_a_store_that_supports_one_run_at_a_time_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.store.lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("imbrace_lake.store.lease.SETTLE_SECONDS", 0.0)
 
     with pytest.raises(UsageError, match="ignores conditional writes"):
         in_run("memory://lone", lambda run: has_shards(run, load_settings(shard_size=5), 6))

@@ -78,7 +78,7 @@ def wheel(uv: Uv, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sandbox_wheel(uv: Uv, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the stand-in alone, built from its sdist."""
+    """The wheel of the fake gateway alone, built from its sdist."""
     return _built(uv, ROOT / "sandbox", tmp_path_factory.mktemp("sandbox"))
 
 

@@ -172,7 +172,7 @@ def test_setup_names_the_deployments_that_the_wheel_brings(neighbour: Neighbour)
     assert deploy_command() == "prefect deploy --all"
 
 
-def test_the_stand_in_serves_where_nothing_else_is_installed(
+def test_the_fake_gateway_serves_where_nothing_else_is_installed(
     uv: Uv, sandbox_wheel: Path, tmp_path: Path
 ) -> None:
     programs = uv.environment_at(tmp_path / "venv")

@@ -1,1 +1,1 @@
-"""The stand-in gateway, read over real HTTP."""
+"""The fake gateway, read over real HTTP."""

@@ -1,4 +1,4 @@
-"""A running stand-in and a plain client for it."""
+"""A running fake gateway and a plain client for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def start(stack: ExitStack) -> StartBox:
-    """Start stand-ins with options of one's own."""
+    """Start fake gateways with options of one's own."""
 
     def begin(**options: Any) -> Sandbox:
         return stack.enter_context(Sandbox(SandboxOptions(**{"conversations": 6} | options)))
@@ -48,7 +48,7 @@ def connect(stack: ExitStack) -> Connect:
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """A stand-in with one conversation of 35 messages, and some more."""
+    """A fake gateway with one conversation of 35 messages, and some more."""
     return start(sizes=(35,))
 
 

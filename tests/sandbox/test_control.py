@@ -45,14 +45,14 @@ def test_the_truth_is_lines_of_json_oldest_first(box: Sandbox, control: httpx.Cl
     assert [json.loads(line) for line in lines] == box.truth(first_of(box))
 
 
-def test_stats_count_and_can_begin_anew(box: Sandbox, client: httpx.Client, control: httpx.Client) -> None:
+def test_stats_count_and_can_begin_again(box: Sandbox, client: httpx.Client, control: httpx.Client) -> None:
     get_page(client, first_of(box))
     get_page(client, "conv_nobody")
     get_links(client, box, *box.phones)
 
     counted = control.get("/_sandbox/stats").json()
     control.post("/_sandbox/reset-stats")
-    anew = control.get("/_sandbox/stats").json()
+    again = control.get("/_sandbox/stats").json()
 
     assert counted["requests"] == {"messages": 2, "links": 1}
     assert counted["statuses"] == {"200": 2, "404": 1}
@@ -60,17 +60,17 @@ def test_stats_count_and_can_begin_anew(box: Sandbox, client: httpx.Client, cont
     assert sum(counted["accepted_by_second"].values()) == counted["accepted"] == 3
     assert (counted["max_in_flight"], counted["in_flight"]) == (1, 0)
     assert counted["bytes_sent"] > 1_000
-    assert anew["requests"] == {}
+    assert again["requests"] == {}
 
 
-def test_faults_can_be_changed_pinned_mended_and_queued(
+def test_faults_can_be_changed_pinned_fixed_and_queued(
     box: Sandbox, client: httpx.Client, control: httpx.Client
 ) -> None:
     conversation_id = first_of(box)
 
     pinned = control.post("/_sandbox/faults", json={"break": {conversation_id: "502"}, "page_cap": 3})
     broken = get_page(client, conversation_id)
-    control.post("/_sandbox/faults", json={"mend": True, "next": ["ok", "429"]})
+    control.post("/_sandbox/faults", json={"repair": True, "next": ["ok", "429"]})
     after = [get_page(client, conversation_id) for _ in range(2)]
 
     assert pinned.json()["broken"] == {conversation_id: "502"}

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from imbrace_sandbox import Sandbox
-from imbrace_sandbox.catalog import FAULTS, FORMS, PASSING
+from imbrace_sandbox.fault_names import FAULTS, FORMS, PASSING
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_links, get_page, walk
 
@@ -222,12 +222,12 @@ def test_latency_delays_every_answer(box: Sandbox, client: httpx.Client) -> None
     assert monotonic() - began >= 0.05
 
 
-def test_a_pinned_fault_stays_until_it_is_mended(box: Sandbox, client: httpx.Client) -> None:
+def test_a_pinned_fault_stays_until_it_is_fixed(box: Sandbox, client: httpx.Client) -> None:
     broken, sound, *_ = box.conversations
 
     box.break_conversation(broken, "500")
     statuses = [get_page(client, each).status_code for each in (broken, sound, broken)]
-    box.mend(broken)
+    box.repair(broken)
     after = get_page(client, broken).status_code
 
     assert statuses == [500, 200, 500]
@@ -273,9 +273,7 @@ def test_equal_seeds_fail_equal_requests(start: StartBox, connect: Connect) -> N
     assert set(once) == {200, 401, 429, 500}
 
 
-def test_mixed_trouble_brings_every_passing_fault_at_about_its_rate(
-    start: StartBox, connect: Connect
-) -> None:
+def test_mixed_faults_bring_every_passing_fault_at_about_its_rate(start: StartBox, connect: Connect) -> None:
     box = start(mixed=0.2, gateway_timeout_seconds=0.001, stall_seconds=0.001)
     client = connect(box)
 

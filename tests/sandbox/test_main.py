@@ -1,4 +1,4 @@
-"""`imbrace-sandbox`: the stand-in's own command."""
+"""`imbrace-sandbox`: the fake gateway's own command."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_default_is_read_from_its_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--mixed", "3"], "mixed must be from 0 to 1"),
         (["--sizes", "1;2"], "argument --sizes: cannot be '1;2'"),
@@ -76,13 +76,13 @@ def test_every_default_is_read_from_its_text() -> None:
     ],
 )
 def test_wrong_use_is_one_sentence(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], reported: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
 
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert reported in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_port_that_is_taken_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from imbrace_sandbox import Sandbox
-from imbrace_sandbox.speech import TYPES
+from imbrace_sandbox.content import TYPES
 from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page, walk
 

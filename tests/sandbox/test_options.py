@@ -9,7 +9,7 @@ import pytest
 
 import imbrace_sandbox
 from imbrace_sandbox import SandboxOptions
-from imbrace_sandbox.catalog import FAULTS
+from imbrace_sandbox.fault_names import FAULTS
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cli.conftest import place, prefect, prefect_server
+from tests.cli.conftest import prefect, prefect_server, workdir
 
-__all__ = ["place", "prefect", "prefect_server"]
+__all__ = ["prefect", "prefect_server", "workdir"]

@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 
 from imbrace_cli.local_server import LocalServer
-from imbrace_lake.gateway.pacing import Gate
-from imbrace_lake.gateway.shares import BoardUnreachable, Claim
+from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.gateway.shared_limit import Lease, LeasesUnreachable
 from imbrace_lake.settings import Settings, load_settings
 from tests.cli.conftest import prefect_leaks
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 pytestmark = [prefect_leaks, pytest.mark.usefixtures("prefect")]
-CLAIM = Claim(4.0, 10.0)
+CLAIM = Lease(4.0, 10.0)
 
 
 @asynccontextmanager
@@ -64,108 +64,108 @@ def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
     limit: int, decay: float, per_second: float
 ) -> None:
     async def job() -> None:
-        from imbrace_tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
             await make_limit(client, name, limit, decay)
 
-            assert await PrefectBoard(client, name).read_limit() == per_second
+            assert await PrefectLeases(client, name).read_limit() == per_second
 
     run(job)
 
 
 def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
     async def job() -> None:
-        from imbrace_tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
-            board = PrefectBoard(client, name)
-            assert await board.read_limit() is None
+            leases = PrefectLeases(client, name)
+            assert await leases.read_limit() is None
             await make_limit(client, name, 10)
             await change_limit(client, name, active=False)
 
-            assert await board.read_limit() is None
+            assert await leases.read_limit() is None
 
     run(job)
 
 
-def test_claims_are_seen_by_the_others_of_the_same_limit_until_they_are_withdrawn() -> None:
+def test_leases_are_seen_by_the_others_of_the_same_limit_until_they_are_dropped() -> None:
     async def job() -> None:
-        from imbrace_tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
-            one, two = PrefectBoard(client, name), PrefectBoard(client, name)
-            foreign = PrefectBoard(client, f"{name}-other")
-            await one.claim(CLAIM)
-            await foreign.claim(CLAIM)
-            assert await one.read_claims() == []
-            assert await two.read_claims() == [CLAIM]
+            one, two = PrefectLeases(client, name), PrefectLeases(client, name)
+            foreign = PrefectLeases(client, f"{name}-other")
+            await one.write_lease(CLAIM)
+            await foreign.write_lease(CLAIM)
+            assert await one.read_leases() == []
+            assert await two.read_leases() == [CLAIM]
 
-            await one.claim(Claim(2.5, 3.0))
-            assert await two.read_claims() == [Claim(2.5, 3.0)]
+            await one.write_lease(Lease(2.5, 3.0))
+            assert await two.read_leases() == [Lease(2.5, 3.0)]
 
-            for board in (one, foreign, two):
-                await board.withdraw()
-            assert await two.read_claims() == []
+            for leases in (one, foreign, two):
+                await leases.drop_lease()
+            assert await two.read_leases() == []
 
     run(job)
 
 
-def test_a_claim_that_somebody_deleted_is_made_anew_and_one_that_is_gone_can_be_withdrawn() -> None:
+def test_a_lease_that_was_deleted_is_made_again_and_one_that_is_missing_can_be_dropped() -> None:
     async def job() -> None:
-        from imbrace_tasks.budget import PrefectBoard
+        from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
-            one, two = PrefectBoard(client, name), PrefectBoard(client, name)
-            await one.claim(CLAIM)
+            one, two = PrefectLeases(client, name), PrefectLeases(client, name)
+            await one.write_lease(CLAIM)
             await delete_claims(client, name)
 
-            await one.claim(CLAIM)
-            assert await two.read_claims() == [CLAIM]
+            await one.write_lease(CLAIM)
+            assert await two.read_leases() == [CLAIM]
 
             await delete_claims(client, name)
-            await one.withdraw()
+            await one.drop_lease()
 
     run(job)
 
 
-def test_who_does_not_renew_a_claim_is_not_counted_and_what_is_left_is_cleared_away(
+def test_who_does_not_renew_a_lease_is_not_counted_and_what_is_left_is_cleared_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def job() -> None:
         from imbrace_tasks import budget
 
-        monkeypatch.setattr(budget, "CLAIM_LIFE", timedelta(seconds=0.2))
+        monkeypatch.setattr(budget, "LEASE_LIFE", timedelta(seconds=0.2))
         async with connected() as (client, name):
-            dead, alive = budget.PrefectBoard(client, name), budget.PrefectBoard(client, name)
-            await dead.claim(CLAIM)
+            dead, alive = budget.PrefectLeases(client, name), budget.PrefectLeases(client, name)
+            await dead.write_lease(CLAIM)
             await asyncio.sleep(0.4)
-            await alive.claim(CLAIM)
+            await alive.write_lease(CLAIM)
 
-            assert await alive.read_claims() == []
+            assert await alive.read_leases() == []
             assert len(await claim_names(client, name)) == 2
 
-            monkeypatch.setattr(budget, "LITTER_AGE", timedelta(seconds=0.3))
-            await alive.read_claims()
+            monkeypatch.setattr(budget, "LEASE_RETENTION", timedelta(seconds=0.3))
+            await alive.read_leases()
             assert len(await claim_names(client, name)) == 1
-            await dead.claim(CLAIM)
-            assert await alive.read_claims() == [CLAIM]
+            await dead.write_lease(CLAIM)
+            assert await alive.read_leases() == [CLAIM]
 
     run(job)
 
 
-def test_a_variable_that_is_no_claim_is_named() -> None:
+def test_a_variable_that_is_no_lease_is_named() -> None:
     async def job() -> None:
         from prefect.client.schemas.actions import VariableCreate
 
-        from imbrace_tasks.budget import CLAIM_TAG, PrefectBoard
+        from imbrace_tasks.budget import LEASE_TAG, PrefectLeases
 
         async with connected() as (client, name):
-            tags = [CLAIM_TAG, name]
+            tags = [LEASE_TAG, name]
             await client.create_variable(VariableCreate(name=f"odd-{name}", value="much", tags=tags))
 
-            with pytest.raises(BoardUnreachable, match=f"the variable odd-{name} holds no claim, delete it"):
-                await PrefectBoard(client, name).read_claims()
+            with pytest.raises(LeasesUnreachable, match=f"the variable odd-{name} holds no claim, delete it"):
+                await PrefectLeases(client, name).read_leases()
 
     run(job)
 
@@ -180,27 +180,27 @@ def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
 
         # Nothing listens on that port.
         for url, words in ((f"{prefect.api_url}/wrong", "status 404"), ("http://127.0.0.1:9/api", "is away")):
-            with pytest.raises(BoardUnreachable, match=words):
-                await budget.PrefectBoard(PrefectClient(url), "limit").read_claims()
-        monkeypatch.setattr(budget, "PATIENCE_SECONDS", 0.0)
-        with pytest.raises(BoardUnreachable, match="did not answer in 0 s"):
-            await budget.PrefectBoard(PrefectClient(prefect.api_url), "limit").read_limit()
+            with pytest.raises(LeasesUnreachable, match=words):
+                await budget.PrefectLeases(PrefectClient(url), "limit").read_leases()
+        monkeypatch.setattr(budget, "SERVER_TIMEOUT_SECONDS", 0.0)
+        with pytest.raises(LeasesUnreachable, match="did not answer in 0 s"):
+            await budget.PrefectLeases(PrefectClient(prefect.api_url), "limit").read_limit()
 
     run(job)
 
 
-def test_a_gate_follows_the_limit_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_limiter_follows_the_limit_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
     async def job() -> None:
         from imbrace_tasks.budget import shared_budget
 
-        gate = Gate()
+        limiter = RequestLimiter()
         async with connected() as (client, name):
             await make_limit(client, name, 6, 6.0)
-            async with shared_budget(gate, settings(request_limit=name)):
-                assert gate.per_second == 6.0
+            async with shared_budget(limiter, settings(request_limit=name)):
+                assert limiter.per_second == 6.0
             assert await claim_names(client, name) == []
-            async with shared_budget(gate := Gate(), settings(request_limit="")):
-                assert gate.per_second is None
+            async with shared_budget(limiter := RequestLimiter(), settings(request_limit="")):
+                assert limiter.per_second is None
 
         assert f"the limit {name} allows 6 requests a second for all runs together" in caplog.text
 

@@ -1,0 +1,150 @@
+"""The inputs of a command, phone numbers or conversation ids, as the address of a list.
+
+Prefect stores and shows the parameters of a flow in clear, so numbers that were typed or piped never
+become parameters: they are put into a file system in the memory of this process, and the flow, which
+runs in it, gets the address.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from imbrace_lake.errors import UsageError
+
+if TYPE_CHECKING:
+    from imbrace_lake.settings import Settings
+
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Which part of a table is the list: columns, separated by commas, and the sheet of a spreadsheet."""
+
+    column: str | None = None
+    sheet: str | None = None
+
+
+def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions, settings: Settings) -> str:
+    """Find the list of a command and make sure that it can be read.
+
+    Args:
+        phones: A path, a URL or ``-``.
+        numbers: Given one by one instead.
+        table: As for `iter_numbers`.
+        settings: Region and allowed kinds of addresses.
+
+    Raises:
+        UsageError: There is none, or it cannot be read; nothing more than its beginning was read.
+    """
+    if (phones is None) == (not numbers):
+        raise UsageError(
+            "give the phone numbers either as arguments or by --phones FILE (- for standard input)"
+        )
+    address = _address(phones, numbers, "phone numbers")
+    _check_readable(address, table, settings)
+    return address
+
+
+def ids_address(
+    conversations: str | None, ids: Sequence[str], table: TableOptions, settings: Settings
+) -> str:
+    """Find the list of conversation ids of a command and read it once.
+
+    Args:
+        conversations: A path, a URL or ``-``.
+        ids: Given one by one instead.
+        table: As for `read_ids`.
+        settings: The allowed kinds of addresses.
+
+    Raises:
+        UsageError: Both are given, or it cannot be read.
+    """
+    from imbrace_lake.phones.lists import read_ids
+
+    if conversations is not None and ids:
+        raise UsageError("give the conversations either by --conversations FILE or one by one, not both")
+    address = _address(conversations, ids, "conversation ids")
+    read_ids(address, column=table.column, sheet=table.sheet, schemes=settings.schemes())
+    return address
+
+
+def _address(given: str | None, items: Sequence[str], what: str) -> str:
+    from imbrace_lake.phones.sources import is_pipe
+
+    if given is None:
+        return stage_in_memory(
+            ("\n".join(" ".join(item.split()) for item in items)).encode(), "the arguments"
+        )
+    if given == STANDARD_INPUT:
+        if sys.stdin.isatty():
+            sys.stderr.write(f"reading {what}, one a line; end with Ctrl-D\n")
+        return stage_in_memory(_read_standard_input(), "standard input")
+    refuse_secrets(given)
+    if is_pipe(given):
+        # A pipe, such as the shell's <(command), can be read only once.
+        return stage_in_memory(Path(given).read_bytes(), "the pipe")
+    return given
+
+
+def stage_in_memory(body: bytes, name: str) -> str:
+    """Put a list into this process's memory and return its address; messages call it `name`."""
+    import fsspec
+
+    from imbrace_lake.phones.sources import STAGED
+
+    address = f"{STAGED}{uuid4().hex}/{name}"
+    fsspec.filesystem("memory").pipe_file(address, body)
+    return address
+
+
+def _read_standard_input() -> bytes:
+    stream = getattr(sys.stdin, "buffer", None)
+    return stream.read() if stream is not None else sys.stdin.read().encode("utf-8", "surrogatepass")
+
+
+def refuse_secrets(address: str) -> None:
+    """Refuse the address of a list that Prefect must not store.
+
+    Raises:
+        UsageError: It holds credentials or a query, or is no URL.
+    """
+    if "://" not in address:
+        return
+    try:
+        parts = urlsplit(address)
+        has_login = parts.username is not None or parts.password is not None
+    except ValueError:
+        raise UsageError("the address of the list is no URL: check it") from None
+    if has_login:
+        raise UsageError(
+            "the address of the list holds credentials, which Prefect would store: leave them out, and set"
+            " them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        )
+    if parts.query and parts.scheme in ("http", "https"):
+        raise UsageError(
+            "the address of the list holds a query, perhaps a signature, which Prefect would store:"
+            " download the list, or pipe it into --phones -"
+        )
+
+
+def _check_readable(address: str, table: TableOptions, settings: Settings) -> None:
+    from imbrace_lake.phones.lists import iter_numbers
+    from imbrace_lake.phones.sources import display_name
+
+    numbers = iter_numbers(
+        address,
+        column=table.column,
+        sheet=table.sheet,
+        region=settings.region,
+        schemes=settings.schemes(),
+    )
+    if next(numbers, None) is None:
+        name = display_name(address).rpartition("/")[2]
+        raise UsageError(f"{name} holds no phone number: give at least one")

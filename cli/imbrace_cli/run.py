@@ -1,0 +1,164 @@
+"""Run a reading flow in this process, show its progress, and return its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from imbrace_cli.interrupt import Interrupt, interruptible
+from imbrace_cli.options import environment
+from imbrace_cli.prefect_session import prefect_session
+from imbrace_lake.errors import ImbraceLakeError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
+    from imbrace_cli.progress_view import View
+    from imbrace_flows.observer import Observer
+    from imbrace_flows.params import ReadParams
+    from imbrace_lake.export.run import RunSummary
+    from imbrace_lake.settings import Settings
+
+    ReadingFlow = Flow[..., Coroutine[Any, Any, State[Any]]]
+
+COMPLETE, FAILED, PARTIAL = 0, 1, 3
+
+
+class Interrupted(ImbraceLakeError):
+    """Ctrl-C during a run; the message says what is left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and what was wrong with its input (the first of `problem_count`)."""
+
+    summary: RunSummary
+    problems: list[str]
+
+    @property
+    def problem_count(self) -> int:
+        """How many input numbers are none."""
+        return self.summary.totals.phones.get("invalid", len(self.problems))
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 3 partial, 1 failed."""
+        return {"complete": COMPLETE, "partial": PARTIAL}.get(self.summary.status, FAILED)
+
+
+def export_flow() -> ReadingFlow:
+    """Import the export."""
+    from imbrace_flows.export import export_conversations
+
+    return export_conversations
+
+
+def backfill_flow() -> ReadingFlow:
+    """Import the backfill."""
+    from imbrace_flows.backfill import backfill_conversations
+
+    return backfill_conversations
+
+
+def run_watched(
+    settings: Settings,
+    load: Callable[[], ReadingFlow],
+    params: ReadParams,
+    overrides: Mapping[str, object | None],
+) -> Outcome:
+    """Run a flow; a failed one is an outcome too.
+
+    Args:
+        settings: Checked already.
+        load: Imports the flow, which must wait until Prefect's environment is set.
+        params: The flow's.
+        overrides: Settings that are no parameters of the flow.
+
+    Raises:
+        Interrupted: By Ctrl-C.
+        ImbraceLakeError: There is no Prefect server to run with.
+    """
+    from imbrace_cli.progress_view import open_view
+
+    with (
+        interruptible() as interrupt,
+        environment(overrides),
+        open_view() as view,
+        prefect_session(view.say) as session,
+    ):
+        from imbrace_flows.observer import Observer, current_observer
+        from imbrace_lake.tuning import tuned_process
+
+        observer = Observer()
+        token = current_observer.set(observer)
+        try:
+            flow = load()
+            with tuned_process():
+                state = asyncio.run(_watched(flow, params, observer, view, interrupt))
+        except KeyboardInterrupt:
+            raise Interrupted(_interrupted_message(observer)) from None
+        finally:
+            current_observer.reset(token)
+        if interrupt.is_requested and state.is_cancelled():
+            raise Interrupted(_interrupted_message(observer))
+        summary = observer.summary or _failed(settings, state)
+        summary.flow_run_url = session.run_url(summary.run_id)
+    return Outcome(summary, observer.problems)
+
+
+def _interrupted_message(observer: Observer) -> str:
+    from imbrace_lake.lake.ledger_schema import PROVEN
+
+    done = sum(observer.progress.statuses[status] for status in PROVEN)
+    return f"{done:,} conversations are complete in the lake; the same command exports the others"
+
+
+async def _watched(
+    flow: ReadingFlow, params: ReadParams, observer: Observer, view: View, interrupt: Interrupt
+) -> Any:
+    loop = asyncio.get_running_loop()
+
+    def cancel() -> None:
+        # The signal may have come anywhere in this thread; the loop may be waiting for the network.
+        loop.call_soon_threadsafe(observer.cancellation.request)
+
+    async def watch() -> None:
+        while True:
+            view.update(observer.progress)
+            await asyncio.sleep(view.interval_seconds)
+
+    watching = asyncio.create_task(watch())
+    try:
+        with interrupt.cancels(cancel):
+            state = await flow(params, return_state=True)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+    cause = getattr(state.data, "result", state.data)
+    if isinstance(cause, BaseException):
+        # Not one of our errors, which the flow puts into a sentence: a bug, so with its traceback.
+        raise cause
+    return state
+
+
+def _failed(settings: Settings, state: Any) -> RunSummary:
+    """The summary of a run that could not even open its lake."""
+    from imbrace_lake.export.run import RunSummary
+
+    now = datetime.now(UTC)
+    return RunSummary(
+        run_id=str(state.state_details.flow_run_id),
+        organization=settings.require("organization"),
+        lake=settings.require("lake"),
+        started_at=now,
+        finished_at=now,
+        reason=state.message,
+    )

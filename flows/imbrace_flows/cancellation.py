@@ -1,0 +1,114 @@
+"""Ends a run that was cancelled, even if its worker's signal is lost or it has no worker.
+
+Prefect's worker tells a run by a signal that it was cancelled. The signal raises an exception in whatever
+code runs at that moment: within a callback of the event loop it is lost. A run of the command line has no
+worker (Prefect 3.9: `FlowRunCancellingObserver`, `CancellationManager` and `capture_sigterm`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+
+POLL_SECONDS = 10.0
+
+# Of this name, lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.cancelling")
+
+
+class RunCancelled(Exception):
+    """The run was cancelled in the UI, by the API or by its caller."""
+
+
+@dataclass(slots=True)
+class Cancellation:
+    """Lets the caller of a flow in this process cancel it, before it begins too; for one event loop."""
+
+    is_requested: bool = False
+    _cancel: Callable[[], None] | None = None
+
+    def request(self) -> None:
+        """Cancel the run; called in its event loop."""
+        self.is_requested = True
+        if self._cancel is not None:
+            self._cancel()
+
+    def bind(self, cancel: Callable[[], None] | None) -> None:
+        """Name what ends the run, at once if that was requested already."""
+        self._cancel = cancel
+        if cancel is not None and self.is_requested:
+            cancel()
+
+
+@asynccontextmanager
+async def cancelled_with(
+    run_id: str, *final: StateType, by_caller: Cancellation | None = None
+) -> AsyncIterator[None]:
+    """End the block soon after a run was cancelled.
+
+    Args:
+        run_id: Of this run, or of one that it belongs to.
+        final: States that end the block as well.
+        by_caller: Cancels it without the server.
+
+    Raises:
+        RunCancelled: It was.
+    """
+    ending = {StateType.CANCELLING, StateType.CANCELLED, *final}
+    block = asyncio.current_task()
+    assert block is not None  # noqa: S101 - narrows the type for mypy
+    is_cancelled = False
+
+    def cancel() -> None:
+        nonlocal is_cancelled
+        is_cancelled = True
+        block.cancel()
+
+    async def poll() -> None:
+        async with get_client() as client:
+            while True:
+                if await _type_of(client, run_id) in ending:
+                    cancel()
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+
+    polling = asyncio.create_task(poll())
+    if by_caller is not None:
+        by_caller.bind(cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_cancelled:
+            raise
+        raise RunCancelled from None
+    finally:
+        if is_cancelled:
+            block.uncancel()
+        if by_caller is not None:
+            by_caller.bind(None)
+        polling.cancel()
+        with suppress(asyncio.CancelledError):
+            await polling
+
+
+async def is_cancelling(run_id: str) -> bool:
+    """Whether a run that has done all its work was cancelled meanwhile: it can only end as cancelled."""
+    async with get_client() as client:
+        return await _type_of(client, run_id) == StateType.CANCELLING
+
+
+async def _type_of(client: PrefectClient, run_id: str) -> StateType | None:
+    """The state of a run; none where the server does not say."""
+    try:
+        found = await client.read_flow_run(UUID(run_id))
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the run itself goes on
+        logger.debug("the state of the run is not known: %s", type(exc).__name__)
+        return None
+    return found.state.type if found.state is not None else None

@@ -1,0 +1,100 @@
+"""A chart of a run as SVG: new messages by day, conversations by status.
+
+It has a ground of its own, so that it is legible whether the UI is light or dark. It holds counts and
+dates, nothing of a customer.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+
+WIDTH, HEIGHT = 720, 300
+MOST_BARS = 60
+_LEFT, _RIGHT = 24, WIDTH - 24
+_TOP, _BASE = 56, 176
+_STRIPE = 224
+_COLORS = {
+    "complete": "#1a7f37",
+    "unchanged": "#6e7781",
+    "gone": "#9a6700",
+    "incomplete": "#bc4c00",
+    "failed": "#cf222e",
+    "not_reached": "#8250df",
+}
+
+
+def chart_url(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
+    """The chart as a `data:` URL, which needs no storage."""
+    return "data:image/svg+xml;base64," + b64encode(chart(days, conversations).encode()).decode()
+
+
+def chart(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
+    """Draw a run.
+
+    Args:
+        days: New messages by the day they were created, UTC.
+        conversations: Conversations by status.
+
+    Returns:
+        SVG; at most 60 bars, so never more than a few kilobytes.
+    """
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}"'
+            f' viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13" fill="#24292f">',
+            f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#f6f8fa"/>',
+            *_bars(days),
+            *_stripe(conversations),
+            "</svg>",
+        ]
+    )
+
+
+def _bars(days: Mapping[date, int]) -> Iterator[str]:
+    if not days:
+        yield _text(_LEFT, 32, "No new messages", weight="bold")
+        return
+    first, last = min(days), max(days)
+    step = -(-((last - first).days + 1) // MOST_BARS)
+    bars = [0] * (((last - first).days // step) + 1)
+    for day, count in days.items():
+        bars[(day - first).days // step] += count
+    by = "day" if step == 1 else f"{step:,} days"
+    title = f"{sum(bars):,} new messages; a bar for every {by}, at most {max(bars):,} in one"
+    yield _text(_LEFT, 32, title, weight="bold")
+    # A bar for one day alone need not be as wide as the chart.
+    slot = min(40.0, (_RIGHT - _LEFT) / len(bars))
+    for number, count in enumerate(bars):
+        height = (_BASE - _TOP) * count / max(bars)
+        begins = first + timedelta(days=number * step)
+        yield (
+            f'<rect x="{_LEFT + number * slot:.1f}" y="{_BASE - height:.1f}" width="{max(1.0, slot - 2):.1f}"'
+            f' height="{height:.1f}" fill="#0969da"><title>{begins}: {count:,}</title></rect>'
+        )
+    yield f'<path d="M{_LEFT} {_BASE}H{_RIGHT}" stroke="#6e7781"/>'
+    yield _text(_LEFT, _BASE + 18, f"{first}")
+    if last > first:
+        yield _text(_RIGHT, _BASE + 18, f"{last}", anchor="end")
+
+
+def _stripe(conversations: Mapping[str, int]) -> Iterator[str]:
+    counts = {status: conversations.get(status, 0) for status in _COLORS}
+    total = sum(counts.values())
+    yield _text(_LEFT, _STRIPE, f"{total:,} conversations", weight="bold")
+    x, legend = float(_LEFT), _LEFT
+    for status, count in counts.items():
+        if not count:
+            continue
+        width = (_RIGHT - _LEFT) * count / total
+        color = _COLORS[status]
+        yield f'<rect x="{x:.1f}" y="{_STRIPE + 12}" width="{width:.1f}" height="20" fill="{color}"/>'
+        yield f'<rect x="{legend}" y="{_STRIPE + 44}" width="12" height="12" fill="{color}"/>'
+        yield _text(legend + 18, _STRIPE + 55, f"{count:,} {status.replace('_', ' ')}")
+        x += width
+        legend += (_RIGHT - _LEFT) // len(_COLORS)
+
+
+def _text(x: int, y: int, text: str, *, anchor: str = "start", weight: str = "normal") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{text}</text>'

@@ -1,0 +1,363 @@
+"""One run, from its opening to the summary it ends with, without an orchestrator."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Literal
+
+from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, unexpected
+from imbrace_lake.export.accounts import note_unreached, unreached_entries
+from imbrace_lake.export.progress import Progress
+from imbrace_lake.export.recovery import ClosedRun, heartbeat
+from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.checkpoint import write_checkpoint
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
+from imbrace_lake.lake.schema import SCHEMA_VERSION
+from imbrace_lake.settings import Settings
+from imbrace_lake.store.factory import StoreOptions
+from imbrace_lake.store.lease import exclusive_lease
+
+logger = logging.getLogger(__name__)
+
+# A few typing errors in a long list are not worth an alarm every hour.
+TOLERATED_UNREADABLE = 0.05
+MOST_REASONS = 20
+MOST_NAMED_POSITIONS = 10
+
+RunStatus = Literal["complete", "partial", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A conversation that could not be exported, why, and what a person can do about it."""
+
+    conversation_id: str
+    status: str
+    reason: str
+    advice: str
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What one run did; the same in the terminal, as JSON, in the orchestrator and in the ledger.
+
+    Attributes:
+        status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``,
+            ``cancelled``.
+        reason: Why it is not complete, or what is remarkable about it, in one sentence.
+        unreadable: Positions of the first entries of the input that are not phone numbers.
+        number_errors: Why numbers could not be resolved: how many for each reason.
+        dead_letters: The first 500 of them.
+        new_shapes: What the gateway had never sent before (drift.py).
+        damaged: Ledger objects that the run went on without; `verify` says what to do about them.
+        input: What was read from the list, and what was skipped (phones/report.py); None without a list.
+        token_warning: That the token has expired or soon will, in one sentence.
+    """
+
+    run_id: str
+    organization: str
+    lake: str
+    started_at: datetime
+    status: RunStatus = "failed"
+    reason: str | None = None
+    finished_at: datetime | None = None
+    totals: RunTotals = field(default_factory=RunTotals)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_letter_count: int = 0
+    unreadable: list[int] = field(default_factory=list)
+    number_errors: dict[str, int] = field(default_factory=dict)
+    new_shapes: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    input: dict[str, Any] | None = None
+    token_warning: str | None = None
+    flow_run_url: str | None = None
+
+    @property
+    def unreadable_count(self) -> int:
+        """How many entries of the input are not phone numbers."""
+        return self.totals.phones.get("invalid", 0)
+
+    def advice(self) -> list[str]:
+        """What a person can do about the dead letters that are listed, the most frequent first."""
+        counts = Counter(letter.advice for letter in self.dead_letters)
+        return [f"{count:,} × {advice}" for advice, count in counts.most_common()]
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as plain JSON values; times in ISO 8601."""
+        values = asdict(self)
+        for name in ("started_at", "finished_at"):
+            values[name] = values[name] and values[name].isoformat(timespec="milliseconds")
+        return values
+
+
+@asynccontextmanager
+async def open_run(
+    settings: Settings,
+    gateway: GatewayClient,
+    run_id: str,
+    *,
+    progress: Progress | None = None,
+    store_options: StoreOptions | None = None,
+) -> AsyncIterator[RunContext]:
+    """Open the lake for one run that reads from `gateway`; makes the lake if there is none.
+
+    Raises:
+        SettingsError: The lake is not set.
+        StoreError: The lake cannot be written.
+    """
+    started_at = utc_now()
+    organization = gateway.options.organization
+    progress = progress or Progress()
+    progress.limiter, progress.traffic = gateway.limiter, gateway.traffic
+    async with open_lake(settings.require("lake"), now=started_at, options=store_options) as lake:
+        probe = await lake.store.probe()
+        if probe.note:
+            logger.warning("%s", probe.note)
+        async with (
+            nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, utc_now),
+            heartbeat(lake, run_id, organization, utc_now, started_at) as run_heartbeat,
+        ):
+            run = RunContext(
+                run_id=run_id,
+                organization_id=organization,
+                lake=lake,
+                gateway=gateway,
+                journal=Journal(lake, run_id, started_at),
+                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
+                slots=asyncio.Semaphore(2 * settings.max_in_flight),
+                heartbeat=run_heartbeat,
+                policy=settings.policy(),
+                memory_budget=settings.new_memory_budget(),
+                page_size=settings.page_size,
+                pages_ahead=settings.pages_ahead,
+                bounds=settings.bounds(),
+                accept_repeats=settings.accept_repeats,
+                progress=progress,
+                started_at=started_at,
+            )
+            run_heartbeat.totals = partial(totals_of, run)
+            yield run
+
+
+async def close_run(
+    run: RunContext,
+    parameters: dict[str, Any],
+    phones: Counter[str],
+    *,
+    tolerated_share: float = 0.0,
+    tolerated_unreadable: float = TOLERATED_UNREADABLE,
+    failure: str | None = None,
+    is_cancelled: bool = False,
+    has_shards: bool = False,
+    keep_days: bool = False,
+) -> RunSummary:
+    """Turn the journal into ledger objects and say how the run ended.
+
+    Every conversation that was found and has no outcome becomes a dead letter `not_reached`.
+
+    Args:
+        run: The run.
+        parameters: What it was asked to do, without secrets or numbers.
+        phones: Input numbers by status.
+        tolerated_share: The share of conversations that may fail in a run that is called complete.
+        tolerated_unreadable: The share of the input that may be unreadable in a run that is called complete.
+        failure: Why the run could not go on, if it could not.
+        is_cancelled: Somebody ended the run; its journal stays, for the same job to continue from.
+        has_shards: The outcomes are in the ledger rows of other runs, but for the dead letters.
+        keep_days: Leave in the ledger on which days the new messages were created.
+    """
+    run.progress.stage = "closing"
+    run.release()
+    if run.heartbeat is not None:
+        await run.heartbeat.stop(is_cancelled=is_cancelled)
+    if run.shapes.new and run.drift != "freeze":
+        rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
+        await run.journal.note("shapes", "new", rows)
+    if is_cancelled:
+        failure = "the run was cancelled"
+    accounts = run.accounts
+    unreached = await _note_unreached(run, failure)
+    published = await run.journal.publish()
+    summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
+    summary.finished_at = run.clock()
+    summary.totals = totals = totals_of(run)
+    totals.phones = dict(phones)
+    is_known = accounts.found is not None or failure is None
+    totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
+    if has_shards:
+        totals.conversations = dict(Counter(totals.conversations) + Counter(not_reached=unreached))
+        run.progress.statuses = Counter(totals.conversations)
+    else:
+        totals.conversations = dict(published.statuses["conversations"])
+        run.progress.statuses = published.statuses["conversations"]
+    if totals.found is not None and sum(totals.conversations.values()) != totals.found:
+        outcomes = sum(totals.conversations.values())
+        failure = (
+            f"the accounts do not add up: {totals.found:,} conversations were found and {outcomes:,} have an"
+            f" outcome: report this with the run {run.run_id}{f', and {failure}' if failure else ''}"
+        )
+    totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
+    if keep_days:
+        totals.days = {str(day): count for day, count in run.progress.days.items()}
+    summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
+    summary.dead_letter_count = run.dead_letter_count
+    summary.unreadable = accounts.unreadable
+    summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
+    summary.new_shapes = sorted(run.shapes.new)
+    summary.damaged = sorted(run.damaged_objects)
+    summary.input = parameters.get("input")
+    summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
+    if is_cancelled:
+        summary.status = "cancelled"
+    row = {
+        "run_id": run.run_id,
+        "organization_id": run.organization_id,
+        "status": summary.status,
+        "reason": summary.reason,
+        "parameters": parameters,
+        "versions": versions(),
+        "started_at": summary.started_at,
+        "finished_at": summary.finished_at,
+    }
+    await run.journal.finish(row, totals, published)
+    if not is_cancelled:
+        await _tidy(run)
+    run.progress.stage = "done"
+    return summary
+
+
+async def _tidy(run: RunContext) -> None:
+    """Remove the journal of a run whose row is written; another run does what fails here."""
+    try:
+        await run.journal.drop()
+        await write_checkpoint(run.lake, run.clock())
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
+        error = exc if isinstance(exc, ImbraceLakeError) else unexpected(exc)
+        logger.warning("the run is closed, and its journal is left to the next run: %s", error)
+
+
+async def _note_unreached(run: RunContext, failure: str | None) -> int:
+    """Make dead letters of the conversations that were found and have no outcome; say how many."""
+    unreached = run.accounts.unreached()
+    reason = f"not reached: {failure or run.problem or 'the run ended before'}"
+    entries = unreached_entries(unreached, run.run_id, run.organization_id, reason, run.clock())
+    await note_unreached(run.journal, entries)
+    run.accounts.record(entries)
+    run.add_dead_letters(entries)
+    return len(entries)
+
+
+def totals_of(run: RunContext) -> RunTotals:
+    """What a run has done with conversations so far."""
+    return RunTotals(
+        conversations=dict(run.progress.statuses),
+        messages_new=run.progress.messages_new,
+        messages_total=run.progress.messages_total,
+        requests=run.gateway.traffic.requests,
+        retries=run.gateway.traffic.retries,
+        refusals=run.gateway.limiter.counts.rate_limited,
+        received_bytes=run.gateway.traffic.size_bytes,
+        written_bytes=run.progress.written_bytes,
+    )
+
+
+def _status(
+    run: RunContext,
+    phones: Counter[str],
+    tolerated_share: float,
+    tolerated_unreadable: float,
+    failure: str | None,
+) -> tuple[RunStatus, str | None]:
+    """How the run ended: its worst fault decides, and the sentence names every kind."""
+    given, unreadable = sum(phones.values()), phones["invalid"]
+    dead, done = run.dead_letter_count, sum(run.progress.statuses.values())
+    not_reached = run.progress.statuses["not_reached"]
+    which = _positions(run.accounts.unreadable, unreadable)
+    if failure is not None:
+        reached = f"; {_counted([(not_reached, 'conversation')])} not reached" if not_reached else ""
+        return "failed", failure + reached
+    if given and unreadable == given:
+        return "failed", f"nothing in the input could be read as a phone number{which}"
+    remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
+    lost = _counted([(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")])
+    if lost and dead == done:
+        return "failed", "; ".join([f"{lost} failed, and nothing was exported", *remarks])
+    is_tolerated = not phones["error"] and not run.lost_shards and dead <= tolerated_share * done
+    if lost and is_tolerated:
+        remarks.insert(0, f"{lost} of {done} failed, which the run tolerates")
+    elif lost:
+        remarks.insert(0, f"{lost} failed; the others are in the lake")
+    remarks += run.accounts.lost_input
+    is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
+    if is_partial or unreadable > tolerated_unreadable * given:
+        return "partial", "; ".join(remarks)
+    if not done:
+        remarks.insert(0, run.accounts.if_empty)
+    return "complete", "; ".join(remarks) or None
+
+
+def _positions(first: Sequence[int], count: int) -> str:
+    """Which entries of the input, without what they say: `` (entries 2, 5 and 3 more)``."""
+    if not first:
+        return ""
+    shown = first[:MOST_NAMED_POSITIONS]
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return f" ({'entry' if count == 1 else 'entries'} {', '.join(map(str, shown))}{more})"
+
+
+def _counted(counts: Sequence[tuple[int, str]]) -> str:
+    return " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
+
+
+def _dead_letter(run: RunContext, entry: ConversationEntry) -> DeadLetter:
+    # What is gone ends without an error.
+    default = NotReached if entry.status == "not_reached" else ConversationNotFound
+    error = run.errors.get(entry.conversation_id, default)
+    return DeadLetter(entry.conversation_id, entry.status, entry.reason or "", error.advice)
+
+
+def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
+    """The summary of a run that could not close its journal, which another run has closed.
+
+    Args:
+        closed: That run.
+        lake: The address of the lake, free of credentials.
+    """
+    row = closed.row
+    return RunSummary(
+        row["run_id"],
+        row["organization_id"],
+        lake,
+        row["started_at"],
+        row["status"],
+        row["reason"],
+        row["finished_at"],
+        closed.totals,
+        [
+            DeadLetter(one.conversation_id, one.status, one.reason or "", NotReached.advice)
+            for one in closed.dead_letters
+        ],
+        closed.dead_letter_count,
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a run writes."""
+    names = ("imbrace-lake", "pyarrow", "httpx", "s3fs")
+    return {
+        "schema": str(SCHEMA_VERSION),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }

@@ -1,0 +1,125 @@
+"""The error that a response with a status other than 200 means."""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from imbrace_lake.errors import (
+    BadRequest,
+    ConversationNotFound,
+    GatewayError,
+    GatewayTimeout,
+    GatewayUnavailable,
+    TokenRejected,
+    WrongAddress,
+)
+from imbrace_lake.gateway.http_client import Answer
+from imbrace_lake.gateway.models import Malformed, decode_json
+from imbrace_lake.printable import printable, printable_address
+
+
+class Forbidden(GatewayError):
+    """403, of which the answer alone does not say whether it concerns every request.
+
+    Args:
+        expected: The organization that the token belongs to, if the answer names one.
+        shown: The same, printable.
+    """
+
+    def __init__(
+        self, path: str, reason: str, request_id: str, expected: str | None = None, shown: str = ""
+    ) -> None:
+        super().__init__(path, reason, request_id)
+        self.args = (path, reason, request_id, expected, shown)
+        self.expected = expected
+        self.shown = shown
+
+    def mismatch(self, ours: str) -> str:
+        """The reason of an organization that is not the token's."""
+        if self.expected is None or self.expected == ours:
+            return f"the token does not belong to organization {ours}"
+        return f"the token belongs to organization {self.shown}, not to {ours}"
+
+
+def error_from_response(
+    answer: Answer, path: str, request_id: str, *, base: str, secrets: tuple[str, ...]
+) -> GatewayError:
+    """The error that a response means.
+
+    Args:
+        answer: Its status is neither 200 nor 429.
+        path: What was asked for.
+        request_id: As it is shown to people.
+        base: The gateway's address.
+        secrets: What no error may repeat.
+    """
+    status = answer.status
+    if status >= 500 or status == 408:
+        kind = GatewayTimeout if status == 504 else GatewayUnavailable
+        return kind(path, f"the gateway failed with status {status}", request_id)
+    if 300 <= status < 400:
+        reason = f"the gateway redirects with status {status}{_target(answer, secrets)}"
+        return WrongAddress(path, f"{reason}: is {printable_address(base)} the right address?", request_id)
+    if status == 401:
+        return TokenRejected(path, _rejection(answer), request_id)
+    if status == 403:
+        expected = _value_of(answer.body, "details", "expected")
+        shown = "" if expected is None else printable(expected, secrets=secrets)
+        return Forbidden(path, "the gateway forbids this request (status 403)", request_id, expected, shown)
+    if status == 404 and _is_gateway_404(answer.body):
+        return ConversationNotFound(path, "the gateway does not have this conversation", request_id)
+    if status == 404:
+        reason = (
+            f"status 404, but not in the gateway's words: is {printable_address(base)} the right address?"
+        )
+        return WrongAddress(path, reason, request_id)
+    if status < 400:
+        return BadRequest(path, f"the gateway answers with status {status} instead of 200", request_id)
+    return BadRequest(path, f"the gateway rejects this request with status {status}", request_id)
+
+
+def retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds that the answer asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
+    """Where a redirect leads; without the query, which can repeat ours and so phone numbers."""
+    location = answer.headers.get("location")
+    return "" if location is None else f" to {printable_address(location, secrets)}"
+
+
+def _rejection(answer: Answer) -> str:
+    message = _value_of(answer.body, "message") or ""
+    if "missing x-access-token" in message.lower():
+        return "the token did not reach the gateway: something on the way removes the header x-access-token"
+    return "the gateway does not accept the token: rejected, possibly expired"
+
+
+def _value_of(body: bytes, *names: str) -> str | None:
+    """A text inside a JSON object; None if it is not there."""
+    try:
+        value: Any = decode_json(body)
+        for name in names:
+            value = value[name]
+    except (Malformed, LookupError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _is_gateway_404(body: bytes) -> bool:
+    """Whether a 404 is the gateway's answer, and not a proxy's that knows no such path."""
+    message = _value_of(body, "message") or ""
+    # Not the path alone, which web frameworks repeat: "Cannot GET /conversations/links".
+    return re.search(r"conversations? (not )?found", message.lower()) is not None

@@ -1,0 +1,123 @@
+"""The last state of each conversation, from earlier runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.lake.hash_index import HashIndex
+from imbrace_lake.lake.lake import Lake, Partitions
+from imbrace_lake.lake.ledger_schema import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, entry_of
+
+STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
+OBJECTS_AT_A_TIME = 16
+ROWS_AT_A_TIME = 4_096
+
+
+class ConversationStates:
+    """One entry a conversation, by its id; kept as columns, for objects would take ten times the memory.
+
+    Args:
+        rows: Rows of the ledger `conversations`, of each conversation one.
+    """
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._count: int = rows.num_rows
+        # Neither joined nor put in order, which would hold twice what may be most of the process's memory.
+        self._batches = rows.to_batches()
+        self._index = HashIndex(self._iter_ids(), self._count)
+
+    @classmethod
+    def empty(cls) -> ConversationStates:
+        """No states, as in a new lake."""
+        return cls(empty_state_rows())
+
+    def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
+        """The entries of some conversations, by their ids; those that have none are left out."""
+        wanted = {*conversation_ids}
+        positions = self._index.find(wanted)
+        found: dict[str, ConversationEntry] = {}
+        start = 0
+        for batch in self._batches:
+            begin, end = np.searchsorted(positions, [start, start + batch.num_rows])
+            if begin < end:
+                entries = map(entry_of, batch.take(pa.array(positions[begin:end] - start)).to_pylist())
+                found.update((one.conversation_id, one) for one in entries if one.conversation_id in wanted)
+            start += batch.num_rows
+        return found
+
+    def ids(self) -> list[str]:
+        """Every conversation that has an entry."""
+        return [*self._iter_ids()]
+
+    def _iter_ids(self) -> Iterator[str]:
+        for some in self._some():
+            yield from some.column("conversation_id").to_pylist()
+
+    def _some(self) -> Iterator[pa.RecordBatch]:
+        """All rows, as many at a time as objects may be made of."""
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                yield batch.slice(start, ROWS_AT_A_TIME)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[ConversationEntry]:
+        for some in self._some():
+            yield from map(entry_of, some.to_pylist())
+
+
+def empty_state_rows() -> pa.Table:
+    """The rows of a lake without states."""
+    return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
+
+
+def is_state(rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows of the ledger `conversations` prove a conversation complete, unchanged or gone."""
+    # A window of time proves nothing of the whole, so it is not a state to go on from.
+    is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
+    return pc.and_(pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"])), pc.invert(is_window))
+
+
+@dataclass(frozen=True, slots=True)
+class LakeState:
+    """What the ledgers of a lake add up to, for one organization.
+
+    Attributes:
+        states: The last proof of each conversation that has one.
+        unproven: Ids of all other conversations: those that failed, of which only a window was read, or
+            that a number led to before the run was killed.
+        shapes: The shapes of messages that are known, of any organization.
+    """
+
+    states: ConversationStates
+    unproven: tuple[str, ...]
+    shapes: frozenset[str]
+
+    def ids(self) -> list[str]:
+        """Ids of every conversation that a ledger names."""
+        return [*self.states.ids(), *self.unproven]
+
+
+async def read_every_id(
+    lake: Lake, organization_id: str, partitions: Partitions, recorded: Iterable[str]
+) -> list[str]:
+    """Every conversation that the lake has a message or a ledger's row of, in order.
+
+    Args:
+        lake: Which.
+        organization_id: Whose conversations.
+        partitions: Its parts, as listed.
+        recorded: Ids of all conversations that a ledger names.
+    """
+    found = {*recorded}
+    unrecorded = partitions.first_parts_except(organization_id, found)
+    for start in range(0, len(unrecorded), OBJECTS_AT_A_TIME):
+        for _, messages in await lake.read_parts(unrecorded[start : start + OBJECTS_AT_A_TIME]):
+            found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
+    return sorted(found)

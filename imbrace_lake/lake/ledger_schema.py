@@ -1,0 +1,281 @@
+"""The tables of the ledgers: their columns, and what becomes a row of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.json
+
+from imbrace_lake.gateway.exact_json import encodable
+from imbrace_lake.gateway.walk import REPEATS
+from imbrace_lake.lake.lake import PublishedPart
+from imbrace_lake.lake.schema import SCHEMA
+
+_TIME = pa.timestamp("ms", "UTC")
+
+PHONES = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("phone_hash", pa.string()),
+        pa.field("phone_masked", pa.string()),
+        pa.field("phone", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("duplicate_of", pa.int64()),
+        pa.field("conversation_ids", pa.list_(pa.string())),
+        pa.field("resolved_at", _TIME),
+    ]
+)
+
+CONVERSATIONS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("is_dead_letter", pa.bool_(), nullable=False),
+        pa.field("server_count", pa.int64()),
+        pa.field("distinct_messages", pa.int64()),
+        pa.field("new_messages", pa.int64(), nullable=False),
+        pa.field("edited_messages", pa.int64(), nullable=False),
+        pa.field("deleted_messages", pa.int64(), nullable=False),
+        pa.field("first_message_at", _TIME),
+        pa.field("last_message_at", _TIME),
+        pa.field("proven_from", _TIME),
+        pa.field("proven_until", _TIME),
+        pa.field("proof_method", pa.string()),
+        pa.field("is_still", pa.bool_()),
+        pa.field("content_hash", pa.string()),
+        pa.field("newest_message_id", pa.string()),
+        pa.field("head_messages", pa.int64()),
+        pa.field("head_hash", pa.string()),
+        pa.field("head_etag", pa.string()),
+        pa.field("full_walk_at", _TIME),
+        pa.field(
+            "parts",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("key", pa.string()),
+                        pa.field("size_bytes", pa.int64()),
+                        pa.field("rows", pa.int64()),
+                        pa.field("sha256", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        pa.field("requests", pa.int64(), nullable=False),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME, nullable=False),
+    ]
+)
+
+# JSON has the microseconds, which a column of milliseconds does not take as text.
+_AS_LINES = pa.schema(
+    [field.with_type(pa.timestamp("us", "UTC")) if field.type == _TIME else field for field in CONVERSATIONS]
+)
+
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("parameters", pa.string()),
+        pa.field("versions", pa.string()),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME),
+        pa.field("totals", pa.string()),
+        pa.field("objects", pa.list_(pa.string())),
+    ]
+)
+
+# A version of a message that another replaced: the row as it was, by whom it was replaced, and when.
+REVISIONS = SCHEMA.append(pa.field("replaced_at", _TIME, nullable=False)).append(
+    pa.field("replaced_by_run_id", pa.string(), nullable=False)
+)
+
+SHAPES = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("organization_id", pa.string(), nullable=False),
+        pa.field("shape", pa.string(), nullable=False),
+        pa.field("conversation_id", pa.string()),
+        pa.field("seen_at", _TIME, nullable=False),
+    ]
+)
+
+LEDGER_SCHEMAS = {
+    "phones": PHONES,
+    "conversations": CONVERSATIONS,
+    "runs": RUNS,
+    "revisions": REVISIONS,
+    "shapes": SHAPES,
+}
+Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
+LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
+ConversationStatus = Literal["complete", "unchanged", "gone", "incomplete", "failed", "not_reached"]
+# How a conversation that a run found can end, in the order in which people are shown the counts.
+OUTCOMES: tuple[ConversationStatus, ...] = (
+    "complete",
+    "unchanged",
+    "gone",
+    "incomplete",
+    "failed",
+    "not_reached",
+)
+PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
+# The proof method of a read that claims nothing beyond a span of time.
+WINDOW = "window"
+
+
+@dataclass(frozen=True, slots=True)
+class PartEntry:
+    """One part of a partition as the ledger knows it."""
+
+    key: str
+    size_bytes: int
+    rows: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationEntry:
+    """How one conversation stands after one run touched it; the columns of `CONVERSATIONS`."""
+
+    run_id: str
+    organization_id: str
+    conversation_id: str
+    status: ConversationStatus
+    finished_at: datetime
+    reason: str | None = None
+    is_dead_letter: bool = False
+    server_count: int | None = None
+    distinct_messages: int | None = None
+    new_messages: int = 0
+    edited_messages: int = 0
+    deleted_messages: int = 0
+    first_message_at: datetime | None = None
+    last_message_at: datetime | None = None
+    proven_from: datetime | None = None
+    proven_until: datetime | None = None
+    proof_method: str | None = None
+    is_still: bool | None = None
+    content_hash: str | None = None
+    newest_message_id: str | None = None
+    head_messages: int | None = None
+    head_hash: str | None = None
+    head_etag: str | None = None
+    full_walk_at: datetime | None = None
+    parts: tuple[PartEntry, ...] = ()
+    requests: int = 0
+    started_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Make the reason a text that a ledger can store, whatever an error quotes."""
+        if self.reason is not None:
+            object.__setattr__(self, "reason", encodable(self.reason))
+
+    @property
+    def repeats(self) -> int:
+        """How many positions in the gateway's list repeat a message, if the proof accepted that."""
+        if self.proof_method != REPEATS or self.server_count is None or self.distinct_messages is None:
+            return 0
+        return self.server_count - self.distinct_messages
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the gateway counts what the lake has, and the repeats that were accepted."""
+        if self.server_count is None or self.distinct_messages is None:
+            return False
+        return self.server_count == self.distinct_messages + self.repeats
+
+
+@dataclass(slots=True)
+class RunTotals:
+    """What a run adds up to; the `totals` of the ledger and of every summary.
+
+    The counts in `conversations` add up to `found`.
+    """
+
+    phones: dict[str, int] = field(default_factory=dict)
+    # How many conversations the run found; None if it was killed before it knew them all.
+    found: int | None = None
+    conversations: dict[str, int] = field(default_factory=dict)
+    messages_new: int = 0
+    messages_total: int = 0
+    requests: int = 0
+    retries: int = 0
+    refusals: int = 0
+    received_bytes: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+    # Messages added by the day they were created, in ISO 8601; only of a shard, whose run draws them.
+    days: dict[str, int] = field(default_factory=dict)
+
+
+def part_entries(parts: Iterable[PublishedPart]) -> tuple[PartEntry, ...]:
+    """Parts as the ledger records them."""
+    return tuple(PartEntry(one.part.key, one.part.size_bytes, one.rows, one.sha256) for one in parts)
+
+
+def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
+    """A row of the ledger, or some of its columns, as an entry."""
+    parts = tuple(PartEntry(**part) for part in row.get("parts") or ())
+    return ConversationEntry(**{**row, "parts": parts})
+
+
+def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
+    """Entries as rows of the ledger."""
+    # Column by column, and without dataclasses.asdict(), which copies every value deeply: either would
+    # cost more than all the rest here.
+    entry_list = list(entries)
+    columns = {field.name: [getattr(entry, field.name) for entry in entry_list] for field in CONVERSATIONS}
+    columns["parts"] = [
+        [
+            {"key": part.key, "size_bytes": part.size_bytes, "rows": part.rows, "sha256": part.sha256}
+            for part in parts
+        ]
+        for parts in columns["parts"]
+    ]
+    arrays = [pa.array(columns[field.name], field.type) for field in CONVERSATIONS]
+    return pa.Table.from_arrays(arrays, schema=CONVERSATIONS)
+
+
+def entry_line(entry: ConversationEntry) -> bytes:
+    """One entry as a line of JSON, in a twentieth of the time that Parquet takes.
+
+    Raises:
+        TypeError: A value cannot be written as JSON in UTF-8.
+    """
+    return orjson.dumps(entry, option=orjson.OPT_UTC_Z)
+
+
+def rows_of_lines(body: bytes) -> pa.Table:
+    """Lines of `entry_line`, as rows of the ledger."""
+    read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(body) + 1)
+    parse = pyarrow.json.ParseOptions(explicit_schema=_AS_LINES, unexpected_field_behavior="ignore")
+    rows = pyarrow.json.read_json(io.BytesIO(body), read_options=read, parse_options=parse)
+    return rows.select(CONVERSATIONS.names).cast(CONVERSATIONS, safe=False)
+
+
+def run_row(values: Mapping[str, Any], totals: RunTotals) -> pa.Table:
+    """One run as a row of the ledger; mappings among the values become JSON."""
+    row = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return pa.Table.from_pylist([{**row, "totals": json.dumps(asdict(totals))}], schema=RUNS)
+
+
+def empty_ledger(ledger: Ledger, columns: Sequence[str] | None = None) -> pa.Table:
+    """A ledger without rows."""
+    schema = LEDGER_SCHEMAS[ledger]
+    return pa.schema([schema.field(name) for name in columns or schema.names]).empty_table()

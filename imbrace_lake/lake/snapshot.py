@@ -1,0 +1,99 @@
+"""A partition as it was read, in memory or, if large, in files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.gateway.id_set import IdSet
+from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
+from imbrace_lake.lake.lake import Lake, Part, PublishedPart
+from imbrace_lake.lake.memory import Reservation
+from imbrace_lake.lake.schema import EMPTY, with_digests
+
+# About how many times the size of a part its rows have in memory.
+EXPANSION = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSnapshot:
+    """The parts of one conversation as they were read.
+
+    Attributes:
+        lake: Where they are.
+        parts: What was found.
+        sources: Of each its rows, or the file that has them.
+    """
+
+    lake: Lake
+    parts: tuple[PublishedPart, ...] = ()
+    sources: tuple[pa.Table | Path, ...] = ()
+
+    @classmethod
+    async def read(cls, lake: Lake, parts: Sequence[Part], reservation: Reservation) -> PartitionSnapshot:
+        """Read the parts, one request each; those that do not fit into memory go to files."""
+
+        async def read_one(part: Part) -> tuple[PublishedPart, pa.Table | Path]:
+            size_bytes = EXPANSION * part.size_bytes
+            if reservation.fits(size_bytes):
+                reservation.reserve(size_bytes)
+                return (await lake.read_parts([part]))[0]
+            path = reservation.new_file()
+            return await lake.download_part(part, path), path
+
+        read = await asyncio.gather(*map(read_one, parts))
+        return cls(lake, tuple(part for part, _ in read), tuple(source for _, source in read))
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether all rows are."""
+        return not any(isinstance(source, Path) for source in self.sources)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what all rows would take in memory."""
+        return EXPANSION * sum(one.part.size_bytes for one in self.parts)
+
+    @property
+    def tables(self) -> list[pa.Table]:
+        """The rows of each part; only where all are in memory."""
+        return [source for source in self.sources if not isinstance(source, Path)]
+
+    @property
+    def rows(self) -> pa.Table:
+        """All rows, part by part; only where they are in memory."""
+        return pa.concat_tables(self.tables) if self.sources else EMPTY
+
+    def part_batches(self, index: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one part, or some columns of them, some at a time."""
+        source = self.sources[index]
+        if isinstance(source, Path):
+            yield from self.lake.iter_part(self.parts[index].part, source, columns)
+        else:
+            yield source if columns is None else source.select(columns)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows, or some columns of them, some at a time."""
+        for index in range(len(self.parts)):
+            yield from self.part_batches(index, columns)
+
+    def current_hash(self) -> tuple[int, str]:
+        """How many messages are not marked deleted, and their content hash."""
+        count, total = 0, NO_HASH
+        for rows in self.batches():
+            current = rows.filter(pc.invert(rows.column("is_deleted")))
+            count += current.num_rows
+            total = hash_sum([total, content_hash(with_digests(current))])
+        return count, total
+
+    def current_ids(self) -> IdSet:
+        """The messages that are not marked deleted."""
+        current = IdSet()
+        for rows in self.batches(["message_id", "is_deleted"]):
+            current.add(rows.filter(pc.invert(rows.column("is_deleted"))).column("message_id").to_pylist())
+        return current

@@ -1,0 +1,63 @@
+"""Open the object store that holds a lake, by its URL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from imbrace_lake.errors import SettingsError
+from imbrace_lake.store.contract import ObjectMeta, Probe, Store, StoreOptions
+from imbrace_lake.store.local import LocalStore
+
+__all__ = ["ObjectMeta", "Probe", "Store", "StoreOptions", "open_store"]
+
+
+def open_store(url: str, options: StoreOptions | None = None) -> Store:
+    """Choose the store for a URL; nothing is read or written before ``async with``.
+
+    Args:
+        url: ``./lake``, ``/data/lake``, ``file:///data/lake``, ``s3://bucket/prefix``, or the URL of
+            any other fsspec file system whose driver is installed.
+        options: How to reach an S3 store; other stores ignore it.
+
+    Raises:
+        SettingsError: No lake can be at such a URL, or it holds credentials.
+    """
+    if not url.strip():
+        raise SettingsError("the lake's URL is empty: write a folder or s3://bucket/prefix")
+    if "://" not in url:
+        return LocalStore(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100
+    if "::" in url:
+        raise SettingsError("a lake's URL cannot be a chain of file systems ('::'): name the store alone")
+    parts = _split(url)
+    if parts.scheme in ("file", "local"):
+        if parts.netloc not in ("", "localhost"):
+            raise SettingsError(
+                f"a file URL names no host: write {parts.scheme}:///{parts.netloc}{parts.path}"
+            )
+        return LocalStore(Path(os.path.normpath(unquote(parts.path))))
+    # Imported late, because reading a local lake should not pay for an S3 client (0.5 s).
+    if parts.scheme in ("s3", "s3a"):
+        from imbrace_lake.store.s3 import S3Store
+
+        return S3Store(parts.netloc, parts.path, options or StoreOptions())
+    from imbrace_lake.store.fsspec_store import FsspecStore
+
+    return FsspecStore(url)
+
+
+def _split(url: str) -> SplitResult:
+    """Take a URL apart and refuse what must not or cannot be in it, without repeating it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise SettingsError(f"the lake's address is no URL ({exc}): write s3://bucket/prefix") from None
+    if parts.password is not None or (parts.username is not None and parts.scheme in ("s3", "s3a")):
+        raise SettingsError(
+            "the lake's URL holds credentials: leave them out and set AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the driver's own settings"
+        )
+    if parts.query or parts.fragment:
+        raise SettingsError("the lake's URL has a part after '?' or '#': leave it out")
+    return parts

@@ -1,0 +1,84 @@
+"""What a chunk has got done reaches the journal, whatever becomes of one write."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from imbrace_lake.errors import StoreUnavailable
+from imbrace_lake.export import chunk_journal as journal_module
+from imbrace_lake.export.accounts import Accounts
+from imbrace_lake.export.chunk_journal import MOST_LINES, WRITE_SHARE, WRITE_WALKED, ChunkJournal
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.store.contract import ObjectMeta
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def an_entry(number: int) -> ConversationEntry:
+    return ConversationEntry(
+        run_id="run", organization_id="org_1", conversation_id=f"conv_{number}", status="complete",
+        finished_at=NOW,
+    )  # fmt: skip
+
+
+async def noted(lake: Lake) -> list[str]:
+    return [row["conversation_id"] for row in (await read_ledger(lake, "conversations")).to_pylist()]
+
+
+def test_every_entry_is_noted_once_and_objects_stay_small(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
+            for number in range(3 * MOST_LINES):
+                await chunk_journal.add(an_entry(number))
+            await chunk_journal.write()
+            assert sorted(await noted(lake)) == sorted(chunk_journal.done)
+            objects = await lake.store.list("journal/run/conversations/")
+            assert len(objects) == 3
+
+    asyncio.run(work())
+
+
+def test_of_conversations_that_are_unchanged_more_are_noted_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(journal_module, "WRITE_SECONDS", 60.0)
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", WRITE_SHARE * 50)
+            counts = []
+            for number in range(120):
+                await chunk_journal.add(replace(an_entry(number), status="unchanged"))
+                counts.append(len(await noted(lake)))
+            assert counts == [0] * 49 + [50] * 50 + [100] * 21
+
+    asyncio.run(work())
+
+
+def test_what_could_not_be_written_is_written_by_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(key: str, data: bytes) -> ObjectMeta:
+        raise StoreUnavailable("the store is away")
+
+    async def work() -> None:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
+            for number in range(WRITE_WALKED - 1):
+                await chunk_journal.add(an_entry(number))
+            with monkeypatch.context() as patch:
+                patch.setattr(lake.store, "overwrite", refuse)
+                with pytest.raises(StoreUnavailable):
+                    await chunk_journal.add(an_entry(WRITE_WALKED))
+            assert not await noted(lake)
+            await chunk_journal.write()
+            assert len(await noted(lake)) == WRITE_WALKED
+
+    asyncio.run(work())

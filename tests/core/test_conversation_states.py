@@ -1,0 +1,297 @@
+"""What the lake knows of conversations, and the checkpoint that spares the reading of years of it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.lake import conversation_states as states_module
+from imbrace_lake.lake import hash_index
+from imbrace_lake.lake.checkpoint import (
+    KEPT_CHECKPOINTS,
+    MAX_AFTER_CHECKPOINT,
+    read_state,
+    read_states,
+    write_checkpoint,
+)
+from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger_schema import (
+    PHONES,
+    WINDOW,
+    ConversationEntry,
+    PartEntry,
+    RunTotals,
+    conversation_rows,
+)
+from tests.core.test_lake import a_part
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def entry(conversation_id: str, run: int, **more: object) -> ConversationEntry:
+    part = PartEntry("messages/org=org/conv=c/part-00000.parquet", run, run, "00")
+    plain = ConversationEntry(
+        f"run-{run}",
+        "org",
+        conversation_id,
+        "complete",
+        START + run * HOUR,
+        distinct_messages=run,
+        parts=(part,),
+    )
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+async def end_run(lake: Lake, run: int, *entries: ConversationEntry) -> None:
+    """One run from its journal to its ledgers, and the checkpoint that it may write."""
+    started_at = START + run * HOUR
+    journal = Journal(lake, f"run-{run}", started_at)
+    await journal.note_entries("chunk-1-of-1", entries)
+    row = {"run_id": f"run-{run}", "organization_id": "org", "status": "complete", "started_at": started_at}
+    await journal.close(row, RunTotals())
+    await write_checkpoint(lake, started_at)
+
+
+async def known_counts(lake: Lake) -> dict[str, int | None]:
+    states = await read_states(lake, "org")
+    return {one.conversation_id: one.distinct_messages for one in states}
+
+
+def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        async with open_lake(str(folder), now=START) as lake:
+            await job(lake)
+
+    asyncio.run(inside())
+
+
+def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1), entry("b", 1), entry("c", 1))
+        await end_run(
+            lake,
+            2,
+            entry("a", 2, status="unchanged"),
+            entry("b", 2, status="failed", distinct_messages=None),
+            entry("c", 2, proof_method=WINDOW),
+            entry("d", 2, status="incomplete"),
+            entry("e", 2, organization_id="other"),
+        )
+
+        states = await read_states(lake, "org")
+        assert {one.conversation_id: one.run_id for one in states} == {
+            "a": "run-2",
+            "b": "run-1",
+            "c": "run-1",
+        }
+        assert states.of_each(["d", "a"]) == {"a": replace(entry("a", 2, status="unchanged"))}
+
+    in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize("hash_of", [hash, lambda text: 7])
+def test_entries_are_found_in_several_batches_and_whatever_their_hashes(
+    monkeypatch: pytest.MonkeyPatch, hash_of: Callable[[str], int]
+) -> None:
+    monkeypatch.setattr(hash_index, "hash", hash_of, raising=False)
+    monkeypatch.setattr(states_module, "ROWS_AT_A_TIME", 2)
+    every = [entry(f"c{number}", 1) for number in range(9)]
+    rows = pa.concat_tables([conversation_rows(every[:4]), conversation_rows(every[4:])]).slice(1)
+
+    entries = ConversationStates(rows)
+
+    assert [*entries] == every[1:]
+    assert entries.ids() == [f"c{number}" for number in range(1, 9)]
+    assert entries.of_each(["c8", "c0", "c3", "c4"]) == {f"c{n}": every[n] for n in (3, 4, 8)}
+    assert not entries.of_each([])
+
+
+def test_what_failed_between_two_proofs_is_left_out_of_many_rows(tmp_path: Path) -> None:
+    every = [entry("a", 1), entry("b", 1, status="failed"), entry("a", 2), entry("c", 1, proof_method=WINDOW)]
+
+    async def job(lake: Lake) -> None:
+        await Journal(lake, "run-1", START).add("conversations", conversation_rows(every))
+
+        state = await read_state(lake, "org")
+
+        assert [*state.states] == [every[2]]
+        assert sorted(state.unproven) == ["b", "c"]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1))
+        await Journal(lake, "run-2", START).note("conversations", "x", conversation_rows([entry("a", 2)]))
+
+        assert await known_counts(lake) == {"a": 2}
+
+    in_lake(tmp_path, job)
+
+
+def test_in_a_new_lake_nothing_is_known(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        assert not [*(await read_states(lake, "org"))]
+
+    in_lake(tmp_path, job)
+
+
+RUNS = 2 * MAX_AFTER_CHECKPOINT + 5
+KNOWN_AFTER_YEARS = {"each": RUNS, **{f"only-{run}": run for run in range(1, RUNS + 1)}}
+
+
+@pytest.fixture(scope="module")
+def runs_of_years(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a lake of so many runs that they left two checkpoints."""
+    folder = tmp_path_factory.mktemp("years")
+
+    async def job(lake: Lake) -> None:
+        for run in range(1, RUNS + 1):
+            await end_run(lake, run, entry("each", run), entry(f"only-{run}", run))
+
+    in_lake(folder, job)
+    return folder
+
+
+@pytest.fixture
+def years(runs_of_years: Path, tmp_path: Path) -> Path:
+    """Give a copy of that lake."""
+    shutil.copytree(runs_of_years, tmp_path / "lake")
+    return tmp_path / "lake"
+
+
+def test_after_some_runs_a_checkpoint_holds_what_their_ledgers_say_and_later_ones_are_read_with_it(
+    years: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        assert len(await lake.store.list("checkpoints/")) == 2
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+        # The proof that the checkpoint is what was read: without most of the ledger all is still known.
+        for stored in (await lake.store.list("conversations/"))[: 2 * MAX_AFTER_CHECKPOINT]:
+            await lake.store.delete(stored.key)
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_a_deleted_checkpoint_changes_nothing(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        for stored in await lake.store.list("checkpoints/"):
+            await lake.store.delete(stored.key)
+
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_a_damaged_checkpoint_changes_nothing_wherever_it_is_damaged(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        newest = max(stored.key for stored in await lake.store.list("checkpoints/"))
+        body = await lake.store.get(newest)
+
+        for position in range(0, len(body), len(body) // 9):
+            await lake.store.overwrite(
+                newest, body[:position] + bytes([body[position] ^ 0x10]) + body[position + 1 :]
+            )
+            assert await known_counts(lake) == KNOWN_AFTER_YEARS
+        await lake.store.overwrite(newest, b"")
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_only_some_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 2)
+
+    async def job(lake: Lake) -> None:
+        for run in range(1, 2 * KEPT_CHECKPOINTS + 5):
+            await end_run(lake, run, entry("each", run))
+
+        assert len(await lake.store.list("checkpoints/")) == KEPT_CHECKPOINTS
+        assert await known_counts(lake) == {"each": 2 * KEPT_CHECKPOINTS + 4}
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_that_began_before_a_checkpoint_and_ends_after_it_is_known(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        late = replace(
+            entry("each", 1), run_id="slow", finished_at=START + 1_000 * HOUR, distinct_messages=999
+        )
+        journal = Journal(lake, "slow", START)
+        await journal.note_entries("x", [late])
+        await journal.close({"run_id": "slow", "organization_id": "org", "status": "complete"}, RunTotals())
+
+        assert (await known_counts(lake))["each"] == 999
+
+    in_lake(years, job)
+
+
+def test_a_damaged_ledger_object_is_skipped_by_its_name(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1))
+        key = (await lake.store.list("conversations/"))[0].key
+        body = await lake.store.get(key)
+        await lake.store.overwrite(key, body[:-9] + b"x" + body[-8:])
+
+        assert not [*await read_states(lake, "org")]
+        assert [*lake.damaged] == [key]
+
+    in_lake(tmp_path, job)
+
+
+def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_called(
+    tmp_path: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        for run in range(1, 9):
+            first = entry("a", 2 * run, run_id=f"r{run}", status="failed", is_dead_letter=True)
+            again = entry("a", 2 * run + 1, run_id=f"r{run}")
+            for attempt in (first, again):  # each by a process of its own, so neither knows of the other
+                journal = Journal(lake, f"r{run}", START)
+                await journal.note_entries("chunk-1-of-1", [attempt])
+            await journal.close(
+                {"run_id": f"r{run}", "organization_id": "org", "status": "complete"}, RunTotals()
+            )
+
+        rows = (await read_ledger(lake, "conversations")).to_pylist()
+        assert [row["status"] for row in rows] == ["complete"] * 8
+
+    in_lake(tmp_path, job)
+
+
+def test_every_id_is_that_of_whatever_was_ever_heard_of(tmp_path: Path) -> None:
+    names = {"proven", "failed", "only a window", "gone", "linked", "under way", "told of by no ledger"}
+
+    async def job(lake: Lake) -> None:
+        await end_run(
+            lake,
+            1,
+            entry("proven", 1),
+            entry("failed", 1, status="failed", is_dead_letter=True),
+            entry("only a window", 1, proof_method=WINDOW),
+            entry("gone", 1, status="gone"),
+            entry("of another", 1, organization_id="other"),
+        )
+        number = {"run_id": "run-1", "organization_id": "org", "position": 1, "status": "resolved"}
+        rows = pa.Table.from_pylist([{**number, "conversation_ids": ["linked", "gone"]}], schema=PHONES)
+        await Journal(lake, "run-1", START).add("phones", rows)
+        journal = Journal(lake, "run-2", START)
+        await journal.note_entries("x", [entry("under way", 2)])
+        await lake.add_part("org", "told of by no ledger", 0, a_part("told of by no ledger", "m"), 1)
+
+        recorded = (await read_state(lake, "org")).ids()
+        assert set(await read_every_id(lake, "org", await lake.list_partitions("org"), recorded)) == names
+
+    in_lake(tmp_path, job)

@@ -1,0 +1,319 @@
+"""Runs that died: whoever comes next closes what they wrote down, and goes on with the same job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_lake.errors import StoreUnavailable, UsageError
+from imbrace_lake.export.recovery import (
+    DEAD_AFTER,
+    RESUME_WITHIN,
+    close_if_dead,
+    heartbeat,
+    recover_dead_runs,
+    work_fingerprint,
+)
+from imbrace_lake.export.run import closed_summary
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger_schema import RunTotals
+from imbrace_lake.policy import ReadPolicy, Window
+from tests.core.test_conversation_states import START, entry
+
+JOB = work_fingerprint(["a", "b"])
+DEAD_AT = START + DEAD_AFTER + timedelta(seconds=1)
+
+
+def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        async with open_lake(str(folder), now=START) as lake:
+            await job(lake)
+
+    asyncio.run(inside())
+
+
+async def die(
+    lake: Lake, run_id: str = "dead", *, job: str = JOB, header: dict[str, Any] | None = None
+) -> None:
+    """What a run leaves that is killed when it has done `a` and not `b`."""
+    async with heartbeat(lake, run_id, "org", lambda: START) as running:
+        await running.send(job)
+    journal = Journal(lake, run_id, START)
+    done = [entry("a", 1, run_id=run_id), entry("b", 1, run_id=run_id, status="failed", is_dead_letter=True)]
+    await journal.note_entries("chunk-1-of-1", done)
+    if header is not None:
+        key = f"journal/{run_id}/run.json"
+        reported = json.loads(await lake.store.get(key))
+        await lake.store.overwrite(key, json.dumps(reported | header).encode())
+
+
+async def runs(lake: Lake) -> list[tuple[str, str]]:
+    rows = (await read_ledger(lake, "runs")).to_pylist()
+    return sorted((row["run_id"], row["status"]) for row in rows)
+
+
+async def journals(lake: Lake) -> set[str]:
+    return {stored.key.split("/")[1] for stored in await lake.store.list("journal/")}
+
+
+def test_a_dead_runs_journal_is_closed_and_the_same_job_goes_on_from_it(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+
+        done = (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done
+
+        assert [*done] == [entry("a", 1, run_id="dead")]
+        assert await journals(lake) == set()
+        assert await runs(lake) == [("dead", "failed")]
+        rows = (await read_ledger(lake, "conversations")).to_pylist()
+        assert {(row["conversation_id"], row["status"]) for row in rows} == {
+            ("a", "complete"),
+            ("b", "failed"),
+        }
+
+    in_lake(tmp_path, job)
+
+
+def test_another_job_does_not_go_on_from_it_but_closes_it(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+
+        assert not (await recover_dead_runs(lake, "next", work_fingerprint(["a"]), DEAD_AT)).done.ids()
+        assert await runs(lake) == [("dead", "failed")]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+
+        assert not (await recover_dead_runs(lake, "next", JOB, START + DEAD_AFTER)).done.ids()
+        assert await journals(lake) == {"dead"}
+        assert await runs(lake) == []
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_of_this_machine_whose_process_is_gone_is_dead_at_once(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    async def job(lake: Lake) -> None:
+        await die(lake, header={"pid": ended.pid})
+
+        assert (await recover_dead_runs(lake, "next", JOB, START)).done.ids() == ["a"]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_cancelled_run_that_is_still_closing_is_left_alone_and_closed_as_cancelled_when_it_is_dead(
+    tmp_path: Path,
+) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake, header={"is_cancelled": True, "pid": os.getpid()})
+
+        soon = START + DEAD_AFTER / 2
+        assert (await recover_dead_runs(lake, "next", JOB, soon)).closed == []
+        with pytest.raises(UsageError, match="still under way"):
+            await close_if_dead(lake, "dead", soon)
+        assert await runs(lake) == []
+
+        closed = await close_if_dead(lake, "dead", DEAD_AT)
+
+        assert closed is not None
+        assert closed_summary(closed, lake.url).status == "cancelled"
+        assert await runs(lake) == [("dead", "cancelled")]
+        assert await journals(lake) == set()
+
+    in_lake(tmp_path, job)
+
+
+def test_a_process_of_another_machine_says_nothing_about_ours(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    async def job(lake: Lake) -> None:
+        await die(lake, header={"pid": ended.pid, "host": "elsewhere"})
+
+        assert not (await recover_dead_runs(lake, "next", JOB, START)).done.ids()
+        assert await journals(lake) == {"dead"}
+
+    in_lake(tmp_path, job)
+
+
+def test_what_died_long_ago_is_closed_and_done_again(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+
+        assert not (await recover_dead_runs(lake, "next", JOB, START + RESUME_WITHIN)).done.ids()
+        assert await runs(lake) == [("dead", "failed")]
+
+    in_lake(tmp_path, job)
+
+
+def test_another_attempt_of_the_same_run_goes_on_in_the_same_journal(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake, "again")
+
+        assert (await recover_dead_runs(lake, "again", JOB, START)).done.ids() == ["a"]
+        assert await journals(lake) == {"again"}
+        assert await runs(lake) == []
+
+    in_lake(tmp_path, job)
+
+
+def test_a_journal_without_a_header_is_closed_when_it_is_old(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        await lake.store.delete("journal/dead/run.json")
+        now = datetime.now(UTC)
+
+        assert not (await recover_dead_runs(lake, "next", JOB, now)).done.ids()
+        assert await journals(lake) == {"dead"}
+        assert not (await recover_dead_runs(lake, "next", JOB, now + 2 * DEAD_AFTER)).done.ids()
+        assert await journals(lake) == set()
+
+    in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"run_id": "dead"}', b'{"odd": 1}', b"\xff"])
+def test_a_header_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, body: bytes) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        await lake.store.overwrite("journal/dead/run.json", body)
+
+        assert not (await recover_dead_runs(lake, "next", JOB, datetime.now(UTC) + 2 * DEAD_AFTER)).done.ids()
+        assert await runs(lake) == [("dead", "failed")]
+
+    in_lake(tmp_path, job)
+
+
+def test_two_runs_that_close_one_journal_at_once_write_the_same(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await asyncio.gather(*(die(lake, f"dead-{number}") for number in range(12)))
+        async with open_lake(str(tmp_path), now=None) as other:
+            found = await asyncio.gather(
+                *(recover_dead_runs(one, f"next-{one is other}", JOB, DEAD_AT) for one in (lake, other))
+            )
+
+        assert ["a"] in [each.done.ids() for each in found]
+        assert await journals(lake) == set()
+        assert set(await runs(lake)) == {(f"dead-{number}", "failed") for number in range(12)}
+        rows = (await read_ledger(lake, "conversations")).to_pylist()
+        assert {(row["run_id"], row["conversation_id"]) for row in rows} == {
+            (f"dead-{number}", one) for number in range(12) for one in "ab"
+        }
+
+    in_lake(tmp_path, job)
+
+
+def test_of_several_dead_runs_the_latest_word_on_a_conversation_counts(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        for run_id, hour in (("x", 3), ("y", 5), ("z", 4)):
+            await die(lake, run_id)
+            journal = Journal(lake, run_id, START)
+            await journal.note_entries("later", [entry("a", hour, run_id=run_id)])
+
+        assert [one.run_id for one in (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done] == ["y"]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_that_died_after_it_had_ended_is_done_and_not_gone_on_from(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        row = {"run_id": "dead", "organization_id": "org", "status": "complete"}
+        journal = Journal(lake, "dead", START)
+        drop = journal.drop
+        journal.drop = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+        await journal.close(row, RunTotals())
+        assert await journals(lake) == {"dead"}
+
+        assert not (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done.ids()
+        assert await journals(lake) == set()
+        assert await runs(lake) == [("dead", "complete")]
+        await drop()
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_that_died_while_it_closed_is_closed_again_without_a_second_copy(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        before = await lake.store.list("journal/")
+        bodies = {stored.key: await lake.store.get(stored.key) for stored in before}
+        await recover_dead_runs(lake, "next", JOB, DEAD_AT)
+        for stored in await lake.store.list("runs/"):
+            await lake.store.delete(stored.key)
+        for key, body in bodies.items():
+            await lake.store.overwrite(key, body)
+
+        assert (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done.ids() == ["a"]
+        assert len(await lake.store.list("conversations/")) == 1
+        assert await runs(lake) == [("dead", "failed")]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_job_is_what_is_to_be_done_in_whatever_order() -> None:
+    assert work_fingerprint(["a", "b"]) == work_fingerprint(iter(["b", "a"]))
+    assert (
+        len(
+            {
+                work_fingerprint(["a"]),
+                work_fingerprint(["a"], Window()),
+                work_fingerprint(["a"], Window(START)),
+                work_fingerprint(["b"]),
+                work_fingerprint(["a"], ReadPolicy()),
+                work_fingerprint(["a"], ReadPolicy(look_back_messages=1)),
+                work_fingerprint(["ab"]),
+                work_fingerprint(["a", "b"]),
+            }
+        )
+        == 8
+    )
+
+
+def test_the_heartbeat_renews_the_header_and_survives_a_store_that_fails_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.export.recovery.RENEW_SECONDS", 0.005)
+    ticks = (START + timedelta(seconds=number) for number in range(1_000_000))
+
+    async def job(lake: Lake) -> None:
+        async def alive_at() -> datetime:
+            return datetime.fromisoformat(json.loads(await lake.store.get("journal/r/run.json"))["alive_at"])
+
+        real = lake.store.overwrite
+
+        async def fail(*args: object) -> Any:
+            raise StoreUnavailable("for a while")
+
+        async with heartbeat(lake, "r", "org", lambda: next(ticks)) as running:
+            await running.send(JOB)
+            monkeypatch.setattr(lake.store, "overwrite", fail)
+            await asyncio.sleep(0.05)
+            monkeypatch.setattr(lake.store, "overwrite", real)
+            before = await alive_at()
+            for _ in range(10_000):
+                if await alive_at() > before:
+                    break
+                await asyncio.sleep(0.005)
+            await running.stop()
+            stopped = await alive_at()
+            await asyncio.sleep(0.03)
+            await running.send()
+            assert await alive_at() == stopped
+
+    in_lake(tmp_path, job)

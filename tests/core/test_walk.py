@@ -1,0 +1,745 @@
+"""The walk: it finds every message that was there and stayed, or says that it cannot tell."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.walk import REPEATS, Bounds, Proof, walk
+from tests.core.moving_list import MovingList, plain_offset_walk
+
+CAPS = (5, 7, 50, 100, None)
+WALKS, GROUPS = 3_000, 15
+LENGTHS = (
+    *range(26),
+    49,
+    50,
+    51,
+    99,
+    100,
+    101,
+    199,
+    200,
+    201,
+    350,
+    699,
+    700,
+    701,
+    1_000,
+    1_999,
+    2_000,
+    2_001,
+)
+
+
+@dataclass
+class Walked:
+    """What a walk over a list came to."""
+
+    moving: MovingList
+    proof: Proof
+    pages: list[Page]
+
+    @property
+    def seen(self) -> set[str]:
+        return {message_id for page in self.pages for message_id in page.ids}
+
+
+def walked(
+    moving: MovingList,
+    *,
+    limit: int = 100,
+    read_ahead: int = 8,
+    known: Container[str] = frozenset(),
+    **options: Any,
+) -> Walked:
+    pages: list[Page] = []
+
+    def stop_at(page: Page) -> bool:
+        return any(message_id in known for message_id in page.ids)
+
+    proof = asyncio.run(
+        walk(moving.fetch, pages.append, limit=limit, read_ahead=read_ahead, stop_at=stop_at, **options)
+    )
+    return Walked(moving, proof, pages)
+
+
+def a_moving_list(seed: int) -> MovingList:
+    """A list of any length that moves calmly or wildly, under a server of any habits."""
+    rng = random.Random(seed)
+    return MovingList(
+        [f"m{n}" for n in range(rng.choice((0, 1, 2, 5, 30, 99, 100, 101, 250, rng.randint(0, 500))))],
+        rng,
+        cap=rng.choice(CAPS),
+        arrive=rng.choice((0.0, 0.02, 0.1, 0.4)),
+        vanish=rng.choice((0.0, 0.02, 0.1, 0.4)),
+        swap=rng.choice((0.0, 0.0, 0.1)),
+        flicker=rng.choice((0.0, 0.0, 0.2)),
+        burst=rng.choice((1, 3, 12, 60)),
+        counts=rng.choice(("right", "swapped", "both", "none")),
+        has_more=rng.random() < 0.7,
+    )
+
+
+# -- lists that move ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_no_message_is_lost_without_a_word_while_the_list_moves(group: int) -> None:
+    complete = 0
+    for seed in range(group, WALKS, GROUPS):
+        moving = a_moving_list(seed)
+
+        result = walked(moving, limit=random.Random(seed).choice((10, 100)))
+
+        if result.proof.is_complete:
+            complete += 1
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+            assert result.proof.distinct == len(result.seen), f"seed {seed}"
+            assert result.proof.reason == ""
+        else:
+            assert result.proof.reason
+    # A walk that always gave up would keep the promise and be of no use.
+    assert complete > 0.8 * WALKS / GROUPS
+
+
+def test_the_same_lists_make_a_plain_offset_walk_lose_messages() -> None:
+    losses = 0
+    for seed in range(300):
+        moving = a_moving_list(seed)
+        moving.counts = "right"
+
+        seen = asyncio.run(plain_offset_walk(moving, 100))
+
+        losses += not moving.must_see() <= set(seen)
+    assert losses > 20
+
+
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("counts", ["right", "both", "none"])
+def test_a_list_that_moves_now_and_then_is_always_proven(cap: int | None, counts: str) -> None:
+    for seed in range(15):
+        moving = MovingList.of(
+            300, seed, cap=cap, counts=counts, arrive=0.03, vanish=0.03, swap=0.03, burst=3
+        )
+
+        result = walked(moving)
+
+        assert result.proof.is_complete, f"seed {seed}: {result.proof}"
+        assert moving.must_see() <= result.seen
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_pages_read_side_by_side_and_edge_to_edge_lose_nothing(group: int) -> None:
+    """Long lists in small pages, answered in any order, arrivals as many as deletions."""
+    for seed in range(group, 240, 4):
+        rng = random.Random(seed)
+        cap = rng.choice((2, 3, 5, 7))
+        moving = MovingList.of(
+            cap * rng.randint(20, 35), seed, cap=cap, swap=rng.choice((0.01, 0.1)), burst=12, delay=12
+        )
+        known = frozenset(moving.ids[rng.randrange(len(moving.ids)) :]) if seed % 2 else frozenset()
+
+        result = walked(moving, known=known)
+
+        if result.proof.is_complete:
+            assert moving.must_see() - known <= result.seen, f"seed {seed}: {result.proof}"
+
+
+def a_turnover(late: int, early: int) -> MovingList:
+    """While pages are under way, twenty messages arrive and the twenty oldest go: the count stays.
+
+    The page at `late` is served after that, those up to `early` before: it holds nothing but
+    arrivals, so no message comes twice and no count differs.
+    """
+    moving = MovingList.of(150, cap=5)
+    is_early_served = asyncio.Event()
+
+    async def fetch(skip: int, limit: int) -> Page:
+        if skip == late and early not in moving.asked:
+            await is_early_served.wait()
+            for _ in range(20):
+                moving.insert()
+                moving.delete(len(moving.ids) - 1)
+        page = moving.serve(skip, limit)
+        if skip == early:
+            is_early_served.set()
+        return page
+
+    moving.fetch = fetch  # type: ignore[method-assign]
+    return moving
+
+
+@pytest.mark.parametrize("known", [frozenset(), frozenset(f"m{n}" for n in range(40, 150))])
+def test_a_page_that_came_late_and_holds_only_arrivals_is_noticed(known: frozenset[str]) -> None:
+    moving = a_turnover(late=10, early=40)
+
+    result = walked(moving, known=known)
+
+    assert moving.must_see() - known <= result.seen
+    assert result.proof.is_complete
+
+
+@pytest.mark.parametrize("cap", [1, 5, 7, 50, None])
+def test_a_list_emptied_while_it_is_read_ends(cap: int | None) -> None:
+    def empty(moving: MovingList) -> None:
+        if moving.requests == 2:
+            while moving.ids:
+                moving.delete(0)
+
+    result = walked(MovingList.of(260, cap=cap, on_move=empty))
+
+    assert result.proof.is_complete
+    assert result.proof.server_count == 0
+
+
+def test_a_list_that_grows_faster_than_it_is_read_ends_as_incomplete() -> None:
+    moving = MovingList.of(200, cap=10, arrive=1.0, burst=40)
+
+    result = walked(moving)
+
+    assert not result.proof.is_complete
+    assert "the gateway's list did not end within 232 requests: it counted 233 messages at first, then" in (
+        result.proof.reason
+    )
+    assert moving.requests <= 232
+
+
+@pytest.mark.parametrize("has_more", [True, False])
+@pytest.mark.parametrize("counts", ["right", "frozen", "none"])
+@pytest.mark.parametrize("kind", ["inflow", "older"])
+@pytest.mark.parametrize("cap", [5, 100])
+def test_a_list_without_end_ends_within_what_there_was_to_read_at_first(
+    kind: str, counts: str, has_more: bool, cap: int
+) -> None:
+    """More messages arrive than a page holds, or more and more old ones are made up."""
+
+    def grow(moving: MovingList) -> None:
+        for _ in range(2 * cap):
+            moving.insert(0 if kind == "inflow" else len(moving.ids))
+        if counts == "frozen":
+            moving.count_error = 1_100 - len(moving.ids)
+
+    moving = MovingList.of(1_100, cap=cap, has_more=has_more, on_move=grow)
+    moving.counts = "none" if counts == "none" else "right"
+    moving.is_lying = has_more
+
+    result = walked(moving, bounds=Bounds(uncounted_messages=2_000))
+
+    first = 2_000 if counts == "none" else 1_100 + 2 * cap
+    assert moving.requests <= 40 + 8 * (first / cap + 1)
+    assert len(result.seen) <= cap * moving.requests
+    if not result.proof.is_complete:
+        assert result.proof.reason
+    else:
+        # A list whose count never grows ends where the count says, unless it says that there is more.
+        assert counts == "frozen"
+
+
+def test_a_list_without_count_or_end_names_the_setting_that_bounds_it() -> None:
+    def grow(moving: MovingList) -> None:
+        for _ in range(100):
+            moving.insert(len(moving.ids))
+
+    moving = MovingList.of(1_000, counts="none", is_lying=True, on_move=grow)
+
+    result = walked(moving)
+
+    assert result.proof.reason == (
+        "the gateway lists more than 100,000 messages without a count: set IMBRACE_MAX_UNCOUNTED_MESSAGES to"
+        " more if the conversation is that long"
+    )
+    assert moving.requests < 1_100
+
+
+def test_a_count_without_measure_is_bounded_by_the_setting() -> None:
+    def grow(moving: MovingList) -> None:
+        moving.count_error = 10**12 - len(moving.ids)
+        for _ in range(100):
+            moving.insert(len(moving.ids))
+
+    moving = MovingList.of(1_000, on_move=grow)
+
+    result = walked(moving, bounds=Bounds(messages=20_000))
+
+    assert not result.proof.is_complete
+    assert len(result.seen) <= 20_000 + 100
+    assert moving.requests < 500
+
+
+@pytest.mark.parametrize("counts", ["right", "none"])
+@pytest.mark.parametrize("burst", [3, 40])
+def test_a_long_conversation_that_grows_while_it_is_read_is_proven(counts: str, burst: int) -> None:
+    """Up to 40 messages arrive with each page of 100."""
+    moving = MovingList.of(20_000, counts=counts, arrive=1.0, burst=burst)
+
+    result = walked(moving)
+
+    assert result.proof.is_complete, result.proof
+    assert moving.must_see() <= result.seen
+
+
+@pytest.mark.parametrize("counts", ["right", "none"])
+def test_back_dated_arrivals_cost_no_message_where_pages_overlap(counts: str) -> None:
+    for seed in range(60):
+        moving = MovingList.of(
+            400, seed, cap=50, counts=counts, arrive=0.3, vanish=0.1, burst=5, backdated=0.5
+        )
+
+        result = walked(moving)
+
+        if result.proof.is_complete and result.proof.method == "overlap":
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+
+
+@pytest.mark.parametrize("counts", ["right", "none"])
+def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete(counts: str) -> None:
+    """Pages of one message share none, so without a count nothing ties them together."""
+    for seed in range(60):
+        moving = MovingList.of(30, seed, cap=1, counts=counts, vanish=0.1)
+
+        result = walked(moving)
+
+        if result.proof.is_complete:
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+        if counts == "none":
+            assert "hold too little" in result.proof.reason
+
+
+# -- a machine that looks for what the fuzz did not think of ----------------------------------------
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    length=st.integers(0, 60),
+    cap=st.sampled_from([1, 2, 3, 5, 7, None]),
+    limit=st.sampled_from([3, 10, 100]),
+    counts=st.sampled_from(["right", "swapped", "both", "none"]),
+    has_more=st.booleans(),
+    read_ahead=st.integers(1, 4),
+    known_from=st.none() | st.integers(0, 60),
+    events=st.lists(
+        st.tuples(st.integers(1, 12), st.sampled_from("+-="), st.integers(0, 80), st.integers(1, 12)),
+        max_size=6,
+    ),
+)
+def test_whatever_happens_before_whichever_page_a_complete_walk_saw_everything(
+    length: int,
+    cap: int | None,
+    limit: int,
+    counts: str,
+    has_more: bool,
+    read_ahead: int,
+    known_from: int | None,
+    events: list[tuple[int, str, int, int]],
+) -> None:
+    def happen(moving: MovingList) -> None:
+        for number, kind, position, many in events:
+            if number != moving.requests:
+                continue
+            for _ in range(many):
+                if kind in "+=":
+                    moving.insert()
+                if kind in "-=" and moving.ids:
+                    moving.delete(min(position, len(moving.ids) - 1))
+
+    moving = MovingList.of(length, cap=cap, counts=counts, has_more=has_more, on_move=happen)
+    known = frozenset(moving.ids[known_from:]) if known_from is not None else frozenset()
+
+    result = walked(moving, limit=limit, read_ahead=read_ahead, known=known)
+
+    if result.proof.is_complete:
+        assert moving.must_see() - known <= result.seen
+    else:
+        assert result.proof.reason
+
+
+# -- lists that keep still ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [*CAPS, 1, 2, 99])
+@pytest.mark.parametrize("has_more", [True, False])
+def test_a_still_list_costs_at_most_a_twentieth_more_than_the_fewest_requests(
+    cap: int | None, has_more: bool
+) -> None:
+    for length in LENGTHS:
+        moving = MovingList.of(length, cap=cap, has_more=has_more)
+
+        result = walked(moving)
+
+        assert result.proof.is_complete, f"{length} messages: {result.proof}"
+        assert len(result.seen) == length == result.proof.distinct == result.proof.listed
+        assert result.proof.did_not_move
+        assert moving.requests == result.proof.requests
+        assert 20 * moving.requests <= 21 * moving.fewest(100) + 19, f"{length} messages: {moving.requests}"
+
+
+@pytest.mark.parametrize("counts", ["both", "none"])
+@pytest.mark.parametrize("has_more", [True, False])
+@pytest.mark.parametrize("cap", CAPS)
+def test_a_still_list_is_proven_whatever_the_server_leaves_out(
+    counts: str, has_more: bool, cap: int | None
+) -> None:
+    for length in (0, 2, 4, 5, 6, 49, 50, 51, 100, 101, 350):
+        result = walked(MovingList.of(length, cap=cap, counts=counts, has_more=has_more))
+
+        assert result.proof.is_complete, f"{length} messages: {result.proof}"
+        assert len(result.seen) == length
+
+
+def test_a_single_message_of_a_server_that_says_nothing_at_all_proves_nothing() -> None:
+    result = walked(MovingList.of(1, counts="none", has_more=False))
+
+    assert result.seen == {"m0"}
+    assert not result.proof.is_complete
+
+
+@pytest.mark.parametrize("error", [1, 3, -1, -3])
+@pytest.mark.parametrize("length", [0, 3, 50, 100, 230])
+def test_a_count_that_is_off_makes_the_walk_incomplete_and_says_so(error: int, length: int) -> None:
+    moving = MovingList.of(length, cap=50, count_error=error)
+    claimed = max(0, length + error)
+
+    result = walked(moving)
+
+    assert len(result.seen) == length
+    assert result.proof.is_complete == (claimed == length)
+    if claimed > length:
+        assert result.proof.reason == f"the gateway counts {claimed} messages, but lists {length}"
+    elif claimed < length:
+        assert result.proof.reason == f"the gateway lists {length} messages, but counts {claimed}"
+
+
+@pytest.mark.parametrize("counts", ["right", "both", "none"])
+@pytest.mark.parametrize("cap", [1, 2, 5, 50, None])
+def test_a_server_that_always_promises_more_is_believed_only_if_its_count_allows(
+    counts: str, cap: int | None
+) -> None:
+    moving = MovingList.of(120, cap=cap, counts=counts, is_lying=True)
+
+    result = walked(moving)
+
+    assert moving.requests <= 400
+    if result.proof.is_complete:
+        assert len(result.seen) == 120
+        assert counts != "none"
+    if cap not in (1, 2) and counts == "right":
+        assert result.proof.is_complete
+
+
+# -- lists that contain messages more than once ----------------------------------------------------
+
+
+def with_repeats(length: int, copies: Iterable[tuple[int, int]], **options: Any) -> MovingList:
+    """A list in which some positions hold the message of another one."""
+    moving = MovingList.of(length, **options)
+    for position, original in copies:
+        moving.ids[position] = moving.ids[original]
+    return moving
+
+
+REPEATED: dict[str, tuple[int, list[tuple[int, int]]]] = {
+    "far apart": (230, [(120, 7)]),
+    "side by side": (230, [(100, 99)]),
+    "within a page": (230, [(20, 10)]),
+    "at the head": (230, [(1, 0)]),
+    "at the end": (230, [(229, 228)]),
+    "first and last": (230, [(229, 0)]),
+    "three times": (230, [(100, 7), (200, 7)]),
+    "a whole page": (300, [(100 + n, n) for n in range(100)]),
+    "every message twice": (200, [(2 * n + 1, 2 * n) for n in range(100)]),
+    "nothing else": (60, [(n, 0) for n in range(1, 60)]),
+    "a long list": (3_000, [(2_500, 3), (17, 900)]),
+}
+
+
+@pytest.mark.parametrize("cap", [7, 50, None])
+@pytest.mark.parametrize("has_more", [True, False])
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_list_that_repeats_messages_says_so_and_can_be_accepted(
+    case: str, cap: int | None, has_more: bool
+) -> None:
+    length, copies = REPEATED[case]
+    refused = walked(with_repeats(length, copies, cap=cap, has_more=has_more))
+    accepted = walked(with_repeats(length, copies, cap=cap, has_more=has_more), accept_repeats=True)
+
+    distinct = length - len(copies)
+    assert (
+        refused.proof.reason
+        == accepted.proof.reason
+        == (
+            f"{len(copies)} of the {length:,} positions in the gateway's list repeat a message,"
+            f" the same in two readings, so its count cannot match the {distinct:,} different messages"
+        )
+    )
+    assert (refused.proof.is_complete, accepted.proof.is_complete) == (False, True)
+    assert refused.proof.method == accepted.proof.method == REPEATS
+    assert accepted.proof.distinct == accepted.proof.listed == distinct == len(accepted.seen)
+    assert accepted.seen == set(accepted.moving.ids)
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_a_list_with_repeats_that_moves_is_accepted_only_if_nothing_is_missing(group: int) -> None:
+    accepted = 0
+    for seed in range(group, 240, 4):
+        rng = random.Random(seed)
+        moving = with_repeats(
+            300, [(rng.randrange(300), rng.randrange(300)) for _ in range(rng.choice((1, 5)))], seed=seed,
+            cap=rng.choice((20, 50, 100)), arrive=rng.choice((0.0, 0.05)), vanish=rng.choice((0.0, 0.05)),
+            swap=rng.choice((0.0, 0.05)),
+        )  # fmt: skip
+
+        result = walked(moving, accept_repeats=True)
+
+        if result.proof.is_complete:
+            accepted += 1
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+            assert result.proof.distinct == len(result.seen)
+    assert accepted > 10
+
+
+def test_repeats_that_differ_from_reading_to_reading_are_not_accepted() -> None:
+    def change(moving: MovingList) -> None:
+        # Each reading begins at the head; during it, the list does not move.
+        moving.ids[:] = [f"m{n}" for n in range(229)]
+        moving.ids.insert(100 + moving.asked.count(0), "m7")
+
+    result = walked(MovingList.of(229, on_move=change), accept_repeats=True)
+
+    assert not result.proof.is_complete
+    assert result.proof.reason == "the gateway counts 230 messages, but lists 229"
+
+
+def test_repeats_are_not_accepted_when_a_message_was_deleted_during_the_walk() -> None:
+    """The repeats are the count less the different messages, and the walk has met one that is gone."""
+
+    def vanish(moving: MovingList) -> None:
+        # During the first pass, which has met the message.
+        if moving.asked.count(0) == 1 and moving.asked[-1] > 150 and "m100" in moving.ids:
+            moving.delete(moving.ids.index("m100"))
+
+    result = walked(with_repeats(300, [(250, 7)], cap=50, on_move=vanish), accept_repeats=True)
+
+    assert "m100" in result.seen
+    assert "m100" not in result.moving.ids
+    assert not result.proof.is_complete
+
+
+def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats() -> None:
+    moving = with_repeats(230, [(120, 7)], count_error=-1, has_more=False)
+
+    result = walked(moving, accept_repeats=True)
+
+    assert "m229" in result.seen or not result.proof.is_complete
+
+
+def test_messages_that_the_gateway_never_lists_make_the_walk_incomplete() -> None:
+    moving = MovingList.of(230, cap=50)
+    serve = moving.serve
+
+    def leave_out(skip: int, limit: int) -> Page:
+        page = serve(skip, limit)
+        ids = [message_id for message_id in page.ids if message_id not in ("m70", "m71")]
+        items = [{"_id": message_id} for message_id in ids]
+        return Page(page.skip, items, ids, page.total_count, page.has_more, count_matches=True)
+
+    moving.serve = leave_out  # type: ignore[method-assign]
+
+    result = walked(moving)
+
+    assert result.proof.reason == "the gateway counts 230 messages, but lists 228"
+
+
+# -- servers that change their mind ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "then"), [(100, 50), (100, 20), (100, 10), (20, 100), (7, 50), (50, 7)])
+@pytest.mark.parametrize("length", [500, 3_000])
+def test_a_cap_that_changes_costs_few_requests(first: int, then: int, length: int) -> None:
+    def change(moving: MovingList) -> None:
+        moving.cap = first if moving.requests <= 3 else then
+
+    moving = MovingList.of(length, on_move=change)
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    assert len(result.seen) == length
+    # The pass that met the change, and a careful one.
+    assert moving.requests <= 2.4 * length / then + length / first + 20
+
+
+def test_a_list_that_moves_after_its_pages_grew_is_read_again_with_care() -> None:
+    """Small pages read side by side and edge to edge, then long ones that overlap, then an arrival."""
+
+    def change(moving: MovingList) -> None:
+        moving.cap = 7 if moving.requests <= 30 else 50
+        if moving.requests == 45:
+            moving.insert()
+
+    moving = MovingList.of(1_050, on_move=change)
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    assert moving.must_see() <= result.seen
+    assert result.proof.method == "overlap"
+
+
+def test_pages_of_every_length_are_tied_together_without_asking_in_vain() -> None:
+    def vary(moving: MovingList) -> None:
+        moving.cap = moving.rng.randint(20, 100)
+
+    moving = MovingList.of(3_000, on_move=vary)
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    assert len(result.seen) == 3_000
+    assert moving.requests < 3 * 3_000 / 60
+
+
+@pytest.mark.parametrize("has_more", [True, False])
+def test_caps_that_change_while_the_list_moves_lose_nothing(has_more: bool) -> None:
+    for seed in range(120):
+        rng = random.Random(seed)
+        moving = MovingList.of(
+            rng.randint(50, 400), seed, cap=50, caps=(1, 2, 3, 5, 10, 50, None), arrive=0.05, vanish=0.05,
+            burst=3, counts=rng.choice(("right", "both", "none")), has_more=has_more,
+        )  # fmt: skip
+
+        result = walked(moving)
+
+        if result.proof.is_complete:
+            assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
+
+
+# -- down to what is known ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("new", [0, 1, 5, 99, 100, 240])
+def test_a_walk_ends_at_the_first_page_that_holds_something_known(cap: int | None, new: int) -> None:
+    moving = MovingList.of(1_000, cap=cap)
+    known = frozenset(moving.ids[new:])
+
+    result = walked(moving, known=known, read_ahead=1)
+
+    assert result.proof.is_complete
+    assert result.proof.method == "joined"
+    assert set(moving.ids[:new]) <= result.seen
+    assert moving.requests <= new / min(100, cap or 100) * 1.25 + 3
+
+
+def test_a_walk_to_the_known_never_skips_what_arrived_while_the_list_moved() -> None:
+    for seed in range(200):
+        moving = MovingList.of(
+            random.Random(seed).randint(20, 400), seed, cap=random.Random(seed).choice(CAPS), arrive=0.1,
+            vanish=0.1, swap=0.1, burst=6,
+        )  # fmt: skip
+        known = frozenset(moving.ids[random.Random(seed).randint(0, len(moving.ids)) :])
+
+        result = walked(moving, known=known)
+
+        if result.proof.is_complete:
+            assert moving.must_see() - known <= result.seen, f"seed {seed}: {result.proof}"
+
+
+def test_a_known_conversation_whose_known_messages_are_all_gone_is_read_to_the_bottom() -> None:
+    result = walked(MovingList.of(120, cap=50), known=frozenset({"gone1", "gone2"}))
+
+    assert result.proof.is_complete
+    assert result.proof.method != "joined"
+    assert len(result.seen) == 120
+
+
+# -- side by side ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [10, 100])
+@pytest.mark.parametrize("read_ahead", [1, 3, 8])
+def test_pages_of_a_long_conversation_are_read_side_by_side_but_never_too_many(
+    cap: int, read_ahead: int
+) -> None:
+    moving = MovingList.of(3_000, cap=cap, delay=6)
+
+    result = walked(moving, read_ahead=read_ahead)
+
+    assert result.proof.is_complete
+    assert moving.most_under_way == read_ahead
+
+
+def test_a_moving_list_never_has_more_pages_under_way_than_allowed() -> None:
+    for seed in range(60):
+        moving = MovingList.of(
+            800, seed, cap=random.Random(seed).choice((10, 50)), caps=(10, 50, 100) if seed % 2 else (),
+            arrive=0.1, vanish=0.1, burst=3, delay=6,
+        )  # fmt: skip
+
+        walked(moving, read_ahead=4)
+
+        assert moving.most_under_way <= 5
+
+
+class Failure(Exception):
+    """What a page under way ends with."""
+
+
+@pytest.mark.parametrize("failing_skip", [490, 500, 980, 1_000])
+def test_an_error_of_one_page_ends_the_walk_and_leaves_no_task_behind(failing_skip: int) -> None:
+    moving = MovingList.of(3_000, cap=100, delay=3)
+    complaints: list[str] = []
+
+    async def fetch(skip: int, limit: int) -> Page:
+        page = await moving.fetch(skip, limit)
+        if skip >= failing_skip:
+            raise Failure
+        return page
+
+    async def check() -> set[asyncio.Task[object]]:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: complaints.append(context["message"])
+        )
+        with pytest.raises(Failure):
+            await walk(fetch, lambda page: None)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    left = asyncio.run(check())
+    gc.collect()
+
+    assert not left
+    assert not complaints
+
+
+@pytest.mark.parametrize("turns", [1, 5, 9, 20])
+def test_a_walk_that_is_cancelled_takes_its_pages_with_it(turns: int) -> None:
+    moving = MovingList.of(3_000, cap=100, delay=30)
+    complaints: list[str] = []
+
+    async def check() -> set[asyncio.Task[object]]:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: complaints.append(context["message"])
+        )
+        task = asyncio.create_task(walk(moving.fetch, lambda page: None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    left = asyncio.run(check())
+    gc.collect()
+
+    assert not left
+    assert not complaints
+    assert moving.under_way == 0

@@ -115,9 +115,17 @@ def _public(tree: ast.Module) -> Iterator[tuple[Any, bool]]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
             yield node, False
             if isinstance(node, ast.ClassDef):
-                for member in node.body:
-                    if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and member.name[0] != "_":
-                        yield member, bool(node.bases)
+                yield from ((member, bool(node.bases)) for member in _public_methods(node))
+
+
+def _public_methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the public methods of a class; a setter shares the docstring of its property."""
+    for member in node.body:
+        if not isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        is_setter = any(ast.unparse(one).endswith(".setter") for one in member.decorator_list)
+        if member.name[0] != "_" and not is_setter:
+            yield member
 
 
 def import_cycles(graph: grimp.ImportGraph) -> int:

@@ -1,0 +1,1 @@
+"""Copy conversations from the gateway into a lake of Parquet partitions, each proven complete."""

@@ -105,6 +105,7 @@ class Traffic:
     size_bytes: int = 0
 
     def add_bytes(self, size_bytes: int) -> None:
+        """Count received bytes."""
         self.size_bytes += size_bytes
 
 

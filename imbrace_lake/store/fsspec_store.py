@@ -23,6 +23,7 @@ from imbrace_lake.store.contract import (
     Listing,
     ObjectMeta,
     Probe,
+    Store,
     check_key,
     check_prefix,
     probe_conditions,
@@ -39,7 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class FsspecStore:
+class FsspecStore(Store):
     """Objects through fsspec's synchronous interface, in threads.
 
     Conditions are only looked at before the write: two writers at the same moment may both win.

@@ -21,6 +21,7 @@ from imbrace_lake.store.contract import (
     Listing,
     ObjectMeta,
     Probe,
+    Store,
     check_key,
     check_prefix,
     probe_conditions,
@@ -33,7 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class LocalStore:
+class LocalStore(Store):
     """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
 
     Blocking calls run in a few threads of their own, and where there are many writes in a process

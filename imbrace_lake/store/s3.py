@@ -20,6 +20,7 @@ from imbrace_lake.store.contract import (
     Listing,
     ObjectMeta,
     Probe,
+    Store,
     StoreOptions,
     check_key,
     check_prefix,
@@ -39,7 +40,7 @@ MARK = "write-id"
 Parts: TypeAlias = list[dict[str, Any]]
 
 
-class S3Store:
+class S3Store(Store):
     """Objects in a bucket below a prefix, through one client that s3fs opens and configures.
 
     Args:

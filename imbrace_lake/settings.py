@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     )
     organization: str | None = Field(None, description="The organization's id, `org_…`.")
     gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
-    lake: str | None = Field(None, description="Where the lake is: a folder or `s3://bucket/prefix`.")
+    lake: str | None = Field(
+        None, description="The lake: a folder, `s3://bucket/prefix` or any other fsspec URL."
+    )
     region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
     list_schemes: str = Field(
         "",
@@ -78,9 +80,14 @@ class Settings(BaseSettings):
         None, min_length=16, description="Key of the phone numbers' hashes; by default one kept in the lake."
     )
     page_size: int = Field(100, ge=1, le=1_000, description="Messages to ask for at a time.")
-    max_in_flight: int = Field(32, ge=1, le=1_000, description="Most requests under way at a time.")
+    max_in_flight: int = Field(
+        32,
+        ge=1,
+        le=1_000,
+        description="Most requests under way at a time; fewer while the gateway is rate-limiting.",
+    )
     requests_per_second: float | None = Field(
-        None, gt=0, description="Most requests a second; none by default."
+        None, gt=0, description="Most requests per second of one process; no limit by default."
     )
     request_limit: str = Field(
         "imbrace-requests",
@@ -105,9 +112,11 @@ class Settings(BaseSettings):
         False, description="Export lists in which the gateway repeats messages for ever, marked `repeats`."
     )
     look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
-    look_back_messages: int = Field(200, ge=0, description="At most so many of them a conversation.")
+    look_back_messages: int = Field(
+        200, ge=0, description="Most messages of one conversation to compare for edits."
+    )
     rewalk_days: float = Field(
-        30.0, ge=0, description="A conversation not walked whole for this long is, for older edits."
+        30.0, ge=0, description="Days between two full walks of a conversation, which find older edits."
     )
     memory_megabytes: float = Field(
         16.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."

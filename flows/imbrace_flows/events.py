@@ -9,10 +9,11 @@ Prefect relates each to the flow run that emits it. Their resources keep their i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from hashlib import sha256
+from typing import NamedTuple
 
 from prefect.events import emit_event
 
@@ -28,6 +29,71 @@ SCHEMA_DRIFT = "imbrace.schema.drift"
 LAKE_STALE = "imbrace.lake.stale"
 TOKEN_EXPIRING = "imbrace.token.expiring"  # noqa: S105 - the name of an event
 MOST_CONVERSATIONS = 100
+
+
+class Event(NamedTuple):
+    """Describes an event for authors of automations; `docs/events.md` is generated from it."""
+
+    when: str
+    resource: str
+    payload: Mapping[str, str]
+
+
+_LAKE = "the lake's address, without credentials"
+EVENTS: Mapping[str, Event] = {
+    EXPORT_COMPLETED: Event(
+        "an export or a backfill has ended, whatever its status",
+        "imbrace.lake",
+        {
+            "run_id": "the run's id",
+            "status": "`complete`, `partial`, `failed` or `cancelled`",
+            "reason": "why the run is not complete, in one sentence; or null",
+            "lake": _LAKE,
+            "organization": "the organization's id",
+            "dead_letters": "number of conversations that the run could not export",
+            "unreadable": "number of input entries that are not phone numbers",
+            "totals": "counts of what the run found, read and wrote, as in the ledger `runs`",
+        },
+    ),
+    CONVERSATION_INCOMPLETE: Event(
+        f"a run could not export this conversation; at most {MOST_CONVERSATIONS} events per run",
+        "imbrace.conversation",
+        {
+            "run_id": "the run's id",
+            "status": "the conversation's status, as in the ledger `conversations`",
+            "reason": "why the run could not export it, in one sentence",
+        },
+    ),
+    SCHEMA_DRIFT: Event(
+        "the gateway sent shapes that it had never sent before",
+        "imbrace.lake",
+        {
+            "run_id": "the run's id",
+            "new_shapes": f"the shapes, at most {MOST_LISTED}",
+            "count": "the number of new shapes",
+        },
+    ),
+    LAKE_STALE: Event(
+        "`verify-lake` found proofs older than its parameter `stale_hours`",
+        "imbrace.lake",
+        {
+            "lake": _LAKE,
+            "stale_hours": "the value of the parameter",
+            "conversations": "number of conversations with an older proof or none",
+            "never_proven": "number of conversations without a proof",
+            "oldest_hours": "age of the oldest proof in hours; null if there is none",
+        },
+    ),
+    TOKEN_EXPIRING: Event(
+        "a run began with a token that expires within two weeks, or has expired",
+        "imbrace.organization",
+        {
+            "organization": "the organization's id",
+            "expires": "the last day of the token, such as `2027-01-31`",
+            "warning": "a sentence for people, with what to do",
+        },
+    ),
+}
 
 
 def emit_run_events(summary: RunSummary) -> None:

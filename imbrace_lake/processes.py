@@ -10,8 +10,6 @@ _NAMES = frozenset(
     {
         "HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TERM", "TEMP", "TMP", "TMPDIR", "TZ",
         "TZDIR", "USER", "VIRTUAL_ENV",
-        # What Windows needs to start any process.
-        "COMSPEC", "PATHEXT", "SYSTEMDRIVE", "SYSTEMROOT", "USERPROFILE",
         # Where libraries and certificates are.
         "DYLD_LIBRARY_PATH", "LD_LIBRARY_PATH", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE",
         # How Python and native libraries use the machine.

@@ -89,8 +89,6 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
         SettingsError: No server could be started, or the one there is cannot be used. A start that
             fails or is interrupted leaves no process behind.
     """
-    if sys.platform == "win32":
-        raise SettingsError("on Windows, run `prefect server start` yourself and set PREFECT_API_URL")
     files = _make_files(home)
     began = time.monotonic()
 

@@ -13,18 +13,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
-
-if sys.platform != "win32":  # pragma: no branch
-    import fcntl
 
 POLL_SECONDS = 0.1
 

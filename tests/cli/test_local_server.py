@@ -267,13 +267,6 @@ def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.
         ensure_server(tmp_path)
 
 
-def test_windows_users_are_asked_to_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-
-    with pytest.raises(SettingsError, match="PREFECT_API_URL"):
-        ensure_server(tmp_path)
-
-
 def test_a_big_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "MAX_LOG_BYTES", 3)
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)

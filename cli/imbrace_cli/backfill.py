@@ -40,7 +40,7 @@ def backfill(
     sheet: options.Sheet = None,
     region: options.Region = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="Every conversation that the lake has ever heard of.")
+        bool, typer.Option("--everything", help="Every conversation that is known to the lake.")
     ] = False,
     conversations: Annotated[
         str | None,
@@ -53,7 +53,7 @@ def backfill(
         list[str] | None, typer.Option(metavar="ID", help="One conversation; may be given again.")
     ] = None,
     rerun: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="Only what this earlier run left undone.")
+        str | None, typer.Option(metavar="RUN_ID", help="Retry the failures of this earlier run.")
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help=f"Only messages from this moment on, {_TIME}")
@@ -62,7 +62,7 @@ def backfill(
         str | None, typer.Option(metavar="TIME", help=f"Only messages before this moment, {_TIME}")
     ] = None,
     new_only: Annotated[
-        bool, typer.Option("--new-only", help="Read what is new instead of whole conversations.")
+        bool, typer.Option("--new-only", help="Read only new messages instead of complete conversations.")
     ] = False,
     organization: options.Organization = None,
     lake: options.Lake = None,
@@ -75,7 +75,7 @@ def backfill(
     accept_repeats: options.AcceptRepeats = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read conversations again, whole or for a window of time, and bring the lake up to them.
+    """Read conversations again, completely or for a window of time, and update the lake.
 
     Say which by exactly one of: --everything, phone numbers (arguments or --phones), conversations
     (--conversations or --conversation), --rerun.
@@ -163,7 +163,7 @@ def _instant(option: str, text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{option} {text} is no time in ISO 8601: write it {_TIME}") from None
+        raise UsageError(f"{option} {text} is not a time in ISO 8601: write it {_TIME}") from None
     if instant.tzinfo is None:
         raise UsageError(f"{option} {text} has no time zone: add Z for UTC, or an offset such as +08:00")
     return instant

@@ -43,7 +43,7 @@ def check(
     gateway: options.Gateway = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try token, organization, gateway, lake and Prefect, and say everything that is wrong.
+    """Test token, organization, gateway, lake and Prefect, and report everything to fix.
 
     A small object is written into the lake's place and deleted again. Exit code 1 if anything is wrong.
     """

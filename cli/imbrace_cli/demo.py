@@ -24,11 +24,11 @@ Examples:
 
 
 def demo(
-    lake: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the lake is to be.")] = Path("lake"),
+    lake: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the lake.")] = Path("lake"),
     conversations: Annotated[
-        int, typer.Option(min=1, max=20_000, metavar="N", help="How many conversations there are.")
+        int, typer.Option(min=1, max=20_000, metavar="N", help="Number of conversations.")
     ] = 120,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides what they are.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 7,
     port: Annotated[
         int,
         typer.Option(min=0, max=65_535, metavar="N", help="Port of the fake gateway; any by default."),
@@ -42,7 +42,7 @@ def demo(
     from imbrace_sandbox import Sandbox, SandboxOptions
 
     if "://" in str(lake) or ":/" in str(lake):
-        raise UsageError("the demo writes to a folder of this machine: export writes to s3:// as well")
+        raise UsageError("the demo writes only to a local folder: use export to write to s3://")
     with ExitStack() as running:
         try:
             box = running.enter_context(Sandbox(SandboxOptions(conversations=conversations, seed=seed), port))

@@ -40,7 +40,7 @@ def export(
         str | None,
         typer.Option(
             metavar="RUN_ID",
-            help="Instead of numbers: only what this earlier run left undone.",
+            help="Instead of numbers: retry the failures of this earlier run.",
         ),
     ] = None,
     organization: options.Organization = None,

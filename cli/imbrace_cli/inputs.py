@@ -121,7 +121,7 @@ def refuse_secrets(address: str) -> None:
         parts = urlsplit(address)
         has_login = parts.username is not None or parts.password is not None
     except ValueError:
-        raise UsageError("the address of the list is no URL: check it") from None
+        raise UsageError("the address of the list is not a valid URL: check it") from None
     if has_login:
         raise UsageError(
             "the address of the list holds credentials, which Prefect would store: leave them out, and set"

@@ -56,32 +56,32 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
 )
 app.command(
-    "demo", epilog=demo.EXAMPLES, short_help="Export made-up conversations into ./lake, and query it."
+    "demo", epilog=demo.EXAMPLES, short_help="Export generated conversations into ./lake, and query it."
 )(demo.demo)
 app.command("export", epilog=export.EXAMPLES, short_help="Export conversations into the lake.")(export.export)
 app.command(
     "backfill", epilog=backfill.EXAMPLES, short_help="Read conversations again, or a window of time."
 )(backfill.backfill)
-app.command("plan", epilog=plan.EXAMPLES, short_help="Say what an export would do; write nothing.")(plan.plan)
-app.command("check", epilog=check.EXAMPLES, short_help="Try token, gateway and lake; say what is wrong.")(
+app.command("plan", epilog=plan.EXAMPLES, short_help="Estimate an export; writes nothing.")(plan.plan)
+app.command("check", epilog=check.EXAMPLES, short_help="Test token, gateway and lake; report what to fix.")(
     check.check
 )
-app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; name what is damaged.")(
+app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; report what is damaged.")(
     verify.verify
 )
 app.command(
-    "repair", epilog=repair.EXAMPLES, short_help="Write rows of earlier versions again, for every engine."
+    "repair", epilog=repair.EXAMPLES, short_help="Rewrite rows of earlier versions for all query engines."
 )(repair.repair)
-app.command("freshness", epilog=freshness.EXAMPLES, short_help="Say how old the proofs are.")(
+app.command("freshness", epilog=freshness.EXAMPLES, short_help="Show the age of each proof.")(
     freshness.freshness
 )
-app.command("new-key", epilog=new_key.EXAMPLES, short_help="Make a new lake.json for a lake that lost it.")(
+app.command("new-key", epilog=new_key.EXAMPLES, short_help="Create a new lake.json for a lake that lost it.")(
     new_key.new_key
 )
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup
 )
-app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway alone.")(sandbox.sandbox)
+app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway.")(sandbox.sandbox)
 app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
 
 

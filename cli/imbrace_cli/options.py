@@ -63,7 +63,7 @@ RequestsPerSecond = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Most requests a second; no limit by default.  [IMBRACE_REQUESTS_PER_SECOND]",
+        help="Most requests per second; no limit by default.  [IMBRACE_REQUESTS_PER_SECOND]",
     ),
 ]
 MaxInFlight = Annotated[
@@ -87,7 +87,7 @@ ShardSize = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Spread the run over workers, so many conversations each.  [IMBRACE_SHARD_SIZE]",
+        help="Split a larger run into shards of this many conversations.  [IMBRACE_SHARD_SIZE]",
     ),
 ]
 ToleratedFailures = Annotated[
@@ -96,14 +96,14 @@ ToleratedFailures = Annotated[
         min=0.0,
         max=1.0,
         metavar="SHARE",
-        help="Up to this share of the conversations may fail in a run that still counts as complete.",
+        help="The run still counts as complete if at most this share of its conversations fails.",
     ),
 ]
 AcceptRepeats = Annotated[
     bool,
     typer.Option(
         "--accept-repeats",
-        help="Export lists in which the gateway repeats messages for ever.  [IMBRACE_ACCEPT_REPEATS]",
+        help="Export lists in which the gateway permanently repeats messages.  [IMBRACE_ACCEPT_REPEATS]",
     ),
 ]
 AsJson = Annotated[

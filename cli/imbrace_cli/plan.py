@@ -37,7 +37,7 @@ def plan(
     max_in_flight: options.MaxInFlight = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an export of the same numbers would read, how many requests, how long; write nothing.
+    """Estimate what an export of the same numbers would read, its requests and time; write nothing.
 
     The numbers are resolved, and some of the new conversations are asked for their length.
     """

@@ -59,7 +59,7 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
         if seconds >= VERY_SLOW_SECONDS:
             say("still starting the Prefect server: on a busy machine it can take minutes")
         elif seconds >= SLOW_SECONDS:
-            say("starting a Prefect server of its own, which the next commands will find running")
+            say("starting a local Prefect server (kept running for the next commands)")
 
     configured = configured_api_url()
     try:
@@ -116,11 +116,11 @@ def server_unavailable(exc: httpx.HTTPError, configured: str | None) -> ServerUn
     server = f"the Prefect server at {shown_url(configured)}"
     if not isinstance(exc, httpx.HTTPStatusError):
         return ServerUnavailable(
-            f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use one of its own"
+            f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use a local one"
         )
     if exc.response.status_code in (401, 403):
         return ServerUnavailable(f"{server} asks for a login: {LOGIN_ADVICE}")
     return ServerUnavailable(
-        f"{server} refused ({exc.response.status_code}): PREFECT_API_URL ends with /api, and the server must"
-        " be as new as this Prefect"
+        f"{server} answered with status {exc.response.status_code}: PREFECT_API_URL ends with /api, and the"
+        " server must be as new as this Prefect"
     )

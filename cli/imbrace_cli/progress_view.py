@@ -159,14 +159,14 @@ def details(progress: core.Progress, messages_per_second: float) -> str:
     if progress.limiter is not None:
         parts.append(f"{progress.limiter.in_flight} in flight")
         if progress.limiter.counts.rate_limited:
-            parts.append(f"{progress.limiter.counts.rate_limited:,} refused")
+            parts.append(f"{progress.limiter.counts.rate_limited:,} rate-limited")
     return " · ".join(parts)
 
 
 def rate_limit_message(progress: core.Progress) -> str:
-    """Say that the gateway refuses, as long as it does."""
+    """Describe the pause while the gateway limits the rate, or return an empty text."""
     if progress.limiter is None or not progress.limiter.rate_limited_seconds():
         return ""
     pause = progress.limiter.pause_seconds()
-    again = f"asking again in {pause:.0f} s" if pause else "asking whether it answers again"
-    return f"the gateway refuses (429), {again}"
+    again = f"asking again in {pause:.0f} s" if pause else "probing whether the limit has lifted"
+    return f"the gateway limits the rate (429), {again}"

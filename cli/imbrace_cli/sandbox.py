@@ -35,38 +35,47 @@ def _show_options(wanted: bool) -> None:
 
 
 def sandbox(
-    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="0 for any that is free.")] = 8899,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port; 0 for any free one.")
+    ] = 8899,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Another than this lets everybody in who can reach it.")
+        str,
+        typer.Option(
+            metavar="HOST",
+            help="Interface to bind; anything but 127.0.0.1 exposes the sandbox to the network.",
+        ),
     ] = "127.0.0.1",
     conversations: Annotated[
-        int | None, typer.Option(metavar="N", help="How many conversations to make up; 120 by default.")
+        int | None, typer.Option(metavar="N", help="Number of conversations; 120 by default.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Decides what they are.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed.")] = None,
     file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Serve the conversations of this .jsonl or .jsonl.gz file."),
     ] = None,
     page_cap: Annotated[
-        int | None, typer.Option(metavar="N", help="The most messages a page holds, whatever is asked for.")
+        int | None, typer.Option(metavar="N", help="Most messages per page, also if more are requested.")
     ] = None,
     mixed: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Share of requests that meet some passing fault.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of requests that fail with a temporary fault."),
     ] = None,
     budget_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests a client may make in half an hour, then 429.")
+        int | None,
+        typer.Option(metavar="N", help="Requests per client in half an hour; then it answers 429."),
     ] = None,
     latency_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Added to every answer.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other option, as often as you like.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other option; may be given several times."),
     ] = None,
     _options: Annotated[
         bool, typer.Option("--options", help="List all options.", callback=_show_options, is_eager=True)
     ] = False,
 ) -> None:
-    """Serve a fake gateway until Ctrl-C: made-up conversations, and faults on demand."""
+    """Serve a fake gateway until Ctrl-C: generated conversations, and faults on demand."""
     from imbrace_sandbox import serve
 
     flags = {

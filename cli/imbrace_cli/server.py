@@ -1,4 +1,4 @@
-"""`imbrace-lake server`: the Prefect server of its own that runs are shown by."""
+"""`imbrace-lake server`: the local Prefect server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from imbrace_cli.local_server import LocalServer
 
 app = typer.Typer(
-    help="The local Prefect server: started by itself when no other is configured, ends when unused.",
+    help="The local Prefect server: started on demand when no other is configured, stopped when unused.",
     invoke_without_command=True,
 )
 
@@ -25,7 +25,7 @@ def _first(context: typer.Context) -> None:
 
 @app.command()
 def status() -> None:
-    """Say whether it runs, and where; exit code 1 if it does not."""
+    """Show the server's status; exits with 1 if it is not running."""
     from imbrace_cli.local_server import server_status
     from imbrace_cli.prefect_environment import configured_api_url
 
@@ -41,7 +41,7 @@ def status() -> None:
 
 @app.command()
 def start() -> None:
-    """Start it, unless it runs already."""
+    """Start the server, unless it is already running."""
     from imbrace_cli.local_server import ensure_server
     from imbrace_cli.terminal import is_watched, stderr_console
 
@@ -55,7 +55,7 @@ def start() -> None:
 
 @app.command()
 def stop() -> None:
-    """End it; runs that are under way fail."""
+    """Stop the server. Runs in progress will fail."""
     from imbrace_cli.local_server import stop_server
     from imbrace_cli.terminal import is_watched, stderr_console
 

@@ -36,7 +36,7 @@ _CAUSES: list[tuple[str, str]] = [
     ),
     (
         r"MemoryError|Cannot allocate memory|killed by signal 9\b",
-        "it had too little memory, or somebody killed it: end other programs and try again",
+        "it ran out of memory or was killed: close other programs and try again",
     ),
     (
         r"database is locked",

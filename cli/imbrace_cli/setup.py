@@ -50,7 +50,9 @@ def setup(
     ] = "default",
     force: Annotated[
         bool,
-        typer.Option("--force", help="Save also what does not work from here, but may from the workers."),
+        typer.Option(
+            "--force", help="Save settings that fail their check here, but may work on the workers."
+        ),
     ] = False,
 ) -> None:
     """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
@@ -120,4 +122,4 @@ def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> Non
         refuse_secrets(phones)
     for name in (pool, queue):
         if not name or set(name) & set("/%&<>"):
-            raise UsageError(f"{name!r} is no name of a work pool or queue: leave out / % & < and >")
+            raise UsageError(f"{name!r} is not a valid name of a work pool or queue: leave out / % & < and >")

@@ -120,6 +120,6 @@ def _conversations(totals: RunTotals) -> str:
 
 def _requests(summary: RunSummary) -> str:
     totals = summary.totals
-    again = counted([(totals.retries, "tried again"), (totals.refusals, "refused")])
+    again = counted([(totals.retries, "tried again"), (totals.refusals, "rate-limited")])
     message = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
     return f"{message}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"

@@ -37,7 +37,9 @@ ShowProgress = Callable[[str, int, int], None]
 def verify(
     counts: Annotated[
         bool,
-        typer.Option("--counts", help="Also ask the gateway for every count, one request a conversation."),
+        typer.Option(
+            "--counts", help="Also compare every count with the gateway, one request per conversation."
+        ),
     ] = False,
     organization: options.Organization = None,
     lake: options.Lake = None,
@@ -46,7 +48,7 @@ def verify(
     max_in_flight: options.MaxInFlight = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every object of the lake and name each that is not as it was written.
+    """Read every object of the lake and report each one that has changed since it was written.
 
     With --counts, what arrived at the gateway since the last run counts as a difference.
     """

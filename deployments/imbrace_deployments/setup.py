@@ -193,17 +193,17 @@ class _Setup:
             await self._client.create_global_concurrency_limit(
                 GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
             )
-            self._done.append(f"made the budget {BUDGET}: {first:g} requests a second, for all workers")
+            self._done.append(f"made the budget {BUDGET}: {first:g} requests per second, for all workers")
             return
         if desired is None or desired == found.slot_decay_per_second:
             self._done.append(
-                f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests a second"
+                f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests per second"
             )
             return
         await self._client.update_global_concurrency_limit(
             BUDGET, GlobalConcurrencyLimitUpdate(limit=_slots(desired), slot_decay_per_second=desired)
         )
-        self._done.append(f"changed the budget {BUDGET} to {desired:g} requests a second")
+        self._done.append(f"changed the budget {BUDGET} to {desired:g} requests per second")
 
     async def automations(self) -> None:
         """Make the automations; one that was disabled stays so."""

@@ -39,7 +39,7 @@ class RunParams(BaseModel):
 
 
 class ReadParams(RunParams):
-    """What every run that reads from the gateway may be told."""
+    """Parameters of every run that reads from the gateway."""
 
     phones: str | None = Field(
         None,
@@ -74,15 +74,15 @@ class ReadParams(RunParams):
         ge=0.0,
         le=1.0,
         title="Tolerated share of failures",
-        description="Up to this share of conversations may fail in a run that still ends as completed.",
+        description="The run still ends as completed if at most this share of conversations fails, 0 to 1.",
         json_schema_extra=_at_position(20),
     )
     drift: DriftMode = Field(
         "evolve",
-        title="Something new from the gateway",
+        title="Schema drift",
         description=(
-            "A message type or field that no message had before: `evolve` says so in the summary, `warn` also"
-            " in the log, `freeze` does not export the conversation."
+            "What to do when the gateway sends a new message type or field: `evolve` reports it in the"
+            " summary, `warn` also in the log, `freeze` does not export the conversation."
         ),
         json_schema_extra=_at_position(21),
     )
@@ -90,17 +90,17 @@ class ReadParams(RunParams):
         None,
         ge=1,
         le=10_000,
-        title="Conversations a task",
-        description="From 1 to 10,000; by default chosen from their number, so that tasks stay few.",
+        title="Conversations per task",
+        description="From 1 to 10,000; by default, larger runs have larger tasks.",
         json_schema_extra=_at_position(22),
     )
     shard_size: int | None = Field(
         None,
         ge=1,
-        title="Conversations a shard",
+        title="Conversations per shard",
         description=(
-            "With more than so many, the run is spread over several workers, each with a shard of it. By"
-            " default up to 20,000 stay in this run."
+            "A run with more conversations than this is split into shards, which several workers export. By"
+            " default, up to 20,000 conversations stay in one run."
         ),
         json_schema_extra=_at_position(23),
     )
@@ -109,8 +109,8 @@ class ReadParams(RunParams):
         False,
         title="Accept repeated messages",
         description=(
-            "Export conversations in whose list the gateway repeats messages each time it is read; the ledger"
-            " marks them `repeats`."
+            "Export conversations although the gateway permanently repeats messages in their lists; the"
+            " ledger marks them `repeats`."
         ),
         json_schema_extra=_at_position(24),
     )
@@ -126,7 +126,7 @@ class ReadParams(RunParams):
 
 
 class ChosenParams(ReadParams):
-    """What exports and backfills have in common: somebody starts them, and can type and answer."""
+    """Parameters that exports and backfills share: an operator starts them, and can type and answer."""
 
     numbers: SecretStr | None = Field(
         None,
@@ -142,8 +142,8 @@ class ChosenParams(ReadParams):
         False,
         title="Ask before reading",
         description=(
-            "Find out what the run would read and how long that takes, and wait up to a day for somebody to"
-            " approve it with *Resume*."
+            "Estimate what the run would read and how long it would take, then wait up to a day for approval"
+            " with *Resume*."
         ),
         json_schema_extra=_at_position(19),
     )
@@ -161,12 +161,12 @@ class ChosenParams(ReadParams):
 
 
 class ExportParams(ChosenParams):
-    """An export: the conversations of a list of phone numbers, or what an earlier run left undone."""
+    """An export: the conversations of a list of phone numbers, or the failures of an earlier run."""
 
     rerun: str | None = Field(
         None,
-        title="Only what this run left undone",
-        description="The id of an earlier run: exports only what that one could not. Give no numbers.",
+        title="Retry the failures of run",
+        description="The id of an earlier run. Exports only what that run could not; leave the numbers empty.",
         json_schema_extra=_at_position(5),
     )
 
@@ -174,8 +174,7 @@ class ExportParams(ChosenParams):
     def _one_source(self) -> Self:
         if sum(source is not None for source in (self.phones, self.numbers, self.rerun)) != 1:
             raise ValueError(
-                "give one of these: a list of phone numbers, a few numbers, or the run whose rest is to be"
-                " exported"
+                "give one of these: a list of phone numbers, a few numbers, or a run whose failures to retry"
             )
         return self
 
@@ -196,8 +195,8 @@ class BackfillParams(ChosenParams):
         title="Which conversations",
         description=(
             "`everything` the lake knows, those of `phones` (a list, or a few typed numbers), a list of"
-            " `conversations`, or what an earlier run left undone (`rerun`). Fill in the field that belongs"
-            " to it."
+            " `conversations`, or the failures of an earlier run (`rerun`). Fill in the field that belongs to"
+            " your choice."
         ),
         json_schema_extra=_at_position(0),
     )
@@ -212,8 +211,8 @@ class BackfillParams(ChosenParams):
     )
     rerun: str | None = Field(
         None,
-        title="Run",
-        description="The id of the run that left something undone.",
+        title="Run to retry",
+        description="The id of the run whose failures are exported again.",
         json_schema_extra=_at_position(6),
     )
     since: AwareDatetime | None = Field(
@@ -230,8 +229,8 @@ class BackfillParams(ChosenParams):
     )
     walk_whole: bool = Field(
         True,
-        title="Walk whole conversations",
-        description="Read each from top to bottom, for old edits and deletions; otherwise only what is new.",
+        title="Walk complete conversations",
+        description="Read all messages, to find old edits and deletions; otherwise only new messages.",
         json_schema_extra=_at_position(9),
     )
 
@@ -274,13 +273,13 @@ class VerifyParams(RunParams):
     counts: bool = Field(
         False,
         title="Ask the gateway for every count",
-        description="One request a conversation; what arrived since the last run counts as a difference.",
+        description="One request per conversation; messages newer than the last run count as differences.",
         json_schema_extra=_at_position(1),
     )
     stale_hours: float | None = Field(
         None,
         gt=0,
         title="Stale after",
-        description="Hours after which a conversation's proof is too old; says so in an event.",
+        description="Maximum age of a conversation's proof, in hours; an event reports older ones.",
         json_schema_extra=_at_position(2),
     )

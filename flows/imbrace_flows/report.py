@@ -120,7 +120,7 @@ def summary_markdown(summary: RunSummary) -> str:
         f"| messages new | {totals.messages_new:,} |",
         f"| messages in these conversations | {totals.messages_total:,} |",
         f"| requests (of these tried again) | {totals.requests:,} ({totals.retries:,}) |",
-        f"| refused by the gateway | {totals.refusals:,} |",
+        f"| rate-limited by the gateway | {totals.refusals:,} |",
         f"| received | {size(totals.received_bytes)} |",
         f"| written | {size(totals.written_bytes)} |",
         f"| time | {totals.seconds:,.1f} s |",
@@ -160,7 +160,9 @@ def damage(summary: RunSummary) -> str:
     """What of the ledgers could not be read, and what to do."""
     count = len(summary.damaged)
     objects = "1 ledger object is" if count == 1 else f"{count:,} ledger objects are"
-    return f"{objects} damaged, and the run went on without it: `verify` names it and says what to do."
+    return (
+        f"{objects} damaged, and the run continued without it: run `verify` to see which one and what to do."
+    )
 
 
 def query_path(lake: str) -> str:

@@ -105,7 +105,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     form.submit()
     expect(page.get_by_text("Validation failed").first).to_be_visible()
     # The message goes after five seconds.
-    _shoot(ui, "refused", wait_ms=1_000)
+    _shoot(ui, "rejected", wait_ms=1_000)
     form.write("Tolerated share of failures", "0")
     form.switch("Ask before reading")
     run_id = form.start()

@@ -155,7 +155,7 @@ def test_what_failed_in_a_run_is_repaired(ui: Ui, exported: Exported, box: Sandb
     ui.words.clear()
 
     form = ui.open_form("rerun-failed")
-    form.write("Only what this run left undone", run_id)
+    form.write("Retry the failures of run", run_id)
     form.start()
 
     ui.expect_state("Completed")
@@ -226,7 +226,7 @@ def test_a_verification_is_started_ahead_of_time(ui: Ui, exported: Exported) -> 
     [
         ("Tolerated share of failures", "7", "7 is greater than the maximum of 1"),
         ("Default country", "Taiwan", "'Taiwan' is not valid"),
-        ("Conversations a task", "0", "0 is not valid"),
+        ("Conversations per task", "0", "0 is not valid"),
     ],
 )
 def test_nonsense_is_refused_with_a_message_before_anything_runs(

@@ -66,7 +66,7 @@ def test_a_lake_on_another_machine_is_for_the_export(run: Run) -> None:
     result = run("demo", "--lake", "s3://bucket/lake")
 
     assert result.code == 2
-    assert "the demo writes to a folder" in result.err
+    assert "the demo writes only to a local folder" in result.err
 
 
 def test_a_port_that_is_taken_is_reported(run: Run) -> None:

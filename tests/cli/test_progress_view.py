@@ -35,7 +35,7 @@ def test_the_counters_fit_one_line() -> None:
 
     reported = details(progress, 56.7)
 
-    assert reported == "4 complete · 1 failed · 1,234 messages (57/s) · 0 in flight · 3 refused"
+    assert reported == "4 complete · 1 failed · 1,234 messages (57/s) · 0 in flight · 3 rate-limited"
     assert details(Progress(), 0.0) == ""
 
 
@@ -55,8 +55,8 @@ def test_a_gateway_that_refuses_is_reported_as_long_as_it_does() -> None:
     assert asyncio.run(look()) == [
         "",
         "",
-        "the gateway refuses (429), asking again in 30 s",
-        "the gateway refuses (429), asking whether it answers again",
+        "the gateway limits the rate (429), asking again in 30 s",
+        "the gateway limits the rate (429), probing whether the limit has lifted",
     ]
 
 

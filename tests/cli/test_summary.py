@@ -55,5 +55,5 @@ def test_what_did_not_happen_is_not_counted(workdir: Path, capsys: pytest.Captur
 
     out = capsys.readouterr().out
     assert "  numbers        1,234 with conversations · 25 invalid\n" in out
-    assert "  requests       50 (3 tried again · 2 refused), " in out
+    assert "  requests       50 (3 tried again · 2 rate-limited), " in out
     assert "not exported" not in out

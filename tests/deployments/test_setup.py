@@ -82,7 +82,7 @@ def everything(operator: Operator) -> Any:
 
 
 def budget(operator: Operator) -> tuple[int, float]:
-    """Slots and requests a second."""
+    """Slots and requests per second."""
     found = operator.ask("GET", f"/v2/concurrency_limits/{BUDGET}")
     return found["limit"], found["slot_decay_per_second"]
 
@@ -236,9 +236,9 @@ def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_asked(
     kept = budget(deployed)
     changed = setup("--requests-per-second", "0.5")
 
-    assert f"left the budget {BUDGET} at 2.5 requests a second" in left
+    assert f"left the budget {BUDGET} at 2.5 requests per second" in left
     assert kept == (3, 2.5)
-    assert f"changed the budget {BUDGET} to 0.5 requests a second" in changed
+    assert f"changed the budget {BUDGET} to 0.5 requests per second" in changed
     assert budget(deployed) == (1, 0.5)
     setup("--requests-per-second", "2.25")
     assert budget(deployed) == (3, 2.25)
@@ -271,9 +271,9 @@ def test_what_was_deleted_is_made_again_and_an_automation_that_differs_is_put_ri
     reported = setup()
 
     assert {f"made the automation {mark}", f"changed the automation {restart}"} <= set(reported)
-    assert f"made the budget {BUDGET}: 20 requests a second, for all workers" in reported
+    assert f"made the budget {BUDGET}: 20 requests per second, for all workers" in reported
     assert setup()[-6:-2] == [
-        f"left the budget {BUDGET} at 20 requests a second",
+        f"left the budget {BUDGET} at 20 requests per second",
         f"found the automation {mark}",
         f"found the automation {restart}",
         f"found the automation {again}",

@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     )
     timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
-    patience_seconds: float = Field(2_100.0, ge=0, description="How long refusals (429) are waited out.")
+    patience_seconds: float = Field(2_100.0, ge=0, description="How long to keep retrying after status 429.")
     answer_megabytes: float = Field(
         4.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
     )
@@ -122,10 +122,10 @@ class Settings(BaseSettings):
         16.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."
     )
     chunk_size: int | None = Field(
-        None, ge=1, le=10_000, description="Conversations a task; by default chosen from their number."
+        None, ge=1, le=10_000, description="Conversations per task; by default chosen from their number."
     )
     shard_size: int | None = Field(
-        None, ge=1, description="Conversations a shard; by default one shard holds up to 20,000."
+        None, ge=1, description="Conversations per shard; by default up to 20,000."
     )
     chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks at work at a time.")
     tolerated_unreadable: float = Field(

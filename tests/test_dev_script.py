@@ -104,10 +104,12 @@ def test_packages_that_cannot_be_installed_are_tried_again(repository: Path) -> 
 
 
 def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
-    for program, code in (("ruff", 0), ("mypy", 3), ("lint-imports", 0), ("coverage", 0)):
+    for program, code in (("ruff", 0), ("mypy", 3), ("lint-imports", 0), ("codespell", 0), ("coverage", 0)):
         path = repository / ".venv" / "bin" / program
         path.write_text(f"#!/bin/sh\necho {program} $*\nexit {code}\n")
         path.chmod(0o755)
+    (repository / "tools").mkdir()
+    (repository / "tools/prose.py").touch()
 
     run = dev(repository, "test", "-k", "x")
 

@@ -166,7 +166,7 @@ class ExportParams(ChosenParams):
     rerun: str | None = Field(
         None,
         title="Retry the failures of run",
-        description="The id of an earlier run. Exports only what that run could not; leave the numbers empty.",
+        description="Id of an earlier run. Exports only what that run could not; leave the numbers empty.",
         json_schema_extra=_at_position(5),
     )
 

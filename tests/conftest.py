@@ -30,8 +30,19 @@ UNMEASURED = ("deployments", "browser", "acceptance")
 PAUSED = pytest.StashKey[Coverage]()
 
 
+# Fixtures that start a Prefect server, an S3 server or a browser.
+SERVERS = frozenset({"s3", "prefect_server", "server", "composed", "browser"})
+SLOW_FOLDERS = frozenset({"acceptance", "packaging"})
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that take minutes, so that none of them runs alone at the end."""
+    """Mark tests, and begin with the modules that take minutes, so that none runs alone at the end."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
+            item.add_marker("server")
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker("slow")
     rank = {name: position for position, name in enumerate(UNMEASURED)}
     items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 

@@ -127,6 +127,7 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     assert run.stdout.endswith("== all checks passed\n")
 
 
+@pytest.mark.slow
 def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:
     assert dev(repository, "audit", "--no-dev").returncode == 0
     assert (

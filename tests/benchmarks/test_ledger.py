@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.ledger import COMMANDS, MOST_OBJECTS, make_lake, measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ from benchmarks.peers.environment import peers_python
 from benchmarks.peers.report import Result, moving_table, speed_table
 from benchmarks.runner import Competitor, Round
 
+pytestmark = pytest.mark.slow
+
 COMPLETE = Verdict(rows=100, lost=0, doubled=0, unknown=0)
 LOSSY = Verdict(rows=98, lost=2, doubled=0, unknown=0)
 

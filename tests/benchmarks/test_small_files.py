@@ -17,7 +17,7 @@ from benchmarks.small_files import (
 )
 
 
-@pytest.mark.parametrize("store", ["local", "seaweed"])
+@pytest.mark.parametrize("store", ["local", pytest.param("seaweed", marks=pytest.mark.server)])
 def test_both_layouts_have_the_same_rows_and_every_request_is_counted(store: str) -> None:
     with open_place(store) as folder:
         # It raises if the layouts do not answer alike.

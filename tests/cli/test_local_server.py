@@ -34,6 +34,8 @@ from imbrace_lake.errors import SettingsError
 from tests.deployments.operator import until
 from tests.prefect_homes import make_home
 
+pytestmark = pytest.mark.server
+
 A_RUN = """
 import asyncio, logging, sys
 from pathlib import Path

@@ -144,6 +144,7 @@ def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pyt
         run("plan", "+886911425977")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
 def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(workdir: Path) -> None:
     command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli.main verify --lake ./lake"

@@ -108,6 +108,7 @@ def test_the_cpu_time_of_ps_is_understood(text: str, seconds: float) -> None:
     assert parse_cpu_time(text) == seconds
 
 
+@pytest.mark.slow
 def test_work_and_writing_are_progress_and_sleep_is_none(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as idle:

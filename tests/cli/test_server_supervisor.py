@@ -93,6 +93,7 @@ def test_a_server_that_nobody_uses_ends(tmp_path: Path) -> None:
     assert not is_answering(port, prefect_version())
 
 
+@pytest.mark.slow
 def test_a_client_keeps_the_server_alive_until_it_is_killed(tmp_path: Path) -> None:
     chosen = supervisor(tmp_path, idle_seconds=0.3)
     command = [sys.executable, "-c", A_CLIENT, str(tmp_path)]

@@ -102,6 +102,7 @@ def test_on_a_terminal_its_progress_is_shown(run: Run, bench: Bench) -> None:
     assert result.out == ""
 
 
+@pytest.mark.slow
 def test_what_cannot_be_verified_ends_with_1_and_wrong_use_with_2(
     run: Run, bench: Bench, workdir: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, workdir: Pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["of-a-session", "of-a-start-url"])
 @pytest.mark.parametrize(
     ("arguments", "code"),

@@ -29,6 +29,8 @@ from tests.core.conftest import StartBox
 from tests.core.test_runs import settings_for
 from tests.gateways import open_run
 
+pytestmark = pytest.mark.slow
+
 ROW = {"run_id": "run_1", "organization_id": "org", "status": "failed"}
 OWN = {"run_id": "run_1", "organization_id": "org"}
 STEPS = (

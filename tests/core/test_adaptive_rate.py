@@ -18,6 +18,7 @@ def same_jitter_every_time() -> None:
     random.seed(7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 @pytest.mark.parametrize("per_second", [10, 50, 200])
 def test_a_known_budget_is_used_and_hardly_ever_exceeded(per_second: int, kind: str) -> None:
@@ -30,6 +31,7 @@ def test_a_known_budget_is_used_and_hardly_ever_exceeded(per_second: int, kind: 
     assert use.refused_share < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 @pytest.mark.parametrize(("per_second", "used_share"), [(10, 0.85), (50, 0.93), (200, 0.90)])
 def test_an_unknown_budget_is_found_by_its_refusals(per_second: int, used_share: float, kind: str) -> None:
@@ -63,6 +65,7 @@ def test_gates_that_do_not_know_of_each_other_find_one_budget_together() -> None
     assert use.refused_share < 0.02
 
 
+@pytest.mark.slow
 def test_a_budget_that_shrinks_is_followed_at_once_and_one_that_grows_within_a_minute_or_two() -> None:
     async def job() -> None:
         limiter = RequestLimiter()

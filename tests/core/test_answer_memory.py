@@ -12,6 +12,8 @@ import pytest
 from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import ENDLESS
 
+pytestmark = pytest.mark.slow
+
 AT_A_TIME = 32
 MOST_MEGABYTES = 512
 

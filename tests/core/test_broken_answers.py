@@ -28,6 +28,8 @@ from tests.core.raw_server import raw_server
 from tests.core.test_gateway import NOWHERE
 from tests.gateways import open_run
 
+pytestmark = pytest.mark.slow
+
 PHONE = PhoneNumber("+886911425977")
 SECRET_TEXT = "the customer wrote this"
 TOKEN = NOWHERE.options.token

@@ -111,6 +111,7 @@ def partitions(lake: str) -> list[str]:
     return sorted(path.name for path in Path(lake).glob("messages/org=*/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [UUID, CANONICAL, f"tcu_{UUID.upper()}"])
 def test_all_spellings_make_one_partition_of_a_new_lake(tmp_path: Path, named: str) -> None:
     with serving(CANONICAL, named) as box:
@@ -153,6 +154,7 @@ def ages(bench: Bench) -> list[Freshness]:
     return bench.look(read)
 
 
+@pytest.mark.slow
 def test_an_old_partition_stays_the_partition_of_its_conversation(old: tuple[str, Bench]) -> None:
     spelling, bench = old
 

@@ -33,6 +33,8 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 from tests.core.test_conversation_states import entry
 
+pytestmark = pytest.mark.slow
+
 Damage = Callable[[Path], Path]
 
 

@@ -397,6 +397,7 @@ def test_a_cancelled_chunk_has_written_down_what_it_published(box: Sandbox, tmp_
     assert sorted(exporting(box, tmp_path, job)) == sorted({*ids} - {ids[2]})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
 def test_faults_of_every_passing_kind_change_nothing_of_the_result(start: StartBox, tmp_path: Path) -> None:
     box = start(
@@ -449,6 +450,7 @@ def test_a_list_that_moves_while_it_is_exported_loses_nothing_of_what_stays(
 # -- several at once ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_", range(2))
 def test_runs_over_the_same_growing_conversations_lose_and_double_nothing(
     start: StartBox, tmp_path: Path, round_: int

@@ -518,6 +518,7 @@ def test_any_other_status_is_an_error_that_names_it(status: int, error: type[Gat
 # -- refusals -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
 def test_a_429_closes_the_limiter_for_everybody_and_one_request_opens_it(start: StartBox) -> None:
     box = start(conversations=12, budget_requests=6, budget_window_seconds=0.4)

@@ -91,6 +91,7 @@ def test_a_page_of_all_of_them_comes_back() -> None:
     assert_strict_and_lossless(*hostile.messages())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", hostile.DEEPER.values(), ids=hostile.DEEPER)
 @pytest.mark.parametrize("field", ["content", "type", "note", "_id"])
 def test_nesting_is_stored_or_refused_by_name(deep: str, field: str) -> None:
@@ -107,6 +108,7 @@ def test_nesting_is_stored_or_refused_by_name(deep: str, field: str) -> None:
         assert_strict_and_lossless(item)
 
 
+@pytest.mark.slow
 @given(hostile.JSON_TEXTS, hostile.JSON_TEXTS, hostile.SPACES)
 @example("1e400", r'{"\ud83d":1,"\ud83d":1}', "")
 def test_whatever_json_comes_is_stored_strictly_and_comes_back(content: str, other: str, gap: str) -> None:

@@ -68,6 +68,7 @@ def is_equal(bench: Bench) -> bool:
     return not bench.differences() and not bench.wrong_hashes() and bench.verify().is_sound
 
 
+@pytest.mark.slow
 def test_rounds_of_changes_cost_little_more_than_what_is_new_and_end_in_the_gateways_own_messages(
     open_bench: OpenBench,
 ) -> None:
@@ -100,6 +101,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return pages
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_the_last_one_byte_for_byte_is_not_parsed(
     open_bench: OpenBench, parsed: list[int]
 ) -> None:
@@ -206,6 +208,7 @@ def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_benc
     assert is_equal(bench)
 
 
+@pytest.mark.slow
 def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> None:
     items = [{**item, "conversation_id": "conv_back"} for item in bench.box.truth(only(bench))]
     one = bench.box.put(items, conversation_id="conv_back")
@@ -366,6 +369,7 @@ def test_a_list_with_repeats_is_exported_as_it_is_when_that_is_accepted(repeatin
     assert count_problems(repeating) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [ACCEPTING, {}])
 def test_later_runs_over_a_list_with_repeats_read_only_what_is_new(
     repeating: Bench, settings: dict[str, Any]
@@ -448,6 +452,7 @@ def test_a_head_that_comes_shorter_than_before_is_no_change(bench: Bench) -> Non
     assert statuses(bench) == {"unchanged": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(100, 30), (30, 100), (7, 100), (100, 7)])
 def test_pages_may_have_another_length_at_each_run(open_bench: OpenBench, sizes: tuple[int, int]) -> None:
     bench = open_bench({"page_size": sizes[0]}, conversations=0, sizes=(130,))
@@ -475,6 +480,7 @@ def test_a_deletion_is_found_as_well_when_the_gateway_leaves_out_has_more(bench:
     assert is_equal(bench)
 
 
+@pytest.mark.slow
 def test_what_moves_while_an_incremental_run_reads_it_is_right_in_the_end(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=6, sizes=(260, 150))
     rng = Random(7)
@@ -536,6 +542,7 @@ def test_a_new_field_is_kept_said_and_if_wanted_an_error(
         assert not bench.run([one], drift="freeze").new_shapes
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
     open_bench: OpenBench, tmp_path: Path
 ) -> None:
@@ -555,6 +562,7 @@ def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
     assert killing.polls > 10
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_lose_and_double_nothing(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=12, messages_max=100)
     rng = Random(1)

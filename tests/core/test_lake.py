@@ -115,6 +115,7 @@ def test_an_id_becomes_a_name_that_every_file_system_holds(value: str, name: str
 ANY_ID = st.text(st.characters(exclude_categories=()), max_size=80)
 
 
+@pytest.mark.slow
 @given(ANY_ID, ANY_ID)
 def test_different_ids_have_different_names_of_bounded_length(one: str, other: str) -> None:
     for value in (one, one * 7):
@@ -331,7 +332,7 @@ def test_a_part_is_never_written_over(tmp_path: Path) -> None:
     in_lake(tmp_path, job)
 
 
-@pytest.mark.parametrize("store", ["folder", "s3"])
+@pytest.mark.parametrize("store", ["folder", pytest.param("s3", marks=pytest.mark.server)])
 def test_of_two_writers_of_a_part_exactly_one_wins(
     store: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

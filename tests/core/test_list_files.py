@@ -122,6 +122,7 @@ class TestColumns:
             " choose columns with --column (in forms: Columns)"
         ]
 
+    @pytest.mark.slow
     def test_numbers_that_begin_after_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
         rows = f"{A},\n" * 30_000 + f"{A},{B}\n"
 
@@ -735,6 +736,7 @@ class TestReport:
         ]
         assert not any(number[-6:] in json.dumps(report) for number in (A, B, ID))
 
+    @pytest.mark.slow
     def test_its_size_is_bounded(self, tmp_path: Path) -> None:
         for index in range(60):
             write(

@@ -28,6 +28,8 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
 from tests.core.s3_servers import options_for
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 BODY = b"whatever it is " * 1_000

@@ -35,6 +35,7 @@ def open_to_others(folder: Path) -> dict[str, str]:
     return {name: oct(mode) for name, mode in modes(folder).items() if mode & 0o077}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("umask")
 def test_whatever_a_run_writes_only_its_owner_may_read(tmp_path: Path) -> None:
     position = tmp_path / "a" / "b"

@@ -288,6 +288,7 @@ class TestCsv:
             (4, BARE_B),
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("blank", ["\n", ",\n", "8.86911E+11\n"])
     def test_short_and_blank_rows_hide_no_later_number(self, tmp_path: Path, blank: str) -> None:
         rows = blank * 3 + f"Anna,{BARE_A}\n" + blank * 70_000 + f"Berta,{BARE_B}\n"
@@ -303,6 +304,7 @@ class TestCsv:
     def test_text_that_looks_like_a_missing_value_is_kept_to_be_reported(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"phone\nNA\n{BARE_A}\n")) == [(1, "NA"), (2, BARE_A)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pack", [gzip.compress, zstd])
     def test_a_long_packed_table_is_read_to_its_end(
         self, tmp_path: Path, pack: Callable[[bytes], bytes]

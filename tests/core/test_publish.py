@@ -90,6 +90,7 @@ def test_of_two_writers_of_one_part_number_the_second_adds_only_what_is_missing(
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         for start in range(0, 40, 4):
@@ -105,6 +106,7 @@ def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) ->
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_of_two_replacements_of_one_part_the_second_is_made_on_top_of_the_first(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1), message(2), message(3))
@@ -251,6 +253,7 @@ def test_a_crash_right_after_a_part_was_replaced_loses_no_earlier_version(tmp_pa
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_others_never_stop_writing_to_is_left_for_later(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         real = first.lake.add_part

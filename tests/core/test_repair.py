@@ -194,6 +194,7 @@ class Killed(BaseException):
     """Ends a repair at once, as a signal would."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", range(1, 9))
 def test_a_repair_that_is_killed_leaves_a_sound_lake_and_the_next_one_ends_it(
     bench: Bench, writes: int, monkeypatch: pytest.MonkeyPatch
@@ -344,6 +345,7 @@ def test_a_conversation_with_a_message_of_any_depth_is_exported(tmp_path: Path, 
         )
 
 
+@pytest.mark.slow
 def test_a_message_nested_without_end_costs_its_conversation_only(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=0)) as box:
         box.put(make_hostile_lake.plain_messages(), conversation_id=LATER)

@@ -62,6 +62,7 @@ def spilled(rows: Rows) -> bool:
     return rows.table is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_what_was_spilled_is_what_would_be_in_memory(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -102,6 +102,7 @@ def item(message_id: str, minute: int = 0, **fields: Any) -> Item:
 # -- nothing is lost ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.lists(ITEMS, min_size=1, max_size=3))
 @example([{"_id": "half \ud800"}])
 @example([{"_id": "a", "created_at": "\ud800" * 24}])
@@ -180,6 +181,7 @@ def test_a_time_of_any_shape_is_an_instant_or_null_and_is_kept(text: Any, instan
     assert to_item(row) == sent
 
 
+@pytest.mark.slow
 @given(st.lists(ITEMS, min_size=1, max_size=2))
 def test_every_row_can_be_read_as_python_values(items: list[Item]) -> None:
     rows = from_gateway(items)
@@ -314,6 +316,7 @@ def test_the_content_hash_ignores_order_and_how_messages_are_cut_into_pages(
     assert content_hash(pa.concat_tables(pages).slice(cut)) == content_hash(pages[1])
 
 
+@pytest.mark.slow
 @given(st.lists(ITEMS, min_size=2, max_size=2))
 def test_different_content_has_a_different_digest_and_equal_content_the_same(items: list[Item]) -> None:
     first, second = items

@@ -135,6 +135,7 @@ def test_all_shares_together_are_the_limit(limit: float, wanted: list[float]) ->
 # -- many processes, one limit ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 @pytest.mark.parametrize(
     ("processes", "limit", "window_seconds"), [(1, 10, 1), (2, 10, 1), (3, 50, 1), (8, 200, 1), (8, 100, 10)]

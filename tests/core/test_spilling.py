@@ -25,6 +25,8 @@ from tests.core.test_ingest import OpenBench, is_equal, open_bench, s3_options
 from tests.core.timeline import Amounts, Timeline
 from tests.seaweed import Seaweed
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["open_bench"]
 
 # Some ten messages: every page is spilled, every part is read from a file, and slices are many.

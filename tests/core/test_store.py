@@ -23,7 +23,7 @@ SHARED = "shared-by-prefix"
 OpenStore = Callable[[], Store]
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.server)])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Give a function that makes one more store of the same, empty lake."""
     if request.param == "local":
@@ -93,6 +93,7 @@ def test_of_eight_replacements_of_one_version_exactly_one_wins_each_of_forty_rac
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_an_object_nor_two_versions_mixed(lake: OpenStore) -> None:
     size = 1_000_000
 
@@ -147,6 +148,7 @@ def test_what_a_write_returns_is_what_head_and_list_show(lake: OpenStore) -> Non
     asyncio.run(write())
 
 
+@pytest.mark.slow
 def test_a_listing_is_flat_sorted_fresh_and_complete_beyond_a_page(lake: OpenStore) -> None:
     keys = [f"messages/org={number % 3}/conv={number:04}/part-00000.parquet" for number in range(1_005)]
 

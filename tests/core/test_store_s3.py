@@ -148,6 +148,7 @@ def test_https_to_a_server_of_http_is_said(s3: Seaweed, bucket: str) -> None:
     assert endpoint in str(refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code", "kind", "sentence"),
     [
@@ -173,6 +174,7 @@ def test_what_s3_answers_becomes_a_sentence(
     assert f"bucket bucket at {fake.endpoint_url}" in str(refused)
 
 
+@pytest.mark.slow
 def test_a_short_failure_is_not_even_noticed(fake: FakeS3) -> None:
     fake.answers = [(503, "SlowDown"), (409, "ConditionalRequestConflict")]
 
@@ -206,6 +208,7 @@ def test_a_server_without_conditions_is_found_out_and_asked_before_each_write(
     assert found.note == f"bucket bucket at {fake.endpoint_url} ignores conditions: run one export at a time."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["HEAD", "list"])
 def test_a_server_that_hides_new_objects_is_refused(fake: FakeS3, hidden: str) -> None:
     fake.hidden = hidden
@@ -231,6 +234,7 @@ def test_a_refusal_of_a_new_object_that_nobody_has_written_is_a_passing_trouble(
         asyncio.run(write())
 
 
+@pytest.mark.slow
 def test_folders_that_consoles_make_are_no_objects(fake: FakeS3) -> None:
     fake.objects = {"lake/messages/": b"", "lake/messages/a": b"1", "lakeside": b"2"}
 
@@ -278,6 +282,7 @@ def test_an_anonymous_store_signs_nothing(fake: FakeS3) -> None:
     assert all("Authorization" not in headers for _, _, headers in fake.asked)
 
 
+@pytest.mark.slow
 def test_explicit_options_win_and_a_session_token_is_sent(
     fake: FakeS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

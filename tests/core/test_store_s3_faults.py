@@ -18,6 +18,8 @@ from imbrace_lake.store.factory import Store, StoreOptions, open_store
 from tests.core.s3_servers import CuttingProxy, options_for, stalled_server
 from tests.seaweed import Seaweed
 
+pytestmark = pytest.mark.slow
+
 
 def is_put(first_line: bytes) -> bool:
     return first_line.startswith(b"PUT ")

@@ -28,6 +28,8 @@ from tests.core.lake_runs import START, Bench, settings_for
 from tests.core.test_conversation_states import entry
 from tests.gateways import gateway_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:

@@ -214,6 +214,7 @@ def test_a_list_that_grows_faster_than_it_is_read_ends_as_incomplete() -> None:
     assert moving.requests <= 232
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_more", [True, False])
 @pytest.mark.parametrize("counts", ["right", "frozen", "none"])
 @pytest.mark.parametrize("kind", ["inflow", "older"])
@@ -318,6 +319,7 @@ def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete
 # -- a machine that looks for what the fuzz did not think of ----------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     length=st.integers(0, 60),

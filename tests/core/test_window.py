@@ -18,6 +18,8 @@ from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 
+pytestmark = pytest.mark.slow
+
 SIZE = 100_000
 DAYS = timedelta(days=2)
 

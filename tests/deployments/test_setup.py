@@ -358,8 +358,8 @@ def test_a_server_that_refuses_is_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "reported"),
     [
-        (["--pool", "a/b"], "no name of a work pool or queue"),
-        (["--queue", ""], "no name of a work pool or queue"),
+        (["--pool", "a/b"], "not a valid name of a work pool or queue"),
+        (["--queue", ""], "not a valid name of a work pool or queue"),
         (["--phones", "https://user:pass@example.net/a.csv"], "holds credentials"),
         (["--lake", "s3://key:secret@bucket/lake"], "holds credentials"),
         (["--requests-per-second", "0"], "--requests-per-second"),

@@ -19,6 +19,8 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.flows.offline import Offline
 
+pytestmark = pytest.mark.slow
+
 CONVERSATIONS = 4
 # What is raised before anything is found leaves nothing to account for.
 BEGINNING = (

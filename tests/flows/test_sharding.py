@@ -134,6 +134,7 @@ def export(
         return asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("answers", "reported"),
@@ -266,6 +267,7 @@ def check_lost(lake: Path, summary: RunSummary, reported: str) -> None:
     assert missed(lake) == dead.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("ledger", "failure", "reported"),

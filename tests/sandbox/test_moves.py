@@ -114,6 +114,7 @@ def test_an_edit_can_change_any_content(box: Sandbox, content: object) -> None:
     assert item["updated_at"] > "2024"
 
 
+@pytest.mark.slow
 def test_an_edit_in_a_million_messages_is_remembered(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(1_000_000,), conversations=0)
     (added,) = box.append(first_of(box), 1)

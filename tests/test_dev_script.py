@@ -127,7 +127,17 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     assert run.stdout.endswith("== all checks passed\n")
 
 
-@pytest.mark.slow
+def test_the_fast_tests_need_no_server_and_take_arguments(repository: Path) -> None:
+    pytest_program = repository / ".venv" / "bin" / "pytest"
+    pytest_program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    pytest_program.chmod(0o755)
+
+    run = dev(repository, "test", "--fast", "-k", "x")
+
+    assert run.returncode == 0
+    assert run.stdout.endswith("|-m|not slow and not server|-k|x|")
+
+
 def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:
     assert dev(repository, "audit", "--no-dev").returncode == 0
     assert (

@@ -29,6 +29,7 @@ def build(source: Path, place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     built = build(DOCS, tmp_path)
 
@@ -36,6 +37,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     assert built.returncode == 0
 
 
+@pytest.mark.slow
 def test_broken_links_fail_the_build(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

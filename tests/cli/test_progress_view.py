@@ -117,4 +117,4 @@ def test_on_a_terminal_there_is_a_display_that_goes_away(
 
     shown = capsys.readouterr().err
     assert "5/10" in shown
-    assert "the gateway refuses" in shown
+    assert "the gateway limits the rate" in shown

@@ -20,7 +20,7 @@
     │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
     │   │   └── GatewayTimeout    504, or no complete answer in time
     │   └── MalformedAnswer       an answer that cannot be what it claims   transient
-    ├── WalkIncomplete            a conversation that could not be proven whole  transient
+    ├── WalkIncomplete            a conversation not proven complete          transient
     │   └── RepeatedMessages      its list contains messages more than once
     ├── NotReached                a conversation that a run found and did not come to
     ├── UnexpectedError           an exception of another kind, without its text
@@ -214,6 +214,9 @@ class UnexpectedError(ImbraceLakeError):
 
 def unexpected(exc: BaseException) -> UnexpectedError:
     """Describe an exception of another kind by its class and by the innermost line of this project."""
+    if isinstance(exc, RuntimeError) and isinstance(exc.__cause__, StopIteration | StopAsyncIteration):
+        # What Python makes of these in a generator.
+        exc = exc.__cause__
     own = [frame for frame in _frames(exc) if frame.partition(".")[0] in OWN_PACKAGES]
     where = f" in {own[-1]}" if own else ""
     return UnexpectedError(f"unexpected {type(exc).__name__}{where}")

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.client import GatewayOptions
 from imbrace_lake.gateway.limiter import RequestLimiter
-from imbrace_lake.gateway.walk import DEFAULT_BOUNDS, Bounds
+from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
 

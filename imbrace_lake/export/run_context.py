@@ -18,8 +18,8 @@ from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.recovery import ClosedRun, Heartbeat, recall, recover_dead_runs
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
+from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.walk import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, Partitions

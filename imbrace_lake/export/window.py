@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import RepeatedMessages, WalkIncomplete
 from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.walk import REPEATS, Proof, walk
+from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.memory import Reservation
@@ -32,13 +32,15 @@ async def export_window(
     """Bring the messages of a window into the lake, and claim nothing about the others.
 
     Raises:
-        WalkIncomplete: The window could not be proven whole; nothing was written.
+        WalkIncomplete: The window could not be proven complete; nothing was written.
         ImbraceLakeError: As its class says.
     """
     window_reader = _WindowReader(run, conversation_id, window, SortBuffer(reservation))
     proof = await window_reader.walk()
     if not proof.is_complete:
-        raise incomplete(f"conversation {printable(conversation_id)} is not proven whole in {window}", proof)
+        raise incomplete(
+            f"conversation {printable(conversation_id)} is not proven complete in {window}", proof
+        )
     rows = await in_thread_unless(not window_reader.buffer.is_spilled, window_reader.rows)
     snapshot = await PartitionSnapshot.read(run.lake, parts, reservation)
     publisher = Publisher(
@@ -80,7 +82,7 @@ def incomplete(what: str, proof: Proof) -> WalkIncomplete:
 
 
 class _WindowReader:
-    """Finds the window in the list, and reads it with a page's rim on either side."""
+    """Finds the window in the list, and reads it with up to a page more on either side."""
 
     def __init__(self, run: RunContext, conversation_id: str, window: Window, buffer: SortBuffer) -> None:
         self.started_at = run.clock()
@@ -91,10 +93,9 @@ class _WindowReader:
         self._origin = Origin(run.organization_id, conversation_id, run.run_id, self.started_at)
         self.buffer = buffer
         self._newest: datetime | None = None
-        self._oldest: datetime | None = None  # of the page read last
 
     def rows(self) -> Rows:
-        """The window's messages, with digests."""
+        """Return the window's messages, with digests."""
         return self.buffer.rows(self._are_inside)
 
     def _are_inside(self, rows: pa.Table) -> pa.ChunkedArray:
@@ -113,26 +114,27 @@ class _WindowReader:
         for _ in range(START_TRIES):
             self.buffer.clear()
             self._newest = None
-            proof = await walk(
+            async with Walk(
                 self._fetch,
-                self._take,
                 limit=self._run.page_size,
                 read_ahead=self._run.pages_ahead,
-                stop_at=self._is_below,
                 start=start,
                 bounds=self._run.bounds,
                 accept_repeats=self._run.accept_repeats,
-            )
-            if start == 0 or not proof.is_complete or self._has_newer():
-                return proof
-            # Deletions pulled the window up past the place where it was found.
+            ) as walk:
+                async for page in walk:
+                    if self._add(page):
+                        walk.stop()
+            if start == 0 or not walk.proof.is_complete or self._has_newer():
+                return walk.proof
+            # Deletions pulled the window up past the position at which it was found.
             start = max(0, start - self._run.page_size)
         raise WalkIncomplete(
             f"conversation {printable(self._id)} moves too fast to find {self._window} in it"
         )
 
     async def _find_start(self) -> int:
-        """A position at which a message newer than the window stands, close above it; 0 if none is.
+        """Return the position of a message newer than the window, close above it; 0 if there is none.
 
         Bisects the positions, which are in the order of time: one request halves what is left.
         """
@@ -141,7 +143,7 @@ class _WindowReader:
         page = await self._fetch(0, self._run.page_size)
         lowest, highest = 0, page.total_count if page.total_count is not None else page.next_skip
         while page.ids:
-            newest, oldest = self._span(page)
+            newest, oldest = _span_of(rows_of_page(page, self._origin))
             if oldest is not None and oldest >= self._window.until:
                 lowest = max(lowest, page.next_skip - 1)
             elif newest is not None and newest < self._window.until:
@@ -153,24 +155,19 @@ class _WindowReader:
             page = await self._fetch((lowest + highest) // 2, self._run.page_size)
         return lowest
 
-    def _span(self, page: Page) -> tuple[datetime | None, datetime | None]:
-        return _span_of(rows_of_page(page, self._origin))
-
     async def _fetch(self, skip: int, limit: int) -> Page:
         self.requests += 1
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
-    def _take(self, page: Page) -> None:
+    def _add(self, page: Page) -> bool:
+        """Add a page; whether it ends below the window."""
         self._run.observe_shapes(self._id, page)
         rows = rows_of_page(page, self._origin)
-        newest, self._oldest = _span_of(rows)
+        newest, oldest = _span_of(rows)
         self._newest = max(filter(None, (newest, self._newest)), default=None)
         self.buffer.add(rows)
-        page.items.clear()  # the walk goes on with the ids
-
-    def _is_below(self, page: Page) -> bool:
-        """Whether the page ends below the window."""
-        since, oldest = self._window.since, self._oldest
+        page.items.clear()  # the walk needs the ids only
+        since = self._window.since
         return since is not None and oldest is not None and oldest < since
 
     def _has_newer(self) -> bool:
@@ -180,6 +177,6 @@ class _WindowReader:
 
 
 def _span_of(rows: pa.Table) -> tuple[datetime | None, datetime | None]:
-    """The times of the newest and of the oldest message."""
+    """Return the times of the newest and of the oldest message."""
     times = pc.min_max(rows.column("created_at")).as_py()
     return times["max"], times["min"]

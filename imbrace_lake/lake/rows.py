@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from imbrace_lake.gateway.walk import OVERLAP
+from imbrace_lake.gateway.passes import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.ordering import in_order, without_repeats

@@ -252,7 +252,7 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
     assert result.statuses == {"complete": 7, "incomplete": 1}
     assert not result.is_worth_retrying
     assert result.dead_letters[0].reason == (
-        "conversation conv_odd is not proven whole: 1 of the 3 positions in the gateway's list repeat a"
+        "conversation conv_odd is not proven complete: 1 of the 3 positions in the gateway's list repeat a"
         " message, the same in two readings, so its count cannot match the 2 different messages; export the"
         " list as it is with --accept-repeats (in the form: *Accept repeated messages*)"
     )

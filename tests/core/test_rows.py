@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.gateway.walk import OVERLAP
+from imbrace_lake.gateway.passes import OVERLAP
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.lake.hashes import DIGEST, content_hash
 from imbrace_lake.lake.memory import MemoryBudget, Reservation

@@ -6,15 +6,17 @@ import asyncio
 import gc
 import random
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from imbrace_lake.gateway.message_list import Bounds, Fetch
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.walk import REPEATS, Bounds, Proof, walk
+from imbrace_lake.gateway.read_ahead import MOST_AHEAD_BYTES
+from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from tests.core.moving_list import MovingList, plain_offset_walk
 
 CAPS = (5, 7, 50, 100, None)
@@ -64,13 +66,15 @@ def walked(
 ) -> Walked:
     pages: list[Page] = []
 
-    def stop_at(page: Page) -> bool:
-        return any(message_id in known for message_id in page.ids)
+    async def read() -> Proof:
+        async with Walk(moving.fetch, limit=limit, read_ahead=read_ahead, **options) as walk:
+            async for page in walk:
+                pages.append(page)
+                if any(message_id in known for message_id in page.ids):
+                    walk.stop()
+        return walk.proof
 
-    proof = asyncio.run(
-        walk(moving.fetch, pages.append, limit=limit, read_ahead=read_ahead, stop_at=stop_at, **options)
-    )
-    return Walked(moving, proof, pages)
+    return Walked(moving, asyncio.run(read()), pages)
 
 
 def a_moving_list(seed: int) -> MovingList:
@@ -379,9 +383,8 @@ def test_a_still_list_costs_at_most_a_twentieth_more_than_the_fewest_requests(
         result = walked(moving)
 
         assert result.proof.is_complete, f"{length} messages: {result.proof}"
-        assert len(result.seen) == length == result.proof.distinct == result.proof.listed
+        assert len(result.seen) == length == result.proof.distinct
         assert result.proof.did_not_move
-        assert moving.requests == result.proof.requests
         assert 20 * moving.requests <= 21 * moving.fewest(100) + 19, f"{length} messages: {moving.requests}"
 
 
@@ -485,7 +488,7 @@ def test_a_list_that_repeats_messages_says_so_and_can_be_accepted(
     )
     assert (refused.proof.is_complete, accepted.proof.is_complete) == (False, True)
     assert refused.proof.method == accepted.proof.method == REPEATS
-    assert accepted.proof.distinct == accepted.proof.listed == distinct == len(accepted.seen)
+    assert accepted.proof.distinct == distinct == len(accepted.seen)
     assert accepted.seen == set(accepted.moving.ids)
 
 
@@ -534,6 +537,26 @@ def test_repeats_are_not_accepted_when_a_message_was_deleted_during_the_walk() -
     assert "m100" in result.seen
     assert "m100" not in result.moving.ids
     assert not result.proof.is_complete
+
+
+def test_a_walk_is_not_stopped_while_it_checks_for_repeats() -> None:
+    plain, moving = (with_repeats(230, [(120, 7)], cap=50, delay=0) for _ in range(2))
+    most_heads = sum(page.skip == 0 for page in walked(plain).pages)
+
+    async def read() -> Proof:
+        heads = 0
+        async with Walk(moving.fetch) as walk:
+            async for page in walk:
+                heads += page.skip == 0
+                # The check is what begins at the head last.
+                if heads == most_heads:
+                    walk.stop()
+        return walk.proof
+
+    proof = asyncio.run(read())
+
+    assert (proof.method, proof.is_complete) == (REPEATS, False)
+    assert moving.asked == plain.asked
 
 
 def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats() -> None:
@@ -664,6 +687,30 @@ def test_a_known_conversation_whose_known_messages_are_all_gone_is_read_to_the_b
     assert len(result.seen) == 120
 
 
+@pytest.mark.parametrize("length", [0, 40, 230, 3_000])
+def test_a_head_that_was_read_already_is_not_requested_again(length: int) -> None:
+    plain, given = MovingList.of(length, delay=0), MovingList.of(length, delay=0)
+    head = given.serve(0, 100)
+
+    without, result = walked(plain), walked(given, head=head)
+
+    assert result.pages[0] is head
+    assert given.asked == plain.asked
+    assert result.proof == without.proof
+
+
+def test_there_is_no_proof_before_the_last_page() -> None:
+    async def read_two_pages() -> None:
+        async with Walk(MovingList.of(1_000).fetch) as walk:
+            pages = aiter(walk)
+            await anext(pages)
+            await anext(pages)
+            with pytest.raises(RuntimeError, match="has not ended"):
+                _ = walk.proof
+
+    asyncio.run(read_two_pages())
+
+
 # -- side by side ---------------------------------------------------------------------------------
 
 
@@ -692,6 +739,67 @@ def test_a_moving_list_never_has_more_pages_under_way_than_allowed() -> None:
         assert moving.most_under_way <= 5
 
 
+def test_large_pages_are_not_read_ahead() -> None:
+    """Eight pages of several megabytes for each conversation would not fit into memory."""
+    moving = MovingList.of(3_000, cap=100)
+    serve = moving.serve
+    under_way: list[int] = []
+
+    def serve_large(skip: int, limit: int) -> Page:
+        under_way.append(moving.under_way)
+        return replace(serve(skip, limit), size_bytes=MOST_AHEAD_BYTES + 1)
+
+    moving.serve = serve_large  # type: ignore[method-assign]
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    assert max(under_way) == 1
+
+
+def test_a_large_page_that_was_read_ahead_is_not_kept_but_read_in_its_turn() -> None:
+    moving = MovingList.of(3_000, cap=100, delay=0)
+    serve = moving.serve
+    large = 1_000
+    served: dict[int, int] = {}
+
+    def serve_sizes(skip: int, limit: int) -> Page:
+        page = serve(skip, limit)
+        served[skip] = served.get(skip, 0) + 1
+        return replace(page, size_bytes=MOST_AHEAD_BYTES + 1 if large <= skip < large + 100 else 1_000)
+
+    moving.serve = serve_sizes  # type: ignore[method-assign]
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    again = [skip for skip, times in served.items() if times > 1 and skip > 0]
+    assert len(again) == 1
+    assert large <= again[0] < large + 100
+
+
+async def read_all(fetch: Fetch) -> None:
+    async with Walk(fetch) as walk:
+        async for _ in walk:
+            pass
+
+
+def test_a_walk_that_is_left_early_takes_its_pages_with_it() -> None:
+    moving = MovingList.of(3_000, cap=100, delay=30)
+
+    async def leave() -> set[asyncio.Task[object]]:
+        async with Walk(moving.fetch) as walk:
+            async for page in walk:
+                if page.skip > 200:
+                    break
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    left = asyncio.run(leave())
+
+    assert not left
+    assert moving.under_way == 0
+
+
 class Failure(Exception):
     """What a page under way ends with."""
 
@@ -712,7 +820,7 @@ def test_an_error_of_one_page_ends_the_walk_and_leaves_no_task_behind(failing_sk
             lambda _, context: complaints.append(context["message"])
         )
         with pytest.raises(Failure):
-            await walk(fetch, lambda page: None)
+            await read_all(fetch)
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     left = asyncio.run(check())
@@ -720,6 +828,22 @@ def test_an_error_of_one_page_ends_the_walk_and_leaves_no_task_behind(failing_sk
 
     assert not left
     assert not complaints
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize("failing_skip", [0, 294, 980])
+def test_an_iterator_that_ends_inside_a_request_is_not_the_end_of_the_list(
+    failing_skip: int, error: type[Exception]
+) -> None:
+    moving = MovingList.of(3_000, cap=100)
+
+    async def fetch(skip: int, limit: int) -> Page:
+        if skip >= failing_skip:
+            raise error
+        return await moving.fetch(skip, limit)
+
+    with pytest.raises(RuntimeError, match=error.__name__):
+        asyncio.run(read_all(fetch))
 
 
 @pytest.mark.parametrize("turns", [1, 5, 9, 20])
@@ -731,7 +855,7 @@ def test_a_walk_that_is_cancelled_takes_its_pages_with_it(turns: int) -> None:
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: complaints.append(context["message"])
         )
-        task = asyncio.create_task(walk(moving.fetch, lambda page: None))
+        task = asyncio.create_task(read_all(moving.fetch))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()

@@ -1,0 +1,74 @@
+"""Read-ahead: the pages of a long conversation that are requested before the walk needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from imbrace_lake.gateway.models import Page
+
+# A longer page is not requested ahead, and not kept if it was: eight such pages for each conversation
+# would not fit into memory.
+MOST_AHEAD_BYTES = 1 << 20
+
+
+class ReadAhead:
+    """Keeps several pages under way, at the positions that come next if the list does not move."""
+
+    def __init__(self, fetch: Callable[[int], Awaitable[Page]], most: int) -> None:
+        self._fetch = fetch
+        self._most = most
+        self._breadth = most  # pages under way at once, at present
+        self._pending: dict[int, asyncio.Task[Page | None]] = {}
+
+    def __contains__(self, skip: int) -> bool:
+        return skip in self._pending
+
+    async def expect(self, skip: int) -> None:
+        """Drop the pages under way if the one that the walk needs next is not among them: the list moved."""
+        if self._pending and skip not in self._pending:
+            await self.narrow()
+
+    def aim(self, positions: Sequence[int], last: Page) -> None:
+        """Request pages that are not under way yet.
+
+        Args:
+            positions: Where the walk needs the next pages, the very next one first. As many are
+                requested as may be under way; none if it is empty.
+            last: The page before; if it is large, so are these, and only one is requested.
+        """
+        breadth = self._breadth if last.size_bytes <= MOST_AHEAD_BYTES else 1
+        for skip in positions[:breadth]:
+            if skip not in self._pending:
+                self._pending[skip] = asyncio.ensure_future(self._request(skip, is_next=skip == positions[0]))
+
+    async def get(self, skip: int) -> Page:
+        """Return the page at a position, from those under way or by a request."""
+        task = self._pending.pop(skip, None)
+        page = await task if task is not None else None
+        return page if page is not None else await self._fetch(skip)
+
+    def widen(self) -> None:
+        """Have one page more under way, after one that was where the walk expected it."""
+        self._breadth = min(self._most, self._breadth + 1)
+
+    async def narrow(self) -> None:
+        """Have half as many pages under way, and drop those that are: the list moved."""
+        self._breadth = max(1, self._breadth // 2)
+        await self.drop()
+
+    def stop(self) -> None:
+        """Request one page at a time from now on."""
+        self._breadth = self._most = 1
+
+    async def drop(self) -> None:
+        """Cancel the requests under way."""
+        tasks = [*self._pending.values()]
+        self._pending.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _request(self, skip: int, *, is_next: bool) -> Page | None:
+        page = await self._fetch(skip)
+        return page if is_next or page.size_bytes <= MOST_AHEAD_BYTES else None

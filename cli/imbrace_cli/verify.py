@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -18,12 +19,14 @@ from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
     from imbrace_lake.verify.findings import Verification
+    from imbrace_lake.verify.part import PartReport
 
 EXAMPLES = """
 \b
 Examples:
   imbrace-lake verify --lake ./lake
   imbrace-lake verify --counts --organization org_… --lake s3://bucket/prefix --json | jq .differences
+  imbrace-lake verify --object part-00000.parquet
 
 \b
 Exit codes:
@@ -41,6 +44,16 @@ def verify(
             "--counts", help="Also compare every count with the gateway, one request per conversation."
         ),
     ] = False,
+    one_object: Annotated[
+        Path | None,
+        typer.Option(
+            "--object",
+            metavar="PATH",
+            help="Judge one part, or a copy of one, by what its footer claims; needs no lake.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     organization: options.Organization = None,
     lake: options.Lake = None,
     gateway: options.Gateway = None,
@@ -52,6 +65,8 @@ def verify(
 
     With --counts, what arrived at the gateway since the last run counts as a difference.
     """
+    if one_object is not None:
+        _verify_object(one_object, as_json)
     read = checked_settings if counts else lake_settings
     settings = read(
         organization=organization, lake=lake, gateway=gateway,
@@ -64,6 +79,30 @@ def verify(
     else:
         _echo_verification(found)
     raise typer.Exit(0 if found.is_sound else DIFFERS)
+
+
+def _verify_object(path: Path, as_json: bool) -> NoReturn:
+    from imbrace_lake.verify.part import judge_part
+
+    report = judge_part(path)
+    if as_json:
+        typer.echo(json.dumps({"sound": report.problem is None, **asdict(report)}, default=str))
+    elif report.problem is not None:
+        echo(f"{path}: {report.problem}")
+    else:
+        echo_status(f"sound: {_evidence(report)}")
+    raise typer.Exit(0 if report.problem is None else DIFFERS)
+
+
+def _evidence(report: PartReport) -> str:
+    """What a sound part shows about itself, in one line."""
+    rows = f"{report.rows:,} messages of {report.conversation_id} ({report.organization_id})"
+    claim = report.claim
+    if claim is None:
+        return f"{rows}; an earlier version wrote it, without a claim in its footer"
+    proof = "no walk" if claim.status is None else f"{claim.status}, proof method {claim.proof_method}"
+    count = "" if claim.server_count is None else f", gateway's count {claim.server_count:,}"
+    return f"{rows}, as claimed by run {claim.run_id}: {proof}{count}"
 
 
 async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:

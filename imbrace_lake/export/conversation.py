@@ -17,6 +17,7 @@ from imbrace_lake.gateway.http_client import LARGE_BYTES
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REACHED_KNOWN, REPEATS, Proof, Walk
+from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.hashes import content_hash, hash_sum
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry, ConversationStatus, part_entries
 from imbrace_lake.lake.memory import Reservation
@@ -76,7 +77,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 # The parts were listed when the run began, and no message is ever added to a part: what is
                 # in the snapshot was in the lake before the walk began.
                 publisher = Publisher(
-                    run.lake, run.journal, run.organization_id, conversation_id, run.clock(), reservation
+                    run.lake, run.journal, export.claim(proof), run.clock(), reservation
                 )
                 is_full_walk = proof.method != REACHED_KNOWN
                 published = await publisher.publish(rows, snapshot, is_full_walk=is_full_walk)
@@ -222,6 +223,22 @@ class _Export:
         self._requests += 1
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
+    def claim(self, proof: Proof) -> PartClaim:
+        """Return what the parts of this conversation state about the walk."""
+        return PartClaim(
+            organization_id=self._run.organization_id,
+            conversation_id=self._id,
+            run_id=self._run.run_id,
+            status="complete",
+            proof_method=self._proof_method(proof),
+            server_count=proof.server_count,
+        )
+
+    def _proof_method(self, proof: Proof) -> str:
+        """Return the method as the ledger states it: a walk down to accepted repeats relies on them."""
+        relies_on_repeats = proof.method == REACHED_KNOWN and self._state is not None and self._state.repeats
+        return REPEATS if relies_on_repeats else proof.method
+
     # -- entries ---------------------------------------------------------------------------------
 
     async def complete(
@@ -250,7 +267,7 @@ class _Export:
             last_message_at=rows.last_at,
             proven_from=_earlier(state.proven_from, rows.first_at),
             proven_until=self._started_at,
-            proof_method=REPEATS if reached_known and state.repeats else proof.method,
+            proof_method=self._proof_method(proof),
             is_still=proof.did_not_move,
             content_hash=rows.content_hash,
             newest_message_id=collector.newest_id,

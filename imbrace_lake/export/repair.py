@@ -19,14 +19,16 @@ from imbrace_lake.errors import ObjectChanged, StoreUnavailable
 from imbrace_lake.export.recovery import heartbeat
 from imbrace_lake.export.run import versions
 from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, PartEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.publish import in_thread_unless
 from imbrace_lake.lake.rows import SortBuffer
-from imbrace_lake.lake.schema import as_written_today
+from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.store.contract import LazyBody
 from imbrace_lake.store.lease import exclusive_lease
@@ -197,15 +199,19 @@ class _Repair:
 
         def rewrite() -> _Rewritten | None:
             buffer = SortBuffer(reservation)
-            outdated, ids = 0, {"organization_id": "", "conversation_id": ""}
+            outdated, total, ids = 0, NO_HASH, {"organization_id": "", "conversation_id": ""}
             for rows, count in _today(snapshot):
                 buffer.add(rows)
                 outdated += count
+                total = hash_sum([total, content_hash(with_digests(rows))])
                 ids = rows.select([*ids]).slice(0, 1).to_pylist()[0]
             if not outdated:
                 return None
-            metadata = {"run_id": self._run_id, "conversation_id": ids["conversation_id"]}
-            made = buffer.rows().body(reservation, metadata)()
+            # The walk that proved these rows was another run's: its verdict is in the ledger.
+            claim = PartClaim(
+                ids["organization_id"], ids["conversation_id"], self._run_id, content_hash=total
+            )
+            made = buffer.rows().body(reservation, claim.metadata())()
             body = LazyBody(lambda: made)
             body()
             size_bytes = len(made) if isinstance(made, bytes) else made.stat().st_size

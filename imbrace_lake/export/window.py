@@ -12,6 +12,7 @@ from imbrace_lake.errors import RepeatedMessages, WalkIncomplete
 from imbrace_lake.export.run_context import RunContext
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
+from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, part_entries
 from imbrace_lake.lake.memory import Reservation
@@ -43,9 +44,15 @@ async def export_window(
         )
     rows = await in_thread_unless(not window_reader.buffer.is_spilled, window_reader.rows)
     snapshot = await PartitionSnapshot.read(run.lake, parts, reservation)
-    publisher = Publisher(
-        run.lake, run.journal, run.organization_id, conversation_id, run.clock(), reservation
+    claim = PartClaim(
+        organization_id=run.organization_id,
+        conversation_id=conversation_id,
+        run_id=run.run_id,
+        status="complete",
+        proof_method=WINDOW,
+        server_count=proof.server_count,
     )
+    publisher = Publisher(run.lake, run.journal, claim, run.clock(), reservation)
     published = await publisher.publish(rows, snapshot, is_full_walk=False)
     entry = ConversationEntry(
         run_id=run.run_id,

@@ -393,10 +393,15 @@ def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         there = [name for name in schema.names if name in file.schema_arrow.names]
         for batch in file.iter_batches(BATCH_ROWS, columns=there, use_threads=False):
-            yield _as(schema, batch)
+            yield in_schema(schema, batch)
 
 
-def _as(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
+def in_schema(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
+    """Rows of a part in columns of `SCHEMA`, whichever version wrote them.
+
+    Raises:
+        pa.ArrowInvalid: A column that every part has is missing.
+    """
     arrays = [
         batch.column(field.name).cast(field.type)
         if field.name in batch.schema.names

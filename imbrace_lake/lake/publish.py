@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
+from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.diff import Diff, apply_diff
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.lake import Lake, PublishedPart, encoded
@@ -63,6 +64,7 @@ class _Rewrite:
         replaced: The versions that newer ones replace.
         edited, deleted: How many rows are replaced, or marked deleted.
         added_hash, removed_hash: As in `PublishResult`.
+        content_hash: Of all its rows.
     """
 
     after: SortBuffer
@@ -71,11 +73,13 @@ class _Rewrite:
     deleted: int = 0
     added_hash: str = NO_HASH
     removed_hash: str = NO_HASH
+    content_hash: str = NO_HASH
 
     def add(self, rows: pa.Table, diff: Diff, now: datetime) -> None:
         """Apply changes to some of the part's rows."""
         after, replaced, deleted = apply_diff(rows, diff, now)
         self.after.add(after)
+        self.content_hash = hash_sum([self.content_hash, content_hash(with_digests(after))])
         self.deleted += deleted.num_rows
         if replaced.num_rows:
             self.replaced.add(replaced)
@@ -97,15 +101,14 @@ class Publisher:
 
     Attributes:
         lake, journal: The run's.
-        organization_id, conversation_id: Which partition.
+        claim: Names the partition, and states how the walk proved the conversation.
         now: When the changes were noticed.
         reservation: For what does not fit into memory.
     """
 
     lake: Lake
     journal: Journal
-    organization_id: str
-    conversation_id: str
+    claim: PartClaim
     now: datetime
     reservation: Reservation
 
@@ -136,12 +139,12 @@ class Publisher:
             except (ObjectExists, ObjectChanged):
                 # Another writer was first: look at what it has written, and do what is left.
                 result.had_no_race = False
-                parts_now = await self.lake.list_parts(self.organization_id, self.conversation_id)
+                parts_now = await self.lake.list_parts(self.claim.organization_id, self.claim.conversation_id)
                 snapshot = await PartitionSnapshot.read(self.lake, parts_now, self.reservation)
             else:
                 return replace(result, parts=tuple(parts))
         raise StoreUnavailable(
-            f"conversation {self.conversation_id}: other runs kept writing to it, so try again"
+            f"conversation {self.claim.conversation_id}: other runs kept writing to it, so try again"
         )
 
     def _diff(
@@ -159,10 +162,10 @@ class Publisher:
             return current
         # Before the part is replaced: a crash in between notes a revision twice, never not at all.
         # By the part's version, so that what an earlier replacement noted stays.
-        name = f"{encoded(self.conversation_id)}-{current.part.number}-{current.sha256[:8]}"
+        name = f"{encoded(self.claim.conversation_id)}-{current.part.number}-{current.sha256[:8]}"
         for number, replaced in enumerate(rewrite.replaced_batches()):
             await self.journal.note("revisions", f"{name}-{number}", self._revisions(replaced))
-        body = rewrite.after.rows().body(self.reservation, self._metadata())
+        body = rewrite.after.rows().body(self.reservation, self._metadata(rewrite.content_hash))
         written = await self.lake.replace_part(current.part, body, current.rows)
         result.size_bytes += written.part.size_bytes
         result.edited += rewrite.edited
@@ -181,16 +184,16 @@ class Publisher:
     async def _add(self, new: Rows, parts: Sequence[PublishedPart], result: PublishResult) -> PublishedPart:
         """Add one part with all new rows."""
         number = max((snapshot.part.number for snapshot in parts), default=-1) + 1
-        body = new.body(self.reservation, self._metadata())
+        body = new.body(self.reservation, self._metadata(new.content_hash))
         written = await self.lake.add_part(
-            self.organization_id, self.conversation_id, number, body, new.num_rows
+            self.claim.organization_id, self.claim.conversation_id, number, body, new.num_rows
         )
         result.size_bytes += written.part.size_bytes
         result.new = new
         return written
 
-    def _metadata(self) -> dict[str, str]:
-        return {"run_id": self.journal.run_id, "conversation_id": self.conversation_id}
+    def _metadata(self, content_hash: str) -> dict[str, str]:
+        return replace(self.claim, content_hash=content_hash).metadata()
 
     def _revisions(self, replaced: pa.Table) -> pa.Table:
         count = replaced.num_rows

@@ -11,9 +11,9 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import DamagedObject, StoreError
+from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import JOURNAL, last_of_each, ledger_of, list_ledger, read_objects, run_of
+from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_objects
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
 
 READ_AT_A_TIME = 16
@@ -122,24 +122,3 @@ async def _intact_rows(
     for start in range(0, len(keys), READ_AT_A_TIME):
         some = await asyncio.gather(*(read(key) for key in keys[start : start + READ_AT_A_TIME]))
         yield [rows for tables in some for rows in tables or ()], None not in some
-
-
-async def run_recorded_nothing(lake: Lake, run_id: str, key: str) -> bool:
-    """Whether the lake knows a run, and none of its entries records the part."""
-    noted = [meta.key for meta in await lake.store.list(f"{JOURNAL}{run_id}/")]
-    recorded = [
-        meta.key
-        for folder in ("conversations/", "runs/")
-        for meta in await lake.store.list(folder)
-        if run_of(meta.key) == run_id
-    ]
-    own = [one for one in (*noted, *recorded) if ledger_of(one) == "conversations"]
-    try:
-        tables = await read_objects(lake, own, ["parts"], is_strict=True)
-    except DamagedObject:
-        return False
-    for rows in tables:
-        keys = pc.struct_field(pc.list_flatten(rows.column("parts")), "key")
-        if pc.any(pc.equal(keys, key)).as_py():
-            return False
-    return bool(noted or recorded)

@@ -19,8 +19,8 @@ class Verification:
 
     Attributes:
         parts, ledger_objects: How many objects were read.
-        unrecorded: Parts of whose present version no ledger speaks, as a killed run leaves them; they
-            are whole.
+        unrecorded: Parts whose current version is in no ledger, as a killed run leaves them; what they
+            contain matches what they claim.
         counts: Conversations whose count was asked of the gateway.
     """
 
@@ -29,6 +29,11 @@ class Verification:
     unrecorded: int = 0
     counts: int = 0
     differences: list[Difference] = field(default_factory=list)
+
+    def add(self, name: str, problem: str | None) -> None:
+        """Add a difference, if there is one."""
+        if problem is not None:
+            self.differences.append(Difference(name, problem))
 
     @property
     def is_sound(self) -> bool:

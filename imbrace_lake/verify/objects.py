@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import filecmp
-import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 from uuid import uuid4
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
@@ -32,10 +25,10 @@ from imbrace_lake.lake.ledger import (
     run_of,
 )
 from imbrace_lake.lake.ledger_schema import LEDGERS
-from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.store.factory import ObjectMeta
-from imbrace_lake.verify.expected import ExpectedObjects, run_recorded_nothing
+from imbrace_lake.verify.expected import ExpectedObjects
 from imbrace_lake.verify.findings import Difference, Verification
+from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
 
 SIDE_BY_SIDE = 16
 # Objects beyond this are read into files.
@@ -44,7 +37,6 @@ LARGE_BYTES = 4 * 2**20
 DERIVED = ("checkpoints", "state")
 # Folders whose objects have their content's hash in their names.
 HASHED = (*LEDGERS, "journal", *DERIVED)
-DAMAGED = "is damaged: restore it from a copy"
 UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
 
 # None for an object that went away, an error for one that cannot be read.
@@ -73,25 +65,24 @@ async def verify_objects(
     done = 0
     doubtful: list[ObjectMeta] = []
     async for meta, body in _bodies(lake, objects):
-        problem = await asyncio.to_thread(_problem, meta.key, body, expected)
-        if problem is not None and meta.key.startswith(MESSAGES):
+        is_part = meta.key.startswith(MESSAGES)
+        is_recorded, problem = await asyncio.to_thread(_judge, meta.key, body, expected)
+        if is_part and not is_recorded and (problem is not None or meta.key in expected.parts):
             doubtful.append(meta)
-        elif problem is not None:
-            found.differences.append(Difference(meta.key, problem))
+        else:
+            found.unrecorded += not is_recorded
+            found.add(meta.key, problem)
         found.ledger_objects += meta.key.partition("/")[0] in HASHED
-        found.parts += meta.key.startswith(MESSAGES)
-        found.unrecorded += meta.key.startswith(MESSAGES) and meta.key not in expected.parts
+        found.parts += is_part
         done += 1
         on_progress(done, len(objects))
     if doubtful:
-        # A run may have replaced them while they were looked at.
+        # A run may have replaced and recorded them during the verification.
         expected = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
         async for meta, body in _bodies(lake, doubtful):
-            problem = await asyncio.to_thread(_problem, meta.key, body, expected)
-            if problem == UNLIKE_LEDGER and await _is_unrecorded(lake, meta.key, body, expected):
-                found.unrecorded += 1
-            elif problem is not None:
-                found.differences.append(Difference(meta.key, problem))
+            is_recorded, problem = await asyncio.to_thread(_judge, meta.key, body, expected)
+            found.unrecorded += not is_recorded and problem is None
+            found.add(meta.key, problem)
     found.differences.sort(key=lambda difference: difference.name)
     return found
 
@@ -132,13 +123,24 @@ def _discard(body: _Body) -> None:
         body.unlink()
 
 
-def _problem(key: str, body: _Body, expected: ExpectedObjects) -> str | None:
-    """What is wrong with one object; None if nothing is."""
-    folder = key.partition("/")[0]
-    is_part = key.startswith(MESSAGES)
+def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str | None]:
+    """Whether an object has the hash that is recorded for it, and what is wrong with it."""
+    if not key.startswith(MESSAGES):
+        return True, _problem(key, body)
     if body is None:
-        # A journal that its run has just closed goes away; nothing else does.
-        return "is gone: restore it from a copy" if is_part else None
+        return False, "is missing: restore it from a copy"
+    if isinstance(body, StoreError):
+        return False, f"cannot be read: {body}"
+    if _sha256(body) in expected.parts.get(key, ()):
+        return True, None
+    return False, _unrecorded_problem(key, judge_part(body), expected)
+
+
+def _problem(key: str, body: _Body) -> str | None:
+    """What is wrong with an object other than a part; None if nothing is."""
+    folder = key.partition("/")[0]
+    if body is None:
+        return None  # a run has just closed this journal; nothing else is ever removed
     if isinstance(body, StoreError):
         return f"cannot be read: {body}"
     if isinstance(body, bytes) and key == MARKER:
@@ -147,11 +149,20 @@ def _problem(key: str, body: _Body, expected: ExpectedObjects) -> str | None:
         return None if has_hash(key, _sha256(body)) else f"is damaged: {_remedy(key)}"
     if folder in HASHED:
         return _ledger_problem(key, body if isinstance(body, bytes) else body.read_bytes())
-    if not is_part or _sha256(body) in expected.parts.get(key, ()):
+    return None
+
+
+def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects) -> str | None:
+    """What is wrong with a part whose hash is not the ledger's; it may be what a killed run left."""
+    if report.problem is not None:
+        return report.problem
+    if not key.startswith(f"{partition_key(report.organization_id, report.conversation_id)}/"):
+        return "contains rows of another conversation: restore it from a copy"
+    if key not in expected.parts or not expected.is_complete:
         return None
-    if key in expected.parts and expected.is_complete:
-        return UNLIKE_LEDGER
-    return _unlike_written(body)
+    # An older version that was put back proves itself as well, but is not what the lake had last.
+    is_newest = report.newest_change is not None and report.newest_change >= expected.newest_begun_at(key)
+    return None if report.is_proven and is_newest else UNLIKE_LEDGER
 
 
 def _ledger_problem(key: str, body: bytes) -> str | None:
@@ -207,81 +218,3 @@ def _sha256(body: bytes | Path) -> str:
         return sha256(body).hexdigest()
     with body.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _unlike_written(body: bytes | Path) -> str | None:
-    """Why a part of which no hash is known cannot be what was written."""
-    reencoded = _reencode(body)
-    if reencoded is None:
-        return DAMAGED
-    # Page checksums do not cover headers and footer; equal rows make equal bytes, by one writer.
-    return DAMAGED if not reencoded.is_same and reencoded.is_one_writer else None
-
-
-async def _is_unrecorded(lake: Lake, key: str, body: _Body, expected: ExpectedObjects) -> bool:
-    """Whether a part is a version that its run replaced another by, and did not come to write down.
-
-    Nothing but the part itself can say so, so all that it says must hold: that its bytes are as they
-    were written, and for this conversation; that the lake knows the run that wrote it, and that this
-    run has recorded no version; that it is no older than what the ledger records last.
-    """
-    reencoded = await asyncio.to_thread(_reencode, body) if isinstance(body, bytes | Path) else None
-    if reencoded is None or not reencoded.is_same or reencoded.newest_change is None:
-        return False
-    says = reencoded.says
-    folder = partition_key(reencoded.organization_id, says.get("conversation_id", ""))
-    is_newest = reencoded.newest_change >= expected.newest_begun_at(key)
-    is_its = key.startswith(f"{folder}/") and "run_id" in says
-    return is_newest and is_its and await run_recorded_nothing(lake, says["run_id"], key)
-
-
-@dataclass(slots=True)
-class _Reencoded:
-    """A part, and the part that its rows would be written as today.
-
-    Attributes:
-        says: Its metadata.
-        organization_id: Of its first row.
-        newest_change: When a row of it changed last; None if it has no rows.
-        is_same, is_one_writer: The two have equal bytes, or at least one version of the writer.
-    """
-
-    says: dict[str, str]
-    organization_id: str = ""
-    newest_change: datetime | None = None
-    is_same: bool = False
-    is_one_writer: bool = False
-
-
-def _reencode(body: bytes | Path) -> _Reencoded | None:
-    """Read a part and write its rows again, a row group at a time; None if it is damaged."""
-    source = io.BytesIO(body) if isinstance(body, bytes) else body
-    with TemporaryDirectory(prefix="imbrace-verify-") as folder:
-        path = Path(folder, "again")
-        try:
-            with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
-                reencoded = _Reencoded(_decode_metadata(file.schema_arrow.metadata))
-                write_row_groups(path, _row_groups(file, reencoded), file.schema_arrow, reencoded.says)
-                reencoded.is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
-        except (pa.ArrowException, OSError, ValueError):
-            return None
-        reencoded.is_same = _is_same(body, path)
-    return reencoded
-
-
-def _row_groups(file: pq.ParquetFile, reencoded: _Reencoded) -> Iterator[list[pa.Table]]:
-    """The part's row groups, of which it is noted what they say."""
-    for number in range(file.num_row_groups):
-        rows = file.read_row_group(number, use_threads=False).combine_chunks()
-        reencoded.organization_id = rows.column("organization_id")[0].as_py()
-        changes = [pc.max(rows.column(name)).as_py() for name in ("last_changed_at", "deleted_at")]
-        reencoded.newest_change = max(filter(None, (reencoded.newest_change, *changes)), default=None)
-        yield [rows]
-
-
-def _is_same(body: bytes | Path, path: Path) -> bool:
-    return body == path.read_bytes() if isinstance(body, bytes) else filecmp.cmp(body, path, shallow=False)
-
-
-def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in (metadata or {}).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -67,6 +68,27 @@ def test_each_difference_is_a_line_and_the_exit_code_is_3(run: Run, bench: Bench
     values = json.loads(reported.out)
     assert values["sound"] is False
     assert [one["name"] for one in values["differences"]] == names
+
+
+@pytest.mark.usefixtures("bench", "alone")
+def test_a_copy_of_one_object_is_judged_without_its_lake(run: Run, bench: Bench, workdir: Path) -> None:
+    original = parts(bench)[0]
+    copy = workdir / "copy"
+    shutil.copy(original, copy)
+    shutil.rmtree(bench.lake)
+
+    sound, reported = run("verify", "--object", "copy"), run("verify", "--object", "copy", "--json")
+    damage(copy)
+    damaged = run("verify", "--object", "copy")
+
+    conversation = original.parent.name.removeprefix("conv=")
+    assert (sound.code, sound.out) == (0, "")
+    assert f"messages of {conversation}" in sound.err
+    assert "complete, proof method overlap, gateway's count" in " ".join(sound.err.split())
+    values = json.loads(reported.out)
+    assert (values["sound"], values["claim"]["conversation_id"]) == (True, conversation)
+    assert (damaged.code, damaged.out) == (3, "copy: is damaged: restore it from a copy\n")
+    assert run("verify", "--object", "missing").code == 2
 
 
 def test_counts_are_asked_of_the_gateway(run: Run, bench: Bench, box: Sandbox) -> None:

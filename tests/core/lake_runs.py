@@ -33,6 +33,7 @@ from imbrace_lake.settings import Settings, load_settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
+from imbrace_lake.verify.part import judge_part
 from imbrace_sandbox import Sandbox
 from tests.gateways import open_run
 
@@ -137,7 +138,7 @@ class Bench:
         return +found
 
     def wrong_hashes(self) -> list[str]:
-        """Conversations whose content hash or count is not that of the lake's live rows."""
+        """Conversations whose content hash or count is not that of the lake's live rows, and such parts."""
         states = self.look(lambda lake: read_states(lake, self.box.options.organization_id))
         rows = self.rows()
         rows = with_digests(rows.filter(pc.invert(rows.column("is_deleted"))))
@@ -149,7 +150,13 @@ class Bench:
             own = (end - first, content_hash(rows.slice(first, end - first).combine_chunks()))
             if entry.status != "gone" and own != (entry.distinct_messages, entry.content_hash):
                 wrong.append(entry.conversation_id)
-        return wrong
+        return wrong + self.look(_unproven_parts)
+
+
+async def _unproven_parts(lake: Lake) -> list[str]:
+    """Parts that contradict themselves."""
+    keys = [part.key for part in await lake.list_below()]
+    return [key for key in keys if judge_part(await lake.store.get(key)).problem is not None]
 
 
 def by_message(rows: pa.Table) -> dict[Message, Row]:

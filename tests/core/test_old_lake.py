@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from imbrace_lake.lake.schema import SCHEMA_VERSION, to_item
+from imbrace_lake.verify.part import judge_part
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench, by_message
 from tests.fixtures.make_lake import GATEWAY, LAKE
@@ -58,6 +59,12 @@ def test_it_is_verified(bench: Bench) -> None:
 
     assert found.is_sound
     assert (found.parts, found.unrecorded) == (6, 0)
+
+
+def test_each_of_its_parts_is_judged_alone(bench: Bench) -> None:
+    for path in Path(bench.lake, "messages").glob("**/*.parquet"):
+        report = judge_part(path)
+        assert (report.problem, report.claim, report.rows > 0) == (None, None, True)
 
 
 def test_what_did_not_change_since_costs_a_request_and_writes_nothing(bench: Bench) -> None:

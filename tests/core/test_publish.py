@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
+from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
@@ -52,7 +53,8 @@ class Writer:
         buffer = SortBuffer(self.reservation)
         for item in reversed(items):
             buffer.add(read(item, run_id=self.journal.run_id))
-        publisher = Publisher(self.lake, self.journal, ORG, CONVERSATION, NOW, self.reservation)
+        claim = PartClaim(ORG, CONVERSATION, self.journal.run_id, "complete", "overlap", len(items))
+        publisher = Publisher(self.lake, self.journal, claim, NOW, self.reservation)
         return await publisher.publish(buffer.rows(), snapshot, is_full_walk=is_full_walk)
 
 

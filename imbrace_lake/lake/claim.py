@@ -1,0 +1,75 @@
+"""The claim in the footer of a part: whose rows it holds, their content hash, and how the walk proved them.
+
+With it, a copy of one object can be judged without a ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from imbrace_lake.lake.schema import SCHEMA_VERSION
+
+CHECKSUM = "checksum"
+_NAMES = ("organization_id", "conversation_id", "run_id", "status", "proof_method", "server_count",
+          "content_hash", "schema_version")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PartClaim:
+    """What a run states about a part that it writes; the names are those of the ledger `conversations`.
+
+    Attributes:
+        organization_id, conversation_id: Whose messages the rows are.
+        run_id: The run that wrote the part.
+        status, proof_method, server_count: The result of the walk for the whole conversation: its verdict,
+            its method and the gateway's count. None where the part was written without a walk.
+        content_hash: The sum of the digests of the part's rows, deleted ones included.
+        schema_version: The version of the part's form.
+    """
+
+    organization_id: str
+    conversation_id: str
+    run_id: str
+    status: str | None = None
+    proof_method: str | None = None
+    server_count: int | None = None
+    content_hash: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def metadata(self) -> dict[str, str]:
+        """The claim as key-value metadata of a Parquet footer, with a checksum of itself."""
+        values = {name: getattr(self, name) for name in _NAMES}
+        texts = {name: str(value) for name, value in values.items() if value is not None}
+        return {**texts, CHECKSUM: _checksum(texts)}
+
+
+def parse_claim(metadata: Mapping[bytes, bytes] | None) -> PartClaim | None:
+    """The claim of a footer; None for a part of an earlier version, which has none.
+
+    Raises:
+        ValueError: The claim is not as it was written.
+    """
+    texts = {name.decode(): value.decode() for name, value in (metadata or {}).items()}
+    if CHECKSUM not in texts and "content_hash" not in texts:
+        return None
+    own = {name: texts[name] for name in _NAMES if name in texts}
+    if texts.get(CHECKSUM) != _checksum(own):
+        raise ValueError("the checksum of the claim is wrong")
+    count = own.get("server_count")
+    return PartClaim(
+        organization_id=own["organization_id"],
+        conversation_id=own["conversation_id"],
+        run_id=own["run_id"],
+        status=own.get("status"),
+        proof_method=own.get("proof_method"),
+        server_count=None if count is None else int(count),
+        content_hash=own.get("content_hash"),
+        schema_version=int(own["schema_version"]),
+    )
+
+
+def _checksum(texts: Mapping[str, str]) -> str:
+    return sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()

@@ -35,13 +35,12 @@ from imbrace_lake.gateway.factory import open_gateway
 from imbrace_lake.lake.checkpoint import FOLDER, MAX_AFTER_CHECKPOINT, write_checkpoint
 from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import (
     LEDGERS,
     PHONES,
     ConversationEntry,
-    PartEntry,
     RunTotals,
     conversation_rows,
     run_row,
@@ -126,7 +125,7 @@ def _entries(numbers: range, at: datetime) -> pa.Table:
     for number in numbers:
         one = str(UUID(int=(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128))
         digest = f"{number:032x}"
-        part = PartEntry(f"messages/org={ORGANIZATION}/conv={one}/part-00000.parquet", 9_999, 100, 2 * digest)
+        part = Part(f"messages/org={ORGANIZATION}/conv={one}/part-00000.parquet", 9_999, 100, 2 * digest)
         entries.append(
             ConversationEntry(
                 "", ORGANIZATION, one, "failed" if number < FAILED else "unchanged", at,

@@ -19,7 +19,7 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REACHED_KNOWN, REPEATS, Proof, Walk
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.hashes import content_hash, hash_sum
-from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry, ConversationStatus, part_entries
+from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry, ConversationStatus
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.publish import Publisher, PublishResult, in_thread_unless
 from imbrace_lake.lake.rows import Rows, SortBuffer
@@ -76,9 +76,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 # 4. and 5. Diff them with the snapshot and publish the diff, again if another run was first.
                 # The parts were listed when the run began, and no message is ever added to a part: what is
                 # in the snapshot was in the lake before the walk began.
-                publisher = Publisher(
-                    run.lake, run.journal, export.claim(proof), run.clock(), reservation
-                )
+                publisher = Publisher(run.lake, run.journal, export.claim(proof), run.clock(), reservation)
                 is_full_walk = proof.method != REACHED_KNOWN
                 published = await publisher.publish(rows, snapshot, is_full_walk=is_full_walk)
                 return await export.complete(collector, proof, rows, snapshot, published)
@@ -275,7 +273,7 @@ class _Export:
             head_hash=collector.head_hash,
             head_etag=collector.head_etag,
             full_walk_at=state.full_walk_at if reached_known else self._started_at,
-            parts=part_entries(published.parts),
+            parts=published.parts,
         )
         if reached_known or not published.had_no_race:
             count, digest = await self._current_counts(proof, snapshot, published)
@@ -294,14 +292,12 @@ class _Export:
     ) -> tuple[int | None, str]:
         """Return the number of messages in the lake, and their hash, where it has others than were read."""
         state = self._state
-        is_unchanged = state is not None and part_entries(snapshot.parts) == state.parts
+        is_unchanged = state is not None and snapshot.parts == state.parts
         if state is not None and state.content_hash and is_unchanged and published.had_no_race:
             added = [published.new.content_hash] if published.new is not None else []
             added_hashes = [state.content_hash, *added, *published.added_hashes]
             return (proof.server_count or 0) - state.repeats, hash_sum(added_hashes, published.removed_hashes)
-        now = await PartitionSnapshot.read(
-            self._run.lake, [part.part for part in published.parts], self._reservation
-        )
+        now = await PartitionSnapshot.read(self._run.lake, published.parts, self._reservation)
         return await in_thread_unless(now.is_in_memory, now.current_hash)
 
     def _empty_entry(self) -> ConversationEntry:

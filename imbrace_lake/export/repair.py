@@ -24,7 +24,7 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, PartEntry, RunTotals
+from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.publish import in_thread_unless
 from imbrace_lake.lake.rows import SortBuffer
@@ -64,14 +64,14 @@ class _Rewritten:
         organization_id, conversation_id: Whose it is.
         body: The Parquet file, made already.
         entry: As the ledger records it.
-        before: The SHA-256 of the part as it was read.
+        before: The part as it was read.
     """
 
     organization_id: str
     conversation_id: str
     body: LazyBody
-    entry: PartEntry
-    before: str
+    entry: Part
+    before: Part
 
 
 async def repair_lake(
@@ -183,7 +183,7 @@ class _Repair:
                 recorded = self._recorded.get(rewritten.conversation_id)
                 await self._record(rewritten)
                 try:
-                    await self._lake.replace_part(current, rewritten.body, rewritten.entry.rows or 0)
+                    await self._lake.replace_part(current, rewritten.body)
                 except ObjectChanged:
                     # An export was first: take back what was recorded, and read what it has written.
                     await self._withdraw(rewritten, recorded)
@@ -215,8 +215,8 @@ class _Repair:
             body = LazyBody(lambda: made)
             body()
             size_bytes = len(made) if isinstance(made, bytes) else made.stat().st_size
-            entry = PartEntry(part.key, size_bytes, snapshot.parts[0].rows, body.sha256)
-            return _Rewritten(**ids, body=body, entry=entry, before=snapshot.parts[0].sha256)
+            entry = Part(part.key, size_bytes, snapshot.parts[0].rows, body.sha256)
+            return _Rewritten(**ids, body=body, entry=entry, before=snapshot.parts[0])
 
         return await in_thread_unless(snapshot.is_in_memory, rewrite)
 
@@ -226,7 +226,9 @@ class _Repair:
         state = state or self._states.of_each([part.conversation_id]).get(part.conversation_id)
         if state is None:
             state = self._claiming_nothing(part, (part.entry,))
-        is_as_proven = any(one.sha256 == part.before for one in state.parts if one.key == part.entry.key)
+        is_as_proven = any(
+            one.key == part.entry.key and one.sha256 == part.before.sha256 for one in state.parts
+        )
         entry = replace(
             state,
             run_id=self._run_id,
@@ -257,7 +259,7 @@ class _Repair:
         self._recorded[entry.conversation_id] = entry
         await self._journal.note_entries(f"repair-{encoded(entry.conversation_id)}", [entry])
 
-    def _claiming_nothing(self, part: _Rewritten, parts: tuple[PartEntry, ...]) -> ConversationEntry:
+    def _claiming_nothing(self, part: _Rewritten, parts: tuple[Part, ...]) -> ConversationEntry:
         """An entry that proves nothing about the conversation, as that of a window does."""
         return ConversationEntry(
             run_id=self._run_id,

@@ -14,7 +14,7 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import Part
-from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, part_entries
+from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.publish import Publisher, in_thread_unless
 from imbrace_lake.lake.rows import Rows, SortBuffer
@@ -71,7 +71,7 @@ async def export_window(
         proof_method=WINDOW,
         is_still=proof.did_not_move,
         content_hash=rows.content_hash,
-        parts=part_entries(published.parts),
+        parts=published.parts,
         requests=window_reader.requests,
         started_at=window_reader.started_at,
         finished_at=run.clock(),

@@ -23,7 +23,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -51,33 +51,31 @@ LONGEST_NAME = 200
 # Rows of a large part that are in memory at a time.
 BATCH_ROWS = 4_096
 
-_PART = re.compile(r"^.+/part-(?P<number>\d{5})\.parquet$")
+_PART = re.compile(r"^.+/part-\d{5}\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One object of a partition.
+    """One object of a partition, as it was listed, read, written or recorded.
 
     Attributes:
         key: Relative to the lake's root.
-        number: Its position in the partition, from 0.
         size_bytes: Its length.
-        etag: The store's version of it.
+        rows: Their number; None as listed.
+        sha256: Of the object's bytes; None as listed.
+        etag: The store's version of it; empty as recorded in a ledger.
     """
 
     key: str
-    number: int
     size_bytes: int
-    etag: str
+    rows: int | None = None
+    sha256: str | None = None
+    etag: str = field(default="", compare=False)
 
-
-@dataclass(frozen=True, slots=True)
-class PublishedPart:
-    """A part as it was written or read; `sha256` is of the object's bytes."""
-
-    part: Part
-    sha256: str
-    rows: int
+    @property
+    def number(self) -> int:
+        """Its position in the partition, from 0."""
+        return int(self.key[-len("00000.parquet") : -len(".parquet")])
 
 
 class Partitions:
@@ -174,7 +172,7 @@ class Lake:
         parts = [_as_part(meta.key, meta.size_bytes, meta.etag) for meta in found]
         return [part for part in parts if part is not None]
 
-    async def read_parts(self, parts: Sequence[Part]) -> list[tuple[PublishedPart, pa.Table]]:
+    async def read_parts(self, parts: Sequence[Part]) -> list[tuple[Part, pa.Table]]:
         """Read parts, one request each: what came, which may be newer than listed, and its rows in `SCHEMA`.
 
         Raises:
@@ -182,15 +180,14 @@ class Lake:
         """
         return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
 
-    async def _read_part(self, part: Part) -> tuple[PublishedPart, pa.Table]:
+    async def _read_part(self, part: Part) -> tuple[Part, pa.Table]:
         with self._explained(part):
             body = await self.store.get(part.key)
             rows = read_rows(body)
             # The ETag stays that of the listing: a part replaced since then is not to be overwritten.
-            found = Part(part.key, part.number, len(body), part.etag)
-            return PublishedPart(found, sha256(body).hexdigest(), rows.num_rows), rows
+            return Part(part.key, len(body), rows.num_rows, sha256(body).hexdigest(), part.etag), rows
 
-    async def download_part(self, part: Part, path: Path) -> PublishedPart:
+    async def download_part(self, part: Part, path: Path) -> Part:
         """Bring a part into a file, for `iter_part`; what came may be newer than listed.
 
         Raises:
@@ -199,8 +196,7 @@ class Lake:
         with self._explained(part):
             await self.store.download(part.key, path)
             size_bytes, digest, rows = await asyncio.to_thread(_inspect, path)
-            found = Part(part.key, part.number, size_bytes, part.etag)
-            return PublishedPart(found, digest, rows)
+            return Part(part.key, size_bytes, rows, digest, part.etag)
 
     def iter_part(self, part: Part, path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows of a part that was fetched, or some columns of them, in `SCHEMA`, some at a time.
@@ -221,19 +217,18 @@ class Lake:
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
-    async def replace_part(self, part: Part, body: LazyBody, rows: int) -> PublishedPart:
-        """Replace a part some of whose messages were edited or deleted.
+    async def replace_part(self, part: Part, body: LazyBody) -> Part:
+        """Replace a part with as many rows, some of which were edited, marked deleted or repaired.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
         """
         meta = await self.store.update(part.key, body, part.etag)
-        replaced = Part(part.key, part.number, meta.size_bytes, meta.etag)
-        return PublishedPart(replaced, body.sha256, rows)
+        return replace(part, size_bytes=meta.size_bytes, sha256=body.sha256, etag=meta.etag)
 
     async def add_part(
         self, organization_id: str, conversation_id: str, number: int, body: LazyBody, rows: int
-    ) -> PublishedPart:
+    ) -> Part:
         """Add a part to a conversation's partition; this is the commit.
 
         Args:
@@ -248,8 +243,7 @@ class Lake:
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
         meta = await self.store.create(key, body)
-        part = Part(key, number, meta.size_bytes, meta.etag)
-        return PublishedPart(part, body.sha256, rows)
+        return Part(key, meta.size_bytes, rows, body.sha256, meta.etag)
 
 
 @asynccontextmanager
@@ -447,8 +441,7 @@ def _quoted(value: str) -> str:
 
 
 def _as_part(key: str, size_bytes: int, etag: str) -> Part | None:
-    match = _PART.match(key)
-    return None if match is None else Part(key, int(match["number"]), size_bytes, etag)
+    return Part(key, size_bytes, etag=etag) if _PART.match(key) else None
 
 
 def _folder(key: str) -> str:

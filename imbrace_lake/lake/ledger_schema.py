@@ -15,7 +15,7 @@ import pyarrow.json
 
 from imbrace_lake.gateway.exact_json import encodable
 from imbrace_lake.gateway.walk import REPEATS
-from imbrace_lake.lake.lake import PublishedPart
+from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.schema import SCHEMA
 
 _TIME = pa.timestamp("ms", "UTC")
@@ -140,16 +140,6 @@ WINDOW = "window"
 
 
 @dataclass(frozen=True, slots=True)
-class PartEntry:
-    """One part of a partition as the ledger knows it."""
-
-    key: str
-    size_bytes: int
-    rows: int | None
-    sha256: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class ConversationEntry:
     """How one conversation stands after one run touched it; the columns of `CONVERSATIONS`."""
 
@@ -177,7 +167,7 @@ class ConversationEntry:
     head_hash: str | None = None
     head_etag: str | None = None
     full_walk_at: datetime | None = None
-    parts: tuple[PartEntry, ...] = ()
+    parts: tuple[Part, ...] = ()
     requests: int = 0
     started_at: datetime | None = None
 
@@ -224,14 +214,9 @@ class RunTotals:
     days: dict[str, int] = field(default_factory=dict)
 
 
-def part_entries(parts: Iterable[PublishedPart]) -> tuple[PartEntry, ...]:
-    """Parts as the ledger records them."""
-    return tuple(PartEntry(one.part.key, one.part.size_bytes, one.rows, one.sha256) for one in parts)
-
-
 def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
     """A row of the ledger, or some of its columns, as an entry."""
-    parts = tuple(PartEntry(**part) for part in row.get("parts") or ())
+    parts = tuple(Part(**part) for part in row.get("parts") or ())
     return ConversationEntry(**{**row, "parts": parts})
 
 

@@ -15,7 +15,7 @@ from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreUnavailable
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.diff import Diff, apply_diff
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
-from imbrace_lake.lake.lake import Lake, PublishedPart, encoded
+from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import REVISIONS
 from imbrace_lake.lake.memory import Reservation
@@ -45,7 +45,7 @@ class PublishResult:
             live.
     """
 
-    parts: tuple[PublishedPart, ...] = ()
+    parts: tuple[Part, ...] = ()
     size_bytes: int = 0
     had_no_race: bool = True
     new: Rows | None = None
@@ -154,20 +154,20 @@ class Publisher:
         return partition_diff, partition_diff.summarize()
 
     async def _rewrite(
-        self, current: PublishedPart, partition_diff: PartitionDiff, index: int, result: PublishResult
-    ) -> PublishedPart:
+        self, current: Part, partition_diff: PartitionDiff, index: int, result: PublishResult
+    ) -> Part:
         """Replace one part, if any of its rows changes, and keep the versions that it had."""
         rewrite = await in_thread_unless(partition_diff.is_small, self._apply, partition_diff, index)
         if not rewrite.edited and not rewrite.deleted:
             return current
         # Before the part is replaced: a crash in between notes a revision twice, never not at all.
         # By the part's version, so that what an earlier replacement noted stays.
-        name = f"{encoded(self.claim.conversation_id)}-{current.part.number}-{current.sha256[:8]}"
+        name = f"{encoded(self.claim.conversation_id)}-{current.number}-{(current.sha256 or '')[:8]}"
         for number, replaced in enumerate(rewrite.replaced_batches()):
             await self.journal.note("revisions", f"{name}-{number}", self._revisions(replaced))
         body = rewrite.after.rows().body(self.reservation, self._metadata(rewrite.content_hash))
-        written = await self.lake.replace_part(current.part, body, current.rows)
-        result.size_bytes += written.part.size_bytes
+        written = await self.lake.replace_part(current, body)
+        result.size_bytes += written.size_bytes
         result.edited += rewrite.edited
         result.deleted += rewrite.deleted
         result.added_hashes.append(rewrite.added_hash)
@@ -181,14 +181,14 @@ class Publisher:
             rewrite.add(rows, diff, self.now)
         return rewrite
 
-    async def _add(self, new: Rows, parts: Sequence[PublishedPart], result: PublishResult) -> PublishedPart:
+    async def _add(self, new: Rows, parts: Sequence[Part], result: PublishResult) -> Part:
         """Add one part with all new rows."""
-        number = max((snapshot.part.number for snapshot in parts), default=-1) + 1
+        number = max((part.number for part in parts), default=-1) + 1
         body = new.body(self.reservation, self._metadata(new.content_hash))
         written = await self.lake.add_part(
             self.claim.organization_id, self.claim.conversation_id, number, body, new.num_rows
         )
-        result.size_bytes += written.part.size_bytes
+        result.size_bytes += written.size_bytes
         result.new = new
         return written
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
-from imbrace_lake.lake.lake import Lake, Part, PublishedPart
+from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.schema import EMPTY, with_digests
 
@@ -31,14 +31,14 @@ class PartitionSnapshot:
     """
 
     lake: Lake
-    parts: tuple[PublishedPart, ...] = ()
+    parts: tuple[Part, ...] = ()
     sources: tuple[pa.Table | Path, ...] = ()
 
     @classmethod
     async def read(cls, lake: Lake, parts: Sequence[Part], reservation: Reservation) -> PartitionSnapshot:
         """Read the parts, one request each; those that do not fit into memory go to files."""
 
-        async def read_one(part: Part) -> tuple[PublishedPart, pa.Table | Path]:
+        async def read_one(part: Part) -> tuple[Part, pa.Table | Path]:
             size_bytes = EXPANSION * part.size_bytes
             if reservation.fits(size_bytes):
                 reservation.reserve(size_bytes)
@@ -57,7 +57,7 @@ class PartitionSnapshot:
     @property
     def size_bytes(self) -> int:
         """About what all rows would take in memory."""
-        return EXPANSION * sum(one.part.size_bytes for one in self.parts)
+        return EXPANSION * sum(one.size_bytes for one in self.parts)
 
     @property
     def tables(self) -> list[pa.Table]:
@@ -73,7 +73,7 @@ class PartitionSnapshot:
         """The rows of one part, or some columns of them, some at a time."""
         source = self.sources[index]
         if isinstance(source, Path):
-            yield from self.lake.iter_part(self.parts[index].part, source, columns)
+            yield from self.lake.iter_part(self.parts[index], source, columns)
         else:
             yield source if columns is None else source.select(columns)
 

@@ -22,13 +22,12 @@ from imbrace_lake.lake.checkpoint import (
     write_checkpoint,
 )
 from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
-from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import (
     PHONES,
     WINDOW,
     ConversationEntry,
-    PartEntry,
     RunTotals,
     conversation_rows,
 )
@@ -39,7 +38,7 @@ HOUR = timedelta(hours=1)
 
 
 def entry(conversation_id: str, run: int, **more: object) -> ConversationEntry:
-    part = PartEntry("messages/org=org/conv=c/part-00000.parquet", run, run, "00")
+    part = Part("messages/org=org/conv=c/part-00000.parquet", run, run, "00")
     plain = ConversationEntry(
         f"run-{run}",
         "org",

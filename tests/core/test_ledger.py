@@ -22,7 +22,7 @@ from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
-from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger, read_objects
 from imbrace_lake.lake.ledger_schema import (
     CONVERSATIONS,
@@ -30,7 +30,6 @@ from imbrace_lake.lake.ledger_schema import (
     PHONES,
     RUNS,
     ConversationEntry,
-    PartEntry,
     RunTotals,
     conversation_rows,
     entry_line,
@@ -40,7 +39,7 @@ from imbrace_lake.lake.ledger_schema import (
 from imbrace_lake.store.factory import ObjectMeta, Store
 from tests.core.test_lake import NOW, ORG, in_lake
 
-PART = PartEntry("messages/org=org_1/conv=c/part-00000.parquet", 123, 4, "ab" * 32)
+PART = Part("messages/org=org_1/conv=c/part-00000.parquet", 123, 4, "ab" * 32, "not recorded")
 
 
 def entry(conversation_id: str, minute: int = 0, run_id: str = "run_1", **fields: Any) -> ConversationEntry:

@@ -84,7 +84,7 @@ def test_of_two_writers_of_one_part_number_the_second_adds_only_what_is_missing(
             ("m2", "hello", False),
             ("m3", "hello", False),
         ]
-        assert [snapshot.part.number for snapshot in done.parts] == [0, 1]
+        assert [part.number for part in done.parts] == [0, 1]
         assert not done.had_no_race
         assert done.new is not None
         assert done.new.num_rows == 1
@@ -152,9 +152,9 @@ def test_what_was_read_of_a_part_is_what_is_said_of_it_whatever_the_listing_said
         snapshot = await second.look(listed)
 
         now = (await first.look()).parts[0]
-        assert (snapshot.parts[0].sha256, snapshot.parts[0].part.size_bytes) == (
+        assert (snapshot.parts[0].sha256, snapshot.parts[0].size_bytes) == (
             now.sha256,
-            now.part.size_bytes,
+            now.size_bytes,
         )
 
     with_two_writers(tmp_path, job)

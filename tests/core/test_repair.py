@@ -241,12 +241,12 @@ def test_an_edit_that_comes_between_is_kept(bench: Bench, monkeypatch: pytest.Mo
     original = Lake.replace_part
     edits: list[str] = []
 
-    async def late(lake: Lake, part: Part, body: LazyBody, rows: int) -> Any:
+    async def late(lake: Lake, part: Part, body: LazyBody) -> Any:
         if not edits:
             edits.append(part.key)
             bench.box.edit(CONVERSATION, ["m06"])
             await asyncio.to_thread(bench.run)
-        return await original(lake, part, body, rows)
+        return await original(lake, part, body)
 
     monkeypatch.setattr(Lake, "replace_part", late)
     found = repair(bench)

@@ -21,7 +21,7 @@ from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.hashes import content_hash, hash_sum
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry, ConversationStatus
 from imbrace_lake.lake.memory import Reservation
-from imbrace_lake.lake.publish import Publisher, PublishResult, in_thread_unless
+from imbrace_lake.lake.publish import PublishResult, in_thread_unless, publish
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.lake.snapshot import PartitionSnapshot
@@ -76,9 +76,10 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 # 4. and 5. Diff them with the snapshot and publish the diff, again if another run was first.
                 # The parts were listed when the run began, and no message is ever added to a part: what is
                 # in the snapshot was in the lake before the walk began.
-                publisher = Publisher(run.lake, run.journal, export.claim(proof), run.clock(), reservation)
-                is_full_walk = proof.method != REACHED_KNOWN
-                published = await publisher.publish(rows, snapshot, is_full_walk=is_full_walk)
+                published = await publish(
+                    run.lake, run.journal, export.claim(proof), rows, snapshot,
+                    is_full_walk=proof.method != REACHED_KNOWN, now=run.clock(), reservation=reservation,
+                )  # fmt: skip
                 return await export.complete(collector, proof, rows, snapshot, published)
         except ConversationNotFound as exc:
             return export.gone(str(exc))

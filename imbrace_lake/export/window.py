@@ -16,7 +16,7 @@ from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry
 from imbrace_lake.lake.memory import Reservation
-from imbrace_lake.lake.publish import Publisher, in_thread_unless
+from imbrace_lake.lake.publish import in_thread_unless, publish
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.lake.snapshot import PartitionSnapshot
@@ -52,8 +52,10 @@ async def export_window(
         proof_method=WINDOW,
         server_count=proof.server_count,
     )
-    publisher = Publisher(run.lake, run.journal, claim, run.clock(), reservation)
-    published = await publisher.publish(rows, snapshot, is_full_walk=False)
+    published = await publish(
+        run.lake, run.journal, claim, rows, snapshot,
+        is_full_walk=False, now=run.clock(), reservation=reservation,
+    )  # fmt: skip
     entry = ConversationEntry(
         run_id=run.run_id,
         organization_id=run.organization_id,

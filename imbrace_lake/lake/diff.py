@@ -1,23 +1,35 @@
 """Compare what was read with what the lake has: new messages, newer versions, deletions, returns.
 
-Pure functions over Arrow tables; what comes of it is written elsewhere.
+`diff_rows` and `apply_diff` are pure functions over Arrow tables. `diff_partition` calls them within the
+memory budget: on all rows where they fit into memory; on the stored rows of messages that were read
+where only these fit; else slice by slice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.lake.hashes import DIGEST
-from imbrace_lake.lake.schema import CONTENT, SCHEMA, as_written_today
+from imbrace_lake.lake.memory import Reservation
+from imbrace_lake.lake.rows import Rows, SortBuffer
+from imbrace_lake.lake.schema import CONTENT, EMPTY, SCHEMA, as_written_today
+from imbrace_lake.lake.snapshot import PartitionSnapshot
+
+# Each is an open file while they are filled.
+MOST_SLICES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """The difference between a walk and the stored rows.
+    """The difference between rows that were read and stored rows.
 
     Attributes:
         new: Rows of messages that the lake does not have, with their digests.
@@ -148,3 +160,126 @@ def apply_diff(part: pa.Table, diff: Diff, now: datetime) -> tuple[pa.Table, pa.
 
 def _set(rows: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
     return rows.set_column(SCHEMA.names.index(name), SCHEMA.field(name), values)
+
+
+# -- a partition ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDiff:
+    """The difference between a walk and a partition.
+
+    Attributes:
+        new: Rows that the lake does not have; None if there are none.
+        changed_parts: Indexes of the parts some of whose rows must change.
+        outdated: How many messages the lake has in a newer version than was read.
+        part_diffs: Gives all rows of one part, some at a time, with the diff that affects them.
+    """
+
+    new: Rows | None
+    changed_parts: tuple[int, ...]
+    outdated: int
+    part_diffs: Callable[[int], Iterator[tuple[pa.Table, Diff]]]
+
+
+def diff_partition(
+    read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None, reservation: Reservation
+) -> PartitionDiff:
+    """Compare what was read with what the lake has.
+
+    Args:
+        read: What was read, with digests.
+        snapshot: What the lake has now.
+        baseline: What it had before a walk began that proved `read` complete: messages of it that were not
+            read are deleted. None if there was no such walk.
+        reservation: For what does not fit into memory.
+    """
+    indexes = range(len(snapshot.parts))
+    if not indexes:
+        return PartitionDiff(read if read.num_rows else None, (), 0, lambda index: iter(()))
+    is_in_memory = snapshot.is_in_memory and (baseline is None or baseline.is_in_memory)
+    if read.table is None or not (is_in_memory or baseline is None):
+        return _diff_in_slices(read, snapshot, baseline, reservation)
+    if is_in_memory:
+        stored = snapshot.tables
+    else:
+        # Without a baseline, nothing is said of messages that were not read.
+        ids = read.table.column("message_id").combine_chunks()
+        stored = [
+            pa.concat_tables(
+                [EMPTY, *(rows.filter(pc.is_in(rows.column("message_id"), ids)) for rows in batches)]
+            )
+            for batches in map(snapshot.part_batches, indexes)
+        ]
+    before = current_ids(baseline.rows) if baseline is not None else None
+    diff = diff_rows(pa.concat_tables(stored), read.table, before)
+    changed_parts = tuple(index for index in indexes if diff.is_rewrite and diff.affects(stored[index]))
+
+    def part_diffs(index: int) -> Iterator[tuple[pa.Table, Diff]]:
+        return ((rows, diff) for rows in snapshot.part_batches(index))
+
+    new = Rows.of(diff.new) if diff.new.num_rows else None
+    return PartitionDiff(new, changed_parts, diff.outdated, part_diffs)
+
+
+def _diff_in_slices(
+    read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None, reservation: Reservation
+) -> PartitionDiff:
+    """Spread both sides over files by a hash of the message id, so that each slice fits into memory."""
+    count = min(MOST_SLICES, -(-(read.size_bytes + snapshot.size_bytes) // reservation.most_bytes))
+
+    def spread(batches: Iterable[pa.Table]) -> list[Path]:
+        return _spread(batches, [reservation.new_file() for _ in range(count)])
+
+    read_slices = spread(read.batches())
+    part_slices = [spread(snapshot.part_batches(index)) for index in range(len(snapshot.parts))]
+    ids = None if baseline is None else spread(baseline.batches(["message_id", "is_deleted"]))
+
+    def slices() -> Iterator[tuple[list[pa.Table], Diff]]:
+        # They are made again rather than kept, for there may be as many changes as messages.
+        for number in range(count):
+            parts = [_load(paths[number]) for paths in part_slices]
+            before = None if ids is None else current_ids(_load(ids[number]))
+            yield parts, diff_rows(pa.concat_tables(parts), _load(read_slices[number]), before)
+
+    buffer = SortBuffer(reservation)
+    changed_parts: set[int] = set()
+    new = outdated = 0
+    for parts, diff in slices():
+        buffer.add(diff.new)
+        new += diff.new.num_rows
+        outdated += diff.outdated
+        changed_parts.update(index for index, rows in enumerate(parts) if diff.affects(rows))
+
+    def part_diffs(index: int) -> Iterator[tuple[pa.Table, Diff]]:
+        return ((parts[index], diff) for parts, diff in slices())
+
+    return PartitionDiff(buffer.rows() if new else None, tuple(sorted(changed_parts)), outdated, part_diffs)
+
+
+def _spread(batches: Iterable[pa.Table], paths: list[Path]) -> list[Path]:
+    """Write rows to files, each row to the one that its message id selects."""
+    batches = iter(batches)
+    first = next(batches, EMPTY)
+    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    with ExitStack() as stack:
+        files = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
+        writers = [
+            stack.enter_context(pa.ipc.new_stream(file, first.schema, options=options)) for file in files
+        ]
+        for rows in (first, *batches):
+            ids = rows.column("message_id").to_pylist()
+            owner = np.fromiter((hash(one) % len(paths) for one in ids), np.int64, len(ids))
+            order = np.argsort(owner, kind="stable")
+            ends = np.searchsorted(owner[order], np.arange(len(paths) + 1))
+            sorted_rows = rows.take(pa.array(order))
+            for number, writer in enumerate(writers):
+                begin, end = int(ends[number]), int(ends[number + 1])
+                if begin < end:
+                    writer.write_table(sorted_rows.slice(begin, end - begin))
+    return paths
+
+
+def _load(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        return reader.read_all()

@@ -63,7 +63,6 @@ def install(seed: int, share: float) -> Callable[[], None]:
     from imbrace_lake.export.chunk_journal import ChunkJournal
     from imbrace_lake.gateway import client
     from imbrace_lake.lake.lake import Lake
-    from imbrace_lake.lake.publish import Publisher
 
     chance = random.Random(seed)
     steps: tuple[tuple[Any, str], ...] = (
@@ -72,7 +71,7 @@ def install(seed: int, share: float) -> Callable[[], None]:
         (conversation, "rows_of_page"),
         (conversation, "content_hash"),
         (Lake, "add_part"),
-        (Publisher, "publish"),
+        (conversation, "publish"),
         (ChunkJournal, "take"),
     )
     before = [(owner, name, getattr(owner, name)) for owner, name in steps]

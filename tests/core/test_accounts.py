@@ -39,7 +39,7 @@ STEPS = (
     "imbrace_lake.export.conversation.rows_of_page",
     "imbrace_lake.export.conversation.content_hash",
     "imbrace_lake.lake.snapshot.PartitionSnapshot.read",
-    "imbrace_lake.lake.publish.Publisher.publish",
+    "imbrace_lake.export.conversation.publish",
     "imbrace_lake.lake.lake.Lake.add_part",
     "imbrace_lake.export.chunk_journal.entry_line",
 )

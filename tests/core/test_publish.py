@@ -15,7 +15,7 @@ from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
-from imbrace_lake.lake.publish import Publisher, PublishResult
+from imbrace_lake.lake.publish import PublishResult, publish
 from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from tests.core.test_diff import message, read
@@ -54,8 +54,10 @@ class Writer:
         for item in reversed(items):
             buffer.add(read(item, run_id=self.journal.run_id))
         claim = PartClaim(ORG, CONVERSATION, self.journal.run_id, "complete", "overlap", len(items))
-        publisher = Publisher(self.lake, self.journal, claim, NOW, self.reservation)
-        return await publisher.publish(buffer.rows(), snapshot, is_full_walk=is_full_walk)
+        return await publish(
+            self.lake, self.journal, claim, buffer.rows(), snapshot,
+            is_full_walk=is_full_walk, now=NOW, reservation=self.reservation,
+        )  # fmt: skip
 
 
 async def texts(lake: Lake) -> list[tuple[str, str, bool]]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.gateway import id_set
+from imbrace_lake.lake import diff as diff_module
 from imbrace_lake.lake import lake as lake_module
 from imbrace_lake.lake import ledger as ledger_module
-from imbrace_lake.lake import partition_diff as diff_module
 from imbrace_lake.lake import sorted_files
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions

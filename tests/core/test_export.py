@@ -126,6 +126,20 @@ def test_a_part_that_vanished_from_the_lake_is_read_again(box: Sandbox, tmp_path
     assert_holds_all(box, tmp_path)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_of_two_parts_that_vanished_is_read_again(box: Sandbox, tmp_path: Path, number: int) -> None:
+    lost = list(box.conversations)[2]
+    export_all(box, tmp_path)
+    box.append(lost, 4)
+    export_all(box, tmp_path, "run_2")
+    parts_of(tmp_path, lost)[number].unlink()
+
+    result = export_all(box, tmp_path, "run_3")
+
+    assert result.statuses == {"unchanged": 6, "complete": 1}
+    assert_holds_all(box, tmp_path)
+
+
 def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     box.append(list(box.conversations)[2], 1)

@@ -21,10 +21,9 @@ import pyarrow as pa
 from imbrace_lake.gateway.passes import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.memory import Reservation
-from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.lake.sorted_files import SortedRun, drop_repeats, merged, project
+from imbrace_lake.lake.sorting import SortedRun, drop_repeats, in_order, merged, project, without_repeats
 from imbrace_lake.store.contract import LazyBody
 
 # Of rows that another process may encode. Longer ones are encoded without the interpreter's lock anyway.

@@ -99,7 +99,7 @@ class Origin:
 
 
 def rows_of_page(page: Page, origin: Origin) -> pa.Table:
-    """Rows of a page, as `to_rows` makes them, nearly always in the order of a part (ordering.py)."""
+    """Rows of a page, as `to_rows` makes them, nearly always in the order of a part (sorting.py)."""
     oldest_first = range(len(page.ids) - 1, -1, -1)
     if len({*page.ids}) < len(page.ids):
         # Of two versions the one further down counts as read later, whatever its time.

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from imbrace_lake.lake.diff import Diff, apply_diff, current_ids, diff_rows
 from imbrace_lake.lake.hashes import DIGEST
-from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.schema import SCHEMA, Origin, to_rows
+from imbrace_lake.lake.sorting import in_order
 
 SEEN = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 2, 1, tzinfo=UTC)

@@ -37,10 +37,10 @@ from imbrace_lake.lake.lake import (
     renew_marker,
 )
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
-from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, to_rows
 from imbrace_lake.lake.snapshot import PartitionSnapshot
+from imbrace_lake.lake.sorting import in_order
 from imbrace_lake.store.contract import LazyBody, ObjectMeta
 from imbrace_lake.store.factory import StoreOptions
 from tests.core.s3_servers import options_for

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.gateway.passes import OVERLAP
-from imbrace_lake.lake import sorted_files
+from imbrace_lake.lake import sorting
 from imbrace_lake.lake.hashes import DIGEST, content_hash
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
-from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, to_rows
+from imbrace_lake.lake.sorting import in_order, without_repeats
 
 ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -67,8 +67,8 @@ def spilled(rows: Rows) -> bool:
 def test_what_was_spilled_is_what_would_be_in_memory(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
-    monkeypatch.setattr(sorted_files, "MOST_REPEATED", 11)
+    monkeypatch.setattr(sorting, "BATCH_ROWS", 7)
+    monkeypatch.setattr(sorting, "MOST_REPEATED", 11)
     rng = Random(seed)
     pages = [page(rng, newest) for _ in range(1 + seed % 3) for newest in range(400, 0, -8)]
     buffer = SortBuffer(reservation)
@@ -146,7 +146,7 @@ def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts
 def test_a_choice_is_made_among_the_versions_that_count(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 7)
+    monkeypatch.setattr(sorting, "BATCH_ROWS", 7)
     rng = Random(1)
     pages = [page(rng, newest) for newest in range(400, 0, -4)]
     buffer = SortBuffer(reservation)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from imbrace_lake.gateway.models import Item, parse_page
 from imbrace_lake.lake.hashes import DIGEST, content_hash, item_digest
 from imbrace_lake.lake.lake import read_rows
-from imbrace_lake.lake.ordering import in_order
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import (
     SCHEMA,
@@ -31,6 +30,7 @@ from imbrace_lake.lake.schema import (
     to_item,
     to_rows,
 )
+from imbrace_lake.lake.sorting import in_order
 from imbrace_sandbox import Sandbox, SandboxOptions
 
 SEEN_AT = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)

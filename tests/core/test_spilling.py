@@ -16,7 +16,7 @@ from imbrace_lake.gateway import id_set
 from imbrace_lake.lake import diff as diff_module
 from imbrace_lake.lake import lake as lake_module
 from imbrace_lake.lake import ledger as ledger_module
-from imbrace_lake.lake import sorted_files
+from imbrace_lake.lake import sorting
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.kills import Killing
@@ -35,8 +35,8 @@ LITTLE = {"memory_megabytes": 0.01}
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 50)
-    monkeypatch.setattr(sorted_files, "MOST_REPEATED", 70)
+    monkeypatch.setattr(sorting, "BATCH_ROWS", 50)
+    monkeypatch.setattr(sorting, "MOST_REPEATED", 70)
     monkeypatch.setattr(lake_module, "BATCH_ROWS", 60)
     monkeypatch.setattr(diff_module, "MOST_SLICES", 8)
     monkeypatch.setattr(id_set, "MOST_IN_SET", 90)
@@ -111,7 +111,7 @@ def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_module, "GROUP_BYTES", 1)
-    monkeypatch.setattr(sorted_files, "BATCH_ROWS", 10)
+    monkeypatch.setattr(sorting, "BATCH_ROWS", 10)
     bench = open_bench(LITTLE, conversations=0, sizes=(300,))
     one = next(iter(bench.box.conversations))
     bench.run()

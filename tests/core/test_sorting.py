@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.gateway.models import Item, Page
-from imbrace_lake.lake.ordering import in_order, without_repeats
 from imbrace_lake.lake.schema import Origin, rows_of_page, to_rows
+from imbrace_lake.lake.sorting import in_order, without_repeats
 
 ORIGIN = Origin("org_1", "conv_1", "run_1", datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC))
 

@@ -1,4 +1,7 @@
-"""Rows in sorted temporary files (*runs*), and one order made of several: an external merge sort."""
+"""The order of rows, and which version of a message counts: in memory, and by an external merge sort.
+
+The external sort keeps rows in sorted temporary files (*sorted runs*) and merges these into one order.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.lake.ordering import in_order, without_repeats
-
 # Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,
 # and then all of them are open.
 BATCH_ROWS = 4_096
@@ -23,6 +24,51 @@ MOST_REPEATED = 100_000
 _LAST = np.iinfo(np.int64).max
 
 _Key: TypeAlias = tuple[int, str]
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """Rows as a part has them: `created_at`, then `message_id`, oldest first; without a time last."""
+    if _is_in_order(table):
+        # Nearly always, and a copy of all columns is a tenth of what is done with rows.
+        return table.combine_chunks()
+    order = pc.sort_indices(table, sort_keys=[("created_at", "ascending"), ("message_id", "ascending")])
+    return table.take(order).combine_chunks()
+
+
+def _is_in_order(table: pa.Table) -> bool:
+    times = table.column("created_at")
+    if times.null_count:
+        return False
+    values = times.cast(pa.int64()).to_numpy()
+    if (values[1:] < values[:-1]).any():
+        return False
+    ids = table.column("message_id")
+    return all(
+        ids[index].as_py() <= ids[index + 1].as_py()
+        for index in np.flatnonzero(values[1:] == values[:-1]).tolist()
+    )
+
+
+def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Table:
+    """Each message once, in the version that was updated last, or else read last.
+
+    Args:
+        table: Rows in the order in which they were read.
+        is_latest_first: They are in the reverse order.
+    """
+    ids = table.column("message_id")
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return table
+    message = ids.combine_chunks().dictionary_encode().indices.to_numpy()
+    updated = table.column("updated_at").cast(pa.int64()).fill_null(0).to_numpy()
+    read = np.arange(len(ids))
+    # Message by message, the version that counts last.
+    order = np.lexsort((-read if is_latest_first else read, updated, message))
+    is_last = np.append(message[order][1:] != message[order][:-1], True)
+    return table.take(np.sort(order[is_last]))
+
+
+# -- sorted runs ----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The claim in the footer of a part: whose rows it holds, their content hash, and how the walk proved them.
+"""The claim in a part's footer: whose rows it contains, their content hash, and how a walk proved them.
 
 With it, a copy of one object can be judged without a ledger.
 """
@@ -24,8 +24,8 @@ class PartClaim:
     Attributes:
         organization_id, conversation_id: Whose messages the rows are.
         run_id: The run that wrote the part.
-        status, proof_method, server_count: The result of the walk for the whole conversation: its verdict,
-            its method and the gateway's count. None where the part was written without a walk.
+        status, proof_method, server_count: The result of the walk: its verdict, its method and the
+            gateway's count of the conversation. None where the part was written without a walk.
         content_hash: The sum of the digests of the part's rows, deleted ones included.
         schema_version: The version of the part's form.
     """

@@ -27,7 +27,7 @@ class ConversationStates:
 
     def __init__(self, rows: pa.Table) -> None:
         self._count: int = rows.num_rows
-        # Neither joined nor put in order, which would hold twice what may be most of the process's memory.
+        # Neither joined nor sorted: either would need twice what may be most of the process's memory.
         self._batches = rows.to_batches()
         self._index = HashIndex(self._iter_ids(), self._count)
 
@@ -78,8 +78,8 @@ def empty_state_rows() -> pa.Table:
 
 
 def is_state(rows: pa.Table) -> pa.ChunkedArray:
-    """Which rows of the ledger `conversations` prove a conversation complete, unchanged or gone."""
-    # A window of time proves nothing of the whole, so it is not a state to go on from.
+    """Which rows of the ledger `conversations` prove that one is complete, unchanged or deleted upstream."""
+    # A window of time proves nothing about other messages, so it is not a state to continue from.
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     return pc.and_(pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"])), pc.invert(is_window))
 

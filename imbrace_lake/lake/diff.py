@@ -34,7 +34,7 @@ class Diff:
     Attributes:
         new: Rows of messages that the lake does not have, with their digests.
         newer: Rows of messages that the lake has in another version or marked deleted, with digests.
-        deleted: Ids of messages that the lake has, and that a full walk proved gone.
+        deleted: Ids of messages that the lake has, and that a full walk proved deleted.
         outdated: How many messages the lake has in a newer version than was read.
     """
 
@@ -70,9 +70,9 @@ def diff_rows(lake: pa.Table, read: pa.Table, baseline: pa.Array | None = None) 
     Args:
         lake: What the lake has of the conversation; each message once.
         read: What was read, each message once, with digests.
-        baseline: Ids that the lake had before a walk began that proved `read` to be all there is: such
-            a message that was not read is gone. Of one that another run has added since, the walk
-            could say nothing.
+        baseline: Ids that the lake had before the start of a walk that proved `read` complete: such messages
+            are deleted if they were not read. The walk proves nothing about messages that another run has
+            added since.
     """
     if not lake.num_rows:
         return Diff(read, read.slice(0, 0), pa.array([], pa.string()))
@@ -203,7 +203,7 @@ def diff_partition(
     if is_in_memory:
         stored = snapshot.tables
     else:
-        # Without a baseline, nothing is said of messages that were not read.
+        # Without a baseline, messages that were not read do not matter.
         ids = read.table.column("message_id").combine_chunks()
         stored = [
             pa.concat_tables(

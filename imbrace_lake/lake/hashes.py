@@ -1,4 +1,4 @@
-"""Hashes of messages: what stands for one, value for value, and for a set of them in whatever order."""
+"""Digests of messages, and the content hash of a set of messages, whatever their order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def item_digests(items: Sequence[Item]) -> list[bytes]:
 
 
 def item_digest(item: Mapping[str, Any]) -> bytes:
-    """16 bytes that stand for an item, value for value, whatever the order of its fields."""
+    """The 16-byte digest of all values of an item, whatever the order of its fields."""
     try:
         body = orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -40,7 +40,7 @@ def item_digest(item: Mapping[str, Any]) -> bytes:
 
 
 def content_hash(rows: pa.Table) -> str:
-    """32 hexadecimal digits that stand for a set of messages: the sum of their digests.
+    """The content hash of a set of messages, 32 hexadecimal digits: the sum of their digests.
 
     A sum does not depend on the order of the messages, nor on how they are spread over parts, and
     an added part changes it by what it adds. It guards against accidents, not against an attacker.

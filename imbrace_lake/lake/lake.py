@@ -1,4 +1,4 @@
-"""A lake: where its objects lie, and how a conversation's messages get there and back.
+"""A lake: the layout of its objects, and how parts are listed, read and written.
 
 ::
 
@@ -8,8 +8,8 @@
     checkpoints/                                       the state that the ledgers add up to (checkpoint.py)
     journal/<run>/                                     what a run that is under way has done so far
 
-Parts are only ever added, but for one that holds an edited or deleted message: it is replaced. The
-part's own conditional write is the commit: nothing else has to succeed for it to be true, and of two
+Parts are only ever added, except that a part with an edited or deleted message is replaced. The
+part's own conditional write is the commit: nothing else has to succeed for it to count, and of two
 writers of one part exactly one wins.
 """
 
@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 
 MARKER = "lake.json"
 MESSAGES = "messages/"
-# What only a lake has: where one of these holds an object, a lake was made.
+# Only a lake has these folders: an object in one of them shows that a lake was made.
 FOLDERS = (
     MESSAGES, "conversations/", "phones/", "runs/", "revisions/", "shapes/", "journal/", "checkpoints/"
 )  # fmt: skip
-# Names of files may have 255 bytes, and `conv=` and a store's own suffixes want some.
+# Names of files may have 255 bytes, some of which `conv=` and a store's own suffixes need.
 LONGEST_NAME = 200
 # Rows of a large part that are in memory at a time.
 BATCH_ROWS = 4_096
@@ -176,7 +176,7 @@ class Lake:
         """Read parts, one request each: what came, which may be newer than listed, and its rows in `SCHEMA`.
 
         Raises:
-            StoreError: An object is gone or is no part; the message names it.
+            StoreError: An object is missing or is not a part; the message names it.
         """
         return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
 
@@ -191,7 +191,7 @@ class Lake:
         """Bring a part into a file, for `iter_part`; what came may be newer than listed.
 
         Raises:
-            StoreError: The object is gone or is no part; the message names it.
+            StoreError: The object is missing or is not a part; the message names it.
         """
         with self._explained(part):
             await self.store.download(part.key, path)
@@ -213,7 +213,7 @@ class Lake:
         try:
             yield
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{part.key} is gone: parts are never to be removed") from None
+            raise StoreError(f"{self.url}/{part.key} is missing: parts must never be removed") from None
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
@@ -383,7 +383,7 @@ def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
         OSError: It is damaged.
     """
     schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-    # Without `pre_buffer`, or a whole row group would be held.
+    # Without `pre_buffer`, which would load a complete row group.
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         there = [name for name in schema.names if name in file.schema_arrow.names]
         for batch in file.iter_batches(BATCH_ROWS, columns=there, use_threads=False):
@@ -430,7 +430,7 @@ def encoded(value: str) -> str:
         name = name.replace(".", "%2E")
     if len(name) <= LONGEST_NAME:
         return name
-    # Cut between characters: engines decode the names of folders, and refuse a lake with half of one.
+    # Cut between characters: engines decode names of folders, and reject half a character.
     kept = _quoted(unquote(re.sub(r"%.?$", "", name[: LONGEST_NAME - 33]), errors="ignore"))
     return f"{kept}~{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 

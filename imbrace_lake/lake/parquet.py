@@ -54,7 +54,7 @@ def write_row_groups(
 
     Args:
         path: Where to.
-        groups: Each row group alone in a list, from which it is taken: so it is held only once.
+        groups: Each row group alone in a list, from which it is taken, so that it is in memory only once.
         schema: `SCHEMA`, what an earlier version had for it, or that of another table.
         metadata: As of `to_parquet`.
         options: Of the Parquet writer; those of a part by default.
@@ -83,7 +83,7 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
 
 
 def _combined(tables: list[pa.Table]) -> pa.Table:
-    """One table of several of `SCHEMA`; the list is emptied, so that no column is held twice for long."""
+    """One table of several of `SCHEMA`; the list is emptied, so that few columns are in memory twice."""
     columns = [[table.column(index) for table in tables] for index in range(len(SCHEMA))]
     tables.clear()
     arrays = []
@@ -111,7 +111,7 @@ def _writer(
     """Write Parquet as every object of the lake has it.
 
     Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
-    size; page checksums cost nothing and tell a flipped byte.
+    size; page checksums cost nothing and reveal a flipped byte.
     """
     with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
         yield writer

@@ -1,6 +1,6 @@
 """The rows of a conversation in their order, in memory or, where they are many, in sorted files.
 
-What is read is collected page by page. When the process holds too much, it is sorted and written to
+What is read is collected page by page. When the memory budget is exceeded, it is sorted and written to
 a temporary file (a *run*). At the end the runs are merged, batch by batch: an ordinary external
 sort, but that the pages come newest first, so that runs hardly overlap and one or two are open.
 """
@@ -150,7 +150,7 @@ def _unpickled(stream: bytes, metadata: dict[str, str]) -> _Encoding:
 
 @dataclass(slots=True)
 class _Facts:
-    """What is said of rows as a whole."""
+    """Facts about all rows together."""
 
     count: int = 0
     content_hash: str = NO_HASH
@@ -233,7 +233,7 @@ class SortBuffer:
 def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     """Tables, oldest first, each without the rows at its end that the next one begins with.
 
-    So the pages of a list that stood still hold each message once, without a look at every row.
+    So the pages of a list that did not move contain each message once, without a look at every row.
     """
     for older, newer in pairwise(tables):
         yield older.slice(0, older.num_rows - _shared(older, newer))

@@ -1,7 +1,7 @@
 """The columns of a message, and the way from the gateway's JSON object to a row and back.
 
-`SCHEMA` is the same in every object of the lake: engines drop or refuse what differs from file to
-file. Nothing is lost on the way: what a column cannot hold as it came lies in `extra`.
+`SCHEMA` is the same in every object of the lake: engines drop or reject what differs from file to
+file. Nothing is lost: values that a column cannot store as they came are in `extra`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a row says of itself beyond the message: where it was asked for, when, and by whom."""
+    """What a row states beyond the message: whose it is, when it was read, and by which run."""
 
     organization_id: str
     conversation_id: str

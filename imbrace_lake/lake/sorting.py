@@ -229,7 +229,7 @@ def merged(sorted_runs: Iterable[SortedRun]) -> Iterator[pa.Table]:
 
 
 def _key(rows: pa.Table, index: int) -> _Key:
-    """Where a row stands in the order; those without a time come last."""
+    """The sort key of a row; rows without a time come last."""
     moment = rows.column("created_at")[index]
     return moment.value if moment.is_valid else _LAST, rows.column("message_id")[index].as_py()
 

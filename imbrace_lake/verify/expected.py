@@ -36,7 +36,7 @@ class ExpectedObjects:
     Attributes:
         parts: The hashes that each part may have.
         newest: `_VERSIONS` of each part: the version that was recorded last for the first time, then.
-        ledgers: The ledgers' objects that runs say they wrote.
+        ledgers: The ledgers' objects that runs recorded.
         is_complete: No object of the ledger `conversations` is damaged or missing, so that no newer hash is.
     """
 
@@ -47,7 +47,7 @@ class ExpectedObjects:
 
     @classmethod
     async def read(cls, lake: Lake) -> Self:
-        """Read it from all ledgers and journals; damaged objects say nothing."""
+        """Read it from all ledgers and journals; damaged objects are left out."""
         versions, is_complete = _VERSIONS.empty_table(), True
         first = versions
         columns = ["parts", "started_at", "finished_at"]

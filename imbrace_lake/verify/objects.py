@@ -1,4 +1,4 @@
-"""Compare every object of a lake with what the ledgers say of it."""
+"""Compare every object of a lake with what the ledgers record of it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _Body: TypeAlias = bytes | Path | StoreError | None
 async def verify_objects(
     lake: Lake, on_progress: Callable[[int, int], None] = lambda done, all: None
 ) -> Verification:
-    """Read every object once and compare it with the hash that was written down for it.
+    """Read every object once and compare it with its recorded hash.
 
     Args:
         lake: Which; runs may be under way.
         on_progress: Receives how many objects of how many are done.
     """
     found = Verification()
-    # What is written down first, then what is there: nothing that is written down is ever removed.
+    # The records first, then the listing: no recorded object is ever removed.
     expected = await ExpectedObjects.read(lake)
     objects = await lake.store.list("")
     there = {meta.key for meta in objects}
@@ -202,8 +202,8 @@ def _remedy(key: str) -> str:
 def _missing(key: str) -> str:
     run_id = run_of(key)
     if run_id is None:
-        return "is gone: restore it from a copy"
-    return f"is gone: restore it from a copy. Without a copy, delete runs/*-{run_id}-*, which lists it"
+        return "is missing: restore it from a copy"
+    return f"is missing: restore it from a copy. Without a copy, delete runs/*-{run_id}-*, which lists it"
 
 
 def _is_json(body: bytes) -> bool:

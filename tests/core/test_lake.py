@@ -374,7 +374,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
         elif damage != "gone":
             bodies = {"cut": bytes(body[:300]), "flipped": bytes(body), "empty": b"", "text": b"hello"}
             path.write_bytes(bodies[damage])
-        with pytest.raises(StoreError, match=r"conv=c/part-00000\.parquet (is gone|cannot be read)"):
+        with pytest.raises(StoreError, match=r"conv=c/part-00000\.parquet (is missing|cannot be read)"):
             await lake.read_parts([part])
 
     in_lake(tmp_path, job)

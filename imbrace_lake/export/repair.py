@@ -207,10 +207,16 @@ class _Repair:
                 ids = rows.select([*ids]).slice(0, 1).to_pylist()[0]
             if not outdated:
                 return None
-            # The walk that proved these rows was another run's: its verdict is in the ledger.
-            claim = PartClaim(
-                ids["organization_id"], ids["conversation_id"], self._run_id, content_hash=total
-            )
+            conversation_id = ids["conversation_id"]
+            state = self._states.of_each([conversation_id]).get(conversation_id)
+            claim = PartClaim(ids["organization_id"], conversation_id, self._run_id, content_hash=total)
+            if state is not None:
+                claim = replace(
+                    claim,
+                    status=state.status,
+                    proof_method=state.proof_method,
+                    server_count=state.server_count,
+                )
             made = buffer.rows().body(reservation, claim.metadata())()
             body = LazyBody(lambda: made)
             body()

@@ -25,7 +25,8 @@ class PartClaim:
         organization_id, conversation_id: Whose messages the rows are.
         run_id: The run that wrote the part.
         status, proof_method, server_count: The result of the walk: its verdict, its method and the
-            gateway's count of the conversation. None where the part was written without a walk.
+            gateway's count of the conversation. None if a repair wrote the part and the
+            ledgers have no proof.
         content_hash: The sum of the digests of the part's rows, deleted ones included.
         schema_version: The version of the part's form.
     """

@@ -24,6 +24,7 @@ from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import LazyBody
 from imbrace_lake.store.factory import open_store
 from imbrace_lake.store.lease import LOCK, exclusive_lease
+from imbrace_lake.verify.part import judge_part
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests import hostile
 from tests.core.lake_runs import START, Bench
@@ -31,6 +32,7 @@ from tests.core.test_hostile_json import strictly
 from tests.fixtures import make_hostile_lake, make_lake
 from tests.fixtures.make_hostile_lake import CONVERSATION, LATER
 
+PROOF = ("conversation_id", "proof_method", "server_count")
 LOST = {"m07", "m08", "m09"}
 
 
@@ -124,6 +126,13 @@ def test_a_repaired_lake_has_strict_json_and_the_same_messages(bench: Bench, mem
     with duckdb.connect() as connection:
         messages = connection.read_parquet(f"{bench.lake}/messages/**/*.parquet")
         assert len(messages.project("content->>'text', extra->>'x'").fetchall()) == len(before)
+    # A repaired part states the proof that the ledger has of its conversation.
+    report = judge_part(Path(bench.lake, found.keys[0]))
+    assert report.is_proven
+    assert report.claim is not None
+    proof = (report.claim.conversation_id, report.claim.proof_method, report.claim.server_count)
+    assert None not in proof
+    assert proof in {tuple(row[name] for name in PROOF) for row in bench.ledger("conversations")}
 
 
 def test_after_a_repair_an_idle_run_sees_nothing_changed(bench: Bench) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from imbrace_cli.interrupt import Interrupt, interruptible
 from imbrace_cli.options import environment
 from imbrace_cli.prefect_session import prefect_session
+from imbrace_lake.concurrency import every
 from imbrace_lake.errors import ImbraceLakeError
 
 if TYPE_CHECKING:
@@ -130,18 +130,11 @@ async def _watched(
         loop.call_soon_threadsafe(observer.cancellation.request)
 
     async def watch() -> None:
-        while True:
-            view.update(observer.progress)
-            await asyncio.sleep(view.interval_seconds)
+        view.update(observer.progress)
 
-    watching = asyncio.create_task(watch())
-    try:
-        with interrupt.cancels(cancel):
+    with interrupt.cancels(cancel):
+        async with every(view.interval_seconds, watch, at_once=True):
             state = await flow(params, return_state=True)
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
     cause = getattr(state.data, "result", state.data)
     if isinstance(cause, BaseException):
         # Not one of our errors, which the flow puts into a sentence: a bug, so with its traceback.

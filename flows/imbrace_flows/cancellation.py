@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+
+from imbrace_lake.concurrency import every
 
 POLL_SECONDS = 10.0
 
@@ -72,18 +74,15 @@ async def cancelled_with(
         block.cancel()
 
     async def poll() -> None:
-        async with get_client() as client:
-            while True:
-                if await _type_of(client, run_id) in ending:
-                    cancel()
-                    return
-                await asyncio.sleep(POLL_SECONDS)
+        # Once: the run then closes its accounts, which must not be cancelled as well.
+        if not is_cancelled and await _type_of(client, run_id) in ending:
+            cancel()
 
-    polling = asyncio.create_task(poll())
-    if by_caller is not None:
-        by_caller.bind(cancel)
     try:
-        yield
+        async with get_client() as client, every(POLL_SECONDS, poll, at_once=True):
+            if by_caller is not None:
+                by_caller.bind(cancel)
+            yield
     except asyncio.CancelledError:
         if not is_cancelled:
             raise
@@ -93,9 +92,6 @@ async def cancelled_with(
             block.uncancel()
         if by_caller is not None:
             by_caller.bind(None)
-        polling.cancel()
-        with suppress(asyncio.CancelledError):
-            await polling
 
 
 async def is_cancelling(run_id: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +34,7 @@ from imbrace_flows.observer import Observer, current_observer
 from imbrace_flows.params import ReadParams
 from imbrace_flows.report import publish_report
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
+from imbrace_lake.concurrency import every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected
 from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
@@ -380,7 +381,9 @@ class _Job:
             reraise_unexpected(await resolving(*arguments, return_state=True))
 
         try:
-            await _side_by_side(run, settings, (partial(resolve_slice, *one) for one in slices.items()))
+            await _until_fatal(
+                run, settings.chunks_in_flight, (partial(resolve_slice, *one) for one in slices.items())
+            )
         finally:
             # Also when the run is cancelled or fails, so that a rerun by id asks for what is missing.
             for name, part in slices.items():
@@ -472,7 +475,7 @@ async def export_chunks(
         name = f"chunk-{number + 1}-of-{count}"
         reraise_unexpected(await exporting(quote(run), name, quote(chunk), return_state=True))
 
-    await _side_by_side(run, settings, (partial(export, number) for number in range(count)))
+    await _until_fatal(run, settings.chunks_in_flight, (partial(export, number) for number in range(count)))
 
 
 def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
@@ -490,25 +493,9 @@ def reraise_unexpected(state: State[Any]) -> None:
         raise cause
 
 
-async def _side_by_side(
-    run: RunContext, settings: Settings, jobs: Iterator[Callable[[], Awaitable[None]]]
-) -> None:
-    """Do jobs, so many at a time, each begun only when one before it has ended."""
-
-    async def worker() -> None:
-        # One iterator for all workers: a job goes to whoever is free, and no list of them is kept.
-        for job in jobs:
-            if run.fatal is not None:
-                return
-            await job()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(settings.chunks_in_flight):
-                group.create_task(worker())
-    except BaseExceptionGroup as failures:
-        # Callers write `except ImbraceLakeError`, and a group would slip past them.
-        raise failures.exceptions[0] from None
+async def _until_fatal(run: RunContext, limit: int, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Run jobs side by side; none is started after an error that every further request would meet."""
+    await run_bounded(limit, takewhile(lambda _: run.fatal is None, jobs))
 
 
 @asynccontextmanager
@@ -526,17 +513,9 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
             else:
                 await aupdate_progress_artifact(artifact, percent, description=description)
 
-    async def keep_showing() -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            await show(line.describe)
-
     await show(lambda _: "starting")
-    showing = asyncio.create_task(keep_showing())
     try:
-        yield
+        async with every(PROGRESS_SECONDS, partial(show, line.describe)):
+            yield
     finally:
-        showing.cancel()
-        with suppress(asyncio.CancelledError):
-            await showing
         await show(line.describe_end)

@@ -7,7 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import (
     ImbraceLakeError,
     WalkIncomplete,
@@ -123,13 +125,9 @@ async def _export_all(
                 failed[conversation_id] = error
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for conversation_id in conversation_ids:
-                group.create_task(export(conversation_id))
-    except BaseExceptionGroup as failures:
-        # Callers write `except ImbraceLakeError`, and a group would slip past them.
-        return failures.exceptions[0]
-    except asyncio.CancelledError as exc:
+        # All of them: `run.slots` bounds the conversations of all chunks together.
+        await run_bounded(len(conversation_ids), (partial(export, one) for one in conversation_ids))
+    except (ImbraceLakeError, asyncio.CancelledError) as exc:
         return exc
     return None
 

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import every
 from imbrace_lake.errors import StoreError, UsageError
 from imbrace_lake.export.accounts import note_unreached, unreached_entries
 from imbrace_lake.lake.conversation_states import ConversationStates
@@ -134,19 +135,13 @@ async def heartbeat(
     )
     running = Heartbeat(lake, header, clock)
 
-    async def keep_sending() -> None:
-        while True:
-            await asyncio.sleep(RENEW_SECONDS)
-            # A missed heartbeat is harmless; a broken store fails the run anyway.
-            with suppress(StoreError):
-                await running.send()
+    async def send() -> None:
+        # A missed heartbeat is harmless; a broken store fails the run anyway.
+        with suppress(StoreError):
+            await running.send()
 
-    task = asyncio.create_task(keep_sending())
-    try:
+    async with every(RENEW_SECONDS, send):
         yield running
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)

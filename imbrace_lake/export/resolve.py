@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import BadRequest, GatewayError, MalformedAnswer, WrongAddress
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.models import Links
@@ -114,13 +115,10 @@ async def resolve_numbers(
             errors.append(exc)
             return dict.fromkeys(batch, Resolved.failed(exc))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(resolve_batch(batch)) for batch in batches]
-    except BaseExceptionGroup as failures:
-        # Callers write `except GatewayError`, and a group would slip past them.
-        raise failures.exceptions[0] from None
-    found = {phone: resolved for task in tasks for phone, resolved in task.result().items()}
+    # All of them: the gateway's limiter paces the requests.
+    resolving = (partial(resolve_batch, batch) for batch in batches)
+    answers = await run_bounded(len(batches), resolving)
+    found = {phone: resolved for answer in answers for phone, resolved in answer.items()}
     table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
     await journal.note("phones", name, table)
     ids = dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids)

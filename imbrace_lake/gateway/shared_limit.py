@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
+from imbrace_lake.concurrency import every
 from imbrace_lake.gateway.limiter import RequestLimiter
 
 logger = logging.getLogger(__name__)
@@ -205,16 +206,10 @@ async def share_limit(
     share = SharedLimit(limiter, leases, name, own)
     await share.refresh()
 
-    async def keep_refreshing() -> None:
-        while True:
-            await asyncio.sleep(SHORT_ROUND_SECONDS if share.is_waiting_for_share else ROUND_SECONDS)
-            await share.refresh()
-
-    refreshing = asyncio.create_task(keep_refreshing())
     try:
-        yield
+        async with every(
+            lambda: SHORT_ROUND_SECONDS if share.is_waiting_for_share else ROUND_SECONDS, share.refresh
+        ):
+            yield
     finally:
-        refreshing.cancel()
-        with suppress(asyncio.CancelledError):
-            await refreshing
         await share.end()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
+from imbrace_lake.concurrency import every
 from imbrace_lake.errors import StoreError
 from imbrace_lake.store.factory import Store
 
@@ -50,20 +51,12 @@ async def exclusive_lease(
     await _refuse_others(store, run_id, clock())
 
     async def renew() -> None:
-        while True:
-            await asyncio.sleep(renew_seconds)
-            await _refuse_others(store, run_id, clock())
-            await _write(store, run_id, clock())
+        await _refuse_others(store, run_id, clock())
+        await _write(store, run_id, clock())
 
     try:
-        async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(renew())
-            try:
-                yield
-            finally:
-                renewing.cancel()
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        async with every(renew_seconds, renew):
+            yield
     finally:
         if await _holder(store) == run_id:
             await store.delete(LOCK)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.conversation_states import ConversationStates
@@ -32,28 +33,19 @@ async def verify_counts(
     Raises:
         GatewayError: One that every other request would meet as well (`is_fatal`).
     """
-    entries = iter(states)
     differences: list[Difference] = []
     done = 0
 
-    async def ask() -> None:
+    async def ask(entry: ConversationEntry) -> None:
         nonlocal done
-        # One iterator for all of them: no conversation waits, and few are in memory.
-        for entry in entries:
-            problem = await _count_problem(gateway, entry)
-            if problem is not None:
-                differences.append(Difference(entry.conversation_id, problem))
-            found.counts += 1
-            done += 1
-            on_progress(done, len(states))
+        problem = await _count_problem(gateway, entry)
+        if problem is not None:
+            differences.append(Difference(entry.conversation_id, problem))
+        found.counts += 1
+        done += 1
+        on_progress(done, len(states))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(side_by_side, len(states))):
-                group.create_task(ask())
-    except BaseExceptionGroup as failures:
-        # Callers write `except ImbraceLakeError`, and a group would slip past them.
-        raise failures.exceptions[0] from None
+    await run_bounded(side_by_side, (partial(ask, entry) for entry in states))
     found.differences += sorted(differences, key=lambda difference: difference.name)
 
 

@@ -1,0 +1,99 @@
+"""Tasks that end with the block that started them: bounded fan-out, and an action every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Run jobs side by side, each started only when there are fewer than `limit`.
+
+    Args:
+        limit: The most jobs at a time.
+        jobs: Taken from their iterable one by one, so that a long list of them need not exist.
+
+    Returns:
+        Their results, in the order of the jobs.
+
+    Raises:
+        Exception: The first error of a job. The other jobs have been cancelled and have ended.
+    """
+    results: list[Any] = []
+    # One iterator for all workers: whichever is free takes the next job.
+    remaining = iter(jobs)
+
+    async def work() -> None:
+        for job in remaining:
+            index = len(results)
+            results.append(None)
+            results[index] = await job()
+
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            workers = [group.create_task(work()) for _ in range(limit)]
+    except BaseExceptionGroup as failures:
+        # Callers write `except ImbraceLakeError`, and a group would slip past them.
+        failure = failures.exceptions[0]
+    # Outside of `except`, so that the error keeps its own cause and context.
+    if failure is not None:
+        raise failure
+    for worker in workers:
+        worker.result()  # a job that was cancelled by something else has no result
+    return results
+
+
+@asynccontextmanager
+async def every(
+    seconds: float | Callable[[], float], action: Callable[[], Awaitable[object]], *, at_once: bool = False
+) -> AsyncIterator[None]:
+    """Run an action every few seconds while the block runs.
+
+    Args:
+        seconds: The pause before each run of the action, or a function that returns the next one.
+        action: What to do. Its error cancels the block, and is raised in place of the cancellation.
+        at_once: Run the action for the first time without a pause, beside the block.
+    """
+
+    # Not a TaskGroup, which cancels the block again when that fails while a caller cancels it, and so would
+    # cancel the cleanup of the callers.
+    block = asyncio.current_task()
+    assert block is not None  # noqa: S101 - narrows the type for mypy
+    failure: Exception | None = None
+    is_over = False
+
+    async def repeat() -> None:
+        nonlocal failure
+        try:
+            if at_once:
+                await action()
+            while True:
+                await asyncio.sleep(seconds() if callable(seconds) else seconds)
+                await action()
+        except Exception as exc:  # noqa: BLE001 - raised below, by the block
+            if not is_over:
+                failure = exc
+                block.cancel()
+
+    repeating = asyncio.create_task(repeat())
+    try:
+        yield
+    except BaseException:
+        if failure is None:
+            raise
+    finally:
+        is_over = True
+        repeating.cancel()
+        if failure is not None:
+            # The cancellation may not have reached the block yet.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            block.uncancel()
+        await asyncio.wait([repeating])
+    if failure is not None:
+        raise failure

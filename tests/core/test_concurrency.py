@@ -1,0 +1,256 @@
+"""Fan-out and periodic actions end with the block that started them, and raise the first error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial, wraps
+from typing import NoReturn
+
+import pytest
+
+from imbrace_lake.concurrency import every, run_bounded
+
+
+def in_loop(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    @wraps(test)
+    def run() -> None:
+        asyncio.run(test())
+
+    return run
+
+
+class Broken(Exception):
+    pass
+
+
+async def broken(text: str = "broken") -> NoReturn:
+    raise Broken(text)
+
+
+async def forever(ended: list[str], name: str = "forever") -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        # Its end takes a while, as closing a connection does.
+        await asyncio.sleep(0.01)
+        ended.append(name)
+
+
+def others() -> set[asyncio.Task[object]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+@in_loop
+async def test_results_come_in_the_order_of_the_jobs() -> None:
+    async def double(number: int) -> int:
+        await asyncio.sleep(0.001 * (5 - number))
+        return 2 * number
+
+    assert await run_bounded(3, (partial(double, number) for number in range(6))) == [0, 2, 4, 6, 8, 10]
+    assert await run_bounded(0, []) == []
+
+
+@in_loop
+async def test_no_more_jobs_than_the_limit_run_and_none_is_made_before_its_turn() -> None:
+    made, running, most = 0, 0, 0
+
+    async def job() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    def jobs() -> Iterator[Callable[[], Awaitable[None]]]:
+        nonlocal made
+        for _ in range(20):
+            made += 1
+            assert running < 4
+            yield job
+
+    await run_bounded(4, jobs())
+    assert (made, most) == (20, 4)
+
+
+@in_loop
+async def test_the_first_error_is_raised_alone_and_the_other_jobs_have_ended() -> None:
+    ended: list[str] = []
+    started: list[str] = []
+
+    async def fails_late() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await broken("the second")
+
+    async def is_started() -> None:
+        started.append("one more")
+
+    jobs: list[Callable[[], Awaitable[None]]]
+    jobs = [partial(forever, ended), fails_late, partial(broken, "the first"), is_started]
+    with pytest.raises(Broken, match="the first"):
+        await run_bounded(3, jobs)
+
+    assert ended == ["forever"]
+    assert not started
+    assert not others()
+
+
+@in_loop
+async def test_an_error_keeps_its_cause() -> None:
+    async def job() -> None:
+        try:
+            await broken()
+        except Broken as exc:
+            raise ValueError("because of it") from exc
+
+    with pytest.raises(ValueError, match="because of it") as caught:
+        await run_bounded(1, [job])
+    assert isinstance(caught.value.__cause__, Broken)
+
+    with pytest.raises(ValueError, match="because of it") as caught:
+        async with every(60.0, broken):
+            await job()
+    assert isinstance(caught.value.__cause__, Broken)
+
+
+@in_loop
+async def test_cancelled_it_cancels_its_jobs_and_waits_for_them() -> None:
+    ended: list[str] = []
+    running = asyncio.create_task(run_bounded(2, [partial(forever, ended)] * 5))
+    await asyncio.sleep(0.01)
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert ended == ["forever", "forever"]
+    assert not others()
+
+
+@in_loop
+async def test_a_job_that_something_else_cancelled_is_not_taken_for_done() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await run_bounded(2, [cancelled])
+
+
+@in_loop
+async def test_an_action_is_repeated_while_the_block_runs_and_not_after_it() -> None:
+    times: list[int] = []
+
+    async def action() -> None:
+        times.append(1)
+
+    async with every(0.001, action):
+        assert not times
+        await asyncio.sleep(0.05)
+        assert len(times) > 1
+    count = len(times)
+    assert not others()
+    await asyncio.sleep(0.01)
+    assert len(times) == count
+
+
+@in_loop
+async def test_an_action_can_begin_at_once_and_choose_its_next_pause() -> None:
+    pauses = iter([0.001, 60.0])
+    times: list[int] = []
+
+    async def action() -> None:
+        times.append(1)
+
+    async with every(lambda: next(pauses), action, at_once=True):
+        await asyncio.sleep(0.05)
+        assert len(times) == 2
+
+
+@in_loop
+async def test_the_error_of_an_action_ends_the_block_and_is_raised() -> None:
+    async def block() -> None:
+        async with every(0.001, broken):
+            await asyncio.Event().wait()
+
+    with pytest.raises(Broken):
+        await block()
+
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0)  # no cancellation is left over
+    assert not others()
+
+
+@in_loop
+async def test_the_error_of_an_action_is_raised_by_a_block_that_ends_at_that_moment() -> None:
+    event = asyncio.Event()
+
+    async def action() -> None:
+        event.set()
+        await broken()
+
+    with pytest.raises(Broken):
+        async with every(0.0, action):
+            await event.wait()
+    await asyncio.sleep(0)  # no cancellation is left over
+
+
+@in_loop
+async def test_the_error_of_a_block_is_raised_unchanged_and_the_action_is_over() -> None:
+    ended: list[str] = []
+    error = Broken("the block's")
+
+    async def block() -> None:
+        async with every(0.0, partial(forever, ended)):
+            await asyncio.sleep(0.01)
+            raise error
+
+    with pytest.raises(Broken) as caught:
+        await block()
+
+    assert caught.value is error
+    assert ended == ["forever"]
+    assert not others()
+
+
+@in_loop
+async def test_an_action_that_fails_because_it_is_ended_is_no_error() -> None:
+    async def action() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await broken()
+
+    async with every(0.0, action):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    assert not others()
+
+
+@in_loop
+async def test_a_block_that_fails_while_it_is_cancelled_leaves_the_cleanup_of_its_caller_alone() -> None:
+    """TaskGroup would cancel the task again, which then could not even close its files."""
+    cleaned: list[str] = []
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            async with every(0.0, partial(forever, ended)):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    await broken()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append("all")
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    working.cancel()
+    with pytest.raises(Broken):
+        await working
+    assert cleaned == ["all"]
+    assert ended == ["forever"]

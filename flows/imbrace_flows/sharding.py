@@ -224,7 +224,10 @@ async def _check_shard(client: PrefectClient, run: RunContext, shard: _Shard, fo
     state = found.state if found is not None else None
     is_over = state is None or (state.is_final() and not state.is_crashed())
     if state is not None and not is_over:
-        header = await read_header(run.lake, shard.run_id)
+        try:
+            header = await read_header(run.lake, shard.run_id)
+        except StoreUnavailable:
+            header = None  # a store that does not answer now says nothing about the shard
         if header is not None:
             shard.totals = RunTotals(**header.totals)
         sign = (state.id, None if header is None else header.alive_at)

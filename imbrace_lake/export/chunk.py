@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from imbrace_lake.concurrency import run_bounded
@@ -17,8 +17,8 @@ from imbrace_lake.errors import (
     unexpected,
     without_context,
 )
-from imbrace_lake.export.chunk_journal import ChunkJournal
 from imbrace_lake.export.conversation import export_conversation
+from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run_context import PriorState, RunContext
 from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.printable import printable
@@ -52,20 +52,15 @@ async def export_chunk(
     Raises:
         ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
     """
-    chunk_journal = run.open_chunks.setdefault(
-        name, ChunkJournal(run.journal, run.accounts, name, len(conversation_ids))
-    )
+    if name not in run.open_chunks:
+        resumed = run.resumed.of_each(conversation_ids).values()
+        run.open_chunks[name] = ChunkJournal(run.journal, run.accounts, name, conversation_ids, resumed)
+        for entry in resumed:
+            run.progress.note(entry)
+    chunk_journal = run.open_chunks[name]
     done = chunk_journal.done
-    # What a killed run of the same job had done is not done again.
-    resumed = run.resumed.of_each(one for one in conversation_ids if one not in done)
-    for entry in resumed.values():
-        own = replace(entry, run_id=run.run_id)
-        chunk_journal.take(own)
-        run.progress.note(own)
     failed: dict[str, ImbraceLakeError] = {}
-    ending = await _export_all(
-        run, chunk_journal, [one for one in conversation_ids if one not in done], failed
-    )
+    ending = await _export_all(run, chunk_journal, failed)
     # Also when the run ends here: what has an outcome keeps it.
     await chunk_journal.write()
     is_worth_retrying = any(error.is_transient for error in failed.values())
@@ -90,7 +85,6 @@ async def export_chunk(
 async def _export_all(
     run: RunContext,
     chunk_journal: ChunkJournal,
-    conversation_ids: Sequence[str],
     failed: dict[str, ImbraceLakeError],
 ) -> BaseException | None:
     """Export conversations side by side, and note each that has an outcome.
@@ -98,12 +92,12 @@ async def _export_all(
     Args:
         run: What they share.
         chunk_journal: Of the chunk.
-        conversation_ids: Which.
         failed: Filled with the error of each conversation that fails.
 
     Returns:
         What ends the run before all of them have an outcome: a fatal error, or that it was cancelled.
     """
+    conversation_ids = chunk_journal.remaining()
     prior_states = run.prior_states(conversation_ids)
 
     async def export(conversation_id: str) -> None:

@@ -1,8 +1,10 @@
-"""Recovery of dead runs: continue their work, and move their journals into the ledgers.
+"""What survives a kill: the journal of a chunk, the heartbeat of a run, and the recovery of dead runs.
 
-A run writes a header into its journal and renews it as long as it lives. Whoever begins later and
-finds a header that is not renewed any more closes that journal; if the dead run was doing the same
-job, what it had got done is not asked for again.
+A run writes the outcome of each conversation into its journal, many at a time, and renews the header of
+the journal as long as it lives. A later run closes the journals whose headers are no longer renewed: it
+moves them into the ledgers. If a dead run did the same job, the later run continues its work.
+
+The format of the journal is in lake/ledger.py, because whoever reads a ledger reads the journals as well.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import asyncio
 import json
 import os
 import platform
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +27,7 @@ import pyarrow.compute as pc
 
 from imbrace_lake.concurrency import every
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.export.accounts import note_unreached, unreached_entries
+from imbrace_lake.export.accounts import Accounts, note_unreached, unreached_entries
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
@@ -37,12 +41,25 @@ from imbrace_lake.lake.ledger import (
     read_objects,
     read_run,
 )
-from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry, RunTotals, empty_ledger
+from imbrace_lake.lake.ledger_schema import (
+    PROVEN,
+    ConversationEntry,
+    RunTotals,
+    empty_ledger,
+    entry_line,
+)
 from imbrace_lake.store.factory import ObjectMeta
 
+# Outcomes are written this often, or after this many walks, or after this share of the chunk, whose looks at
+# a first page cost less to repeat. A write costs as much as ten looks.
+WRITE_SECONDS = 1.0
+WRITE_WALKED = 20
+WRITE_SHARE = 10
+# An object with fewer lines is written again, with those that follow.
+MOST_LINES = 40
 RENEW_SECONDS = 15.0
 DEAD_AFTER = timedelta(seconds=60)
-# What died longer ago says how conversations stood too long ago: the same job means today's by now.
+# The outcomes of a run that died longer ago are out of date.
 RESUME_WITHIN = timedelta(hours=1)
 MOST_CLOSED_LETTERS = 100
 _IS_DONE = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
@@ -70,6 +87,84 @@ def work_fingerprint(conversation_ids: Iterable[str], *what: object) -> str:
     for conversation_id in sorted(conversation_ids):
         digest.update(conversation_id.encode() + b"\0")
     return digest.hexdigest()
+
+
+class ChunkJournal:
+    """Writes the outcomes of a chunk to the journal, many at a time.
+
+    Args:
+        journal: Of the run.
+        accounts: Of the run; an entry counts as recorded once it is in the journal.
+        name: Of the chunk.
+        conversation_ids: Of the chunk.
+        resumed: The entries that a killed run of the same job has left of them.
+
+    Attributes:
+        done: The entry of each finished conversation, by its id.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        accounts: Accounts,
+        name: str,
+        conversation_ids: Sequence[str],
+        resumed: Iterable[ConversationEntry] = (),
+    ) -> None:
+        self.done: dict[str, ConversationEntry] = {}
+        self._conversation_ids = conversation_ids
+        self._lines: list[bytes] = []  # of those from `_first` on
+        self._journal = journal
+        self._accounts = accounts
+        self._name = name
+        self._written = 0
+        self._walked = 0  # of those that are not noted
+        self._most_unwritten = max(WRITE_WALKED, len(conversation_ids) // WRITE_SHARE)
+        self._first = 0  # of those that are in the object under way
+        self._written_at = time.monotonic()
+        self._writing = asyncio.Lock()
+        for entry in resumed:
+            self._take(replace(entry, run_id=journal.run_id))
+
+    def remaining(self) -> list[str]:
+        """The conversations without an outcome, in this run and in the run that it continues."""
+        return [one for one in self._conversation_ids if one not in self.done]
+
+    async def add(self, entry: ConversationEntry) -> None:
+        """Add an entry, and write if enough entries or time have come together since the last write.
+
+        Raises:
+            TypeError: The entry cannot be encoded; it is not added, and the other entries are unaffected.
+            StoreError: The journal cannot be written; the entry is added, and the next write includes it.
+        """
+        self._take(entry)
+        self._walked += entry.status != "unchanged" or entry.requests > 1
+        is_late = time.monotonic() - self._written_at >= WRITE_SECONDS
+        is_much = self._walked >= WRITE_WALKED or len(self.done) - self._written >= self._most_unwritten
+        # Back-pressure: otherwise a kill loses ever more on a slow disk.
+        if is_much or (is_late and not self._writing.locked()):
+            await self.write()
+
+    def _take(self, entry: ConversationEntry) -> None:
+        self._lines.append(entry_line(entry))
+        self.done[entry.conversation_id] = entry
+
+    async def write(self) -> None:
+        """Write the entries that were added since the last write."""
+        async with self._writing:
+            if len(self.done) == self._written:
+                return
+            self._written_at = time.monotonic()
+            count, walked = len(self.done), self._walked
+            lines = self._lines[:]
+            await self._journal.note_lines(f"{self._name}-{self._first}", lines)
+            # Only now: entries that could not be written are part of the next write.
+            self._accounts.record(islice(self.done.values(), self._written, count))
+            self._written = count
+            self._walked -= walked
+            if len(lines) >= MOST_LINES:
+                self._first = count
+                del self._lines[: len(lines)]
 
 
 class Heartbeat:
@@ -179,7 +274,7 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
     done = [empty_ledger("conversations")]
     recovery = Recovery(ConversationStates.empty())
     for name, objects in (await list_journals(lake)).items():
-        header = await _header(lake, name, objects)
+        header = await read_header(lake, name, objects)
         is_own = name == run_id
         if header is None or (not is_own and not await _is_over(lake, header, now)):
             continue
@@ -229,7 +324,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
         UsageError: The run is under way.
     """
     objects = (await list_journals(lake)).get(run_id, [])
-    header = await _header(lake, run_id, objects) if objects else None
+    header = await read_header(lake, run_id, objects) if objects else None
     if header is None or await _has_ended(lake, header):
         return None
     if not _is_dead(header, now):
@@ -237,31 +332,37 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     return await _close(lake, Journal(lake, run_id, _instant(header.started_at)), header, objects)
 
 
-async def read_header(lake: Lake, run_id: str) -> RunHeader | None:
-    """What a run under way says of itself; None if it says nothing that can be read now."""
-    try:
-        return _parse_header(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
-    except (FileNotFoundError, ValueError, StoreError):
-        return None
+async def read_header(lake: Lake, run_id: str, objects: Sequence[ObjectMeta] = ()) -> RunHeader | None:
+    """Read the header of a run's journal.
 
+    Args:
+        lake: Where the journal is.
+        run_id: Whose.
+        objects: The journal as it was listed. The latest of them stands in for a header that is missing,
+            damaged or unreadable.
 
-async def _header(lake: Lake, name: str, objects: list[ObjectMeta]) -> RunHeader | None:
-    """What a run says of itself; None if its journal has just been closed."""
-    key = f"{JOURNAL}{name}/{HEADER}"
+    Returns:
+        The header; None if the journal has just been closed, or without `objects` if the header is missing,
+        damaged or unreadable.
+
+    Raises:
+        StoreError: The store does not answer now (`is_transient`).
+    """
+    key = f"{JOURNAL}{run_id}/{HEADER}"
     try:
         return _parse_header(await lake.store.get(key))
     except (FileNotFoundError, ValueError, StoreError) as exc:
         if isinstance(exc, StoreError) and exc.is_transient:
             raise
-        if isinstance(exc, FileNotFoundError) and key in [meta.key for meta in objects]:
-            return None
-        # Killed before it wrote one, or that is damaged or cannot be read.
-        latest = max(meta.modified_at for meta in objects).isoformat()
-        return RunHeader(name, "", latest, latest)
+        is_closed = isinstance(exc, FileNotFoundError) and key in [meta.key for meta in objects]
+    if is_closed or not objects:
+        return None
+    latest = max(meta.modified_at for meta in objects).isoformat()
+    return RunHeader(run_id, "", latest, latest)
 
 
 def _parse_header(body: bytes) -> RunHeader:
-    """Read what a run says of itself.
+    """Read a header.
 
     Raises:
         ValueError: The header is damaged.

@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.accounts import Accounts
-from imbrace_lake.export.chunk_journal import ChunkJournal
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.recovery import ClosedRun, Heartbeat, recall, recover_dead_runs
+from imbrace_lake.export.recovery import ChunkJournal, ClosedRun, Heartbeat, recall, recover_dead_runs
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds

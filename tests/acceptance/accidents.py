@@ -60,7 +60,7 @@ def install(seed: int, share: float) -> Callable[[], None]:
         What ends it.
     """
     from imbrace_lake.export import conversation
-    from imbrace_lake.export.chunk_journal import ChunkJournal
+    from imbrace_lake.export.recovery import ChunkJournal
     from imbrace_lake.gateway import client
     from imbrace_lake.lake.lake import Lake
 

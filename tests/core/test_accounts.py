@@ -41,7 +41,7 @@ STEPS = (
     "imbrace_lake.lake.snapshot.PartitionSnapshot.read",
     "imbrace_lake.export.conversation.publish",
     "imbrace_lake.lake.lake.Lake.add_part",
-    "imbrace_lake.export.chunk_journal.entry_line",
+    "imbrace_lake.export.recovery.entry_line",
 )
 
 

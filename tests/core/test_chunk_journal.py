@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from imbrace_lake.errors import StoreUnavailable
-from imbrace_lake.export import chunk_journal as journal_module
+from imbrace_lake.export import recovery
 from imbrace_lake.export.accounts import Accounts
-from imbrace_lake.export.chunk_journal import MOST_LINES, WRITE_SHARE, WRITE_WALKED, ChunkJournal
+from imbrace_lake.export.recovery import MOST_LINES, WRITE_SHARE, WRITE_WALKED, ChunkJournal
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import ConversationEntry
@@ -28,6 +28,10 @@ def an_entry(number: int) -> ConversationEntry:
     )  # fmt: skip
 
 
+def ids(count: int) -> list[str]:
+    return [f"conv_{number}" for number in range(count)]
+
+
 async def noted(lake: Lake) -> list[str]:
     return [row["conversation_id"] for row in (await read_ledger(lake, "conversations")).to_pylist()]
 
@@ -35,7 +39,7 @@ async def noted(lake: Lake) -> list[str]:
 def test_every_entry_is_noted_once_and_objects_stay_small(tmp_path: Path) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100))
             for number in range(3 * MOST_LINES):
                 await chunk_journal.add(an_entry(number))
             await chunk_journal.write()
@@ -46,13 +50,34 @@ def test_every_entry_is_noted_once_and_objects_stay_small(tmp_path: Path) -> Non
     asyncio.run(work())
 
 
+def test_what_a_killed_run_had_done_is_recorded_again_and_does_not_remain(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            accounts = Accounts()
+            resumed = [replace(an_entry(1), run_id="killed")]
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), accounts, "chunk", ids(4), resumed)
+            await chunk_journal.add(an_entry(2))
+            await chunk_journal.write()
+            assert chunk_journal.remaining() == ["conv_0", "conv_3"]
+            assert accounts.recorded == {"conv_1", "conv_2"}
+            rows = (await read_ledger(lake, "conversations")).to_pylist()
+            assert [(row["run_id"], row["conversation_id"]) for row in rows] == [
+                ("run", "conv_1"),
+                ("run", "conv_2"),
+            ]
+
+    asyncio.run(work())
+
+
 def test_of_conversations_that_are_unchanged_more_are_noted_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        monkeypatch.setattr(journal_module, "WRITE_SECONDS", 60.0)
+        monkeypatch.setattr(recovery, "WRITE_SECONDS", 60.0)
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", WRITE_SHARE * 50)
+            chunk_journal = ChunkJournal(
+                Journal(lake, "run", NOW), Accounts(), "chunk", ids(WRITE_SHARE * 50)
+            )
             counts = []
             for number in range(120):
                 await chunk_journal.add(replace(an_entry(number), status="unchanged"))
@@ -70,7 +95,7 @@ def test_what_could_not_be_written_is_written_by_the_next_try(
 
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", 100)
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100))
             for number in range(WRITE_WALKED - 1):
                 await chunk_journal.add(an_entry(number))
             with monkeypatch.context() as patch:

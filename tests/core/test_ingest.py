@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from imbrace_lake.export.chunk_journal import WRITE_WALKED
 from imbrace_lake.export.drift import DriftMode
+from imbrace_lake.export.recovery import WRITE_WALKED
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import Page, parse_page
 from imbrace_lake.lake import schema

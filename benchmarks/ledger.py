@@ -29,8 +29,7 @@ from benchmarks.environment import machine
 from benchmarks.metrics import most_memory_bytes
 from imbrace_lake.check import check_lake
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.run import close_run, open_run
-from imbrace_lake.export.run_context import utc_now
+from imbrace_lake.export.run import close_run, open_run, utc_now
 from imbrace_lake.gateway.factory import open_gateway
 from imbrace_lake.lake.checkpoint import FOLDER, MAX_AFTER_CHECKPOINT, write_checkpoint
 from imbrace_lake.lake.conversation_states import read_every_id

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any
 
 from imbrace_lake.export import run as run_module
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
 from imbrace_lake.gateway.factory import OpenGateway, open_gateway
 from imbrace_lake.settings import Settings

@@ -57,7 +57,7 @@ async def _repair(settings: Settings, apply: bool) -> Repaired:
     from uuid import uuid4
 
     from imbrace_lake.export.repair import repair_lake
-    from imbrace_lake.export.run_context import utc_now
+    from imbrace_lake.export.run import utc_now
     from imbrace_lake.lake.lake import open_lake
 
     async with open_lake(settings.require("lake"), now=None) as lake:

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from prefect.events import emit_event
 
-from imbrace_lake.export.run import RunSummary
-from imbrace_lake.export.run_context import MOST_LISTED
+from imbrace_lake.export.run import MOST_LISTED, RunSummary
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 from imbrace_lake.printable import printable

@@ -6,7 +6,7 @@ import logging
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.events import emit_token_expiring
-from imbrace_lake.export.run_context import utc_now
+from imbrace_lake.export.run import utc_now
 from imbrace_lake.settings import Settings, expiry_warning
 
 logger = logging.getLogger("imbrace_lake.expiry")

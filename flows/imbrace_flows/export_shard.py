@@ -17,8 +17,7 @@ from imbrace_flows.params import ShardParams
 from imbrace_flows.pipeline import attempted, closed, export_chunks, run_flow
 from imbrace_lake.errors import UsageError
 from imbrace_lake.export.recovery import work_fingerprint
-from imbrace_lake.export.run import RunSummary, close_run, open_run
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext, RunSummary, close_run, open_run
 from imbrace_lake.export.shards import Manifest, read_manifest
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.settings import Settings
@@ -66,11 +65,17 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         cancelled_with(manifest.run_id, StateType.FAILED),
         open_gateway(settings) as gateway,
         open_run(
-            settings, gateway, str(flow_run.id), progress=observer.progress, store_options=connection.store
+            settings,
+            gateway,
+            str(flow_run.id),
+            window=manifest.window,
+            policy=manifest.policy,
+            drift=manifest.drift,
+            accept_repeats=manifest.accept_repeats,
+            progress=observer.progress,
+            store_options=connection.store,
         ) as run,
     ):
-        run.window, run.policy, run.drift = manifest.window, manifest.policy, manifest.drift
-        run.accept_repeats = manifest.accept_repeats
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
         closing = _close(run, manifest, failure, is_cancelled=is_cancelled)
         summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
@@ -98,7 +103,6 @@ async def _close(
 
 async def _read(run: RunContext, settings: Settings, manifest: Manifest) -> None:
     ids = manifest.conversation_ids
-    run.progress.stage = "exporting"
     await run.load_prior_state(work_fingerprint(ids, run.organization_id, run.window, run.policy))
     await export_chunks(run, settings, await run.found(ids), manifest.chunk_size)
     if run.fatal is not None:

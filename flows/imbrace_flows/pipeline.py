@@ -43,8 +43,7 @@ from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import Missed, read_missed
 from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
-from imbrace_lake.export.run import RunSummary, close_run, closed_summary, open_run
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.run import RunContext, RunSummary, close_run, closed_summary, open_run, utc_now
 from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
 from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.lake import open_lake
@@ -175,11 +174,15 @@ async def read_conversations(
     async with (
         open_gateway(settings) as gateway,
         open_run(
-            settings, gateway, str(flow_run.id), progress=observer.progress, store_options=connection.store
+            settings,
+            gateway,
+            str(flow_run.id),
+            window=selection.window,
+            drift=params.drift,
+            progress=observer.progress,
+            store_options=connection.store,
         ) as run,
     ):
-        run.window = selection.window
-        run.drift = params.drift
         job = _Job(run, settings, params, selection, given, connection.blocks, params.recorded())
         if given.report is not None:
             job.recorded["input"] = given.report.as_json()
@@ -312,7 +315,6 @@ class _Job:
             await self._resolve(numbers)
         if run.fatal is not None:
             raise run.fatal
-        run.progress.stage = "exporting"
         ids = await self._load_prior_state(self._ids())
         if await has_shards(run, self.settings, len(ids)):
             self.recorded["shards"] = {}
@@ -361,8 +363,7 @@ class _Job:
     async def _resolve(self, numbers: PhoneList) -> None:
         """Find the conversations of all numbers; each entry of the list ends with one status."""
         run, settings, accounts = self.run, self.settings, self.run.accounts
-        run.progress.stage = "resolving"
-        run.progress.numbers = numbers.valid
+        run.progress.start_resolving(numbers.valid)
         key = settings.phone_key.get_secret_value().encode() if settings.phone_key else run.lake.phone_key
         recording = Recording(
             run.run_id, run.organization_id, key, settings.mask_phones, resolved_at=run.started_at

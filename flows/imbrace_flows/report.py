@@ -9,8 +9,7 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact,
 
 from imbrace_flows.chart import chart_url
 from imbrace_lake.export.humanize import size
-from imbrace_lake.export.run import RunSummary
-from imbrace_lake.export.run_context import MOST_LISTED
+from imbrace_lake.export.run import MOST_LISTED, RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import printable

@@ -23,8 +23,7 @@ from prefect.states import Cancelled, Cancelling, Scheduled
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError, frames_of, unexpected
 from imbrace_lake.export.recovery import read_header
-from imbrace_lake.export.run import totals_of
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext, totals_of
 from imbrace_lake.export.shards import Manifest, aggregate_into, collect_results, shard_count
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.settings import Settings
@@ -122,7 +121,7 @@ async def export_by_shards(
         numbers: Filled with the number of each shard, by the id of its run.
     """
     run.progress.conversations = sum(len(manifest.conversation_ids) for manifest in manifests)
-    own = totals_of(run)
+    own = totals_of(run.progress, run.gateway)
     shards = [_Shard(manifest) for manifest in manifests]
     async with get_client() as client:
         try:

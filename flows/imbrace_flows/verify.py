@@ -17,7 +17,7 @@ from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import reraise_unexpected, show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
 from imbrace_lake.errors import ImbraceLakeError, unexpected
-from imbrace_lake.export.run_context import utc_now
+from imbrace_lake.export.run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.verify.findings import Verification

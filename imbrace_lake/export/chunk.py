@@ -19,7 +19,7 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
-from imbrace_lake.export.run_context import PriorState, RunContext
+from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.printable import printable
 

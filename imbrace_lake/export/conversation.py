@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ConversationNotFound
-from imbrace_lake.export.run_context import PriorState, RunContext
+from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.export.window import export_window, incomplete
 from imbrace_lake.gateway.http_client import LARGE_BYTES
 from imbrace_lake.gateway.id_set import IdSet

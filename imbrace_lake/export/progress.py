@@ -48,6 +48,10 @@ class Progress:
     limiter: RequestLimiter | None = None
     traffic: Traffic | None = None
 
+    def start_resolving(self, numbers: int) -> None:
+        """Begin with the numbers: how many distinct ones there are."""
+        self.stage, self.numbers = "resolving", numbers
+
     @property
     def conversations_done(self) -> int:
         """Conversations that have a status."""

@@ -168,17 +168,19 @@ class ChunkJournal:
 
 
 class Heartbeat:
-    """Renews the header of one run.
+    """Renews the header of one run."""
 
-    Attributes:
-        totals: What the run has done so far.
-    """
-
-    def __init__(self, lake: Lake, header: RunHeader, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        header: RunHeader,
+        clock: Callable[[], datetime],
+        totals: Callable[[], RunTotals] = RunTotals,
+    ) -> None:
         self._lake = lake
         self._header = header
         self._clock = clock
-        self.totals: Callable[[], RunTotals] = RunTotals
+        self._totals = totals
         self._lock = asyncio.Lock()
         self._has_stopped = False
 
@@ -189,7 +191,7 @@ class Heartbeat:
                 return
             self._header.job = job or self._header.job
             self._header.alive_at = self._clock().isoformat()
-            self._header.totals = asdict(self.totals())
+            self._header.totals = asdict(self._totals())
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
             await self._lake.store.overwrite(key, json.dumps(asdict(self._header)).encode())
 
@@ -213,6 +215,7 @@ async def heartbeat(
     organization_id: str,
     clock: Callable[[], datetime],
     started_at: datetime | None = None,
+    totals: Callable[[], RunTotals] = RunTotals,
 ) -> AsyncIterator[Heartbeat]:
     """Send a run's heartbeat while the block runs.
 
@@ -222,13 +225,14 @@ async def heartbeat(
         clock: Tells the time.
         started_at: The start in the names of the ledger objects that the run writes; now by default. Whoever
             closes its journal gives the same objects the same names.
+        totals: Returns what the run has done so far.
     """
     now = clock()
     started = (started_at or now).isoformat()
     header = RunHeader(
         run_id, organization_id, started, now.isoformat(), host=platform.node(), pid=os.getpid()
     )
-    running = Heartbeat(lake, header, clock)
+    running = Heartbeat(lake, header, clock, totals)
 
     async def send() -> None:
         # A missed heartbeat is harmless; a broken store fails the run anyway.

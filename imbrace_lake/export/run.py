@@ -1,4 +1,4 @@
-"""One run, from its opening to the summary it ends with, without an orchestrator."""
+"""One run without an orchestrator: its opening, what its conversations share, its closing, its summary."""
 
 from __future__ import annotations
 
@@ -6,25 +6,41 @@ import asyncio
 import logging
 import platform
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, unexpected
-from imbrace_lake.export.accounts import note_unreached, unreached_entries
+from imbrace_lake.export.accounts import Accounts, note_unreached, unreached_entries
+from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.recovery import ClosedRun, heartbeat
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.recovery import (
+    ChunkJournal,
+    ClosedRun,
+    Heartbeat,
+    heartbeat,
+    recall,
+    recover_dead_runs,
+)
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.lake.checkpoint import write_checkpoint
-from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
+from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.lake.checkpoint import read_state, write_checkpoint
+from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.lake import Lake, Part, Partitions, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
+from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.printable import printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_lake.store.lease import exclusive_lease
@@ -36,7 +52,289 @@ TOLERATED_UNREADABLE = 0.05
 MOST_REASONS = 20
 MOST_NAMED_POSITIONS = 10
 
+# A summary is for people; the whole list is in the ledger.
+MOST_LISTED = 500
+
 RunStatus = Literal["complete", "partial", "failed", "cancelled"]
+
+
+def utc_now() -> datetime:
+    """The time, in UTC; the default clock of a run."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class PriorState:
+    """The state of a conversation when the run began.
+
+    Attributes:
+        state: Its last proven state; None if it was never proven.
+        parts: What the lake has of it.
+    """
+
+    state: ConversationEntry | None = None
+    parts: Sequence[Part] = ()
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What all conversations of one run in one process share.
+
+    Attributes:
+        run_id: Names the run in the lake.
+        organization_id: Whose conversations they are.
+        lake, gateway: Open, of this event loop.
+        journal: Where the run writes down what it has done.
+        slots: Bounds the conversations that are in memory at a time.
+        states: The last proven state of each conversation; see `load_prior_state`.
+        unproven: Ids of the other conversations that the ledgers name.
+        partitions: Which parts each conversation has, as listed when the run began.
+        heartbeat: Heartbeat that keeps other runs from recovering this journal.
+        spellings: How the lake spells conversations that it has under another than their canonical id.
+        shapes: Which shapes of messages are known, and which the run saw first.
+        drift: What a new shape means: nothing but a remark, a warning, or that the conversation fails.
+        window: The time whose messages are read; open on both sides for all of them.
+        policy: What is read again of conversations that the lake has.
+        memory_budget: The memory budget of its conversations.
+        large_turn: Lets one conversation at a time be published whose rows do not fit in there.
+        page_size, pages_ahead, bounds, accept_repeats: As in `walk`.
+        progress: Counted on as conversations end.
+        clock: Tells the time.
+        started_at: When the run began.
+        dead_letters: The first `MOST_LISTED` conversations that could not be exported.
+        dead_letter_count: How many could not.
+        errors: The error class of each of the first, by conversation.
+        earlier_found: What an earlier attempt of this run found.
+        resumed: What a killed run of the same job had got done: not asked for again.
+        open_chunks: The journal of each chunk under way, by its name, so that another try continues from it.
+        accounts: What it found, and what of that has an outcome.
+        recovered: Killed runs whose journals this run has closed.
+        problem: Why a task failed for all that it had left, if one did.
+        lost_shards: How many of its shards cannot be shown to have ended and recorded all they were given.
+        fatal: What ends the run because every further request would meet it as well.
+    """
+
+    run_id: str
+    organization_id: str
+    lake: Lake
+    gateway: GatewayClient
+    journal: Journal
+    slots: asyncio.Semaphore
+    states: ConversationStates = field(default_factory=ConversationStates.empty)
+    unproven: Sequence[str] = ()
+    partitions: Partitions = field(default_factory=Partitions.empty)
+    heartbeat: Heartbeat | None = None
+    spellings: dict[str, str] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=Shapes)
+    drift: DriftMode = "evolve"
+    window: Window = field(default_factory=Window)
+    policy: ReadPolicy = field(default_factory=ReadPolicy)
+    memory_budget: MemoryBudget = field(default_factory=MemoryBudget)
+    large_turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    page_size: int = 100
+    pages_ahead: int = 8
+    bounds: Bounds = DEFAULT_BOUNDS
+    accept_repeats: bool = False
+    progress: Progress = field(default_factory=Progress)
+    clock: Callable[[], datetime] = utc_now
+    started_at: datetime = field(default_factory=utc_now)
+    dead_letters: list[ConversationEntry] = field(default_factory=list)
+    dead_letter_count: int = 0
+    errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
+    earlier_found: Sequence[str] = ()
+    resumed: ConversationStates = field(default_factory=ConversationStates.empty)
+    open_chunks: dict[str, ChunkJournal] = field(default_factory=dict)
+    accounts: Accounts = field(default_factory=Accounts)
+    recovered: list[ClosedRun] = field(default_factory=list)
+    problem: str | None = None
+    lost_shards: int = 0
+    fatal: ImbraceLakeError | None = None
+
+    @property
+    def damaged_objects(self) -> list[str]:
+        """Keys of the damaged ledger objects that the run went on without."""
+        return sorted(self.lake.damaged)
+
+    def recorded_ids(self) -> list[str]:
+        """Every conversation that the ledgers named when the run began."""
+        return [*self.states.ids(), *self.unproven]
+
+    def new_reservation(self) -> Reservation:
+        """A new conversation's share of the memory budget, for a `with` statement."""
+        return Reservation(self.memory_budget, self.lake.store.temporary_directory)
+
+    def prior_states(self, conversation_ids: Collection[str]) -> dict[str, PriorState]:
+        """The prior states of some conversations; those without one are left out."""
+        states = self.states.of_each(conversation_ids)
+        parts = self.partitions.of_each(self.organization_id, conversation_ids)
+        return {one: PriorState(states.get(one), parts.get(one, ())) for one in states.keys() | parts.keys()}
+
+    def add_dead_letters(self, entries: Sequence[ConversationEntry]) -> None:
+        """Count conversations that could not be exported, and keep the first for the summary."""
+        self.dead_letter_count += len(entries)
+        self.dead_letters.extend(entries[: MOST_LISTED - len(self.dead_letters)])
+
+    def observe_shapes(self, conversation_id: str, page: Page) -> None:
+        """Notice what the gateway has never sent before.
+
+        Raises:
+            SchemaDrift: There is such a thing, and the run is to stop at it.
+        """
+        new = self.shapes.observe(conversation_id, page.items, is_kept=self.drift != "freeze")
+        if not new or self.drift == "evolve":
+            return
+        shapes = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+        if self.drift == "freeze":
+            raise SchemaDrift(
+                f"conversation {printable(conversation_id)} has what no message had before ({shapes}):"
+                " look at it, then export with drift=evolve"
+            )
+        logger.warning("schema drift conversation=%s new=%s", printable(conversation_id), shapes)
+
+    async def load_prior_state(self, job: str) -> None:
+        """Read what the lake has and knows of the organization's conversations; once a run.
+
+        Args:
+            job: As `work_fingerprint` names it: what a killed run of the same job had done is not done again.
+        """
+        self.progress.stage = "exporting"
+        recovery = await recover_dead_runs(self.lake, self.run_id, job, self.clock())
+        self.resumed, self.recovered = recovery.done, recovery.closed
+        # An earlier attempt of this run: what it found and recorded is this run's as well.
+        self.accounts.recorded |= recovery.own_recorded
+        self.earlier_found = recovery.own_found
+        if self.heartbeat is not None:
+            await self.heartbeat.send(job)
+        state, self.partitions = await asyncio.gather(
+            read_state(self.lake, self.organization_id),
+            self.lake.list_partitions(self.organization_id),
+        )
+        self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
+        self.spellings = self._other_spellings()
+        # Reading took several times what is kept, and Arrow would hold on to it.
+        pa.default_memory_pool().release_unused()
+
+    def _other_spellings(self) -> dict[str, str]:
+        """How the lake spells conversations that it does not have under their canonical ids."""
+        partitions = self.partitions.names()
+        spellings = other_spellings(partitions)
+        recorded = other_spellings(self.states.ids())
+        if recorded:
+            # Where a conversation has messages decides, for a second partition would repeat them.
+            there = {*partitions}
+            spellings |= {
+                one: other for one, other in recorded.items() if one not in spellings and one not in there
+            }
+        return spellings
+
+    def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
+        """Return the ids under which the lake has conversations, or is to have them.
+
+        The id of a conversation is canonical, unless an earlier version stored it under another spelling
+        and not under the canonical one: that stays the spelling of its partition, rows and entries.
+
+        Args:
+            conversation_ids: In any spelling.
+
+        Returns:
+            The ids, each conversation once, in their order.
+        """
+        canonical = canonical_conversation_ids(conversation_ids)
+        return [self.spellings.get(one, one) for one in canonical]
+
+    async def found(self, conversation_ids: Iterable[str]) -> list[str]:
+        """Write down which conversations the run is to export, those of an earlier attempt included.
+
+        Returns:
+            Their ids as the lake spells them, each once.
+        """
+        ids = self.as_stored([*conversation_ids, *self.earlier_found])
+        if len(ids) > len(self.earlier_found):
+            await self.journal.note_found(ids)
+        self.accounts.found = ids
+        return ids
+
+    async def recall(self) -> None:
+        """Read what an earlier attempt of this run found and recorded, where `load_prior_state` did not come
+        to it.
+        """
+        recorded, self.earlier_found = await recall(self.lake, self.run_id, self.clock())
+        self.accounts.recorded |= recorded
+
+    def release(self) -> None:
+        """Free the prior state before closing, which needs the memory."""
+        self.states, self.resumed, self.partitions = (
+            ConversationStates.empty(),
+            ConversationStates.empty(),
+            Partitions.empty(),
+        )
+        self.unproven = ()
+        pa.default_memory_pool().release_unused()
+
+
+@asynccontextmanager
+async def open_run(
+    settings: Settings,
+    gateway: GatewayClient,
+    run_id: str,
+    *,
+    window: Window | None = None,
+    policy: ReadPolicy | None = None,
+    drift: DriftMode = "evolve",
+    accept_repeats: bool | None = None,
+    progress: Progress | None = None,
+    store_options: StoreOptions | None = None,
+) -> AsyncIterator[RunContext]:
+    """Open the lake for one run that reads from `gateway`; makes the lake if there is none.
+
+    Args:
+        settings: Which lake, and how the run reads and writes.
+        gateway: Open, of this event loop.
+        run_id: Names the run in the lake.
+        window: The time whose messages are read; all of them by default.
+        policy, accept_repeats: In place of those of the settings.
+        drift: What a message of a new shape means.
+        progress: Counted on by the run; a new one by default.
+        store_options: How the lake is reached.
+
+    Raises:
+        SettingsError: The lake is not set.
+        StoreError: The lake cannot be written.
+    """
+    started_at = utc_now()
+    organization = gateway.options.organization
+    progress = progress or Progress()
+    progress.limiter, progress.traffic = gateway.limiter, gateway.traffic
+    async with open_lake(settings.require("lake"), now=started_at, options=store_options) as lake:
+        probe = await lake.store.probe()
+        if probe.note:
+            logger.warning("%s", probe.note)
+        async with (
+            nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, utc_now),
+            heartbeat(
+                lake, run_id, organization, utc_now, started_at, partial(totals_of, progress, gateway)
+            ) as run_heartbeat,
+        ):
+            yield RunContext(
+                run_id=run_id,
+                organization_id=organization,
+                lake=lake,
+                gateway=gateway,
+                journal=Journal(lake, run_id, started_at),
+                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
+                slots=asyncio.Semaphore(2 * settings.max_in_flight),
+                heartbeat=run_heartbeat,
+                window=window or Window(),
+                drift=drift,
+                policy=policy or settings.policy(),
+                memory_budget=settings.new_memory_budget(),
+                page_size=settings.page_size,
+                pages_ahead=settings.pages_ahead,
+                bounds=settings.bounds(),
+                accept_repeats=settings.accept_repeats if accept_repeats is None else accept_repeats,
+                progress=progress,
+                started_at=started_at,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,55 +400,6 @@ class RunSummary:
         return values
 
 
-@asynccontextmanager
-async def open_run(
-    settings: Settings,
-    gateway: GatewayClient,
-    run_id: str,
-    *,
-    progress: Progress | None = None,
-    store_options: StoreOptions | None = None,
-) -> AsyncIterator[RunContext]:
-    """Open the lake for one run that reads from `gateway`; makes the lake if there is none.
-
-    Raises:
-        SettingsError: The lake is not set.
-        StoreError: The lake cannot be written.
-    """
-    started_at = utc_now()
-    organization = gateway.options.organization
-    progress = progress or Progress()
-    progress.limiter, progress.traffic = gateway.limiter, gateway.traffic
-    async with open_lake(settings.require("lake"), now=started_at, options=store_options) as lake:
-        probe = await lake.store.probe()
-        if probe.note:
-            logger.warning("%s", probe.note)
-        async with (
-            nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, utc_now),
-            heartbeat(lake, run_id, organization, utc_now, started_at) as run_heartbeat,
-        ):
-            run = RunContext(
-                run_id=run_id,
-                organization_id=organization,
-                lake=lake,
-                gateway=gateway,
-                journal=Journal(lake, run_id, started_at),
-                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
-                slots=asyncio.Semaphore(2 * settings.max_in_flight),
-                heartbeat=run_heartbeat,
-                policy=settings.policy(),
-                memory_budget=settings.new_memory_budget(),
-                page_size=settings.page_size,
-                pages_ahead=settings.pages_ahead,
-                bounds=settings.bounds(),
-                accept_repeats=settings.accept_repeats,
-                progress=progress,
-                started_at=started_at,
-            )
-            run_heartbeat.totals = partial(totals_of, run)
-            yield run
-
-
 async def close_run(
     run: RunContext,
     parameters: dict[str, Any],
@@ -192,7 +441,7 @@ async def close_run(
     published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.finished_at = run.clock()
-    summary.totals = totals = totals_of(run)
+    summary.totals = totals = totals_of(run.progress, run.gateway)
     totals.phones = dict(phones)
     is_known = accounts.found is not None or failure is None
     totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
@@ -259,17 +508,17 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     return len(entries)
 
 
-def totals_of(run: RunContext) -> RunTotals:
+def totals_of(progress: Progress, gateway: GatewayClient) -> RunTotals:
     """What a run has done with conversations so far."""
     return RunTotals(
-        conversations=dict(run.progress.statuses),
-        messages_new=run.progress.messages_new,
-        messages_total=run.progress.messages_total,
-        requests=run.gateway.traffic.requests,
-        retries=run.gateway.traffic.retries,
-        refusals=run.gateway.limiter.counts.rate_limited,
-        received_bytes=run.gateway.traffic.size_bytes,
-        written_bytes=run.progress.written_bytes,
+        conversations=dict(progress.statuses),
+        messages_new=progress.messages_new,
+        messages_total=progress.messages_total,
+        requests=gateway.traffic.requests,
+        retries=gateway.traffic.retries,
+        refusals=gateway.limiter.counts.rate_limited,
+        received_bytes=gateway.traffic.size_bytes,
+        written_bytes=progress.written_bytes,
     )
 
 

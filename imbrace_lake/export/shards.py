@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imbrace_lake.errors import ImbraceLakeError, StoreError, UsageError, WalkIncomplete
 from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals, conversation_rows, entry_of

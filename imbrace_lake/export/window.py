@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import RepeatedMessages, WalkIncomplete
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from imbrace_lake.lake.claim import PartClaim

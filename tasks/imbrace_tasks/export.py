@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import ChunkResult, export_chunk
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
 

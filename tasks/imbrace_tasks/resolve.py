@@ -13,7 +13,7 @@ from prefect.states import Completed
 
 from imbrace_lake.errors import without_context
 from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
 

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 
 logger = logging.getLogger("imbrace_lake.tasks")
 

@@ -20,8 +20,7 @@ import pyarrow.dataset as ds
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.recovery import work_fingerprint
-from imbrace_lake.export.run import RunSummary, close_run
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext, RunSummary, close_run
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.hashes import content_hash
 from imbrace_lake.lake.lake import Lake, open_lake
@@ -197,14 +196,14 @@ async def run_once(
         prepare: Called when the run has learned what the lake knows.
     """
     chosen = list(ids)
-    async with open_run(settings, run_id or str(uuid.uuid4()), store_options=store) as run:
+    async with open_run(
+        settings, run_id or str(uuid.uuid4()), window=window, drift=drift, store_options=store
+    ) as run:
         if now is not None:
             fixed = now
             run.clock = lambda: fixed
             run.started_at = fixed
             run.journal = Journal(run.lake, run.run_id, fixed)
-        run.window = window or Window()
-        run.drift = drift
         await run.load_prior_state(work_fingerprint(chosen, run.organization_id, run.window, run.policy))
         prepare(run)
         await export_chunk(run, "chunk-1-of-1", run.as_stored(chosen))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.lake import open_lake, partition_key
 from imbrace_lake.lake.ledger import Journal

@@ -17,8 +17,7 @@ from imbrace_lake.errors import StoreError, TokenRejected, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import DEAD_AFTER, RESUME_WITHIN, read_header, recover_dead_runs
 from imbrace_lake.export.rerun import Missed, read_missed
-from imbrace_lake.export.run import RunSummary, close_run
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.run import RunContext, RunSummary, close_run, utc_now
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import PHONES, RunTotals
@@ -134,7 +133,7 @@ def test_an_unexpected_exception_at_any_step_costs_its_conversation_and_says_no_
     step: str, number: int, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exception = EXCEPTIONS[number]()
-    monkeypatch.setattr("imbrace_lake.export.run_context.RunContext.prior_states", lambda *_: {})
+    monkeypatch.setattr("imbrace_lake.export.run.RunContext.prior_states", lambda *_: {})
     calls = iter([True])
     name = step.rpartition(".")[2]
     owner: Any = pytest.importorskip(".".join(step.split(".")[:3]))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.plan import Plan, make_plan
 from imbrace_lake.export.resolve import resolve
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.models import parse_links
 from imbrace_lake.lake.freshness import Freshness, read_freshness

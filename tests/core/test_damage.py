@@ -19,8 +19,7 @@ import pytest
 
 from imbrace_lake.errors import DamagedObject, StoreError, UsageError
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.run import RunSummary
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.run import RunContext, RunSummary, utc_now
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.freshness import read_freshness

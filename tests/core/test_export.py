@@ -16,7 +16,7 @@ from imbrace_lake.errors import ObjectExists, OrganizationMismatch, RepeatedMess
 from imbrace_lake.export.chunk import ChunkResult, choose_chunk_size, export_chunk
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
-from imbrace_lake.export.run_context import PriorState, RunContext
+from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.lake import publish
 from imbrace_lake.lake.lake import Partitions
 from imbrace_lake.lake.ledger import read_ledger

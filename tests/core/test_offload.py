@@ -17,8 +17,7 @@ from uuid import uuid4
 import pytest
 
 from imbrace_lake.errors import ObjectExists, StoreError
-from imbrace_lake.export.run import RunSummary
-from imbrace_lake.export.run_context import RunContext
+from imbrace_lake.export.run import RunContext, RunSummary
 from imbrace_lake.store import offload
 from imbrace_lake.store.contract import Body, LazyBody
 from imbrace_lake.store.factory import Store, open_store

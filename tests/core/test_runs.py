@@ -15,8 +15,7 @@ import pytest
 from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.run import RunSummary, close_run
-from imbrace_lake.export.run_context import MOST_LISTED, RunContext
+from imbrace_lake.export.run import MOST_LISTED, RunContext, RunSummary, close_run
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lease

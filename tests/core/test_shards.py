@@ -19,8 +19,7 @@ from imbrace_lake.errors import BadRequest, ImbraceLakeError, StoreError, UsageE
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import DEAD_AFTER, read_header, recover_dead_runs, work_fingerprint
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.run import RunSummary, close_run, totals_of
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.run import RunContext, RunSummary, close_run, totals_of, utc_now
 from imbrace_lake.export.shards import (
     MOST_SHARDS,
     RETENTION,
@@ -335,7 +334,7 @@ def test_a_run_under_way_says_in_its_header_how_far_it_is(box: Sandbox, tmp_path
         header = await read_header(run.lake, PARENT)
 
         assert header is not None
-        assert RunTotals(**header.totals) == totals_of(run)
+        assert RunTotals(**header.totals) == totals_of(run.progress, run.gateway)
         assert header.totals["conversations"] == {"complete": 4}
         assert await read_header(run.lake, "nobody") is None
 

@@ -32,8 +32,8 @@ BEGINNING = (
 RESOLVING = ("imbrace_tasks.resolve.resolve_numbers",)
 # All conversations are found, and none is reached.
 READING = (
-    "imbrace_lake.export.run_context.recover_dead_runs",
-    "imbrace_lake.export.run_context.read_state",
+    "imbrace_lake.export.run.recover_dead_runs",
+    "imbrace_lake.export.run.read_state",
     "imbrace_flows.pipeline.has_shards",
     "imbrace_flows.pipeline.export_chunks",
     "imbrace_tasks.export.export_chunk",

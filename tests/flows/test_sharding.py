@@ -25,8 +25,7 @@ from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import read_missed
-from imbrace_lake.export.run import RunSummary, close_run
-from imbrace_lake.export.run_context import RunContext, utc_now
+from imbrace_lake.export.run import RunContext, RunSummary, close_run, utc_now
 from imbrace_lake.export.shards import Manifest, plan_shards
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import read_run as ledger_rows

@@ -70,11 +70,12 @@ async def cancelled_with(
 
     def cancel() -> None:
         nonlocal is_cancelled
-        is_cancelled = True
-        block.cancel()
+        # Once: the run then closes its accounts, which must not be cancelled as well.
+        if not is_cancelled:
+            is_cancelled = True
+            block.cancel()
 
     async def poll() -> None:
-        # Once: the run then closes its accounts, which must not be cancelled as well.
         if not is_cancelled and await _type_of(client, run_id) in ending:
             cancel()
 

@@ -56,7 +56,7 @@ from imbrace_tasks.assets import record_tables
 from imbrace_tasks.budget import open_gateway
 from imbrace_tasks.export import export_conversations_chunk
 from imbrace_tasks.resolve import resolve_phones
-from imbrace_tasks.retry import is_transient
+from imbrace_tasks.retry import TaskError, is_transient, result_of
 
 # Of this name, lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.runs")
@@ -378,8 +378,11 @@ class _Job:
         # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
 
         async def resolve_slice(name: str, part: pa.Table) -> None:
-            arguments = (quote(run), recording, name, part, quote(self.results))
-            reraise_unexpected(await resolving(*arguments, return_state=True))
+            result = result_of(await resolving(quote(run), recording, name, part, return_state=True))
+            if isinstance(result, TaskError):
+                run.add_problem(result.error)
+            else:
+                self.results[name] = result
 
         try:
             await _until_fatal(
@@ -474,7 +477,9 @@ async def export_chunks(
     async def export(number: int) -> None:
         chunk = ids[number * size : (number + 1) * size]
         name = f"chunk-{number + 1}-of-{count}"
-        reraise_unexpected(await exporting(quote(run), name, quote(chunk), return_state=True))
+        result = result_of(await exporting(quote(run), name, quote(chunk), return_state=True))
+        if isinstance(result, TaskError):
+            run.add_problem(result.error)
 
     await _until_fatal(run, settings.chunks_in_flight, (partial(export, number) for number in range(count)))
 
@@ -485,13 +490,6 @@ def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
     return task.with_options(
         retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
     )
-
-
-def reraise_unexpected(state: State[Any]) -> None:
-    """End the run by what a task raised: the tasks put whatever they expect into a sentence."""
-    cause = getattr(state.data, "result", state.data)
-    if isinstance(cause, BaseException):
-        raise cause
 
 
 async def _until_fatal(run: RunContext, limit: int, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:

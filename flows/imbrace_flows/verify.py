@@ -14,13 +14,14 @@ from imbrace_flows.events import emit_stale
 from imbrace_flows.expiry import warn_of_expiry
 from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
-from imbrace_flows.pipeline import reraise_unexpected, show_log_lines, with_retries
+from imbrace_flows.pipeline import show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
 from imbrace_lake.errors import ImbraceLakeError, unexpected
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.verify.findings import Verification
+from imbrace_tasks.retry import TaskError, result_of
 from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
 
 
@@ -60,16 +61,15 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
     settings = connection.settings
     organization = settings.require("organization")
     async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
-        results: list[Verification] = []
-        states = [await with_retries(verify_lake_objects, settings)(lake, results, return_state=True)]
+        states = [await with_retries(verify_lake_objects, settings)(lake, return_state=True)]
         if params.counts:
             warn_of_expiry(settings)
             counting = with_retries(verify_lake_counts, settings)
-            states.append(await counting(lake, settings, results, return_state=True))
-        for state in states:
-            reraise_unexpected(state)
-        if len(results) < len(states):
-            return Failed(message=next(state.message for state in states if state.name == "Failed"))
+            states.append(await counting(lake, settings, return_state=True))
+        results = [result_of(state) for state in states]
+        for result in results:
+            if isinstance(result, TaskError):
+                return Failed(message=str(result.error))
         ages = await read_freshness(lake, organization, utc_now())
         found = _merge_results(results)
         with best_effort("the report of this verification"):

@@ -81,7 +81,8 @@ class ResolveResult:
         reasons: Why numbers have the status ``error``: how many for each reason.
     """
 
-    conversation_ids: tuple[str, ...]
+    # Not shown, because in its debug mode Prefect logs the results of tasks.
+    conversation_ids: tuple[str, ...] = field(repr=False)
     statuses: Counter[str]
     error: GatewayError | None
     reasons: Counter[str] = field(default_factory=Counter)

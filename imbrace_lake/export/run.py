@@ -174,6 +174,12 @@ class RunContext:
         self.dead_letter_count += len(entries)
         self.dead_letters.extend(entries[: MOST_LISTED - len(self.dead_letters)])
 
+    def add_problem(self, error: ImbraceLakeError) -> None:
+        """Keep the first error that a task of the run ended with, and the first that ends the run."""
+        if error.is_fatal and self.fatal is None:
+            self.fatal = error
+        self.problem = self.problem or str(error)
+
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
         """Notice what the gateway has never sent before.
 

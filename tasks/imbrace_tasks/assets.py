@@ -39,7 +39,7 @@ async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> Sta
             add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
         return Completed()
 
-    return await attempt(None, work)
+    return await attempt(work)
 
 
 async def record_tables(summary: RunSummary) -> None:

@@ -44,7 +44,7 @@ async def export_conversations_chunk(
         message = _chunk_message(result)
         return Failed(message=message) if result.dead_letters else Completed(message=message)
 
-    return await attempt(run, work)
+    return await attempt(work)
 
 
 def _chunk_message(result: ChunkResult) -> str:

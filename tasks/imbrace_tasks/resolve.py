@@ -24,22 +24,19 @@ from imbrace_tasks.retry import attempt, is_last_try
     persist_result=False,
     retry_jitter_factor=0.3,
 )
-async def resolve_phones(
-    run: RunContext, recording: Recording, name: str, numbers: pa.Table, results: dict[str, ResolveResult]
-) -> State[Any]:
-    """Resolve a slice of the numbers; what was found is added to `results` under its name."""
+async def resolve_phones(run: RunContext, recording: Recording, name: str, numbers: pa.Table) -> State[Any]:
+    """Resolve a slice of the numbers; the result is a `ResolveResult`."""
 
     async def work() -> State[Any]:
         result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
         if result.error is not None and not is_last_try():
             raise without_context(result.error)
-        results[name] = result
         run.progress.numbers_resolved += sum(
             result.statuses[status] for status in ("resolved", "none", "error")
         )
-        return Completed(message=_resolve_message(result))
+        return Completed(message=_resolve_message(result), data=result)
 
-    return await attempt(run, work)
+    return await attempt(work)
 
 
 def _resolve_message(result: ResolveResult) -> str:

@@ -1,9 +1,14 @@
-"""When a task is tried again, and how it ends without a traceback for what is nobody's bug."""
+"""Retries of tasks, and how a task hands its result or an expected error to the flow.
+
+Results are in the data of the task's state. Tasks and flows have `persist_result=False`, so that this data
+never leaves the process: Prefect sends the type, name and message of a state to its server, and nothing else.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import Task
@@ -12,7 +17,6 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
-from imbrace_lake.export.run import RunContext
 
 logger = logging.getLogger("imbrace_lake.tasks")
 
@@ -35,12 +39,30 @@ def is_last_try() -> bool:
     return context is None or context.task_run.run_count > context.task.retries
 
 
-async def attempt(run: RunContext | None, work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """The result of a task that ended with an error; its state has the message."""
+
+    error: ImbraceLakeError
+
+
+def result_of(state: State[Any]) -> Any:
+    """Return the result of a task, a `TaskError` if it failed, from its state.
+
+    Raises:
+        BaseException: The task raised it, because it is not an error of a task's work.
+    """
+    result = getattr(state.data, "result", state.data)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+async def attempt(work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
     """Do a task's work; raise transient errors so that the orchestrator tries again.
 
-    All else ends the task as failed, in one sentence. What every other task of a run would meet too
-    is kept in `run.fatal`, so that the flow stops instead of repeating it. No exception leaves with
-    its cause: the orchestrator would print and store what that carries.
+    Any other error ends the task as failed, in one sentence, with a `TaskError` as its result. No exception
+    leaves with its cause: the orchestrator would print and store what that carries.
     """
     # Here and not on import, which changes nothing for the tasks of others. Adds it once.
     logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
@@ -53,8 +75,4 @@ async def attempt(run: RunContext | None, work: Callable[[], Awaitable[State[Any
         error = unexpected(exc)
     if error.is_transient and not is_last_try():
         raise error
-    if run is not None and error.is_fatal and run.fatal is None:
-        run.fatal = error
-    if run is not None and run.problem is None:
-        run.problem = str(error)
-    return Failed(message=str(error))
+    return Failed(message=str(error), data=TaskError(error))

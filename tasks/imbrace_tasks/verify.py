@@ -20,35 +20,33 @@ from imbrace_tasks.retry import attempt
 
 
 @task(name="verify-objects", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
-async def verify_lake_objects(lake: Lake, results: list[Verification]) -> State[Any]:
-    """Read every object of a lake; what was found is added to `results`."""
+async def verify_lake_objects(lake: Lake) -> State[Any]:
+    """Read every object of a lake; the result is a `Verification`."""
 
     async def work() -> State[Any]:
         found = await verify_objects(lake)
-        results.append(found)
         return _verification_state(
             found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers"
         )
 
-    return await attempt(None, work)
+    return await attempt(work)
 
 
 @task(name="verify-counts", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
-async def verify_lake_counts(lake: Lake, settings: Settings, results: list[Verification]) -> State[Any]:
-    """Ask the gateway for the count of every conversation; what was found is added to `results`."""
+async def verify_lake_counts(lake: Lake, settings: Settings) -> State[Any]:
+    """Ask the gateway for the count of every conversation; the result is a `Verification`."""
 
     async def work() -> State[Any]:
         found = Verification()
         states = await read_states(lake, settings.require("organization"))
         async with open_gateway(settings) as gateway:
             await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
-        results.append(found)
         return _verification_state(found, f"{found.counts} counts")
 
-    return await attempt(None, work)
+    return await attempt(work)
 
 
 def _verification_state(found: Verification, what: str) -> State[Any]:
     if found.is_sound:
-        return Completed(message=f"{what}, and nothing differs")
-    return Failed(name="Differs", message=f"{what}, and {len(found.differences)} differ")
+        return Completed(message=f"{what}, and nothing differs", data=found)
+    return Failed(name="Differs", message=f"{what}, and {len(found.differences)} differ", data=found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Outcome:
     """How a run ended, and what was wrong with its input (the first of `problem_count`)."""
 
     summary: RunSummary
-    problems: list[str]
+    problems: Sequence[str]
 
     @property
     def problem_count(self) -> int:
@@ -93,7 +93,7 @@ def run_watched(
         open_view() as view,
         prefect_session(view.say) as session,
     ):
-        from imbrace_flows.observer import Observer, current_observer
+        from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
         from imbrace_lake.tuning import tuned_process
 
         observer = Observer()
@@ -102,15 +102,16 @@ def run_watched(
             flow = load()
             with tuned_process():
                 state = asyncio.run(_watched(flow, params, observer, view, interrupt))
+                result = run_result(state)
         except KeyboardInterrupt:
             raise Interrupted(_interrupted_message(observer)) from None
         finally:
             current_observer.reset(token)
         if interrupt.is_requested and state.is_cancelled():
             raise Interrupted(_interrupted_message(observer))
-        summary = observer.summary or _failed(settings, state)
-        summary.flow_run_url = session.run_url(summary.run_id)
-    return Outcome(summary, observer.problems)
+        result = result or RunResult(_failed(settings, state))
+        result.summary.flow_run_url = session.run_url(result.summary.run_id)
+    return Outcome(result.summary, result.problems)
 
 
 def _interrupted_message(observer: Observer) -> str:
@@ -122,7 +123,7 @@ def _interrupted_message(observer: Observer) -> str:
 
 async def _watched(
     flow: ReadingFlow, params: ReadParams, observer: Observer, view: View, interrupt: Interrupt
-) -> Any:
+) -> State[Any]:
     loop = asyncio.get_running_loop()
 
     def cancel() -> None:
@@ -134,12 +135,7 @@ async def _watched(
 
     with interrupt.cancels(cancel):
         async with every(view.interval_seconds, watch, at_once=True):
-            state = await flow(params, return_state=True)
-    cause = getattr(state.data, "result", state.data)
-    if isinstance(cause, BaseException):
-        # Not one of our errors, which the flow puts into a sentence: a bug, so with its traceback.
-        raise cause
-    return state
+            return await flow(params, return_state=True)
 
 
 def _failed(settings: Settings, state: Any) -> RunSummary:

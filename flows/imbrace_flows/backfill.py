@@ -10,10 +10,9 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer
+from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import BackfillParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.export.run import RunSummary
 from imbrace_lake.policy import Window
 
 
@@ -42,7 +41,7 @@ async def backfill_conversations(
         lake: Which; the worker's settings if left out.
     """
 
-    async def work(observer: Observer) -> RunSummary:
+    async def work(observer: Observer) -> RunResult:
         # At this age every walk is due.
         rewalk_days = 0.0 if params.walk_whole else None
         connection = connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days)

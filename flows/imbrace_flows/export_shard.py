@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-import asyncio
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,7 @@ from prefect.runtime import flow_run
 from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.cancellation import cancelled_with
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer
+from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import ShardParams
 from imbrace_flows.pipeline import attempted, closed, export_chunks, run_flow
 from imbrace_lake.errors import UsageError
@@ -43,13 +42,13 @@ async def export_shard(
         lake: As the run has it; the worker's settings if left out.
     """
 
-    async def work(observer: Observer) -> RunSummary:
+    async def work(observer: Observer) -> RunResult:
         return await _export(params, connect(credentials, lake), observer)
 
     return await run_flow(work)
 
 
-async def _export(params: ShardParams, connection: Connection, observer: Observer) -> RunSummary:
+async def _export(params: ShardParams, connection: Connection, observer: Observer) -> RunResult:
     """Export what the manifest names.
 
     Raises:
@@ -79,9 +78,7 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         failure, is_cancelled = await attempted(_read(run, settings, manifest), run.progress)
         closing = _close(run, manifest, failure, is_cancelled=is_cancelled)
         summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
-        if is_cancelled:
-            raise asyncio.CancelledError
-        return summary
+        return RunResult(summary)
 
 
 async def _close(

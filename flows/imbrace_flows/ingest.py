@@ -10,10 +10,9 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer
+from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import IngestParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.export.run import RunSummary
 
 
 def _run_name() -> str:
@@ -40,7 +39,7 @@ async def ingest_conversations(
         lake: Which; the worker's settings if left out.
     """
 
-    async def work(observer: Observer) -> RunSummary:
+    async def work(observer: Observer) -> RunResult:
         connection = connect(credentials, lake, **params.settings())
         selection = Selection(
             phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True

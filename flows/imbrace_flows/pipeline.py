@@ -30,7 +30,7 @@ from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events
 from imbrace_flows.expiry import warn_of_expiry
 from imbrace_flows.input_report import publish_input
-from imbrace_flows.observer import Observer, current_observer
+from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, current_observer, run_result
 from imbrace_flows.params import ReadParams
 from imbrace_flows.report import publish_report
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
@@ -96,8 +96,8 @@ class Selection:
     window: Window = field(default_factory=Window)
 
 
-async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[Any]:
-    """Do a flow's work, and end it in the state that says how it went, in one sentence."""
+async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[Any]:
+    """Do a flow's work, and end it in the state that says how it went, with the result as its data."""
     observer = current_observer.get() or Observer()
     show_log_lines()
     # A worker starts a process for each run.
@@ -105,7 +105,8 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunSummary]]) -> State[A
         state = await _worked(work, observer)
     # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
     if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
-        return Cancelled(message=f"Cancelled when its work had ended: {state.message}")
+        message, result = f"Cancelled when its work had ended: {state.message}", run_result(state)
+        return Cancelled(message=message, data=result and RunStopped(message, result))
     return state
 
 
@@ -119,10 +120,10 @@ def show_log_lines() -> None:
         ours.setLevel(logging.INFO)
 
 
-async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: Observer) -> State[Any]:
+async def _worked(work: Callable[[Observer], Awaitable[RunResult]], observer: Observer) -> State[Any]:
     try:
         async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
-            observer.summary = await work(observer)
+            result = await work(observer)
     except Declined as exc:
         return Cancelled(name="Declined", message=str(exc))
     except RunCancelled:
@@ -134,17 +135,24 @@ async def _worked(work: Callable[[Observer], Awaitable[RunSummary]], observer: O
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         logger.debug("unexpected %s", frames_of(exc))
         return Failed(message=str(unexpected(exc)))
-    return state_of(observer.summary)
+    return _final_state(result)
 
 
-def state_of(summary: RunSummary) -> State[Any]:
-    """The state in which a run ends."""
+def _final_state(result: RunResult) -> State[Any]:
+    summary = result.summary
+    if summary.status == "cancelled":
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # Not by Prefect or the caller of the flow, to whom the state would be the answer.
+            raise asyncio.CancelledError
+        return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
     message = summary.reason or "every conversation is complete"
     if summary.status == "complete":
         # Its name shows it too, so that it is seen in a list of runs.
         name = UNREADABLE if summary.unreadable_count else "Completed"
-        return Completed(name=name, message=message)
-    return Failed(name="Partial" if summary.status == "partial" else "Failed", message=message)
+        return Completed(name=name, message=message, data=result)
+    name = "Partial" if summary.status == "partial" else "Failed"
+    return Failed(name=name, message=message, data=RunFailed(message, result))
 
 
 async def read_conversations(
@@ -154,7 +162,7 @@ async def read_conversations(
     observer: Observer,
     *,
     ask_first: bool = False,
-) -> RunSummary:
+) -> RunResult:
     """Everything a reading run does, from its selection to its summary.
 
     However the run ends, its accounts are closed and published: each conversation that was found has
@@ -190,14 +198,12 @@ async def read_conversations(
             job.begin_rerun(given.missed)
         if given.numbers is not None:
             job.count_entries(given.numbers)
-        failure, is_cancelled = await attempted(job.read(observer), run.progress)
+        failure, is_cancelled = await attempted(job.read(), run.progress)
         closing = job.close(failure, is_cancelled=is_cancelled)
-        observer.summary = summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
+        summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
         await publish(summary, run)
-        if is_cancelled:
-            raise asyncio.CancelledError
-        return summary
+        return RunResult(summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)])
 
 
 async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
@@ -307,11 +313,10 @@ class _Job:
             accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in missed.lost]
             self.recorded["lost"] = accounts.lost_input
 
-    async def read(self, observer: Observer) -> None:
+    async def read(self) -> None:
         """Resolve the numbers, then export the conversations."""
         run, numbers = self.run, self.given.numbers
         if numbers is not None:
-            observer.problems.extend(islice(numbers.problems(), 100))
             await self._resolve(numbers)
         if run.fatal is not None:
             raise run.fatal

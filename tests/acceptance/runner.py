@@ -50,13 +50,11 @@ def main() -> None:
 def _export(params: dict[str, Any]) -> dict[str, Any]:
     # Only now, because Prefect's settings are in the environment only now.
     from imbrace_flows.export import export_conversations
-    from imbrace_flows.observer import Observer, current_observer
+    from imbrace_flows.observer import run_result
     from imbrace_flows.params import ExportParams
 
     if DEBUGGING in os.environ:
         logging.getLogger("imbrace_lake").setLevel(logging.DEBUG)
-    observer = Observer()
-    current_observer.set(observer)
     began, cpu = time.monotonic(), time.process_time()
 
     async def export() -> State[Any]:
@@ -74,12 +72,13 @@ def _export(params: dict[str, Any]) -> dict[str, Any]:
     finally:
         if end is not None:
             end()
+    result = run_result(state)
     return {
         "state_type": state.type.value,
         "state_name": state.name,
         "message": state.message,
-        "problems": observer.problems,
-        "summary": observer.summary and observer.summary.as_json(),
+        "problems": [] if result is None else list(result.problems),
+        "summary": result and result.summary.as_json(),
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time() - cpu,
         "most_memory_bytes": most_memory_bytes(),

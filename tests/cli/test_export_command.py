@@ -64,6 +64,34 @@ def test_a_file_is_exported_and_its_flaws_are_listed(
     assert not any(number in result.out + result.err for number in box.phones)
 
 
+def test_results_stay_in_the_process_even_where_prefect_stores_results_by_default(
+    run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
+) -> None:
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_RESULTS_PERSIST_BY_DEFAULT
+    from prefect.settings import temporary_settings as temporary
+
+    stored = workdir / "results"
+    with temporary({PREFECT_RESULTS_PERSIST_BY_DEFAULT: True, PREFECT_LOCAL_STORAGE_PATH: stored}):
+        summary = json.loads(run("export", "--phones", str(phones), "--json").out)
+
+    run_id = summary["run_id"]
+    assert summary["totals"]["phones"]["invalid"] == 3
+    states = httpx.get(f"{prefect.api_url}/flow_run_states/", params={"flow_run_id": run_id}).json()
+    assert "Completed" in str([state["name"] for state in states])
+
+    def tasks() -> list[Any]:
+        asked = {"flow_runs": {"id": {"any_": [run_id]}}}
+        found: list[Any] = httpx.post(f"{prefect.api_url}/task_runs/filter", json=asked).json()
+        return [one for one in found if one["state"]["type"] == "COMPLETED"]
+
+    # Two of the work, and one for the lineage.
+    until(lambda: tasks()[2:], "the tasks of the run")
+    for one in tasks():
+        states += httpx.get(f"{prefect.api_url}/task_run_states/", params={"task_run_id": one["id"]}).json()
+    assert {state["data"] for state in states} == {None}
+    assert not [*stored.glob("**/*")]
+
+
 def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
     run: Run, box: Sandbox, workdir: Path, prefect: LocalServer
 ) -> None:

@@ -18,10 +18,9 @@ from prefect.client.schemas.objects import State
 from prefect.utilities.annotations import quote
 
 from imbrace_flows.blocks import Connection
-from imbrace_flows.observer import Observer, current_observer
+from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
 from imbrace_flows.params import ExportParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-from imbrace_lake.export.run import RunSummary
 from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
 
@@ -49,6 +48,7 @@ class Offline:
         shown: The artifacts.
         events: The payloads of the events, with their names.
         observer: Of the last run.
+        result: Of the last run, if it wrote its accounts.
     """
 
     box: Sandbox
@@ -57,6 +57,7 @@ class Offline:
     shown: list[object] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     observer: Observer = field(default_factory=Observer)
+    result: RunResult | None = None
 
     def __post_init__(self) -> None:
         """Take Prefect away."""
@@ -90,16 +91,18 @@ class Offline:
         params = ExportParams(numbers=",".join(typed) if typed else None, rerun=rerun)
         selection = Selection(numbers=typed, rerun=rerun)
 
-        async def work(observer: Observer) -> RunSummary:
+        async def work(observer: Observer) -> RunResult:
             return await read_conversations(selection, params, Connection(settings), observer)
 
         self.observer = Observer()
         self.monkeypatch.setattr("imbrace_flows.pipeline.flow_run", SimpleNamespace(id=run_id))
         token = current_observer.set(self.observer)
         try:
-            return asyncio.run(run_flow(work))
+            state = asyncio.run(run_flow(work))
         finally:
             current_observer.reset(token)
+        self.result = run_result(state)
+        return state
 
     def row(self, run_id: str) -> dict[str, Any] | None:
         """The row of a run in `runs`."""
@@ -137,8 +140,8 @@ class Offline:
     def everything_told(self) -> str:
         """All that has left the run but for messages, phone numbers in `phones` and log lines."""
         ledgers = [self.rows(one) for one in ("runs", "conversations", "shapes")]
-        summary = self.observer.summary
-        return repr((self.shown, self.events, ledgers, summary and summary.as_json()))
+        result = self.result and (self.result.summary.as_json(), self.result.problems)
+        return repr((self.shown, self.events, ledgers, result))
 
 
 def _plainly(task: Any) -> Callable[..., Awaitable[State[Any]]]:

@@ -10,7 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.exceptions import CancelledRun, FailedRun
+from prefect.states import aget_state_exception
 
+from imbrace_flows.observer import run_result
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import StoreError
@@ -102,7 +105,8 @@ def check_secrets(offline: Offline, state: Any, log: str) -> None:
     secrets = [SECRET, offline.box.options.token, *(phone[1:] for phone in offline.box.phones)]
     reported = f"{state!r} {state.message} {offline.everything_told()} {log}"
     assert [one for one in secrets if one in reported] == []
-    assert state.data is None
+    # No exception that a step raised is in the data, which holds the result of the run or nothing.
+    assert state.data is None or run_result(state) is not None
 
 
 @pytest.mark.parametrize("step", BEGINNING)
@@ -215,6 +219,22 @@ def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
         return result
 
     patch.setattr("imbrace_tasks.export.export_chunk", export)
+
+
+def test_a_run_without_success_returns_its_summary_and_raises_its_message(offline: Offline) -> None:
+    """A worker asks for the value of a flow, which Prefect can raise only if the data is an exception."""
+    failed = break_step(offline, RESOLVING[0], 0)
+    with offline.monkeypatch.context() as patch:
+        cancel_in_the_middle(offline, patch)
+        cancelled = offline.run("run_2", chunk_size=CONVERSATIONS // 2)
+
+    for state, kind, status in ((failed, FailedRun, "failed"), (cancelled, CancelledRun, "cancelled")):
+        result = run_result(state)
+        assert result is not None
+        assert result.summary.status == status
+        with pytest.raises(kind) as caught:
+            raise asyncio.run(aget_state_exception(state))
+        assert str(caught.value) == state.message
 
 
 @pytest.mark.parametrize("step", CLOSING)

@@ -1,8 +1,8 @@
 """Ends a run that was cancelled, even if its worker's signal is lost or it has no worker.
 
-Prefect's worker tells a run by a signal that it was cancelled. The signal raises an exception in whatever
-code runs at that moment: within a callback of the event loop it is lost. A run of the command line has no
-worker (Prefect 3.9: `FlowRunCancellingObserver`, `CancellationManager` and `capture_sigterm`).
+Prefect's worker cancels a run with a signal. The signal raises an exception in the code that runs at that
+moment, and the exception is lost in a callback of the event loop. A run of the command line has no worker
+(Prefect 3.9: `FlowRunCancellingObserver`, `CancellationManager` and `capture_sigterm`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def cancelled_with(
 
     Args:
         run_id: Of this run, or of one that it belongs to.
-        final: States that end the block as well.
+        final: Further states that end the block.
         by_caller: Cancels it without the server.
 
     Raises:
@@ -70,7 +70,7 @@ async def cancelled_with(
 
     def cancel() -> None:
         nonlocal is_cancelled
-        # Once: the run then closes its accounts, which must not be cancelled as well.
+        # Once: a second cancellation would end the closing of the run's accounts.
         if not is_cancelled:
             is_cancelled = True
             block.cancel()

@@ -60,7 +60,7 @@ async def _export(params: ShardParams, connection: Connection, observer: Observe
         manifest = await read_manifest(lake, params.manifest)
     check_manifest(manifest, params, settings.require("organization"))
     async with (
-        # A run that was killed while it was cancelled has told none of its shards.
+        # A run that was killed while it was being cancelled could not cancel its shards.
         cancelled_with(manifest.run_id, StateType.FAILED),
         open_gateway(settings) as gateway,
         open_run(

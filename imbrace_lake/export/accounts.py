@@ -1,8 +1,8 @@
 """The accounts of a run: every conversation that it found ends with exactly one outcome.
 
-A run writes down what it found before it exports anything. When it ends, however it ends, each
-conversation without an outcome becomes a dead letter `not_reached`, so that a rerun by id brings it
-back. Another run does the same for a run that was killed.
+A run records what it found before it exports anything. When it ends, each conversation without an outcome
+becomes a dead letter `not_reached`, so that a rerun by id exports it. For a run that was killed, a later
+run does this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_POSITIONS = 20
 
 @dataclass(slots=True)
 class Accounts:
-    """What a run was given, what it found, and which of that has an outcome in its journal.
+    """The input of a run, the conversations that it found, and those with an outcome in its journal.
 
     Attributes:
         found: The conversations that the run found, each once; None until it knows them all.
@@ -29,8 +29,8 @@ class Accounts:
         phones: Entries of the input list by status.
         unreadable: The positions of the first entries that are not phone numbers.
         number_errors: Why numbers could not be resolved: how many for each reason.
-        if_empty: What a run says that found nothing, and nothing is wrong.
-        lost_input: What an earlier run missed and a rerun of it cannot bring back, in sentences.
+        if_empty: The remark of a run that found nothing although nothing failed.
+        lost_input: What an earlier run missed and a rerun of it cannot export, in sentences.
     """
 
     found: list[str] | None = None
@@ -42,18 +42,18 @@ class Accounts:
     lost_input: list[str] = field(default_factory=list)
 
     def record(self, entries: Iterable[ConversationEntry]) -> None:
-        """Take note of entries that have just been written to the journal."""
+        """Count entries as recorded that have just been written to the journal."""
         self.recorded.update(entry.conversation_id for entry in entries)
 
     def unreached(self) -> list[str]:
-        """The conversations that were found and have no outcome."""
+        """Return the conversations that were found and have no outcome."""
         return [one for one in self.found or () if one not in self.recorded]
 
 
 def unreached_entries(
     conversation_ids: Iterable[str], run_id: str, organization_id: str, reason: str, at: datetime
 ) -> list[ConversationEntry]:
-    """The dead letters of conversations that a run found and did not come to."""
+    """Return the dead letters of conversations that a run found and did not reach."""
     return [
         ConversationEntry(run_id, organization_id, one, "not_reached", at, reason=reason, is_dead_letter=True)
         for one in conversation_ids

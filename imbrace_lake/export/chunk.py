@@ -1,4 +1,4 @@
-"""Export a chunk of conversations side by side, and write down how each of them stands."""
+"""Export a chunk of conversations side by side, and record the outcome of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_WARNED = 50
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What became of a chunk: its conversations by status, those that failed, and whether to retry."""
+    """The result of a chunk: its conversations by status, its dead letters, and whether to retry."""
 
     statuses: Counter[str]
     dead_letters: tuple[ConversationEntry, ...]
@@ -40,17 +40,17 @@ class ChunkResult:
 async def export_chunk(
     run: RunContext, name: str, conversation_ids: Sequence[str], *, is_last_try: bool = True
 ) -> ChunkResult:
-    """Export conversations side by side; one that fails costs itself and no other.
+    """Export conversations side by side; a failure does not affect the others.
 
     Args:
-        run: What they share.
-        name: Names the chunk in the run's journal.
-        conversation_ids: Which.
+        run: The run.
+        name: The name of the chunk in the run's journal.
+        conversation_ids: The conversations of the chunk.
         is_last_try: Treat transient failures as final. Otherwise a second call with the same name
-            continues with what this one leaves.
+            continues with the remaining conversations.
 
     Raises:
-        ImbraceLakeError: One that every other conversation would meet as well (`is_fatal`).
+        ImbraceLakeError: An error that every other conversation would end with (`is_fatal`).
     """
     if name not in run.open_chunks:
         resumed = run.resumed.of_each(conversation_ids).values()
@@ -61,7 +61,7 @@ async def export_chunk(
     done = chunk_journal.done
     failed: dict[str, ImbraceLakeError] = {}
     ending = await _export_all(run, chunk_journal, failed)
-    # Also when the run ends here: what has an outcome keeps it.
+    # Also when the run ends here, so that no outcome is lost.
     await chunk_journal.write()
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try and ending is None:
@@ -87,15 +87,15 @@ async def _export_all(
     chunk_journal: ChunkJournal,
     failed: dict[str, ImbraceLakeError],
 ) -> BaseException | None:
-    """Export conversations side by side, and note each that has an outcome.
+    """Export the remaining conversations of a chunk side by side, and record their outcomes.
 
     Args:
-        run: What they share.
-        chunk_journal: Of the chunk.
+        run: The run.
+        chunk_journal: The journal of the chunk.
         failed: Filled with the error of each conversation that fails.
 
     Returns:
-        What ends the run before all of them have an outcome: a fatal error, or that it was cancelled.
+        The fatal error or the cancellation that ended the run before all of them had an outcome.
     """
     conversation_ids = chunk_journal.remaining()
     prior_states = run.prior_states(conversation_ids)
@@ -107,7 +107,7 @@ async def _export_all(
                 await chunk_journal.add(await export_conversation(run, conversation_id, prior))
             except ImbraceLakeError as exc:
                 error = without_context(exc)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this conversation only
+            except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
                 logger.debug("unexpected %s conversation=%s", frames_of(exc), printable(conversation_id))
                 error = unexpected(exc)
             else:
@@ -141,7 +141,7 @@ def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> C
         finished_at=run.clock(),
     )
     run.errors[conversation_id] = type(error)
-    # A gateway that refuses everything would else be a line a conversation in the orchestrator's database.
+    # A gateway that rejects everything would add one line per conversation to the orchestrator's database.
     if len(run.errors) <= MOST_WARNED:
         logger.warning(
             "not exported conversation=%s status=%s reason=%s",
@@ -156,7 +156,7 @@ def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> C
 
 
 def choose_chunk_size(conversations: int, chosen: int | None = None) -> int:
-    """How many conversations one task exports: about 10 tasks, of 25 to 500 conversations each.
+    """Return how many conversations one task exports: about 10 tasks, of 25 to 500 conversations each.
 
     A task run costs the orchestrator 30 ms of CPU, and more than about 1,000 in a burst are lost by
     its in-memory broker; smaller chunks only buy finer rows in its view.

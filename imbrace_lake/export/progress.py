@@ -1,4 +1,4 @@
-"""How far a run is: what the command line and the orchestrator show while it works."""
+"""The progress of a run, which the command line and the orchestrator show while it works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Progress:
-    """Counters of one run in one process; written by the run, read by whoever shows it.
+    """Counters of one run in one process; written by the run, read by its display.
 
     Attributes:
         stage: What is being done, in one word.
@@ -115,14 +115,14 @@ class Rate:
 
 
 class TimeLeft:
-    """Foretells the end of a run by how fast conversations were done in the last minute."""
+    """Estimates the time left from the conversations exported in the last minute."""
 
     def __init__(self) -> None:
         self._done = Rate(DONE_SECONDS)
 
     def seconds(self, progress: Progress) -> float | None:
         """Seconds to the last conversation; None as long as nothing can be said."""
-        # While numbers are resolved, nobody knows how many conversations they have.
+        # While numbers are resolved, the number of their conversations is unknown.
         if progress.stage != "exporting":
             return None
         per_second = self._done.of(progress.conversations_done)
@@ -132,14 +132,14 @@ class TimeLeft:
 
 
 class ProgressLine:
-    """Tells in one line how far a run is, how fast, and how long it will still take."""
+    """Describes in one line the progress of a run, its speed and the time left."""
 
     def __init__(self) -> None:
         self._requests = Rate(REQUEST_SECONDS)
         self._left = TimeLeft()
 
     def describe(self, progress: Progress) -> str:
-        """The line; to be asked for every few seconds."""
+        """Return the line; call it every few seconds, from which it measures speeds."""
         done, total, unit = progress.position()
         requests = self._requests.of(progress.traffic.requests if progress.traffic else 0)
         seconds = self._left.seconds(progress)
@@ -154,7 +154,7 @@ class ProgressLine:
         )
 
     def describe_end(self, progress: Progress) -> str:
-        """The line when nothing is left to read."""
+        """Return the line for the end of the run."""
         done, total, unit = progress.position()
         counts = f"{progress.conversations_failed:,} failed · {progress.messages_total:,} messages"
         return f"{done:,} of {total:,} {unit} · {counts}"

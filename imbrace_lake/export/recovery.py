@@ -4,7 +4,7 @@ A run writes the outcome of each conversation into its journal, many at a time, 
 the journal as long as it lives. A later run closes the journals whose headers are no longer renewed: it
 moves them into the ledgers. If a dead run did the same job, the later run continues its work.
 
-The format of the journal is in lake/ledger.py, because whoever reads a ledger reads the journals as well.
+The format of the journal is in lake/ledger.py, because every reader of a ledger also reads the journals.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class RunHeader:
     job: str = ""
     host: str = ""
     pid: int = 0
-    # Ended by a person, and closed; the journal stays so that the same job continues from it.
+    # Cancelled by a person and closed; the journal stays, so that a run of the same job can continue.
     is_cancelled: bool = False
     totals: dict[str, Any] = field(default_factory=dict)
 
 
 def work_fingerprint(conversation_ids: Iterable[str], *what: object) -> str:
-    """A fingerprint of the work: equal for two runs with the same work."""
+    """Return a fingerprint that is equal for two runs with the same work."""
     digest = sha256(repr(what).encode())
     for conversation_id in sorted(conversation_ids):
         digest.update(conversation_id.encode() + b"\0")
@@ -222,9 +222,9 @@ async def heartbeat(
     Args:
         lake: Where its journal is.
         run_id, organization_id: The run's.
-        clock: Tells the time.
-        started_at: The start in the names of the ledger objects that the run writes; now by default. Whoever
-            closes its journal gives the same objects the same names.
+        clock: Returns the time.
+        started_at: The time in the names of the run's ledger objects; now by default. A run that closes the
+            journal of this one gives the objects the same names.
         totals: Returns what the run has done so far.
     """
     now = clock()
@@ -255,7 +255,7 @@ class ClosedRun:
 
 @dataclass(slots=True)
 class Recovery:
-    """What the journals of earlier runs say.
+    """The content of the journals of earlier runs.
 
     Attributes:
         done: Conversations that runs of the same job had proven, or found deleted upstream.
@@ -271,7 +271,7 @@ class Recovery:
 
 
 async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) -> Recovery:
-    """Close the journals of dead runs, and find what those with the same job had done.
+    """Close the journals of dead runs, and collect the outcomes of those with the same job.
 
     An earlier attempt of this very run counts as one of them, but its journal stays open.
     """
@@ -285,7 +285,7 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
         journal = Journal(lake, name, _instant(header.started_at))
         is_same_job = header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN
         has_ended = await _has_ended(lake, header)
-        # A run that was killed after its row was written is complete: the same job now means a new look.
+        # A run that was killed after it wrote its row is complete: the same job now reads everything again.
         if is_own or (is_same_job and (header.is_cancelled or not has_ended)):
             rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
             done += rows
@@ -303,16 +303,14 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
 
 
 async def recall(lake: Lake, run_id: str, now: datetime) -> tuple[set[str], list[str]]:
-    """What an earlier attempt of a run recorded and found, for an attempt that ends before
-    `recover_dead_runs`.
-    """
+    """Return what an earlier attempt of a run recorded and found, without closing other journals."""
     objects = (await list_journals(lake)).get(run_id, [])
     rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
     return _ids_of(rows), await read_found(lake, run_id) or []
 
 
 def _recently_done(rows: pa.Table, now: datetime) -> pa.Table:
-    """The conversations that need no second look: of an older look nothing is taken over."""
+    """The conversations whose outcome is recent enough to be taken over."""
     since = pa.scalar(now - RESUME_WITHIN, rows.schema.field("finished_at").type)
     return rows.filter(_IS_DONE & (pc.field("finished_at") > since))
 
@@ -385,7 +383,7 @@ def _parse_header(body: bytes) -> RunHeader:
 
 
 async def _is_over(lake: Lake, header: RunHeader, now: datetime) -> bool:
-    """Whether nobody writes to a journal any more; a cancelled run leaves its own when it has closed it."""
+    """Whether no run writes to a journal any more: its run is dead, or was cancelled and has ended."""
     return _is_dead(header, now) or (header.is_cancelled and await _has_ended(lake, header))
 
 
@@ -415,16 +413,16 @@ async def _recorded(lake: Lake, objects: list[ObjectMeta]) -> list[pa.Table]:
 
 
 async def _has_ended(lake: Lake, header: RunHeader) -> bool:
-    """Whether the attempt that wrote a header has a row in `runs`; one before it may have another."""
+    """Whether the attempt that wrote a header has a row in `runs`; an earlier attempt may have one too."""
     rows = await read_run(lake, "runs", header.run_id, ["finished_at"])
     started_at = _instant(header.started_at)
     return any(ended is None or ended >= started_at for ended in rows.column("finished_at").to_pylist())
 
 
 async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[ObjectMeta]) -> ClosedRun:
-    """Make ledger objects of what a dead run wrote down, and a row in `runs` that says how it ended.
+    """Move the journal of a dead run into the ledgers, and add its row to `runs`.
 
-    Two runs that close it at once write the same, so every time is that of the last heartbeat.
+    All times are that of the last heartbeat, so that two runs that close it at once write the same objects.
     """
     ended_at = _instant(header.alive_at)
     # A cancelled run may not have been able to write its own.

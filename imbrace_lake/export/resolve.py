@@ -20,14 +20,14 @@ from imbrace_lake.lake.ledger_schema import PHONES
 from imbrace_lake.phones.numbers import PhoneNumber, mask, phone_hash
 
 UNANSWERED_TRIES = 3
-# Of a link request the gateway has to look up every number, so more is not faster; nor is its
-# largest batch documented.
+# The gateway looks up each number of a request, so larger batches are not faster; their maximum is not
+# documented.
 NUMBERS_PER_REQUEST = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What became of one number: its conversations, or why they are not known.
+    """The result of one number: its conversations, or why they are unknown.
 
     Attributes:
         conversation_ids: Its conversations, each once.
@@ -72,7 +72,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class ResolveResult:
-    """What became of some input numbers.
+    """The result of a slice of the input.
 
     Attributes:
         conversation_ids: Those found, each once, in the order of the numbers.
@@ -91,16 +91,16 @@ class ResolveResult:
 async def resolve_numbers(
     gateway: GatewayClient, journal: Journal, recording: Recording, name: str, numbers: pa.Table
 ) -> ResolveResult:
-    """Resolve a slice of the input, and write each of its rows down under `name`.
+    """Resolve a slice of the input, and record each of its rows under `name`.
 
     Args:
         gateway, journal: The run's.
         recording: How the rows are written.
         name: Names the slice in the journal; the same name again replaces it.
-        numbers: Rows of `PhoneList.table`; those that are ``ok`` are asked for.
+        numbers: Rows of `PhoneList.table`; those with the status ``ok`` are resolved.
 
     Raises:
-        GatewayError: One that every other request would meet as well (`is_fatal`).
+        GatewayError: An error that every other request would end with (`is_fatal`).
     """
     rows = numbers.to_pylist()
     phones = [PhoneNumber(row["phone"]) for row in rows if row["status"] == "ok"]
@@ -131,7 +131,7 @@ async def resolve_numbers(
 async def note_unresolved(
     journal: Journal, recording: Recording, name: str, numbers: pa.Table, reason: str
 ) -> Counter[str]:
-    """Write a slice of the input down that the run did not come to; the same name replaces it.
+    """Record a slice of the input that the run did not reach; the same name replaces it.
 
     Returns:
         How many rows have which status.
@@ -147,9 +147,9 @@ async def note_unresolved(
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
     """Find the conversations of as many numbers as fit one request.
 
-    An answer that leaves a number out may have been cut, so what it leaves out, or tells without
-    naming a conversation, is asked for again; a request that is refused is halved until the number
-    that spoils it stands alone.
+    An answer that leaves numbers out may have been truncated, so these numbers are requested again, as are
+    those without the name of a conversation. A rejected request is halved until it consists of the number
+    that causes the rejection.
 
     Raises:
         GatewayError: The request failed for a reason that is not the numbers'.

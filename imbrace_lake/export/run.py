@@ -52,14 +52,14 @@ TOLERATED_UNREADABLE = 0.05
 MOST_REASONS = 20
 MOST_NAMED_POSITIONS = 10
 
-# A summary is for people; the whole list is in the ledger.
+# A summary is for people; the complete list is in the ledger.
 MOST_LISTED = 500
 
 RunStatus = Literal["complete", "partial", "failed", "cancelled"]
 
 
 def utc_now() -> datetime:
-    """The time, in UTC; the default clock of a run."""
+    """Return the time in UTC; the default clock of a run."""
     return datetime.now(UTC)
 
 
@@ -81,37 +81,37 @@ class RunContext:
     """What all conversations of one run in one process share.
 
     Attributes:
-        run_id: Names the run in the lake.
+        run_id: The id of the run in the lake.
         organization_id: Whose conversations they are.
         lake, gateway: Open, of this event loop.
-        journal: Where the run writes down what it has done.
+        journal: Where the run records its results.
         slots: Bounds the conversations that are in memory at a time.
         states: The last proven state of each conversation; see `load_prior_state`.
         unproven: Ids of the other conversations that the ledgers name.
         partitions: Which parts each conversation has, as listed when the run began.
         heartbeat: Heartbeat that keeps other runs from recovering this journal.
-        spellings: How the lake spells conversations that it has under another than their canonical id.
+        spellings: The ids under which the lake has conversations, where they differ from the canonical ids.
         shapes: Which shapes of messages are known, and which the run saw first.
-        drift: What a new shape means: nothing but a remark, a warning, or that the conversation fails.
+        drift: Whether a new shape is recorded, is a warning as well, or fails the conversation.
         window: The time whose messages are read; open on both sides for all of them.
-        policy: What is read again of conversations that the lake has.
+        policy: What the run reads again of conversations in the lake.
         memory_budget: The memory budget of its conversations.
-        large_turn: Lets one conversation at a time be published whose rows do not fit in there.
+        large_turn: Lets conversations whose rows exceed the memory budget be published one at a time.
         page_size, pages_ahead, bounds, accept_repeats: As in `walk`.
         progress: Counted on as conversations end.
-        clock: Tells the time.
+        clock: Returns the time.
         started_at: When the run began.
         dead_letters: The first `MOST_LISTED` conversations that could not be exported.
         dead_letter_count: How many could not.
         errors: The error class of each of the first, by conversation.
         earlier_found: What an earlier attempt of this run found.
-        resumed: What a killed run of the same job had got done: not asked for again.
+        resumed: Outcomes that a killed run of the same job has left; they are taken over.
         open_chunks: The journal of each chunk under way, by its name, so that another try continues from it.
-        accounts: What it found, and what of that has an outcome.
+        accounts: The conversations that the run found, and those with an outcome.
         recovered: Killed runs whose journals this run has closed.
-        problem: Why a task failed for all that it had left, if one did.
-        lost_shards: How many of its shards cannot be shown to have ended and recorded all they were given.
-        fatal: What ends the run because every further request would meet it as well.
+        problem: The first error that a task of the run ended with.
+        lost_shards: How many shards are not known to have ended with an outcome for each conversation.
+        fatal: The error that ends the run, because every further request would end with it.
     """
 
     run_id: str
@@ -181,10 +181,10 @@ class RunContext:
         self.problem = self.problem or str(error)
 
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
-        """Notice what the gateway has never sent before.
+        """Record shapes that the gateway has never sent before.
 
         Raises:
-            SchemaDrift: There is such a thing, and the run is to stop at it.
+            SchemaDrift: The page has a new shape, and the run rejects those (`drift`).
         """
         new = self.shapes.observe(conversation_id, page.items, is_kept=self.drift != "freeze")
         if not new or self.drift == "evolve":
@@ -198,15 +198,15 @@ class RunContext:
         logger.warning("schema drift conversation=%s new=%s", printable(conversation_id), shapes)
 
     async def load_prior_state(self, job: str) -> None:
-        """Read what the lake has and knows of the organization's conversations; once a run.
+        """Read the prior states of the organization's conversations; once per run.
 
         Args:
-            job: As `work_fingerprint` names it: what a killed run of the same job had done is not done again.
+            job: From `work_fingerprint`. The outcomes of a killed run of the same job are taken over.
         """
         self.progress.stage = "exporting"
         recovery = await recover_dead_runs(self.lake, self.run_id, job, self.clock())
         self.resumed, self.recovered = recovery.done, recovery.closed
-        # An earlier attempt of this run: what it found and recorded is this run's as well.
+        # An earlier attempt of this run found and recorded these for this run.
         self.accounts.recorded |= recovery.own_recorded
         self.earlier_found = recovery.own_found
         if self.heartbeat is not None:
@@ -217,16 +217,16 @@ class RunContext:
         )
         self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
         self.spellings = self._other_spellings()
-        # Reading took several times what is kept, and Arrow would hold on to it.
+        # Reading took several times the memory of the result, which Arrow would keep.
         pa.default_memory_pool().release_unused()
 
     def _other_spellings(self) -> dict[str, str]:
-        """How the lake spells conversations that it does not have under their canonical ids."""
+        """Map canonical ids to the ids under which the lake has conversations, where the two differ."""
         partitions = self.partitions.names()
         spellings = other_spellings(partitions)
         recorded = other_spellings(self.states.ids())
         if recorded:
-            # Where a conversation has messages decides, for a second partition would repeat them.
+            # The partition decides: a second one would repeat its messages.
             there = {*partitions}
             spellings |= {
                 one: other for one, other in recorded.items() if one not in spellings and one not in there
@@ -249,7 +249,7 @@ class RunContext:
         return [self.spellings.get(one, one) for one in canonical]
 
     async def found(self, conversation_ids: Iterable[str]) -> list[str]:
-        """Write down which conversations the run is to export, those of an earlier attempt included.
+        """Record which conversations the run is to export, including those of an earlier attempt.
 
         Returns:
             Their ids as the lake spells them, each once.
@@ -261,9 +261,7 @@ class RunContext:
         return ids
 
     async def recall(self) -> None:
-        """Read what an earlier attempt of this run found and recorded, where `load_prior_state` did not come
-        to it.
-        """
+        """Read what an earlier attempt found and recorded, if `load_prior_state` was not reached."""
         recorded, self.earlier_found = await recall(self.lake, self.run_id, self.clock())
         self.accounts.recorded |= recorded
 
@@ -327,7 +325,7 @@ async def open_run(
                 lake=lake,
                 gateway=gateway,
                 journal=Journal(lake, run_id, started_at),
-                # Twice what can be under way at the gateway, so that encoding never leaves it idle.
+                # Twice the requests in flight, so that the gateway is not idle while rows are encoded.
                 slots=asyncio.Semaphore(2 * settings.max_in_flight),
                 heartbeat=run_heartbeat,
                 window=window or Window(),
@@ -577,7 +575,7 @@ def _counted(counts: Sequence[tuple[int, str]]) -> str:
 
 
 def _dead_letter(run: RunContext, entry: ConversationEntry) -> DeadLetter:
-    # What is gone ends without an error.
+    # A conversation that was deleted upstream has no error.
     default = NotReached if entry.status == "not_reached" else ConversationNotFound
     error = run.errors.get(entry.conversation_id, default)
     return DeadLetter(entry.conversation_id, entry.status, entry.reason or "", error.advice)
@@ -609,7 +607,7 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a run writes."""
+    """Return the versions that decide what a run writes."""
     names = ("imbrace-lake", "pyarrow", "httpx", "s3fs")
     return {
         "schema": str(SCHEMA_VERSION),

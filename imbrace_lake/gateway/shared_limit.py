@@ -1,9 +1,9 @@
 """One budget of requests for all processes, shared by leases in a common store.
 
-Each process leases a rate and states how much it could use; all compute from the same
-leases who may have what (max-min fairness), so nobody has to decide. A process lowers its rate at
-once and raises it only into what is free, and so the sum stays within the limit while shares
-change hands. Requests do not ask: the leases are read every few seconds.
+Each process leases a rate and states how much it could use. From the same leases all compute the same
+shares (max-min fairness), so that no coordinator is needed. A process lowers its rate at once and raises it
+only by what is free, so that the sum stays within the limit while shares change. Requests do not wait for the
+store: the leases are read every few seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imbrace_lake.gateway.limiter import RequestLimiter
 
 logger = logging.getLogger(__name__)
 
-# A change of the limit holds for everybody after two rounds at most.
+# All processes follow a change of the limit within two rounds.
 ROUND_SECONDS = 4.0
 # While others still use a part of this process's share.
 SHORT_ROUND_SECONDS = 1.0
@@ -29,7 +29,7 @@ SHORT_ROUND_SECONDS = 1.0
 SETTLE_SECONDS = 20.0
 # Until the limit was read once, for a process without a bound of its own.
 CAUTIOUS_PER_SECOND = 1.0
-# Room to grow, for a process that its rate does not hold back.
+# For a process that could use more than its share, so that its share can grow.
 SPARE_FACTOR = 1.25
 
 
@@ -49,7 +49,7 @@ class LeaseStore(Protocol):
     """The limit and the leases; every method may raise `LeasesUnreachable`."""
 
     async def read_limit(self) -> float | None:
-        """Requests a second for all processes together; None if nobody set such a limit."""
+        """Return the requests per second for all processes together; None if no such limit is set."""
         ...
 
     async def read_leases(self) -> Sequence[Lease]:
@@ -66,7 +66,7 @@ class LeaseStore(Protocol):
 
 
 def fair_share(limit: float, wanted: float, others: Sequence[float]) -> float:
-    """Max-min fair share: nobody gets less so that somebody else has more; what nobody wants is split evenly.
+    """Return the max-min fair share of one process; capacity that no process wants is split evenly.
 
     Args:
         limit: What there is.

@@ -1,9 +1,9 @@
 """An exclusive lease: one run at a time, for stores that ignore conditional writes.
 
-Where of two writers exactly one wins, runs need no lock. Where both may win, a run says in an object
-that it is at work and renews that as long as it lives; another run that finds it does not begin.
-Without conditions two runs that begin in the same moment can both write that object, so each looks
-again after a while, and the one that no longer finds its own gives way.
+With conditional writes exactly one of two writers wins, and runs need no lock. Without them, a run writes
+a lease into the store and renews it as long as it lives; another run that finds the lease does not begin.
+Two runs that begin at the same moment can both write the lease, so each reads it again after a while, and
+the run that no longer finds its own ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def exclusive_lease(
     settle_seconds: float = SETTLE_SECONDS,
     renew_seconds: float = RENEW_SECONDS,
 ) -> AsyncIterator[None]:
-    """Hold the lake's only lease; the block is cancelled if another run takes it nevertheless.
+    """Keep the lake's only lease while the block runs; the block is cancelled if another run takes the lease.
 
     Raises:
         LeaseHeld: Another run has it.
@@ -66,13 +66,13 @@ async def _refuse_others(store: Store, run_id: str, now: datetime) -> None:
     holder = await _holder(store, now)
     if holder not in (None, run_id):
         raise LeaseHeld(
-            f"run {holder} is writing to {store.url}, which bears one run at a time because its store"
+            f"run {holder} is writing to {store.url}, which supports one run at a time because its store"
             f" ignores conditional writes: wait for its end, or {LEASE_SECONDS:.0f} s if it is dead"
         )
 
 
 async def _holder(store: Store, now: datetime | None = None) -> str | None:
-    """The run that holds the lease; with `now`, only if the lease has not expired."""
+    """Return the run that has the lease; with `now`, only if the lease has not expired."""
     try:
         body = await store.get(LOCK)
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,9 @@ async def _watched(
         loop.call_soon_threadsafe(observer.cancellation.request)
 
     async def watch() -> None:
-        view.update(observer.progress)
+        # A terminal that was closed does not end the run.
+        with suppress(OSError):
+            view.update(observer.progress)
 
     with interrupt.cancels(cancel):
         async with every(view.interval_seconds, watch, at_once=True):

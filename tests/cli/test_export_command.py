@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
@@ -62,6 +63,18 @@ def test_a_file_is_exported_and_its_flaws_are_listed(
     assert "/runs/flow-run/" in result.out
     assert result.err.count("input: line ") == 3
     assert not any(number in result.out + result.err for number in box.phones)
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_run(
+    run: Run, box: Sandbox, phones: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("imbrace_cli.progress_view._LineView.update", closed)
+
+    assert run("export", "--phones", str(phones)).code == 0
+    assert exported(workdir) == linked(box)
 
 
 def test_results_stay_in_the_process_even_where_prefect_stores_results_by_default(

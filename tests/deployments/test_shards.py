@@ -113,12 +113,15 @@ def ledger(lake: Path, name: str) -> list[dict[str, Any]]:
 
 
 def proofs(lake: Path, listed: Listed) -> dict[str, list[Any]]:
-    """What the first row of the ledger says of each conversation: an hourly run may have added others."""
+    """The first proof of each conversation in the ledger; an hourly run may have added others.
+
+    A try of a run that was killed leaves rows without a proof, of what it did not reach.
+    """
     rows = sorted(ledger(lake, "conversations"), key=lambda row: row["finished_at"], reverse=True)
     return {
         row["conversation_id"]: [row[name] for name in PROOF]
         for row in rows
-        if row["conversation_id"] in listed.ids
+        if row["conversation_id"] in listed.ids and row["status"] != "not_reached"
     }
 
 

@@ -253,7 +253,7 @@ def test_nonsense_is_refused_with_a_message_before_anything_runs(
 def test_a_server_that_is_busy_says_what_the_page_says(
     ui: Ui, deployed: Operator, phones: Path, asked: str
 ) -> None:
-    (reported,) = re.findall(r"If it says \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
+    (reported,) = re.findall(r"If it shows \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
     form = ui.open_form("export-on-demand")
     form.write(LIST, str(phones))
     _be_busy_once(ui, asked)

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Where Prefect, imbrace-lake or coverage of the tests' own process would speak to those of the environments.
-FOREIGN = ("COVERAGE_", "IMBRACE_", "PREFECT_", "PYTHON", "UV_", "VIRTUAL_ENV")
+# Settings of uv that name an index or a certificate stay: the machine may have no other way to packages.
+FOREIGN = ("COVERAGE_", "IMBRACE_", "PREFECT_", "PYTHON", "UV_PROJECT", "UV_PYTHON", "VIRTUAL_ENV")
 
 
 class Uv:
@@ -34,6 +35,9 @@ class Uv:
             "IMBRACE_HOME": str(home / "imbrace"),
             "PREFECT_HOME": str(home / "prefect"),
             "UV_PYTHON_DOWNLOADS": "never",
+            # The system's certificates, by the old and the new name of the setting, as in ./dev.
+            "UV_NATIVE_TLS": "1",
+            "UV_SYSTEM_CERTS": "1",
         }
 
     def __call__(self, *arguments: str | Path, cwd: Path = ROOT, **environment: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from imbrace_cli.run import Outcome
-    from imbrace_lake.export.run import DeadLetter, RunSummary
+    from imbrace_lake.export.run import RunSummary
     from imbrace_lake.lake.ledger_schema import RunTotals
 
 MOST_FAILURES = 10
@@ -63,7 +63,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     from rich.text import Text
 
     headline = Text(summary.status, style=_STYLES[summary.status])
-    # Why it failed is an error, and those are told elsewhere.
+    # The reason of a failure is printed as an error, by the command.
     if summary.reason and summary.status not in ("failed", "cancelled"):
         headline.append(f": {summary.reason}", style="not bold default")
     echo(headline, *_lines(summary))
@@ -87,10 +87,6 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         echo("", "numbers not resolved:", *reasons)
     if summary.dead_letter_count or summary.totals.phones.get("error"):
         echo("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
-
-
-def _failure(letter: DeadLetter) -> str:
-    return f"  {printable(letter.conversation_id)}  {letter.status.replace('_', ' ')}: {letter.reason}"
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:

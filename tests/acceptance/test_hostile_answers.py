@@ -13,7 +13,7 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_lake.errors import AnswerTooLarge, MalformedAnswer, WalkIncomplete
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, settings_for, write_phones
-from tests.acceptance.hostile_gateway import HOSTILE, LARGEST, PATIENCE_SECONDS, Hostile, hostile_gateway
+from tests.acceptance.hostile_gateway import HOSTILE, LARGEST, Hostile, hostile_gateway
 from tests.acceptance.scale import IS_FULL
 
 AT_A_TIME = 32
@@ -37,7 +37,7 @@ def test_32_hostile_answers_at_a_time_cost_their_conversations_and_little_memory
         hostile: dict[str, Hostile] = dict(zip(ids, cycle(MIXES[mix].values()), strict=False))
         with hostile_gateway(box, hostile, together=AT_A_TIME) as gateway, exporter.watched() as peaks:
             environment = settings_for(
-                box, tmp_path / "lake", timeout_seconds=str(PATIENCE_SECONDS if mix == "quick" else 35.0),
+                box, tmp_path / "lake", timeout_seconds="35.0",
                 tries="3", task_retries="0",
             )  # fmt: skip
             phones = write_phones(tmp_path / "phones.txt", box.phones)

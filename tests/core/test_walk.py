@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imbrace_lake.gateway.message_list import Bounds, Fetch
+from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds, Fetch, MessageList
 from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.passes import Moved
 from imbrace_lake.gateway.read_ahead import MOST_AHEAD_BYTES
+from imbrace_lake.gateway.repeats import PositionReading
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from tests.core.moving_list import MovingList, plain_offset_walk
 
@@ -306,6 +308,51 @@ def test_back_dated_arrivals_cost_no_message_where_pages_overlap(counts: str) ->
             assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
 
 
+def test_a_back_dated_arrival_is_found_by_another_pass_although_the_list_goes_on_moving() -> None:
+    def move(moving: MovingList) -> None:
+        if moving.requests == 4:
+            moving.insert(150)  # between messages of the second page, which has been read
+        elif moving.requests > 5:
+            moving.insert()
+
+    moving = MovingList.of(350, on_move=move)
+
+    result = walked(moving, read_ahead=1)
+
+    assert result.proof.is_complete, result.proof
+    assert result.proof.method == "overlap"
+    assert "new1" in result.seen
+
+
+def test_a_full_page_without_older_messages_is_not_the_end_of_a_list_without_counts() -> None:
+    def move(moving: MovingList) -> None:
+        if moving.requests in (2, 3):
+            for _ in range(8):  # pushes the list down by what the next page would have brought
+                moving.insert()
+        elif moving.requests == 4:
+            for _ in range(20):  # pulls it up again, so that it ends above the next position
+                moving.delete(0)
+
+    moving = MovingList.of(30, counts="none", has_more=False, on_move=move)
+
+    result = walked(moving, limit=10)
+
+    assert result.proof.is_complete
+    assert moving.must_see() <= result.seen
+
+
+def test_short_pages_without_older_messages_are_not_the_end_while_there_is_a_message_below() -> None:
+    def shorten(moving: MovingList) -> None:
+        moving.cap = 2 if moving.requests in (2, 3) else None
+
+    moving = MovingList.of(30, counts="none", has_more=False, on_move=shorten)
+
+    result = walked(moving, limit=10)
+
+    assert result.proof.is_complete
+    assert result.seen == set(moving.ids)
+
+
 @pytest.mark.parametrize("counts", ["right", "none"])
 def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete(counts: str) -> None:
     """Pages of one message share none, so without a count nothing ties them together."""
@@ -441,6 +488,18 @@ def test_a_server_that_always_promises_more_is_believed_only_if_its_count_allows
         assert result.proof.is_complete
 
 
+def test_a_server_that_denies_that_there_is_more_is_believed_only_if_its_count_allows() -> None:
+    moving = MovingList.of(250)
+    serve = moving.serve
+    moving.serve = lambda skip, limit: replace(serve(skip, limit), has_more=False)  # type: ignore[method-assign]
+
+    result = walked(moving)
+
+    assert result.proof.is_complete
+    assert result.seen == set(moving.ids)
+    assert moving.requests <= moving.fewest(100) + 1
+
+
 # -- lists that contain messages more than once ----------------------------------------------------
 
 
@@ -512,16 +571,53 @@ def test_a_list_with_repeats_that_moves_is_accepted_only_if_nothing_is_missing(g
     assert accepted > 10
 
 
-def test_repeats_that_differ_from_reading_to_reading_are_not_accepted() -> None:
+@pytest.mark.parametrize("what", ["position", "message"])
+def test_repeats_that_differ_from_reading_to_reading_are_not_accepted(what: str) -> None:
     def change(moving: MovingList) -> None:
         # Each reading begins at the head; during it, the list does not move.
+        reading = moving.asked.count(0)
         moving.ids[:] = [f"m{n}" for n in range(229)]
-        moving.ids.insert(100 + moving.asked.count(0), "m7")
+        if what == "position":
+            moving.ids.insert(100 + reading, "m7")
+        else:
+            moving.ids.insert(100, f"m{reading}")
 
     result = walked(MovingList.of(229, on_move=change), accept_repeats=True)
 
     assert not result.proof.is_complete
     assert result.proof.reason == "the gateway counts 230 messages, but lists 229"
+
+
+def test_repeats_are_the_same_in_a_reading_before_which_a_message_arrived() -> None:
+    still = walked(with_repeats(300, [(250, 7)], cap=50))
+    last_reading = still.moving.asked.count(0)
+
+    def arrive(moving: MovingList) -> None:
+        if moving.asked[-1] == 0 and moving.asked.count(0) == last_reading:
+            moving.insert()
+
+    result = walked(with_repeats(300, [(250, 7)], cap=50, on_move=arrive), accept_repeats=True)
+
+    assert (result.proof.is_complete, result.proof.method) == (True, REPEATS)
+    assert result.seen == set(result.moving.ids)
+
+
+@pytest.mark.parametrize("is_count_the_same", [True, False])
+def test_a_reading_of_positions_ends_when_the_list_moves(is_count_the_same: bool) -> None:
+    moving = with_repeats(300, [(250, 7)], cap=50)
+
+    async def read() -> None:
+        reading = PositionReading(MessageList(moving.fetch, 100, DEFAULT_BOUNDS, None))
+        await reading.next_page()
+        moving.insert()
+        if is_count_the_same:
+            moving.delete(200)
+        else:
+            moving.ids[49] = moving.ids[50]  # the message that the next page shares with the first
+        await reading.next_page()
+
+    with pytest.raises(Moved):
+        asyncio.run(read())
 
 
 def test_repeats_are_not_accepted_when_a_message_was_deleted_during_the_walk() -> None:
@@ -559,12 +655,14 @@ def test_a_walk_is_not_stopped_while_it_checks_for_repeats() -> None:
     assert moving.asked == plain.asked
 
 
-def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats() -> None:
-    moving = with_repeats(230, [(120, 7)], count_error=-1, has_more=False)
+@pytest.mark.parametrize("length", [101, 230])
+def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats(length: int) -> None:
+    """By the count of 100, the list of 101 ends with its first page."""
+    moving = with_repeats(length, [(50, 7)], count_error=-1, has_more=False)
 
     result = walked(moving, accept_repeats=True)
 
-    assert "m229" in result.seen or not result.proof.is_complete
+    assert f"m{length - 1}" in result.seen or not result.proof.is_complete
 
 
 def test_messages_that_the_gateway_never_lists_make_the_walk_incomplete() -> None:

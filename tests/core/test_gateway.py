@@ -255,6 +255,23 @@ def test_a_401_that_only_one_conversation_meets_does_not_end_the_run() -> None:
     assert not caught.value.is_fatal
 
 
+def test_a_401_is_tried_as_often_as_other_failures_while_another_conversation_is_answered() -> None:
+    rejections = iter([httpx.Response(401)] * 5)
+
+    async def play(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        answer = httpx.Response(200, json=body_of(["a"]))
+        return next(rejections, answer) if "/bad/" in request.url.path else answer
+
+    async def job(client: GatewayClient) -> Page:
+        bad = asyncio.create_task(client.get_page("bad"))
+        while not bad.done():
+            await client.get_page("good")
+        return await bad
+
+    assert ask(playing(play), job).ids == ["a"]
+
+
 def test_the_sentence_of_a_403_names_both_organizations(box: Sandbox) -> None:
     client = client_of(box, organization="org_other")
 

@@ -140,6 +140,18 @@ def test_one_of_two_parts_that_vanished_is_read_again(box: Sandbox, tmp_path: Pa
     assert_holds_all(box, tmp_path)
 
 
+def test_a_part_that_was_replaced_by_a_shorter_one_is_read_again(box: Sandbox, tmp_path: Path) -> None:
+    changed = list(box.conversations)[2]
+    export_all(box, tmp_path)
+    (path,) = parts_of(tmp_path, changed)
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+    result = export_all(box, tmp_path, "run_2")
+
+    assert result.statuses == {"unchanged": 6, "complete": 1}
+    assert_holds_all(box, tmp_path)
+
+
 def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     box.append(list(box.conversations)[2], 1)

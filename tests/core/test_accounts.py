@@ -391,6 +391,18 @@ def test_an_attempt_that_fails_before_it_learns_anything_accounts_for_the_one_be
     assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
 
 
+def test_an_attempt_that_fails_before_it_exports_anything_keeps_the_outcomes_of_the_one_before(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    async def fail(opened: RunContext) -> None:
+        pass
+
+    kill(box, tmp_path, box.conversations, list(box.conversations)[:4])
+    summary = run(box, tmp_path, fail, failure="the token was rejected")
+
+    assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
+
+
 def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_path: Path) -> None:
     everything = list(box.conversations)
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything), is_cancelled=True)

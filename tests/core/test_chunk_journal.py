@@ -107,3 +107,29 @@ def test_what_could_not_be_written_is_written_by_the_next_try(
             assert len(await noted(lake)) == WRITE_WALKED
 
     asyncio.run(work())
+
+
+def test_an_entry_that_comes_during_a_write_is_part_of_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with open_lake(str(tmp_path), now=NOW) as lake:
+            done = map(an_entry, range(MOST_LINES))
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100), done)
+            overwrite = lake.store.overwrite
+            adding: list[asyncio.Task[None]] = []
+
+            async def add_meanwhile(key: str, data: bytes) -> ObjectMeta:
+                if not adding:
+                    adding.append(asyncio.create_task(chunk_journal.add(an_entry(MOST_LINES))))
+                    await asyncio.sleep(0)
+                return await overwrite(key, data)
+
+            monkeypatch.setattr(lake.store, "overwrite", add_meanwhile)
+            await chunk_journal.write()
+            await asyncio.gather(*adding)
+            await chunk_journal.write()
+
+            assert sorted(await noted(lake)) == sorted(ids(MOST_LINES + 1))
+
+    asyncio.run(work())

@@ -84,6 +84,22 @@ def test_a_dead_runs_journal_is_closed_and_the_same_job_goes_on_from_it(tmp_path
     in_lake(tmp_path, job)
 
 
+def test_a_dead_letter_is_not_taken_over_from_a_dead_run(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        gone = [
+            entry("known", 1, run_id="dead", status="gone"),
+            entry("unknown", 1, run_id="dead", status="gone", is_dead_letter=True),
+        ]
+        await Journal(lake, "dead", START).note_entries("chunk-2-of-2", gone)
+
+        done = (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done
+
+        assert sorted(done.ids()) == ["a", "known"]
+
+    in_lake(tmp_path, job)
+
+
 def test_another_job_does_not_go_on_from_it_but_closes_it(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
@@ -199,6 +215,31 @@ def test_a_header_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, body: b
     in_lake(tmp_path, job)
 
 
+def test_a_header_that_the_store_does_not_give_now_leaves_the_journal_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        get = lake.store.get
+
+        async def fail(key: str) -> bytes:
+            if key == "journal/dead/run.json":
+                raise StoreUnavailable("for a while")
+            return await get(key)
+
+        monkeypatch.setattr(lake.store, "get", fail)
+
+        with pytest.raises(StoreUnavailable):
+            await recover_dead_runs(lake, "next", JOB, datetime.now(UTC) + 2 * DEAD_AFTER)
+        with pytest.raises(StoreUnavailable):
+            await close_if_dead(lake, "dead", datetime.now(UTC) + 2 * DEAD_AFTER)
+
+        assert await journals(lake) == {"dead"}
+        assert await runs(lake) == []
+
+    in_lake(tmp_path, job)
+
+
 def test_two_runs_that_close_one_journal_at_once_write_the_same(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await asyncio.gather(*(die(lake, f"dead-{number}") for number in range(12)))
@@ -261,6 +302,25 @@ def test_a_run_that_died_while_it_closed_is_closed_again_without_a_second_copy(t
 
         assert (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done.ids() == ["a"]
         assert len(await lake.store.list("conversations/")) == 1
+        assert await runs(lake) == [("dead", "failed")]
+
+    in_lake(tmp_path, job)
+
+
+def test_a_journal_remains_until_the_row_of_its_run_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: object) -> None:
+        raise StoreUnavailable("for a while")
+
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "finish", fail)
+            with pytest.raises(StoreUnavailable):
+                await recover_dead_runs(lake, "next", JOB, DEAD_AT)
+
+        assert (await recover_dead_runs(lake, "next", JOB, DEAD_AT)).done.ids() == ["a"]
         assert await runs(lake) == [("dead", "failed")]
 
     in_lake(tmp_path, job)

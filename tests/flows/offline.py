@@ -81,7 +81,7 @@ class Offline:
             patch(f"imbrace_flows.{module}_artifact", show)
         patch("imbrace_flows.events.emit_event", emit)
         patch("imbrace_flows.pipeline.record_tables", show)
-        patch("imbrace_flows.pipeline.with_retries", lambda task, settings: _plainly(task))
+        patch("imbrace_flows.pipeline.with_retries", lambda task, settings: plainly(task))
         patch("imbrace_flows.cancellation.get_client", Server)
 
     def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
@@ -144,7 +144,7 @@ class Offline:
         return repr((self.shown, self.events, ledgers, result))
 
 
-def _plainly(task: Any) -> Callable[..., Awaitable[State[Any]]]:
+def plainly(task: Any) -> Callable[..., Awaitable[State[Any]]]:
     """A task as a plain call of its function."""
 
     async def call(*arguments: Any, return_state: bool) -> State[Any]:

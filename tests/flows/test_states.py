@@ -1,0 +1,173 @@
+"""The final states of the flows and of their tasks: complete, partial or failed, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+
+from imbrace_flows.blocks import Connection
+from imbrace_flows.params import VerifyParams
+from imbrace_flows.verify import verify_lake
+from imbrace_lake.errors import BadRequest, StoreError, StoreUnavailable, TokenRejected
+from imbrace_lake.export.run import RunContext
+from imbrace_sandbox import Sandbox, SandboxOptions
+from imbrace_tasks.export import export_conversations_chunk
+from imbrace_tasks.retry import is_transient
+from tests.core.test_runs import settings_for
+from tests.flows.offline import Offline, plainly
+from tests.gateways import open_run
+
+REJECTED = TokenRejected("/conversations/c/messages", "the gateway does not accept the token", "-")
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    """Three conversations of one message."""
+    with Sandbox(SandboxOptions(conversations=0)) as started:
+        for number in range(3):
+            started.append(started.put([], phone=f"+88691142597{number}"), 1)
+        yield started
+
+
+@pytest.fixture
+def offline(box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offline:
+    """Runs without a server."""
+    return Offline(box, tmp_path / "lake", monkeypatch)
+
+
+@pytest.mark.parametrize(("broken", "name"), [(0, "Completed"), (1, "Partial"), (3, "Failed")])
+def test_the_state_of_a_run_shows_whether_all_conversations_or_some_were_exported(
+    offline: Offline, box: Sandbox, broken: int, name: str
+) -> None:
+    for conversation_id in [*box.conversations][:broken]:
+        box.break_conversation(conversation_id, "400")
+
+    state = offline.run("run_1")
+
+    assert state.name == name
+    assert state.is_completed() == (name == "Completed")
+    assert state.is_failed() == (name != "Completed")
+    assert offline.outcomes("run_1") == +Counter(complete=3 - broken, failed=broken)
+
+
+@pytest.mark.parametrize("step", ["resolve.resolve_numbers", "export.export_chunk"])
+def test_after_a_fatal_error_no_further_task_starts_and_the_run_fails_with_it(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    calls = []
+
+    async def fail(*arguments: object, **options: object) -> None:
+        calls.append(step)
+        raise REJECTED
+
+    monkeypatch.setattr(f"imbrace_tasks.{step}", fail)
+    monkeypatch.setattr("imbrace_flows.pipeline.SMALLEST_SLICE", 1)
+    loading = []
+    load = RunContext.load_prior_state
+
+    async def load_prior_state(run: RunContext, job: str) -> None:
+        loading.append(run)
+        await load(run, job)
+
+    monkeypatch.setattr(RunContext, "load_prior_state", load_prior_state)
+
+    state = offline.run("run_1", chunk_size=1, chunks_in_flight=1)
+
+    assert len(calls) == 1
+    assert (state.is_failed(), state.name) == (True, "Failed")
+    assert (state.message or "").startswith(str(REJECTED))
+    assert bool(loading) == (step == "export.export_chunk")
+
+
+def test_the_reason_of_conversations_that_a_failed_task_did_not_reach_is_its_error(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*arguments: object, **options: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("imbrace_tasks.export.export_chunk", fail)
+
+    state = offline.run("run_1")
+
+    assert state.is_failed()
+    assert {row["reason"] for row in offline.rows("conversations")} == {"not reached: the disk is full"}
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_a_chunk_with_a_dead_letter_is_a_failed_task(box: Sandbox, tmp_path: Path, is_broken: bool) -> None:
+    ids = [*box.conversations]
+    if is_broken:
+        box.break_conversation(ids[0], "400")
+
+    async def work() -> State[Any]:
+        async with open_run(settings_for(box, tmp_path), "run_1") as run:
+            return await export_conversations_chunk.fn(run, "chunk", ids)
+
+    state = asyncio.run(work())
+
+    assert state.is_failed() == is_broken
+    assert state.message == ("2 complete, 1 failed" if is_broken else "3 complete")
+
+
+@pytest.mark.parametrize(
+    ("data", "is_retried"),
+    [
+        (StoreUnavailable("for a while"), True),
+        (BadRequest("/path", "rejected", "-"), False),
+        (REJECTED, False),
+        (OSError(), False),
+        (None, False),
+    ],
+)
+def test_a_task_is_retried_only_after_an_error_that_passes(data: object, is_retried: bool) -> None:
+    assert is_transient(None, None, Failed(data=data)) == is_retried  # type: ignore[arg-type]
+
+
+# -- verification ---------------------------------------------------------------------------------
+
+
+def verify(offline: Offline, params: VerifyParams) -> State[Any]:
+    async def publish(*arguments: object) -> None:
+        pass
+
+    settings = settings_for(offline.box, offline.lake, request_limit="")
+    patch = offline.monkeypatch.setattr
+    patch("imbrace_flows.verify.connect", lambda *blocks: Connection(settings))
+    patch("imbrace_flows.verify.with_retries", lambda task, settings: plainly(task))
+    patch("imbrace_flows.verify.publish_verification", publish)
+    return asyncio.run(verify_lake.fn(params))
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_a_verification_that_finds_a_difference_fails(offline: Offline, is_damaged: bool) -> None:
+    offline.run("run_1")
+    if is_damaged:
+        part = next(offline.lake.rglob("part-*.parquet"))
+        part.write_bytes(part.read_bytes()[:-1])
+
+    state = verify(offline, VerifyParams())
+
+    assert state.is_failed() == is_damaged
+    assert state.name == ("Differs" if is_damaged else "Completed")
+
+
+@pytest.mark.parametrize("step", ["verify_objects", "verify_counts"])
+def test_a_verification_of_which_a_task_fails_fails_with_its_error(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def fail(*arguments: object, **options: object) -> None:
+        raise StoreError("the disk fails")
+
+    offline.run("run_1")
+    monkeypatch.setattr(f"imbrace_tasks.verify.{step}", fail)
+
+    state = verify(offline, VerifyParams(counts=True))
+
+    assert (state.is_failed(), state.message) == (True, "the disk fails")

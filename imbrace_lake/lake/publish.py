@@ -97,8 +97,6 @@ async def publish(
                 rewrite = await in_thread_unless(
                     is_short, _rewrite_part, diff.part_diffs(index), now, reservation
                 )
-                if not rewrite.edited and not rewrite.deleted:
-                    continue
                 # Before the part is replaced: a crash in between notes a revision twice, never not at all.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()

@@ -12,6 +12,7 @@ import pytest
 
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.lake.claim import PartClaim
+from imbrace_lake.lake.hashes import hash_sum
 from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
@@ -192,6 +193,35 @@ def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path
 
         assert await first.lake.store.list("messages/") == before
         assert (done.size_bytes, done.had_no_race, done.new) == (0, True, None)
+
+    with_two_writers(tmp_path, job)
+
+
+def test_the_hashes_of_a_publication_lead_from_the_rows_before_to_the_rows_after(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1), message(2), message(3))
+        await first.publish(message(1), message(3), is_full_walk=True)
+        _, before = (await second.look()).current_hash()
+
+        # One message is edited, one comes back, one is new.
+        done = await second.publish(message(1, "edited", version=1), message(2), message(3), message(4))
+
+        _, after = (await second.look()).current_hash()
+        assert (done.edited, done.new is not None and done.new.num_rows) == (2, 1)
+        assert done.new is not None
+        assert after == hash_sum([before, done.new.content_hash, *done.added_hashes], done.removed_hashes)
+
+    with_two_writers(tmp_path, job)
+
+
+def test_a_newer_version_in_the_lake_than_was_read_is_reported_as_a_race(tmp_path: Path) -> None:
+    async def job(first: Writer, second: Writer) -> None:
+        await first.publish(message(1, "edited", version=1))
+
+        done = await second.publish(message(1))
+
+        assert not done.had_no_race
+        assert await texts(first.lake) == [("m1", "edited", False)]
 
     with_two_writers(tmp_path, job)
 

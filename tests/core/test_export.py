@@ -5,25 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import ObjectExists, OrganizationMismatch, RepeatedMessages, StoreUnavailable
 from imbrace_lake.export.chunk import ChunkResult, choose_chunk_size, export_chunk
-from imbrace_lake.export.conversation import export_conversation
+from imbrace_lake.export.conversation import LookBack, PageCollector, export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run import PriorState, RunContext
+from imbrace_lake.gateway.id_set import IdSet
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.walk import REACHED_KNOWN
 from imbrace_lake.lake import publish
-from imbrace_lake.lake.lake import Partitions
+from imbrace_lake.lake.lake import Lake, Part, Partitions
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.lake.ledger_schema import ConversationEntry
-from imbrace_lake.lake.schema import SCHEMA
+from imbrace_lake.lake.memory import MemoryBudget, Reservation
+from imbrace_lake.lake.rows import SortBuffer
+from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of
+from tests.core.lake_runs import Bench
 from tests.core.runs_of import close, exporting, items_of, objects_in, open_export, parts_of
 
 
@@ -178,6 +185,76 @@ def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox
             assert part["sha256"] == sha256(body).hexdigest()
             assert part["size_bytes"] == len(body)
             assert part["rows"] == pq.read_metadata(tmp_path / part["key"]).num_rows
+
+
+def test_the_content_hash_includes_a_part_that_the_last_proof_does_not_know(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    bench, chosen = Bench(box, str(tmp_path)), [list(box.conversations)[2]]
+    bench.run(chosen)
+    known = {*(tmp_path / "conversations").iterdir()}
+    box.append(chosen[0], 2)
+    bench.run(chosen)
+    for path in {*(tmp_path / "conversations").iterdir()} - known:
+        path.unlink()
+    box.append(chosen[0], 2)
+
+    bench.run(chosen)
+
+    assert bench.ledger("conversations")[-1]["proof_method"] == REACHED_KNOWN
+    assert len(parts_of(tmp_path, chosen[0])) == 3
+    assert bench.wrong_hashes() == []
+
+
+@pytest.mark.parametrize("rewalk_days", [0, 30])
+def test_the_content_hash_includes_what_another_run_added_meanwhile(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewalk_days: int
+) -> None:
+    chosen = [list(box.conversations)[2]]
+    bench = Bench(box, str(tmp_path), settings={"rewalk_days": rewalk_days})
+    bench.run(chosen)
+    other = Bench(box, str(tmp_path), now=bench.now - timedelta(hours=1))
+    add_part, rivals = Lake.add_part, iter([other])
+
+    async def come_second(*args: Any) -> Part:
+        for rival in rivals:
+            box.append(chosen[0])
+            await asyncio.to_thread(rival.run, chosen)
+        return await add_part(*args)
+
+    monkeypatch.setattr(Lake, "add_part", come_second)
+    box.append(chosen[0], 2)
+
+    bench.run(chosen)
+
+    assert len(parts_of(tmp_path, chosen[0])) == 2
+    assert bench.wrong_hashes() == []
+
+
+@pytest.mark.parametrize("count_matches", [True, False])
+def test_a_page_whose_counts_do_not_match_does_not_end_a_walk(tmp_path: Path, count_matches: bool) -> None:
+    now, current = datetime(2026, 1, 1, tzinfo=UTC), IdSet()
+    current.add(["m1"])
+    page = Page(0, [{"_id": "m1"}], ["m1"], total_count=1, has_more=False, count_matches=count_matches)
+    with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
+        collector = PageCollector(SortBuffer(reservation), LookBack(now, 0), current)
+        collector.add(page, rows_of_page(page, Origin("org_1", "c1", "run_1", now)))
+
+    assert collector.reached_current(page) == count_matches
+
+
+@pytest.mark.parametrize("count_at_head", [2, 3])
+def test_counts_agree_only_if_the_head_states_the_same_count(tmp_path: Path, count_at_head: int) -> None:
+    now, current = datetime(2026, 1, 1, tzinfo=UTC), IdSet()
+    current.add(["m1"])
+    head = Page(0, [{"_id": "m2"}], ["m2"], count_at_head, has_more=True, count_matches=True)
+    below = Page(1, [{"_id": "m1"}], ["m1"], total_count=2, has_more=False, count_matches=True)
+    with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
+        collector = PageCollector(SortBuffer(reservation), LookBack(now, 0), current)
+        for page in (head, below):
+            collector.add(page, rows_of_page(page, Origin("org_1", "c1", "run_1", now)))
+
+    assert collector.counts_agree(below) == (count_at_head == 2)
 
 
 @pytest.mark.parametrize("change", ["edit", "delete", "append"])

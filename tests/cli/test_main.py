@@ -1,4 +1,4 @@
-"""Calling `imbrace-lake`: what is told before anything is done."""
+"""The command `imbrace-lake`: help, wrong use and exit codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 
 from imbrace_cli import plan as plan_command
 from imbrace_cli.main import main
+from imbrace_cli.run import Outcome
 from imbrace_cli.terminal import prepare_streams
+from imbrace_lake.export.run import RunStatus, RunSummary
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,15 @@ def test_a_token_as_an_argument_is_refused_and_not_repeated(arguments: list[str]
     assert result.code == 2
     assert "set IMBRACE_TOKEN" in result.err
     assert "api_secret" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("complete", 0), ("partial", 3), ("failed", 1), ("cancelled", 1)]
+)
+def test_the_exit_code_of_a_run_is_that_of_its_status(status: RunStatus, code: int) -> None:
+    summary = RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC), status)
+
+    assert Outcome(summary, []).exit_code == code
 
 
 def test_ctrl_c_is_one_sentence(run: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,10 @@ def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> 
         lake.store.list = then_a_run  # type: ignore[method-assign]
         return await verify_objects(lake)
 
-    assert bench.look(verify).is_sound
+    found = bench.look(verify)
+
+    assert found.is_sound
+    assert found.unrecorded == 0
 
 
 def test_of_two_runs_at_once_either_may_have_written_last(bench: Bench) -> None:

@@ -257,6 +257,16 @@ def test_counts_agree_only_if_the_head_states_the_same_count(tmp_path: Path, cou
     assert collector.counts_agree(below) == (count_at_head == 2)
 
 
+def test_a_deletion_below_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_path: Path) -> None:
+    export_all(box, tmp_path)
+    conversation_id = list(box.conversations)[2]
+    box.delete(conversation_id, [box.truth(conversation_id)[5]["_id"]])
+
+    result = export_all(box, tmp_path, "run_2")
+
+    assert result.statuses == {"unchanged": 6, "complete": 1}
+
+
 @pytest.mark.parametrize("change", ["edit", "delete", "append"])
 def test_a_change_at_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_path: Path, change: str) -> None:
     export_all(box, tmp_path)

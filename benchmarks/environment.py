@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
 from imbrace_lake.errors import ImbraceLakeError
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 PACKAGES = ("prefect", "httpx", "aiohttp", "orjson", "pyarrow", "s3fs")
 

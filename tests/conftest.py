@@ -13,7 +13,7 @@ import pytest
 from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 # Timings are no tests: on a busy machine an example may take seconds.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

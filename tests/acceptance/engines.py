@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 COLUMNS = ["conversation_id", "message_id", "text", "created_at"]
 

@@ -17,7 +17,7 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox
 from tests.acceptance.runner import DEBUGGING, OURS
 from tests.acceptance.watching import Peaks, watched
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[2]
 RUNNER = "tests.acceptance.runner"

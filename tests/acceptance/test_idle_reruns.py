@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, credentials, linked, settings_for, write_phones
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 # The longest take twelve pages; the empty one has none to take.
 OPTIONS = SandboxOptions(conversations=100, sizes=(0, 1, 100, 101, 1_150), surprises=0.1)

@@ -11,7 +11,7 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, credentials, settings_for, write_phones
 from tests.acceptance.scale import IS_FULL
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 LONG = 1_000_000 if IS_FULL else 150_000
 # The rows of 150,000 messages alone are 100 MB, and putting them in order takes three times that.

@@ -16,7 +16,7 @@ from phonenumbers import PhoneNumberFormat
 from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, Outcome, credentials, settings_for, write_phones
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 WRONG_TOKEN = "api_0dd0dd0d-d0dd-40dd-8d0d-0dd0dd0dd0dd"

@@ -26,7 +26,7 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.engines import ENGINES, dataset
 from tests.acceptance.exporter import Exporter, Outcome, credentials, settings_for, write_phones
 from tests.acceptance.scale import IS_FULL
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 CONVERSATIONS = 8_204
 MESSAGES = 181_949

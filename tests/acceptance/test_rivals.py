@@ -13,7 +13,7 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.rivals import contend, settle
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 CONVERSATIONS = 200 if IS_FULL else 50
 

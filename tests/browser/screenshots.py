@@ -16,7 +16,7 @@ from imbrace_sandbox import Sandbox
 from tests.browser.ui import SIZE, Ui
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator, Worker
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 IMAGES = ROOT / "docs" / "images"
 BUCKET = "example"

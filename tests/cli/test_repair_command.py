@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.fixtures import make_hostile_lake
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 from pydantic import SecretStr
 
 from imbrace_lake.store.factory import StoreOptions
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 KEY, SECRET = "fake-access-key", "fake-secret-never-to-be-shown"
 

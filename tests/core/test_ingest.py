@@ -30,7 +30,7 @@ from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.rivals import contend, settle
 from tests.core.timeline import Amounts, Timeline, live_through
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 OpenBench = Callable[..., Bench]
 

@@ -44,7 +44,7 @@ from imbrace_lake.lake.sorting import in_order
 from imbrace_lake.store.contract import LazyBody, ObjectMeta
 from imbrace_lake.store.factory import StoreOptions
 from tests.core.s3_servers import options_for
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 T = TypeVar("T")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -28,7 +28,7 @@ from s3fs import S3FileSystem
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import MOST_POSITIONS
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 A, B, C, D = (f"+88691142597{digit}" for digit in range(1, 5))
 ID = "4915112345678"  # an id that is also a possible phone number

@@ -23,7 +23,7 @@ from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.test_ingest import OpenBench, is_equal, open_bench, s3_options
 from tests.core.timeline import Amounts, Timeline
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import pytest
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError
 from imbrace_lake.store.factory import ObjectMeta, Store, open_store
 from tests.core.s3_servers import options_for
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 RACES = 40
 WRITERS = 8

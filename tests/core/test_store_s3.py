@@ -19,7 +19,7 @@ from imbrace_lake.store import s3 as store_s3
 from imbrace_lake.store import s3_client as store_s3_client
 from imbrace_lake.store.factory import Probe, StoreOptions, open_store
 from tests.core.s3_servers import KEY, SECRET, FakeS3, options_for
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from imbrace_lake.store import s3 as store_s3
 from imbrace_lake.store import s3_client as store_s3_client
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
 from tests.core.s3_servers import CuttingProxy, options_for, stalled_server
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
 

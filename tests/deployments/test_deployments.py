@@ -16,7 +16,7 @@ from tests.deployments.conftest import TOKEN
 from tests.deployments.database import dump
 from tests.deployments.lakes import messages
 from tests.deployments.operator import ROOT, Operator, Worker
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 TYPED = "886911000111"
 

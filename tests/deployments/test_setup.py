@@ -19,7 +19,7 @@ from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
 from tests.prefect_threads import end_threads
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 Setup = Callable[..., list[str]]
 

@@ -16,7 +16,7 @@ from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, 
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION
 from imbrace_sandbox import Sandbox, SandboxOptions
-from tests.seaweed import Seaweed
+from tools.seaweed import Seaweed
 
 CREDENTIALS = ImbraceCredentials(organization="org_of_block", token=SecretStr("api_of_block"))
 LAKE = ConversationLake(

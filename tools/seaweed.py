@@ -1,4 +1,4 @@
-"""A real S3 server on localhost for tests: SeaweedFS in one process, gone with the test run."""
+"""A real S3 server on localhost for tests and benchmarks: SeaweedFS in one process, which ends with them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class Seaweed:
-    """`weed mini`, listening on loopback only, ready when the ``with`` block begins.
+    """`weed mini`, which listens on loopback only and is ready when the ``with`` block begins.
 
     Args:
-        folder: Where its data, log and sockets go; short, because a socket's path has 107 bytes.
+        folder: For its data, log and sockets; a short path, because a socket's path has at most 107 bytes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.key = "test-access-key"
-        self.secret = "test-secret-never-to-be-shown"
+        self.secret = "test-secret-never-to-be-shown"  # noqa: S105 - of a server that only this machine reaches
         self.reader_key = "test-reader-key"
-        self.reader_secret = "test-reader-secret-never-to-be-shown"
+        self.reader_secret = "test-reader-secret-never-to-be-shown"  # noqa: S105 - as above
         self.endpoint_url = ""
         self.metrics_url = ""
         self._folder = folder
@@ -57,11 +57,11 @@ class Seaweed:
                 self._command(ports),
                 stdout=log,
                 stderr=log,
-                # Its gRPC sockets go to the temporary folder and outlive a kill.
+                # Its gRPC sockets are in the temporary folder and outlive a kill.
                 env={**os.environ, "TMPDIR": str(self._folder)},
             )
         try:
-            self._wait_until_ready()
+            self._wait_until_ready(self._process)
         except BaseException:
             self._stop()
             raise
@@ -74,11 +74,11 @@ class Seaweed:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def create_bucket(self, name: str) -> None:
-        """Make an empty bucket; the name has at least three characters."""
+        """Create an empty bucket; its name has at least three characters."""
         self.client().create_bucket(Bucket=name)
 
     def client(self) -> Any:
-        """Give a plain client, to look at what a bucket holds without the code under test."""
+        """Return a plain client, which reads a bucket without the code under test."""
         session = botocore.session.Session()
         return session.create_client(
             "s3",
@@ -102,7 +102,7 @@ class Seaweed:
     def _command(self, ports: list[int]) -> list[str]:
         names = ("master", "volume", "filer", "s3", "admin")
         return [
-            # A killed test run must not leave the server behind.
+            # The server must also end when the test run is killed.
             sys.executable,
             "-c",
             DIE_WITH_PARENT,
@@ -120,15 +120,15 @@ class Seaweed:
             "-admin.ui=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            # Otherwise a PUT into a missing bucket makes the bucket.
+            # Otherwise a PUT into a missing bucket creates the bucket.
             "-s3.autoCreateBucket=false",
             f"-s3.config={self._folder / 's3.json'}",
             f"-filer.localSocket={self._folder / 'f.sock'}",
             f"-s3.localSocket={self._folder / 's.sock'}",
         ]
 
-    def _wait_until_ready(self) -> None:
-        """Wait for the first PUT to succeed: buckets are listed before an object can be stored."""
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until a PUT succeeds: the server lists buckets before it can store objects."""
         client = self.client()
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -139,8 +139,7 @@ class Seaweed:
                     client.create_bucket(Bucket="is-ready")
                 client.put_object(Bucket="is-ready", Key="is-ready", Body=b"")
             except (BotoCoreError, ClientError) as exc:
-                assert self._process is not None
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                if process.poll() is not None or time.monotonic() > deadline:
                     log = (self._folder / "log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"SeaweedFS did not start:\n{log}") from exc
                 time.sleep(0.05)
@@ -149,19 +148,19 @@ class Seaweed:
 
     def _stop(self) -> None:
         if self._process is not None:
-            # Nothing of it is needed any more, and SIGTERM takes two seconds.
+            # Its data is deleted, and SIGTERM takes two seconds.
             self._process.kill()
             self._process.wait()
             self._process = None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Find ports whose twin, 10,000 above, is free as well: SeaweedFS takes both.
+    """Find free ports whose twin, 10,000 above, is free too: SeaweedFS takes both.
 
-    Ephemeral ports begin at 32,768, and a twin must stay below, or an outgoing connection could
-    take it at any moment.
+    Ephemeral ports begin at 32,768. A twin must be below them, because an outgoing connection can take
+    an ephemeral port at any moment.
     """
-    # Test runs side by side begin to look at different places.
+    # Concurrent test runs begin their search at different ports.
     span = LAST_PORT - FIRST_PORT + 1
     start = os.getpid() * 37
     found: list[int] = []

@@ -1,1 +1,1 @@
-"""What measures speed and memory."""
+"""Benchmarks of speed and memory; README.md describes them."""

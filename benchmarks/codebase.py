@@ -1,4 +1,4 @@
-"""How easy the code is to follow: `python -m benchmarks.codebase` prints a few measures of it.
+"""Measures of how easy the code is to follow: `python -m benchmarks.codebase`.
 
 They are signs, not limits: where a number and clarity disagree, clarity wins. To compare two commits,
 run it in a checkout of each.
@@ -59,7 +59,7 @@ def _folder_of(package: str) -> Path:
 
 
 def functions(modules: list[Module]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """All functions and methods, nested ones included."""
+    """Yield all functions and methods, nested ones included."""
     for module in modules:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -67,14 +67,14 @@ def functions(modules: list[Module]) -> Iterator[ast.FunctionDef | ast.AsyncFunc
 
 
 def private_functions(modules: list[Module]) -> list[str]:
-    """Names of functions and methods that begin with one underscore."""
+    """Return the names of functions and methods that begin with one underscore."""
     return [
         one.name for one in functions(modules) if one.name.startswith("_") and not one.name.endswith("__")
     ]
 
 
 def single_caller_share(modules: list[Module]) -> float:
-    """The share of private functions that are referred to exactly once."""
+    """Return the share of private functions that are referred to exactly once."""
     uses: Counter[str] = Counter()
     for module in modules:
         for node in ast.walk(module.tree):
@@ -87,7 +87,7 @@ def single_caller_share(modules: list[Module]) -> float:
 
 
 def docstring_share(modules: list[Module]) -> float:
-    """The share of public modules, classes, functions and methods that have a docstring.
+    """Return the share of public modules, classes, functions and methods that have a docstring.
 
     A method that overrides one of a base class in the same package is documented there.
     """
@@ -129,7 +129,7 @@ def _public_methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncF
 
 
 def import_cycles(graph: grimp.ImportGraph) -> int:
-    """How many modules import themselves by a detour."""
+    """Return the number of modules that import themselves through others."""
     return sum(module in graph.find_upstream_modules(module) for module in graph.modules)
 
 
@@ -141,9 +141,9 @@ def reachable_modules(graph: grimp.ImportGraph, modules: list[Module]) -> list[s
 
 
 def frames_to_a_get() -> list[str]:
-    """Our own frames between the command `export` and the first GET of a page, as `file:function`.
+    """Return our own frames between the command `export` and the first GET of a page, as `file:function`.
 
-    The chain goes on where a task or a thread was started. Prefect's frames are not counted.
+    The chain continues where a task or a thread was started. Prefect's frames are not counted.
     """
     chain: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("chain", default=())
     found: list[str] = []
@@ -158,7 +158,7 @@ def frames_to_a_get() -> list[str]:
         return tuple(reversed(names))
 
     def so_far() -> tuple[str, ...]:
-        # What runs an event loop is below each of its tasks, and counts once.
+        # The frames that run an event loop are below each of its tasks, and count once.
         return tuple(dict.fromkeys([*chain.get(), *own(sys._getframe(2))]))
 
     copy_context, create_task = contextvars.copy_context, asyncio.BaseEventLoop.create_task

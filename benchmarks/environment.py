@@ -1,4 +1,4 @@
-"""The environment of benchmarks: a warm Prefect server, a folder to write to, the machine's name."""
+"""The environment of benchmarks: a home for Prefect's server, a lake to write to, the machine's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,15 +17,14 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from imbrace_lake.errors import ImbraceLakeError
 from tools.seaweed import Seaweed
 
+PROJECT = Path(__file__).parent.parent
 PACKAGES = ("prefect", "httpx", "aiohttp", "orjson", "pyarrow", "s3fs")
 
 
-def end_tidily() -> None:
-    """Let SIGTERM, which `timeout` sends, end the servers as well, and remove what was written."""
+def end_on_sigterm() -> None:
+    """Let SIGTERM, which `timeout` sends, end the servers too and delete what was written."""
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -33,33 +33,38 @@ def end_tidily() -> None:
 
 
 @contextmanager
-def prefect_server() -> Iterator[LocalServer]:
-    """A Prefect server in a home of its own."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-home-") as folder:
-        home = Path(folder)
+def prefect_home(command: Path) -> Iterator[dict[str, str]]:
+    """Yield the variables of a new home whose Prefect server the first run starts and later runs find.
+
+    Args:
+        command: `imbrace-lake`, which stops the server in the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="benchmark-home-") as home:
+        # The user's Prefect profile could name another server.
+        variables = {"IMBRACE_HOME": home, "PREFECT_HOME": f"{home}/profile", "PREFECT_API_URL": ""}
         try:
-            server = ensure_server(home)
-        except ImbraceLakeError as exc:
-            sys.exit(f"error: {exc}")
-        try:
-            with keep_alive(home):
-                yield server
+            yield variables
         finally:
-            stop_server(home)
+            subprocess.run(
+                [command, "server", "stop"],
+                env={**os.environ, **variables},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
 
 
 @contextmanager
 def open_store(name: str) -> Iterator[str]:
-    """Give the address of a place to write to.
+    """Yield the address of a store.
 
     Args:
-        name: ``local`` (a temporary folder), ``seaweed`` (a bucket on an S3 server that ends with the
-            block and is reached by the environment), or a folder or URL, which stays as it is left.
+        name: ``local`` (a temporary folder), ``seaweed`` (a bucket of an S3 server that ends with the
+            block and is reached by environment variables), or a folder or URL, which is not deleted.
     """
     if name not in ("local", "seaweed"):
         yield name.rstrip("/")
         return
-    # Short, because SeaweedFS has its sockets there.
+    # A short path, because SeaweedFS has its sockets there.
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     try:
         if name == "local":
@@ -67,7 +72,7 @@ def open_store(name: str) -> Iterator[str]:
             return
         with Seaweed(folder) as s3:
             s3.create_bucket("lake")
-            names = {
+            variables = {
                 "AWS_ACCESS_KEY_ID": s3.key,
                 "AWS_SECRET_ACCESS_KEY": s3.secret,
                 "AWS_ENDPOINT_URL": s3.endpoint_url,
@@ -75,26 +80,26 @@ def open_store(name: str) -> Iterator[str]:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "SEAWEED_METRICS": s3.metrics_url,
             }
-            with _environment(names):
+            with _environment(variables):
                 yield "s3://lake"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_place(store: str) -> str:
-    """The address of an empty place within a store, which goes with the store and not before.
+def new_lake(store: str) -> str:
+    """Return the address of a new lake within a store; it is deleted with the store, not before.
 
-    Ext4 without a journal looks past every file that was deleted in the last minutes whenever it makes a
-    new one (`recently_deleted` in its `ialloc.c`): 7 % of the samples of a profile of two rounds, when each
-    round's lake was removed before the next.
+    To create a file, Ext4 without a journal looks at every file that was deleted in the last minutes
+    (`recently_deleted` in its `ialloc.c`): 7 % of the samples of a profile of two rounds, when each round's
+    lake was deleted before the next.
     """
     return f"{store}/{uuid4().hex[:12]}"
 
 
 @contextmanager
-def _environment(names: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -106,7 +111,7 @@ def _environment(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def machine() -> str:
-    """What the figures depend on, in one line."""
+    """Return one line with everything that the figures depend on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (

@@ -1,4 +1,4 @@
-"""What the fake gateway serves, and what of it a competitor has written."""
+"""The messages that the fake gateway serves, compared with those that a contender wrote."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Expected:
     """Message ids of all conversations together, each once.
 
     Attributes:
-        needed: Served from before the reading began until after it ended: none may be missing.
-        possible: Served at the beginning or at the end: nothing else may be there.
+        needed: Served from the beginning of the run until its end: none may be missing.
+        possible: Served at the beginning or at the end: the lake may have no others.
     """
 
     needed: pa.ChunkedArray
     possible: pa.ChunkedArray
 
     @classmethod
-    def still(cls, ids: pa.ChunkedArray) -> Self:
-        """Of a list that does not move: what is served is needed, and nothing else is possible."""
+    def unmoved(cls, ids: pa.ChunkedArray) -> Self:
+        """Of a list that does not move: exactly the served messages are needed."""
         return cls(ids, ids)
 
     @classmethod
     def moved(cls, before: pa.ChunkedArray, after: pa.ChunkedArray) -> Self:
-        """Of a list that moved while it was read."""
+        """Of a list that moved during the run."""
         needed = before.filter(pc.is_in(before, value_set=after))
         arrived = after.filter(pc.invert(pc.is_in(after, value_set=before)))
         return cls(needed, pa.chunked_array([*before.chunks, *arrived.chunks], pa.string()))
@@ -41,7 +41,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How what was written differs from what was served, in messages."""
+    """The number of written messages, and how many of them differ from those that were served."""
 
     rows: int
     lost: int
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def is_complete(self) -> bool:
-        """Rows, distinct ids and ids that are served are the same."""
+        """Whether every served message was written once, and no other."""
         return not (self.lost or self.doubled or self.unknown)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def judge(found: pa.ChunkedArray, expected: Expected) -> Verdict:
-    """Compare the ids of all rows that were written with those that were served."""
+    """Compare the ids of all written rows with those that were served."""
     distinct = pc.unique(found)
     return Verdict(
         rows=len(found),
@@ -69,9 +69,9 @@ def judge(found: pa.ChunkedArray, expected: Expected) -> Verdict:
     )
 
 
-def _missing(wanted: pa.Array | pa.ChunkedArray, there: pa.Array | pa.ChunkedArray) -> int:
-    """How many of the wanted ids are not there."""
-    count: int = len(wanted) - pc.sum(pc.is_in(wanted, value_set=there), min_count=0).as_py()
+def _missing(wanted: pa.Array | pa.ChunkedArray, found: pa.Array | pa.ChunkedArray) -> int:
+    """Return the number of wanted ids that were not found."""
+    count: int = len(wanted) - pc.sum(pc.is_in(wanted, value_set=found), min_count=0).as_py()
     return count
 
 
@@ -79,14 +79,14 @@ def read_ids(url: str, column: str, *, is_lake: bool) -> pa.ChunkedArray:
     """Read the ids of all rows of the Parquet files below a folder or a bucket's URL.
 
     Args:
-        url: Where the files are; none there is no rows.
-        column: The one with the ids.
-        is_lake: The files claim to have the lake's columns.
+        url: The folder; it has no rows if it does not exist.
+        column: The column with the ids.
+        is_lake: Whether the files must have the lake's columns.
 
     Raises:
-        ValueError: They do not have them.
+        ValueError: The files have other columns than the lake.
     """
-    # A listing that another call made does not show what a competitor has added since.
+    # A cached listing would not show what a contender has added since.
     files, path = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
     if not files.exists(path):
         return as_ids([])
@@ -97,5 +97,5 @@ def read_ids(url: str, column: str, *, is_lake: bool) -> pa.ChunkedArray:
 
 
 def as_ids(ids: Iterable[str]) -> pa.ChunkedArray:
-    """Ids as one column."""
+    """Return the ids as one column."""
     return pa.chunked_array([pa.array(ids, pa.string())])

@@ -1,18 +1,16 @@
-"""The export flow, on a Prefect server that runs already; the core alone with `--without-prefect`."""
+"""The export flow on the Prefect server of `$IMBRACE_HOME`; the core alone with `--without-prefect`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from collections.abc import Coroutine
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.metrics import SUCCESS, Job, measure, read_job
-from imbrace_cli.prefect_environment import prepare_client
+from benchmarks.metrics import SUCCESS, Job, measure
+from imbrace_cli.prefect_session import prefect_session
 from imbrace_lake.export.chunk import choose_chunk_size, export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.resolve import Recording, resolve_numbers
@@ -22,13 +20,13 @@ from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from imbrace_lake.tuning import tuned_process
 
-# Arrow looks for pandas when it makes its first array, Prefect for FastAPI when it starts its first run.
+# Arrow imports pandas when it makes its first array, Prefect imports FastAPI when it starts its first run.
 ARROWS = ("pandas", "pyarrow.pandas_compat")
 PREFECTS = ("fastapi", "prefect.flow_engine", "prefect.task_engine")
 
 
 async def run_core(job: Job) -> str:
-    """Do what the flow does, without an orchestrator; return how the run ended."""
+    """Do the flow's work without an orchestrator; return the run's outcome."""
     numbers = read_phone_list(job.phones)
     settings = load_settings()
     async with (
@@ -48,13 +46,13 @@ async def run_core(job: Job) -> str:
             for start in chunks:
                 await export_chunk(run, f"chunk-{start}", ids[start : start + size])
 
-        await asyncio.gather(*(work() for _ in range(load_settings().chunks_in_flight)))
+        await asyncio.gather(*(work() for _ in range(settings.chunks_in_flight)))
         summary = await close_run(run, {}, found.statuses)
     return SUCCESS if summary.status == "complete" else summary.status
 
 
 def _tuned(work: Coroutine[Any, Any, str]) -> str:
-    """Run what is measured as the command line does."""
+    """Run the work in a process that is tuned as the command line tunes it."""
     with tuned_process():
         return asyncio.run(work)
 
@@ -63,28 +61,22 @@ def main() -> None:
     """Do one job."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flow")
     parser.add_argument("--without-prefect", action="store_true")
-    parser.add_argument("--server", nargs=2, metavar=("API", "FOLDER"))
+    parser.add_argument("phones")
     arguments = parser.parse_args()
-    job = read_job()
-    os.environ |= {
-        "IMBRACE_TOKEN": job.token,
-        "IMBRACE_ORGANIZATION": job.organization,
-        "IMBRACE_GATEWAY": job.url,
-        "IMBRACE_LAKE": job.folder,
-    }
+    job = Job.read()
     if arguments.without_prefect:
         measure(lambda: _tuned(run_core(job)), ARROWS)
         return
-    prepare_client(arguments.server[0], Path(arguments.server[1]))
-    # Only now, because Prefect's settings are in the environment only now.
-    from imbrace_flows.export import export_conversations
-    from imbrace_flows.params import ExportParams
+    with prefect_session(lambda _: None):
+        # Only now, because Prefect reads its settings from the environment when it is imported.
+        from imbrace_flows.export import export_conversations
+        from imbrace_flows.params import ExportParams
 
-    async def work() -> str:
-        state = await export_conversations(ExportParams(phones=job.phones), return_state=True)
-        return SUCCESS if state.is_completed() else (state.name or state.type.value).lower()
+        async def work() -> str:
+            state = await export_conversations(ExportParams(phones=job.phones), return_state=True)
+            return SUCCESS if state.is_completed() else (state.name or state.type.value).lower()
 
-    measure(lambda: _tuned(work()), (*ARROWS, *PREFECTS))
+        measure(lambda: _tuned(work()), (*ARROWS, *PREFECTS))
 
 
 if __name__ == "__main__":

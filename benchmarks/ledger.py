@@ -1,7 +1,7 @@
-"""What the age of a lake costs: `python -m benchmarks.ledger` makes a lake of 10,000 hourly runs.
+"""The cost of a lake's age: `python -m benchmarks.ledger` makes a lake of 10,000 hourly runs.
 
-The ledgers are written directly, without a gateway and without messages. Then each command reads them
-in a process of its own: how many ledger objects and bytes, how long, and the most memory.
+It writes the ledgers directly, without a gateway and without messages. Then each command reads them in a
+separate process. The table has the ledger objects and bytes that were read, the time, and the peak memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from benchmarks.environment import machine
-from benchmarks.metrics import most_memory_bytes
+from benchmarks.memory import most_memory_bytes
 from imbrace_lake.check import check_lake
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.run import close_run, open_run, utc_now
@@ -57,7 +57,7 @@ FOLDERS = (*LEDGERS, "journal", FOLDER.rstrip("/"))
 
 @dataclass(slots=True)
 class Cost:
-    """What one command read from the ledgers; `memory_bytes` is the most that its process ever had."""
+    """The ledger objects that one command read, and the peak memory of its process."""
 
     objects: int = 0
     size_bytes: int = 0
@@ -69,19 +69,19 @@ class Cost:
 
 
 def run_id_of(number: int) -> str:
-    """The id of the run with a number, from 0."""
+    """Return the id of the run with a number, from 0."""
     return str(UUID(int=number + 1))
 
 
 def make_lake(folder: Path, runs: int, conversations: int) -> None:
-    """Make a lake whose last run was an hour ago and wrote no checkpoint, but one some runs before did.
+    """Make a lake whose last run was an hour ago, and whose last checkpoint is some runs older.
 
     Args:
-        folder: Where to.
-        runs: How many, one an hour. Each looked at every conversation, and a few failed.
-        conversations: How many the lake knows, one for each phone number.
+        folder: The lake's folder.
+        runs: The number of runs, one per hour. Each read every conversation, and a few failed.
+        conversations: The number of conversations in the lake, one for each phone number.
     """
-    # No power failure need be survived, and syncing would take most of the time.
+    # The lake need not survive a power failure, and syncing would take most of the time.
     with patch("os.fsync"):
         asyncio.run(_make_lake(folder, runs, conversations))
 
@@ -94,7 +94,7 @@ async def _make_lake(folder: Path, runs: int, conversations: int) -> None:
         for start in range(0, conversations, OBJECT_ROWS)
     ]
     phones = [_phones(table) for table in tables]
-    # The worst moment for a reader: one object less than makes a run write the next checkpoint.
+    # The worst moment for a reader: with one more object, a run writes the next checkpoint.
     objects_per_run = 2 * len(tables)
     beyond = min(runs - 1, (MAX_AFTER_CHECKPOINT - 1) // objects_per_run)
     async with open_lake(str(folder), now=begun_at) as lake:
@@ -119,7 +119,7 @@ async def _add_run(
 
 
 def _entries(numbers: range, at: datetime) -> pa.Table:
-    """How conversations stand; the first few have failed."""
+    """Return the entries of conversations; the first few have failed."""
     entries = []
     for number in numbers:
         one = str(UUID(int=(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128))
@@ -140,20 +140,20 @@ def _entries(numbers: range, at: datetime) -> pa.Table:
 def _phones(entries: pa.Table) -> pa.Table:
     rows = [
         {
-            "run_id": "", "organization_id": ORGANIZATION, "position": folder, "status": "resolved",
+            "run_id": "", "organization_id": ORGANIZATION, "position": position, "status": "resolved",
             "phone_hash": one * 2, "conversation_ids": [one],
         }
-        for folder, one in enumerate(entries.column("conversation_id").to_pylist())
+        for position, one in enumerate(entries.column("conversation_id").to_pylist())
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=PHONES)
 
 
 def _of_run(table: pa.Table, run_id: str, **times: datetime) -> pa.Table:
-    """The rows as another run would have written them."""
+    """Return the rows as another run would have written them."""
     for name, value in {"run_id": run_id, **times}.items():
-        folder = table.schema.get_field_index(name)
+        index = table.schema.get_field_index(name)
         column = pa.repeat(pa.scalar(value, table.schema.field(name).type), table.num_rows)
-        table = table.set_column(folder, table.schema.field(name), column)
+        table = table.set_column(index, table.schema.field(name), column)
     return table
 
 
@@ -161,7 +161,7 @@ def _of_run(table: pa.Table, run_id: str, **times: datetime) -> pa.Table:
 
 
 async def _idle_run(settings: Settings) -> None:
-    """Do what a run does with the ledgers that finds every conversation unchanged."""
+    """Use the ledgers as a run does that finds every conversation unchanged."""
     run_id = str(UUID(int=2**100 + time.time_ns()))
     async with (
         open_gateway(settings.gateway_options(), settings.new_limiter(), nullcontext()) as gateway,
@@ -195,7 +195,7 @@ async def _freshness(settings: Settings) -> None:
 
 
 async def _write_checkpoint(settings: Settings) -> None:
-    """Put a checkpoint together from the whole history."""
+    """Make a checkpoint from the whole history."""
     async with _lake(settings) as lake:
         for stored in await lake.store.list(FOLDER):
             await lake.store.delete(stored.key)
@@ -218,7 +218,7 @@ REBUILD: dict[str, Callable[[Settings], Coroutine[Any, Any, None]]] = {
 
 
 def measure(name: str, folder: Path) -> Cost:
-    """Do what one command does with the ledgers, and count what it reads."""
+    """Use the ledgers as one command does, and count the objects that it reads."""
     settings = Settings(
         _env_file=None, token=SecretStr("api_benchmark"), organization=ORGANIZATION, lake=str(folder),
         gateway="http://127.0.0.1:9",
@@ -234,7 +234,7 @@ def measure(name: str, folder: Path) -> Cost:
 
 @contextmanager
 def _counting(cost: Cost) -> Iterator[None]:
-    """Count the ledger objects that are read from local lakes."""
+    """Count the ledger objects that are read from a local lake."""
     read, copy = AtomicFiles.read, AtomicFiles.copy
 
     def count(key: str, size_bytes: int) -> None:
@@ -269,8 +269,8 @@ def main() -> None:
         make_lake(lake, arguments.runs, arguments.conversations)
         made = f"{arguments.runs:,} runs over {arguments.conversations:,} conversations"
         print(f"{made}, made in {time.perf_counter() - began:.0f} s\n", flush=True)
-        print("| | objects read | MB | time | most memory |\n|---|--:|--:|--:|--:|")
-        # A process for each: the most memory of a process never shrinks.
+        print("| | objects read | MB | time | peak memory |\n|---|--:|--:|--:|--:|")
+        # One process for each, because the peak memory of a process never shrinks.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
             for name in (*COMMANDS, *REBUILD):
                 cost = processes.submit(measure, name, lake).result()

@@ -1,80 +1,62 @@
-"""Memory that does not depend on the data: `python -m benchmarks.memory` prints peaks and rates.
+"""The most memory of a process and of all processes that it started, read from outside.
 
-One conversation of a million messages, into a folder and into a bucket, against as many messages in
-many conversations; and a hundred thousand conversations of a few messages each. The flow runs in a
-process of its own, on a Prefect server that is warm.
+Other processes are read from /proc, so their memory is known on Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
-from typing import Any
-
-from benchmarks import competitors
-from benchmarks.environment import end_tidily, machine, new_place, open_store, prefect_server
-from benchmarks.expected import Expected, Verdict
-from benchmarks.runner import Round, check, fake_gateway, run
-
-MOST_BYTES = 512 * 10**6
-LEAST_SHARE = 0.8
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One thing that is exported; `options` are the fake gateway's."""
-
-    name: str
-    options: dict[str, Any]
-    store: str = "local"
-
-
-def main() -> None:
-    """Run the cases and print the table."""
-    arguments = _arguments()
-    long, many = arguments.messages, arguments.conversations
-    few = {"messages_mean": 4.0, "messages_max": 20}
-    cases = [
-        Case("1,000 conversations of 100", {"conversations": 1_000, "messages_mean": 100.0}),
-        Case(f"one of {long:,}", {"conversations": 0, "sizes": [long]}),
-        Case(f"one of {long:,}, S3", {"conversations": 0, "sizes": [long]}, "seaweed"),
-        Case(f"{many:,} of 4", {"conversations": many, **few}),
-    ]
-    chosen = [case for number, case in enumerate(cases) if number in arguments.cases]
-    end_tidily()
-    print(machine())
-    print("| | messages | time | messages/s | share | most memory | result |\n|---|--:|--:|--:|--:|--:|---|")
-    rate = None
-    with prefect_server() as server:
-        flow = competitors.flow(server)
-        for case in chosen:
-            with fake_gateway(**case.options) as gateway, open_store(case.store) as store:
-                folder = new_place(store)
-                one = run(flow, gateway, folder)
-                verdict = check(flow, folder, Expected.still(gateway.message_ids))
-            rate = rate or verdict.rows / one.metrics.seconds
-            print(_line_of(case, one, verdict, rate), flush=True)
+def most_memory_bytes(process: int | str = "self") -> int:
+    """Return the most memory that a process ever had resident; 0 for another process that has ended."""
+    with suppress(OSError):
+        # The maximum that getrusage() reports includes the memory of the process that started this one.
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return int(dict(line.split(":", 1) for line in lines).get("VmHWM", "0 kB").split()[0]) * 1024
+    # On macOS, which has no /proc and counts in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if process == "self" else 0
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000, help="of the long conversation")
-    parser.add_argument("--conversations", type=int, default=100_000, help="of the many")
-    parser.add_argument("--cases", type=int, nargs="+", default=[0, 1, 2, 3], help="which lines, from 0")
-    return parser.parse_args()
+@dataclass(slots=True)
+class Peaks:
+    """The most memory that each process of a tree ever had resident, by process id."""
+
+    of_each: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def together_bytes(self) -> int:
+        """The sum, as if all processes had their peaks at the same moment."""
+        return sum(self.of_each.values())
+
+    def look(self, process: int) -> None:
+        """Read the peaks of a process and of all processes that it started."""
+        self.of_each[process] = max(self.of_each.get(process, 0), most_memory_bytes(process))
+        for each in Path(f"/proc/{process}/task").glob("*/children"):
+            with suppress(OSError):
+                for child in map(int, each.read_text().split()):
+                    self.look(child)
 
 
-def _line_of(case: Case, one: Round, verdict: Verdict, rate: float) -> str:
-    seconds, memory, messages = one.metrics.seconds, one.metrics.memory_bytes, verdict.rows
-    share = messages / seconds / rate
-    faults = [] if verdict.is_complete else [str(verdict)]
-    faults += [f"more than {MOST_BYTES / 1e6:.0f} MB"] if memory > MOST_BYTES else []
-    faults += [f"slower than {LEAST_SHARE:.0%}"] if "sizes" in case.options and share < LEAST_SHARE else []
-    return (
-        f"| {case.name} | {messages:,} | {seconds:.1f} s | {messages / seconds:,.0f} | {share:.0%}"
-        f" | {memory / 1e6:.0f} MB | {'; '.join(faults) or 'complete'} |"
-    )
+@contextmanager
+def watched(process: int, interval_seconds: float = 0.05) -> Iterator[Peaks]:
+    """Watch a process until the block ends."""
+    peaks, is_over = Peaks(), threading.Event()
 
+    def watch() -> None:
+        while not is_over.wait(interval_seconds):
+            peaks.look(process)
 
-if __name__ == "__main__":
-    main()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        is_over.set()
+        thread.join()
+        peaks.look(process)

@@ -1,8 +1,7 @@
-"""Runs competitors one after the other on the same fake gateway.
+"""Runs a contender on the fake gateway, and measures and checks what it did.
 
-A competitor is a command. It reads a `Job` as one line of JSON on its standard input and ends with an
-`Metrics` as the last line of its standard output, so it can be anything, also a program with an
-environment of its own.
+A contender is any command that finds a `Job` in its environment and in its last argument. It ends with its
+`Metrics` as the last line of its standard output, unless it is measured as a whole process.
 """
 
 from __future__ import annotations
@@ -10,153 +9,112 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import orjson
-import pyarrow as pa
+from benchmarks.environment import PROJECT
+from benchmarks.expected import Expected, Verdict, judge, read_ids
+from benchmarks.gateway import FakeGateway
+from benchmarks.memory import watched
+from benchmarks.metrics import SUCCESS, Job, Metrics, cpu_seconds
 
-from benchmarks.expected import Expected, Verdict, as_ids, judge, read_ids
-from benchmarks.metrics import Job, Metrics
-from imbrace_sandbox import SandboxOptions
-from imbrace_sandbox.generated import iter_generated
-
-CONTROL_SECONDS = 600.0
-PROJECT = Path(__file__).parent.parent
+# Often enough for a peak, which the system keeps, and rarely enough to take no time from the contender.
+WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class FakeGateway:
-    """A fake gateway in a process of its own, and what it served at first."""
-
-    url: str
-    token: str
-    organization: str
-    phones: list[str]
-    conversation_ids: list[str]
-    message_ids: pa.ChunkedArray
-
-    def count_requests(self) -> int:
-        """How many requests there were since the last call."""
-        counted = sum(json.loads(self._control("stats"))["requests"].values())
-        self._control("reset-stats", {})
-        return int(counted)
-
-    def append(self, conversation_id: str, count: int) -> list[str]:
-        """Let messages arrive at the head of a conversation; return their ids."""
-        answer = json.loads(self._control(f"conversations/{conversation_id}", {"append": count}))
-        appended: list[str] = answer["ids"]["append"]
-        return appended
-
-    def ids_now(self) -> pa.ChunkedArray:
-        """The ids of all messages that are served now, one request a conversation."""
-        bodies = (self._control(f"conversations/{each}/messages") for each in self.conversation_ids)
-        return as_ids(orjson.loads(line)["_id"] for body in bodies for line in body.splitlines())
-
-    def _control(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        return _ask(f"{self.url.removesuffix('/3rd')}/_sandbox/{path}", body)
-
-
-@dataclass(frozen=True, slots=True)
-class Competitor:
-    """A command, and where below the folder the messages are afterwards.
+class Contender:
+    """A command, and the messages that it leaves in the lake.
 
     Attributes:
-        name: As the tables say.
-        command: What runs it, from the project's folder.
-        messages: The part of the folder that holds only Parquet files with messages.
+        name: In the tables.
+        command: Gets the path of the list as a further argument. It runs in the project's folder, or in
+            the root folder if it needs to be measured whole.
+        messages: The folder within the lake that has only Parquet files with messages; None for a command
+            that exports nothing.
         message_id: The column with their ids.
-        is_lake: It writes the lake's columns.
+        is_lake: Whether the files have the lake's columns.
+        environment: Further variables for the command.
+        needs_whole: The command prints no metrics, so only the whole process can be measured.
     """
 
     name: str
     command: Sequence[str]
-    messages: str = ""
+    messages: str | None = ""
     message_id: str = "message_id"
     is_lake: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of one competitor: what it says of itself, and how many requests the fake gateway counted."""
+    """One run of a contender: its metrics, the memory of its processes, and the requests it sent."""
 
-    competitor: Competitor
+    name: str
     metrics: Metrics
+    memory_bytes: int
     requests: int
+    verdict: Verdict | None = None
+
+    @property
+    def result(self) -> str:
+        """The verdict, with the outcome that the contender reported if that differs."""
+        if self.verdict is None:
+            return ""
+        is_right = self.verdict.is_complete == (self.metrics.outcome == SUCCESS)
+        return str(self.verdict) if is_right else f"{self.verdict}, and it reported {self.metrics.outcome}"
 
 
-@contextmanager
-def fake_gateway(**options: Any) -> Iterator[FakeGateway]:
-    """Run the fake gateway in a process of its own, with everything rendered before it is asked."""
-    command = [sys.executable, "-m", "benchmarks.gateway", json.dumps(options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
-        try:
-            # Made a second time here, because asking the server for the ids of millions would take longer.
-            conversation_ids, message_ids = _generate(options)
-            assert process.stdout is not None  # noqa: S101 - narrows the type for mypy
-            facts = json.loads(process.stdout.readline())
-            phones = _ask(f"{facts['url'].removesuffix('/3rd')}/_sandbox/phones").decode().split()
-            yield FakeGateway(
-                facts["url"], facts["token"], facts["organization"], phones, conversation_ids, message_ids
-            )
-        finally:
-            process.terminate()
-
-
-def _generate(options: Mapping[str, Any]) -> tuple[list[str], pa.ChunkedArray]:
-    """The ids of all conversations and of all their messages."""
-    sources = list(iter_generated(SandboxOptions(**{**options, "sizes": tuple(options.get("sizes", ()))})))
-    ids = as_ids(source.message_id(ordinal) for source in sources for ordinal in range(source.size))
-    return [source.senders.conversation_id for source in sources], ids
-
-
-def _ask(url: str, body: Mapping[str, Any] | None = None) -> bytes:
-    request = urllib.request.Request(url, data=None if body is None else orjson.dumps(body))  # noqa: S310
-    with urllib.request.urlopen(request, timeout=CONTROL_SECONDS) as answer:  # noqa: S310 - our own server
-        found: bytes = answer.read()
-    return found
-
-
-def run(competitor: Competitor, gateway: FakeGateway, folder: str) -> Round:
-    """Let one competitor do the whole job in a new process.
+def run(contender: Contender, gateway: FakeGateway, lake: str, *, is_whole: bool = False) -> Round:
+    """Let a contender do its job in a new process.
 
     Args:
-        competitor: Who.
+        contender: Who.
         gateway: What it reads.
-        folder: What it writes into: a local folder or a bucket's URL.
+        lake: What it writes into: a folder or a bucket's URL.
+        is_whole: Measure the whole process, with the interpreter's start and all imports.
 
     Raises:
-        SystemExit: It ended with a status other than 0.
+        SystemExit: The contender ended with a status other than 0.
     """
+    gateway.count_requests()
     with tempfile.TemporaryDirectory(prefix="benchmark-job-") as folder:
         phones = Path(folder, "phones.txt")
         phones.write_text("\n".join(gateway.phones))
-        job = Job(gateway.url, gateway.token, gateway.organization, str(phones), folder)
-        gateway.count_requests()
-        done = subprocess.run(
-            competitor.command,
-            input=json.dumps(asdict(job)) + "\n",
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-            cwd=PROJECT,
-            # Modules that are compiled again each time would be counted as work.
-            env={name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
-        )
-    if done.returncode:
-        raise SystemExit(f"{competitor.name} ended with status {done.returncode}")
-    metrics = Metrics(**json.loads(done.stdout.splitlines()[-1]))
-    return Round(competitor, metrics, gateway.count_requests())
+        job = Job(gateway.url, gateway.token, gateway.organization, lake, str(phones))
+        environment = {**os.environ, **job.environment, **contender.environment}
+        # With it, every process would compile its modules again.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        began, cpu = time.monotonic(), cpu_seconds()
+        with (
+            subprocess.Popen(
+                [*contender.command, job.phones],
+                stdout=subprocess.PIPE,
+                text=True,
+                # Processes of another revision must not find this project's packages in their folder.
+                cwd="/" if contender.needs_whole else PROJECT,
+                env=environment,
+            ) as process,
+            watched(process.pid, WATCH_SECONDS) as peaks,
+        ):
+            output, _ = process.communicate()
+            whole = Metrics(time.monotonic() - began, cpu_seconds() - cpu)
+    if process.returncode:
+        raise SystemExit(f"{contender.name} ended with status {process.returncode}")
+    is_whole = is_whole or contender.needs_whole
+    metrics = whole if is_whole else Metrics(**json.loads(output.splitlines()[-1]))
+    return Round(contender.name, metrics, peaks.together_bytes, gateway.count_requests())
 
 
-def check(competitor: Competitor, folder: str, expected: Expected) -> Verdict:
-    """Compare what a competitor wrote with what is served."""
-    folder = f"{folder}/{competitor.messages}".rstrip("/")
-    found = read_ids(folder, competitor.message_id, is_lake=competitor.is_lake)
+def check(contender: Contender, lake: str, expected: Expected) -> Verdict | None:
+    """Compare the messages that a contender wrote with those that the gateway served."""
+    if contender.messages is None:
+        return None
+    found = read_ids(
+        f"{lake}/{contender.messages}".rstrip("/"), contender.message_id, is_lake=contender.is_lake
+    )
     return judge(found, expected)

@@ -1,7 +1,8 @@
-"""What many small objects cost against the same rows in few large ones.
+"""The cost of many small objects, compared with the same rows in few large ones.
 
-A partition a conversation, as the lake has them, and compacted: sorted by conversation, a million rows a
-file. Both are written, listed, scanned and asked for one conversation, in a folder and on S3.
+One layout has one object per conversation, as the lake does; the other is compacted: sorted by conversation,
+a million rows per file. Both are written, listed, scanned and searched for one conversation, in a folder and
+on S3.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from benchmarks.bare import encode, to_table
-from benchmarks.environment import end_tidily, machine, new_place, open_store
+from benchmarks.environment import end_on_sigterm, machine, new_lake, open_store
+from benchmarks.script import encode_lake, to_table
 from imbrace_lake.lake.parquet import ROW_GROUP_ROWS
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_sandbox import SandboxOptions
@@ -36,8 +37,8 @@ from imbrace_sandbox.generated import GeneratedSource, iter_generated
 
 T = TypeVar("T")
 
-MESSAGES_A_CONVERSATION = 20.0
-ROWS_A_FILE = 1_000_000
+MESSAGES_PER_CONVERSATION = 20.0
+ROWS_PER_FILE = 1_000_000
 THREADS = 16
 COLUMNS = ["type", "text"]
 LAYOUTS = SMALL, COMPACTED = "small", "compacted"
@@ -58,7 +59,7 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What an S3 server was asked; HEAD counts as GET and costs the same."""
+    """The requests that an S3 server received; HEAD counts as GET and costs the same."""
 
     puts: int = 0
     lists: int = 0
@@ -73,18 +74,18 @@ class Requests:
 
     @property
     def dollars(self) -> float:
-        """What they cost."""
+        """The price of the requests, in US dollars."""
         return (self.puts + self.lists) * PER_PUT_OR_LIST + self.gets * PER_GET
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where both layouts are.
+class Target:
+    """The folder or bucket with both layouts.
 
     Attributes:
-        files: Arrow's own file system, which is what its users have.
+        files: Arrow's own file system, which Arrow's users have.
         root: The path within it.
-        count: How many requests the server had so far; None for a folder.
+        count: Returns the requests that the server received so far; None for a folder.
     """
 
     files: fs.FileSystem
@@ -94,55 +95,53 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one operation on one layout."""
+    """The cost of one operation on one layout."""
 
     seconds: float
     requests: Requests
 
 
 def main() -> None:
-    """Measure every size in every store and print the table line by line."""
+    """Measure all sizes in all stores and print the table row by row."""
     arguments = _arguments()
-    end_tidily()
-    print(f"{machine()}; {arguments.messages:g} messages a conversation in the mean\n\n{HEADER}", flush=True)
+    end_on_sigterm()
+    print(f"{machine()}; {arguments.messages:g} messages per conversation on average\n\n{HEADER}", flush=True)
     for name in arguments.stores:
         for partitions in arguments.partitions:
-            with open_place(name) as folder:
-                for operation, costs in measure(folder, partitions, arguments.messages):
+            with open_target(name) as target:
+                for operation, costs in measure(target, partitions, arguments.messages):
                     print(line_of(partitions, name, operation, costs), flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.small_files", description=__doc__)
+    parser.add_argument("--partitions", nargs="+", type=int, default=[1_000, 10_000], metavar="N")
     parser.add_argument(
-        "--partitions", type=lambda text: [int(each) for each in text.split(",")], default=[1_000, 10_000]
+        "--messages", type=float, default=MESSAGES_PER_CONVERSATION, metavar="N", help="mean per conversation"
     )
-    parser.add_argument("--messages", type=float, default=MESSAGES_A_CONVERSATION, help="mean a conversation")
-    parser.add_argument(
-        "--stores", type=lambda text: text.split(","), default=["local", "seaweed"], help="local, seaweed"
-    )
+    parser.add_argument("--stores", nargs="+", choices=("local", "seaweed"), default=["local", "seaweed"])
     return parser.parse_args()
 
 
 @contextmanager
-def open_place(name: str) -> Iterator[Place]:
-    """An empty place; `name` is ``local`` or ``seaweed``."""
+def open_target(name: str) -> Iterator[Target]:
+    """Yield an empty folder or bucket; `name` is ``local`` or ``seaweed``."""
     with open_store(name) as store:
-        root = new_place(store)
+        root = new_lake(store)
         if name == "local":
-            yield Place(fs.LocalFileSystem(), root, None)
+            yield Target(fs.LocalFileSystem(), root, None)
             return
         files = fs.S3FileSystem(
             endpoint_override=os.environ["AWS_ENDPOINT_URL"],
             region=os.environ["AWS_REGION"],
-            # Otherwise a small object takes three requests, as a multipart upload.
+            # Otherwise a small object is a multipart upload of three requests.
             allow_delayed_open=True,
         )
-        yield Place(files, root.removeprefix("s3://"), _count_requests)
+        yield Target(files, root.removeprefix("s3://"), _count_requests)
 
 
 def _count_requests() -> Requests:
-    """How many requests SeaweedFS had for objects of the bucket; it counts each a moment after its answer."""
+    """Return the requests for objects of the bucket; SeaweedFS counts each a moment after its answer."""
     found = _counted_so_far()
     while True:
         time.sleep(COUNTED_SECONDS)
@@ -159,43 +158,43 @@ def _counted_so_far() -> Requests:
     return Requests(counted["PUT"], counted["LIST"], counted["GET"] + counted["HEAD"])
 
 
-def measure(folder: Place, partitions: int, messages: float) -> Iterator[tuple[str, dict[str, Cost]]]:
+def measure(target: Target, partitions: int, messages: float) -> Iterator[tuple[str, dict[str, Cost]]]:
     """Write both layouts and use them.
 
     Yields:
-        What was done, and what it cost by layout.
+        The name of an operation, and its cost by layout.
 
     Raises:
         ValueError: The two layouts do not have the same rows.
     """
     sources = list(iter_generated(SandboxOptions(conversations=partitions, messages_mean=messages)))
-    bodies = {_key(source): encode(_table_of(source)) for source in sources}
-    written, _ = _cost(folder, lambda: _write(folder, bodies))
-    compacted, _ = _cost(folder, lambda: _compact(folder))
-    listed = {layout: _cost(folder, partial(_list, folder, layout)) for layout in LAYOUTS}
+    bodies = {_key(source): encode_lake(_table_of(source)) for source in sources}
+    written, _ = _cost(target, lambda: _write(target, bodies))
+    compacted, _ = _cost(target, lambda: _compact(target))
+    listed = {layout: _cost(target, partial(_list, target, layout)) for layout in LAYOUTS}
     sizes = " / ".join(f"{found[0]:,} of {found[1] / 1e6:.1f} MB" for _, found in listed.values())
     yield f"write / compact: {sizes} in all", {SMALL: written, COMPACTED: compacted}
     yield "list", {layout: cost for layout, (cost, _) in listed.items()}
     wanted = sources[len(sources) // 2]
     uses: dict[str, Callable[[str], object]] = {
-        "open and scan, pyarrow": partial(_scan, folder),
-        "one conversation, pyarrow": partial(_look_up, folder, wanted),
+        "open and scan, pyarrow": partial(_scan, target),
+        "one conversation, pyarrow": partial(_look_up, target, wanted),
     }
-    if folder.count is None:
-        uses["open and scan, DuckDB"] = partial(_scan_with_duckdb, folder)
+    if target.count is None:
+        uses["open and scan, DuckDB"] = partial(_scan_with_duckdb, target)
     for name, use in uses.items():
-        done = {layout: _cost(folder, partial(use, layout)) for layout in LAYOUTS}
+        done = {layout: _cost(target, partial(use, layout)) for layout in LAYOUTS}
         if done[SMALL][1] != done[COMPACTED][1]:
             raise ValueError(f"{name}: the two layouts do not have the same rows")
         yield name, {layout: cost for layout, (cost, _) in done.items()}
 
 
-def _cost(folder: Place, work: Callable[[], T]) -> tuple[Cost, T]:
-    before = folder.count() if folder.count else Requests()
+def _cost(target: Target, work: Callable[[], T]) -> tuple[Cost, T]:
+    before = target.count() if target.count else Requests()
     began = time.monotonic()
     found = work()
     seconds = time.monotonic() - began
-    return Cost(seconds, (folder.count() if folder.count else Requests()) - before), found
+    return Cost(seconds, (target.count() if target.count else Requests()) - before), found
 
 
 def _key(source: GeneratedSource) -> str:
@@ -207,70 +206,70 @@ def _table_of(source: GeneratedSource) -> pa.Table:
     return to_table(items)
 
 
-def _write(folder: Place, bodies: dict[str, bytes]) -> None:
+def _write(target: Target, bodies: dict[str, bytes]) -> None:
     def put(key: str) -> None:
-        path = f"{folder.root}/{SMALL}/{key}"
-        if folder.count is None:
+        path = f"{target.root}/{SMALL}/{key}"
+        if target.count is None:
             Path(path).parent.mkdir(parents=True)
-        with folder.files.open_output_stream(path) as file:
+        with target.files.open_output_stream(path) as file:
             file.write(bodies[key])
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(put, bodies))
 
 
-def _compact(folder: Place) -> None:
+def _compact(target: Target) -> None:
     order = [("conversation_id", "ascending"), ("created_at", "ascending"), ("message_id", "ascending")]
-    table = _dataset(folder, SMALL).to_table().sort_by(order)
-    if folder.count is None:
-        Path(folder.root, COMPACTED).mkdir()
-    for number, start in enumerate(range(0, table.num_rows, ROWS_A_FILE)):
-        path = f"{folder.root}/{COMPACTED}/{number:05}.parquet"
+    table = _dataset(target, SMALL).to_table().sort_by(order)
+    if target.count is None:
+        Path(target.root, COMPACTED).mkdir()
+    for number, start in enumerate(range(0, table.num_rows, ROWS_PER_FILE)):
+        path = f"{target.root}/{COMPACTED}/{number:05}.parquet"
         pq.write_table(
-            table.slice(start, ROWS_A_FILE),
+            table.slice(start, ROWS_PER_FILE),
             path,
-            filesystem=folder.files,
+            filesystem=target.files,
             compression="zstd",
             row_group_size=ROW_GROUP_ROWS,
         )
 
 
-def _dataset(folder: Place, layout: str) -> ds.Dataset:
-    return ds.dataset(f"{folder.root}/{layout}", SCHEMA, format="parquet", filesystem=folder.files)
+def _dataset(target: Target, layout: str) -> ds.Dataset:
+    return ds.dataset(f"{target.root}/{layout}", SCHEMA, format="parquet", filesystem=target.files)
 
 
-def _list(folder: Place, layout: str) -> tuple[int, int]:
-    """How many files there are, and their bytes."""
-    found = folder.files.get_file_info(fs.FileSelector(f"{folder.root}/{layout}", recursive=True))
+def _list(target: Target, layout: str) -> tuple[int, int]:
+    """Return the number of files, and their bytes."""
+    found = target.files.get_file_info(fs.FileSelector(f"{target.root}/{layout}", recursive=True))
     sizes = [each.size for each in found if each.type == fs.FileType.File]
     return len(sizes), sum(sizes)
 
 
-def _scan(folder: Place, layout: str) -> list[tuple[str, int, int]]:
-    table = _dataset(folder, layout).to_table(columns=COLUMNS)
+def _scan(target: Target, layout: str) -> list[tuple[str, int, int]]:
+    table = _dataset(target, layout).to_table(columns=COLUMNS)
     sizes = table.set_column(1, "size", pc.utf8_length(table["text"]))
     groups = sizes.group_by("type").aggregate([([], "count_all"), ("size", "sum")])
     return sorted((row["type"], row["count_all"], row["size_sum"]) for row in groups.to_pylist())
 
 
-def _scan_with_duckdb(folder: Place, layout: str) -> list[tuple[Any, ...]]:
+def _scan_with_duckdb(target: Target, layout: str) -> list[tuple[Any, ...]]:
     query = "SELECT type, count(*), sum(length(text)) FROM read_parquet($files) GROUP BY ALL ORDER BY ALL"
-    return duckdb.execute(query, {"files": f"{folder.root}/{layout}/**/*.parquet"}).fetchall()
+    return duckdb.execute(query, {"files": f"{target.root}/{layout}/**/*.parquet"}).fetchall()
 
 
-def _look_up(folder: Place, source: GeneratedSource, layout: str) -> list[dict[str, Any]]:
+def _look_up(target: Target, source: GeneratedSource, layout: str) -> list[dict[str, Any]]:
     if layout == SMALL:
-        path = f"{folder.root}/{SMALL}/{_key(source)}"
-        table = pq.read_table(path, columns=["message_id"], filesystem=folder.files, partitioning=None)
+        path = f"{target.root}/{SMALL}/{_key(source)}"
+        table = pq.read_table(path, columns=["message_id"], filesystem=target.files, partitioning=None)
     else:
         is_wanted = pc.field("conversation_id") == source.senders.conversation_id
-        table = _dataset(folder, COMPACTED).to_table(columns=["message_id"], filter=is_wanted)
+        table = _dataset(target, COMPACTED).to_table(columns=["message_id"], filter=is_wanted)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def line_of(partitions: int, store: str, operation: str, costs: dict[str, Cost]) -> str:
-    """One line of the table; requests and dollars are left out where there is no server."""
+    """Return one line of the table; a folder has no requests and no dollars."""
     small, compacted = costs[SMALL], costs[COMPACTED]
     dollars = [f"{cost.requests.dollars:.6f}" if store != "local" else "" for cost in (small, compacted)]
     return (

@@ -1,8 +1,8 @@
-"""dlt: its REST client and offset paginator, conversations side by side, its filesystem destination.
+"""dlt with its REST client, offset paginator and filesystem destination; conversations run concurrently.
 
-As its documentation has it: https://dlthub.com/docs/general-usage/http/rest-client (paginator) and
+This follows its documentation: https://dlthub.com/docs/general-usage/http/rest-client (paginator) and
 https://dlthub.com/docs/reference/performance (pages instead of rows, `parallelized`). With `--tuned` it
-has more workers than it has by default, makes no child tables and leaves `content` alone.
+has more workers than by default, makes no child tables and stores `content` as JSON.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-# Before dlt is imported, which reads them then.
+# dlt reads these when it is imported.
 os.environ |= {
     "RUNTIME__DLTHUB_TELEMETRY": "false",
     "RUNTIME__LOG_LEVEL": "ERROR",
-    # As many threads as dlt lets items be under way, or its default.
+    # One thread for each item that dlt extracts concurrently, or its default.
     "EXTRACT__WORKERS": "20" if "--tuned" in sys.argv else "5",
 }
 
@@ -30,18 +29,18 @@ from dlt.sources.helpers.rest_client import RESTClient
 from dlt.sources.helpers.rest_client.auth import APIKeyAuth
 from dlt.sources.helpers.rest_client.paginators import OffsetPaginator
 
-from benchmarks.metrics import SUCCESS, Job, measure, read_job
+from benchmarks.metrics import SUCCESS, Job, measure
 
 PAGE = 100
-NUMBERS = 100
+NUMBERS_PER_REQUEST = 100
 IS_TUNED = "--tuned" in sys.argv
 
 
 @dlt.source(max_table_nesting=0 if IS_TUNED else None)
 def imbrace(job: Job, numbers: list[str]) -> Any:
-    """Messages of all conversations of the numbers."""
+    """Yield the messages of all conversations of the numbers."""
     client = RESTClient(
-        base_url=job.url,
+        base_url=job.gateway,
         auth=APIKeyAuth(name="x-access-token", api_key=job.token, location="header"),
         paginator=OffsetPaginator(limit=PAGE, offset_param="skip", total_path=None, has_more_path="has_more"),
         data_selector="items",
@@ -50,9 +49,9 @@ def imbrace(job: Job, numbers: list[str]) -> Any:
     @dlt.resource(selected=False)
     def conversations() -> Iterator[str]:
         seen: set[str] = set()
-        for start in range(0, len(numbers), NUMBERS):
+        for start in range(0, len(numbers), NUMBERS_PER_REQUEST):
             params = {
-                "phone_numbers": numbers[start : start + NUMBERS],
+                "phone_numbers": numbers[start : start + NUMBERS_PER_REQUEST],
                 "organization_id": job.organization,
             }
             entries = client.get("conversations/links", params=params).json()
@@ -75,10 +74,10 @@ def imbrace(job: Job, numbers: list[str]) -> Any:
     return conversations, messages
 
 
-def export(job: Job, numbers: list[str]) -> str:
-    """Everything of the phones into the folder."""
+def export(job: Job) -> str:
+    """Export all conversations of the numbers."""
     credentials = None
-    if job.folder.startswith("s3://"):
+    if job.lake.startswith("s3://"):
         credentials = AwsCredentials(
             aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
@@ -89,19 +88,18 @@ def export(job: Job, numbers: list[str]) -> str:
         pipeline = dlt.pipeline(
             pipeline_name="imbrace",
             pipelines_dir=working,
-            destination=filesystem(bucket_url=job.folder, credentials=credentials),
+            destination=filesystem(bucket_url=job.lake, credentials=credentials),
             dataset_name="lake",
         )
-        done = pipeline.run(imbrace(job, numbers), loader_file_format="parquet")
+        done = pipeline.run(imbrace(job, job.numbers), loader_file_format="parquet")
         done.raise_on_failed_jobs()
     return SUCCESS
 
 
 def main() -> None:
     """Do one job."""
-    job = read_job()
-    numbers = [phone.removeprefix("+") for phone in Path(job.phones).read_text().split()]
-    measure(lambda: export(job, numbers), ("dlt.common.libs.pyarrow", "dlt.common.configuration.plugins"))
+    job = Job.read()
+    measure(lambda: export(job), ("dlt.common.libs.pyarrow", "dlt.common.configuration.plugins"))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from benchmarks.memory import Peaks, watched
 from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox
 from tests.acceptance.runner import DEBUGGING, OURS
-from tests.acceptance.watching import Peaks, watched
 from tools.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[2]

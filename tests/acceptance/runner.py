@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.metrics import most_memory_bytes
+from benchmarks.memory import most_memory_bytes
 from imbrace_cli.prefect_environment import prepare_client
 from imbrace_lake.tuning import tuned_process
 from tests.acceptance.accidents import break_step, install

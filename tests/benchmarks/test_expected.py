@@ -1,4 +1,4 @@
-"""Nothing that a competitor lost, doubled or made up passes for complete."""
+"""A contender that lost, doubled or invented a message does not count as complete."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.expected import Expected, as_ids, judge, read_ids
-from benchmarks.runner import Competitor, check, fake_gateway
+from benchmarks.gateway import fake_gateway
+from benchmarks.runner import Contender, check
 
-SERVED = Expected.still(as_ids(["m1", "m2", "m3"]))
+SERVED = Expected.unmoved(as_ids(["m1", "m2", "m3"]))
 
 
-def test_what_is_served_and_no_more_is_complete() -> None:
+def test_exactly_the_served_messages_are_complete() -> None:
     verdict = judge(as_ids(["m3", "m1", "m2"]), SERVED)
 
     assert verdict.is_complete
@@ -22,24 +23,24 @@ def test_what_is_served_and_no_more_is_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "expected"),
     [
         (["m1", "m3"], "lost 1"),
         (["m1", "m2", "m2", "m3"], "doubled 1"),
         (["m1", "m2", "m3", "m4"], "unknown 1"),
-        # As many rows as there should be, and yet neither complete nor without doubles.
+        # The number of rows is right, but one message is missing and one is doubled.
         (["m1", "m1", "m3"], "lost 1, doubled 1"),
         ([], "lost 3"),
     ],
 )
-def test_a_lost_a_doubled_and_an_unknown_id_are_reported(found: list[str], said: str) -> None:
+def test_a_lost_a_doubled_and_an_unknown_id_are_reported(found: list[str], expected: str) -> None:
     verdict = judge(as_ids(found), SERVED)
 
     assert not verdict.is_complete
-    assert str(verdict) == said
+    assert str(verdict) == expected
 
 
-def test_of_a_list_that_moved_only_what_stayed_is_needed() -> None:
+def test_of_a_list_that_moved_only_messages_that_stayed_are_needed() -> None:
     expected = Expected.moved(before=as_ids(["deleted", "stayed"]), after=as_ids(["stayed", "arrived"]))
 
     assert judge(as_ids(["stayed"]), expected).is_complete
@@ -47,7 +48,7 @@ def test_of_a_list_that_moved_only_what_stayed_is_needed() -> None:
     assert str(judge(as_ids(["deleted", "arrived"]), expected)) == "lost 1"
 
 
-def test_files_are_read_wherever_they_lie_and_none_is_no_rows(tmp_path: Path) -> None:
+def test_files_are_read_in_all_folders_and_a_missing_folder_has_no_rows(tmp_path: Path) -> None:
     for number in range(2):
         folder = tmp_path / f"conv={number}"
         folder.mkdir()
@@ -57,14 +58,14 @@ def test_files_are_read_wherever_they_lie_and_none_is_no_rows(tmp_path: Path) ->
     assert len(read_ids(str(tmp_path / "none"), "id", is_lake=False)) == 0
 
 
-def test_files_that_only_claim_the_lakes_columns_are_refused(tmp_path: Path) -> None:
+def test_files_without_the_lakes_columns_are_rejected(tmp_path: Path) -> None:
     pq.write_table(pa.table({"message_id": ["m1"]}), tmp_path / "part.parquet")
 
     with pytest.raises(ValueError, match="other columns"):
-        check(Competitor("some", ()), str(tmp_path), SERVED)
+        check(Contender("some", ()), str(tmp_path), SERVED)
 
 
-def test_the_ids_that_are_expected_are_those_the_fake_gateway_serves() -> None:
+def test_the_expected_ids_are_those_that_the_fake_gateway_serves() -> None:
     with fake_gateway(conversations=3, sizes=(120,)) as gateway:
         served = gateway.ids_now()
         arrived = gateway.append(gateway.conversation_ids[1], 2)

@@ -1,4 +1,4 @@
-"""What commands read of the ledgers does not grow with the lake's age."""
+"""The number of ledger objects that a command reads does not grow with the lake's age."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_after_300_runs_a_command_reads_30_ledger_objects_at_most(lake: Path, command: str) -> None:
+def test_after_300_runs_a_command_reads_at_most_30_ledger_objects(lake: Path, command: str) -> None:
     assert 0 < measure(command, lake).objects <= MOST_OBJECTS
 
 
-def test_idle_runs_one_after_the_other_read_30_ledger_objects_at_most_each(lake: Path) -> None:
+def test_each_of_several_idle_runs_reads_at_most_30_ledger_objects(lake: Path) -> None:
     costs = [measure("idle run", lake).objects for _ in range(12)]
 
     assert max(costs) <= MOST_OBJECTS

@@ -1,4 +1,4 @@
-"""What small files are found to cost is what a real S3 server counted."""
+"""The cost of small files is counted by a real S3 server."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from benchmarks.small_files import (
     Requests,
     line_of,
     measure,
-    open_place,
+    open_target,
 )
 
 
 @pytest.mark.parametrize("store", ["local", pytest.param("seaweed", marks=pytest.mark.server)])
 def test_both_layouts_have_the_same_rows_and_every_request_is_counted(store: str) -> None:
-    with open_place(store) as folder:
-        # It raises if the layouts do not answer alike.
-        costs = dict(measure(folder, partitions=7, messages=5.0))
+    with open_target(store) as target:
+        # It raises an error if the layouts have different rows.
+        costs = dict(measure(target, partitions=7, messages=5.0))
 
     assert all(set(each) == set(LAYOUTS) for each in costs.values())
     written = next(each for name, each in costs.items() if name.startswith("write / compact: 7 of "))
@@ -35,7 +35,7 @@ def test_both_layouts_have_the_same_rows_and_every_request_is_counted(store: str
         assert scanned[SMALL].requests.gets >= 7 > scanned[COMPACTED].requests.gets > 0
 
 
-def test_requests_cost_what_the_price_list_says() -> None:
+def test_requests_cost_as_much_as_in_the_price_list() -> None:
     assert Requests(puts=1_000).dollars == pytest.approx(0.005)
     assert Requests(lists=1_000, gets=10_000).dollars == pytest.approx(0.009)
     assert str(Requests(puts=1_200, gets=3)) == "1,200 PUT, 3 GET"

@@ -20,6 +20,10 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+# A local server of a test run that was killed ends soon. No server of a test is unused for so long.
+os.environ["IMBRACE_SERVER_IDLE_MINUTES"] = "5"
+
+
 # A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""`imbrace-lake check`: try token, gateway and lake, and say all that is wrong at once."""
+"""`imbrace-lake check`: test token, gateway and lake, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson
-from imbrace_cli.terminal import echo, is_watched, stderr_console, stdout_console
+from imbrace_cli.terminal import echo, stdout_console, waiting
 
 if TYPE_CHECKING:
     from imbrace_lake.check import Finding
@@ -35,7 +35,7 @@ _MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "error": ("✗", "bol
 def check(
     phone: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER", help="A number with a conversation, to see pages and counts by."),
+        typer.Option(metavar="NUMBER", help="A number with a conversation, for a test of pages and counts."),
     ] = None,
     region: options.Region = None,
     organization: options.Organization = None,
@@ -45,18 +45,15 @@ def check(
 ) -> None:
     """Test token, organization, gateway, lake and Prefect, and report everything to fix.
 
-    A small object is written into the lake's place and deleted again. Exit code 1 if anything is wrong.
+    The command writes a small object into the lake and deletes it. Exit code 1 if anything is wrong.
     """
     from imbrace_lake.phones.numbers import parse_phone
     from imbrace_lake.settings import load_settings
 
     settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)
     number = parse_phone(phone, settings.region) if phone is not None else None
-    if is_watched():
-        with stderr_console().status("checking") as status:
-            findings = _run_checks(settings, number, status.update)
-    else:
-        findings = _run_checks(settings, number, lambda _: None)
+    with waiting("checking") as say:
+        findings = _run_checks(settings, number, say)
     wrong = [finding for finding in findings if finding.verdict == "error"]
     if as_json:
         typer.echo(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
@@ -70,12 +67,12 @@ def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[st
     from imbrace_cli.prefect_session import ServerUnavailable
     from imbrace_lake import check as core
 
-    # First, because to share its budget makes the local server the one that is configured.
+    # First: sharing the budget of the local server configures it for this process.
     versions = _versions()
     try:
         open_gateway = shared_gateway(settings)
     except ServerUnavailable:
-        # A finding of its own. A few requests can be spared without knowing the limit.
+        # The findings report it. These few requests do not exceed any limit.
         open_gateway = own_gateway(settings)
     return [*asyncio.run(core.run_checks(settings, open_gateway, phone, say)), *versions]
 
@@ -91,7 +88,7 @@ def _versions() -> list[Finding]:
     if api_url is not None:
         return [Finding("versions", "ok", message), _check_server(api_url, ours)]
     server = server_status()
-    state = f"its own runs at {server.ui_url}" if server else "its own starts with the first run"
+    state = f"a local one runs at {server.ui_url}" if server else "a local one starts with the first run"
     return [Finding("versions", "ok", message), Finding("prefect server", "ok", state)]
 
 

@@ -1,63 +1,90 @@
-"""The Prefect server of its own that the command line uses when no other is configured.
+"""The local Prefect server, which the command line uses when no other server is configured.
 
-Prefect would start one for each run and end it with the run, which costs 10 to 20 seconds, loses most
-of the task runs it was still to record, and leaves nothing to look at. Ours outlives the command, is
-found by the next one, and ends by itself when it has not been used for a while::
+Prefect itself would start a server per run and end it with the run, which costs 10 to 20 seconds, loses task
+runs that are not yet recorded, and leaves nothing to look at. This server outlives the command, the next
+command finds it, and it ends when it is idle::
 
     server = ensure_server()
     with keep_alive():
         prepare_client(server.api_url, server.directory)
         import prefect
 
-All of it is in ``$IMBRACE_HOME/prefect``, by default ``~/.imbrace-lake/prefect``.
+Commands and server (`server_process`) share one folder, ``$IMBRACE_HOME/prefect``, by default
+``~/.imbrace-lake/prefect``:
+
+===================  ==================================================================================
+``server.lock``      locked by the server while it lives, so that the kernel knows whether there is one
+``start.lock``       locked by a command that looks for a server or starts it, and by a server for the
+                     instant in which it decides to end
+``use.lock``         locked, shared, by each command that uses the server; its time is the last use
+``state.json``       where the server is; removed when the server begins to end, and touched while it works
+``server.log``       what the server writes
+===================  ==================================================================================
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import http.client
+import importlib.metadata
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from imbrace_cli.server_failure import explain_failure
-from imbrace_cli.server_files import (
-    POLL_SECONDS,
-    ServerFiles,
-    ServerState,
-    is_locked,
-    prefect_version,
-    private,
-    read_state,
-    wait_for_lock,
-)
-from imbrace_cli.server_progress import Progress
-from imbrace_cli.server_supervisor import RECORDING_SECONDS, START_SECONDS, STOP_SECONDS, is_answering
+from filelock import FileLock, Timeout
+
+from imbrace_cli.server_failure import NO_PROGRESS, explain_failure
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.processes import inherited_environment
 
+POLL_SECONDS = 0.1
+START_SECONDS = 1_800.0
+"""The longest start, with progress; 10 s are usual, minutes on a very busy machine."""
+START_STALL_SECONDS = 90.0
+"""A start that shows no progress for this long has failed."""
+BUSY_SECONDS = 300.0
+"""The longest wait for the answer of a server that works; it may have thousands of task runs to record."""
+BUSY_STALL_SECONDS = 20.0
+"""A server that neither answers nor works for this long is broken."""
+RECORDING_SECONDS = 10.0
+"""How long a server records task runs after its last use before it ends; 2 s for 1,000 were measured."""
+STOP_SECONDS = 15.0
+"""A server that ends later than this after it recorded everything is killed."""
+
 DEFAULT_IDLE_MINUTES = 60.0
-BUSY_SECONDS = 20.0
-"""How long a server may neither answer nor work before it counts as broken."""
-
-BUSIEST_SECONDS = 300.0
-"""How long a server may work without an answer before it counts as broken."""
-
 MAX_LOG_BYTES = 10_000_000
+
+
+class ServerFiles:
+    """The files of one server."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lock = directory / "server.lock"
+        self.start_lock = directory / "start.lock"
+        self.use_lock = directory / "use.lock"
+        self.state = directory / "state.json"
+        self.log = directory / "server.log"
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A running server; `pid` is its supervisor's, `was_running` whether an earlier command started it."""
+    """A local server: its folder, process and port, the version of its Prefect, whether it is ready."""
 
     directory: Path
-    port: int
     pid: int
-    was_running: bool
+    port: int
+    version: str
+    is_ready: bool = True
 
     @property
     def ui_url(self) -> str:
@@ -71,78 +98,142 @@ class LocalServer:
     def log(self) -> Path:
         return ServerFiles(self.directory).log
 
+    def write(self) -> None:
+        """Write the state file, in one atomic step."""
+        path = ServerFiles(self.directory).state
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(self), default=str), encoding="utf-8")
+        draft.replace(path)
+
+
+def read_server(files: ServerFiles) -> LocalServer | None:
+    """Read the state file; return None if it is missing or has another form."""
+    try:
+        state = json.loads(files.state.read_text(encoding="utf-8"))
+        return LocalServer(**{**state, "directory": files.directory})
+    except (OSError, ValueError, TypeError):
+        return None
+
 
 def default_home() -> Path:
-    """Return the folder for what the command line keeps between two calls."""
+    """Return the folder in which the command line keeps files."""
     chosen = os.environ.get("IMBRACE_HOME")
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".imbrace-lake"
 
 
 def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | None = None) -> LocalServer:
-    """Find the server of that home, or start it; its idle time begins again.
+    """Find the server of a home, or start it; its idle time begins again.
 
     Args:
-        home: Where the server keeps everything; `default_home` unless given.
-        on_wait: Called ten times a second while waiting, with the seconds waited so far.
+        home: The folder of the server's files; `default_home` by default.
+        on_wait: Called ten times per second during a wait, with the seconds waited so far.
 
     Raises:
-        SettingsError: No server could be started, or the one there is cannot be used. A start that
-            fails or is interrupted leaves no process behind.
+        SettingsError: The server did not start or cannot be used. A start that fails or is interrupted leaves
+            no process behind.
     """
     files = _make_files(home)
+    idle_seconds = _idle_seconds()
     began = time.monotonic()
 
-    def waiting() -> None:
+    def waiting() -> bool:
         if on_wait is not None:
             on_wait(time.monotonic() - began)
+        return False
 
-    idle_seconds = _idle_seconds()
-    lock = wait_for_lock(files.start_lock, START_SECONDS + STOP_SECONDS, on_wait=waiting)
-    if lock is None:
-        raise SettingsError(f"another command has been starting the Prefect server for too long: {files.log}")
-    with lock, _writable(files):
-        files.lease.touch()
-        state = _find_server(files, waiting)
-        was_running = state is not None
-        if state is None:
-            state = _start(files, idle_seconds, waiting)
-    return LocalServer(files.directory, state.port, state.pid, was_running)
+    start_lock = FileLock(files.start_lock, mode=0o600)
+    try:
+        with start_lock.acquire(START_SECONDS + STOP_SECONDS, POLL_SECONDS, cancel_check=waiting):
+            files.use_lock.touch()
+            return _find(files, waiting) or _start(files, idle_seconds, waiting)
+    except Timeout:
+        raise SettingsError(
+            f"another command has been starting the Prefect server for too long: {files.log}"
+        ) from None
+    except OSError as exc:
+        raise _not_writable(files, exc) from exc
 
 
 @contextlib.contextmanager
 def keep_alive(home: Path | None = None) -> Iterator[None]:
-    """Keep the server of that home from ending for lack of use; being killed ends this like leaving it."""
+    """Keep the server of a home from ending while the block runs; a killed command releases it, too."""
     files = _make_files(home)
-    lease = wait_for_lock(files.lease, STOP_SECONDS, shared=True)
-    if lease is None:
-        raise SettingsError(f"{files.lease} is locked by another program")
-    with lease:
+    with files.use_lock.open("r+") as lock:
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _try_flock(lock.fileno(), fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise SettingsError(f"{files.use_lock} is locked by another program")
+            time.sleep(POLL_SECONDS)
         try:
             yield
         finally:
-            # Through the open file, so that a folder that was removed meanwhile is no error.
-            os.utime(lease.fileno())
+            # By the open file: its folder may have been removed meanwhile.
+            os.utime(lock.fileno())
 
 
 def server_status(home: Path | None = None) -> LocalServer | None:
-    """Return the server of that home if it is running and ready."""
+    """Return the server of a home if it is running and ready."""
     files = _files(home)
-    state = read_state(files.state)
-    if state is None or not state.is_ready or not is_locked(files.supervisor_lock):
-        return None
-    return LocalServer(files.directory, state.port, state.pid, was_running=True)
+    server = read_server(files)
+    return server if server is not None and server.is_ready and is_locked(files.lock) else None
 
 
 def stop_server(home: Path | None = None) -> bool:
-    """End the server of that home and wait for its end; say whether there was one.
+    """End the server of a home and wait for its end; return whether there was one.
 
-    Ten seconds after its last use at the earliest, because it would lose the task runs it has not
-    recorded yet; at once while a command is using it.
+    An unused server first records the task runs of the last ten seconds, a server in use ends at once.
     """
     files = _files(home)
-    if not is_locked(files.supervisor_lock):
+    was_running = is_locked(files.lock)
+    if was_running:
+        _stop(files)
+    return was_running
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process has locked a file; the check itself locks it for an instant."""
+    try:
+        with FileLock(path, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+    except FileNotFoundError:
         return False
-    _stop(files)
+
+
+def is_in_use(files: ServerFiles) -> bool:
+    """Return whether a command is using the server."""
+    try:
+        with files.use_lock.open("r+") as lock:
+            return not _try_flock(lock.fileno(), fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return False
+
+
+def is_answering(port: int, timeout_seconds: float = 5.0) -> bool:
+    """Return whether a healthy Prefect server listens on a port of this machine."""
+    # http.client ignores HTTP_PROXY, so that the request stays on this machine.
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", "/api/health")
+        return connection.getresponse().read(1000) == b"true"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def prefect_version() -> str:
+    """Return the version of the installed Prefect without importing it, which takes seconds."""
+    return importlib.metadata.version("prefect")
+
+
+def _try_flock(descriptor: int, kind: int) -> bool:
+    # filelock has no shared lock of this kind that ends with its process.
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 
@@ -152,25 +243,23 @@ def _files(home: Path | None) -> ServerFiles:
 
 def _make_files(home: Path | None) -> ServerFiles:
     files = _files(home)
-    with _writable(files):
-        # What runs were asked for is in the server's database, so the folder is its owner's alone.
+    try:
+        # The server's database contains the parameters of runs, so only the owner has access.
         files.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.directory.mkdir(mode=0o700, exist_ok=True)
         files.directory.chmod(0o700)
-        files.lease.touch(0o600)
-        # Asked for the exception: a folder on a network may know no locks.
-        is_locked(files.lease)
+        files.use_lock.touch(0o600)
+        # For the exception: a network folder may not support locks.
+        is_in_use(files)
+    except OSError as exc:
+        raise _not_writable(files, exc) from exc
     return files
 
 
-@contextlib.contextmanager
-def _writable(files: ServerFiles) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise SettingsError(
-            f"cannot write to {files.directory} ({exc.strerror}): set IMBRACE_HOME to a folder of yours"
-        ) from exc
+def _not_writable(files: ServerFiles, exc: OSError) -> SettingsError:
+    return SettingsError(
+        f"cannot write to {files.directory} ({exc.strerror}): set IMBRACE_HOME to another folder"
+    )
 
 
 def _idle_seconds() -> float:
@@ -179,98 +268,132 @@ def _idle_seconds() -> float:
         minutes = float(text)
     except ValueError:
         minutes = 0.0
-    # Not a number compares false with everything.
+    # NaN compares false with every number.
     if not 0 < minutes < 1e6:
         raise SettingsError(f"IMBRACE_SERVER_IDLE_MINUTES must be a number above 0, not {text!r}")
     return minutes * 60
 
 
-def _find_server(files: ServerFiles, waiting: Callable[[], None]) -> ServerState | None:
-    """Return the server there is; wait for one that is starting, make room for one that is of no use."""
-    deadline = time.monotonic() + START_SECONDS + STOP_SECONDS
-    while is_locked(files.supervisor_lock):
-        state = read_state(files.state)
-        if state is not None and state.is_ready:
-            if state.version == prefect_version() and _is_answering_soon(files, state, waiting):
-                return state
-            if is_locked(files.lease):
+def _find(files: ServerFiles, waiting: Callable[[], object]) -> LocalServer | None:
+    """Return the running server; wait for one that starts or ends, and end one that is unusable."""
+    while is_locked(files.lock):
+        server = _wait_until_ready(files, lambda: is_locked(files.lock), waiting)
+        if server is not None:
+            answers = partial(is_answering, server.port)
+            if server.version == prefect_version() and _wait(
+                files, answers, BUSY_STALL_SECONDS, BUSY_SECONDS, waiting
+            ):
+                return server
+            if is_in_use(files):
                 raise SettingsError(
-                    "another command is using a Prefect server that this one cannot use "
-                    f"(Prefect {state.version} on port {state.port}): "
-                    "wait for its end, or run `imbrace-lake server stop`"
+                    f"another command is using a Prefect server that this command cannot use (Prefect"
+                    f" {server.version} on port {server.port}): wait for its end, or run"
+                    " `imbrace-lake server stop`"
                 )
-            _stop(files)
-        elif time.monotonic() > deadline:
-            _stop(files)
-        else:
-            waiting()
-            time.sleep(POLL_SECONDS)
+        _stop(files)
     return None
 
 
-def _is_answering_soon(files: ServerFiles, state: ServerState, waiting: Callable[[], None]) -> bool:
-    """Wait for an answer as long as the server is at work, which on a busy machine can be for minutes."""
-    progress = Progress(state.server_pid, files)
-    deadline = time.monotonic() + BUSIEST_SECONDS
-    while not is_answering(state.port, state.version):
-        if progress.stalled_seconds() > BUSY_SECONDS or time.monotonic() > deadline:
+def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], object]) -> LocalServer:
+    files.state.unlink(missing_ok=True)
+    if files.log.exists() and files.log.stat().st_size > MAX_LOG_BYTES:
+        files.log.replace(files.log.with_suffix(".log.1"))
+    with open(files.log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+        earlier_bytes = log.tell()
+        process = subprocess.Popen(  # noqa: S603  (our own module, no shell)
+            [sys.executable, "-m", "imbrace_cli.server_process", str(files.directory), str(idle_seconds)],
+            # In its own folder, Prefect finds no settings file of the user's working directory.
+            cwd=files.directory,
+            env=inherited_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            umask=0o077,
+            # Neither Ctrl-C nor the end of the terminal ends the server.
+            start_new_session=True,
+        )
+    # It outlives this process; where this process lives longer, it leaves no zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+    try:
+        server = _wait_until_ready(files, lambda: process.poll() is None, waiting)
+    except BaseException:
+        _end(process)
+        raise
+    if server is not None:
+        return server
+    is_alive = process.poll() is None
+    _end(process)
+    with files.log.open("rb") as log:
+        log.seek(earlier_bytes)
+        written = log.read().decode(errors="replace")
+    reason = NO_PROGRESS if is_alive else explain_failure(written, process.returncode, files.directory)
+    raise SettingsError(f"the local Prefect server did not start: {reason} (log: {files.log})")
+
+
+def _wait_until_ready(
+    files: ServerFiles, is_alive: Callable[[], bool], waiting: Callable[[], object]
+) -> LocalServer | None:
+    """Wait for a server that starts or ends; return None if it does not live or makes no progress."""
+
+    def is_decided() -> bool:
+        server = read_server(files)
+        return (server is not None and server.is_ready) or not is_alive()
+
+    _wait(files, is_decided, START_STALL_SECONDS, START_SECONDS, waiting)
+    server = read_server(files)
+    return server if server is not None and server.is_ready and is_alive() else None
+
+
+def _wait(
+    files: ServerFiles,
+    is_done: Callable[[], bool],
+    stall_seconds: float,
+    patience_seconds: float,
+    waiting: Callable[[], object],
+) -> bool:
+    """Wait as long as the server makes progress; return whether the wait succeeded."""
+    began = progressed = time.monotonic()
+    seen = _worked_at(files)
+    while not is_done():
+        now, worked_at = time.monotonic(), _worked_at(files)
+        if worked_at != seen:
+            progressed, seen = now, worked_at
+        if now - progressed > stall_seconds or now - began > patience_seconds:
             return False
         waiting()
         time.sleep(POLL_SECONDS)
     return True
 
 
-def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], None]) -> ServerState:
-    files.state.unlink(missing_ok=True)
-    if files.log.exists() and files.log.stat().st_size > MAX_LOG_BYTES:
-        files.log.replace(files.log.with_suffix(".log.1"))
-    earlier_bytes = files.log.stat().st_size if files.log.exists() else 0
+def _worked_at(files: ServerFiles) -> float:
+    """Return the time of the state file, which the server touches when it has used CPU time."""
     try:
-        with open(files.log, "ab", opener=private) as log:
-            command = [sys.executable, "-m", "imbrace_cli.server_supervisor", "supervise"]
-            subprocess.run(  # noqa: S603  (our own module, no shell)
-                [*command, str(files.directory), str(idle_seconds)],
-                cwd=files.directory,
-                env=inherited_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # The database of the server, too.
-                umask=0o077,
-                # Its own session, or Ctrl-C and the end of the terminal would end the server too.
-                start_new_session=True,
-                check=False,
-            )
-        # The supervisor ends when the server makes no progress, and only here when it cannot even do that.
-        deadline = time.monotonic() + START_SECONDS + STOP_SECONDS
-        while is_locked(files.supervisor_lock) and time.monotonic() < deadline:
-            state = read_state(files.state)
-            if state is not None and state.is_ready:
-                return state
-            waiting()
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        _stop(files)
-        raise
-    _stop(files)
-    with files.log.open("rb") as log:
-        log.seek(earlier_bytes)
-        written = log.read().decode(errors="replace")
-    reason = explain_failure(written, files.directory)
-    raise SettingsError(f"the local Prefect server did not start: {reason} (log: {files.log})")
+        return files.state.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server that is not ready, so that there is nothing to record."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _stop(files: ServerFiles) -> None:
-    """End a supervisor, at first gently; without one, do nothing."""
-    gentle_seconds = RECORDING_SECONDS + STOP_SECONDS + 5
-    for request, patience in ((signal.SIGTERM, gentle_seconds), (signal.SIGKILL, STOP_SECONDS)):
+    """End the server; kill it if it does not end."""
+    for request, patience in (
+        (signal.SIGTERM, RECORDING_SECONDS + STOP_SECONDS),
+        (signal.SIGKILL, STOP_SECONDS),
+    ):
         deadline = time.monotonic() + patience
-        asked = False
-        while is_locked(files.supervisor_lock) and time.monotonic() < deadline:
-            state = read_state(files.state)
-            # A supervisor that has just begun has not told its id yet; one that is ending, no more.
-            if state is not None and not asked:
-                asked = True
+        server = None
+        while is_locked(files.lock) and time.monotonic() < deadline:
+            # A server that has just begun has no state file yet.
+            if server is None and (server := read_server(files)) is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(state.pid, request)
+                    os.kill(server.pid, request)
             time.sleep(POLL_SECONDS)

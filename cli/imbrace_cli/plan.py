@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Estimate what an export of the same numbers would read, its requests and time; write nothing.
 
-    The numbers are resolved, and some of the new conversations are asked for their length.
+    The command resolves the numbers, and reads the total count of some of the new conversations.
     """
     from imbrace_cli.inputs import TableOptions, list_address
     from imbrace_cli.summary import show_input
@@ -67,23 +67,21 @@ def plan(
 
 def _made(settings: Settings, given: PhoneList) -> Plan:
     from imbrace_cli.gateway import shared_gateway
-    from imbrace_cli.terminal import is_watched, stderr_console
+    from imbrace_cli.terminal import waiting
     from imbrace_lake.export.plan import make_plan
 
     async def make() -> Plan:
         async with shared_gateway(settings)(settings.gateway_options()) as gateway:
             return await make_plan(settings, gateway, given)
 
-    if not is_watched():
-        return asyncio.run(make())
-    with stderr_console().status("asking the gateway"):
+    with waiting("asking the gateway"):
         return asyncio.run(make())
 
 
 def _echo_plan(found: Plan, settings: Settings) -> None:
     from imbrace_cli.terminal import echo
 
-    lake = settings.require("lake") + ("" if found.lake_exists else " (to be made)")
+    lake = settings.require("lake") + ("" if found.lake_exists else " (does not exist yet)")
     rows = [*found.rows(), ("lake", lake)]
     echo("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
-    echo(f"An estimate; it took {found.planning_requests:,} of these requests, and nothing was written.")
+    echo(f"An estimate. It took {found.planning_requests:,} of these requests and wrote nothing.")

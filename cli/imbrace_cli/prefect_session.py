@@ -1,4 +1,4 @@
-"""Make Prefect ready for a run in this process: a server, an environment, and only then the import."""
+"""Prepare Prefect for a run in this process: a server, an environment, and only then the import."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API
 
 
 class ServerUnavailable(ImbraceLakeError):
-    """The Prefect server that is configured does not answer."""
+    """The Prefect server does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Where a run is seen; `ui_url` is that of our own server, None for one of the user's."""
+    """The server of a run; `ui_url` is the local server's, None for a configured server."""
 
     api_url: str
     ui_url: str | None
 
     def run_url(self, flow_run_id: object) -> str | None:
-        """The page of a flow run, where it is known."""
+        """Return the address of the page of a flow run, if it is known."""
         if self.ui_url is not None:
             return flow_run_url(self.ui_url, flow_run_id)
         from prefect.settings import get_current_settings
@@ -43,16 +43,15 @@ class Session:
 
 @contextmanager
 def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
-    """Use the server that is configured, or else our own, as long as the block lasts.
+    """Use the configured server, or else the local one, while the block runs.
 
     Args:
-        say: Called with what is being waited for.
+        say: Called with a sentence about each longer wait.
 
     Raises:
-        SettingsError: Our own server could not be started.
-        ServerUnavailable: The one that is configured went away or was never there.
+        SettingsError: The local server did not start.
+        ServerUnavailable: The server does not answer, or no longer.
     """
-
     import httpx
 
     def waiting(seconds: float) -> None:
@@ -64,7 +63,7 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
     configured = configured_api_url()
     try:
         if configured is not None:
-            # Prefect itself would say it in a traceback.
+            # Prefect itself would report a missing server with a traceback.
             ask_server(configured)
             prepare_client(configured)
             yield _opened(Session(configured, None), say)
@@ -78,10 +77,10 @@ def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
 
 
 def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
-    """Ask a configured server for its version, which every one but the hosted service tells.
+    """Request the version of a configured server; all but the hosted service have this page.
 
     Raises:
-        httpx.HTTPError: It does not answer, or there is no such address.
+        httpx.HTTPError: It does not answer, or the address is not valid.
     """
     import httpx
 
@@ -93,7 +92,7 @@ def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
 
 
 def shown_url(api_url: str) -> str:
-    """The address of a server without the credentials that it can hold."""
+    """Return the address of a server without its credentials."""
     return re.sub(r"//[^/]*@", "//***@", api_url)
 
 
@@ -105,13 +104,14 @@ def _opened(session: Session, say: Callable[[str], None]) -> Session:
 
 
 def server_unavailable(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
-    """Say what became of a server; `configured` is the user's, None means our own."""
+    """Describe why a server is unavailable; `configured` is its address, None for the local server."""
     import httpx
 
     kind = type(exc).__name__
     if configured is None:
         return ServerUnavailable(
-            f"the local Prefect server failed ({kind}): try again, or look into `imbrace-lake server status`"
+            f"the local Prefect server failed ({kind}): try again; `imbrace-lake server status` shows its"
+            " state and its log"
         )
     server = f"the Prefect server at {shown_url(configured)}"
     if not isinstance(exc, httpx.HTTPStatusError):

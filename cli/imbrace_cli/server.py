@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from imbrace_cli.terminal import echo, echo_status
+from imbrace_cli.terminal import echo, echo_status, waiting
 
 if TYPE_CHECKING:
     from imbrace_cli.local_server import LocalServer
@@ -29,8 +29,7 @@ def status() -> None:
     from imbrace_cli.local_server import server_status
     from imbrace_cli.prefect_environment import configured_api_url
 
-    configured = configured_api_url()
-    if configured is not None:
+    if configured_api_url() is not None:
         echo_status("PREFECT_API_URL is configured, so runs go to that server and not to this one")
     server = server_status()
     if server is None:
@@ -43,12 +42,8 @@ def status() -> None:
 def start() -> None:
     """Start the server, unless it is already running."""
     from imbrace_cli.local_server import ensure_server
-    from imbrace_cli.terminal import is_watched, stderr_console
 
-    if is_watched():
-        with stderr_console().status("starting"):
-            server = ensure_server()
-    else:
+    with waiting("starting"):
         server = ensure_server()
     _describe(server)
 
@@ -57,12 +52,8 @@ def start() -> None:
 def stop() -> None:
     """Stop the server. Runs in progress will fail."""
     from imbrace_cli.local_server import stop_server
-    from imbrace_cli.terminal import is_watched, stderr_console
 
-    if is_watched():
-        with stderr_console().status("stopping, once everything is recorded"):
-            was_running = stop_server()
-    else:
+    with waiting("stopping, once everything is recorded"):
         was_running = stop_server()
     echo("stopped" if was_running else "not running")
 

@@ -1,18 +1,18 @@
-"""Rejects what other web pages send to the command line's own Prefect server.
+"""Rejects requests of other web pages to the local Prefect server.
 
 The server has no login, and every page in a browser on this machine can send requests to it. CORS only keeps
-such a page from reading answers. So the guard, which wraps the whole application, lets through
+such a page from reading answers. So the guard, which wraps the whole application, admits only
 
 - requests that are addressed to this server by name: a page that resolves its own host name to 127.0.0.1
   (DNS rebinding) still sends that name as ``Host``;
 - requests of pages of this server: browsers add ``Origin`` to every cross-origin request that can change
   something and to every websocket, and ``Sec-Fetch-Site`` to the rest, such as images and scripts;
-- bodies that are declared to be JSON, which no form can send;
+- bodies that are declared to be JSON, which a form cannot send;
 - requests of programs, which send neither of the browser's headers.
 
-A link to a page of the UI works from anywhere. Answers cannot be framed, so that no page can lay the UI under
-the user's clicks. The UI itself can talk to this server only: it would contact an analytics service, although
-analytics are switched off.
+A link to a page of the UI works from anywhere. Other pages cannot frame answers, and so cannot put the UI
+under the user's clicks. The UI itself can reach only this server: it would contact an analytics service,
+although analytics are switched off.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ POLICY_VIOLATION = 1008
 
 
 class Guard:
-    """An ASGI application that passes on only what does not come from another page.
+    """An ASGI application that passes on only requests that do not come from another page.
 
     Args:
-        application: What is guarded.
-        port: Where the server listens on this machine.
+        application: The guarded application.
+        port: The port of the server on this machine.
     """
 
     def __init__(self, application: Application, port: int) -> None:
@@ -87,7 +87,7 @@ class Guard:
 
 
 def own_hosts(port: int) -> list[str]:
-    """Return the names, with port, by which a server on this machine is addressed."""
+    """Return the names, with port, of a server on this machine."""
     return [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")]
 
 
@@ -109,7 +109,7 @@ def _is_from_other_page(headers: dict[bytes, list[bytes]]) -> bool:
 
 
 def _is_link(scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
-    """Say whether a request opens a page of the UI in a tab; the page with the link cannot read it."""
+    """Return whether a request opens a page of the UI in a tab; the page with the link cannot read it."""
     is_page = scope["type"] == "http" and scope["method"] == "GET" and not scope["path"].startswith("/api")
     destination = headers.get(b"sec-fetch-dest"), headers.get(b"sec-fetch-mode")
     return is_page and destination == ([b"document"], [b"navigate"])

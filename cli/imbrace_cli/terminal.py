@@ -1,9 +1,10 @@
-"""What the commands say: data to standard output, everything else to standard error."""
+"""The output of the commands: data to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -14,22 +15,32 @@ MOST_LISTED = 20
 
 
 def stderr_console() -> Console:
-    """Standard error, for everything that is no data."""
+    """Return standard error, for everything but data."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 def stdout_console() -> Console:
-    """Standard output."""
+    """Return standard output."""
     from rich.console import Console
 
     return Console(highlight=False)
 
 
 def is_watched() -> bool:
-    """Whether somebody looks at standard error while the command works."""
+    """Return whether a person watches standard error while the command works."""
     return stderr_console().is_interactive
+
+
+@contextmanager
+def waiting(sentence: str) -> Iterator[Callable[[str], object]]:
+    """Show on a terminal what the command waits for; give a function that shows another sentence."""
+    if is_watched():
+        with stderr_console().status(sentence) as status:
+            yield status.update
+    else:
+        yield lambda _: None
 
 
 def echo(*lines: RenderableType) -> None:
@@ -42,7 +53,7 @@ def echo(*lines: RenderableType) -> None:
 
 
 def echo_status(sentence: str) -> None:
-    """Write a sentence to standard error: one line, but for the width of a terminal."""
+    """Write a sentence to standard error: one line, which only a terminal breaks."""
     console = stderr_console()
     console.print(sentence, soft_wrap=not console.is_terminal, markup=False)
 
@@ -58,7 +69,7 @@ def echo_error(sentence: str, kind: str = "error") -> None:
 
 
 def list_problems(problems: Iterable[str], count: int) -> None:
-    """Write the first problems of the input, and how many more there are."""
+    """Write the first problems of the input, and the number of the others."""
     shown = list(islice(problems, MOST_LISTED))
     for problem in shown:
         echo_error(problem, "input")
@@ -67,7 +78,7 @@ def list_problems(problems: Iterable[str], count: int) -> None:
 
 
 def prepare_streams() -> None:
-    """Let no character that a terminal cannot show end a command."""
+    """Replace characters that a terminal cannot show, which would otherwise end a command with an error."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,4 +1,4 @@
-"""`imbrace-lake check`: a list of what was found, and an exit code."""
+"""`imbrace-lake check`: a list of findings, and an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_in_a_pipe_each_finding_is_a_line(run: Run, box: Sandbox) -> None:
     lines = result.out.splitlines()
     assert all(line.startswith(("ok ", "note ", "skipped ")) for line in lines)
     assert f"Prefect {version('prefect')}" in result.out
-    assert "its own starts with the first run" in result.out
+    assert "a local one starts with the first run" in result.out
     assert number not in result.out
 
 
@@ -53,7 +53,7 @@ def test_as_json_it_is_one_object(run: Run) -> None:
     assert {each["name"] for each in found["findings"] if each["verdict"] == "error"} == {"token", "lake"}
 
 
-def test_without_any_setting_each_is_asked_for(run: Run, settings: dict[str, str]) -> None:
+def test_without_settings_each_missing_one_is_named(run: Run, settings: dict[str, str]) -> None:
     for name in settings:
         del os.environ[name]
 
@@ -63,12 +63,12 @@ def test_without_any_setting_each_is_asked_for(run: Run, settings: dict[str, str
     assert result.out.count("error ") == 3
 
 
-def test_a_number_that_is_none_is_wrong_use(run: Run) -> None:
+def test_an_invalid_number_is_wrong_use(run: Run) -> None:
     assert run("check", "--phone", "12").code == 2
 
 
-def test_its_own_server_is_named(run: Run, prefect: LocalServer) -> None:
-    assert f"its own runs at {prefect.ui_url}" in run("check").out
+def test_the_local_server_is_named(run: Run, prefect: LocalServer) -> None:
+    assert f"a local one runs at {prefect.ui_url}" in run("check").out
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_configured_server_is_asked(status: int, body: str, reported: str, cod
     with fake_server(status, body) as url:
         os.environ["PREFECT_API_URL"] = url.replace("//", "//user:secret@")
         os.environ["PREFECT_API_KEY"] = "pnu_secret"
-        # Prefect read its settings long ago.
+        # Prefect has read its settings before.
         with temporary_settings({PREFECT_API_URL: url}):
             result = run("check")
 
@@ -94,7 +94,7 @@ def test_a_configured_server_is_asked(status: int, body: str, reported: str, cod
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://host:port/api"])
-def test_a_configured_server_that_is_not_there_is_reported(url: str, run: Run) -> None:
+def test_a_configured_server_that_does_not_answer_is_reported(url: str, run: Run) -> None:
     os.environ["PREFECT_API_URL"] = url
 
     result = run("check")

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from imbrace_cli.local_server import LocalServer
-from imbrace_cli.server_files import ServerFiles, read_state
 from imbrace_sandbox import Sandbox
 from tests.deployments.operator import CERTIFICATES, until
 
@@ -145,18 +144,15 @@ def test_a_second_ctrl_c_ends_the_process_at_once(
 ) -> None:
     process = export_until_stuck(box, phones)
     assert process.stderr is not None
-    state = read_state(ServerFiles(prefect_server.directory).state)
-    assert state is not None
-    assert state.server_pid is not None
-    # A server that answers nobody must not keep the command from ending.
-    os.kill(state.server_pid, signal.SIGSTOP)
+    # A server that does not answer must not keep the command from ending.
+    os.kill(prefect_server.pid, signal.SIGSTOP)
     try:
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     finally:
-        os.kill(state.server_pid, signal.SIGCONT)
+        os.kill(prefect_server.pid, signal.SIGCONT)
 
     assert process.returncode == 130
     assert out == ""

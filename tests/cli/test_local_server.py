@@ -1,4 +1,4 @@
-"""The command line's own Prefect server: one real one for the whole module."""
+"""The local Prefect server of the command line: one real server for the whole module."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from imbrace_cli import local_server
-from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, server_status, stop_server
-from imbrace_cli.server_files import (
+from imbrace_cli.local_server import (
+    LocalServer,
     ServerFiles,
-    ServerState,
+    ensure_server,
+    is_answering,
     is_locked,
+    keep_alive,
     prefect_version,
-    read_state,
-    try_lock,
+    read_server,
+    server_status,
+    stop_server,
 )
-from imbrace_cli.server_supervisor import is_answering
 from imbrace_lake.errors import SettingsError
-from tests.deployments.operator import until
 from tests.prefect_homes import make_home
 
 pytestmark = pytest.mark.server
@@ -82,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first_two(home: Path) -> list[LocalServer]:
-    """What two commands got that asked for a server at the same time."""
+    """The servers that two commands got which asked for one at the same time."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(ensure_server, [home, home]))
 
@@ -90,26 +91,23 @@ def first_two(home: Path) -> list[LocalServer]:
 def test_two_commands_at_once_start_one_server(home: Path, first_two: list[LocalServer]) -> None:
     one, two = first_two
 
+    assert one == two
     assert one.log.exists()
-    assert (one.pid, one.port) == (two.pid, two.port)
-    assert sorted([one.was_running, two.was_running]) == [False, True]
-    assert is_answering(one.port, prefect_version())
+    assert one.version == prefect_version()
+    assert is_answering(one.port)
 
 
 def test_the_next_command_finds_the_same_server(home: Path, first_two: list[LocalServer]) -> None:
-    found = ensure_server(home)
-
-    assert found.was_running
-    assert found.pid == first_two[0].pid
-    assert found == server_status(home)
+    assert ensure_server(home) == first_two[0]
+    assert server_status(home) == first_two[0]
 
 
-def test_only_its_owner_can_read_what_the_server_keeps(home: Path, first_two: list[LocalServer]) -> None:
+def test_only_the_owner_can_read_the_files_of_the_server(home: Path, first_two: list[LocalServer]) -> None:
     folder = first_two[0].directory
 
     kept = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
 
-    assert {"server.log", "state.json", "prefect.db", "supervisor.lock", "lease.lock"} <= {*kept}
+    assert {"server.log", "state.json", "prefect.db", "server.lock", "use.lock"} <= {*kept}
     assert {name: oct(mode) for name, mode in kept.items() if mode & 0o077} == {}
 
 
@@ -145,39 +143,29 @@ def test_a_server_of_another_version_is_replaced_unless_it_is_in_use(
     with keep_alive(home), pytest.raises(SettingsError, match="another command is using"):
         ensure_server(home)
     assert not stopped
-    assert ensure_server(home).was_running
+    assert ensure_server(home) == first_two[0]
     assert len(stopped) == 1
 
 
-def test_a_killed_supervisor_takes_its_server_along_and_is_replaced(
-    home: Path, first_two: list[LocalServer]
-) -> None:
+def test_a_killed_server_is_replaced(home: Path, first_two: list[LocalServer]) -> None:
     lost = ensure_server(home)
     os.kill(lost.pid, signal.SIGKILL)
-    wait_until_free(ServerFiles(home / "prefect").supervisor_lock)
+    wait_until_free(ServerFiles(home / "prefect").lock)
 
     assert server_status(home) is None
-    found = ensure_server(home)
-
-    assert not found.was_running
-    assert found.pid != lost.pid
-    # It ends by itself, in its own time where the machine is busy.
-    is_gone = lost.port == found.port or until(
-        lambda: not is_answering(lost.port, prefect_version()) or None, "the end of the lost server", 60.0
-    )
-    assert is_gone
+    assert ensure_server(home).pid != lost.pid
 
 
 def test_a_stopped_server_is_gone(home: Path, first_two: list[LocalServer]) -> None:
     server = ensure_server(home)
-    # The server is in use, so nobody waits for what it has still to record.
+    # The server is in use, so it ends without recording.
     with keep_alive(home):
         assert stop_server(home)
 
     assert server_status(home) is None
     assert not stop_server(home)
-    assert not is_answering(server.port, prefect_version())
-    assert not is_locked(ServerFiles(home / "prefect").supervisor_lock)
+    assert not is_answering(server.port)
+    assert not is_locked(ServerFiles(home / "prefect").lock)
 
 
 def test_a_start_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> None:
@@ -186,7 +174,7 @@ def test_a_start_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> Non
     with pytest.raises(SettingsError, match=r"did not start: it ended with .*IsADirectoryError.*server\.log"):
         ensure_server(tmp_path)
 
-    assert not is_locked(ServerFiles(tmp_path / "prefect").supervisor_lock)
+    assert not is_locked(ServerFiles(tmp_path / "prefect").lock)
 
 
 def make_newer(database: Path) -> None:
@@ -213,7 +201,7 @@ def test_a_database_that_cannot_be_used_is_named(
         ensure_server(home)
 
     assert str(home / "prefect" / "server.log") in str(failure.value)
-    assert not is_locked(ServerFiles(home / "prefect").supervisor_lock)
+    assert not is_locked(ServerFiles(home / "prefect").lock)
 
 
 def test_the_reason_of_an_earlier_failure_is_not_given_again(tmp_path: Path) -> None:
@@ -226,44 +214,122 @@ def test_the_reason_of_an_earlier_failure_is_not_given_again(tmp_path: Path) -> 
 
 def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "prefect")
-    ports: list[int] = []
+    pids: list[int] = []
 
     def interrupt(seconds: float) -> None:
-        state = read_state(files.state)
-        if state is not None:
-            ports.append(state.port)
+        server = read_server(files)
+        if server is not None:
+            pids.append(server.pid)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ensure_server(tmp_path, interrupt)
 
-    assert ports
-    assert not is_locked(files.supervisor_lock)
-    assert not files.state.exists()
+    assert not is_locked(files.lock)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
-def test_a_start_by_another_command_is_waited_for_but_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def process_with_lock(files: ServerFiles, program: str = "time.sleep(60)") -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has the lock of a server."""
+    lines = f"""
+import signal, sys, time
+from filelock import FileLock
+with FileLock({str(files.lock)!r}):
+    print("locked", flush=True)
+    {program}
+"""
+    command = [sys.executable, "-c", lines]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def describe(files: ServerFiles, process: subprocess.Popen[str], *, is_ready: bool = True) -> None:
+    LocalServer(files.directory, process.pid, 9, prefect_version(), is_ready).write()
+
+
+def test_a_start_by_a_command_that_was_killed_is_waited_for(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
-    monkeypatch.setattr(local_server, "START_SECONDS", 0.2)
-    monkeypatch.setattr(local_server, "STOP_SECONDS", 0.1)
     waits: list[float] = []
 
-    with try_lock(files.supervisor_lock) as starting:  # type: ignore[union-attr]
-        assert starting is not None
-        monkeypatch.setattr(local_server, "_stop", lambda _: starting.close())
+    with process_with_lock(files) as starting:
+        describe(files, starting, is_ready=False)
 
-        assert local_server._find_server(files, lambda: waits.append(1.0)) is None
+        def waiting() -> None:
+            waits.append(1.0)
+            if len(waits) == 3:
+                starting.kill()
 
-    assert waits
+        assert local_server._find(files, waiting) is None
+
+    assert len(waits) >= 3
+
+
+def test_a_start_that_makes_no_progress_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "START_STALL_SECONDS", 0.3)
+    files = ServerFiles(tmp_path)
+
+    with process_with_lock(files) as starting:
+        describe(files, starting, is_ready=False)
+
+        assert local_server._find(files, lambda: None) is None
+        assert starting.wait(10) == -signal.SIGTERM
+
+
+def test_a_start_is_waited_for_as_long_as_it_makes_progress(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path)
+    files.state.touch()
+    touches = iter(range(1, 6))
+    began = time.monotonic()
+
+    def work() -> None:
+        if (touch := next(touches, None)) is not None:
+            os.utime(files.state, (touch, touch))
+
+    assert not local_server._wait(files, lambda: False, 0.4, 60.0, work)
+    # Five touches in half a second, and then the stall.
+    assert 0.8 < time.monotonic() - began < 30
+
+
+def test_a_start_that_makes_progress_for_ever_is_ended(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path)
+    files.state.touch()
+
+    def work() -> None:
+        os.utime(files.state, ns=(0, time.time_ns()))
+
+    assert not local_server._wait(files, lambda: False, 60.0, 0.3, work)
+
+
+def test_a_server_that_ignores_the_request_to_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "RECORDING_SECONDS", 0.2)
+    monkeypatch.setattr(local_server, "STOP_SECONDS", 5.0)
+    (tmp_path / "prefect").mkdir()
+    files = ServerFiles(tmp_path / "prefect")
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+
+    with process_with_lock(files, stubborn) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "deaf\n"
+        describe(files, process)
+
+        assert stop_server(tmp_path)
+        assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
 
     with pytest.raises(SettingsError, match=r"No locks available.*set IMBRACE_HOME"):
         ensure_server(tmp_path)
@@ -282,17 +348,30 @@ def test_a_big_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "long" not in log.read_text()
 
 
-def test_a_supervisor_that_does_not_even_end_is_ended(
+def test_a_start_of_this_command_that_takes_too_long_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_server, "START_SECONDS", 0.0)
-    monkeypatch.setattr(local_server, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(local_server, "START_STALL_SECONDS", 0.0)
 
-    with pytest.raises(SettingsError, match="did not start"):
+    with pytest.raises(SettingsError, match="did not start: it made no progress"):
         ensure_server(tmp_path)
 
-    monkeypatch.undo()
-    stop_server(tmp_path)
+    assert not is_locked(ServerFiles(tmp_path / "prefect").lock)
+
+
+def locked_by_another_process(path: Path) -> subprocess.Popen[bytes]:
+    lines = (
+        "import fcntl, sys, time",
+        "file = open(sys.argv[1], 'a')",
+        "fcntl.flock(file, fcntl.LOCK_EX)",
+        "print(flush=True)",
+        "time.sleep(60)",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def test_waiting_for_another_start_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,30 +380,26 @@ def test_waiting_for_another_start_has_an_end(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "prefect").mkdir()
     waits: list[float] = []
 
-    with try_lock(tmp_path / "prefect" / "start.lock") as lock:  # type: ignore[union-attr]
-        assert lock is not None
+    with locked_by_another_process(tmp_path / "prefect" / "start.lock") as other:
         with pytest.raises(SettingsError, match="another command has been starting"):
             ensure_server(tmp_path, waits.append)
+        other.kill()
 
     assert waits
 
 
-def test_a_lease_that_is_locked_by_another_program_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_use_lock_of_another_program_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "STOP_SECONDS", 0.15)
     (tmp_path / "prefect").mkdir()
 
-    with (
-        try_lock(tmp_path / "prefect" / "lease.lock"),  # type: ignore[union-attr]
-        pytest.raises(SettingsError, match="locked by another program"),
-        keep_alive(tmp_path),
-    ):
-        pass
+    with locked_by_another_process(tmp_path / "prefect" / "use.lock") as other:
+        with pytest.raises(SettingsError, match="locked by another program"), keep_alive(tmp_path):
+            pass
+        other.kill()
 
 
 @pytest.mark.parametrize("minutes", ["soon", "0", "-1", "nan", "inf"])
-def test_an_idle_time_that_is_no_time_is_refused(
+def test_an_invalid_idle_time_is_rejected(
     minutes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMBRACE_SERVER_IDLE_MINUTES", minutes)
@@ -340,36 +415,50 @@ def test_a_home_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
         ensure_server(tmp_path / "file" / "home")
 
 
-def test_a_server_that_neither_answers_nor_works_counts_as_broken(
+def test_a_server_that_neither_answers_nor_works_is_replaced_unless_it_is_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_server, "BUSY_SECONDS", 0.2)
-    waits: list[bool] = []
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as idle:
-        state = ServerState(pid=1, port=9, version="3", is_ready=True, server_pid=idle.pid)
-        answering = local_server._is_answering_soon(ServerFiles(tmp_path), state, lambda: waits.append(True))
-        idle.kill()
+    monkeypatch.setattr(local_server, "BUSY_STALL_SECONDS", 0.3)
+    (tmp_path / "prefect").mkdir()
+    files = ServerFiles(tmp_path / "prefect")
 
-    assert not answering
-    assert waits
+    with process_with_lock(files) as broken:
+        describe(files, broken)
+
+        with keep_alive(tmp_path), pytest.raises(SettingsError, match="another command is using"):
+            local_server._find(files, lambda: None)
+        assert broken.poll() is None
+        assert local_server._find(files, lambda: None) is None
+        assert broken.wait(10) == -signal.SIGTERM
 
 
 def test_a_server_that_is_too_busy_to_answer_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_server, "BUSY_SECONDS", 0.5)
-    monkeypatch.setattr(local_server, "BUSIEST_SECONDS", 3.0)
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        state = ServerState(pid=1, port=9, version="3", is_ready=True, server_pid=busy.pid)
-        began = time.monotonic()
-        local_server._is_answering_soon(ServerFiles(tmp_path), state, lambda: None)
-        busy.kill()
+    monkeypatch.setattr(local_server, "BUSY_STALL_SECONDS", 0.5)
+    answers = iter([False] * 15 + [True])
+    monkeypatch.setattr(local_server, "is_answering", lambda _: next(answers))
+    files = ServerFiles(tmp_path)
 
-    assert time.monotonic() - began >= 3.0
+    with process_with_lock(files) as busy:
+        describe(files, busy)
+
+        assert local_server._find(files, lambda: os.utime(files.state)) == read_server(files)
+    assert not list(answers)
+
+
+def processes_of(leader: int) -> list[int]:
+    """The processes of a server: it leads their session."""
+    found = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    sessions = {}
+    for pid in found:
+        with suppress(ProcessLookupError):
+            sessions[pid] = os.getsid(pid)
+    return [pid for pid, session in sessions.items() if session == leader]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_neither_server_nor_supervisor_has_the_users_secrets(
+def test_no_process_of_the_server_has_the_users_secrets(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = {
@@ -388,9 +477,8 @@ def test_neither_server_nor_supervisor_has_the_users_secrets(
     home = make_home(tmp_path_factory, "clean")
     try:
         server = ensure_server(home)
-        state = read_state(ServerFiles(server.directory).state)
-        assert state is not None
-        for pid in (state.pid, state.server_pid):
+        assert server.pid in processes_of(server.pid)
+        for pid in processes_of(server.pid):
             environment = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
             assert any(variable.startswith("PATH=") for variable in environment)
             assert not [variable for variable in environment if "secret" in variable]

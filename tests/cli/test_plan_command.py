@@ -1,4 +1,4 @@
-"""`imbrace-lake plan`: what an export would do, and nothing written."""
+"""`imbrace-lake plan`: the estimate of an export, which writes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
     assert result.code == 0
     assert f"{new} new to the lake" in result.out
     assert "at 20 requests a second (the limit of requests per second that is set)" in result.out
-    assert "(to be made)" in result.out
+    assert "(does not exist yet)" in result.out
     assert result.err.count("input:") == 3
     assert [path.name for path in workdir.iterdir()] == ["phones.txt"]
     assert not (workdir.parent / "home").exists()
@@ -44,14 +44,14 @@ def test_a_plan_as_json_is_one_object(run: Run, box: Sandbox) -> None:
     assert number[1:] not in result.out
 
 
-def test_a_plan_that_has_nothing_new_says_so(run: Run, box: Sandbox) -> None:
+def test_a_plan_with_nothing_new_reports_it(run: Run, box: Sandbox) -> None:
     number = next(phone for phone, ids in box.links.items() if not ids)
 
     assert "none that are new" in run("plan", number).out
 
 
 @pytest.mark.parametrize("fault", ["301", "302", "307", "308"])
-def test_a_plan_at_a_gateway_that_redirects_fails_and_names_where_it_leads(
+def test_a_plan_at_a_gateway_that_redirects_fails_and_names_the_address(
     fault: str, run: Run, box: Sandbox
 ) -> None:
     box.break_conversation("links", fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from uuid import uuid4
 import httpx
 from ruamel.yaml import YAML
 
-from imbrace_cli.server_supervisor import STOP_SECONDS, free_port
+from imbrace_cli.local_server import STOP_SECONDS
 from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until
 
 LOGIN = "operator:a long random password"
@@ -78,7 +79,9 @@ class ComposedServer:
 @contextmanager
 def composed_server(home: Path) -> Iterator[ComposedServer]:
     """Run `prefect server start` with the environment of the service `server`."""
-    with free_port() as port, (home / "server.log").open("wb") as log:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (home / "server.log").open("wb") as log:
         server = ComposedServer(port, home)
         described = service("server")
         environment = {

@@ -5,26 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import asyncpg
 
-from imbrace_cli.local_server import LocalServer
-from imbrace_cli.server_files import prefect_version
-from imbrace_cli.server_supervisor import (
-    START_SECONDS,
-    STOP_SECONDS,
-    free_port,
-    is_answering,
-    server_command,
-    server_environment,
-)
+from imbrace_cli import local_server
+from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from imbrace_lake.processes import inherited_environment
 
 VARIABLE = "IMBRACE_TEST_DATABASE"
 """Names a server whose role may create databases: `postgresql+asyncpg://role:password@host/postgres`."""
@@ -34,39 +26,23 @@ VARIABLE = "IMBRACE_TEST_DATABASE"
 class PostgresServer(LocalServer):
     """A running server on PostgreSQL; `database` is the address of its own database."""
 
-    database: str
+    database: str = ""
 
 
 @contextmanager
 def server_on(postgres: str, home: Path) -> Iterator[PostgresServer]:
-    """Run a Prefect server on a database of its own, which goes with it."""
+    """Run a Prefect server on a separate database, and remove both."""
     name = f"imbrace_test_{uuid4().hex[:12]}"
     address, _, _ = postgres.replace("+asyncpg", "").rpartition("/")
     _execute(f"{address}/postgres", f"CREATE DATABASE {name}")
+    database = address.replace("://", "+asyncpg://") + f"/{name}"
+    environment = {**inherited_environment(), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
     try:
-        with free_port() as port, (home / "server.log").open("wb") as log:
-            database = address.replace("://", "+asyncpg://") + f"/{name}"
-            process = subprocess.Popen(
-                server_command(port),
-                cwd=home,
-                env={
-                    **server_environment(home, port),
-                    "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                _wait_until_answering(process, port, home)
-                yield PostgresServer(home, port, process.pid, False, f"{address}/{name}")
-            finally:
-                process.terminate()
-                try:
-                    process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        with patch.object(local_server, "inherited_environment", lambda: environment):
+            server = ensure_server(home)
+        with keep_alive(home):
+            yield PostgresServer(**vars(server), database=f"{address}/{name}")
+            stop_server(home)
     finally:
         _execute(f"{address}/postgres", f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -84,15 +60,6 @@ def dump(server: LocalServer) -> Iterator[str]:
 def database_of_tests() -> str | None:
     """The PostgreSQL server that the tests are to use."""
     return os.environ.get(VARIABLE) or None
-
-
-def _wait_until_answering(process: subprocess.Popen[bytes], port: int, home: Path) -> None:
-    # A new database is migrated first, which takes longer than with SQLite.
-    deadline = time.monotonic() + 2 * START_SECONDS
-    while not is_answering(port, prefect_version()):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start:\n{(home / 'server.log').read_text()[-2000:]}")
-        time.sleep(0.2)
 
 
 def _execute(address: str, statement: str) -> None:

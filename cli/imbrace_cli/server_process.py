@@ -1,0 +1,179 @@
+"""The process of the local Prefect server: ``python -m imbrace_cli.server_process FOLDER IDLE_SECONDS``.
+
+`prefect server start --background` cannot start it: that server answers to any Host header, accepts
+websockets of any page and has no hook for a guard (`server_guard`), and it logs to a pipe that ends with the
+command, so that a failed start leaves no reason.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from filelock import FileLock, Timeout
+
+from imbrace_cli.local_server import (
+    RECORDING_SECONDS,
+    STOP_SECONDS,
+    LocalServer,
+    ServerFiles,
+    is_in_use,
+    prefect_version,
+)
+from imbrace_cli.server_guard import Guard, own_origins
+
+FIRST_PORT = 4280
+PORTS_TRIED = 20
+TICK_SECONDS = 5.0
+LEAST_CPU_SECONDS = 0.01
+"""CPU time per tick that counts as work; the event loop alone uses more, a hanging one less."""
+
+SERVER_SETTINGS = {
+    # Row by row, the recorder needs four times the CPU and locks SQLite against the runs' own states.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_LOGGING_COLORS": "false",
+    "DO_NOT_TRACK": "1",
+    "NO_COLOR": "1",
+}
+
+
+def listen() -> socket.socket:
+    """Listen on a free port, the same each time if possible, so that an open UI finds its server again."""
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            continue
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def server_environment(directory: Path, port: int) -> dict[str, str]:
+    """Return what `os.environ` needs before the first import of Prefect's server."""
+    return SERVER_SETTINGS | {
+        "PREFECT_HOME": str(directory),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        # By default, every page on the web may read the answers of a server on this machine.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(port)),
+    }
+
+
+class IdleServer(uvicorn.Server):
+    """Serves an application until SIGTERM, until it is idle, or until its folder is removed.
+
+    Args:
+        application: An ASGI application.
+        server: The server as its state file describes it.
+        idle_seconds: How long it stays after the last use.
+    """
+
+    def __init__(
+        self,
+        application: Any,
+        server: LocalServer,
+        idle_seconds: float,
+        *,
+        tick_seconds: float = TICK_SECONDS,
+        recording_seconds: float = RECORDING_SECONDS,
+    ) -> None:
+        # A page of the UI keeps connections open, for which the end of the server would wait without a limit.
+        super().__init__(
+            uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=int(STOP_SECONDS // 2))
+        )
+        self._server = server
+        self._files = ServerFiles(server.directory)
+        self._idle_seconds = idle_seconds
+        self._tick_seconds = tick_seconds
+        self._recording_seconds = recording_seconds
+        self._is_asked_to_end = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and write that the server is ready."""
+        await super().startup(sockets)
+        replace(self._server, is_ready=True).write()
+        threading.Thread(target=self._end_when_unused, daemon=True).start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end at a signal."""
+        self._is_asked_to_end.set()
+
+    def _end_when_unused(self) -> None:
+        used, last_use = time.monotonic(), self._last_use()
+        while not self._is_asked_to_end.wait(min(self._tick_seconds, self._idle_seconds)):
+            if not self._files.state.exists():
+                break
+            if is_in_use(self._files) or self._last_use() != last_use:
+                used, last_use = time.monotonic(), self._last_use()
+            elif time.monotonic() - used >= self._idle_seconds and self._withdraw(last_use):
+                break
+        # No command finds the server from here on.
+        self._files.state.unlink(missing_ok=True)
+        # Prefect loses task runs that it has not recorded when it ends.
+        since_use = time.time() - self._last_use()
+        if not is_in_use(self._files) and 0 <= since_use < self._recording_seconds:
+            time.sleep(self._recording_seconds - since_use)
+        self.should_exit = True
+
+    def _withdraw(self, last_use: float) -> bool:
+        """Remove the state file, unless a command is about to use the server."""
+        try:
+            with FileLock(self._files.start_lock, timeout=0, mode=0o600):
+                if is_in_use(self._files) or self._last_use() != last_use:
+                    return False
+                self._files.state.unlink(missing_ok=True)
+                return True
+        except Timeout:
+            return False
+
+    def _last_use(self) -> float:
+        try:
+            return self._files.use_lock.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+
+def touch_while_working(state: Path, tick_seconds: float = TICK_SECONDS) -> None:
+    """Touch the state file when this process has used CPU time: commands wait for a server that works."""
+    before = time.process_time()
+    while True:
+        time.sleep(tick_seconds)
+        if (now := time.process_time()) - before >= LEAST_CPU_SECONDS:
+            before = now
+            try:
+                os.utime(state)
+            except FileNotFoundError:
+                return
+
+
+def serve(files: ServerFiles, idle_seconds: float) -> None:
+    """Be the local Prefect server of a folder until its end."""
+    # A process that checks whether there is a server holds the lock for an instant.
+    with FileLock(files.lock, timeout=2.0, mode=0o600), listen() as listener:
+        port = listener.getsockname()[1]
+        server = LocalServer(files.directory, os.getpid(), port, prefect_version(), is_ready=False)
+        server.write()
+        threading.Thread(target=touch_while_working, args=(files.state,), daemon=True).start()
+        os.environ.update(server_environment(files.directory, port))
+        from prefect.server.api.server import create_app
+
+        # As `prefect server start` does it; Prefect itself calls its application unguarded, in this process.
+        application = Guard(create_app(final=True), port)
+        try:
+            IdleServer(application, server, idle_seconds).run([listener])
+        finally:
+            files.state.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":  # pragma: no cover  (another process)
+    serve(ServerFiles(Path(sys.argv[1])), float(sys.argv[2]))

@@ -1,0 +1,235 @@
+"""The process of the local server, with a small application instead of Prefect's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from imbrace_cli import server_process
+from imbrace_cli.local_server import LocalServer, ServerFiles, is_answering, read_server
+from imbrace_cli.server_process import IdleServer, listen, server_environment, touch_while_working
+
+A_CLIENT = """
+import sys, time
+from pathlib import Path
+from imbrace_cli.local_server import keep_alive
+with keep_alive(Path(sys.argv[1])):
+    print("uses it", flush=True)
+    time.sleep(60)
+"""
+
+
+async def healthy(
+    scope: MutableMapping[str, Any], receive: Callable[[], Any], send: Callable[..., Any]
+) -> None:
+    """Answer every request as Prefect's health check does."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"true"})
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(
+    home: Path, *, idle_seconds: float = 60.0, recording_seconds: float = 0.0
+) -> Iterator[tuple[IdleServer, Future[None], int]]:
+    """Run a server in a thread, and wait until it is ready; give it, its end and its port."""
+    directory = home / "prefect"
+    directory.mkdir(exist_ok=True)
+    ServerFiles(directory).use_lock.touch()
+    with ThreadPoolExecutor(1) as pool, listen() as listener:
+        port = listener.getsockname()[1]
+        described = LocalServer(directory, os.getpid(), port, "3", is_ready=False)
+        described.write()
+        server = IdleServer(
+            healthy, described, idle_seconds, tick_seconds=0.05, recording_seconds=recording_seconds
+        )
+        end = pool.submit(server.run, [listener])
+        try:
+            wait_until(lambda: server.started)
+            yield server, end, port
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+
+
+def test_an_unused_server_ends(tmp_path: Path) -> None:
+    with running(tmp_path, idle_seconds=0.2) as (_, end, port):
+        end.result(20)
+
+    assert not ServerFiles(tmp_path / "prefect").state.exists()
+    assert not is_answering(port)
+
+
+def test_a_server_answers_as_soon_as_it_is_described_as_ready(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "prefect")
+    with running(tmp_path) as (_, _, port):
+        found = read_server(files)
+        assert found == LocalServer(files.directory, os.getpid(), port, "3", is_ready=True)
+        assert is_answering(port)
+
+
+@pytest.mark.slow
+def test_a_client_keeps_the_server_alive_until_it_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    command = [sys.executable, "-c", A_CLIENT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "uses it\n"
+        with running(tmp_path, idle_seconds=0.3) as (_, end, port):
+            time.sleep(1.0)
+            assert is_answering(port)
+
+            client.kill()
+
+            end.result(20)
+
+
+def test_a_server_does_not_end_under_a_command_that_is_about_to_use_it(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "prefect")
+    with running(tmp_path) as (server, end, _):
+        before = server._last_use()
+
+        with FileLock(files.start_lock):
+            assert not server._withdraw(before)
+        os.utime(files.use_lock, (1, 1))
+        assert not server._withdraw(before)
+        assert files.state.exists()
+        assert server._withdraw(1.0)
+        assert not files.state.exists()
+        end.result(20)
+
+
+def test_a_command_that_arrives_lets_the_idle_time_begin_again(tmp_path: Path) -> None:
+    with running(tmp_path, idle_seconds=1.5) as (_, end, _):
+        for second in range(6):
+            os.utime(ServerFiles(tmp_path / "prefect").use_lock, (second, second))
+            time.sleep(0.4)
+        assert not end.done()
+
+        end.result(20)
+
+
+def test_a_server_that_was_just_used_records_before_it_ends(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "prefect")
+    with running(tmp_path, recording_seconds=0.5) as (server, end, _):
+        os.utime(files.use_lock)
+        began = time.monotonic()
+        server.handle_exit(signal.SIGTERM, None)
+
+        # Meanwhile the next command does not find it.
+        wait_until(lambda: not files.state.exists())
+        assert not server.should_exit
+        end.result(20)
+        assert time.monotonic() - began >= 0.4
+
+
+def test_a_server_that_was_not_just_used_ends_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, recording_seconds=60.0) as (server, end, _):
+        os.utime(ServerFiles(tmp_path / "prefect").use_lock, (1, 1))
+        server.handle_exit(signal.SIGTERM, None)
+
+        end.result(30)
+
+
+def test_a_removed_folder_ends_the_server(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, end, _):
+        for path in (tmp_path / "prefect").iterdir():
+            path.unlink()
+        (tmp_path / "prefect").rmdir()
+
+        end.result(20)
+
+
+def test_another_program_on_the_usual_port_is_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(server_process, "FIRST_PORT", taken)
+        with listen() as listener:
+            assert listener.getsockname()[1] != taken
+        monkeypatch.setattr(server_process, "PORTS_TRIED", 1)
+        with listen() as listener:
+            assert listener.getsockname()[1] != taken
+
+
+def test_servers_that_start_together_choose_different_ports() -> None:
+    with listen() as one, listen() as other:
+        assert one.getsockname() != other.getsockname()
+
+
+def test_the_next_server_has_the_port_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen() as free:
+        port = free.getsockname()[1]
+        monkeypatch.setattr(server_process, "FIRST_PORT", port)
+        # A connection that the server closes first keeps the port for a minute.
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            free.accept()[0].close()
+            client.recv(1)
+
+    with listen() as again:
+        assert again.getsockname()[1] == port
+
+
+def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_pages(tmp_path: Path) -> None:
+    environment = server_environment(tmp_path, 4280)
+
+    assert environment["PREFECT_HOME"] == str(tmp_path)
+    assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4280/api"
+    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",") == [
+        "http://127.0.0.1:4280",
+        "http://localhost:4280",
+        "http://[::1]:4280",
+    ]
+
+
+@pytest.mark.slow
+def test_only_a_process_that_works_touches_its_state_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.json"
+    state.touch()
+    cpu = iter([1.0, 1.0, 2.0, 2.0])
+    touched: list[int] = []
+
+    def sleep(_: float) -> None:
+        touched.append(state.stat().st_mtime_ns)
+        os.utime(state, ns=(0, 0))
+        if len(touched) == 4:
+            state.unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "process_time", lambda: next(cpu, 3.0))
+
+    touch_while_working(state)
+
+    # Idle after the first tick, at work in the second, idle in the third.
+    assert [time_ns > 0 for time_ns in touched[1:]] == [False, True, False]
+
+
+def test_a_second_server_of_one_folder_gives_up(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path)
+
+    with FileLock(files.lock):
+        command = [sys.executable, "-m", "imbrace_cli.server_process", str(tmp_path), "60"]
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert second.returncode == 1
+    assert "server.lock" in second.stderr
+    assert not files.state.exists()

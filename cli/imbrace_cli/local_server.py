@@ -192,13 +192,14 @@ def stop_server(home: Path | None = None) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Return whether a process has locked a file; the check itself locks it for an instant."""
+    # filelock would create the file.
+    if not path.exists():
+        return False
     try:
         with FileLock(path, timeout=0, mode=0o600):
             return False
     except Timeout:
         return True
-    except FileNotFoundError:
-        return False
 
 
 def is_in_use(files: ServerFiles) -> bool:
@@ -385,15 +386,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _stop(files: ServerFiles) -> None:
     """End the server; kill it if it does not end."""
+    server = None
     for request, patience in (
         (signal.SIGTERM, RECORDING_SECONDS + STOP_SECONDS),
         (signal.SIGKILL, STOP_SECONDS),
     ):
         deadline = time.monotonic() + patience
-        server = None
+        is_sent = False
         while is_locked(files.lock) and time.monotonic() < deadline:
-            # A server that has just begun has no state file yet.
-            if server is None and (server := read_server(files)) is not None:
+            # A server that has just begun has no state file yet, and one that ends has none any more.
+            server = server or read_server(files)
+            if server is not None and not is_sent:
+                is_sent = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(server.pid, request)
             time.sleep(POLL_SECONDS)

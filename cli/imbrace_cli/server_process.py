@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -143,17 +144,21 @@ class IdleServer(uvicorn.Server):
             return 0.0
 
 
-def touch_while_working(state: Path, tick_seconds: float = TICK_SECONDS) -> None:
-    """Touch the state file when this process has used CPU time: commands wait for a server that works."""
+def watch_process(state: Path) -> None:
+    """Touch the state file when this process has used CPU time, and end a process that does not end in time.
+
+    Commands wait for a server that works. Once the state file is gone, no command can find the process to
+    end it.
+    """
     before = time.process_time()
-    while True:
-        time.sleep(tick_seconds)
+    while state.exists():
+        time.sleep(TICK_SECONDS)
         if (now := time.process_time()) - before >= LEAST_CPU_SECONDS:
             before = now
-            try:
+            with suppress(FileNotFoundError):
                 os.utime(state)
-            except FileNotFoundError:
-                return
+    time.sleep(RECORDING_SECONDS + STOP_SECONDS)
+    os._exit(1)
 
 
 def serve(files: ServerFiles, idle_seconds: float) -> None:
@@ -163,7 +168,7 @@ def serve(files: ServerFiles, idle_seconds: float) -> None:
         port = listener.getsockname()[1]
         server = LocalServer(files.directory, os.getpid(), port, prefect_version(), is_ready=False)
         server.write()
-        threading.Thread(target=touch_while_working, args=(files.state,), daemon=True).start()
+        threading.Thread(target=watch_process, args=(files.state,), daemon=True).start()
         os.environ.update(server_environment(files.directory, port))
         from prefect.server.api.server import create_app
 

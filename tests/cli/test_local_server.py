@@ -234,7 +234,7 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
 def process_with_lock(files: ServerFiles, program: str = "time.sleep(60)") -> Iterator[subprocess.Popen[str]]:
     """Run a process that has the lock of a server."""
     lines = f"""
-import signal, sys, time
+import pathlib, signal, sys, time
 from filelock import FileLock
 with FileLock({str(files.lock)!r}):
     print("locked", flush=True)
@@ -314,7 +314,11 @@ def test_a_server_that_ignores_the_request_to_end_is_killed(
     monkeypatch.setattr(local_server, "STOP_SECONDS", 5.0)
     (tmp_path / "prefect").mkdir()
     files = ServerFiles(tmp_path / "prefect")
-    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    # It begins to end, and hangs.
+    stubborn = (
+        f"signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(files.state)!r}).unlink());"
+        " print('deaf', flush=True); [time.sleep(1) for _ in range(60)]"
+    )
 
     with process_with_lock(files, stubborn) as process:
         assert process.stdout is not None
@@ -323,6 +327,7 @@ def test_a_server_that_ignores_the_request_to_end_is_killed(
 
         assert stop_server(tmp_path)
         assert process.wait(10) == -signal.SIGKILL
+    assert not files.state.exists()
 
 
 def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

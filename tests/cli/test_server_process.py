@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from imbrace_cli import server_process
 from imbrace_cli.local_server import LocalServer, ServerFiles, is_answering, read_server
-from imbrace_cli.server_process import IdleServer, listen, server_environment, touch_while_working
+from imbrace_cli.server_process import IdleServer, listen, server_environment, watch_process
 
 A_CLIENT = """
 import sys, time
@@ -199,16 +199,20 @@ def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_page
     ]
 
 
-@pytest.mark.slow
-def test_only_a_process_that_works_touches_its_state_file(
+def test_a_process_that_works_touches_its_state_file_and_one_that_does_not_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = tmp_path / "state.json"
     state.touch()
     cpu = iter([1.0, 1.0, 2.0, 2.0])
     touched: list[int] = []
+    slept: list[float] = []
+    exits: list[int] = []
 
-    def sleep(_: float) -> None:
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if not state.exists():
+            return
         touched.append(state.stat().st_mtime_ns)
         os.utime(state, ns=(0, 0))
         if len(touched) == 4:
@@ -217,10 +221,14 @@ def test_only_a_process_that_works_touches_its_state_file(
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "process_time", lambda: next(cpu, 3.0))
 
-    touch_while_working(state)
+    monkeypatch.setattr(os, "_exit", exits.append)
+
+    watch_process(state)
 
     # Idle after the first tick, at work in the second, idle in the third.
     assert [time_ns > 0 for time_ns in touched[1:]] == [False, True, False]
+    assert slept == [5.0, 5.0, 5.0, 5.0, 25.0]
+    assert exits == [1]
 
 
 def test_a_second_server_of_one_folder_gives_up(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def backfill(
     sheet: options.Sheet = None,
     region: options.Region = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="Every conversation that is known to the lake.")
+        bool, typer.Option("--everything", help="Every conversation that the lake knows.")
     ] = False,
     conversations: Annotated[
         str | None,
@@ -50,7 +50,7 @@ def backfill(
         ),
     ] = None,
     conversation: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="One conversation; may be given again.")
+        list[str] | None, typer.Option(metavar="ID", help="A conversation; repeat the option for more.")
     ] = None,
     rerun: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Retry the failures of this earlier run.")
@@ -77,12 +77,12 @@ def backfill(
 ) -> None:
     """Read conversations again, completely or for a window of time, and update the lake.
 
-    Say which by exactly one of: --everything, phone numbers (arguments or --phones), conversations
+    Choose them by exactly one of: --everything, phone numbers (arguments or --phones), conversations
     (--conversations or --conversation), --rerun.
     """
     from imbrace_cli.inputs import TableOptions, ids_address, list_address
     from imbrace_cli.run import backfill_flow, run_watched
-    from imbrace_cli.summary import tell_outcome
+    from imbrace_cli.summary import show_outcome
     from imbrace_flows.params import BackfillParams
     from imbrace_lake.phones.columns import join_columns
 
@@ -118,15 +118,15 @@ def backfill(
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_watched(settings, backfill_flow, params, overrides)
     window = [f" --since {since}"] * (since is not None) + [f" --until {until}"] * (until is not None)
-    tell_outcome(outcome, f"imbrace-lake backfill{''.join(window)}", as_json=as_json)
+    show_outcome(outcome, f"imbrace-lake backfill{''.join(window)}", as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
 
 def _only(given: Mapping[Source, bool]) -> Source:
-    """The one choice that was made.
+    """Return the source that was chosen.
 
     Raises:
-        UsageError: There is none, or more than one.
+        UsageError: No source was chosen, or more than one.
     """
     names: dict[Source, str] = {
         "everything": "--everything",
@@ -136,7 +136,7 @@ def _only(given: Mapping[Source, bool]) -> Source:
     }
     chosen = [source for source, is_given in given.items() if is_given]
     if not chosen:
-        raise UsageError(f"say which conversations by one of: {', '.join(names.values())}")
+        raise UsageError(f"choose the conversations by one of: {', '.join(names.values())}")
     if len(chosen) > 1:
         raise UsageError(f"choose one of: {', '.join(names[source] for source in chosen)}")
     return chosen[0]
@@ -151,10 +151,10 @@ def _window(since: str | None, until: str | None) -> tuple[datetime | None, date
 
 
 def _instant(option: str, text: str) -> datetime:
-    """A moment in ISO 8601.
+    """Parse a time in ISO 8601.
 
     Raises:
-        UsageError: It is none, or one without its time zone, which could be any.
+        UsageError: The text is not such a time, or has no time zone.
     """
     try:
         return datetime.combine(date.fromisoformat(text), time(), UTC)

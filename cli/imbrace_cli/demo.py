@@ -1,4 +1,4 @@
-"""`imbrace-lake demo`: from nothing to a queried lake, with a gateway that is made up."""
+"""`imbrace-lake demo`: export from a fake gateway into a lake, and query it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def demo(
         typer.Option(min=0, max=65_535, metavar="N", help="Port of the fake gateway; any by default."),
     ] = 0,
 ) -> None:
-    """Export from a fake gateway into ./lake, look at what landed, and query it.
+    """Export from a fake gateway into ./lake, show the lake, and query it.
 
-    Needs no token, no bucket and no server. The conversations are made up; a second demo finds them
+    Needs no token, no bucket and no server. The conversations are generated; a second demo finds them
     unchanged and writes none of them again.
     """
     from imbrace_sandbox import Sandbox, SandboxOptions
@@ -47,7 +47,7 @@ def demo(
         try:
             box = running.enter_context(Sandbox(SandboxOptions(conversations=conversations, seed=seed), port))
         except OSError:
-            raise UsageError(f"port {port} is taken or not yours to use: choose another by --port") from None
+            raise UsageError(f"port {port} is taken or not permitted: choose another by --port") from None
         _run(box, lake)
 
 
@@ -55,7 +55,7 @@ def _run(box: Sandbox, lake: Path) -> None:
     from imbrace_cli.demo_report import show_report
     from imbrace_cli.inputs import stage_in_memory
     from imbrace_cli.run import export_flow, run_watched
-    from imbrace_cli.summary import tell_outcome
+    from imbrace_cli.summary import show_outcome
     from imbrace_cli.terminal import echo
     from imbrace_flows.params import ExportParams
 
@@ -70,15 +70,15 @@ def _run(box: Sandbox, lake: Path) -> None:
         "organization": box.options.organization_id,
         "gateway": box.url,
         "lake": folder_name,
-        # A short list has a larger share of them than a real one.
+        # A short list has a larger share of unreadable entries than a real one.
         "tolerated_unreadable": 1,
     }
     with options.environment(settings):
         checked = options.checked_settings()
-        # Numbers as people write them: spaces, brackets, repeats, and a few that are none.
+        # Numbers as people write them: with spaces, brackets and repeats, and a few invalid ones.
         phones = stage_in_memory("\n".join(box.messy_phones()).encode(), "numbers.txt")
         outcome = run_watched(checked, export_flow, ExportParams(phones=phones), {})
-    tell_outcome(outcome, "imbrace-lake export")
+    show_outcome(outcome, "imbrace-lake export")
     if outcome.exit_code == 0:
         show_report(Path(os.path.abspath(lake)), folder_name)  # noqa: PTH100 - resolve() would follow links
         echo("", *_next_steps(outcome.summary.flow_run_url))
@@ -87,7 +87,7 @@ def _run(box: Sandbox, lake: Path) -> None:
 
 def _next_steps(run_url: str | None) -> list[str]:
     look = [f"See the run:    {run_url}"] if run_url else []
-    # Of a clone that `./dev` set up, nothing is on the PATH.
+    # `./dev` puts no program of a clone on the PATH.
     program = os.environ.get("IMBRACE_CALLED_AS", "imbrace-lake")
     return [
         *look,

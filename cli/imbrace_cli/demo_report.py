@@ -1,4 +1,4 @@
-"""The report of the demo: its lake as a small tree, and a query with its result."""
+"""The report of the demo: its lake as a tree, and a query with its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = tuple[object, ...]
 
 
 def show_report(folder: Path, folder_name: str) -> None:
-    """Show what lies in a lake, and ask it something."""
+    """Show the objects of a lake, and a query with its result."""
     echo("", "What landed:", "", _tree(folder, folder_name), "")
     question, rows = _asked(folder_name)
     echo("Any engine that reads Parquet reads it:", "", *(f"  {line}" for line in question.splitlines()), "")
@@ -43,9 +43,9 @@ def _tree(folder: Path, folder_name: str) -> Tree:
                 parts.add(_entry(part.name, size(part.stat().st_size)))
         if len(conversations) > MOST_FOLDERS:
             branch.add(_entry("", f"… {len(conversations) - MOST_FOLDERS:,} more"))
-    for ledger, what in (("phones", "number"), ("conversations", "conversation"), ("runs", "run")):
+    for ledger, what in (("phones", "numbers"), ("conversations", "conversations"), ("runs", "runs")):
         count = sum(1 for _ in (folder / ledger).iterdir())
-        tree.add(_entry(ledger, f"how each {what} stands: {count:,} file{'s' * (count != 1)}"))
+        tree.add(_entry(ledger, f"the ledger of {what}: {count:,} file{'s' * (count != 1)}"))
     tree.add("lake.json")
     return tree
 

@@ -56,11 +56,11 @@ def export(
 ) -> None:
     """Export every conversation of a list of phone numbers into the lake, proven complete.
 
-    The token comes from the environment variable IMBRACE_TOKEN or a file .env, never from an argument.
+    The token comes from the environment variable IMBRACE_TOKEN or from a file .env, never from an argument.
     """
     from imbrace_cli.inputs import TableOptions
     from imbrace_cli.run import export_flow, run_watched
-    from imbrace_cli.summary import tell_outcome
+    from imbrace_cli.summary import show_outcome
     from imbrace_flows.params import ExportParams
     from imbrace_lake.phones.columns import join_columns
 
@@ -83,17 +83,17 @@ def export(
     }
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_watched(settings, export_flow, ExportParams.model_validate(params), overrides)
-    tell_outcome(outcome, "imbrace-lake export", as_json=as_json)
+    show_outcome(outcome, "imbrace-lake export", as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
 
 def _list_or_none(
     settings: Settings, phones: str | None, numbers: list[str], table: TableOptions, rerun: str | None
 ) -> str | None:
-    """The address of the list, or None where an earlier run says what to do.
+    """Return the address of the list, or None for the rerun of an earlier run.
 
     Raises:
-        UsageError: Both or neither are given, or one cannot be used.
+        UsageError: Both or neither are given, or cannot be used.
     """
     from imbrace_cli.inputs import list_address
 
@@ -106,10 +106,10 @@ def _list_or_none(
 
 
 def find_run(settings: Settings, run_id: str) -> None:
-    """Make sure that the lake knows a run.
+    """Check that the lake knows a run.
 
     Raises:
-        UsageError: It does not, or there is no lake.
+        UsageError: The lake does not know it, or there is no lake.
     """
     from imbrace_lake.export.rerun import unknown_run
     from imbrace_lake.lake.lake import open_lake

@@ -1,4 +1,4 @@
-"""`imbrace-lake freshness`: how old the proof of each conversation is."""
+"""`imbrace-lake freshness`: the age of each conversation's proof."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Examples:
 
 \b
 Exit codes:
-  0 nothing is stale   3 something is   1 could not be done   2 wrong use
+  0 nothing is stale   3 something is stale   1 failed   2 wrong use
 """
 
 STALE = 3
@@ -38,15 +38,15 @@ def freshness(
         typer.Option(min=0.0, metavar="N", help="End with exit code 3 if a proof is older than this."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Conversations to list, the stalest first.")
+        int, typer.Option(min=0, metavar="N", help="Conversations to list, the oldest proof first.")
     ] = 20,
     organization: options.Organization = None,
     lake: options.Lake = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say for how long each conversation has not been proven complete or unchanged.
+    """Show the time since each conversation was last proven complete or unchanged.
 
-    What the gateway no longer has is left out: there is nothing to prove of it.
+    Conversations that the gateway no longer has are left out.
     """
     from imbrace_lake.lake.freshness import by_age, count_stale
 
@@ -62,7 +62,7 @@ def freshness(
         if stale:
             echo(
                 "",
-                f"{stale:,} of {len(found):,} conversations have no proof of the last {stale_hours:g} hours",
+                f"{stale:,} of {len(found):,} conversations: no proof in the last {stale_hours:g} hours",
             )
     raise typer.Exit(STALE if stale else 0)
 
@@ -95,7 +95,7 @@ def _list(found: list[Freshness], limit: int) -> None:
     rows += [(_ago(one.age), _ago(one.walk_age), one.status, one.conversation_id) for one in found[:limit]]
     echo("", *(f"{age:>14}  {walk_age:>14}  {status:<10}  {one}" for age, walk_age, status, one in rows))
     if len(found) > limit:
-        echo(f"and {len(found) - limit:,} that are fresher")
+        echo(f"and {len(found) - limit:,} with newer proofs")
 
 
 def _ago(age: timedelta | None) -> str:

@@ -1,4 +1,4 @@
-"""How the commands that start no flow reach the gateway: within the budget of the Prefect server there is."""
+"""The gateway for commands that start no flow: within the budget of the Prefect server, if there is one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def shared_gateway(settings: Settings) -> OpenGateway:
-    """Give what opens a client within the limit that all runs share.
+    """Return a function that opens a client within the limit that all runs share.
 
-    The limit is that of the server that is configured, or else of the local one, if it is running.
-    Without any server, or with an empty `IMBRACE_REQUEST_LIMIT`, this process has its own limit.
+    The limit is that of the configured server, or else of the local one, if it is running. Without a server,
+    or with an empty `IMBRACE_REQUEST_LIMIT`, this process has its own limit.
 
     Raises:
         ServerUnavailable: The configured server does not answer, so its limit is not known.
@@ -33,7 +33,7 @@ def shared_gateway(settings: Settings) -> OpenGateway:
     if configured is not None:
         try:
             answer = ask_server(configured)
-            # Others than these say nothing of the limit: the hosted service has no such page.
+            # Other errors do not matter: the hosted service does not have this page.
             if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
                 answer.raise_for_status()
         except httpx.HTTPError as exc:
@@ -41,14 +41,14 @@ def shared_gateway(settings: Settings) -> OpenGateway:
         prepare_client(configured)
     elif local is not None:
         prepare_client(local.api_url, local.directory)
-    # Not before the environment is set, and only here, because it takes two seconds.
+    # After the environment is set, and only here, because the import of Prefect takes seconds.
     from imbrace_tasks.budget import open_gateway
 
     return partial(open_gateway, settings)
 
 
 def own_gateway(settings: Settings) -> OpenGateway:
-    """Give what opens a client within the limit of this process alone."""
+    """Return a function that opens a client within the limit of this process alone."""
     from imbrace_lake.gateway.factory import open_gateway
 
     return lambda options: open_gateway(options, settings.new_limiter(), nullcontext())

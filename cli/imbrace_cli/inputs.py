@@ -1,8 +1,8 @@
 """The inputs of a command, phone numbers or conversation ids, as the address of a list.
 
-Prefect stores and shows the parameters of a flow in clear, so numbers that were typed or piped never
-become parameters: they are put into a file system in the memory of this process, and the flow, which
-runs in it, gets the address.
+Prefect stores and shows the parameters of a flow in clear, so numbers from arguments or standard input never
+become parameters: the command writes them to a file system in the memory of this process, and the flow, which
+runs in this process, gets the address.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """Which part of a table is the list: columns, separated by commas, and the sheet of a spreadsheet."""
+    """The part of a table that is the list: columns, separated by commas, and the sheet of a spreadsheet."""
 
     column: str | None = None
     sheet: str | None = None
 
 
 def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions, settings: Settings) -> str:
-    """Find the list of a command and make sure that it can be read.
+    """Return the address of a command's list, after a check that it can be read.
 
     Args:
         phones: A path, a URL or ``-``.
-        numbers: Given one by one instead.
+        numbers: The numbers that were given as arguments.
         table: As for `iter_numbers`.
         settings: Region and allowed kinds of addresses.
 
     Raises:
-        UsageError: There is none, or it cannot be read; nothing more than its beginning was read.
+        UsageError: There is no list, or its beginning cannot be read.
     """
     if (phones is None) == (not numbers):
         raise UsageError(
@@ -55,16 +55,16 @@ def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions
 def ids_address(
     conversations: str | None, ids: Sequence[str], table: TableOptions, settings: Settings
 ) -> str:
-    """Find the list of conversation ids of a command and read it once.
+    """Return the address of a command's list of conversation ids, after reading it once.
 
     Args:
         conversations: A path, a URL or ``-``.
-        ids: Given one by one instead.
+        ids: The ids that were given as options.
         table: As for `read_ids`.
         settings: The allowed kinds of addresses.
 
     Raises:
-        UsageError: Both are given, or it cannot be read.
+        UsageError: Both are given, or the list cannot be read.
     """
     from imbrace_lake.phones.lists import read_ids
 
@@ -84,9 +84,9 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
         )
     if given == STANDARD_INPUT:
         if sys.stdin.isatty():
-            sys.stderr.write(f"reading {what}, one a line; end with Ctrl-D\n")
+            sys.stderr.write(f"reading {what}, one per line; end with Ctrl-D\n")
         return stage_in_memory(_read_standard_input(), "standard input")
-    refuse_secrets(given)
+    reject_secrets(given)
     if is_pipe(given):
         # A pipe, such as the shell's <(command), can be read only once.
         return stage_in_memory(Path(given).read_bytes(), "the pipe")
@@ -94,7 +94,7 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
 
 
 def stage_in_memory(body: bytes, name: str) -> str:
-    """Put a list into this process's memory and return its address; messages call it `name`."""
+    """Write a list to the memory of this process and return its address; messages call it `name`."""
     import fsspec
 
     from imbrace_lake.phones.sources import STAGED
@@ -109,11 +109,11 @@ def _read_standard_input() -> bytes:
     return stream.read() if stream is not None else sys.stdin.read().encode("utf-8", "surrogatepass")
 
 
-def refuse_secrets(address: str) -> None:
-    """Refuse the address of a list that Prefect must not store.
+def reject_secrets(address: str) -> None:
+    """Reject the address of a list that Prefect must not store.
 
     Raises:
-        UsageError: It holds credentials or a query, or is no URL.
+        UsageError: The address contains credentials or a query, or is not a URL.
     """
     if "://" not in address:
         return
@@ -124,12 +124,12 @@ def refuse_secrets(address: str) -> None:
         raise UsageError("the address of the list is not a valid URL: check it") from None
     if has_login:
         raise UsageError(
-            "the address of the list holds credentials, which Prefect would store: leave them out, and set"
+            "the address of the list contains credentials, which Prefect would store: leave them out, and set"
             " them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
         )
     if parts.query and parts.scheme in ("http", "https"):
         raise UsageError(
-            "the address of the list holds a query, perhaps a signature, which Prefect would store:"
+            "the address of the list contains a query, perhaps a signature, which Prefect would store:"
             " download the list, or pipe it into --phones -"
         )
 
@@ -147,4 +147,4 @@ def _check_readable(address: str, table: TableOptions, settings: Settings) -> No
     )
     if next(numbers, None) is None:
         name = display_name(address).rpartition("/")[2]
-        raise UsageError(f"{name} holds no phone number: give at least one")
+        raise UsageError(f"{name} contains no phone number: give at least one")

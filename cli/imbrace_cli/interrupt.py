@@ -14,10 +14,10 @@ _ACKNOWLEDGED = b"\ninterrupted: the run is stopping; press Ctrl-C again to end 
 
 
 class Interrupt:
-    """What a first Ctrl-C does.
+    """The effect of the first Ctrl-C.
 
     Attributes:
-        is_requested: Whether there was one.
+        is_requested: Whether Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Interrupt:
 
     @contextmanager
     def cancels(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Let Ctrl-C call a function as long as the block lasts; elsewhere it raises KeyboardInterrupt."""
+        """Let Ctrl-C call a function while the block runs; otherwise it raises KeyboardInterrupt."""
         self._cancel = cancel
         try:
             yield
@@ -34,14 +34,14 @@ class Interrupt:
             self._cancel = None
 
     def on_signal(self, *_: object) -> None:
-        """Handle SIGINT, at any moment in the main thread."""
+        """Handle SIGINT, which can arrive at any moment in the main thread."""
         if self.is_requested:
-            # Without waiting for threads or for a server: what was written is safe, as after any kill.
+            # Without waiting for threads or a server: the lake is consistent, as after any kill.
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)
             os._exit(INTERRUPTED)
         self.is_requested = True
-        # Not by a stream, whose buffer this signal may have interrupted.
+        # Not through a stream: this signal may have interrupted its write.
         os.write(2, _ACKNOWLEDGED)
         if self._cancel is None:
             raise KeyboardInterrupt
@@ -50,10 +50,10 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Handle Ctrl-C as long as the block lasts; only the main thread of a process gets it."""
+    """Handle Ctrl-C while the block runs; only the main thread of a process gets it."""
     interrupt = Interrupt()
     is_main = threading.current_thread() is threading.main_thread()
-    # `nohup` and shells that start a command in the background let it ignore Ctrl-C.
+    # `nohup`, and shells that start a command in the background, make it ignore Ctrl-C.
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield interrupt
         return

@@ -1,14 +1,14 @@
-"""The command line `imbrace-lake`: parses, calls, and turns our errors into a sentence and an exit code.
+"""The command line `imbrace-lake`: runs a command, and turns errors into a sentence and an exit code.
 
 ====  ================================================================================
-0     done, and all of it
+0     complete
 1     failed
 2     wrong use: an option, a setting or a file; nothing was started
-3     not all of it: what could not be exported, what differs or what is stale is named
+3     partial: the output names the conversations that failed, differ or are stale
 130   interrupted
 ====  ================================================================================
 
-Only what every command needs is imported here: ``--help`` should not wait for Prefect.
+This module imports only what every command needs: ``--help`` does not wait for Prefect.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ app = typer.Typer(
     epilog="New here? `imbrace-lake demo` needs no token, no bucket and no server.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    # Plain help is shorter, comes at once, and reads the same in a pipe.
+    # Plain help is shorter, appears at once, and is the same in a pipe.
     rich_markup_mode=None,
     context_settings={"max_content_width": 100},
 )
@@ -132,17 +132,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_out_of_memory(exc: BaseException | None) -> bool:
-    """Whether an exception, or one that caused it, means that the system gives no more memory."""
+    """Return whether an exception, or one of its causes, means that the system gives no more memory."""
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         match exc:
             case MemoryError() | OSError(errno=errno.ENOMEM):
                 return True
-            # Of libraries that cannot be loaded, and of threads whose stack cannot be made.
+            # From libraries that cannot be loaded, and from threads without memory for a stack.
             case ImportError() | RuntimeError() if _NO_MEMORY.search(str(exc)):
                 return True
-            # What CPython raises where memory for the exception itself was missing.
+            # CPython raises it if there is no memory for the exception itself.
             case SystemError() if _limit():
                 return True
         exc = exc.__cause__ or exc.__context__
@@ -159,7 +159,7 @@ def _explained(exc: typer.TyperException) -> str:
     message = exc.format_message()
     if "--token" in message:
         return (
-            "there is no option --token, because everybody on this machine can read the arguments of a"
+            "there is no option --token, because every user of this machine can read the arguments of a"
             " command: set IMBRACE_TOKEN, or write it into .env"
         )
     context: typer.Context | None = getattr(exc, "ctx", None)

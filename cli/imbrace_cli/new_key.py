@@ -1,4 +1,4 @@
-"""`imbrace-lake new-key`: a new `lake.json` for a lake that has lost it."""
+"""`imbrace-lake new-key`: a new `lake.json` for a lake that lost it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Examples:
 
 
 def new_key(lake: options.Lake = None) -> None:
-    """Write the lake.json that a lake has lost, with a new key for the hashes of phone numbers.
+    """Create a new lake.json for a lake that lost it, with a new key for the hashes of phone numbers.
 
     Restore the file from a copy if there is one. With a new key, the hashes in the ledger `phones` differ
-    from those of earlier runs; nothing else changes. A lake that has its lake.json is left alone.
+    from those of earlier runs; nothing else changes. A lake that has its lake.json stays unchanged.
     """
     from imbrace_lake.lake.lake import renew_marker
 

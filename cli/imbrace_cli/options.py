@@ -1,4 +1,4 @@
-"""The options that several commands share, and what becomes of them."""
+"""The options that several commands share, and the settings that they become."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Phones = Annotated[
 Column = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME", help="A column to read, by name or position; may be given again, or with commas."
+        metavar="NAME", help="A column to read, by name or position; repeat it, or use commas, for more."
     ),
 ]
 Sheet = Annotated[
@@ -112,14 +112,14 @@ AsJson = Annotated[
 
 
 def lake_settings(*, needed: Sequence[str] = ("lake",), **given: object) -> Settings:
-    """Read the settings of a command that asks the lake and nobody else.
+    """Read the settings of a command that uses only the lake.
 
     Args:
-        needed: Settings that must be there.
-        given: The command's options; None where one is not given.
+        needed: Settings that are required.
+        given: The command's options, None for those that are not given.
 
     Raises:
-        SettingsError: One is missing or cannot be used.
+        SettingsError: A setting is missing or invalid.
     """
     from imbrace_lake.settings import load_settings
     from imbrace_lake.store.factory import open_store
@@ -133,10 +133,10 @@ def lake_settings(*, needed: Sequence[str] = ("lake",), **given: object) -> Sett
 
 
 def checked_settings(**given: object) -> Settings:
-    """Read the settings and check all that can be checked without asking anybody.
+    """Read the settings and check everything that needs no request.
 
     Raises:
-        SettingsError: One is missing or cannot be used.
+        SettingsError: A setting is missing or invalid.
     """
     from imbrace_lake.phones.numbers import parse_region
 
@@ -150,7 +150,7 @@ def checked_settings(**given: object) -> Settings:
 def overrides(
     settings: Settings, requests_per_second: float | None, max_in_flight: int | None
 ) -> dict[str, object | None]:
-    """Settings that a run gets by its environment, because they are no parameters of a flow."""
+    """Return the settings that a run gets by its environment, because a flow has no such parameters."""
     return {
         "organization": settings.organization,
         "lake": settings.lake,
@@ -162,10 +162,10 @@ def overrides(
 
 @contextmanager
 def environment(values: Mapping[str, object | None]) -> Iterator[None]:
-    """Set settings for as long as the block lasts; what is None stays as it is.
+    """Set settings while the block runs; None leaves one unchanged.
 
-    What is no parameter of the flow, because it is a secret or belongs to this machine, reaches it
-    as every other setting does.
+    Settings that are not parameters of the flow, because they are secret or belong to this machine, reach the
+    flow by the environment.
     """
     changes = {f"IMBRACE_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     before = {name: environ.get(name) for name in changes}

@@ -1,6 +1,6 @@
-"""What a process needs in its environment before it imports Prefect, and what the user has set already.
+"""The environment of a process that imports Prefect, and the settings that the user has made for it.
 
-Prefect fixes its settings and its logging when it is imported, so all of this comes first.
+The import of Prefect fixes its settings and its logging, so this module does not import it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from dotenv import dotenv_values
 def configured_api_url() -> str | None:
     """Return the address of the Prefect server that the user configured, without importing Prefect.
 
-    The import takes two seconds and fixes Prefect's settings, so it has to wait for this answer.
-
     Source:
         The order of ``prefect.settings``: environment, ``.env``, ``prefect.toml``,
         ``pyproject.toml``, active profile (Prefect 3.9, ``prefect/settings/sources.py``).
@@ -29,7 +27,7 @@ def configured_api_url() -> str | None:
 
 
 def configured_login() -> dict[str, str]:
-    """Return the header with which requests reach the configured server, without importing Prefect."""
+    """Return the header that logs in to the configured server, without importing Prefect."""
     if key := _configured("PREFECT_API_KEY", "api", "key"):
         return {"authorization": f"Bearer {key}"}
     if login := _configured("PREFECT_API_AUTH_STRING", "api", "auth_string"):
@@ -38,7 +36,7 @@ def configured_login() -> dict[str, str]:
 
 
 def _configured(name: str, *keys: str) -> str | None:
-    """Look a setting of Prefect's up: by the name of its variable, and by its keys in a TOML file."""
+    """Look up a setting of Prefect: by the name of its variable, and by its keys in a TOML file."""
     environment = {**dotenv_values(".env"), **{k: v for k, v in os.environ.items() if v}}
     if value := environment.get(name):
         return value
@@ -49,30 +47,30 @@ def _configured(name: str, *keys: str) -> str | None:
 
 
 def client_environment(api_url: str, directory: Path | None = None) -> dict[str, str]:
-    """Return what `os.environ` needs *before* the first import of Prefect for a run that works quietly.
+    """Return the variables that `os.environ` needs *before* the first import of Prefect, for a quiet run.
 
-    What the user has set there stays as it is.
+    Variables that the user has set keep their values.
 
     Args:
         api_url: The server of the run.
-        directory: The folder of our own server, if it is that; Prefect then finds no profile of the user's.
+        directory: The folder of the local server, if it is that; Prefect then ignores the user's profiles.
     """
     desired = {
-        # A server that goes away is an error, not a reason to start another.
+        # A lost server is an error, not a reason to start another.
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-        # INFO to the server, which shows it beside the run; the terminal is the commands' own to write to.
+        # INFO goes to the server, which shows it beside the run; only the commands write to the terminal.
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "imbrace_lake",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        # Five would be a minute of silence before a lost server is told.
+        # With the default of five, a lost server is reported after a minute.
         "PREFECT_CLIENT_MAX_RETRIES": "3",
         "DO_NOT_TRACK": "1",
     }
     environment = {name: value for name, value in desired.items() if name not in os.environ}
     environment["PREFECT_API_URL"] = api_url
     if directory is not None:
-        # The one profile that every installation has; one of the user's would be missed with a warning.
+        # The only profile that every installation has; Prefect would warn that another one is missing.
         environment |= {"PREFECT_HOME": str(directory), "PREFECT_PROFILE": "ephemeral"}
         direct = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
         direct = f"{direct},127.0.0.1,localhost" if direct else "127.0.0.1,localhost"
@@ -81,14 +79,14 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
 
 
 def flow_run_url(ui_url: str, flow_run_id: object) -> str:
-    """Return the page of one flow run."""
+    """Return the address of the UI's page of one flow run."""
     return f"{ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}"
 
 
 def prepare_client(api_url: str, directory: Path | None = None) -> None:
-    """Make this process ready to import Prefect; the arguments are those of `client_environment`."""
+    """Prepare this process for the import of Prefect; the arguments are those of `client_environment`."""
     os.environ.update(client_environment(api_url, directory))
-    # At the end of a run it warns that it is still at work, which it always is for a second or two.
+    # At the end of a run it warns that it is still working, which is so for a second or two in every run.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
 
@@ -104,7 +102,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        # Prefect itself says what is wrong with it, as soon as it is imported.
+        # Prefect reports the error when it is imported.
         return {}
 
 

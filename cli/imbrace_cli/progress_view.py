@@ -1,4 +1,4 @@
-"""What is to be seen while a run works: a live display on a terminal, a line now and then elsewhere."""
+"""The progress of a run: a live display on a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ STEADY_SECONDS = 3.0
 
 
 class View(Protocol):
-    """Shows how far a run is."""
+    """Shows the progress of a run."""
 
     interval_seconds: float
 
     def say(self, sentence: str) -> None:
-        """Show what is being waited for before the run begins."""
+        """Show the reason of a wait before the run begins."""
 
     def update(self, progress: core.Progress) -> None:
-        """Show how far the run is; called in its event loop."""
+        """Show the progress; called in the event loop of the run."""
 
 
 @contextmanager
 def open_view() -> Iterator[View]:
-    """Choose the view that fits standard error, for as long as the block lasts."""
+    """Open the view that fits standard error while the block runs."""
     logger = logging.getLogger("imbrace_lake")
     if is_watched():
         live = _LiveView()
@@ -112,7 +112,7 @@ class _LineView:
         self._due = 0.0
 
     def say(self, sentence: str) -> None:
-        # What takes two seconds is not worth a line.
+        # The import of Prefect takes two seconds, which is not worth a line.
         if sentence != self._said and "server" in sentence:
             self._said = sentence
             echo_status(sentence)
@@ -136,7 +136,7 @@ class _LineView:
 
 
 class _Warnings(logging.Handler):
-    """Writes the first warnings of a run as lines; all of them are in the lake and with the orchestrator."""
+    """Writes the first warnings of a run as lines; the lake and Prefect have all of them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -147,11 +147,11 @@ class _Warnings(logging.Handler):
         if self._count <= MOST_LISTED:
             echo_error(record.getMessage(), "warning")
         if self._count == MOST_LISTED:
-            echo_error("further ones are counted in the summary", "warning")
+            echo_error("further warnings are counted in the summary", "warning")
 
 
 def details(progress: core.Progress, messages_per_second: float) -> str:
-    """The counters of a run in one line."""
+    """Return the counters of a run in one line."""
     statuses = [(count, status) for status, count in sorted(progress.statuses.items())]
     parts = [counted(statuses)] if statuses else []
     if progress.messages_total:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 EXAMPLES = """
 \b
 Examples:
-  imbrace-lake repair --lake ./lake            # lists what would be written again
+  imbrace-lake repair --lake ./lake            # lists the parts that it would write again
   imbrace-lake repair --lake ./lake --apply
 
 \b
 Exit codes:
-  0 nothing to repair, or repaired   3 something is to be repaired   1 could not be done   2 wrong use
+  0 nothing to repair, or repaired   3 something to repair   1 failed   2 wrong use
 """
 
 OUTDATED = 3
@@ -41,8 +41,7 @@ def repair(
     """Find messages that an earlier version stored in a form some query engines reject.
 
     These are rows whose `content` or `extra` is not strict JSON, or whose times are out of range. Messages
-    keep their ids and values. Exports may run at the same time, and a repair that was interrupted is
-    repeated.
+    keep their ids and values. Exports may run at the same time. After an interruption, run the command again.
     """
     settings = lake_settings(lake=lake)
     found = asyncio.run(_repair(settings, apply))
@@ -76,4 +75,4 @@ def _echo_repair(found: Repaired) -> None:
     if found.is_applied:
         echo_status(f"repaired: {rows}")
     else:
-        echo_status(f"to be repaired: {rows}; run the command with --apply to write them again")
+        echo_status(f"to repair: {rows}; run the command with --apply to write them again")

@@ -33,19 +33,19 @@ COMPLETE, FAILED, PARTIAL = 0, 1, 3
 
 
 class Interrupted(ImbraceLakeError):
-    """Ctrl-C during a run; the message says what is left of it."""
+    """Ctrl-C ended a run; the message shows what is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, and what was wrong with its input (the first of `problem_count`)."""
+    """The result of a run, and the first of the `problem_count` problems of its input."""
 
     summary: RunSummary
     problems: Sequence[str]
 
     @property
     def problem_count(self) -> int:
-        """How many input numbers are none."""
+        """The number of inputs that are not phone numbers."""
         return self.summary.totals.phones.get("invalid", len(self.problems))
 
     @property
@@ -55,14 +55,14 @@ class Outcome:
 
 
 def export_flow() -> ReadingFlow:
-    """Import the export."""
+    """Import the export flow."""
     from imbrace_flows.export import export_conversations
 
     return export_conversations
 
 
 def backfill_flow() -> ReadingFlow:
-    """Import the backfill."""
+    """Import the backfill flow."""
     from imbrace_flows.backfill import backfill_conversations
 
     return backfill_conversations
@@ -77,14 +77,14 @@ def run_watched(
     """Run a flow; a failed one is an outcome too.
 
     Args:
-        settings: Checked already.
-        load: Imports the flow, which must wait until Prefect's environment is set.
-        params: The flow's.
-        overrides: Settings that are no parameters of the flow.
+        settings: Checked settings.
+        load: Imports the flow, after Prefect's environment is set.
+        params: The parameters of the flow.
+        overrides: Settings that are not parameters of the flow.
 
     Raises:
-        Interrupted: By Ctrl-C.
-        ImbraceLakeError: There is no Prefect server to run with.
+        Interrupted: Ctrl-C was pressed.
+        ImbraceLakeError: No Prefect server is available.
     """
     from imbrace_cli.progress_view import open_view
 
@@ -128,11 +128,11 @@ async def _watched(
     loop = asyncio.get_running_loop()
 
     def cancel() -> None:
-        # The signal may have come anywhere in this thread; the loop may be waiting for the network.
+        # The signal can arrive anywhere in this thread, also while the loop waits for the network.
         loop.call_soon_threadsafe(observer.cancellation.request)
 
     async def watch() -> None:
-        # A terminal that was closed does not end the run.
+        # A closed terminal does not end the run.
         with suppress(OSError):
             view.update(observer.progress)
 
@@ -142,7 +142,7 @@ async def _watched(
 
 
 def _failed(settings: Settings, state: Any) -> RunSummary:
-    """The summary of a run that could not even open its lake."""
+    """Return the summary of a run that could not open its lake."""
     from imbrace_lake.export.run import RunSummary
 
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""`imbrace-lake sandbox`: the fake gateway alone, on a port."""
+"""`imbrace-lake sandbox`: the fake gateway."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _show_options(wanted: bool) -> None:
 
 def sandbox(
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, metavar="N", help="Port; 0 for any free one.")
+        int, typer.Option(min=0, max=65_535, metavar="N", help="Port; 0 for any free port.")
     ] = 8899,
     host: Annotated[
         str,
@@ -62,14 +62,14 @@ def sandbox(
     ] = None,
     budget_requests: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Requests per client in half an hour; then it answers 429."),
+        typer.Option(metavar="N", help="Requests per client in half an hour; further ones get 429."),
     ] = None,
     latency_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Added to every answer.")
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other option; may be given several times."),
+        typer.Option(metavar="NAME=VALUE", help="Any other option; repeat it for more."),
     ] = None,
     _options: Annotated[
         bool, typer.Option("--options", help="List all options.", callback=_show_options, is_eager=True)

@@ -57,11 +57,11 @@ def setup(
 ) -> None:
     """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
 
-    Makes blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
+    Creates blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
     for runs whose worker dies. A second call changes only what differs.
 
-    Token, organization, gateway, lake and list are tried first. If one of them does not work, nothing is
-    saved. Exit code 1 if anything is wrong.
+    First it tests token, organization, gateway, lake and list. If one of them does not work, it saves
+    nothing. Exit code 1 if anything is wrong.
     """
     import httpx
 
@@ -78,10 +78,10 @@ def setup(
     settings = load_settings(organization=organization, lake=lake, gateway=gateway)
     _check(settings, phones, pool, queue)
     if phones is not None and "://" not in phones:
-        # A run works in a folder of its own.
+        # A run has another working directory.
         phones = str(Path(phones).expanduser().absolute())
     try:
-        # Prefect itself would say it in a traceback.
+        # Prefect itself would report a missing server with a traceback.
         ask_server(api_url).raise_for_status()
         prepare_client(api_url)
         from imbrace_deployments.setup import DesiredState, deploy_command, set_up
@@ -101,17 +101,17 @@ def setup(
 def _verdict(outcome: Outcome) -> str:
     wrong = " and ".join(dict.fromkeys(finding.name for finding in outcome.wrong))
     if outcome.done:
-        return f"saved as --force demands, although something is wrong: {wrong}"
+        return f"saved because of --force, although something is wrong: {wrong}"
     return f"nothing was saved, because something is wrong: {wrong}; --force saves it nevertheless"
 
 
 def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> None:
-    """Find what is wrong before anything is made.
+    """Check the settings before anything is created.
 
     Raises:
-        UsageError: It names what to change.
+        UsageError: A setting is invalid; the message shows what to change.
     """
-    from imbrace_cli.inputs import refuse_secrets
+    from imbrace_cli.inputs import reject_secrets
     from imbrace_lake.store.factory import open_store
 
     if settings.token is not None and settings.organization is not None:
@@ -119,7 +119,7 @@ def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> Non
     if settings.lake is not None:
         open_store(settings.lake)
     if phones is not None:
-        refuse_secrets(phones)
+        reject_secrets(phones)
     for name in (pool, queue):
         if not name or set(name) & set("/%&<>"):
             raise UsageError(f"{name!r} is not a valid name of a work pool or queue: leave out / % & < and >")

@@ -1,4 +1,4 @@
-"""How a run ended, for people: what was wrong with the input, why it failed, what it did."""
+"""The end of a run for people: problems of the input, the reason of a failure, and the summary."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _STYLES = {
 }
 
 
-def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> None:
+def show_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> None:
     """Write problems to standard error, and the summary to standard output.
 
     Args:
-        outcome: How the run ended.
-        command: What exports its rest, but for `--rerun` and the run.
-        as_json: For programs.
+        outcome: The result of the run.
+        command: The command that retries its failures, without `--rerun` and the run.
+        as_json: Write JSON, for programs.
     """
     list_problems(outcome.problems, outcome.problem_count)
     show_input(outcome.summary.input)
@@ -47,11 +47,11 @@ def tell_outcome(outcome: Outcome, command: str, *, as_json: bool = False) -> No
 
 
 def show_input(report: dict[str, Any] | None) -> None:
-    """Write to standard error what was read from a list, and what of it was left out."""
+    """Write to standard error which part of a list was read, and what was left out."""
     if report is None:
         return
     first, others = report["files"][0], report["file_count"] - 1
-    # Of plain text nothing had to be chosen.
+    # Plain text has no columns or sheets to choose from.
     if others or first["description"] not in ("text, utf-8", "numbers"):
         more = f" and {others:,} more file{'s' * (others > 1)}" * (others > 0)
         echo_status(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
@@ -63,7 +63,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     from rich.text import Text
 
     headline = Text(summary.status, style=_STYLES[summary.status])
-    # The reason of a failure is printed as an error, by the command.
+    # `show_outcome` writes the reason of a failure as an error.
     if summary.reason and summary.status not in ("failed", "cancelled"):
         headline.append(f": {summary.reason}", style="not bold default")
     echo(headline, *_lines(summary))
@@ -81,7 +81,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
             echo(f"  and {summary.dead_letter_count - len(failures):,} more")
         echo("", "what to do:", *(f"  {line}" for line in summary.advice()))
     if summary.damaged:
-        echo("", f"damaged, and gone on without: {len(summary.damaged):,} ledger objects; verify names them")
+        echo("", f"damaged and ignored: {len(summary.damaged):,} ledger objects; verify names them")
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         echo("", "numbers not resolved:", *reasons)

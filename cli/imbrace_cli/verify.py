@@ -30,7 +30,7 @@ Examples:
 
 \b
 Exit codes:
-  0 sound   3 something differs   1 could not be done   2 wrong use
+  0 sound   3 something differs   1 failed   2 wrong use
 """
 
 DIFFERS = 3
@@ -49,7 +49,7 @@ def verify(
         typer.Option(
             "--object",
             metavar="PATH",
-            help="Judge one part, or a copy of one, by what its footer claims; needs no lake.",
+            help="Judge one part, or a copy of one, by the claim in its footer; needs no lake.",
             exists=True,
             dir_okay=False,
         ),
@@ -63,7 +63,7 @@ def verify(
 ) -> None:
     """Read every object of the lake and report each one that has changed since it was written.
 
-    With --counts, what arrived at the gateway since the last run counts as a difference.
+    With --counts, messages that reached the gateway since the last run count as a difference.
     """
     if one_object is not None:
         _verify_object(one_object, as_json)
@@ -95,7 +95,7 @@ def _verify_object(path: Path, as_json: bool) -> NoReturn:
 
 
 def _evidence(report: PartReport) -> str:
-    """What a sound part shows about itself, in one line."""
+    """Return the claim of a sound part in one line."""
     rows = f"{report.rows:,} messages of {report.conversation_id} ({report.organization_id})"
     claim = report.claim
     if claim is None:
@@ -131,7 +131,7 @@ async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProg
 
 @contextmanager
 def _progress() -> Iterator[ShowProgress]:
-    """Show on a terminal how far it is."""
+    """Show the progress on a terminal."""
     if not is_watched():
         yield lambda what, done, all: None
         return
@@ -152,6 +152,4 @@ def _echo_verification(found: Verification) -> None:
         looked += f", {found.counts:,} counts"
     echo_status(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
     if found.unrecorded:
-        echo_status(
-            f"{found.unrecorded:,} parts are as killed runs left them: whole, and not yet in a ledger"
-        )
+        echo_status(f"{found.unrecorded:,} parts of killed runs are complete and not yet in a ledger")

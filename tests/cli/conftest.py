@@ -1,4 +1,4 @@
-"""What the tests of the commands share: one Prefect server, fake gateways, a clean environment."""
+"""Fixtures of the tests of the commands: one Prefect server, fake gateways, a clean environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.prefect_threads import end_threads
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -39,7 +39,7 @@ prefect_leaks = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Stand in an empty folder, with nothing configured; whatever a command sets is undone."""
+    """Work in an empty folder without any configuration; restore the variables that a command sets."""
     with patch.dict(os.environ):
         for name in list(os.environ):
             if name.startswith(("PREFECT_", "IMBRACE_", "AWS_")):
@@ -65,7 +65,7 @@ def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def terminal(workdir: Path) -> None:
-    """Make standard output and standard error terminals, as far as can be told from here."""
+    """Make a command take standard output and standard error for terminals."""
     os.environ.update(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", TERM="xterm-256color", COLUMNS="100")
 
 
@@ -94,23 +94,23 @@ def settings(workdir: Path, box: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 def phones(workdir: Path, box: Sandbox) -> Path:
-    """A list of all numbers as people write them, three of them none."""
+    """A list of all numbers as people write them, three of them invalid."""
     path = workdir / "phones.txt"
     path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
     return path
 
 
-# Not for the session: Prefect's connection draws a random number every 20 seconds, and when that is
-# while Hypothesis makes an example of a later test, Hypothesis takes it for the example's.
+# Not for the session: Prefect's connection draws a random number every 20 seconds, and Hypothesis would take
+# it for part of an example of a later test.
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """One real Prefect server for all tests of the commands; no thread of Prefect stays behind them."""
+    """One real Prefect server for all tests of the commands; Prefect's threads end with them."""
     home = make_home(tmp_path_factory, "prefect")
     server = ensure_server(home)
     with keep_alive(home):
         with patch.dict(os.environ):
             prepare_client(server.api_url, server.directory)
-            # Its settings are those of its first import, whichever test that was in.
+            # Its settings are fixed by the first import, in whichever test that is.
             import prefect  # noqa: F401
         yield server
         end_threads()
@@ -119,7 +119,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
 
 
 def _collect_leaks() -> None:
-    """Let no later test meet the warnings about what Prefect leaves open."""
+    """Keep warnings about connections that Prefect leaves open from later tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
@@ -127,7 +127,7 @@ def _collect_leaks() -> None:
 
 @pytest.fixture
 def prefect(prefect_server: LocalServer, workdir: Path) -> Iterator[LocalServer]:
-    """Let commands in this process find that server as their own."""
+    """Let commands in this process find that server as the local one."""
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
     os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)

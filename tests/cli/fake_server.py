@@ -1,4 +1,4 @@
-"""A server that answers every request alike."""
+"""A server that gives every request the same answer."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ def parsed(contents: dict[str, str]) -> dict[str, Any]:
 
 
 def of_size(box: Sandbox, least: int) -> list[str]:
-    """Conversations of at least so many messages."""
+    """Conversations of at least `least` messages."""
     return [one for one, size in box.conversations.items() if size >= least]
 
 
-def test_conversations_given_by_id_are_read_whole_and_old_edits_found(
+def test_conversations_given_by_id_are_read_completely_and_old_edits_found(
     run: Run, box: Sandbox, workdir: Path
 ) -> None:
     long = of_size(box, 110)[0]
@@ -61,7 +61,7 @@ def test_conversations_given_by_id_are_read_whole_and_old_edits_found(
     assert parsed(texts(workdir, long)) == truth(box, long)
 
 
-def test_a_window_is_read_and_no_more(
+def test_only_the_window_is_read(
     run: Run, box: Sandbox, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = of_size(box, 110)[0]
@@ -77,7 +77,7 @@ def test_a_window_is_read_and_no_more(
     assert parsed(texts(workdir, long)) == truth(box, long)
 
 
-def test_the_rest_of_a_window_is_reported_with_its_window_and_everything_finds_what_never_succeeded(
+def test_failures_of_a_window_are_reported_with_the_window_and_everything_finds_them(
     run: Run, box: Sandbox, workdir: Path, phones: Path, prefect: LocalServer
 ) -> None:
     never, windowed = of_size(box, 5)[:2]
@@ -112,7 +112,9 @@ def test_times_reach_the_flow_with_their_zone_and_a_plain_date_is_midnight_in_ut
     assert until == datetime(2026, 2, 1, tzinfo=UTC)
 
 
-def test_what_failed_in_a_run_is_read_by_its_id(run: Run, box: Sandbox, workdir: Path, phones: Path) -> None:
+def test_the_failures_of_a_run_are_read_by_its_id(
+    run: Run, box: Sandbox, workdir: Path, phones: Path
+) -> None:
     broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
     box.break_conversation(broken, "400")
     partial = run("backfill", "--phones", str(phones), "--json")

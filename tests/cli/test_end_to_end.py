@@ -1,4 +1,4 @@
-"""The commands as people run them: processes of their own, with pipes, signals and exit codes."""
+"""The commands as people run them: as processes, with pipes, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "imbrace_cli.main"]
 
 @pytest.fixture(autouse=True)
 def environment(workdir: Path, prefect_server: LocalServer) -> None:
-    """Let the processes find the tests' Prefect server as their own."""
+    """Let the processes find the tests' Prefect server as the local one."""
     os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)
 
 
@@ -38,9 +38,7 @@ def test_the_demo_in_a_pipe_is_free_of_noise(workdir: Path) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_json_is_all_there_is_on_standard_output_of_a_partial_run(
-    box: Sandbox, phones: Path, workdir: Path
-) -> None:
+def test_a_partial_run_writes_only_json_to_standard_output(box: Sandbox, phones: Path, workdir: Path) -> None:
     broken = next(one for ids in box.links.values() for one in ids)
     box.break_conversation(broken, "400")
 
@@ -62,7 +60,7 @@ def test_json_is_all_there_is_on_standard_output_of_a_partial_run(
 
 
 def export_until_stuck(box: Sandbox, phones: Path) -> subprocess.Popen[str]:
-    """Start an export whose gateway does not answer, and wait until it asks for messages."""
+    """Start an export whose gateway does not answer, and wait until it has requested messages."""
     for ids in box.links.values():
         for conversation_id in ids:
             box.break_conversation(conversation_id, "stall")
@@ -77,7 +75,7 @@ def export_until_stuck(box: Sandbox, phones: Path) -> subprocess.Popen[str]:
 
 
 def last_run(server: LocalServer) -> dict[str, Any]:
-    """The run that began last."""
+    """Return the latest run."""
     body = {"sort": "START_TIME_DESC", "limit": 1}
     (found,) = httpx.post(f"{server.api_url}/flow_runs/filter", json=body, verify=CERTIFICATES).json()
     return dict(found)

@@ -1,4 +1,4 @@
-"""The events and artifacts that flows leave on a real Prefect server."""
+"""The events and artifacts of flows on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
 def events_of(server: LocalServer, run_id: str, least: int, prefix: str = "imbrace.") -> list[dict[str, Any]]:
-    """Events of a flow run, once at least so many have come; they travel in the background."""
+    """Wait for at least `least` events of a flow run, which Prefect sends in the background."""
     wanted = {
         "filter": {
             "event": {"prefix": [prefix]},
@@ -65,7 +65,7 @@ def verified(**params: Any) -> tuple[str, str, str, str]:
     return str(state.state_details.flow_run_id), state.type.value, state.name, state.message or ""
 
 
-def test_a_run_says_how_it_ended_what_it_missed_and_what_was_new_to_it(
+def test_the_events_of_a_run_show_its_end_its_failures_and_new_shapes(
     run: Run, box: Sandbox, phones: Path, prefect: LocalServer, workdir: Path
 ) -> None:
     broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
@@ -170,7 +170,7 @@ def test_no_more_than_a_hundred_conversations_are_reported_by_events(
 
 @pytest.fixture
 def lake(run: Run, phones: Path, workdir: Path) -> Path:
-    """A lake with everything in it."""
+    """A lake with all conversations."""
     assert run("export", "--phones", str(phones)).code == 0
     return workdir / "lake"
 
@@ -215,7 +215,7 @@ def test_differences_fail_a_verification_and_are_in_its_table_with_what_is_stale
     assert stale["payload"]["never_proven"] == 0
 
 
-def test_a_long_table_of_differences_is_cut_and_says_so(
+def test_a_long_table_of_differences_is_cut_and_reports_it(
     lake: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_flows.report.MOST_LISTED", 2)
@@ -236,7 +236,7 @@ def test_a_long_table_of_differences_is_cut_and_says_so(
         (lambda lake: (lake / "lake.json").unlink(), "has lost its lake.json"),
     ],
 )
-def test_a_verification_that_cannot_be_done_fails_in_one_sentence(
+def test_an_impossible_verification_fails_in_one_sentence(
     broken: Callable[[Path], None], reported: str, lake: Path
 ) -> None:
     broken(lake)
@@ -260,7 +260,7 @@ def test_the_progress_of_a_run_ends_with_its_counts(
     )
 
 
-def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
+def test_the_table_of_failures_has_advice_and_names_the_run_to_rerun(
     run: Run, box: Sandbox, phones: Path, prefect: LocalServer
 ) -> None:
     broken = next(one for ids in box.links.values() for one in ids if box.conversations[one])
@@ -270,7 +270,7 @@ def test_the_table_of_what_failed_says_what_to_do_and_which_run_to_rerun(
 
     table = artifact_of(prefect, run_id, "export-failures")
     (row,) = json.loads(table["data"])
-    # No more fits on the page without scrolling.
+    # More lines would not fit on the page without scrolling.
     assert list(row)[:2] == ["conversation", "what to do"]
     assert row["conversation"] == broken
     assert "request id" in row["reason"]
@@ -297,7 +297,7 @@ def test_a_thousand_conversations_are_less_than_a_hundred_lines_of_log(
         return [line["message"] for line in found]
 
     deadline = time.monotonic() + 300
-    # The last line of a run, which says its state; logs travel in the background.
+    # The last line of a run, which shows its state; Prefect sends logs in the background.
     while not any("Finished in state Completed" in line for line in lines()[-3:]):
         assert time.monotonic() < deadline, lines()
         time.sleep(0.5)
@@ -339,9 +339,7 @@ def test_the_chart_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     assert not any(conversation_id in svg for conversation_id in box.conversations)
 
 
-def test_a_run_that_nobody_could_resume_does_not_ask(
-    workdir: Path, box: Sandbox, prefect: LocalServer
-) -> None:
+def test_a_run_that_cannot_be_resumed_does_not_ask(workdir: Path, box: Sandbox, prefect: LocalServer) -> None:
     from imbrace_flows.export import export_conversations
     from imbrace_flows.params import ExportParams
 

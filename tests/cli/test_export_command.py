@@ -29,20 +29,20 @@ pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
 def exported(workdir: Path) -> dict[str, int]:
-    """How many messages the lake has of each conversation."""
+    """The number of messages of each conversation in the lake."""
     rows = ds.dataset(workdir / "lake" / "messages").to_table(columns=["conversation_id"])
     counts = rows.column("conversation_id").value_counts().to_pylist()
     return {row["values"]: row["counts"] for row in counts}
 
 
 def linked(box: Sandbox) -> dict[str, int]:
-    """How many messages the gateway has of each conversation that some number takes part in."""
+    """The number of messages of each linked conversation at the gateway."""
     ids = {one for each in box.links.values() for one in each}
     return {one: count for one, count in box.conversations.items() if one in ids and count}
 
 
 def flow_run(server: LocalServer, run_id: str) -> Any:
-    """The orchestrator's view of a run, once it is what it ends as."""
+    """Wait for the end of a run, and return Prefect's description of it."""
     for _ in range(50):
         found = httpx.get(f"{server.api_url}/flow_runs/{run_id}").json()
         if found["state"]["type"] not in ("RUNNING", "PENDING", "CANCELLING"):
@@ -105,7 +105,7 @@ def test_results_stay_in_the_process_even_where_prefect_stores_results_by_defaul
     assert not [*stored.glob("**/*")]
 
 
-def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
+def test_the_report_of_a_list_is_shown_recorded_and_an_artifact(
     run: Run, box: Sandbox, workdir: Path, prefect: LocalServer
 ) -> None:
     first, second, third = box.phones[:3]
@@ -149,7 +149,7 @@ def test_what_was_read_from_a_list_is_shown_recorded_and_an_artifact(
     assert not any(number.lstrip("+") in shown for number in (first, second, third))
 
 
-def test_standard_input_and_json_leave_one_object_on_standard_output(
+def test_standard_input_and_json_write_one_object_to_standard_output(
     run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.TextIOWrapper(io.BytesIO(b"phone,name\n" + "\n".join(box.phones).encode()))
@@ -168,7 +168,7 @@ def test_standard_input_and_json_leave_one_object_on_standard_output(
 
 
 def made(prefect: LocalServer, kind: str, **fields: str) -> str:
-    """The id of something that is made in Prefect, which answers 503 while SQLite is busy."""
+    """Create an object in Prefect, which answers 503 while SQLite is busy, and return its id."""
 
     def make() -> httpx.Response | None:
         answer = httpx.post(f"{prefect.api_url}/{kind}/", json=fields)
@@ -177,7 +177,7 @@ def made(prefect: LocalServer, kind: str, **fields: str) -> str:
     return str(until(make, f"one of the {kind}").json()["id"])
 
 
-def test_shards_that_nothing_can_run_are_reported_before_anything_is_read(
+def test_shards_without_a_worker_are_reported_before_anything_is_read(
     run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     unknown = run("export", "--phones", str(phones), "--shard-size", "5")
@@ -212,9 +212,7 @@ def test_arguments_are_exported_at_the_pace_that_is_set(
     assert "IMBRACE_MAX_IN_FLIGHT" not in os.environ
 
 
-def test_a_partial_run_is_fixed_by_running_its_rest(
-    run: Run, box: Sandbox, phones: Path, workdir: Path
-) -> None:
+def test_a_rerun_completes_a_partial_run(run: Run, box: Sandbox, phones: Path, workdir: Path) -> None:
     broken = [*linked(box)][1]
     box.break_conversation(broken, "404")
 
@@ -251,7 +249,7 @@ def test_an_unknown_run_cannot_be_run_again(run: Run, phones: Path) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_token_that_is_refused_fails_the_run_in_one_sentence(
+def test_a_rejected_token_fails_the_run_in_one_sentence(
     as_json: bool, run: Run, phones: Path, prefect: LocalServer
 ) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_wrong"
@@ -298,7 +296,7 @@ def test_a_bug_in_a_task_costs_its_conversations_and_is_named_by_its_class(
     assert "Traceback" not in result.err
 
 
-def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
+def test_ctrl_c_keeps_complete_conversations_and_the_next_run_continues(
     run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     box.break_conversation([*linked(box)][1], "stall")
@@ -332,9 +330,7 @@ def test_ctrl_c_keeps_what_is_whole_and_the_next_run_goes_on(
 
 
 @pytest.mark.usefixtures("terminal")
-def test_on_a_terminal_the_run_is_watched_and_its_display_goes_away(
-    run: Run, box: Sandbox, phones: Path
-) -> None:
+def test_on_a_terminal_the_progress_is_shown_and_removed(run: Run, box: Sandbox, phones: Path) -> None:
     box.set_options(latency_seconds=0.2)
     box.break_conversation([*linked(box)][1], "400")
 
@@ -344,7 +340,7 @@ def test_on_a_terminal_the_run_is_watched_and_its_display_goes_away(
     assert "exporting" in result.err
     assert "conversations" in result.err
     assert "in flight" in result.err
-    # What warnings say is in the summary, and would tear the display.
+    # The summary contains the warnings, which would break the display.
     assert "warning" not in result.err
     assert "exporting" not in result.out
 

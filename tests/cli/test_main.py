@@ -70,7 +70,7 @@ def test_wrong_use_is_one_sentence(arguments: list[str], reported: str, run: Run
 
 
 @pytest.mark.parametrize("arguments", [["--token", "api_secret"], ["--token=api_secret"]])
-def test_a_token_as_an_argument_is_refused_and_not_repeated(arguments: list[str], run: Run) -> None:
+def test_a_token_as_an_argument_is_rejected_and_not_repeated(arguments: list[str], run: Run) -> None:
     result = run("export", *arguments)
 
     assert result.code == 2
@@ -111,7 +111,7 @@ def test_a_bug_shows_its_traceback(
         main(["plan", "+886911425977"])
 
 
-def test_a_stream_that_cannot_be_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_cannot_be_changed_stays_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", object())
 
     prepare_streams()
@@ -158,13 +158,13 @@ def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
-def test_a_process_whose_memory_is_limited_from_the_start_says_so_without_a_traceback(workdir: Path) -> None:
+def test_a_process_with_limited_memory_reports_it_without_a_traceback(workdir: Path) -> None:
     command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli.main verify --lake ./lake"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
 
     assert done.returncode == 1
-    # Which library meets the limit first differs, and OpenBLAS ends the process with a sentence of its own.
+    # Which library meets the limit first differs, and OpenBLAS ends the process with its own sentence.
     assert "ulimit -v allows 253 MB" in done.stderr or "Memory allocation still failed" in done.stderr
     assert len(done.stderr.splitlines()) == 1

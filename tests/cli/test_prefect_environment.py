@@ -1,4 +1,4 @@
-"""What a process needs before it imports Prefect."""
+"""The environment of a process that imports Prefect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_any_configuration_there_is_no_api() -> None:
         ),
     ],
 )
-def test_the_api_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
+def test_the_api_is_found_where_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(text)
 
@@ -63,7 +63,7 @@ def test_the_api_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_pa
         ),
     ],
 )
-def test_the_login_is_found_wherever_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
+def test_the_login_is_found_where_prefect_finds_it(path: str, text: str, tmp_path: Path) -> None:
     assert configured_login() == {}
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(text)
@@ -102,13 +102,13 @@ def test_the_profile_is_the_one_that_the_environment_names(
     assert configured_api_url() == URL
 
 
-def test_a_profile_file_that_is_no_toml_is_prefects_to_complain_about(tmp_path: Path) -> None:
+def test_a_settings_file_that_is_not_toml_is_left_to_prefect(tmp_path: Path) -> None:
     (tmp_path / "prefect.toml").write_text("[[[")
 
     assert configured_api_url() is None
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_user_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
 
     environment = client_environment(URL)
@@ -119,9 +119,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "NO_PROXY" not in environment
 
 
-def test_our_own_server_is_never_asked_through_a_proxy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_to_the_local_server_use_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client_environment(URL, tmp_path)["NO_PROXY"] == "127.0.0.1,localhost"
 
     monkeypatch.setenv("no_proxy", "example.test")
@@ -130,7 +128,7 @@ def test_our_own_server_is_never_asked_through_a_proxy(
     assert environment["PREFECT_HOME"] == str(tmp_path)
 
 
-def test_to_prepare_is_to_set_the_environment_and_to_quiet_the_end_of_a_run(
+def test_the_preparation_sets_the_environment_and_silences_the_end_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))

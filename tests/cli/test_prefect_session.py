@@ -1,4 +1,4 @@
-"""Which Prefect server a run gets, and what is told when there is none."""
+"""The Prefect server of a run, and the error when there is none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.conftest import prefect_leaks
 pytestmark = [pytest.mark.usefixtures("workdir"), prefect_leaks]
 
 
-def test_a_server_that_is_configured_is_used(prefect: LocalServer) -> None:
+def test_a_configured_server_is_used(prefect: LocalServer) -> None:
     os.environ["PREFECT_API_URL"] = prefect.api_url
     said: list[str] = []
 
@@ -26,7 +26,7 @@ def test_a_server_that_is_configured_is_used(prefect: LocalServer) -> None:
     assert said == ["loading Prefect"]
 
 
-def test_a_server_that_is_configured_and_not_there_is_reported_without_its_credentials() -> None:
+def test_a_missing_configured_server_is_reported_without_its_credentials() -> None:
     os.environ["PREFECT_API_URL"] = "http://user:secret@127.0.0.1:9/api"
 
     with (
@@ -38,14 +38,14 @@ def test_a_server_that_is_configured_and_not_there_is_reported_without_its_crede
     assert "secret" not in str(caught.value)
 
 
-def test_its_own_server_that_goes_away_is_reported(prefect: LocalServer) -> None:
+def test_a_lost_local_server_is_reported(prefect: LocalServer) -> None:
     import httpx
 
     with pytest.raises(ServerUnavailable, match="the local Prefect server failed"), prefect_session(print):
         raise httpx.ReadError("gone")
 
 
-def test_waiting_for_a_server_is_said(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_for_the_server_is_reported(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def ensure(on_wait: Callable[[float], None]) -> LocalServer:
         on_wait(0.5)
         on_wait(2.0)
@@ -60,7 +60,7 @@ def test_waiting_for_a_server_is_said(prefect: LocalServer, monkeypatch: pytest.
     assert [sentence.partition(" ")[0] for sentence in said] == ["starting", "loading"]
 
 
-def test_a_server_without_pages_has_no_links(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_a_ui_has_no_links(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Settings:
         ui_url = None
 

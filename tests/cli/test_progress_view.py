@@ -1,4 +1,4 @@
-"""What is shown while a run works."""
+"""The progress that is shown during a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_counters_fit_one_line() -> None:
     assert details(Progress(), 0.0) == ""
 
 
-def test_a_gateway_that_refuses_is_reported_as_long_as_it_does() -> None:
+def test_a_rate_limit_is_reported_while_it_lasts() -> None:
     async def look() -> list[str]:
         progress = sample_progress()
         limiter = progress.limiter
@@ -60,7 +60,7 @@ def test_a_gateway_that_refuses_is_reported_as_long_as_it_does() -> None:
     ]
 
 
-def test_in_a_pipe_there_is_a_line_now_and_then(
+def test_a_pipe_gets_a_line_from_time_to_time(
     workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_view, "LINE_SECONDS", 0.0)
@@ -93,14 +93,14 @@ def test_in_a_pipe_the_first_warnings_are_lines(workdir: Path, capsys: pytest.Ca
 
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "warning: not exported conversation=0"
-    assert lines[20:] == ["warning: further ones are counted in the summary"]
+    assert lines[20:] == ["warning: further warnings are counted in the summary"]
 
 
 @pytest.mark.usefixtures("terminal")
 def test_on_a_terminal_there_is_a_display_that_goes_away(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def refuse() -> Progress:
+    async def limited() -> Progress:
         progress = sample_progress()
         assert progress.limiter is not None
         progress.limiter.on_rate_limited(await progress.limiter.acquire(), 30.0)
@@ -112,7 +112,7 @@ def test_on_a_terminal_there_is_a_display_that_goes_away(
         view.say("loading Prefect")
         view.update(Progress())
         view.update(Progress(stage="resolving", numbers=3_000, numbers_resolved=500))
-        asyncio.run(refuse())
+        asyncio.run(limited())
         view.display.refresh()  # type: ignore[attr-defined]
 
     shown = capsys.readouterr().err

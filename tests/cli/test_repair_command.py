@@ -29,7 +29,7 @@ def test_without_apply_it_lists_the_parts_and_ends_with_3(run: Run, old_lake: Pa
         str(path.relative_to(old_lake)) for path in old_lake.glob("messages/*/conv=conv_hostile/*.parquet")
     ]
     assert result.err == (
-        "to be repaired: 7 messages in 1 of 2 parts; run the command with --apply to write them again\n"
+        "to repair: 7 messages in 1 of 2 parts; run the command with --apply to write them again\n"
     )
     assert run("repair", "--lake", str(old_lake)).code == 3
 

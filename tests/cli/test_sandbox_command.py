@@ -1,4 +1,4 @@
-"""`imbrace-lake sandbox`: the fake gateway on a port of its own."""
+"""`imbrace-lake sandbox`: the fake gateway alone."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_options_are_read_by_their_types() -> None:
 
 
 @pytest.mark.parametrize("pair", ["seed", "sede=3", "seed=x", "prerender=perhaps", "rates=401", "sizes=1;2"])
-def test_options_that_cannot_be_read_are_reported(pair: str) -> None:
+def test_invalid_options_are_reported(pair: str) -> None:
     with pytest.raises(UsageError, match="see imbrace-lake sandbox --options"):
         parse_options([pair])
 
@@ -99,7 +99,7 @@ def test_options_that_cannot_be_read_are_reported(pair: str) -> None:
         (["--host", "no.such.host.test"], "there is no such host"),
     ],
 )
-def test_what_cannot_be_served_is_wrong_use(arguments: list[str], reported: str, run: Run) -> None:
+def test_options_that_cannot_be_served_are_wrong_use(arguments: list[str], reported: str, run: Run) -> None:
     result = run("sandbox", *arguments)
 
     assert result.code == 2

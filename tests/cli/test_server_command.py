@@ -1,4 +1,4 @@
-"""`imbrace-lake server`: the local Prefect server, looked at, started and stopped."""
+"""`imbrace-lake server`: status, start and stop of the local Prefect server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imbrace_cli.local_server import LocalServer
 from tests.cli.conftest import Run
 
 
-def test_where_none_runs_that_is_said(run: Run) -> None:
+def test_a_missing_server_is_reported(run: Run) -> None:
     result = run("server", "status")
 
     assert (result.code, result.out) == (1, "not running\n")
@@ -20,7 +20,7 @@ def test_where_none_runs_that_is_said(run: Run) -> None:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_one_that_runs_is_described(
+def test_a_running_server_is_described(
     watched: bool, run: Run, prefect: LocalServer, request: pytest.FixtureRequest
 ) -> None:
     if watched:
@@ -36,7 +36,7 @@ def test_one_that_runs_is_described(
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_one_that_runs_is_stopped(
+def test_a_running_server_is_stopped(
     watched: bool, run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     if watched:
@@ -46,7 +46,7 @@ def test_one_that_runs_is_stopped(
     assert run("server", "stop").out == "stopped\n"
 
 
-def test_another_server_that_is_configured_is_mentioned(run: Run, workdir: Path) -> None:
+def test_a_configured_server_is_mentioned(run: Run, workdir: Path) -> None:
     os.environ["PREFECT_API_URL"] = "http://prefect.test/api"
 
     assert "PREFECT_API_URL is configured" in run("server", "status").err

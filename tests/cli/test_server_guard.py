@@ -1,4 +1,4 @@
-"""What the guard of the local server lets through: its own pages and programs, and nothing else."""
+"""The guard of the local server admits its own pages and programs, and nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ask(
     path: str = "/api/variables/",
     kind: str = "http",
 ) -> list[Message]:
-    """Send one request to a guarded application, and return what it answers."""
+    """Send one request to a guarded application, and return its answers."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     scope: dict[str, Any] = {
         "type": kind,
@@ -55,7 +55,7 @@ def ask(
 
 
 def is_reached(answers: list[Message]) -> bool:
-    """Whether the application has answered; whatever else happened is a refusal that reveals nothing."""
+    """Return whether the application has answered; any other answer must be a bare rejection."""
     if answers[0]["type"] == "websocket.accept" or answers[0].get("status") == 200:
         return True
     assert answers[0]["type"] == "websocket.close" or answers[0]["status"] == 403
@@ -92,7 +92,7 @@ def test_programs_on_this_machine_are_served(host: str, method: str) -> None:
         [f"evil.example:{PORT}", HOST],
     ],
 )
-def test_a_request_that_is_addressed_to_another_name_is_rejected(hosts: list[str]) -> None:
+def test_a_request_to_another_host_name_is_rejected(hosts: list[str]) -> None:
     headers = [("host", host) for host in hosts]
     for method in ("GET", "OPTIONS", *CHANGES):
         assert not is_reached(ask(headers, method=method))

@@ -1,4 +1,4 @@
-"""Every command keeps to the limit that the operator set in Prefect, and all of them together do."""
+"""Each command, and all together, keep to the limit that the operator set in Prefect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEETING = 3
 
 @contextmanager
 def limited(server: LocalServer, per_second: int) -> Iterator[str]:
-    """A limit that no other test has; gives its name."""
+    """A limit for one test; gives its name."""
     url = f"{server.api_url}/v2/concurrency_limits/"
     name = f"limit-{uuid4().hex[:8]}"
     body = {"name": name, "limit": per_second, "slot_decay_per_second": per_second}
@@ -39,7 +39,7 @@ def limited(server: LocalServer, per_second: int) -> Iterator[str]:
 
 @contextmanager
 def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process of its own, ended with the block."""
+    """A command in another process, which ends with the block."""
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "imbrace-lake"), *arguments],
         stdin=subprocess.DEVNULL,
@@ -54,7 +54,7 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def most_in_a_window(box: Sandbox, seconds: float) -> int:
-    """Watch the gateway, and give the most requests that it got within a window."""
+    """Watch the gateway, and return the highest number of requests within a window."""
     seen: list[tuple[float, int]] = []
     until = time.monotonic() + seconds
     while (now := time.monotonic()) < until:

@@ -1,4 +1,4 @@
-"""What is told of a run that has ended."""
+"""The summary of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imbrace_cli.run import Outcome
-from imbrace_cli.summary import tell_outcome
+from imbrace_cli.summary import show_outcome
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
 from tests.cli.conftest import prefect_leaks
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.usefixtures("prefect"), prefect_leaks]
 
 
 def summary(failures: int = 0) -> RunSummary:
-    letters = [DeadLetter(f"conv_{number}", "failed", "broken", "Mend it.") for number in range(failures)]
+    letters = [DeadLetter(f"conv_{number}", "failed", "broken", "Fix it.") for number in range(failures)]
     return RunSummary(
         run_id="run",
         organization="org",
@@ -37,7 +37,7 @@ def summary(failures: int = 0) -> RunSummary:
 
 
 def test_long_lists_are_cut_and_counted(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell_outcome(
+    show_outcome(
         Outcome(summary(failures=12), [f"line {number}: none" for number in range(100)]),
         "imbrace-lake export",
     )
@@ -45,13 +45,13 @@ def test_long_lists_are_cut_and_counted(workdir: Path, capsys: pytest.CaptureFix
     out, err = capsys.readouterr()
     assert out.count("failed: broken") == 10
     assert "  and 2 more\n" in out
-    assert "what to do:\n  12 × Mend it.\n" in out
+    assert "what to do:\n  12 × Fix it.\n" in out
     assert err.count("input: line") == 20
     assert err.endswith("input: and 5 more\n")
 
 
-def test_what_did_not_happen_is_not_counted(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell_outcome(Outcome(summary(), []), "imbrace-lake export")
+def test_counts_of_zero_are_not_shown(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_outcome(Outcome(summary(), []), "imbrace-lake export")
 
     out = capsys.readouterr().out
     assert "  numbers        1,234 with conversations · 25 invalid\n" in out

@@ -36,7 +36,7 @@ def damage(path: Path) -> str:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave nothing but the lake: no token, no organization, no Prefect."""
+    """Provide only the lake: no token, no organization, no Prefect."""
     for name in ("IMBRACE_TOKEN", "IMBRACE_ORGANIZATION", "IMBRACE_GATEWAY"):
         monkeypatch.delenv(name)
 
@@ -91,7 +91,7 @@ def test_a_copy_of_one_object_is_judged_without_its_lake(run: Run, bench: Bench,
     assert run("verify", "--object", "missing").code == 2
 
 
-def test_counts_are_asked_of_the_gateway(run: Run, bench: Bench, box: Sandbox) -> None:
+def test_counts_are_compared_with_the_gateway(run: Run, bench: Bench, box: Sandbox) -> None:
     grown = next(iter(box.conversations))
     sound = run("verify", "--counts", "--json")
     box.append(grown, 2)
@@ -104,14 +104,14 @@ def test_counts_are_asked_of_the_gateway(run: Run, bench: Bench, box: Sandbox) -
     assert len(differs.out.splitlines()) == 1
 
 
-def test_what_a_killed_run_left_is_reported_and_no_difference(run: Run, bench: Bench) -> None:
+def test_parts_of_a_killed_run_are_reported_and_do_not_count_as_a_difference(run: Run, bench: Bench) -> None:
     for path in Path(bench.lake).glob("*/*.parquet"):
         path.unlink()
 
     result = run("verify")
 
     assert result.code == 0
-    assert f"{len(parts(bench))} parts are as killed runs left them" in result.err
+    assert f"{len(parts(bench))} parts of killed runs are complete and not yet in a ledger" in result.err
 
 
 @pytest.mark.usefixtures("terminal")
@@ -125,7 +125,7 @@ def test_on_a_terminal_its_progress_is_shown(run: Run, bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_verified_ends_with_1_and_wrong_use_with_2(
+def test_a_failed_verification_ends_with_1_and_wrong_use_with_2(
     run: Run, bench: Bench, workdir: Path
 ) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_wrong"
@@ -144,7 +144,7 @@ def test_what_cannot_be_verified_ends_with_1_and_wrong_use_with_2(
     assert {result.out for result in (refused, damaged, nowhere, missing)} == {""}
 
 
-def test_freshness_counts_by_age_and_lists_the_stalest_first(
+def test_freshness_counts_by_age_and_lists_the_oldest_proof_first(
     run: Run, settings: dict[str, str], box: Sandbox
 ) -> None:
     never, *old = list(box.conversations)
@@ -166,18 +166,18 @@ def test_freshness_counts_by_age_and_lists_the_stalest_first(
     ]
     assert lines[5] == ["never", "never", "unproven", never]
     assert lines[6] == ["2", "days", "ago", "2", "days", "ago", "complete", min(old)]
-    assert result.out.endswith(f"and {len(box.conversations) - 2} that are fresher\n")
+    assert result.out.endswith(f"and {len(box.conversations) - 2} with newer proofs\n")
 
 
 @pytest.mark.usefixtures("bench")
-def test_what_is_staler_than_the_limit_asked_for_ends_with_3(run: Run, box: Sandbox) -> None:
+def test_a_proof_older_than_the_limit_ends_with_3(run: Run, box: Sandbox) -> None:
     fine = run("freshness", "--stale-hours", "72", "--limit", "0")
     stale = run("freshness", "--stale-hours", "24", "--limit", "0")
     reported = run("freshness", "--stale-hours", "24", "--limit", "1", "--json")
 
     count = len(box.conversations)
     assert (fine.code, stale.code, reported.code) == (0, 3, 3)
-    assert stale.out.endswith(f"{count} of {count} conversations have no proof of the last 24 hours\n")
+    assert stale.out.endswith(f"{count} of {count} conversations: no proof in the last 24 hours\n")
     values = json.loads(reported.out)
     assert values["stale"] == values["ages"]["under a week"] == count
     assert len(values["conversations"]) == 1
@@ -216,7 +216,7 @@ def test_a_lake_that_lost_its_marker_gets_a_new_one_only_by_new_key(
 
 
 @pytest.mark.usefixtures("bench", "alone")
-def test_a_damaged_ledger_object_is_a_line_that_says_what_to_do(run: Run, bench: Bench) -> None:
+def test_a_damaged_ledger_object_is_a_line_with_advice(run: Run, bench: Bench) -> None:
     damaged = damage(next(Path(bench.lake).glob("conversations/*")))
 
     result = run("verify")

@@ -1,4 +1,4 @@
-"""What can be found wrong before anything is started: nothing is written, the exit code is 2."""
+"""Errors that a command finds before it starts: it writes nothing, and its exit code is 2."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("settings")
         ("IMBRACE_LAKE", "use --lake, or set IMBRACE_LAKE"),
     ],
 )
-def test_a_setting_that_is_missing_is_named(command: str, unset: str, reported: str, run: Run) -> None:
+def test_a_missing_setting_is_named(command: str, unset: str, reported: str, run: Run) -> None:
     del os.environ[unset]
 
     result = run(command, NUMBER)
@@ -39,7 +39,7 @@ def test_a_setting_that_is_missing_is_named(command: str, unset: str, reported: 
 
 
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "äpi_1"])
-def test_a_token_that_no_header_can_hold_is_reported_and_not_shown(token: str, run: Run) -> None:
+def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str, run: Run) -> None:
     os.environ["IMBRACE_TOKEN"] = token
 
     result = run("export", NUMBER)
@@ -63,9 +63,9 @@ def test_a_token_that_no_header_can_hold_is_reported_and_not_shown(token: str, r
         (["--phones", "http://169.254.169.254/latest/meta-data"], "lists are not read from"),
         (["--phones", "jupyter://host/list.csv"], "lists are not read from"),
         (["--phones", "phones.txt", "--column", "phone"], "no column 'phone'"),
-        (["--phones", "empty.txt"], "empty.txt holds no phone number"),
-        (["--phones", "s3://key:secret@bucket/list.csv"], "holds credentials"),
-        (["--phones", "https://host/list.csv?signature=secret"], "holds a query"),
+        (["--phones", "empty.txt"], "empty.txt contains no phone number"),
+        (["--phones", "s3://key:secret@bucket/list.csv"], "contains credentials"),
+        (["--phones", "https://host/list.csv?signature=secret"], "contains a query"),
         (["--phones", "http://[/list.csv"], "is not a valid URL"),
         (["--phones", "gopher://host/list.csv"], "gopher://"),
         ([NUMBER, "--lake", "s3://key:secret@bucket/lake"], "holds credentials"),
@@ -140,7 +140,7 @@ def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
         (home / f".aws/sso/cache/{name}.json").write_text(json.dumps(token))
     environment = os.environ | {"AWS_PROFILE": profile, "AWS_EC2_METADATA_DISABLED": "true"}
 
-    # In a process of its own, whose logging is that of the command.
+    # In another process, which has the command's logging.
     result = subprocess.run(
         [sys.executable, "-m", "imbrace_cli.main", *arguments],
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -163,7 +163,7 @@ def test_a_pipe_is_read_once(run: Run, workdir: Path) -> None:
     writer.join()
 
     assert result.code == 2
-    assert "the pipe holds no phone number" in result.err
+    assert "the pipe contains no phone number" in result.err
 
 
 def test_an_earlier_run_and_numbers_exclude_each_other(run: Run) -> None:
@@ -178,9 +178,7 @@ def test_a_rerun_needs_a_lake(run: Run, workdir: Path) -> None:
     assert not (workdir / "lake").exists()
 
 
-def test_on_a_terminal_numbers_are_asked_for(
-    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_is_asked_for_numbers(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -191,7 +189,7 @@ def test_on_a_terminal_numbers_are_asked_for(
 
     assert result.code == 2
     assert "end with Ctrl-D" in result.err
-    assert "standard input holds no phone number" in result.err
+    assert "standard input contains no phone number" in result.err
 
 
 ALL = ["--everything"]
@@ -200,7 +198,7 @@ ALL = ["--everything"]
 @pytest.mark.parametrize(
     ("arguments", "reported"),
     [
-        ([], "say which conversations by one of: --everything, phone numbers"),
+        ([], "choose the conversations by one of: --everything, phone numbers"),
         ([*ALL, NUMBER], "choose one of: --everything, phone numbers"),
         (
             ["--conversation", "c", "--rerun", "r"],
@@ -210,8 +208,8 @@ ALL = ["--everything"]
         (["--conversations", "missing.txt"], "missing.txt does not exist"),
         (["--conversations", "empty.txt"], "empty.txt holds no conversation id"),
         (["--conversations", "ids.csv"], "ids.csv has no column 'conversation_id'"),
-        (["--conversations", "s3://key:secret@bucket/list.csv"], "holds credentials"),
-        (["--phones", "empty.txt"], "empty.txt holds no phone number"),
+        (["--conversations", "s3://key:secret@bucket/list.csv"], "contains credentials"),
+        (["--phones", "empty.txt"], "empty.txt contains no phone number"),
         ([*ALL, "--since", "yesterday"], "--since yesterday is not a time in ISO 8601"),
         ([*ALL, "--until", "2026-01-01T08:00"], "--until 2026-01-01T08:00 has no time zone: add Z for UTC"),
         ([*ALL, "--since", "2026-01-02", "--until", "2026-01-01"], "the window ends before it begins"),

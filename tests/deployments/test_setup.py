@@ -190,7 +190,7 @@ def test_what_works_only_for_the_workers_is_saved_by_force(
 
     assert saved == "/data/of/a/worker.csv"
     assert "changed the variable imbrace_phones" in done(reported)
-    assert reported[-1] == "error: saved as --force demands, although something is wrong: list"
+    assert reported[-1] == "error: saved because of --force, although something is wrong: list"
     assert variable(deployed, "imbrace_phones") == str(phones)
 
 
@@ -360,7 +360,7 @@ def test_a_server_that_refuses_is_one_sentence(
     [
         (["--pool", "a/b"], "not a valid name of a work pool or queue"),
         (["--queue", ""], "not a valid name of a work pool or queue"),
-        (["--phones", "https://user:pass@example.net/a.csv"], "holds credentials"),
+        (["--phones", "https://user:pass@example.net/a.csv"], "contains credentials"),
         (["--lake", "s3://key:secret@bucket/lake"], "holds credentials"),
         (["--requests-per-second", "0"], "--requests-per-second"),
     ],

@@ -1,10 +1,10 @@
-"""The rate limiter that everything in one process shares.
+"""The rate limiter that all requests of one process share.
 
-A `RequestLimiter` admits requests: no more than so many at a time, no more than so many a second, none while
-the gateway refuses. What the gateway supports is learned from its answers, since it sends no hint: from
-its strain how many at a time (additive increase, multiplicative decrease), from its refusals how many
-a second (`AdaptiveRate`). A refusal closes the limiter for everybody: requests made meanwhile do not help.
-After the wait one request goes ahead alone, and only its success opens the limiter to the others.
+A `RequestLimiter` bounds the requests in flight and the requests per second, and admits none during a pause.
+The gateway does not state what it supports, so both bounds adapt to its answers: the number in flight to
+time-outs and overload (additive increase, multiplicative decrease), the rate to 429 answers (`AdaptiveRate`).
+A 429 pauses all requests, because others would meet it too. After the pause a single request is sent, and
+only its success opens the limiter for the others.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from dataclasses import dataclass
 from imbrace_lake.gateway.adaptive_rate import AdaptiveRate, RateMeter
 
 FIRST_PAUSE_SECONDS = 1.0
-# At a rate that is nearly right, a budget has room again after a request.
+# If the rate is nearly right, the gateway has room again after the time of one request.
 FIRST_PAUSE_REQUESTS = 1.0
 SHORTEST_PAUSE_SECONDS = 0.04
 LONGEST_PAUSE_SECONDS = 60.0
-# A process that was busy for a moment makes up for it.
+# A process that was busy for a moment may catch up by this much.
 LATE_SECONDS = 0.05
-# Requests that are sent evenly arrive less evenly, and a window that gets one too many refuses it.
+# Requests that are sent evenly arrive less evenly, and one too many in the gateway's window meets a 429.
 USED_SHARE = 0.98
 
 
 @dataclass(slots=True)
 class LimiterCounts:
-    """What the limiter saw: refusals (answers with 429) and seconds during which it was closed."""
+    """The 429 answers, and the seconds during which the limiter was closed."""
 
     rate_limited: int = 0
     closed_seconds: float = 0.0
 
 
 class WaitersRejected(Exception):
-    """The limiter stays closed for longer than is worth waiting for."""
+    """The limiter stays closed for longer than the request may wait."""
 
 
 class RequestLimiter:
     """Admits requests of one event loop, first come, first served.
 
     Args:
-        max_in_flight: Most requests under way at a time; where the limiter starts.
-        per_second: Most requests a second; 0 lets nobody in, None is no such limit.
+        max_in_flight: The most requests in flight, and the number to start with.
+        per_second: The most requests per second; 0 admits none, None is unlimited.
     """
 
     def __init__(self, *, max_in_flight: int = 32, per_second: float | None = None) -> None:
@@ -58,28 +58,28 @@ class RequestLimiter:
         self._was_throttled = False
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._spent_at = -math.inf  # the moment that the rate counts the last request for
+        self._spent_at = -math.inf  # the time for which the rate counts the last request
         self._closed_until = 0.0
         self._rate_limited_since: float | None = None
         self._pauses = 0
         self._is_probing = False
-        self._epoch = 0  # refusals of requests admitted before the last closing say nothing new
-        self._rate_limited_epoch = -1  # of the requests whose refusal closed the limiter
+        self._epoch = 0  # a 429 of a request admitted before the last pause is not new evidence
+        self._rate_limited_epoch = -1  # of the requests whose 429 closed the limiter
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight_limit(self) -> int:
-        """How many requests the limiter admits at a time just now."""
+        """The most requests in flight at the moment."""
         return 1 if self._is_probing else max(1, int(self._limit))
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
+        """The number of requests in flight."""
         return self._in_flight
 
     @property
     def per_second(self) -> float | None:
-        """How many requests a second the limiter may admit; may be set while requests wait."""
+        """The most requests per second; may be set while requests wait."""
         return self._per_second
 
     @per_second.setter
@@ -90,13 +90,14 @@ class RequestLimiter:
 
     @property
     def rate(self) -> float:
-        """How many requests a second the limiter admits just now: as allowed, or as learned; may be inf."""
+        """The requests per second at the moment: the smaller of the allowed and the learned rate, or inf."""
         return min(self._allowed(), self._adaptive.per_second)
 
     def demand(self) -> float:
-        """How many requests a second would be made if `per_second` allowed it; inf if it held some back.
+        """Return the requests per second that the process could use.
 
-        Held back since the last question, that is.
+        Returns:
+            inf if `per_second` has delayed requests since the last call, else the rate of admitted requests.
         """
         was_throttled, self._was_throttled = self._was_throttled, False
         if was_throttled:
@@ -104,17 +105,20 @@ class RequestLimiter:
         return self._admitted.per_second(asyncio.get_running_loop().time())
 
     def rate_limited_seconds(self) -> float:
-        """For how long the gateway has refused everything; 0.0 when it last answered."""
+        """Return the time since the first of consecutive 429 answers; 0.0 after any other answer."""
         if self._rate_limited_since is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._rate_limited_since
 
     def pause_seconds(self) -> float:
-        """For how long the limiter stays closed after a refusal; 0.0 when it is open."""
+        """Return how long the limiter stays closed after a 429; 0.0 when it is open."""
         return max(0.0, self._closed_until - asyncio.get_running_loop().time())
 
     async def acquire(self) -> int:
-        """Wait for permission; the ticket is returned with the request's outcome.
+        """Wait for permission to send a request.
+
+        Returns:
+            A ticket, for the method that reports the outcome.
 
         Raises:
             WaitersRejected: The pause is longer than the request may wait.
@@ -127,32 +131,32 @@ class RequestLimiter:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled() and turn.exception() is None:
-                    self.release()  # admitted in the moment of the cancellation: pass the turn on
+                    self.release()  # admitted at the time of the cancellation: pass the turn on
                 raise
         else:
             self._count_in()
         return self._epoch
 
     def reject_waiters(self) -> None:
-        """Fail all waiting requests: the limiter stays closed for longer than they may wait."""
+        """Let all waiting requests fail, because the limiter stays closed for longer than they may wait."""
         for turn in self._waiting:
             if not turn.done():
                 turn.set_exception(WaitersRejected())
         self._waiting.clear()
 
     def release(self) -> None:
-        """The request has ended, however it did."""
+        """Report the end of a request, with any outcome."""
         self._in_flight -= 1
         if self._waiting:
             self._admit()
 
     def on_success(self, ticket: int) -> None:
-        """The gateway answered."""
+        """Report that the gateway answered."""
         now = asyncio.get_running_loop().time()
         self._adaptive.on_success(now, is_known=self._per_second is not None)
         if self._is_probing:
             if ticket != self._epoch:
-                return  # sent before the limiter closed, so it says nothing of now
+                return  # sent before the limiter closed
             self._adaptive.on_recovered(now)
             self._is_probing = False
             self._epoch += 1
@@ -163,15 +167,15 @@ class RequestLimiter:
             self._limit = min(self._most, self._limit + 1.0 / max(1.0, self._limit))
 
     def on_overload(self, ticket: int) -> None:
-        """The gateway was too slow or overloaded: fewer at a time, once for all that met it."""
+        """Report an overloaded gateway; lowers the bound in flight once for all requests that met it."""
         if ticket == self._epoch:
             self._epoch += 1
             self._limit = max(1.0, self._limit * 0.7)
 
     def on_rate_limited(self, ticket: int, retry_after_seconds: float | None) -> None:
-        """The gateway refused (429): close for everybody, as long as it said or ever longer.
+        """Report a 429: closes the limiter for `retry_after_seconds`, or longer after each further 429.
 
-        A gateway that refuses again after the wait it asked for is not believed in a hurry twice.
+        After a second 429, the pause is not shorter than it would be without the gateway's hint.
         """
         self.counts.rate_limited += 1
         now = asyncio.get_running_loop().time()
@@ -181,13 +185,13 @@ class RequestLimiter:
             if ticket == self._rate_limited_epoch:
                 self._adaptive.on_rate_limited_again()
             return
-        # A request that goes ahead alone says whether the wait is over, and nothing of a rate.
+        # A single request after a pause shows whether the pause was long enough, but does not measure a rate.
         if not self._is_probing:
             self._rate_limited_epoch = ticket
             self._adaptive.on_rate_limited(now)
         self._epoch += 1
         pause = min(LONGEST_PAUSE_SECONDS, self._first_pause() * 2.0**self._pauses)
-        # Several processes that were refused together must not come back together.
+        # Processes that met a 429 together must not return together.
         pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
         if retry_after_seconds is not None:
             pause = max(retry_after_seconds, pause if self._pauses else 0.0)
@@ -203,14 +207,14 @@ class RequestLimiter:
         return min(FIRST_PAUSE_SECONDS, requests)
 
     def _spacing(self) -> float:
-        """Seconds between two requests."""
+        """Return the seconds between two requests."""
         return 1.0 / self.rate if self.rate else math.inf
 
     def _allowed(self) -> float:
         return math.inf if self._per_second is None else self._per_second * USED_SHARE
 
     def _due(self) -> float:
-        """When the rate admits the next request; inf for never."""
+        """Return when the rate admits the next request; inf for never."""
         return self._spent_at + self._spacing() if self.rate else math.inf
 
     def _is_admitting(self) -> bool:
@@ -221,7 +225,7 @@ class RequestLimiter:
         self._in_flight += 1
         now = asyncio.get_running_loop().time()
         self._admitted.count(now)
-        # A turn that comes a little late is made up for; a long silence is not.
+        # The rate catches up on a short delay, but not on a long silence.
         self._spent_at = max(self._due(), now - max(LATE_SECONDS, self._spacing()))
 
     def _admit(self) -> None:
@@ -232,7 +236,7 @@ class RequestLimiter:
                 turn.set_result(None)
         if not self._waiting or self._in_flight >= self.in_flight_limit:
             return
-        # Nothing under way will wake the next one, so the clock must.
+        # No request in flight will wake the next one when it ends, so a timer must.
         loop = asyncio.get_running_loop()
         due = self._due()
         self._was_throttled |= self.rate == self._allowed() and due > max(loop.time(), self._closed_until)

@@ -1,9 +1,9 @@
 """One budget of requests for all processes, shared by leases in a common store.
 
-Each process leases a rate and states how much it could use. From the same leases all compute the same
-shares (max-min fairness), so that no coordinator is needed. A process lowers its rate at once and raises it
-only by what is free, so that the sum stays within the limit while shares change. Requests do not wait for the
-store: the leases are read every few seconds.
+Each process leases a rate and states the rate that it could use. From the same leases all processes compute
+the same shares (max-min fairness), without a coordinator. A process lowers its rate at once, and raises it
+only by the free part of the limit, so that the sum stays within the limit while shares change. Requests do
+not wait for the store: each process reads the leases every few seconds.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ logger = logging.getLogger(__name__)
 
 # All processes follow a change of the limit within two rounds.
 ROUND_SECONDS = 4.0
-# While others still use a part of this process's share.
+# While other processes still use a part of this process's share.
 SHORT_ROUND_SECONDS = 1.0
-# After an outage of the store, leases look expired until all processes have renewed theirs.
+# After an outage of the store, leases look expired until their processes have renewed them.
 SETTLE_SECONDS = 20.0
-# Until the limit was read once, for a process without a bound of its own.
+# Until the limit has been read once, for a process without a separate bound.
 CAUTIOUS_PER_SECOND = 1.0
-# For a process that could use more than its share, so that its share can grow.
+# More than the present demand, so that the share can grow with it.
 SPARE_FACTOR = 1.25
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One process's rate, and the rate that it could use; requests per second."""
+    """The rate of one process, and the rate that it could use, in requests per second."""
 
     rate: float
     wanted: float
 
 
 class LeasesUnreachable(Exception):
-    """The store of the leases does not answer; the message says why."""
+    """The store of the leases does not answer; the message gives the reason."""
 
 
 class LeaseStore(Protocol):
-    """The limit and the leases; every method may raise `LeasesUnreachable`."""
+    """The limit and the leases. All methods may raise `LeasesUnreachable`."""
 
     async def read_limit(self) -> float | None:
-        """Return the requests per second for all processes together; None if no such limit is set."""
+        """Return the requests per second of all processes together; None if there is no limit."""
         ...
 
     async def read_leases(self) -> Sequence[Lease]:
-        """The leases of all other live processes."""
+        """Return the leases of all other live processes."""
         ...
 
     async def write_lease(self, lease: Lease) -> None:
@@ -66,12 +66,12 @@ class LeaseStore(Protocol):
 
 
 def fair_share(limit: float, wanted: float, others: Sequence[float]) -> float:
-    """Return the max-min fair share of one process; capacity that no process wants is split evenly.
+    """Return the max-min fair share of one process, with an equal part of the rate that no process wants.
 
     Args:
-        limit: What there is.
-        wanted: What this process could use.
-        others: What each of the others could use.
+        limit: The rate of all processes together.
+        wanted: The rate that this process could use.
+        others: The rates that the others could use.
     """
     left, many = limit, len(others) + 1
     for number, each in enumerate(sorted([wanted, *others])):
@@ -83,7 +83,7 @@ def fair_share(limit: float, wanted: float, others: Sequence[float]) -> float:
 
 
 class SharedLimit:
-    """Keeps one limiter's rate at this process's share."""
+    """Keeps a limiter's rate at the share of its process."""
 
     def __init__(self, limiter: RequestLimiter, leases: LeaseStore, name: str, own: float | None) -> None:
         self._limiter = limiter
@@ -96,10 +96,10 @@ class SharedLimit:
         self._is_away = False
         self._settled_at = 0.0
         self.is_waiting_for_share = False
-        """Whether others still use a part of this process's share."""
+        """Whether other processes still use a part of this process's share."""
 
     async def refresh(self) -> None:
-        """One round: read the leases, renew this process's own, and set the limiter's rate."""
+        """Read the leases, renew this process's own, and set the limiter's rate."""
         try:
             await self._lease_share()
         except LeasesUnreachable as exc:
@@ -107,7 +107,7 @@ class SharedLimit:
                 self._limiter.per_second = CAUTIOUS_PER_SECOND
             if not self._is_away:
                 logger.warning(
-                    "the limit %s cannot be read (%s): the run keeps to %s until it can",
+                    "the limit %s cannot be read (%s); until it can, the run sends %s",
                     self._name,
                     exc,
                     _in_words(self._limiter.per_second),
@@ -120,8 +120,8 @@ class SharedLimit:
             self._is_away = False
 
     async def end(self) -> None:
-        """Leave the share to the others."""
-        with suppress(LeasesUnreachable):  # a lease that is not renewed expires soon
+        """Return the share to the other processes."""
+        with suppress(LeasesUnreachable):  # the lease expires by itself
             await self._leases.drop_lease()
 
     async def _lease_share(self) -> None:
@@ -133,12 +133,12 @@ class SharedLimit:
             self._rate = 0.0
             self._limiter.per_second = self._own
             return
-        # Where there was no limit before, nothing is used until a share is granted.
+        # If there was no limit before, no request is admitted until a share is granted.
         self._set(self._rate)
         others = await self._leases.read_leases()
         most = limit if self._own is None else min(limit, self._own)
-        # At first nothing shows how much this process could use. A lease of nothing would get nothing
-        # while others use all of the limit, and the first request would wait for two rounds.
+        # At first the demand is not known. With a demand of zero, the first request would wait for two
+        # rounds while others use all of the limit.
         demand = inf if is_first else self._limiter.demand()
         wanted = min(most, demand * SPARE_FACTOR)
         share = fair_share(limit, wanted, [other.wanted for other in others])
@@ -151,10 +151,10 @@ class SharedLimit:
             await self._leases.write_lease(Lease(share, wanted))
 
     async def _raise(self, share: float, wanted: float, limit: float) -> None:
-        """Lease more, and use the part that is free.
+        """Lease a larger share, and use the part that is free.
 
-        The lease is written before the others are read. Of two that raise theirs in the same moment, at
-        least one sees the other.
+        The lease is written before those of the others are read, so that of two processes that raise their
+        shares at the same time, at least one sees the other.
         """
         await self._leases.write_lease(Lease(share, wanted))
         free = limit - sum(other.rate for other in await self._leases.read_leases())
@@ -169,26 +169,26 @@ class SharedLimit:
         self._limiter.per_second = share if self._own is None else min(share, self._own)
 
     def _follow(self, limit: float | None) -> None:
-        """Say what the limit is whenever it has changed."""
+        """Log a change of the limit."""
         if limit == self._limit:
             return
         self._limit = limit
         if limit is None:
             logger.warning(
-                "the limit %s was deleted or switched off: the run keeps to %s",
+                "the limit %s was deleted or is inactive: the run sends %s",
                 self._name,
                 _in_words(self._own),
             )
         elif limit == 0:
             logger.warning("the limit %s is 0: all requests wait until it is raised", self._name)
         else:
-            logger.info("the limit %s allows %s for all runs together", self._name, _in_words(limit))
+            logger.info("the limit of all runs together, %s, is %.3g requests per second", self._name, limit)
 
 
 def _in_words(per_second: float | None) -> str:
     if per_second is None:
-        return "what the gateway bears"
-    return f"{per_second:.3g} requests a second"
+        return "as many requests as the gateway accepts"
+    return f"at most {per_second:.3g} requests per second"
 
 
 @asynccontextmanager
@@ -198,10 +198,10 @@ async def share_limit(
     """Share the limit with all other processes while the block runs.
 
     Args:
-        limiter: Whose rate follows; its requests wait from the first moment.
+        limiter: The limiter of this process; its rate follows the share before the block starts.
         leases: The limit and the leases.
-        name: What the operator calls the limit.
-        own: The most requests a second of this process, whatever its share; None for no such bound.
+        name: The limit's name, for messages.
+        own: The most requests per second of this process with any share; None for no such bound.
     """
     share = SharedLimit(limiter, leases, name, own)
     await share.refresh()

@@ -1,7 +1,7 @@
-"""The tables of the lake as assets, so that lineage shows which run made what.
+"""The tables of the lake as assets, so that lineage shows which run wrote which table.
 
-An asset is known by its address and nothing else. The open-source server has events of assets, for the
-feed and for automations, and no page of them.
+The key of an asset is its address. The open-source server has events of assets, for the feed and for
+automations, but not a page of them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from prefect.states import Completed
 from imbrace_lake.export.run import RunSummary
 from imbrace_tasks.retry import attempt
 
-# Prefect allows fewer characters than an address has, and no percent-encoding.
-_REFUSED = re.compile(r"[^\w./:+=@~,-]")
+# Prefect allows neither all characters of an address nor percent-encoding.
+_NOT_ALLOWED = re.compile(r"[^\w./:+=@~,-]")
 _LONGEST_ROOT = 480
 
 
 @materialize(
-    "imbrace://tables",  # stands for those of the run
+    "imbrace://tables",  # a placeholder for the assets of the run
     by="imbrace-lake",
     name="record-assets",
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> State[Any]:
-    """Say that a run has written tables; `counts` has the new rows of each, by the asset's key."""
+    """Record that a run has written tables; `counts` has the new rows of each, by the asset's key."""
 
     async def work() -> State[Any]:
         for key, rows in counts.items():
@@ -43,7 +43,7 @@ async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> Sta
 
 
 async def record_tables(summary: RunSummary) -> None:
-    """Record what a run has written, and that it came from the organization."""
+    """Record the tables that a run has written, with the organization as their source."""
     counts = dict(_tables(summary))
     root = asset_root(summary.lake)
     assets = [
@@ -56,20 +56,20 @@ async def record_tables(summary: RunSummary) -> None:
 
 
 def asset_root(lake: str) -> str:
-    """The address of a lake, free of credentials, as assets' keys begin with it."""
+    """Return the address of a lake without credentials; the keys of its assets begin with it."""
     url = lake if "://" in lake else f"file://{Path(lake).expanduser().resolve()}"
-    # Of chained file systems (`simplecache::s3://…`) the last one holds the lake.
+    # Of chained file systems (`simplecache::s3://…`) the last one contains the lake.
     url = url.rpartition("::")[2]
-    return _REFUSED.sub("_", url)[:_LONGEST_ROOT].rstrip("/")
+    return _NOT_ALLOWED.sub("_", url)[:_LONGEST_ROOT].rstrip("/")
 
 
 def organization_key(organization: str) -> str:
-    """What the lake's tables are made from."""
-    return f"imbrace://{_REFUSED.sub('_', organization)[:_LONGEST_ROOT]}/conversations"
+    """Return the key of the asset from which the lake's tables are made."""
+    return f"imbrace://{_NOT_ALLOWED.sub('_', organization)[:_LONGEST_ROOT]}/conversations"
 
 
 def _tables(summary: RunSummary) -> Iterator[tuple[str, int]]:
-    """The tables that a run has written, and how many rows are new."""
+    """Yield the tables that a run has written, with the number of new rows."""
     totals = summary.totals
     yield "runs", 1
     for name, rows in (

@@ -1,8 +1,7 @@
-"""The budget of requests that all workers share: a global concurrency limit of the Prefect server.
+"""The request budget that all workers share: a global concurrency limit of the Prefect server.
 
-The limit only says how many requests a second there may be, and its slots stay empty: to take them
-would cost a call of the server for every few requests. Each process leases a share in a variable of
-its own instead (`imbrace_lake.gateway.shared_limit`), which the server stamps with its own clock.
+Processes read the limit and do not occupy its slots, for the reasons in docs/budget.md. Each process leases a
+share (`imbrace_lake.gateway.shared_limit`) in a separate Prefect variable; the server's clock dates it.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from imbrace_lake.gateway.shared_limit import Lease, LeasesUnreachable, share_li
 from imbrace_lake.settings import Settings
 
 LEASE_TAG = "imbrace-request-share"
-# A process that has not been heard of for so long is not there any more.
+# The process has ended if it has not renewed its lease for this time.
 LEASE_LIFE = timedelta(seconds=30)
-# Nor does anybody miss what it left behind.
+# Other processes delete a lease of this age.
 LEASE_RETENTION = timedelta(minutes=10)
 SERVER_TIMEOUT_SECONDS = 8.0
 LEASE = TypeAdapter(Lease)
@@ -39,14 +38,14 @@ LEASE = TypeAdapter(Lease)
 async def open_gateway(
     settings: Settings, options: GatewayOptions | None = None
 ) -> AsyncIterator[GatewayClient]:
-    """Open a client that keeps to the budget of the Prefect server; flows and commands have no other.
+    """Open a client that keeps to the budget of the Prefect server; flows and commands use only this one.
 
     Args:
-        settings: Name the limit, and the most that this process may use of it.
-        options: How to reach the gateway; as the settings say by default.
+        settings: The name of the limit, and a bound for this process.
+        options: How to reach the gateway; from the settings by default.
 
     Raises:
-        SettingsError: Token or organization is missing, or a setting cannot be used.
+        SettingsError: Token or organization is missing, or a setting is invalid.
     """
     options = options or settings.gateway_options()
     limiter = settings.new_limiter()
@@ -56,7 +55,7 @@ async def open_gateway(
 
 @asynccontextmanager
 async def shared_budget(limiter: RequestLimiter, settings: Settings) -> AsyncIterator[None]:
-    """Keep the limiter within this process's share of the server's limit as long as the block lasts."""
+    """Keep the limiter within this process's share of the server's limit while the block runs."""
     if not settings.request_limit:
         yield
         return
@@ -70,7 +69,7 @@ class PrefectLeases:
     """A global concurrency limit, and one variable per process for its lease.
 
     Args:
-        client: Of the server that has both.
+        client: A client of their server.
         limit: The limit's name.
     """
 
@@ -81,10 +80,10 @@ class PrefectLeases:
         self._has_lease = False
 
     async def read_limit(self) -> float | None:
-        """The smaller of the limit and its slot decay a second; None if there is none or it is inactive.
+        """Return the smaller of the limit and its slot decay; None if the limit is missing or inactive.
 
-        An operator sets both to 10 for ten requests a second. Going by the smaller one, a change of
-        either downwards is obeyed. Without any decay the limit counts alone.
+        An operator sets both to 10 for ten requests per second. Since the smaller one counts, lowering one
+        of them is enough. A decay of 0 is ignored.
         """
         async with _prefect_errors():
             try:
@@ -96,12 +95,12 @@ class PrefectLeases:
         return min(float(found.limit), found.slot_decay_per_second or float(found.limit))
 
     async def read_leases(self) -> Sequence[Lease]:
-        """The leases that other processes renewed in the last 30 seconds."""
+        """Return the leases that other processes renewed in the last 30 seconds; delete very old ones."""
         wanted = {"variables": {"tags": {"all_": [LEASE_TAG, self._limit]}}}
         async with _prefect_errors():
             answer = await self._client.request("POST", "/variables/filter", json=wanted)
             found = [Variable.model_validate(each) for each in answer.json()]
-            # The server's clock wrote all of these times, so no other clock has to be right.
+            # The server set all of these times, so clocks of other machines do not matter.
             now = max((each.updated for each in found if each.updated), default=None)
             leases = []
             for each in found:
@@ -114,7 +113,7 @@ class PrefectLeases:
         return leases
 
     async def write_lease(self, lease: Lease) -> None:
-        """Write this process's variable; it is made again if somebody deleted it."""
+        """Write this process's variable, or create it again if it was deleted."""
         value = {"rate": round(lease.rate, 3), "wanted": round(lease.wanted, 3)}
         async with _prefect_errors():
             if self._has_lease:
@@ -136,7 +135,7 @@ class PrefectLeases:
                 await self._delete(self._name)
 
     async def _delete(self, name: str) -> None:
-        with suppress(ObjectNotFound):  # somebody was faster
+        with suppress(ObjectNotFound):  # deleted by another process or an operator
             await self._client.delete_variable_by_name(name)
 
 
@@ -144,12 +143,12 @@ def _parse_lease(variable: Variable) -> Lease:
     try:
         return LEASE.validate_python(variable.value)
     except ValidationError:
-        raise LeasesUnreachable(f"the variable {variable.name} holds no claim, delete it") from None
+        raise LeasesUnreachable(f"the variable {variable.name} is not a lease: delete it") from None
 
 
 @asynccontextmanager
 async def _prefect_errors() -> AsyncIterator[None]:
-    """Wait some seconds for the server, and turn its failures into `LeasesUnreachable`."""
+    """Bound the time of a call of the server, and turn its failures into `LeasesUnreachable`."""
     try:
         async with asyncio.timeout(SERVER_TIMEOUT_SECONDS):
             yield
@@ -161,6 +160,6 @@ async def _prefect_errors() -> AsyncIterator[None]:
         status = exc.response.status_code
         raise LeasesUnreachable(f"the Prefect server answered with status {status}") from exc
     except ValueError as exc:
-        raise LeasesUnreachable("the Prefect server sent an answer of another form") from exc
+        raise LeasesUnreachable("the Prefect server sent an unexpected answer") from exc
     except httpx.HTTPError as exc:
-        raise LeasesUnreachable(f"the Prefect server is away ({type(exc).__name__})") from exc
+        raise LeasesUnreachable(f"the Prefect server cannot be reached: {type(exc).__name__}") from exc

@@ -17,7 +17,7 @@ from imbrace_tasks.retry import attempt, is_last_try
 
 
 class ChunkUnfinished(ImbraceLakeError):
-    """Some conversations of the chunk failed for now; the others are published."""
+    """Some conversations of the chunk are to be retried; the others are published."""
 
     is_transient = True
 
@@ -32,14 +32,14 @@ class ChunkUnfinished(ImbraceLakeError):
 async def export_conversations_chunk(
     run: RunContext, name: str, conversation_ids: Sequence[str]
 ) -> State[Any]:
-    """Export a chunk of conversations; its entries go to the run's journal, not to the orchestrator."""
+    """Export a chunk of conversations; its entries go to the run's journal, not to Prefect."""
 
     async def work() -> State[Any]:
         result = await export_chunk(run, name, conversation_ids, is_last_try=is_last_try())
         if result.is_worth_retrying and not is_last_try():
             done = sum(result.statuses.values())
             raise ChunkUnfinished(
-                f"{done} of {len(conversation_ids)} conversations done, the rest is to retry"
+                f"{done} of {len(conversation_ids)} conversations done, the others will be retried"
             )
         message = _chunk_message(result)
         return Failed(message=message) if result.dead_letters else Completed(message=message)

@@ -1,4 +1,4 @@
-"""The task that finds the conversations of a slice of the input numbers."""
+"""The task that finds the conversations of a slice of the phone numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Retries of tasks, and how a task hands its result or an expected error to the flow.
+"""Retries of tasks, and how a task passes its result or an expected error to the flow.
 
 Results are in the data of the task's state. Tasks and flows have `persist_result=False`, so that this data
-never leaves the process: Prefect sends the type, name and message of a state to its server, and nothing else.
+never leaves the process: Prefect sends only the type, name and message of a state to its server.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ logger = logging.getLogger("imbrace_lake.tasks")
 
 
 def _drop_empty_traceback(record: logging.LogRecord) -> bool:
-    """A failed state is logged as if it were an exception; without one that reads "NoneType: None"."""
+    """Remove the "NoneType: None" that Prefect logs for a failed state without an exception."""
     if record.exc_info == (None, None, None):
         record.exc_info = None
     return True
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Retry only what waiting can cure; a plain function, because Prefect ignores other callables."""
+    """Return whether waiting may help; a plain function, because Prefect ignores other callables."""
     return isinstance(state.data, ImbraceLakeError) and state.data.is_transient
 
 
 def is_last_try() -> bool:
-    """Whether the task run that is under way will not be tried again."""
+    """Return whether the current task run is the last attempt."""
     context = TaskRunContext.get()
     return context is None or context.task_run.run_count > context.task.retries
 
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """The result of a task that ended with an error; its state has the message."""
+    """The result of a task that ended with an error; the message is in the task's state."""
 
     error: ImbraceLakeError
 
@@ -50,7 +50,7 @@ def result_of(state: State[Any]) -> Any:
     """Return the result of a task, a `TaskError` if it failed, from its state.
 
     Raises:
-        BaseException: The task raised it, because it is not an error of a task's work.
+        BaseException: The task raised it, and it is not an error of the task's work.
     """
     result = getattr(state.data, "result", state.data)
     if isinstance(result, BaseException):
@@ -59,18 +59,18 @@ def result_of(state: State[Any]) -> Any:
 
 
 async def attempt(work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
-    """Do a task's work; raise transient errors so that the orchestrator tries again.
+    """Do a task's work; raise transient errors so that Prefect retries the task.
 
-    Any other error ends the task as failed, in one sentence, with a `TaskError` as its result. No exception
-    leaves with its cause: the orchestrator would print and store what that carries.
+    Any other error ends the task as failed, with a message of one sentence and a `TaskError` as its result.
+    Exceptions are raised without their cause, because Prefect would print and store its contents.
     """
-    # Here and not on import, which changes nothing for the tasks of others. Adds it once.
+    # Here and not on import, which must not change the logging of other programs. Repeated calls do nothing.
     logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
     try:
         return await work()
     except ImbraceLakeError as exc:
         error = without_context(exc)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this task only
+    except Exception as exc:  # noqa: BLE001 - any error ends only this task
         logger.debug("unexpected %s", frames_of(exc))
         error = unexpected(exc)
     if error.is_transient and not is_last_try():

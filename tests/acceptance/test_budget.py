@@ -1,4 +1,4 @@
-"""Two workers share the request budget that an operator sets, and changes, in Prefect."""
+"""Two workers share the request budget that an operator sets and changes in Prefect."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PER_SECOND = 10
 # Imports, the start of two flow runs, and the first shares.
 WARM_UP_SECONDS = 60 if IS_FULL else 25
 MEASURED_SECONDS = 120 if IS_FULL else 20
-# A few seconds on a busy machine say less than two minutes.
-LEAST_USED, MOST_REFUSED = (0.85, 0.02) if IS_FULL else (0.7, 0.06)
+# A few seconds on a busy machine measure less than two minutes.
+LEAST_USED, MOST_LIMITED = (0.85, 0.02) if IS_FULL else (0.7, 0.06)
 FOLLOWED_SECONDS = 15
 BUSY_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Two workers at work, the gateway they read from, and the limit that they share."""
+    """Two workers that export, their gateway, and the limit that they share."""
 
     box: Sandbox
     limit_url: str
@@ -39,18 +39,18 @@ class Workers:
         _ask("PATCH", self.limit_url, change)
 
     def measure(self, seconds: int) -> tuple[float, float]:
-        """Wait, and give the accepted requests a second and the share of refused ones."""
+        """Wait, and return the accepted requests per second and the share of 429 answers."""
         before = self.box.stats()
         began = time.monotonic()
         time.sleep(seconds)
         after = self.box.stats()
-        accepted, refused = after.accepted - before.accepted, after.refused - before.refused
-        return accepted / (time.monotonic() - began), refused / max(1, accepted + refused)
+        accepted, limited = after.accepted - before.accepted, after.refused - before.refused
+        return accepted / (time.monotonic() - began), limited / max(1, accepted + limited)
 
 
 @pytest.fixture(scope="module")
 def workers(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """Set two processes to work on more than they can do in the time of these tests."""
+    """Start two exports that take longer than these tests."""
     limits = f"{prefect_server.api_url}/v2/concurrency_limits/"
     limit: dict[str, object] = {"name": LIMIT, "limit": PER_SECOND, "slot_decay_per_second": PER_SECOND}
     _ask("POST", limits, limit)
@@ -69,12 +69,12 @@ def workers(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactor
         yield Workers(box, f"{limits}{LIMIT}")
         for each in (one, two):
             each.kill()
-    # The tests after these would run under it.
+    # It would bound the tests that follow.
     _ask("DELETE", f"{limits}{LIMIT}")
 
 
 def _ask(method: str, url: str, body: dict[str, object] | None = None) -> None:
-    """Ask the Prefect server, again when its database was busy, as Prefect's own client does."""
+    """Send a request to the Prefect server; retry while its database is busy, as Prefect's client does."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         answer = httpx.request(method, url, json=body, timeout=BUSY_SECONDS)
@@ -92,10 +92,10 @@ def test_two_workers_use_one_budget_and_hardly_exceed_it(workers: Workers) -> No
     workers.set_limit(PER_SECOND)
     time.sleep(WARM_UP_SECONDS)
 
-    per_second, refused_share = workers.measure(MEASURED_SECONDS)
+    per_second, limited_share = workers.measure(MEASURED_SECONDS)
 
     assert per_second >= LEAST_USED * PER_SECOND
-    assert refused_share < MOST_REFUSED
+    assert limited_share < MOST_LIMITED
 
 
 def test_a_change_in_prefect_is_followed_within_15_seconds(workers: Workers) -> None:

@@ -1,4 +1,4 @@
-"""Each command, and all together, keep to the limit that the operator set in Prefect."""
+"""All commands together keep to the limit that the operator set in Prefect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEETING = 3
 
 @contextmanager
 def limited(server: LocalServer, per_second: int) -> Iterator[str]:
-    """A limit for one test; gives its name."""
+    """Create a limit that no other test uses, and yield its name."""
     url = f"{server.api_url}/v2/concurrency_limits/"
     name = f"limit-{uuid4().hex[:8]}"
     body = {"name": name, "limit": per_second, "slot_decay_per_second": per_second}
@@ -39,7 +39,7 @@ def limited(server: LocalServer, per_second: int) -> Iterator[str]:
 
 @contextmanager
 def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in another process, which ends with the block."""
+    """Run a command in a separate process, which ends with the block."""
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "imbrace-lake"), *arguments],
         stdin=subprocess.DEVNULL,
@@ -54,7 +54,7 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def most_in_a_window(box: Sandbox, seconds: float) -> int:
-    """Watch the gateway, and return the highest number of requests within a window."""
+    """Watch the gateway, and return the most requests that it received within a window."""
     seen: list[tuple[float, int]] = []
     until = time.monotonic() + seconds
     while (now := time.monotonic()) < until:
@@ -68,7 +68,7 @@ def most_in_a_window(box: Sandbox, seconds: float) -> int:
     )
 
 
-def test_an_export_a_verification_and_a_plan_beside_each_other_keep_to_one_limit(
+def test_a_concurrent_export_verification_and_plan_keep_to_one_limit(
     run: Run, workdir: Path, prefect: LocalServer
 ) -> None:
     with Sandbox(SandboxOptions(conversations=150, messages_mean=3)) as box:
@@ -112,11 +112,11 @@ def test_a_plan_alone_keeps_to_the_limit(run: Run, workdir: Path, prefect: Local
 
     assert result.code == 0, result.err
     assert box.stats().requests.total() > 20
-    # After a pause, two may follow each other at once.
+    # After a silence, two may follow each other at once.
     assert box.stats().requests.total() <= LIMIT * seconds + 2
 
 
-def test_a_server_that_does_not_answer_stops_a_plan_and_not_a_check(
+def test_a_server_that_does_not_answer_stops_a_plan_but_not_a_check(
     run: Run, settings: dict[str, str], box: Sandbox
 ) -> None:
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"

@@ -1,4 +1,4 @@
-"""A gateway that refuses without a hint, and everybody who wants something from it; time is the loop's."""
+"""A gateway that answers 429 without Retry-After, and its clients, on the event loop's clock."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ LATENCY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What came of a minute: accepted requests a second, and the share of refusals."""
+    """The accepted requests per second, and the share of requests that met a 429."""
 
     per_second: float
-    refused_share: float
+    limited_share: float
 
 
 class Load:
-    """Everybody who wants something from a gateway that refuses without a hint.
+    """A gateway that answers 429 without Retry-After, and its clients.
 
     Args:
-        requests: What the gateway bears in a window; 0 for everything.
+        requests: The gateway's limit per window; 0 for none.
         window_seconds: Its length.
         kind: ``fixed`` window or ``bucket``.
-        stray_share: Requests that are refused whatever the rate.
+        stray_share: The share of requests that meet a 429 at any rate.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class Load:
         self._rng = random.Random(7)
         self.answers: list[tuple[float, bool]] = []
 
-    def bears(self, requests: int) -> None:
-        """From now on the gateway bears so many."""
+    def set_limit(self, requests: int) -> None:
+        """Change the gateway's limit."""
         options = self._options.changed({"budget_requests": requests})
         self._budget = Budget(options, asyncio.get_running_loop().time)
 
-    async def press(self, *gates: RequestLimiter, until: float, many: int = 100) -> None:
-        """Ask through the gates, as fast as they let, until the clock says so."""
+    async def press(self, *limiters: RequestLimiter, until: float, many: int = 100) -> None:
+        """Send requests as fast as the limiters admit them, until a time of the loop's clock."""
         if not self.answers:
-            self.bears(self._options.budget_requests)
-        clients = [asyncio.create_task(self._client(limiter)) for limiter in gates for _ in range(many)]
+            self.set_limit(self._options.budget_requests)
+        clients = [asyncio.create_task(self._client(limiter)) for limiter in limiters for _ in range(many)]
         await asyncio.sleep(until - asyncio.get_running_loop().time())
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
 
     def use(self, since: float, until: float) -> Use:
-        """What came of a span of time."""
-        answers = [is_refused for at, is_refused in self.answers if since <= at < until]
+        """Return the rate and the share of 429 answers between two times."""
+        answers = [is_limited for at, is_limited in self.answers if since <= at < until]
         accepted = answers.count(False)
         return Use(accepted / (until - since), (len(answers) - accepted) / len(answers))
 
@@ -68,10 +68,10 @@ class Load:
             ticket = await limiter.acquire()
             try:
                 await asyncio.sleep(self._rng.uniform(0.0, 0.01))  # on the way
-                is_refused = self._budget.wait_seconds("us") > 0 or self._rng.random() < self._stray_share
-                self.answers.append((clock(), is_refused))
-                await asyncio.sleep(0.002 if is_refused else LATENCY_SECONDS)
-                if is_refused:
+                is_limited = self._budget.wait_seconds("us") > 0 or self._rng.random() < self._stray_share
+                self.answers.append((clock(), is_limited))
+                await asyncio.sleep(0.002 if is_limited else LATENCY_SECONDS)
+                if is_limited:
                     limiter.on_rate_limited(ticket, None)
                 else:
                     limiter.on_success(ticket)

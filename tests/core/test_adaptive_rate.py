@@ -1,4 +1,4 @@
-"""A gateway's budget is found by its refusals, and a known one is used; on a clock that nobody waits for."""
+"""The limiter finds a gateway's limit by its 429 answers, and uses a given budget; in simulated time."""
 
 from __future__ import annotations
 
@@ -21,58 +21,58 @@ def same_jitter_every_time() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 @pytest.mark.parametrize("per_second", [10, 50, 200])
-def test_a_known_budget_is_used_and_hardly_ever_exceeded(per_second: int, kind: str) -> None:
+def test_a_given_budget_is_used_and_hardly_exceeded(per_second: int, kind: str) -> None:
     load = Load(per_second, kind=kind)
 
     run_timeless(load.press(RequestLimiter(per_second=float(per_second)), until=70.0))
 
     use = load.use(WARM_UP_SECONDS, 70.0)
     assert use.per_second >= 0.95 * per_second
-    assert use.refused_share < 0.01
+    assert use.limited_share < 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 @pytest.mark.parametrize(("per_second", "used_share"), [(10, 0.85), (50, 0.93), (200, 0.90)])
-def test_an_unknown_budget_is_found_by_its_refusals(per_second: int, used_share: float, kind: str) -> None:
+def test_an_unknown_limit_is_found_by_429_answers(per_second: int, used_share: float, kind: str) -> None:
     load = Load(per_second, kind=kind)
 
     run_timeless(load.press(RequestLimiter(), until=130.0))
 
     use = load.use(WARM_UP_SECONDS, 130.0)
     assert use.per_second >= used_share * per_second
-    assert use.refused_share < 0.015
+    assert use.limited_share < 0.015
 
 
-@pytest.mark.parametrize("borne", [30, 45])
-def test_a_budget_that_was_set_too_high_is_corrected_by_refusals(borne: int) -> None:
-    load = Load(borne)
+@pytest.mark.parametrize("accepted", [30, 45])
+def test_a_budget_above_the_gateways_limit_is_corrected_by_429_answers(accepted: int) -> None:
+    load = Load(accepted)
 
     run_timeless(load.press(RequestLimiter(per_second=50.0), until=130.0))
 
     use = load.use(WARM_UP_SECONDS, 130.0)
-    assert use.per_second >= 0.9 * borne
-    assert use.refused_share < 0.02
+    assert use.per_second >= 0.9 * accepted
+    assert use.limited_share < 0.02
 
 
-def test_gates_that_do_not_know_of_each_other_find_one_budget_together() -> None:
+def test_independent_limiters_find_one_limit_together() -> None:
     load = Load(50)
 
     run_timeless(load.press(*(RequestLimiter() for _ in range(4)), until=130.0))
 
     use = load.use(60.0, 130.0)
     assert use.per_second >= 0.9 * 50
-    assert use.refused_share < 0.02
+    assert use.limited_share < 0.02
 
 
 @pytest.mark.slow
-def test_a_budget_that_shrinks_is_followed_at_once_and_one_that_grows_within_a_minute_or_two() -> None:
+def test_a_lower_limit_is_followed_at_once_and_a_higher_one_within_two_minutes() -> None:
     async def job() -> None:
         limiter = RequestLimiter()
         await load.press(limiter, until=60.0)
-        load.bears(20)
+        load.set_limit(20)
         await load.press(limiter, until=120.0)
-        load.bears(100)
+        load.set_limit(100)
         await load.press(limiter, until=240.0)
 
     load = Load(50)
@@ -81,20 +81,20 @@ def test_a_budget_that_shrinks_is_followed_at_once_and_one_that_grows_within_a_m
 
     shrunk = load.use(75.0, 120.0)
     assert shrunk.per_second >= 0.85 * 20
-    assert shrunk.refused_share < 0.02
+    assert shrunk.limited_share < 0.02
     assert load.use(210.0, 240.0).per_second >= 0.85 * 100
 
 
-def test_a_long_window_that_is_used_up_costs_few_requests() -> None:
+def test_a_long_window_that_is_used_up_causes_few_429_answers() -> None:
     load = Load(100, 1800.0)
 
     run_timeless(load.press(RequestLimiter(), until=5400.0))
 
-    assert sum(not is_refused for _, is_refused in load.answers) == 300
-    assert load.use(0.0, 5400.0).refused_share < 0.4
+    assert sum(not is_limited for _, is_limited in load.answers) == 300
+    assert load.use(0.0, 5400.0).limited_share < 0.4
 
 
-def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_stop_everything() -> None:
+def test_429_answers_at_any_rate_do_not_stop_the_limiter() -> None:
     load = Load(0, stray_share=0.01)
 
     run_timeless(load.press(RequestLimiter(), until=120.0))
@@ -102,7 +102,7 @@ def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_stop_everything()
     assert load.use(WARM_UP_SECONDS, 120.0).per_second > 20
 
 
-def test_a_gateway_that_never_refuses_is_not_slowed() -> None:
+def test_without_429_answers_the_rate_has_no_bound() -> None:
     load = Load(0)
 
     run_timeless(load.press(RequestLimiter(max_in_flight=32), until=20.0))

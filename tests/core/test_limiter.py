@@ -1,4 +1,4 @@
-"""The limiter: fair, never too many, never too fast, closed by a refusal and opened gently."""
+"""The rate limiter: order, requests in flight, requests per second, and pauses after a 429."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.core.clock import run_timeless
 
 @pytest.fixture(autouse=True)
 def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take pauses as long as they are meant on average."""
+    """Make each pause as long as the average."""
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
 
 @dataclass
 class Traffic:
-    """Requests through a limiter, and what was seen of them."""
+    """Requests through a limiter, with their order, times and number in flight."""
 
     limiter: RequestLimiter
     order: list[int] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Traffic:
             self.limiter.release()
 
 
-def refuse(limiter: RequestLimiter, ticket: int) -> None:
+def rate_limit(limiter: RequestLimiter, ticket: int) -> None:
     limiter.on_rate_limited(ticket, None)
 
 
@@ -65,11 +65,11 @@ def run(job: Callable[[], Awaitable[None]]) -> None:
     run_timeless(main())
 
 
-# -- turns ----------------------------------------------------------------------------------------
+# -- order and requests in flight ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [1, 3, 32])
-def test_never_more_are_under_way_than_the_limit_and_turns_go_in_order(limit: int) -> None:
+def test_requests_in_flight_stay_within_the_limit_and_are_admitted_in_order(limit: int) -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=limit))
 
@@ -82,7 +82,7 @@ def test_never_more_are_under_way_than_the_limit_and_turns_go_in_order(limit: in
     run(job)
 
 
-def test_who_comes_while_others_wait_does_not_overtake() -> None:
+def test_a_new_request_does_not_overtake_waiting_ones() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=1))
         first = [asyncio.create_task(traffic.send(number)) for number in range(3)]
@@ -97,7 +97,7 @@ def test_who_comes_while_others_wait_does_not_overtake() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_cancelled_waiter_loses_no_turn(seed: int) -> None:
+def test_cancelled_requests_do_not_block_others(seed: int) -> None:
     async def job() -> None:
         rng = random.Random(seed)
         traffic = Traffic(RequestLimiter(max_in_flight=rng.randint(1, 4)))
@@ -116,7 +116,7 @@ def test_a_cancelled_waiter_loses_no_turn(seed: int) -> None:
     run(job)
 
 
-def test_a_waiter_that_is_cancelled_in_the_moment_of_its_turn_passes_it_on() -> None:
+def test_a_request_cancelled_while_it_is_admitted_admits_the_next() -> None:
     async def job() -> None:
         limiter = RequestLimiter(max_in_flight=1)
         await limiter.acquire()
@@ -135,25 +135,25 @@ def test_a_waiter_that_is_cancelled_in_the_moment_of_its_turn_passes_it_on() -> 
     run(job)
 
 
-# -- so many a second -----------------------------------------------------------------------------
+# -- requests per second --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [0.5, 7.0, 200.0])
-def test_no_second_sees_more_requests_than_the_rate_allows(rate: float) -> None:
+def test_requests_per_second_stay_within_the_rate(rate: float) -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=100, per_second=rate))
 
         await asyncio.gather(*(traffic.send(number, seconds=0.01) for number in range(50)))
 
         spans = [late - early for early, late in zip(traffic.times, traffic.times[10:], strict=False)]
-        # A turn that came late is made up for, by one request or 50 ms at most.
+        # The limiter catches up on a delay by one request, or 50 ms, at most.
         assert min(spans) >= 10 / rate - max(1 / rate, LATE_SECONDS) - 1e-6
         assert traffic.times[-1] <= 51 / rate
 
     run(job)
 
 
-def test_a_silence_is_not_made_up_for() -> None:
+def test_the_rate_does_not_catch_up_on_a_silence() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=100, per_second=1.0))
         await traffic.send(seconds=0.0)
@@ -166,7 +166,7 @@ def test_a_silence_is_not_made_up_for() -> None:
     run(job)
 
 
-def test_a_new_rate_holds_for_those_who_wait_already() -> None:
+def test_a_new_rate_applies_to_waiting_requests() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(per_second=0.001))
         waiting = [asyncio.create_task(traffic.send(seconds=0.0)) for _ in range(5)]
@@ -182,7 +182,7 @@ def test_a_new_rate_holds_for_those_who_wait_already() -> None:
     run(job)
 
 
-def test_a_rate_of_nought_lets_nobody_in_until_it_changes() -> None:
+def test_a_rate_of_zero_admits_no_request_until_it_changes() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(per_second=0.0))
         waiting = [asyncio.create_task(traffic.send(seconds=0.0)) for _ in range(3)]
@@ -197,7 +197,7 @@ def test_a_rate_of_nought_lets_nobody_in_until_it_changes() -> None:
     run(job)
 
 
-def test_the_limiter_says_whether_its_rate_holds_requests_back() -> None:
+def test_demand_is_infinite_only_if_the_rate_delayed_requests() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(per_second=5.0))
         await asyncio.gather(*(traffic.send(seconds=0.0) for _ in range(10)))
@@ -212,13 +212,13 @@ def test_the_limiter_says_whether_its_rate_holds_requests_back() -> None:
     run(job)
 
 
-# -- refusals -------------------------------------------------------------------------------------
+# -- pauses after a 429 ---------------------------------------------------------------------------------
 
 
-def test_a_refusal_closes_the_limiter_and_one_request_goes_ahead_alone() -> None:
+def test_a_429_closes_the_limiter_and_a_single_request_follows() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=8))
-        await traffic.send(end=refuse)
+        await traffic.send(end=rate_limit)
         assert traffic.limiter.pause_seconds() == 1.0
         assert traffic.limiter.in_flight_limit == 1
 
@@ -231,14 +231,14 @@ def test_a_refusal_closes_the_limiter_and_one_request_goes_ahead_alone() -> None
 
         assert traffic.most_under_way <= 8
         assert traffic.times[2] == 3.0
-        # So soon after a refusal not all at once.
+        # Soon after a 429, the others are not sent at once.
         assert traffic.times[3] > 3.5
         assert traffic.limiter.rate_limited_seconds() == 0.0
 
     run(job)
 
 
-def test_pauses_double_up_to_a_bound_and_begin_again_after_two_successes() -> None:
+def test_pauses_double_up_to_a_bound_and_are_short_again_after_two_successes() -> None:
     async def job() -> None:
         limiter = RequestLimiter()
         pauses = []
@@ -261,7 +261,7 @@ def test_pauses_double_up_to_a_bound_and_begin_again_after_two_successes() -> No
     run(job)
 
 
-def test_a_refusal_right_after_the_reopening_waits_longer_than_the_one_before() -> None:
+def test_a_429_soon_after_a_pause_doubles_the_next_pause() -> None:
     async def job() -> None:
         limiter = RequestLimiter()
         for _ in range(2):
@@ -277,11 +277,11 @@ def test_a_refusal_right_after_the_reopening_waits_longer_than_the_one_before() 
     run(job)
 
 
-def test_refusals_of_requests_that_were_under_way_together_count_as_one() -> None:
+def test_429_answers_to_requests_in_flight_together_cause_one_pause() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=8))
 
-        await asyncio.gather(*(traffic.send(seconds=1 + number / 10, end=refuse) for number in range(8)))
+        await asyncio.gather(*(traffic.send(seconds=1 + number / 10, end=rate_limit) for number in range(8)))
 
         assert traffic.limiter.counts.rate_limited == 8
         assert traffic.limiter.counts.closed_seconds == 1.0
@@ -289,11 +289,11 @@ def test_refusals_of_requests_that_were_under_way_together_count_as_one() -> Non
     run(job)
 
 
-def test_an_answer_to_what_was_sent_before_the_limiter_closed_does_not_open_it() -> None:
+def test_a_success_of_a_request_sent_before_the_pause_does_not_end_it() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=8))
         early = [asyncio.create_task(traffic.send(number, seconds=0.5 + number / 10)) for number in range(4)]
-        await traffic.send(seconds=0.1, end=refuse)
+        await traffic.send(seconds=0.1, end=rate_limit)
 
         crowd = [asyncio.create_task(traffic.send(seconds=5.0)) for _ in range(10)]
         await asyncio.sleep(2)
@@ -307,7 +307,7 @@ def test_an_answer_to_what_was_sent_before_the_limiter_closed_does_not_open_it()
 
 
 @pytest.mark.parametrize(("hint", "pauses"), [(30.0, [30, 30, 30]), (0.0, [0, 2, 4]), (3.0, [3, 3, 4])])
-def test_a_hint_is_obeyed_but_not_believed_in_a_hurry_twice(hint: float, pauses: list[float]) -> None:
+def test_retry_after_is_followed_but_does_not_shorten_later_pauses(hint: float, pauses: list[float]) -> None:
     async def job() -> None:
         limiter = RequestLimiter()
         met = []
@@ -321,10 +321,10 @@ def test_a_hint_is_obeyed_but_not_believed_in_a_hurry_twice(hint: float, pauses:
     run(job)
 
 
-def test_a_probe_that_fails_otherwise_leaves_the_way_to_the_next() -> None:
+def test_after_a_probe_without_an_answer_the_next_request_probes() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=8))
-        await traffic.send(end=refuse)
+        await traffic.send(end=rate_limit)
 
         await asyncio.gather(
             traffic.send(1, end=lambda limiter, ticket: None),
@@ -333,16 +333,16 @@ def test_a_probe_that_fails_otherwise_leaves_the_way_to_the_next() -> None:
         )
 
         assert traffic.order == list(range(12))
-        # One after the other, until the third of them brought an answer.
+        # One after the other, until the third brought an answer.
         assert traffic.times[1:5] == [2.0, 3.0, 4.0, 5.0]
 
     run(job)
 
 
-def test_whoever_waits_can_be_turned_away_and_the_limiter_goes_on() -> None:
+def test_waiting_requests_can_be_rejected_and_the_limiter_continues() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=1))
-        await traffic.send(end=refuse)
+        await traffic.send(end=rate_limit)
         tasks = [asyncio.create_task(traffic.send(number)) for number in range(1, 5)]
         await settle()
         tasks[1].cancel()
@@ -364,10 +364,10 @@ def test_whoever_waits_can_be_turned_away_and_the_limiter_goes_on() -> None:
     run(job)
 
 
-# -- what the gateway bears -----------------------------------------------------------------------
+# -- an overloaded gateway ------------------------------------------------------------------------------
 
 
-def test_strain_counts_once_for_all_that_met_it_together() -> None:
+def test_overload_counts_once_for_all_requests_that_met_it() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=20))
 
@@ -386,7 +386,7 @@ def limits(limiter: RequestLimiter, many: int) -> Iterator[int]:
         yield limiter.in_flight_limit
 
 
-def test_the_limit_recovers_by_about_one_a_round_and_never_beyond_where_it_began() -> None:
+def test_the_limit_recovers_by_about_one_per_round_up_to_its_start() -> None:
     async def job() -> None:
         limiter = RequestLimiter(max_in_flight=20)
         for _ in range(30):

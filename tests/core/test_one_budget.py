@@ -1,4 +1,4 @@
-"""Nothing reaches the gateway beside the shared budget: there is one way to open a client."""
+"""All requests to the gateway keep to the shared budget: there is one way to open a client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCT = ("imbrace_lake", "tasks", "flows", "deployments", "cli")
 
 
 def modules_that_call(*names: str) -> set[str]:
-    """The modules of the product that call something by one of these names, with or without a module."""
+    """Return the modules of the product that call a function by one of these names."""
     found = set()
     for package in PRODUCT:
         for path in (ROOT / package).rglob("*.py"):
@@ -24,7 +24,7 @@ def modules_that_call(*names: str) -> set[str]:
     return found
 
 
-def test_only_one_module_makes_a_client_of_the_gateway() -> None:
+def test_only_one_module_creates_a_gateway_client() -> None:
     assert modules_that_call("GatewayClient") == {"imbrace_lake/gateway/factory.py"}
 
 
@@ -40,7 +40,7 @@ def test_only_two_modules_choose_the_budget_of_a_client() -> None:
     assert source == {"cli/imbrace_cli/gateway.py"}
 
 
-def test_nothing_else_asks_the_gateway_without_its_turn() -> None:
+def test_only_one_module_creates_an_http_client() -> None:
     assert modules_that_call("httpx.AsyncClient", "aiohttp.ClientSession") == {
         "imbrace_lake/gateway/http_client.py"
     }

@@ -1,4 +1,4 @@
-"""The shared budget on a real Prefect server: its limit is read, claims are seen and cleared away."""
+"""The shared budget on a real Prefect server: the limit, the leases, and a server that does not answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 pytestmark = [prefect_leaks, pytest.mark.usefixtures("prefect")]
-CLAIM = Lease(4.0, 10.0)
+LEASE = Lease(4.0, 10.0)
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[PrefectClient, str]]:
-    """Give a client and the name of a limit that no other test has."""
+    """Return a client and the name of a limit that no other test uses."""
     from prefect.client.orchestration import get_client
 
     async with get_client() as client:
@@ -60,9 +60,7 @@ async def change_limit(client: PrefectClient, name: str, **changes: object) -> N
     ("limit", "decay", "per_second"),
     [(10, 10.0, 10.0), (10, 4.5, 4.5), (3, 10.0, 3.0), (7, 0.0, 7.0), (0, 5.0, 0.0)],
 )
-def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
-    limit: int, decay: float, per_second: float
-) -> None:
+def test_the_smaller_of_limit_and_decay_counts(limit: int, decay: float, per_second: float) -> None:
     async def job() -> None:
         from imbrace_tasks.budget import PrefectLeases
 
@@ -74,7 +72,7 @@ def test_the_smaller_of_limit_and_decay_is_what_all_may_ask_for(
     run(job)
 
 
-def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
+def test_an_inactive_or_missing_limit_is_none() -> None:
     async def job() -> None:
         from imbrace_tasks.budget import PrefectLeases
 
@@ -89,17 +87,17 @@ def test_a_limit_that_is_inactive_or_missing_is_none() -> None:
     run(job)
 
 
-def test_leases_are_seen_by_the_others_of_the_same_limit_until_they_are_dropped() -> None:
+def test_processes_with_the_same_limit_read_each_others_leases() -> None:
     async def job() -> None:
         from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
             one, two = PrefectLeases(client, name), PrefectLeases(client, name)
             foreign = PrefectLeases(client, f"{name}-other")
-            await one.write_lease(CLAIM)
-            await foreign.write_lease(CLAIM)
+            await one.write_lease(LEASE)
+            await foreign.write_lease(LEASE)
             assert await one.read_leases() == []
-            assert await two.read_leases() == [CLAIM]
+            assert await two.read_leases() == [LEASE]
 
             await one.write_lease(Lease(2.5, 3.0))
             assert await two.read_leases() == [Lease(2.5, 3.0)]
@@ -111,25 +109,25 @@ def test_leases_are_seen_by_the_others_of_the_same_limit_until_they_are_dropped(
     run(job)
 
 
-def test_a_lease_that_was_deleted_is_made_again_and_one_that_is_missing_can_be_dropped() -> None:
+def test_a_deleted_lease_is_created_again_and_a_missing_one_can_be_dropped() -> None:
     async def job() -> None:
         from imbrace_tasks.budget import PrefectLeases
 
         async with connected() as (client, name):
             one, two = PrefectLeases(client, name), PrefectLeases(client, name)
-            await one.write_lease(CLAIM)
-            await delete_claims(client, name)
+            await one.write_lease(LEASE)
+            await delete_leases(client, name)
 
-            await one.write_lease(CLAIM)
-            assert await two.read_leases() == [CLAIM]
+            await one.write_lease(LEASE)
+            assert await two.read_leases() == [LEASE]
 
-            await delete_claims(client, name)
+            await delete_leases(client, name)
             await one.drop_lease()
 
     run(job)
 
 
-def test_who_does_not_renew_a_lease_is_not_counted_and_what_is_left_is_cleared_away(
+def test_a_lease_that_is_not_renewed_does_not_count_and_is_deleted_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def job() -> None:
@@ -138,23 +136,23 @@ def test_who_does_not_renew_a_lease_is_not_counted_and_what_is_left_is_cleared_a
         monkeypatch.setattr(budget, "LEASE_LIFE", timedelta(seconds=0.2))
         async with connected() as (client, name):
             dead, alive = budget.PrefectLeases(client, name), budget.PrefectLeases(client, name)
-            await dead.write_lease(CLAIM)
+            await dead.write_lease(LEASE)
             await asyncio.sleep(0.4)
-            await alive.write_lease(CLAIM)
+            await alive.write_lease(LEASE)
 
             assert await alive.read_leases() == []
-            assert len(await claim_names(client, name)) == 2
+            assert len(await lease_names(client, name)) == 2
 
             monkeypatch.setattr(budget, "LEASE_RETENTION", timedelta(seconds=0.3))
             await alive.read_leases()
-            assert len(await claim_names(client, name)) == 1
-            await dead.write_lease(CLAIM)
-            assert await alive.read_leases() == [CLAIM]
+            assert len(await lease_names(client, name)) == 1
+            await dead.write_lease(LEASE)
+            assert await alive.read_leases() == [LEASE]
 
     run(job)
 
 
-def test_a_variable_that_is_no_lease_is_named() -> None:
+def test_the_error_names_a_variable_that_is_not_a_lease() -> None:
     async def job() -> None:
         from prefect.client.schemas.actions import VariableCreate
 
@@ -164,13 +162,13 @@ def test_a_variable_that_is_no_lease_is_named() -> None:
             tags = [LEASE_TAG, name]
             await client.create_variable(VariableCreate(name=f"odd-{name}", value="much", tags=tags))
 
-            with pytest.raises(LeasesUnreachable, match=f"the variable odd-{name} holds no claim, delete it"):
+            with pytest.raises(LeasesUnreachable, match=f"the variable odd-{name} is not a lease: delete it"):
                 await PrefectLeases(client, name).read_leases()
 
     run(job)
 
 
-def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
+def test_an_unreachable_slow_or_failing_server_is_one_error(
     prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def job() -> None:
@@ -178,8 +176,11 @@ def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
 
         from imbrace_tasks import budget
 
-        # Nothing listens on that port.
-        for url, words in ((f"{prefect.api_url}/wrong", "status 404"), ("http://127.0.0.1:9/api", "is away")):
+        # No program listens on port 9.
+        for url, words in (
+            (f"{prefect.api_url}/wrong", "status 404"),
+            ("http://127.0.0.1:9/api", "cannot be reached: ConnectError"),
+        ):
             with pytest.raises(LeasesUnreachable, match=words):
                 await budget.PrefectLeases(PrefectClient(url), "limit").read_leases()
         monkeypatch.setattr(budget, "SERVER_TIMEOUT_SECONDS", 0.0)
@@ -189,7 +190,7 @@ def test_a_server_that_is_away_or_slow_or_failing_is_one_error(
     run(job)
 
 
-def test_a_limiter_follows_the_limit_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_limiter_follows_the_limit_of_the_settings(caplog: pytest.LogCaptureFixture) -> None:
     async def job() -> None:
         from imbrace_tasks.budget import shared_budget
 
@@ -198,11 +199,11 @@ def test_a_limiter_follows_the_limit_that_the_settings_name(caplog: pytest.LogCa
             await make_limit(client, name, 6, 6.0)
             async with shared_budget(limiter, settings(request_limit=name)):
                 assert limiter.per_second == 6.0
-            assert await claim_names(client, name) == []
+            assert await lease_names(client, name) == []
             async with shared_budget(limiter := RequestLimiter(), settings(request_limit="")):
                 assert limiter.per_second is None
 
-        assert f"the limit {name} allows 6 requests a second for all runs together" in caplog.text
+        assert f"the limit of all runs together, {name}, is 6 requests per second" in caplog.text
 
     with caplog.at_level(logging.INFO):
         run(job)
@@ -212,10 +213,10 @@ def settings(**given: object) -> Settings:
     return load_settings(lake=str(Path("lake")), **given)
 
 
-async def claim_names(client: PrefectClient, limit: str) -> list[str]:
+async def lease_names(client: PrefectClient, limit: str) -> list[str]:
     return [each.name for each in await client.read_variables() if limit in (each.tags or ())]
 
 
-async def delete_claims(client: PrefectClient, limit: str) -> None:
-    for name in await claim_names(client, limit):
+async def delete_leases(client: PrefectClient, limit: str) -> None:
+    for name in await lease_names(client, limit):
         await client.delete_variable_by_name(name)

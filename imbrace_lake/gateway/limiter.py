@@ -225,8 +225,10 @@ class RequestLimiter:
         self._in_flight += 1
         now = asyncio.get_running_loop().time()
         self._admitted.count(now)
-        # The rate catches up on a short delay, but not on a long silence.
-        self._spent_at = max(self._due(), now - max(LATE_SECONDS, self._spacing()))
+        # The rate catches up on a short delay, but not on a long silence, nor on a pause: a second request
+        # right after the probe would meet the next 429.
+        late = 0.0 if self._is_probing else max(LATE_SECONDS, self._spacing())
+        self._spent_at = max(self._due(), now - late)
 
     def _admit(self) -> None:
         while self._waiting and self._is_admitting():

@@ -166,6 +166,19 @@ def test_the_rate_does_not_catch_up_on_a_silence() -> None:
     run(job)
 
 
+def test_the_rate_does_not_catch_up_on_a_pause() -> None:
+    async def job() -> None:
+        traffic = Traffic(RequestLimiter(per_second=1.0))
+        await traffic.send(seconds=0.0, end=rate_limit)
+
+        await asyncio.gather(*(traffic.send(number, seconds=0.0) for number in range(1, 4)))
+
+        spans = [late - early for early, late in zip(traffic.times, traffic.times[1:], strict=False)]
+        assert min(spans) >= 1.0
+
+    run(job)
+
+
 def test_a_new_rate_applies_to_waiting_requests() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(per_second=0.001))

@@ -1,4 +1,4 @@
-"""What failed logins at AWS mean, in words; for lists and lakes alike."""
+"""Explain failed AWS logins, for lists and lakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _LOGGERS = ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens")
-# Of the calls of a block, not of the process: others may want to see what their logins log.
+# Per context and not per process: code outside of the block may log its own logins.
 _is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
 
 _EXPIRED_SESSIONS = frozenset(
@@ -31,26 +31,25 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 def quiet_logins() -> Iterator[None]:
     """Keep failed logins of the block out of the log.
 
-    botocore logs a traceback of every failure that it also raises, which without a handler reaches standard
-    error.
+    botocore logs a traceback of each failure that it also raises. Without a log handler the traceback goes
+    to standard error.
     """
     for name in _LOGGERS:
-        # Adds it once, and never removes it: another thread may be in such a block.
+        # Added once and never removed: another thread may be in such a block.
         logging.getLogger(name).addFilter(_is_of_others)
     before = _is_quiet.get()
     _is_quiet.set(True)
     try:
         yield
     finally:
-        # Not by a token: a reader that is left half-way is closed in another context.
+        # Without a token: an iterator that is not read to its end is closed in another context.
         _is_quiet.set(before)
 
 
 def expired_session(exc: BaseException | None) -> str | None:
-    """Return what to do about an AWS sign-in session that is over; None if the error is another one.
+    """Return what to do about an expired AWS session; None if neither the error nor a cause is one.
 
-    The error may be a cause of the one that is given. Its class is recognised by name, so that a list on the
-    local disk needs no S3 library.
+    The class is recognised by name, so that a list on the local disk needs no S3 library.
     """
     while exc is not None:
         if any(kind.__name__ in _EXPIRED_SESSIONS for kind in type(exc).__mro__):

@@ -1,4 +1,4 @@
-"""Try everything that a run needs, quickly, and say all that is wrong at once, each in one sentence."""
+"""Check settings, token, gateway and lake before a run, and report each finding in one sentence."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
 Verdict = Literal["ok", "note", "error", "skipped"]
 
-# Other runs give a share of a limit away within two rounds; a limit of 0 gives none to anybody.
+# Other runs give up a share of the limit within two rounds, unless the limit is 0.
 TURN_SECONDS = 60.0
 NO_TURN = (
-    f"not asked, because the limit of requests that all runs share left none for {TURN_SECONDS:g} s: look"
+    f"not checked: the request limit that all runs share allowed no request for {TURN_SECONDS:g} s; see"
     " whether it is 0"
 )
-# A gateway or a lake that takes longer is called slow; both are waited for as an export would.
+# A gateway or lake that takes longer is called slow. The time-outs are those of an export.
 SLOW_SECONDS = 3.0
-# How long the ledgers are read for the longest conversation, without which a run works as well.
+# The time for reading the ledgers, which only serve to find the longest conversation.
 LEDGER_SECONDS = 20.0
 
 
@@ -50,9 +50,9 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        name: What was checked.
-        verdict: ``ok``; ``note``, with which a run can live; ``error``, with which it cannot; ``skipped``.
-        message: What was found, in one sentence; where it is wrong, what to do about it too.
+        name: The subject of the check.
+        verdict: ``ok``, ``note`` (a run would work), ``error`` (a run would fail) or ``skipped``.
+        message: The result in one sentence; for an error also what to do about it.
     """
 
     name: str
@@ -74,12 +74,12 @@ async def run_checks(
     phone: PhoneNumber | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[Finding]:
-    """Look at the settings, then at gateway and lake side by side, then at a conversation.
+    """Check the settings, then gateway and lake side by side, then a conversation.
 
     Args:
-        settings: What a run would have; what is missing is a finding.
+        settings: Those of a run; missing ones are findings.
         open_gateway: Opens a client within the budget of a run; its requests wait for their turn.
-        phone: A number with a conversation, to see pages and counts; else the longest that the lake knows.
+        phone: A number whose conversation shows pages and counts; by default the longest one in the lake.
         say: Called with a sentence when the gateway takes long.
     """
     findings = _missing(settings, ("token", "organization"))
@@ -95,7 +95,7 @@ async def run_checks(
 
 
 async def check_gateway(settings: Settings, open_gateway: OpenGateway) -> list[Finding]:
-    """Look at gateway, token and organization only."""
+    """Check gateway, token and organization only."""
     findings = _missing(settings, ("token", "organization"))
     options = _options(settings, findings)
     if options is None:
@@ -104,20 +104,20 @@ async def check_gateway(settings: Settings, open_gateway: OpenGateway) -> list[F
 
 
 async def check_list(address: str, settings: Settings) -> Finding:
-    """Read a list of phone numbers, and count them."""
+    """Read a list of phone numbers, and count the numbers."""
     schemes = settings.schemes()
     try:
         found = await asyncio.to_thread(read_phone_list, address, region=settings.region, schemes=schemes)
     except ImbraceLakeError as exc:
         return Finding("list", "error", str(exc))
     if not found.valid:
-        return Finding("list", "error", f"{found.report.source} holds no phone number: give another list")
-    invalid = f", {found.invalid:,} entries that are not" if found.invalid else ""
+        return Finding("list", "error", f"{found.report.source} has no phone number: use another list")
+    invalid = f", {found.invalid:,} invalid entries" if found.invalid else ""
     return Finding("list", "ok", f"{found.valid:,} phone numbers in {found.report.source}{invalid}")
 
 
 async def check_lake(settings: Settings, options: StoreOptions | None = None) -> list[Finding]:
-    """Look at the lake only; `options` say how to reach an S3 store."""
+    """Check the lake only; `options` are those of an S3 store."""
     return (await _probe_lake(settings, options)).findings
 
 
@@ -130,7 +130,7 @@ def _missing(settings: Settings, names: Iterable[str]) -> list[Finding]:
 
 
 def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | None:
-    """How to ask the gateway: with an export's time for each answer; None if a setting for it is missing."""
+    """Return the options of an export, with fewer tries; None, with a finding, if they are not valid."""
     if findings:
         return None
     try:
@@ -140,7 +140,7 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
         return None
     return replace(
         options,
-        # As many as it takes to believe a server whose counts fit nothing.
+        # The fewest tries after which the client accepts a server with wrong counts.
         tries=SHORT_BODY_TRIES,
         patience_seconds=0.0,
         first_delay_seconds=0.1,
@@ -149,7 +149,7 @@ def _options(settings: Settings, findings: list[Finding]) -> GatewayOptions | No
 
 
 def _check_expiry(settings: Settings) -> list[Finding]:
-    """Whether the token expires soon, as far as the settings say."""
+    """Report whether the token expires soon, if the settings state its expiry."""
     if settings.token is None or settings.token_expires is None:
         return []
     today = datetime.now(UTC).date()
@@ -166,20 +166,19 @@ def _check_expiry(settings: Settings) -> list[Finding]:
 async def _patiently(
     options: GatewayOptions, open_gateway: OpenGateway, say: Callable[[str], object]
 ) -> AsyncIterator[GatewayClient]:
-    """Open a client, and say what takes long.
+    """Open a client, and report if the gateway or the shared limit takes long.
 
     Raises:
-        TimeoutError: The shared limit left no request to it for TURN_SECONDS.
+        TimeoutError: The shared limit allowed no request for TURN_SECONDS.
     """
     async with open_gateway(options) as gateway, asyncio.timeout(None) as deadline:
 
         async def watch() -> None:
             await asyncio.sleep(SLOW_SECONDS)
             if gateway.traffic.requests:
-                seconds = f"{options.timeout_seconds:g} s"
-                say(f"waiting for {options.url}, as an export would: up to {seconds} an answer")
+                say(f"waiting for {options.url}, as an export would: up to {options.timeout_seconds:g} s")
             else:
-                say("waiting for a turn within the limit of requests that all runs share")
+                say("waiting for a turn within the request limit that all runs share")
                 await asyncio.sleep(TURN_SECONDS - SLOW_SECONDS)
                 if not gateway.traffic.requests:
                     deadline.reschedule(asyncio.get_running_loop().time())
@@ -198,7 +197,7 @@ async def _probe_gateway(
     say: Callable[[str], object] = lambda _: None,
 ) -> _Probe:
     if options is None:
-        return _Probe([Finding("gateway", "skipped", "not asked, because settings are missing")])
+        return _Probe([Finding("gateway", "skipped", "not checked, because settings are missing")])
     began = time.perf_counter()
     try:
         async with _patiently(options, open_gateway, say) as gateway:
@@ -216,10 +215,10 @@ async def _probe_gateway(
         Finding("organization", "ok", f"{options.organization} is the token's"),
     ]
     if gateway.traffic.retries:
-        message = f"{gateway.traffic.retries} of the first requests failed and had to be tried again"
+        message = f"{gateway.traffic.retries} of the first requests failed and were sent again"
         findings.append(Finding("gateway", "note", message))
     if phone is not None and not links.links:
-        findings.append(Finding("number", "note", "the number that was given has no conversation"))
+        findings.append(Finding("number", "note", "the phone number has no conversation"))
     return _Probe(findings, next((link.conversation_id for link in links.links), None))
 
 
@@ -228,8 +227,8 @@ def _answered(url: str, seconds: float, *, is_limited: bool) -> Finding:
     if seconds < SLOW_SECONDS:
         return Finding("gateway", "ok", message)
     if is_limited:
-        # Other runs may have used up the limit for as long.
-        return Finding("gateway", "ok", f"{message}, the wait for its turn within the limit included")
+        # The limit, which other runs may have used up, can explain the wait.
+        return Finding("gateway", "ok", f"{message}, including the wait for a turn within the limit")
     return Finding("gateway", "note", f"{message}: slow, so exports take long")
 
 
@@ -245,7 +244,7 @@ def _describe_error(options: GatewayOptions, exc: GatewayError) -> list[Finding]
             mismatch = Finding("organization", "error", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
             return [answers, Finding("token", "ok", "known to the gateway"), mismatch]
         case RateLimited():
-            message = "the gateway refuses every request at present (429): wait, a run would do the same"
+            message = "the gateway rate-limits every request at present (429): wait, as a run would"
             return [Finding("gateway", "error", message)]
         case CertificateRejected():
             return [Finding("gateway", "error", str(exc))]
@@ -262,9 +261,9 @@ async def _probe_messages(
     conversation_id: str | None,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[Finding]:
-    """See how long a page gets, and what the counts mean."""
+    """Find out how many messages a page has, and what the counts mean."""
     if conversation_id is None:
-        message = "not seen, because no conversation is known yet: give --phone with a number that has one"
+        message = "not checked, because no conversation is known yet: add --phone with a number that has one"
         return [Finding("pages", "skipped", message)]
     try:
         async with _patiently(options, open_gateway, say) as gateway:
@@ -279,45 +278,43 @@ async def _probe_messages(
 def _describe_page(page: Page, page_size: int) -> Finding:
     received, total_count = len(page.ids), page.total_count
     if total_count is None:
-        return Finding(
-            "pages", "note", f"{received} messages came for a limit of {page_size}, without counts"
-        )
+        message = f"a page of {received} messages for a limit of {page_size}, without counts"
+        return Finding("pages", "note", message)
     if received < min(page_size, total_count):
-        message = (
-            f"a page holds {received} messages at most, though {page_size} were asked for: the walk adapts"
-        )
-        return Finding("pages", "ok", message)
-    if total_count <= page_size:
-        message = (
-            f"{received} messages came, all there are: whether a page may hold {page_size} is not to be seen"
-        )
-        return Finding("pages", "ok", message)
-    return Finding("pages", "ok", f"a page holds {page_size} messages, as asked")
+        message = f"a page has at most {received} messages, instead of {page_size}: the walk adapts"
+    elif total_count <= page_size:
+        message = f"the conversation has {received} messages, too few to find the longest page"
+    else:
+        message = f"a page has {page_size} messages, as requested"
+    return Finding("pages", "ok", message)
 
 
 async def _counts(gateway: GatewayClient, conversation_id: str) -> Finding:
-    """Which of the two counts is the whole conversation."""
+    """Report which of the two counts covers the whole conversation."""
     try:
         return _describe_counts(await gateway.get_counts(conversation_id))
     except GatewayError as exc:
-        return Finding("counts", "skipped", f"not seen: {exc}")
+        return Finding("counts", "skipped", f"not checked: {exc}")
 
 
 def _describe_counts(counts: Counts) -> Finding:
     received, count, total = counts.items, counts.count, counts.total
-    extras = "" if counts.has_flag else ", and there is no `has_more`"
+    extras = "" if counts.has_flag else ", and `has_more` is missing"
     if count is None or total is None:
         return Finding("counts", "note", f"`count` or `total` is missing{extras}: walks cost more requests")
     if count == total:
-        message = "the conversation is too short to tell `count` from `total`"
+        message = "the conversation is too short to distinguish `count` from `total`"
     elif total == received:
-        message = f"`count` is the conversation ({count:,}) and `total` the page, as the vendor says"
+        message = f"`count` covers the conversation ({count:,}) and `total` the page, as documented"
     elif count == received:
         message = (
-            f"`total` is the conversation ({total:,}) and `count` the page: not the vendor's way, but fine"
+            f"`total` covers the conversation ({total:,}) and `count` the page: the reverse of the"
+            " documentation, but supported"
         )
     else:
-        message = f"neither `count` ({count:,}) nor `total` ({total:,}) is the page: walks cost more requests"
+        message = (
+            f"neither `count` ({count:,}) nor `total` ({total:,}) matches the page: walks cost more requests"
+        )
     return Finding("counts", "ok", message + extras)
 
 
@@ -336,15 +333,15 @@ async def _probe_lake(settings: Settings, options: StoreOptions | None = None) -
                 findings, exists = await _probe_store(store)
     except TimeoutError:
         message = (
-            f"{settings.lake} sent no answer in {options.timeout_seconds:g} s, which is as long as an export"
-            " waits: check the address and the network"
+            f"{settings.lake} did not answer within {options.timeout_seconds:g} s, the time-out of an export:"
+            " check the address and the network"
         )
         return _Probe([Finding("lake", "error", message)])
     except ImbraceLakeError as exc:
         return _Probe([Finding("lake", "error", str(exc))])
     seconds = time.perf_counter() - began
     if seconds > SLOW_SECONDS:
-        message = f"{settings.lake} is slow: the first requests took {seconds:.0f} s. Exports wait for it"
+        message = f"{settings.lake} is slow: the first requests took {seconds:.0f} s, so exports take long"
         findings.append(Finding("lake", "note", message))
     if not exists:
         return _Probe(findings)
@@ -355,17 +352,17 @@ async def _probe_lake(settings: Settings, options: StoreOptions | None = None) -
 async def _probe_store(store: Store) -> tuple[list[Finding], bool]:
     exists = await has_lake(store)
     probe = await store.probe()
-    state = "holds a lake" if exists else "holds no lake yet; the first export makes it"
+    state = "has a lake" if exists else "has no lake yet; the first export creates it"
     if probe.is_conditional:
         conditions = Finding("conditions", "ok", "of two writers one wins, so runs may overlap")
     else:
-        conditions = Finding("conditions", "note", probe.note or "the store ignores conditions")
+        conditions = Finding("conditions", "note", probe.note or "the store ignores conditional writes")
     found = [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
     return found, exists
 
 
 async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
-    """Count the conversations that the lake knows, and find the longest."""
+    """Count the conversations in the ledgers, and find the longest."""
     if not settings.organization:
         return _Probe([])
     try:
@@ -375,22 +372,18 @@ async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
         ):
             state = await read_state(lake, settings.organization, ["server_count"])
     except TimeoutError:
-        message = f"not read to the end in {LEDGER_SECONDS:g} s: large or slow; exports wait for them"
+        message = f"not read completely within {LEDGER_SECONDS:g} s: they are large or slow, and exports wait"
         return _Probe([Finding("ledgers", "skipped", message)])
     except ImbraceLakeError as exc:
         return _Probe([Finding("ledgers", "error", str(exc))])
-    findings = [Finding("ledgers", "ok", _describe_states(len(state.ids())))]
+    count = len(state.ids())
+    message = f"the lake has {count:,} conversation{'s' * (count != 1)} of this organization"
+    findings = [Finding("ledgers", "ok", message)]
     if lake.damaged:
         message = (
-            f"{len(lake.damaged)} damaged objects, such as {min(lake.damaged)}: exports go on without them,"
-            " and `imbrace-lake verify` says what to do"
+            f"{len(lake.damaged)} damaged objects, such as {min(lake.damaged)}: exports continue without"
+            " them, and `imbrace-lake verify` reports what to do"
         )
         findings.append(Finding("ledgers", "note", message))
     lengths = {one.conversation_id: one.server_count or 0 for one in state.states if one.status in PROVEN}
     return _Probe(findings, max(lengths, key=lengths.__getitem__, default=None))
-
-
-def _describe_states(conversations: int) -> str:
-    if not conversations:
-        return "the lake has no conversation of this organization yet"
-    return f"the lake knows {conversations:,} conversation{'s' * (conversations != 1)} of this organization"

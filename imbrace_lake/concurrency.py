@@ -15,7 +15,7 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
 
     Args:
         limit: The most jobs at a time.
-        jobs: Taken from their iterable one by one, so that a long list of them need not exist.
+        jobs: Taken from the iterable one by one, so a long list of jobs need not exist.
 
     Returns:
         Their results, in the order of the jobs.
@@ -24,7 +24,7 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
         Exception: The first error of a job. The other jobs have been cancelled and have ended.
     """
     results: list[Any] = []
-    # One iterator for all workers: whichever is free takes the next job.
+    # All workers share one iterator: a free worker takes the next job.
     remaining = iter(jobs)
 
     async def work() -> None:
@@ -38,13 +38,13 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(work()) for _ in range(limit)]
     except BaseExceptionGroup as failures:
-        # Callers write `except ImbraceLakeError`, and a group would slip past them.
+        # Callers write `except ImbraceLakeError`, which does not catch a group.
         failure = failures.exceptions[0]
     # Outside of `except`, so that the error keeps its own cause and context.
     if failure is not None:
         raise failure
     for worker in workers:
-        worker.result()  # a job that was cancelled by something else has no result
+        worker.result()  # raises if something else cancelled a job
     return results
 
 
@@ -55,13 +55,13 @@ async def every(
     """Run an action every few seconds while the block runs.
 
     Args:
-        seconds: The pause before each run of the action, or a function that returns the next one.
-        action: What to do. Its error cancels the block, and is raised in place of the cancellation.
+        seconds: The pause before each run of the action, or a function that returns the next pause.
+        action: Its error cancels the block, and is raised in place of the cancellation.
         at_once: Run the action for the first time without a pause, beside the block.
     """
 
-    # Not a TaskGroup, which cancels the block again when that fails while a caller cancels it, and so would
-    # cancel the cleanup of the callers.
+    # Not a TaskGroup: when the block fails while a caller cancels it, a TaskGroup cancels it again, and
+    # with it the cleanup of the callers.
     block = asyncio.current_task()
     assert block is not None  # noqa: S101 - narrows the type for mypy
     failure: Exception | None = None

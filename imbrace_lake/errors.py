@@ -1,4 +1,4 @@
-"""Every error of this project; each says in one sentence what is wrong, where, and what to do.
+"""Every error of this project; its message is one sentence: what is wrong, where, and what to do.
 
 ::
 
@@ -10,29 +10,29 @@
     │   ├── TokenRejected         401, believed after a few tries           fatal
     │   ├── OrganizationMismatch  403 that concerns every request           fatal
     │   ├── CertificateRejected   TLS: the certificate is not trusted       fatal
-    │   ├── BadRequest            400 and any other status without a class of its own
+    │   ├── BadRequest            400 and any other status without its own class
     │   │   └── WrongAddress      a redirect, or a 404 of another server
     │   ├── ConversationForbidden 403 that concerns one conversation
     │   ├── ConversationNotFound  404 on messages
-    │   ├── UnusableId            an id that cannot be part of an address
+    │   ├── UnusableId            an id that cannot be part of a URL
     │   ├── AnswerTooLarge        more bytes or values than the settings allow
     │   ├── RateLimited           429                                       transient
-    │   ├── GatewayUnavailable    5xx, refused, cut or timed out            transient
+    │   ├── GatewayUnavailable    5xx, connection failed or timed out       transient
     │   │   └── GatewayTimeout    504, or no complete answer in time
-    │   └── MalformedAnswer       an answer that cannot be what it claims   transient
+    │   └── MalformedAnswer       an answer that is invalid or incomplete   transient
     ├── WalkIncomplete            a conversation not proven complete          transient
     │   └── RepeatedMessages      its list contains messages more than once
-    ├── NotReached                a conversation that a run found and did not come to
-    ├── UnexpectedError           an exception of another kind, without its text
+    ├── NotReached                a conversation that a run found and did not export before it ended
+    ├── UnexpectedError           any other exception, without its text
     └── StoreError                the lake's storage
-        ├── DamagedObject         an object is not what was written
+        ├── DamagedObject         an object is missing or damaged
         ├── StoreUnavailable      not reachable, or failing for now         transient
-        ├── ObjectExists          somebody else wrote this object first
-        └── ObjectChanged         the object is no longer the one that was read
+        ├── ObjectExists          another writer created this object first
+        └── ObjectChanged         another writer changed the object since it was read
 
-`is_transient` says whether trying again can help, `is_fatal` whether every other request of the run
-would end the same way. Nothing else decides about retries. `advice` says what a person can do about a
-conversation that was lost to it.
+Two attributes decide about retries, and nothing else does: `is_transient` (another try can help) and
+`is_fatal` (every other request of the run would end the same way). `advice` is for a person whose
+conversation failed with the error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from imbrace_lake.printable import printable
 
 E = TypeVar("E", bound=BaseException)
 
-# Whose lines are named where an unexpected exception is described.
+# The description of an unexpected exception names the innermost line of these packages.
 OWN_PACKAGES = frozenset({"imbrace_lake", "imbrace_tasks", "imbrace_flows", "imbrace_cli"})
 
 MOST_PATH_CHARACTERS = 200
@@ -55,32 +55,32 @@ class ImbraceLakeError(Exception):
 
     is_transient = False
     is_fatal = False
-    advice: ClassVar[str] = "Mend what the reason says, then rerun."
+    advice: ClassVar[str] = "Fix the cause that the reason states, then rerun."
 
 
 class UsageError(ImbraceLakeError):
-    """What the user gave cannot be used; the message says what to change."""
+    """The user's input cannot be used; the message states what to change."""
 
 
 class InvalidPhoneNumber(UsageError):
-    """Text that is no phone number; the message shows it masked."""
+    """Text that is not a phone number; the message shows it masked."""
 
 
 class SettingsError(UsageError):
-    """A setting is missing or has a value it cannot have."""
+    """A setting is missing or its value is invalid."""
 
 
 class GatewayError(ImbraceLakeError):
-    """One request to the gateway did not bring what it asked for.
+    """A request to the gateway failed.
 
     Args:
-        path: The request's path without its query, because a query can hold phone numbers.
+        path: The request's path without its query, because a query can contain phone numbers.
         reason: What happened, free of personal data.
         request_id: The ``x-request-id`` of the last attempt, which the vendor's support asks for.
     """
 
     def __init__(self, path: str, reason: str, request_id: str = "-") -> None:
-        # args mirror the signature, or the error could not be unpickled in another process.
+        # `args` must mirror the signature, or another process could not unpickle the error.
         super().__init__(path, reason, request_id)
         self.path = path
         self.reason = reason
@@ -93,12 +93,12 @@ class GatewayError(ImbraceLakeError):
 
 
 class TokenRejected(GatewayError):
-    """401, repeated: the token is wrong or has expired, which the gateway does not distinguish."""
+    """401, repeated: the token is wrong or has expired; the gateway does not distinguish the two."""
 
     is_fatal = True
     advice = (
         "Create a token that lasts and put it into the credentials, then rerun. Tokens of the SDK's"
-        " third-party call expire after 10 days unless `expired_at` says otherwise, API keys after 365."
+        " third-party call expire after 10 days unless `expired_at` is later, API keys after 365."
     )
 
 
@@ -120,31 +120,31 @@ class CertificateRejected(GatewayError):
 
 
 class BadRequest(GatewayError):
-    """400 or another status that is not an answer: the gateway rejects this request."""
+    """400 or an unexpected status: the gateway rejects this request."""
 
     advice = "The gateway would reject it again: send the request id to the vendor."
 
 
 class WrongAddress(BadRequest):
-    """A redirect, or a 404 that is not in the gateway's words: another server answers."""
+    """A redirect, or a 404 without the gateway's message: another server answers."""
 
     advice = "Check the gateway's address in the settings, then rerun."
 
 
 class ConversationForbidden(GatewayError):
-    """403 on one conversation, with a token and an organization that are not at fault."""
+    """403 on one conversation, although the token and the organization are accepted."""
 
     advice = "Ask the vendor why the token may not read this conversation: send the request id."
 
 
 class UnusableId(GatewayError):
-    """An id that cannot be sent as part of an address; no request was made."""
+    """An id that cannot be part of a URL; no request was sent."""
 
-    advice = "Ask the vendor for the conversation's real id: no request can name this one."
+    advice = "Ask the vendor for the conversation's real id: no request can contain this one."
 
 
 class AnswerTooLarge(GatewayError):
-    """An answer with more bytes or values than allowed, even where a smaller page was asked for."""
+    """An answer with more bytes or values than allowed, even for the smallest page."""
 
     advice = "If the data are plausible, raise IMBRACE_ANSWER_MEGABYTES, then rerun."
 
@@ -156,39 +156,39 @@ class ConversationNotFound(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """429 for longer than the run is willing to wait."""
+    """429 for longer than the run waits."""
 
     is_transient = True
-    advice = "Rerun later, with fewer requests a second."
+    advice = "Rerun later, with fewer requests per second."
 
 
 class GatewayUnavailable(GatewayError):
-    """The gateway or the way to it failed: 5xx, connection refused or cut, time-out."""
+    """The gateway or the connection failed: 5xx, connection not accepted or broken, time-out."""
 
     is_transient = True
     advice = "Rerun later; if it fails again, send the request id to the vendor."
 
 
 class GatewayTimeout(GatewayUnavailable):
-    """504, or no complete answer in time: a smaller page may arrive where a large one does not."""
+    """504, or no complete answer in time; a smaller page may arrive in time."""
 
 
 class MalformedAnswer(GatewayError):
-    """An answer that is not JSON, not of the documented form, or not as long as it says."""
+    """An answer that is not JSON, has an undocumented form, or is shorter than it states."""
 
     is_transient = True
     advice = "Rerun once; if it fails again, send the request id to the vendor."
 
 
 class WalkIncomplete(ImbraceLakeError):
-    """A conversation was read, but not every message of it can be proven to have been seen."""
+    """The walk of a conversation did not prove that it saw every message."""
 
     is_transient = True
     advice = "Rerun at a quieter time; if that never helps, send its id to the vendor."
 
 
 class RepeatedMessages(WalkIncomplete):
-    """The gateway lists some messages of a conversation more than once, each time it is read."""
+    """The gateway lists some messages of a conversation more than once, in every reading."""
 
     is_transient = False
     advice = (
@@ -197,25 +197,25 @@ class RepeatedMessages(WalkIncomplete):
 
 
 class NotReached(ImbraceLakeError):
-    """A conversation that the run found and that has no outcome, because the run ended before."""
+    """A conversation that the run found and did not export before it ended."""
 
     is_transient = True
-    advice = "Rerun, once the cause of the run's end is fixed."
+    advice = "Fix the cause of the run's end, then rerun."
 
 
 class UnexpectedError(ImbraceLakeError):
     """An exception that is not one of ours: its class and where it was raised.
 
-    Its text and its cause are left out, because they can hold a URL, a header or part of a message.
+    It omits text and cause, because they can contain a URL, a header or part of a message.
     """
 
     advice = "Rerun once; if it fails again, report the class and the line that the reason names."
 
 
 def unexpected(exc: BaseException) -> UnexpectedError:
-    """Describe an exception of another kind by its class and by the innermost line of this project."""
+    """Describe an exception that is not ours by its class and the innermost line of this project."""
     if isinstance(exc, RuntimeError) and isinstance(exc.__cause__, StopIteration | StopAsyncIteration):
-        # What Python makes of these in a generator.
+        # In a generator, Python turns these into a RuntimeError.
         exc = exc.__cause__
     own = [frame for frame in _frames(exc) if frame.partition(".")[0] in OWN_PACKAGES]
     where = f" in {own[-1]}" if own else ""
@@ -223,7 +223,7 @@ def unexpected(exc: BaseException) -> UnexpectedError:
 
 
 def frames_of(exc: BaseException) -> str:
-    """The class of an exception and the lines that it came through, without any text, for a debug log."""
+    """Return the class and the traceback's lines of an exception, without any text, for a debug log."""
     return f"{type(exc).__name__} by " + " < ".join(reversed(_frames(exc)))
 
 
@@ -232,24 +232,21 @@ def _frames(exc: BaseException) -> list[str]:
 
 
 def without_context(exc: E) -> E:
-    """Remove what an exception carries besides its arguments: cause, context and frames.
-
-    An orchestrator prints and stores all of it.
-    """
+    """Remove cause, context and frames of an exception, which an orchestrator would print and store."""
     exc.__cause__ = exc.__context__ = exc.__traceback__ = None
     return exc
 
 
 class StoreError(ImbraceLakeError):
-    """The lake's storage refused; the message names the address and never a credential."""
+    """The lake's storage failed; the message names the address and never a credential."""
 
-    advice = "Check the lake's address, rights and free space, then rerun."
+    advice = "Check the lake's address, permissions and free space, then rerun."
 
 
 class DamagedObject(StoreError):
-    """An object of the lake is missing or not what was written; the message names it."""
+    """An object of the lake is missing or damaged; the message names it."""
 
-    advice = "Run `imbrace-lake verify`, which names what is damaged and what to do about it."
+    advice = "Run `imbrace-lake verify`, which lists damaged objects and what to do about them."
 
 
 class StoreUnavailable(StoreError):
@@ -260,12 +257,12 @@ class StoreUnavailable(StoreError):
 
 
 class ObjectExists(StoreError):
-    """A conditional write found an object of that name: another writer was first."""
+    """A conditional create found an object with this key: another writer was first."""
 
     advice = "Rerun when no other run writes to this lake."
 
 
 class ObjectChanged(StoreError):
-    """A conditional replacement found another version than the one it had read."""
+    """A conditional update found a newer version than the one that was read."""
 
     advice = ObjectExists.advice

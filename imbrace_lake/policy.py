@@ -1,4 +1,4 @@
-"""Which messages a run reads: how far back it looks at what the lake has, or which window of time."""
+"""Which messages a run reads: a window of time, and how much of what the lake has already."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """From `since` on, up to but not including `until`; None is open. Instants in UTC."""
+    """A span of time from `since` up to but not including `until`, in UTC; None is open."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -21,19 +21,19 @@ class Window:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is no window at all."""
+        """Whether the window is open on both sides, so that it contains all messages."""
         return self.since is None and self.until is None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPolicy:
-    """What is read again, although nothing says that it changed.
+    """Which messages are read again without a sign of a change.
 
     Attributes:
         look_back: Messages younger than this are compared with the lake, for edits.
-        look_back_messages: At most so many, the newest first; the newest page always is.
-        rewalk_after: A conversation whose last full walk is older than this is walked whole, for
-            older edits and for deletions that an arrival hides.
+        look_back_messages: At most this many of them, the newest first, and always the newest page.
+        rewalk_after: A conversation gets a full walk when its last one is older than this, for older edits
+            and for deletions that an arrival hides.
     """
 
     look_back: timedelta = timedelta(days=7)
@@ -41,10 +41,10 @@ class ReadPolicy:
     rewalk_after: timedelta = timedelta(days=30)
 
     def is_due(self, state: ConversationEntry | None, conversation_id: str, now: datetime) -> bool:
-        """Whether a conversation is to be walked whole.
+        """Whether a conversation is due for a full walk.
 
-        The day lies between half of `rewalk_after` and all of it, at a place that the conversation's
-        id decides: those that were first exported together are not all walked again together.
+        The walk is due after 50 to 100 % of `rewalk_after`; the conversation's id decides when, so that
+        conversations that were first exported together are walked again at different times.
         """
         if state is None or state.status not in PROVEN or state.full_walk_at is None:
             return True

@@ -1,7 +1,7 @@
 """Make text from outside safe to show in a terminal, a log, an artifact or a ledger.
 
-Request ids, organizations, addresses, message types and field names come from the gateway or from
-whatever answers in its place. Such text can hold control sequences, markup, phone numbers or the token.
+Request ids, organizations, addresses, message types and field names come from the gateway or from another
+server in its place. Such text can contain control sequences, markup, phone numbers or the token.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import httpx
 MOST_CHARACTERS = 80
 # A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them.
 _LONG_NUMBER = re.compile(r"\d(?:[ ().+_-]{0,2}\d){6,}")
-# Markdown turns these into links without any markup (GitHub's autolinks).
+# Markdown turns these into links (GitHub's autolinks).
 _AUTOLINK = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
-# The groups of a UUID are often digits alone, by chance.
+# The groups of a UUID can be all digits by chance.
 _UUID = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-z])", re.IGNORECASE)
 _UUID_OR_LONG_NUMBER = re.compile(f"({_UUID.pattern})|{_LONG_NUMBER.pattern}", re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
@@ -26,17 +26,17 @@ _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 def printable(text: object, *, most: int = MOST_CHARACTERS, secrets: Iterable[str] = ()) -> str:
     """Return a short version of `text` that renders as plain text everywhere.
 
-    Characters other than letters, digits and ``._-:/+=,;%`` become ``?``: control characters and what
-    has a meaning in HTML or Markdown. Numbers of seven digits or more, and the secrets, become ``…``.
+    Characters other than letters, digits and ``._-:/+=,;%`` become ``?``: control characters, and those
+    with a meaning in HTML or Markdown. Numbers of seven digits or more, and the secrets, become ``…``.
 
     Args:
-        text: Any value; what is not a string is shown by its type.
-        most: Longest result, in characters; a longer text ends with ``…``.
+        text: Any value; of a value other than a string, the result names the type.
+        most: Longest result, in characters; a longer text is cut and ends with ``…``.
         secrets: Texts that must not be shown, such as the token.
     """
     if not isinstance(text, str):
         return type(text).__name__
-    # Enough to recognise a number or a secret that the cut would split.
+    # 100 more, to recognise a number or a secret that the cut would split.
     shown = text[: most + 100]
     for secret in _parts_of(secrets):
         shown = re.sub(re.escape(secret), "…", shown, flags=re.IGNORECASE)
@@ -45,9 +45,9 @@ def printable(text: object, *, most: int = MOST_CHARACTERS, secrets: Iterable[st
 
 
 def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = ()) -> str:
-    """Return the request id of an answer if it can be one, else the id that we sent.
+    """Return the request id of an answer, or the id that we sent if the answer's could be anything else.
 
-    An id with unusual characters, a long number or a secret in it is not repeated.
+    Ids with unusual characters, a long number or a secret are not shown.
     """
     if not text or not _REQUEST_ID.fullmatch(text):
         return ours
@@ -77,6 +77,6 @@ def _plain(text: str) -> str:
 
 
 def _parts_of(secrets: Iterable[str]) -> list[str]:
-    """The secrets, and what stands behind the prefix of a token such as ``api_…``."""
+    """Return the secrets, and each token (``api_…``) also without its prefix; short ones are left out."""
     parts = {part for secret in secrets for part in (secret, secret.partition("_")[2]) if len(part) >= 8}
     return sorted(parts, key=len, reverse=True)

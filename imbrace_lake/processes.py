@@ -18,7 +18,7 @@ _NAMES = frozenset(
         "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START",
     }
 )  # fmt: skip
-# Of the interpreter: other programs' variables, which can hold tokens, have an underscore.
+# PYTHON… without an underscore is the interpreter's; with one, other programs', which can contain tokens.
 _FAMILIES = re.compile(r"PYTHON[A-Z0-9]+|LC_[A-Z]+|XDG_[A-Z]+_(HOME|DIR|DIRS)")
 
 
@@ -26,8 +26,8 @@ def inherited_environment(environment: Mapping[str, str] | None = None) -> dict[
     """Return the variables that a child process gets: those it needs to start, and no secret.
 
     A process can outlive the command that started it, and every program of the same user can read its
-    environment. So this is a list of what is passed on; tokens, keys of clouds and proxies with a password
-    have too many names to list.
+    environment. So this lists the variables that are passed on: tokens, cloud keys and proxies with a
+    password have too many names to list.
 
     Args:
         environment: The variables of this process, unless given.

@@ -22,7 +22,7 @@ EXPIRY_WARNING = timedelta(days=14)
 
 
 def _day(value: object) -> object:
-    """Take a moment, as the vendor shows it, for its day in UTC; leave anything else to pydantic."""
+    """Turn a time, as the vendor shows it, into its day in UTC; pydantic parses anything else."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
@@ -33,11 +33,11 @@ def _day(value: object) -> object:
 
 
 Expiry = Annotated[date, BeforeValidator(_day)]
-"""The day on which a token expires, UTC; a moment of that day will do."""
+"""The day on which a token expires, UTC; also accepts a time of that day."""
 
 
 def expiry_warning(expires: date | None, today: date) -> str | None:
-    """Say that a token has expired, or expires within two weeks; None if neither is known.
+    """Return the warning that a token has expired or expires within two weeks; None otherwise.
 
     Args:
         expires: The day on which it expires.
@@ -48,13 +48,13 @@ def expiry_warning(expires: date | None, today: date) -> str | None:
     advice = "create a new one and run `imbrace-lake setup` with it, or change it where it is set"
     days = (expires - today).days
     if days < 0:
-        return f"the token expired on {expires}, as its settings say: {advice}"
+        return f"the token expired on {expires}, according to the settings: {advice}"
     when = "today" if days == 0 else "tomorrow" if days == 1 else f"in {days} days"
     return f"the token expires {when}, on {expires}: {advice}"
 
 
 class Settings(BaseSettings):
-    """What a run needs to know; each field is the environment variable `IMBRACE_` + its name."""
+    """The settings of a run; each field is the environment variable `IMBRACE_` + its name."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
@@ -77,9 +77,9 @@ class Settings(BaseSettings):
     )
     mask_phones: bool = Field(False, description="Leave whole phone numbers out of the lake.")
     phone_key: SecretStr | None = Field(
-        None, min_length=16, description="Key of the phone numbers' hashes; by default one kept in the lake."
+        None, min_length=16, description="Key of the phone numbers' hashes; by default the lake's own key."
     )
-    page_size: int = Field(100, ge=1, le=1_000, description="Messages to ask for at a time.")
+    page_size: int = Field(100, ge=1, le=1_000, description="Messages requested per page.")
     max_in_flight: int = Field(
         32,
         ge=1,
@@ -97,19 +97,19 @@ class Settings(BaseSettings):
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long to keep retrying after status 429.")
     answer_megabytes: float = Field(
-        4.0, gt=0, le=1_024, description="Longest answer; of a larger page, fewer messages are asked for."
+        4.0, gt=0, le=1_024, description="Longest answer; a larger page is requested in smaller pieces."
     )
-    pages_ahead: int = Field(8, ge=1, le=64, description="Pages of one long conversation read side by side.")
+    pages_ahead: int = Field(8, ge=1, le=64, description="Pages of a long conversation requested at a time.")
     max_messages: int = Field(
         DEFAULT_BOUNDS.messages, ge=1, description="Most messages of one conversation; more are incomplete."
     )
     max_uncounted_messages: int = Field(
         DEFAULT_BOUNDS.uncounted_messages,
         ge=1,
-        description="Most messages of a conversation whose count the gateway does not state.",
+        description="Most messages of a conversation for which the gateway states no count.",
     )
     accept_repeats: bool = Field(
-        False, description="Export lists in which the gateway repeats messages for ever, marked `repeats`."
+        False, description="Export lists in which the gateway always repeats messages, marked `repeats`."
     )
     look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
     look_back_messages: int = Field(
@@ -119,21 +119,21 @@ class Settings(BaseSettings):
         30.0, ge=0, description="Days between two full walks of a conversation, which find older edits."
     )
     memory_megabytes: float = Field(
-        16.0, gt=0, description="Messages held in memory; beyond, they wait in files until they are written."
+        16.0, gt=0, description="Memory for messages; more of them wait in files until they are written."
     )
     chunk_size: int | None = Field(
-        None, ge=1, le=10_000, description="Conversations per task; by default chosen from their number."
+        None, ge=1, le=10_000, description="Conversations per task; by default it depends on their number."
     )
     shard_size: int | None = Field(
         None, ge=1, description="Conversations per shard; by default up to 20,000."
     )
-    chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks at work at a time.")
+    chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks that run at a time.")
     tolerated_unreadable: float = Field(
-        0.05, ge=0, le=1, description="Share of a list that may be unreadable in a run that is complete."
+        0.05, ge=0, le=1, description="Share of a list that may be unreadable in a complete run."
     )
     task_retries: int = Field(2, ge=0, le=10, description="How often a task is tried again.")
     task_retry_seconds: float = Field(
-        15.0, ge=0, description="The wait before a task's second try; doubles after."
+        15.0, ge=0, description="The wait before a task's second try; it doubles with each further try."
     )
 
     @field_validator("*", mode="before")
@@ -145,11 +145,11 @@ class Settings(BaseSettings):
         return value
 
     def schemes(self) -> frozenset[str]:
-        """The kinds of addresses that lists are read from besides files and S3."""
+        """Return the kinds of addresses that lists are read from besides files and S3."""
         return frozenset(filter(None, (name.strip().lower() for name in self.list_schemes.split(","))))
 
     def require(self, name: str) -> Any:
-        """The value of a setting that has no default.
+        """Return the value of a setting that has no default.
 
         Raises:
             SettingsError: It is not set.
@@ -160,10 +160,10 @@ class Settings(BaseSettings):
         return value
 
     def gateway_options(self) -> GatewayOptions:
-        """How to reach the gateway.
+        """Return how to reach the gateway.
 
         Raises:
-            SettingsError: Token or organization is missing, or the token or the address can be none.
+            SettingsError: Token or organization is missing, or the token or the address is invalid.
         """
         if not self.gateway.startswith(("http://", "https://")):
             raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         except httpx.InvalidURL:
             has_host = False
         if not has_host:
-            raise SettingsError(f"{PREFIX}GATEWAY is no address: {self.gateway}")
+            raise SettingsError(f"{PREFIX}GATEWAY is not an address: {self.gateway}")
         return GatewayOptions(
             url=self.gateway,
             token=self._checked_token(),
@@ -186,37 +186,38 @@ class Settings(BaseSettings):
     def _checked_token(self) -> SecretStr:
         token: SecretStr = self.require("token")
         text = token.get_secret_value()
-        # A line break at the end is what files of secrets leave; no header can hold it.
+        # Secrets that are read from a file often end with a line break, which a header cannot contain.
         if not text.isascii() or not text.isprintable() or " " in text:
             raise SettingsError(
-                f"{PREFIX}TOKEN holds a blank, a line break or a letter that no token has: set it anew"
+                f"{PREFIX}TOKEN contains a space, a line break or a character that tokens do not have: set it"
+                " again"
             )
         return token
 
     def policy(self) -> ReadPolicy:
-        """What is read again of conversations that the lake has."""
+        """Return which messages that are in the lake a run reads again."""
         return ReadPolicy(
             timedelta(days=self.look_back_days), self.look_back_messages, timedelta(days=self.rewalk_days)
         )
 
     def bounds(self) -> Bounds:
-        """How much of one conversation is read at most."""
+        """Return the most messages that a run reads of one conversation."""
         return Bounds(self.max_messages, self.max_uncounted_messages)
 
     def new_memory_budget(self) -> MemoryBudget:
-        """A new bound of memory, for all conversations of one process to share."""
+        """Return a new memory budget, for all conversations of one process to share."""
         return MemoryBudget(int(self.memory_megabytes * 2**20))
 
     def new_limiter(self) -> RequestLimiter:
-        """A new budget of requests, for everything in one process to share."""
+        """Return a new limiter, for all requests of one process to share."""
         return RequestLimiter(max_in_flight=self.max_in_flight, per_second=self.requests_per_second)
 
 
 def load_settings(**given: Any) -> Settings:
-    """Read the settings; what is given and not None wins over the environment, that over `.env`.
+    """Read the settings; arguments that are not None win over the environment, the environment over `.env`.
 
     Raises:
-        SettingsError: A value, or the file `.env`, cannot be used; the sentence does not repeat any value.
+        SettingsError: A value, or the file `.env`, cannot be used; the message does not repeat any value.
     """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
@@ -226,7 +227,7 @@ def load_settings(**given: Any) -> Settings:
         ) from None
     except OSError as exc:
         raise SettingsError(
-            f".env cannot be read ({type(exc).__name__}): check the file and its rights"
+            f".env cannot be read ({type(exc).__name__}): check the file and its permissions"
         ) from None
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]

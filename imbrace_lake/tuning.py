@@ -1,4 +1,4 @@
-"""Settings of a process that does nothing but runs; the library itself changes none of them."""
+"""Tune a process that only executes runs; the library itself changes none of these settings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 
-# Names Arrow's allocator for a process. A value that somebody set is kept.
+# Selects Arrow's allocator; a value that is set already is kept.
 MEMORY_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
-# By the number that <malloc.h> gives the setting, and what it is set to.
+# The number of the setting in <malloc.h>, and its value here.
 _MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 16
 
 
 @contextmanager
 def tuned_process() -> Iterator[None]:
-    """Tune this process for one run: for the command line and runs of a worker, which own their process."""
+    """Tune this process for one run; for the command line and worker runs, which own their process."""
     _give_back_large_blocks()
     with _at_rest(), _frugal():
         yield
@@ -27,7 +27,7 @@ def tuned_process() -> Iterator[None]:
 
 @contextmanager
 def _at_rest() -> Iterator[None]:
-    """Spare the garbage collector what the process has loaded by now: a look through it takes 0.1 s."""
+    """Freeze the objects that are loaded by now: a full garbage collection of them takes 0.1 s."""
     gc.freeze()
     try:
         yield
@@ -37,10 +37,10 @@ def _at_rest() -> Iterator[None]:
 
 @contextmanager
 def _frugal() -> Iterator[None]:
-    """Let Arrow take its memory from the system.
+    """Let Arrow use the system's allocator.
 
-    Its own allocators keep more of what was given back, 50 MB of 330, and are slower besides, by 4 % of
-    a run of 1,000 conversations and 20 % of one conversation of a million messages (docs/benchmarks.md).
+    Arrow's own allocators return less memory (they keep 50 MB of 330) and are slower, by 4 % in a run of
+    1,000 conversations and 20 % in one conversation of a million messages (docs/benchmarks.md).
     """
     before = pa.default_memory_pool()
     if MEMORY_POOL_VARIABLE not in os.environ:
@@ -52,12 +52,12 @@ def _frugal() -> Iterator[None]:
 
 
 def _give_back_large_blocks() -> None:
-    """Let the C library return every large block to the system when it is freed, from now on.
+    """Let the C library return each large block to the system as soon as it is freed.
 
-    It learns from what is freed to keep blocks of up to 32 MB, and small ones between them then hold what
-    a few large answers took: 629 MB instead of 409 for 34 conversations of 15 MB each.
+    By default it adapts and keeps freed blocks of up to 32 MB, and small blocks between them then keep the
+    memory of a few large answers: 629 MB instead of 409 for 34 conversations of 15 MB each.
     """
     if sys.platform == "linux":
-        # Not every C library has it.
+        # Not every C library has `mallopt`.
         with suppress(AttributeError):
             ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)

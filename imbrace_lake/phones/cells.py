@@ -1,4 +1,4 @@
-"""What a cell or a line of a list holds: usually one phone number, sometimes several."""
+"""Parse a cell or a line of a list: usually one phone number, sometimes several."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from imbrace_lake.phones.numbers import (
 _BETWEEN = re.compile(
     r"\s*(?::::|[,;|&、，；｜\r\n\t\v\f\x85\u2028\u2029])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])"
 )
-# Numbers in the message of a link are not those of the list.
+# A link can contain a message, whose numbers are not those of the list.
 _LINK = re.compile(r"wa\.me/|whatsapp\.com/|whatsapp://", re.IGNORECASE)
 _BETWEEN_LINKS = re.compile(r"[\s,;|]+(?:[/&]\s+)?")
-# What may also be part of a number, so that all pieces must be numbers in full. A slash without blanks comes
-# last, because it can be both in one cell: 030/1234567 / 030/7654321.
+# Separators that can also be part of a number, so all pieces must be complete numbers. A slash without blanks
+# comes last, because one cell can have it in both roles: 030/1234567 / 030/7654321.
 _PERHAPS_BETWEEN = (
     re.compile(r"\s+[/／]\s+"),
     re.compile(r"\s+[\-‐‑‒–—―−ー－]+\s+"),
@@ -45,12 +45,12 @@ _Piece = tuple[str, PhoneNumber | InvalidPhoneNumber]
 def parse_cell(text: str, region: str | None = None) -> list[PhoneNumber | InvalidPhoneNumber]:
     """Read the phone numbers of a cell or line, as :func:`.parse_phone` reads one.
 
-    Several numbers may be separated by a comma, a semicolon, ``/``, ``:::``, ``|``, ``&``, a dash between
-    blanks, or a line break. An alternative ending, as in ``+886 2 2345 6789/90``, makes the cell invalid,
-    because completing it would be a guess.
+    Commas, semicolons, ``/``, ``:::``, ``|``, ``&``, dashes between blanks and line breaks separate numbers.
+    An alternative ending, as in ``+886 2 2345 6789/90``, makes the cell invalid, because completing it would
+    be a guess.
 
     Returns:
-        At least one item: a number, or the error that says why a piece, or the cell, is not one.
+        At least one item: a number, or an error that states why a piece, or the cell, is not a number.
     """
     return [result for _, result in _pieces(text, region)]
 
@@ -85,7 +85,7 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
 
 
 def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:
-    """Reject what was read as a number, but may be only the end of one, as ``2345 6790`` after ``+886 …``."""
+    """Reject numbers that may be only the end of another one, as ``2345 6790`` after ``+886 …``."""
     longest = max((len(result) for _, result in pieces if isinstance(result, str)), default=0)
 
     def check(piece: str, phone: PhoneNumber) -> PhoneNumber | InvalidPhoneNumber:

@@ -1,4 +1,4 @@
-"""Which row of a table is its header, and which of its columns hold phone numbers."""
+"""Find the header of a table and its columns with phone numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _USUAL_NAMES = re.compile(
     r"|(?:номер)?(?:телефона?|мобильный)|điệnthoại|sốđiệnthoại|sđt|เบอร์โทร(?:ศัพท์)?|(?:رقم)?(?:ال)?(?:هاتف|جوال)"
 )
 _E164 = re.compile(r"e[ ._-]?164", re.IGNORECASE)
-# A name with one of these words means phone numbers: Mobile Phone, phone_2, Phone 1 - Value, billing_phone.
+# A name with one of these words denotes phone numbers: Mobile Phone, phone_2, Phone 1 - Value, billing_phone.
 _PHONE_WORD = re.compile(
     r"phones?|t[eé]l|mob(?:ile?)?|(?:cell|mobile|home|other|work)(?:phone)?|gsm|whatsapp|msisdn|mobil(?:nummer|nr)"
     r"|\w*(?:t[eé]l[eé](?:f|ph)[oóô]n|telefoon|телефон|τηλ[εέ]φων)"
@@ -37,11 +37,11 @@ _PHONE_WORD = re.compile(
     r"|rufnummer|handy(?:nummer|nr)?|telepon|telp|tlf|tfno|telem[oó]vel|celular(?:es)?|cellular[ei]|m[oó]vil(?:es)?"
     r"|kom[oó]rka|мобильн\w+|сотов\w+|тел|κινητ[οό]|(?:ال)?(?:هاتف|جوال|محمول|موبايل|تليفون)|تلفن|موبایل|ה?(?:טלפון|נייד)"
 )
-# Not proof enough beside a word for another number: Work Order.
+# These do not suffice beside a word for another number: Work Order.
 _KINDS = frozenset({"home", "other", "work"})
-# Likewise in scripts that do not divide words by blanks, or whose marks divide them for `re`.
+# The same in scripts without blanks between words, or whose marks divide words for `re`.
 _PHONE_PART = re.compile("電話|手機|携帯|电话|手机|전화|휴대폰|휴대전화|โทร|điện thoại|sđt|फ़ोन|फोन|मोबाइल")
-# Beside one of these words it does not: Phone 1 - Label, phone_verified_at.
+# Not together with one of these words: Phone 1 - Label, phone_verified_at.
 _ABOUT_A_PHONE = re.compile(
     r"label|type|kind|key|name|model|brand|carrier|operator|country|region|code|prefix|ext(?:ension)?|verified|valid"
     r"|status|state|consent|opt|date|time|created|updated|count|os|version|plan|hash|notes?|comment|format|source|typ"
@@ -49,13 +49,13 @@ _ABOUT_A_PHONE = re.compile(
     r"|نوع|סוג|modell|marke|anbieter|vertrag|vorwahl|indicatif|prefijo|land|datum|fecha"
 )
 _ABOUT_PART = re.compile("標籤|标签|ラベル|라벨|ประเภท")
-# A column with one of these words is not chosen, whatever it holds: Business Fax, customer_id.
+# A column with one of these words is never chosen: Business Fax, customer_id.
 _NEVER_A_PHONE = re.compile(
     r"\w*fax|faks\w*|факс\w*|t[eé]l[eé]copie(?:ur)?|(?:ال)?فاكس|ה?פקס|φαξ|pager|telex|isdn|uuid|guid|imei|iccid"
     r"|(?:contact|customer|client|user|member|lead|person|company|record|external|crm)?ids?"
     r"|amount|total|price|zip|postal|postcode|plz|postleitzahl"
 )
-# Nor is one with these words, unless it is named as a phone as well: Account Number, but Account Phone.
+# Nor a column with one of these, unless it has a word for phones too: Account Number, but Account Phone.
 _OTHER_NUMBER = re.compile(
     r"order|invoice|account|customer|client|member|case|card|policy|contract|employee|patient|loyalty|tax|booking"
     r"|ticket|serial|sku|iban|vat|passport|reference|ref|konto|tracking"
@@ -82,11 +82,11 @@ _CANDIDATE = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to read from a list.
+    """The columns and the sheet to read from a list.
 
     Attributes:
         column: Names or positions of columns, separated by commas; None to find those with phone numbers.
-        usual: The name of the column where none is given, for lists of ids; None for phone numbers.
+        usual: The default column of a list of ids; None for phone numbers.
         region: The default region of the numbers.
         sheet: Name or position of the sheet of a spreadsheet; None for the first.
     """
@@ -97,23 +97,23 @@ class Wanted:
     sheet: str | None = None
 
     def is_named(self, name: str) -> bool:
-        """Return whether a cell is the name of a column that was asked for."""
+        """Return whether a cell is the name of a wanted column."""
         names = [self.usual] if self.column is None else [self.column, *split_columns(self.column)]
         return any(_plain(name) == _plain(wanted) for wanted in names if wanted)
 
     def is_header_name(self, name: str) -> bool:
-        """Return whether a cell is known as the name of a column to read."""
+        """Return whether a cell is the name of a column to read."""
         return self.is_named(name) or (self.usual is None and is_phone_name(name))
 
 
 def split_columns(column: str) -> list[str]:
-    """Split names at commas; a name that holds one may be quoted, as in CSV."""
+    """Split names at commas; a name that contains a comma may be quoted, as in CSV."""
     row: list[str] = next(csv.reader([column], skipinitialspace=True), [])
     return [name for cell in row if (name := cell.strip())]
 
 
 def join_columns(columns: Sequence[str] | None) -> str | None:
-    """Return several names as one text, which :func:`split_columns` splits again."""
+    """Join names into one text, the reverse of :func:`split_columns`."""
     if not columns:
         return None
     if len(columns) == 1:
@@ -122,10 +122,10 @@ def join_columns(columns: Sequence[str] | None) -> str | None:
 
 
 def find_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> int | None:
-    """Find the header among the first rows of a table; what is above it are titles.
+    """Find the header among the first rows of a table; the rows above it are titles.
 
-    A row with a phone number, or with a cell of digits alone, is never a header, unless one of its cells is
-    a column that was asked for by name.
+    A row with a phone number, or with a cell that has only digits, is never a header, unless one of its
+    cells is the name of a wanted column.
 
     Returns:
         The index of the header, or None if there is none.
@@ -163,19 +163,19 @@ def choose_columns(
 ) -> list[int]:
     """Return the indexes of the columns to read.
 
-    Without `wanted.column`, these are all columns that are named as phone numbers are, and all others that
-    hold mostly numbers with a plus sign or, if none is named, a leading zero. Where there are none, it is the
-    only column, or the only one that holds mostly phone numbers. Columns named as ids or fax numbers are not
+    Without `wanted.column`, these are all columns with a name for phone numbers, and all others that have
+    mostly numbers with a plus sign or, if no name matches, a leading zero. If there are none, it is the only
+    column, or the only one with mostly phone numbers. Columns with a name for ids or fax numbers are never
     chosen.
 
     Args:
-        names: The header, or None where there is none.
-        rows: Some rows to look at; a short row lacks its last cells.
+        names: The header, or None if there is none.
+        rows: A sample of the rows; a short row lacks its last cells.
         wanted: What to read.
-        source: Named in errors.
+        source: The name of the list in errors.
 
     Raises:
-        UsageError: There is no such column, none that holds phone numbers, or more than one that may.
+        UsageError: There is no such column, no column with phone numbers, or more than one candidate.
     """
     rows = rows[:_SAMPLE_ROWS]
     width = max([len(names or ()), *map(len, rows)])
@@ -189,9 +189,9 @@ def choose_columns(
     ]
     free = [index for index, name in enumerate(shown) if names is None or not is_other_name(name)]
     named = [index for index in free if index < len(names or ()) and is_phone_name(shown[index])]
-    # A column `contact` may hold names, and `mobile` yes and no.
+    # A column `contact` can have names, and `mobile` yes and no.
     numbered = [index for index in named if not cells[index] or any(map(_has_digits, cells[index]))]
-    # A leading zero is no proof beside a column of phone numbers: account numbers have one as well.
+    # Beside a column of phone numbers, a leading zero proves nothing: account numbers also have one.
     proof = _is_explicit if numbered else _is_dialled
     explicit = [index for index in free if _mostly(cells[index], wanted.region, proof)]
     if named or explicit:
@@ -208,19 +208,19 @@ def _likely_column(
         if len(likely) > 1:
             listed = _listed([shown[index] for index in likely])
             raise UsageError(
-                f"{source} has several columns that may hold phone numbers, {listed}: choose with"
+                f"{source} has several columns that may contain phone numbers, {listed}: choose with"
                 f" {COLUMN_SETTING}."
             )
         if likely:
             return likely
     raise UsageError(
-        f"{source} has no column known to be phone numbers, only {_listed(shown)}: name one with"
+        f"{source} has no column that is clearly phone numbers, only {_listed(shown)}: choose one with"
         f" {COLUMN_SETTING}."
     )
 
 
 def column_names(names: Sequence[str] | None, width: int) -> list[str]:
-    """Return the names of columns; the position, from 1, of a column without one."""
+    """Return the name of each column, or its position (from 1) if it has none."""
     known = list(names or ())
     return known + [str(index + 1) for index in range(len(known), width)]
 
@@ -233,7 +233,7 @@ def count_numbers(values: pa.Array, region: str | None) -> int:
 
 
 def is_phone_name(name: str) -> bool:
-    """Return whether a column is named as phone numbers are."""
+    """Return whether the name of a column denotes phone numbers."""
     if _E164.fullmatch(name.strip()) or _USUAL_NAMES.fullmatch(
         re.sub(r"\d+", "", _plain(_E164.sub("", name)))
     ):
@@ -245,7 +245,7 @@ def is_phone_name(name: str) -> bool:
 
 
 def is_other_name(name: str) -> bool:
-    """Return whether a column is named as ids or fax numbers are."""
+    """Return whether the name of a column denotes ids, fax numbers or the like."""
     if _USUAL_NAMES.fullmatch(re.sub(r"\d+", "", _plain(name))):
         return False
     words = _words(name)
@@ -256,7 +256,7 @@ def is_other_name(name: str) -> bool:
 
 
 def _folded(name: str) -> str:
-    # Names typed on a Mac, or in full width, have the same letters in other code points.
+    # Names typed on a Mac, or in full width, use other code points for the same letters.
     return unicodedata.normalize("NFKC", name).casefold()
 
 
@@ -301,7 +301,7 @@ def _is_explicit(text: str, region: str | None) -> bool:
 
 
 def _is_dialled(text: str, region: str | None) -> bool:
-    """Return whether a cell holds a number with its country code or with the 0 that is dialled before it."""
+    """Return whether a cell has a number with its country code, or with the 0 that is dialled before it."""
     has_zero = visible(text).lstrip("(（").startswith("0")
     return (has_zero and _is_phone(text, region)) or _is_explicit(text, region)
 
@@ -326,6 +326,6 @@ def _has_digits(text: str) -> bool:
 
 
 def _has_number(text: str, region: str | None) -> bool:
-    """Return whether a cell of the first rows holds a number, so that its row cannot be a header or title."""
+    """Return whether a cell of the first rows has a number, so that its row is neither header nor title."""
     count = sum(char.isdecimal() for char in _DATE.sub("", text))
     return count >= _MIN_DIGITS or (count > 0 and _is_phone(text, region))

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: a list, or something else that is named in one sentence."""
+"""Recognise a file by its first bytes, and reject everything that is not a list."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _OTHERS = (
     (b"ARROW1", "an Arrow file", "save the list as Parquet or CSV"),
     (PARQUET, "Parquet in a stream or archive", "give the path of an uncompressed Parquet file"),
 )
-# A bracket with other digits, as in "[27.11.26, 10:30] Anna: …", begins a line of a chat.
+# Other digits in a bracket begin a line of a chat: "[27.11.26, 10:30] Anna: …".
 _JSON = re.compile(
     r"\{\s*[\"'}]|\{\s*$|\[\s*[\"'{\[\]]|\[\s*(?:-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|null|true|false)\s*(?:,|\]?\s*$)|\[\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-# Three letters may also begin a list: PK,phone.
+# A list may begin with the same two or three letters: PK,phone.
 _SHORT = 3
-# Documents of text, which may begin with blank lines.
+# Documents that may begin with blank lines.
 _TEXTUAL = (b"%PDF", b"{\\rtf")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -53,15 +53,15 @@ _HTML = re.compile(
 )
 
 
-def refuse_binary(head: bytes, name: str) -> None:
-    """Refuse what is not text.
+def reject_binary(head: bytes, name: str) -> None:
+    """Reject a file that is not text.
 
     Args:
         head: The first bytes, after unpacking.
-        name: Named in the error.
+        name: The name of the file in the error.
 
     Raises:
-        UsageError: It is another kind of file.
+        UsageError: The file is an archive, a document, an image or the like.
     """
     for magic, kind, remedy in _OTHERS:
         start = head.lstrip(_BLANK) if magic in _TEXTUAL else head
@@ -69,15 +69,15 @@ def refuse_binary(head: bytes, name: str) -> None:
             raise UsageError(f"{name} is {kind}, not a list: {remedy}.")
 
 
-def refuse_markup(text: str, name: str) -> None:
-    """Refuse text that is not a list.
+def reject_markup(text: str, name: str) -> None:
+    """Reject text that is not a list.
 
     Args:
-        text: The beginning, decoded.
-        name: Named in the error.
+        text: The decoded beginning of the file.
+        name: The name of the file in the error.
 
     Raises:
-        UsageError: It is HTML, XML, JSON, a vCard or binary.
+        UsageError: The text is HTML, XML, JSON, a vCard or binary.
     """
     text = text.lstrip("\ufeff \t\r\n")
     if _HTML.match(text) or (text.startswith("<") and "<html" in text[:HEAD_BYTES].lower()):
@@ -86,7 +86,7 @@ def refuse_markup(text: str, name: str) -> None:
     if text.startswith("<"):
         raise UsageError(f"{name} is XML, not a list: {_AS_CSV}.")
     if _JSON.match(text):
-        raise UsageError(f"{name} is JSON, not a list: {_AS_CSV}, or write one number a line.")
+        raise UsageError(f"{name} is JSON, not a list: {_AS_CSV}, or write one number per line.")
     if _VCARD.match(text):
         raise UsageError(f"{name} is a vCard file, not a list: export the contacts as CSV.")
     if "\0" in text:
@@ -94,10 +94,10 @@ def refuse_markup(text: str, name: str) -> None:
 
 
 def spreadsheet_kind(file: IO[bytes], head: bytes, name: str) -> str:
-    """Return the kind of a spreadsheet, which is a zip archive or an OLE file.
+    """Return the kind of a spreadsheet, given as a zip archive or an OLE file.
 
     Raises:
-        UsageError: It is another archive or document.
+        UsageError: The file is another archive or document.
     """
     if head.startswith(OLE):
         return "xls"

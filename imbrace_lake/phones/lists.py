@@ -1,4 +1,4 @@
-"""Lists of phone numbers or ids: from arguments, streams, text, tables or spreadsheets, in little memory."""
+"""Read lists of phone numbers or ids from arguments, streams, text, tables or spreadsheets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from imbrace_lake.phones.formats import (
     OLE,
     PARQUET,
     ZIP,
-    refuse_binary,
-    refuse_markup,
+    reject_binary,
+    reject_markup,
     spreadsheet_kind,
 )
 from imbrace_lake.phones.numbers import mask, parse_region
@@ -58,7 +58,7 @@ _REASON = pa.dictionary(pa.int32(), pa.string())
 
 @dataclass(frozen=True, slots=True, repr=False)
 class InputNumber:
-    """One number as it was given; `position` counts lines, data rows or arguments from 1, over all files."""
+    """A number as it was given; `position` counts lines, data rows or arguments from 1, over all files."""
 
     position: int
     text: str
@@ -69,15 +69,15 @@ class InputNumber:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PhoneList:
-    """Every input number of a run, one row each, in input order, and the report of how they were read.
+    """The input numbers of a run, one row each, in input order, and the report of how they were read.
 
     `table` has the columns
 
-    - ``position`` (int64): as in :class:`InputNumber`; several numbers of one row have the same,
+    - ``position`` (int64): as in :class:`InputNumber`; numbers of the same row share it,
     - ``status`` (dictionary of string): ``ok``, ``duplicate`` or ``invalid``,
     - ``phone`` (string): E.164, null if invalid,
-    - ``duplicate_of`` (int64): the position that had this phone first; null unless a duplicate,
-    - ``reason`` (dictionary of string): why it is invalid, without its content; else null.
+    - ``duplicate_of`` (int64): the first position with this phone; null unless a duplicate,
+    - ``reason`` (dictionary of string): why the number is invalid, without its content; else null.
     """
 
     table: pa.Table
@@ -85,22 +85,22 @@ class PhoneList:
 
     @property
     def given(self) -> int:
-        """How many numbers were given."""
+        """The number of rows."""
         return int(self.table.num_rows)
 
     @property
     def valid(self) -> int:
-        """How many distinct phones there are."""
+        """The number of distinct phones."""
         return self._count("ok")
 
     @property
     def duplicates(self) -> int:
-        """How many rows repeat the phone of an earlier row."""
+        """The number of rows that repeat the phone of an earlier row."""
         return self._count("duplicate")
 
     @property
     def invalid(self) -> int:
-        """How many rows are not phone numbers."""
+        """The number of rows that are not phone numbers."""
         return self._count("invalid")
 
     def unique(self) -> pa.Array:
@@ -109,11 +109,11 @@ class PhoneList:
         return self.table["phone"].filter(is_first).combine_chunks()
 
     def describe_position(self, position: int) -> str:
-        """Say where a row was given: ``line 17 of numbers.txt``."""
+        """Return the position of a row for people: ``line 17 of numbers.txt``."""
         return self.report.describe_position(position)
 
     def problems(self) -> Iterator[str]:
-        """Describe each invalid row in one sentence: its place, its masked form and the reason."""
+        """Describe each invalid row in one sentence: its position, its masked form and the reason."""
         rows = self.table.select(["position", "reason"]).filter(pc.equal(self.table["status"], "invalid"))
         for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
             for position, reason in zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True):
@@ -144,10 +144,10 @@ def read_phone_list(
         source: As for :func:`iter_numbers`.
         region: Default region of numbers without a country code, as in :func:`.parse_phone`.
         column, sheet, schemes: As for :func:`iter_numbers`.
-        source_name: What messages call the source; else the last part of its path.
+        source_name: The name of the source in messages; by default the last part of its path.
 
     Raises:
-        UsageError: The source cannot be read, or has no number at all. All numbers invalid is not an error.
+        UsageError: The source cannot be read, or is empty. A list with only invalid numbers is not an error.
     """
     region = parse_region(region) if region is not None else None
     report = ListReport(source_name or _short_name(source))
@@ -159,7 +159,7 @@ def read_phone_list(
         raise _empty(report, "phone number")
     table = _mark_duplicates(pa.concat_tables(tables))
     del tables
-    # Arrow would keep the memory of its intermediate columns, four times that of the list.
+    # Arrow would keep the memory of the intermediate columns, four times that of the list.
     pa.default_memory_pool().release_unused()
     phones = PhoneList(table, report)
     report.counts = {
@@ -179,19 +179,18 @@ def iter_numbers(
     sheet: str | None = None,
     schemes: Collection[str] = (),
 ) -> Iterator[InputNumber]:
-    """Yield the numbers of a list as they are written, in order, holding only a part of it in memory.
+    """Yield the numbers of a list as they are written, in order, with only a part of the list in memory.
 
     Args:
         source: A path or URL (always, if it is one string or a Path), a text stream, or strings. A folder or
             a pattern is one list of all its files. Formats are recognised by content: Parquet, spreadsheets,
-            CSV, and text with one number a line, where blank lines and lines that begin with ``#`` are
-            skipped. Text and CSV may be packed by gzip or zstd. Empty cells and nulls are skipped, though
-            their rows count.
-        column: Names or numbers (from 1) of a table's columns, separated by commas, and then text of any
-            other name is read as CSV. None to find all columns of phone numbers.
+            CSV, and text with one number per line. Text and CSV may be packed by gzip or zstd. In text,
+            lines that begin with ``#`` are skipped. Blank lines and empty cells are skipped, but count.
+        column: Names or numbers (from 1) of a table's columns, separated by commas; text with any file name
+            is then read as CSV. None to find all columns of phone numbers.
         region: Helps to recognise the columns.
         sheet: Name or number of a spreadsheet's sheet; the first by default.
-        schemes: Kinds of addresses that are allowed besides ``file`` and ``s3``.
+        schemes: The schemes of URLs that are allowed besides ``file`` and ``s3``.
 
     Raises:
         UsageError: The source cannot be read; one sentence, free of credentials.
@@ -203,7 +202,7 @@ def iter_numbers(
 
 @dataclass(frozen=True, slots=True)
 class IdList:
-    """Conversation ids, each once, in the order in which they were given, and how they were read."""
+    """Conversation ids, each once, in the order of the list, and how they were read."""
 
     ids: list[str]
     report: ListReport
@@ -212,11 +211,11 @@ class IdList:
 def read_ids(
     source: str, *, column: str | None = None, sheet: str | None = None, schemes: Collection[str] = ()
 ) -> IdList:
-    """Read a list of conversation ids, in any format that lists of numbers have.
+    """Read a list of conversation ids, in any format of lists of numbers.
 
     Args:
-        source: As for :func:`iter_numbers`: text with one id a line, or a table with a header.
-        column: Of a table, by name or position; ``conversation_id`` by default.
+        source: As for :func:`iter_numbers`: text with one id per line, or a table with a header.
+        column: Name or position of the table's column; ``conversation_id`` by default.
         sheet, schemes: As for :func:`iter_numbers`.
 
     Raises:
@@ -239,13 +238,13 @@ def _short_name(source: Source) -> str:
 def _empty(report: ListReport, what: str) -> UsageError:
     sheets = [name for file in report.files for name in file.other_sheets]
     other = f", or choose another sheet with {SHEET_SETTING}: {', '.join(sheets[:20])}" if sheets else ""
-    return UsageError(f"{report.source} holds no {what}: give at least one{other}.")
+    return UsageError(f"{report.source} contains no {what}: give at least one{other}.")
 
 
 def _iter_cells(
     source: Source, wanted: Wanted, report: ListReport, schemes: Collection[str]
 ) -> Iterator[Cell]:
-    """Yield what is written in a list; positions count on from file to file."""
+    """Yield the filled cells of a list; positions continue from file to file."""
     name = display_name(source)
     with explained(name):
         if isinstance(source, str | Path):
@@ -272,15 +271,15 @@ def _iter_stream(stream: Readable, wanted: Wanted, report: FileReport) -> Iterat
 
 
 def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
-    """Return the filled cells of a file, by what it is and not by its name."""
+    """Return the filled cells of a file, whose content and not its name decides how it is read."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if head.startswith(PARQUET):
         return iter_table(read_parquet(file, report), wanted, report)
     suffix = _suffix(report.name)
     if suffix in _PARQUET and not is_packed(head):
-        refuse_binary(head, report.name)
-        refuse_markup(head.decode("utf-8", "replace"), report.name)
+        reject_binary(head, report.name)
+        reject_markup(head.decode("utf-8", "replace"), report.name)
         raise UsageError(
             f"{report.name} has a .parquet name, but is not a Parquet file: check how it was made."
         )
@@ -296,7 +295,7 @@ def _suffix(name: str) -> str:
 
 
 def _iter_text(chunks: Iterator[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
-    """Return the numbers of text: of a table if its name, its content or a wanted column says so."""
+    """Return the numbers of text: of a table if file name, content or a wanted column suggests one."""
 
     def has_header(sample: str) -> bool:
         return any(wanted.is_header_name(name) for name in re.split(r"[,;|\t\r\n]", sample[:HEAD_BYTES]))
@@ -317,7 +316,7 @@ def _is_table(text: TextSource, rows: list[list[str]], wanted: Wanted, name: str
     first = next((row for row in rows if any(map(str.strip, row))), [])
     if len(first) == 1 and wanted.is_header_name(first[0].strip()):
         return True
-    # Several numbers in each line are not several columns.
+    # Several numbers in each line are not several columns: such text is a list.
     return is_even(rows) and not _are_all_numbers(rows, wanted)
 
 
@@ -366,10 +365,10 @@ def _parse_batch(cells: list[Cell], region: str | None, report: ListReport) -> p
 
 
 def _mark_duplicates(table: pa.Table) -> pa.Table:
-    """Add ``status`` and ``duplicate_of`` by vector operations: a dictionary would take 140 MB a million."""
+    """Add ``status`` and ``duplicate_of`` with vector operations; a dict would take 140 bytes per number."""
     table = table.combine_chunks()
     phones = table["phone"].combine_chunks()
-    # Codes are given out in order of appearance, so a phone's first row is where the code is a new maximum.
+    # Codes are assigned in order of appearance, so the code is a new maximum in the first row of a phone.
     codes = phones.dictionary_encode().indices
     highest = pc.fill_null(pc.fill_null_forward(pc.cumulative_max(codes, skip_nulls=True)), -1)
     before = pa.concat_arrays([pa.array([-1], pa.int32()), highest.slice(0, len(highest) - 1)])

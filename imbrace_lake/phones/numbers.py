@@ -18,7 +18,7 @@ PhoneNumber = NewType("PhoneNumber", str)
 """E.164 with its plus sign, ``+886911425977``; made only by :func:`parse_phone`."""
 
 _MAX_CHARACTERS = 250
-# Above a few thousand candidates, two digits identify nobody; a shorter number would be half shown.
+# Of a longer number, two digits leave thousands of candidates; of a shorter one, they would show half.
 _MIN_DIGITS_FOR_TAIL = 8
 _TAIL = 2
 
@@ -29,7 +29,7 @@ _SCHEME = re.compile(
     re.IGNORECASE,
 )
 _WHATSAPP_ID = re.compile(r"\+?(\d+)(?::\d+)?@(?:s\.whatsapp\.net|c\.us)", re.IGNORECASE)
-# What follows the number in a link is a message, unless it is another link.
+# The text after the number in a link is a message, unless it is another link.
 _WHATSAPP_LINK = re.compile(
     r"(?:https?://)?(?:www\.)?(?:wa\.me/|(?:(?:api|web)\.whatsapp\.com/|whatsapp://)send/?\?(?:[^\s,;|]*&)?phone=)"
     r"(?:\+|%2B)?([1-9]\d+)/?(?:[?&#](?!\S*(?:wa\.me|phone=))[^\s,;|]*)?",
@@ -42,35 +42,35 @@ _OTHER_WHATSAPP_IDS = {
     "@newsletter": "it is the id of a WhatsApp channel",
 }
 _QUOTES = "\"'`´‘’“”„«»＇＂ "
-# A word behind the number: +886 911 425 977 (work).
+# A word after the number: +886 911 425 977 (work).
 _LABEL = re.compile(r"\s*[(（]\s*[^\W\d_][^()（）\d]*[)）]$")
-# Separators people use, the dashes of Unicode and of East Asian keyboards included. A comma is not
-# among them: it separates numbers, and two of them must not become one.
+# Separators within a number, including the dashes of Unicode and of East Asian keyboards. Without the comma,
+# because it separates numbers, and two numbers must not become one.
 _DASHES = r"\-‐‑‒–—―−ー－"
 _WRITTEN = re.compile(r"\(?\s*([+＋]?)[\s\d()（）\[\]［］.．·・/／" + _DASHES + "]*")
 _FLOAT = re.compile(r"(\d{5,})[.,]0+")
 _SCIENTIFIC = re.compile(r"([+-]?\d+)(?:[.,](\d*))?\s*[eE]\s*(\+?\d{1,2})")
-# In doubt a date is not a number: with a default region, most dates are possible ones.
+# A date is not a number, although with a default region most dates would be possible numbers.
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _DATE = re.compile(rf"(?:19|20)\d\d([-./]){_DAY}\1{_DAY}|{_DAY}([-./]){_DAY}\2(?:19|20)\d\d")
 _AMOUNT = re.compile(r"[1-9]\d{4,}\.\d\d?")
 _GROUP = re.compile(r"\d+")
 _NO_DIGITS = re.compile(r"\D+")
-# Behind a line break, a slash, a dash with blanks or a bracket another number or ending may begin.
+# After a line break, a slash, a dash with blanks or a bracket, another number or ending may begin.
 _BREAK = re.compile(rf"[\n\r\t\v\f\x85\u2028\u2029/／(（\[［]|\s[{_DASHES}]|[{_DASHES}]\s")
 _DASH_OR_DOT = re.compile(rf"[{_DASHES}.．·・]")
-_FEWEST_DIGITS = 6  # of a whole number as anybody writes it: 01 2345 in Vienna
+_FEWEST_DIGITS = 6  # of a complete number: 01 2345 in Vienna
 _LONGEST_ENDING = 4
 _PAIR = 2  # digits: 08-12 34 56-91 changes its separator for the ending
 _EXTENSION = re.compile(
     r"[^#;,a-z]*\d[^#;,a-z]*[#;,]*\s*(?:ext(?:ension)?|extn|x|#)[.:=\s]*\d+", re.IGNORECASE
 )
-# What spreadsheets and address books leave: byte-order mark, soft hyphen, zero-width and direction marks.
+# Spreadsheets and address books add byte-order marks, soft hyphens, zero-width and direction marks.
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)]
 )
-# Plans that were rebuilt: Mexico dropped the 1 of mobiles in 2019, Ivory Coast (2021) and Benin (2024) went
-# from 8 to 10 digits. Messengers keep the old form as the id of contacts who joined before.
+# Changed numbering plans: Mexico dropped the 1 of mobiles in 2019, Ivory Coast (2021) and Benin (2024) went
+# from 8 to 10 digits. For contacts who joined before, messengers still use the old form as id.
 _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
 MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
@@ -87,7 +87,7 @@ _UNPARSABLE = {NumberParseException.INVALID_COUNTRY_CODE: "there is no such coun
 
 
 class _Plan(NamedTuple):
-    """What the library's metadata say of one country code, as far as the two short cuts need it."""
+    """The library's metadata of one country code that the two short cuts need."""
 
     region: str
     lengths: frozenset[int]
@@ -97,34 +97,34 @@ class _Plan(NamedTuple):
 
 
 def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
-    """Read one phone number as people, spreadsheets and the gateway write it.
+    """Parse one phone number as people, spreadsheets and the gateway write it.
 
-    Accepted are ``+`` or ``00`` and the country code, a leading ``tel:`` or ``whatsapp:``, the ids of
-    WhatsApp contacts, quotes around it, a label in parentheses behind it, spaces, dashes, dots, slashes and
+    Accepts ``+`` or ``00`` and the country code, a leading ``tel:`` or ``whatsapp:``, ids of WhatsApp
+    contacts, quotes around the number, a label in parentheses after it, spaces, dashes, dots, slashes and
     parentheses, digits of any script, invisible characters, the ``.0`` of a number column that became a
-    float, and scientific notation with all digits. Rejected, because they would have to be guessed at:
-    letters (also vanity numbers), extensions, and ``8.86911E+11``, whose digits are lost.
+    float, and scientific notation with all digits. Rejects letters (also vanity numbers), extensions, and
+    ``8.86911E+11``, whose digits are lost, because any result would be a guess.
 
-    Digits are joined over a separator only if what is before it is not a number by itself. So
+    Digits are joined over a separator only if the digits before it are not a number by themselves. So
     ``030/1234567`` is one number, and ``+886 2 2345 6789/90`` is rejected, because ``…90`` may be the ending
     of another one.
 
-    Bare digits are ambiguous. Without `region` they begin with the country code: that is how the gateway
-    writes numbers. With `region` they may be a national number of it or begin with any country code, and
+    Bare digits are ambiguous. Without `region` they begin with the country code, as the gateway writes
+    numbers. With `region` they may be a national number or begin with any country code, and
 
-    1. the national reading wins if the number is in a range that its country has in use,
+    1. the national reading wins if the number is in a range that its country uses,
     2. else the international one, if it is in use or begins with the region's own country code,
-    3. else the national one if it is possible at all, and at last the international one.
+    3. else the national one if it is possible, and finally the international one.
 
-    So where both readings are in use, the region wins, because naming it was a deliberate act. A list that is
-    entirely in the gateway's form is best read without a region.
+    So where both readings are in use, the region wins, because the user chose it. A list that is entirely in
+    the gateway's form is best read without a region.
 
     Args:
         text: One number.
         region: ISO 3166 letters, ``TW``; upper or lower case. Never changes a number that has a plus sign.
 
     Raises:
-        InvalidPhoneNumber: It is no possible number; the sentence shows only its length.
+        InvalidPhoneNumber: It is not a possible number; the message shows only its length.
         UsageError: There is no such region.
     """
     if region is not None:
@@ -142,7 +142,7 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
 
 
 def is_in_use(phone: str) -> bool:
-    """Return whether an E.164 number is in a range that its country has in use."""
+    """Return whether an E.164 number is in a range that its country uses."""
     try:
         return phonenumbers.is_valid_number(phonenumbers.parse(phone))
     except NumberParseException:
@@ -160,8 +160,8 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
         if phone := _as_dialled(number, region):
             return phone, ""
         found, reason = _regional_reading(number, region)
-    # One reading takes away one national prefix. Read on until nothing changes, or +44 0 0 20… would be
-    # another phone than +44 20…, and a phone would not be what its own text is read as.
+    # Each reading removes one national prefix. Repeat until nothing changes: otherwise +44 0 0 20… would be
+    # another phone than +44 20…, and the text of a phone would not parse as the same phone.
     previous = ""
     while found is not None:
         phone = PhoneNumber(phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164))
@@ -175,9 +175,9 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
 def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool:
     """Return whether all digits of a text belong to one number.
 
-    The digits before each separator must not be a number by themselves: one that is in use, or, before a
-    slash, any possible one unless only the longer number is in use. As many countries have numbers of any
-    length, spaces, dots and dashes between them are accepted where people group digits like that.
+    The digits before each separator must not be a number by themselves: a number in use or, before a slash,
+    any possible number unless only the longer one is in use. Because many countries have numbers of any
+    length, spaces, dots and dashes are accepted where people usually group digits.
     """
     groups = list(_GROUP.finditer(written))
     if len(groups) == 1:
@@ -191,8 +191,8 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
             continue
         shorter = phone[: before - total]
         is_break = _BREAK.search(written, group.end(), following.start()) is not None
-        if not _is_whole(shorter, code):
-            # Its digits may begin a national number, of which the library cuts the 0 only if it ends here.
+        if not _is_complete(shorter, code):
+            # The digits may be a complete national number, whose 0 the library removes only if it ends here.
             is_other = region is not None and _is_national(written[: group.end()], region)
             if is_other or (
                 (is_break or index == 0) and _is_possible(shorter, code) and not is_in_use(phone)
@@ -224,7 +224,7 @@ def _is_possible(phone: str, code: str) -> bool:
     return plan is not None and len(phone) - 1 - len(code) in plan.lengths
 
 
-def _is_whole(phone: str, code: str) -> bool:
+def _is_complete(phone: str, code: str) -> bool:
     return _is_possible(phone, code) and is_in_use(phone)
 
 
@@ -234,7 +234,7 @@ def _is_national(written: str, region: str) -> bool:
 
 
 def _begins_again(rest: str, phone: str) -> bool:
-    """Return whether the digits behind a number are another one with its country code or area code."""
+    """Return whether the digits after a number are another one with its country code or area code."""
     if rest[0] == "0":
         return _is_national(rest, phonenumbers.region_code_for_number(phonenumbers.parse(phone)) or "ZZ")
     return is_in_use("+" + rest) and phone.startswith("+" + _country_code(rest))
@@ -248,7 +248,7 @@ def _is_ending(rest: str, group: str) -> bool:
 
 
 def _is_usual(phone: PhoneNumber, groups: Sequence[re.Match[str]]) -> bool:
-    """Return whether the last groups of digits are those in which the country writes its numbers."""
+    """Return whether the last groups of digits are grouped as usual in the country."""
     usual = phonenumbers.format_number(
         phonenumbers.parse(phone), phonenumbers.PhoneNumberFormat.INTERNATIONAL
     )
@@ -265,15 +265,15 @@ def parse_region(text: str) -> str:
 
 
 def digits(phone: PhoneNumber) -> str:
-    """Return the number as the gateway wants it: country code first, no plus sign."""
+    """Return the number in the gateway's form: the country code first, no plus sign."""
     return phone[1:]
 
 
 def mask(text: str) -> str:
     """Return a form for logs and errors: ``+886*******77``.
 
-    Only a plus sign proves which digits are the country code, so bare digits keep the last two alone. Of text
-    that is not a phone number nothing is shown but its length, because it may be a name or an address.
+    Only a plus sign proves which digits are the country code, so bare digits keep only the last two. Text
+    that is not a phone number may be a name or an address, so the form shows only its length.
     """
     try:
         phone = parse_phone(text)
@@ -287,7 +287,7 @@ def mask(text: str) -> str:
 def phone_hash(phone: PhoneNumber, key: bytes) -> str:
     """Return HMAC-SHA256 of the E.164 form as 64 hexadecimal digits.
 
-    A hash without a key would hide nothing: all phone numbers there are can be hashed within minutes.
+    A hash without a key would hide nothing: hashing all phone numbers takes only minutes.
     """
     if not key:
         raise UsageError("Phone numbers cannot be hashed with an empty key: set one.")
@@ -295,10 +295,10 @@ def phone_hash(phone: PhoneNumber, key: bytes) -> str:
 
 
 def _as_it_stands(number: str) -> PhoneNumber | None:
-    """Accept digits that the library would return unchanged; say nothing of any other.
+    """Return digits that the library would return unchanged; None for any others.
 
-    The library takes the first country code that fits, strips a national prefix if one matches, and compares
-    the length. Where no prefix matches and the length is possible, it therefore returns what it was given.
+    The library uses the first country code that fits, strips a national prefix if one matches, and compares
+    the length. If no prefix matches and the length is possible, the number stays the same.
     """
     code = _country_code(number)
     plan = _plan(code) if code else None
@@ -311,11 +311,11 @@ def _as_it_stands(number: str) -> PhoneNumber | None:
 
 
 def _as_dialled(number: str, region: str) -> PhoneNumber | None:
-    """Accept ``0911425977`` where the library would do no more than take away the 0; say nothing of others.
+    """Return ``0911425977`` without its 0 if the library would do just that; None for any other number.
 
-    It does just that if 0 is the whole national prefix, no code for calls abroad matches, the number with its
-    0 is in no range of the country, and the rest has a possible length. Regions that share another region's
-    country code have rules of their own and are left to it.
+    It does so if 0 is the whole national prefix, no code for calls abroad matches, the number with its 0 is
+    in no range of the country, and the rest has a possible length. Regions that share another region's
+    country code have different rules and are left to the library.
     """
     if number[:1] != "0" or number[:2] == "00":
         return None
@@ -357,7 +357,7 @@ def _plan(code: str) -> _Plan | None:
 
 
 def _read(text: str) -> tuple[bool, str]:
-    """Return whether the text begins with a country code for certain, and its digits and separators."""
+    """Return whether the text certainly begins with a country code, and its digits and separators."""
     if len(text) > _MAX_CHARACTERS:
         raise rejection(text, "it is too long")
     written = visible(text)
@@ -382,12 +382,12 @@ def _read(text: str) -> tuple[bool, str]:
 
 
 def visible(text: str) -> str:
-    """Return the text without invisible characters and without what spreadsheets put around it."""
+    """Return the text without invisible characters, quotes and the equals sign of spreadsheets."""
     return text.translate(_INVISIBLE).strip().removeprefix("=").strip(_QUOTES)
 
 
 def is_whatsapp_contact(text: str) -> bool:
-    """Return whether the text is an id or link of WhatsApp, which has the country code."""
+    """Return whether the text is an id or link of WhatsApp, which includes the country code."""
     written = visible(text)
     return bool(_WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written))
 
@@ -404,11 +404,11 @@ def _ascii_digits(written: str) -> str:
 
 
 def _all_digits(whole: str, fraction: str, exponent: str) -> str | None:
-    """Return the integer that scientific notation stands for, or None if it does not show all its digits."""
-    places = int(exponent)
-    if len(fraction) < places or fraction[places:].strip("0") or whole.startswith("-"):
+    """Return the integer in scientific notation, or None if the notation does not show all its digits."""
+    shift = int(exponent)
+    if len(fraction) < shift or fraction[shift:].strip("0") or whole.startswith("-"):
         return None
-    return whole + fraction[:places]
+    return whole + fraction[:shift]
 
 
 def _why_unreadable(written: str) -> str:
@@ -417,7 +417,7 @@ def _why_unreadable(written: str) -> str:
             return reason
     if _SCIENTIFIC.fullmatch(written):
         return (
-            "a spreadsheet calculated with it, or rounded it to a form like 8.9E+11, its digits are lost:"
+            "a spreadsheet rounded it to a form like 8.9E+11, or calculated with it, and its digits are lost:"
             " export the column as text"
         )
     if has_extension(written):
@@ -428,7 +428,7 @@ def _why_unreadable(written: str) -> str:
 
 
 def _parse_as_typed(text: str, region: str | None = None) -> tuple[phonenumbers.PhoneNumber | None, str]:
-    """Read digits, with a plus sign or by the rules of a region; else say why that is impossible."""
+    """Parse digits with a plus sign, or by the rules of a region; else return the reason why not."""
     if region is None and text.startswith("+0"):
         return None, _NO_COUNTRY
     try:
@@ -466,5 +466,5 @@ def _shape(text: str) -> str:
 
 
 def rejection(text: str, reason: str) -> InvalidPhoneNumber:
-    """Return the error that says why a text is not a phone number, and shows only its length."""
+    """Return the error with the reason why a text is not a phone number; it shows only its length."""
     return InvalidPhoneNumber(f"{_shape(text)} is not a phone number: {reason}.")

@@ -1,4 +1,4 @@
-"""What was read from a list: what the reader chose, and what it skipped, without any number."""
+"""The report of how a list was read: the reader's choices, and the rows it skipped, without any number."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MOST_FILES = 20
 MOST_COLUMNS = 20
 MOST_CHARACTERS = 30
 
-# Lists are chosen on the command line and in the forms of Prefect, and both show these sentences.
+# The command line and Prefect's forms both show these sentences.
 COLUMN_SETTING = "--column (in forms: Columns)"
 SHEET_SETTING = "--sheet (in forms: Sheet)"
 
 
 @dataclass(slots=True)
 class Skipped:
-    """Rows that were skipped for one reason: how many, and the positions of the first of them."""
+    """Rows that were skipped for one reason: their number, and the positions of the first ones."""
 
     count: int = 0
     positions: list[int] = field(default_factory=list)
@@ -33,21 +33,21 @@ class Skipped:
 
 @dataclass(slots=True)
 class FileReport:
-    """What the reader chose in one file.
+    """How one file was read.
 
     Attributes:
         name: The file's name or address, without credentials.
-        unit: What positions count: ``line``, ``data row`` or ``number``.
-        first: The rows of all files before this one.
-        rows: The rows read, without header and titles.
+        unit: The unit of positions: ``line``, ``data row`` or ``number``.
+        first: The number of rows in all files before this one.
+        rows: The number of rows read, without header and titles.
         format: ``text``, ``CSV``, ``Parquet`` or the kind of spreadsheet.
-        encoding: Of text; a guess unless it is UTF-8 or there is a byte-order mark.
+        encoding: The encoding of text; a guess unless it is UTF-8 or there is a byte-order mark.
         header_row: The position of the header in the file, from 1; None without a header.
-        titles: Filled rows above the header, which were skipped.
-        columns: The names of the columns that were read, or their positions where there is no header.
-        left_out: Columns that were not read, with the count of their cells that look like phone numbers.
+        titles: The number of filled rows above the header, which are skipped.
+        columns: The names of the columns that were read, or their positions if there is no header.
+        left_out: Columns that were not read, with the number of their cells that look like phone numbers.
         empty: Rows without any text in these columns.
-        comments: Lines that begin with ``#``.
+        comments: The number of lines that begin with ``#``.
     """
 
     name: str
@@ -67,7 +67,7 @@ class FileReport:
     comments: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values; lists are cut to a bounded length."""
+        """Return plain JSON values; long lists are cut."""
         return {
             "name": self.name,
             "format": self.format,
@@ -117,11 +117,11 @@ class FileReport:
 
 @dataclass(slots=True)
 class ListReport:
-    """What was read from a list, in every file of it.
+    """How a list was read, file by file.
 
     Attributes:
-        source: What messages call the list.
-        files: In the order in which they were read.
+        source: The name of the list in messages.
+        files: The files in the order in which they were read.
         skipped_files: Hidden and empty files of a folder.
         counts: Numbers by status: ``ok``, ``duplicate``, ``invalid``; ids have ``ok`` and ``duplicate``.
         rejected: Rows without a valid number, by reason; their positions count over all files.
@@ -135,20 +135,20 @@ class ListReport:
 
     @property
     def rows(self) -> int:
-        """How many rows were read."""
+        """The number of rows read."""
         return sum(file.rows for file in self.files)
 
     def add_file(self, name: str) -> FileReport:
-        """Begin with the next file."""
+        """Add the report of the next file."""
         self.files.append(FileReport(name, first=self.rows))
         return self.files[-1]
 
     def reject(self, reason: str, position: int) -> None:
-        """Count one number that is not valid."""
+        """Count one invalid number."""
         self.rejected.setdefault(reason, Skipped()).add(position)
 
     def describe_position(self, position: int) -> str:
-        """Say where a row is: ``line 17 of numbers.txt``."""
+        """Return the position of a row for people: ``line 17 of numbers.txt``."""
         file = self.files[max(0, bisect_right(self.files, position - 1, key=lambda file: file.first) - 1)]
         name = self.source if len(self.files) == 1 else file.name.rpartition("/")[2]
         return f"{file.unit} {position - file.first} of {name}"
@@ -167,7 +167,7 @@ class ListReport:
         return found[:MOST_COLUMNS]
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values of a bounded size, without any number."""
+        """Return plain JSON values of a bounded size, without phone numbers."""
         return {
             "source": self.source,
             "rows": self.rows,
@@ -188,6 +188,6 @@ class ListReport:
 
 
 def short(name: str) -> str:
-    """Return a name from a file on one line, printable and not too long."""
+    """Return a name from a file as printable text on one line, cut if long."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return " ".join(printable.split())[:MOST_CHARACTERS] or "(no name)"

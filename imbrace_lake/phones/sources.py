@@ -1,6 +1,6 @@
-"""Where a list comes from: a path, a folder, a pattern, a URL or a stream, as files of bytes.
+"""Open the files of a list: from a path, a folder, a pattern, a URL or a stream.
 
-Nothing here knows what a phone number is. Every failure becomes one sentence without credentials.
+Every failure becomes one sentence without credentials.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from imbrace_lake.errors import UsageError
 
 CHUNK_BYTES = 1 << 20
 SCHEMES = frozenset({"file", "s3"})
-"""From which lists are read unless the settings add others."""
+"""The schemes of lists; settings can add others."""
 STAGED = "memory://imbrace-lake/"
-"""Below it, what was typed or piped is kept in the memory of this process."""
+"""The folder, in the memory of this process, of typed and piped lists."""
 _OWN_SCHEME = "memory"
 
 _REASONS = {
-    "OSError": "it is damaged or cut short, or its storage failed",
-    "ArrowInvalid": "it is damaged or cut short",
+    "OSError": "it is damaged or incomplete, or its storage failed",
+    "ArrowInvalid": "it is damaged or incomplete",
     "ImportError": "the package for this kind of address is not installed",
     "NoCredentialsError": "there are no AWS credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID",
     "PartialCredentialsError": "the AWS credentials are incomplete",
@@ -50,7 +50,7 @@ class SourceFile:
 
     Attributes:
         name: For messages, without credentials.
-        open: Opens it for reading bytes.
+        open: Opens the file for reading bytes.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SourceFile:
 
 
 def display_name(source: object) -> str:
-    """Name a source in messages, without the credentials and signatures a URL can hold."""
+    """Return the name of a source in messages, without the credentials and signatures of a URL."""
     if hasattr(source, "read"):
         return "standard input"
     if not isinstance(source, str | Path):
@@ -68,16 +68,16 @@ def display_name(source: object) -> str:
         return name
     if name.startswith(STAGED):
         return name.rpartition("/")[2]
-    # Secrets can hold slashes, and keys can hold @: better to show too little of an odd key.
+    # Secrets can contain slashes, and keys @; of such a key the name shows too little rather than a secret.
     return re.sub(r"://.*@", "://***@", name).partition("?")[0]
 
 
 def check_scheme(source: str, schemes: Collection[str] = ()) -> None:
-    """Refuse an address of a kind that lists are not read from, before anything is fetched.
+    """Reject an address with a scheme that is not allowed, before anything is fetched.
 
     Args:
         source: A path or URL.
-        schemes: Allowed besides ``file`` and ``s3``.
+        schemes: The schemes allowed besides ``file`` and ``s3``.
 
     Raises:
         UsageError: The scheme is not allowed, or the address is a chain of file systems (``a::b``).
@@ -87,19 +87,19 @@ def check_scheme(source: str, schemes: Collection[str] = ()) -> None:
     scheme = source.partition("://")[0].lower()
     if "::" in source:
         raise UsageError(
-            f"{display_name(source)} is a chain of file systems ('::'), which lists are not read from:"
-            " copy the list to a file or to S3."
+            f"{display_name(source)} is a chain of file systems ('::'), which is not supported: copy the list"
+            " to a file or to S3."
         )
     if scheme not in {*SCHEMES, _OWN_SCHEME, *schemes}:
         raise UsageError(
-            f"{display_name(source)} has an address that lists are not read from ({scheme}://): use a file or"
-            " s3://, or allow the scheme with IMBRACE_LIST_SCHEMES."
+            f"{display_name(source)} has a scheme that is not allowed ({scheme}://): use a file or s3://, or"
+            " allow the scheme with IMBRACE_LIST_SCHEMES."
         )
 
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what reading can raise into one sentence about `name`."""
+    """Turn the errors of reading into one sentence about `name`."""
     try:
         with quiet_logins():
             yield
@@ -109,31 +109,31 @@ def explained(name: str) -> Iterator[None]:
         where = " (or its bucket, or its server)" if "://" in name else ""
         raise UsageError(f"{name} does not exist{where}: check the address.") from None
     except PermissionError:
-        raise UsageError(f"{name} may not be read with your permissions or credentials.") from None
+        raise UsageError(f"{name} cannot be read: your permissions or credentials do not allow it.") from None
     except _read_errors() as exc:
-        # The error's own text may hold a signed URL; its class says enough, and the cause is cut off.
+        # Only the class and no cause: the text of the error can contain a signed URL.
         kind = type(exc).__name__
         reason = expired_session(exc) or _REASONS.get(kind, kind)
         raise UsageError(f"{name} cannot be read: {reason}.") from None
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
-    """Return what reading can raise; what S3 raises can only be asked for if its library was needed."""
+    """Return the errors of reading; those of S3 occur only if its library is loaded."""
     botocore = sys.modules.get("botocore.exceptions")
     of_s3 = (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
     return (OSError, EOFError, ImportError, pa.ArrowException, *of_s3)
 
 
 def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[SourceFile], list[str]]:
-    """Find the files of a list: one, those of a folder and the folders in it, or those that fit a pattern.
+    """Find the files of a list: one file, all files below a folder, or those that match a pattern.
 
     Args:
-        source: A path (with ``~``) or URL. With ``*``, ``?`` or ``[``, it is a pattern unless there is a file
-            of that name.
+        source: A path (with ``~``) or URL. With ``*``, ``?`` or ``[``, it is a pattern unless a file has
+            that name.
         schemes: As for :func:`check_scheme`.
 
     Returns:
-        The files in the order of their names, and the names of hidden and empty files, which are not read.
+        The files in the order of their names, and the names of hidden and empty files, which are skipped.
 
     Raises:
         UsageError: The scheme is not allowed, or there is no file.
@@ -166,11 +166,11 @@ def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:
 def _remote_files(source: str) -> tuple[list[SourceFile], list[str]]:
     name = display_name(source)
     filesystem, path = fsspec.core.url_to_fs(source)
-    # Drivers keep listings as long as the process lives, and a list may have changed since an earlier run.
+    # Drivers cache listings for the life of the process, and the list may have changed since an earlier run.
     filesystem.invalidate_cache()
 
     def opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        # The usual block of s3fs is 50 MB, a multiple of what a long list needs.
+        # The default block of s3fs is 50 MB, several times the size of a long list.
         file: contextlib.AbstractContextManager[IO[bytes]] = filesystem.open(
             path, "rb", block_size=4 * CHUNK_BYTES
         )
@@ -200,7 +200,7 @@ def _listed(
     open_path: Callable[[str], contextlib.AbstractContextManager[IO[bytes]]] = _open_local,
     address: Callable[[str], str] = str,
 ) -> tuple[list[SourceFile], list[str]]:
-    """Divide files, given as path, name below the folder and size in bytes, into those to read and others."""
+    """Separate the files to read from those to skip; entries are path, name below the folder and bytes."""
     files: list[SourceFile] = []
     skipped: list[str] = []
     for path, relative, size in entries:
@@ -210,7 +210,7 @@ def _listed(
         else:
             files.append(SourceFile(display_name(address(path)), lambda path=path: open_path(path)))  # type: ignore[misc]
     if not files:
-        raise UsageError(f"{name} holds no file with a list: check the address.")
+        raise UsageError(f"{name} has no file with a list: check the address.")
     return files, skipped
 
 
@@ -221,8 +221,8 @@ def is_pipe(source: str) -> bool:
 
 
 def byte_chunks(stream: Readable) -> Iterator[bytes]:
-    """Read a stream to its end; text is encoded, so that one way of reading serves all sources."""
-    # The bytes below a text stream keep their encoding, which it may have guessed wrongly.
+    """Read a stream of text or bytes to its end, as bytes."""
+    # The buffer of a text stream has the original bytes, whose encoding the stream may have guessed wrongly.
     raw: Readable = getattr(stream, "buffer", stream)
     while piece := raw.read(CHUNK_BYTES):
         yield piece if isinstance(piece, bytes) else piece.encode("utf-8", "surrogatepass")

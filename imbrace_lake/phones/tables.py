@@ -1,4 +1,4 @@
-"""Tables of text, Parquet and spreadsheets, as columns of text in batches of rows."""
+"""Read CSV, Parquet and spreadsheets as columns of text, in batches of rows."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _EXACT_BELOW = float(1 << 53)
 _EXACT_IN_FLOAT32 = float(1 << 24)
 
 Cell = tuple[int, str]
-"""Position of the row, counted from 1, and text of a filled cell."""
+"""The position of the row, from 1, and the text of a filled cell."""
 Batch = Sequence[pa.Array]
-"""Some rows, as columns of text; nulls are empty cells."""
+"""Several rows, as columns of text; nulls are empty cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Table:
     """A table that is read once, from top to bottom.
 
     Attributes:
-        names: The header, or None where there is none.
-        sample: Some data rows; a short row lacks its last cells.
+        names: The header, or None if there is none.
+        sample: The first data rows; a short row lacks its last cells.
         batches: All data rows.
-        check: Raises UsageError if the column with this index cannot hold exact numbers.
+        check: Raises UsageError if the numbers of the column with this index are not exact.
     """
 
     names: Sequence[str] | None
@@ -56,7 +56,7 @@ class Table:
 
 
 def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cell]:
-    """Yield the filled cells of the columns to read, row by row, and report what is left out.
+    """Yield the filled cells of the columns to read, row by row, and report the other columns.
 
     Raises:
         UsageError: No column can be chosen.
@@ -87,9 +87,9 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
 
 
 class _LongCells:
-    """Raises the limit of `csv` while one of our readers needs it: the limit is the process's.
+    """Raises the limit of `csv`, which applies to the whole process, while one of our readers needs it.
 
-    Readers in several threads share the raised limit, and the last of them restores it.
+    Readers in several threads share the raised limit, and the last one restores it.
     """
 
     def __init__(self) -> None:
@@ -126,14 +126,14 @@ def read_csv(
         rows: The first rows, from :func:`first_rows`.
         delimiter: Likewise.
         wanted: What to read.
-        report: Gets header and delimiter.
+        report: Receives header and delimiter.
 
     Raises:
         UsageError: A row does not end.
     """
     report.format, report.delimiter = "CSV", delimiter
     if not any(any(map(str.strip, row)) for row in rows):
-        if not text.is_whole:
+        if not text.is_complete:
             raise UsageError(f"{report.name} is not proper CSV: its first row does not end.")
         return Table(None, [], [])
     names, start = _header(rows, wanted, report)
@@ -161,14 +161,14 @@ def separator_line(sample: str) -> str | None:
 
 
 def first_rows(text: TextSource) -> tuple[list[list[str]], str]:
-    """Return the first rows of a text as CSV, and its delimiter: the one that gives rows of equal width."""
+    """Return the first rows of a text as CSV, and the delimiter that gives rows of equal width."""
     sample = text.sample
     if given := separator_line(sample):
-        return _sample_rows(sample.partition("\n")[2], given, text.is_whole), given
+        return _sample_rows(sample.partition("\n")[2], given, text.is_complete), given
     best: tuple[int, int] = (-1, -1)
     found: tuple[list[list[str]], str] = ([], ",")
     for delimiter in _DELIMITERS:
-        rows = _sample_rows(sample, delimiter, text.is_whole)
+        rows = _sample_rows(sample, delimiter, text.is_complete)
         score = _evenness(rows)
         if score > best:
             best, found = score, (rows, delimiter)
@@ -176,26 +176,26 @@ def first_rows(text: TextSource) -> tuple[list[list[str]], str]:
 
 
 def _evenness(rows: Sequence[Sequence[str]]) -> tuple[int, int]:
-    """Return how many rows have the most frequent width of two or more, and that width."""
+    """Return the most frequent width of two or more columns, after the number of rows with it."""
     widths = Counter(len(row) for row in rows if len(row) > 1)
     return max(((count, width) for width, count in widths.items()), default=(0, 0))
 
 
 def is_even(rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether text is a table by its content: two or more columns in nearly all of its lines."""
+    """Return whether the content of a text is a table: nearly all lines have two or more columns."""
     filled = [row for row in rows if any(map(str.strip, row)) and not row[0].lstrip().startswith("#")]
     count, _ = _evenness(filled)
     return count > 1 and count * 5 >= len(filled) * 4
 
 
-def _sample_rows(sample: str, delimiter: str, is_whole: bool) -> list[list[str]]:
+def _sample_rows(sample: str, delimiter: str, is_complete: bool) -> list[list[str]]:
     with _LONG_CELLS.allowed():
         rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter))
-    return rows if is_whole else rows[:-1]
+    return rows if is_complete else rows[:-1]
 
 
 def _csv_rows(stream: io.TextIOBase, delimiter: str, name: str) -> Iterator[list[str]]:
-    """Yield the rows of CSV; a quotation that is never closed is an error instead of one long cell."""
+    """Yield the rows of CSV; a quotation without an end is an error instead of one long cell."""
     end = ["\0end"]
     reader = csv.reader(itertools.chain(stream, end), delimiter=delimiter)
     line = before = 0
@@ -223,7 +223,7 @@ def _take(rows: Iterator[Sequence[str]]) -> list[Sequence[str]]:
 
 
 def read_parquet(file: IO[bytes], report: FileReport) -> Table:
-    """Read Parquet, whose columns may hold text or numbers."""
+    """Read Parquet with columns of text or numbers."""
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
     report.format, report.header_row = "Parquet", None
@@ -241,7 +241,7 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
         kind = _value_type(schema.field(index).type)
         if not _is_readable(kind) and not pa.types.is_null(kind):
             raise UsageError(
-                f"Column {schema.names[index]!r} of {report.name} holds neither text nor numbers:"
+                f"Column {schema.names[index]!r} of {report.name} has neither text nor numbers:"
                 " choose another."
             )
         if pa.types.is_float16(kind) or pa.types.is_float32(kind):
@@ -257,10 +257,10 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
 
 
 def check_exact(values: Sequence[Any], column: str, name: str) -> None:
-    """Refuse numbers that went through 32-bit floats, which keep only seven digits.
+    """Reject numbers that were converted to 32-bit floats, which keep only seven digits.
 
     Raises:
-        UsageError: All long numbers are multiples that only rounding leaves.
+        UsageError: All long numbers are exact 32-bit floats, which is hardly a coincidence.
     """
     large = [
         value
@@ -276,8 +276,8 @@ def check_exact(values: Sequence[Any], column: str, name: str) -> None:
 
 def _inexact(column: str, name: str) -> UsageError:
     return UsageError(
-        f"Column {short(column)!r} of {name} holds 32-bit floating-point numbers, which keep seven digits,"
-        " so its phone numbers are not exact: export the column as text."
+        f"Column {short(column)!r} of {name} has 32-bit floating-point numbers, which keep seven digits, so"
+        " its phone numbers are not exact: export the column as text."
     )
 
 
@@ -288,10 +288,10 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
         file: The spreadsheet.
         kind: ``xlsx``, ``xlsb``, ``xls`` or ``ods``.
         wanted: Names the sheet and the columns.
-        report: Gets what was chosen.
+        report: Receives the choices.
 
     Raises:
-        UsageError: It is damaged, protected by a password, or has no such sheet.
+        UsageError: The spreadsheet is damaged, protected by a password, or has no such sheet.
     """
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(file)
@@ -323,7 +323,7 @@ def _sheet_name(workbook: calamine.CalamineWorkbook, wanted: str | None, source:
     if not names:
         raise UsageError(f"{source} has no sheet.")
     if wanted is None:
-        # People who do not see a sheet, or see only a chart, do not take it for the first.
+        # For people, hidden sheets and charts do not count as the first sheet.
         tables = (
             sheet.name
             for sheet in workbook.sheets_metadata
@@ -354,7 +354,7 @@ def _is_readable(kind: pa.DataType) -> bool:
 
 
 def _cell_texts(values: pa.Array) -> pa.Array:
-    """Return cells as text; nulls, and types that hold neither text nor numbers, as null."""
+    """Return cells as text; nulls, and values that are neither text nor numbers, as null."""
     kind = _value_type(values.type)
     if values.type != kind:
         values = values.dictionary_decode()
@@ -366,7 +366,6 @@ def _cell_texts(values: pa.Array) -> pa.Array:
         return pa.array(
             [None if value is None else _cell_text(value) for value in values.to_pylist()], pa.string()
         )
-    # Bytes that are not text, such as pictures, are not cells with numbers.
     return pa.array(
         [None if value is None else value.decode("utf-8", "replace") for value in values.to_pylist()],
         pa.string(),
@@ -380,12 +379,12 @@ def _cell_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return ""
     if isinstance(value, float) and math.isnan(value):
-        # A number column that holds a null often comes as floats, and its nulls as NaN.
+        # A column of integers with nulls often comes as floats, with NaN for null.
         return ""
     if not isinstance(value, int | float | Decimal):
         return str(value)
     is_exact = not isinstance(value, float) or (value.is_integer() and value < _EXACT_BELOW)
     if is_exact and value >= 0 and value == int(value):
         return str(int(value))
-    # A typed number with a sign or decimals was calculated; in this notation it is never read as a phone.
+    # A number with a sign or decimals was calculated; in this notation it is never read as a phone number.
     return f"{Decimal(repr(value) if isinstance(value, float) else value):E}"

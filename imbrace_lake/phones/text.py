@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from imbrace_lake.phones.formats import HEAD_BYTES, refuse_binary, refuse_markup
+from imbrace_lake.phones.formats import HEAD_BYTES, reject_binary, reject_markup
 from imbrace_lake.phones.sources import CHUNK_BYTES, byte_chunks
 
 SAMPLE_BYTES = 1 << 16
@@ -33,40 +33,44 @@ _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """Decoded text: its first part to look at, and all of it to read once."""
+    """Decoded text: a sample of its beginning, and a stream that can be read once.
+
+    Attributes:
+        is_complete: The sample is the whole text.
+    """
 
     sample: str
-    is_whole: bool
+    is_complete: bool
     stream: io.TextIOWrapper
     encoding: str
 
 
 def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], bool]) -> TextSource:
-    """Unpack and decode.
+    """Unpack and decode a file.
 
     Args:
         chunks: The bytes of the file.
-        name: Named in errors.
-        is_header: Whether decoded text contains a known column name, which decides between encodings.
+        name: The name of the file in errors.
+        is_header: Whether decoded text contains a known column name; decides between encodings.
 
     Raises:
-        UsageError: It is not text, or not a list.
+        UsageError: The file is not text, or not a list.
     """
     head, chunks = take(chunks, 4)
     if codec := _codec(head):
         packed = pa.PythonFile(io.BufferedReader(_Bytes(chunks)), mode="r")
         chunks = byte_chunks(pa.CompressedInputStream(packed, codec))
     sample, chunks = take(chunks, SAMPLE_BYTES)
-    refuse_binary(sample[:HEAD_BYTES], name)
-    is_whole = len(sample) < SAMPLE_BYTES
-    encoding = _encoding(sample, is_whole, is_header)
-    text = codecs.getincrementaldecoder(encoding)("replace").decode(sample, final=is_whole)
-    refuse_markup(text, name)
-    # Bytes of another encoding after the sample belong to names; in a number they make it invalid.
+    reject_binary(sample[:HEAD_BYTES], name)
+    is_complete = len(sample) < SAMPLE_BYTES
+    encoding = _guess_encoding(sample, is_complete, is_header)
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(sample, final=is_complete)
+    reject_markup(text, name)
+    # Bytes of another encoding after the sample are usually part of names; in a number they make it invalid.
     stream = io.TextIOWrapper(
         io.BufferedReader(_Bytes(chunks), CHUNK_BYTES), encoding=encoding, errors="replace", newline=""
     )
-    return TextSource(text, is_whole, stream, encoding)
+    return TextSource(text, is_complete, stream, encoding)
 
 
 def is_packed(head: bytes) -> bool:
@@ -78,32 +82,32 @@ def _codec(head: bytes) -> str | None:
     return next((codec for magic, codec in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
-def _encoding(sample: bytes, is_whole: bool, is_header: Callable[[str], bool]) -> str:
+def _guess_encoding(sample: bytes, is_complete: bool, is_header: Callable[[str], bool]) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if sample.startswith(mark):
             return encoding
-    if _decoded(sample, "utf-8", is_whole) is not None:
+    if _decoded(sample, "utf-8", is_complete) is not None:
         return "utf-8"
-    # Accented letters stand alone; two-byte characters come in runs.
+    # Accented letters come one at a time, two-byte characters several at a time.
     runs = _HIGH_BYTES.findall(sample)
     is_western = sum(map(len, runs)) < 2 * len(runs)
     candidates = (_WESTERN, *_EAST_ASIAN) if is_western else (*_EAST_ASIAN, _WESTERN)
-    fitting = {name: text for name in candidates if (text := _decoded(sample, name, is_whole)) is not None}
+    fitting = {name: text for name in candidates if (text := _decoded(sample, name, is_complete)) is not None}
     if not fitting:
         return _WESTERN
     known = (name for name, text in fitting.items() if is_header(text))
     return next(known, None) or max(fitting, key=lambda name: sum(map(str.isdecimal, fitting[name])))
 
 
-def _decoded(sample: bytes, encoding: str, is_whole: bool) -> str | None:
+def _decoded(sample: bytes, encoding: str, is_complete: bool) -> str | None:
     try:
-        return codecs.getincrementaldecoder(encoding)().decode(sample, final=is_whole)
+        return codecs.getincrementaldecoder(encoding)().decode(sample, final=is_complete)
     except UnicodeDecodeError:
         return None
 
 
 def take(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """Look at the first `size` bytes, and return them together with everything from the start on."""
+    """Return the first `size` bytes, and an iterator over all bytes from the start."""
     taken: list[bytes] = []
     length = 0
     while length < size and (piece := next(chunks, b"")):

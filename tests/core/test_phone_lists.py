@@ -108,7 +108,8 @@ class TestPhoneList:
     @pytest.mark.parametrize("content", ["", "\n\n", "# nothing\n"])
     def test_a_list_without_any_number_is_refused(self, tmp_path: Path, content: str) -> None:
         assert (
-            rejection(write(tmp_path / "n.txt", content)) == "n.txt holds no phone number: give at least one."
+            rejection(write(tmp_path / "n.txt", content))
+            == "n.txt contains no phone number: give at least one."
         )
         assert "no phone number" in rejection(write(tmp_path / "n.csv", content))
         assert "no phone number" in rejection([])
@@ -328,7 +329,7 @@ class TestCsv:
         sentence = rejection(path)
 
         assert "only a, (no name), " + "x" * 30 + ", " in sentence
-        assert sentence.endswith(" and 7 more: name one with --column (in forms: Columns).")
+        assert sentence.endswith(" and 7 more: choose one with --column (in forms: Columns).")
 
     @pytest.mark.parametrize("column", ["c", "3", "0", "-1", "²"])
     def test_a_missing_column_is_refused_with_the_columns(self, tmp_path: Path, column: str) -> None:
@@ -400,7 +401,7 @@ class TestParquet:
     def test_a_column_of_another_type_is_refused(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "n.parquet", phone=pa.array([True]))
 
-        assert "holds neither text nor numbers" in rejection(path)
+        assert "has neither text nor numbers" in rejection(path)
 
     def test_parquet_without_rows_holds_no_number(self, tmp_path: Path) -> None:
         assert "no phone number" in rejection(
@@ -412,7 +413,7 @@ class TestTrouble:
     def test_what_is_not_there_is_said_with_its_name(self, tmp_path: Path) -> None:
         assert rejection(tmp_path / "no.txt") == f"{tmp_path}/no.txt does not exist: check the address."
         assert "memory://none/no.txt does not exist" in rejection("memory://none/no.txt")
-        assert rejection(tmp_path) == f"{tmp_path} holds no file with a list: check the address."
+        assert rejection(tmp_path) == f"{tmp_path} has no file with a list: check the address."
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_file_without_permission_is_said(self, tmp_path: Path) -> None:
@@ -429,7 +430,7 @@ class TestTrouble:
 
         assert (
             rejection("memory://n.txt")
-            == "memory://n.txt may not be read with your permissions or credentials."
+            == "memory://n.txt cannot be read: your permissions or credentials do not allow it."
         )
 
     @pytest.mark.parametrize(
@@ -454,7 +455,7 @@ class TestTrouble:
         assert said in rejection(write(tmp_path / name, content))
 
     def test_an_unknown_kind_of_address_is_refused(self) -> None:
-        assert "an address that lists are not read from (nosuch://): use a file" in rejection("nosuch://b/x")
+        assert "a scheme that is not allowed (nosuch://): use a file" in rejection("nosuch://b/x")
 
     @pytest.mark.parametrize(
         "address",
@@ -520,8 +521,8 @@ class TestConversationIds:
         [
             # Its first row could be a header or an id, and an id must not get lost.
             ("ids.csv", "conv_1\nconv_2\n", "ids.csv has no column 'conversation_id', only conv_1"),
-            ("ids.csv", "conversation_id\n", "ids.csv holds no conversation id"),
-            ("ids.txt", "# nothing\n", "ids.txt holds no conversation id"),
+            ("ids.csv", "conversation_id\n", "ids.csv contains no conversation id"),
+            ("ids.txt", "# nothing\n", "ids.txt contains no conversation id"),
         ],
     )
     def test_a_list_without_ids_is_refused(self, tmp_path: Path, name: str, content: str, said: str) -> None:

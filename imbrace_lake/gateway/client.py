@@ -1,7 +1,6 @@
-"""The gateway's two endpoints, one method each, and what a request does when it fails.
+"""The client of the gateway: a method per endpoint, and the retries of a request.
 
-A request is tried again for seconds here; what outlasts that is the orchestrator's to try again in
-minutes. There is no third layer.
+The client retries a request for seconds, and the orchestrator a task for minutes. There is no third layer.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ from imbrace_lake.phones.numbers import PhoneNumber, digits
 from imbrace_lake.printable import printable_request_id
 
 T = TypeVar("T")
-# The query of a request, by how often its answer was overdue and how often too large.
+# From the number of answers that timed out, and of those that were too large, to the query of the next try.
 Query = Callable[[int, int], str]
 
 LINKS_PATH = "/conversations/links"
-# Proxies commonly refuse more than 8 KB of URL (nginx: large_client_header_buffers 4 8k).
+# Proxies commonly reject URLs of more than 8 KB (nginx: large_client_header_buffers 4 8k).
 MAX_URL_BYTES = 7_500
 SMALLEST_PAGE = 10
 TOKEN_TRIES = 4
@@ -68,14 +67,14 @@ HARMLESS = PhoneNumber("+12025550123")
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How to reach the gateway and how patient to be.
+    """How to reach the gateway, and how long to retry.
 
     Attributes:
         url: Base address, with its ``/3rd``.
-        timeout_seconds: Longest wait for one whole answer; the gateway's proxy gives up after 30.
-        tries: How often one request is sent before its failure is believed.
-        patience_seconds: How long refusals (429) are waited out; the source's window is 30 minutes.
-        first_delay_seconds: The wait before the second try; it doubles from then on, with jitter.
+        timeout_seconds: Longest wait for a complete answer; the gateway's proxy gives up after 30.
+        tries: How often a request is sent before it fails.
+        patience_seconds: How long to keep retrying after 429; the vendor's window is 30 minutes.
+        first_delay_seconds: The wait before the second try; each further wait is twice as long, with jitter.
         most_answer_bytes: Longest body of an answer, as received and as decoded.
     """
 
@@ -92,12 +91,12 @@ class GatewayOptions:
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and what came back.
+    """Counters of requests and received bytes.
 
     Attributes:
-        requests: Requests that were sent, repeated ones included.
-        retries: How many of them were repeated.
-        size_bytes: Received bytes of bodies, as they came: compressed ones before they were decoded.
+        requests: The number of requests sent, including retries.
+        retries: The number of retries.
+        size_bytes: The received bytes of bodies, before decompression.
     """
 
     requests: int = 0
@@ -110,15 +109,15 @@ class Traffic:
 
 
 class _ShortBody(MalformedAnswer):
-    """Valid JSON with fewer messages than it says: cut, or a server that counts otherwise."""
+    """Valid JSON with fewer messages than it states: truncated, or the server counts differently."""
 
 
 class GatewayClient:
     """A client of one gateway for one event loop.
 
     Args:
-        options: Address, token and patience.
-        limiter: The budget that this client shares with every other of the process.
+        options: Address, token and retries.
+        limiter: The limiter that all clients of the process share.
         transport: Replaces the network; for answers that a healthy server cannot send.
     """
 
@@ -133,12 +132,12 @@ class GatewayClient:
         self.limiter = limiter
         self._base = options.url.rstrip("/")
         self._secrets = (options.token.get_secret_value(),)
-        self._accepted = 0  # requests that the gateway has answered, and so its token
-        self._links_accepted = 0  # those that named the organization
+        self._accepted = 0  # requests whose token the gateway accepted
+        self._links_accepted = 0  # of those, requests that named the organization
         self._probing = asyncio.Lock()
         self._is_forbidden = False
         self._is_token_rejected = False
-        # Two, so that there is another than the one that is asked about.
+        # Two, so that one of them is another path than that of the rejected request.
         self._accepted_paths: deque[str] = deque(maxlen=2)
         self._longest_page = 0
         self._counts_pages = True  # one of the two counts is the number of messages in the page
@@ -169,10 +168,10 @@ class GatewayClient:
         await self._http.__aexit__(kind, exc, trace)
 
     async def get_links(self, phones: Sequence[PhoneNumber]) -> Links:
-        """Find the conversations of some phone numbers; `link_batches` says how many fit.
+        """Find the conversations of phone numbers, as many as `link_batches` puts into a batch.
 
         Raises:
-            GatewayError: As its class says.
+            GatewayError: The request failed.
         """
         query = self._links_query(phones)
         try:
@@ -185,43 +184,43 @@ class GatewayClient:
         return str(httpx.QueryParams([*pairs, ("organization_id", self.options.organization)]))
 
     async def get_page(self, conversation_id: str, *, skip: int = 0, limit: int = 100) -> Page:
-        """Fetch one page of messages, newest first, leaving out the `skip` newest.
+        """Fetch a page of messages, newest first, without the `skip` newest ones.
 
-        A page that comes late is asked for again at half its length, one that is too large at a
-        quarter, so fewer than `limit` messages may come although there are more.
+        After a time-out the client requests half as many messages, after a too large answer a quarter. So a
+        page can have fewer than `limit` messages although there are more.
 
         Raises:
-            ConversationNotFound: The gateway has no such conversation.
-            ConversationForbidden: The token may not read this conversation.
-            UnusableId: No address can name this conversation.
-            GatewayError: As its class says.
+            ConversationNotFound: The gateway does not have the conversation.
+            ConversationForbidden: The token may not read the conversation.
+            UnusableId: The id cannot be part of a URL.
+            GatewayError: The request failed otherwise.
         """
         return await self._get(*self._page_request(conversation_id, skip, limit))
 
     async def get_head(self, conversation_id: str, *, limit: int, etag: str | None) -> Page | None:
-        """Fetch the newest messages; None if the answer is the one whose `Page.etag` is given.
+        """Fetch the newest messages; None if the answer has this `etag` (`Page.etag`).
 
-        To parse an answer costs as much again as to receive it.
+        Parsing an answer costs as much as receiving it.
 
         Raises:
-            ConversationNotFound: The gateway has no such conversation.
-            GatewayError: As its class says.
+            ConversationNotFound: The gateway does not have the conversation.
+            GatewayError: The request failed otherwise.
         """
         path, query, parse = self._page_request(conversation_id, 0, limit)
         return await self._get(path, query, lambda body: None if etag_of(body) == etag else parse(body))
 
     async def get_counts(self, conversation_id: str) -> Counts:
-        """Fetch what the gateway counts of a conversation, by a page of one message.
+        """Fetch the gateway's counts of a conversation, with a page of one message.
 
         Raises:
-            GatewayError: As its class says.
+            GatewayError: The request failed.
         """
         return await self._get(_path_of(conversation_id), lambda *_: "limit=1&skip=0", parse_counts)
 
     def _page_request(
         self, conversation_id: str, skip: int, limit: int
     ) -> tuple[str, Query, Callable[[bytes], Page]]:
-        """Path, query and parser of a page."""
+        """Return path, query and parser of a page."""
         path = _path_of(conversation_id)
         asked = limit
         lengths: list[int] = []
@@ -237,10 +236,10 @@ class GatewayClient:
             check_owner(page, conversation_id, self.options.organization)
             if self._is_short(page, asked):
                 lengths.append(len(page.ids))
-                # The same length every time is no accident on the way: this server counts otherwise,
-                # or gives less than it did.
+                # A body with the same length each time was not truncated: the server counts differently, or
+                # its pages are shorter than before.
                 if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
-                    raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer says")
+                    raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer states")
                 self._longest_page = len(page.ids)
                 self._counts_pages = self._counts_pages and page.count_matches
             self._longest_page = max(self._longest_page, len(page.ids))
@@ -249,10 +248,10 @@ class GatewayClient:
         return path, query, parse
 
     def _is_short(self, page: Page, asked: int) -> bool:
-        """Whether a page may have lost messages on the way: it brings fewer than it should.
+        """Whether a page has fewer messages than it should, so that it may be truncated.
 
-        A body can be cut and still count right, so it is also compared with the longest page that
-        this gateway has sent; a gap inside a page is the one thing that a walk could not see.
+        The counts of a truncated body can match, so the page is also compared with the longest page of this
+        gateway. A walk could not detect a gap inside a page.
         """
         if page.total_count is None:
             return False
@@ -262,7 +261,7 @@ class GatewayClient:
         return is_miscounted or len(page.ids) < expected or is_contradictory
 
     async def _get(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
-        """Send a request until its answer can be believed."""
+        """Send a request until its answer is conclusive; a 403 or 401 takes further requests."""
         try:
             return await self._tried(path, query, parse)
         except Forbidden as exc:
@@ -280,19 +279,19 @@ class GatewayClient:
             try:
                 return await self._try(path, sent, parse)
             except RateLimited:
-                # Not this request's fault, so not one of its tries: the limiter makes everybody wait.
+                # Does not count as one of the tries: the limiter pauses all requests.
                 if self._is_rate_limited_for_good():
                     raise
                 delay = 0.0
             except TokenRejected as exc:
                 rejections += 1
                 accepted = self._accepted if rejections == 1 else accepted
-                self._believe(exc, rejections, is_accepted_elsewhere=self._accepted > accepted)
+                self._raise_if_repeated(exc, rejections, is_accepted_elsewhere=self._accepted > accepted)
                 delay = self._delay(rejections)
             except AnswerTooLarge:
                 oversized += 1
                 if query(overdue, oversized) == sent:
-                    raise  # because nothing smaller can be asked for
+                    raise  # the page cannot be smaller
                 delay = 0.0
             except GatewayError as exc:
                 tries += 1
@@ -304,9 +303,9 @@ class GatewayClient:
             await asyncio.sleep(delay)
 
     async def _explained(self, exc: Forbidden) -> GatewayError:
-        """The error that a 403 means, which may concern one conversation or every request.
+        """Return the error for a 403, which concerns either one conversation or every request.
 
-        The organization is a parameter of the links endpoint alone, so an answer from there decides.
+        Only the links endpoint has the organization as a parameter, so its answer decides.
         """
         ours = self.options.organization
         is_links = exc.path == LINKS_PATH
@@ -332,15 +331,15 @@ class GatewayClient:
             except Forbidden:
                 self._is_forbidden = True
             except GatewayError:
-                # Nothing is decided; 404 is the answer that the harmless number should have.
+                # Any other error decides nothing; the expected answer for this number is 404.
                 return False
             return self._is_forbidden
 
-    def _believe(self, exc: TokenRejected, rejections: int, *, is_accepted_elsewhere: bool) -> None:
-        """Raise a 401 that has come often enough.
+    def _raise_if_repeated(self, exc: TokenRejected, rejections: int, *, is_accepted_elsewhere: bool) -> None:
+        """Raise the error of a 401 that was repeated often enough.
 
-        The gateway answers 401 also when its own look-up of the token fails for a moment. While other
-        requests with the same token succeed, a 401 is that, and no reason to end the run.
+        The gateway also answers 401 when its own look-up of the token fails temporarily. As long as other
+        requests with the same token succeed, a 401 means that and does not end the run.
         """
         if rejections < TOKEN_TRIES or (is_accepted_elsewhere and rejections < self.options.tries):
             return
@@ -349,7 +348,7 @@ class GatewayClient:
         raise exc
 
     async def _is_token_accepted_elsewhere(self, path: str) -> bool:
-        """Whether the gateway accepts the token now for a conversation for which it did before."""
+        """Whether the gateway still accepts the token for another conversation."""
         async with self._probing:
             known = next((one for one in self._accepted_paths if one != path), None)
             if known is None or self._is_token_rejected:
@@ -362,11 +361,11 @@ class GatewayClient:
                 self._is_token_rejected = True
                 return False
             except GatewayError:
-                return False  # nothing is decided, so the next conversation probes again
+                return False  # undecided: the next conversation probes again
             return True
 
     def _is_rate_limited_for_good(self) -> bool:
-        """Whether the limiter was closed, or will be, for longer than anybody is to wait."""
+        """Whether the limiter was paused, or will be, for longer than the options allow."""
         waited = self.limiter.rate_limited_seconds() + self.limiter.pause_seconds()
         return waited > self.options.patience_seconds
 
@@ -377,7 +376,7 @@ class GatewayClient:
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
     async def _try(self, path: str, query: str, parse: Callable[[bytes], T]) -> T:
-        """One request and its answer, parsed or raised."""
+        """Send one request, and return its parsed answer or raise the error."""
         if self.limiter.pause_seconds() and self._is_rate_limited_for_good():
             raise self._rate_limited(path)
         try:
@@ -410,7 +409,7 @@ class GatewayClient:
             self._accepted_paths.append(path)
 
     def _error_of(self, answer: Answer, ticket: int, path: str, request_id: str) -> GatewayError:
-        """The error that a status other than 200 means; informs the limiter."""
+        """Return the error for a status other than 200, and inform the limiter."""
         if answer.status == 429:
             self.limiter.on_rate_limited(ticket, retry_after(answer.headers))
             error = self._rate_limited(path, request_id)
@@ -428,29 +427,29 @@ class GatewayClient:
 
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"
-        return RateLimited(path, f"the gateway refuses every request for over {waited}", request_id)
+        return RateLimited(path, f"the gateway rate-limits every request for over {waited}", request_id)
 
 
 def _rejected_here(exc: TokenRejected) -> GatewayUnavailable:
-    reason = "the gateway does not accept the token here, although it does elsewhere"
+    reason = "the gateway does not accept the token here, although it does for other requests"
     return GatewayUnavailable(exc.path, reason, exc.request_id)
 
 
 def _path_of(conversation_id: str) -> str:
-    """The path of a conversation's messages.
+    """Return the path of a conversation's messages.
 
     Raises:
-        UnusableId: The id would lead elsewhere.
+        UnusableId: The path would be another one.
     """
     try:
         segment = quote(conversation_id, safe="")
     except UnicodeEncodeError:
         segment = ""
-    # Clients and proxies fold such segments, and also those of an encoded slash; to encode the dots
-    # does not prevent it (RFC 3986, 6.2.2).
-    folds = {".", ".."} & {*conversation_id.replace("\\", "/").split("/")}
-    if not segment or folds or len(segment) > MAX_URL_BYTES:
-        reason = "the id of the conversation cannot be part of an address"
+    # Clients and proxies resolve such segments, also after an encoded slash, and even if the dots are encoded
+    # (RFC 3986, 6.2.2).
+    dots = {".", ".."} & {*conversation_id.replace("\\", "/").split("/")}
+    if not segment or dots or len(segment) > MAX_URL_BYTES:
+        reason = "the id of the conversation cannot be part of a URL"
         raise UnusableId(f"/conversations/{segment[:MAX_URL_BYTES] or '?'}/messages", reason)
     return f"/conversations/{segment}/messages"
 
@@ -465,19 +464,19 @@ def _parsed(body: bytes, parse: Callable[[bytes], T], path: str, request_id: str
         error = _ShortBody(path, exc.reason, request_id)
     except MemoryError:
         raise
-    except Exception as exc:  # noqa: BLE001 - what a hostile value raises must not end other conversations
+    except Exception as exc:  # noqa: BLE001 - a hostile value must not end other conversations
         error = MalformedAnswer(
             path, f"the gateway sent an answer that cannot be parsed ({type(exc).__name__})", request_id
         )
-    # Outside of the handlers: an exception of a parser refers to the whole body.
+    # Raised outside of the handlers, because the parser's exception refers to the whole body.
     raise error
 
 
 def link_batches(
     phones: Sequence[PhoneNumber], organization: str, *, most: int
 ) -> list[Sequence[PhoneNumber]]:
-    """Cut a list of numbers so that no request's URL is longer than proxies let through."""
-    room = MAX_URL_BYTES - 300 - len(quote(organization, safe=""))
+    """Split a list of numbers into batches whose URLs are short enough for proxies."""
+    available = MAX_URL_BYTES - 300 - len(quote(organization, safe=""))
     # A number has at most 15 digits (ITU-T E.164).
-    size = max(1, min(most, room // len("&phone_numbers=886911425977000")))
+    size = max(1, min(most, available // len("&phone_numbers=886911425977000")))
     return [phones[start : start + size] for start in range(0, len(phones), size)]

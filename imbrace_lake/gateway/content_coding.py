@@ -1,21 +1,21 @@
-"""Decode compressed bodies step by step, so that a small body cannot grow into a large one at once."""
+"""Decode compressed bodies piece by piece, because a small body can decode to a huge one."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterator
 
-# What the client asks for; `x-gzip` is gzip (RFC 9110, 8.4.1.3).
+# The requested codings; `x-gzip` is gzip (RFC 9110, 8.4.1.3).
 ACCEPTED = "gzip, deflate"
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 MOST_CODINGS = 2
 PIECE_BYTES = 1 << 16
-# Servers send one. An empty member has 20 bytes, so a body could consist of a million of them.
+# Servers send one member. An empty one has 20 bytes, so a hostile body could have a million.
 MOST_MEMBERS = 100
 
 
 class Undecodable(ValueError):
-    """A body is not what its `Content-Encoding` states; the message does not quote it."""
+    """A body that is not as its `Content-Encoding` states; the message does not quote the body."""
 
 
 class BodyDecoder:
@@ -25,7 +25,7 @@ class BodyDecoder:
         header: The answer's `Content-Encoding`.
 
     Raises:
-        Undecodable: The header names a coding that was not asked for.
+        Undecodable: The header names a coding that was not requested.
     """
 
     def __init__(self, header: str) -> None:
@@ -37,10 +37,10 @@ class BodyDecoder:
         self._layers = [_Inflater(is_gzip=coding != "deflate") for coding in reversed(codings)]
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield what `data` adds to the body, in pieces of at most `PIECE_BYTES`.
+        """Decode the next received bytes, in pieces of at most `PIECE_BYTES`.
 
         Raises:
-            Undecodable: The data are not of the stated coding.
+            Undecodable: The data do not have the stated coding.
         """
         pieces = iter((data,))
         for layer in self._layers:
@@ -85,12 +85,12 @@ class _Inflater:
                     return
                 self._members += 1
                 if not self._is_gzip or self._members > MOST_MEMBERS:
-                    raise Undecodable("a compressed body with something after its end")
+                    raise Undecodable("a compressed body with data after its end")
                 self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
             data = yield from self._inflated(self._inflate, data)
 
     def _inflated(self, inflate: zlib._Decompress, data: bytes) -> Generator[bytes, None, bytes]:
-        """Yield the output for `data`, and return what lies behind the end of the compressed data."""
+        """Yield the output for `data`, and return the bytes after the end of the compressed data."""
         while True:
             try:
                 piece = inflate.decompress(data, PIECE_BYTES)
@@ -100,7 +100,7 @@ class _Inflater:
             if piece:
                 yield piece
             data = inflate.unconsumed_tail
-            # A full piece may leave output inside the decompressor although no input is left.
+            # After a full piece the decompressor may have more output, even without input.
             if inflate.eof or (not data and len(piece) < PIECE_BYTES):
                 return inflate.unused_data
 
@@ -110,6 +110,6 @@ class _Inflater:
 
 
 def _wbits(data: bytes) -> int:
-    """Tell deflate data with a zlib header from those without, which some servers send (RFC 1950, 2.2)."""
+    """Return the `wbits` of deflate data, which some servers send without a zlib header (RFC 1950, 2.2)."""
     has_header = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
     return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS

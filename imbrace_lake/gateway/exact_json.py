@@ -1,8 +1,8 @@
-"""JSON without loss, and the strict JSON that every query engine accepts.
+"""JSON without loss, and strict JSON that every query engine accepts.
 
-JSON by its grammar holds more than most parsers do: numbers beyond a double, half a surrogate pair, a
-key twice, nesting without end. `parse` keeps all of it and `write` gives it back. `strict` makes of a
-value what every engine reads alike, which is the value itself nearly always.
+The grammar of JSON allows more than most parsers: numbers beyond a double, lone surrogates, repeated keys,
+unlimited nesting. `parse` keeps all of these and `write` writes them again. `strict` turns a value into one
+that all engines read the same way, which nearly always is the value itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import orjson
 
 # The limit of the strictest parsers in use (.NET's; MySQL's is 100, that of Polars 128, of Spark 1,000).
 MAX_LEVELS = 64
-# JSON that is no longer than this cannot be nested deeper: each level takes two characters.
+# Shorter JSON cannot be nested deeper: each level takes two characters.
 SURELY_STRICT = 2 * MAX_LEVELS
-# The longest key that Spark's and Trino's parser takes.
+# The longest key that the parser of Spark and Trino accepts.
 MAX_KEY_LENGTH = 50_000
-# A message nested deeper is rejected: reading it would hold up all others.
+# A more deeply nested message is rejected: parsing it would delay all others.
 MAX_PARSED_LEVELS = 10_000
 LEAST_INTEGER, GREATEST_INTEGER = -(2**63), 2**64 - 1
-# Python refuses to convert longer ones, which takes quadratic time.
+# Python does not convert longer integers, because that takes quadratic time.
 _MAX_INTEGER_DIGITS = 4_000
 
 _SPACES = " \t\n\r"
@@ -43,7 +43,7 @@ _CLOSING = {"[": "]", "{": "}"}
 
 
 class Number(float):
-    """A number that a double does not hold, with the text that does; as a float, the nearest double."""
+    """A number that no double represents exactly, with its text; as a float, the nearest double."""
 
     __slots__ = ("text",)
     text: str
@@ -64,7 +64,7 @@ class Number(float):
 
 
 class RepeatedKeys(dict[str, Any]):
-    """An object in which a key comes more than once; as a dict, the last value of each.
+    """An object with repeated keys; as a dict, the last value of each.
 
     Attributes:
         pairs: All keys and values, in their order.
@@ -81,11 +81,11 @@ class RepeatedKeys(dict[str, Any]):
 
 
 def parse(body: bytes) -> Any:
-    """Parse JSON so that `write` can give it back, value for value.
+    """Parse JSON so that `write` can write it again, value for value.
 
-    orjson rounds long numbers, drops repeated keys and rejects lone surrogates. Where its own output
-    is the body again, it has lost nothing; otherwise the standard library's parser reads the body, with
-    hooks that keep everything, and takes several times as long.
+    orjson rounds long numbers, drops repeated keys and rejects lone surrogates. If its own output equals the
+    body, it has lost nothing. Otherwise the standard library's parser parses the body with hooks that keep
+    everything, which takes several times as long.
 
     Raises:
         ValueError: The body is not JSON, or is nested deeper than `MAX_PARSED_LEVELS`.
@@ -94,7 +94,7 @@ def parse(body: bytes) -> Any:
         value = orjson.loads(body)
         written = orjson.dumps(value)
     except (orjson.JSONDecodeError, TypeError):
-        # JSON between systems is UTF-8 (RFC 8259, 8.1); a byte order mark before it is tolerated.
+        # JSON between systems is UTF-8 (RFC 8259, 8.1); a byte-order mark is tolerated.
         return _parse_exactly(body.decode("utf-8-sig", "surrogatepass"))
     if written == body or _skeleton(written) == _skeleton(body):
         return value
@@ -102,13 +102,12 @@ def parse(body: bytes) -> Any:
 
 
 def _skeleton(body: bytes) -> bytes:
-    """Valid JSON without spaces and without the characters of its strings: marks, numbers and words."""
+    """Return valid JSON without spaces and without the content of its strings."""
     pieces = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
     return b'"'.join(pieces[::2]).translate(None, _SPACES.encode())
 
 
 def _parse_exactly(text: str) -> Any:
-    """Parse JSON and keep everything."""
     try:
         return _DECODER.decode(text)
     except RecursionError:
@@ -116,12 +115,12 @@ def _parse_exactly(text: str) -> Any:
 
 
 def _parse_deep(text: str) -> Any:
-    """Parse JSON that is nested deeper than the interpreter's stack is."""
+    """Parse JSON that is nested deeper than the interpreter's stack allows."""
     document = _Document()
     position = 0
     while document.expects != "end":
         match = _TOKEN.match(text, position)
-        if match is None or not document.take(match.lastgroup, match[match.lastgroup or 0]):
+        if match is None or not document.accept(match.lastgroup, match[match.lastgroup or 0]):
             raise ValueError(f"not JSON at character {position}")
         position = match.end()
     if text[position:].strip(_SPACES):
@@ -130,24 +129,24 @@ def _parse_deep(text: str) -> Any:
 
 
 class _Document:
-    """A JSON document that is being read, with a stack of open containers instead of recursion.
+    """A partly parsed JSON document, with a stack of open containers instead of recursion.
 
     Attributes:
-        expects: What may come next: `value`, `key`, `colon`, `comma`, or the `end` of the document; with
-            a question mark where the container may end instead.
-        value: The document's, at its end.
+        expects: The next token: `value`, `key`, `colon`, `comma`, or the `end` of the document; with a
+            question mark if the container may end instead.
+        value: The document's value, at its end.
     """
 
     def __init__(self) -> None:
         self.expects = "value"
         self.value: Any = None
-        # Of each open container: its mark and its members so far.
+        # The bracket of each open container, and its members so far.
         self._opened: list[tuple[str, list[Any]]] = []
-        # The keys that wait for a value.
+        # The keys without a value so far.
         self._keys: list[str] = []
 
-    def take(self, kind: str | None, text: str) -> bool:
-        """Take the next token, or return False where it must not be."""
+    def accept(self, kind: str | None, text: str) -> bool:
+        """Add the next token, or return False if it is not allowed here."""
         if self.expects in ("value", "value?") and text in _CLOSING:
             self._open(text)
         elif self.expects in ("value", "value?") and kind != "mark":
@@ -173,7 +172,7 @@ class _Document:
         self.expects = "value?" if mark == "[" else "key?"
 
     def _add(self, value: Any) -> None:
-        """Add a value that has ended to the container that it is in."""
+        """Add a complete value to its container."""
         if not self._opened:
             self.value, self.expects = value, "end"
             return
@@ -213,24 +212,24 @@ def _number(text: str) -> int | float:
     return nearest if Decimal(repr(nearest)) == Decimal(text) else Number(text)
 
 
-def _refuse(constant: str) -> None:
+def _reject(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_number, parse_int=_integer, parse_constant=_refuse
+    object_pairs_hook=_object, parse_float=_number, parse_int=_integer, parse_constant=_reject
 )
 
 
 def write(value: Any, *, is_sorted: bool = False) -> str:
-    """Write compact ASCII JSON that `parse` reads as the same value, however deep it is.
+    """Write compact ASCII JSON that `parse` reads as the same value, at any depth.
 
     Args:
-        value: What `parse` gives.
-        is_sorted: Write the keys of objects in their order; those that repeat stay in theirs.
+        value: A value from `parse`.
+        is_sorted: Sort the keys of objects; repeated keys keep their order.
     """
     pieces: list[str] = []
-    # What is left to write, last first: texts as they are, and values in a tuple.
+    # The rest to write, in reverse: finished texts, and values in a tuple.
     left: list[str | tuple[Any]] = [(value,)]
     while left:
         one = left.pop()
@@ -256,17 +255,17 @@ def write(value: Any, *, is_sorted: bool = False) -> str:
 
 
 def strict(value: Any, levels: int = MAX_LEVELS) -> Any:
-    """The nearest value that every engine reads alike; the value itself nearly always.
+    """Return the nearest value that all engines read the same way, nearly always the value itself.
 
-    A lone surrogate becomes a question mark. A number that needs more than 64 bits becomes the
-    nearest double, and null if it is beyond all of them. Of a repeated key the last value stays. What
-    is nested deeper than `MAX_LEVELS` becomes null; keys are cut to `MAX_KEY_LENGTH`.
+    A lone surrogate becomes a question mark. A number of more than 64 bits becomes the nearest double, or
+    null beyond all doubles. Of a repeated key the last value stays. Values nested deeper than `MAX_LEVELS`
+    become null; keys are cut to `MAX_KEY_LENGTH`.
     """
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, int):
-        is_held = isinstance(value, bool) or LEAST_INTEGER <= value <= GREATEST_INTEGER
-        return value if is_held else _double(value)
+        fits = isinstance(value, bool) or LEAST_INTEGER <= value <= GREATEST_INTEGER
+        return value if fits else _double(value)
     if isinstance(value, float):
         return None if isinf(value) or value != value else float(value)
     if isinstance(value, dict):
@@ -286,20 +285,20 @@ def _double(value: int) -> float | None:
 
 
 def is_strict(value: Any) -> bool:
-    """Whether a value is what `strict` makes of it."""
+    """Whether `strict` leaves a value unchanged."""
     return write(strict(value)) == write(value)
 
 
 def may_be_loose(text: bytes) -> bool:
-    """Whether JSON that orjson wrote may be nested too deep or have too long a key: a quick look.
+    """Whether orjson's output may be nested too deeply or have too long a key; a quick check.
 
-    Texts of up to `SURELY_STRICT` bytes need none.
+    Texts of up to `SURELY_STRICT` bytes do not need it.
     """
     return text.count(b"[") + text.count(b"{") > MAX_LEVELS or len(text) > MAX_KEY_LENGTH
 
 
 def encodable(text: str) -> str:
-    """The text itself, or a copy whose lone surrogates are question marks: UTF-8 has none."""
+    """Return the text, with question marks for lone surrogates, which UTF-8 cannot encode."""
     if text.isascii():
         return text
     try:

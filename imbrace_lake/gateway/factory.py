@@ -1,4 +1,4 @@
-"""The only place that makes a client of the gateway: whoever opens one names the budget it keeps to."""
+"""Open a client of the gateway within a budget of requests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from imbrace_lake.gateway.client import GatewayClient, GatewayOptions
 from imbrace_lake.gateway.limiter import RequestLimiter
 
 OpenGateway: TypeAlias = Callable[[GatewayOptions], AbstractAsyncContextManager[GatewayClient]]
-"""Opens a client within a budget that is chosen already."""
+"""Opens a client within a budget that the function has chosen."""
 
 
 @asynccontextmanager
 async def open_gateway(
     options: GatewayOptions, limiter: RequestLimiter, budget: AbstractAsyncContextManager[None]
 ) -> AsyncIterator[GatewayClient]:
-    """Open a client whose requests keep to a budget.
+    """Open a client whose requests stay within a budget.
 
     Args:
-        options: Address, token and patience.
+        options: Address, token and retries.
         limiter: Admits the requests of this client.
-        budget: Keeps the limiter's rate within a limit that several processes share, as long as it is
-            open; ``nullcontext()`` where there is no server to share one, so that the limiter's own rate
-            is the limit.
+        budget: While open, keeps the limiter's rate within a limit that several processes share;
+            ``nullcontext()`` without a server, so that only the limiter's own rate is the limit.
     """
     async with budget, GatewayClient(options, limiter) as gateway:
         yield gateway

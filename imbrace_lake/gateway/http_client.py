@@ -1,4 +1,10 @@
-"""One HTTP request and its complete answer: bounded in time, in received and in decoded bytes."""
+"""Send one HTTP request and receive the complete answer, with bounds of time and of bytes.
+
+Every exception of the transport, the HTTP parser or the decoder becomes one of our errors. Such exceptions
+refer to requests, headers and bodies (token, phone numbers, message texts), so our errors use only their
+class names, and are raised outside of the `except` block: neither `__cause__` nor `__context__` refers to
+the original.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +27,22 @@ from imbrace_lake.gateway.content_coding import BodyDecoder
 from imbrace_lake.gateway.transport_errors import Attempt, TooLarge
 from imbrace_lake.printable import printable_address
 
-# An answer beyond this size waits for one of a few turns, so that many of them fit into memory.
+# Only a few larger answers are received at a time, so that they fit into memory.
 LARGE_BYTES = 1 << 19
 LARGE_AT_A_TIME = 2
-# Of an answer that is an error, only a sentence is read.
+# Of the answer to a failed request, one sentence is enough.
 MOST_ERROR_BYTES = 1 << 16
-# Lists and objects take up to 24 times as much memory parsed as they take in JSON: `[],[],[]`.
-# The bound grows with that of the bytes, where a setting raises it.
+# Parsed lists and objects take up to 24 times the memory of their JSON: `[],[],[]`. A setting that allows
+# more bytes also allows more values.
 UNCOUNTED_BYTES = 1 << 18
 MOST_VALUES = 100_000
-BYTES_A_VALUE = 160
+BYTES_PER_VALUE = 160
 _VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers and decoded body; of an error, no more than `MOST_ERROR_BYTES` of the body."""
+    """Status, headers and decoded body; for an error status, at most `MOST_ERROR_BYTES` of the body."""
 
     status: int
     headers: httpx.Headers
@@ -48,14 +54,14 @@ class HttpClient:
 
     Args:
         base: The gateway's address, with its ``/3rd``, without a slash at the end.
-        headers: Of every request.
+        headers: The headers of every request.
         timeout_seconds: Longest wait for one complete answer.
         most_bytes: Longest body, as received and as decoded.
-        on_received: Called with the received bytes of each body, complete or not, before decoding.
+        on_received: Receives the length of each body, complete or not, before decoding.
         transport: Replaces the network.
 
     Raises:
-        SettingsError: The certificates or the proxy that the environment names cannot be used.
+        SettingsError: The environment names certificates or a proxy that cannot be used.
     """
 
     def __init__(
@@ -73,18 +79,18 @@ class HttpClient:
         self._headers = headers
         self._timeout_seconds = timeout_seconds
         self._most_bytes = most_bytes
-        self._most_values = max(MOST_VALUES, most_bytes // BYTES_A_VALUE)
+        self._most_values = max(MOST_VALUES, most_bytes // BYTES_PER_VALUE)
         self._on_received = on_received
         self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
-        # A request is timed as a whole, and not at each read.
+        # The time-out covers the whole request and not each read.
         timeout = httpx.Timeout(None, connect=timeout_seconds)
         self._extensions = {"timeout": timeout.as_dict()}
-        # The transport without httpx.AsyncClient, whose cookies, redirects and authentication nobody
-        # wants here, cost a third of a request, and whose log has phone numbers in it. Not httpx's own
-        # either: its pool costs twice the time of aiohttp's under load (encode/httpx issue 3215).
+        # Only the transport: httpx.AsyncClient logs phone numbers, and its cookies, redirects and
+        # authentication take a third of a request's time. That of aiohttp, because httpx's connection pool
+        # takes twice the time under load (encode/httpx issue 3215).
         proxy = None if transport else _proxy_to(base)
         if proxy is not None and base.startswith("http://"):
-            # Such a request goes to the proxy itself, without a tunnel that would carry these headers.
+            # Without a tunnel, the request itself must have the proxy's headers.
             self._headers = {**headers, **proxy.headers}
         self._transport = transport or _connections(proxy)
 
@@ -98,7 +104,7 @@ class HttpClient:
         await self._transport.__aexit__(kind, exc, trace)
 
     async def get(self, path: str, query: str, request_id: str) -> Answer:
-        """Send one request, and receive its answer whatever its status.
+        """Send one request, and return its answer, whatever the status.
 
         Raises:
             GatewayTimeout: No complete answer in time.
@@ -111,8 +117,8 @@ class HttpClient:
             async with asyncio.timeout(self._timeout_seconds) as deadline:
                 return await self._exchange(f"{self._base}{path}?{query}", request_id, deadline)
         except MemoryError:
-            raise  # of this process, and not of the answer
-        except Exception as exc:  # noqa: BLE001 - parsers raise anything for an answer that is hostile enough
+            raise  # a fault of this process, and not of the answer
+        except Exception as exc:  # noqa: BLE001 - hostile answers make parsers raise anything
             attempt = Attempt(path, request_id, self._shown, self._timeout_seconds)
             error = attempt.error_of(exc)
         raise error
@@ -130,7 +136,7 @@ class HttpClient:
         return Answer(response.status_code, response.headers, body)
 
     async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
-        """The decoded body; a connection that still has more of it is closed by the caller."""
+        """Return the decoded body; the caller closes the connection if it was not read to its end."""
         is_error = response.status_code != 200
         most = MOST_ERROR_BYTES if is_error else self._most_bytes
         if not is_error and int(response.headers.get("content-length", 0)) > most:
@@ -164,9 +170,9 @@ class HttpClient:
                 self._large.release()
 
     async def _wait_for_turn(self, deadline: asyncio.Timeout) -> None:
-        """Wait until another large answer is complete, which does not count as the gateway's time."""
+        """Wait until another large answer is complete; the wait does not count towards the time-out."""
         loop = asyncio.get_running_loop()
-        # A time-out that has just expired cannot be changed; it ends the next wait.
+        # A time-out that has just expired cannot be rescheduled; it ends the next wait.
         ends_at, began = None if deadline.expired() else deadline.when(), loop.time()
         if ends_at is not None:
             deadline.reschedule(None)
@@ -188,8 +194,8 @@ def _has_more_values(body: bytes, most: int) -> bool:
 
 
 def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
-    """The connections of one client to one address: as many as the limiter lets through."""
-    # Made once for both, because to read the certificates takes 30 ms.
+    """Return a transport without its own limit of connections, because the limiter bounds the requests."""
+    # Shared by transport and connector, because reading the certificates takes 30 ms.
     context = _certificates()
 
     def session() -> aiohttp.ClientSession:
@@ -208,12 +214,12 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _proxy_to(base: str) -> httpx.Proxy | None:
-    """The proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` give for an address."""
+    """Return the proxy for an address from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`."""
     address = httpx.URL(base)
     proxies = getproxies()
     named = proxies.get(address.scheme) or proxies.get("all")
     port = address.port or (443 if address.scheme == "https" else 80)
-    # With its port, because entries of NO_PROXY may have one.
+    # With the port, because entries of NO_PROXY may have one.
     if not named or proxy_bypass(f"{address.host}:{port}"):
         return None
     name = f"{address.scheme.upper()}_PROXY"
@@ -225,5 +231,5 @@ def _proxy_to(base: str) -> httpx.Proxy | None:
         raise SettingsError(f"{name} is not the address of a proxy: it must be http://host:port")
     if proxy.auth is None:
         return proxy
-    # As a header, because aiohttp is giving up the form in which httpx-aiohttp passes a user on.
+    # As a header, because aiohttp deprecates the way in which httpx-aiohttp passes the user on.
     return httpx.Proxy(proxy.url, headers={"proxy-authorization": aiohttp.encode_basic_auth(*proxy.auth)})

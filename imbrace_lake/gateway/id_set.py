@@ -1,4 +1,4 @@
-"""A compact set of ids: 16 bytes each where there are many."""
+"""A compact set of ids: 16 bytes per id in large sets."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-# So many are kept as they are, in a set: hardly any conversation is longer.
+# Up to this number the ids are in an ordinary set; hardly any conversation is longer.
 MOST_IN_SET = 16_384
 
 _Lane: TypeAlias = npt.NDArray[np.uint64]
 _Level: TypeAlias = tuple[_Lane, _Lane]
-"""Digests in the order of their first halves: the first halves, and the second halves."""
+"""The first and the second halves of digests, in the order of the first halves."""
 
 
 class IdSet:
     """A set of ids that only grows.
 
-    Beyond `MOST_IN_SET` it keeps digests of 128 bits instead of ids, sorted, in arrays whose sizes
-    double. Two ids with one digest would be one id to it, and that could hide a gap in a walk; of a
-    billion ids two have one digest with a chance of 1 in 10^21. Two ids that agree in the first half
-    only are told apart, or at worst one of them is taken for new: a walk then says *incomplete*.
+    Beyond `MOST_IN_SET` it keeps sorted 128-bit digests instead of ids, in arrays of doubling sizes. Two ids
+    with the same digest would count as one, which could hide a gap in a walk; among a billion ids the
+    probability is 1 in 10^21. Ids whose digests agree only in the first half are distinguished, or at worst
+    one of them counts as new: the walk then ends as *incomplete*.
     """
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
@@ -38,7 +38,7 @@ class IdSet:
         return message_id in self._recent or (bool(self._levels) and not self.difference([message_id]))
 
     def difference(self, ids: Sequence[str]) -> list[str]:
-        """Those of the ids that are not in the set, in their order."""
+        """Return the ids that are not in the set, in their order."""
         others = [one for one in ids if one not in self._recent]
         if not others or not self._levels:
             return others
@@ -46,7 +46,7 @@ class IdSet:
         return [one for one, met in zip(others, is_there.tolist(), strict=True) if not met]
 
     def count(self, ids: Sequence[str]) -> int:
-        """How many of the ids are in the set."""
+        """Return how many of the ids are in the set."""
         if not self._levels:
             return sum(map(self._recent.__contains__, ids))
         return len(ids) - len(self.difference(ids))
@@ -56,15 +56,15 @@ class IdSet:
         return self._recent.isdisjoint(ids) and (not self._levels or not self.count(ids))
 
     def add(self, ids: Sequence[str]) -> None:
-        """Put ids into the set."""
+        """Add ids to the set."""
         self._recent.update(self.difference(ids) if self._levels else ids)
         if len(self._recent) >= MOST_IN_SET:
             self._settle()
 
     def update(self, other: IdSet) -> None:
-        """Put all of another set into this one."""
+        """Add all ids of another set."""
         if not len(self):
-            # Arrays are never changed, so both may have them.
+            # Arrays are never changed, so both sets may share them.
             self._recent, self._levels = set(other._recent), [*other._levels]
             return
         if other._levels and self._recent:
@@ -76,13 +76,13 @@ class IdSet:
         self.add([*other._recent])
 
     def _settle(self) -> None:
-        """Turn the ids of a full set into digests."""
+        """Replace the ids of a full set by digests."""
         if len(self._recent) >= MOST_IN_SET:
             self._push(_level_of([*self._recent]))
             self._recent = set()
 
     def _push(self, level: _Level) -> None:
-        # Each array is at least twice as long as the next, so that there are few to look into.
+        # Each array is at least twice as long as the next, so that there are few arrays to search.
         while self._levels and len(self._levels[-1][0]) < 2 * len(level[0]):
             other = self._levels.pop()
             level = _sorted(np.concatenate([other[0], level[0]]), np.concatenate([other[1], level[1]]))

@@ -1,4 +1,4 @@
-"""Ids from the gateway: one text for each message, one spelling for each conversation."""
+"""Canonical ids: one text per message, one spelling per conversation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from imbrace_lake.gateway.exact_json import encodable, write
 
-# Marks the id of a message that is written as JSON.
+# The first character of a message id that is written as JSON.
 _AS_JSON = "$"
 _CONVERSATION = re.compile(
     r"(?:conv_|tcu_)?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})", re.IGNORECASE
@@ -18,11 +18,11 @@ _CONVERSATION = re.compile(
 def message_id(item: dict[str, Any]) -> str | None:
     """Return the id of a message as text that UTF-8 can encode, different for different ids.
 
-    A text stays as it is. Anything else becomes `$` and its JSON: a number (`$0`), an object, an empty
-    text, a text with a lone surrogate, and a text that begins with `$` itself.
+    A text is returned unchanged. Anything else becomes `$` and its JSON: a number (`$0`), an object, an empty
+    text, a text with a lone surrogate, and a text that begins with `$`.
 
     Args:
-        item: The gateway's object. Where `_id` is null, empty or absent, `public_id` is its id.
+        item: The gateway's object. If `_id` is null, empty or absent, `public_id` is the id.
 
     Returns:
         The id; None if the item has neither.
@@ -39,7 +39,7 @@ def message_id(item: dict[str, Any]) -> str | None:
 
 
 def are_plain(ids: list[str]) -> bool:
-    """Whether all of these texts can be message ids as they are."""
+    """Whether all of these texts can be message ids unchanged."""
     text = "\0".join(ids)
     if not all(ids) or text.startswith(_AS_JSON) or f"\0{_AS_JSON}" in text:
         return False
@@ -47,12 +47,12 @@ def are_plain(ids: list[str]) -> bool:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can encode a text: it has no lone surrogate."""
+    """Whether UTF-8 can encode a text, which therefore has no lone surrogate."""
     return encodable(text) is text
 
 
 def canonical_conversation_id(conversation_id: str) -> str:
-    """Return the one spelling of a conversation id: `conv_` and the UUID in lower case.
+    """Return the canonical spelling of a conversation id: `conv_` and the UUID in lower case.
 
     The gateway spells one conversation in three ways: the bare UUID, `conv_<UUID>` and `tcu_<UUID>`.
     An id of any other form is returned unchanged.
@@ -62,7 +62,7 @@ def canonical_conversation_id(conversation_id: str) -> str:
 
 
 def canonical_conversation_ids(conversation_ids: Iterable[str]) -> list[str]:
-    """Return the canonical spelling of each conversation, each once, in their order."""
+    """Return the canonical spelling of each conversation once, in their order."""
     return [*dict.fromkeys(map(canonical_conversation_id, conversation_ids))]
 
 
@@ -70,8 +70,8 @@ def other_spellings(stored: Collection[str]) -> dict[str, str]:
     """Find the conversations that are stored under another spelling than the canonical one.
 
     Returns:
-        The spelling by the canonical id: the first one, where there are several. A conversation that is
-        stored under its canonical id is left out.
+        The (first) stored spelling by the canonical id. A conversation that is also stored under its
+        canonical id is left out.
     """
     found: dict[str, str] = {}
     for one in stored:
@@ -84,6 +84,6 @@ def other_spellings(stored: Collection[str]) -> dict[str, str]:
 
 
 def stored_ids(stored: Collection[str]) -> list[str]:
-    """Return the id under which each conversation goes on, of all ids that are stored."""
+    """Return the id under which each stored conversation continues."""
     spellings = other_spellings(stored)
     return [spellings.get(one, one) for one in canonical_conversation_ids(stored)]

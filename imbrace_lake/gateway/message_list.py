@@ -1,4 +1,4 @@
-"""The gateway's list of one conversation's messages, as far as a walk has read it."""
+"""The gateway's list of a conversation's messages, as far as a walk has read it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ Fetch = Callable[[int, int], Awaitable[Page]]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most messages that a walk reads of one conversation, so that a list without end ends.
+    """The most messages that a walk reads of one conversation, so that it ends even if the list does not.
 
-    The gateway's first total count bounds the walk already: it sends at most 8 requests for each page that
-    there was to read, and 40 more. These bounds apply beside that.
+    In addition, the first total count bounds the walk to 8 requests per page, plus 40.
 
     Attributes:
-        messages: Most messages of a conversation.
-        uncounted_messages: Most messages of a conversation for which the gateway states no total count.
+        messages: The most messages of a conversation.
+        uncounted_messages: The most messages of a conversation without a total count.
     """
 
     messages: int = 10_000_000
@@ -42,7 +41,7 @@ class MessageList:
     Attributes:
         ids: The messages that this pass has seen, all contiguous.
         oldest_id: The oldest of them.
-        page_size: The number of messages in a page that the server currently gives.
+        page_size: The number of messages in the server's pages at present.
         total_count: The gateway's count, as the head last stated it.
     """
 
@@ -64,11 +63,11 @@ class MessageList:
         """Fetch a page, which does not belong to the pass until it is added.
 
         Raises:
-            Endless: The walk has sent as many requests as it may.
+            Endless: The walk may not send more requests.
         """
         self._requests += 1
         if self._requests > self._most_requests:
-            counted = "it gave no count"
+            counted = "it stated no count"
             if self._first_page is not None and self._first_page.total_count is not None:
                 first, last = self._first_page.total_count, self.total_count or 0
                 counted = f"it counted {first:,} messages at first, then {last:,}"
@@ -79,7 +78,7 @@ class MessageList:
         return await self._fetch(skip, self._limit)
 
     async def fetch_first(self, skip: int) -> Page:
-        """Fetch the first page of a pass; the caller of the walk may have read the very first already."""
+        """Fetch the first page of a pass, unless the caller of the walk has read it already."""
         head, self._head = self._head, None
         if head is None:
             return await self.fetch(skip)
@@ -87,12 +86,12 @@ class MessageList:
         return head
 
     def begin_pass(self) -> None:
-        """Forget which messages are contiguous, but not that they were seen."""
+        """Start a pass without contiguous messages; earlier ones still count as seen."""
         self._earlier.update(self.ids)
         self.ids = IdSet()
 
     def distinct(self) -> int:
-        """Return the number of different messages that were seen, in this pass or before."""
+        """Return the number of different messages seen in this pass or before."""
         self._earlier.update(self.ids)
         return len(self._earlier)
 
@@ -106,7 +105,7 @@ class MessageList:
         if brings_older:
             self.oldest_id = page.ids[-1]
         if brings_older and (page.has_more or page.next_skip < (page.total_count or 0)):
-            # Older messages follow, so the server would have given a longer page if it could.
+            # Older messages follow, so this is the server's longest page.
             self.page_size = len(page.ids)
         self.page_size = max(self.page_size, len(page.ids))
         self.ids.add(page.ids)
@@ -116,7 +115,7 @@ class MessageList:
         self._check_bounds(self._first_page.total_count)
 
     def _check_bounds(self, first_count: int | None) -> None:
-        # By what there was to read when the walk began: a list that grows as fast as it is read has no end.
+        # By the count at the beginning, because a list may grow as fast as it is read.
         seen = len(self.ids)
         pages = math.ceil((seen if first_count is None else first_count) / max(1, self.page_size))
         self._most_requests = max(self._most_requests, 40 + 8 * pages)

@@ -1,8 +1,7 @@
-"""What the gateway sends, parsed once at the edge: pages of messages and links to conversations.
+"""Parse the gateway's answers: pages of messages and links to conversations.
 
-The gateway's answers do not always mean what they say, so parsing is where they are checked against
-themselves: a page must bring as many messages as it claims to, an answer about phone numbers must
-speak of every number that was asked for.
+The parser also checks whether an answer is consistent: whether a page has as many messages as it states, and
+whether an answer about phone numbers covers every number of the request.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Item = dict[str, Any]
 
 
 class Malformed(ValueError):
-    """The body is not what the endpoint sends; the message says how, without quoting the body."""
+    """The body does not have the endpoint's form; the message describes how, without quoting the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +28,14 @@ class Page:
     """One answer of the messages endpoint, newest first.
 
     Attributes:
-        skip: How many of the newest messages were to be left out.
-        items: The messages as they came.
+        skip: The number of newest messages before this page.
+        items: The messages as received.
         ids: Their ids as texts (`ids.message_id`), in the same order.
-        total_count: How many messages the gateway counts in the whole conversation; None if it does not say.
-        has_more: Whether the gateway says that older ones remain; None if it does not say.
-        count_matches: One of the two counts equals what came, so the body was not cut.
+        total_count: The gateway's count of the whole conversation; None if it states none.
+        has_more: Whether the gateway states that there are older messages; None if it states neither.
+        count_matches: One of the two counts is the length of the page, so the body was not truncated.
         size_bytes: Length of the body.
-        etag: What `etag_of` gives for the body of the first page; empty for all others.
+        etag: `etag_of` the body of the first page; empty for all others.
     """
 
     skip: int
@@ -50,17 +49,17 @@ class Page:
 
     @property
     def next_skip(self) -> int:
-        """The position in the list just past this page's last message."""
+        """The position in the list after this page's last message."""
         return self.skip + len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one page says of how many messages there are.
+    """The counts in one page.
 
     Attributes:
-        items: Messages of the page.
-        count, total: As sent; None if missing or not a number.
+        items: The number of messages in the page.
+        count, total: As received; None if missing or not a number.
         has_flag: The page has a `has_more`.
     """
 
@@ -72,7 +71,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ConversationLink:
-    """A phone number takes part in a conversation, whose id is in its canonical spelling."""
+    """A phone number that takes part in a conversation; the id has its canonical spelling."""
 
     phone: PhoneNumber
     conversation_id: str
@@ -83,9 +82,9 @@ class Links:
     """One answer of the links endpoint.
 
     Attributes:
-        links: Which number takes part in which conversation.
-        missing: Numbers that the answer left out.
-        malformed: Numbers of which it says something that names no conversation.
+        links: Phone numbers and their conversations.
+        missing: Numbers that are not in the answer.
+        malformed: Numbers with an entry that names no conversation.
     """
 
     links: tuple[ConversationLink, ...] = ()
@@ -94,10 +93,10 @@ class Links:
 
 
 def decode_json(body: bytes) -> Any:
-    """Parse JSON without losing anything (exact_json.py).
+    """Parse JSON without loss (exact_json.py).
 
     Raises:
-        Malformed: The body is not JSON, or is nested too deep.
+        Malformed: The body is not JSON, or is nested too deeply.
     """
     try:
         return exact_json.parse(body)
@@ -107,16 +106,16 @@ def decode_json(body: bytes) -> Any:
 
 
 def etag_of(body: bytes) -> str:
-    """32 hexadecimal digits that stand for a body, byte for byte; the gateway sends no `ETag` of its own."""
+    """Return a hash of a body, 32 hexadecimal digits; the gateway itself sends no `ETag`."""
     return sha256(body).hexdigest()[:32]
 
 
 def parse_page(body: bytes, skip: int) -> Page:
     """Parse one page of messages.
 
-    `count` is the whole conversation and `total` this page, which is the reverse of the usual
-    convention; a page is never longer than the whole, so the larger of the two is the whole
-    whichever way round a server has them.
+    `count` is the length of the conversation and `total` that of the page, the reverse of the usual
+    convention. A page is never longer than the conversation, so the larger number is taken as the
+    conversation's, in case a server reverses the two.
 
     Raises:
         Malformed: Not an object with a list of messages that each have an id.
@@ -141,7 +140,7 @@ def parse_page(body: bytes, skip: int) -> Page:
 
 
 def parse_counts(body: bytes) -> Counts:
-    """Read the counts of a page as they were sent.
+    """Parse the counts of a page as received.
 
     Raises:
         Malformed: Not an object with a list of messages.
@@ -154,10 +153,10 @@ def parse_counts(body: bytes) -> Counts:
 
 
 def check_owner(page: Page, conversation_id: str, organization_id: str) -> None:
-    """Make sure that a page is of the conversation and of the organization that were asked for.
+    """Check that a page belongs to the requested conversation and organization.
 
-    A single message may name another one, which the lake keeps in `extra`. A page of which every message
-    does, or the only message of a conversation, is an answer to another question.
+    A single message may name another one, which the lake keeps in `extra`. If all messages do, or the only
+    message of a conversation, the page is the answer to another request.
 
     Raises:
         Malformed: Every message names another conversation, or another organization.
@@ -185,7 +184,7 @@ def _ids_of(items: list[Any]) -> list[str]:
 
 def _id_of(item: Any) -> str:
     if not isinstance(item, dict):
-        raise Malformed("an item that is no object")
+        raise Malformed("an item that is not an object")
     found = message_id(item)
     if found is None:
         raise Malformed("an item without an id")
@@ -235,7 +234,7 @@ def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | Non
     found: list[tuple[str, str | None]] = []
     for entry in answer["data"]:
         if not isinstance(entry, dict):
-            raise Malformed("an entry that is no object")
+            raise Malformed("an entry that is not an object")
         found.append((_plain(entry.get("phone_number")), entry.get("conversation_id")))
     missing = answer.get("not_found")
     answered = {number for number, _ in found}
@@ -245,7 +244,7 @@ def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | Non
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it can be an id: text that UTF-8 can hold, and with it an address and a column."""
+    """Whether a value can be an id: text that UTF-8 can encode, for URLs and columns."""
     return isinstance(value, str) and bool(value) and is_encodable(value)
 
 
@@ -254,9 +253,9 @@ def _plain(number: Any) -> str:
 
 
 def _conversation_of(link: Any) -> str | None:
-    """The `conv_id` of a link, whatever its host, path and other parameters; None if it has none.
+    """Return the `conv_id` of a link, whatever its host, path and other parameters; None if it has none.
 
-    A single-page application may carry its parameters behind the `#`.
+    The parameters may also come after the `#`, as in single-page applications.
     """
     address = link.get("link") if isinstance(link, dict) else None
     if isinstance(address, str):

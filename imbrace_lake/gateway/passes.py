@@ -1,8 +1,8 @@
 """One pass over a list that may move meanwhile: from its newest message to its oldest, without a gap.
 
-Each page is tied to the pages above it in one of two ways. By overlap: it shares a message with them. By
-the count: it shares none, begins where the last one ended, and nothing has moved. `CountPass` and
-`OverlapPass` differ in which of the two they prefer.
+There are two ways to tie a page to the pages above it. By overlap: the page shares a message with them. By
+the count: the page begins where the last one ended, shares no message, and the list has not moved.
+`CountPass` and `OverlapPass` differ in which of the two they prefer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from imbrace_lake.gateway.read_ahead import ReadAhead
 
 # The number of messages that a page shares with the one above it.
 OVERLAP = 2
-# The additional requests that the overlap may cost where the count can take its place.
+# The additional requests that the overlap may cost if the count can replace it.
 EXTRA_SHARE = 0.05
-# From this length on, a closing look at the head costs less than that, so that even pages tied by the count
-# may be read ahead.
+# From this length on, a closing look at the head costs less than that, so even pages tied by the count may be
+# read ahead.
 LONG_PAGES = 20
-# The most pages in a row that bring nothing older, though the gateway says that there is more.
+# The most pages in a row without an older message, though the gateway states that there are more.
 MOST_IDLE = 20
 
 
@@ -30,7 +30,7 @@ class Moved(Exception):
     """The list moved, and nothing ties a page to the pages above it."""
 
     def __str__(self) -> str:
-        return "the list moved, and its pages hold too little to be tied together"
+        return "the list moved, and its pages are too short to be tied together"
 
 
 class Pass(ABC):
@@ -38,7 +38,7 @@ class Pass(ABC):
 
     Attributes:
         did_not_move: The list did not move so far.
-        is_stopped: Set it to end the pass at the page that came last: everything below it is known.
+        is_stopped: Set this to end the pass after the last page, because all messages below are known.
         count_ties: The number of pages that only the count ties to the one above.
     """
 
@@ -51,7 +51,7 @@ class Pass(ABC):
         self._start = start
         self._head: Page | None = None
         self._last: Page | None = None
-        self._idle = 0  # pages in a row that brought nothing older
+        self._idle = 0  # pages in a row without an older message
         self._must_close = False
         self._older: IdSet | None = None  # what the pass had seen before its last look at the head
 
@@ -102,12 +102,12 @@ class Pass(ABC):
             page = await self._step_back(page)
         elif len(page.ids) == self._list.page_size:
             self._ahead.widen()
-        # A page that ends where the last one ended brought nothing older.
+        # A page that ends with the same message as the last one brought nothing older.
         self._idle = self._idle + 1 if page.ids and page.ids[-1] == self._list.oldest_id else 0
         return page
 
     async def _fetch_ahead(self, last: Page, overlap: int) -> Page:
-        """Fetch the page below, and have further ones under way where that is safe."""
+        """Fetch the page below, and read further ones ahead if that is safe."""
         skip = last.next_skip - overlap
         await self._ahead.expect(skip)
         stride = self._list.page_size - overlap
@@ -120,7 +120,7 @@ class Pass(ABC):
         return await self._ahead.get(skip)
 
     async def _step_back(self, page: Page) -> Page:
-        """The list was pulled up past the overlap: go up until a page shares a message with the pass."""
+        """Deletions moved the list up past the overlap: go up until a page shares a message with the pass."""
         self.did_not_move = False
         await self._ahead.narrow()
         back = max(1, self._list.page_size // 2)
@@ -129,16 +129,16 @@ class Pass(ABC):
             if not self._list.ids.isdisjoint(page.ids):
                 return page
             if page.skip == 0:
-                # Nothing of this pass is near the head any more, so the pass begins here.
+                # No message of this pass is near the head any more, so the pass begins here.
                 self._list.begin_pass()
                 return page
             back *= 2
 
     async def _close(self) -> None:
-        """Look at the head again: pages tied by the count that were read ahead prove nothing by themselves.
+        """Look at the head again, because pages that were read ahead are not proven by the count alone.
 
-        One that came late may hold nothing but arrivals, as many as were deleted: the count stays the same,
-        no message comes twice, and those that were there before are lost.
+        A late page may contain only new messages, as many as were deleted: the count stays the same, no
+        message comes twice, and older messages are missed.
         """
         first = self._head
         head = await self._list.fetch(0) if self.did_not_move else None
@@ -146,11 +146,11 @@ class Pass(ABC):
             raise Moved
 
     async def _fetch_new_head(self) -> Page:
-        """Begin a last look at the head, to add what arrived meanwhile: the current count includes it."""
+        """Look at the head a last time, for new messages, which the current count includes."""
         self._older, self._idle = self._list.ids, 0
         head = await self._list.fetch(0)
         if self._older.isdisjoint(head.ids):
-            # More arrived than a page holds: a new head that reaches down to the old one.
+            # More arrived than fit into a page: read from the new head down to the old one.
             self._list.begin_pass()
             self._ahead.stop()
         return head
@@ -158,14 +158,14 @@ class Pass(ABC):
     async def _is_bottom(self, page: Page) -> bool:
         """Whether the page reaches the end of the list.
 
-        Where the gateway's statements do not decide, another request does: pages in a row ended with the
-        oldest message known, and nothing is below it. A full page that does so is not a sign of the end,
-        because arrivals may just have pushed the list down by what was new.
+        If the gateway's statements do not decide, a short page after two pages without an older message is a
+        sign of the end, and another request decides. A full page is not: new messages may have moved the list
+        down by a page.
         """
         if not page.ids and page.skip == 0:
             return True
         if self._idle > MOST_IDLE:
-            raise Endless("the gateway says that there are older messages, but lists none")
+            raise Endless("the gateway states that there are older messages, but lists none")
         if (stated := _states_end(page)) is not None:
             return stated
         is_short = len(page.ids) < self._list.page_size
@@ -176,15 +176,15 @@ class Pass(ABC):
 
     @abstractmethod
     def _overlap(self, page: Page) -> int:
-        """Return the number of messages that the next page is to share with this one."""
+        """Return the number of messages that the next page should share with this one."""
 
     @abstractmethod
     def _reads_ahead(self, overlap: int) -> bool:
-        """Whether pages of a list that is not long are read ahead."""
+        """Whether to read ahead in a list that is not long."""
 
 
 class OverlapPass(Pass):
-    """Ties each page by overlap, except where a page is too short to share a message."""
+    """Ties each page by overlap, unless a page is too short to share a message."""
 
     def _overlap(self, page: Page) -> int:
         return self._most_overlap(page)
@@ -194,7 +194,7 @@ class OverlapPass(Pass):
 
 
 class CountPass(Pass):
-    """Ties pages by the count where an overlap would cost more than one request in twenty."""
+    """Ties pages by the count if an overlap would cost more than one request in twenty."""
 
     def _overlap(self, page: Page) -> int:
         most = self._most_overlap(page)
@@ -212,7 +212,7 @@ class CountPass(Pass):
 
 
 def _states_end(page: Page) -> bool | None:
-    """Whether the gateway states that nothing is below a page; None if it states nothing, or both."""
+    """Whether the gateway states that a page is the last; None if it states nothing or contradicts itself."""
     counted = None
     if page.total_count is not None and (page.count_matches or page.next_skip >= page.total_count):
         counted = page.next_skip >= page.total_count

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from imbrace_lake.gateway.models import Page
 
-# A longer page is not requested ahead, and not kept if it was: eight such pages for each conversation
-# would not fit into memory.
+# Larger pages are not read ahead, and not kept if they were: eight such pages per conversation would not fit
+# into memory.
 MOST_AHEAD_BYTES = 1 << 20
 
 
 class ReadAhead:
-    """Keeps several pages under way, at the positions that come next if the list does not move."""
+    """Requests several pages at a time, at the next positions if the list does not move."""
 
     def __init__(self, fetch: Callable[[int], Awaitable[Page]], most: int) -> None:
         self._fetch = fetch
@@ -25,7 +25,7 @@ class ReadAhead:
         return skip in self._pending
 
     async def expect(self, skip: int) -> None:
-        """Drop the pages under way if the one that the walk needs next is not among them: the list moved."""
+        """Drop the pages under way if the next position is not among them, because the list moved."""
         if self._pending and skip not in self._pending:
             await self.narrow()
 
@@ -33,9 +33,8 @@ class ReadAhead:
         """Request pages that are not under way yet.
 
         Args:
-            positions: Where the walk needs the next pages, the very next one first. As many are
-                requested as may be under way; none if it is empty.
-            last: The page before; if it is large, so are these, and only one is requested.
+            positions: The positions of the next pages, in order; as many are requested as may be under way.
+            last: The page before; if it is large, the next ones probably are too, and only one is requested.
         """
         breadth = self._breadth if last.size_bytes <= MOST_AHEAD_BYTES else 1
         for skip in positions[:breadth]:
@@ -49,11 +48,11 @@ class ReadAhead:
         return page if page is not None else await self._fetch(skip)
 
     def widen(self) -> None:
-        """Have one page more under way, after one that was where the walk expected it."""
+        """Allow one more page under way, after a page was at its expected position."""
         self._breadth = min(self._most, self._breadth + 1)
 
     async def narrow(self) -> None:
-        """Have half as many pages under way, and drop those that are: the list moved."""
+        """Drop the pages under way, and allow half as many, because the list moved."""
         self._breadth = max(1, self._breadth // 2)
         await self.drop()
 

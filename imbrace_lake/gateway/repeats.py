@@ -1,4 +1,4 @@
-"""Lists that contain messages more than once, so that no pass over them can agree with their count."""
+"""Read lists that contain messages more than once, so that no pass can match their count."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from imbrace_lake.gateway.passes import Moved
 
 
 class PositionReading:
-    """Reads every position of the list, and notes which of them repeat a message.
+    """Reads every position of the list, and records the positions that repeat a message.
 
-    Each page begins with the last message of the one above, which shows that the list did not move.
+    Each page begins with the last message of the page above, which shows that the list did not move.
     """
 
     def __init__(self, messages: MessageList) -> None:
@@ -25,7 +25,7 @@ class PositionReading:
         """Return the next page; None after the last one.
 
         Raises:
-            Moved: The list moved meanwhile, or its pages are too short to show that it did not.
+            Moved: The list moved, or its pages are too short to show that it did not.
         """
         shared: list[str] = []
         if self._last is None:
@@ -60,7 +60,7 @@ class PositionReading:
             if message_id in unseen:
                 unseen.remove(message_id)
             else:
-                # Counted from the end of the list, where arrivals do not move them.
+                # Counted from the end of the list, where new messages do not change positions.
                 self._repeats.update(f"{self._total_count - position} {message_id}\0".encode())
 
     async def _check_bottom(self, last: Page) -> None:

@@ -1,4 +1,4 @@
-"""The error that a response with a status other than 200 means."""
+"""Turn a response with a status other than 200 into one of our errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from imbrace_lake.printable import printable, printable_address
 
 
 class Forbidden(GatewayError):
-    """403, of which the answer alone does not say whether it concerns every request.
+    """403; the client finds out whether it concerns every request.
 
     Args:
-        expected: The organization that the token belongs to, if the answer names one.
+        expected: The organization of the token, if the answer names one.
         shown: The same, printable.
     """
 
@@ -40,7 +40,7 @@ class Forbidden(GatewayError):
         self.shown = shown
 
     def mismatch(self, ours: str) -> str:
-        """The reason of an organization that is not the token's."""
+        """Return the reason for an organization that is not the token's."""
         if self.expected is None or self.expected == ours:
             return f"the token does not belong to organization {ours}"
         return f"the token belongs to organization {self.shown}, not to {ours}"
@@ -49,14 +49,14 @@ class Forbidden(GatewayError):
 def error_from_response(
     answer: Answer, path: str, request_id: str, *, base: str, secrets: tuple[str, ...]
 ) -> GatewayError:
-    """The error that a response means.
+    """Return the error for a response.
 
     Args:
-        answer: Its status is neither 200 nor 429.
-        path: What was asked for.
-        request_id: As it is shown to people.
+        answer: A response whose status is neither 200 nor 429.
+        path: The path of the request.
+        request_id: The printable request id.
         base: The gateway's address.
-        secrets: What no error may repeat.
+        secrets: Texts that the error must not contain.
     """
     status = answer.status
     if status >= 500 or status == 408:
@@ -74,9 +74,7 @@ def error_from_response(
     if status == 404 and _is_gateway_404(answer.body):
         return ConversationNotFound(path, "the gateway does not have this conversation", request_id)
     if status == 404:
-        reason = (
-            f"status 404, but not in the gateway's words: is {printable_address(base)} the right address?"
-        )
+        reason = f"status 404 without the gateway's message: is {printable_address(base)} the right address?"
         return WrongAddress(path, reason, request_id)
     if status < 400:
         return BadRequest(path, f"the gateway answers with status {status} instead of 200", request_id)
@@ -84,7 +82,7 @@ def error_from_response(
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the answer asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds to wait from `Retry-After`, which is a number or a date (RFC 9110, 10.2.3)."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
@@ -95,20 +93,20 @@ def retry_after(headers: httpx.Headers) -> float | None:
 
 
 def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
-    """Where a redirect leads; without the query, which can repeat ours and so phone numbers."""
     location = answer.headers.get("location")
+    # `printable_address` omits the query, which can repeat phone numbers from ours.
     return "" if location is None else f" to {printable_address(location, secrets)}"
 
 
 def _rejection(answer: Answer) -> str:
     message = _value_of(answer.body, "message") or ""
     if "missing x-access-token" in message.lower():
-        return "the token did not reach the gateway: something on the way removes the header x-access-token"
-    return "the gateway does not accept the token: rejected, possibly expired"
+        return "the token did not reach the gateway: perhaps a proxy removes the header x-access-token"
+    return "the gateway does not accept the token, which may have expired"
 
 
 def _value_of(body: bytes, *names: str) -> str | None:
-    """A text inside a JSON object; None if it is not there."""
+    """Return a text inside a JSON object; None if the body has none."""
     try:
         value: Any = decode_json(body)
         for name in names:
@@ -119,7 +117,7 @@ def _value_of(body: bytes, *names: str) -> str | None:
 
 
 def _is_gateway_404(body: bytes) -> bool:
-    """Whether a 404 is the gateway's answer, and not a proxy's that knows no such path."""
+    """Whether a 404 is the gateway's answer, and not that of a proxy without this path."""
     message = _value_of(body, "message") or ""
-    # Not the path alone, which web frameworks repeat: "Cannot GET /conversations/links".
+    # The path alone does not suffice, because web frameworks repeat it: "Cannot GET /conversations/links".
     return re.search(r"conversations? (not )?found", message.lower()) is not None

@@ -25,23 +25,23 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.gateway.content_coding import Undecodable
 
-# Of OpenSSL's verify(1); the others mean that no trusted authority signed the certificate.
+# Codes of OpenSSL's verify(1). All other codes: no trusted authority signed the certificate.
 _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
 class TooLarge(Exception):
-    """An answer exceeds a bound; the message says which."""
+    """An answer that exceeds a bound; the message states which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of a request, as errors describe it.
+    """One try of a request, for the description of its error.
 
     Attributes:
-        path: Without the query.
-        request_id: The one that was sent.
+        path: The path without the query.
+        request_id: The id that was sent.
         gateway: The gateway's address, printable.
-        timeout_seconds: How long the answer might take.
+        timeout_seconds: The time-out of the request.
     """
 
     path: str
@@ -50,10 +50,12 @@ class Attempt:
     timeout_seconds: float
 
     def error_of(self, exc: Exception) -> GatewayError:
-        """Return the error that stands for an exception of the transport, the parser or the decoder."""
-        chain = _chain(exc)
+        """Return our error for an exception of the transport, the parser or the decoder."""
+        chain: list[BaseException] = [exc]
+        while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
+            chain.append(cause)
         name = type(chain[-1]).__name__
-        # aiohttp's own exception is one of these too, but the code is in the one that caused it.
+        # aiohttp's own exception has this class too, but only its cause has the code.
         certificate = [one for one in chain if isinstance(one, ssl.SSLCertVerificationError)]
         if certificate:
             return self._made(CertificateRejected, self._untrusted(certificate[-1]))
@@ -61,7 +63,7 @@ class Attempt:
             named = self._named(one, name)
             if named is not None:
                 return named
-        # What httpx-aiohttp calls every failure to connect is no time-out, and a smaller page would not help.
+        # httpx-aiohttp raises ConnectTimeout for any failed connection, where a smaller page does not help.
         kinds = (
             TimeoutError if isinstance(exc, httpx.ConnectTimeout) else TimeoutError | httpx.TimeoutException
         )
@@ -73,7 +75,7 @@ class Attempt:
         return self._made(MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})")
 
     def _named(self, exc: BaseException, name: str) -> GatewayError | None:
-        """The error for an exception that says by its class alone what happened; `name` is its cause's."""
+        """Return our error for an exception whose class explains it; `name` is that of the first cause."""
         failed = "the connection to the gateway failed"
         match exc:
             case TooLarge():
@@ -93,9 +95,9 @@ class Attempt:
                 reason = f"{failed}: the host name of {self.gateway} has no address"
                 return self._made(GatewayUnavailable, reason)
             case ConnectionRefusedError():
-                return self._made(GatewayUnavailable, f"{failed}: {self.gateway} refuses connections")
+                return self._made(GatewayUnavailable, f"{failed}: {self.gateway} does not accept connections")
             case aiohttp.ClientPayloadError():
-                return self._made(GatewayUnavailable, "the answer broke off or does not fit its length")
+                return self._made(GatewayUnavailable, "the answer is incomplete or does not match its length")
             case aiohttp.ClientResponseError() | HttpProcessingError():
                 return self._made(MalformedAnswer, f"the answer is not valid HTTP ({name})")
         return None
@@ -109,17 +111,9 @@ class Attempt:
         }.get(getattr(exc, "verify_code", 0))
         if flaw is not None:
             return f"the certificate of {self.gateway} {flaw}: check the address and this machine's clock"
-        # Companies that inspect traffic sign with an authority of their own.
+        # Companies that inspect traffic sign certificates with their own authority.
         advice = "set SSL_CERT_FILE to the file of the authority that your network uses"
         return f"the certificate of {self.gateway} is not trusted: {advice}"
 
     def _made(self, kind: type[GatewayError], reason: str) -> GatewayError:
         return kind(self.path, reason, self.request_id)
-
-
-def _chain(exc: BaseException) -> list[BaseException]:
-    """An exception and those that caused it, the first cause last."""
-    chain = [exc]
-    while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
-        chain.append(cause)
-    return chain

@@ -1,23 +1,23 @@
 """Walk a newest-first list that moves while it is read, and prove that no message was missed.
 
-The list is read by position (`skip`), and positions shift: a message that arrives pushes everything
-one down (seen again), a deleted one pulls everything one up (never seen). What never changes is the
-*order* of the messages that stay. So a page that contains a message already seen is contiguous with
-what was read before, whatever happened in between: every message that existed between that one and
-the page's last is in the page. A pass from the top to the bottom whose pages are all tied together
-like that has seen every message that existed when it began and was not deleted (`OverlapPass`).
+The list is read by position (`skip`), and positions shift: a new message moves all others one position down
+(one is seen twice), a deletion moves them one up (one is never seen). The *order* of the remaining messages
+never changes. So a page with a message that was seen before is contiguous with the pages before it: every
+message that existed between that message and the page's last one is in the page. A pass from the top to the
+bottom in which each page is tied to the one above like this has seen every message that existed when the
+pass began and was not deleted (`OverlapPass`).
 
-Overlapping pages cost requests. Where they would cost more than one in twenty, the first pass reads
-edge to edge instead and relies on the gateway's count (`CountPass`). If the count stayed the same on
-every page, no message came twice, and exactly that many were found, then all were found: arrivals
-come at the head, so what was found was there when the walk began. The first sign of movement ends
-such a pass, and the list is read again with overlap.
+Overlapping pages cost requests. If they would cost more than one in twenty, the first pass reads edge to
+edge instead and relies on the gateway's count (`CountPass`). If the count stayed the same on every page, no
+message came twice, and the count matches the messages found, then none is missing: new messages come at the
+head, so the messages found existed when the walk began. The first sign of movement ends such a pass, and the
+list is read again with overlap.
 
-A list that is longer than what was found in it may contain messages more than once. Then no pass can
-agree with the count, so the walk reads every position of the list twice (`PositionReading`). If the
-same positions repeat messages both times, that is what the list contains, and the caller may accept it.
+A list that is longer than the number of messages found may contain messages more than once. Then no pass can
+match the count, so the walk reads every position of the list twice (`PositionReading`). If the same positions
+repeat messages both times, the list really contains repeats, and the caller may accept it.
 
-A single pass never trusts `limit`: positions follow from the pages received.
+A pass never trusts `limit`: positions follow from the pages received.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from imbrace_lake.gateway.passes import CountPass, Moved, OverlapPass, Pass
 from imbrace_lake.gateway.read_ahead import ReadAhead
 from imbrace_lake.gateway.repeats import PositionReading
 
-# The method of a walk that ended at what is known already.
+# The method of a walk that ended at messages that are known already.
 REACHED_KNOWN = "joined"
 # The method of a walk of a list that contains messages more than once.
 REPEATS = "repeats"
@@ -43,12 +43,12 @@ class Proof:
 
     Attributes:
         is_complete: Every message that existed when the walk began, and was not deleted, was seen.
-        reason: Why not; empty when complete, except that it describes a list with repeats.
-        server_count: The gateway's own count, on the last look at the head.
-        distinct: The number of different messages that were seen.
+        reason: Why the walk is not complete; for a complete one empty, or a description of the repeats.
+        server_count: The gateway's count, as the head last stated it.
+        distinct: The number of different messages seen.
         method: ``overlap`` (pages that share messages), ``count`` (edge to edge, count unchanged),
-            ``joined`` (read down to what is known), or ``repeats`` (every position of the list read
-            twice, and some of them repeat a message).
+            ``joined`` (read down to known messages), or ``repeats`` (every position of the list read
+            twice, and some positions repeat a message).
         did_not_move: The list did not move while it was read.
     """
 
@@ -70,20 +70,20 @@ class Walk:
                 ...
         proof = walk.proof
 
-    A message can be in several pages; the page that comes last has its newest version. Memory is 16 bytes
-    per message, and twice that if the list has to be read again. The end of the block cancels requests that
-    are under way.
+    A message can be in several pages; the last page has its newest version. The walk keeps 16 bytes per
+    message in memory, and twice that if the list has to be read again. The end of the block cancels requests
+    that are under way.
 
     Args:
         fetch: Fetches one page. Called concurrently for pages of a long conversation.
         head: The first page, if the caller has read it already.
         limit: The number of messages to request at a time.
         read_ahead: The number of pages of a long conversation that are under way at once.
-        start: The position to begin at. From any but 0 the proof covers what lies between that page
-            and the last one, and is compared with no count.
-        bounds: Where a walk of a list without end ends, as incomplete.
-        accept_repeats: A list that contains messages more than once, at the same positions each time it
-            is read, is complete.
+        start: The position of the first page. From any position but 0 the proof covers only the messages
+            from there on, and is not compared with the count.
+        bounds: The bounds beyond which a walk ends as incomplete.
+        accept_repeats: Whether a list that repeats messages, at the same positions in every reading, counts
+            as complete.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Walk:
         self._ahead = ReadAhead(self._list.fetch, read_ahead)
         self._start = start
         self._accept_repeats = accept_repeats
-        # The count covers the whole list, and proves nothing about a part of it.
+        # The count covers the whole list, so it proves nothing about a part.
         self._pass: Pass = (OverlapPass if start else CountPass)(self._list, self._ahead, start)
         self._proof: Proof | None = None
         self._pages = self._read()
@@ -118,16 +118,16 @@ class Walk:
 
     @property
     def proof(self) -> Proof:
-        """The proof; there is one when all pages have been yielded."""
+        """The proof, once all pages have been yielded."""
         if self._proof is None:
             raise RuntimeError("the walk has not ended")
         return self._proof
 
     def stop(self) -> None:
-        """Read no further than the page that was yielded last: everything below it is known.
+        """End the walk after the page that was yielded last, because all messages below are known.
 
         The walk may begin again if a closing look at the head shows that the list moved. It does not stop
-        while it checks a list for repeats, which takes all of its positions.
+        while it checks a list for repeats, which takes all positions.
         """
         if self._proof is None:
             self._pass.is_stopped = True
@@ -154,7 +154,7 @@ class Walk:
                 if readings[0].digest() == readings[1].digest():
                     self._proof = self._describe_repeats(self._proof)
         except (Moved, Endless) as exc:
-            # What ends the check for repeats changes nothing about the proof.
+            # If this ended the check for repeats, the earlier proof stands.
             self._proof = self._proof or self._new_proof(str(exc))
 
     def _missing(self) -> int:
@@ -187,7 +187,7 @@ class Walk:
         missing, listed, count = self._missing(), len(self._list.ids), self._list.total_count
         distinct = self._list.distinct()
         if distinct != listed:
-            # A message was deleted during the walk, so the count less the messages is not the repeats.
+            # A message was deleted during the walk, so the difference from the count is not the repeats.
             return proof
         proof = Proof(
             is_complete=True,

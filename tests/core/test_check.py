@@ -188,7 +188,7 @@ def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbo
     findings = look(settings_of(box, tmp_path))
 
     assert findings["token"][0].verdict == "error"
-    assert "possibly expired" in findings["token"][0].message
+    assert "which may have expired" in findings["token"][0].message
     assert "expire after 10 days unless `expired_at`" in findings["token"][0].message
 
 

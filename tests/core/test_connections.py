@@ -155,7 +155,7 @@ def test_a_port_at_which_nothing_listens_is_named(environment: Environment) -> N
     error, requests = failure_at(f"http://user:secret@127.0.0.1:{port}/3rd", tries=2)
 
     assert type(error) is GatewayUnavailable
-    assert f"http://127.0.0.1:{port}/3rd refuses connections" in str(error)
+    assert f"http://127.0.0.1:{port}/3rd does not accept connections" in str(error)
     assert requests == 2
     assert "secret" not in everything_of(error)
 

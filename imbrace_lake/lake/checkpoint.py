@@ -1,14 +1,14 @@
 """Checkpoints: the state that the ledgers add up to, so that a run does not read the lake's whole history.
 
-Every run adds objects to the ledgers. Every few runs one of them writes a checkpoint: the last proof of
-each conversation, the ids of all conversations without one, and the shapes of messages that are known.
-A reader needs the newest checkpoint and the ledger objects beyond it::
+Every run adds objects to the ledgers, and every few runs one writes a checkpoint: the last proof of each
+conversation, the ids of conversations without a proof, and the known shapes of messages. A reader needs the
+newest checkpoint and the ledger objects after it::
 
     checkpoints/<time>-<hash>.parquet
 
-A row is a conversation; without a proof, only its ids are set. The metadata `covers` names the ledger
-objects that are in the checkpoint: those that begin before `since`, and each of `objects`. It also names
-those of `missed`, which were damaged and are tried again. Checkpoints can be deleted at any time.
+A row is a conversation; without a proof, only its ids are set. The metadata `covers` names the ledger objects
+that are in the checkpoint: those of runs that began before `since`, and the list `objects`. The list `missed`
+has damaged objects, which readers try again. Checkpoints can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ from imbrace_lake.store.contract import ObjectMeta
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints/"
-# Where versions before this one kept the last proofs, without the other conversations.
+# The folder in which earlier releases kept the last proofs, without the other conversations.
 OLD_FOLDER = "state/"
-# A run writes a checkpoint when it finds this many ledger objects beyond the last one. A run that does so
-# reads them twice, at its start and at its end, and reads at most 30 objects in all.
+# A run writes a checkpoint if there are this many ledger objects after the last one. Such a run reads them
+# twice, at its start and at its end, and reads at most 30 objects in all.
 MAX_AFTER_CHECKPOINT = 8
-# Beyond this, rows are merged in files before they are read.
+# The rows of more objects are merged in files before they are read.
 MOST_AT_ONCE = 32
 KEPT_CHECKPOINTS = 3
-# The name of a ledger object begins with the time at which its run began.
+# A run can add objects for this long after the time in their keys, which is that of its start.
 LONGEST_RUN = timedelta(days=7)
 READ_AT_A_TIME = 8
-# Of a checkpoint, and about the rows of one bucket of a merge.
+# The rows of a row group of a checkpoint, and approximately those of a bucket of a merge.
 GROUP_ROWS = 16_384
-# New rows that are merged with a checkpoint in one go, at least.
+# The fewest new rows to merge with a checkpoint at a time.
 LEAST_MERGED = 250_000
 MOST_BUCKETS = 256
 
 READ: tuple[Ledger, ...] = ("conversations", "phones", "shapes")
 SAME, AT = ["organization_id", "conversation_id"], "finished_at"
-# Without these no row can be told from another, nor a proof from something else.
+# The columns that identify a conversation, its last row and a proof.
 _NEEDED = [*SAME, "status", "proof_method", AT]
 ROWS = pa.schema(
     [CONVERSATIONS.field(name).with_nullable(name not in SAME) for name in STATE],
@@ -85,15 +85,15 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in a local file, and what it covers.
+    """A checkpoint in a local file, and the ledger objects that it covers.
 
     Attributes:
-        path: The file; None where there is no checkpoint.
-        rows: How many conversations it has.
-        since: Ledger objects of runs that began before are all covered; a time as in their names.
+        path: The file; None if there is no checkpoint.
+        rows: The number of conversations.
+        since: All ledger objects of runs that began before this time, written as in their keys, are covered.
         objects: Further ledger objects that are covered.
-        missed: Ledger objects that are not, because they were damaged.
-        shapes: The shapes of messages that were known.
+        missed: Ledger objects that are not covered, because they were damaged.
+        shapes: The known shapes of messages.
     """
 
     path: Path | None = None
@@ -105,7 +105,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read what a file covers.
+        """Open the checkpoint in a file.
 
         Raises:
             ValueError, LookupError, TypeError, OSError, pa.ArrowException: It is not a checkpoint.
@@ -123,7 +123,7 @@ class Checkpoint:
             )
 
     def batches(self, columns: Sequence[str] = STATE) -> Iterator[pa.Table]:
-        """Some columns of its rows, one row group at a time."""
+        """Yield its rows, or some columns of them, one row group at a time."""
         if self.path is None:
             return
         schema = pa.schema([ROWS.field(name) for name in columns])
@@ -136,19 +136,19 @@ class Checkpoint:
 
 
 async def read_states(lake: Lake, organization_id: str) -> ConversationStates:
-    """The last proof of every conversation of an organization."""
+    """Return the last proof of every conversation of an organization."""
     return (await read_state(lake, organization_id)).states
 
 
 async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = STATE) -> LakeState:
-    """What the ledgers, and the journals of runs under way or killed, say of an organization.
+    """Return the state that the ledgers, and the journals of runs under way or killed, add up to.
 
-    Damaged objects are skipped and recorded in `lake.damaged`: what they said is unknown.
+    Damaged objects are skipped and recorded in `lake.damaged`.
 
     Args:
-        lake: Which.
-        organization_id: Whose conversations.
-        columns: Of the entries; those that are left out are None in them. All by default.
+        lake: The lake.
+        organization_id: The organization of the conversations.
+        columns: The columns of the entries, all by default; other columns are None.
 
     Raises:
         StoreError: The store fails, or the temporary folder has no space.
@@ -156,7 +156,7 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
     needed = [*dict.fromkeys([*_NEEDED, "run_id", *columns])]
     try:
         with TemporaryDirectory(prefix="imbrace-checkpoint-") as folder:
-            # Before the ledgers are listed: what a run closes meanwhile is then seen twice, never not at all.
+            # Before the ledgers are listed: rows of journals closed meanwhile are seen twice, not missed.
             noted, shapes = await _read_journals(lake, needed)
             base = await _load_newest(lake, Path(folder))
             newer = await _list_after_checkpoint(lake, base)
@@ -171,8 +171,8 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
             tables = await asyncio.to_thread(_own_latest, base, noted, organization_id, needed)
     except OSError as exc:
         raise StoreError(
-            f"the state of {lake.url} cannot be put together ({exc.strerror or type(exc).__name__}):"
-            " make room in the temporary folder (TMPDIR)"
+            f"the state of {lake.url} cannot be merged ({exc.strerror or type(exc).__name__}): free space in"
+            " the temporary folder (TMPDIR)"
         ) from exc
     return _as_state(tables, base.shapes | shapes)
 
@@ -205,7 +205,7 @@ def _as_state(tables: list[pa.Table], shapes: frozenset[str]) -> LakeState:
 
 
 async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
-    """Bring the newest checkpoint that is not damaged into a folder."""
+    """Download the newest checkpoint that is not damaged."""
     keys = sorted((meta.key for meta in await lake.store.list(FOLDER)), reverse=True)
     for number, key in enumerate(keys):
         path = folder / f"checkpoint-{number}"
@@ -219,8 +219,10 @@ async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
                 raise
             problem = str(exc)
         except (ValueError, LookupError, TypeError, OSError, pa.ArrowException):
-            problem = "it is not what was written"
-        lake.skip_damaged(key, f"{lake.url}/{key} cannot be used ({problem}): delete it, it is made again")
+            problem = "it is damaged"
+        lake.skip_damaged(
+            key, f"{lake.url}/{key} cannot be used ({problem}): delete it, runs write a new one"
+        )
     return Checkpoint()
 
 
@@ -236,7 +238,7 @@ def _digest(path: Path) -> str:
 
 
 async def _list_after_checkpoint(lake: Lake, base: Checkpoint) -> list[str]:
-    """The ledger objects that are not in a checkpoint."""
+    """Return the keys of the ledger objects that are not in a checkpoint."""
     found = []
     for ledger in READ:
         start_after = f"{ledger}/{base.since}" if base.since else ""
@@ -259,7 +261,7 @@ async def _read_journals(lake: Lake, columns: Sequence[str]) -> tuple[list[pa.Ta
 async def _read_rows(
     lake: Lake, keys: Sequence[str], columns: Sequence[str], *, at_a_time: int = READ_AT_A_TIME
 ) -> AsyncIterator[tuple[list[pa.Table], frozenset[str]]]:
-    """What ledger objects say, as rows of a checkpoint and as shapes, some objects at a time."""
+    """Yield the content of ledger objects as rows of a checkpoint and as shapes, a few objects at a time."""
     schema = pa.schema([ROWS.field(name) for name in columns])
     for ledger, needed in (
         ("conversations", [*columns]),
@@ -278,7 +280,7 @@ async def _read_rows(
 
 
 def _state_rows(entries: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows of the ledger `conversations` as those of a checkpoint."""
+    """Return rows of the ledger `conversations` as rows of a checkpoint."""
     proofs = is_state(entries)
     if pc.all(proofs).as_py():
         return entries.cast(schema)
@@ -288,7 +290,7 @@ def _state_rows(entries: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _linked_rows(phones: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows of the ledger `phones` as those of a checkpoint."""
+    """Return the conversations in rows of the ledger `phones` as rows of a checkpoint."""
     phones = phones.combine_chunks()
     ids = pc.list_flatten(phones.column("conversation_ids"))
     organizations = phones.column("organization_id").take(
@@ -299,14 +301,14 @@ def _linked_rows(phones: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Schema) -> pa.Table:
-    """Rows of conversations of which no more is known than their ids."""
+    """Return rows of conversations of which only the ids are known."""
     columns = dict(zip(SAME, (organizations, ids), strict=True))
     arrays = [columns[one.name] if one.name in SAME else pa.nulls(len(ids), one.type) for one in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 async def _read_legacy_state(lake: Lake, columns: Sequence[str]) -> list[pa.Table]:
-    """What the newest digest of an earlier version says; it may say more than what is left of the ledger."""
+    """Return the rows of an earlier release's newest state; the ledgers may have fewer by now."""
     keys = [meta.key for meta in await lake.store.list(OLD_FOLDER)]
     schema = pa.schema([ROWS.field(name) for name in columns])
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError, OSError, pa.ArrowException):
@@ -317,7 +319,7 @@ async def _read_legacy_state(lake: Lake, columns: Sequence[str]) -> list[pa.Tabl
 
 
 def _latest(tables: list[pa.Table]) -> list[pa.Table]:
-    """Of each conversation the last proof, or its ids if it has none; takes the tables out of the list."""
+    """Return the last proof of each conversation, or its ids if it has none; empties the list of tables."""
     if not tables:
         return []
     keys = pa.concat_tables([table.select([*SAME, AT]) for table in tables])
@@ -340,9 +342,9 @@ def _latest(tables: list[pa.Table]) -> list[pa.Table]:
 
 
 async def write_checkpoint(lake: Lake, now: datetime) -> None:
-    """Write a new checkpoint if many ledger objects lie beyond the last one.
+    """Write a new checkpoint if there are many ledger objects after the last one.
 
-    A checkpoint saves later runs time and nothing else, so failing to write one is only logged.
+    A checkpoint only saves time for later runs, so a failure to write it is only logged.
     """
     try:
         with TemporaryDirectory(prefix="checkpoint-", dir=lake.store.temporary_directory()) as folder:
@@ -353,7 +355,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
 
 
 async def _write(lake: Lake, now: datetime, folder: Path) -> None:
-    # Before the ledgers are listed: a run that is closed later had a journal now, or begins later.
+    # Before the ledgers are listed: a run that closes after the listing has a journal now, or begins later.
     since = await _earliest_open(lake, now)
     base = await _load_newest(lake, folder)
     newer = await _list_after_checkpoint(lake, base)
@@ -370,13 +372,13 @@ async def _write(lake: Lake, now: datetime, folder: Path) -> None:
 
 
 async def _earliest_open(lake: Lake, now: datetime) -> str:
-    """The time before which no run began that may still add objects, as the names of objects have it."""
+    """Return the time, as in the keys of objects, such that runs that began earlier add no more objects."""
     starts = [await _started_at(lake, run, objects) for run, objects in (await list_journals(lake)).items()]
     return (min([now, *starts]) - LONGEST_RUN).strftime(_STAMP)
 
 
 async def _started_at(lake: Lake, run_id: str, objects: Sequence[ObjectMeta]) -> datetime:
-    """When a run under way or killed began."""
+    """Return when a run under way or killed began."""
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         header: dict[str, Any] = json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
         started_at = datetime.fromisoformat(header["started_at"])
@@ -388,7 +390,7 @@ async def _started_at(lake: Lake, run_id: str, objects: Sequence[ObjectMeta]) ->
 async def _merge(
     lake: Lake, base: Checkpoint, keys: Sequence[str], folder: Path, *, since: str = ""
 ) -> Checkpoint:
-    """Make one checkpoint of another and of ledger objects; neither need fit into memory."""
+    """Merge ledger objects into a checkpoint; neither needs to fit into memory."""
     merged, shapes = base, set(base.shapes)
     buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
     if base.path is None:
@@ -398,7 +400,7 @@ async def _merge(
         await asyncio.to_thread(buckets.add, tables)
         if buckets.is_full:
             path = await asyncio.to_thread(buckets.write, {})
-            # Every run names the same conversations again, which need not wait for the end.
+            # Every run names the same conversations again, so merging now makes the buckets smaller.
             merged = Checkpoint(path, pq.read_metadata(path).num_rows)
             buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
     missed = [key for key in keys if key in lake.damaged]
@@ -414,13 +416,13 @@ async def _merge(
 
 @dataclass(slots=True)
 class _Buckets:
-    """Rows on their way into a checkpoint, in temporary files by a hash of their conversation.
+    """Rows for a new checkpoint, in temporary files by a hash of their conversation.
 
     Attributes:
-        folder: Where the files are, and the checkpoint will be.
-        count: How many buckets.
-        most_added: Rows that are to be merged at a time, beside those of the last checkpoint.
-        added: Rows so far.
+        folder: The folder of the files and of the new checkpoint.
+        count: The number of buckets.
+        most_added: The number of rows to merge at a time, besides those of the last checkpoint.
+        added: The number of rows so far.
     """
 
     folder: Path
@@ -431,7 +433,7 @@ class _Buckets:
 
     @classmethod
     def of(cls, base: Checkpoint, folder: Path) -> _Buckets:
-        """Begin with the rows of a checkpoint, whose file is not needed afterwards."""
+        """Return buckets with the rows of a checkpoint, whose file is not needed afterwards."""
         most_added = max(LEAST_MERGED, base.rows)
         count = min(MOST_BUCKETS, -(-(base.rows + most_added) // GROUP_ROWS))
         buckets = cls(folder, count, most_added)
@@ -445,7 +447,7 @@ class _Buckets:
         return self.added > self.most_added
 
     def add(self, tables: Iterable[pa.Table]) -> None:
-        """Take rows of `ROWS`."""
+        """Add rows of `ROWS`."""
         for table in tables:
             hashes = np.fromiter(
                 map(hash, table.column("conversation_id").to_pylist()), np.int64, table.num_rows
@@ -468,7 +470,7 @@ class _Buckets:
         return self._files[number][2]
 
     def write(self, metadata: dict[str, str]) -> Path:
-        """Write the last proof of each conversation into a new file, and drop the buckets."""
+        """Write the last proof of each conversation to a new file, and delete the buckets."""
         path = self.folder / f"merged-{len([*self.folder.iterdir()])}"
         write_row_groups(path, self._groups(), ROWS, metadata, _OPTIONS)
         return path

@@ -1,6 +1,6 @@
 """The claim in a part's footer: whose rows it contains, their content hash, and how a walk proved them.
 
-With it, a copy of one object can be judged without a ledger.
+With the claim, `verify --object` judges a copy of one object without a ledger.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ class PartClaim:
     """What a run states about a part that it writes; the names are those of the ledger `conversations`.
 
     Attributes:
-        organization_id, conversation_id: Whose messages the rows are.
+        organization_id, conversation_id: The conversation of the rows.
         run_id: The run that wrote the part.
-        status, proof_method, server_count: The result of the walk: its verdict, its method and the
-            gateway's count of the conversation. None if a repair wrote the part and the
-            ledgers have no proof.
-        content_hash: The sum of the digests of the part's rows, deleted ones included.
-        schema_version: The version of the part's form.
+        status, proof_method, server_count: The result of the walk: its verdict, its method and the gateway's
+            count of the conversation. None if a repair wrote the part and the ledgers have no proof.
+        content_hash: The sum of the digests of the part's rows, including deleted ones.
+        schema_version: The schema version of the part.
     """
 
     organization_id: str
@@ -41,17 +40,17 @@ class PartClaim:
     schema_version: int = SCHEMA_VERSION
 
     def metadata(self) -> dict[str, str]:
-        """The claim as key-value metadata of a Parquet footer, with a checksum of itself."""
+        """Return the claim as key-value metadata of a Parquet footer, with a checksum."""
         values = {name: getattr(self, name) for name in _NAMES}
         texts = {name: str(value) for name, value in values.items() if value is not None}
         return {**texts, CHECKSUM: _checksum(texts)}
 
 
 def parse_claim(metadata: Mapping[bytes, bytes] | None) -> PartClaim | None:
-    """The claim of a footer; None for a part of an earlier version, which has none.
+    """Return the claim of a footer; None for a part of an earlier release, which has none.
 
     Raises:
-        ValueError: The claim is not as it was written.
+        ValueError: The claim is damaged.
     """
     texts = {name.decode(): value.decode() for name, value in (metadata or {}).items()}
     if CHECKSUM not in texts and "content_hash" not in texts:

@@ -1,6 +1,6 @@
-"""Descriptions of all columns of the lake, in Markdown; `docs/columns.md` is generated from them.
+"""Descriptions of all columns of the lake, in Markdown, from which `docs/columns.md` is generated.
 
-They are not in the metadata of the schemas, because Arrow would write them into every object.
+They are not metadata of the schemas, because Arrow would write that into every object.
 """
 
 from __future__ import annotations

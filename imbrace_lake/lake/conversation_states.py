@@ -19,25 +19,25 @@ ROWS_AT_A_TIME = 4_096
 
 
 class ConversationStates:
-    """One entry a conversation, by its id; kept as columns, for objects would take ten times the memory.
+    """The last entry of each conversation, by its id; as columns, because objects take ten times the memory.
 
     Args:
-        rows: Rows of the ledger `conversations`, of each conversation one.
+        rows: Rows of the ledger `conversations`, one per conversation.
     """
 
     def __init__(self, rows: pa.Table) -> None:
         self._count: int = rows.num_rows
-        # Neither joined nor sorted: either would need twice what may be most of the process's memory.
+        # Neither joined nor sorted, because these rows can take most of the memory, and a copy as much again.
         self._batches = rows.to_batches()
         self._index = HashIndex(self._iter_ids(), self._count)
 
     @classmethod
     def empty(cls) -> ConversationStates:
-        """No states, as in a new lake."""
+        """Return no states, as in a new lake."""
         return cls(empty_state_rows())
 
     def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
-        """The entries of some conversations, by their ids; those that have none are left out."""
+        """Return the entries of some conversations by their ids, without those that have none."""
         wanted = {*conversation_ids}
         positions = self._index.find(wanted)
         found: dict[str, ConversationEntry] = {}
@@ -51,7 +51,7 @@ class ConversationStates:
         return found
 
     def ids(self) -> list[str]:
-        """Every conversation that has an entry."""
+        """Return the id of every conversation that has an entry."""
         return [*self._iter_ids()]
 
     def _iter_ids(self) -> Iterator[str]:
@@ -59,7 +59,7 @@ class ConversationStates:
             yield from some.column("conversation_id").to_pylist()
 
     def _some(self) -> Iterator[pa.RecordBatch]:
-        """All rows, as many at a time as objects may be made of."""
+        """Yield all rows, few enough at a time to make objects of them."""
         for batch in self._batches:
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 yield batch.slice(start, ROWS_AT_A_TIME)
@@ -73,26 +73,26 @@ class ConversationStates:
 
 
 def empty_state_rows() -> pa.Table:
-    """The rows of a lake without states."""
+    """Return the rows of a lake without states."""
     return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
 
 
 def is_state(rows: pa.Table) -> pa.ChunkedArray:
-    """Which rows of the ledger `conversations` prove that one is complete, unchanged or deleted upstream."""
-    # A window of time proves nothing about other messages, so it is not a state to continue from.
+    """Return a mask of the rows that prove a conversation complete, unchanged or deleted upstream."""
+    # A window of time proves nothing about other messages, so no run can continue from it.
     is_window = pc.fill_null(pc.equal(rows.column("proof_method"), WINDOW), False)
     return pc.and_(pc.is_in(rows.column("status"), pa.array([*PROVEN, "gone"])), pc.invert(is_window))
 
 
 @dataclass(frozen=True, slots=True)
 class LakeState:
-    """What the ledgers of a lake add up to, for one organization.
+    """The state that the ledgers of a lake add up to, for one organization.
 
     Attributes:
         states: The last proof of each conversation that has one.
         unproven: Ids of all other conversations: those that failed, of which only a window was read, or
-            that a number led to before the run was killed.
-        shapes: The shapes of messages that are known, of any organization.
+            whose link was found before the run was killed.
+        shapes: The known shapes of messages, of all organizations.
     """
 
     states: ConversationStates
@@ -100,19 +100,19 @@ class LakeState:
     shapes: frozenset[str]
 
     def ids(self) -> list[str]:
-        """Ids of every conversation that a ledger names."""
+        """Return the id of every conversation that a ledger names."""
         return [*self.states.ids(), *self.unproven]
 
 
 async def read_every_id(
     lake: Lake, organization_id: str, partitions: Partitions, recorded: Iterable[str]
 ) -> list[str]:
-    """Every conversation that the lake has a message or a ledger's row of, in order.
+    """Return the ids of all conversations with a partition or a row in a ledger, in order.
 
     Args:
-        lake: Which.
-        organization_id: Whose conversations.
-        partitions: Its parts, as listed.
+        lake: The lake.
+        organization_id: The organization of the conversations.
+        partitions: The organization's parts, as listed.
         recorded: Ids of all conversations that a ledger names.
     """
     found = {*recorded}

@@ -1,8 +1,8 @@
-"""Compare what was read with what the lake has: new messages, newer versions, deletions, returns.
+"""Compare the rows of a walk with the lake: new messages, newer versions, deletions, returns.
 
 `diff_rows` and `apply_diff` are pure functions over Arrow tables. `diff_partition` calls them within the
-memory budget: on all rows where they fit into memory; on the stored rows of messages that were read
-where only these fit; else slice by slice.
+memory budget: on all rows if they fit into memory; on the stored rows of the messages that were read if only
+these fit; else slice by slice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import CONTENT, EMPTY, SCHEMA, as_written_today
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 
-# Each is an open file while they are filled.
+# Each slice is an open file while rows are distributed.
 MOST_SLICES = 256
 
 
@@ -34,8 +34,8 @@ class Diff:
     Attributes:
         new: Rows of messages that the lake does not have, with their digests.
         newer: Rows of messages that the lake has in another version or marked deleted, with digests.
-        deleted: Ids of messages that the lake has, and that a full walk proved deleted.
-        outdated: How many messages the lake has in a newer version than was read.
+        deleted: Ids of stored messages that a full walk proved deleted.
+        outdated: The number of messages that the lake has in a newer version than the walk.
     """
 
     new: pa.Table
@@ -45,7 +45,7 @@ class Diff:
 
     @property
     def is_rewrite(self) -> bool:
-        """Whether rows that the lake has must change."""
+        """Whether stored rows must change."""
         return bool(self.newer.num_rows or len(self.deleted))
 
     def affects(self, rows: pa.Table) -> bool:
@@ -60,7 +60,7 @@ class Diff:
         )
 
     def newer_of(self, ids: pa.Array) -> pa.Table:
-        """The newer rows of some messages."""
+        """Return the newer rows of some messages."""
         return self.newer.filter(pc.is_in(self.newer.column("message_id"), ids))
 
 
@@ -68,8 +68,8 @@ def diff_rows(lake: pa.Table, read: pa.Table, baseline: pa.Array | None = None) 
     """Compare the rows of a walk with those of the lake.
 
     Args:
-        lake: What the lake has of the conversation; each message once.
-        read: What was read, each message once, with digests.
+        lake: The stored rows of the conversation, each message once.
+        read: The rows of the walk, each message once, with digests.
         baseline: Ids that the lake had before the start of a walk that proved `read` complete: such messages
             are deleted if they were not read. The walk proves nothing about messages that another run has
             added since.
@@ -90,30 +90,30 @@ def diff_rows(lake: pa.Table, read: pa.Table, baseline: pa.Array | None = None) 
 
 
 def current_ids(lake: pa.Table) -> pa.Array:
-    """The messages of the lake that are not marked deleted."""
+    """Return the ids of stored messages that are not marked deleted."""
     return lake.filter(pc.invert(lake.column("is_deleted"))).column("message_id").combine_chunks()
 
 
 def _compare_versions(lake: pa.Table, again: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """Which rows of `again` are another version than the lake's, and which of them an older one."""
+    """Return masks of the rows of `again` that differ from the lake's version, and that are older."""
     index = pc.index_in(again.column("message_id"), lake.column("message_id").combine_chunks())
     old = lake.take(index)
     is_deleted = old.column("is_deleted").combine_chunks()
     differs = _differ(old, again)
     if pc.any(differs).as_py():
-        # An earlier version of this project may have written the same message in another form.
+        # An earlier release may have written the same message in another form.
         still_differs = _differ(as_written_today(old.filter(differs)), again.filter(differs))
         differs = pc.replace_with_mask(differs, differs, still_differs)
     differs = pc.or_(differs, is_deleted)
-    # A run that read earlier and writes later must not bring an old version back. But a message that
-    # comes back from the dead may do so in any version: the gateway has no other.
+    # A run that reads early and writes late must not bring back an old version. But a restored message is
+    # accepted in any version, because the gateway has only this one.
     is_older = pc.less(again.column("updated_at").combine_chunks(), old.column("updated_at").combine_chunks())
     is_older = pc.and_(pc.fill_null(is_older, False), pc.invert(is_deleted))
     return differs, pc.and_(differs, is_older)
 
 
 def _differ(old: pa.Table, now: pa.Table) -> pa.Array:
-    """Which rows, one by one, differ in a column of `CONTENT`."""
+    """Return a mask of the rows that differ in a column of `CONTENT`."""
     differs = pa.repeat(False, old.num_rows)
     for name in CONTENT:
         was, is_now = old.column(name).combine_chunks(), now.column(name).combine_chunks()
@@ -123,17 +123,15 @@ def _differ(old: pa.Table, now: pa.Table) -> pa.Array:
 
 
 def apply_diff(part: pa.Table, diff: Diff, now: datetime) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Rewrite the rows of one part that changed.
+    """Apply the diff of a conversation to the rows of one part; applying it twice changes nothing more.
 
     Args:
         part: The part's rows.
-        diff: That of the conversation; rows of other parts are ignored.
-        now: When the change was noticed.
+        diff: The conversation's diff; rows of other parts are ignored.
+        now: The time of the change in the lake.
 
     Returns:
-        The part's rows as they are to be, in their order; the versions that newer ones replace; and
-        those that are marked deleted. What is as it is to be stays, so that applying changes twice
-        changes nothing.
+        The part's new rows, in the same order; the replaced versions; and the rows that were marked deleted.
     """
     newer = diff.newer_of(part.column("message_id").combine_chunks())
     newer = newer.filter(_compare_versions(part, newer)[0])
@@ -171,9 +169,9 @@ class PartitionDiff:
 
     Attributes:
         new: Rows that the lake does not have; None if there are none.
-        changed_parts: Indexes of the parts some of whose rows must change.
-        outdated: How many messages the lake has in a newer version than was read.
-        part_diffs: Gives all rows of one part, some at a time, with the diff that affects them.
+        changed_parts: Indexes of the parts in which rows must change.
+        outdated: The number of messages that the lake has in a newer version than the walk.
+        part_diffs: Yields all rows of a part in batches, each with the diff that affects it.
     """
 
     new: Rows | None
@@ -185,14 +183,14 @@ class PartitionDiff:
 def diff_partition(
     read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None, reservation: Reservation
 ) -> PartitionDiff:
-    """Compare what was read with what the lake has.
+    """Compare the rows of a walk with a partition.
 
     Args:
-        read: What was read, with digests.
-        snapshot: What the lake has now.
-        baseline: What it had before a walk began that proved `read` complete: messages of it that were not
-            read are deleted. None if there was no such walk.
-        reservation: For what does not fit into memory.
+        read: The rows of the walk, with digests.
+        snapshot: The partition now.
+        baseline: The partition before a walk that proved `read` complete: its messages that were not read are
+            deleted. None if there was no such walk.
+        reservation: The memory budget, with a folder for rows that exceed it.
     """
     indexes = range(len(snapshot.parts))
     if not indexes:
@@ -203,7 +201,7 @@ def diff_partition(
     if is_in_memory:
         stored = snapshot.tables
     else:
-        # Without a baseline, messages that were not read do not matter.
+        # Without a baseline, only the messages that were read matter.
         ids = read.table.column("message_id").combine_chunks()
         stored = [
             pa.concat_tables(
@@ -225,7 +223,7 @@ def diff_partition(
 def _diff_in_slices(
     read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None, reservation: Reservation
 ) -> PartitionDiff:
-    """Spread both sides over files by a hash of the message id, so that each slice fits into memory."""
+    """Distribute both sides over files by a hash of the message id, so that each slice fits into memory."""
     count = min(MOST_SLICES, -(-(read.size_bytes + snapshot.size_bytes) // reservation.most_bytes))
 
     def spread(batches: Iterable[pa.Table]) -> list[Path]:
@@ -236,7 +234,7 @@ def _diff_in_slices(
     ids = None if baseline is None else spread(baseline.batches(["message_id", "is_deleted"]))
 
     def slices() -> Iterator[tuple[list[pa.Table], Diff]]:
-        # They are made again rather than kept, for there may be as many changes as messages.
+        # Computed again instead of kept, because there can be as many changes as messages.
         for number in range(count):
             parts = [_load(paths[number]) for paths in part_slices]
             before = None if ids is None else current_ids(_load(ids[number]))
@@ -258,7 +256,7 @@ def _diff_in_slices(
 
 
 def _spread(batches: Iterable[pa.Table], paths: list[Path]) -> list[Path]:
-    """Write rows to files, each row to the one that its message id selects."""
+    """Write each row to the file that its message id selects."""
     batches = iter(batches)
     first = next(batches, EMPTY)
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)

@@ -1,4 +1,4 @@
-"""How old the proof of each conversation is."""
+"""The age of each conversation's proof."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CLASSES = {
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How one conversation stands, and since when nobody has looked.
+    """The age of one conversation's proof.
 
     Attributes:
-        status: Of its last proof; ``unproven`` if it has none.
-        age: Since it was last proven complete or unchanged; None if it never was.
-        walk_age: Since it was last walked from top to bottom.
+        status: The status of its last proof; ``unproven`` if it has none.
+        age: The time since it was last proven complete or unchanged; None if it never was.
+        walk_age: The time since its last full walk.
     """
 
     conversation_id: str
@@ -39,9 +39,9 @@ class Freshness:
 
 
 async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> list[Freshness]:
-    """Every conversation that the lake has heard of with the age of its proof, the stalest first.
+    """Return the freshness of every conversation in the ledgers and partitions, the stalest first.
 
-    A conversation that an earlier version stored under two spellings of its id is there once.
+    A conversation that an earlier release stored under two spellings of its id is included once.
     """
     state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"])
     proven = state.states.ids()
@@ -61,7 +61,7 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
 
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:
-    """Every conversation with the age of its proof, the stalest first; what is gone has none to renew."""
+    """Return the freshness of conversations, the stalest first, without those deleted upstream."""
     found = [
         (
             now - (entry.proven_until or entry.finished_at),
@@ -77,7 +77,7 @@ def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Fresh
 
 
 def by_age(found: Iterable[Freshness]) -> dict[str, int]:
-    """How many conversations are of which age, the oldest last; classes without any are there too."""
+    """Count conversations by age, the oldest last, including empty classes."""
     counts = dict.fromkeys([*CLASSES, OLDER, NEVER], 0)
     for one in found:
         counts[_class_of(one.age)] += 1
@@ -91,5 +91,5 @@ def _class_of(age: timedelta | None) -> str:
 
 
 def count_stale(found: Sequence[Freshness], limit: timedelta) -> int:
-    """How many conversations have a proof older than `limit`, or none."""
+    """Count the conversations with a proof older than `limit`, or with none."""
     return sum(one.age is None or one.age > limit for one in found)

@@ -1,4 +1,4 @@
-"""String-to-row index in 16 bytes per row; a dictionary takes ten times the memory."""
+"""An index from strings to rows, with 16 bytes per row; a dict takes ten times the memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 
 class HashIndex:
-    """The rows of a column by its texts.
+    """Finds the rows of a column by text.
 
     Args:
         texts: The column, row by row.
-        count: How many rows.
+        count: The number of rows.
     """
 
     def __init__(self, texts: Iterable[str], count: int) -> None:
@@ -22,10 +22,10 @@ class HashIndex:
         self._hashes = hashes[self._rows]
 
     def find(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
-        """The rows that have one of some texts, in order; rarely another one, whose hash is the same."""
+        """Return the rows with one of these texts, in order, and rarely others with the same hash."""
         wanted = np.unique(np.fromiter(map(hash, texts), np.int64))
         begin = np.searchsorted(self._hashes, wanted, "left")
         counts = np.searchsorted(self._hashes, wanted, "right") - begin
-        # The first row of each text, and the rows that follow it.
+        # For each text its first row and the following ones.
         further = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.sort(self._rows[np.repeat(begin, counts) + further])

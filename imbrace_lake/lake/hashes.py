@@ -1,4 +1,4 @@
-"""Digests of messages, and the content hash of a set of messages, whatever their order."""
+"""Digests of messages, and the content hash of a set of messages, which does not depend on their order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pyarrow as pa
 from imbrace_lake.gateway.exact_json import write
 from imbrace_lake.gateway.models import Item
 
-# A column of digests: it travels with the rows of a walk and is not written.
+# A column that rows of a walk have in memory, and that is not written.
 DIGEST = "digest"
-# orjson then rejects what it would write with a loss: an object whose keys repeat.
+# With this option orjson rejects objects with repeated keys, which it would write with a loss.
 _EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 # The content hash of no messages.
 NO_HASH = "0" * 32
 
 
 def item_digests(items: Sequence[Item]) -> list[bytes]:
-    """`item_digest` of each item."""
+    """Return the `item_digest` of each item."""
     try:
         bodies = [orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS) for item in items]
     except TypeError:
@@ -31,7 +31,7 @@ def item_digests(items: Sequence[Item]) -> list[bytes]:
 
 
 def item_digest(item: Mapping[str, Any]) -> bytes:
-    """The 16-byte digest of all values of an item, whatever the order of its fields."""
+    """Return the 16-byte digest of an item, which does not depend on the order of its fields."""
     try:
         body = orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -40,10 +40,10 @@ def item_digest(item: Mapping[str, Any]) -> bytes:
 
 
 def content_hash(rows: pa.Table) -> str:
-    """The content hash of a set of messages, 32 hexadecimal digits: the sum of their digests.
+    """Return the content hash of a set of messages, 32 hexadecimal digits: the sum of their digests.
 
-    A sum does not depend on the order of the messages, nor on how they are spread over parts, and
-    an added part changes it by what it adds. It guards against accidents, not against an attacker.
+    A sum depends neither on the order of the messages nor on their division into parts, and the hash of a new
+    part can be added to it. It protects against accidents, not against an attacker.
     """
     if not rows.num_rows:
         return NO_HASH
@@ -54,7 +54,7 @@ def content_hash(rows: pa.Table) -> str:
 
 
 def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:
-    """The hash of a set of messages that is made of others: the sum of some hashes, less others."""
+    """Return the sum of some content hashes minus others: the hash of the resulting set of messages."""
     lanes = [0, 0]
     for sign, hashes in ((1, added), (-1, removed)):
         for one in hashes:

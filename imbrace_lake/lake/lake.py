@@ -2,15 +2,14 @@
 
 ::
 
-    lake.json                                          what the lake is: its version, its phone key
+    lake.json                                          schema version and phone key of the lake
     messages/org=<organization>/conv=<conversation>/part-00000.parquet, part-00001.parquet, …
     phones/ conversations/ runs/ revisions/ shapes/    the ledgers (ledger_schema.py, ledger.py)
     checkpoints/                                       the state that the ledgers add up to (checkpoint.py)
-    journal/<run>/                                     what a run that is under way has done so far
+    journal/<run>/                                     the results so far of a run under way
 
-Parts are only ever added, except that a part with an edited or deleted message is replaced. The
-part's own conditional write is the commit: nothing else has to succeed for it to count, and of two
-writers of one part exactly one wins.
+Parts are only added, except that a part with an edited or deleted message is replaced. The conditional write
+of the part is the commit: it depends on no other write, and of two writers of one part exactly one wins.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 MARKER = "lake.json"
 MESSAGES = "messages/"
-# Only a lake has these folders: an object in one of them shows that a lake was made.
+# Only a lake has these folders, so an object in one of them shows that there is a lake.
 FOLDERS = (
     MESSAGES, "conversations/", "phones/", "runs/", "revisions/", "shapes/", "journal/", "checkpoints/"
 )  # fmt: skip
-# Names of files may have 255 bytes, some of which `conv=` and a store's own suffixes need.
+# File names may have 255 bytes, including `conv=` and a store's own suffixes.
 LONGEST_NAME = 200
-# Rows of a large part that are in memory at a time.
+# The rows of a large part in memory at a time.
 BATCH_ROWS = 4_096
 
 _PART = re.compile(r"^.+/part-\d{5}\.parquet$")
@@ -56,14 +55,14 @@ _PART = re.compile(r"^.+/part-\d{5}\.parquet$")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One object of a partition, as it was listed, read, written or recorded.
+    """One object of a partition, as listed, read, written or recorded in a ledger.
 
     Attributes:
-        key: Relative to the lake's root.
-        size_bytes: Its length.
-        rows: Their number; None as listed.
-        sha256: Of the object's bytes; None as listed.
-        etag: The store's version of it; empty as recorded in a ledger.
+        key: The key, relative to the lake's root.
+        size_bytes: The length of the object.
+        rows: The number of rows; None as listed.
+        sha256: The hash of the object; None as listed.
+        etag: The store's version of the object; empty as recorded in a ledger.
     """
 
     key: str
@@ -79,9 +78,9 @@ class Part:
 
 
 class Partitions:
-    """Which parts every conversation of an organization has, by one listing of the lake.
+    """The parts of all conversations of an organization, from one listing of the lake.
 
-    Kept as columns, in the order of the keys: objects would take four times as much memory.
+    They are columns, in the order of the keys, because objects would take four times as much memory.
     """
 
     def __init__(self, listing: Sequence[ObjectMeta]) -> None:
@@ -96,11 +95,11 @@ class Partitions:
 
     @classmethod
     def empty(cls) -> Partitions:
-        """No partitions at all, as in a new lake."""
+        """Return no partitions, as in a new lake."""
         return cls([])
 
     def of_each(self, organization_id: str, conversation_ids: Iterable[str]) -> dict[str, list[Part]]:
-        """The parts of some conversations, in order; those that the lake does not have are left out."""
+        """Return the parts of some conversations, in order, by the ids of those that have any."""
         wanted = {partition_key(organization_id, one): one for one in conversation_ids}
         found: dict[str, list[Part]] = {}
         for row in self._rows.take(pa.array(self._index.find(wanted))).to_pylist():
@@ -110,7 +109,7 @@ class Partitions:
         return found
 
     def names(self) -> list[str]:
-        """The name of each partition, in order: the id of its conversation, encoded (`encoded`)."""
+        """Return the name of each partition, in order: the id of its conversation, `encoded`."""
         found: dict[str, None] = {}
         for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
             folders = map(_folder, batch["key"].to_pylist())
@@ -118,7 +117,7 @@ class Partitions:
         return [*found]
 
     def first_parts_except(self, organization_id: str, conversation_ids: Iterable[str]) -> list[Part]:
-        """The first part of each partition that belongs to none of these conversations."""
+        """Return the first part of each partition that belongs to none of these conversations."""
         excluded = {partition_key(organization_id, one) for one in conversation_ids}
         found: dict[str, Part] = {}
         for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
@@ -134,9 +133,9 @@ class Lake:
     """An open lake; see `open_lake`.
 
     Attributes:
-        store: Where its objects are.
-        schema_version: The version that the lake was made with.
-        phone_key: Key of the hashes of phone numbers, unless the settings give another.
+        store: The store of its objects.
+        schema_version: The schema version of the lake.
+        phone_key: The key of the phone numbers' hashes, unless the settings have another.
         damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
@@ -148,17 +147,17 @@ class Lake:
 
     @property
     def url(self) -> str:
-        """Where the lake is, free of credentials."""
+        """The address of the lake, without credentials."""
         return self.store.url
 
     def skip_damaged(self, key: str, problem: str) -> None:
-        """Record that a ledger object is skipped, with one warning for each object."""
+        """Record that a ledger object is skipped, with one warning per object."""
         if key not in self.damaged:
             self.damaged[key] = problem
             logger.warning("skipped damaged object=%s reason=%s", ascii(key)[1:-1], problem)
 
     async def list_partitions(self, organization_id: str) -> Partitions:
-        """List every part of an organization; once a run, since a listing costs a second for 10,000."""
+        """List every part of an organization; once per run, because 10,000 parts take a second."""
         return Partitions(await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"))
 
     async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
@@ -167,13 +166,13 @@ class Lake:
         return await self.list_below(f"{folder}/")
 
     async def list_below(self, folder: str = MESSAGES) -> list[Part]:
-        """List the parts below a folder, those of all organizations by default, in order."""
+        """List the parts below a folder, by default those of all organizations, in order."""
         found = await self.store.list(folder)
         parts = [_as_part(meta.key, meta.size_bytes, meta.etag) for meta in found]
         return [part for part in parts if part is not None]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[Part, pa.Table]]:
-        """Read parts, one request each: what came, which may be newer than listed, and its rows in `SCHEMA`.
+        """Read parts, one request each, and return them as read, perhaps newer than listed, with their rows.
 
         Raises:
             StoreError: An object is missing or is not a part; the message names it.
@@ -184,11 +183,11 @@ class Lake:
         with self._explained(part):
             body = await self.store.get(part.key)
             rows = read_rows(body)
-            # The ETag stays that of the listing: a part replaced since then is not to be overwritten.
+            # With the ETag of the listing, so that a part that was replaced since then is not overwritten.
             return Part(part.key, len(body), rows.num_rows, sha256(body).hexdigest(), part.etag), rows
 
     async def download_part(self, part: Part, path: Path) -> Part:
-        """Bring a part into a file, for `iter_part`; what came may be newer than listed.
+        """Download a part to a file, for `iter_part`, and return it as read, perhaps newer than listed.
 
         Raises:
             StoreError: The object is missing or is not a part; the message names it.
@@ -199,7 +198,7 @@ class Lake:
             return Part(part.key, size_bytes, rows, digest, part.etag)
 
     def iter_part(self, part: Part, path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a part that was fetched, or some columns of them, in `SCHEMA`, some at a time.
+        """Yield the rows of a downloaded part, or some columns of them, in `SCHEMA`, in batches.
 
         Raises:
             StoreError: The part is damaged; the message names it.
@@ -209,7 +208,7 @@ class Lake:
 
     @contextmanager
     def _explained(self, part: Part) -> Iterator[None]:
-        """Put into a sentence why a part cannot be read."""
+        """Turn the errors of reading a part into one sentence."""
         try:
             yield
         except FileNotFoundError:
@@ -218,7 +217,7 @@ class Lake:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
     async def replace_part(self, part: Part, body: LazyBody) -> Part:
-        """Replace a part with as many rows, some of which were edited, marked deleted or repaired.
+        """Replace a part with the same number of rows, some of them edited, marked deleted or repaired.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
@@ -232,14 +231,13 @@ class Lake:
         """Add a part to a conversation's partition; this is the commit.
 
         Args:
-            organization_id: Whose conversation it is.
-            conversation_id: Names the partition.
-            number: One more than the highest part that was read.
+            organization_id, conversation_id: The conversation.
+            number: One more than the highest number of a part that was read.
             body: The Parquet file, `rows` rows in `SCHEMA`, none of them in an earlier part.
-            rows: How many.
+            rows: The number of rows.
 
         Raises:
-            ObjectExists: Another writer took this number: read the partition again.
+            ObjectExists: Another writer used this number: read the partition again.
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
         meta = await self.store.create(key, body)
@@ -250,7 +248,7 @@ class Lake:
 async def open_lake(
     url: str, *, now: datetime | None, options: StoreOptions | None = None
 ) -> AsyncIterator[Lake]:
-    """Open a lake, and with `now` make it if there is none.
+    """Open a lake; with `now`, create it if there is none.
 
     Raises:
         UsageError: There is no lake and `now` is None, or a newer version of this project wrote it.
@@ -265,14 +263,14 @@ async def open_lake(
             raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
         if not is_marker(marker):
             raise DamagedObject(
-                f"{store.url}/{MARKER} is damaged, or is not of a lake: restore it from a copy, or delete it"
-                " and call `imbrace-lake new-key`"
+                f"{store.url}/{MARKER} is damaged, or not that of a lake: restore it from a copy, or delete"
+                " it and run `imbrace-lake new-key`"
             )
         values = json.loads(marker)
         version, phone_key = int(values["schema_version"]), bytes.fromhex(values["phone_key"])
         if version > SCHEMA_VERSION:
             raise UsageError(
-                f"the lake at {store.url} has schema version {version}, this program knows"
+                f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
         yield Lake(store, version, phone_key)
@@ -282,28 +280,28 @@ async def has_lake(store: Store) -> bool:
     """Whether there is a lake.
 
     Raises:
-        DamagedObject: There is, and it has lost its `lake.json`.
+        DamagedObject: There is a lake without its `lake.json`.
     """
     return await _read_marker(store) is not None
 
 
 async def renew_marker(url: str, *, now: datetime, options: StoreOptions | None = None) -> None:
-    """Write the `lake.json` that a lake has lost, with a new key of the phone numbers' hashes.
+    """Write a new `lake.json`, with a new key of the phone numbers' hashes, for a lake that has lost it.
 
     Raises:
-        UsageError: The lake has one, or there is no lake.
+        UsageError: The lake has a `lake.json`, or there is no lake.
         StoreError: The store cannot be used.
     """
     async with open_store(url, options) as store:
         if await store.head(MARKER) is not None:
-            raise UsageError(f"{store.url} has a {MARKER}, which stays: a lake keeps its key")
+            raise UsageError(f"{store.url} has a {MARKER}, which is not replaced: a lake keeps its key")
         if await _find_any(store) is None:
             raise UsageError(f"there is no lake at {store.url}: check the address")
         await _write_marker(store, now)
 
 
 async def _read_marker(store: Store) -> bytes | None:
-    """Read `lake.json`; None where there is no lake."""
+    """Read `lake.json`; None if there is no lake."""
     try:
         return await store.get(MARKER)
     except FileNotFoundError:
@@ -311,18 +309,18 @@ async def _read_marker(store: Store) -> bytes | None:
     if found is None:
         return None
     try:
-        # Another run may have made the lake since, and have written what was found.
+        # Another run may have created the lake meanwhile, and written the object that was found.
         return await store.get(MARKER)
     except FileNotFoundError:
         raise DamagedObject(
-            f"the lake at {store.url} has lost its {MARKER}, for it has {found}: restore {MARKER} from a"
-            " copy. Without a copy, call `imbrace-lake new-key`: later hashes of phone numbers then differ"
-            " from earlier ones"
+            f"the lake at {store.url} has {found}, but has lost its {MARKER}: restore {MARKER} from a copy."
+            " Without a copy, run `imbrace-lake new-key`: later hashes of phone numbers then differ from"
+            " earlier ones"
         ) from None
 
 
 async def _find_any(store: Store) -> str | None:
-    """The key of an object that only a lake has; None where there is no lake."""
+    """Return the key of an object that only a lake has; None if there is no lake."""
     listings = await asyncio.gather(*(store.list(folder, most=1) for folder in FOLDERS))
     return next((meta.key for listing in listings for meta in listing), None)
 
@@ -338,7 +336,7 @@ async def _write_marker(store: Store, now: datetime) -> bytes:
     try:
         await store.create(MARKER, marker)
     except ObjectExists:
-        # Another run makes the same lake just now; its key is the lake's key.
+        # Another run has just created the same lake, with the lake's phone key.
         try:
             return await store.get(MARKER)
         except FileNotFoundError:
@@ -347,7 +345,7 @@ async def _write_marker(store: Store, now: datetime) -> bytes:
 
 
 def is_marker(body: bytes) -> bool:
-    """Whether `lake.json` is what was written."""
+    """Whether a `lake.json` is undamaged."""
     try:
         values = json.loads(body)
         is_usable = isinstance(values["schema_version"], int) and bytes.fromhex(values["phone_key"])
@@ -362,25 +360,25 @@ def _checksum(values: Mapping[str, str | int]) -> str:
 
 
 def read_rows(body: bytes) -> pa.Table:
-    """Rows of a part in today's `SCHEMA`, whichever version wrote it.
+    """Return the rows of a part, from any release, in today's `SCHEMA`.
 
     Raises:
-        pa.ArrowInvalid: It is no part.
-        OSError: It is damaged.
+        pa.ArrowInvalid: The body is not a part.
+        OSError: The part is damaged.
     """
     rows = pq.read_table(io.BytesIO(body), schema=SCHEMA, page_checksum_verification=True)
-    # A column that the file does not have is read as nulls.
+    # A missing column is read as nulls.
     if any(rows.column(field.name).null_count for field in SCHEMA if not field.nullable):
         raise pa.ArrowInvalid("columns of a part are missing")
     return rows
 
 
 def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Rows of a part in a file, or some columns of them, as `read_rows` gives them, some at a time.
+    """Yield the rows of a part in a file, or some columns of them, like `read_rows`, in batches.
 
     Raises:
-        pa.ArrowInvalid: It is no part.
-        OSError: It is damaged.
+        pa.ArrowInvalid: The file is not a part.
+        OSError: The part is damaged.
     """
     schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
     # Without `pre_buffer`, which would load a complete row group.
@@ -391,7 +389,7 @@ def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
 
 
 def in_schema(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
-    """Rows of a part in columns of `SCHEMA`, whichever version wrote them.
+    """Return rows of a part, from any release, with columns of `SCHEMA`.
 
     Raises:
         pa.ArrowInvalid: A column that every part has is missing.
@@ -408,35 +406,34 @@ def in_schema(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
 
 
 def _inspect(path: Path) -> tuple[int, str, int]:
-    """Size, SHA-256 and rows of a part in a file."""
+    """Return size, SHA-256 and number of rows of a part in a file."""
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
     return path.stat().st_size, digest, pq.read_metadata(path).num_rows
 
 
 def partition_key(organization_id: str, conversation_id: str) -> str:
-    """The folder of a conversation's parts.
+    """Return the folder of a conversation's parts.
 
-    The names `org` and `conv` are not those of the columns: readers that meet one name in path and
-    file merge the two and fail.
+    `org` and `conv` are not names of columns, because some engines fail if a name is in both path and file.
     """
     return f"{MESSAGES}org={encoded(organization_id)}/conv={encoded(conversation_id)}"
 
 
 def encoded(value: str) -> str:
-    """An id as a folder's name: percent-encoded, and shortened with a hash where it is long."""
+    """Return an id as the name of a folder: percent-encoded and, if long, shortened with a hash."""
     name = _quoted(value)
     if not name.strip("."):
         name = name.replace(".", "%2E")
     if len(name) <= LONGEST_NAME:
         return name
-    # Cut between characters: engines decode names of folders, and reject half a character.
+    # Cut between characters: engines decode the names of folders, and reject incomplete characters.
     kept = _quoted(unquote(re.sub(r"%.?$", "", name[: LONGEST_NAME - 33]), errors="ignore"))
     return f"{kept}~{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def _quoted(value: str) -> str:
-    # No tilde, which marks what was shortened.
+    # Without a tilde, which marks shortened names.
     return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
 
 

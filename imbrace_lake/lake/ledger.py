@@ -1,11 +1,10 @@
-"""What is known: input numbers, conversations and runs, as append-only Parquet beside the messages.
+"""The ledgers of input numbers, conversations and runs: append-only Parquet beside the messages.
 
-While a run is under way it writes what it has done into `journal/<run>/`; when it ends, one object
-a ledger is made of that and the journal goes. A killed run leaves its journal, and whoever asks for
-the state of a conversation reads ledgers and journals alike.
+A run writes its results into `journal/<run>/`. When it ends, it turns the journal into one object per ledger
+and deletes the journal. A killed run leaves its journal, so readers of a ledger also read the journals.
 
-How conversations stand is noted as lines of JSON, for it is noted often and a few at a time; all
-else is Parquet. The name of an object ends with the hash of its content, so a copy that differs shows.
+Outcomes of conversations are written as lines of JSON, because a run writes them often and a few at a time;
+everything else is Parquet. The name of an object ends with the hash of its content, which reveals damage.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ from imbrace_lake.lake.ledger_schema import (
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import ObjectMeta
 
-# What makes two rows of one run's journal the same thing written twice, and by which of its times the
-# later one is found, which counts: an earlier attempt of the run may have left some as well.
+# Rows of a journal that are equal in the columns `_SAME` are versions of one row, of which the one with the
+# latest `_LATEST` counts. An earlier attempt of the run may have left versions too.
 _SAME = {
-    # A row of a list can hold several numbers, and one of them twice.
+    # A row of a list can have several numbers, and the same number twice.
     "phones": ["position", "phone_hash", "duplicate_of"],
     "conversations": ["organization_id", "conversation_id"],
     "revisions": ["conversation_id", "message_id", "last_changed_at"],
@@ -60,16 +59,16 @@ _LATEST = {
 }
 JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes")
 JOURNAL = "journal/"
-# So much of a journal becomes one object; in memory it is some ten times as much.
+# The most bytes of a journal that become one object; in memory they are about ten times as many.
 GROUP_BYTES = 4 * 2**20
 LINES = ".jsonl"
-# What is left of an object of a journal that was damaged when the journal was closed.
+# The suffix of a journal's object that was damaged when the journal was closed.
 DAMAGED = ".damaged"
 READ_AT_A_TIME = 64
 ROWS_AT_A_TIME = 4_096
-# In the journal of each run, what it says of itself (recovery.py).
+# The object of a journal that describes its run (recovery.py).
 HEADER = "run.json"
-# Likewise, which conversations it found.
+# The folder of a journal with the ids of the conversations that the run found.
 FOUND = "found"
 
 
@@ -79,7 +78,7 @@ class PublishedJournal:
 
     Attributes:
         keys: Their keys.
-        statuses: Rows by status, for the ledgers that have one.
+        statuses: The number of rows by status, for the ledgers with a status.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -94,7 +93,7 @@ _EARLIEST, _LATEST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace
 
 
 class Journal:
-    """What one run writes down while it is under way, and the ledger objects it ends with."""
+    """The journal of one run while it is under way, and its ledger objects at the end."""
 
     def __init__(self, lake: Lake, run_id: str, started_at: datetime) -> None:
         self.run_id = run_id
@@ -104,7 +103,7 @@ class Journal:
         self._noted: dict[tuple[Ledger, str], str] = {}
 
     async def note(self, ledger: Ledger, name: str, rows: pa.Table) -> None:
-        """Write rows down under a name; the same name again replaces them."""
+        """Write rows under a name; the same name again replaces them."""
         await self._note(ledger, name, _to_bytes(rows), ".parquet")
 
     async def note_entries(self, name: str, entries: Iterable[ConversationEntry]) -> None:
@@ -112,11 +111,11 @@ class Journal:
         await self.note_lines(name, map(entry_line, entries))
 
     async def note_lines(self, name: str, lines: Iterable[bytes]) -> None:
-        """Write entries of `conversations`, each a line of `entry_line`, as `note_entries` does."""
+        """Write entries of `conversations`, as lines from `entry_line`, like `note_entries`."""
         await self._note("conversations", name, b"\n".join(lines), LINES)
 
     async def note_found(self, conversation_ids: Iterable[str]) -> None:
-        """Write down which conversations the run found, so that none of them is lost if it is killed."""
+        """Write which conversations the run found, so that none is lost if the run is killed."""
         body = _to_bytes(pa.table({"conversation_id": pa.array(conversation_ids, pa.string())}))
         await self._lake.store.overwrite(named_by_hash(f"{self._prefix}{FOUND}/ids", body), body)
 
@@ -135,9 +134,9 @@ class Journal:
         await self.drop()
 
     async def publish(self) -> PublishedJournal:
-        """Make ledger objects of all that was noted: one object per ledger, or several if it is large.
+        """Turn the journal into ledger objects: one per ledger, or several if it is large.
 
-        Readers see rows twice meanwhile, never not at all. Killed in between, another run does it again.
+        Meanwhile readers see rows twice, but never miss one. After a kill, another run does this again.
         """
         noted = await self._lake.store.list(self._prefix)
         published = PublishedJournal()
@@ -151,17 +150,17 @@ class Journal:
         return published
 
     async def finish(self, row: Mapping[str, Any], totals: RunTotals, published: PublishedJournal) -> None:
-        """Add the run's row to `runs`, which says that the run has ended.
+        """Add the run's row to `runs`, which marks the run as ended.
 
         Args:
-            row: The run as a row of `runs`, without its `objects`.
-            totals: Of the run.
+            row: The row of `runs`, without its `objects`.
+            totals: The run's totals.
             published: The objects of the other ledgers.
         """
         await self.add("runs", run_row({**row, "objects": published.keys}, totals))
 
     async def _latest(self, ledger: Ledger, own: Sequence[ObjectMeta]) -> AsyncIterator[pa.Table]:
-        """What was noted, only the latest row of each thing, so much of it at a time as fits into memory."""
+        """Yield the latest version of each row in the journal, as many at a time as fit into memory."""
         groups = [[meta.key for meta in group] for group in _groups(own)]
         same, at = _SAME[ledger], _LATEST[ledger]
         marks = None
@@ -169,16 +168,16 @@ class Journal:
             slim = [table for group in groups for table in await read_objects(self._lake, group, [*same, at])]
             marks = _marks(last_of_each(pa.concat_tables(slim), same, at), same, at)
         for group in groups:
-            # None of them is left where two runs close the journal of a third.
+            # No object is left if another run closes the same journal.
             rows = pa.concat_tables([empty_ledger(ledger), *await read_objects(self._lake, group)])
             rows = rows if marks is None else rows.filter(pc.is_in(_marks(rows, same, at), marks))
             if rows.num_rows:
                 yield last_of_each(rows, same, at)
 
     async def drop(self) -> None:
-        """Remove the journal, whose content is in the ledgers."""
+        """Delete the journal, whose content is in the ledgers."""
         noted = [meta.key for meta in await self._lake.store.list(self._prefix)]
-        # The header last: a journal without one belongs to nobody.
+        # The header last, because it shows whose journal it is.
         header = f"{self._prefix}{HEADER}"
         await asyncio.gather(*(self._lake.store.delete(key) for key in noted if key != header))
         await self._lake.store.delete(header)
@@ -187,36 +186,36 @@ class Journal:
         """Add one object to a ledger and return its key."""
         body = _to_bytes(rows)
         key = named_by_hash(self._name(ledger), body)
-        # The name holds the content's hash, so what is there already is this very object.
+        # The key has the hash of the content, so an object with this key is the same object.
         with suppress(ObjectExists):
             await self._lake.store.create(key, body)
         return key
 
     async def _keep_damaged(self, ledger: Ledger, keys: Iterable[str]) -> None:
-        """Keep damaged objects of the journal beside the ledger's own.
+        """Keep damaged objects of the journal in the ledger.
 
-        A rerun of this run then finds that something is missing, and `verify` names it.
+        A rerun of this run then reports that something is missing, and `verify` names the object.
         """
         for key in keys:
             try:
                 body = await self._lake.store.get(key)
             except FileNotFoundError:
-                continue  # another run closes this journal as well
+                continue  # another run closes this journal too
             except StoreError as exc:
                 if exc.is_transient:
                     raise
                 body = b""
-            # The hash of the note's name: two runs that close the journal keep the same object.
+            # With the hash of the key, so that two runs that close the journal keep the same object.
             with suppress(ObjectExists):
                 await self._lake.store.create(named_by_hash(self._name(ledger), key.encode(), DAMAGED), body)
 
     def _name(self, ledger: Ledger) -> str:
-        """What the names of the run's objects in a ledger begin with."""
+        """Return the beginning of the keys of the run's objects in a ledger."""
         return f"{ledger}/{self._started_at.strftime(_STAMP)}-{self.run_id}"
 
 
 def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
-    """One text a row that tells which thing it speaks of, as of when."""
+    """Return one text per row that identifies this version of the row."""
     names = [rows.column(name).cast(pa.string()) for name in same]
     moments = rows.column(at).cast(pa.int64()).cast(pa.string())
     marks = pc.binary_join_element_wise(*names, moments, "\0", null_handling="replace")
@@ -224,11 +223,11 @@ def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
 
 
 def _groups(objects: Sequence[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
-    """Objects by groups that fit into memory."""
+    """Yield the objects in groups that fit into memory."""
     group: list[ObjectMeta] = []
     size_bytes = 0
     for meta in objects:
-        # Lines hold less than half of the rows that Parquet of that size does.
+        # Lines have less than half as many rows as Parquet of the same size.
         size = meta.size_bytes * 2 // 5 if meta.key.endswith(LINES) else meta.size_bytes
         if group and size_bytes + size > GROUP_BYTES:
             yield group
@@ -240,9 +239,9 @@ def _groups(objects: Sequence[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
 
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
-    """Of rows that are equal in the columns `same` the one whose time `at` is latest, or else comes last.
+    """Return, of rows that are equal in the columns `same`, the one with the latest time `at`, or the last.
 
-    They stay in their order. Arrow's own grouping takes 600 bytes a row.
+    The rows keep their order. Arrow's own grouping takes 600 bytes per row.
     """
     times = rows.column(at).cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
     keys = np.fromiter(map(hash, _tuples(rows.select(same))), np.int64, rows.num_rows)
@@ -250,7 +249,7 @@ def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
     is_other = keys[order][1:] != keys[order][:-1]
     if is_other.all():
         return rows
-    # Where several have one hash, the last of each kind; nearly always they are of one kind.
+    # Of rows with the same hash, which nearly always are equal, the last of each kind.
     is_single = np.append(True, is_other) & np.append(is_other, True)
     several = order[~is_single]
     last = dict(zip(_tuples(rows.select(same).take(pa.array(several))), several.tolist(), strict=True))
@@ -258,27 +257,27 @@ def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
 
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """The rows as tuples of values, made some at a time."""
+    """Yield the rows as tuples of values."""
     for batch in rows.to_batches(max_chunksize=ROWS_AT_A_TIME):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def named_by_hash(name: str, body: bytes, suffix: str = ".parquet") -> str:
-    """A key that tells when the object is not what was written."""
+    """Return a key with the hash of the object, which reveals damage."""
     return f"{name}-{sha256(body).hexdigest()[:16]}{suffix}"
 
 
 def is_intact(key: str, body: bytes) -> bool:
-    """Whether a ledger's object is what its name says; the journal's headers say nothing of it."""
+    """Whether a ledger's object matches the hash in its key; headers of journals have no hash."""
     return key.endswith(f"/{HEADER}") or has_hash(key, sha256(body).hexdigest())
 
 
 def has_hash(key: str, digest: str) -> bool:
-    """Whether the name of an object ends with the hash of its content.
+    """Whether the key of an object ends with the hash of its content.
 
     Args:
-        key: Of the object.
-        digest: SHA-256 of its content, in hexadecimal digits.
+        key: The key of the object.
+        digest: The SHA-256 of its content, in hexadecimal digits.
     """
     name = PurePosixPath(key)
     return name.stem.endswith(f"-{digest[:16]}") and name.suffix != DAMAGED
@@ -292,16 +291,16 @@ def _to_bytes(rows: pa.Table) -> bytes:
 async def read_objects(
     lake: Lake, keys: Iterable[str], columns: Sequence[str] | None = None, *, is_strict: bool = False
 ) -> list[pa.Table]:
-    """Read ledger objects, each in one request; many rows to a table.
+    """Read ledger objects with one request each, and combine them into few tables.
 
     Args:
-        lake: Where they are.
-        keys: Which; those of journals may have gone since they were listed.
-        columns: Of their rows; all by default.
-        is_strict: Raise at a damaged object. Otherwise it is skipped and recorded in `lake.damaged`.
+        lake: The lake.
+        keys: The objects; those of journals may have been deleted since they were listed.
+        columns: The columns to read; all by default.
+        is_strict: Raise for a damaged object. Otherwise it is skipped and recorded in `lake.damaged`.
 
     Raises:
-        DamagedObject: An object is not what was written, and that is not to be skipped.
+        DamagedObject: With `is_strict`, an object is damaged.
     """
 
     async def read(key: str) -> pa.Table | None:
@@ -318,13 +317,13 @@ async def read_objects(
     while some := [*islice(remaining, READ_AT_A_TIME)]:
         found = [table for table in await asyncio.gather(*map(read, some)) if table is not None]
         if found:
-            # A table of few rows takes several times what they need, and a journal has thousands.
+            # Small tables take several times the memory of their rows, and a journal has thousands.
             tables.append(pa.concat_tables(found).combine_chunks() if len(found) > 1 else found[0])
     return tables
 
 
 async def _read_object(lake: Lake, key: str, columns: Sequence[str] | None) -> pa.Table | None:
-    """Read one ledger object; None where a run has just closed the journal that it was in."""
+    """Read one ledger object; None if a run has just closed its journal."""
     try:
         body = await lake.store.get(key)
     except FileNotFoundError:
@@ -332,7 +331,7 @@ async def _read_object(lake: Lake, key: str, columns: Sequence[str] | None) -> p
             return None
         raise DamagedObject(f"{lake.url}/{key} is missing: restore it from a copy") from None
     except StoreError as exc:
-        # Where the lake can be read, it is this object that cannot.
+        # If another object can be read, the fault is in this one.
         if exc.is_transient or not await _can_read(lake):
             raise
         raise DamagedObject(f"{lake.url}/{key} cannot be read: {exc}") from exc
@@ -351,10 +350,10 @@ async def _can_read(lake: Lake) -> bool:
 
 
 def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a ledger object, or some columns of them.
+    """Return the rows of a ledger object, or some columns of them.
 
     Raises:
-        ValueError: It is damaged; the message says how, without its name.
+        ValueError: The object is damaged; the message states how, without its key.
     """
     if not is_intact(key, body):
         raise ValueError("differs from the hash in its name")
@@ -366,10 +365,10 @@ def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) ->
 
 
 def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, is_lines: bool) -> pa.Table:
-    """Rows of a ledger object.
+    """Return the rows of a ledger object.
 
     Raises:
-        ValueError: They are not of this ledger.
+        ValueError: The rows are not of this ledger.
         pa.ArrowException, OSError: The object is damaged.
     """
     if columns is not None:
@@ -381,11 +380,11 @@ def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, i
     rows.validate(full=True)
     for one in schema:
         column = rows.column(one.name)
-        # A column that the object does not have is read as nulls.
+        # A missing column is read as nulls.
         if not one.nullable and column.null_count:
             raise ValueError(f"{one.name} is missing")
         if pa.types.is_timestamp(one.type) and rows.num_rows:
-            # Python has no times beyond these.
+            # The limits of Python's datetime.
             bounds = pa.array([_EARLIEST, _LATEST_TIME], pa.timestamp("us", "UTC")).cast(one.type, safe=False)
             least, greatest = (value for value in pc.min_max(column).values())
             if least.is_valid and not (bounds[0].value <= least.value <= greatest.value <= bounds[1].value):
@@ -394,7 +393,7 @@ def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, i
 
 
 def ledger_of(key: str) -> str | None:
-    """The ledger of an object or of a journal's note; None for any other key."""
+    """Return the ledger of an object in a ledger or a journal; None for any other key."""
     names = key.split("/")
     if key.startswith(JOURNAL):
         return names[2] if len(names) == 4 else None
@@ -402,13 +401,13 @@ def ledger_of(key: str) -> str | None:
 
 
 def run_of(key: str) -> str | None:
-    """The run that wrote a ledger object, by the object's name."""
+    """Return the run that wrote a ledger object, from the object's key; None for any other key."""
     match = _KEY.fullmatch(key)
     return None if match is None else match["run"]
 
 
 async def list_journals(lake: Lake) -> dict[str, list[ObjectMeta]]:
-    """The journals of runs under way or killed, by run."""
+    """Return the objects in the journals of runs under way or killed, by run."""
     journals: dict[str, list[ObjectMeta]] = {}
     for meta in await lake.store.list(JOURNAL):
         if meta.key.count("/") < 2:
@@ -419,14 +418,15 @@ async def list_journals(lake: Lake) -> dict[str, list[ObjectMeta]]:
 
 
 async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
-    """The objects with a ledger's rows, those of runs under way or killed included."""
-    # Journals first: what a run closes between the two listings is then seen twice, never not at all.
+    """Return the keys of all objects with a ledger's rows, including those of runs under way or killed."""
+    # Journals first: if a run closes its journal between the two listings, its rows are seen twice, but not
+    # missed.
     noted = [meta.key for meta in await lake.store.list(JOURNAL) if ledger_of(meta.key) == ledger]
     return [*(meta.key for meta in await lake.store.list(f"{ledger}/")), *noted]
 
 
 async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of a ledger, those of runs under way or killed included."""
+    """Return all rows of a ledger, including those of runs under way or killed."""
     journals = await read_noted(lake, ledger, columns)
     objects = [meta.key for meta in await lake.store.list(f"{ledger}/")]
     tables = [*await read_objects(lake, objects, columns), *journals]
@@ -441,16 +441,16 @@ async def read_run(
     *,
     is_strict: bool = False,
 ) -> pa.Table:
-    """The rows that one run has in a ledger, be it under way, killed or ended.
+    """Return the rows of one run in a ledger, whether the run is under way, killed or ended.
 
-    The names of the objects tell which are the run's, so no others are read.
+    The keys show which objects are the run's, so no others are read.
 
     Raises:
         DamagedObject: With `is_strict`, one of the run's objects is damaged.
     """
     journals = await list_journals(lake)
     noted = [meta.key for meta in journals.get(run_id, ()) if ledger_of(meta.key) == ledger]
-    # Before the ledger is listed: what is closed meanwhile is then seen twice, never not at all.
+    # Before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not missed.
     tables = await read_objects(lake, noted, columns, is_strict=is_strict)
     keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) == run_id]
     tables += await read_objects(lake, keys, columns, is_strict=is_strict)
@@ -466,11 +466,10 @@ async def knows_run(lake: Lake, run_id: str) -> bool:
 
 
 async def read_found(lake: Lake, run_id: str) -> list[str] | None:
-    """The conversations that a run found, all attempts together, as its journal has them.
+    """Return the conversations in a run's journal that its attempts found.
 
     Returns:
-        Their ids, each once; None if the run had not found them all when it was last alive, or if what
-        it wrote down is damaged.
+        Their ids, each once; None if the run ended before it had found them all, or if an object is damaged.
     """
     ids: dict[str, None] = {}
     found = await lake.store.list(f"{JOURNAL}{run_id}/{FOUND}/")
@@ -484,17 +483,17 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
                 raise
             body = b""
         if not is_intact(meta.key, body):
-            lake.skip_damaged(meta.key, f"what run {run_id} found is not known")
+            lake.skip_damaged(meta.key, f"the conversations that run {run_id} found are not known")
             return None
         ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())
     return list(ids) if found else None
 
 
 async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:
-    """What runs under way or killed have noted for a ledger.
+    """Read a ledger's rows in the journals of runs under way or killed.
 
-    To be read before the ledger is listed: what a run closes meanwhile is then seen twice at most,
-    never not at all.
+    Call this before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not
+    missed.
     """
     journals = await list_journals(lake)
     noted = [one.key for objects in journals.values() for one in objects if ledger_of(one.key) == ledger]

@@ -1,4 +1,4 @@
-"""The tables of the ledgers: their columns, and what becomes a row of them."""
+"""The columns of the ledgers, and the records that become their rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CONVERSATIONS = pa.schema(
     ]
 )
 
-# JSON has the microseconds, which a column of milliseconds does not take as text.
+# The times in JSON have microseconds, which Arrow does not parse as milliseconds.
 _AS_LINES = pa.schema(
     [field.with_type(pa.timestamp("us", "UTC")) if field.type == _TIME else field for field in CONVERSATIONS]
 )
@@ -100,7 +100,7 @@ RUNS = pa.schema(
     ]
 )
 
-# A version of a message that another replaced: the row as it was, by whom it was replaced, and when.
+# A replaced version of a message: its row, the run that replaced it, and when.
 REVISIONS = SCHEMA.append(pa.field("replaced_at", _TIME, nullable=False)).append(
     pa.field("replaced_by_run_id", pa.string(), nullable=False)
 )
@@ -125,7 +125,7 @@ LEDGER_SCHEMAS = {
 Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
 LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
 ConversationStatus = Literal["complete", "unchanged", "gone", "incomplete", "failed", "not_reached"]
-# How a conversation that a run found can end, in the order in which people are shown the counts.
+# The outcomes of a conversation that a run found, in the order of the counts for people.
 OUTCOMES: tuple[ConversationStatus, ...] = (
     "complete",
     "unchanged",
@@ -135,13 +135,13 @@ OUTCOMES: tuple[ConversationStatus, ...] = (
     "not_reached",
 )
 PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
-# The proof method of a read that claims nothing beyond a span of time.
+# The proof method of a run that read only a span of time.
 WINDOW = "window"
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationEntry:
-    """How one conversation stands after one run touched it; the columns of `CONVERSATIONS`."""
+    """One conversation's outcome in one run; a row of the ledger `conversations`."""
 
     run_id: str
     organization_id: str
@@ -172,20 +172,20 @@ class ConversationEntry:
     started_at: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Make the reason a text that a ledger can store, whatever an error quotes."""
+        """Make the reason storable: the text of an error can contain lone surrogates."""
         if self.reason is not None:
             object.__setattr__(self, "reason", encodable(self.reason))
 
     @property
     def repeats(self) -> int:
-        """How many positions in the gateway's list repeat a message, if the proof accepted that."""
+        """The number of positions in the gateway's list that repeat a message and were accepted."""
         if self.proof_method != REPEATS or self.server_count is None or self.distinct_messages is None:
             return 0
         return self.server_count - self.distinct_messages
 
     @property
     def is_counted(self) -> bool:
-        """Whether the gateway counts what the lake has, and the repeats that were accepted."""
+        """Whether the gateway's count equals the messages in the lake plus accepted repeats."""
         if self.server_count is None or self.distinct_messages is None:
             return False
         return self.server_count == self.distinct_messages + self.repeats
@@ -193,13 +193,13 @@ class ConversationEntry:
 
 @dataclass(slots=True)
 class RunTotals:
-    """What a run adds up to; the `totals` of the ledger and of every summary.
+    """The totals of a run, as in the ledger and in every summary.
 
     The counts in `conversations` add up to `found`.
     """
 
     phones: dict[str, int] = field(default_factory=dict)
-    # How many conversations the run found; None if it was killed before it knew them all.
+    # The number of conversations found; None if the run was killed before it had found them all.
     found: int | None = None
     conversations: dict[str, int] = field(default_factory=dict)
     messages_new: int = 0
@@ -210,20 +210,19 @@ class RunTotals:
     received_bytes: int = 0
     written_bytes: int = 0
     seconds: float = 0.0
-    # Messages added by the day they were created, in ISO 8601; only of a shard, whose run draws them.
+    # Messages added, by the day of their creation (ISO 8601); only for a shard, whose run draws the chart.
     days: dict[str, int] = field(default_factory=dict)
 
 
 def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
-    """A row of the ledger, or some of its columns, as an entry."""
+    """Return a row of the ledger, or some of its columns, as an entry."""
     parts = tuple(Part(**part) for part in row.get("parts") or ())
     return ConversationEntry(**{**row, "parts": parts})
 
 
 def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
-    """Entries as rows of the ledger."""
-    # Column by column, and without dataclasses.asdict(), which copies every value deeply: either would
-    # cost more than all the rest here.
+    """Return entries as rows of the ledger."""
+    # Column by column and without dataclasses.asdict(), whose deep copies would take most of the time here.
     entry_list = list(entries)
     columns = {field.name: [getattr(entry, field.name) for entry in entry_list] for field in CONVERSATIONS}
     columns["parts"] = [
@@ -238,7 +237,7 @@ def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:
 
 
 def entry_line(entry: ConversationEntry) -> bytes:
-    """One entry as a line of JSON, in a twentieth of the time that Parquet takes.
+    """Return one entry as a line of JSON, which takes a twentieth of the time of Parquet.
 
     Raises:
         TypeError: A value cannot be written as JSON in UTF-8.
@@ -247,7 +246,7 @@ def entry_line(entry: ConversationEntry) -> bytes:
 
 
 def rows_of_lines(body: bytes) -> pa.Table:
-    """Lines of `entry_line`, as rows of the ledger."""
+    """Return lines from `entry_line` as rows of the ledger."""
     read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(body) + 1)
     parse = pyarrow.json.ParseOptions(explicit_schema=_AS_LINES, unexpected_field_behavior="ignore")
     rows = pyarrow.json.read_json(io.BytesIO(body), read_options=read, parse_options=parse)
@@ -255,12 +254,12 @@ def rows_of_lines(body: bytes) -> pa.Table:
 
 
 def run_row(values: Mapping[str, Any], totals: RunTotals) -> pa.Table:
-    """One run as a row of the ledger; mappings among the values become JSON."""
+    """Return one run as a row of the ledger; dicts among the values become JSON."""
     row = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
     return pa.Table.from_pylist([{**row, "totals": json.dumps(asdict(totals))}], schema=RUNS)
 
 
 def empty_ledger(ledger: Ledger, columns: Sequence[str] | None = None) -> pa.Table:
-    """A ledger without rows."""
+    """Return a ledger without rows."""
     schema = LEDGER_SCHEMAS[ledger]
     return pa.schema([schema.field(name) for name in columns or schema.names]).empty_table()

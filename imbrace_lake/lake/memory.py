@@ -17,7 +17,7 @@ class MemoryBudget:
     """The bytes that all conversations of one process may keep in memory together.
 
     Attributes:
-        most_bytes: The limit. Working on reserved rows takes a small multiple of it for a moment.
+        most_bytes: The limit. Work on reserved rows temporarily takes a small multiple of the limit.
         reserved_bytes: The sum of all reservations.
         reservations: Their number.
     """
@@ -28,7 +28,7 @@ class MemoryBudget:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, size_bytes: int) -> None:
-        """Count bytes, from whatever thread."""
+        """Count bytes; safe in any thread."""
         with self._lock:
             self.reserved_bytes += size_bytes
 
@@ -37,8 +37,8 @@ class Reservation:
     """One conversation's share of the memory budget, and a folder for what does not fit.
 
     Args:
-        memory: What it shares with the others.
-        make_folder: Where the folder is to be; called when one is needed.
+        memory: The budget that it shares with other reservations.
+        make_folder: Returns the parent of the folder; called when a file is needed.
     """
 
     def __init__(self, memory: MemoryBudget, make_folder: Callable[[], Path]) -> None:
@@ -62,15 +62,14 @@ class Reservation:
 
     @property
     def most_bytes(self) -> int:
-        """What one step of work should have in memory at a time."""
+        """The most bytes that one step of work should load at a time."""
         return max(1, self._memory.most_bytes // 2)
 
     @property
     def should_spill(self) -> bool:
         """Whether the budget is exceeded and this reservation has at least an equal share of it.
 
-        Otherwise a single long conversation would make the short ones spill in
-        small pieces.
+        Otherwise a single long conversation would make the short ones spill in small pieces.
         """
         memory = self._memory
         is_full = memory.reserved_bytes > memory.most_bytes
@@ -86,7 +85,7 @@ class Reservation:
         self._memory.add(size_bytes)
 
     def new_file(self) -> Path:
-        """The name of a new file; it is removed when the reservation ends."""
+        """Return the path of a new file, which is deleted when the reservation ends."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="spill-", dir=self._make_folder()))
         self._files += 1

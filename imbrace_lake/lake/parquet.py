@@ -1,4 +1,4 @@
-"""How rows become Parquet: the settings of every object of the lake, in memory or file by file."""
+"""Write Parquet with the settings of the lake, to memory or to a file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 
-# Of these a conversation has few different values: a dictionary makes them so small that compressing them
-# as well would cost as much time as all the rest of a part.
+# Columns with few distinct values per conversation. A dictionary makes them small; compressing them too would
+# take as long as everything else in a part.
 _FEW_VALUES = ["conversation_id", "organization_id", "business_unit_id", "sender_id", "sender_role", "type",
                "first_seen_at", "last_changed_at", "run_id", "is_deleted", "deleted_at"]  # fmt: skip
 _COMPRESSION = {name: "none" if name in _FEW_VALUES else "zstd" for name in SCHEMA.names}
-# Least and greatest text of a part help no query, and can be as long as everything else in it.
+# Not for long texts: minimum and maximum help no query, and can be as long as everything else in the part.
 _WITH_STATISTICS = [name for name in SCHEMA.names if name not in ("text", "content", "extra")]
-# Other options make other bytes, by which `verify` recognizes parts that no ledger records: with a change,
-# let `judge_part` compare only the bytes of parts that were written since.
+# Other options produce other bytes, by which `verify` recognises parts without a ledger entry: after a
+# change, `judge_part` must compare only the bytes of parts that were written since.
 _PART_OPTIONS: Mapping[str, Any] = {
     "compression": _COMPRESSION,
     "use_dictionary": _FEW_VALUES,
@@ -31,14 +31,14 @@ ROW_GROUP_BYTES = 64 * 2**20
 
 
 def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
-    """Encode rows of `SCHEMA` in memory: an object is published by one PUT or not at all."""
+    """Encode rows of `SCHEMA` in memory."""
     return encode(table, metadata, **_PART_OPTIONS)
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
-    """Write rows of `SCHEMA` to a file, one row group of them in memory: the bytes of `to_parquet`.
+    """Write rows of `SCHEMA` to a file, with one row group in memory; the bytes are those of `to_parquet`.
 
-    Row groups are shorter where their rows are very long.
+    Row groups of very long rows have fewer rows.
     """
     write_row_groups(path, _row_groups(tables), SCHEMA, metadata)
 
@@ -53,11 +53,11 @@ def write_row_groups(
     """Write an object to a file, one row group after the other.
 
     Args:
-        path: Where to.
-        groups: Each row group alone in a list, from which it is taken, so that it is in memory only once.
-        schema: `SCHEMA`, what an earlier version had for it, or that of another table.
-        metadata: As of `to_parquet`.
-        options: Of the Parquet writer; those of a part by default.
+        path: The new file.
+        groups: Lists of one row group, which is removed from the list so that it is in memory only once.
+        schema: `SCHEMA`, that of an earlier release, or that of another table.
+        metadata: As for `to_parquet`.
+        options: Options of the Parquet writer; those of a part by default.
     """
     with path.open("wb") as file, _writer(file, schema, metadata, options) as writer:
         for group in groups:
@@ -83,7 +83,7 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
 
 
 def _combined(tables: list[pa.Table]) -> pa.Table:
-    """One table of several of `SCHEMA`; the list is emptied, so that few columns are in memory twice."""
+    """Combine tables of `SCHEMA` into one; empties the list, so that few columns are in memory twice."""
     columns = [[table.column(index) for table in tables] for index in range(len(SCHEMA))]
     tables.clear()
     arrays = []
@@ -96,7 +96,7 @@ def _combined(tables: list[pa.Table]) -> pa.Table:
 
 def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> bytes:
     """Encode any rows with the options of a Parquet writer."""
-    # Arrow's own: into one of Python's it would take the interpreter's lock for each of some hundred bits.
+    # Arrow's own sink: writing to a Python file takes the interpreter's lock some hundred times.
     sink = pa.BufferOutputStream()
     with _writer(sink, table.schema, metadata, options) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
@@ -108,12 +108,12 @@ def encode(table: pa.Table, metadata: Mapping[str, str], **options: Any) -> byte
 def _writer(
     sink: BinaryIO | pa.NativeFile, schema: pa.Schema, metadata: Mapping[str, str], options: Mapping[str, Any]
 ) -> Iterator[pq.ParquetWriter]:
-    """Write Parquet as every object of the lake has it.
+    """Open a Parquet writer with the settings of every object of the lake.
 
-    Zstandard at level 1 (Arrow's default) is smaller than Snappy and hardly slower on objects of this
-    size; page checksums cost nothing and reveal a flipped byte.
+    Zstandard at level 1 (Arrow's default) produces smaller files than Snappy and is hardly slower for objects
+    of this size. Page checksums cost nothing and reveal a flipped byte.
     """
     with pq.ParquetWriter(sink, schema, write_page_checksum=True, store_schema=False, **options) as writer:
         yield writer
-        # Not by way of the schema, which is not stored, and what hangs on it neither.
+        # Not as metadata of the schema, which is not stored.
         writer.add_key_value_metadata({**metadata, "schema_version": str(SCHEMA_VERSION)})

@@ -1,4 +1,4 @@
-"""Publish what was read of a conversation: new messages, newer versions, deletions."""
+"""Publish the result of a walk: new messages, newer versions, deletions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class PublishResult:
 
     Attributes:
         parts: The conversation's parts now.
-        size_bytes: How much was written.
-        had_no_race: Nobody else wrote to the conversation meanwhile, nor had anything newer than was read.
-        new: Rows added; None if there are none.
-        edited, deleted: How many rows were replaced by newer versions, or marked deleted.
-        added_hashes, removed_hashes: Hashes of what replaced other rows, and of the rows replaced that were
-            live.
+        size_bytes: The bytes written.
+        had_no_race: No other run wrote to the conversation meanwhile or had stored newer versions.
+        new: The rows added; None if there are none.
+        edited, deleted: The number of rows replaced by newer versions, and marked deleted.
+        added_hashes, removed_hashes: Content hashes of the newer versions, and of the replaced rows that were
+            not marked deleted.
     """
 
     parts: tuple[Part, ...] = ()
@@ -67,17 +67,17 @@ async def publish(
     now: datetime,
     reservation: Reservation,
 ) -> PublishResult:
-    """Write what the lake lacks of what was read; each object that is written is a complete step.
+    """Write the difference between a walk and the lake; each object that is written is a complete step.
 
     Args:
-        lake, journal: The run's.
+        lake, journal: Those of the run.
         claim: Names the partition, and states how the walk proved the conversation.
-        read: What was read, with digests.
-        snapshot: What the lake had before anything was read.
+        read: The rows of the walk, with digests.
+        snapshot: The partition before the walk.
         is_full_walk: `read` is proven complete, so messages of `snapshot` that are not in it are deleted. The
             walk proves nothing about messages that another run has added since.
-        now: When the changes were noticed.
-        reservation: For what does not fit into memory.
+        now: The time of the changes in the lake.
+        reservation: The memory budget, with a folder for rows that exceed it.
 
     Raises:
         StoreUnavailable: Other runs kept writing to the same conversation.
@@ -97,7 +97,7 @@ async def publish(
                 rewrite = await in_thread_unless(
                     is_short, _rewrite_part, diff.part_diffs(index), now, reservation
                 )
-                # Before the part is replaced: a crash in between notes a revision twice, never not at all.
+                # Before the part is replaced: a crash in between can repeat a revision, but not lose one.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()
                 body = rewrite.after.rows().body(reservation, metadata)
@@ -118,7 +118,7 @@ async def publish(
                 result.size_bytes += added.size_bytes
                 result.new = diff.new
         except (ObjectExists, ObjectChanged):
-            # Another writer was first: read what it has written, and do what is left.
+            # Another writer was first: read its changes, and write the remaining difference.
             result.had_no_race = False
             parts_now = await lake.list_parts(claim.organization_id, claim.conversation_id)
             snapshot = await PartitionSnapshot.read(lake, parts_now, reservation)
@@ -134,11 +134,11 @@ class _Rewrite:
     """The rows of one part after a diff.
 
     Attributes:
-        after: All of them.
-        replaced: The versions that newer ones replace.
-        edited, deleted: How many rows are replaced, or marked deleted.
+        after: All rows.
+        replaced: The replaced versions.
+        edited, deleted: The number of rows that are replaced, and marked deleted.
         added_hash, removed_hash: As in `PublishResult`.
-        content_hash: Of all rows.
+        content_hash: The content hash of all rows.
     """
 
     after: SortBuffer
@@ -172,7 +172,7 @@ def _rewrite_part(
 async def _note_revisions(
     journal: Journal, part: Part, conversation_id: str, rewrite: _Rewrite, now: datetime
 ) -> None:
-    """Note the versions that newer ones replace, under a name that no other replacement uses."""
+    """Write the replaced versions to the journal, under a name that no other replacement uses."""
     if not rewrite.edited:
         return
     name = f"{encoded(conversation_id)}-{part.number}-{(part.sha256 or '')[:8]}"

@@ -1,8 +1,8 @@
-"""The rows of a conversation in their order, in memory or, where they are many, in sorted files.
+"""The sorted rows of a conversation, in memory or, if there are many, in sorted files.
 
-What is read is collected page by page. When the memory budget is exceeded, it is sorted and written to
-a temporary file (a *run*). At the end the runs are merged, batch by batch: an ordinary external
-sort, but that the pages come newest first, so that runs hardly overlap and one or two are open.
+`SortBuffer` collects rows page by page. When the memory budget is exceeded, it sorts them and writes them to
+a temporary file (a *sorted run*). At the end it merges the sorted runs, batch by batch. Because the pages
+come newest first, sorted runs hardly overlap, and only one or two are open at a time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.lake.sorting import SortedRun, drop_repeats, in_order, merged, project, without_repeats
 from imbrace_lake.store.contract import LazyBody
 
-# Of rows that another process may encode. Longer ones are encoded without the interpreter's lock anyway.
+# Only smaller bodies are encoded by another process: larger ones are encoded without the interpreter's lock.
 MOST_PORTABLE_BYTES = 2**21
 _DAY = 24 * 60 * 60 * 1_000
 _EPOCH = date(1970, 1, 1)
 
 Keep: TypeAlias = Callable[[pa.Table], pa.ChunkedArray]
-"""Rows to a mask of those that are meant; it may look at `created_at` only."""
+"""A function from rows to a mask of those to keep; it may use `created_at` only."""
 
 
 class Rows:
-    """Rows of `SCHEMA`, those of a walk with digests, each message once, oldest first.
+    """Rows of `SCHEMA`, of a walk with digests, each message once, oldest first.
 
     Attributes:
-        table: All of them; None where they are in files.
+        table: All rows; None if they are in files.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Rows:
 
     @classmethod
     def of(cls, table: pa.Table) -> Rows:
-        """Rows that are in memory, in order."""
+        """Return sorted rows that are in memory."""
         return cls(table, [], 0)
 
     def batches(self) -> Iterator[pa.Table]:
-        """All rows in their order, some at a time."""
+        """Yield all rows in their order, in batches."""
         if self.table is not None:
             yield self.table
             return
@@ -64,7 +64,7 @@ class Rows:
             yield batch if self._keep is None else batch.filter(self._keep(batch))
 
     def body(self, reservation: Reservation, metadata: Mapping[str, str]) -> LazyBody:
-        """A Parquet file of them, without digests, that is made when it is written."""
+        """Return a Parquet file of the rows, without digests, that is encoded when it is written."""
         if self.table is not None:
             rows = self.table.select(SCHEMA.names)
             is_portable = self.size_bytes <= MOST_PORTABLE_BYTES
@@ -79,13 +79,13 @@ class Rows:
 
     @property
     def size_bytes(self) -> int:
-        """About what they take in memory, or would take."""
-        # Not `nbytes`, which looks at each column's part of its buffers and takes 40 µs.
+        """The approximate size of the rows in memory, also if they are in files."""
+        # Not `nbytes`, which measures the slice of each buffer and takes 40 µs.
         return self._size_bytes if self.table is None else self.table.get_total_buffer_size()
 
     @property
     def num_rows(self) -> int:
-        """How many they are."""
+        """The number of rows."""
         return self._facts.count
 
     @property
@@ -104,7 +104,7 @@ class Rows:
         return self._facts.last_at
 
     def days(self) -> Iterator[tuple[date, int]]:
-        """How many messages were created on each day, UTC; a day can come more than once."""
+        """Yield the number of messages created on each day, UTC; a day can occur more than once."""
         for rows in self._columns(["created_at"]):
             times = rows.column("created_at").drop_null().cast(pa.int64()).to_numpy()
             days = Counter((times // _DAY).tolist())
@@ -118,7 +118,7 @@ class Rows:
         return facts
 
     def _columns(self, names: list[str]) -> Iterator[pa.Table]:
-        """Some columns at least, `created_at` among them, of all rows."""
+        """Yield all rows with at least these columns, which must include `created_at`."""
         if self.table is not None:
             yield self.table
             return
@@ -128,7 +128,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """Encodes rows; pickled, it has them as Arrow's stream, in a sixth of the time of a pickled table."""
+    """Encodes rows; it pickles them as an Arrow stream, in a sixth of the time of a pickled table."""
 
     rows: pa.Table
     metadata: dict[str, str]
@@ -150,7 +150,7 @@ def _unpickled(stream: bytes, metadata: dict[str, str]) -> _Encoding:
 
 @dataclass(slots=True)
 class _Facts:
-    """Facts about all rows together."""
+    """The number, content hash and span of time of rows."""
 
     count: int = 0
     content_hash: str = NO_HASH
@@ -160,7 +160,7 @@ class _Facts:
     def add(self, rows: pa.Table) -> None:
         self.count += rows.num_rows
         self.content_hash = hash_sum([self.content_hash, content_hash(rows)])
-        # In order, and without a time last.
+        # The rows are sorted, with those without a time last.
         times = rows.column("created_at")
         if count := len(times) - times.null_count:
             first, last = times[0].as_py(), times[count - 1].as_py()
@@ -169,10 +169,10 @@ class _Facts:
 
 
 class SortBuffer:
-    """Sorts rows that come in any order; a message may come in several versions.
+    """Collects rows in any order and returns them sorted, each message once.
 
     Args:
-        reservation: The memory for them.
+        reservation: The memory budget, with a folder for sorted runs.
     """
 
     def __init__(self, reservation: Reservation) -> None:
@@ -184,11 +184,11 @@ class SortBuffer:
 
     @property
     def is_spilled(self) -> bool:
-        """Whether some of it is in files, so that putting it in order takes a while."""
+        """Whether some rows are in files, so that sorting them takes long."""
         return bool(self._sorted_runs)
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows; of versions with one `updated_at` those that come last count."""
+        """Add rows; of versions with the same `updated_at`, the one that was added last counts."""
         self._pending.append(rows)
         size_bytes = rows.get_total_buffer_size()
         self._reserved_bytes += size_bytes
@@ -198,17 +198,17 @@ class SortBuffer:
             self._spill()
 
     def clear(self) -> None:
-        """Forget what was added."""
+        """Remove all rows."""
         self._pending, self._sorted_runs = [], []
         self._reservation.reserve(-self._reserved_bytes)
         self._reserved_bytes = self._size_bytes = 0
 
     def rows(self, keep: Keep | None = None, *, distinct: int | None = None) -> Rows:
-        """What was added, something at least: each message in the version updated last, or else read last.
+        """Return each message in the version updated last, or else read last; not for an empty buffer.
 
         Args:
-            keep: Of these versions those that are meant; all by default.
-            distinct: How many different messages were added, if that is known.
+            keep: Selects from these rows; all by default.
+            distinct: The number of different messages, if known.
         """
         if not self._sorted_runs:
             table = self._sorted(distinct)
@@ -218,7 +218,7 @@ class SortBuffer:
         return Rows(None, self._sorted_runs, self._size_bytes, keep)
 
     def _sorted(self, distinct: int | None = None) -> pa.Table:
-        # What was read first is newest, and so they nearly always are in order, but for repeats.
+        # The first page has the newest rows, so reversed pages nearly always are sorted, except for repeats.
         table = pa.concat_tables(_without_overlaps(self._pending[::-1]))
         return in_order(table if distinct == table.num_rows else without_repeats(table, is_latest_first=True))
 
@@ -231,9 +231,9 @@ class SortBuffer:
 
 
 def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """Tables, oldest first, each without the rows at its end that the next one begins with.
+    """Yield tables, oldest first, each without the rows at its end that the next one begins with.
 
-    So the pages of a list that did not move contain each message once, without a look at every row.
+    The pages of a list that did not move then have each message once, without a comparison of all rows.
     """
     for older, newer in pairwise(tables):
         yield older.slice(0, older.num_rows - _shared(older, newer))
@@ -241,9 +241,9 @@ def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _shared(older: pa.Table, newer: pa.Table) -> int:
-    """How many rows the one ends and the other begins with, `OVERLAP` at most; 0 without digests.
+    """Return how many rows one table ends and the other begins with, at most `OVERLAP`.
 
-    The rows of a part that is written again have none.
+    0 without digests, which rows of a rewritten part do not have.
     """
     if DIGEST not in newer.schema.names:
         return 0

@@ -1,7 +1,7 @@
-"""The columns of a message, and the way from the gateway's JSON object to a row and back.
+"""The columns of a message, and the conversion from the gateway's JSON object to a row and back.
 
-`SCHEMA` is the same in every object of the lake: engines drop or reject what differs from file to
-file. Nothing is lost: values that a column cannot store as they came are in `extra`.
+`SCHEMA` is the same in every object of the lake, because engines drop or reject columns that differ between
+files. Values that a column cannot store as received are in `extra`, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from imbrace_lake.lake.hashes import DIGEST, item_digest, item_digests
 SCHEMA_VERSION = 1
 
 _TIME = pa.timestamp("ms", "UTC")
-# Times outside are null: Spark 3 rejects earlier ones, and later ones do not fit into nanoseconds. Those
-# of the years 1 and 9999 have no local time in half of the world, and queries that show it fail.
-# No scalars of Arrow, which imports pandas for its first.
+# Other times are null: Spark 3 rejects earlier ones, and later ones do not fit into nanoseconds. Times in the
+# years 1 and 9999 have no local time in half of the world, and queries that display it fail.
+# Not Arrow scalars: the first one would import pandas.
 FIRST_TIME = datetime(1900, 1, 1, tzinfo=UTC)
 END_OF_TIME = datetime(2262, 1, 1, tzinfo=UTC)
-# As canonical times begin.
+# The beginning of canonical times.
 _LEAST_YEAR, _END_YEAR = f"{FIRST_TIME.year}", f"{END_OF_TIME.year}"
 
 SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ EMPTY = pa.Table.from_batches([], SCHEMA)
 
 _WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
 
-# What of an item has a column of its own. All else is in `extra`.
+# The fields with a separate column. All others are in `extra`.
 _COLUMN_OF = {
     "_id": "message_id",
     "conversation_id": "conversation_id",
@@ -78,19 +78,19 @@ _COLUMN_OF = {
     "created_at": "created_at",
     "updated_at": "updated_at",
 }
-# Who a sender is, by the beginning of the id. Parts written before `pub_` was known have `unknown`.
+# The role of a sender, by the prefix of the id. Parts written before `pub_` was known have `unknown`.
 _ROLES = {"con_": "contact", "u_": "user", "pub_": "bot"}
-# In `extra`, the fields of `_COLUMN_OF` that the item did not have (a null is not the same).
+# In `extra`: the fields of `_COLUMN_OF` that the item does not have (null is a value).
 ABSENT = "$absent"
-# In `extra`, a text: JSON of the fields that strict JSON cannot hold as they came, `content` among them.
+# In `extra`: JSON, as text, of the fields that strict JSON cannot represent as received, also of `content`.
 ORIGINAL = "$original"
-# orjson then rejects what it would write with a loss: an object whose keys repeat.
+# With this option orjson rejects objects with repeated keys, which it would write with a loss.
 _EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a row states beyond the message: whose it is, when it was read, and by which run."""
+    """The origin of a row: organization, conversation, run and time of reading."""
 
     organization_id: str
     conversation_id: str
@@ -99,16 +99,16 @@ class Origin:
 
 
 def rows_of_page(page: Page, origin: Origin) -> pa.Table:
-    """Rows of a page, as `to_rows` makes them, nearly always in the order of a part (sorting.py)."""
+    """Return the rows of a page, nearly always in the order of a part (sorting.py)."""
     oldest_first = range(len(page.ids) - 1, -1, -1)
     if len({*page.ids}) < len(page.ids):
-        # Of two versions the one further down counts as read later, whatever its time.
+        # Of two versions, the one further down in the page counts as read later.
         return to_rows(page.items[::-1], page.ids[::-1], origin)
     keys = [
         (item.get("created_at"), message_id) for item, message_id in zip(page.items, page.ids, strict=True)
     ]
     try:
-        # Times that are written as they should be are in the order of their texts.
+        # Canonical times have the order of their texts.
         order: Sequence[int] = sorted(oldest_first, key=keys.__getitem__)
     except TypeError:
         order = oldest_first
@@ -116,12 +116,12 @@ def rows_of_page(page: Page, origin: Origin) -> pa.Table:
 
 
 def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Table:
-    """Rows of messages, in their order: the columns of `SCHEMA` and `DIGEST`.
+    """Return the rows of messages, in their order, with the columns of `SCHEMA` and `DIGEST`.
 
     Args:
         items: The gateway's objects.
         ids: Their ids.
-        origin: What is the same in all rows.
+        origin: The origin of all rows.
     """
     values, extras = _split(items)
     count = len(items)
@@ -139,7 +139,7 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "text": _content_texts(values["content"]),
         "created_at": _time_column("created_at", values, extras),
         "updated_at": _time_column("updated_at", values, extras),
-        # After the others, because what they cannot hold is kept in `extra`.
+        # After the others, which add the values that they cannot store to `extra`.
         **_json_columns(items, extras),
         "is_deleted": pa.repeat(False, count),
         "deleted_at": pa.nulls(count, _TIME),
@@ -156,12 +156,12 @@ _Extras = Sequence[dict[str, Any]]
 
 
 def _split(items: Sequence[Item]) -> tuple[_Values, _Extras]:
-    """The values of each field that has a column, and of each item the fields that have none."""
+    """Return the values of each field with a column, and for each item its other fields."""
     shapes = set(map(tuple, items))
     if len(shapes) != 1:
         values: _Values = {field: [item.get(field) for item in items] for field in _COLUMN_OF}
         return values, [_extra_of(item) for item in items]
-    # Nearly always all have the same fields in the same order, and then nobody has to look at each item.
+    # Nearly always all items have the same fields in the same order, so that none needs a separate look.
     (shape,) = shapes
     values = dict(zip(shape, zip(*map(dict.values, items), strict=True), strict=True))
     others = [field for field in shape if field not in _COLUMN_OF]
@@ -179,7 +179,7 @@ def _split(items: Sequence[Item]) -> tuple[_Values, _Extras]:
 
 
 def _extra_of(item: Item) -> dict[str, Any]:
-    """The fields that have no column."""
+    """Return the fields without a column."""
     extra = {_escaped(key): value for key, value in item.items() if key not in _COLUMN_OF}
     if len(item) - len(extra) < len(_COLUMN_OF):
         extra[ABSENT] = [field for field in _COLUMN_OF if field not in item]
@@ -187,17 +187,16 @@ def _extra_of(item: Item) -> dict[str, Any]:
 
 
 def _escaped(field: str) -> str:
-    """The name of a field in `extra`, where `ABSENT` has a meaning of its own."""
+    """Return the name of a field in `extra`, different from `ABSENT` and `ORIGINAL`."""
     return field if field[:1] != "$" else f"${field}"
 
 
 def _unescaped(name: str) -> str:
-    """The field of a name in `extra`."""
     return name[1:] if name[:1] == "$" else name
 
 
 def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
-    """Keep what items say otherwise than the columns do, which hold the ids that were asked for."""
+    """Keep ids that differ from those in the columns, which are the requested ones."""
     count = len(ids)
     for field, in_lake in (
         ("_id", [*map(encodable, ids)]),
@@ -212,7 +211,7 @@ def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras:
 
 
 def _string_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
-    """Values of one field; what a column of strings cannot hold as it came goes to `extra`."""
+    """Return the values of one field; `extra` gets values that the column cannot store as received."""
     try:
         return pa.array(values[field], pa.string())
     except (TypeError, UnicodeEncodeError):
@@ -245,13 +244,13 @@ def _roles(senders: pa.Array) -> pa.Array:
 
 
 def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
-    """Times of one field; what a column of times would not give back as it came goes to `extra`."""
+    """Return the times of one field; `extra` gets values that the column would not give back as received."""
     try:
         times = pa.array(values[field], pa.string()).cast(_TIME)
         if _are_canonical(values[field]):
             return times
     except (pa.ArrowInvalid, TypeError, UnicodeEncodeError):
-        pass  # one of them is no time, or a finer one than the column has
+        pass  # a value is not a time, or is more precise than the column
     texts = _string_column(field, values, extras)
     for value, extra in zip(values[field], extras, strict=True):
         if isinstance(value, str) and not _is_canonical(value):
@@ -267,7 +266,7 @@ def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
 
 
 def _times(texts: pa.Array) -> pa.Array:
-    # To milliseconds directly, the cast refuses microseconds; by way of them it refuses nothing.
+    # By way of microseconds, because a cast to milliseconds rejects microseconds even with `safe=False`.
     times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
     first, end = pa.scalar(FIRST_TIME, _TIME), pa.scalar(END_OF_TIME, _TIME)
     is_readable = pc.and_(pc.greater_equal(times, first), pc.less(times, end))
@@ -283,18 +282,18 @@ def _is_time(text: str) -> bool:
 
 
 def _is_canonical(text: str) -> bool:
-    """Whether a time is written as the column would be written: ``2024-12-10T09:53:17.127Z``."""
+    """Whether a time has the form in which a column's time is written: ``2024-12-10T09:53:17.127Z``."""
     is_form = len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T"
     return is_form and _LEAST_YEAR <= text < _END_YEAR
 
 
 def _are_canonical(times: Sequence[Any]) -> bool:
-    """`_is_canonical` of texts that are all times, a hundred at once."""
+    """Whether all of these texts, which are times, are canonical; checks them together."""
     count = len(times)
     if not count or None in times:
         return False
     text = "".join(times)
-    # A Z can only end a time, so with one at every 24th place each is 24 long.
+    # A Z can only end a time, so with a Z at every 24th position each time has 24 characters.
     is_form = text[23::24] == "Z" * count and text[19::24] == "." * count and text[10::24] == "T" * count
     return is_form and bool(min(times) >= _LEAST_YEAR and max(times) < _END_YEAR)
 
@@ -307,7 +306,7 @@ def _role(sender: str | None) -> str:
 
 
 def _content_texts(contents: Sequence[Any]) -> pa.Array:
-    """`text_of` of each content."""
+    """Return the `text_of` each content."""
     texts = [content.get("text") if content.__class__ is dict else None for content in contents]
     if None in texts or "" in texts:
         texts = [text or text_of(content) for text, content in zip(texts, contents, strict=True)]
@@ -318,7 +317,7 @@ def _content_texts(contents: Sequence[Any]) -> pa.Array:
 
 
 def text_of(content: Any) -> str | None:
-    """What a person would read of a message; None where there is nothing to read."""
+    """Return the text that a person would read of a message; None if there is none."""
     if isinstance(content, str):
         return encodable(content)
     if not isinstance(content, dict):
@@ -332,9 +331,9 @@ def text_of(content: Any) -> str | None:
 
 
 def _json_columns(items: Sequence[Item], extras: _Extras) -> dict[str, pa.Array]:
-    """The columns `content` and `extra`, strict JSON in every row."""
+    """Return the columns `content` and `extra`, strict JSON in every row."""
     try:
-        # Not by a function of ours, which a page would call two hundred times.
+        # Without a function of ours, which would be called 200 times per page.
         contents = [
             orjson.dumps(item["content"], None, _EXACT) if "content" in item else None for item in items
         ]
@@ -352,14 +351,14 @@ def _json_columns(items: Sequence[Item], extras: _Extras) -> dict[str, pa.Array]
 
 
 def _doubtful(texts: Sequence[bytes | None]) -> Iterator[int]:
-    """The indexes of texts that may not be strict JSON, although orjson wrote them."""
+    """Yield the indexes of texts from orjson that may not be strict JSON."""
     for index, text in enumerate(texts):
         if text is not None and len(text) > SURELY_STRICT and may_be_loose(text):
             yield index
 
 
 def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, bytes | None]:
-    """`content` and `extra` of one row; what strict JSON cannot hold as it came is in `ORIGINAL` as well."""
+    """Return `content` and `extra` of one row; fields that are not strict JSON are also in `ORIGINAL`."""
     pairs = item.pairs if isinstance(item, RepeatedKeys) else [*item.items()]
     loose = {field for field, count in Counter(field for field, _ in pairs).items() if count > 1}
     if "content" in item and not is_strict(item["content"]):
@@ -373,19 +372,19 @@ def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, b
         if encodable(name) == name:
             kept |= strict({name: value})
     if loose:
-        # In an order that does not depend on that of the message, which a row does not keep.
+        # Sorted, because a row does not keep the order of the message's fields.
         own = sorted((pair for pair in pairs if pair[0] in loose), key=lambda pair: pair[0])
         kept[ORIGINAL] = write(RepeatedKeys(own))
     content = orjson.dumps(strict(item["content"])) if "content" in item else None
     return content, orjson.dumps(kept) if kept else None
 
 
-# What makes two versions of a message different; the other columns are the lake's own remarks.
+# Two versions of a message differ in these columns; the others are added by the lake or derived.
 CONTENT = ["business_unit_id", "sender_id", "type", "content", "created_at", "updated_at", "extra"]
 
 
 def as_written_today(rows: pa.Table) -> pa.Table:
-    """Rows of one conversation, whichever version wrote them, in the form that this version writes."""
+    """Return rows of one conversation, from any release, in the form that this release writes."""
     if not rows.num_rows:
         return rows
     stored = rows.to_pylist()
@@ -397,7 +396,7 @@ def as_written_today(rows: pa.Table) -> pa.Table:
 
 
 def with_digests(rows: pa.Table) -> pa.Table:
-    """Rows of the lake with the digests of the objects that they rebuild; 10 µs a row."""
+    """Return rows of the lake with the digests of their messages, which takes 10 µs per row."""
     digests = pa.array([item_digest(to_item(row)) for row in rows.to_pylist()], pa.binary(16))
     return rows.append_column(_WITH_DIGEST.field(DIGEST), digests)
 

@@ -16,7 +16,7 @@ from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.schema import EMPTY, with_digests
 
-# About how many times the size of a part its rows have in memory.
+# The approximate size of rows in memory, as a multiple of the size of their part.
 EXPANSION = 8
 
 
@@ -25,9 +25,9 @@ class PartitionSnapshot:
     """The parts of one conversation as they were read.
 
     Attributes:
-        lake: Where they are.
-        parts: What was found.
-        sources: Of each its rows, or the file that has them.
+        lake: The lake.
+        parts: The parts.
+        sources: The rows of each part, or the file with them.
     """
 
     lake: Lake
@@ -51,26 +51,26 @@ class PartitionSnapshot:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether all rows are."""
+        """Whether all rows are in memory."""
         return not any(isinstance(source, Path) for source in self.sources)
 
     @property
     def size_bytes(self) -> int:
-        """About what all rows would take in memory."""
+        """The approximate size of all rows in memory."""
         return EXPANSION * sum(one.size_bytes for one in self.parts)
 
     @property
     def tables(self) -> list[pa.Table]:
-        """The rows of each part; only where all are in memory."""
+        """The rows of each part, if all are in memory."""
         return [source for source in self.sources if not isinstance(source, Path)]
 
     @property
     def rows(self) -> pa.Table:
-        """All rows, part by part; only where they are in memory."""
+        """All rows, part by part, if they are in memory."""
         return pa.concat_tables(self.tables) if self.sources else EMPTY
 
     def part_batches(self, index: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one part, or some columns of them, some at a time."""
+        """Yield the rows of one part, or some columns of them, in batches."""
         source = self.sources[index]
         if isinstance(source, Path):
             yield from self.lake.iter_part(self.parts[index], source, columns)
@@ -78,12 +78,12 @@ class PartitionSnapshot:
             yield source if columns is None else source.select(columns)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows, or some columns of them, some at a time."""
+        """Yield all rows, or some columns of them, in batches."""
         for index in range(len(self.parts)):
             yield from self.part_batches(index, columns)
 
     def current_hash(self) -> tuple[int, str]:
-        """How many messages are not marked deleted, and their content hash."""
+        """Return the number of messages that are not marked deleted, and their content hash."""
         count, total = 0, NO_HASH
         for rows in self.batches():
             current = rows.filter(pc.invert(rows.column("is_deleted")))
@@ -92,7 +92,7 @@ class PartitionSnapshot:
         return count, total
 
     def current_ids(self) -> IdSet:
-        """The messages that are not marked deleted."""
+        """Return the ids of the messages that are not marked deleted."""
         current = IdSet()
         for rows in self.batches(["message_id", "is_deleted"]):
             current.add(rows.filter(pc.invert(rows.column("is_deleted"))).column("message_id").to_pylist())

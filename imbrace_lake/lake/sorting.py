@@ -1,6 +1,6 @@
-"""The order of rows, and which version of a message counts: in memory, and by an external merge sort.
+"""Sort rows and keep the last version of each message, in memory or with an external merge sort.
 
-The external sort keeps rows in sorted temporary files (*sorted runs*) and merges these into one order.
+The external sort writes rows to sorted temporary files (*sorted runs*) and merges these.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Of a batch that is read from a file. It is small because runs that were made slice by slice overlap,
-# and then all of them are open.
+# The size of a batch in a file. Small, because sorted runs that were made slice by slice overlap, so that all
+# of them are open at once.
 BATCH_ROWS = 4_096
 BATCH_BYTES = 2**18
-# Ids that are looked at together for the version that counts.
+# The most repeated ids to compare at a time.
 MOST_REPEATED = 100_000
 _LAST = np.iinfo(np.int64).max
 
@@ -27,9 +27,9 @@ _Key: TypeAlias = tuple[int, str]
 
 
 def in_order(table: pa.Table) -> pa.Table:
-    """Rows as a part has them: `created_at`, then `message_id`, oldest first; without a time last."""
+    """Sort rows as in a part, by `created_at` and `message_id`, with rows without a time last."""
     if _is_in_order(table):
-        # Nearly always, and a copy of all columns is a tenth of what is done with rows.
+        # True nearly always, and copying all columns would take a tenth of the time that rows take in all.
         return table.combine_chunks()
     order = pc.sort_indices(table, sort_keys=[("created_at", "ascending"), ("message_id", "ascending")])
     return table.take(order).combine_chunks()
@@ -50,11 +50,11 @@ def _is_in_order(table: pa.Table) -> bool:
 
 
 def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Table:
-    """Each message once, in the version that was updated last, or else read last.
+    """Return each message once, in the version that was updated last, or else read last.
 
     Args:
         table: Rows in the order in which they were read.
-        is_latest_first: They are in the reverse order.
+        is_latest_first: The rows are in the reverse order.
     """
     ids = table.column("message_id")
     if pc.count_distinct(ids).as_py() == len(ids):
@@ -62,7 +62,7 @@ def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Tab
     message = ids.combine_chunks().dictionary_encode().indices.to_numpy()
     updated = table.column("updated_at").cast(pa.int64()).fill_null(0).to_numpy()
     read = np.arange(len(ids))
-    # Message by message, the version that counts last.
+    # Sorted by message, with the version to keep last.
     order = np.lexsort((-read if is_latest_first else read, updated, message))
     is_last = np.append(message[order][1:] != message[order][:-1], True)
     return table.take(np.sort(order[is_last]))
@@ -73,11 +73,11 @@ def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Tab
 
 @dataclass(slots=True)
 class SortedRun:
-    """Rows in a temporary file, in their order, each message once.
+    """Sorted rows in a temporary file, each message once.
 
     Attributes:
-        first: The key of its first row.
-        dropped: Positions of rows that count no more, in order.
+        first: The key of the first row.
+        dropped: Positions of rows that were dropped later, in order.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class SortedRun:
         return cls(path, _key(rows, 0))
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows, or some columns of them, that still count."""
+        """Yield the rows that were not dropped, or some columns of them."""
         first = 0
         for batch in self._all(columns):
             begin, end = np.searchsorted(self.dropped, [first, first + batch.num_rows])
@@ -109,7 +109,7 @@ class SortedRun:
             first += batch.num_rows
 
     def _all(self, columns: list[str] | None) -> Iterator[pa.Table]:
-        # Not mapped into memory, where pages of the file would count as the process's own.
+        # Not mapped into memory, where the pages of the file would count as the process's memory.
         with pa.OSFile(str(self.path)) as file:
             with pa.ipc.open_file(file) as reader:
                 schema = reader.schema
@@ -121,7 +121,7 @@ class SortedRun:
 
 
 def project(sorted_runs: Iterable[SortedRun], columns: list[str]) -> Iterator[pa.Table]:
-    """Some columns of all rows that still count, file by file."""
+    """Yield some columns of all rows that were not dropped, run by run."""
     for run in sorted_runs:
         yield from run.batches(columns)
 
@@ -129,12 +129,12 @@ def project(sorted_runs: Iterable[SortedRun], columns: list[str]) -> Iterator[pa
 def drop_repeats(sorted_runs: list[SortedRun]) -> None:
     """Keep one version of each message that is in several runs.
 
-    Keeps eight bytes a row, and looks at what repeats `MOST_REPEATED` ids at a time: of a list that
-    was read twice, everything does.
+    Takes 8 bytes per row, and compares `MOST_REPEATED` ids at a time, because in a list that was read twice
+    all of them repeat.
     """
     hashes = np.concatenate([_hashes(rows) for rows in project(sorted_runs, ["message_id"])])
     hashes.sort()
-    # Ids with one hash for two are looked at as well, and turn out to be no repeats.
+    # Includes different ids with the same hash, which are distinguished below.
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     del hashes
     dropped: list[list[npt.NDArray[np.int64]]] = [[] for _ in sorted_runs]
@@ -147,7 +147,7 @@ def drop_repeats(sorted_runs: list[SortedRun]) -> None:
 
 
 def _outdated(sorted_runs: list[SortedRun], repeated: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """The positions of outdated versions in each run, for the ids with these hashes."""
+    """Return the positions of outdated versions in each run, of the ids with these hashes."""
     found = []
     for number, run in enumerate(sorted_runs):
         first = 0
@@ -158,14 +158,14 @@ def _outdated(sorted_runs: list[SortedRun], repeated: npt.NDArray[np.int64]) -> 
             if len(own):
                 versions = rows.take(pa.array(own))
                 versions = versions.append_column("run", pa.array(np.full(len(own), number)))
-                found.append(versions.append_column("place", pa.array(own + first)))
+                found.append(versions.append_column("position", pa.array(own + first)))
             first += rows.num_rows
     versions = pa.concat_tables(found)
     every = pa.array(np.arange(versions.num_rows))
     versions = versions.append_column("row", every)
     kept = without_repeats(versions).column("row")
     versions = versions.filter(pc.invert(pc.is_in(every, kept.combine_chunks())))
-    owner, positions = versions.column("run").to_numpy(), versions.column("place").to_numpy()
+    owner, positions = versions.column("run").to_numpy(), versions.column("position").to_numpy()
     return [positions[owner == number] for number in range(len(sorted_runs))]
 
 
@@ -177,7 +177,7 @@ def _hashes(rows: pa.Table) -> npt.NDArray[np.int64]:
 
 
 class _Stream:
-    """A run that is being merged: its next rows, and whether others come after these."""
+    """A sorted run during the merge: its next rows, and whether more follow."""
 
     def __init__(self, run: SortedRun) -> None:
         self._batches = (batch for batch in run.batches() if batch.num_rows)
@@ -186,7 +186,7 @@ class _Stream:
         self.advance()
 
     def advance(self) -> None:
-        """Go on to the next rows; none when the run is at its end."""
+        """Continue with the next rows; None at the end of the run."""
         self.rows = self._after
         self._after = next(self._batches, None)
         if self.rows is not None:
@@ -194,11 +194,11 @@ class _Stream:
 
     @property
     def limit(self) -> _Key | None:
-        """Beyond this its further rows are not known; None if there are none."""
+        """The key from which on further rows follow that are not loaded yet; None if there are none."""
         return self.last if self._after is not None else None
 
     def take(self, limit: _Key | None) -> pa.Table:
-        """Take the rows up to a key, all by default."""
+        """Remove and return the rows up to a key, or all rows."""
         assert self.rows is not None  # noqa: S101 - narrows the type for mypy
         count = self.rows.num_rows if limit is None or self.last <= limit else _count_to(self.rows, limit)
         taken = self.rows.slice(0, count)
@@ -210,7 +210,7 @@ class _Stream:
 
 
 def merged(sorted_runs: Iterable[SortedRun]) -> Iterator[pa.Table]:
-    """The rows of all runs in one order; a run is opened when its first row is due."""
+    """Yield the rows of all runs in one order; a run is opened when its first row is due."""
     waiting = sorted(sorted_runs, key=lambda run: run.first, reverse=True)
     streams: list[_Stream] = []
     while streams or waiting:
@@ -229,13 +229,13 @@ def merged(sorted_runs: Iterable[SortedRun]) -> Iterator[pa.Table]:
 
 
 def _key(rows: pa.Table, index: int) -> _Key:
-    """The sort key of a row; rows without a time come last."""
+    """Return the sort key of a row; rows without a time come last."""
     moment = rows.column("created_at")[index]
     return moment.value if moment.is_valid else _LAST, rows.column("message_id")[index].as_py()
 
 
 def _count_to(rows: pa.Table, limit: _Key) -> int:
-    """How many of the sorted rows have a key up to a limit."""
+    """Return how many of the sorted rows have a key up to a limit."""
     times = pc.fill_null(rows.column("created_at").cast(pa.int64()), _LAST).to_numpy()
     begin, end = np.searchsorted(times, limit[0], "left"), np.searchsorted(times, limit[0], "right")
     ids = rows.column("message_id").slice(begin, end - begin).to_pylist()

@@ -215,7 +215,7 @@ def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: str) -> None:
     (tmp_path / "lake.json").write_text(marker)
 
-    with pytest.raises(StoreError, match=r"lake\.json is damaged, or is not of a lake: restore it"):
+    with pytest.raises(StoreError, match=r"lake\.json is damaged, or not that of a lake: restore it"):
         in_lake(tmp_path, lambda lake: asyncio.sleep(0))
 
     assert (tmp_path / "lake.json").read_text() == marker

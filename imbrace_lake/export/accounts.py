@@ -30,7 +30,7 @@ class Accounts:
         unreadable: The positions of the first entries that are not phone numbers.
         number_errors: Why numbers could not be resolved: how many for each reason.
         if_empty: The remark of a run that found nothing although nothing failed.
-        lost_input: What an earlier run missed and a rerun of it cannot export, in sentences.
+        lost_input: Sentences about input of an earlier run that its rerun cannot export.
     """
 
     found: list[str] | None = None
@@ -42,7 +42,7 @@ class Accounts:
     lost_input: list[str] = field(default_factory=list)
 
     def record(self, entries: Iterable[ConversationEntry]) -> None:
-        """Count entries as recorded that have just been written to the journal."""
+        """Mark entries as recorded after they have been written to the journal."""
         self.recorded.update(entry.conversation_id for entry in entries)
 
     def unreached(self) -> list[str]:

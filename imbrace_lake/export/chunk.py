@@ -61,7 +61,7 @@ async def export_chunk(
     done = chunk_journal.done
     failed: dict[str, ImbraceLakeError] = {}
     ending = await _export_all(run, chunk_journal, failed)
-    # Also when the run ends here, so that no outcome is lost.
+    # Also if the run ends here, so that no outcome is lost.
     await chunk_journal.write()
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try and ending is None:
@@ -114,12 +114,12 @@ async def _export_all(
                 return
             if error.is_fatal:
                 raise error
-            # An entry that could not be written yet is part of the next write.
+            # A failed write of the journal is not a failure of the conversation: the next write includes it.
             if conversation_id not in chunk_journal.done:
                 failed[conversation_id] = error
 
     try:
-        # All of them: `run.slots` bounds the conversations of all chunks together.
+        # All at once, because `run.slots` bounds the conversations of all chunks together.
         await run_bounded(len(conversation_ids), (partial(export, one) for one in conversation_ids))
     except (ImbraceLakeError, asyncio.CancelledError) as exc:
         return exc
@@ -150,7 +150,7 @@ def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> C
             error,
         )
     if len(run.errors) == MOST_WARNED:
-        logger.warning("further conversations that are not exported are in the table of this run alone")
+        logger.warning("further failed conversations are listed only in the table of this run")
     run.progress.note(entry)
     return entry
 
@@ -158,7 +158,7 @@ def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> C
 def choose_chunk_size(conversations: int, chosen: int | None = None) -> int:
     """Return how many conversations one task exports: about 10 tasks, of 25 to 500 conversations each.
 
-    A task run costs the orchestrator 30 ms of CPU, and more than about 1,000 in a burst are lost by
-    its in-memory broker; smaller chunks only buy finer rows in its view.
+    A task run costs the orchestrator 30 ms of CPU, and its in-memory broker loses task runs if more than
+    about 1,000 come at once; smaller chunks only make its display more detailed.
     """
     return chosen or min(500, max(25, -(-conversations // 10)))

@@ -1,4 +1,4 @@
-"""Export one conversation: bring its partition in the lake up to what the gateway lists."""
+"""Export one conversation: update its partition to the gateway's list."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ MANY_PAGES = 4
 async def export_conversation(run: RunContext, conversation_id: str, prior: PriorState) -> ConversationEntry:
     """Read a conversation, prove that no message is missing, and bring the lake up to date.
 
-    An unchanged conversation costs one request and no read of the lake's messages. One that grew is
-    read from its newest message down to what the lake has, if the counts agree; all others are
-    walked from top to bottom. A run for a window of time reads the messages of that window only.
+    An unchanged conversation costs one request and no read of the lake's messages. A conversation with new
+    messages is read from the newest one down to those in the lake, if the counts agree; all others get a full
+    walk. A run for a window of time reads only the messages of that window.
 
     Args:
         run: The context of the run.
         conversation_id: The conversation.
-        prior: What the lake had of it when the run began.
+        prior: Its state when the run began.
 
     Returns:
         Its entry, ``complete``, ``unchanged`` or ``gone``.
 
     Raises:
         WalkIncomplete: It could not be proven complete; nothing was written.
-        RepeatedMessages: Likewise, because the gateway lists messages more than once.
-        ImbraceLakeError: As its class says; every object that was written is complete.
+        RepeatedMessages: The same, because the gateway lists messages more than once.
+        ImbraceLakeError: The gateway or the store failed; every object that was written is complete.
     """
     with run.new_reservation() as reservation:
         export = _Export(run, conversation_id, prior, reservation)
@@ -64,7 +64,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 return export.unchanged(head)
             snapshot = await PartitionSnapshot.read(run.lake, prior.parts, reservation)
 
-            # 2. Walk from the head down to what the lake has, or else to the oldest message.
+            # 2. Walk from the head down to the messages in the lake, or else to the oldest message.
             collector, proof = await export.walk(head, snapshot)
             buffer = collector.buffer
             is_small = not buffer.is_spilled and snapshot.is_in_memory
@@ -74,8 +74,8 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 rows = await in_thread_unless(not buffer.is_spilled, buffer.rows, distinct=proof.distinct)
 
                 # 4. and 5. Diff them with the snapshot and publish the diff, again if another run was first.
-                # The parts were listed when the run began, and no message is ever added to a part: what is
-                # in the snapshot was in the lake before the walk began.
+                # The parts were listed when the run began, and no message is ever added to a part, so all
+                # messages of the snapshot were in the lake before the walk began.
                 published = await publish(
                     run.lake, run.journal, export.claim(proof), rows, snapshot,
                     is_full_walk=proof.method != REACHED_KNOWN, now=run.clock(), reservation=reservation,
@@ -87,7 +87,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
 
 @dataclass(frozen=True, slots=True)
 class LookBack:
-    """The newest messages of a conversation, which are read again for edits though the lake has them."""
+    """The newest messages of a conversation, which are read again for edits although the lake has them."""
 
     since: datetime
     messages: int
@@ -105,10 +105,10 @@ class Head:
     """The newest page of a conversation that the lake has.
 
     Attributes:
-        etag: Of the page.
-        is_unchanged: It proves that the conversation is what the lake has.
-        page: None if the gateway's answer was, byte for byte, the one of the last proof.
-        rows: Its messages; None if they are too large to be kept.
+        etag: The etag of the page.
+        is_unchanged: The page proves that the conversation is unchanged since its last proof.
+        page: None if the gateway's answer was, byte for byte, that of the last proof.
+        rows: The messages of the page; None if they are too large to keep.
     """
 
     etag: str | None
@@ -118,7 +118,7 @@ class Head:
 
 
 class _Export:
-    """One conversation on its way into the lake."""
+    """The export of one conversation."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Export:
             and self._look_back.ends_in(page, rows.column("created_at"))
         )
         if page.size_bytes > LARGE_BYTES:
-            # Many conversations wait here, so a large head is not kept: the walk requests it again.
+            # Many conversations can wait after this, so a large head is not kept: the walk requests it again.
             return Head(page.etag, is_unchanged, replace(page, items=[]))
         return Head(page.etag, is_unchanged, page, rows)
 
@@ -173,7 +173,7 @@ class _Export:
         return head >= look_back.messages or head == state.server_count or is_asleep
 
     async def walk(self, head: Head | None, snapshot: PartitionSnapshot) -> tuple[PageCollector, Proof]:
-        """Walk down to what the lake has, if there is a head and the counts agree, or else to the bottom.
+        """Walk down to the messages in the lake, if there is a head and the counts agree, else to the bottom.
 
         Raises:
             WalkIncomplete: The walk proves nothing.
@@ -184,12 +184,12 @@ class _Export:
             collector = PageCollector(
                 SortBuffer(self._reservation), self._look_back, current, self._state.repeats
             )
-            # Pages read ahead lie beyond where the walk ends, so there must be many new ones.
+            # The end of the walk wastes pages that were read ahead, so there must be many new ones.
             is_long = collector.new_pages(head.page) > MANY_PAGES * run.pages_ahead
             try:
                 return collector, await self._walk(collector, run.pages_ahead if is_long else 1, head)
             except _CountsDiffer:
-                # Something was deleted, or is missing: only a walk that begins now can find out what.
+                # Messages were deleted or are missing, which only a new full walk can find out.
                 collector.buffer.clear()
         collector = PageCollector(SortBuffer(self._reservation), self._look_back)
         return collector, await self._walk(collector, run.pages_ahead)
@@ -201,14 +201,14 @@ class _Export:
             limit=self._run.page_size,
             read_ahead=read_ahead,
             bounds=self._run.bounds,
-            # Repeats that were accepted once are no error of a later run.
+            # Repeats that were accepted once are not an error in later runs.
             accept_repeats=self._run.accept_repeats or bool(self._state and self._state.repeats),
         ) as walk:
             async for page in walk:
                 self._run.observe_shapes(self._id, page)
                 rows = head.rows if head is not None and page is head.page else None
                 collector.add(page, rows_of_page(page, self._origin) if rows is None else rows)
-                # The walk needs the ids only; the messages of a few pages would take up to 14 MB each.
+                # The walk needs only the ids, and the messages of a page can take 14 MB.
                 page.items.clear()
                 if collector.reached_current(page):
                     if not collector.counts_agree(page):
@@ -223,7 +223,7 @@ class _Export:
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     def claim(self, proof: Proof) -> PartClaim:
-        """Return what the parts of this conversation state about the walk."""
+        """Return the claim of this conversation's parts about the walk."""
         return PartClaim(
             organization_id=self._run.organization_id,
             conversation_id=self._id,
@@ -291,7 +291,7 @@ class _Export:
     async def _current_counts(
         self, proof: Proof, snapshot: PartitionSnapshot, published: PublishResult
     ) -> tuple[int | None, str]:
-        """Return the number of messages in the lake, and their hash, where it has others than were read."""
+        """Return the number of messages in the lake, and their hash, if it has more than were read."""
         state = self._state
         is_unchanged = state is not None and snapshot.parts == state.parts
         if state is not None and state.content_hash and is_unchanged and published.had_no_race:
@@ -321,7 +321,7 @@ class _Export:
         reason: str | None = None,
         is_dead_letter: bool = False,
     ) -> ConversationEntry:
-        """Return an entry of this run that repeats the last state."""
+        """Return an entry of this run with the last state."""
         return replace(
             state,
             run_id=self._run.run_id,
@@ -363,10 +363,10 @@ class PageCollector:
     """Collects the pages of one walk as rows, so that the pages themselves need not be kept.
 
     Args:
-        buffer: For the rows.
-        look_back: Down to where the walk reads even if the lake has the messages.
-        current: The messages that the lake has; None to walk to the bottom.
-        repeats: How often the gateway's list is known to repeat a message of them.
+        buffer: Receives the rows.
+        look_back: The messages that the walk reads even if the lake has them.
+        current: The messages in the lake; None to walk to the bottom.
+        repeats: The known number of repeats among them in the gateway's list.
     """
 
     def __init__(
@@ -382,11 +382,11 @@ class PageCollector:
         self._repeats = repeats
         self._new = IdSet()
         self._total_count: int | None = None  # as the head stated it
-        # Of the last page; its rows, which may have many megabytes, are not kept.
+        # The times of the last page, without its rows, which can have many megabytes.
         self._last_times: pa.ChunkedArray = pa.chunked_array([], pa.timestamp("ms", "UTC"))
 
     def new_pages(self, head: Page) -> float:
-        """Return how many pages are new, by the counts."""
+        """Return the number of new pages, by the counts."""
         return ((head.total_count or 0) - len(self._current or ())) / max(1, len(head.ids))
 
     def add(self, page: Page, rows: pa.Table) -> None:
@@ -412,7 +412,7 @@ class PageCollector:
         )
 
     def counts_agree(self, page: Page) -> bool:
-        """Whether the messages of the lake and the new ones are as many as the gateway counts."""
+        """Whether the stored and the new messages together match the gateway's count."""
         stored = len(self._current or ()) + len(self._new) + self._repeats
         return page.total_count == self._total_count == stored
 

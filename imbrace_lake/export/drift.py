@@ -1,7 +1,7 @@
-"""Notice what the gateway has never sent before: types of messages, fields, kinds of values.
+"""Detect new shapes of messages: types of messages, fields and kinds of values that the gateway sends first.
 
-Nothing is lost when it does: unknown fields go to `extra`, content is kept as it came. But whoever
-reads the lake wants to know.
+Nothing is lost without this: unknown fields go to `extra`, and content is stored as received. But readers of
+the lake need to know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imbrace_lake.gateway.models import Item
 from imbrace_lake.lake.ledger_schema import SHAPES
 from imbrace_lake.printable import printable
 
-# Fields of one message that are looked at, and new shapes that one run records.
+# The most fields of a message to compare, and the most new shapes that a run records.
 MOST_FIELDS = 200
 MOST_NEW = 2_000
 
@@ -27,7 +27,7 @@ DriftMode = Literal["evolve", "warn", "freeze"]
 
 _TEXT = {"text": "string", "is_mail": "boolean"}
 _MEDIA = {"url": "string", "caption": "string"}
-# What the vendor's page documents.
+# From the vendor's documentation.
 _DOCUMENTED: dict[str, dict[str, str]] = {
     "text": _TEXT,
     "jaas.conference": _TEXT,
@@ -48,13 +48,13 @@ _KINDS = {str: "string", bool: "boolean", int: "number", float: "number", Number
 
 
 class SchemaDrift(ImbraceLakeError):
-    """The gateway sent something new, and the run was told to stop at that."""
+    """A message has a new shape, and the run rejects those (`drift` is `freeze`)."""
 
-    advice = "Look at what is new, then rerun with `drift` set to `evolve`."
+    advice = "Look at the new shape, then rerun with `drift` set to `evolve`."
 
 
 class Shapes:
-    """The shapes of messages that are known, and those that a run saw for the first time.
+    """The known shapes of messages, and those that a run was the first to see.
 
     A shape is a line such as ``text``, ``text.content.text:string`` or ``item.comments``.
     """
@@ -65,14 +65,14 @@ class Shapes:
         self.new: dict[str, str] = {}
 
     def observe(self, conversation_id: str, items: Iterable[Item], *, is_kept: bool = True) -> list[str]:
-        """Find what is new in some messages; unless it is kept, it is new the next time as well."""
+        """Return the new shapes of some messages; unless they are kept, they are new again the next time."""
         found: list[str] = []
-        # Most messages look like one that was looked at before, and end here.
+        # Most messages have the signature of an earlier one and need no further comparison.
         unseen = {_signature(item): item for item in items}
         for signature in unseen.keys() - self._seen:
             new = [shape for shape in _shapes_of(unseen[signature]) if shape not in self._known]
             if is_kept and len(self.new) + len(new) > MOST_NEW:
-                # Names that are values, such as ids as keys of an object: new ones never end.
+                # The keys of some objects are values, such as ids, so new shapes would never end.
                 continue
             found += [shape for shape in new if shape not in found]
             self.new.update(dict.fromkeys(new, conversation_id))
@@ -83,7 +83,7 @@ class Shapes:
         return found
 
     def rows(self, run_id: str, organization_id: str, seen_at: datetime) -> pa.Table:
-        """What is new as rows of the ledger `shapes`."""
+        """Return the new shapes as rows of the ledger `shapes`."""
         rows = [
             {
                 "run_id": run_id,
@@ -98,10 +98,10 @@ class Shapes:
 
 
 def _signature(item: Item) -> tuple[object, ...]:
-    """What two items have in common that have the same shapes."""
+    """Return a value that is equal only for items with the same shapes."""
     content = item.get("content")
     kind = item.get("type")
-    # Not the text of any other value: that of a deep one ends in a RecursionError.
+    # The class of any other value, because the text of a deeply nested one ends in a RecursionError.
     kind = kind if isinstance(kind, str) else kind.__class__
     if content.__class__ is dict:
         return (kind, *content, *map(type, content.values()), *item)
@@ -117,7 +117,7 @@ def _documented() -> Iterable[str]:
 
 
 def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
-    """The shapes of a message; a name that is not a name, such as a phone number, is not repeated."""
+    """Yield the shapes of a message, with names made printable: a key can be a phone number."""
     yield from (f"item.{printable(field)}" for field in islice(item, MOST_FIELDS))
     kind = item.get("type")
     kind = printable(kind) if isinstance(kind, str) else "null" if kind is None else _kind(kind)

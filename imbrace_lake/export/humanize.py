@@ -1,4 +1,4 @@
-"""Numbers as text, the same in the terminal and in the orchestrator."""
+"""Format numbers for people, in the same way in the terminal and in the orchestrator."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def counted(counts: Sequence[tuple[int, str]]) -> str:
-    """Say the counts that are not zero: ``83 with conversations · 12 without``."""
+    """List the counts that are not zero: ``83 with conversations · 12 without``."""
     return " · ".join(f"{count:,} {what}" for count, what in counts if count) or "none"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``3 min``."""
+    """Format seconds: ``3 min``."""
     for length, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def size(size_bytes: float) -> str:
-    """Bytes for people: ``1.4 MB``."""
+    """Format bytes: ``1.4 MB``."""
     for unit in ("B", "KB", "MB", "GB"):
         if size_bytes < 1_000:
             return f"{size_bytes:.1f} {unit}" if unit != "B" else f"{size_bytes:.0f} B"

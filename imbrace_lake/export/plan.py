@@ -1,4 +1,4 @@
-"""What a run would do, found out without writing anything: what is new, how many requests, how long."""
+"""Estimate what a run would read and how long it would take, without writing anything."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from imbrace_lake.settings import Settings
 from imbrace_lake.store.factory import StoreOptions, open_store
 
 SAMPLE_CONVERSATIONS = 50
-# Few at a time, so that the gateway's own time is measured and not a queue before it.
+# Few at a time, so that no queue adds to the measured time of the gateway.
 SAMPLES_IN_FLIGHT = 4
-# What one process gets done however fast the gateway is (measured: 1,670 requests in 3.5 s).
+# The limit of one process, however fast the gateway is (measured: 1,670 requests in 3.5 s).
 MOST_PER_SECOND = 450.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would read, and what that would cost.
+    """What a run would read, and the cost.
 
     Attributes:
-        numbers: Input numbers by what became of them, as in a run's totals.
+        numbers: Input numbers by status, as in a run's totals.
         lake_exists: Whether there is a lake already.
-        conversations: How many there are, each once.
-        new: How many of them the lake does not know.
-        known: How many it does; each costs one request if nothing happened in it and it is not read whole.
-        sampled: How many of the new ones were asked for their length.
-        messages: Messages of the new ones, estimated from the sample.
-        page_size: The most messages that a page of the gateway holds, as far as was seen.
-        requests: What the export would send: for the numbers, the known and the new conversations.
-        per_second: How many requests a second it would make.
-        pace: What `per_second` rests on.
-        seconds: How long that takes.
-        planning_requests: What finding this out has cost.
-        failures: Why numbers were not resolved, or conversations of the sample not read, and how many.
+        conversations: The number of conversations.
+        new: The number of conversations that are new to the lake.
+        known: The number of others; each costs one request if it is unchanged and not due for a full walk.
+        sampled: The number of new conversations whose length was requested.
+        messages: The messages of the new conversations, estimated from the sample.
+        page_size: The most messages in a page of the gateway, as far as the sample shows.
+        requests: The requests of the export for numbers, known and new conversations.
+        per_second: The export's requests per second.
+        pace: The basis of `per_second`.
+        seconds: The duration of the export.
+        planning_requests: The requests of this estimate.
+        failures: The number of unresolved numbers and unread conversations of the sample, by reason.
     """
 
     numbers: dict[str, int]
@@ -68,36 +68,36 @@ class Plan:
     failures: dict[str, int] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The plan for people: what, and how much of it."""
+        """Return the plan for people, as pairs of a name and a sentence."""
         names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip
         basis = f"from the lengths of {self.sampled:,}" if self.sampled < self.new else "from their lengths"
         messages = f"about {self.messages:,} in the new ones ({basis})" if self.new else "none that are new"
-        pace = f"at {self.per_second:,.3g} requests a second ({self.pace})"
+        pace = f"at {self.per_second:,.3g} requests per second ({self.pace})"
         return [
             ("numbers", counted([(self.numbers[status], name) for status, name in names.items()])),
             ("conversations", counted([(self.new, "new to the lake"), (self.known, "known to it")])),
             ("messages", messages),
-            ("requests", f"about {self.requests:,}, with {self.page_size:,} messages a page"),
+            ("requests", f"about {self.requests:,}, with {self.page_size:,} messages per page"),
             ("time", f"about {duration(self.seconds)}, {pace}"),
             *(("failed", f"{count:,}: {reason}") for reason, count in self.failures.items()),
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """Return the plan as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Lengths of the conversations that could be read, and the most messages that a page holds."""
+    """The lengths of the conversations that could be read, and the most messages in a page."""
 
     lengths: list[int]
     page_size: int
 
 
 class _Timed:
-    """A gateway whose answers are timed."""
+    """Measures the time of the gateway's answers, and collects its errors."""
 
     def __init__(self, gateway: GatewayClient) -> None:
         self.gateway = gateway
@@ -119,7 +119,7 @@ class _Timed:
                 self.seconds.append(time.perf_counter() - began)
 
     async def length(self, conversation_id: str, limit: int) -> tuple[int, int] | None:
-        """How many messages a conversation has, and how many came; None where it cannot be read."""
+        """Return the number of messages of a conversation, and of its page; None if it cannot be read."""
         async with self.slots:
             began = time.perf_counter()
             try:
@@ -145,19 +145,19 @@ async def make_plan(
     is_full_walk: bool = False,
     store_options: StoreOptions | None = None,
 ) -> Plan:
-    """Resolve the numbers, look into the lake, and ask some new conversations for their length.
+    """Resolve the numbers, read the lake's states, and request the length of some new conversations.
 
     Args:
-        settings: Checked already.
-        gateway: Opened within the budget that the export would have.
+        settings: The settings, checked already.
+        gateway: Opened within the budget of an export.
         phones: The numbers, if there are any.
-        ids: Conversations besides those of the numbers.
-        is_everything: All that the lake knows as well.
-        is_full_walk: What the lake knows is read from top to bottom again.
-        store_options: How the lake is reached.
+        ids: Further conversations.
+        is_everything: Include all conversations in the lake.
+        is_full_walk: The run would walk known conversations in full again.
+        store_options: How to reach the lake.
 
     Raises:
-        SettingsError: Something is not set.
+        SettingsError: A setting is missing.
         GatewayError: No number could be resolved, or no conversation of the sample read.
         StoreError: The lake cannot be read.
     """
@@ -206,7 +206,7 @@ async def make_plan(
 async def _read_states(
     settings: Settings, organization: str, options: StoreOptions | None
 ) -> tuple[bool, ConversationStates]:
-    """What the lake knows, and whether there is one; nothing is made where there is none."""
+    """Return whether there is a lake, and its states; does not create a lake."""
     url = settings.require("lake")
     async with open_store(url, options) as store:
         if not await has_lake(store):
@@ -216,7 +216,7 @@ async def _read_states(
 
 
 async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
-    """Ask conversations that lie evenly among the new ones; of the longest, a whole page."""
+    """Request the lengths of evenly distributed new conversations, and a full page of the longest."""
     step = max(1, math.ceil(len(new) / SAMPLE_CONVERSATIONS))
     chosen = new[::step]
     answers = await asyncio.gather(*(timed.length(one, 1) for one in chosen))
@@ -226,7 +226,7 @@ async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
     if page is None:
         return _Sample(lengths, page_size)
     total_count, received = page
-    # Fewer than asked for, and more there are: the server's own limit.
+    # Fewer messages than requested, although there are more, show the server's own limit.
     return _Sample(lengths, received if 0 < received < min(page_size, total_count) else page_size)
 
 
@@ -236,7 +236,7 @@ def _pages(sample: _Sample, conversations: int) -> int:
 
 
 def _pages_again(states: ConversationStates, ids: Sequence[str], page_size: int) -> int:
-    """The pages of those conversations that the lake knows."""
+    """Return the number of pages of the conversations that are in the lake."""
     entries = states.of_each(ids).values()
     return sum(max(1, math.ceil((entry.distinct_messages or 0) / page_size)) for entry in entries)
 
@@ -247,7 +247,7 @@ def _expected_rate(settings: Settings, seconds: Sequence[float], allowed: float 
     latency = median(seconds) if seconds else 0.0
     per_second = settings.max_in_flight / latency if latency else MOST_PER_SECOND
     if per_second >= MOST_PER_SECOND:
-        return MOST_PER_SECOND, "what one process gets done"
+        return MOST_PER_SECOND, "the limit of one process"
     return per_second, f"answers after {latency:.2f} s, {settings.max_in_flight} at a time"
 
 
@@ -264,13 +264,13 @@ def _statuses(phones: PhoneList | None, found: Mapping[PhoneNumber, Resolved]) -
 
 
 def _unresolvable(found: Mapping[PhoneNumber, Resolved]) -> GatewayError:
-    """The error of numbers that were rejected one by one."""
+    """Return the error of numbers that were rejected one by one."""
     one = next(iter(found.values()))
     return (one.cause or GatewayError)(LINKS_PATH, str(one.reason))
 
 
 def _failures(found: Mapping[PhoneNumber, Resolved], failed: Sequence[GatewayError]) -> dict[str, int]:
-    """Reasons with the numbers or conversations that they cost, most frequent first."""
+    """Count failed numbers and conversations by reason, the most frequent first."""
     reasons = Counter(f"numbers: {one.reason}" for one in found.values() if one.reason is not None)
     reasons.update(f"conversations: {exc.reason}" for exc in failed if exc.path != LINKS_PATH)
     return dict(reasons.most_common())

@@ -13,7 +13,7 @@ from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.lake.publish import PublishResult
 
-# How far back speeds are measured, and how long before anything is foretold by one.
+# The span over which speeds are measured, and the shortest one for an estimate.
 REQUEST_SECONDS = 10.0
 DONE_SECONDS = 60.0
 FIRST_SECONDS = 5.0
@@ -24,16 +24,16 @@ class Progress:
     """Counters of one run in one process; written by the run, read by its display.
 
     Attributes:
-        stage: What is being done, in one word.
-        numbers: How many distinct numbers are to be resolved, and how many are.
-        conversations: How many conversations are to be exported; the done ones are in `statuses`.
-        statuses: Conversations done, by status.
+        stage: The stage of the run, in one word.
+        numbers, numbers_resolved: The distinct numbers to resolve, and those resolved.
+        conversations: The number of conversations to export.
+        statuses: Finished conversations, by status.
         messages_new: Messages added to the lake.
-        messages_total: Messages of the conversations that were proven.
-        written_bytes: Size of the parts added.
-        days: Messages added, by the day they were created, UTC.
-        limiter: The run's budget of requests; None until it is opened.
-        traffic: What was sent and received; None until the gateway is opened.
+        messages_total: Messages of the proven conversations.
+        written_bytes: The size of the parts written.
+        days: Messages added, by the day of their creation, UTC.
+        limiter: The run's limiter; None before the gateway is opened.
+        traffic: Counters of requests; None before the gateway is opened.
     """
 
     stage: str = "starting"
@@ -49,16 +49,16 @@ class Progress:
     traffic: Traffic | None = None
 
     def start_resolving(self, numbers: int) -> None:
-        """Begin with the numbers: how many distinct ones there are."""
+        """Start the stage in which this many distinct numbers are resolved."""
         self.stage, self.numbers = "resolving", numbers
 
     @property
     def conversations_done(self) -> int:
-        """Conversations that have a status."""
+        """The number of finished conversations."""
         return sum(self.statuses.values())
 
     def note(self, entry: ConversationEntry, published: PublishResult | None = None) -> None:
-        """Count one conversation that is done, and what was written of it."""
+        """Count a finished conversation, and the messages and bytes that were written."""
         self.statuses[entry.status] += 1
         self.messages_new += entry.new_messages
         self.messages_total += entry.distinct_messages or 0
@@ -70,17 +70,17 @@ class Progress:
 
     @property
     def conversations_failed(self) -> int:
-        """Conversations that were not exported, as far as is known."""
+        """The number of conversations that could not be exported so far."""
         return self.statuses["failed"] + self.statuses["incomplete"]
 
     def position(self) -> tuple[int, int, str]:
-        """How many of how many are done in this stage, and what they are."""
+        """Return how many of how many units of this stage are done, and the name of the unit."""
         if self.stage == "resolving":
             return self.numbers_resolved, self.numbers, "numbers"
         return self.conversations_done, self.conversations, "conversations"
 
     def share(self) -> float:
-        """How much of the run is done, 0.0 to 1.0; the numbers count a twentieth."""
+        """Return the finished share of the run, 0.0 to 1.0; the numbers are a twentieth."""
         if self.stage == "done":
             return 1.0
         resolved = self.numbers_resolved / self.numbers if self.numbers else 0.0
@@ -89,10 +89,10 @@ class Progress:
 
 
 class Rate:
-    """How fast a counter grows.
+    """Measures how fast a counter grows.
 
     Args:
-        seconds: How far back is looked.
+        seconds: The span of the measurement.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -100,7 +100,7 @@ class Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def of(self, count: int) -> float:
-        """Note the counter; how much it grew a second."""
+        """Record the counter, and return its growth per second."""
         now = time.monotonic()
         self._seen.append((now, count))
         while len(self._seen) > 2 and self._seen[1][0] < now - self._seconds:
@@ -110,7 +110,7 @@ class Rate:
 
     @property
     def measured_seconds(self) -> float:
-        """How long the counter has been looked at, of the last seconds."""
+        """The span of the recorded counters."""
         return self._seen[-1][0] - self._seen[0][0] if self._seen else 0.0
 
 
@@ -121,7 +121,7 @@ class TimeLeft:
         self._done = Rate(DONE_SECONDS)
 
     def seconds(self, progress: Progress) -> float | None:
-        """Seconds to the last conversation; None as long as nothing can be said."""
+        """Return the seconds to the last conversation; None if no estimate is possible yet."""
         # While numbers are resolved, the number of their conversations is unknown.
         if progress.stage != "exporting":
             return None
@@ -139,7 +139,7 @@ class ProgressLine:
         self._left = TimeLeft()
 
     def describe(self, progress: Progress) -> str:
-        """Return the line; call it every few seconds, from which it measures speeds."""
+        """Return the line; call this every few seconds, because it measures speeds between calls."""
         done, total, unit = progress.position()
         requests = self._requests.of(progress.traffic.requests if progress.traffic else 0)
         seconds = self._left.seconds(progress)
@@ -148,7 +148,7 @@ class ProgressLine:
                 f"{progress.stage}: {done:,} of {total:,} {unit}",
                 f"{progress.conversations_failed:,} failed",
                 f"{progress.messages_total:,} messages",
-                f"{requests:,.1f} requests a second",
+                f"{requests:,.1f} requests per second",
                 "time left unknown" if seconds is None else f"about {duration(seconds)} left",
             ]
         )

@@ -50,12 +50,12 @@ from imbrace_lake.lake.ledger_schema import (
 )
 from imbrace_lake.store.factory import ObjectMeta
 
-# Outcomes are written this often, or after this many walks, or after this share of the chunk, whose looks at
-# a first page cost less to repeat. A write costs as much as ten looks.
+# Outcomes are written this often, after this many walks, or after this share of the chunk: unchanged
+# conversations cost little to repeat, and a write costs as much as ten of them.
 WRITE_SECONDS = 1.0
 WRITE_WALKED = 20
 WRITE_SHARE = 10
-# An object with fewer lines is written again, with those that follow.
+# Objects with fewer lines are written again together with the next lines.
 MOST_LINES = 40
 RENEW_SECONDS = 15.0
 DEAD_AFTER = timedelta(seconds=60)
@@ -82,7 +82,7 @@ class RunHeader:
 
 
 def work_fingerprint(conversation_ids: Iterable[str], *what: object) -> str:
-    """Return a fingerprint that is equal for two runs with the same work."""
+    """Return a fingerprint that is equal for runs with the same work."""
     digest = sha256(repr(what).encode())
     for conversation_id in sorted(conversation_ids):
         digest.update(conversation_id.encode() + b"\0")
@@ -93,11 +93,11 @@ class ChunkJournal:
     """Writes the outcomes of a chunk to the journal, many at a time.
 
     Args:
-        journal: Of the run.
-        accounts: Of the run; an entry counts as recorded once it is in the journal.
-        name: Of the chunk.
-        conversation_ids: Of the chunk.
-        resumed: The entries that a killed run of the same job has left of them.
+        journal: The run's journal.
+        accounts: The run's accounts; an entry counts as recorded once it is in the journal.
+        name: The name of the chunk.
+        conversation_ids: The conversations of the chunk.
+        resumed: Entries of these conversations from a killed run of the same job.
 
     Attributes:
         done: The entry of each finished conversation, by its id.
@@ -113,31 +113,31 @@ class ChunkJournal:
     ) -> None:
         self.done: dict[str, ConversationEntry] = {}
         self._conversation_ids = conversation_ids
-        self._lines: list[bytes] = []  # of those from `_first` on
+        self._lines: list[bytes] = []  # of the entries from `_first` on
         self._journal = journal
         self._accounts = accounts
         self._name = name
         self._written = 0
-        self._walked = 0  # of those that are not noted
+        self._walked = 0  # of the entries that are not written yet
         self._most_unwritten = max(WRITE_WALKED, len(conversation_ids) // WRITE_SHARE)
-        self._first = 0  # of those that are in the object under way
+        self._first = 0  # of the entries in the current object
         self._written_at = time.monotonic()
         self._writing = asyncio.Lock()
         for entry in resumed:
-            self._take(replace(entry, run_id=journal.run_id))
+            self._append(replace(entry, run_id=journal.run_id))
 
     def remaining(self) -> list[str]:
-        """The conversations without an outcome, in this run and in the run that it continues."""
+        """Return the conversations without an outcome in this run and in the run that it continues."""
         return [one for one in self._conversation_ids if one not in self.done]
 
     async def add(self, entry: ConversationEntry) -> None:
-        """Add an entry, and write if enough entries or time have come together since the last write.
+        """Add an entry, and write if there are enough entries, or if the last write is long ago.
 
         Raises:
             TypeError: The entry cannot be encoded; it is not added, and the other entries are unaffected.
             StoreError: The journal cannot be written; the entry is added, and the next write includes it.
         """
-        self._take(entry)
+        self._append(entry)
         self._walked += entry.status != "unchanged" or entry.requests > 1
         is_late = time.monotonic() - self._written_at >= WRITE_SECONDS
         is_much = self._walked >= WRITE_WALKED or len(self.done) - self._written >= self._most_unwritten
@@ -145,7 +145,7 @@ class ChunkJournal:
         if is_much or (is_late and not self._writing.locked()):
             await self.write()
 
-    def _take(self, entry: ConversationEntry) -> None:
+    def _append(self, entry: ConversationEntry) -> None:
         self._lines.append(entry_line(entry))
         self.done[entry.conversation_id] = entry
 
@@ -196,7 +196,7 @@ class Heartbeat:
             await self._lake.store.overwrite(key, json.dumps(asdict(self._header)).encode())
 
     async def stop(self, *, is_cancelled: bool = False) -> None:
-        """Write no more: the journal is about to be closed, and a header would outlive it.
+        """Stop before the journal is closed, because a later header would outlive it.
 
         Args:
             is_cancelled: The journal stays, for another run of the same job to continue from.
@@ -220,12 +220,12 @@ async def heartbeat(
     """Send a run's heartbeat while the block runs.
 
     Args:
-        lake: Where its journal is.
-        run_id, organization_id: The run's.
+        lake: The lake.
+        run_id, organization_id: Those of the run.
         clock: Returns the time.
-        started_at: The time in the names of the run's ledger objects; now by default. A run that closes the
-            journal of this one gives the objects the same names.
-        totals: Returns what the run has done so far.
+        started_at: The time in the keys of the run's ledger objects; now by default. A run that closes the
+            journal of this one uses the same keys.
+        totals: Returns the totals so far.
     """
     now = clock()
     started = (started_at or now).isoformat()
@@ -259,7 +259,7 @@ class Recovery:
 
     Attributes:
         done: Conversations that runs of the same job had proven, or found deleted upstream.
-        own_recorded: Those of them that an earlier attempt of this run has in its journal.
+        own_recorded: Those in the journal of an earlier attempt of this run.
         own_found: Conversations that an earlier attempt of this run found.
         closed: Killed runs whose journals were closed.
     """
@@ -273,7 +273,7 @@ class Recovery:
 async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) -> Recovery:
     """Close the journals of dead runs, and collect the outcomes of those with the same job.
 
-    An earlier attempt of this very run counts as one of them, but its journal stays open.
+    An earlier attempt of this run counts as a dead run, but its journal stays open.
     """
     done = [empty_ledger("conversations")]
     recovery = Recovery(ConversationStates.empty())
@@ -310,7 +310,7 @@ async def recall(lake: Lake, run_id: str, now: datetime) -> tuple[set[str], list
 
 
 def _recently_done(rows: pa.Table, now: datetime) -> pa.Table:
-    """The conversations whose outcome is recent enough to be taken over."""
+    """Return the rows of conversations whose outcome is recent enough to reuse."""
     since = pa.scalar(now - RESUME_WITHIN, rows.schema.field("finished_at").type)
     return rows.filter(_IS_DONE & (pc.field("finished_at") > since))
 
@@ -338,10 +338,10 @@ async def read_header(lake: Lake, run_id: str, objects: Sequence[ObjectMeta] = (
     """Read the header of a run's journal.
 
     Args:
-        lake: Where the journal is.
-        run_id: Whose.
-        objects: The journal as it was listed. The latest of them stands in for a header that is missing,
-            damaged or unreadable.
+        lake: The lake.
+        run_id: The run.
+        objects: The journal as it was listed. The time of the latest object replaces a header that is
+            missing, damaged or unreadable.
 
     Returns:
         The header; None if the journal has just been closed, or without `objects` if the header is missing,
@@ -383,7 +383,7 @@ def _parse_header(body: bytes) -> RunHeader:
 
 
 async def _is_over(lake: Lake, header: RunHeader, now: datetime) -> bool:
-    """Whether no run writes to a journal any more: its run is dead, or was cancelled and has ended."""
+    """Whether a run writes no more to its journal, because it is dead, or cancelled and ended."""
     return _is_dead(header, now) or (header.is_cancelled and await _has_ended(lake, header))
 
 
@@ -413,7 +413,7 @@ async def _recorded(lake: Lake, objects: list[ObjectMeta]) -> list[pa.Table]:
 
 
 async def _has_ended(lake: Lake, header: RunHeader) -> bool:
-    """Whether the attempt that wrote a header has a row in `runs`; an earlier attempt may have one too."""
+    """Whether the attempt that wrote a header has a row in `runs`; an earlier attempt may also have one."""
     rows = await read_run(lake, "runs", header.run_id, ["finished_at"])
     started_at = _instant(header.started_at)
     return any(ended is None or ended >= started_at for ended in rows.column("finished_at").to_pylist())
@@ -422,10 +422,10 @@ async def _has_ended(lake: Lake, header: RunHeader) -> bool:
 async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[ObjectMeta]) -> ClosedRun:
     """Move the journal of a dead run into the ledgers, and add its row to `runs`.
 
-    All times are that of the last heartbeat, so that two runs that close it at once write the same objects.
+    All times are that of the last heartbeat, so two runs that close the same journal write the same objects.
     """
     ended_at = _instant(header.alive_at)
-    # A cancelled run may not have been able to write its own.
+    # A cancelled run may have failed to write its own row.
     reason = "the run was cancelled" if header.is_cancelled else "the run was killed"
     found = await read_found(lake, journal.run_id)
     recorded = _ids_of(await _recorded(lake, objects))

@@ -1,9 +1,9 @@
-"""Repair lakes of earlier versions: rows whose JSON or times some engines reject are written again.
+"""Repair lakes of earlier releases: rewrite rows whose JSON or times some engines reject.
 
-A part with such rows is replaced under the same condition as for an edit, so exports may run at the
-same time. Messages keep their ids, values and digests; only the form in which they are stored changes.
-The ledger gets the new size and hash of a part before the part is replaced: a repair that is killed in
-between leaves both versions recorded, and the next one goes on.
+A repair replaces a part with such rows by a conditional write, as for an edit, so exports may run at the same
+time. Messages keep their ids, values and digests; only the stored form changes. The repair records the new
+size and hash of a part before it replaces the part: after a kill in between, both versions are recorded, and
+the next repair continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.store.contract import LazyBody
 from imbrace_lake.store.lease import exclusive_lease
 
-# Each lost race means that an export has just replaced the same part.
+# An export has replaced the same part each time that a repair loses a race.
 TRIES = 20
 # The resolution of times in the ledgers.
 _TICK = timedelta(milliseconds=1)
@@ -41,13 +41,13 @@ _TICK = timedelta(milliseconds=1)
 
 @dataclass(slots=True)
 class Repaired:
-    """What a repair found, and wrote again if it was to.
+    """The result of a repair.
 
     Attributes:
-        parts: How many parts it read.
-        keys: The parts with rows in an earlier form.
-        rows: How many such rows they have.
-        is_applied: Whether these rows were written again.
+        parts: The number of parts read.
+        keys: The keys of parts with rows in an earlier form.
+        rows: The number of such rows.
+        is_applied: Whether these rows were rewritten.
     """
 
     parts: int = 0
@@ -61,9 +61,9 @@ class _Rewritten:
     """A part in today's form.
 
     Attributes:
-        organization_id, conversation_id: Whose it is.
-        body: The Parquet file, made already.
-        entry: As the ledger records it.
+        organization_id, conversation_id: The conversation.
+        body: The Parquet file, encoded already.
+        entry: The part as the ledger records it.
         before: The part as it was read.
     """
 
@@ -82,14 +82,14 @@ async def repair_lake(
     apply: bool,
     memory: MemoryBudget | None = None,
 ) -> Repaired:
-    """Find every part with rows in an earlier form, and with `apply` write them in today's.
+    """Find every part with rows in an earlier form, and with `apply` rewrite them in today's form.
 
     Args:
-        lake: Which; exports may be under way.
+        lake: The lake; exports may be under way.
         run_id: Names the repair in the ledgers, where it has a row in `runs` for each organization.
-        clock: Gives the time.
+        clock: Returns the time.
         apply: Replace these parts. Otherwise nothing is written.
-        memory: What rows may take in memory; the rest is put into files.
+        memory: The memory budget; a new one by default.
 
     Raises:
         StoreError: A part cannot be read or written; the message names it.
@@ -116,7 +116,7 @@ async def repair_lake(
 
 
 async def _count_outdated(lake: Lake, part: Part, memory: MemoryBudget) -> int:
-    """How many rows of a part have an earlier form."""
+    """Return the number of rows in an earlier form in a part."""
     with Reservation(memory, lake.store.temporary_directory) as reservation:
         snapshot = await PartitionSnapshot.read(lake, [part], reservation)
 
@@ -127,7 +127,7 @@ async def _count_outdated(lake: Lake, part: Part, memory: MemoryBudget) -> int:
 
 
 def _today(snapshot: PartitionSnapshot) -> Iterator[tuple[pa.Table, int]]:
-    """The rows of one part in today's form, some at a time, and how many of them had another."""
+    """Yield the rows of a part in today's form, in batches, and how many of them had an earlier form."""
     for rows in snapshot.part_batches(0):
         today = as_written_today(rows)
         if today.equals(rows):
@@ -138,7 +138,7 @@ def _today(snapshot: PartitionSnapshot) -> Iterator[tuple[pa.Table, int]]:
 
 
 class _Repair:
-    """Writes parts of one organization again, and records it."""
+    """Rewrites and records parts of one organization."""
 
     def __init__(self, lake: Lake, run_id: str, clock: Callable[[], datetime], memory: MemoryBudget) -> None:
         self._lake = lake
@@ -148,11 +148,11 @@ class _Repair:
         self._started_at = clock()
         self._journal = Journal(lake, run_id, self._started_at)
         self._states = ConversationStates.empty()
-        # What this repair has recorded, by conversation.
+        # The entries that this repair has recorded, by conversation.
         self._recorded: dict[str, ConversationEntry] = {}
 
     async def run(self, parts: Sequence[Part]) -> None:
-        """Write the parts again."""
+        """Rewrite the parts."""
         with Reservation(self._memory, self._lake.store.temporary_directory) as reservation:
             snapshot = await PartitionSnapshot.read(self._lake, parts[:1], reservation)
             organization_id = next(snapshot.part_batches(0, ["organization_id"])).column(0)[0].as_py()
@@ -185,7 +185,7 @@ class _Repair:
                 try:
                     await self._lake.replace_part(current, rewritten.body)
                 except ObjectChanged:
-                    # An export was first: take back what was recorded, and read what it has written.
+                    # An export was first: withdraw the entry, and read the part that the export wrote.
                     await self._withdraw(rewritten, recorded)
                     there = await self._lake.list_below(f"{part.key.rpartition('/')[0]}/")
                     current = next((one for one in there if one.key == part.key), None)
@@ -194,7 +194,7 @@ class _Repair:
         raise StoreUnavailable(f"{self._lake.url}/{part.key}: other runs kept writing to it, so try again")
 
     async def _rewritten(self, part: Part, reservation: Reservation) -> _Rewritten | None:
-        """A part in today's form; None if it has that already."""
+        """Return a part in today's form; None if it has that form already."""
         snapshot = await PartitionSnapshot.read(self._lake, [part], reservation)
 
         def rewrite() -> _Rewritten | None:
@@ -227,7 +227,7 @@ class _Repair:
         return await in_thread_unless(snapshot.is_in_memory, rewrite)
 
     async def _record(self, part: _Rewritten) -> None:
-        """Note how a part will be, and that all else about its conversation is as it was."""
+        """Record the new version of a part in an entry that is otherwise the conversation's last one."""
         state = self._recorded.get(part.conversation_id)
         state = state or self._states.of_each([part.conversation_id]).get(part.conversation_id)
         if state is None:
@@ -244,18 +244,18 @@ class _Repair:
             deleted_messages=0,
             requests=0,
             parts=tuple(part.entry if one.key == part.entry.key else one for one in state.parts),
-            # Early enough for the hash that is recorded so far to count until the part is replaced.
+            # Not later than the last entry, whose hash must count until the part is replaced.
             started_at=state.started_at or state.finished_at,
-            # Later than what is recorded so far, even if this clock is behind the one that gave its time.
+            # Later than the last entry, even if this clock is behind that of the last run.
             finished_at=max(self._clock(), state.finished_at + _TICK),
-            # If somebody has written to it since, the next run must not take it for unchanged.
+            # If another run has written to the part since, the next run must not find it unchanged.
             head_hash=state.head_hash if is_as_proven else None,
             head_etag=state.head_etag if is_as_proven else None,
         )
         await self._note(entry)
 
     async def _withdraw(self, part: _Rewritten, recorded: ConversationEntry | None) -> None:
-        """Take back the last note about a conversation."""
+        """Withdraw the last entry of a conversation."""
         await self._note(recorded or self._claiming_nothing(part, ()))
         if recorded is None:
             del self._recorded[part.conversation_id]
@@ -266,7 +266,7 @@ class _Repair:
         await self._journal.note_entries(f"repair-{encoded(entry.conversation_id)}", [entry])
 
     def _claiming_nothing(self, part: _Rewritten, parts: tuple[Part, ...]) -> ConversationEntry:
-        """An entry that proves nothing about the conversation, as that of a window does."""
+        """Return an entry that proves nothing about the conversation, like that of a window."""
         return ConversationEntry(
             run_id=self._run_id,
             organization_id=part.organization_id,

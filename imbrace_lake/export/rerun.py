@@ -1,4 +1,4 @@
-"""What an earlier run missed: the conversations and numbers that a rerun of it has to bring back."""
+"""Find the conversations and numbers that an earlier run missed, for a rerun."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from imbrace_lake.lake.ledger import last_of_each, read_run
 
 @dataclass(slots=True)
 class Missed:
-    """What a run missed.
+    """The conversations and numbers that a run missed.
 
     Attributes:
         conversation_ids: Its dead letters.
         phones: The numbers that it could not resolve, in E.164.
-        lost: What a rerun cannot bring back, in sentences.
-        closed: The run itself, if it was killed and has only now been closed.
+        lost: Sentences about missed input that a rerun cannot export.
+        closed: The run itself, if it was killed and has just been closed.
     """
 
     conversation_ids: list[str]
@@ -36,18 +36,18 @@ class Missed:
 
 
 async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unreadable: float) -> Missed:
-    """Find what a run missed; one that was killed is closed first.
+    """Find the conversations and numbers that a run missed; a killed run is closed first.
 
     Args:
-        lake: Where its ledgers are.
-        run_id: Which run.
+        lake: The lake.
+        run_id: The run.
         now: The time.
-        tolerated_unreadable: The share of its input that may have been unreadable without being missed.
+        tolerated_unreadable: The share of unreadable input that does not count as missed.
 
     Raises:
-        UsageError: The lake does not know the run, the run is under way, or a rerun of it can bring
-            nothing back although something is missing.
-        DamagedObject: An object of the run is damaged or missing, so that something might be left out.
+        UsageError: The lake does not know the run, the run is under way, or a rerun cannot export any of the
+            missing input.
+        DamagedObject: An object of the run is damaged or missing, so the result would be incomplete.
     """
     closed = await close_if_dead(lake, run_id, now)
     try:
@@ -59,8 +59,8 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
-            f"what run {run_id} missed is not known, because {exc}. Without a copy, export its whole list"
-            " again"
+            f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its whole"
+            " list again"
         ) from exc
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
     phones = last_of_each(phones, ["position", "phone_hash", "duplicate_of"], "resolved_at")
@@ -75,15 +75,15 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         closed,
     )
     if missed.lost and not missed.conversation_ids and not missed.phones:
-        raise UsageError(f"a rerun of {run_id} can bring nothing back: {'; '.join(missed.lost)}")
+        raise UsageError(f"a rerun of {run_id} cannot export anything: {'; '.join(missed.lost)}")
     return missed
 
 
 async def _check_complete(lake: Lake, runs: Sequence[dict[str, Any]]) -> None:
-    """Make sure that every object is there that rows of the ledger `runs` list.
+    """Check that every object in these rows of the ledger `runs` exists.
 
     Raises:
-        DamagedObject: One is missing.
+        DamagedObject: An object is missing.
     """
     for key in [key for row in runs for key in row["objects"] or ()]:
         if await lake.store.head(key) is None:
@@ -91,8 +91,8 @@ async def _check_complete(lake: Lake, runs: Sequence[dict[str, Any]]) -> None:
 
 
 def unknown_run(lake: Lake, run_id: str) -> UsageError:
-    """The error for a run that a lake does not know."""
-    return UsageError(f"the lake at {lake.url} knows no run {run_id}: look for its id in runs/")
+    """Return the error for a run that is not in the lake."""
+    return UsageError(f"the lake at {lake.url} has no run {run_id}: look for its id in runs/")
 
 
 def _lost(
@@ -104,8 +104,8 @@ def _lost(
     if not runs:
         lost.append("its row in runs/ is missing: export its input again")
     if totals.get("found", 0) is None:
-        lost.append("it was killed before it knew all its conversations: start it again with its own input")
-    # With shards, the rows of all but the dead letters belong to other runs.
+        lost.append("it was killed before it had found all its conversations: start it again with its input")
+    # With shards, only the dead letters have rows of this run.
     outcomes = sum(totals.get("conversations", {}).values())
     if totals.get("found") is not None and totals["found"] != outcomes:
         lost.append(
@@ -126,7 +126,7 @@ def _lost(
     masked = phones.filter(pc.equal(phones.column("status"), "error")).column("phone").null_count
     if masked:
         lost.append(
-            f"{masked:,} numbers that it could not resolve are masked in this lake: export its list again"
+            f"{masked:,} numbers that it could not resolve are masked in the lake: export its list again"
         )
     unreadable = Counter(phones.column("status").to_pylist())["invalid"]
     if unreadable > tolerated_unreadable * phones.num_rows:

@@ -33,7 +33,7 @@ class Resolved:
         conversation_ids: Its conversations, each once.
         error: Why they are not known.
         kind: The same, without the request's id.
-        cause: The class of the error; its `advice` says what to do.
+        cause: The class of the error, which has an `advice`.
     """
 
     conversation_ids: tuple[str, ...] = ()
@@ -43,12 +43,12 @@ class Resolved:
 
     @classmethod
     def failed(cls, exc: GatewayError) -> Resolved:
-        """A number that was not resolved because of an error."""
+        """Return the result of a number that was not resolved because of an error."""
         return cls(error=str(exc), kind=exc.reason, cause=type(exc))
 
     @property
     def reason(self) -> str | None:
-        """Why they are not known, without what differs from request to request."""
+        """Why they are not known, without the parts that differ from request to request."""
         return self.kind or self.error
 
 
@@ -57,10 +57,10 @@ class Recording:
     """How a run writes numbers into its ledger.
 
     Attributes:
-        run_id, organization_id: The run's.
-        key: Of the numbers' hashes.
-        is_masked: Leave the numbers themselves out.
-        resolved_at: When.
+        run_id, organization_id: Those of the run.
+        key: The key of the numbers' hashes.
+        is_masked: Leave out the numbers themselves.
+        resolved_at: The time in the rows.
     """
 
     run_id: str
@@ -75,13 +75,13 @@ class ResolveResult:
     """The result of a slice of the input.
 
     Attributes:
-        conversation_ids: Those found, each once, in the order of the numbers.
-        statuses: How many rows have which status.
-        error: The failure behind the numbers with status ``error``, if another try may help.
-        reasons: Why numbers have the status ``error``: how many for each reason.
+        conversation_ids: The conversations found, each once, in the order of the numbers.
+        statuses: The number of rows by status.
+        error: A transient error of numbers with the status ``error``, if there is one.
+        reasons: The number of numbers with the status ``error``, by reason.
     """
 
-    # Not shown, because in its debug mode Prefect logs the results of tasks.
+    # Without `repr`, because in debug mode Prefect logs the results of tasks.
     conversation_ids: tuple[str, ...] = field(repr=False)
     statuses: Counter[str]
     error: GatewayError | None
@@ -94,9 +94,9 @@ async def resolve_numbers(
     """Resolve a slice of the input, and record each of its rows under `name`.
 
     Args:
-        gateway, journal: The run's.
+        gateway, journal: Those of the run.
         recording: How the rows are written.
-        name: Names the slice in the journal; the same name again replaces it.
+        name: The name of the slice in the journal; the same name again replaces it.
         numbers: Rows of `PhoneList.table`; those with the status ``ok`` are resolved.
 
     Raises:
@@ -116,7 +116,7 @@ async def resolve_numbers(
             errors.append(exc)
             return dict.fromkeys(batch, Resolved.failed(exc))
 
-    # All of them: the gateway's limiter paces the requests.
+    # All at once, because the limiter bounds the requests.
     resolving = (partial(resolve_batch, batch) for batch in batches)
     answers = await run_bounded(len(batches), resolving)
     found = {phone: resolved for answer in answers for phone, resolved in answer.items()}
@@ -134,7 +134,7 @@ async def note_unresolved(
     """Record a slice of the input that the run did not reach; the same name replaces it.
 
     Returns:
-        How many rows have which status.
+        The number of rows by status.
     """
     unresolved = Resolved(error=reason)
     rows = numbers.to_pylist()
@@ -147,12 +147,12 @@ async def note_unresolved(
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
     """Find the conversations of as many numbers as fit one request.
 
-    An answer that leaves numbers out may have been truncated, so these numbers are requested again, as are
-    those without the name of a conversation. A rejected request is halved until it consists of the number
-    that causes the rejection.
+    An answer without some of the numbers may be truncated, so these numbers are requested again, as are those
+    whose entry names no conversation. A rejected request is halved until only the number that causes the
+    rejection is left.
 
     Raises:
-        GatewayError: The request failed for a reason that is not the numbers'.
+        GatewayError: The request failed, and not because of a number.
     """
     found: dict[PhoneNumber, Resolved] = {}
     missing = phones
@@ -160,16 +160,16 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
         try:
             links = await gateway.get_links(missing)
         except WrongAddress:
-            raise  # because another server would answer so whatever the numbers
+            raise  # another server answers, whatever the numbers
         except BadRequest as exc:
             return found | await _halved(gateway, missing, exc)
         found |= _by_phone(missing, links)
         missing = [*links.missing, *links.malformed]
         if not missing:
             break
-    reason = "what the gateway says of this number names no conversation"
+    reason = "the gateway's entry for this number names no conversation"
     malformed = Resolved(error=reason, cause=MalformedAnswer)
-    # Left out every time, without an error: the gateway knows nothing of these.
+    # Numbers that are left out every time, without an error, are unknown to the gateway.
     return found | {phone: malformed if phone in links.malformed else Resolved() for phone in missing}
 
 
@@ -193,7 +193,7 @@ def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, R
 def _row(
     given: Mapping[str, Any], found: Mapping[PhoneNumber, Resolved], recording: Recording
 ) -> dict[str, Any]:
-    """One input number as a row of the `phones` ledger."""
+    """Return one input number as a row of the ledger `phones`."""
     phone: PhoneNumber | None = given["phone"]
     row = {
         "run_id": recording.run_id,

@@ -1,4 +1,4 @@
-"""One run without an orchestrator: its opening, what its conversations share, its closing, its summary."""
+"""One run without an orchestrator: open it, share its context, close it, summarise it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TOLERATED_UNREADABLE = 0.05
 MOST_REASONS = 20
 MOST_NAMED_POSITIONS = 10
 
-# A summary is for people; the complete list is in the ledger.
+# The most dead letters in a summary; the ledger has all.
 MOST_LISTED = 500
 
 RunStatus = Literal["complete", "partial", "failed", "cancelled"]
@@ -69,7 +69,7 @@ class PriorState:
 
     Attributes:
         state: Its last proven state; None if it was never proven.
-        parts: What the lake has of it.
+        parts: Its parts.
     """
 
     state: ConversationEntry | None = None
@@ -78,11 +78,11 @@ class PriorState:
 
 @dataclass(slots=True)
 class RunContext:
-    """What all conversations of one run in one process share.
+    """The context that all conversations of one run in one process share.
 
     Attributes:
         run_id: The id of the run in the lake.
-        organization_id: Whose conversations they are.
+        organization_id: The organization of the conversations.
         lake, gateway: Open, of this event loop.
         journal: Where the run records its results.
         slots: Bounds the conversations that are in memory at a time.
@@ -92,21 +92,21 @@ class RunContext:
         heartbeat: Heartbeat that keeps other runs from recovering this journal.
         spellings: The ids under which the lake has conversations, where they differ from the canonical ids.
         shapes: Which shapes of messages are known, and which the run saw first.
-        drift: Whether a new shape is recorded, is a warning as well, or fails the conversation.
-        window: The time whose messages are read; open on both sides for all of them.
-        policy: What the run reads again of conversations in the lake.
+        drift: Whether a new shape is recorded, also logged as a warning, or fails the conversation.
+        window: The span of time whose messages are read; open on both sides for all messages.
+        policy: Which stored messages the run reads again.
         memory_budget: The memory budget of its conversations.
         large_turn: Lets conversations whose rows exceed the memory budget be published one at a time.
         page_size, pages_ahead, bounds, accept_repeats: As in `walk`.
-        progress: Counted on as conversations end.
+        progress: The counters of the run.
         clock: Returns the time.
         started_at: When the run began.
         dead_letters: The first `MOST_LISTED` conversations that could not be exported.
-        dead_letter_count: How many could not.
+        dead_letter_count: The number of all such conversations.
         errors: The error class of each of the first, by conversation.
-        earlier_found: What an earlier attempt of this run found.
-        resumed: Outcomes that a killed run of the same job has left; they are taken over.
-        open_chunks: The journal of each chunk under way, by its name, so that another try continues from it.
+        earlier_found: The conversations that an earlier attempt of this run found.
+        resumed: Outcomes from a killed run of the same job, which this run reuses.
+        open_chunks: The journal of each chunk under way, by name, so that another try can continue.
         accounts: The conversations that the run found, and those with an outcome.
         recovered: Killed runs whose journals this run has closed.
         problem: The first error that a task of the run ended with.
@@ -152,19 +152,19 @@ class RunContext:
 
     @property
     def damaged_objects(self) -> list[str]:
-        """Keys of the damaged ledger objects that the run went on without."""
+        """Keys of damaged ledger objects that the run skipped."""
         return sorted(self.lake.damaged)
 
     def recorded_ids(self) -> list[str]:
-        """Every conversation that the ledgers named when the run began."""
+        """Return every conversation that the ledgers named when the run began."""
         return [*self.states.ids(), *self.unproven]
 
     def new_reservation(self) -> Reservation:
-        """A new conversation's share of the memory budget, for a `with` statement."""
+        """Return a new conversation's share of the memory budget, for a `with` statement."""
         return Reservation(self.memory_budget, self.lake.store.temporary_directory)
 
     def prior_states(self, conversation_ids: Collection[str]) -> dict[str, PriorState]:
-        """The prior states of some conversations; those without one are left out."""
+        """Return the prior states of some conversations, without those that have none."""
         states = self.states.of_each(conversation_ids)
         parts = self.partitions.of_each(self.organization_id, conversation_ids)
         return {one: PriorState(states.get(one), parts.get(one, ())) for one in states.keys() | parts.keys()}
@@ -181,7 +181,7 @@ class RunContext:
         self.problem = self.problem or str(error)
 
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
-        """Record shapes that the gateway has never sent before.
+        """Record new shapes of messages.
 
         Raises:
             SchemaDrift: The page has a new shape, and the run rejects those (`drift`).
@@ -192,8 +192,8 @@ class RunContext:
         shapes = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
         if self.drift == "freeze":
             raise SchemaDrift(
-                f"conversation {printable(conversation_id)} has what no message had before ({shapes}):"
-                " look at it, then export with drift=evolve"
+                f"conversation {printable(conversation_id)} has messages of a new shape ({shapes}): look at"
+                " them, then export with drift=evolve"
             )
         logger.warning("schema drift conversation=%s new=%s", printable(conversation_id), shapes)
 
@@ -201,7 +201,7 @@ class RunContext:
         """Read the prior states of the organization's conversations; once per run.
 
         Args:
-            job: From `work_fingerprint`. The outcomes of a killed run of the same job are taken over.
+            job: From `work_fingerprint`. The run reuses the outcomes of a killed run of the same job.
         """
         self.progress.stage = "exporting"
         recovery = await recover_dead_runs(self.lake, self.run_id, job, self.clock())
@@ -217,7 +217,7 @@ class RunContext:
         )
         self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
         self.spellings = self._other_spellings()
-        # Reading took several times the memory of the result, which Arrow would keep.
+        # Reading took several times the memory of the result, and Arrow would keep it.
         pa.default_memory_pool().release_unused()
 
     def _other_spellings(self) -> dict[str, str]:
@@ -226,7 +226,7 @@ class RunContext:
         spellings = other_spellings(partitions)
         recorded = other_spellings(self.states.ids())
         if recorded:
-            # The partition decides: a second one would repeat its messages.
+            # The existing partition decides, because a second one would repeat its messages.
             there = {*partitions}
             spellings |= {
                 one: other for one, other in recorded.items() if one not in spellings and one not in there
@@ -236,8 +236,8 @@ class RunContext:
     def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
         """Return the ids under which the lake has conversations, or is to have them.
 
-        The id of a conversation is canonical, unless an earlier version stored it under another spelling
-        and not under the canonical one: that stays the spelling of its partition, rows and entries.
+        The id of a conversation is canonical, unless an earlier release stored it only under another
+        spelling: that remains the spelling of its partition, rows and entries.
 
         Args:
             conversation_ids: In any spelling.
@@ -261,7 +261,7 @@ class RunContext:
         return ids
 
     async def recall(self) -> None:
-        """Read what an earlier attempt found and recorded, if `load_prior_state` was not reached."""
+        """Read the results of an earlier attempt, if `load_prior_state` was not reached."""
         recorded, self.earlier_found = await recall(self.lake, self.run_id, self.clock())
         self.accounts.recorded |= recorded
 
@@ -289,17 +289,17 @@ async def open_run(
     progress: Progress | None = None,
     store_options: StoreOptions | None = None,
 ) -> AsyncIterator[RunContext]:
-    """Open the lake for one run that reads from `gateway`; makes the lake if there is none.
+    """Open the lake for one run that reads from `gateway`; creates the lake if there is none.
 
     Args:
-        settings: Which lake, and how the run reads and writes.
+        settings: The lake, and how the run reads and writes.
         gateway: Open, of this event loop.
-        run_id: Names the run in the lake.
-        window: The time whose messages are read; all of them by default.
-        policy, accept_repeats: In place of those of the settings.
-        drift: What a message of a new shape means.
-        progress: Counted on by the run; a new one by default.
-        store_options: How the lake is reached.
+        run_id: The id of the run in the lake.
+        window: The span of time whose messages are read; all messages by default.
+        policy, accept_repeats: Replace those of the settings.
+        drift: What the run does about a new shape.
+        progress: The counters of the run; new ones by default.
+        store_options: How to reach the lake.
 
     Raises:
         SettingsError: The lake is not set.
@@ -325,7 +325,7 @@ async def open_run(
                 lake=lake,
                 gateway=gateway,
                 journal=Journal(lake, run_id, started_at),
-                # Twice the requests in flight, so that the gateway is not idle while rows are encoded.
+                # Twice the requests under way, so that the gateway is not idle while rows are encoded.
                 slots=asyncio.Semaphore(2 * settings.max_in_flight),
                 heartbeat=run_heartbeat,
                 window=window or Window(),
@@ -353,19 +353,18 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class RunSummary:
-    """What one run did; the same in the terminal, as JSON, in the orchestrator and in the ledger.
+    """The summary of a run, the same in the terminal, as JSON, in the orchestrator and in the ledger.
 
     Attributes:
-        status: ``complete`` (all of it), ``partial`` (the dead letters are missing), ``failed``,
-            ``cancelled``.
-        reason: Why it is not complete, or what is remarkable about it, in one sentence.
+        status: ``complete``, ``partial`` (the dead letters are missing), ``failed`` or ``cancelled``.
+        reason: Why the run is not complete, or a remark on a complete one, in one sentence.
         unreadable: Positions of the first entries of the input that are not phone numbers.
-        number_errors: Why numbers could not be resolved: how many for each reason.
-        dead_letters: The first 500 of them.
-        new_shapes: What the gateway had never sent before (drift.py).
-        damaged: Ledger objects that the run went on without; `verify` says what to do about them.
-        input: What was read from the list, and what was skipped (phones/report.py); None without a list.
-        token_warning: That the token has expired or soon will, in one sentence.
+        number_errors: The number of phone numbers that could not be resolved, by reason.
+        dead_letters: The first 500.
+        new_shapes: New shapes of messages (drift.py).
+        damaged: Ledger objects that the run skipped; `verify` reports what to do about them.
+        input: How the list was read (phones/report.py); None without a list.
+        token_warning: A sentence if the token has expired or will expire soon.
     """
 
     run_id: str
@@ -388,16 +387,16 @@ class RunSummary:
 
     @property
     def unreadable_count(self) -> int:
-        """How many entries of the input are not phone numbers."""
+        """The number of entries of the input that are not phone numbers."""
         return self.totals.phones.get("invalid", 0)
 
     def advice(self) -> list[str]:
-        """What a person can do about the dead letters that are listed, the most frequent first."""
+        """Return the advice on the listed dead letters, the most frequent first."""
         counts = Counter(letter.advice for letter in self.dead_letters)
         return [f"{count:,} × {advice}" for advice, count in counts.most_common()]
 
     def as_json(self) -> dict[str, Any]:
-        """The summary as plain JSON values; times in ISO 8601."""
+        """Return the summary as plain JSON values; times in ISO 8601."""
         values = asdict(self)
         for name in ("started_at", "finished_at"):
             values[name] = values[name] and values[name].isoformat(timespec="milliseconds")
@@ -416,20 +415,20 @@ async def close_run(
     has_shards: bool = False,
     keep_days: bool = False,
 ) -> RunSummary:
-    """Turn the journal into ledger objects and say how the run ended.
+    """Turn the journal into ledger objects, and return the run's summary.
 
     Every conversation that was found and has no outcome becomes a dead letter `not_reached`.
 
     Args:
         run: The run.
-        parameters: What it was asked to do, without secrets or numbers.
+        parameters: The run's parameters, without secrets or numbers.
         phones: Input numbers by status.
-        tolerated_share: The share of conversations that may fail in a run that is called complete.
-        tolerated_unreadable: The share of the input that may be unreadable in a run that is called complete.
-        failure: Why the run could not go on, if it could not.
-        is_cancelled: Somebody ended the run; its journal stays, for the same job to continue from.
-        has_shards: The outcomes are in the ledger rows of other runs, but for the dead letters.
-        keep_days: Leave in the ledger on which days the new messages were created.
+        tolerated_share: The share of conversations that may fail in a complete run.
+        tolerated_unreadable: The share of the input that may be unreadable in a complete run.
+        failure: Why the run ended early, if it did.
+        is_cancelled: A person cancelled the run; its journal stays, so that the same job can continue.
+        has_shards: The outcomes, except for dead letters, are in the ledger rows of other runs.
+        keep_days: Record on which days the new messages were created.
     """
     run.progress.stage = "closing"
     run.release()
@@ -492,17 +491,17 @@ async def close_run(
 
 
 async def _tidy(run: RunContext) -> None:
-    """Remove the journal of a run whose row is written; another run does what fails here."""
+    """Delete the journal of a run whose row is written; if this fails, another run does it."""
     try:
         await run.journal.drop()
         await write_checkpoint(run.lake, run.clock())
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
+    except Exception as exc:  # noqa: BLE001 - any error is harmless, because the ledgers are written
         error = exc if isinstance(exc, ImbraceLakeError) else unexpected(exc)
-        logger.warning("the run is closed, and its journal is left to the next run: %s", error)
+        logger.warning("the run is closed, and the next run deletes its journal: %s", error)
 
 
 async def _note_unreached(run: RunContext, failure: str | None) -> int:
-    """Make dead letters of the conversations that were found and have no outcome; say how many."""
+    """Record conversations without an outcome as dead letters, and return their number."""
     unreached = run.accounts.unreached()
     reason = f"not reached: {failure or run.problem or 'the run ended before'}"
     entries = unreached_entries(unreached, run.run_id, run.organization_id, reason, run.clock())
@@ -513,7 +512,7 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
 
 
 def totals_of(progress: Progress, gateway: GatewayClient) -> RunTotals:
-    """What a run has done with conversations so far."""
+    """Return the totals of a run so far."""
     return RunTotals(
         conversations=dict(progress.statuses),
         messages_new=progress.messages_new,
@@ -533,7 +532,7 @@ def _status(
     tolerated_unreadable: float,
     failure: str | None,
 ) -> tuple[RunStatus, str | None]:
-    """How the run ended: its worst fault decides, and the sentence names every kind."""
+    """Return the status of the run, decided by its worst fault, and a sentence about all its faults."""
     given, unreadable = sum(phones.values()), phones["invalid"]
     dead, done = run.dead_letter_count, sum(run.progress.statuses.values())
     not_reached = run.progress.statuses["not_reached"]
@@ -562,7 +561,7 @@ def _status(
 
 
 def _positions(first: Sequence[int], count: int) -> str:
-    """Which entries of the input, without what they say: `` (entries 2, 5 and 3 more)``."""
+    """Return the positions of entries of the input: `` (entries 2, 5 and 3 more)``."""
     if not first:
         return ""
     shown = first[:MOST_NAMED_POSITIONS]
@@ -582,11 +581,11 @@ def _dead_letter(run: RunContext, entry: ConversationEntry) -> DeadLetter:
 
 
 def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
-    """The summary of a run that could not close its journal, which another run has closed.
+    """Return the summary of a killed run whose journal another run has closed.
 
     Args:
-        closed: That run.
-        lake: The address of the lake, free of credentials.
+        closed: The killed run.
+        lake: The address of the lake, without credentials.
     """
     row = closed.row
     return RunSummary(

@@ -23,18 +23,18 @@ from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.policy import Window
 from imbrace_lake.printable import printable
 
-# A list that moves so much that its window is not found where it was a moment ago.
+# How often to look for the window again because the list moved.
 START_TRIES = 5
 
 
 async def export_window(
     run: RunContext, conversation_id: str, window: Window, parts: Sequence[Part], reservation: Reservation
 ) -> ConversationEntry:
-    """Bring the messages of a window into the lake, and claim nothing about the others.
+    """Export the messages of a window, without a statement about others.
 
     Raises:
         WalkIncomplete: The window could not be proven complete; nothing was written.
-        ImbraceLakeError: As its class says.
+        ImbraceLakeError: The gateway or the store failed.
     """
     window_reader = _WindowReader(run, conversation_id, window, SortBuffer(reservation))
     proof = await window_reader.walk()
@@ -83,7 +83,7 @@ async def export_window(
 
 
 def incomplete(what: str, proof: Proof) -> WalkIncomplete:
-    """Return the error of a walk that is not complete; where that can be accepted, it says how."""
+    """Return the error for an incomplete walk; for repeats it describes how to accept them."""
     if proof.method == REPEATS:
         advice = "export the list as it is with --accept-repeats (in the form: *Accept repeated messages*)"
         return RepeatedMessages(f"{what}: {proof.reason}; {advice}")
@@ -118,7 +118,7 @@ class _WindowReader:
         return pc.fill_null(is_inside, False)
 
     async def walk(self) -> Proof:
-        """Read from above the window to below it."""
+        """Walk from above the window to below it."""
         start = await self._find_start()
         for _ in range(START_TRIES):
             self.buffer.clear()
@@ -136,7 +136,7 @@ class _WindowReader:
                         walk.stop()
             if start == 0 or not walk.proof.is_complete or self._has_newer():
                 return walk.proof
-            # Deletions pulled the window up past the position at which it was found.
+            # Deletions moved the window up past its position.
             start = max(0, start - self._run.page_size)
         raise WalkIncomplete(
             f"conversation {printable(self._id)} moves too fast to find {self._window} in it"
@@ -145,7 +145,7 @@ class _WindowReader:
     async def _find_start(self) -> int:
         """Return the position of a message newer than the window, close above it; 0 if there is none.
 
-        Bisects the positions, which are in the order of time: one request halves what is left.
+        Bisects the positions, which are in the order of time.
         """
         if self._window.until is None:
             return 0
@@ -169,7 +169,7 @@ class _WindowReader:
         return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     def _add(self, page: Page) -> bool:
-        """Add a page; whether it ends below the window."""
+        """Add a page, and return whether it ends below the window."""
         self._run.observe_shapes(self._id, page)
         rows = rows_of_page(page, self._origin)
         newest, oldest = _span_of(rows)

@@ -1,1 +1,1 @@
-"""What is wrong with a lake: objects that are not as they were written, counts that are not the gateway's."""
+"""Verify a lake: find damaged objects, and counts that differ from the gateway's."""

@@ -21,17 +21,17 @@ async def verify_counts(
     side_by_side: int = 32,
     on_progress: Callable[[int, int], None] = lambda done, all: None,
 ) -> None:
-    """Ask the gateway for the count of each conversation, one request each; differences go to `found`.
+    """Compare the count of each conversation with the gateway's, with one request each.
 
     Args:
-        gateway: Its limiter paces the requests.
+        gateway: Its limiter bounds the requests.
         states: The last state of each conversation.
         found: Receives the differences.
-        side_by_side: Conversations that are asked for or wait at the limiter at a time.
-        on_progress: Receives how many conversations of how many are done.
+        side_by_side: The most conversations at a time that are requested or wait at the limiter.
+        on_progress: Receives the number of finished conversations and of all.
 
     Raises:
-        GatewayError: One that every other request would meet as well (`is_fatal`).
+        GatewayError: An error that every other request would also end with (`is_fatal`).
     """
     differences: list[Difference] = []
     done = 0
@@ -50,17 +50,17 @@ async def verify_counts(
 
 
 async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> str | None:
-    """How the gateway's count of a conversation differs from the lake's; None if it does not."""
+    """Describe the difference between the gateway's count and the lake's; None if they are equal."""
     try:
         page = await gateway.get_page(entry.conversation_id, limit=1)
     except ConversationNotFound:
-        return None if entry.status == "gone" else "is gone from the gateway"
+        return None if entry.status == "gone" else "was deleted at the gateway"
     except GatewayError as exc:
         if exc.is_fatal:
             raise
-        return f"could not be asked for: {exc}"
+        return f"could not be compared: {exc}"
     if entry.status == "gone":
-        return f"is back at the gateway with {page.total_count} messages"
+        return f"is at the gateway again, with {page.total_count} messages"
     if page.total_count == (entry.distinct_messages or 0) + entry.repeats:
         return None
     repeats = f" and {entry.repeats} repeats" if entry.repeats else ""

@@ -18,7 +18,7 @@ from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
 
 READ_AT_A_TIME = 16
 _TIME = CONVERSATIONS.field("finished_at").type
-# A version of a part, and the latest entry that records it.
+# A version of a part, and the time of the latest entry that records it.
 _VERSIONS = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -31,13 +31,13 @@ _VERSIONS = pa.schema(
 
 @dataclass(slots=True)
 class ExpectedObjects:
-    """What the ledgers record of the lake's objects.
+    """The objects and hashes that the ledgers record.
 
     Attributes:
         parts: The hashes that each part may have.
-        newest: `_VERSIONS` of each part: the version that was recorded last for the first time, then.
-        ledgers: The ledgers' objects that runs recorded.
-        is_complete: No object of the ledger `conversations` is damaged or missing, so that no newer hash is.
+        newest: For each part, the version (`_VERSIONS`) whose first record is the latest.
+        ledgers: The keys of ledger objects that runs recorded.
+        is_complete: No object of the ledger `conversations`, and so no newer hash, is damaged or missing.
     """
 
     parts: dict[str, tuple[str, ...]]
@@ -47,13 +47,13 @@ class ExpectedObjects:
 
     @classmethod
     async def read(cls, lake: Lake) -> Self:
-        """Read it from all ledgers and journals; damaged objects are left out."""
+        """Read all ledgers and journals, without damaged objects."""
         versions, is_complete = _VERSIONS.empty_table(), True
         first = versions
         columns = ["parts", "started_at", "finished_at"]
         async for tables, are_all in _intact_rows(lake, "conversations", columns):
             some = pa.concat_tables([versions, *map(_versions, tables)])
-            # The ledgers record the same few versions again and again.
+            # The ledgers record the same few versions many times.
             versions = last_of_each(some, ["key", "sha256"], "finished_at")
             first = _first_of_each(pa.concat_tables([first, *map(_versions, tables)]))
             is_complete = is_complete and are_all
@@ -61,20 +61,20 @@ class ExpectedObjects:
         async for tables, _ in _intact_rows(lake, "runs", ["objects"]):
             for rows in tables:
                 written.update(pc.list_flatten(rows.column("objects")).to_pylist())
-        # An entry of an unchanged conversation repeats the version that was known when its run began, which
-        # may be one that a repair has replaced meanwhile.
+        # An entry of an unchanged conversation repeats the version from the start of its run, which a repair
+        # may have replaced meanwhile. So the first record of each version counts.
         newest = last_of_each(first, ["key"], "finished_at")
         return cls(_hashes(versions, newest), newest, written, is_complete)
 
     def newest_begun_at(self, key: str) -> datetime:
-        """When the reading began whose entry is the newest that records a part."""
+        """Return when the run whose entry is the newest of a part began to read the conversation."""
         own = self.newest.filter(pc.equal(self.newest.column("key"), key))
         begun_at: datetime = own.column("begun_at")[0].as_py()
         return begun_at
 
 
 def _versions(entries: pa.Table) -> pa.Table:
-    """Each part that each entry records."""
+    """Return the versions of parts in each entry."""
     entries = entries.combine_chunks()
     parts = pc.list_flatten(entries.column("parts"))
     index = pc.list_parent_indices(entries.column("parts"))
@@ -86,17 +86,17 @@ def _versions(entries: pa.Table) -> pa.Table:
 
 
 def _first_of_each(versions: pa.Table) -> pa.Table:
-    """Each version as it was recorded first."""
+    """Return the first record of each version."""
     before = pc.negate(versions.column("finished_at").cast(pa.int64()))
     found = last_of_each(versions.append_column("before", before), ["key", "sha256"], "before")
     return found.drop_columns(["before"])
 
 
 def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:
-    """The hashes of each part: that of its newest version, and of those recorded since it was being read.
+    """Return the hashes of each part: of its newest version, and of those recorded since its reading began.
 
-    Where two runs were at one conversation at a time, the entry that was written last need not be
-    that of the run that replaced the part last, so both count.
+    If two runs exported a conversation at the same time, the entry that was written last need not be that of
+    the run that replaced the part last, so both count.
     """
     index = pc.index_in(versions.column("key"), newest.column("key").combine_chunks())
     is_current = pc.greater_equal(versions.column("finished_at"), newest.column("begun_at").take(index))
@@ -110,7 +110,7 @@ def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:
 async def _intact_rows(
     lake: Lake, ledger: Ledger, columns: Sequence[str]
 ) -> AsyncIterator[tuple[list[pa.Table], bool]]:
-    """A ledger's rows, some objects at a time: those of intact objects, and whether all of them are."""
+    """Yield a ledger's rows from intact objects, a few objects at a time, and whether all were intact."""
 
     async def read(key: str) -> list[pa.Table] | None:
         try:

@@ -1,4 +1,4 @@
-"""What a verification finds."""
+"""The findings of a verification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: which object or conversation, and what is wrong."""
+    """An object or a conversation, and what is wrong with it."""
 
     name: str
     problem: str
@@ -15,13 +15,13 @@ class Difference:
 
 @dataclass(slots=True)
 class Verification:
-    """What a verification looked at, and what it found.
+    """The result of a verification.
 
     Attributes:
-        parts, ledger_objects: How many objects were read.
-        unrecorded: Parts whose current version is in no ledger, as a killed run leaves them; what they
-            contain matches what they claim.
-        counts: Conversations whose count was asked of the gateway.
+        parts, ledger_objects: The number of objects read.
+        unrecorded: The number of parts whose current version is in no ledger, for example after a kill, and
+            whose content matches their claim.
+        counts: The number of conversations whose count was compared with the gateway's.
     """
 
     parts: int = 0
@@ -37,5 +37,5 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
-        """Nothing differs."""
+        """Whether nothing differs."""
         return not self.differences

@@ -1,4 +1,4 @@
-"""Compare every object of a lake with what the ledgers record of it."""
+"""Compare every object of a lake with the ledgers."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
 
 SIDE_BY_SIDE = 16
-# Objects beyond this are read into files.
+# Larger objects are read into files.
 LARGE_BYTES = 4 * 2**20
-# Folders of what can be made again from the ledgers.
+# Folders whose objects can be derived from the ledgers again.
 DERIVED = ("checkpoints", "state")
-# Folders whose objects have their content's hash in their names.
+# Folders whose objects have the hash of their content in their keys.
 HASHED = (*LEDGERS, "journal", *DERIVED)
 UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
 
-# None for an object that went away, an error for one that cannot be read.
+# None for an object that no longer exists, an error for one that cannot be read.
 _Body: TypeAlias = bytes | Path | StoreError | None
 
 
@@ -49,11 +49,11 @@ async def verify_objects(
     """Read every object once and compare it with its recorded hash.
 
     Args:
-        lake: Which; runs may be under way.
-        on_progress: Receives how many objects of how many are done.
+        lake: The lake; runs may be under way.
+        on_progress: Receives the number of finished objects and of all.
     """
     found = Verification()
-    # The records first, then the listing: no recorded object is ever removed.
+    # The records before the listing, because no recorded object is ever deleted.
     expected = await ExpectedObjects.read(lake)
     objects = await lake.store.list("")
     there = {meta.key for meta in objects}
@@ -88,7 +88,7 @@ async def verify_objects(
 
 
 async def _bodies(lake: Lake, objects: Iterable[ObjectMeta]) -> AsyncIterator[tuple[ObjectMeta, _Body]]:
-    """Read objects some at a time, large ones into files."""
+    """Yield objects with their bodies, large ones in files, and read a few at a time."""
     with TemporaryDirectory(prefix="imbrace-verify-") as folder:
 
         async def read(meta: ObjectMeta) -> tuple[ObjectMeta, _Body]:
@@ -124,7 +124,7 @@ def _discard(body: _Body) -> None:
 
 
 def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str | None]:
-    """Whether an object has the hash that is recorded for it, and what is wrong with it."""
+    """Return whether an object has its recorded hash, and what is wrong with it."""
     if not key.startswith(MESSAGES):
         return True, _problem(key, body)
     if body is None:
@@ -137,10 +137,10 @@ def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str 
 
 
 def _problem(key: str, body: _Body) -> str | None:
-    """What is wrong with an object other than a part; None if nothing is."""
+    """Return what is wrong with an object that is not a part; None if nothing is."""
     folder = key.partition("/")[0]
     if body is None:
-        return None  # a run has just closed this journal; nothing else is ever removed
+        return None  # a run has just closed this journal; no other object is ever deleted
     if isinstance(body, StoreError):
         return f"cannot be read: {body}"
     if isinstance(body, bytes) and key == MARKER:
@@ -153,24 +153,24 @@ def _problem(key: str, body: _Body) -> str | None:
 
 
 def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects) -> str | None:
-    """What is wrong with a part whose hash is not the ledger's; it may be what a killed run left."""
+    """Return what is wrong with a part whose hash is not in the ledger, perhaps because of a kill."""
     if report.problem is not None:
         return report.problem
     if not key.startswith(f"{partition_key(report.organization_id, report.conversation_id)}/"):
         return "contains rows of another conversation: restore it from a copy"
     if key not in expected.parts or not expected.is_complete:
         return None
-    # An older version that was put back proves itself as well, but is not what the lake had last.
+    # A restored older version also proves itself, but the lake had a newer one.
     is_newest = report.newest_change is not None and report.newest_change >= expected.newest_begun_at(key)
     return None if report.is_proven and is_newest else UNLIKE_LEDGER
 
 
 def _ledger_problem(key: str, body: bytes) -> str | None:
-    """What is wrong with an object of a ledger or a journal, and what to do about it."""
+    """Return what is wrong with an object of a ledger or a journal, and what to do about it."""
     if key.endswith(f"/{HEADER}"):
         return None if _is_json(body) else f"is damaged: {_remedy(key)}"
     if key.endswith(DAMAGED_SUFFIX):
-        return f"is what is left of a damaged object of a journal: {_remedy(key)}"
+        return f"is the rest of a damaged object of a journal: {_remedy(key)}"
     if ledger_of(key) == FOUND and is_intact(key, body):
         return None
     try:
@@ -181,20 +181,22 @@ def _ledger_problem(key: str, body: bytes) -> str | None:
 
 
 def _remedy(key: str) -> str:
-    """What to do about a damaged object of which there may be no copy."""
+    """Return what to do about a damaged object, with or without a copy."""
     folder, run_id = key.partition("/")[0], run_of(key)
     if folder in DERIVED:
-        return "delete it, for later runs write a new one"
+        return "delete it; later runs write a new one"
     if folder == "journal":
-        return "delete it; what it recorded is read again"
+        return "delete it; later runs read its conversations again"
     if run_id is None:
-        return "remove it, for no run wrote an object of this name"
+        return "delete it, because no run writes objects with such a name"
     if key.endswith(DAMAGED_SUFFIX):
-        return f"delete it. What run {run_id} missed is not fully known: export its list again"
+        return f"delete it. The failures of run {run_id} are not fully known: export its list again"
     if folder == "runs":
-        return "restore it from a copy. Without a copy, delete it: what that run missed is then not known"
+        return "restore it from a copy. Without a copy, delete it: the failures of that run are then unknown"
     lost = (
-        "the replaced versions in it are lost" if folder == "revisions" else "what it recorded is read again"
+        "the replaced versions in it are lost"
+        if folder == "revisions"
+        else "later runs read its conversations again"
     )
     return f"restore it from a copy. Without a copy, delete it and runs/*-{run_id}-*, which lists it; {lost}"
 

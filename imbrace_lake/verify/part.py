@@ -1,4 +1,4 @@
-"""Judge one part by what it contains, without a ledger."""
+"""Judge one part by its content, without a ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imbrace_lake.lake.schema import SCHEMA, with_digests
 DAMAGED = "is damaged: restore it from a copy"
 WRONG_CLAIM = "does not contain the rows that its footer claims: restore it from a copy"
 MIXED = "contains rows of several conversations: restore it from a copy"
-# What Arrow raises at a damaged file, and what rows raise that are not messages.
+# The errors of damaged files in Arrow, and of rows that are not messages.
 _UNREADABLE = (
     pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 )  # fmt: skip
@@ -31,16 +31,16 @@ _UNREADABLE = (
 
 @dataclass(slots=True)
 class PartReport:
-    """What a part shows about itself.
+    """What the content of a part shows.
 
     Attributes:
-        problem: Why it cannot be what was written; None if nothing contradicts it.
-        claim: What its footer states; None in parts of earlier versions.
-        organization_id, conversation_id: Whose rows it contains.
-        rows: Their number.
-        content_hash: Of all its rows, computed from them.
-        newest_change: When a row of it changed last; None if it has no rows.
-        is_proven: The rows match the claim, or, without a claim, are written again as the same bytes.
+        problem: Why the part is damaged or wrong; None if no fault was found.
+        claim: The claim in its footer; None in parts of earlier releases.
+        organization_id, conversation_id: The conversation of its rows.
+        rows: The number of rows.
+        content_hash: The content hash, computed from the rows.
+        newest_change: When a row last changed; None if there are no rows.
+        is_proven: The rows match the claim or, without a claim, are encoded as the same bytes again.
     """
 
     problem: str | None = None
@@ -54,7 +54,7 @@ class PartReport:
 
 
 def judge_part(body: bytes | Path) -> PartReport:
-    """Read a part, compare its rows with its claim, and write them again for comparison.
+    """Read a part, compare its rows with its claim, and encode them again for comparison.
 
     Args:
         body: The object, or a file with a copy of it.
@@ -82,7 +82,7 @@ def judge_part(body: bytes | Path) -> PartReport:
             return PartReport(problem=DAMAGED)
     claim = report.claim
     if claim is None:
-        # Earlier versions encoded parts in several ways, so other bytes prove nothing.
+        # Earlier releases encoded parts in several ways, so different bytes prove nothing.
         report.is_proven = report.problem is None and is_same
         return report
     claimed = (claim.organization_id, claim.conversation_id, claim.content_hash)
@@ -92,7 +92,7 @@ def judge_part(body: bytes | Path) -> PartReport:
         report.content_hash,
     ):
         report.problem = WRONG_CLAIM
-    # Page checksums do not cover headers and footer; one writer encodes equal rows equally.
+    # Page checksums do not cover headers and footer, but one writer encodes equal rows as the same bytes.
     if report.problem is None and is_one_writer and not is_same:
         report.problem = DAMAGED
     report.is_proven = report.problem is None
@@ -100,7 +100,7 @@ def judge_part(body: bytes | Path) -> PartReport:
 
 
 def _row_groups(file: pq.ParquetFile, report: PartReport) -> Iterator[list[pa.Table]]:
-    """The part's row groups; what they show is added to the report."""
+    """Yield the part's row groups, and complete the report."""
     for number in range(file.num_row_groups):
         rows = file.read_row_group(number, use_threads=False).combine_chunks()
         for name in ("organization_id", "conversation_id"):

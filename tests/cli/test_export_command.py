@@ -245,7 +245,7 @@ def test_an_unknown_run_cannot_be_run_again(run: Run, phones: Path) -> None:
     result = run("export", "--rerun", "no-such-run")
 
     assert result.code == 2
-    assert "knows no run no-such-run" in result.err
+    assert "has no run no-such-run" in result.err
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -25,7 +25,7 @@ def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
     new = len({one for each in box.links.values() for one in each})
     assert result.code == 0
     assert f"{new} new to the lake" in result.out
-    assert "at 20 requests a second (the limit of requests per second that is set)" in result.out
+    assert "at 20 requests per second (the limit of requests per second that is set)" in result.out
     assert "(does not exist yet)" in result.out
     assert result.err.count("input:") == 3
     assert [path.name for path in workdir.iterdir()] == ["phones.txt"]

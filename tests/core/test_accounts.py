@@ -249,7 +249,7 @@ def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_re
     kill(box, tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
 
-    with pytest.raises(UsageError, match="killed before it knew all its conversations: start it again"):
+    with pytest.raises(UsageError, match="killed before it had found all its conversations: start it again"):
         in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
 
 
@@ -271,7 +271,7 @@ def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, 
     [
         ({"invalid": 2}, 0.0, "2 entries of its input could not be read: correct the list and export it"),
         ({"invalid": 6, "none": 94}, 0.05, "6 entries of its input could not be read"),
-        ({"error": 3}, 0.0, "3 numbers that it could not resolve are masked in this lake"),
+        ({"error": 3}, 0.0, "3 numbers that it could not resolve are masked in the lake"),
     ],
 )
 def test_a_rerun_that_can_bring_nothing_back_of_what_is_missing_does_not_succeed(
@@ -444,7 +444,7 @@ def test_a_journal_that_cannot_be_read_stops_no_other_run(
 def test_a_run_is_found_by_its_whole_id_only(box: Sandbox, tmp_path: Path) -> None:
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_10")
 
-    with pytest.raises(UsageError, match="knows no run run_1:"):
+    with pytest.raises(UsageError, match="has no run run_1:"):
         missed(tmp_path, "run_1")
 
 

@@ -312,7 +312,7 @@ def test_a_damaged_journal_of_a_killed_run_ends_no_later_run_and_a_rerun_of_it_d
     assert key in named
     assert bench.differences() == {}
     assert not Path(bench.lake, "journal", "killed").exists()
-    with pytest.raises(DamagedObject, match="what run killed missed is not known"):
+    with pytest.raises(DamagedObject, match="the failures of run killed are not known"):
         dead_letters(Path(bench.lake), "killed")
     (left,) = (one for one in bench.verify().differences if one.name.endswith(".damaged"))
     assert "export its list again" in left.problem
@@ -387,7 +387,7 @@ def test_a_rerun_of_a_run_with_damaged_objects_fails_by_their_name(
 ) -> None:
     damaged = DAMAGES[damage](of_run(failed_run, folder, "run-1"))
 
-    with pytest.raises(DamagedObject, match=rf"what run run-1 .*{folder}/"):
+    with pytest.raises(DamagedObject, match=rf"failures of run run-1 .*{folder}/"):
         dead_letters(failed_run, "run-1")
     assert damaged.exists()
 
@@ -408,7 +408,7 @@ def test_a_rerun_reads_the_objects_of_its_run_and_no_others(failed_run: Path) ->
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "run", "1", "run-1-", "a/b", "*", "run-3", "\0"])
 def test_an_id_that_is_not_of_a_run_is_not_known(failed_run: Path, run_id: str) -> None:
-    with pytest.raises(UsageError, match="knows no run"):
+    with pytest.raises(UsageError, match="has no run"):
         dead_letters(failed_run, run_id)
 
 

@@ -330,7 +330,7 @@ def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
     assert len(result.dead_letters) == 4
     assert len(warned) == 3
     assert all("request id " in line and "request id -" not in line for line in warned[:2])
-    assert "in the table of this run alone" in warned[2]
+    assert "only in the table of this run" in warned[2]
     assert [line.partition(" failed")[0] for line in reported] == ["exported chunk=chunk complete=3"]
 
 

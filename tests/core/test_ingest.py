@@ -291,8 +291,8 @@ def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift
     shapes = {row["shape"] for row in bench.ledger("shapes")}
     assert ("?.content.half ?:number" in shapes) == (drift != "freeze")
     assert [row["reason"] for row in bench.ledger("conversations") if row["is_dead_letter"]] == [
-        f"conversation {odd} has what no message had before (item.?, ?, ?.content:object,"
-        " ?.content.half ?:number): look at it, then export with drift=evolve"
+        f"conversation {odd} has messages of a new shape (item.?, ?, ?.content:object,"
+        " ?.content.half ?:number): look at them, then export with drift=evolve"
     ] * (drift == "freeze")
 
 

@@ -69,11 +69,11 @@ def test_one_line_names_stage_failures_speed_and_time_left(clock: Clock) -> None
     progress.statuses = Counter(complete=98, failed=1, incomplete=1)
 
     assert first == (
-        "exporting: 0 of 1,200 conversations · 0 failed · 5,000 messages · 0.0 requests a second"
+        "exporting: 0 of 1,200 conversations · 0 failed · 5,000 messages · 0.0 requests per second"
         " · time left unknown"
     )
     assert line.describe(progress) == (
-        "exporting: 100 of 1,200 conversations · 2 failed · 5,000 messages · 8.5 requests a second"
+        "exporting: 100 of 1,200 conversations · 2 failed · 5,000 messages · 8.5 requests per second"
         " · about 110 s left"
     )
     assert line.describe_end(progress) == "100 of 1,200 conversations · 2 failed · 5,000 messages"

@@ -184,7 +184,7 @@ def test_a_number_whose_answer_never_names_a_conversation_is_an_error_and_costs_
     found = resolve_some(playing(answer), ONE, BAD)
 
     assert found[ONE] == Resolved((ONE[1:],))
-    assert found[BAD].error == "what the gateway says of this number names no conversation"
+    assert found[BAD].error == "the gateway's entry for this number names no conversation"
     assert asked == [[ONE[1:], BAD[1:]], [BAD[1:]], [BAD[1:]]]
 
 

@@ -265,10 +265,8 @@ def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     problems = dict(zip(sorted(ids), sorted(asyncio.run(count())), strict=True))
     size = box.conversations[ids[0]]
     assert problems[ids[0]] == f"{ids[0]}: has {size} messages at the gateway, {size - 2} in the lake"
-    assert problems[ids[1]] == f"{ids[1]}: is gone from the gateway"
-    assert problems[ids[2]].startswith(
-        f"{ids[2]}: could not be asked for: the gateway failed with status 500"
-    )
+    assert problems[ids[1]] == f"{ids[1]}: was deleted at the gateway"
+    assert problems[ids[2]].startswith(f"{ids[2]}: could not be compared: the gateway failed with status 500")
 
     box.repair(ids[2])
     bench.run()
@@ -282,7 +280,7 @@ def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     box.set_options(broken={})
     box.restore(ids[1])
     assert asyncio.run(count()) == [
-        f"{ids[1]}: is back at the gateway with {box.conversations[ids[1]]} messages"
+        f"{ids[1]}: is at the gateway again, with {box.conversations[ids[1]]} messages"
     ]
 
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import UsageError
-from imbrace_lake.phones.cells import parse_cell
-from imbrace_lake.phones.numbers import is_in_use, visible
+from imbrace_lake.phones.numbers import is_in_use, parse_cell, visible
 from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
 
 _SAMPLE_ROWS = 200

@@ -14,18 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import UsageError
-from imbrace_lake.phones.cells import parse_cell
 from imbrace_lake.phones.columns import Wanted
 from imbrace_lake.phones.formats import (
     HEAD_BYTES,
     OLE,
     PARQUET,
     ZIP,
+    TextSource,
+    is_packed,
+    read_text,
     reject_binary,
     reject_markup,
     spreadsheet_kind,
+    take,
 )
-from imbrace_lake.phones.numbers import mask, parse_region
+from imbrace_lake.phones.numbers import mask, parse_cell, parse_region
 from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport
 from imbrace_lake.phones.sources import (
     Readable,
@@ -44,7 +47,6 @@ from imbrace_lake.phones.tables import (
     read_sheet,
     separator_line,
 )
-from imbrace_lake.phones.text import TextSource, is_packed, read_text, take
 
 Source = str | Path | TextIO | Iterable[str]
 

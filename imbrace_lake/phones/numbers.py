@@ -1,4 +1,4 @@
-"""Phone numbers: parsed to E.164, masked for logs, hashed for ledgers."""
+"""Phone numbers: parsed to E.164 (one, or all of a cell), masked for logs, hashed for ledgers."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ _INVISIBLE = dict.fromkeys(
 # from 8 to 10 digits. For contacts who joined before, messengers still use the old form as id.
 _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
-MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
-INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
+_MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
+_INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
 _NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default region"
 _IMPOSSIBLE = {
     ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "it lacks its area code",
@@ -135,9 +135,9 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     has_plus, written = _read(text)
     phone, reason = _interpret(_ascii_digits(written), None if has_plus else region, has_plus=has_plus)
     if phone is None:
-        raise rejection(text, reason)
+        raise _rejection(text, reason)
     if not _is_one_number(phone, written, None if has_plus else region):
-        raise rejection(text, MORE_THAN_ONE)
+        raise _rejection(text, _MORE_THAN_ONE)
     return phone
 
 
@@ -359,7 +359,7 @@ def _plan(code: str) -> _Plan | None:
 def _read(text: str) -> tuple[bool, str]:
     """Return whether the text certainly begins with a country code, and its digits and separators."""
     if len(text) > _MAX_CHARACTERS:
-        raise rejection(text, "it is too long")
+        raise _rejection(text, "it is too long")
     written = visible(text)
     if contact := _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written):
         return True, contact[1]
@@ -370,14 +370,14 @@ def _read(text: str) -> tuple[bool, str]:
     elif scientific := _SCIENTIFIC.fullmatch(written):
         written = _all_digits(*scientific.groups("")) or written
     elif _DATE.fullmatch(written):
-        raise rejection(text, "it looks like a date")
+        raise _rejection(text, "it looks like a date")
     elif _AMOUNT.fullmatch(written):
-        raise rejection(text, "it is an amount with decimals, or more than one number")
+        raise _rejection(text, "it is an amount with decimals, or more than one number")
     form = _WRITTEN.fullmatch(written)
     if form is None:
-        raise rejection(text, _why_unreadable(written))
+        raise _rejection(text, _why_unreadable(written))
     if not _GROUP.search(written):
-        raise rejection(text, "it has no digits")
+        raise _rejection(text, "it has no digits")
     return bool(form[1]), written
 
 
@@ -386,13 +386,7 @@ def visible(text: str) -> str:
     return text.translate(_INVISIBLE).strip().removeprefix("=").strip(_QUOTES)
 
 
-def is_whatsapp_contact(text: str) -> bool:
-    """Return whether the text is an id or link of WhatsApp, which includes the country code."""
-    written = visible(text)
-    return bool(_WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written))
-
-
-def has_extension(written: str) -> bool:
+def _has_extension(written: str) -> bool:
     """Return whether the text is a number with an extension."""
     return _EXTENSION.fullmatch(_SCHEME.sub("", written, count=1)) is not None
 
@@ -420,7 +414,7 @@ def _why_unreadable(written: str) -> str:
             "a spreadsheet rounded it to a form like 8.9E+11, or calculated with it, and its digits are lost:"
             " export the column as text"
         )
-    if has_extension(written):
+    if _has_extension(written):
         return "it has an extension, and conversations belong to numbers without one"
     if any(char.isalpha() for char in written):
         return "it has letters"
@@ -465,6 +459,91 @@ def _shape(text: str) -> str:
     return f"<text of length {len(text)} with {sum(char.isdigit() for char in text)} digits>"
 
 
-def rejection(text: str, reason: str) -> InvalidPhoneNumber:
+def _rejection(text: str, reason: str) -> InvalidPhoneNumber:
     """Return the error with the reason why a text is not a phone number; it shows only its length."""
     return InvalidPhoneNumber(f"{_shape(text)} is not a phone number: {reason}.")
+
+
+# -- several numbers in one text -----------------------------------------------------------------
+
+# What separates numbers and is never part of one. A plus sign begins a number.
+_BETWEEN = re.compile(
+    r"\s*(?::::|[,;|&、，；｜\r\n\t\v\f\x85\u2028\u2029])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])"
+)
+# A link can contain a message, whose numbers are not those of the list.
+_LINK = re.compile(r"wa\.me/|whatsapp\.com/|whatsapp://", re.IGNORECASE)
+_BETWEEN_LINKS = re.compile(r"[\s,;|]+(?:[/&]\s+)?")
+# Separators that can also be part of a number, so all pieces must be complete numbers. A slash without blanks
+# comes last, because one cell can have it in both roles: 030/1234567 / 030/7654321.
+_PERHAPS_BETWEEN = (
+    re.compile(r"\s+[/／]\s+"),
+    re.compile(r"\s+[\-‐‑‒–—―−ー－]+\s+"),
+    re.compile(r"\s+(?=[(（]?0)"),
+    re.compile(
+        r"\s+(?:or|and|oder|und|ou|et|o|y|e|u|i|en|of|или|и)\s+|\s*(?:<br\s*/?>|[或和及\\•])\s*",
+        re.IGNORECASE,
+    ),
+    re.compile(r"\s*[/／]\s*"),
+)
+_ENDING = re.compile(r"\d{1,4}")
+_SURELY_A_NUMBER = 9  # digits
+
+_Piece = tuple[str, PhoneNumber | InvalidPhoneNumber]
+
+
+def parse_cell(text: str, region: str | None = None) -> list[PhoneNumber | InvalidPhoneNumber]:
+    """Read the phone numbers of a cell or line, as :func:`.parse_phone` reads one.
+
+    Commas, semicolons, ``/``, ``:::``, ``|``, ``&``, dashes between blanks and line breaks separate numbers.
+    An alternative ending, as in ``+886 2 2345 6789/90``, makes the cell invalid, because completing it would
+    be a guess.
+
+    Returns:
+        At least one item: a number, or an error that states why a piece, or the cell, is not a number.
+    """
+    return [result for _, result in _pieces(text, region)]
+
+
+def _pieces(text: str, region: str | None) -> list[_Piece]:
+    try:
+        return [(text, parse_phone(text, region))]
+    except InvalidPhoneNumber as exc:
+        error = exc
+    written = visible(text)
+    if _has_extension(written):
+        return [(text, error)]
+    between_pieces = _BETWEEN_LINKS if _LINK.search(written) else _BETWEEN
+    texts = [piece for piece in between_pieces.split(written) if piece]
+    if len(texts) == 1 and texts[0] != written:
+        return _pieces(texts[0], region)
+    if len(texts) > 1:
+        pieces = [one for piece in texts for one in _pieces(piece, region)]
+        if not any(isinstance(result, str) for _, result in pieces):
+            return [(text, error)]
+        checked = _checked(pieces, region)
+        if any(_ENDING.fullmatch(piece) for piece, result in checked if not isinstance(result, str)):
+            return [(text, _rejection(text, _MORE_THAN_ONE))]
+        return checked
+    for between in _PERHAPS_BETWEEN:
+        texts = [piece for piece in between.split(written) if piece]
+        if len(texts) > 1:
+            checked = _checked([one for piece in texts for one in _pieces(piece, region)], region)
+            if all(isinstance(result, str) for _, result in checked):
+                return checked
+    return [(text, error)]
+
+
+def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:
+    """Reject numbers that may be only the end of another one, as ``2345 6790`` after ``+886 …``."""
+    longest = max((len(result) for _, result in pieces if isinstance(result, str)), default=0)
+
+    def check(piece: str, phone: PhoneNumber) -> PhoneNumber | InvalidPhoneNumber:
+        digits = sum(char.isdecimal() for char in piece)
+        written = visible(piece)
+        is_contact = _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written)
+        is_explicit = region is None or is_contact or piece.lstrip("(（").startswith(("+", "＋", "0"))
+        if (digits >= _SURELY_A_NUMBER or is_in_use(phone)) and (is_explicit or len(phone) >= longest):
+            return phone
+        return _rejection(piece, _INCOMPLETE)
+
+    return [(piece, check(piece, phone) if isinstance(phone, str) else phone) for piece, phone in pieces]

@@ -22,8 +22,8 @@ import python_calamine as calamine
 
 from imbrace_lake.errors import UsageError
 from imbrace_lake.phones.columns import Wanted, choose_columns, column_names, count_numbers, find_header
+from imbrace_lake.phones.formats import TextSource
 from imbrace_lake.phones.report import FileReport, short
-from imbrace_lake.phones.text import TextSource
 
 _BATCH_ROWS = 1 << 14
 _SAMPLE_ROWS = 200

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.phones.cells import parse_cell
-from imbrace_lake.phones.numbers import parse_phone
+from imbrace_lake.phones.numbers import parse_cell, parse_phone
 
 A, B = "+886911425977", "+886911425978"
 # Of countries whose numbers have many possible lengths, so that a longer one is possible as well.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,19 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
-from imbrace_lake.errors import SettingsError
-from imbrace_lake.gateway.content_coding import BodyDecoder
-from imbrace_lake.gateway.transport_errors import Attempt, TooLarge
+from imbrace_lake.errors import (
+    AnswerTooLarge,
+    CertificateRejected,
+    GatewayError,
+    GatewayTimeout,
+    GatewayUnavailable,
+    MalformedAnswer,
+    SettingsError,
+)
+from imbrace_lake.gateway.content_coding import BodyDecoder, Undecodable
 from imbrace_lake.printable import printable_address
 
 # Only a few larger answers are received at a time, so that they fit into memory.
@@ -38,6 +47,9 @@ UNCOUNTED_BYTES = 1 << 18
 MOST_VALUES = 100_000
 BYTES_PER_VALUE = 160
 _VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
+
+# Codes of OpenSSL's verify(1). All other codes: no trusted authority signed the certificate.
+_NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,7 @@ class HttpClient:
         except MemoryError:
             raise  # a fault of this process, and not of the answer
         except Exception as exc:  # noqa: BLE001 - hostile answers make parsers raise anything
-            attempt = Attempt(path, request_id, self._shown, self._timeout_seconds)
+            attempt = _Attempt(path, request_id, self._shown, self._timeout_seconds)
             error = attempt.error_of(exc)
         raise error
 
@@ -131,8 +143,8 @@ class HttpClient:
             body = await self._receive(response, deadline)
         finally:
             await response.aclose()
-        if len(body) > UNCOUNTED_BYTES and _has_more_values(body, self._most_values):
-            raise TooLarge(f"the answer has more than {self._most_values:,} values")
+        if len(body) > UNCOUNTED_BYTES and any(islice(_VALUE.finditer(body), self._most_values, None)):
+            raise _TooLarge(f"the answer has more than {self._most_values:,} values")
         return Answer(response.status_code, response.headers, body)
 
     async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
@@ -141,7 +153,8 @@ class HttpClient:
         most = MOST_ERROR_BYTES if is_error else self._most_bytes
         if not is_error and int(response.headers.get("content-length", 0)) > most:
             raise self._too_large()
-        decoder = _decoder_of(response.headers)
+        coding = response.headers.get("content-encoding")
+        decoder = None if coding is None else BodyDecoder(coding)
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - narrows for the type checker
         chunks: list[bytes] = []
         size = received = 0
@@ -180,17 +193,8 @@ class HttpClient:
         if ends_at is not None:
             deadline.reschedule(ends_at + loop.time() - began)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the answer has more than {self._most_bytes / 2**20:g} MiB")
-
-
-def _decoder_of(headers: httpx.Headers) -> BodyDecoder | None:
-    coding = headers.get("content-encoding")
-    return None if coding is None else BodyDecoder(coding)
-
-
-def _has_more_values(body: bytes, most: int) -> bool:
-    return next(islice(_VALUE.finditer(body), most, None), None) is not None
+    def _too_large(self) -> _TooLarge:
+        return _TooLarge(f"the answer has more than {self._most_bytes / 2**20:g} MiB")
 
 
 def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
@@ -233,3 +237,93 @@ def _proxy_to(base: str) -> httpx.Proxy | None:
         return proxy
     # As a header, because aiohttp deprecates the way in which httpx-aiohttp passes the user on.
     return httpx.Proxy(proxy.url, headers={"proxy-authorization": aiohttp.encode_basic_auth(*proxy.auth)})
+
+
+class _TooLarge(Exception):
+    """An answer that exceeds a bound; the message states which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One try of a request, for the description of its error.
+
+    Attributes:
+        path: The path without the query.
+        request_id: The id that was sent.
+        gateway: The gateway's address, printable.
+        timeout_seconds: The time-out of the request.
+    """
+
+    path: str
+    request_id: str
+    gateway: str
+    timeout_seconds: float
+
+    def error_of(self, exc: Exception) -> GatewayError:
+        """Return our error for an exception of the transport, the parser or the decoder."""
+        chain: list[BaseException] = [exc]
+        while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
+            chain.append(cause)
+        name = type(chain[-1]).__name__
+        # aiohttp's own exception has this class too, but only its cause has the code.
+        certificate = [one for one in chain if isinstance(one, ssl.SSLCertVerificationError)]
+        if certificate:
+            return self._made(CertificateRejected, self._untrusted(certificate[-1]))
+        for one in chain:
+            named = self._named(one, name)
+            if named is not None:
+                return named
+        # httpx-aiohttp raises ConnectTimeout for any failed connection, where a smaller page does not help.
+        kinds = (
+            TimeoutError if isinstance(exc, httpx.ConnectTimeout) else TimeoutError | httpx.TimeoutException
+        )
+        if any(isinstance(one, kinds) for one in chain):
+            waited = f"{self.timeout_seconds:g} s"
+            return self._made(GatewayTimeout, f"the gateway sent no complete answer in {waited}")
+        if isinstance(exc, httpx.TransportError | OSError):
+            return self._made(GatewayUnavailable, f"the connection to the gateway failed ({name})")
+        return self._made(MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})")
+
+    def _named(self, exc: BaseException, name: str) -> GatewayError | None:
+        """Return our error for an exception whose class explains it; `name` is that of the first cause."""
+        failed = "the connection to the gateway failed"
+        match exc:
+            case _TooLarge():
+                return self._made(AnswerTooLarge, str(exc))
+            case Undecodable():
+                return self._made(MalformedAnswer, f"the gateway sent {exc}")
+            case ssl.SSLError():
+                reason = f"{failed}: no TLS at {self.gateway} ({name})"
+                return self._made(GatewayUnavailable, reason)
+            case aiohttp.ClientHttpProxyError():
+                reason = f"{failed}: the proxy answers with status {exc.status:d}"
+                return self._made(GatewayUnavailable, reason)
+            case aiohttp.ClientProxyConnectionError():
+                reason = f"{failed}: the proxy cannot be reached"
+                return self._made(GatewayUnavailable, reason)
+            case socket.gaierror():
+                reason = f"{failed}: the host name of {self.gateway} has no address"
+                return self._made(GatewayUnavailable, reason)
+            case ConnectionRefusedError():
+                return self._made(GatewayUnavailable, f"{failed}: {self.gateway} does not accept connections")
+            case aiohttp.ClientPayloadError():
+                return self._made(GatewayUnavailable, "the answer is incomplete or does not match its length")
+            case aiohttp.ClientResponseError() | HttpProcessingError():
+                return self._made(MalformedAnswer, f"the answer is not valid HTTP ({name})")
+        return None
+
+    def _untrusted(self, exc: ssl.SSLCertVerificationError) -> str:
+        flaw = {
+            _NOT_YET_VALID: "is not valid yet",
+            _EXPIRED: "has expired",
+            _WRONG_HOST: "is for another host name",
+            _WRONG_ADDRESS: "is for another address",
+        }.get(getattr(exc, "verify_code", 0))
+        if flaw is not None:
+            return f"the certificate of {self.gateway} {flaw}: check the address and this machine's clock"
+        # Companies that inspect traffic sign certificates with their own authority.
+        advice = "set SSL_CERT_FILE to the file of the authority that your network uses"
+        return f"the certificate of {self.gateway} is not trusted: {advice}"
+
+    def _made(self, kind: type[GatewayError], reason: str) -> GatewayError:
+        return kind(self.path, reason, self.request_id)

@@ -170,7 +170,11 @@ async def make_plan(
     for answer in await asyncio.gather(*map(timed.resolve, batches)):
         found.update(answer)
     if found and all(one.error is not None for one in found.values()):
-        raise timed.failed[0] if timed.failed else _unresolvable(found)
+        if timed.failed:
+            raise timed.failed[0]
+        # The gateway rejected the numbers one by one.
+        first = next(iter(found.values()))
+        raise (first.cause or GatewayError)(LINKS_PATH, str(first.reason))
     wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
     if is_everything:
         wanted |= dict.fromkeys(states.ids())
@@ -261,12 +265,6 @@ def _statuses(phones: PhoneList | None, found: Mapping[PhoneNumber, Resolved]) -
         "invalid": phones.invalid if phones else 0,
         "error": error,
     }
-
-
-def _unresolvable(found: Mapping[PhoneNumber, Resolved]) -> GatewayError:
-    """Return the error of numbers that were rejected one by one."""
-    one = next(iter(found.values()))
-    return (one.cause or GatewayError)(LINKS_PATH, str(one.reason))
 
 
 def _failures(found: Mapping[PhoneNumber, Resolved], failed: Sequence[GatewayError]) -> dict[str, int]:

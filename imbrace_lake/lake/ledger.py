@@ -427,10 +427,13 @@ async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
 
 async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Return all rows of a ledger, including those of runs under way or killed."""
-    journals = await read_noted(lake, ledger, columns)
-    objects = [meta.key for meta in await lake.store.list(f"{ledger}/")]
-    tables = [*await read_objects(lake, objects, columns), *journals]
-    return pa.concat_tables(tables) if tables else empty_ledger(ledger, columns)
+    journals = await list_journals(lake)
+    noted = [one.key for objects in journals.values() for one in objects if ledger_of(one.key) == ledger]
+    # Before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not missed.
+    unfinished = await read_objects(lake, noted, columns)
+    keys = [meta.key for meta in await lake.store.list(f"{ledger}/")]
+    ended = await read_objects(lake, keys, columns)
+    return pa.concat_tables([empty_ledger(ledger, columns), *ended, *unfinished])
 
 
 async def read_run(
@@ -450,7 +453,7 @@ async def read_run(
     """
     journals = await list_journals(lake)
     noted = [meta.key for meta in journals.get(run_id, ()) if ledger_of(meta.key) == ledger]
-    # Before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not missed.
+    # Before the ledger is listed, as in `read_ledger`.
     tables = await read_objects(lake, noted, columns, is_strict=is_strict)
     keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) == run_id]
     tables += await read_objects(lake, keys, columns, is_strict=is_strict)
@@ -487,14 +490,3 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
             return None
         ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())
     return list(ids) if found else None
-
-
-async def read_noted(lake: Lake, ledger: Ledger, columns: Sequence[str] | None = None) -> list[pa.Table]:
-    """Read a ledger's rows in the journals of runs under way or killed.
-
-    Call this before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not
-    missed.
-    """
-    journals = await list_journals(lake)
-    noted = [one.key for objects in journals.values() for one in objects if ledger_of(one.key) == ledger]
-    return await read_objects(lake, noted, columns)

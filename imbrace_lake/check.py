@@ -261,7 +261,7 @@ async def _probe_messages(
     conversation_id: str | None,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[Finding]:
-    """Find out how many messages a page has, and what the counts mean."""
+    """Find out how long a page can be, and what the counts mean."""
     if conversation_id is None:
         message = "not checked, because no conversation is known yet: add --phone with a number that has one"
         return [Finding("pages", "skipped", message)]

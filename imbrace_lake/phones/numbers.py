@@ -87,13 +87,10 @@ _UNPARSABLE = {NumberParseException.INVALID_COUNTRY_CODE: "there is no such coun
 
 
 class _Plan(NamedTuple):
-    """The library's metadata of one country code that the two short cuts need."""
+    """The library's metadata of one country code."""
 
-    region: str
     lengths: frozenset[int]
     national_prefix: re.Pattern[str] | None
-    exit_code: re.Pattern[str]
-    in_use: re.Pattern[str]
 
 
 def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
@@ -157,8 +154,6 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
             return phone, ""
         found, reason = _parse_as_typed("+" + number)
     else:
-        if phone := _as_dialled(number, region):
-            return phone, ""
         found, reason = _regional_reading(number, region)
     # Each reading removes one national prefix. Repeat until nothing changes: otherwise +44 0 0 20… would be
     # another phone than +44 20…, and the text of a phone would not parse as the same phone.
@@ -310,29 +305,6 @@ def _as_it_stands(number: str) -> PhoneNumber | None:
     return PhoneNumber("+" + number)
 
 
-def _as_dialled(number: str, region: str) -> PhoneNumber | None:
-    """Return ``0911425977`` without its 0 if the library would do just that; None for any other number.
-
-    It does so if 0 is the whole national prefix, no code for calls abroad matches, the number with its 0 is
-    in no range of the country, and the rest has a possible length. Regions that share another region's
-    country code have different rules and are left to the library.
-    """
-    if number[:1] != "0" or number[:2] == "00":
-        return None
-    code = str(phonenumbers.country_code_for_region(region))
-    plan = _plan(code)
-    if (
-        plan is None
-        or plan.region != region
-        or not plan.national_prefix
-        or plan.national_prefix.pattern != "0"
-    ):
-        return None
-    if plan.exit_code.match(number) or plan.in_use.fullmatch(number) or len(number) - 1 not in plan.lengths:
-        return None
-    return PhoneNumber(f"+{code}{number[1:]}")
-
-
 def _country_code(number: str) -> str:
     for width in (1, 2, 3):
         if _plan(number[:width]) is not None:
@@ -347,13 +319,7 @@ def _plan(code: str) -> _Plan | None:
     if metadata is None or metadata.general_desc is None:
         return None
     prefix = metadata.national_prefix_for_parsing
-    return _Plan(
-        region=metadata.id,
-        lengths=frozenset(metadata.general_desc.possible_length),
-        national_prefix=re.compile(prefix) if prefix else None,
-        exit_code=re.compile(metadata.international_prefix or "(?!)"),
-        in_use=re.compile(metadata.general_desc.national_number_pattern or ""),
-    )
+    return _Plan(frozenset(metadata.general_desc.possible_length), re.compile(prefix) if prefix else None)
 
 
 def _read(text: str) -> tuple[bool, str]:

@@ -22,7 +22,7 @@ from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
-from imbrace_lake.lake.lake import Lake, Part, encoded
+from imbrace_lake.lake.lake import Lake, Part, body_hash, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
@@ -30,7 +30,7 @@ from imbrace_lake.lake.publish import in_thread_unless
 from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
-from imbrace_lake.store.contract import LazyBody
+from imbrace_lake.store.contract import Body
 from imbrace_lake.store.lease import exclusive_lease
 
 # An export has replaced the same part each time that a repair loses a race.
@@ -69,7 +69,7 @@ class _Rewritten:
 
     organization_id: str
     conversation_id: str
-    body: LazyBody
+    body: Body
     entry: Part
     before: Part
 
@@ -217,11 +217,9 @@ class _Repair:
                     proof_method=state.proof_method,
                     server_count=state.server_count,
                 )
-            made = buffer.rows().body(reservation, claim.metadata())()
-            body = LazyBody(lambda: made)
-            body()
-            size_bytes = len(made) if isinstance(made, bytes) else made.stat().st_size
-            entry = Part(part.key, size_bytes, snapshot.parts[0].rows, body.sha256)
+            body = buffer.rows().encode(reservation, claim.metadata())
+            size_bytes = len(body) if isinstance(body, bytes) else body.stat().st_size
+            entry = Part(part.key, size_bytes, snapshot.parts[0].rows, body_hash(body))
             return _Rewritten(**ids, body=body, entry=entry, before=snapshot.parts[0])
 
         return await in_thread_unless(snapshot.is_in_memory, rewrite)

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import LazyBody, ObjectMeta
+from imbrace_lake.store.contract import Body, ObjectMeta
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
 logger = logging.getLogger(__name__)
@@ -216,17 +216,17 @@ class Lake:
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
-    async def replace_part(self, part: Part, body: LazyBody) -> Part:
+    async def replace_part(self, part: Part, body: Body) -> Part:
         """Replace a part with the same number of rows, some of them edited, marked deleted or repaired.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
         """
         meta = await self.store.update(part.key, body, part.etag)
-        return replace(part, size_bytes=meta.size_bytes, sha256=body.sha256, etag=meta.etag)
+        return replace(part, size_bytes=meta.size_bytes, sha256=await _hash_of(body), etag=meta.etag)
 
     async def add_part(
-        self, organization_id: str, conversation_id: str, number: int, body: LazyBody, rows: int
+        self, organization_id: str, conversation_id: str, number: int, body: Body, rows: int
     ) -> Part:
         """Add a part to a conversation's partition; this is the commit.
 
@@ -241,7 +241,7 @@ class Lake:
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
         meta = await self.store.create(key, body)
-        return Part(key, meta.size_bytes, rows, body.sha256, meta.etag)
+        return Part(key, meta.size_bytes, rows, await _hash_of(body), meta.etag)
 
 
 @asynccontextmanager
@@ -407,9 +407,19 @@ def in_schema(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
 
 def _inspect(path: Path) -> tuple[int, str, int]:
     """Return size, SHA-256 and number of rows of a part in a file."""
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return path.stat().st_size, digest, pq.read_metadata(path).num_rows
+    return path.stat().st_size, body_hash(path), pq.read_metadata(path).num_rows
+
+
+def body_hash(body: Body) -> str:
+    """Return the SHA-256 of an object's bytes, or of the file that becomes an object."""
+    if isinstance(body, bytes):
+        return sha256(body).hexdigest()
+    with body.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+async def _hash_of(body: Body) -> str:
+    return body_hash(body) if isinstance(body, bytes) else await asyncio.to_thread(body_hash, body)
 
 
 def partition_key(organization_id: str, conversation_id: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ T = TypeVar("T")
 TRIES = 20
 # Longer parts are rewritten in a thread: the digest of a row takes 10 µs.
 FEW_ROWS = 1_000
+# Larger rows are encoded in a thread: 1 MB takes about 10 ms.
+MOST_INLINE_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -100,7 +103,7 @@ async def publish(
                 # Before the part is replaced: a crash in between can repeat a revision, but not lose one.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()
-                body = rewrite.after.rows().body(reservation, metadata)
+                body = await _encode(rewrite.after.rows(), reservation, metadata)
                 parts[index] = await lake.replace_part(parts[index], body)
                 result.size_bytes += parts[index].size_bytes
                 result.edited += rewrite.edited
@@ -109,7 +112,7 @@ async def publish(
                 result.removed_hashes.append(rewrite.removed_hash)
             if diff.new is not None:
                 metadata = replace(claim, content_hash=diff.new.content_hash).metadata()
-                body = diff.new.body(reservation, metadata)
+                body = await _encode(diff.new, reservation, metadata)
                 number = max((part.number for part in parts), default=-1) + 1
                 added = await lake.add_part(
                     claim.organization_id, claim.conversation_id, number, body, diff.new.num_rows
@@ -184,6 +187,12 @@ async def _note_revisions(
         ]
         rows = pa.Table.from_arrays(columns, schema=REVISIONS)
         await journal.note("revisions", f"{name}-{number}", rows)
+
+
+async def _encode(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> bytes | Path:
+    """Encode the rows of a part."""
+    is_small = rows.table is not None and rows.size_bytes <= MOST_INLINE_BYTES
+    return await in_thread_unless(is_small, rows.encode, reservation, metadata)
 
 
 async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

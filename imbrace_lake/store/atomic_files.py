@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -56,10 +55,6 @@ class AtomicFiles:
         self._moments = itertools.count()
         self._syncing = threading.Lock()
         self._synced: dict[Path, int] = {}
-
-    def __reduce__(self) -> tuple[Callable[[Path], AtomicFiles], tuple[Path]]:
-        # Locks cannot be pickled. Another process has one for all its threads, too.
-        return _disk_of_process, (self.root,)
 
     def temporary(self) -> Path:
         """Give the folder of temporary files, made when missing."""
@@ -252,7 +247,6 @@ class AtomicFiles:
     @contextmanager
     def _staged(self, data: Body) -> Iterator[Path]:
         """Hold the data as a temporary file that has reached the disk."""
-        data = data() if callable(data) else data
         staged = self._temporary / f"{uuid4().hex}.part"
         try:
             with self._open_staged(data, staged) as file:
@@ -292,11 +286,6 @@ class AtomicFiles:
                     )
                 time.sleep(0.002)
             yield  # closing the file gives the lock back
-
-
-@cache
-def _disk_of_process(root: Path) -> AtomicFiles:
-    return AtomicFiles(root)
 
 
 def _is_new(link: Path, followed: set[Path]) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias
 from uuid import uuid4
@@ -36,32 +35,8 @@ class ObjectMeta:
     modified_at: datetime
 
 
-@dataclass(slots=True)
-class LazyBody:
-    """A body that is encoded and hashed where it is written; calling it does that, once.
-
-    Attributes:
-        make: Gives the bytes or a finished file, in a thread.
-        is_portable: `make` can be pickled, and is small enough to be: another process may call it.
-        sha256: Of what was made, once it was written.
-    """
-
-    make: Callable[[], bytes | Path]
-    is_portable: bool = False
-    sha256: str = ""
-
-    def __call__(self) -> bytes | Path:
-        body = self.make()
-        if isinstance(body, bytes):
-            self.sha256 = sha256(body).hexdigest()
-        else:
-            with body.open("rb") as file:
-                self.sha256 = file_digest(file, "sha256").hexdigest()
-        return body
-
-
-Body: TypeAlias = bytes | Path | LazyBody
-"""What is to be written: the bytes, a finished file, or what makes either.
+Body: TypeAlias = bytes | Path
+"""What is to be written: the bytes, or a finished file.
 
 A file stays where it is and must not be written again: on a local disk the object may be a hard
 link to it.

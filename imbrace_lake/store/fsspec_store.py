@@ -205,7 +205,6 @@ class FsspecStore(Store):
         return _fsspec_object_meta(key, info) if info["type"] == "file" else None
 
     def _write(self, key: str, data: Body) -> ObjectMeta:
-        data = data() if callable(data) else data
         target = self._path(key)
         is_renaming = self._protocol in RENAMING
         path = self._path(f"{TEMPORARY}/{uuid4().hex}") if is_renaming else target

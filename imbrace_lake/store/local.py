@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,6 @@ from imbrace_lake.errors import StoreError, StoreUnavailable
 from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.contract import (
     Body,
-    LazyBody,
     Listing,
     ObjectMeta,
     Probe,
@@ -26,9 +25,9 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.store.offload import WorkerDied, WorkerProcess
 
-THREADS = 4
+# A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
+THREADS = 8
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,9 +36,8 @@ T = TypeVar("T")
 class LocalStore(Store):
     """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
 
-    Blocking calls run in a few threads of their own, and where there are many writes in a process
-    of their own (offload.py). Neither can be stopped: a write whose caller was cancelled may still be
-    done, whole, a moment later.
+    Blocking calls run in threads, so that a slow disk does not block the event loop. A thread cannot be
+    stopped: after a cancelled call, the complete object may still appear a moment later.
     """
 
     def __init__(self, root: Path) -> None:
@@ -47,7 +45,6 @@ class LocalStore(Store):
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._worker = WorkerProcess()
 
     def __repr__(self) -> str:
         return f"LocalStore({self.url!r})"
@@ -62,7 +59,6 @@ class LocalStore(Store):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._worker.close()
         if self._threads is not None:
             await asyncio.to_thread(self._threads.shutdown)
             self._threads = None
@@ -104,10 +100,6 @@ class LocalStore(Store):
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        if self._worker.is_ready:
-            with suppress(WorkerDied), self._explained():
-                await self._worker.run(AtomicFiles.remove, self._disk, key)
-                return
         await self._run(self._disk.remove, key)
 
     def temporary_directory(self) -> Path:
@@ -130,13 +122,6 @@ class LocalStore(Store):
     async def _write(
         self, write: Callable[..., ObjectMeta], key: str, data: Body, *version: str | None
     ) -> ObjectMeta:
-        if self._worker.accepts(data):
-            with suppress(WorkerDied), self._explained():
-                meta, digest = await self._worker.run(_written, self._disk, write, key, data, *version)
-                if isinstance(data, LazyBody):
-                    data.sha256 = digest
-                return meta
-            # What it may have written by then is met as somebody else's.
         return await self._run(write, self._disk, key, data, *version)
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,13 +137,6 @@ class LocalStore(Store):
             yield
         except OSError as exc:
             raise explain(exc, self.url) from exc
-
-
-def _written(
-    disk: AtomicFiles, write: Callable[..., ObjectMeta], key: str, body: Body, *version: str | None
-) -> tuple[ObjectMeta, str]:
-    """Write where this is called; what was written and, of what is made there, the hash."""
-    return write(disk, key, body, *version), body.sha256 if isinstance(body, LazyBody) else ""
 
 
 def explain(exc: OSError, url: str) -> StoreError:

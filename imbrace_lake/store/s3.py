@@ -16,7 +16,6 @@ from uuid import uuid4
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError
 from imbrace_lake.store.contract import (
     Body,
-    LazyBody,
     Listing,
     ObjectMeta,
     Probe,
@@ -26,7 +25,6 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.store.offload import WorkerDied, WorkerProcess
 from imbrace_lake.store.s3_client import Bucket
 from imbrace_lake.store.s3_errors import Missing, Refused
 
@@ -61,7 +59,6 @@ class S3Store(Store):
         self._bucket = Bucket(bucket, options)
         self._base = "".join(f"{segment}/" for segment in segments)
         self._temporary: Path | None = None
-        self._worker = WorkerProcess()
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -72,7 +69,6 @@ class S3Store(Store):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._bucket.close()
-        await self._worker.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
@@ -179,7 +175,6 @@ class S3Store(Store):
 
     async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> ObjectMeta:
         """Write under a condition; raises Refused only if it was not this call that wrote the object."""
-        data = await self._made(data) if isinstance(data, LazyBody) else data
         size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
         # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
         # connection without telling: the 412 that comes back is then for our own object. The bytes
@@ -206,13 +201,6 @@ class S3Store(Store):
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
         return _s3_object_meta(key, size, answer["ETag"], now)
-
-    async def _made(self, body: LazyBody) -> bytes | Path:
-        if self._worker.accepts(body):
-            with suppress(WorkerDied):
-                made, body.sha256 = await self._worker.run(_make, body)
-                return made
-        return await asyncio.to_thread(body)
 
     async def _find_own(self, key: str, mark: str) -> ObjectMeta | None:
         try:
@@ -252,11 +240,6 @@ class S3Store(Store):
             sums = {field: answer[field] for field in answer if field in ("ETag", "ChecksumCRC32")}
             parts.append({"PartNumber": number, **sums})
         return parts
-
-
-def _make(body: LazyBody) -> tuple[bytes | Path, str]:
-    """Make a body where this is called; it, and its hash."""
-    return body(), body.sha256
 
 
 def _s3_object_meta(key: str, size_bytes: int, etag: str, modified_at: datetime) -> ObjectMeta:

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +40,7 @@ from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION, Origin, to_rows
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.lake.sorting import in_order
-from imbrace_lake.store.contract import LazyBody, ObjectMeta
+from imbrace_lake.store.contract import ObjectMeta
 from imbrace_lake.store.factory import StoreOptions
 from tests.core.s3_servers import options_for
 from tools.seaweed import Seaweed
@@ -78,10 +77,10 @@ def in_lake(
     return asyncio.run(run())
 
 
-def a_part(conversation_id: str, *message_ids: str) -> LazyBody:
+def a_part(conversation_id: str, *message_ids: str) -> bytes:
     items = [{"_id": message_id, "content": {"text": message_id}} for message_id in message_ids]
     rows = to_rows(items, message_ids, Origin(ORG, conversation_id, "run_1", NOW))
-    return LazyBody(partial(to_parquet, in_order(rows).drop_columns([DIGEST]), {}))
+    return to_parquet(in_order(rows).drop_columns([DIGEST]), {})
 
 
 async def add(lake: Lake, conversation_id: str, number: int, *message_ids: str) -> None:
@@ -309,11 +308,9 @@ def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_a_part_is_reported_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
-    part = a_part("c", "a")
-    body = part.make()
-    assert isinstance(body, bytes)
+    body = a_part("c", "a")
 
-    published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, part, 1))
+    published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, body, 1))
 
     assert (tmp_path / published.key).read_bytes() == body
     assert published.sha256 == sha256(body).hexdigest()

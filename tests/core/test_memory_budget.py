@@ -40,7 +40,7 @@ def test_a_short_conversation_does_not_spill_while_a_long_one_fills_the_budget(t
 def test_parts_that_do_not_fit_into_the_budget_are_read_into_files(tmp_path: Path, fitting: int) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path / "lake"), now=NOW) as lake:
-            body = Rows.of(page(Random(1), 300)).body(
+            body = Rows.of(page(Random(1), 300)).encode(
                 Reservation(MemoryBudget(), lambda: tmp_path),
                 PartClaim("org_1", "c1", "run", "complete", "overlap", 1).metadata(),
             )

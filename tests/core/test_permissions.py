@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_lake.store.contract import LazyBody
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
@@ -62,14 +61,13 @@ def test_every_way_to_write_an_object_leaves_it_private(tmp_path: Path) -> None:
         async with LocalStore(root) as store:
             first = await store.create("new/bytes", b"1")
             await store.create("new/file", finished)
-            await store.create("new/made", LazyBody(lambda: b"1"))
             await store.overwrite("over/put", b"1")
             await store.update("new/bytes", b"2", first.etag)
 
     asyncio.run(write())
 
     assert open_to_others(root) == {}
-    assert len([path for path in root.rglob("*") if path.is_file()]) == 5
+    assert len([path for path in root.rglob("*") if path.is_file()]) == 4
 
 
 @pytest.mark.usefixtures("umask")

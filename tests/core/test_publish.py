@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any, ClassVar
 
 import pytest
 
+from imbrace_lake.concurrency import every
 from imbrace_lake.errors import StoreUnavailable
+from imbrace_lake.lake import publish as lake_publish
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.hashes import hash_sum
 from imbrace_lake.lake.lake import Lake, Part, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.publish import PublishResult, publish
-from imbrace_lake.lake.rows import SortBuffer
+from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from tests.core.test_diff import message, read
 
@@ -304,3 +307,30 @@ def test_a_conversation_that_others_never_stop_writing_to_is_left_for_later(tmp_
         assert "ours" not in [text for _, text, _ in await texts(second.lake)]
 
     with_two_writers(tmp_path, job)
+
+
+@pytest.mark.slow
+def test_encoding_a_large_part_does_not_block_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Rows.encode
+
+    def encode_slowly(*args: Any) -> bytes | Path:
+        time.sleep(0.5)
+        return encode(*args)
+
+    monkeypatch.setattr(Rows, "encode", encode_slowly)
+    monkeypatch.setattr(lake_publish, "MOST_INLINE_BYTES", 0)
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        ticks.append(time.monotonic())
+
+    async def job(first: Writer, second: Writer) -> None:
+        async with every(0.01, tick):
+            await first.publish(message(1), message(2))
+        assert [message_id for message_id, _, _ in await texts(second.lake)] == ["m1", "m2"]
+
+    with_two_writers(tmp_path, job)
+
+    assert len(ticks) > 10

@@ -21,7 +21,7 @@ from imbrace_lake.gateway.exact_json import parse, write
 from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.lake.schema import to_item
-from imbrace_lake.store.contract import LazyBody
+from imbrace_lake.store.contract import Body
 from imbrace_lake.store.factory import open_store
 from imbrace_lake.store.lease import LOCK, exclusive_lease
 from imbrace_lake.verify.part import judge_part
@@ -250,7 +250,7 @@ def test_an_edit_that_comes_between_is_kept(bench: Bench, monkeypatch: pytest.Mo
     original = Lake.replace_part
     edits: list[str] = []
 
-    async def late(lake: Lake, part: Part, body: LazyBody) -> Any:
+    async def late(lake: Lake, part: Part, body: Body) -> Any:
         if not edits:
             edits.append(part.key)
             bench.box.edit(CONVERSATION, ["m06"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -207,19 +206,6 @@ def test_the_long_conversation_gives_way_and_not_the_short_ones(tmp_path: Path) 
 
         assert spilled(reading.rows())
         assert not spilled(other.rows())
-
-
-@pytest.mark.parametrize("cuts", [[200], [60, 140]])
-def test_a_body_has_the_same_bytes_made_here_and_in_another_process(
-    reservation: Reservation, cuts: list[int]
-) -> None:
-    items = [item(number, number % 3, number // 2) for number in range(200)]
-    tables = [to_rows(items[:one], [each["_id"] for each in items[:one]], ORIGIN) for one in cuts]
-
-    made = Rows.of(pa.concat_tables(tables)).body(reservation, {"run_id": "r"})
-
-    assert made.is_portable
-    assert pickle.loads(pickle.dumps(made))() == made()  # noqa: S301 - our own
 
 
 @pytest.mark.parametrize("rows_a_group", [10, 50_000])

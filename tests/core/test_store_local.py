@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from imbrace_lake.concurrency import every
 from imbrace_lake.errors import ObjectExists, SettingsError, StoreError, StoreUnavailable
 from imbrace_lake.store import atomic_files as store_disk
 from imbrace_lake.store.factory import ObjectMeta, Probe, Store, open_store
@@ -151,6 +152,33 @@ def test_a_lock_that_a_file_system_does_not_have_is_said(
 
     with pytest.raises(StoreError, match="has no file locks"):
         asyncio.run(put())
+
+
+@pytest.mark.slow
+def test_a_slow_disk_blocks_neither_the_event_loop_nor_the_other_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fsync_slowly(descriptor: int) -> None:
+        time.sleep(0.2)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_slowly)
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        ticks.append(time.monotonic())
+
+    async def write() -> float:
+        async with open_store(str(tmp_path)) as store, every(0.01, tick):
+            began = time.monotonic()
+            await asyncio.gather(*(store.create(f"messages/{number}", b"rows") for number in range(16)))
+            return time.monotonic() - began
+
+    # One after the other they take 6.4 seconds.
+    assert asyncio.run(write()) < 4
+    assert len(ticks) > 20
 
 
 @pytest.mark.parametrize("root", ["lake", "lake/below"])

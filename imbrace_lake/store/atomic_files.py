@@ -1,9 +1,8 @@
-"""Files that appear under their name in one step and survive a power failure; blocking calls."""
+"""Files that appear under their names in one step and survive a power failure; all calls block."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError, StoreUnavailable
 from imbrace_lake.store.contract import TEMPORARY, Body, ObjectMeta
 
@@ -26,25 +27,25 @@ logger = logging.getLogger(__name__)
 STALE_SECONDS = 24 * 3600
 LOCK_FILE = "lock"
 LOCK_SECONDS = 60.0
-# Of a folder, for its owner alone; the files in it have of these bits what a file can have.
+# The permissions of a folder that only its owner may use; files have those of these bits that suit a file.
 PRIVATE = 0o700
 FILE_BITS = 0o666
-# EPERM is what Linux says for vfat, exFAT and most FUSE mounts, the others what macOS and NFS say.
+# Without hard links, Linux reports EPERM for vfat, exFAT and most FUSE mounts, macOS and NFS the others.
 NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 class AtomicFiles:
-    """A folder of files; a write is temporary file, fsync, then one link or rename. Thread-safe.
+    """A folder of files. A write is a temporary file, fsync, then one link or rename. Thread-safe.
 
-    Only the owner may read what it makes, whatever the umask, unless the root shows that a group shares
-    it: new files and folders then have the root's own permissions. That sign is the set-group-ID bit,
-    which also gives everything below the folder to the folder's group (``chmod 2770``).
+    Only the owner may read new files, whatever the umask, unless a group shares the root: new files and
+    folders then get the root's permissions. The sign for that is the set-group-ID bit (``chmod 2770``),
+    which also gives everything below the root to its group.
 
     Every method may raise OSError.
 
     Attributes:
         root: The folder.
-        has_links: False once the file system has refused a hard link.
+        has_links: False after the file system rejected a hard link.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,12 +58,12 @@ class AtomicFiles:
         self._synced: dict[Path, int] = {}
 
     def temporary(self) -> Path:
-        """Give the folder of temporary files, made when missing."""
-        _make(self._temporary, self._mode())
+        """Return the folder of temporary files, which is made if it is missing."""
+        _make_folder(self._temporary, self._mode())
         return self._temporary
 
     def _mode(self) -> int:
-        """The permissions of new folders."""
+        """Return the permissions of new folders."""
         try:
             mode = stat.S_IMODE(self.root.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
@@ -70,7 +71,7 @@ class AtomicFiles:
         return mode if mode & stat.S_ISGID else PRIVATE
 
     def sweep(self) -> None:
-        """Remove what a killed process left behind.
+        """Remove the temporary files of processes that were killed.
 
         Raises:
             NotADirectoryError: The root is a file.
@@ -79,10 +80,10 @@ class AtomicFiles:
             if not stat.S_ISDIR(self.root.stat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
         oldest = time.time() - STALE_SECONDS
-        # Whoever may only read must be able to open a lake, so nothing here has to succeed.
+        # Users who may only read can open a lake too, so a failure here is no error.
         with suppress(OSError):
-            for path in (self.root / TEMPORARY).iterdir():
-                # A lock file that goes away would let two processes lock two different files.
+            for path in self._temporary.iterdir():
+                # If the lock file were removed, two processes could lock two different files.
                 if path.name == LOCK_FILE or path.stat().st_mtime >= oldest:
                     continue
                 if path.is_dir():
@@ -93,55 +94,51 @@ class AtomicFiles:
     def walk(self, prefix: str) -> Iterator[ObjectMeta]:
         """Iterate over all files below a folder whose key is ``prefix``; none if it is missing.
 
-        Only regular files can be objects. Pipes, sockets, devices, links that lead in circles and names
-        that are not UTF-8 are left out with a warning.
+        Only regular files are objects. Pipes, sockets, devices, links in circles and names that are not
+        UTF-8 are skipped with a warning.
         """
-        yield from self._walk(self.root / prefix, prefix, set())
+        yield from self._walk(prefix, set())
 
-    def _walk(self, folder: Path, prefix: str, followed: set[Path]) -> Iterator[ObjectMeta]:
+    def _walk(self, prefix: str, linked: set[Path]) -> Iterator[ObjectMeta]:
+        """Iterate over the files below a folder; `linked` are the folders that links led to so far."""
+        folder = self.root / prefix
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    yield from self._iter_entry(entry, prefix, followed)
+                    yield from self._walk_entry(entry, prefix, linked)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
             if exc.errno != errno.ELOOP:
                 raise
-            _warn_of(folder, "is a link that leads to itself")
+            _warn(folder, "is a link that leads to itself")
 
-    def _iter_entry(self, entry: os.DirEntry[str], prefix: str, followed: set[Path]) -> Iterator[ObjectMeta]:
-        """Iterate over what one name in a folder stands for.
-
-        Args:
-            entry: The name.
-            prefix: Of its folder.
-            followed: The folders that links of this listing have led to.
-        """
+    def _walk_entry(self, entry: os.DirEntry[str], prefix: str, linked: set[Path]) -> Iterator[ObjectMeta]:
+        """Iterate over the file of an entry, or over the files below its folder."""
         key = prefix + entry.name
         try:
             status = entry.stat()
         except FileNotFoundError:
-            return  # it has just been removed, or is a link to nothing
+            return  # removed a moment ago, or a link to nothing
         except OSError as exc:
             if exc.errno != errno.ELOOP:
                 raise
-            _warn_of(Path(entry.path), "is a link that leads to itself")
+            _warn(Path(entry.path), "is a link that leads to itself")
             return
         if not _is_utf8(entry.name):
-            _warn_of(Path(entry.path), "has a name that is not UTF-8")
+            _warn(Path(entry.path), "has a name that is not UTF-8")
         elif stat.S_ISREG(status.st_mode):
             yield _file_meta(key, status)
         elif not stat.S_ISDIR(status.st_mode):
-            _warn_of(Path(entry.path), "is neither a file nor a folder")
-        elif key != TEMPORARY and (not entry.is_symlink() or _is_new(Path(entry.path), followed)):
-            yield from self._walk(Path(entry.path), f"{key}/", followed)
+            _warn(Path(entry.path), "is neither a file nor a folder")
+        elif key != TEMPORARY and (not entry.is_symlink() or _is_new_folder(Path(entry.path), linked)):
+            yield from self._walk(f"{key}/", linked)
 
     def read(self, key: str) -> bytes | None:
-        """Read a whole file; None when there is none.
+        """Read a file; None if there is none.
 
         Raises:
-            StoreError: It is not a regular file; reading a pipe would wait for a writer for ever.
+            StoreError: It is not a regular file: reading a pipe would wait for a writer forever.
         """
         path = self.root / key
         try:
@@ -155,7 +152,7 @@ class AtomicFiles:
             return None
 
     def copy(self, key: str, path: Path) -> bool:
-        """Give a file a further name elsewhere, or copy it there; False when there is none."""
+        """Link or copy a file to a path outside; False if there is no such file."""
         source = self.root / key
         if not source.is_file():
             return False
@@ -168,7 +165,7 @@ class AtomicFiles:
         return True
 
     def look_up(self, key: str) -> ObjectMeta | None:
-        """Look a file up; None when there is none."""
+        """Return the metadata of a file; None if there is none."""
         try:
             status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -178,36 +175,33 @@ class AtomicFiles:
     def write_new(self, key: str, data: Body) -> ObjectMeta:
         """Write a file that must not exist; ObjectExists if it does."""
         target = self.root / key
+        message = f"{key} exists already in {self.root}"
+
+        def link() -> None:
+            try:
+                os.link(staged, target)
+            except FileExistsError:
+                raise ObjectExists(message) from None
+
         with self._staged(data) as staged:
             meta = _file_meta(key, staged.stat())
             try:
-                unsynced = _in_folder(
-                    target.parent, self._mode(), lambda: self._link_new(staged, target, key)
-                )
+                unsynced = _in_folder(target.parent, self._mode(), link)
             except OSError as exc:
                 if exc.errno not in NO_LINK:
                     raise
                 self.has_links = False
-                unsynced = self._rename_new(staged, target, key)
+                # A rename overwrites. Without hard links, only the lock decides whether the file is new,
+                # and only among the processes of this machine.
+                with self._locked():
+                    if target.exists():
+                        raise ObjectExists(message) from None
+                    unsynced = _in_folder(target.parent, self._mode(), lambda: staged.rename(target))
         self._sync(target.parent, unsynced)
         return meta
 
-    def _link_new(self, staged: Path, target: Path, key: str) -> None:
-        try:
-            os.link(staged, target)
-        except FileExistsError as exc:
-            raise ObjectExists(f"{key} exists already in {self.root}") from exc
-
-    def _rename_new(self, staged: Path, target: Path, key: str) -> list[Path]:
-        # A rename overwrites, so without hard links "is it new?" is asked under the lock, which
-        # holds among the processes of this machine only.
-        with self._locked():
-            if target.exists():
-                raise ObjectExists(f"{key} exists already in {self.root}")
-            return _in_folder(target.parent, self._mode(), lambda: staged.rename(target))
-
     def write_over(self, key: str, data: Body, etag: str | None) -> ObjectMeta:
-        """Write a new version of a file; ObjectChanged unless the old one is ``etag`` or that is None."""
+        """Write a file; ObjectChanged if ``etag`` is given and the file has another version or is missing."""
         target = self.root / key
         with self._staged(data) as staged, self._locked():
             current = self.look_up(key)
@@ -221,19 +215,18 @@ class AtomicFiles:
         return meta
 
     def remove(self, key: str) -> None:
-        """Remove a file and the folders that are empty without it."""
+        """Remove a file, and the folders that are empty then, as a bucket has no empty folders."""
         target = self.root / key
         with self._locked(), suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
-            # As on S3, a folder is there as long as something is in it.
             with suppress(OSError):
                 for folder in target.relative_to(self.root).parents[:-1]:
                     (self.root / folder).rmdir()
 
     def _sync(self, folder: Path, others: Iterable[Path]) -> None:
-        """Make names in a folder, and those of new folders in others, survive a power failure.
+        """Let new names in a folder, and new folders in `others`, survive a power failure.
 
-        The others are few, and shared: threads that wait while one is synced share the next time.
+        All writers share the others. Threads that wait while one of these is synced share its next sync.
         """
         _sync_folder(folder)
         named = next(self._moments)
@@ -246,12 +239,18 @@ class AtomicFiles:
 
     @contextmanager
     def _staged(self, data: Body) -> Iterator[Path]:
-        """Hold the data as a temporary file that has reached the disk."""
+        """Give the data as a temporary file that has reached the disk."""
         staged = self._temporary / f"{uuid4().hex}.part"
         try:
-            with self._open_staged(data, staged) as file:
+            try:
+                file = _open_filled(data, staged)
+            except FileNotFoundError:
+                self.temporary()  # missing only for the first writer
+                file = _open_filled(data, staged)
+            with file:
                 _set_mode(file.fileno(), self._mode() & FILE_BITS)
-                # Some kernels stamp files by a clock of 4 ms ticks: two versions would look alike.
+                # Some kernels take the times of files from a clock of 4 ms ticks: two versions would look
+                # the same.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
                 os.fsync(file.fileno())
@@ -259,42 +258,42 @@ class AtomicFiles:
         finally:
             staged.unlink(missing_ok=True)
 
-    def _open_staged(self, data: bytes | Path, staged: Path) -> IO[bytes]:
-        """Open the temporary file, with everything in it."""
-        try:
-            return _filled(data, staged)
-        except FileNotFoundError:
-            # Nearly always the folder is there; its first writer makes it.
-            self.temporary()
-            return _filled(data, staged)
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lake's lock, which every writer that may overwrite or remove takes.
+        """Hold the lake's lock, which every write takes that may overwrite or remove a file.
 
         Raises:
-            StoreUnavailable: Another process has held it for LOCK_SECONDS.
+            StoreUnavailable: Another process has held the lock for LOCK_SECONDS.
         """
-        deadline = time.monotonic() + LOCK_SECONDS
-        # Threads queue here, so that only processes have to poll for the file.
-        with self._lock, open(self.temporary() / LOCK_FILE, "ab", opener=_private) as file:
-            _set_mode(file.fileno(), self._mode() & FILE_BITS)
-            while not _try_lock(file):
-                if time.monotonic() > deadline:
-                    raise StoreUnavailable(
-                        f"another process has locked {self.root} for {LOCK_SECONDS:.0f} seconds: end it"
-                    )
-                time.sleep(0.002)
-            yield  # closing the file gives the lock back
+        lock = FileLock(
+            self.temporary() / LOCK_FILE,
+            timeout=LOCK_SECONDS,
+            mode=self._mode() & FILE_BITS,
+            poll_interval=0.002,
+            # A marker file instead of a lock would outlive a killed process.
+            fallback_to_soft=False,
+        )
+        # Threads queue here, so that only processes poll for the file.
+        with self._lock:
+            try:
+                lock.acquire()
+            except Timeout:
+                raise StoreUnavailable(
+                    f"another process has locked {self.root} for {LOCK_SECONDS:.0f} seconds: end it"
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
 
 
-def _is_new(link: Path, followed: set[Path]) -> bool:
-    """Whether a link leads to a folder that it is not in and that no other link has led to."""
+def _is_new_folder(link: Path, linked: set[Path]) -> bool:
+    """Whether a link leads to a folder that does not contain it and that no other link has led to."""
     target, folder = Path(os.path.realpath(link)), Path(os.path.realpath(link.parent))
-    if folder.is_relative_to(target) or target in followed:
-        _warn_of(link, "is a link to a folder that is listed already")
+    if folder.is_relative_to(target) or target in linked:
+        _warn(link, "is a link to a folder that is listed already")
         return False
-    followed.add(target)
+    linked.add(target)
     return True
 
 
@@ -306,29 +305,31 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _warn_of(path: Path, problem: str) -> None:
+def _warn(path: Path, problem: str) -> None:
     logger.warning("ignored path=%s reason=%s", ascii(str(path)), f"it {problem}: remove it from the lake")
 
 
 def _file_meta(key: str, status: os.stat_result) -> ObjectMeta:
-    # No inode number in it: some network and FUSE mounts invent a new one at each look.
+    # Without the inode number: some network and FUSE mounts invent another one at each look.
     etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
     return ObjectMeta(key, status.st_size, etag, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
 def _make_newer(staged: Path, target: Path) -> None:
-    """Give a new version a later time than the old one has, whatever the clock and the disk say."""
+    """Give a new version a later time than the old one, whatever the clock and the disk say."""
     old = target.stat().st_mtime_ns
     if staged.stat().st_mtime_ns <= old:
-        # FAT counts in steps of two seconds, and a clock may have been set back.
+        # FAT has steps of two seconds, and the clock may have been set back.
         os.utime(staged, ns=(old + 2_000_000_000, old + 2_000_000_000))
 
 
-def _filled(data: bytes | Path, path: Path) -> IO[bytes]:
+def _open_filled(data: Body, path: Path) -> IO[bytes]:
+    """Write data to a new file, or link or copy a finished file there, and leave it open."""
     if isinstance(data, Path):
         _link_or_copy(data.resolve(), path)
         return path.open("rb")
-    file = open(path, "wb", buffering=0, opener=_private)  # noqa: SIM115
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE & FILE_BITS)
+    file = os.fdopen(descriptor, "wb", buffering=0)
     try:
         rest = memoryview(data)
         while rest:
@@ -339,15 +340,9 @@ def _filled(data: bytes | Path, path: Path) -> IO[bytes]:
     return file
 
 
-def _private(path: str, flags: int) -> int:
-    """Open a file for `open`, readable by its owner only if it is new."""
-    # Of a pipe of that name, opening would otherwise wait for a reader.
-    return os.open(path, flags | os.O_NONBLOCK, PRIVATE & FILE_BITS)
-
-
 def _set_mode(descriptor: int, mode: int) -> None:
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-        # vfat and some network mounts have one mode for all files, and a lock may be another user's.
+        # vfat and some network mounts have one mode for all files.
         with suppress(PermissionError):
             os.fchmod(descriptor, mode)
 
@@ -361,34 +356,25 @@ def _link_or_copy(source: Path, staged: Path) -> None:
         shutil.copyfile(source, staged)
 
 
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _in_folder(folder: Path, mode: int, action: Callable[[], object]) -> list[Path]:
-    """Name a file in a folder, which is made with this mode when missing.
+    """Run an action that names a file in a folder; make the folder with this mode if it is missing.
 
     Returns:
-        The folders above it that got a new folder in them: a power failure may undo that, like the
-        file's name, until they are synced.
+        The folders in which a folder was made: until they are synced, a power failure may undo that.
     """
     missing: list[Path] = []
-    for _ in range(8):  # a delete() may remove the folder again while it is still empty
+    for _ in range(8):  # remove() may delete the folder while it is still empty
         with suppress(FileNotFoundError):
             action()
             return [path.parent for path in missing]
-        missing = _make(folder, mode)
+        missing = _make_folder(folder, mode)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
-def _make(folder: Path, mode: int) -> list[Path]:
-    """Make a folder and those above it; which of them were missing."""
+def _make_folder(folder: Path, mode: int) -> list[Path]:
+    """Make a folder and those above it; return those that were missing."""
     with suppress(FileNotFoundError):
-        # Nearly always it alone is missing, or another thread has just made it.
+        # Nearly always only this one is missing, or another thread has just made it.
         _make_one(folder, mode)
         return [folder]
     missing = [*itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents))]
@@ -406,12 +392,12 @@ def _make_one(folder: Path, mode: int) -> None:
             raise
     else:
         if mode != PRIVATE:
-            # The umask took from it what the group is to have.
+            # The umask took the group's permissions away.
             folder.chmod(mode)
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(FileNotFoundError):  # removed again with all that was in it
+    with suppress(FileNotFoundError):  # removed meanwhile
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

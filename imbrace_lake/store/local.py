@@ -155,7 +155,7 @@ def explain(exc: OSError, url: str) -> StoreError:
             return StoreError(f"{path} is a file where the lake needs a folder: choose another place")
         case errno.ELOOP | errno.ENXIO:
             return StoreError(f"{path} is not a regular file or folder ({reason}): remove it")
-        case errno.ENOLCK | errno.EOPNOTSUPP:
+        case errno.ENOLCK | errno.EOPNOTSUPP | errno.ENOSYS:
             return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")
         case errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EMFILE | errno.ENFILE:
             return StoreUnavailable(f"the disk of {url} fails for now ({reason})")

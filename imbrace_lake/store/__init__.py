@@ -1,1 +1,1 @@
-"""Where objects lie: a local folder, S3, or any other fsspec file system, behind one contract."""
+"""Object stores of a lake: a local folder, S3 or another fsspec file system, behind one contract."""

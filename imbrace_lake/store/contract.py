@@ -1,4 +1,4 @@
-"""What every object store of a lake promises, and the probe that finds out whether one keeps it."""
+"""The contract of a lake's object stores, and the probe that tests whether a store keeps it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError
 
 TEMPORARY = ".tmp"
-"""First segment of what is no object: temporary files and locks of a local lake."""
+"""First segment of keys that are not objects: temporary files and locks of a local lake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ObjectMeta:
     Attributes:
         key: Relative to the lake's root, ``/``-separated.
         size_bytes: Its length.
-        etag: Opaque version; differs whenever the bytes do, means nothing in another store.
+        etag: Opaque version; differs if the bytes differ, and has no meaning in another store.
         modified_at: UTC, by the clock of the store.
     """
 
@@ -36,10 +36,9 @@ class ObjectMeta:
 
 
 Body: TypeAlias = bytes | Path
-"""What is to be written: the bytes, or a finished file.
+"""The content of an object: bytes, or a finished file.
 
-A file stays where it is and must not be written again: on a local disk the object may be a hard
-link to it.
+The file stays, and must not be written again: on a local disk the object may be a hard link to it.
 """
 
 # Inside a class with a method named `list`, `list[ObjectMeta]` would name the method.
@@ -48,11 +47,11 @@ Listing: TypeAlias = list[ObjectMeta]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
-        is_conditional: Whether of several writers of one key, on any machine, exactly one wins.
-        note: One sentence for people about what is weaker than it should be, or None.
+        is_conditional: Whether exactly one of several writers of a key wins, on any machines.
+        note: A sentence for operators about a weakness of the store, or None.
     """
 
     is_conditional: bool
@@ -61,7 +60,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach an S3 store; what is None is looked up in the usual AWS places.
+    """How to reach an S3 store; for a value of None, the usual AWS settings apply.
 
     Attributes:
         endpoint_url: Address of an S3-compatible server, ``http://…`` or ``https://…``.
@@ -69,9 +68,9 @@ class StoreOptions:
         key: Access key id.
         secret: Secret access key.
         token: Session token of temporary credentials.
-        path_style: ``endpoint/bucket`` (True), ``bucket.endpoint`` (False), or by the endpoint (None).
+        path_style: ``endpoint/bucket`` (True), ``bucket.endpoint`` (False), or chosen by the endpoint (None).
         is_anonymous: Send unsigned requests.
-        timeout_seconds: Longest time for one call, its retries included; a large body gets more.
+        timeout_seconds: The longest time for a call, its retries included; a large body gets more.
     """
 
     endpoint_url: str | None = None
@@ -87,12 +86,12 @@ class StoreOptions:
 class Store(Protocol):
     """Objects under one root; open it with ``async with``, in one event loop.
 
-    Every method may raise ``StoreUnavailable`` when waiting may help and ``StoreError`` when not.
-    A key that would leave the root is refused with ``StoreError``.
+    Every method may raise ``StoreUnavailable`` if waiting may help, and ``StoreError`` if not. A key that
+    would leave the root is rejected with ``StoreError``.
 
     Attributes:
-        url: Where the lake is, normalized, free of credentials.
-        is_conditional: What the probe found; None before it ran.
+        url: The address of the lake, normalized, without credentials.
+        is_conditional: The result of the probe; None before the probe.
     """
 
     url: str
@@ -106,15 +105,15 @@ class Store(Protocol):
         """List the objects below a prefix that ends with ``/`` (or is empty), by key, never cached.
 
         Args:
-            prefix: Below which.
-            start_after: Leave out every key up to and including this one; the requests for them too,
-                where the store can.
-            most: The greatest number of objects to list; all by default.
+            prefix: The folder, as a key.
+            start_after: Leave out every key up to and including this one, and if the store can, also the
+                requests for these keys.
+            most: The largest number of objects to list; all by default.
         """
         ...
 
     async def get(self, key: str) -> bytes:
-        """Read a whole object in one request, so that two versions are never mixed.
+        """Read an object in one request, so that two versions are never mixed.
 
         Raises:
             FileNotFoundError: There is no such object; the argument is the key.
@@ -122,9 +121,9 @@ class Store(Protocol):
         ...
 
     async def download(self, key: str, path: Path) -> None:
-        """Download one version of an object into a new file, whatever its size.
+        """Download one version of an object of any size into a new file.
 
-        The file must not be written: on a local disk it may be a hard link to the object.
+        The file must not be written again: on a local disk it may be a hard link to the object.
 
         Raises:
             FileNotFoundError: There is no such object; the argument is the key.
@@ -132,18 +131,14 @@ class Store(Protocol):
         ...
 
     async def head(self, key: str) -> ObjectMeta | None:
-        """Look an object up without reading it; None when there is none."""
+        """Return the metadata of an object; None if there is none."""
         ...
 
     async def create(self, key: str, data: Body) -> ObjectMeta:
-        """Create an object that must not exist yet; readers see all of it or nothing.
-
-        Args:
-            key: Where to.
-            data: What.
+        """Create an object that must not exist yet; readers see the complete object or none.
 
         Raises:
-            ObjectExists: Somebody was first; nothing was changed.
+            ObjectExists: Another writer was first; nothing was changed.
         """
         ...
 
@@ -151,7 +146,7 @@ class Store(Protocol):
         """Update the object whose version is ``etag``.
 
         Raises:
-            ObjectChanged: The object has another version or is gone; nothing was changed.
+            ObjectChanged: The object has another version or is missing; nothing was changed.
         """
         ...
 
@@ -160,19 +155,19 @@ class Store(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove an object; it is no error when there is none."""
+        """Delete an object, if there is one."""
         ...
 
     def temporary_directory(self) -> Path:
-        """Give a local folder for files that a run spills and later puts; made when missing.
+        """Return a local folder for files that a run spills and later writes; made if it is missing.
 
-        A local lake's own folder is on the disk of its objects and is swept of files older than
-        a day at opening; every other store's is private and goes when the store is closed.
+        For a local lake the folder is on the disk of the objects, and opening the lake removes files
+        older than a day from it. For other stores it is private, and removed when the store is closed.
         """
         ...
 
     async def probe(self) -> Probe:
-        """Write, rewrite, read, list and delete a small object; sets ``is_conditional``.
+        """Write, rewrite, read, list and delete a small object; set ``is_conditional``.
 
         Raises:
             StoreError: The store cannot be written, or does not show what was written.
@@ -181,21 +176,23 @@ class Store(Protocol):
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that a local disk could not hold or that would leave the root.
+    """Reject a key that a local disk could not store or that would leave the root.
 
     Raises:
-        StoreError: It would.
+        StoreError: The key is one of these.
     """
     segments = key.split("/")
     if segments[0] == TEMPORARY or "\0" in key or any(part in ("", ".", "..") for part in segments):
-        raise StoreError(f"no object can be named {key!r}: write segments joined by '/', without '.' or '..'")
+        raise StoreError(
+            f"{key!r} cannot be an object's name: write segments joined by '/', without '.' or '..'"
+        )
 
 
 def check_prefix(prefix: str) -> None:
-    """Refuse a prefix that is neither empty nor a key followed by ``/``.
+    """Reject a prefix that is neither empty nor a key followed by ``/``.
 
     Raises:
-        StoreError: It is not.
+        StoreError: The prefix is neither.
     """
     if prefix and not prefix.endswith("/"):
         raise StoreError(f"a prefix to list ends with '/', but {prefix!r} does not")
@@ -204,21 +201,21 @@ def check_prefix(prefix: str) -> None:
 
 
 async def probe_conditions(store: Store) -> bool:
-    """Say whether a store refuses the writes that it must refuse and allows the one it must allow.
+    """Return whether a store rejects the writes that it must reject, and allows the one it must allow.
 
     Returns:
-        False when a condition is ignored or not understood: then only one run at a time is safe.
+        False if the store ignores or rejects conditions: then only one run at a time is safe.
 
     Raises:
-        StoreError: Not even a plain object can be written, read, listed and deleted.
+        StoreError: A small object cannot be written, read, listed or deleted.
     """
     key = f"_probe/{uuid4().hex}"
     try:
         await store.overwrite(key, b"1")
-        is_conditional = await _keeps_conditions(store, key)
+        is_conditional = await _supports_conditions(store, key)
         await _shows_newest(store, key)
     except BaseException:
-        # The first failure is the one to tell; a failing clean-up would hide it.
+        # The first failure is the one to report: a failing cleanup would hide it.
         with suppress(StoreError):
             await store.delete(key)
         raise
@@ -231,11 +228,11 @@ async def _shows_newest(store: Store, key: str) -> None:
     if await store.get(key) != b"probe" or newest.key not in [
         found.key for found in await store.list("_probe/")
     ]:
-        raise StoreError(f"{store.url} does not show at once what was written: use a consistent store")
+        raise StoreError(f"{store.url} does not show a written object at once: use a consistent store")
 
 
-async def _keeps_conditions(store: Store, key: str) -> bool:
-    async def is_refused(write: Callable[[], Awaitable[ObjectMeta]]) -> bool:
+async def _supports_conditions(store: Store, key: str) -> bool:
+    async def is_rejected(write: Callable[[], Awaitable[ObjectMeta]]) -> bool:
         try:
             await write()
         except (ObjectExists, ObjectChanged):
@@ -245,17 +242,16 @@ async def _keeps_conditions(store: Store, key: str) -> bool:
     first = await store.head(key)
     if first is None:
         raise StoreError(f"{store.url} does not show a new object at once: use a consistent store")
-    # Two writes of the same bytes within one tick of a clock are two versions all the same,
-    # but an S3 ETag is a hash, so the bytes differ here.
+    # The bytes differ each time, because an S3 ETag is a hash of the bytes.
     second = await store.overwrite(key, b"22")
     try:
         return (
-            await is_refused(lambda: store.create(key, b"333"))
-            and await is_refused(lambda: store.update(key, b"4444", first.etag))
-            and not await is_refused(lambda: store.update(key, b"55555", second.etag))
+            await is_rejected(lambda: store.create(key, b"333"))
+            and await is_rejected(lambda: store.update(key, b"4444", first.etag))
+            and not await is_rejected(lambda: store.update(key, b"55555", second.etag))
         )
     except StoreError as exc:
-        # Plain writes worked a moment ago: what is refused now is the condition itself.
+        # Writes without a condition worked a moment ago, so the store rejects the condition itself.
         if exc.is_transient:
             raise
         return False

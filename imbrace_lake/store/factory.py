@@ -14,7 +14,7 @@ __all__ = ["ObjectMeta", "Probe", "Store", "StoreOptions", "open_store"]
 
 
 def open_store(url: str, options: StoreOptions | None = None) -> Store:
-    """Choose the store for a URL; nothing is read or written before ``async with``.
+    """Return the store for a URL; nothing is read or written before ``async with``.
 
     Args:
         url: ``./lake``, ``/data/lake``, ``file:///data/lake``, ``s3://bucket/prefix``, or the URL of
@@ -22,7 +22,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
         options: How to reach an S3 store; other stores ignore it.
 
     Raises:
-        SettingsError: No lake can be at such a URL, or it holds credentials.
+        SettingsError: The URL cannot be a lake's, or contains credentials.
     """
     if not url.strip():
         raise SettingsError("the lake's URL is empty: write a folder or s3://bucket/prefix")
@@ -37,7 +37,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
                 f"a file URL names no host: write {parts.scheme}:///{parts.netloc}{parts.path}"
             )
         return LocalStore(Path(os.path.normpath(unquote(parts.path))))
-    # Imported late, because reading a local lake should not pay for an S3 client (0.5 s).
+    # Imported late: an S3 client takes 0.5 s, which a local lake does not need.
     if parts.scheme in ("s3", "s3a"):
         from imbrace_lake.store.s3 import S3Store
 
@@ -48,11 +48,11 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
 
 
 def _split(url: str) -> SplitResult:
-    """Take a URL apart and refuse what must not or cannot be in it, without repeating it."""
+    """Split a URL, and reject credentials and queries without repeating them."""
     try:
         parts = urlsplit(url)
     except ValueError as exc:
-        raise SettingsError(f"the lake's address is no URL ({exc}): write s3://bucket/prefix") from None
+        raise SettingsError(f"the lake's address is not a URL ({exc}): write s3://bucket/prefix") from None
     if parts.password is not None or (parts.username is not None and parts.scheme in ("s3", "s3a")):
         raise SettingsError(
             "the lake's URL holds credentials: leave them out and set AWS_ACCESS_KEY_ID and"

@@ -1,4 +1,4 @@
-"""A lake on any other file system that fsspec has a driver for, without conditional writes."""
+"""A lake on another file system that fsspec has a driver for, without conditional writes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from imbrace_lake.store.contract import (
 )
 
 THREADS = 8
-# Their drivers write a file piece by piece under its name, but rename in one step. Object stores
-# are the other way round.
+# These drivers write a file piece by piece under its name, but rename in one step. For object stores it is
+# the other way round.
 RENAMING = frozenset({"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
 VERSIONS = ("etag", "ETag", "generation")
 TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
@@ -43,11 +43,11 @@ T = TypeVar("T")
 class FsspecStore(Store):
     """Objects through fsspec's synchronous interface, in threads.
 
-    Conditions are only looked at before the write: two writers at the same moment may both win.
-    What a driver raises beyond OSError, ValueError and NotImplementedError goes through as it is.
+    Conditions are tested before the write: two writers at the same moment may both win. Errors of a
+    driver other than OSError, ValueError and NotImplementedError are not translated.
 
     Raises:
-        SettingsError: There is no such protocol, or its driver is not installed.
+        SettingsError: The protocol is unknown, or its driver is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -56,7 +56,7 @@ class FsspecStore(Store):
             driver = fsspec.get_filesystem_class(protocol)
         except ValueError as exc:
             raise SettingsError(
-                f"nothing is known of {protocol}:// URLs: use a folder, s3:// or a protocol of fsspec"
+                f"{protocol}:// is not a known protocol: use a folder, s3:// or a protocol of fsspec"
             ) from exc
         except ImportError as exc:
             raise SettingsError(f"the driver for {protocol}:// is not installed: {exc}") from exc
@@ -73,8 +73,7 @@ class FsspecStore(Store):
         return f"FsspecStore({self.url!r})"
 
     async def __aenter__(self) -> Self:
-        # Drivers that are asynchronous inside can be called from several threads; the others are
-        # often one connection.
+        # Asynchronous drivers can be called from several threads; the others often have one connection.
         threads = THREADS if self._driver.async_impl else 1
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lake")
         try:
@@ -144,7 +143,9 @@ class FsspecStore(Store):
     async def probe(self) -> Probe:
         await probe_conditions(self)
         self.is_conditional = False
-        return Probe(is_conditional=False, note=f"{self.url} knows no conditions: run one export at a time.")
+        return Probe(
+            is_conditional=False, note=f"{self.url} has no conditional writes: run one export at a time."
+        )
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._threads is None:
@@ -154,7 +155,7 @@ class FsspecStore(Store):
             return await loop.run_in_executor(self._threads, partial(func, *args, **kwargs))
         except PermissionError as exc:
             raise StoreError(
-                f"{self.url} refused ({type(exc).__name__}): check rights and credentials"
+                f"{self.url} denied access ({type(exc).__name__}): check permissions and credentials"
             ) from exc
         except (ConnectionError, TimeoutError) as exc:
             raise StoreUnavailable(f"{self.url} cannot be reached ({type(exc).__name__}): try again") from exc
@@ -165,7 +166,7 @@ class FsspecStore(Store):
                 f"{self.url} cannot be used ({type(exc).__name__}): check URL and settings"
             ) from exc
 
-    # What follows runs in threads.
+    # The methods below run in threads.
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -218,7 +219,7 @@ class FsspecStore(Store):
             self._files.mv(path, target)
         meta = self._look_up(key)
         if meta is None:
-            raise StoreError(f"{self.url} does not show at once what was written: use a consistent store")
+            raise StoreError(f"{self.url} does not show a written object at once: use a consistent store")
         return meta
 
     def _remove(self, key: str) -> None:
@@ -231,7 +232,7 @@ class FsspecStore(Store):
 def _fsspec_object_meta(key: str, info: dict[str, Any]) -> ObjectMeta:
     size = int(info["size"] or 0)
     modified_at = _modified_at(info)
-    # Without a version of its own the time has to do, in the one form that info and find share.
+    # Without a version, the time is used, in the form that `info` and `find` share.
     version = next((str(info[name]) for name in VERSIONS if info.get(name)), modified_at.isoformat())
     return ObjectMeta(key, size, f"{version}-{size:x}", modified_at)
 

@@ -1,9 +1,9 @@
 """An exclusive lease: one run at a time, for stores that ignore conditional writes.
 
 With conditional writes exactly one of two writers wins, and runs need no lock. Without them, a run writes
-a lease into the store and renews it as long as it lives; another run that finds the lease does not begin.
-Two runs that begin at the same moment can both write the lease, so each reads it again after a while, and
-the run that no longer finds its own ends.
+a lease into the store and renews it until its end; another run that finds the lease does not begin. Two
+runs that begin at the same moment can both write the lease, so each reads it again after two seconds, and
+the run that finds another's lease ends.
 """
 
 from __future__ import annotations

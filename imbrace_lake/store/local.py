@@ -1,4 +1,4 @@
-"""A lake on a local disk: whole files appear under their name in one step, or not at all."""
+"""A lake on a local disk: a complete file appears under its name in one step, or not at all."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class LocalStore(Store):
         works = await probe_conditions(self)
         self.is_conditional = works and self._disk.has_links
         if not works:
-            note = f"{self.url} is on a disk that mixes up versions of a file: run one export at a time."
+            note = f"{self.url} is on a disk with unreliable modification times: run one export at a time."
         elif not self._disk.has_links:
             note = f"{self.url} is on a disk without hard links: run one export at a time."
         else:
@@ -140,24 +140,24 @@ class LocalStore(Store):
 
 
 def explain(exc: OSError, url: str) -> StoreError:
-    """Put into one sentence why a local disk refused."""
+    """Turn an error of the operating system into one sentence."""
     reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
-    # Of a link or a rename the second name is the object's.
+    # The second name of a link or a rename is the object's.
     path = exc.filename2 or exc.filename or url
     match exc.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return StoreError(f"the disk of {url} is full ({reason}): make room, then run again")
+            return StoreError(f"the disk of {url} is full ({reason}): free some space, then run again")
         case errno.EACCES | errno.EPERM:
             return StoreError(f"this user may not read and write {path} ({reason}): change its owner or mode")
         case errno.EROFS:
             return StoreError(f"{url} is on a read-only file system: mount it for writing or choose another")
         case errno.ENOTDIR | errno.EEXIST:
-            return StoreError(f"{path} is a file where the lake needs a folder: choose another place")
+            return StoreError(f"{path} is a file where the lake needs a folder: choose another folder")
         case errno.ELOOP | errno.ENXIO:
             return StoreError(f"{path} is not a regular file or folder ({reason}): remove it")
         case errno.ENOLCK | errno.EOPNOTSUPP | errno.ENOSYS:
             return StoreError(f"the file system of {url} has no file locks ({reason}): choose another disk")
         case errno.EIO | errno.ESTALE | errno.ETIMEDOUT | errno.EMFILE | errno.ENFILE:
-            return StoreUnavailable(f"the disk of {url} fails for now ({reason})")
+            return StoreUnavailable(f"the disk of {url} fails for now ({reason}): try again")
         case _:
             return StoreError(f"{url} cannot be used ({reason}): check the path")

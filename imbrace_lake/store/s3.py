@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 from uuid import uuid4
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError
@@ -26,28 +26,26 @@ from imbrace_lake.store.contract import (
     probe_conditions,
 )
 from imbrace_lake.store.s3_client import Bucket
-from imbrace_lake.store.s3_errors import Missing, Refused
+from imbrace_lake.store.s3_errors import ConditionFailed, ObjectMissing
 
 FIRST_CALL_SECONDS = 5.0
 SINGLE_PUT_BYTES = 32 * 2**20
 PART_BYTES = 16 * 2**20
 MAX_PARTS = 10_000
-# Metadata of an object: which call wrote it.
-MARK = "write-id"
-
-Parts: TypeAlias = list[dict[str, Any]]
+# Metadata of an object: the id of the call that wrote it.
+WRITE_ID = "write-id"
 
 
 class S3Store(Store):
-    """Objects in a bucket below a prefix, through one client that s3fs opens and configures.
+    """Objects in a bucket below a prefix.
 
     Args:
         bucket: Its name.
-        prefix: Where in the bucket the lake is; empty for all of it.
+        prefix: The folder of the lake in the bucket; empty for the complete bucket.
         options: How to reach the server.
 
     Raises:
-        SettingsError: The options contradict each other or have no such form.
+        SettingsError: The options are malformed or contradict each other.
     """
 
     def __init__(self, bucket: str, prefix: str, options: StoreOptions) -> None:
@@ -78,12 +76,12 @@ class S3Store(Store):
         found: Listing = []
         position: dict[str, Any] = {"StartAfter": self._base + start_after} if start_after else {}
         if most is not None:
-            # A console's "folder" may take one of them.
+            # One of them may be a "folder" of a console.
             position["MaxKeys"] = most + 1
         while True:
             page = await self._bucket.call("list_objects_v2", Prefix=self._base + prefix, **position)
             for item in page.get("Contents", ()):
-                # Consoles make "folders": empty objects whose names end with a slash.
+                # Consoles make "folders": empty objects with keys that end with a slash.
                 key = item["Key"].removeprefix(self._base)
                 # Some servers ignore StartAfter.
                 if not key.endswith("/") and key > start_after:
@@ -93,7 +91,7 @@ class S3Store(Store):
                 return sorted(found, key=lambda meta: meta.key)[:most]
             if token is None or token == position.get("ContinuationToken"):
                 raise StoreError(
-                    f"{self._bucket.display_name} lists in circles: use a server that pages as S3 does"
+                    f"{self._bucket.display_name} repeats pages of lists: use a server that pages as S3 does"
                 )
             position |= {"ContinuationToken": token}
 
@@ -101,21 +99,21 @@ class S3Store(Store):
         check_key(key)
         try:
             return await self._bucket.read(self._base + key)
-        except Missing as exc:
+        except ObjectMissing as exc:
             raise FileNotFoundError(key) from exc
 
     async def download(self, key: str, path: Path) -> None:
         check_key(key)
         try:
-            await self._bucket.save(self._base + key, path)
-        except Missing as exc:
+            await self._bucket.download(self._base + key, path)
+        except ObjectMissing as exc:
             raise FileNotFoundError(key) from exc
 
     async def head(self, key: str) -> ObjectMeta | None:
         check_key(key)
         try:
             answer = await self._bucket.call("head_object", Key=self._base + key)
-        except Missing:
+        except ObjectMissing:
             return None
         return _s3_object_meta(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
 
@@ -128,7 +126,7 @@ class S3Store(Store):
             return await self._write(key, data, {})
         try:
             return await self._write(key, data, {"IfNoneMatch": "*"})
-        except Refused as exc:
+        except ConditionFailed as exc:
             if await self.head(key) is None:
                 raise
             raise ObjectExists(exists) from exc
@@ -143,7 +141,7 @@ class S3Store(Store):
             return await self._write(key, data, {})
         try:
             return await self._write(key, data, {"IfMatch": f'"{etag}"'})
-        except (Refused, Missing) as exc:
+        except (ConditionFailed, ObjectMissing) as exc:
             raise ObjectChanged(changed) from exc
 
     async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
@@ -152,7 +150,7 @@ class S3Store(Store):
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        with suppress(Missing):
+        with suppress(ObjectMissing):
             await self._bucket.call("delete_object", Key=self._base + key)
 
     def temporary_directory(self) -> Path:
@@ -161,7 +159,7 @@ class S3Store(Store):
         return self._temporary
 
     async def probe(self) -> Probe:
-        # The first call tells at once what is wrong with address, bucket or credentials.
+        # The first call shows at once whether address, bucket or credentials are wrong.
         seconds = min(FIRST_CALL_SECONDS, self._bucket.seconds(0))
         await self._bucket.call("list_objects_v2", seconds, Prefix=f"{self._base}_probe/", MaxKeys=1)
         self.is_conditional = None
@@ -174,80 +172,59 @@ class S3Store(Store):
         )
 
     async def _write(self, key: str, data: Body, condition: Mapping[str, Any]) -> ObjectMeta:
-        """Write under a condition; raises Refused only if it was not this call that wrote the object."""
-        size = await asyncio.to_thread(_size, data) if isinstance(data, Path) else len(data)
-        # A reply can get lost after the object was written, and aiohttp repeats a PUT on a dropped
-        # connection without telling: the 412 that comes back is then for our own object. The bytes
-        # cannot tell, because two writers may write the same; so each call marks its object.
-        mark = uuid4().hex
+        """Write under a condition; ConditionFailed is raised only if another call wrote the object."""
+        size = len(data) if isinstance(data, bytes) else (await asyncio.to_thread(data.stat)).st_size
+        # A reply can get lost after the object was written, and aiohttp silently repeats a PUT on a dropped
+        # connection: the 412 that follows is then about our own object. Equal bytes prove nothing, because
+        # two writers may write the same; so each call gives its object an id.
+        write_id = uuid4().hex
+        new: dict[str, Any] = {"Key": self._base + key, "Metadata": {WRITE_ID: write_id}}
         try:
             if isinstance(data, Path) and size > SINGLE_PUT_BYTES:
-                answer = await self._upload(key, data, size, mark, condition)
+                answer = await self._upload(data, size, new, condition)
             else:
                 body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
-                answer = await self._bucket.call(
-                    "put_object",
-                    self._bucket.seconds(size),
-                    Key=self._base + key,
-                    Body=body,
-                    Metadata={MARK: mark},
-                    **condition,
-                )
-        except (Refused, Missing):
-            own = await self._find_own(key, mark)
-            if own is None:
-                raise
-            return own
+                seconds = self._bucket.seconds(size)
+                answer = await self._bucket.call("put_object", seconds, **new, Body=body, **condition)
+        except (ConditionFailed, ObjectMissing):
+            with suppress(ObjectMissing):
+                found = await self._bucket.call("head_object", Key=self._base + key)
+                if found.get("Metadata", {}).get(WRITE_ID) == write_id:
+                    return _s3_object_meta(key, found["ContentLength"], found["ETag"], found["LastModified"])
+            raise
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
         return _s3_object_meta(key, size, answer["ETag"], now)
 
-    async def _find_own(self, key: str, mark: str) -> ObjectMeta | None:
-        try:
-            answer = await self._bucket.call("head_object", Key=self._base + key)
-        except Missing:
-            return None
-        if answer.get("Metadata", {}).get(MARK) != mark:
-            return None
-        return _s3_object_meta(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
-
     async def _upload(
-        self, key: str, path: Path, size: int, mark: str, condition: Mapping[str, Any]
+        self, path: Path, size: int, new: Mapping[str, Any], condition: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Write a file part after part; nothing is to be seen of it before the last call."""
-        name: dict[str, Any] = {"Key": self._base + key}
-        started = await self._bucket.call("create_multipart_upload", **name, Metadata={MARK: mark})
-        name["UploadId"] = started["UploadId"]
+        """Write a file in parts, one after the other; the object appears with the last call."""
+        started = await self._bucket.call("create_multipart_upload", **new)
+        upload: dict[str, Any] = {"Key": new["Key"], "UploadId": started["UploadId"]}
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
+        parts: list[dict[str, Any]] = []
         try:
-            parts = await self._upload_parts(name, path, size)
+            for number, offset in enumerate(range(0, size, part_bytes), start=1):
+                body = await asyncio.to_thread(_read_part, path, offset, part_bytes)
+                seconds = self._bucket.seconds(len(body))
+                answer = await self._bucket.call(
+                    "upload_part", seconds, **upload, PartNumber=number, Body=body
+                )
+                sums = {field: value for field, value in answer.items() if field in ("ETag", "ChecksumCRC32")}
+                parts.append({"PartNumber": number, **sums})
             return await self._bucket.call(
-                "complete_multipart_upload", **name, MultipartUpload={"Parts": parts}, **condition
+                "complete_multipart_upload", **upload, MultipartUpload={"Parts": parts}, **condition
             )
         except BaseException:
-            # Parts that nobody completes are invisible and paid for.
+            # Parts of an upload that is never completed are invisible, but cost money.
             with suppress(StoreError):
-                await self._bucket.call("abort_multipart_upload", **name)
+                await self._bucket.call("abort_multipart_upload", **upload)
             raise
-
-    async def _upload_parts(self, name: Mapping[str, Any], path: Path, size: int) -> Parts:
-        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
-        parts: Parts = []
-        for number, offset in enumerate(range(0, size, part_bytes), start=1):
-            body = await asyncio.to_thread(_read_part, path, offset, part_bytes)
-            answer = await self._bucket.call(
-                "upload_part", self._bucket.seconds(len(body)), **name, PartNumber=number, Body=body
-            )
-            sums = {field: answer[field] for field in answer if field in ("ETag", "ChecksumCRC32")}
-            parts.append({"PartNumber": number, **sums})
-        return parts
 
 
 def _s3_object_meta(key: str, size_bytes: int, etag: str, modified_at: datetime) -> ObjectMeta:
     return ObjectMeta(key, size_bytes, etag.strip('"'), modified_at.astimezone(UTC))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _read_part(path: Path, offset: int, length: int) -> bytes:

@@ -1,4 +1,9 @@
-"""Calls to one S3 bucket, each with a bounded time, one layer of retries and errors in sentences."""
+"""Calls to an S3 bucket, each with a time limit, one layer of retries and errors in sentences.
+
+s3fs opens and configures the client. Its calls for files do not suffice for a lake: `_put_file` drops the
+`If-Match` of an upload in parts, and leaves the parts of a cancelled one; `_cat_file` and `_get_file` can mix
+two versions of a large object; a listing cannot start after a key; and none has a time limit.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +26,8 @@ from imbrace_lake.store.s3_errors import FAILURES, explain, is_transient
 CONNECTIONS = 32
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-# The one layer of retries. Those of botocore are off, because they end where an answer's body
-# begins, and because a probe must not wait as long as a run may.
+# The one layer of retries. Those of botocore are off: they end where the body of an answer begins, and a
+# probe must not wait as long as a run.
 PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0)
 SLOWEST_BYTES_PER_SECOND = 50_000
 PIECE_BYTES = 2**20
@@ -31,13 +36,13 @@ T = TypeVar("T")
 
 
 class Bucket:
-    """One bucket, through a client that s3fs opens and configures; for one event loop.
+    """A bucket, in one event loop.
 
     Attributes:
-        display_name: Bucket and endpoint, for people.
+        display_name: Bucket and endpoint, as messages show them.
 
     Raises:
-        SettingsError: The options contradict each other or have no such form.
+        SettingsError: The options are malformed or contradict each other.
     """
 
     def __init__(self, name: str, options: StoreOptions) -> None:
@@ -53,13 +58,13 @@ class Bucket:
         return f"Bucket({self.name!r})"
 
     async def open(self) -> None:
-        """Connect nothing yet, but find out credentials, region and endpoint.
+        """Look up credentials, region and endpoint; nothing is connected yet.
 
         Raises:
-            SettingsError: The endpoint or the region cannot be one.
+            SettingsError: The endpoint or the region is malformed.
             StoreError: A profile or its credentials cannot be read.
         """
-        # An instance of s3fs that is cached belongs to the loop of an earlier asyncio.run.
+        # A cached instance of s3fs belongs to the event loop of an earlier asyncio.run.
         files = S3FileSystem(
             asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **_settings(self._options)
         )
@@ -73,8 +78,8 @@ class Bucket:
             ) from exc
         except (*FAILURES, TimeoutError) as exc:
             raise explain(exc, self.display_name, "S3") from exc
-        # With `Expect: 100-continue` a PUT to a stalled server waits without any time-out, and
-        # every other one takes a third longer.
+        # With `Expect: 100-continue`, a PUT to a stalled server waits without a time limit, and every other
+        # PUT takes a third longer.
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
         address = urlsplit(self._client.meta.endpoint_url)
         self._endpoint = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
@@ -88,58 +93,58 @@ class Bucket:
             await client.close()
 
     async def read(self, key: str) -> bytes:
-        """Get a whole object by one request; raises as :meth:`call` does."""
+        """Read an object by one request; raises as :meth:`call` does."""
 
         async def once(deadline: asyncio.Timeout) -> bytes:
-            answer = await self._client.get_object(Bucket=self.name, Key=key)
-            now = asyncio.get_running_loop().time()
-            deadline.reschedule(now + self.seconds(answer["ContentLength"]))
-            async with answer["Body"] as body:
+            async with await self._get(key, deadline) as body:
                 return bytes(await body.read())
 
-        return await self._persist(once, self._options.timeout_seconds)
+        return await self._with_retries(once, self._options.timeout_seconds)
 
-    async def save(self, key: str, path: Path) -> None:
-        """Get a whole object by one request into a file; raises as :meth:`call` does."""
+    async def download(self, key: str, path: Path) -> None:
+        """Read an object by one request into a file; raises as :meth:`call` does."""
 
         async def once(deadline: asyncio.Timeout) -> None:
-            answer = await self._client.get_object(Bucket=self.name, Key=key)
-            now = asyncio.get_running_loop().time()
-            deadline.reschedule(now + self.seconds(answer["ContentLength"]))
-            # A try that was cut off left some of it, which this one writes over.
-            async with answer["Body"] as body:
+            # A retry overwrites what the failed request left in the file.
+            async with await self._get(key, deadline) as body:
                 with await asyncio.to_thread(path.open, "wb") as file:
                     while piece := await body.read(PIECE_BYTES):
                         await asyncio.to_thread(file.write, piece)
 
-        await self._persist(once, self._options.timeout_seconds)
+        await self._with_retries(once, self._options.timeout_seconds)
+
+    async def _get(self, key: str, deadline: asyncio.Timeout) -> Any:
+        """Request an object, and return its body; a large one gets more time."""
+        answer = await self._client.get_object(Bucket=self.name, Key=key)
+        deadline.reschedule(asyncio.get_running_loop().time() + self.seconds(answer["ContentLength"]))
+        return answer["Body"]
 
     async def call(self, operation: str, seconds: float | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Ask the bucket one thing.
+        """Call an operation of the bucket.
 
         Args:
             operation: Method of the botocore client.
-            seconds: Time in all, retries included; the options' if None.
-            kwargs: What the operation takes, without ``Bucket``.
+            seconds: The time limit, retries included; that of the options if None.
+            kwargs: The operation's arguments, without ``Bucket``.
 
         Raises:
-            Missing: There is no such object.
-            Refused: A condition does not hold, or a conflict goes on.
-            StoreError: Anything else, in one sentence.
+            ObjectMissing: There is no such object.
+            ConditionFailed: A condition is not met, or a conflict with another writer lasts.
+            StoreError: Another error, in one sentence.
         """
 
         async def once(_: asyncio.Timeout) -> dict[str, Any]:
             answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.name, **kwargs)
             return answer
 
-        return await self._persist(once, self._options.timeout_seconds if seconds is None else seconds)
+        return await self._with_retries(once, self._options.timeout_seconds if seconds is None else seconds)
 
-    async def _persist(self, once: Callable[[asyncio.Timeout], Awaitable[T]], seconds: float) -> T:
-        """Make one call, again while that may help, for so many seconds in all."""
+    async def _with_retries(self, once: Callable[[asyncio.Timeout], Awaitable[T]], seconds: float) -> T:
+        """Make a call, and repeat it while that may help, within a time limit for all tries."""
         if self._client is None:
             raise RuntimeError("open the store with `async with` first")
         last: Exception | None = None
-        # Credentials that end are renewed within a call.
+        # Credentials that expire are renewed within a call.
         with quiet_logins():
             async with self._slots:
                 try:
@@ -159,7 +164,7 @@ class Bucket:
                     raise explain(exc, self.display_name, self._endpoint) from exc
 
     def seconds(self, size_bytes: int) -> float:
-        """Give a call with a large body more time."""
+        """Return the time limit of a call with a body of this size."""
         return self._options.timeout_seconds + size_bytes / SLOWEST_BYTES_PER_SECOND
 
 
@@ -173,7 +178,7 @@ def _check(options: StoreOptions) -> None:
 
 
 def _settings(options: StoreOptions) -> dict[str, Any]:
-    """Put the options into the words of s3fs; what is left out botocore looks up where AWS tools do."""
+    """Return the options as arguments of s3fs; botocore looks up missing ones as other AWS tools do."""
     endpoint = options.endpoint_url or os.environ.get(
         "AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")
     )
@@ -185,16 +190,16 @@ def _settings(options: StoreOptions) -> dict[str, Any]:
         "retries": {"total_max_attempts": 1},
     }
     if not is_aws:
-        # Other servers do not all know the checksums that AWS clients have sent since 2025; the
-        # signature covers the body either way.
+        # Some other servers do not know the checksums that AWS clients have sent since 2025. The signature
+        # covers the body either way.
         config |= {"request_checksum_calculation": "when_required"}
         config |= {"response_checksum_validation": "when_required"}
-    # bucket.minio:9000 is rarely in anybody's DNS.
+    # Names such as bucket.minio:9000 are rarely in the DNS.
     if options.path_style or (options.path_style is None and not is_aws):
         config["s3"] = {"addressing_style": "path"}
     elif options.path_style is False:
         config["s3"] = {"addressing_style": "virtual"}
-    # boto knows only AWS_DEFAULT_REGION; every other AWS tool lets AWS_REGION go before it.
+    # boto reads AWS_DEFAULT_REGION only; all other AWS tools prefer AWS_REGION.
     region = options.region or os.environ.get("AWS_REGION")
     secrets = {"key": options.key, "secret": options.secret, "token": options.token}
     return {

@@ -1,4 +1,4 @@
-"""What S3 and the way to it can answer, put into one sentence without a credential."""
+"""Errors of S3 and of the network, each as one sentence without a credential."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from imbrace_lake.aws_login import expired_session
 from imbrace_lake.errors import StoreError, StoreUnavailable
 
 FAILURES = (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
-"""Everything one call through aiobotocore raises; none of it is an OSError."""
+"""Everything that a call through aiobotocore raises; none of these is an OSError."""
 
-BROKEN_WAY = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, aiohttp.ClientError)
+NETWORK_ERRORS = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, aiohttp.ClientError)
 NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -27,30 +27,30 @@ WRONG_REGION = frozenset(
 BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 
 
-class Missing(StoreError):
-    """There is no object of that name."""
+class ObjectMissing(StoreError):
+    """There is no object with this key."""
 
 
-class Refused(StoreUnavailable):
-    """The condition of a write did not hold, or the server cannot say yet whether it does."""
+class ConditionFailed(StoreUnavailable):
+    """The condition of a write was not met, or the server cannot decide yet whether it is met."""
 
 
 def is_transient(exc: Exception) -> bool:
-    """Say whether the same request may succeed in a moment."""
+    """Return whether the same request may succeed in a moment."""
     if isinstance(exc, boto.ClientError):
         code, status = _code(exc)
-        # 409 is a conflict with a request that is under way; the next answer will be clear.
+        # 409 is a conflict with a request that is under way; the next answer decides.
         return code in BUSY or status in (408, 409, 429) or (status >= 500 and status != 501)
-    # TLS that fails is misconfigured; a handshake that is merely cut is no SSLError.
-    return isinstance(exc, BROKEN_WAY) and not isinstance(exc, boto.SSLError)
+    # A TLS error is a wrong setting; a handshake that is cut off is not an SSLError.
+    return isinstance(exc, NETWORK_ERRORS) and not isinstance(exc, boto.SSLError)
 
 
 def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
-    """Turn what a call raised into our error.
+    """Return the error of ours for an error of a call.
 
     Args:
         exc: One of FAILURES, or a TimeoutError.
-        bucket: Bucket and endpoint, for people.
+        bucket: Bucket and endpoint, as messages show them.
         endpoint: The endpoint alone.
     """
     if session := expired_session(exc):
@@ -60,11 +60,11 @@ def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
             return _explain_answer(exc, bucket)
         case boto.SSLError():
             return StoreError(
-                f"no TLS with {bucket}: write http:// if it speaks plain HTTP,"
+                f"no TLS with {bucket}: write http:// if it uses plain HTTP,"
                 " or set AWS_CA_BUNDLE if its certificate is your own"
             )
         case boto.ReadTimeoutError() | boto.ConnectTimeoutError():
-            return StoreUnavailable(f"{bucket} did not answer in time: check that the server is well")
+            return StoreUnavailable(f"{bucket} did not answer in time: check the server")
         case boto.EndpointConnectionError() | boto.ProxyConnectionError():
             return StoreUnavailable(f"{bucket} cannot be reached: check the address and that the server runs")
         case boto.ParamValidationError():
@@ -75,8 +75,8 @@ def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
             " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them"
         )
     if isinstance(exc, TimeoutError):
-        return StoreUnavailable(f"{bucket} did not answer in time: check that the server is well")
-    if isinstance(exc, BROKEN_WAY):
+        return StoreUnavailable(f"{bucket} did not answer in time: check the server")
+    if isinstance(exc, NETWORK_ERRORS):
         return StoreUnavailable(f"the connection to {bucket} broke ({type(exc).__name__}): try again")
     return StoreError(f"{bucket} cannot be used ({type(exc).__name__}): check the settings for {endpoint}")
 
@@ -88,24 +88,24 @@ def _code(exc: boto.ClientError) -> tuple[str, int]:
 
 def _explain_answer(exc: boto.ClientError, bucket: str) -> StoreError:
     code, status = _code(exc)
-    # Codes first: a HEAD has no body, so all it can tell is its status. Not every server names
-    # the condition in the body of a 412 (SeaweedFS does not), so the status has to do.
+    # Codes first. The answer to a HEAD has no body and so only a status, and some servers (SeaweedFS) do not
+    # name the condition in the body of a 412, so the status decides too.
     if code == "NoSuchBucket":
         return StoreError(f"there is no {bucket}: create it, or check the lake's URL")
     if code == "NoSuchUpload" or status in (409, 412):
-        return Refused(f"another writer was busy with the same object in {bucket} ({code}): try again")
+        return ConditionFailed(f"another writer writes the same object in {bucket} ({code}): try again")
     if status == 404:
-        return Missing(f"no such object in {bucket}")
-    return _explain_refusal(code, status, bucket)
+        return ObjectMissing(f"no such object in {bucket}")
+    return _explain_denial(code, status, bucket)
 
 
-def _explain_refusal(code: str, status: int, bucket: str) -> StoreError:
+def _explain_denial(code: str, status: int, bucket: str) -> StoreError:
     if code in WRONG_CREDENTIALS:
         return StoreError(f"{bucket} rejected the credentials ({code}): check access key and secret key")
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired"):
         return StoreError(f"the credentials for {bucket} have expired ({code}): get new ones")
     if code == "RequestTimeTooSkewed":
-        return StoreError(f"{bucket} says that this machine's clock is wrong: set it")
+        return StoreError(f"{bucket} rejects requests because this machine's clock is wrong: set it")
     if code in WRONG_REGION:
         return StoreError(f"{bucket} is in another region ({code}): set AWS_REGION to the bucket's")
     if status in (401, 403):
@@ -114,4 +114,4 @@ def _explain_refusal(code: str, status: int, bucket: str) -> StoreError:
         )
     if code in BUSY or status in (408, 429) or (status >= 500 and status != 501):
         return StoreUnavailable(f"{bucket} fails for now ({code}): look at the server, then try again")
-    return StoreError(f"{bucket} refused the request ({code}): check the lake's URL and settings")
+    return StoreError(f"{bucket} rejected the request ({code}): check the lake's URL and settings")

@@ -77,7 +77,7 @@ def test_the_probe_says_that_conditions_are_not_kept(url: str) -> None:
 
             assert not found.is_conditional
             assert store.is_conditional is False
-            assert found.note == f"{url} knows no conditions: run one export at a time."
+            assert found.note == f"{url} has no conditional writes: run one export at a time."
             assert await store.list("") == []
 
     asyncio.run(probe())
@@ -96,7 +96,7 @@ def test_spilled_files_go_when_the_store_is_closed(url: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "kind", "sentence"),
     [
-        (PermissionError("no"), StoreError, "check rights and credentials"),
+        (PermissionError("no"), StoreError, "check permissions and credentials"),
         (ConnectionResetError("no"), StoreUnavailable, "cannot be reached"),
         (NotImplementedError("no"), StoreError, "cannot be written"),
         (OSError("no"), StoreError, "cannot be used"),
@@ -122,7 +122,7 @@ def test_what_a_driver_raises_becomes_a_sentence(
 
 
 def test_an_unknown_protocol_and_a_missing_driver_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="nothing is known of nosuch:// URLs"):
+    with pytest.raises(SettingsError, match="nosuch:// is not a known protocol"):
         open_store("nosuch://lake")
 
     def miss(protocol: str) -> None:
@@ -188,7 +188,7 @@ def test_a_driver_that_knows_no_empty_folder_or_hides_what_was_written(
     async def use() -> None:
         async with open_store(url) as store:
             assert await store.list("messages/") == []
-            with pytest.raises(StoreError, match="does not show at once"):
+            with pytest.raises(StoreError, match="does not show a written object at once"):
                 await store.overwrite("a", b"")
 
     asyncio.run(use())

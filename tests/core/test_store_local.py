@@ -55,7 +55,7 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("", "URL is empty"),
         ("file://lake/a", "names no host"),
         ("simplecache::s3://bucket/a", "chain of file systems"),
-        ("s3://[bucket/a", "is no URL"),
+        ("s3://[bucket/a", "is not a URL"),
     ],
 )
 def test_a_url_that_names_no_lake_is_refused(url: str, sentence: str) -> None:
@@ -279,7 +279,7 @@ def test_a_disk_that_keeps_no_versions_apart_is_noticed(
 
     assert not found.is_conditional
     assert found.note is not None
-    assert "mixes up versions" in found.note
+    assert "unreliable modification times" in found.note
     assert files_below(tmp_path) == [".tmp/lock"]
 
 

@@ -80,7 +80,7 @@ class AtomicFiles:
             if not stat.S_ISDIR(self.root.stat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
         oldest = time.time() - STALE_SECONDS
-        # Users who may only read can open a lake too, so a failure here is no error.
+        # Users who may only read can open a lake too, so a failure here is ignored.
         with suppress(OSError):
             for path in self._temporary.iterdir():
                 # If the lock file were removed, two processes could lock two different files.

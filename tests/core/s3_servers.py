@@ -1,4 +1,4 @@
-"""Servers that fail on purpose: a proxy that cuts replies, and an S3 that answers as it is told."""
+"""Servers that fail on purpose: a proxy that cuts off replies, and an S3 server with prepared answers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def options_for(s3: Seaweed, endpoint_url: str | None = None, timeout_seconds: f
 
 
 class CuttingProxy:
-    """Passes everything on, but closes the connection after so many bytes of some replies.
+    """Passes everything on, but closes the connection within some replies.
 
     Args:
-        endpoint_url: The server behind it.
-        is_to_cut: Tells by a request's first line whether its reply is to be cut.
-        passed_bytes: How much of such a reply gets through.
+        endpoint_url: The server behind the proxy.
+        is_to_cut: Decides by the first line of a request whether its reply is cut off.
+        passed_bytes: The bytes of such a reply that are passed on.
     """
 
     def __init__(self, endpoint_url: str, is_to_cut: Callable[[bytes], bool], passed_bytes: int = 0) -> None:
@@ -72,7 +72,7 @@ class CuttingProxy:
         async def ask() -> None:
             nonlocal is_cutting
             while data := await reader.read(65536):
-                # One request at a time goes over a connection, so its start is the start of a read.
+                # A connection carries one request at a time, so a request begins where a read begins.
                 first_line = data.partition(b"\r\n")[0]
                 if first_line.endswith(b" HTTP/1.1") and self._is_to_cut(first_line):
                     self.asked += 1
@@ -103,12 +103,12 @@ class CuttingProxy:
 
 
 class FakeS3:
-    """An S3 of one process that keeps objects in memory, checks nothing and answers as it is told.
+    """An S3 server in this process that keeps objects in memory, checks nothing and has prepared answers.
 
     Attributes:
         conditions: "kept", "ignored", "unknown" (501) or "failing" (503).
         hidden: "HEAD" or "list" if that does not show any object.
-        answers: Status and code of the next answers; the server behaves when there are none.
+        answers: Status and code of the next answers; without any, the server works as S3.
         asked: Method, path and headers of each request.
     """
 
@@ -143,7 +143,7 @@ class _Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle_one_request(self) -> None:
-        # Clients drop connections in these tests; nobody has to read about it.
+        # Clients drop connections in these tests, which is not worth a message.
         with suppress(ConnectionError):
             super().handle_one_request()
 
@@ -215,7 +215,7 @@ class _Answer(BaseHTTPRequestHandler):
         return f"<ListBucketResult>{end if more else ''}{contents}</ListBucketResult>".encode()
 
     def _fail(self, status: int, code: str) -> None:
-        body = f"<Error><Code>{code}</Code><Message>told to</Message></Error>".encode()
+        body = f"<Error><Code>{code}</Code><Message>prepared</Message></Error>".encode()
         self._send(status, b"" if self.command == "HEAD" else body)
 
     def _send(self, status: int, body: bytes = b"", etag: str | None = None) -> None:
@@ -236,6 +236,6 @@ def _etag(body: bytes) -> str:
 
 @contextmanager
 def stalled_server() -> Iterator[str]:
-    """Give the URL of a server that accepts connections and never says a word."""
+    """Give the URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"

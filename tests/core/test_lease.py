@@ -1,4 +1,4 @@
-"""Stores without conditional writes bear one run at a time."""
+"""Stores without conditional writes support one run at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imbrace_lake.store.lease import LEASE_SECONDS, LOCK, LeaseHeld, exclusive_l
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_a_second_run_is_refused_while_the_first_one_works(tmp_path: Path) -> None:
+def test_a_second_run_is_rejected_while_the_first_one_works(tmp_path: Path) -> None:
     async def both() -> None:
         async with open_store(str(tmp_path)) as store:
             async with exclusive_lease(store, "first", lambda: NOW, settle_seconds=0):
@@ -44,7 +44,7 @@ def test_the_lock_of_a_dead_run_ends_with_its_lease(tmp_path: Path) -> None:
 def test_a_run_that_loses_its_lock_stops_and_leaves_the_lock_to_the_other(tmp_path: Path) -> None:
     async def lose(store: Store) -> None:
         async with exclusive_lease(store, "first", lambda: NOW, settle_seconds=0, renew_seconds=0.01):
-            # More than once, because a renewal that is just being written replaces it.
+            # More than once, because a renewal under way may overwrite it.
             while True:
                 await store.overwrite(LOCK, (await store.get(LOCK)).replace(b"first", b"other"))
                 await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What holds for a lake on a disk and for one in a bucket alike."""
+"""Promises of every store with conditional writes: a lake on a disk, and a lake in a bucket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OpenStore = Callable[[], Store]
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.server)])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
-    """Give a function that makes one more store of the same, empty lake."""
+    """Return a function that makes another store of the same, empty lake."""
     if request.param == "local":
         return lambda: open_store(str(tmp_path / "lake"))
     options = options_for(request.getfixturevalue("s3"))
@@ -36,7 +36,7 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
 
 @pytest.fixture(scope="module")
 def shared_bucket(s3: Seaweed) -> None:
-    """Make one bucket for all, because making one takes a second."""
+    """Make a bucket for all tests, because making one takes a second."""
     s3.create_bucket(SHARED)
 
 
@@ -67,7 +67,7 @@ def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(l
 
     async def run() -> None:
         async with opened(lake, WRITERS) as stores:
-            # Side by side, because SeaweedFS keeps a loser waiting for one to three seconds.
+            # At the same time, because SeaweedFS answers a loser only after one to three seconds.
             await asyncio.gather(*(race(stores, number) for number in range(RACES)))
 
     asyncio.run(run())
@@ -94,7 +94,7 @@ def test_of_eight_replacements_of_one_version_exactly_one_wins_each_of_forty_rac
 
 
 @pytest.mark.slow
-def test_a_reader_never_sees_half_an_object_nor_two_versions_mixed(lake: OpenStore) -> None:
+def test_a_reader_never_sees_a_partial_object_or_two_versions_mixed(lake: OpenStore) -> None:
     size = 1_000_000
 
     async def read_until(writer: asyncio.Task[None], store: Store, key: str) -> int:
@@ -127,7 +127,7 @@ def test_a_reader_never_sees_half_an_object_nor_two_versions_mixed(lake: OpenSto
     asyncio.run(watch())
 
 
-def test_what_a_write_returns_is_what_head_and_list_show(lake: OpenStore) -> None:
+def test_a_write_returns_the_metadata_that_head_and_list_show(lake: OpenStore) -> None:
     async def write() -> None:
         async with lake() as store:
             new = await store.create("messages/a", b"12345")
@@ -178,7 +178,7 @@ def test_a_listing_is_flat_sorted_fresh_and_complete_beyond_a_page(lake: OpenSto
     asyncio.run(fill_and_list())
 
 
-def test_what_is_not_there_is_none_empty_or_file_not_found(lake: OpenStore) -> None:
+def test_a_missing_object_is_none_an_empty_list_or_file_not_found(lake: OpenStore) -> None:
     async def look() -> None:
         async with lake() as store:
             assert await store.list("messages/") == []
@@ -216,7 +216,7 @@ def test_a_deleted_object_is_no_longer_the_version_that_was_read(lake: OpenStore
     asyncio.run(delete_between())
 
 
-def test_a_finished_file_is_put_whole_and_stays(lake: OpenStore, tmp_path: Path) -> None:
+def test_a_finished_file_is_written_completely_and_stays(lake: OpenStore, tmp_path: Path) -> None:
     spilled, second = tmp_path / "spilled", tmp_path / "second"
     spilled.write_bytes(b"rows" * 1000)
     second.write_bytes(b"more" * 1000)
@@ -238,7 +238,7 @@ def test_a_finished_file_is_put_whole_and_stays(lake: OpenStore, tmp_path: Path)
     asyncio.run(write())
 
 
-def test_an_object_is_brought_into_a_file_that_stays_as_it_is(lake: OpenStore, tmp_path: Path) -> None:
+def test_a_downloaded_file_does_not_change_with_the_object(lake: OpenStore, tmp_path: Path) -> None:
     path = tmp_path / "fetched"
 
     async def fetch() -> None:
@@ -259,7 +259,7 @@ def test_an_object_is_brought_into_a_file_that_stays_as_it_is(lake: OpenStore, t
 @pytest.mark.parametrize(
     "key", ["", "/etc/passwd", "../a", "a/../../b", "a/./b", "a//b", "a/", ".tmp/a", "a\0b"]
 )
-def test_a_key_that_would_leave_the_root_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_key_that_would_leave_the_root_is_rejected(tmp_path: Path, key: str) -> None:
     async def use() -> None:
         async with open_store(str(tmp_path / "lake")) as store:
             for use_it in (store.get, store.head, store.delete):
@@ -277,7 +277,7 @@ def test_a_key_that_would_leave_the_root_is_refused(tmp_path: Path, key: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_probe_finds_conditions_kept_and_leaves_nothing_behind(lake: OpenStore) -> None:
+def test_the_probe_finds_conditional_writes_and_leaves_nothing_behind(lake: OpenStore) -> None:
     async def probe() -> None:
         async with lake() as store:
             assert store.is_conditional is None
@@ -304,7 +304,7 @@ def test_a_store_can_be_opened_again_in_another_event_loop(lake: OpenStore) -> N
     assert asyncio.run(write("b")) == ["a", "b"]
 
 
-def test_a_store_that_is_not_open_says_so_and_can_be_closed(lake: OpenStore) -> None:
+def test_a_store_that_is_not_open_is_an_error_and_can_be_closed(lake: OpenStore) -> None:
     store = lake()
 
     with pytest.raises(RuntimeError, match="async with"):
@@ -312,7 +312,7 @@ def test_a_store_that_is_not_open_says_so_and_can_be_closed(lake: OpenStore) -> 
     asyncio.run(store.__aexit__())
 
 
-def test_spilled_files_are_no_objects(lake: OpenStore) -> None:
+def test_spilled_files_are_not_objects(lake: OpenStore) -> None:
     async def spill() -> Path:
         async with lake() as store:
             spilled = store.temporary_directory() / "spilled.parquet"
@@ -326,7 +326,7 @@ def test_spilled_files_are_no_objects(lake: OpenStore) -> None:
     asyncio.run(spill())
 
 
-def test_a_body_that_raises_leaves_the_lake_as_it_was(lake: OpenStore) -> None:
+def test_a_block_that_raises_leaves_the_lake_unchanged(lake: OpenStore) -> None:
     async def fail() -> None:
         async with lake() as store:
             store.temporary_directory()

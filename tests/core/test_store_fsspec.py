@@ -1,4 +1,4 @@
-"""A lake on any other file system of fsspec: it works, and is honest about conditions."""
+"""A lake on another file system of fsspec: it works, and reports that conditional writes are missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(params=["object store", "renaming"])
 def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write as to an object store, and as to a server that renames in one step."""
+    """Test the way of writing to object stores, and that to servers that rename in one step."""
     if request.param == "renaming":
         monkeypatch.setattr("imbrace_lake.store.fsspec_store.RENAMING", frozenset({"memory"}))
 
@@ -70,7 +70,7 @@ def test_objects_are_written_read_listed_and_deleted(url: str, tmp_path: Path) -
     asyncio.run(use())
 
 
-def test_the_probe_says_that_conditions_are_not_kept(url: str) -> None:
+def test_the_probe_reports_that_conditional_writes_are_missing(url: str) -> None:
     async def probe() -> None:
         async with open_store(url) as store:
             found = await store.probe()
@@ -83,7 +83,7 @@ def test_the_probe_says_that_conditions_are_not_kept(url: str) -> None:
     asyncio.run(probe())
 
 
-def test_spilled_files_go_when_the_store_is_closed(url: str) -> None:
+def test_spilled_files_are_removed_when_the_store_is_closed(url: str) -> None:
     async def spill() -> Path:
         async with open_store(url) as store:
             (store.temporary_directory() / "spilled").write_bytes(b"rows")
@@ -102,7 +102,7 @@ def test_spilled_files_go_when_the_store_is_closed(url: str) -> None:
         (OSError("no"), StoreError, "cannot be used"),
     ],
 )
-def test_what_a_driver_raises_becomes_a_sentence(
+def test_an_error_of_a_driver_becomes_a_sentence(
     url: str, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[StoreError], sentence: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -133,14 +133,14 @@ def test_an_unknown_protocol_and_a_missing_driver_are_named(monkeypatch: pytest.
         open_store("gs://bucket/lake")
 
 
-def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+def test_a_password_in_the_url_is_rejected_and_not_repeated() -> None:
     with pytest.raises(SettingsError, match="holds credentials") as caught:
         open_store("sftp://me:hunter2@host/lake")
 
     assert "hunter2" not in repr(caught.value)
 
 
-def test_a_driver_that_cannot_start_is_said(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_cannot_start_is_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ValueError("Must provide either a connection_string or account_name")
 
@@ -163,7 +163,7 @@ def test_a_driver_that_cannot_start_is_said(url: str, monkeypatch: pytest.Monkey
         ({}, datetime(1970, 1, 1, tzinfo=UTC)),
     ],
 )
-def test_drivers_tell_the_time_in_many_ways(
+def test_drivers_have_times_of_many_types(
     url: str, monkeypatch: pytest.MonkeyPatch, shown: dict[str, Any], modified_at: datetime
 ) -> None:
     info = {"type": "file", "size": 3, "etag": "v1", **shown}
@@ -176,7 +176,7 @@ def test_drivers_tell_the_time_in_many_ways(
     assert asyncio.run(look()) == ObjectMeta("a", 3, "v1-3", modified_at)
 
 
-def test_a_driver_that_knows_no_empty_folder_or_hides_what_was_written(
+def test_a_driver_without_empty_folders_or_one_that_hides_a_written_object(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def miss(*args: Any, **kwargs: Any) -> None:
@@ -194,7 +194,7 @@ def test_a_driver_that_knows_no_empty_folder_or_hides_what_was_written(
     asyncio.run(use())
 
 
-def test_a_store_that_is_not_open_says_so_and_can_be_closed(url: str) -> None:
+def test_a_store_that_is_not_open_is_an_error_and_can_be_closed(url: str) -> None:
     with pytest.raises(RuntimeError, match="async with"):
         asyncio.run(open_store(url).list(""))
     asyncio.run(open_store(url).__aexit__())

@@ -1,4 +1,4 @@
-"""A lake on a disk: URLs, what a failure leaves behind, and what is said about it."""
+"""A lake on a disk: URLs, the files that a failure leaves, and the messages about failures."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("s3://[bucket/a", "is not a URL"),
     ],
 )
-def test_a_url_that_names_no_lake_is_refused(url: str, sentence: str) -> None:
+def test_a_url_that_cannot_be_a_lake_is_rejected(url: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         open_store(url)
 
 
-def test_opening_a_lake_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
+def test_opening_a_missing_lake_creates_nothing(tmp_path: Path) -> None:
     async def look() -> None:
         async with open_store(str(tmp_path / "lake")) as store:
             assert await store.list("") == []
@@ -73,7 +73,7 @@ def test_opening_a_lake_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_object_and_the_lock_are_left_of_writes(tmp_path: Path) -> None:
+def test_writes_leave_only_the_object_and_the_lock(tmp_path: Path) -> None:
     async def write() -> None:
         async with open_store(str(tmp_path)) as store:
             stored = await store.create("messages/a", b"1")
@@ -100,7 +100,7 @@ SENTENCES = {
 
 @pytest.mark.parametrize("number", SENTENCES)
 @pytest.mark.parametrize("step", ["fsync", "link"])
-def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
+def test_a_failed_write_leaves_nothing_and_is_explained_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
 ) -> None:
     kind, sentence = SENTENCES[number]
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_nothing_and_says_why_in_one_sentence(
     assert files_below(tmp_path) == []
 
 
-def test_a_lake_whose_root_is_deleted_under_a_writer_is_made_again(tmp_path: Path) -> None:
+def test_a_lake_whose_root_is_deleted_under_a_writer_is_created_again(tmp_path: Path) -> None:
     async def write() -> None:
         async with open_store(str(tmp_path / "lake")) as store:
             await store.create("messages/a", b"1")
@@ -141,9 +141,7 @@ def test_a_failed_replacement_leaves_the_old_version(tmp_path: Path, monkeypatch
     assert files_below(tmp_path) == ["messages/a"]
 
 
-def test_a_lock_that_a_file_system_does_not_have_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def put() -> None:
         async with open_store(str(tmp_path)) as store:
             await store.overwrite("state/a", b"")
@@ -182,14 +180,14 @@ def test_a_slow_disk_blocks_neither_the_event_loop_nor_the_other_writes(
 
 
 @pytest.mark.parametrize("root", ["lake", "lake/below"])
-def test_a_lake_that_is_a_file_is_refused(tmp_path: Path, root: str) -> None:
+def test_a_lake_that_is_a_file_is_rejected(tmp_path: Path, root: str) -> None:
     (tmp_path / "lake").write_bytes(b"")
 
     with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
         asyncio.run(create(str(tmp_path / root)))
 
 
-def test_an_object_is_no_folder_for_another(tmp_path: Path) -> None:
+def test_an_object_cannot_be_the_folder_of_another(tmp_path: Path) -> None:
     asyncio.run(create(str(tmp_path), "messages/a"))
 
     with pytest.raises(StoreError, match="is a file where the lake needs a folder") as caught:
@@ -198,7 +196,7 @@ def test_an_object_is_no_folder_for_another(tmp_path: Path) -> None:
     assert not isinstance(caught.value, ObjectExists)
 
 
-def test_a_name_that_points_nowhere_is_not_taken_for_an_object(tmp_path: Path) -> None:
+def test_a_broken_link_is_not_taken_for_an_object(tmp_path: Path) -> None:
     (tmp_path / "messages").symlink_to(tmp_path / "gone")
 
     with pytest.raises(StoreError) as caught:
@@ -208,14 +206,14 @@ def test_a_name_that_points_nowhere_is_not_taken_for_an_object(tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
 
     with pytest.raises(StoreError, match="this user may not"):
         asyncio.run(create(str(tmp_path / "lake")))
 
 
-def test_temporary_files_of_the_day_before_yesterday_are_swept_at_opening(tmp_path: Path) -> None:
+def test_temporary_files_older_than_a_day_are_removed_at_opening(tmp_path: Path) -> None:
     temporary = tmp_path / ".tmp"
     temporary.mkdir()
     for name, days in [("left-behind.part", 2.0), ("lock", 2.0), ("of-a-running-one.part", 0.5)]:
@@ -264,7 +262,7 @@ def test_without_hard_links_one_writer_wins_and_the_probe_advises_one_run_at_a_t
     assert "without hard links" in probe.note
 
 
-def test_a_disk_that_keeps_no_versions_apart_is_noticed(
+def test_a_disk_with_unreliable_modification_times_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -283,7 +281,7 @@ def test_a_disk_that_keeps_no_versions_apart_is_noticed(
     assert files_below(tmp_path) == [".tmp/lock"]
 
 
-def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_from_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spilled = Path(tempfile.mkdtemp(dir=tmp_path)) / "spilled"
     spilled.write_bytes(b"rows")
     link = os.link
@@ -301,14 +299,14 @@ def test_a_file_of_another_disk_is_copied_first(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "lake/messages/a").samefile(spilled)
 
 
-def test_a_file_that_is_not_there_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file"):
         asyncio.run(create(str(tmp_path), data=tmp_path / "gone"))
 
     assert files_below(tmp_path) == []
 
 
-def test_a_replacement_is_another_version_even_if_the_clock_went_back(tmp_path: Path) -> None:
+def test_an_update_is_a_new_version_even_if_the_clock_went_back(tmp_path: Path) -> None:
     async def replace() -> None:
         async with open_store(str(tmp_path)) as store:
             await store.create("messages/a", b"1")
@@ -342,7 +340,7 @@ def test_a_lock_that_another_process_keeps_ends_in_an_error(
     asyncio.run(put())
 
 
-def test_a_temporary_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_temporary_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "lake").write_bytes(b"")
 
     with pytest.raises(StoreError, match="is a file where"):

@@ -24,7 +24,7 @@ from tools.seaweed import Seaweed
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the credentials of whoever runs the tests."""
+    """Hide the credentials of the user who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -34,7 +34,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
-    """Run an S3 that answers as it is told, asked again without long pauses."""
+    """Run an S3 server with prepared answers; retries have short pauses."""
     monkeypatch.setattr(store_s3_client, "PAUSES_SECONDS", (0.01, 0.01))
     with FakeS3().running() as server:
         yield server
@@ -46,7 +46,7 @@ async def probe(url: str, options: StoreOptions | None = None) -> Probe:
 
 
 def rejection(url: str, options: StoreOptions | None) -> StoreError:
-    """Probe a lake that must be refused; check that no credential is told on the way."""
+    """Probe a lake that must be rejected; check that no error contains a credential."""
     with pytest.raises(StoreError) as caught:
         asyncio.run(probe(url, options))
     reported: BaseException | None = caught.value
@@ -63,10 +63,10 @@ def with_credentials(s3: Seaweed, key: str, secret: str) -> StoreOptions:
     return StoreOptions(s3.endpoint_url, key=SecretStr(key), secret=SecretStr(secret), timeout_seconds=10)
 
 
-def test_wrong_credentials_and_missing_rights_are_said(s3: Seaweed, bucket: str) -> None:
+def test_wrong_credentials_and_missing_permissions_are_reported(s3: Seaweed, bucket: str) -> None:
     position = f"bucket {bucket} at {s3.endpoint_url}"
     wrong_secret = rejection(f"s3://{bucket}/x", with_credentials(s3, s3.key, "wrong-secret"))
-    wrong_key = rejection(f"s3://{bucket}/x", with_credentials(s3, "nobody", "wrong-secret"))
+    wrong_key = rejection(f"s3://{bucket}/x", with_credentials(s3, "unknown-key", "wrong-secret"))
     reader = rejection(f"s3://{bucket}/x", with_credentials(s3, s3.reader_key, s3.reader_secret))
 
     assert (
@@ -84,7 +84,7 @@ def test_wrong_credentials_and_missing_rights_are_said(s3: Seaweed, bucket: str)
     assert not any(exc.is_transient for exc in (wrong_secret, wrong_key, reader))
 
 
-def test_missing_credentials_are_said(s3: Seaweed, bucket: str) -> None:
+def test_missing_credentials_are_reported(s3: Seaweed, bucket: str) -> None:
     missing = rejection(f"s3://{bucket}", StoreOptions(s3.endpoint_url))
 
     assert "no credentials for" in str(missing)
@@ -92,24 +92,24 @@ def test_missing_credentials_are_said(s3: Seaweed, bucket: str) -> None:
     assert not missing.is_transient
 
 
-def test_a_profile_that_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
+def test_a_missing_profile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "missing-profile")
 
     assert "AWS_PROFILE" in str(rejection("s3://bucket", StoreOptions("http://127.0.0.1:1")))
 
 
-def test_a_missing_bucket_is_said(s3: Seaweed) -> None:
+def test_a_missing_bucket_is_reported(s3: Seaweed) -> None:
     missing = rejection("s3://no-such-bucket/x", options_for(s3))
 
     assert str(missing).startswith(f"there is no bucket no-such-bucket at {s3.endpoint_url}")
     assert not missing.is_transient
 
 
-def test_a_bucket_name_that_cannot_be_is_said(s3: Seaweed) -> None:
+def test_an_invalid_bucket_name_is_reported(s3: Seaweed) -> None:
     assert "can have that name" in str(rejection("s3://a_b$c/x", options_for(s3)))
 
 
-def test_an_endpoint_that_nobody_listens_at_is_said_after_less_than_six_seconds_of_waiting(
+def test_an_endpoint_without_a_server_is_reported_after_less_than_six_seconds_of_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
@@ -133,13 +133,13 @@ def test_an_endpoint_that_nobody_listens_at_is_said_after_less_than_six_seconds_
     assert str(unreachable).startswith(f"bucket bucket at {endpoint} cannot be reached")
 
 
-def test_settings_that_botocore_refuses_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_that_botocore_rejects_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "aws-config").write_text("[default\n")
 
     assert "cannot be used (ConfigParseError)" in str(rejection("s3://bucket", None))
 
 
-def test_https_to_a_server_of_http_is_said(s3: Seaweed, bucket: str) -> None:
+def test_https_to_a_server_of_http_is_reported(s3: Seaweed, bucket: str) -> None:
     endpoint = s3.endpoint_url.replace("http://", "https://")
 
     refused = rejection(f"s3://{bucket}", options_for(s3, endpoint))
@@ -161,7 +161,7 @@ def test_https_to_a_server_of_http_is_said(s3: Seaweed, bucket: str) -> None:
         (409, "OperationAborted", StoreUnavailable, "another writer writes"),
     ],
 )
-def test_what_s3_answers_becomes_a_sentence(
+def test_an_error_of_s3_becomes_a_sentence(
     fake: FakeS3, status: int, code: str, kind: type[StoreError], sentence: str
 ) -> None:
     fake.answers = [(status, code)] * 5
@@ -175,14 +175,14 @@ def test_what_s3_answers_becomes_a_sentence(
 
 
 @pytest.mark.slow
-def test_a_short_failure_is_not_even_noticed(fake: FakeS3) -> None:
+def test_a_short_failure_is_retried_silently(fake: FakeS3) -> None:
     fake.answers = [(503, "SlowDown"), (409, "ConditionalRequestConflict")]
 
     assert asyncio.run(probe("s3://bucket", fake.options)).is_conditional
 
 
 @pytest.mark.parametrize("conditions", ["ignored", "unknown"])
-def test_a_server_without_conditions_is_found_out_and_asked_before_each_write(
+def test_a_server_without_conditional_writes_is_detected_and_asked_before_each_write(
     fake: FakeS3, conditions: str
 ) -> None:
     fake.conditions = conditions
@@ -210,21 +210,21 @@ def test_a_server_without_conditions_is_found_out_and_asked_before_each_write(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["HEAD", "list"])
-def test_a_server_that_hides_new_objects_is_refused(fake: FakeS3, hidden: str) -> None:
+def test_a_server_that_hides_new_objects_is_rejected(fake: FakeS3, hidden: str) -> None:
     fake.hidden = hidden
 
     assert "at once" in str(rejection("s3://bucket/lake", fake.options))
     assert fake.objects == {}
 
 
-def test_trouble_while_conditions_are_tried_is_not_taken_for_their_absence(fake: FakeS3) -> None:
+def test_a_failure_of_the_probe_does_not_mean_that_conditional_writes_are_missing(fake: FakeS3) -> None:
     fake.conditions = "failing"
 
     assert rejection("s3://bucket/lake", fake.options).is_transient
     assert fake.objects == {}
 
 
-def test_a_refusal_of_a_new_object_that_nobody_has_written_is_a_passing_trouble(fake: FakeS3) -> None:
+def test_a_failed_condition_for_a_missing_object_is_transient(fake: FakeS3) -> None:
     async def write() -> None:
         async with open_store("s3://bucket", fake.options) as store:
             fake.answers = [(412, "PreconditionFailed")]
@@ -235,7 +235,7 @@ def test_a_refusal_of_a_new_object_that_nobody_has_written_is_a_passing_trouble(
 
 
 @pytest.mark.slow
-def test_folders_that_consoles_make_are_no_objects(fake: FakeS3) -> None:
+def test_folders_that_consoles_make_are_not_objects(fake: FakeS3) -> None:
     fake.objects = {"lake/messages/": b"", "lake/messages/a": b"1", "lakeside": b"2"}
 
     async def keys() -> list[str]:
@@ -246,7 +246,7 @@ def test_folders_that_consoles_make_are_no_objects(fake: FakeS3) -> None:
     assert asyncio.run(keys()) == ["messages/a"]
 
 
-def test_a_listing_that_runs_in_circles_ends_in_an_error(fake: FakeS3) -> None:
+def test_a_listing_that_repeats_pages_ends_in_an_error(fake: FakeS3) -> None:
     fake.continuation = "again"
 
     async def list_all() -> None:
@@ -257,7 +257,7 @@ def test_a_listing_that_runs_in_circles_ends_in_an_error(fake: FakeS3) -> None:
         asyncio.run(list_all())
 
 
-def test_address_region_and_credentials_come_from_where_aws_tools_look(
+def test_address_region_and_credentials_come_from_the_usual_aws_settings(
     fake: FakeS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "aws-credentials").write_text(
@@ -331,7 +331,7 @@ def test_buckets_are_named_in_the_path_unless_the_server_is_aws(
         ("s3://hunter2@bucket/lake", StoreOptions(), "holds credentials"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_without_repeating_them(
+def test_invalid_settings_are_rejected_without_repeating_them(
     url: str, options: StoreOptions, sentence: str
 ) -> None:
     with pytest.raises(SettingsError, match=sentence) as caught:
@@ -341,7 +341,7 @@ def test_settings_that_cannot_be_are_refused_without_repeating_them(
 
 
 @pytest.mark.parametrize("setting", [("AWS_REGION", "no region at all"), ("AWS_ENDPOINT_URL", "minio")])
-def test_a_region_or_endpoint_that_cannot_be_is_refused(
+def test_an_invalid_region_or_endpoint_is_rejected(
     setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(*setting)
@@ -368,7 +368,7 @@ def test_no_credential_is_in_the_text_of_anything(fake: FakeS3) -> None:
         assert not any(credential in text for credential in (KEY, SECRET, "session-token"))
 
 
-def test_spilled_files_go_when_the_store_is_closed(fake: FakeS3) -> None:
+def test_spilled_files_are_removed_when_the_store_is_closed(fake: FakeS3) -> None:
     async def spill() -> Path:
         async with open_store("s3://bucket", fake.options) as store:
             folder = store.temporary_directory()
@@ -392,7 +392,7 @@ def uploads(s3: Seaweed, bucket: str) -> list[Any]:
     return list(s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []))
 
 
-def test_a_large_file_is_written_in_parts_and_seen_only_when_whole(
+def test_a_large_file_is_written_in_parts_and_visible_only_when_complete(
     s3: Seaweed, bucket: str, three_parts: Path
 ) -> None:
     async def watch(writer: asyncio.Task[Any], sizes: set[int]) -> None:
@@ -421,7 +421,7 @@ def test_a_large_file_is_written_in_parts_and_seen_only_when_whole(
     assert uploads(s3, bucket) == []
 
 
-def test_a_large_file_does_not_overwrite_an_object_that_is_there(
+def test_a_large_file_does_not_overwrite_an_existing_object(
     s3: Seaweed, bucket: str, three_parts: Path
 ) -> None:
     async def write() -> None:
@@ -441,7 +441,7 @@ def test_a_large_file_does_not_overwrite_an_object_that_is_there(
     assert uploads(s3, bucket) == []
 
 
-def test_a_large_file_that_is_given_up_leaves_no_parts(
+def test_a_cancelled_upload_of_a_large_file_leaves_no_parts(
     s3: Seaweed, bucket: str, three_parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_begun = threading.Event()

@@ -1,4 +1,4 @@
-"""A lake in a bucket whose network fails: replies get lost, bodies are cut, servers fall silent."""
+"""A lake in a bucket behind a failing network: lost replies, bodies cut off, servers that stop answering."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def is_completion(first_line: bytes) -> bool:
     return first_line.startswith(b"POST ") and b"uploadId=" in first_line
 
 
-# On a connection that was used before, aiohttp repeats the request without telling.
+# On a connection that was used before, aiohttp silently repeats the request.
 @pytest.mark.parametrize("connection", ["fresh", "used"])
-def test_a_new_object_whose_reply_got_lost_is_ours_not_somebody_elses(
+def test_a_created_object_whose_reply_got_lost_is_recognized_as_our_own(
     s3: Seaweed, bucket: str, connection: str
 ) -> None:
     async def write() -> None:
@@ -58,7 +58,7 @@ def test_a_new_object_whose_reply_got_lost_is_ours_not_somebody_elses(
     asyncio.run(write())
 
 
-def test_a_replacement_whose_reply_got_lost_is_done_not_refused(s3: Seaweed, bucket: str) -> None:
+def test_an_update_whose_reply_got_lost_succeeds(s3: Seaweed, bucket: str) -> None:
     async def write() -> None:
         async with (
             CuttingProxy(s3.endpoint_url, is_put) as proxy,
@@ -75,7 +75,7 @@ def test_a_replacement_whose_reply_got_lost_is_done_not_refused(s3: Seaweed, buc
     asyncio.run(write())
 
 
-def test_a_large_file_whose_last_reply_got_lost_is_ours(
+def test_a_large_file_whose_last_reply_got_lost_is_recognized_as_our_own(
     s3: Seaweed, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_s3, "SINGLE_PUT_BYTES", 5 * 2**20)
@@ -99,9 +99,7 @@ def test_a_large_file_whose_last_reply_got_lost_is_ours(
     asyncio.run(write())
 
 
-def test_an_object_that_is_cut_while_it_is_read_is_read_again(
-    s3: Seaweed, bucket: str, tmp_path: Path
-) -> None:
+def test_an_object_whose_body_is_cut_off_is_read_again(s3: Seaweed, bucket: str, tmp_path: Path) -> None:
     rows = os.urandom(300_000)
 
     async def read() -> None:
@@ -116,7 +114,7 @@ def test_an_object_that_is_cut_while_it_is_read_is_read_again(
             assert proxy.asked == 2
 
             assert await store.get("messages/a") == rows
-            assert proxy.asked == 3  # one request a read
+            assert proxy.asked == 3  # one request per read
 
             proxy.cuts = 1
             await store.download("messages/a", tmp_path / "fetched")
@@ -126,7 +124,7 @@ def test_an_object_that_is_cut_while_it_is_read_is_read_again(
     asyncio.run(read())
 
 
-def test_a_network_that_stays_broken_is_said(
+def test_a_network_that_stays_broken_is_reported(
     s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_s3_client, "PAUSES_SECONDS", (0.01, 0.01))
@@ -144,7 +142,7 @@ def test_a_network_that_stays_broken_is_said(
 
 
 @pytest.mark.parametrize("name", ["create", "update", "get", "head", "list", "probe"])
-def test_a_server_that_falls_silent_ends_in_an_error_in_time(name: str) -> None:
+def test_a_server_that_stops_answering_ends_in_an_error_in_time(name: str) -> None:
     calls: dict[str, Callable[[Store], Awaitable[object]]] = {
         "create": lambda store: store.create("messages/a", b"rows" * 5000),
         "update": lambda store: store.update("messages/a", b"rows", "etag"),

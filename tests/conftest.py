@@ -6,13 +6,16 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
+import botocore.session
 import pytest
 from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
+from imbrace_lake.gateway import http_client
 from tools.seaweed import Seaweed
 
 # Timings are no tests: on a busy machine an example may take seconds.
@@ -37,6 +40,8 @@ PAUSED = pytest.StashKey[Coverage]()
 # Fixtures that start a Prefect server, an S3 server or a browser.
 SERVERS = frozenset({"s3", "prefect_server", "server", "composed", "browser"})
 SLOW_FOLDERS = frozenset({"acceptance", "packaging"})
+
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
@@ -68,6 +73,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     elif PAUSED in stash:
         stash[PAUSED].start()
         del stash[PAUSED]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_files_of_clients_once() -> Iterator[None]:
+    """Share what each client reads: certificates (20 ms), and for S3 the description of the API (60 ms)."""
+    certificates = http_client._certificates
+    read = cache(lambda *paths: certificates())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_client, "_certificates", lambda: read(*map(os.environ.get, CERTIFICATES)))
+        patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+        yield
 
 
 @pytest.fixture(autouse=True)

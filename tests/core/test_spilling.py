@@ -68,7 +68,7 @@ def parts(bench: Bench) -> list[tuple[str, int]]:
 @pytest.fixture(params=["local", "s3"])
 def benches(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Bench, Bench]]:
     """Give two lakes of one gateway; the runs of the second have little memory."""
-    options = SandboxOptions(conversations=0, sizes=(420, 130, 7, 1, 0), surprises=0.1)
+    options = SandboxOptions(conversations=0, sizes=(300, 130, 7, 1, 0), surprises=0.1)
     with ExitStack() as stack:
         box = stack.enter_context(Sandbox(options))
         roomy = Bench(box, str(tmp_path / "roomy"))
@@ -102,7 +102,7 @@ def test_a_history_ends_in_the_same_lake_with_little_memory_as_with_much(
             box.append(one, (2, 0, 130, 1, 0, 0)[number])
             box.delete(one, min(3, len(ids)) if number in (1, 3) else 0)
         if number == 2:
-            box.delete(first, 250)
+            box.delete(first, 170)
     for bench in benches:
         assert is_equal(bench)
 

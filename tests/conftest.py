@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from imbrace_lake.gateway import http_client
 from tools.seaweed import Seaweed
 
-# Timings are no tests: on a busy machine an example may take seconds.
+# On a busy machine an example may take seconds.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
@@ -31,8 +31,8 @@ os.environ["IMBRACE_SERVER_IDLE_MINUTES"] = "5"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The modules that take minutes: what they run, smaller tests have run before, and coverage makes a
-# process half as slow again.
+# Folders whose tests take minutes: smaller tests cover the same code, and coverage makes a process
+# one and a half times as slow.
 UNMEASURED = ("deployments", "browser", "acceptance")
 # Long modules first, so that no worker is left with one at the end; the other folders follow.
 FIRST = (*UNMEASURED, "packaging", "tasks", "flows", "cli", "tests", "benchmarks", "core")
@@ -60,13 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _measure_only_this_process() -> None:
-    """Let coverage out of the processes that tests start: they bring it next to nothing."""
+    """Start processes without coverage: they add almost nothing to it."""
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Measure the coverage of small tests only; before any fixture, whose threads would be measured on."""
+    """Measure the coverage of small tests only; before fixtures, because their threads stay measured."""
     coverage, stash = Coverage.current(), item.config.stash
     if item.path.parent.name in UNMEASURED:
         if coverage is not None:
@@ -90,10 +90,10 @@ def _read_files_of_clients_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """Let no test leave settings behind for another."""
+    """Restore the environment variables after each test."""
     before = dict(os.environ)
     yield
-    # Only what differs: C code of other threads reads the environment meanwhile, and crashes on a change.
+    # Only differences, because C code in other threads reads the environment and crashes on a change.
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     for name, value in before.items():
@@ -111,7 +111,7 @@ def s3() -> Iterator[Seaweed]:
 
 @pytest.fixture
 def bucket(s3: Seaweed) -> str:
-    """Make a fresh bucket and give its name."""
+    """Make an empty bucket; return its name."""
     name = f"test-{uuid4().hex[:12]}"
     s3.create_bucket(name)
     return name

@@ -1,4 +1,4 @@
-"""Runs, plans and looks of the core for tests, which have no server to share a budget through."""
+"""Gateways and runs for tests without a Prefect server, which do not share a budget."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imbrace_lake.settings import Settings
 def gateway_of(
     settings: Settings, options: GatewayOptions | None = None
 ) -> AbstractAsyncContextManager[GatewayClient]:
-    """Open a client that keeps to the settings' own limit."""
+    """Open a client with the limit of the settings."""
     return open_gateway(options or settings.gateway_options(), settings.new_limiter(), nullcontext())
 
 
 def opener_of(settings: Settings) -> OpenGateway:
-    """Give what opens such a client with options that are chosen later."""
+    """Return a function that opens such a client with other options."""
     return lambda options: gateway_of(settings, options)
 
 

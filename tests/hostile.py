@@ -1,8 +1,8 @@
-"""JSON that some parser or engine rejects, changes or cannot hold: a fixed list, and strategies.
+"""JSON that some parser or engine rejects, changes or cannot store: a fixed list, and strategies.
 
-Everything is JSON *text*, because much of it has no Python value: a number beyond every double, a key
-that comes twice. `BODIES` are values of the field `content`; `FIELDS` are whole further fields of a
-message. `message` makes a message of them, as the gateway would send it.
+Everything is JSON *text*, because much of it does not have a Python value: a number beyond every double,
+a repeated key. `BODIES` are values of the field `content`; `FIELDS` are further fields with their values.
+`message` makes a message of them, as the gateway would send it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def nested_objects(levels: int) -> str:
 
 
 DIGITS = "123456789"
-# Numbers that a double cannot hold, or not every digit of.
+# Numbers that a double cannot represent exactly.
 NUMBERS = {
     "over every double": "1e400",
     "under every double": "-1e999",
@@ -39,7 +39,7 @@ NUMBERS = {
     "five thousand digits": "9" * 5_000,
     "five thousand digits and decimals": "9" * 5_000 + ".5",
 }
-# Values of `content`, by what is wrong with them; all are JSON by RFC 8259's grammar.
+# Values of `content`; all are JSON by the grammar of RFC 8259.
 BODIES = {
     "half an emoji": r'{"text":"half \ud83d","n":1}',
     "the other half first": r'{"text":"\ude00\ud83d","n":1}',
@@ -67,13 +67,13 @@ BODIES = {
     "null": "null",
     "all at once": r'{"text":"\ud83d","text":"\ud83d","n":[1e400,{"k":0.12345678901234567890,"k":-1e999}]}',
 } | {f"a number: {name}": f'{{"text":"number","n":{number}}}' for name, number in NUMBERS.items()}
-# Deeper than the interpreter's own parser goes.
+# Deeper than the parser of the standard library supports.
 DEEPER = {
     f"{levels} levels of {kind}": make(levels)
     for levels in (995, 1_000, 1_023, 1_024, 1_025, 5_000, 100_000)
     for kind, make in {"arrays": nested, "objects": nested_objects}.items()
 }
-# Whole further fields of a message.
+# Further fields of a message.
 FIELDS = {
     "a field twice": '"note":1,"note":2',
     "a known field twice": '"type":"text","type":"image"',

@@ -1,4 +1,4 @@
-"""Homes for Prefect servers of tests, whose databases have their tables: to make them takes 9 s of CPU."""
+"""Homes for Prefect servers of tests, with finished databases: making one takes 9 s of CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATABASE = Path("prefect", "prefect.db")
 
 
 def make_home(factory: pytest.TempPathFactory, name: str) -> Path:
-    """Make a home that is like one whose server was started once and stopped."""
+    """Make a home like that of a server that was started and stopped."""
     home = factory.mktemp(name)
     home.joinpath(DATABASE).parent.mkdir(mode=0o700)
     _copy(_once_started(factory) / DATABASE, home / DATABASE)
@@ -24,7 +24,7 @@ def make_home(factory: pytest.TempPathFactory, name: str) -> Path:
 
 
 def _once_started(factory: pytest.TempPathFactory) -> Path:
-    """The home from which all processes of this test run copy; the first to ask makes it."""
+    """The home that all processes of this test run copy; the first one makes it."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     home, ready = shared / "once-started", shared / "once-started.ready"
@@ -39,6 +39,6 @@ def _once_started(factory: pytest.TempPathFactory) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    # Not as a file, for a part of it can still be in the log beside it.
+    # Not as a file, because a part can still be in its write-ahead log.
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)

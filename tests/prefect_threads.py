@@ -1,4 +1,4 @@
-"""The threads by which Prefect sends logs and events, each to the server it met first."""
+"""Prefect's threads for logs and events, each of which sends to the first server it had."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import threading
 
 
 def end_threads() -> None:
-    """Send what logs and events are left, and let the next ones go to the server of their own time.
+    """Send the remaining logs and events, and end the threads, so that the next ones go to the next server.
 
-    Otherwise the threads try for long to reach a server that is gone, or tell one of another's runs.
+    Otherwise the threads try for long to reach a stopped server, or send to the wrong one.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

@@ -1,4 +1,4 @@
-"""`./dev`, with a little program in the place of uv, so that nothing is downloaded."""
+"""`./dev`, with a small program instead of uv, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ printf '%s|' "$(pwd -P)" "$IMBRACE_HOME" "$@"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository that is set up but for its packages, at a path with a space."""
+    """A repository without its packages, at a path with a space."""
     root = tmp_path.resolve() / "my repository"
     for program, text in ((".uv/bin/uv", FAKE_UV), (".venv/bin/imbrace-lake", FAKE_PROGRAM)):
         (root / program).parent.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_the_bill_of_materials_is_made_from_the_lock(repository: Path) -> None:
     assert "--no-dev --all-extras" in calls(repository)[-1]
 
 
-def test_an_install_without_the_lock_runs_the_demo_from_a_place_that_is_thrown_away(
+def test_an_install_without_the_lock_runs_the_demo_from_a_temporary_folder(
     repository: Path, tmp_path: Path
 ) -> None:
     run = dev(repository, "unlocked", TMPDIR=str(tmp_path))
@@ -182,7 +182,7 @@ def test_an_install_without_the_lock_that_does_not_work_fails(repository: Path, 
     assert "the project works" not in run.stdout
 
 
-def test_without_python_one_sentence_says_so(repository: Path, tmp_path: Path) -> None:
+def test_a_missing_python_is_one_sentence(repository: Path, tmp_path: Path) -> None:
     (repository / ".venv" / "bin" / "python").unlink()
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -200,7 +200,7 @@ def test_without_python_one_sentence_says_so(repository: Path, tmp_path: Path) -
     assert run.stderr.count("\n") == 1
 
 
-def test_help_is_given_when_asked_for_and_when_needed(repository: Path) -> None:
+def test_help_is_shown_on_request_and_for_an_unknown_command(repository: Path) -> None:
     assert dev(repository, "help").stdout.startswith("usage: ./dev")
     assert dev(repository).returncode == 0
 

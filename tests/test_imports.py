@@ -99,8 +99,8 @@ def run(program: str, *arguments: str, given: str = "") -> str:
     return done.stdout
 
 
-def test_importing_our_packages_leaves_the_process_as_it_was() -> None:
-    # What they import from others may change what it likes.
+def test_importing_our_packages_does_not_change_the_process() -> None:
+    # Imports of other packages may change anything.
     of_others = run(LIST, *PACKAGES)
     assert "prefect.flows" in json.loads(of_others)
 

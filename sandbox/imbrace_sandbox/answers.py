@@ -1,4 +1,4 @@
-"""The bodies of the gateway, of its proxy, and of what can be wrong with them."""
+"""The answers of the gateway and of its proxy, correct and broken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REASONS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back to the client, before any fault of the way."""
+    """An answer, before any fault of the connection."""
 
     status: int
     body: bytes
@@ -45,12 +45,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What goes missing from a body that stays valid.
+    """Items that are missing from a valid body.
 
     Attributes:
-        roll: Chance that decides what is lost, from 0 up to 1.
-        is_counted: The page's own number of items counts only what came, so that nothing but the
-            number of the whole conversation gives the loss away.
+        roll: A random number from 0 up to 1, which decides what is lost.
+        is_counted: The page's own count leaves out the lost items, so that only the count of the
+            whole conversation shows the loss.
     """
 
     roll: float
@@ -58,7 +58,7 @@ class Loss:
 
 
 def failure(status: int, message: str, details: dict[str, Any] | None = None) -> Answer:
-    """Answer in the gateway's own words."""
+    """Make an error of the gateway, with its JSON message."""
     body: dict[str, Any] = {"message": message}
     if details is not None:
         body["details"] = details
@@ -71,7 +71,7 @@ def mismatch(expected: str, received: str) -> Answer:
 
 
 def too_many_requests() -> Answer:
-    """Answer as the limiter does, which speaks no JSON."""
+    """Answer as the rate limiter does, in plain text."""
     return Answer(429, b"Too many requests. Please try again later.", TEXT)
 
 
@@ -95,13 +95,13 @@ def broken(status: str, form: str) -> Answer:
 
 
 def unauthorized(form: str = "") -> Answer:
-    """Answer that the token is not accepted: wrong or expired, in no particular words, or missing."""
+    """Answer that the token is wrong or expired, missing, or (`plain`) just not accepted."""
     plain = UNAUTHORIZED_PLAIN if form == "plain" else UNAUTHORIZED
     return failure(401, UNAUTHORIZED_MISSING if form == "missing" else plain)
 
 
 def forbidden(form: str, expected: str, received: str) -> Answer:
-    """Answer 403: about the organization, or in a form that does not say what it is about."""
+    """Answer 403 for a wrong organization, or in a form without a reason."""
     if form == "plain":
         return failure(403, "Forbidden")
     if form == "html":
@@ -110,12 +110,12 @@ def forbidden(form: str, expected: str, received: str) -> Answer:
 
 
 def redirect(status: str, address: str) -> Answer:
-    """Answer with a redirect to a sign-in page that is to lead back, as gateways of companies do."""
+    """Answer with a redirect to a sign-in page that has the address in its query, as company gateways do."""
     return Answer(int(status), b"", HTML, location=f"{SIGN_IN}?next={quote(address, safe='')}")
 
 
 def sign_in_page() -> Answer:
-    """Answer with a page for people, under a status that says all is well."""
+    """Answer with an HTML page under status 200."""
     return Answer(200, b"<!DOCTYPE html><html><body><h1>We will be back soon</h1></body></html>", HTML)
 
 
@@ -126,10 +126,10 @@ def page(
 
     Args:
         conversation: As it is now.
-        options: The cap and the ways to say how many there are.
-        skip: How many of the newest to leave out.
-        limit: How many are asked for.
-        loss: Some items are lost on the way, if any.
+        options: The page cap and the forms of the counts.
+        skip: The number of newest messages to leave out.
+        limit: The requested number of messages.
+        loss: Items to lose, if any.
     """
     items = conversation.page(skip, min(limit, options.page_cap))
     whole, here = len(conversation), len(items)
@@ -143,7 +143,7 @@ def page(
 
 
 def _lose_some(items: list[bytes], loss: Loss) -> None:
-    """Take some neighbours out, at least one: the head, the middle or the tail."""
+    """Remove some adjacent items, at least one, from the head, the middle or the tail."""
     if items:
         many = 1 + int(loss.roll * len(items) / 2)
         first = int(loss.roll * 7_919) % (len(items) - many + 1)

@@ -17,12 +17,12 @@ from imbrace_sandbox.state import SandboxState
 
 BASE_PATH = "/3rd"
 
-# Makes the right answer, or one that has lost something.
+# Makes the correct answer, or one with a loss.
 Make = Callable[[Loss | None], Answer]
 
 
 def make_app(state: SandboxState) -> web.Application:
-    """Put the gateway and its control endpoints together."""
+    """Create the application with the gateway and its control endpoints."""
     app = web.Application()
     gateway = Gateway(state)
     app.router.add_get(f"{BASE_PATH}/conversations/links", gateway.get_links)
@@ -32,7 +32,7 @@ def make_app(state: SandboxState) -> web.Application:
 
 
 class Gateway:
-    """Answers as the contract says, after the faults that the options ask for."""
+    """Answers by the vendor's contract, or with the faults of the options."""
 
     def __init__(self, state: SandboxState) -> None:
         self._state = state
@@ -106,7 +106,7 @@ class Gateway:
     async def _spoil(
         self, request: web.Request, headers: dict[str, str], fault: Fault, make: Make
     ) -> web.StreamResponse:
-        """Answer with a fault; those of the way first, because the rest are plain answers."""
+        """Answer with a fault: of the connection, or else a complete answer."""
         options, stats = self._state.options, self._state.stats
         name = fault.name
         if name == "cut_before":
@@ -149,7 +149,7 @@ class Gateway:
         return response
 
     def _wrong_answer(self, request: web.Request, fault: Fault) -> Answer | None:
-        """Return the answer of a fault that needs no right answer, or None."""
+        """Return the answer of a fault that does not need the correct answer, or None."""
         options = self._state.options
         is_links = "conversation_id" not in request.match_info
         match fault.name:
@@ -178,7 +178,7 @@ class Gateway:
 
     def _links(self, request: web.Request, loss: Loss | None) -> Answer:
         state, options = self._state, self._state.options
-        # A number that is asked for twice is answered once.
+        # A number that is requested twice is answered once.
         asked = dict.fromkeys(digits for digits in request.query.getall("phone_numbers", []) if digits)
         organization_id = request.query.get("organization_id")
         if not asked:
@@ -205,7 +205,7 @@ class Gateway:
             return answers.failure(404, answers.CONVERSATION_NOT_FOUND)
         limit, skip = _number(request, "limit", 10), _number(request, "skip", 0)
         if limit is None or skip is None or limit == 0:
-            return answers.failure(400, "limit and skip must be whole numbers")
+            return answers.failure(400, "limit and skip must be integers")
         state.asked[conversation_id] += 1
         if state.before_page is not None:
             state.before_page(conversation_id, state.asked[conversation_id])
@@ -216,9 +216,9 @@ class Gateway:
 
 
 def _number(request: web.Request, name: str, default: int) -> int | None:
-    """Read a parameter; None if it is no number from 0."""
+    """Read a parameter; None if it is not an integer from 0."""
     text = request.query.get(name)
     if text is None:
         return default
-    # More digits than any list could need: int() takes seconds for very many.
+    # int() takes seconds for very long texts.
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,4 +1,4 @@
-"""How many requests a client IP may make."""
+"""The request budget of each client IP."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from imbrace_sandbox.options import SandboxOptions
 
 
 class Budget:
-    """Counts the requests of each client; a refused request costs nothing and helps nothing.
+    """Counts the requests of each client; a rate-limited request does not count.
 
     Args:
-        options: Of which the `budget_…` ones matter.
-        clock: Seconds that never go back; a test may bring its own.
+        options: Those named `budget_…` are used.
+        clock: Monotonic seconds; tests may replace it.
     """
 
     def __init__(self, options: SandboxOptions, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,11 +21,11 @@ class Budget:
         self._window = options.budget_window_seconds
         self._is_bucket = options.budget_kind == "bucket"
         self._clock = clock
-        # Fixed window: its start and the requests made. Bucket: the last look and the tokens left then.
+        # Fixed window: its start and its requests. Bucket: the time of the last request, and the tokens left.
         self._clients: dict[str, tuple[float, float]] = {}
 
     def wait_seconds(self, client: str) -> float:
-        """Spend one request of the client; return 0.0, or how long it has to wait if it has none left."""
+        """Spend one request of the client's budget; return 0.0, or the seconds to wait if none is left."""
         if not self._requests:
             return 0.0
         return self._take_token(client) if self._is_bucket else self._count(client)

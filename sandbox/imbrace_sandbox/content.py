@@ -1,4 +1,4 @@
-"""The content of generated messages, for every type that the contract names, and for some it does not."""
+"""The content of generated messages, for every type of the contract and for some unknown ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CHOICES = ("Red", "Blue", "White", "Yes, please", "不用了,謝謝", "Talk to 
 
 
 def phrase(digest: bytes) -> str:
-    """Say one to three sentences."""
+    """Return one to three sentences."""
     number = int.from_bytes(digest[20:23], "big")
     many = (1, 1, 2, 3)[digest[23] & 3]
     return " ".join(
@@ -45,7 +45,7 @@ def _text(digest: bytes) -> Any:
 
 
 def workflow_text(digest: bytes) -> Any:
-    """A text that a workflow writes for its own use: nothing but JSON, and no customer saw it."""
+    """Return a text of JSON that a workflow writes for its own use; customers do not see it."""
     return {"text": f'{{"intent":"order_status","step":{digest[28]}}}', "is_mail": False}
 
 
@@ -57,7 +57,7 @@ def _quick_reply(digest: bytes) -> Any:
 def _response(digest: bytes) -> Any:
     replies: list[dict[str, Any]] = []
     for at in range(1 + digest[28] % 4):
-        # The contract: `id` comes as a number and as a string, `description` not always.
+        # By the contract, `id` is a number or a string, and `description` may be missing.
         reply = {"id": at if digest[29] & 1 else str(at), "content_type": "text", "title": _CHOICES[at]}
         reply["payload"] = f"{at}_Sandbox flow"
         if digest[30] & 1:
@@ -81,11 +81,14 @@ def _video(digest: bytes) -> Any:
 
 
 def _whatsapp_template(digest: bytes) -> Any:
-    return {"text": "Dear {{1}}, your order {{2}} is ready.", "variables": ["Chan", str(digest[28])]}
+    return {
+        "text": "Dear {{1}}, your order {{2}} is ready.",  # prose: ok (a salutation)
+        "variables": ["Chan", str(digest[28])],
+    }
 
 
 def _file(digest: bytes) -> Any:
-    # The older form has no address.
+    # The older form does not have an address.
     if digest[29] & 1:
         return {"name": "offer.zip", "media_id": digest[20:28].hex()}
     return {"url": f"https://files.example.invalid/{digest[20:28].hex()}.zip", "name": "offer.zip"}

@@ -13,7 +13,7 @@ from imbrace_sandbox.lists import Conversation
 from imbrace_sandbox.phones import messy
 from imbrace_sandbox.state import SandboxState
 
-# So many messages are written at a time: a million would not fit into one body.
+# A million messages would not fit into one body.
 _LINES_AT_ONCE = 1_000
 
 
@@ -36,16 +36,16 @@ class Control:
         router.add_get("/_sandbox/conversations/{conversation_id}/messages", self.get_truth)
 
     async def get_stats(self, request: web.Request) -> web.Response:
-        """Show what was counted."""
+        """Show the counts."""
         return _json(self._state.stats.as_dict())
 
     async def reset_stats(self, request: web.Request) -> web.Response:
-        """Count again, requests that are being answered included."""
+        """Reset the counts; requests that are being answered stay in flight."""
         self._state.stats.reset()
         return _json({})
 
     async def get_phones(self, request: web.Request) -> web.Response:
-        """List the phones, one a line; `shape=messy` as people write them."""
+        """List the phones, one per line; with `shape=messy`, as people write them."""
         phones = list(self._state.links)
         if request.query.get("shape") == "messy":
             phones = messy(self._state.options.seed, phones, request.query.get("region"))
@@ -56,11 +56,11 @@ class Control:
         return _json(self._state.links)
 
     async def get_faults(self, request: web.Request) -> web.Response:
-        """Show all options as they are now."""
+        """Show the current options."""
         return self._options()
 
     async def change_faults(self, request: web.Request) -> web.Response:
-        """Change options, pin faults, fix, or give the next requests faults of their own."""
+        """Change options, pin or unpin faults, or queue faults for the next requests."""
         try:
             changes = await _body(request)
             pins, unpinned, queued = (changes.pop(name, None) for name in ("break", "repair", "next"))
@@ -70,13 +70,13 @@ class Control:
         return self._options()
 
     async def get_conversations(self, request: web.Request) -> web.Response:
-        """Show the ids with the number of messages of each."""
+        """Show the number of messages of each conversation by id."""
         return _json({each: len(found) for each, found in self._state.conversations.items()})
 
     async def change_conversation(self, request: web.Request) -> web.Response:
-        """Append, backdate, delete, edit, vanish or restore, in the order in which they are named.
+        """Append, backdate, delete, edit, vanish or restore, in the order of the body.
 
-        What stands before an action that cannot be done is done.
+        Actions before a wrong one are done.
         """
         try:
             conversation = self._state.find(request.match_info["conversation_id"])
@@ -87,7 +87,7 @@ class Control:
         return _json({"count": len(conversation), "is_vanished": conversation.is_vanished, "ids": done})
 
     async def get_truth(self, request: web.Request) -> web.StreamResponse:
-        """Show every message of a conversation, oldest first, one a line."""
+        """Show every message of a conversation, oldest first, one per line."""
         try:
             conversation = self._state.find(request.match_info["conversation_id"])
         except ValueError as exc:
@@ -101,17 +101,17 @@ class Control:
 
     def _options(self) -> web.Response:
         options = asdict(self._state.options)
-        # Whoever can reach the port can read this, and the token is what opens the other endpoints.
+        # The control endpoints are open to everyone who reaches the port; the gateway needs the token.
         del options["token"]
         return _json(options)
 
 
 def change(conversation: Conversation, action: str, value: Any) -> list[str]:
-    """Do one action to a conversation; return the ids of the messages it concerned.
+    """Change a conversation; return the ids of the affected messages.
 
     Raises:
         TypeError: The value is neither a number nor a list.
-        ValueError: There is no such action, or it cannot be done.
+        ValueError: The action is unknown or impossible.
     """
     if action in ("vanish", "restore"):
         conversation.hide(vanished=action == "vanish")
@@ -120,7 +120,7 @@ def change(conversation: Conversation, action: str, value: Any) -> list[str]:
         raise TypeError(f"{action} takes a number or a list of ids")
     if action in ("append", "backdate"):
         if not isinstance(value, int) or value < 0:
-            raise ValueError(f"{action} takes a number from 0")
+            raise ValueError(f"{action} takes an integer from 0")
         return conversation.append(value) if action == "append" else conversation.backdate(value)
     if action in ("delete", "edit"):
         return conversation.delete(value) if action == "delete" else conversation.edit(value)

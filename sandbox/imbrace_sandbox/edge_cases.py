@@ -94,5 +94,5 @@ EDGE_CASES: tuple[EdgeCase, ...] = (
 
 
 def apply_edge_case(item: Item, number: int, roll: int) -> None:
-    """Change one message; `number` chooses the edge case, `roll` its variety."""
+    """Change one message; `number` chooses the edge case, `roll` its variant."""
     EDGE_CASES[number % len(EDGE_CASES)](item, roll)

@@ -1,4 +1,4 @@
-"""Which fault a request meets: by order, by pin, or by chance."""
+"""Chooses the fault of a request: queued, pinned or random."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from random import Random
 from imbrace_sandbox.fault_names import FORMS, PASSING, WITH_FORMS, fault_complaint
 from imbrace_sandbox.options import SandboxOptions
 
-# The name under which the links endpoint is pinned; conversation ids begin with conv_.
+# The links endpoint among pinned conversation ids, which begin with conv_.
 LINKS = "links"
 _NONE = "ok"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one request meets.
+    """The fault of one request.
 
     Attributes:
         name: A name of `fault_names` without its form; empty for none.
-        form: How the body of a 5xx is written.
+        form: The form of the body: `json`, `text` or `html` for a 5xx.
         delay_seconds: Added to the answer.
-        roll: Chance of its own, for whatever the fault has to choose.
+        roll: A random number from 0 up to 1 for choices of the fault.
     """
 
     name: str
@@ -33,20 +33,20 @@ class Fault:
 
 
 class FaultInjector:
-    """Chooses faults, a function of the seed and the order in which requests arrive."""
+    """Chooses faults by the seed and the order in which requests arrive."""
 
     def __init__(self, seed: int) -> None:
         self._rng = Random(f"{seed}/faults")
         self._queue: deque[str] = deque()
-        # A pack of cards of its own: every kind comes soon, and all come equally often.
+        # Like a pack of cards: every kind comes soon, and all come equally often.
         self._pack_rng = Random(f"{seed}/pack")
         self._pack: list[str] = []
 
     def check(self, faults: Iterable[str]) -> None:
-        """Refuse names that cannot be queued.
+        """Check names before they are queued.
 
         Raises:
-            ValueError: There is no fault of a name.
+            ValueError: A name is unknown.
         """
         for name in faults:
             complaint = None if name == _NONE else fault_complaint(name)
@@ -57,19 +57,19 @@ class FaultInjector:
         """Give the next requests these faults, one each; `ok` for none.
 
         Raises:
-            ValueError: There is no fault of a name; then none is queued.
+            ValueError: A name is unknown; then none is queued.
         """
         self.check(faults)
         self._queue.extend("" if name == _NONE else name for name in faults)
 
     def next(self, options: SandboxOptions, pinned: str) -> Fault:
-        """Decide what a request meets.
+        """Choose the fault of a request.
 
         Args:
-            options: As they are now.
-            pinned: The conversation that it asks for, or `links`.
+            options: The current options.
+            pinned: The requested conversation, or `links`.
         """
-        # Always four draws: whether one request is pinned must not change what the next one meets.
+        # Always four draws, so that a pinned request does not change the faults of the next ones.
         chance, form, jitter, roll = (self._rng.random() for _ in range(4))
         if self._queue:
             name = self._queue.popleft()

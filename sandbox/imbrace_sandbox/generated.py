@@ -1,4 +1,4 @@
-"""Conversations made from a seed; any message can be made alone, so none has to be kept."""
+"""Conversations made from a seed; each message can be made separately, so none is stored."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class GeneratedSource:
     """The messages of one conversation, oldest first, each a function of seed, conversation and ordinal.
 
     Args:
-        senders: Who speaks.
+        senders: The senders of the messages.
         seed: Of the whole sandbox.
-        size: How many messages there are.
+        size: The number of messages.
         edge_case_share: Share of messages with an edge case.
         is_parade: Show every type, and every edge case, in turn instead of by chance.
     """
@@ -67,7 +67,7 @@ class GeneratedSource:
         return f"msg_{uuid_text(self._digest(ordinal))}"
 
     def created_ms(self, ordinal: int) -> int:
-        """Say when a message was created; never earlier than the one before, now and then the same."""
+        """Return when a message was created: not before the previous one, sometimes at the same time."""
         return self._created_ms(ordinal, self._digest(ordinal))
 
     def render(self, ordinal: int) -> bytes:
@@ -90,7 +90,7 @@ class GeneratedSource:
         return blake2b(self._stem + b"%d" % ordinal, digest_size=40).digest()
 
     def _created_ms(self, ordinal: int, digest: bytes) -> int:
-        # A tie takes the earlier neighbour's own slot, which keeps the whole list in order.
+        # A tie takes the time slot of the previous message, which keeps the list in order.
         if ordinal and digest[19] < 12:
             ordinal -= 1
             digest = self._digest(ordinal)
@@ -121,7 +121,7 @@ class GeneratedSource:
         if self._is_parade and ordinal % 2 == 0:
             number = ordinal // 2
         elif int.from_bytes(digest[33:35], "big") < self._edge_case_share * 65_536:
-            # The last edge case is a very long text: it stays rare, or it would be most of the bytes.
+            # The last edge case is a very long text, which would be most of the bytes if it were not rare.
             number = digest[37] % (len(EDGE_CASES) - (0 if digest[36] < 8 else 1))
         else:
             return line
@@ -143,10 +143,10 @@ def _sizes(options: SandboxOptions) -> Iterator[int]:
 
 
 def iter_generated(options: SandboxOptions) -> Iterator[GeneratedSource]:
-    """Make the conversations of `sizes`, then those that the distribution gives."""
+    """Make the conversations of `sizes`, then those of the distribution."""
     for number, size in enumerate(_sizes(options)):
         digest = digest_of(options.seed, "conversation", number)
-        # A few people of the business answer many conversations, as in life.
+        # A few people of the business answer many conversations, as in reality.
         users = tuple(
             f"u_{uuid_text(digest_of(options.seed, 'user', digest[at] % 12))}" for at in (16, 17, 18)
         )

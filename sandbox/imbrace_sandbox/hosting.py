@@ -1,4 +1,4 @@
-"""How the server runs: in a thread beside its user, or alone until a signal."""
+"""Runs the server in a thread, or in the foreground until a signal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
 _START_SECONDS = 60.0
-# Request lines that long reach our own limit, which answers 414; aiohttp's would answer 400.
+# Longer than our own limit, which answers 414; aiohttp's would answer 400.
 _MAX_LINE_BYTES = 1 << 20
 
 
 async def _start(state: SandboxState, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Listen; return what stops it and the port it listens on."""
+    """Listen; return the runner, which stops it, and its port."""
     runner = web.AppRunner(
         make_app(state),
         access_log=None,
-        # A client that gave up takes its stalled handler with it.
+        # A stalled handler ends when its client disconnects.
         handler_cancellation=True,
         handle_signals=False,
-        # Stalls are endless, so waiting for them to end would make every stop slow.
+        # Stalls are endless, so every stop would wait for them.
         shutdown_timeout=0.05,
         max_line_size=_MAX_LINE_BYTES,
     )
@@ -46,10 +46,9 @@ async def _start(state: SandboxState, host: str, port: int) -> tuple[web.AppRunn
 
 
 class ServerThread:
-    """A server with a loop and a thread of its own.
+    """A server with its own thread and event loop.
 
-    The state belongs to that thread, which spares the server every lock: whoever wants something of
-    the state has it done by `call`.
+    The state belongs to that thread, so the server needs no locks; other threads use the state by `call`.
 
     Raises:
         OSError: The port is taken.
@@ -66,7 +65,7 @@ class ServerThread:
         self._loop, self._stop, self.port = started.result(timeout=_START_SECONDS)
 
     def call(self, job: Callable[[], T]) -> T:
-        """Run a job in the server's thread, and wait for what it returns."""
+        """Run a job in the server's thread; return its result."""
         if self._thread is threading.current_thread():
             return job()
         done: Future[T] = Future()
@@ -74,7 +73,7 @@ class ServerThread:
         return done.result()
 
     def stop(self) -> None:
-        """Close every connection and wait for the thread's end."""
+        """Close every connection, and wait until the thread ends."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
@@ -96,7 +95,7 @@ async def _serve_until_stopped(
 def _settle(done: Future[T], job: Callable[[], T]) -> None:
     try:
         done.set_result(job())
-    except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to the caller in the other thread
+    except BaseException as exc:  # noqa: BLE001 - raised again in the thread of the caller
         done.set_exception(exc)
 
 
@@ -110,7 +109,7 @@ def serve(
 
     Args:
         options: What to serve.
-        host: Anything but this machine's own address lets others in, who need no token for `/_sandbox`.
+        host: Any other address than loopback admits other machines, which need no token for `/_sandbox`.
         port: 0 lets the kernel choose.
         on_start: Called with the base URL as soon as the server listens.
 
@@ -127,7 +126,7 @@ async def _serve_until_signal(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Where a loop knows no signals, Ctrl-C still ends asyncio.run() as a KeyboardInterrupt.
+        # Where a loop does not support signals, Ctrl-C still ends asyncio.run() by a KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
     runner, chosen = await _start(state, host, port)

@@ -1,4 +1,4 @@
-"""The two bodies of the links endpoint, and links as many hosts write them."""
+"""The two forms of the links endpoint, and links in the forms of many hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOSTS = (
 def links_array(
     phones: Sequence[tuple[str, Sequence[Conversation]]], options: SandboxOptions, loss: Loss | None
 ) -> Answer:
-    """Answer with the shape that the vendor's example has; a loss takes an entry."""
+    """Answer in the form of the vendor's example; a loss removes an entry."""
     entries = [
         {
             "phone_number": digits,
@@ -44,7 +44,7 @@ def links_array(
 def links_envelope(
     phones: Sequence[tuple[str, Sequence[Conversation]]], options: SandboxOptions, loss: Loss | None
 ) -> Answer:
-    """Answer with the shape that the vendor's field table has; `count` and `found` stay when data is lost."""
+    """Answer in the form of the vendor's field table; `count` and `found` include lost entries."""
     data = [
         {
             "phone_number": digits,
@@ -68,7 +68,7 @@ def links_envelope(
 
 
 def _spelled(options: SandboxOptions, digits: str, conversation: Conversation) -> str:
-    """The id in one of its spellings; mixed ones depend on the phone, so one conversation has several."""
+    """Spell an id; with `mixed` the spelling depends on the phone, so that one conversation has several."""
     conversation_id = conversation.senders.conversation_id
     spelling = options.id_spelling
     if spelling == "mixed":
@@ -80,13 +80,13 @@ def _spelled(options: SandboxOptions, digits: str, conversation: Conversation) -
 def _lose(entries: list[dict[str, Any]], loss: Loss | None) -> list[dict[str, Any]]:
     if loss is None or not entries:
         return entries
-    # One of them, and the numbers beside them stay: a loss that nobody could notice would be no test.
+    # The counts still include the lost entry, so that a client can detect the loss.
     index = int(loss.roll * len(entries))
     return entries[:index] + entries[index + 1 :]
 
 
 def _link(options: SandboxOptions, digits: str, conversation_id: str) -> str:
-    """Write a link as some host would: conv_id among other parameters, in any order, encoded or not."""
+    """Write a link: conv_id among other parameters, in any order, encoded or not."""
     if options.plain_links:
         return f"https://webapp.dev.imbrace.co/chatroom-routing?conv_id={conversation_id}"
     digest = digest_of(options.seed, digits, conversation_id)
@@ -96,7 +96,7 @@ def _link(options: SandboxOptions, digits: str, conversation_id: str) -> str:
     elif digest[0] % 3 == 2:
         value = "".join(f"%{ord(letter):02x}" for letter in value)
     host = _HOSTS[digest[1] % len(_HOSTS)]
-    # A decoy: an address within the address, with a conv_id that is another one's.
+    # A decoy: an address in a parameter, with the conv_id of another conversation.
     back = quote(f"https://{host}/inbox?conv_id=conv_00000000&tab=1", safe="")
     extras = (
         "lang=zh-TW",

@@ -1,4 +1,4 @@
-"""A conversation as the gateway lists it: newest first, and moving."""
+"""A conversation as the gateway lists it: newest first, and changing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 from imbrace_sandbox.content import phrase
 from imbrace_sandbox.senders import Item, Senders, digest_of, from_json, iso, to_json, uuid_text
 
-# Longer conversations are made again for each page: a million messages must not stay in memory.
+# Messages of longer conversations are made again for each page, because a million would fill the memory.
 _KEPT_MESSAGES = 5_000
 _STEP_MS = 1_000
 
@@ -19,7 +19,7 @@ Which = int | Sequence[str]
 
 
 class Source(Protocol):
-    """Where the messages of a conversation come from; `ordinal` counts from the oldest."""
+    """The source of a conversation's messages; `ordinal` counts from the oldest."""
 
     senders: Senders
     size: int
@@ -30,7 +30,7 @@ class Source(Protocol):
         ...
 
     def created_ms(self, ordinal: int) -> int:
-        """Say when a message was created; never earlier than the one before."""
+        """Return when a message was created: not before the previous one."""
         ...
 
     def render(self, ordinal: int) -> bytes:
@@ -39,11 +39,11 @@ class Source(Protocol):
 
 
 class Conversation:
-    """One conversation; every change counts, so that equal changes give equal lists.
+    """One conversation; equal changes in equal order give equal lists.
 
     Attributes:
         is_vanished: The gateway answers 404, though links still name the conversation.
-        moves: How many changes there were.
+        moves: The number of changes.
     """
 
     __slots__ = ("_added", "_kept", "_order", "_seed", "_source", "is_vanished", "moves")
@@ -51,10 +51,10 @@ class Conversation:
     def __init__(self, source: Source, seed: int) -> None:
         self._source = source
         self._seed = seed
-        # Ordinals, oldest first: eight bytes a message, whatever the source is.
+        # Ordinals, oldest first: eight bytes per message.
         self._order = array("q", range(source.size))
         self._added: dict[int, tuple[str, int]] = {}
-        # What was rendered, and what can't be rendered again because it was added or edited.
+        # Rendered messages, and added or edited ones, which cannot be rendered again.
         self._kept: dict[int, bytes] = {}
         self.is_vanished = False
         self.moves = 0
@@ -69,7 +69,7 @@ class Conversation:
 
     @property
     def start_ms(self) -> int:
-        """When the conversation began, whether it has messages or not."""
+        """When the conversation began, also if it does not have messages."""
         return self._source.start_ms
 
     def page(self, skip: int, limit: int) -> list[bytes]:
@@ -78,11 +78,11 @@ class Conversation:
         return [self._json(ordinal) for ordinal in reversed(self._order[max(0, end - limit) : end])]
 
     def oldest_first(self) -> Iterator[bytes]:
-        """Yield the JSON of every message there is now, whatever moves meanwhile."""
+        """Yield the JSON of every current message, also if the list changes meanwhile."""
         return map(self._json, self._order[:])
 
     def prerender(self) -> None:
-        """Make every message now, unless they are too many to keep."""
+        """Make all messages, unless they are too many to store."""
         if self._source.size <= _KEPT_MESSAGES:
             for ordinal in self._order:
                 self._json(ordinal)
@@ -100,7 +100,7 @@ class Conversation:
         return [self._insert(self._rng().randint(0, len(self._order))) for _ in range(many)]
 
     def delete(self, which: Which) -> list[str]:
-        """Delete messages by id, or so many by chance; return their ids."""
+        """Delete messages by id, or a number of random ones; return their ids."""
         ids: list[str] = []
         for index in sorted(self._positions(which), reverse=True):
             ordinal = self._order.pop(index)
@@ -110,14 +110,14 @@ class Conversation:
         return ids
 
     def edit(self, which: Which) -> list[str]:
-        """Change content and updated_at of messages by id, or of so many by chance; return their ids."""
+        """Change content and time of messages by id, or of a number of random ones; return their ids."""
         ids: list[str] = []
         for index in self._positions(which):
             self.moves += 1
             ordinal = self._order[index]
             item = from_json(self._json(ordinal))
             _edit(item, self.moves, self._created_ms(ordinal))
-            # Kept whatever the length of the conversation: nothing else remembers the edit.
+            # Stored also for long conversations, because nothing else has the edit.
             self._kept[ordinal] = to_json(item)
             ids.append(self._id(ordinal))
         return ids
@@ -142,12 +142,12 @@ class Conversation:
         return Random(f"{self._seed}/{self.senders.conversation_id}/{self.moves}")
 
     def _insert(self, index: int) -> str:
-        """Add a message that is newer than what lies before `index`, and no newer than what follows."""
+        """Add a message that is newer than those before `index`, and not newer than those after it."""
         created_ms = self._created_ms(self._order[index - 1]) if index else self.start_ms - 2 * _STEP_MS
         created_ms += _STEP_MS
         if index < len(self._order):
             created_ms = min(created_ms, self._created_ms(self._order[index]))
-            # Places and times must agree, even among messages of one instant.
+            # The order must be that of the times, also among messages with the same time.
             index = bisect_right(self._order, created_ms, lo=index, key=self._created_ms)
         digest = digest_of(self._seed, self.senders.conversation_id, "added", self.moves)
         message_id = f"msg_{uuid_text(digest)}"
@@ -167,10 +167,10 @@ class Conversation:
         return message_id
 
     def _positions(self, which: Which) -> list[int]:
-        """Find places in the order.
+        """Find positions in the order.
 
         Raises:
-            ValueError: There is no such message, or there are not so many.
+            ValueError: A message does not exist, or the number is too large.
         """
         if isinstance(which, int):
             if not 0 <= which <= len(self._order):

@@ -1,6 +1,6 @@
 """The command `imbrace-sandbox`: serves the fake gateway until Ctrl-C, with one flag for each option.
 
-It needs nothing of imbrace-lake, whose command `imbrace-lake sandbox` serves the same.
+It does not need imbrace-lake, whose command `imbrace-lake sandbox` serves the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_option(name: str, text: str) -> Any:
     """Read the value of an option from text, by the option's type.
 
     Raises:
-        KeyError: There is no option of that name.
+        KeyError: The option does not exist.
         ValueError: The text is not a value of its type.
     """
     kinds = {each.name: str(each.type) for each in fields(SandboxOptions)}
@@ -45,7 +45,7 @@ def read_option(name: str, text: str) -> Any:
 
 
 def describe(url: str, options: SandboxOptions) -> list[str]:
-    """List, line by line, what a client of a running fake gateway needs to know."""
+    """Return the lines that a client of a running fake gateway needs."""
     control = f"{url.removesuffix('/3rd')}/_sandbox"
     return [
         "The fake gateway listens until Ctrl-C.",
@@ -63,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="imbrace-sandbox",
         description="Serve a fake iMBrace gateway: made-up conversations, and faults on demand.",
-        # Options that are left out keep the defaults of SandboxOptions.
+        # Missing options have the defaults of SandboxOptions.
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("--port", type=int, default=8899, metavar="N", help="0 for any free port.")
     parser.add_argument(
-        "--host", default=LOCALHOST, help="Any other address lets in everyone who can reach it."
+        "--host", default=LOCALHOST, help="Any other address than loopback admits other machines."
     )
     for name, meaning in SandboxOptions.descriptions().items():
         parser.add_argument(

@@ -9,18 +9,18 @@ from imbrace_sandbox.options import SandboxOptions
 
 
 def mutate(conversation: Conversation, options: SandboxOptions, request_number: int) -> None:
-    """Move a list just before one of its pages is made.
+    """Change a list just before one of its pages is made.
 
     Args:
         conversation: Changed in place.
-        options: How much of each kind of movement a request brings on average.
-        request_number: Of this conversation, which makes the movement the same in every run.
+        options: The mean number of changes of each kind per request.
+        request_number: Of this conversation; it makes the changes equal in every run.
     """
     expected = (options.churn_inserts, options.churn_backdated, options.churn_deletes, options.churn_edits)
     if not any(expected):
         return
     rng = Random(f"{options.seed}/churn/{conversation.senders.conversation_id}/{request_number}")
-    # All four are drawn whether needed or not, so that one option does not shift another's chances.
+    # Always four draws, so that an option does not change the effect of another.
     many = [_draw(rng, mean) for mean in expected]
     left = options.churn_moves - conversation.moves if options.churn_moves else sum(many)
     for kind, wanted in enumerate(many):

@@ -1,4 +1,4 @@
-"""Everything that can be chosen about the fake gateway, in one frozen object."""
+"""All options of the fake gateway, in one frozen object."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from imbrace_sandbox.fault_names import fault_complaint
 
 T = TypeVar("T")
 
-# What goes into headers, paths and JSON without escaping.
+# Needs no escaping in headers, paths and JSON.
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
 
-# These decide what the conversations are, and that is settled when the server starts.
+# These decide the content of the conversations, which is fixed when the server starts.
 _SETTLED = frozenset(
     {
         "seed",
@@ -38,7 +38,7 @@ _SETTLED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a value must be; `low` and `high` are inclusive."""
+    """The allowed values; `low` and `high` are inclusive."""
 
     help: str
     low: float | None = None
@@ -47,7 +47,7 @@ class _Rule:
     optional: bool = False
 
     def complaint(self, name: str, value: object, default: object) -> str | None:
-        """Say in one sentence what is wrong with the value, or None."""
+        """Return a sentence about a wrong value, or None."""
         if value is None:
             return None if self.optional else f"{name} must be given"
         if self.choices:
@@ -64,9 +64,9 @@ class _Rule:
     def _number_complaint(self, name: str, value: object, *, whole: bool) -> str | None:
         kinds: tuple[type, ...] = (int,) if whole else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            return f"{name} must be a {'whole ' if whole else ''}number"
+            return f"{name} must be {'an integer' if whole else 'a number'}"
         assert isinstance(value, int | float)  # noqa: S101 - narrows for the type checker
-        # Written so that NaN, which compares false with everything, is refused as well.
+        # Also false for NaN.
         if (self.low is not None and not value >= self.low) or (
             self.high is not None and not value <= self.high
         ):
@@ -88,7 +88,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """What to serve, how, and with which faults; every value is checked when it is made.
+    """The served conversations, the form of the answers, and the faults; checked when created.
 
     Raises:
         ValueError: A value cannot be used; the message is one sentence that names the option.
@@ -116,15 +116,15 @@ class SandboxOptions:
         default=None,
         metadata={"rule": _Rule("Serve the conversations of this .jsonl or .jsonl.gz file.", optional=True)},
     )
-    file_limit: int = _option(0, "Serve only the first so many conversations of the file; 0 for all.", 0)
-    surprises: float = _option(0.0, "Share of generated messages that hold a surprising value.", 0, 1)
+    file_limit: int = _option(
+        0, "Number of conversations of the file to serve, from the first; 0 for all.", 0
+    )
+    surprises: float = _option(0.0, "Share of generated messages with an unusual value.", 0, 1)
     prerender: bool = _option(
-        False, "Make all messages at the start, so that the first reading is as fast as the next."
+        False, "Make all messages at the start, so that the first read is as fast as later ones."
     )
 
-    publishers: bool = _option(
-        False, "Let `pub_` senders write what bots write, and texts that are nothing but JSON."
-    )
+    publishers: bool = _option(False, "Let `pub_` senders write what bots write, and texts of JSON.")
     comments: float = _option(0.0, "Share of generated messages with internal notes of the team.", 0, 1)
 
     compression: str = _option(
@@ -138,18 +138,18 @@ class SandboxOptions:
         "How links spell the ids of conversations: `conv_<uuid>`, `tcu_<uuid>`, the bare UUID, or all three.",
         choices=("conv", "tcu", "bare", "mixed"),
     )
-    page_cap: int = _option(100, "The most messages a page holds, whatever `limit` asks for.", 1)
+    page_cap: int = _option(100, "The most messages per page, also for a larger `limit`.", 1)
     links_shape: str = _option(
         "array", "Body of the links endpoint.", choices=("array", "envelope", "alternating")
     )
     plain_links: bool = _option(False, "Make every link look like the example of the vendor's page.")
     counts_swapped: bool = _option(
-        False, "Use the usual convention: `total` the whole conversation, `count` this page."
+        False, "Use the usual convention: `total` for the conversation, `count` for the page."
     )
     without_has_more: bool = _option(False, "Leave `has_more` out of pages.")
     max_url_bytes: int = _option(8_192, "Answer 414 to longer request targets.", 64)
 
-    budget_requests: int = _option(0, "Requests a client IP may make in one window; 0 for no budget.", 0)
+    budget_requests: int = _option(0, "Requests per client IP and window; 0 for no budget.", 0)
     budget_window_seconds: float = _option(1_800.0, "Length of the budget's window.", 0.01)
     budget_kind: str = _option(
         "fixed", "Fixed window from a client's first request, or token bucket.", choices=("fixed", "bucket")
@@ -162,27 +162,25 @@ class SandboxOptions:
     rates: Mapping[str, float] = field(
         default_factory=dict, metadata={"rule": _Rule("Probability of each fault, by its name.")}
     )
-    mixed: float = _option(0.0, "Probability that a request meets some passing fault, all kinds alike.", 0, 1)
+    mixed: float = _option(0.0, "Probability of a passing fault, of each kind equally often.", 0, 1)
     broken: Mapping[str, str] = field(
         default_factory=dict,
-        metadata={
-            "rule": _Rule("Conversation id (or `links`) to the fault that each of its requests meets.")
-        },
+        metadata={"rule": _Rule("The fault of every request, by conversation id (or `links`).")},
     )
     gateway_timeout_seconds: float = _option(30.0, "How long the proxy waits before its 504.", 0)
     stall_seconds: float = _option(0.0, "How long a stall lasts; 0 for endless.", 0)
     drip_seconds: float = _option(0.2, "Between two bytes of a drip.", 0)
     latency_seconds: float = _option(0.0, "Added to every answer.", 0)
-    latency_jitter_seconds: float = _option(0.0, "Up to this much more, seeded.", 0)
+    latency_jitter_seconds: float = _option(0.0, "Upper bound of a random delay added to every answer.", 0)
 
-    churn_inserts: float = _option(0.0, "Messages that arrive, for each page read of a conversation.", 0)
-    churn_backdated: float = _option(0.0, "Messages that arrive among older ones, likewise.", 0)
-    churn_deletes: float = _option(0.0, "Messages deleted, likewise.", 0)
-    churn_edits: float = _option(0.0, "Messages edited, likewise.", 0)
-    churn_moves: int = _option(0, "After so many moves a conversation keeps still; 0 for never.", 0)
+    churn_inserts: float = _option(0.0, "Messages that arrive, per page read of a conversation.", 0)
+    churn_backdated: float = _option(0.0, "Messages that arrive among older ones, per page read.", 0)
+    churn_deletes: float = _option(0.0, "Messages deleted, per page read.", 0)
+    churn_edits: float = _option(0.0, "Messages edited, per page read.", 0)
+    churn_moves: int = _option(0, "Changes after which a conversation no longer changes; 0 for no limit.", 0)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be used."""
+        """Check all values."""
         for each in fields(self):
             rule: _Rule = each.metadata["rule"]
             complaint = rule.complaint(each.name, getattr(self, each.name), each.default)
@@ -197,30 +195,30 @@ class SandboxOptions:
         """Return a copy with changes that a running server can follow.
 
         Raises:
-            ValueError: An option is unknown, settled at the start, or has a value it cannot have.
+            ValueError: An option is unknown, fixed at the start, or has a wrong value.
         """
         known = {each.name for each in fields(self)}
         for name in changes:
             if name not in known:
                 raise ValueError(f"there is no option {name}")
             if name in _SETTLED:
-                raise ValueError(f"{name} is settled when the sandbox starts")
+                raise ValueError(f"{name} is fixed when the sandbox starts")
         return replace(self, **changes)
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:
-        """Say what each option means, for a command line's help."""
+        """Return the meaning of each option, for the help of a command line."""
         return {each.name: each.metadata["rule"].help for each in fields(cls)}
 
 
 def _check_sizes(sizes: tuple[int, ...]) -> None:
     if any(not isinstance(size, int) or isinstance(size, bool) or size < 0 for size in sizes):
-        raise ValueError("sizes must be whole numbers from 0")
+        raise ValueError("sizes must be integers from 0")
 
 
 def _check_faults(rates: Mapping[str, float], broken: Mapping[str, str], mixed: float) -> None:
     if not (isinstance(rates, Mapping) and isinstance(broken, Mapping)):
-        raise ValueError("rates and broken must be mappings")  # noqa: TRY004 - as every other bad option
+        raise ValueError("rates and broken must be mappings")  # noqa: TRY004 - as for every other wrong option
     for name in (*rates, *broken.values()):
         complaint = fault_complaint(name)
         if complaint:

@@ -1,4 +1,4 @@
-"""Made-up phone numbers, and which conversations each of them takes part in."""
+"""Made-up phone numbers and their conversations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 import phonenumbers
 from phonenumbers import PhoneNumberFormat
 
-# Prefix of a country's mobile numbers with its country code, and how many digits follow it.
+# Prefix of a country's mobile numbers with its country code, and the number of digits that follow.
 _SHAPES = (
     ("8869", 8),
     ("8526", 7),
@@ -33,7 +33,7 @@ def _iter_numbers(rng: Random) -> Iterator[str]:
     seen: set[str] = set()
     while True:
         prefix, digits = rng.choice(_SHAPES)
-        # North American exchanges start at 2; elsewhere any first digit will do.
+        # North American exchanges start at 2; elsewhere any first digit is valid.
         first = str(rng.randint(2, 9))
         number = f"+{prefix}{first}{rng.randrange(10 ** (digits - 1)):0{digits - 1}d}"
         if number not in seen and phonenumbers.is_valid_number(phonenumbers.parse(number)):
@@ -72,7 +72,7 @@ def link_phones(seed: int, conversations: Mapping[str, str | None]) -> dict[str,
 
 
 def _share(rng: Random, links: dict[str, list[str]], conversations: Sequence[str]) -> None:
-    """Let a second phone take part in some conversations."""
+    """Add a second phone to some conversations."""
     phones = [phone for phone, ids in links.items() if ids]
     if len(phones) < 2 or not conversations:
         return
@@ -86,7 +86,7 @@ def _share(rng: Random, links: dict[str, list[str]], conversations: Sequence[str
 
 
 def messy(seed: int, phones: Sequence[str], region: str | None = None) -> list[str]:
-    """Write the phones as people do: spaces, dashes, brackets, repeats, and a few that are none.
+    """Write the phones as people do: spaces, dashes, brackets, repeats, and a few invalid ones.
 
     Args:
         seed: Decides the spelling.
@@ -96,7 +96,7 @@ def messy(seed: int, phones: Sequence[str], region: str | None = None) -> list[s
     rng = Random(f"{seed}/messy")
     lines: list[str] = []
     for phone in phones:
-        # One in eight comes twice, and hardly ever in the same spelling.
+        # One in eight comes twice, usually in another spelling.
         lines += [_spell(rng, phone, region) for _ in range(2 if rng.random() < 0.125 else 1)]
     for unusable in _UNUSABLE:
         lines.insert(rng.randint(0, len(lines)), unusable)

@@ -1,4 +1,4 @@
-"""Responses: how an answer reaches the client, or fails to."""
+"""Responses: send an answer, completely or not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compressed(answer: Answer, headers: dict[str, str], request: web.Request, co
 
 
 def respond(answer: Answer, headers: dict[str, str]) -> web.Response:
-    """Send an answer whole."""
+    """Send a complete answer."""
     if answer.location is not None:
         headers = {**headers, "location": answer.location}
     return web.Response(
@@ -33,7 +33,7 @@ def respond(answer: Answer, headers: dict[str, str]) -> web.Response:
 
 
 def _transport(request: web.Request) -> asyncio.Transport:
-    # None only for a client that left, and then aiohttp has cancelled the handler that would ask.
+    # None only after the client disconnected, and then aiohttp has cancelled this handler.
     assert request.transport is not None  # noqa: S101 - narrows for the type checker
     return request.transport
 
@@ -41,7 +41,7 @@ def _transport(request: web.Request) -> asyncio.Transport:
 def drop(request: web.Request) -> web.Response:
     """End the connection before any byte of an answer."""
     _transport(request).abort()
-    # Never sent: aiohttp wants a response and finds the connection closed.
+    # Never sent: aiohttp needs a response, and the connection is closed.
     return web.Response()
 
 
@@ -56,10 +56,9 @@ async def stall(seconds: float) -> None:
 async def send_half(
     request: web.Request, answer: Answer, headers: dict[str, str], *, is_chunked: bool
 ) -> web.StreamResponse:
-    """Send half a body that says it is whole; what follows is left to the caller.
+    """Send half of a body whose headers announce all of it; the caller does the rest.
 
-    A body with Content-Length and a chunked one are cut in different ways, and clients notice each
-    by different code.
+    Clients detect a cut body by different code if it has a Content-Length and if it is chunked.
     """
     response = web.StreamResponse(status=answer.status, headers=headers)
     response.content_type = answer.content_type
@@ -73,14 +72,14 @@ async def send_half(
 
 
 def cut(request: web.Request) -> None:
-    """End the connection after what was already written."""
+    """End the connection after the bytes that were already written."""
     _transport(request).close()
 
 
 async def drip(
     request: web.Request, answer: Answer, headers: dict[str, str], seconds: float
 ) -> web.StreamResponse:
-    """Send a body one byte at a time, each sooner than any read timeout."""
+    """Send a body byte by byte, each before a read time-out."""
     response = web.StreamResponse(status=answer.status, headers=headers)
     response.content_type = answer.content_type
     response.content_length = len(answer.body)

@@ -18,22 +18,22 @@ _SPELLINGS = re.compile(r"(?:conv_|tcu_)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f
 
 
 def to_json(value: Any) -> bytes:
-    """Write compact JSON; lone surrogates come out escaped and integers as long as they are."""
+    """Write compact JSON with escaped lone surrogates and integers of any length."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        # orjson refuses lone surrogates and integers beyond 64 bits, and a gateway sends both.
+        # orjson rejects lone surrogates and integers beyond 64 bits, and a gateway sends both.
         return json.dumps(value, separators=(",", ":")).encode()
 
 
 def from_json(body: bytes) -> Item:
-    """Read what `to_json` wrote, which orjson could not do in every case."""
+    """Parse the JSON of `to_json`, some of which orjson rejects."""
     item: Item = json.loads(body)
     return item
 
 
 def digest_of(*parts: object) -> bytes:
-    """Make 40 bytes that depend on nothing but the parts."""
+    """Make 40 bytes that depend on the parts only."""
     return blake2b("/".join(map(str, parts)).encode(), digest_size=40).digest()
 
 
@@ -44,7 +44,7 @@ def uuid_text(digest: bytes) -> str:
 
 
 def conv_spelling(conversation_id: str) -> str:
-    """Spell an id as `conv_<uuid>`, which may come as `tcu_<uuid>` or as the bare UUID; others stay."""
+    """Return `conv_<uuid>` for `tcu_<uuid>` and a bare UUID, and any other id unchanged."""
     match = _SPELLINGS.fullmatch(conversation_id)
     return conversation_id if match is None else f"conv_{match[1].lower()}"
 
@@ -56,7 +56,7 @@ def _date(day: int) -> str:
 
 def iso(milliseconds: int) -> str:
     """Write an instant as the gateway does: milliseconds and `Z`."""
-    # By hand, because this is half of the work of making a message if datetime does it.
+    # Without datetime, which takes half of the time of a message.
     day, rest = divmod(milliseconds, 86_400_000)
     seconds, thousandths = divmod(rest, 1_000)
     return f"{_date(day)}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{thousandths:03}Z"
@@ -64,7 +64,7 @@ def iso(milliseconds: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Senders:
-    """What all messages of one conversation share."""
+    """The senders of a conversation, common to all its messages."""
 
     conversation_id: str
     organization_id: str
@@ -73,9 +73,9 @@ class Senders:
     users: tuple[str, ...]
 
     def render(self, message_id: str, sender: str, kind: str, content: Any, created_ms: int) -> bytes:
-        """Write one message as the gateway sends it; the ids must need no escaping."""
+        """Write one message as the gateway sends it; ids must not need escaping."""
         at = iso(created_ms)
-        # Put together as text: a dict of eleven fields costs twice as much as everything else here.
+        # As text, because a dict of eleven fields takes twice the time of everything else here.
         head = (
             f'{{"_id":"{message_id}","doc_name":"message","public_id":"{message_id}",'
             f'"organization_id":"{self.organization_id}","business_unit_id":"{self.business_unit_id}",'

@@ -1,4 +1,4 @@
-"""The fake gateway for tests and demos: a running server with its messages and its controls at hand."""
+"""The fake gateway for tests and demos: a running server with methods that read and change its state."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ T = TypeVar("T")
 
 
 class Sandbox:
-    """A fake gateway on a free port of this machine, with its messages and its controls at hand.
+    """A fake gateway on a free port of this machine.
 
     ::
 
         with Sandbox(SandboxOptions(conversations=3)) as box:
             httpx.get(f"{box.url}/conversations/{conversation_id}/messages", headers=...)
 
-    Every method may be called from any thread while the server runs, from `before_page` too, and
-    still works when it has stopped.
+    Methods may be called from any thread and from `before_page`, and also after the server stopped.
 
     Args:
         options: What to serve; the defaults if left out.
@@ -41,7 +40,7 @@ class Sandbox:
         self._server: ServerThread | None = None
 
     def __enter__(self) -> Self:
-        """Start to listen; a second time on the port of the first, as after an outage.
+        """Listen; after a stop, on the same port again.
 
         Raises:
             OSError: The port is taken.
@@ -70,7 +69,7 @@ class Sandbox:
 
     @property
     def options(self) -> SandboxOptions:
-        """The options as they are now."""
+        """The current options."""
         return self._state.options
 
     @property
@@ -80,16 +79,16 @@ class Sandbox:
 
     @property
     def phones(self) -> list[str]:
-        """Every phone, those without a conversation included."""
+        """All phones, including those without a conversation."""
         return list(self.links)
 
     @property
     def conversations(self) -> dict[str, int]:
-        """How many messages each conversation has; those of `sizes` come first."""
+        """The number of messages of each conversation; those of `sizes` come first."""
         return self._call(lambda: {each: len(found) for each, found in self._state.conversations.items()})
 
     def messy_phones(self, region: str | None = None) -> list[str]:
-        """Write the phones as people do: many spellings, repeats, and a few that are none."""
+        """Write the phones as people do: many spellings, repeats, and a few invalid ones."""
         return messy(self.options.seed, self.phones, region)
 
     def truth(self, conversation_id: str) -> list[Item]:
@@ -114,11 +113,11 @@ class Sandbox:
         return self._call(lambda: self._state.find(conversation_id).backdate(many))
 
     def delete(self, conversation_id: str, which: Which = 1) -> list[str]:
-        """Delete messages by id, or so many by chance; return their ids."""
+        """Delete messages by id, or a number of random ones; return their ids."""
         return self._call(lambda: self._state.find(conversation_id).delete(which))
 
     def edit(self, conversation_id: str, which: Which = 1) -> list[str]:
-        """Edit messages by id, or so many by chance; return their ids."""
+        """Edit messages by id, or a number of random ones; return their ids."""
         return self._call(lambda: self._state.find(conversation_id).edit(which))
 
     def vanish(self, conversation_id: str) -> None:
@@ -137,17 +136,17 @@ class Sandbox:
     ) -> str:
         """Serve messages exactly as they are given, oldest first; return the conversation's id.
 
-        A message in bytes is JSON already, for what no writer of JSON would write.
+        A message in bytes is JSON text, also such as no JSON library writes.
         """
         given = [item if isinstance(item, bytes) else dict(item) for item in items]
         return self._call(lambda: self._state.put(given, phone, conversation_id))
 
     def break_conversation(self, conversation_id: str, fault: str) -> None:
-        """Let every request for a conversation (or `links`) meet a fault until it is fixed."""
+        """Answer every request for a conversation (or `links`) with a fault, until `repair`."""
         self._call(lambda: self._state.adjust({}, {conversation_id: fault}))
 
     def repair(self, conversation_id: str) -> None:
-        """Take the fault of a conversation (or `links`) away."""
+        """Remove the fault of a conversation (or `links`)."""
         self._call(lambda: self._state.adjust({}, {}, unpinned=[conversation_id]))
 
     def fail_next(self, *faults: str) -> None:
@@ -155,10 +154,10 @@ class Sandbox:
         self._call(lambda: self._state.fault_injector.queue(faults))
 
     def set_options(self, **changes: Any) -> None:
-        """Take other options from now on.
+        """Change options.
 
         Raises:
-            ValueError: One of them cannot be taken; then none is.
+            ValueError: An option is wrong; then none is changed.
         """
         self._call(lambda: self._state.change(changes))
 
@@ -166,7 +165,7 @@ class Sandbox:
         """Call back with conversation id and page number (from 1) just before each page is made.
 
         The callback runs in the server's thread and may use every method of this object, so a test
-        can move a list between two pages at exactly the place it wants.
+        can change a list between two given pages.
         """
         self._call(lambda: setattr(self._state, "before_page", callback))
 

@@ -24,8 +24,7 @@ class SandboxState:
     Attributes:
         conversations: By id, in the order in which they were made.
         links: Conversation ids by phone, in E.164 with `+`.
-        before_page: Called with a conversation's id and how many pages of it were asked for, this one
-            included, just before the page is made.
+        before_page: Called with the conversation id and the number of the page (from 1) before it is made.
     """
 
     def __init__(self, options: SandboxOptions) -> None:
@@ -46,14 +45,14 @@ class SandboxState:
         self.asked: dict[str, int] = dict.fromkeys(self.conversations, 0)
 
     def known_spelling(self, conversation_id: str) -> str:
-        """Return the key of a conversation whose id may be spelled in any of the three ways."""
+        """Return the key of a conversation for any of the three spellings of its id."""
         return conversation_id if conversation_id in self.conversations else conv_spelling(conversation_id)
 
     def find(self, conversation_id: str) -> Conversation:
         """Find a conversation, vanished or not.
 
         Raises:
-            ValueError: There is none.
+            ValueError: It does not exist.
         """
         found = self.conversations.get(self.known_spelling(conversation_id))
         if found is None:
@@ -61,14 +60,14 @@ class SandboxState:
         return found
 
     def look_up(self, digits: str) -> list[Conversation]:
-        """Return the conversations of a phone as the gateway is asked for it; none if it isn't known."""
+        """Return the conversations of a phone, which is without `+` as in requests; none if it is unknown."""
         return [self.conversations[each] for each in self.links.get(f"+{digits}", ())]
 
     def change(self, changes: Mapping[str, Any]) -> SandboxOptions:
-        """Take other options from now on.
+        """Change options.
 
         Raises:
-            ValueError: They cannot be taken; then none of them is.
+            ValueError: An option is wrong; then none is changed.
         """
         self.options = self.options.changed(changes)
         if any(name.startswith("budget_") for name in changes):
@@ -82,16 +81,16 @@ class SandboxState:
         unpinned: Sequence[str] | Literal[True] = (),
         queued: Sequence[str] = (),
     ) -> None:
-        """Take other options, fix, pin and queue faults; all of it or nothing.
+        """Change options, and unpin, pin and queue faults; all of it or nothing.
 
         Args:
             changes: Options by name.
-            pins: Conversation ids (or `links`) with the fault that every request for them meets.
-            unpinned: Whose pin goes; true for all that were pinned before.
+            pins: The faults of all requests, by conversation id (or `links`).
+            unpinned: Conversation ids (or `links`) to unpin; true for all.
             queued: Faults for the next requests.
 
         Raises:
-            ValueError: There is no such option, conversation or fault.
+            ValueError: An option, conversation or fault does not exist.
         """
         for conversation_id in pins:
             if conversation_id != LINKS:

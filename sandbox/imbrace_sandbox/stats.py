@@ -1,4 +1,4 @@
-"""What the fake gateway counts about its clients."""
+"""Counts of requests and answers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Stats:
     """Counts since the start or the last reset.
 
     Attributes:
-        requests: By endpoint, `links` and `messages`; refused ones included.
-        statuses: By status code; what ends without one counts as `cut`, `stalled` or `dropped`.
+        requests: By endpoint, `links` and `messages`, including rate-limited ones.
+        statuses: By status code, or `cut`, `stalled` or `dropped` for an answer without one.
         faults: By the fault's name.
-        pages: Requests by conversation id; refused ones left out.
+        pages: Requests by conversation id, without rate-limited ones.
         accepted: Requests within the budget.
-        refused: Requests beyond the budget.
-        accepted_by_second: By whole seconds since the epoch.
-        refused_by_second: Likewise.
+        `refused`: Requests beyond the budget.
+        accepted_by_second: Accepted requests, by seconds since the epoch.
+        refused_by_second: Rate-limited requests, by the same seconds.
         bytes_sent: Of bodies.
         in_flight: Requests that are being answered.
-        max_in_flight: The most there ever were at a time.
+        max_in_flight: The most requests in flight at a time.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -59,14 +59,14 @@ class Stats:
         self.refused_by_second[int(time.time())] += 1
 
     def reset(self) -> None:
-        """Count again; what is in flight stays in flight, or its end would make the count negative."""
+        """Reset all counts but `in_flight`, which would become negative when requests end."""
         fresh = Stats(in_flight=self.in_flight, max_in_flight=self.in_flight)
         for each in fields(self):
             setattr(self, each.name, getattr(fresh, each.name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts as JSON can hold them."""
-        # Not asdict(), which makes a Counter of another one's items instead of copying it.
+        """Return the counts as JSON values."""
+        # Not asdict(), which does not copy a Counter correctly.
         counts = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in ("accepted_by_second", "refused_by_second"):
             counts[name] = {str(second): many for second, many in sorted(counts[name].items())}

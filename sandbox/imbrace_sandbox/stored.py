@@ -1,4 +1,4 @@
-"""Conversations from a file of JSON lines, and conversations handed over as finished messages."""
+"""Conversations from a file of JSON lines, and conversations of given messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Line:
 
 
 class FileSource:
-    """The messages of one line of the file, oldest first; made when they are asked for."""
+    """The messages of one line of the file, oldest first; made on request."""
 
     __slots__ = ("_key", "_lines", "phone", "senders", "size", "start_ms")
 
@@ -48,7 +48,7 @@ class FileSource:
         return f"msg_{uuid5(_NAMESPACE, f'{self._key}/{ordinal}')}"
 
     def created_ms(self, ordinal: int) -> int:
-        """Say when a message was created."""
+        """Return when a message was created."""
         return self._lines[ordinal].at_ms
 
     def render(self, ordinal: int) -> bytes:
@@ -64,7 +64,7 @@ class FileSource:
 
 
 class GivenSource:
-    """Messages that a test hands over, oldest first, served as they are; bytes are JSON already."""
+    """Given messages, oldest first, served unchanged; bytes are JSON text."""
 
     __slots__ = ("_items", "senders", "size", "start_ms")
 
@@ -77,7 +77,7 @@ class GivenSource:
             if isinstance(item, bytes):
                 continue
             if item.get("_id") is None and item.get("public_id") is None:
-                raise ValueError("a message that is handed over needs an _id or a public_id")
+                raise ValueError("a message needs an _id or a public_id")
 
     def message_id(self, ordinal: int) -> str:
         """Name a message."""
@@ -85,7 +85,7 @@ class GivenSource:
         return str(item["public_id"] if item.get("_id") is None else item["_id"])
 
     def created_ms(self, ordinal: int) -> int:
-        """Take every message for as old as its place says, because its time may be no time at all."""
+        """Return a time by the position of the message, because its own may be invalid."""
         return _START_MS + ordinal * 1_000
 
     def render(self, ordinal: int) -> bytes:
@@ -97,7 +97,7 @@ def iter_file(options: SandboxOptions, path: Path) -> Iterator[FileSource]:
     """Read the conversations of a `.jsonl` or `.jsonl.gz` file one by one.
 
     Raises:
-        ValueError: A line is not of the documented form; the message says which.
+        ValueError: A line does not have the documented form; the message names it.
     """
     with _open(path) as lines:
         for number, line in enumerate(islice(lines, options.file_limit or None), start=1):
@@ -105,7 +105,7 @@ def iter_file(options: SandboxOptions, path: Path) -> Iterator[FileSource]:
                 record = orjson.loads(line)
                 yield _read(options, record)
             except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exc:
-                raise ValueError(f"line {number} of {path.name} is no conversation: {exc}") from exc
+                raise ValueError(f"line {number} of {path.name} is not a conversation: {exc}") from exc
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -118,7 +118,7 @@ def _open(path: Path) -> IO[bytes]:
 def _read(options: SandboxOptions, record: Mapping[str, Any]) -> FileSource:
     key: str = record["conversation_key"]
     lines = [*_iter_lines(options.seed, key, record["messages"])]
-    # Stable, so that messages of one instant keep the order that the file gives them.
+    # Stable, so that messages with the same time keep the order of the file.
     lines.sort(key=lambda line: line.at_ms)
     senders = Senders(
         conversation_id=f"conv_{uuid5(_NAMESPACE, key)}",
@@ -136,11 +136,11 @@ def _iter_lines(seed: int, key: str, messages: Sequence[Mapping[str, Any]]) -> I
     at_ms = _START_MS + int.from_bytes(digest[:4], "big") * 4
     for ordinal, message in enumerate(messages):
         if message["speaker"] not in _SPEAKERS:
-            raise ValueError(f"speaker {message['speaker']!r} is none of {', '.join(_SPEAKERS)}")
+            raise ValueError(f"speaker {message['speaker']!r} is not one of {', '.join(_SPEAKERS)}")
         if not isinstance(message["text"], str):
-            raise TypeError("a text is no string")
+            raise TypeError("a text is not a string")
         if message.get("at") is None:
-            # Never zero: without times of its own a conversation has strictly increasing ones.
+            # Never zero, so that made-up times strictly increase.
             at_ms += 1_000 + digest[ordinal % len(digest)] * 250
         else:
             at_ms = _milliseconds(message["at"])

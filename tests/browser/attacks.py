@@ -1,4 +1,4 @@
-"""What a page of another origin can try on a Prefect server, in a real browser."""
+"""Attacks on a Prefect server by pages of other origins, in a real browser."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.browser.ui import PAGE_MS
 
 FOREIGN_HOST = "evil.example"
 MARK = "planted"
-"""In the name of everything that an attack would leave behind."""
+"""Part of the name of everything that an attack creates."""
 
-# Each attack gives what the page could read, and "" if it was nothing. Those that can only change something
-# give "", and the server is asked afterwards.
+# Each attack returns the text that the page could read, or "". Attacks that can only change something
+# return "", and the tests then read their effect from the server.
 _ATTACKS = """
 async ({target, mark}) => {
     const api = `${target}/api`;
@@ -128,18 +128,18 @@ async ({target, mark}) => {
 
 @dataclass(frozen=True, slots=True)
 class Attacker:
-    """Pages of other origins in one browser; `port` is that of the server they come from."""
+    """Pages of other origins in one browser; `port` is that of their server."""
 
     browser: Browser
     port: int
 
     def attack(self, page_url: str, target: str, user: BrowserContext | None = None) -> dict[str, str]:
-        """Open a page and try everything; return what the page could read, by attack.
+        """Open a page and run all attacks; return the texts that the page could read, by attack.
 
         Args:
-            page_url: Where the page comes from.
-            target: The server that it attacks.
-            user: The browser of somebody who is logged in there; a new one unless given.
+            page_url: The address of the page.
+            target: The attacked server.
+            user: The browser of a user who is logged in there; a new one by default.
         """
         page = (user or self.browser).new_page()
         try:
@@ -153,7 +153,7 @@ class Attacker:
 
 @contextmanager
 def attacker(browser: str) -> Iterator[Attacker]:
-    """Serve an empty page on this machine, which is opened under several names."""
+    """Serve an empty page on this machine, to be opened under several host names."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A browser, on the server that the deployments are tested on."""
+"""A browser, for the server of the tests of deployments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", 
 
 @pytest.fixture(scope="package")
 def browser() -> str:
-    """The browser's path; without one, these tests say so and are left out."""
+    """The browser's path; without one, these tests are skipped with a message."""
     found = find_browser()
     if found is None:
         pytest.skip("no Chromium or Chrome on the PATH: the forms were not tried in a browser")
@@ -26,7 +26,7 @@ def browser() -> str:
 @pytest.fixture(scope="module")
 def page(browser: str, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page of the server, with everything deployed."""
-    # Asked for here and not above, so that a server is started only where there is a browser.
+    # Not an argument, so that a server is started only where there is a browser.
     operator: Operator = request.getfixturevalue("deployed")
     with open_page(browser, operator.server.ui_url) as page:
         yield page
@@ -34,5 +34,5 @@ def page(browser: str, request: pytest.FixtureRequest) -> Iterator[Page]:
 
 @pytest.fixture
 def ui(page: Page) -> Ui:
-    """The UI, in which nothing was pressed yet."""
+    """The UI, before any click."""
     return Ui(page)

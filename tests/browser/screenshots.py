@@ -21,7 +21,7 @@ from tools.seaweed import Seaweed
 IMAGES = ROOT / "docs" / "images"
 BUCKET = "example"
 LIST = f"s3://{BUCKET}/customers.csv"
-# The graph of a run is drawn when its data are there, and nothing in the page says that it was.
+# The graph of a run is drawn when its data have arrived, which the page does not show.
 DRAWING_MS = 8_000
 # The icons of the blocks, by Lucide (ISC license).
 _ICON = (
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(4_000)
 
 @pytest.fixture(scope="package")
 def keys(s3: Seaweed) -> dict[str, str]:
-    """What reaches the bucket."""
+    """The settings that reach the bucket."""
     return {
         "AWS_ACCESS_KEY_ID": s3.key,
         "AWS_SECRET_ACCESS_KEY": s3.secret,
@@ -63,9 +63,9 @@ def operator(
     keys: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Operator:
-    """An operator whose lake and list are in a bucket, for paths of this machine are in no picture."""
+    """An operator with lake and list in a bucket, so that pictures do not show paths of this machine."""
     s3.create_bucket(BUCKET)
-    # One customer has no number yet, as the picture of what was read shows.
+    # One customer without a number, for the picture of the list report.
     rows = [f"Customer {index},{phone}" for index, phone in enumerate(["", *box.phones], 1)]
     s3.client().put_object(Bucket=BUCKET, Key="customers.csv", Body="\n".join(["name,phone", *rows]).encode())
     settings = {
@@ -79,13 +79,13 @@ def operator(
 
 @pytest.fixture(scope="package")
 def phones() -> str:
-    """The list that the hourly ingestion is to read."""
+    """The list of the hourly ingestion."""
     return LIST
 
 
 @pytest.fixture(scope="module")
 def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
-    """A worker that reaches the list."""
+    """A worker with access to the list."""
     with Worker(Operator(deployed.server, deployed.folder), "imbrace", **keys) as worker:
         yield worker
 
@@ -93,7 +93,7 @@ def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
 @pytest.mark.usefixtures("worker")
 def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     page = ui.page
-    # The web may be out of reach.
+    # There may be no network.
     page.route("**/key-round.svg", lambda route: route.fulfill(body=KEY, content_type="image/svg+xml"))
     page.route("**/waves.svg", lambda route: route.fulfill(body=WAVES, content_type="image/svg+xml"))
     deployed.until(lambda: _is_ready(deployed), "the work queue is ready")
@@ -104,19 +104,19 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     form.write("Tolerated share of failures", "7")
     form.submit()
     expect(page.get_by_text("Validation failed").first).to_be_visible()
-    # The message goes after five seconds.
+    # The message disappears after five seconds.
     _shoot(ui, "rejected", wait_ms=1_000)
     form.write("Tolerated share of failures", "0")
     form.switch("Ask before reading")
     run_id = form.start()
-    # Anew, or the message that the run was started lies over the dialog.
+    # Opened again, or the message about the started run covers the dialog.
     ui.open_run(run_id)
     ui.expect_state("Suspended")
     _draw_times(ui, 276)
     question = ui.resume()
     question.choose("approve")
     _shoot(ui, "plan", 740)
-    # Not before, for the plan asks for it too.
+    # Not before, because the plan requests it too.
     box.break_conversation(next(one for ids in box.links.values() for one in ids), "400")
     _allow(deployed, 0.25)
     question.submit()
@@ -133,7 +133,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     ui.open_run(run_id)
     ui.expect_state("Partial")
     _draw_times(ui, 468)
-    # Further down the log names a folder.
+    # The rest of the log names a folder.
     _shoot(ui, "run", 780)
 
     ui.choose_events("prefect.asset.materialization.succeeded")
@@ -166,9 +166,9 @@ def _has_an_estimate(operator: Operator, run_id: str) -> bool | None:
 
 
 def _draw_times(ui: Ui, height: int) -> None:
-    """Draw the times above the graph of a run again: in a slow browser they are drawn over each other."""
+    """Draw the times above the graph of a run again: a slow browser draws them over each other."""
     ui.page.wait_for_timeout(DRAWING_MS)
-    # The button that fits the run into the graph; it has no name.
+    # The button that fits the run into the graph, which does not have a name.
     ui.page.mouse.click(1076, height)
 
 

@@ -1,6 +1,6 @@
-"""What docs/operator.md tells an operator to do, in a browser; each deployment runs once.
+"""The steps of docs/operator.md, in a browser; each deployment runs once.
 
-Where a test follows steps of the page, the words it pressed and wrote under are held against the page's.
+Where a test follows steps of the page, it compares the words that it used with the words of the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(4_000)
 
 
 def words(heading: str) -> list[str]:
-    """What one presses or writes under in the numbered steps of a section: its bold and italic words."""
+    """Buttons and fields in the numbered steps of a section: its bold and italic words."""
     _, _, section = OPERATOR_PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
     steps = re.findall(r"^\d+\. .*(?:\n {3}.*)*", section.partition("\n## ")[0], re.MULTILINE)
     assert steps, f"no steps under {heading!r}"
@@ -36,7 +36,7 @@ def words(heading: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The run that filled the lake, and what was pressed to start it."""
+    """The run that filled the lake, and the words used to start it."""
 
     run_id: str
     words: list[str]
@@ -47,7 +47,7 @@ class Exported:
 def exported(
     page: Page, worker: Worker, box: Sandbox, phones: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
-    """A first export, as the page says; one number of the list is without a country code."""
+    """A first export by the steps of the page; one number of the list lacks a country code."""
     local = box.put([], phone="+886911000888")
     box.append(local)
     numbers = tmp_path_factory.mktemp("browser") / "customers.txt"
@@ -78,7 +78,7 @@ def test_what_a_run_leaves_behind_is_where_the_page_says(ui: Ui, exported: Expor
         expect(ui.page.get_by_text(text).first).to_be_visible()
 
 
-def test_which_run_made_what_is_in_the_event_feed(ui: Ui, exported: Exported, deployed: Operator) -> None:
+def test_the_event_feed_names_the_run_of_each_event(ui: Ui, exported: Exported, deployed: Operator) -> None:
     ui.choose_events("prefect.asset.materialization.succeeded")
 
     assert ui.words == words("Which run made what")
@@ -103,7 +103,7 @@ def test_one_customer_again(ui: Ui, exported: Exported, box: Sandbox, deployed: 
     assert read == set(box.links[customer])
 
 
-def test_a_customer_whose_number_prefect_must_not_keep_is_named_by_a_list(
+def test_a_number_that_prefect_must_not_store_is_given_in_a_list(
     ui: Ui, exported: Exported, box: Sandbox, tmp_path: Path
 ) -> None:
     customer = tmp_path / "customer.txt"
@@ -141,7 +141,7 @@ def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, l
     assert ui.words == words("See the plan first")
 
 
-def test_what_failed_in_a_run_is_repaired(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
+def test_the_failures_of_a_run_are_repaired(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
     broken = box.put([], phone="+886911000333")
     box.append(broken)
     box.break_conversation(broken, "400")
@@ -194,7 +194,7 @@ def test_the_budget_of_requests_is_changed(ui: Ui, deployed: Operator) -> None:
     assert (found["limit"], found["slot_decay_per_second"]) == (10, 10)
 
 
-def test_the_hourly_ingestion_is_started_ahead_of_time_with_what_its_form_holds(
+def test_the_hourly_ingestion_is_started_early_with_the_values_of_its_form(
     ui: Ui, exported: Exported, box: Sandbox, lake: Path
 ) -> None:
     known = next(one for ids in box.links.values() for one in ids)
@@ -207,7 +207,7 @@ def test_the_hourly_ingestion_is_started_ahead_of_time_with_what_its_form_holds(
     assert messages(lake)[known] == before + 1
 
 
-def test_what_an_event_starts_can_be_started_by_hand(ui: Ui, exported: Exported, phones: Path) -> None:
+def test_the_flow_of_an_automation_can_be_started_by_hand(ui: Ui, exported: Exported, phones: Path) -> None:
     form = ui.open_form("export-on-phones-uploaded")
     form.write(LIST, str(phones))
     form.start()
@@ -215,7 +215,7 @@ def test_what_an_event_starts_can_be_started_by_hand(ui: Ui, exported: Exported,
     ui.expect_state("Completed")
 
 
-def test_a_verification_is_started_ahead_of_time(ui: Ui, exported: Exported) -> None:
+def test_a_verification_is_started_early(ui: Ui, exported: Exported) -> None:
     ui.open_form("verify-nightly").start()
 
     ui.expect_state("Completed")
@@ -229,7 +229,7 @@ def test_a_verification_is_started_ahead_of_time(ui: Ui, exported: Exported) -> 
         ("Conversations per task", "0", "0 is not valid"),
     ],
 )
-def test_nonsense_is_refused_with_a_message_before_anything_runs(
+def test_wrong_input_is_rejected_with_a_message_before_a_run(
     ui: Ui, deployed: Operator, phones: Path, title: str, text: str, message: str
 ) -> None:
     before = _runs(deployed)
@@ -240,7 +240,7 @@ def test_nonsense_is_refused_with_a_message_before_anything_runs(
     shown = ui.page.get_by_text(message).first
     for _ in range(SUBMITTED_AT_MOST):
         form.submit()
-        # A busy server's answer is another, after which the page has one submit again.
+        # A busy server gives another answer, after which the page asks to submit again.
         expect(shown.or_(ui.page.get_by_text("Something went wrong").first).first).to_be_visible()
         if shown.is_visible():
             break
@@ -250,7 +250,7 @@ def test_nonsense_is_refused_with_a_message_before_anything_runs(
 
 
 @pytest.mark.parametrize("asked", ["schemas/validate", "create_flow_run"])
-def test_a_server_that_is_busy_says_what_the_page_says(
+def test_a_busy_server_shows_the_message_of_the_page(
     ui: Ui, deployed: Operator, phones: Path, asked: str
 ) -> None:
     (reported,) = re.findall(r"If it shows \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
@@ -263,7 +263,7 @@ def test_a_server_that_is_busy_says_what_the_page_says(
     expect(ui.page.get_by_text(reported).first).to_be_visible()
 
 
-def test_a_form_asks_first_what_matters_most_and_explains_every_field(ui: Ui, deployed: Operator) -> None:
+def test_a_form_begins_with_the_most_important_fields_and_explains_each(ui: Ui, deployed: Operator) -> None:
     form = ui.open_form("backfill-on-demand")
     for block in ("credentials", "lake"):  # Prefect shows them when it has found the blocks
         expect(form.field(block)).to_be_visible()
@@ -280,7 +280,7 @@ def test_a_form_asks_first_what_matters_most_and_explains_every_field(ui: Ui, de
 
 
 def _be_busy_once(ui: Ui, asked: str) -> None:
-    """The server is too busy for the next such request of the page."""
+    """Answer the next such request of the page as a busy server does."""
     busy = {"exception_message": "Service Unavailable"}
     ui.page.route(f"**/{asked}", lambda route: route.fulfill(status=503, json=busy), times=1)
 

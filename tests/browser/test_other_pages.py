@@ -1,4 +1,4 @@
-"""A page of another origin can neither read nor change anything on a Prefect server of ours."""
+"""A page of another origin can neither read nor change anything on our Prefect servers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def composed(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def logged_in(pages: Attacker, composed: ComposedServer) -> BrowserContext:
-    """A browser whose user has logged in to the server of the compose file."""
+    """A browser whose user is logged in to the server of the compose file."""
     context = pages.browser.new_context()
     page = context.new_page()
     page.goto(f"{composed.ui_url}/variables", timeout=PAGE_MS)
@@ -58,7 +58,7 @@ def logged_in(pages: Attacker, composed: ComposedServer) -> BrowserContext:
 
 
 def planted(api: httpx.Client) -> list[str]:
-    """What attacks have left behind on a server, or changed there."""
+    """What attacks have created or changed on a server."""
 
     def ask(path: str, body: object) -> Any:
         return api.post(path, json=body).raise_for_status().json()
@@ -87,7 +87,7 @@ def test_a_page_whose_name_was_made_to_lead_to_the_local_server_can_do_nothing(
 ) -> None:
     rebound = f"http://{FOREIGN_HOST}:{local.port}"
 
-    # The page itself is refused; what it would do from there is tried all the same.
+    # The page itself is rejected, and its attacks are sent all the same.
     read = pages.attack(f"{rebound}/", rebound)
 
     assert all("403" in text and "answers only to" in text for text in read.values())
@@ -147,7 +147,7 @@ def test_a_page_whose_name_was_made_to_lead_to_the_composed_server_cannot_log_in
 
     read = pages.attack(f"{rebound}/", rebound, logged_in)
 
-    # How the UI is set up is all that can be read.
+    # Only the settings of the UI can be read.
     assert SECRET["value"] not in read.pop("fetch ui settings")
     refusals = ("Unauthorized", "Missing CSRF token")
     assert {name: text for name, text in read.items() if not any(one in text for one in refusals)} == {}

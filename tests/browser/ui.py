@@ -1,4 +1,4 @@
-"""Prefect's pages, as a person uses them: found by the words that stand on them."""
+"""Prefect's pages as a user sees them: elements are found by their words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from playwright.sync_api import Locator, Page, Response, ViewportSize, expect, s
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = ViewportSize(width=1200, height=900)
-# The graph of a run is drawn 60 times a second, which without a graphics card takes three quarters of a core,
-# and everything that moves takes half of the rest.
+# The graph of a run is drawn 60 times per second, which without a graphics card takes three quarters of a
+# core, and animations take half of the rest.
 HARDLY_MOVING = """
 window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 250);
 window.cancelAnimationFrame = clearTimeout;
@@ -24,21 +24,21 @@ document.addEventListener("DOMContentLoaded", () => {
     document.head.append(style);
 });
 """
-# A busy machine takes long to draw a page, and longer to start a run.
+# A busy machine needs long to draw a page, and longer to start a run.
 PAGE_MS = 60_000
 RUN_MS = 240_000
 SUBMITTED_AT_MOST = 5
 
 
 def find_browser() -> str | None:
-    """The path of a browser of this machine; None is downloaded."""
+    """The path of an installed browser; None is downloaded."""
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def open_page(browser: str, url: str) -> Iterator[Page]:
-    """A page in a browser of its own; addresses are relative to the server's."""
-    # Chromium refuses its sandbox to root, and containers often have no other user.
+    """A page in a new browser; addresses are relative to the server's."""
+    # Chromium does not support its sandbox for root, often the only user of a container.
     with sync_playwright() as playwright, playwright.chromium.launch(
         executable_path=browser, args=["--no-sandbox"], timeout=2 * PAGE_MS
     ) as chromium:  # fmt: skip
@@ -51,29 +51,29 @@ def open_page(browser: str, url: str) -> Iterator[Page]:
 
 @dataclass(frozen=True, slots=True)
 class Ui:
-    """The UI of one server; `words` are those that were pressed or written under, in order."""
+    """The UI of one server; `words` are the names of the used buttons and fields, in order."""
 
     page: Page
     words: list[str] = field(default_factory=list)
 
     def press(self, where: Locator, word: str) -> None:
-        """Press what bears a word."""
+        """Press the element with a word."""
         self.words.append(word)
         where.click()
 
     def send(self, press: Callable[[], None], to: str) -> None:
-        """Press what sends something to that end of the API, and again while the server is too busy."""
+        """Press a button that sends a request to that endpoint, and again while the server is too busy."""
         steps = len(self.words)
         for _ in range(SUBMITTED_AT_MOST):
-            # Pressing once more is no step of its own.
+            # Pressing again is not another step.
             del self.words[steps:]
-            with self.page.expect_response(partial(_tells, to)) as answer:
+            with self.page.expect_response(partial(_is_answer, to)) as answer:
                 press()
             if answer.value.ok:
                 return
 
     def choose_page(self, name: str) -> None:
-        """Go to one of the pages that are listed on the left."""
+        """Go to one of the pages in the menu."""
         self.page.goto("/dashboard")
         self.press(self.page.get_by_role("button", name=name, exact=True), name)
 
@@ -92,14 +92,14 @@ class Ui:
         self.page.goto(f"/runs/flow-run/{run_id}")
 
     def cancel(self) -> None:
-        """Cancel the run that is shown."""
+        """Cancel the shown run."""
         banner = self.page.get_by_role("banner")
         self.press(banner.get_by_role("button", name="Cancel", exact=True), "Cancel")
         confirm = self.page.get_by_role("dialog").get_by_role("button", name="Confirm")
         self.send(lambda: self.press(confirm, "Confirm"), "/set_state")
 
     def resume(self) -> Answer:
-        """Open the question of the run that is shown."""
+        """Open the question of the shown run."""
         self.press(self.page.get_by_role("banner").get_by_role("button", name="Resume"), "Resume")
         return Answer(self, self.page.get_by_role("dialog"))
 
@@ -123,25 +123,25 @@ class Ui:
         self.words.append("Events")
         label = self.page.get_by_text("Events", exact=True)
         _choose(self, self.page.locator(".p-label").filter(has=label).last, name)
-        # Only a click elsewhere closes the answers.
+        # Only a click elsewhere closes the list.
         self.page.get_by_role("banner").first.click()
 
     def expect_state(self, name: str) -> None:
-        """Wait until the run that is shown has that state; the page looks every few seconds."""
+        """Wait until the shown run has that state; the page is updated every few seconds."""
         state = self.page.get_by_role("banner").get_by_text(name, exact=True)
         expect(state).to_be_visible(timeout=RUN_MS)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of a deployment: what to run it with."""
+    """The form of a deployment, with the parameters of a run."""
 
     ui: Ui
 
     def field(self, title: str) -> Locator:
         """A field with its title, description and message."""
         label = self.ui.page.get_by_text(f"{title} (Optional)", exact=True)
-        # The group around it holds the title as well, and comes first.
+        # The outer group also contains the title, and comes first.
         return self.ui.page.locator(".schema-form-property").filter(has=label).last
 
     def titles(self) -> list[str]:
@@ -150,7 +150,7 @@ class Form:
         return [text.removesuffix(" (Optional)") for text in labels.all_inner_texts()]
 
     def write(self, title: str, text: str) -> None:
-        """Write into a field; one that is empty at first offers to hold something."""
+        """Write into a field; an empty one first needs a click to take a value."""
         self.ui.words.append(title)
         field = self.field(title)
         offer = field.get_by_role("button", name=re.compile("^(str|password|int|float|datetime)$"))
@@ -168,15 +168,15 @@ class Form:
         self.ui.press(self.field(title).get_by_role("switch"), title)
 
     def submit(self) -> None:
-        """Press the button, and nothing more."""
+        """Press the button only."""
         self.ui.press(self.ui.page.get_by_role("button", name="Submit"), "Submit")
 
     def start(self) -> str:
-        """Submit what is to be accepted, go to the page of the run, and give its id."""
+        """Submit valid input, go to the page of the run, and return its id."""
         page = self.ui.page
         self.ui.send(self.submit, "/create_flow_run")
         self.ui.words.append("View run")
-        # By keyboard, for the message slides in and out and is hard to hit.
+        # By keyboard, because the message moves in and out.
         page.get_by_role("button", name="View run").first.press("Enter")
         page.wait_for_url(re.compile("/runs/flow-run/"))
         return page.url.rpartition("/")[2].partition("?")[0]
@@ -184,7 +184,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The dialog in which a run that asked is answered."""
+    """The dialog with the question of a paused run."""
 
     ui: Ui
     dialog: Locator
@@ -203,7 +203,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The dialog in which a concurrency limit is changed."""
+    """The dialog of a concurrency limit."""
 
     ui: Ui
     dialog: Locator
@@ -215,7 +215,7 @@ class Limit:
         self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
 
     def update(self) -> bool:
-        """Keep what was written; False if the server was too busy, of which the UI says nothing."""
+        """Save the value; False if the server was too busy, which the UI does not show."""
         with self.ui.page.expect_response(_is_change) as answer:
             self.ui.press(self.dialog.get_by_role("button", name="Update"), "Update")
         expect(self.dialog).to_be_hidden()
@@ -227,14 +227,14 @@ def _is_change(answer: Response) -> bool:
 
 
 def _choose(ui: Ui, where: Locator, option: str) -> None:
-    # A click on the word opens the answers and closes them again; one on the arrow opens them. The
-    # arrow lets clicks through to what is below, which Playwright takes for an obstacle.
+    # A click on the word opens the list and closes it again; a click on the arrow opens it. The
+    # arrow passes clicks to the element below, which Playwright considers an obstacle.
     where.locator(".p-label__body svg").last.click(force=True)
     ui.press(ui.page.get_by_role("option", name=option, exact=True), option)
 
 
-def _tells(to: str, answer: Response) -> bool:
-    """Whether it says how what was sent there was taken, or that the server was too busy to look at it."""
+def _is_answer(to: str, answer: Response) -> bool:
+    """Whether a response is the answer to a request to that endpoint, or that the server was too busy."""
     if answer.request.method != "POST" or "/api/" not in answer.url:
         return False
     return answer.url.endswith(to) or (answer.url.endswith("/schemas/validate") and not answer.ok)

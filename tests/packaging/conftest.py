@@ -1,4 +1,4 @@
-"""Distributions that uv builds, and environments with nothing but them."""
+"""Distributions built by uv, and environments with only these."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Where Prefect, imbrace-lake or coverage of the tests' own process would speak to those of the environments.
-# Settings of uv that name an index or a certificate stay: the machine may have no other way to packages.
+# Settings of this process that would change Prefect, imbrace-lake or coverage in the environments.
+# uv keeps its settings of indexes and certificates, which the machine may need to reach packages.
 FOREIGN = ("COVERAGE_", "IMBRACE_", "PREFECT_", "PYTHON", "UV_PROJECT", "UV_PYTHON", "VIRTUAL_ENV")
 
 
 class Uv:
-    """uv, with folders of its own for everything but its cache.
+    """uv with separate folders, but the usual cache.
 
     Args:
-        program: Its path.
-        home: Home folder of the programs that it runs.
+        program: The path of uv.
+        home: The home folder of the programs that uv runs.
     """
 
     def __init__(self, program: str, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the distributions contain, and that they work beside other projects."""
+"""The content of the distributions, and their use beside other projects."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def metadata(wheel: Path) -> Message:
         return message_from_bytes(archive.read(name))
 
 
-def test_the_wheel_contains_nothing_but_packages_of_our_name(wheel: Path) -> None:
+def test_the_wheel_contains_only_packages_named_imbrace(wheel: Path) -> None:
     packages = {name.partition("/")[0] for name in files(wheel)}
 
     assert packages == {"imbrace_lake", *(f"imbrace_{name}" for name in PACKAGES)}
@@ -162,7 +162,7 @@ def test_the_command_line_works_in_a_project_with_packages_named_like_our_folder
     assert "3 new to the lake" in planned
 
 
-def test_setup_names_the_deployments_that_the_wheel_brings(neighbour: Neighbour) -> None:
+def test_setup_names_the_deployments_of_the_wheel(neighbour: Neighbour) -> None:
     look = "from imbrace_deployments.setup import deploy_command; print(deploy_command())"
 
     *command, path = neighbour.run("python", "-c", look).split()
@@ -172,9 +172,7 @@ def test_setup_names_the_deployments_that_the_wheel_brings(neighbour: Neighbour)
     assert deploy_command() == "prefect deploy --all"
 
 
-def test_the_fake_gateway_serves_where_nothing_else_is_installed(
-    uv: Uv, sandbox_wheel: Path, tmp_path: Path
-) -> None:
+def test_the_fake_gateway_can_be_installed_alone(uv: Uv, sandbox_wheel: Path, tmp_path: Path) -> None:
     programs = uv.environment_at(tmp_path / "venv")
     uv("pip", "install", "--quiet", "--python", programs / "python", sandbox_wheel)
 

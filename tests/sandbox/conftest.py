@@ -20,14 +20,14 @@ Connect = Callable[[Sandbox], httpx.Client]
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Stop whatever a test has started."""
+    """Stop all gateways and clients of a test."""
     with ExitStack() as opened:
         yield opened
 
 
 @pytest.fixture
 def start(stack: ExitStack) -> StartBox:
-    """Start fake gateways with options of one's own."""
+    """Start fake gateways with given options."""
 
     def begin(**options: Any) -> Sandbox:
         return stack.enter_context(Sandbox(SandboxOptions(**{"conversations": 6} | options)))
@@ -37,7 +37,7 @@ def start(stack: ExitStack) -> StartBox:
 
 @pytest.fixture
 def connect(stack: ExitStack) -> Connect:
-    """Open clients that hold the right token."""
+    """Open clients with the right token."""
 
     def begin(box: Sandbox) -> httpx.Client:
         headers = {"x-access-token": box.options.token}

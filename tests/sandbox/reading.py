@@ -1,4 +1,4 @@
-"""Reading as a naive client does: page after page, believing every number."""
+"""Reads as a naive client does: page by page, without checks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from imbrace_sandbox import Sandbox
 
 
 def first_of(box: Sandbox) -> str:
-    """Name the first conversation."""
+    """Return the id of the first conversation."""
     return next(iter(box.conversations))
 
 
 def get_page(client: httpx.Client, conversation_id: str, **params: int) -> httpx.Response:
-    """Ask for one page."""
+    """Request one page."""
     return client.get(f"/conversations/{conversation_id}/messages", params=params)
 
 
@@ -31,12 +31,12 @@ def walk(client: httpx.Client, conversation_id: str, limit: int = 10) -> list[di
 
 
 def ids_of(items: list[dict[str, Any]]) -> list[str]:
-    """Name the messages, in their order."""
+    """Return the ids of the messages, in their order."""
     return [item["_id"] for item in items]
 
 
 def get_links(client: httpx.Client, box: Sandbox, *phones: str) -> httpx.Response:
-    """Ask for the conversations of phones, which are written with their `+` here."""
+    """Request the conversations of phones, given with `+`."""
     numbers = [phone.removeprefix("+") for phone in phones]
     params: dict[str, str | list[str]] = {
         "phone_numbers": numbers,
@@ -46,6 +46,6 @@ def get_links(client: httpx.Client, box: Sandbox, *phones: str) -> httpx.Respons
 
 
 def conversation_of(link: str) -> str:
-    """Take the conversation's id out of a link."""
+    """Return the conversation id of a link."""
     (value,) = parse_qs(urlsplit(link).query)["conv_id"]
     return value

@@ -1,4 +1,4 @@
-"""The budget of requests for each client IP."""
+"""The request budget of each client IP."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tests.sandbox.reading import first_of, get_page
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
 
     def __call__(self) -> float:
-        """Say what time it is."""
+        """Return the time."""
         return self.now
 
 
-def test_a_fixed_window_opens_again_all_at_once() -> None:
+def test_a_fixed_window_admits_the_whole_budget_again_when_it_ends() -> None:
     clock = Clock()
     budget = Budget(SandboxOptions(budget_requests=2, budget_window_seconds=10), clock)
 
@@ -37,7 +37,7 @@ def test_a_fixed_window_opens_again_all_at_once() -> None:
     assert later == [0, 0, 10]
 
 
-def test_a_bucket_fills_drop_by_drop() -> None:
+def test_a_bucket_refills_continuously() -> None:
     clock = Clock()
     options = SandboxOptions(budget_requests=2, budget_window_seconds=10, budget_kind="bucket")
     budget = Budget(options, clock)
@@ -51,7 +51,7 @@ def test_a_bucket_fills_drop_by_drop() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
-def test_each_client_has_a_budget_of_its_own(kind: str) -> None:
+def test_each_client_has_a_separate_budget(kind: str) -> None:
     budget = Budget(SandboxOptions(budget_requests=1, budget_kind=kind), Clock())
 
     waits = [budget.wait_seconds(client) > 0 for client in ("a", "b", "a", "b")]
@@ -59,7 +59,7 @@ def test_each_client_has_a_budget_of_its_own(kind: str) -> None:
     assert waits == [False, False, True, True]
 
 
-def test_beyond_the_budget_both_endpoints_answer_429_without_saying_when(
+def test_beyond_the_budget_both_endpoints_answer_429_without_retry_after(
     start: StartBox, connect: Connect
 ) -> None:
     box = start(budget_requests=3)
@@ -74,7 +74,7 @@ def test_beyond_the_budget_both_endpoints_answer_429_without_saying_when(
     assert "retry-after" not in links.headers
 
 
-def test_the_budget_can_say_when_it_opens(start: StartBox, connect: Connect) -> None:
+def test_the_budget_can_send_retry_after(start: StartBox, connect: Connect) -> None:
     box = start(budget_requests=1, budget_window_seconds=60, budget_retry_after=True)
     client = connect(box)
 
@@ -105,7 +105,7 @@ def test_a_new_budget_begins_at_once(start: StartBox, connect: Connect) -> None:
     assert later == [200, 200, 429]
 
 
-def test_what_was_accepted_and_refused_is_counted(start: StartBox, connect: Connect) -> None:
+def test_accepted_and_rate_limited_requests_are_counted(start: StartBox, connect: Connect) -> None:
     box = start(budget_requests=3)
     client = connect(box)
 

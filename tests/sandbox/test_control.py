@@ -1,4 +1,4 @@
-"""The control endpoints, for whoever is not in the same process."""
+"""The control endpoints, for users in other processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def control(box: Sandbox, stack: ExitStack) -> httpx.Client:
     return stack.enter_context(httpx.Client(base_url=box.control_url, verify=TLS))
 
 
-def test_phones_are_listed_one_a_line(box: Sandbox, control: httpx.Client) -> None:
+def test_phones_are_listed_one_per_line(box: Sandbox, control: httpx.Client) -> None:
     answer = control.get("/_sandbox/phones")
 
     assert answer.text.splitlines() == box.phones
@@ -45,7 +45,7 @@ def test_the_truth_is_lines_of_json_oldest_first(box: Sandbox, control: httpx.Cl
     assert [json.loads(line) for line in lines] == box.truth(first_of(box))
 
 
-def test_stats_count_and_can_begin_again(box: Sandbox, client: httpx.Client, control: httpx.Client) -> None:
+def test_stats_count_and_can_be_reset(box: Sandbox, client: httpx.Client, control: httpx.Client) -> None:
     get_page(client, first_of(box))
     get_page(client, "conv_nobody")
     get_links(client, box, *box.phones)
@@ -90,7 +90,7 @@ def test_options_are_shown_without_the_token(control: httpx.Client) -> None:
     ("body", "sentence"),
     [
         ({"speed": 3}, "there is no option speed"),
-        ({"seed": 3}, "seed is settled when the sandbox starts"),
+        ({"seed": 3}, "seed is fixed when the sandbox starts"),
         ({"mixed": 2}, "mixed must be from 0 to 1, not 2"),
         ({"break": {"conv_nobody": "500"}}, "there is no conversation conv_nobody"),
         ({"next": ["418"]}, "there is no fault '418'"),
@@ -109,7 +109,7 @@ def test_a_wrong_change_is_explained_and_changes_nothing(
     assert box.options == before
 
 
-def test_a_conversation_can_be_moved(box: Sandbox, control: httpx.Client) -> None:
+def test_a_conversation_can_be_changed(box: Sandbox, control: httpx.Client) -> None:
     path = f"/_sandbox/conversations/{first_of(box)}"
     oldest = box.truth(first_of(box))[0]["_id"]
 
@@ -133,12 +133,14 @@ def test_a_conversation_can_be_moved(box: Sandbox, control: httpx.Client) -> Non
     [
         ({"paint": 1}, "there is no action paint"),
         ({"append": "x"}, "append takes a number or a list of ids"),
-        ({"append": [1]}, "append takes a number from 0"),
+        ({"append": [1]}, "append takes an integer from 0"),
         ({"delete": 99}, "there are 35 messages, not 99"),
         ({"edit": True}, "edit takes a number or a list of ids"),
     ],
 )
-def test_a_wrong_move_is_explained(box: Sandbox, control: httpx.Client, body: object, sentence: str) -> None:
+def test_a_wrong_change_of_a_conversation_is_explained(
+    box: Sandbox, control: httpx.Client, body: object, sentence: str
+) -> None:
     answer = control.post(f"/_sandbox/conversations/{first_of(box)}", json=body)
 
     assert (answer.status_code, answer.json()) == (400, {"message": sentence})

@@ -1,4 +1,4 @@
-"""Values that the contract allows and that nobody expects."""
+"""Values that the contract allows and that clients do not expect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sandbox.reading import first_of, get_page
 
 @pytest.fixture
 def items(start: StartBox) -> list[dict[str, Any]]:
-    """Many messages, half of them surprising."""
+    """Many messages, half of them with an unusual value."""
     box = start(sizes=(600,), surprises=0.5, conversations=1, messages_mean=60, messages_spread=0)
     return [item for each in box.conversations for item in box.truth(each)]
 
@@ -36,7 +36,7 @@ def test_times_can_end_in_an_offset(items: list[dict[str, Any]]) -> None:
     assert endings == {"Z", "+00:00"}
 
 
-def test_texts_hold_nul_surrogates_and_very_many_characters(items: list[dict[str, Any]]) -> None:
+def test_texts_contain_nul_surrogates_and_very_many_characters(items: list[dict[str, Any]]) -> None:
     texts = [
         item["content"]["text"]
         for item in items
@@ -49,14 +49,14 @@ def test_texts_hold_nul_surrogates_and_very_many_characters(items: list[dict[str
     assert max(map(len, texts)) == LONG_TEXT_CHARACTERS
 
 
-def test_integers_go_beyond_64_bits_and_fields_come_unasked(items: list[dict[str, Any]]) -> None:
+def test_integers_exceed_64_bits_and_unknown_fields_occur(items: list[dict[str, Any]]) -> None:
     references = [item["content"].get("reference", 0) for item in items if isinstance(item["content"], dict)]
 
     assert max(references) > 2**64
     assert any(item.get("comments") for item in items)
 
 
-def test_a_lone_surrogate_travels_escaped(start: StartBox, connect: Connect) -> None:
+def test_a_lone_surrogate_is_sent_escaped(start: StartBox, connect: Connect) -> None:
     box = start()
     conversation_id = box.put([{"_id": "msg_1", "content": {"text": "half \ud83d"}}])
 

@@ -1,4 +1,4 @@
-"""Every fault, as a client meets it."""
+"""Every fault, as a client sees it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Ask = Callable[..., httpx.Response]
 
 @pytest.fixture
 def ask(box: Sandbox, client: httpx.Client) -> Ask:
-    """Ask for a page that meets a fault."""
+    """Request one page, with a fault."""
 
     def begin(fault: str) -> httpx.Response:
         box.fail_next(fault)
@@ -44,7 +44,7 @@ def ask(box: Sandbox, client: httpx.Client) -> Ask:
         ("404", {"message": "Conversation not found"}),
     ],
 )
-def test_a_refusal_of_the_gateway_is_json(ask: Ask, fault: str, body: dict[str, Any]) -> None:
+def test_an_error_of_the_gateway_is_json(ask: Ask, fault: str, body: dict[str, Any]) -> None:
     answer = ask(fault)
 
     assert (answer.status_code, answer.json()) == (int(fault), body)
@@ -57,7 +57,7 @@ def test_a_refusal_of_the_gateway_is_json(ask: Ask, fault: str, body: dict[str, 
         ("404", "No conversations found for the provided phone numbers"),
     ],
 )
-def test_links_refuse_in_words_of_their_own(
+def test_errors_of_links_have_their_own_message(
     box: Sandbox, client: httpx.Client, fault: str, message: str
 ) -> None:
     box.fail_next(fault)
@@ -67,7 +67,7 @@ def test_links_refuse_in_words_of_their_own(
     assert (answer.status_code, answer.json()) == (int(fault), {"message": message})
 
 
-def test_429_is_plain_text_and_says_nothing_of_when(ask: Ask) -> None:
+def test_429_is_plain_text_without_retry_after(ask: Ask) -> None:
     answer = ask("429")
 
     assert (answer.status_code, answer.text) == (429, "Too many requests. Please try again later.")
@@ -103,7 +103,7 @@ def test_504_comes_in_plain_text_and_late(box: Sandbox, ask: Ask) -> None:
     assert monotonic() - began >= 0.1
 
 
-def test_a_connection_cut_early_brings_nothing(ask: Ask) -> None:
+def test_a_connection_cut_early_sends_nothing(ask: Ask) -> None:
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
         ask("cut_before")
 
@@ -119,14 +119,14 @@ def test_a_connection_cut_in_the_body_fails_in_both_ways_of_sending(ask: Ask) ->
     assert reasons == {"chunked", "length"}
 
 
-def test_a_short_page_is_valid_and_says_it_is_whole(ask: Ask) -> None:
+def test_a_short_page_is_valid_and_claims_to_be_complete(ask: Ask) -> None:
     page = ask("short").json()
 
     assert page["count"] == 35
     assert len(page["items"]) < page["total"] == 10
 
 
-def test_a_lossy_page_gives_itself_away_by_the_whole_count_only(ask: Ask) -> None:
+def test_a_lossy_page_is_detected_only_by_the_count_of_the_conversation(ask: Ask) -> None:
     page = ask("lossy").json()
 
     assert page["count"] == 35
@@ -144,7 +144,7 @@ def test_nothing_can_be_lost_from_an_empty_page(start: StartBox, connect: Connec
     assert page == {"items": [], "count": 0, "total": 0, "has_more": False}
 
 
-def test_short_links_miss_a_number_that_was_asked_for(box: Sandbox, client: httpx.Client) -> None:
+def test_short_links_lack_a_requested_number(box: Sandbox, client: httpx.Client) -> None:
     box.fail_next("short")
 
     entries = get_links(client, box, *box.phones).json()
@@ -152,7 +152,7 @@ def test_short_links_miss_a_number_that_was_asked_for(box: Sandbox, client: http
     assert len(entries) == len(box.phones) - 1
 
 
-def test_a_short_envelope_counts_what_it_lost(start: StartBox, connect: Connect) -> None:
+def test_a_short_envelope_counts_its_lost_entries(start: StartBox, connect: Connect) -> None:
     box = start(links_shape="envelope")
     box.fail_next("short")
 
@@ -168,7 +168,7 @@ def test_html_comes_under_status_200(ask: Ask) -> None:
     assert answer.text.startswith("<!DOCTYPE html>")
 
 
-def test_half_a_body_can_pass_for_a_whole_one_and_be_no_json(ask: Ask) -> None:
+def test_half_a_body_can_have_a_matching_length_and_not_be_json(ask: Ask) -> None:
     answer = ask("not_json")
 
     assert answer.status_code == 200
@@ -177,7 +177,7 @@ def test_half_a_body_can_pass_for_a_whole_one_and_be_no_json(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("fault", ["stall", "stall_body"])
-def test_a_stall_lasts_until_the_client_gives_up_and_holds_up_nobody_else(
+def test_a_stall_lasts_until_the_client_gives_up_and_delays_no_other_client(
     box: Sandbox, client: httpx.Client, fault: str
 ) -> None:
     box.fail_next(fault)
@@ -205,7 +205,7 @@ def test_a_drip_outlasts_every_read_timeout(box: Sandbox, client: httpx.Client) 
     assert first + second == b'{"'
 
 
-def test_a_drip_brings_the_whole_body_at_last(box: Sandbox, ask: Ask) -> None:
+def test_a_drip_sends_the_complete_body_in_the_end(box: Sandbox, ask: Ask) -> None:
     box.set_options(drip_seconds=0)
 
     page = ask("drip").json()
@@ -234,7 +234,7 @@ def test_a_pinned_fault_stays_until_it_is_fixed(box: Sandbox, client: httpx.Clie
     assert after == 200
 
 
-def test_links_can_be_broken_for_good_too(box: Sandbox, client: httpx.Client) -> None:
+def test_links_can_be_broken_permanently(box: Sandbox, client: httpx.Client) -> None:
     box.break_conversation("links", "503:json")
 
     answers = [get_links(client, box, *box.phones) for _ in range(2)]
@@ -247,11 +247,11 @@ def test_only_what_exists_can_be_pinned_or_queued(box: Sandbox) -> None:
         box.break_conversation("conv_nobody", "500")
     with pytest.raises(ValueError, match="no fault '418'"):
         box.break_conversation(first_of(box), "418")
-    with pytest.raises(ValueError, match="no form 'xml'"):
+    with pytest.raises(ValueError, match="does not have the form 'xml'"):
         box.fail_next("ok", "500:xml")
 
 
-def test_queued_faults_are_met_in_order_of_arrival(box: Sandbox, client: httpx.Client) -> None:
+def test_queued_faults_occur_in_order_of_arrival(box: Sandbox, client: httpx.Client) -> None:
     box.fail_next("401", "ok", "429")
 
     statuses = [get_page(client, first_of(box)).status_code for _ in range(4)]
@@ -273,7 +273,9 @@ def test_equal_seeds_fail_equal_requests(start: StartBox, connect: Connect) -> N
     assert set(once) == {200, 401, 429, 500}
 
 
-def test_mixed_faults_bring_every_passing_fault_at_about_its_rate(start: StartBox, connect: Connect) -> None:
+def test_mixed_faults_contain_every_passing_fault_at_about_its_rate(
+    start: StartBox, connect: Connect
+) -> None:
     box = start(mixed=0.2, gateway_timeout_seconds=0.001, stall_seconds=0.001)
     client = connect(box)
 
@@ -292,7 +294,7 @@ def test_every_fault_has_been_described() -> None:
     assert all(text and not text.endswith(".") for text in FAULTS.values())
 
 
-def test_no_fault_outlives_its_rate(box: Sandbox, client: httpx.Client) -> None:
+def test_no_fault_occurs_after_its_rate_is_zero(box: Sandbox, client: httpx.Client) -> None:
     box.set_options(rates={"500": 1.0})
     broken = get_page(client, first_of(box)).status_code
 

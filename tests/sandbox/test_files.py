@@ -39,14 +39,14 @@ UNTIMED: dict[str, Any] = {
 
 
 def write(path: Path, *records: Any) -> Path:
-    """Write a file as its name says."""
+    """Write a file, compressed if its name ends in .gz."""
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
     return path
 
 
 @pytest.mark.parametrize("name", ["small.jsonl", "small.jsonl.gz"])
-def test_texts_come_out_unchanged_and_in_order(
+def test_texts_are_served_unchanged_and_in_order(
     tmp_path: Path, start: StartBox, connect: Connect, name: str
 ) -> None:
     box = start(file=write(tmp_path / name, TIMED, UNTIMED))
@@ -111,7 +111,7 @@ def test_a_phone_of_the_file_is_linked_and_others_are_made_up(tmp_path: Path, st
     assert any(untimed in ids for phone, ids in box.links.items() if phone != "+886911425977")
 
 
-def test_the_first_so_many_conversations_can_be_enough(tmp_path: Path, start: StartBox) -> None:
+def test_a_limit_serves_the_first_conversations_of_a_file(tmp_path: Path, start: StartBox) -> None:
     box = start(file=write(tmp_path / "a.jsonl", TIMED, UNTIMED), file_limit=1)
 
     assert list(box.conversations.values()) == [4]
@@ -127,10 +127,10 @@ def test_the_first_so_many_conversations_can_be_enough(tmp_path: Path, start: St
         [],
     ],
 )
-def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, start: StartBox, wrong: object) -> None:
+def test_a_line_that_is_not_a_conversation_is_named(tmp_path: Path, start: StartBox, wrong: object) -> None:
     path = write(tmp_path / "a.jsonl", TIMED, wrong)
 
-    with pytest.raises(ValueError, match=r"^line 2 of a\.jsonl is no conversation: "):
+    with pytest.raises(ValueError, match=r"^line 2 of a\.jsonl is not a conversation: "):
         start(file=path)
 
 

@@ -26,7 +26,7 @@ def test_the_array_names_conversations_inside_links_only(start: StartBox, connec
     assert read == box.links | {UNKNOWN: []}
 
 
-def test_links_look_different_every_time_and_hold_decoys(start: StartBox, connect: Connect) -> None:
+def test_links_have_different_forms_and_contain_decoys(start: StartBox, connect: Connect) -> None:
     box = start(conversations=60)
 
     entries = get_links(connect(box), box, *box.phones).json()
@@ -39,7 +39,7 @@ def test_links_look_different_every_time_and_hold_decoys(start: StartBox, connec
     assert any("conv_id%3D" in link for link in links)
 
 
-def test_plain_links_are_those_of_the_vendors_page(start: StartBox, connect: Connect) -> None:
+def test_plain_links_are_like_the_example_of_the_vendor(start: StartBox, connect: Connect) -> None:
     box = start(plain_links=True)
 
     body = get_links(connect(box), box, *box.phones).text
@@ -47,7 +47,7 @@ def test_plain_links_are_those_of_the_vendors_page(start: StartBox, connect: Con
     assert body.count("https://webapp.dev.imbrace.co/chatroom-routing?conv_id=conv_") == body.count('"link"')
 
 
-def test_the_envelope_says_what_was_found_and_what_was_not(start: StartBox, connect: Connect) -> None:
+def test_the_envelope_lists_found_and_missing_numbers(start: StartBox, connect: Connect) -> None:
     box = start(links_shape="envelope")
     phones = [phone for phone, ids in box.links.items() if ids]
 
@@ -59,7 +59,7 @@ def test_the_envelope_says_what_was_found_and_what_was_not(start: StartBox, conn
     assert body["not_found"] == [UNKNOWN[1:]]
 
 
-def test_both_shapes_take_turns_when_asked_to(start: StartBox, connect: Connect) -> None:
+def test_both_shapes_can_alternate(start: StartBox, connect: Connect) -> None:
     box = start(links_shape="alternating")
     client = connect(box)
 
@@ -77,7 +77,7 @@ def test_only_unknown_numbers_is_a_404_that_is_an_answer(box: Sandbox, client: h
     assert answer.json() == {"message": "No conversations found for the provided phone numbers"}
 
 
-def test_a_number_asked_for_twice_is_answered_once(box: Sandbox, client: httpx.Client) -> None:
+def test_a_number_requested_twice_is_answered_once(box: Sandbox, client: httpx.Client) -> None:
     phone = next(phone for phone, ids in box.links.items() if ids)
 
     entries = get_links(client, box, phone, phone).json()
@@ -104,7 +104,7 @@ def test_another_organization_is_forbidden_with_details(client: httpx.Client) ->
     }
 
 
-def test_an_address_of_more_than_8_kilobytes_is_refused(box: Sandbox, client: httpx.Client) -> None:
+def test_an_address_of_more_than_8_kilobytes_is_rejected(box: Sandbox, client: httpx.Client) -> None:
     short = get_links(client, box, *(f"+8529{number:07}" for number in range(250)))
     long = get_links(client, box, *(f"+8529{number:07}" for number in range(400)))
 
@@ -133,7 +133,7 @@ def test_phones_have_none_one_or_several_and_share_some(start: StartBox) -> None
     assert max(phones_of.values()) == 2
 
 
-def test_messy_phones_hold_every_phone_in_some_spelling(start: StartBox) -> None:
+def test_messy_phones_contain_every_phone_in_some_spelling(start: StartBox) -> None:
     box = start(conversations=60)
 
     lines = box.messy_phones(region="TW")

@@ -1,4 +1,4 @@
-"""The messages endpoint on a list that keeps still."""
+"""The messages endpoint of a list that does not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.sandbox.conftest import Connect, StartBox
 from tests.sandbox.reading import first_of, get_page, walk
 
 
-def test_a_page_is_the_ten_newest_unless_asked_otherwise(box: Sandbox, client: httpx.Client) -> None:
+def test_a_page_has_the_ten_newest_messages_by_default(box: Sandbox, client: httpx.Client) -> None:
     truth = box.truth(first_of(box))
 
     page = get_page(client, first_of(box)).json()
@@ -20,14 +20,14 @@ def test_a_page_is_the_ten_newest_unless_asked_otherwise(box: Sandbox, client: h
     assert page["has_more"] is True
 
 
-def test_count_is_the_whole_conversation_and_total_this_page(box: Sandbox, client: httpx.Client) -> None:
+def test_count_is_of_the_conversation_and_total_of_the_page(box: Sandbox, client: httpx.Client) -> None:
     page = get_page(client, first_of(box), limit=10, skip=30).json()
 
     assert (page["count"], page["total"], len(page["items"])) == (35, 5, 5)
     assert page["has_more"] is False
 
 
-def test_the_numbers_can_be_the_other_way_round_and_has_more_missing(
+def test_count_and_total_can_be_swapped_and_has_more_can_be_missing(
     start: StartBox, connect: Connect
 ) -> None:
     box = start(sizes=(35,), counts_swapped=True, without_has_more=True)
@@ -38,7 +38,7 @@ def test_the_numbers_can_be_the_other_way_round_and_has_more_missing(
     assert "has_more" not in page
 
 
-def test_a_page_is_capped_without_a_word(start: StartBox, connect: Connect) -> None:
+def test_a_page_is_capped_silently(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(35,), page_cap=20)
 
     page = get_page(connect(box), first_of(box), limit=1_000).json()
@@ -61,7 +61,7 @@ def test_skipping_all_of_a_list_is_an_empty_page(box: Sandbox, client: httpx.Cli
 
 
 @pytest.mark.parametrize("surprises", [0.0, 0.5])
-def test_a_plain_walk_on_a_still_list_reads_the_truth(
+def test_a_plain_walk_of_an_unchanged_list_reads_every_message_once(
     start: StartBox, connect: Connect, surprises: float
 ) -> None:
     box = start(surprises=surprises)
@@ -72,7 +72,7 @@ def test_a_plain_walk_on_a_still_list_reads_the_truth(
     assert {each: items[::-1] for each, items in read.items()} == {each: box.truth(each) for each in read}
 
 
-def test_the_demo_shows_every_type_and_some_that_no_contract_names(start: StartBox, connect: Connect) -> None:
+def test_the_demo_has_every_type_of_the_contract_and_unknown_ones(start: StartBox, connect: Connect) -> None:
     box = start(conversations=120)
     client = connect(box)
 
@@ -82,7 +82,7 @@ def test_the_demo_shows_every_type_and_some_that_no_contract_names(start: StartB
     assert {"carousel.v2", "voice_call"} <= seen
 
 
-def test_messages_of_one_instant_keep_one_order(start: StartBox, connect: Connect) -> None:
+def test_messages_with_the_same_time_keep_their_order(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(400,))
     client = connect(box)
 
@@ -94,7 +94,7 @@ def test_messages_of_one_instant_keep_one_order(start: StartBox, connect: Connec
     assert times == sorted(times, reverse=True)
 
 
-def test_a_million_messages_are_served_without_being_made(start: StartBox, connect: Connect) -> None:
+def test_a_page_of_a_million_messages_is_served_without_making_all(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(1_000_000,), conversations=0)
     client = connect(box)
 
@@ -125,7 +125,7 @@ def test_prerendering_changes_nothing_but_speed(start: StartBox) -> None:
     ]
 
 
-def test_the_mean_of_the_counts_is_what_was_asked_for(start: StartBox) -> None:
+def test_the_mean_of_the_counts_is_the_requested_one(start: StartBox) -> None:
     box = start(conversations=1_000, messages_mean=108)
 
     assert sum(box.conversations.values()) / 1_000 == pytest.approx(108, rel=0.1)
@@ -137,7 +137,7 @@ def test_without_a_spread_all_conversations_are_equally_long(start: StartBox) ->
     assert set(box.conversations.values()) == {108}
 
 
-def test_what_is_not_there_is_said_in_the_gateways_words(client: httpx.Client) -> None:
+def test_an_unknown_or_missing_id_has_the_message_of_the_gateway(client: httpx.Client) -> None:
     unknown = client.get("/conversations/conv_nobody/messages")
     nameless = client.get("/conversations//messages")
 
@@ -146,7 +146,7 @@ def test_what_is_not_there_is_said_in_the_gateways_words(client: httpx.Client) -
 
 
 @pytest.mark.parametrize("params", ["limit=ten", "limit=0", "skip=-1", "limit=", "skip=" + "9" * 4_000])
-def test_numbers_that_are_none_are_refused(box: Sandbox, client: httpx.Client, params: str) -> None:
+def test_wrong_numbers_in_parameters_are_rejected(box: Sandbox, client: httpx.Client, params: str) -> None:
     answer = client.get(f"/conversations/{first_of(box)}/messages?{params}")
 
     assert answer.status_code == 400
@@ -162,7 +162,7 @@ def test_a_wrong_token_is_always_unauthorized(box: Sandbox, client: httpx.Client
     assert answers[0].json() == {"message": "Unauthorized - Invalid third party token"}
 
 
-def test_a_request_id_comes_back_or_is_made(box: Sandbox, client: httpx.Client) -> None:
+def test_a_request_id_is_returned_or_made(box: Sandbox, client: httpx.Client) -> None:
     path = f"/conversations/{first_of(box)}/messages"
 
     mine = client.get(path, headers={"x-request-id": "mine-1"})

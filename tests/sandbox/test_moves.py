@@ -1,4 +1,4 @@
-"""Lists that move while they are read, and what that does to a plain offset walk."""
+"""Lists that change while they are read, and the effect on a plain offset walk."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_equal_seeds_churn_alike(start: StartBox, connect: Connect) -> None:
     assert once != other
 
 
-def test_churn_comes_to_rest_after_so_many_moves(start: StartBox, connect: Connect) -> None:
+def test_churn_ends_after_its_limit(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(80,), churn_inserts=2, churn_moves=5)
     client = connect(box)
 
@@ -66,7 +66,7 @@ def test_churn_comes_to_rest_after_so_many_moves(start: StartBox, connect: Conne
     assert settled[::-1] == box.truth(first_of(box))
 
 
-def test_churn_never_deletes_more_than_there_is(start: StartBox, connect: Connect) -> None:
+def test_churn_never_deletes_more_messages_than_exist(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(3,), churn_deletes=2, churn_edits=2)
     client = connect(box)
 
@@ -75,7 +75,7 @@ def test_churn_never_deletes_more_than_there_is(start: StartBox, connect: Connec
     assert counts == [1, 0, 0]
 
 
-def test_an_arrival_is_the_newest_and_a_backdated_one_lies_where_its_time_says(box: Sandbox) -> None:
+def test_an_arrival_is_the_newest_and_a_backdated_one_is_in_order_of_time(box: Sandbox) -> None:
     conversation_id = first_of(box)
 
     arrived = box.append(conversation_id, 2)
@@ -90,7 +90,7 @@ def test_an_arrival_is_the_newest_and_a_backdated_one_lies_where_its_time_says(b
     assert ids_of(truth).index(arrived[0]) < ids_of(truth).index(arrived[1])
 
 
-def test_an_edit_changes_content_and_updated_at_and_moves_nothing(box: Sandbox) -> None:
+def test_an_edit_changes_content_and_updated_at_and_not_the_order(box: Sandbox) -> None:
     conversation_id = first_of(box)
     before = box.truth(conversation_id)
 
@@ -115,7 +115,7 @@ def test_an_edit_can_change_any_content(box: Sandbox, content: object) -> None:
 
 
 @pytest.mark.slow
-def test_an_edit_in_a_million_messages_is_remembered(start: StartBox, connect: Connect) -> None:
+def test_an_edit_in_a_million_messages_is_kept(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(1_000_000,), conversations=0)
     (added,) = box.append(first_of(box), 1)
 
@@ -139,7 +139,7 @@ def test_a_vanished_conversation_is_named_by_links_and_not_found(box: Sandbox, c
     assert back.json()["count"] == 35
 
 
-def test_only_what_is_there_can_be_deleted(box: Sandbox) -> None:
+def test_only_existing_messages_can_be_deleted(box: Sandbox) -> None:
     with pytest.raises(ValueError, match="there are 35 messages, not 36"):
         box.delete(first_of(box), 36)
     with pytest.raises(ValueError, match="no message with one of these ids"):
@@ -148,7 +148,7 @@ def test_only_what_is_there_can_be_deleted(box: Sandbox) -> None:
         box.delete("conv_nobody", 1)
 
 
-def test_messages_can_be_handed_over_and_are_served_as_they_are(box: Sandbox, client: httpx.Client) -> None:
+def test_given_messages_are_served_unchanged(box: Sandbox, client: httpx.Client) -> None:
     items: list[dict[str, Any]] = [
         {"_id": "msg_a", "odd": 2**80},
         {"_id": "msg_b", "content": ["\ud800", 1.0]},
@@ -161,7 +161,7 @@ def test_messages_can_be_handed_over_and_are_served_as_they_are(box: Sandbox, cl
     assert box.links["+886911425977"] == ["conv_mine"]
 
 
-def test_a_conversation_is_handed_over_once_and_with_ids(box: Sandbox) -> None:
+def test_a_conversation_can_be_given_once_and_needs_ids(box: Sandbox) -> None:
     with pytest.raises(ValueError, match="exists"):
         box.put([], conversation_id=first_of(box))
     with pytest.raises(ValueError, match="needs an _id"):

@@ -1,4 +1,4 @@
-"""Options that cannot be are refused with one sentence."""
+"""Wrong options are rejected with one sentence."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from imbrace_sandbox.fault_names import FAULTS
     ("wrong", "sentence"),
     [
         ({"conversations": -1}, "conversations must be from 0, not -1"),
-        ({"conversations": 1.5}, "conversations must be a whole number"),
-        ({"conversations": True}, "conversations must be a whole number"),
+        ({"conversations": 1.5}, "conversations must be an integer"),
+        ({"conversations": True}, "conversations must be an integer"),
         ({"surprises": float("nan")}, "surprises must be from 0 to 1, not nan"),
         ({"latency_seconds": "1"}, "latency_seconds must be a number"),
         ({"page_cap": None}, "page_cap must be given"),
         ({"token": 'a"b'}, "token must be made of letters, digits and . _ : -"),
         ({"plain_links": "yes"}, "plain_links must be true or false"),
         ({"links_shape": "tree"}, "links_shape must be one of array, envelope, alternating"),
-        ({"sizes": (1, -2)}, "sizes must be whole numbers from 0"),
+        ({"sizes": (1, -2)}, "sizes must be integers from 0"),
         ({"rates": {"500": 2}}, "the rate of fault 500 must be from 0 to 1"),
         (
             {"rates": {"500": 0.6}, "mixed": 0.6},
             "the rates of all faults and mixed together must not exceed 1",
         ),
         ({"rates": []}, "rates and broken must be mappings"),
-        ({"broken": {"conv_1": 500}}, "a fault's name must be a text"),
-        ({"broken": {"conv_1": "429:html"}}, "fault 429 has no form 'html'"),
+        ({"broken": {"conv_1": 500}}, "a fault's name must be a string"),
+        ({"broken": {"conv_1": "429:html"}}, "fault 429 does not have the form 'html'"),
         ({"file": Path("nowhere.jsonl")}, "file nowhere.jsonl does not exist"),
     ],
 )
-def test_a_bad_value_is_explained_in_one_sentence(wrong: dict[str, Any], sentence: str) -> None:
+def test_a_wrong_value_is_explained_in_one_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as caught:
         SandboxOptions(**wrong)
 

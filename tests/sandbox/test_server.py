@@ -1,4 +1,4 @@
-"""Starting, stopping, and standing alone."""
+"""Start and stop, in a thread and as a process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ serve(SandboxOptions(conversations=2), port=0, on_start=lambda url: print(url, f
 """
 
 
-def test_a_stopped_sandbox_still_knows_what_happened(connect: Connect) -> None:
+def test_a_stopped_sandbox_still_has_its_state(connect: Connect) -> None:
     with Sandbox(SandboxOptions(conversations=2)) as box:
         get_page(connect(box), first_of(box))
 
@@ -33,7 +33,7 @@ def test_a_stopped_sandbox_still_knows_what_happened(connect: Connect) -> None:
     assert len(box.truth(first_of(box))) == box.conversations[first_of(box)]
 
 
-def test_stopping_ends_requests_that_would_never_end(stack: ExitStack) -> None:
+def test_stopping_ends_endless_requests(stack: ExitStack) -> None:
     box = Sandbox(SandboxOptions(conversations=1, rates={"stall": 1.0}))
     with ThreadPoolExecutor(1) as pool:
         arrived = threading.Event()
@@ -51,14 +51,14 @@ def test_stopping_ends_requests_that_would_never_end(stack: ExitStack) -> None:
             waiting.result(10)
 
 
-def test_a_port_that_is_taken_is_said(box: Sandbox) -> None:
+def test_a_port_in_use_is_reported(box: Sandbox) -> None:
     taken = int(box.control_url.rsplit(":", 1)[1])
 
     with pytest.raises(OSError, match="address"), Sandbox(SandboxOptions(conversations=1), port=taken):
         pytest.fail("two servers listen on one port")
 
 
-def test_after_an_outage_it_listens_where_it_listened_before(connect: Connect) -> None:
+def test_after_an_outage_it_listens_on_the_same_port(connect: Connect) -> None:
     box = Sandbox(SandboxOptions(conversations=2))
     with box:
         client = connect(box)
@@ -77,7 +77,7 @@ def test_it_listens_on_this_machine_only(box: Sandbox) -> None:
     assert box.url.endswith("/3rd")
 
 
-def test_requests_in_flight_are_counted_at_their_most(start: StartBox, connect: Connect) -> None:
+def test_the_most_requests_in_flight_are_counted(start: StartBox, connect: Connect) -> None:
     box = start(latency_seconds=0.2)
     client = connect(box)
 
@@ -89,7 +89,7 @@ def test_requests_in_flight_are_counted_at_their_most(start: StartBox, connect: 
     assert box.stats().in_flight == 0
 
 
-def test_serving_ends_with_a_signal_and_tells_when_it_begins() -> None:
+def test_serving_reports_its_start_and_ends_with_a_signal() -> None:
     urls: list[str] = []
 
     def interrupt(url: str) -> None:
@@ -104,7 +104,7 @@ def test_serving_ends_with_a_signal_and_tells_when_it_begins() -> None:
         httpx.get(url)
 
 
-def test_the_server_of_the_command_line_stops_without_a_complaint() -> None:
+def test_the_server_of_the_command_line_stops_without_output() -> None:
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", ALONE],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What the contract adds: codings, redirects, forms of 401 and 403, publishers, notes, spellings of ids."""
+"""Content codings, redirects, forms of 401 and 403, publishers, notes, and spellings of ids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_answers_are_compressed_for_clients_that_accept_it(
 
 
 @pytest.mark.parametrize("status", ["301", "302", "307", "308"])
-def test_a_redirect_leads_to_a_sign_in_page_and_repeats_the_address(
+def test_a_redirect_goes_to_a_sign_in_page_with_the_address(
     box: Sandbox, client: httpx.Client, status: str
 ) -> None:
     box.fail_next(status)
@@ -52,7 +52,7 @@ def test_a_redirect_leads_to_a_sign_in_page_and_repeats_the_address(
         ("403:other", "Forbidden - organization mismatch"),
     ],
 )
-def test_401_and_403_come_in_the_forms_that_are_known(
+def test_401_and_403_have_the_known_forms(
     box: Sandbox, client: httpx.Client, fault: str, message: str
 ) -> None:
     box.fail_next(fault)
@@ -62,7 +62,7 @@ def test_401_and_403_come_in_the_forms_that_are_known(
     assert (answer.status_code, answer.json()["message"]) == (int(fault[:3]), message)
 
 
-def test_an_expired_token_gets_the_answer_of_a_wrong_one(box: Sandbox, client: httpx.Client) -> None:
+def test_an_expired_token_is_answered_like_a_wrong_one(box: Sandbox, client: httpx.Client) -> None:
     wrong = client.get(f"/conversations/{first_of(box)}/messages", headers={"x-access-token": "api_wrong"})
     box.set_options(token_expired=True)
     expired = get_page(client, first_of(box))
@@ -70,7 +70,7 @@ def test_an_expired_token_gets_the_answer_of_a_wrong_one(box: Sandbox, client: h
     assert (expired.status_code, expired.content) == (wrong.status_code, wrong.content)
 
 
-def test_a_request_without_a_token_is_named_as_that(box: Sandbox) -> None:
+def test_a_missing_token_has_its_own_message(box: Sandbox) -> None:
     answer = httpx.get(f"{box.url}/conversations/{first_of(box)}/messages")
 
     assert answer.json() == {"message": "Unauthorized - missing x-access-token"}

@@ -1,4 +1,4 @@
-"""What assets are called."""
+"""The keys of assets."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from imbrace_tasks.assets import asset_root, organization_key
         ("s3://bucket/a%20b?c", "s3://bucket/a_20b_c"),
     ],
 )
-def test_the_key_of_a_table_is_an_address_that_the_server_takes(lake: str, root: str) -> None:
+def test_the_key_of_a_table_is_valid_for_the_server(lake: str, root: str) -> None:
     assert asset_root(lake) == root
     assert Asset(key=f"{root}/messages").key == f"{root}/messages"
 
 
-def test_however_long_an_address_is_its_tables_have_keys() -> None:
+def test_tables_of_a_long_address_have_keys() -> None:
     Asset(key=f"{asset_root('s3://bucket/' + 'x' * 2_000)}/conversations")
     Asset(key=organization_key("org with blanks" * 100))

@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     organization: str | None = Field(None, description="The organization's id, `org_…`.")
     gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
     lake: str | None = Field(
-        None, description="The lake: a folder, `s3://bucket/prefix` or any other fsspec URL."
+        None,
+        description="The lake: a folder, `s3://bucket/prefix` or the URL of an fsspec driver that is installed.",
     )
     region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
     list_schemes: str = Field(

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     gateway: str = Field(PRODUCTION, description="The gateway's address, with its `/3rd`.")
     lake: str | None = Field(
         None,
-        description="The lake: a folder, `s3://bucket/prefix` or the URL of an fsspec driver that is installed.",
+        description="The lake: a folder, `s3://bucket/prefix`, or the URL of an installed fsspec driver.",
     )
     region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
     list_schemes: str = Field(

@@ -18,6 +18,8 @@ from imbrace_lake.policy import Window
 
 def _run_name() -> str:
     params: BackfillParams = flow_run.parameters["params"]
+    if params.parent_run is not None:
+        return str(flow_run.name)  # given by the parent
     return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
 
 
@@ -50,6 +52,7 @@ async def backfill_conversations(
             numbers=params.typed(),
             conversations=params.conversations,
             rerun=params.rerun,
+            parent_run=params.parent_run,
             is_everything=params.source == "everything",
             column=params.column,
             sheet=params.sheet,

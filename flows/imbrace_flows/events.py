@@ -41,7 +41,7 @@ class Event(NamedTuple):
 _LAKE = "the lake's address, without credentials"
 EVENTS: Mapping[str, Event] = {
     EXPORT_COMPLETED: Event(
-        "an export or a backfill has ended, whatever its status",
+        "an export or a backfill has ended, whatever its status; a run with shards emits one event for all",
         "imbrace.lake",
         {
             "run_id": "the run's id",

@@ -234,6 +234,16 @@ class BackfillParams(ChosenParams):
         json_schema_extra=_at_position(9),
     )
 
+    parent_run: str | None = Field(
+        None,
+        title="Shard of run",
+        description=(
+            "Leave empty. A large run starts its shards with its own id here, and the list of their"
+            " conversations in the lake."
+        ),
+        json_schema_extra=_at_position(25),
+    )
+
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:
         if self.phones is not None and self.numbers is not None:
@@ -247,6 +257,8 @@ class BackfillParams(ChosenParams):
             if is_given != (self.source == source):
                 verb = "is missing" if self.source == source else "belongs to another choice"
                 raise ValueError(f"which conversations: {self.source}, but the field {source} {verb}")
+        if self.parent_run is not None and self.conversations is None:
+            raise ValueError("a shard of another run needs its list of conversations")
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ValueError("the window ends before it begins")
         return self
@@ -254,17 +266,6 @@ class BackfillParams(ChosenParams):
     def window(self) -> tuple[datetime | None, datetime | None]:
         """The window of time; open on a side that is None."""
         return self.since, self.until
-
-
-class ShardParams(RunParams):
-    """A shard: the part of another run that a manifest in the lake describes."""
-
-    manifest: str = Field(
-        title="Manifest", description="Its key in the lake.", json_schema_extra=_at_position(1)
-    )
-    shard: int = Field(
-        ge=1, title="Shard", description="Its number in that run.", json_schema_extra=_at_position(2)
-    )
 
 
 class VerifyParams(RunParams):

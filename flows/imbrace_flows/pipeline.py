@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
@@ -44,7 +44,7 @@ from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import Missed, read_missed
 from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, closed_summary, open_run, utc_now
-from imbrace_lake.export.shards import Manifest, drop_manifests, plan_shards
+from imbrace_lake.export.shards import plan_shards, read_list
 from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
@@ -84,13 +84,17 @@ class NotClosed(ImbraceLakeError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which conversations a run reads, by the first four fields, or everything the lake knows."""
+    """Which conversations a run reads, by the first four fields, or everything the lake knows.
+
+    In a shard, `parent_run` is the run that it is a part of, and `conversations` a list in the lake.
+    """
 
     phones: str | None = None
     numbers: list[str] | None = None
     conversations: str | None = None
     rerun: str | None = None
     is_everything: bool = False
+    parent_run: str | None = None
     column: str | None = None
     sheet: str | None = None
     window: Window = field(default_factory=Window)
@@ -173,13 +177,17 @@ async def read_conversations(
         Declined: With `ask_first`, the answer was no.
     """
     settings = connection.settings
-    token_warning = warn_of_expiry(settings)
+    token_warning = warn_of_expiry(settings) if selection.parent_run is None else None
     await check_can_shard(settings)
     given = await _read_selection(selection, connection)
     await publish_input(given.report)
     if ask_first:
         await _ask_for_approval(selection, connection, given)
     async with (
+        # A run that is killed while it is cancelled cannot cancel its shards.
+        nullcontext()
+        if selection.parent_run is None
+        else cancelled_with(selection.parent_run, StateType.FAILED),
         open_gateway(settings) as gateway,
         open_run(
             settings,
@@ -187,6 +195,7 @@ async def read_conversations(
             str(flow_run.id),
             window=selection.window,
             drift=params.drift,
+            parent_run_id=selection.parent_run,
             progress=observer.progress,
             store_options=connection.store,
         ) as run,
@@ -198,15 +207,14 @@ async def read_conversations(
             job.begin_rerun(given.missed)
         if given.numbers is not None:
             job.count_entries(given.numbers)
-        failure, is_cancelled = await attempted(job.read(), run.progress)
-        closing = job.close(failure, is_cancelled=is_cancelled)
-        summary = await closed(run, closing, failure, is_cancelled=is_cancelled)
+        failure, is_cancelled = await _attempt(job.read(), run.progress)
+        summary = await job.close(failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
         await publish(summary, run)
         return RunResult(summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)])
 
 
-async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
+async def _attempt(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
     """Do the work of a run, with its progress shown, so that its accounts can be closed however it ends.
 
     Returns:
@@ -225,50 +233,23 @@ async def attempted(work: Awaitable[None], progress: Progress) -> tuple[str | No
     return None, False
 
 
-async def closed(
-    run: RunContext, closing: Awaitable[RunSummary], failure: str | None, *, is_cancelled: bool
-) -> RunSummary:
-    """Close the accounts of a run, or report why they could not be closed.
-
-    Its journal is then complete, so that another run closes them.
-
-    Args:
-        run: Which.
-        closing: Closes them.
-        failure: Why the run failed before, if it did.
-        is_cancelled: Whether it was cancelled.
-
-    Raises:
-        NotClosed: They could not be closed.
-    """
-    try:
-        return await closing
-    except ImbraceLakeError as exc:
-        error = exc
-    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-        logger.debug("unexpected %s", frames_of(exc))
-        error = unexpected(exc)
-    before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
-    problem = (
-        f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next run or"
-        f" a rerun of {run.run_id} writes them"
-    )
-    logger.error("%s", problem)
-    raise NotClosed(problem, is_cancelled=is_cancelled)
-
-
 async def publish(summary: RunSummary, run: RunContext) -> None:
-    """Show in the orchestrator how a run ended, and how the killed runs did that it has closed.
+    """Show in the orchestrator the end of a run, and of the killed runs that it has closed.
 
-    The lake has all of it, so a server that is away now does not make the run a failure.
+    A shard is part of what its parent shows. The lake has everything, so a server that is away now does not
+    make the run a failure.
     """
-    with best_effort("the report of this run"):
-        await publish_report(summary, run.progress.days)
+    is_shard = summary.parent_run_id is not None
+    if not is_shard:
+        with best_effort("the report of this run"):
+            await publish_report(summary, run.progress.days)
     for one in (*(closed_summary(closed, run.lake.url) for closed in run.recovered), summary):
-        with best_effort(f"the event of run {one.run_id}"):
-            emit_run_events(one)
-    with best_effort("the lineage of this run"):
-        await record_tables(summary)
+        if one.parent_run_id is None:
+            with best_effort(f"the event of run {one.run_id}"):
+                emit_run_events(one)
+    if not is_shard:
+        with best_effort("the lineage of this run"):
+            await record_tables(summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +269,6 @@ class _Job:
     Attributes:
         recorded: What the ledger keeps of the run's parameters.
         results: What became of each slice of the numbers, by its name.
-        manifests: The shards of the run, if it has any.
     """
 
     run: RunContext
@@ -299,7 +279,6 @@ class _Job:
     blocks: Mapping[str, object]
     recorded: dict[str, Any]
     results: dict[str, ResolveResult] = field(default_factory=dict)
-    manifests: list[Manifest] = field(default_factory=list)
 
     def count_entries(self, numbers: PhoneList) -> None:
         """Keep in the ledger how many entries the list has, each of which is to have an outcome."""
@@ -322,43 +301,52 @@ class _Job:
             raise run.fatal
         ids = await self._load_prior_state(self._ids())
         if await has_shards(run, self.settings, len(ids)):
-            self.recorded["shards"] = {}
-            self.manifests = await plan_shards(
+            await export_by_shards(
                 run,
-                ids,
-                self.settings.shard_size,
+                await plan_shards(run, ids, self.settings.shard_size),
+                self.blocks,
                 chunk_size=self.settings.chunk_size,
-                tolerated_share=self.params.tolerated_failures,
+                tolerated_failures=self.params.tolerated_failures,
             )
-            await export_by_shards(run, self.manifests, self.blocks, self.recorded["shards"])
         else:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
         if run.fatal is not None:
             raise run.fatal
 
     async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
-        """Close the accounts of the run; see `close_run`."""
+        """Close the accounts of the run; see `close_run`.
+
+        Raises:
+            NotClosed: They could not be written; the journal is complete, so that another run closes them.
+        """
         run = self.run
-        # What the lake knows is part of what is found only once it has been read.
-        if run.accounts.found is None:
-            await run.recall()
-            if run.earlier_found or not self.selection.is_everything:
-                await run.found(self._ids())
-        summary = await close_run(
-            run,
-            self.recorded,
-            run.accounts.phones,
-            tolerated_share=self.params.tolerated_failures,
-            tolerated_unreadable=self.settings.tolerated_unreadable,
-            failure=failure,
-            is_cancelled=is_cancelled,
-            has_shards=bool(self.manifests),
-        )
         try:
-            await drop_manifests(run.lake, self.manifests)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the accounts are in the ledgers
-            logger.warning("manifests of shards are left to a later run: %s", type(exc).__name__)
-        return summary
+            # The conversations that the lake knows are found only once the lake has been read.
+            if run.accounts.found is None:
+                await run.recall()
+                if run.earlier_found or not self.selection.is_everything:
+                    await run.found(self._ids())
+            return await close_run(
+                run,
+                self.recorded,
+                run.accounts.phones,
+                tolerated_share=self.params.tolerated_failures,
+                tolerated_unreadable=self.settings.tolerated_unreadable,
+                failure=failure,
+                is_cancelled=is_cancelled,
+            )
+        except ImbraceLakeError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+            logger.debug("unexpected %s", frames_of(exc))
+            error = unexpected(exc)
+        before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
+        problem = (
+            f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next"
+            f" run or a rerun of {run.run_id} writes them"
+        )
+        logger.error("%s", problem)
+        raise NotClosed(problem, is_cancelled=is_cancelled)
 
     def _ids(self) -> list[str]:
         """The conversations that were given or found so far, each once, in the order of the numbers."""
@@ -437,6 +425,11 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
                     emit_run_events(closed_summary(missed.closed, lake.url))
         numbers = read_phone_list(missed.phones, source_name="the earlier run") if missed.phones else None
         return _Given(numbers, missed.conversation_ids, missed)
+    if selection.parent_run is not None and selection.conversations is not None:
+        # The lake of the parent exists, so that a worker with another address must not make one.
+        async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
+            organization = settings.require("organization")
+            return _Given(ids=await read_list(lake, selection.conversations, organization))
     if selection.conversations is not None:
         found = await asyncio.to_thread(partial(read_ids, **table), selection.conversations)
         return _Given(ids=found.ids, report=found.report)

@@ -6,60 +6,44 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
-import pyarrow as pa
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import DeploymentStatus, FlowRun, State, StateType
+from prefect.client.schemas.objects import DeploymentStatus, FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import arun_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.params import BackfillParams
 from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError, frames_of, unexpected
 from imbrace_lake.export.recovery import read_header
-from imbrace_lake.export.run import RunContext, totals_of
-from imbrace_lake.export.shards import Manifest, aggregate_into, collect_results, shard_count
+from imbrace_lake.export.run import RunContext
+from imbrace_lake.export.shards import Shard, collect_results, shard_count
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.settings import Settings
 
-DEPLOYMENT = "export-shard/export-shard"
+DEPLOYMENT = "backfill-conversations/export-shard"
 POLL_SECONDS = 5.0
-# Where `setup` has made the automations, one starts a crashed run again after half a minute; elsewhere the
-# run that waits for it does. A run that never crashes, although nothing is heard of it, has lost its worker
-# where no automation looks for that.
+# An automation of `imbrace-lake setup` restarts a crashed run after half a minute; without it, the run that
+# waits for the shard does. A run that is silent but has not crashed has lost its worker unnoticed.
 CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0
-UNTAKEN_SECONDS = 300.0
+WAITING_SECONDS = 300.0
 MOST_TRIES = 2
 
-# Of this name, lines reach the server and the terminal as those of the core do.
+# By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.shards")
 
 
-@dataclass(slots=True)
-class _Shard:
-    """A shard as its run sees it."""
-
-    manifest: Manifest
-    run_id: str = ""
-    totals: RunTotals = field(default_factory=RunTotals)
-    dead_letters: pa.Table = None
-    is_over: bool = False
-    sign: object = None
-    heard_at: float = 0.0
-
-
 async def check_can_shard(settings: Settings) -> None:
-    """If a size of shards was asked for, make sure that something can run them, before anything is read.
+    """If a shard size was chosen, make sure before reading anything that shards can run.
 
     Raises:
-        UsageError: There is no deployment, or no worker for it.
+        UsageError: There is no deployment, or it has no worker.
     """
     if settings.shard_size is None:
         return
@@ -70,7 +54,7 @@ async def check_can_shard(settings: Settings) -> None:
             f"the Prefect server has no deployment {DEPLOYMENT} to run shards: prepare it by `imbrace-lake"
             f" setup` and `prefect deploy --all`, {instead}"
         )
-    # The worker of a run that is itself of a deployment may be the only one, and may have gone meanwhile.
+    # The only worker may be the one of this run, which has perhaps stopped meanwhile.
     if not is_deployment_run() and found.status == DeploymentStatus.NOT_READY:
         raise UsageError(
             f"no worker asks for runs of {DEPLOYMENT}: start one by `prefect worker start --pool"
@@ -79,15 +63,15 @@ async def check_can_shard(settings: Settings) -> None:
 
 
 async def has_shards(run: RunContext, settings: Settings, conversations: int) -> bool:
-    """Whether a run is to be spread over several; asks nobody unless it is large.
+    """Whether a run is to be split into shards; sends no request unless it is large.
 
     Raises:
-        UsageError: It was asked for, and the store supports one run at a time.
+        UsageError: A shard size was chosen, and the store supports one run at a time.
     """
-    if shard_count(conversations, settings.shard_size) == 1:
+    if run.parent_run_id is not None or shard_count(conversations, settings.shard_size) == 1:
         return False
     if settings.shard_size is None:
-        # What nobody asked for is done only where it is sure to work.
+        # Without a chosen size, a run is split only where its shards are sure to run.
         can_start = is_deployment_run() and bool(run.lake.store.is_conditional)
         return can_start and await _find_deployment() is not None
     if not run.lake.store.is_conditional:
@@ -107,188 +91,181 @@ async def _find_deployment() -> DeploymentResponse | None:
 
 
 async def export_by_shards(
-    run: RunContext, manifests: Sequence[Manifest], blocks: Mapping[str, object], numbers: dict[str, int]
+    run: RunContext,
+    shards: Sequence[Shard],
+    blocks: Mapping[str, object],
+    *,
+    chunk_size: int | None = None,
+    tolerated_failures: float = 0.0,
 ) -> None:
-    """Have each shard exported by a run of its own, and take over what became of it.
+    """Export each shard by a run of its deployment, and count the results as those of the run.
 
-    A run that is cancelled, or fails, cancels those of its shards that have not ended. What they have
-    not recorded by then counts as not reached.
+    A run that is cancelled or fails cancels its unfinished shards. Conversations that these have not recorded
+    by then count as not reached.
 
     Args:
-        run: Counts what the shards have done as its own.
-        manifests: One per shard, in the lake.
-        blocks: References to the blocks of this run, for the shards.
-        numbers: Filled with the number of each shard, by the id of its run.
+        run: The run.
+        shards: Its shards, whose lists are in the lake.
+        blocks: References to the blocks of the run, for its shards.
+        chunk_size, tolerated_failures: Parameters of the shards.
     """
-    run.progress.conversations = sum(len(manifest.conversation_ids) for manifest in manifests)
-    own = totals_of(run.progress, run.gateway)
-    shards = [_Shard(manifest) for manifest in manifests]
+    run.progress.conversations = sum(len(shard.conversation_ids) for shard in shards)
+    _show(run, shards)
     async with get_client() as client:
         try:
-            found = await _find_shard_runs(client, manifests)
+            found = await _find_runs(client, shards)
             for shard in shards:
-                await _start(client, shard, found.get(shard.manifest.key), len(shards), blocks)
-                numbers[shard.run_id] = shard.manifest.shard
-            await _follow(client, run, shards, own)
+                parameters = BackfillParams(
+                    source="conversations",
+                    conversations=shard.key,
+                    parent_run=run.run_id,
+                    since=run.window.since,
+                    until=run.window.until,
+                    # Otherwise the settings of the worker apply, as in every run of a deployment.
+                    walk_whole=not run.policy.rewalk_after,
+                    drift=run.drift,
+                    chunk_size=chunk_size,
+                    tolerated_failures=tolerated_failures,
+                    accept_repeats=run.accept_repeats,
+                )
+                # The key finds the run that an earlier attempt has started.
+                started = found.get(shard.key) or await arun_deployment(
+                    DEPLOYMENT,
+                    client=client,
+                    parameters={
+                        "params": parameters.model_dump(mode="json", exclude_defaults=True),
+                        **blocks,
+                    },
+                    timeout=0,
+                    flow_run_name=f"{flow_run.name}-shard-{shard.number}-of-{len(shards)}",
+                    tags=[f"imbrace-run-{run.run_id}"],
+                    idempotency_key=shard.key,
+                )
+                if _type_of(started) == StateType.CANCELLED:
+                    # With that attempt. Crashed shards are restarted while the run waits for them.
+                    await _restart(client, started)
+                shard.run_id, shard.heard_at = str(started.id), time.monotonic()
+            await _follow(client, run, shards)
         finally:
-            try:
-                # By their keys: one may have been started whose answer has not come.
-                await _cancel(client, manifests)
-            except (httpx.HTTPError, PrefectException) as exc:
-                # Each shard also looks for itself whether its run has ended.
-                logger.warning("shards that are under way are not cancelled: %s", type(exc).__name__)
-            finally:
-                await _collect_rest(run, shards)
-                aggregate_into(run, own, [shard.totals for shard in shards])
+            await _cancel(client, shards)
+            for shard in shards:
+                if not shard.is_over:
+                    await _collect(run, shard, "its run was ended with this one", is_last_try=True)
+            _show(run, shards)
 
 
-async def _collect_rest(run: RunContext, shards: Sequence[_Shard]) -> None:
-    """Take over what the shards have recorded by now, and write down the dead letters of all."""
-    for shard in shards:
-        if not shard.is_over:
-            try:
-                await _collect_shard(run, shard, "its run was ended with this one")
-            except StoreUnavailable as exc:
-                _lose(run, shard, exc)
-    # Not before: another try of this run may find that a shard has ended better than it stood.
-    dead = [shard.dead_letters for shard in shards if shard.dead_letters is not None]
-    if dead:
-        await run.journal.note("conversations", "shards", pa.concat_tables(dead))
+def _show(run: RunContext, shards: Sequence[Shard]) -> None:
+    run.progress.show_shards(sum((shard.totals for shard in shards), RunTotals()))
 
 
-async def _find_shard_runs(client: PrefectClient, manifests: Sequence[Manifest]) -> dict[str, FlowRun]:
-    """The runs of shards by the keys of their manifests; those that were never started are not there."""
-    keys = FlowRunFilterIdempotencyKey(any_=[manifest.key for manifest in manifests])
+async def _find_runs(client: PrefectClient, shards: Sequence[Shard]) -> dict[str, FlowRun]:
+    """Return the runs of shards by the keys of their lists; shards that were never started have none."""
+    keys = FlowRunFilterIdempotencyKey(any_=[shard.key for shard in shards])
     found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=keys))
     return {str(each.idempotency_key): each for each in found}
 
 
-async def _start(
-    client: PrefectClient,
-    shard: _Shard,
-    found: FlowRun | None,
-    count: int,
-    blocks: Mapping[str, object],
-) -> None:
-    """Start a shard, or find it where an earlier try of this run had started it."""
-    manifest = shard.manifest
-    if found is None:
-        found = await arun_deployment(
-            DEPLOYMENT,
-            client=client,
-            parameters={"params": {"manifest": manifest.key, "shard": manifest.shard}, **blocks},
-            timeout=0,
-            flow_run_name=f"{flow_run.name}-shard-{manifest.shard}-of-{count}",
-            tags=[f"imbrace-run-{manifest.run_id}"],
-            idempotency_key=manifest.key,
-        )
-    elif _type_of(found) == StateType.CANCELLED:
-        # With that try. What crashed is seen to as long as the run lasts.
-        await _restart(client, found)
-    shard.run_id, shard.heard_at = str(found.id), time.monotonic()
-
-
 async def _restart(client: PrefectClient, found: FlowRun) -> None:
-    state: State[Any] = Scheduled(name="Restarting", message="Its run starts it again where it stood.")
-    await client.set_flow_run_state(found.id, state)
+    message = "Its parent starts it again, and it continues its work."
+    await client.set_flow_run_state(found.id, Scheduled(name="Restarting", message=message))
 
 
-async def _follow(client: PrefectClient, run: RunContext, shards: Sequence[_Shard], own: RunTotals) -> None:
-    """Wait until each shard has ended, or will never end."""
-    began_at, is_untaken = time.monotonic(), True
-    while waiting := [shard for shard in shards if not shard.is_over]:
+async def _follow(client: PrefectClient, run: RunContext, shards: Sequence[Shard]) -> None:
+    """Wait until every shard has ended or is lost."""
+    began_at, is_waiting = time.monotonic(), True
+    while unfinished := [shard for shard in shards if not shard.is_over]:
         await asyncio.sleep(POLL_SECONDS)
         try:
-            found = await _find_shard_runs(client, [shard.manifest for shard in waiting])
+            found = await _find_runs(client, unfinished)
         except httpx.HTTPError as exc:
             logger.warning("the Prefect server is away (%s): asking again", type(exc).__name__)
             continue
-        for shard in waiting:
+        for shard in unfinished:
             try:
-                await _check_shard(client, run, shard, found.get(shard.manifest.key))
-            except (StoreUnavailable, httpx.HTTPError) as exc:
-                if time.monotonic() - shard.heard_at > SILENT_SECONDS:
-                    _lose(run, shard, exc)
-                else:
-                    logger.warning("shard=%d: %s, looking again", shard.manifest.shard, type(exc).__name__)
-        aggregate_into(run, own, [shard.totals for shard in shards])
-        is_untaken = is_untaken and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
-        if is_untaken and time.monotonic() - began_at > UNTAKEN_SECONDS:
-            logger.warning("no worker has taken a shard: there must be room for more runs than this one")
-            is_untaken = False
+                await _check(client, run, shard, found.get(shard.key))
+            except httpx.HTTPError as exc:
+                logger.warning("shard=%d is not restarted yet: %s", shard.number, type(exc).__name__)
+        _show(run, shards)
+        is_waiting = is_waiting and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
+        if is_waiting and time.monotonic() - began_at > WAITING_SECONDS:
+            logger.warning(
+                "no worker has picked up a shard: raise the limit of the work pool or of its workers, or"
+                " start another worker"
+            )
+            is_waiting = False
 
 
-async def _check_shard(client: PrefectClient, run: RunContext, shard: _Shard, found: FlowRun | None) -> None:
-    """See how a shard is getting on; start one again that crashed, collect one that is over."""
+async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: FlowRun | None) -> None:
+    """Read the progress of a shard; restart it if it crashed, and collect its results if it is over."""
     state = found.state if found is not None else None
-    is_over = state is None or (state.is_final() and not state.is_crashed())
-    if state is not None and not is_over:
-        try:
-            header = await read_header(run.lake, shard.run_id)
-        except StoreUnavailable:
-            header = None  # a store that does not answer now says nothing about the shard
-        if header is not None:
-            shard.totals = RunTotals(**header.totals)
-        sign = (state.id, None if header is None else header.alive_at)
-        if sign != shard.sign:
-            shard.sign, shard.heard_at = sign, time.monotonic()
-        patience = CRASHED_SECONDS if state.is_crashed() else SILENT_SECONDS
-        # One that waits for a worker may wait for long.
-        is_lost = not state.is_scheduled() and time.monotonic() - shard.heard_at > patience
-        if is_lost and state.is_crashed() and found is not None and found.run_count < MOST_TRIES:
-            await _restart(client, found)
-            return
-        is_over = is_lost
-    if is_over:
-        problem = "its run was deleted" if state is None else f"its run ended as {state.name}"
-        if state is not None and not state.is_final():
-            problem = f"its run is {state.name}, and nothing was heard of it for {SILENT_SECONDS:g} s"
-        await _collect_shard(run, shard, problem)
+    if found is None or state is None:
+        await _collect(run, shard, "its run was deleted")
+        return
+    if state.is_final() and not state.is_crashed():
+        await _collect(run, shard, f"its run ended as {state.name}")
+        return
+    try:
+        header = await read_header(run.lake, shard.run_id)
+    except StoreUnavailable:
+        header = None  # says nothing about the shard
+    if header is not None:
+        shard.totals = RunTotals(**header.totals)
+    sign = (state.id, header and header.alive_at)
+    if sign != shard.sign:
+        shard.sign, shard.heard_at = sign, time.monotonic()
+    silence = time.monotonic() - shard.heard_at
+    # A run may wait long for a worker.
+    if state.is_scheduled() or silence <= (CRASHED_SECONDS if state.is_crashed() else SILENT_SECONDS):
+        return
+    if not state.is_crashed():
+        silent = f"its run is {state.name}, and has given no sign of life for {SILENT_SECONDS:g} s"
+        await _collect(run, shard, silent)
+    elif found.run_count < MOST_TRIES:
+        await _restart(client, found)
+    else:
+        await _collect(run, shard, f"its run ended as {state.name}")
 
 
-async def _collect_shard(run: RunContext, shard: _Shard, state: str) -> None:
-    """Take over what became of a shard, which is over.
+async def _collect(run: RunContext, shard: Shard, state: str, *, is_last_try: bool = False) -> None:
+    """Count the results of a shard that is over, or later if the store does not answer now.
 
-    Raises:
-        StoreUnavailable: The ledgers cannot be read for now.
+    Any other error costs this shard only: its conversations then count as not reached.
     """
     try:
-        shard.totals, shard.dead_letters = await collect_results(run, shard.manifest, shard.run_id, state)
-    except StoreUnavailable:
-        raise
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it costs this shard only
-        _lose(run, shard, exc)
-        return
-    shard.is_over = True
-    logger.info("shard=%d %s", shard.manifest.shard, state)
-
-
-def _lose(run: RunContext, shard: _Shard, exc: Exception) -> None:
-    """Go on without what became of a shard: its conversations have no outcome, so they are not reached."""
-    if not isinstance(exc, ImbraceLakeError):
+        await collect_results(run, shard, state)
+    except StoreUnavailable as exc:
+        if not is_last_try and time.monotonic() - shard.heard_at <= SILENT_SECONDS:
+            logger.warning("shard=%d: %s, trying again", shard.number, type(exc).__name__)
+            return
+        error: ImbraceLakeError = exc
+    except ImbraceLakeError as exc:
+        error = exc
+    except Exception as exc:  # noqa: BLE001 - see above
         logger.debug("unexpected %s", frames_of(exc))
-        exc = unexpected(exc)
-    problem = f"shard {shard.manifest.shard} (run {shard.run_id or 'not started'}) cannot be collected: {exc}"
+        error = unexpected(exc)
+    else:
+        logger.info("shard=%d %s", shard.number, state)
+        return
+    problem = f"shard {shard.number} (run {shard.run_id or 'not started'}) cannot be collected: {error}"
     logger.warning("%s", problem)
-    run.problem = run.problem or problem
+    run.accounts.reasons.update(dict.fromkeys(shard.conversation_ids, f"not reached: {problem}"))
     run.lost_shards += 1
     shard.totals, shard.is_over = RunTotals(), True
 
 
-async def _cancel(client: PrefectClient, manifests: Sequence[Manifest]) -> None:
-    """Cancel every shard that has not ended."""
+async def _cancel(client: PrefectClient, shards: Sequence[Shard]) -> None:
+    """Cancel every shard that has not ended, also one whose start the server has not confirmed."""
 
     async def cancel(found: FlowRun) -> None:
-        # What waits for a worker has no process that could answer.
-        state: State[Any] = (
-            Cancelled(message="The run of this shard has ended.")
-            if _type_of(found) == StateType.SCHEDULED
-            else Cancelling(message="The run of this shard has ended.")
-        )
-        await client.set_flow_run_state(found.id, state)
+        # A run that waits for a worker has no process that could end it.
+        ended = Cancelled if _type_of(found) == StateType.SCHEDULED else Cancelling
+        await client.set_flow_run_state(found.id, ended(message="The run of this shard has ended."))
 
-    found = (await _find_shard_runs(client, manifests)).values()
-    await asyncio.gather(*(cancel(each) for each in found if each.state and not each.state.is_final()))
+    try:
+        found = (await _find_runs(client, shards)).values()
+        await asyncio.gather(*(cancel(each) for each in found if each.state and not each.state.is_final()))
+    except Exception as exc:  # noqa: BLE001 - each shard also checks whether its parent has ended
+        logger.warning("unfinished shards are not cancelled: %s", type(exc).__name__)
 
 
 def _type_of(found: FlowRun) -> StateType | None:

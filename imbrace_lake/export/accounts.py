@@ -8,7 +8,7 @@ run does this.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -25,7 +25,8 @@ class Accounts:
 
     Attributes:
         found: The conversations that the run found, each once; None until it knows them all.
-        recorded: Those whose outcome is in the journal.
+        recorded: Those whose outcome is in the journal, or in the ledger rows of a shard.
+        reasons: Why some conversations were not reached, where that differs from the reason of the others.
         phones: Entries of the input list by status.
         unreadable: The positions of the first entries that are not phone numbers.
         number_errors: Why numbers could not be resolved: how many for each reason.
@@ -35,6 +36,7 @@ class Accounts:
 
     found: list[str] | None = None
     recorded: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
     phones: Counter[str] = field(default_factory=Counter)
     unreadable: list[int] = field(default_factory=list)
     number_errors: Counter[str] = field(default_factory=Counter)
@@ -51,12 +53,12 @@ class Accounts:
 
 
 def unreached_entries(
-    conversation_ids: Iterable[str], run_id: str, organization_id: str, reason: str, at: datetime
+    reasons: Mapping[str, str], run_id: str, organization_id: str, at: datetime
 ) -> list[ConversationEntry]:
-    """Return the dead letters of conversations that a run found and did not reach."""
+    """Return the dead letters of conversations that a run did not reach, from the reason of each."""
     return [
         ConversationEntry(run_id, organization_id, one, "not_reached", at, reason=reason, is_dead_letter=True)
-        for one in conversation_ids
+        for one, reason in reasons.items()
     ]
 
 

@@ -10,7 +10,7 @@ from datetime import date
 from imbrace_lake.export.humanize import duration
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.limiter import RequestLimiter
-from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
 from imbrace_lake.lake.publish import PublishResult
 
 # The span over which speeds are measured, and the shortest one for an estimate.
@@ -34,6 +34,7 @@ class Progress:
         days: Messages added, by the day of their creation, UTC.
         limiter: The run's limiter; None before the gateway is opened.
         traffic: Counters of requests; None before the gateway is opened.
+        shards: What the shards of the run have done; None in a run without shards.
     """
 
     stage: str = "starting"
@@ -47,6 +48,19 @@ class Progress:
     days: Counter[date] = field(default_factory=Counter)
     limiter: RequestLimiter | None = None
     traffic: Traffic | None = None
+    shards: RunTotals | None = None
+
+    @property
+    def requests(self) -> int:
+        """Requests sent by the run and its shards."""
+        return (self.traffic.requests if self.traffic else 0) + (self.shards.requests if self.shards else 0)
+
+    def show_shards(self, totals: RunTotals) -> None:
+        """Show what the shards of the run have done so far."""
+        self.shards, self.statuses = totals, Counter(totals.conversations)
+        self.messages_new, self.messages_total = totals.messages_new, totals.messages_total
+        self.written_bytes = totals.written_bytes
+        self.days = Counter({date.fromisoformat(day): count for day, count in totals.days.items()})
 
     def start_resolving(self, numbers: int) -> None:
         """Start the stage in which this many distinct numbers are resolved."""
@@ -141,7 +155,7 @@ class ProgressLine:
     def describe(self, progress: Progress) -> str:
         """Return the line; call this every few seconds, because it measures speeds between calls."""
         done, total, unit = progress.position()
-        requests = self._requests.of(progress.traffic.requests if progress.traffic else 0)
+        requests = self._requests.of(progress.requests)
         seconds = self._left.seconds(progress)
         return " · ".join(
             [

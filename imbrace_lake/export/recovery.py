@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -37,9 +38,11 @@ from imbrace_lake.lake.ledger import (
     last_of_each,
     ledger_of,
     list_journals,
+    list_runs,
     read_found,
     read_objects,
     read_run,
+    read_runs,
 )
 from imbrace_lake.lake.ledger_schema import (
     PROVEN,
@@ -62,6 +65,9 @@ DEAD_AFTER = timedelta(seconds=60)
 # The outcomes of a run that died longer ago are out of date.
 RESUME_WITHIN = timedelta(hours=1)
 MOST_CLOSED_LETTERS = 100
+# The clocks of two workers differ by less.
+CLOCK_SKEW = timedelta(hours=1)
+OUTCOME_COLUMNS = ["conversation_id", "status", "is_dead_letter", "finished_at"]
 _IS_DONE = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
 
 
@@ -79,6 +85,7 @@ class RunHeader:
     # Cancelled by a person and closed; the journal stays, so that a run of the same job can continue.
     is_cancelled: bool = False
     totals: dict[str, Any] = field(default_factory=dict)
+    parent_run_id: str | None = None
 
 
 def work_fingerprint(conversation_ids: Iterable[str], *what: object) -> str:
@@ -216,12 +223,14 @@ async def heartbeat(
     clock: Callable[[], datetime],
     started_at: datetime | None = None,
     totals: Callable[[], RunTotals] = RunTotals,
+    *,
+    parent_run_id: str | None = None,
 ) -> AsyncIterator[Heartbeat]:
     """Send a run's heartbeat while the block runs.
 
     Args:
         lake: The lake.
-        run_id, organization_id: Those of the run.
+        run_id, organization_id, parent_run_id: Those of the run.
         clock: Returns the time.
         started_at: The time in the keys of the run's ledger objects; now by default. A run that closes the
             journal of this one uses the same keys.
@@ -230,7 +239,13 @@ async def heartbeat(
     now = clock()
     started = (started_at or now).isoformat()
     header = RunHeader(
-        run_id, organization_id, started, now.isoformat(), host=platform.node(), pid=os.getpid()
+        run_id,
+        organization_id,
+        started,
+        now.isoformat(),
+        host=platform.node(),
+        pid=os.getpid(),
+        parent_run_id=parent_run_id,
     )
     running = Heartbeat(lake, header, clock, totals)
 
@@ -376,10 +391,34 @@ def _parse_header(body: bytes) -> RunHeader:
         is_process = 0 <= header.pid < 2**31
     except (TypeError, RecursionError) as exc:
         raise ValueError("the header of a journal is damaged") from exc
-    texts = (header.run_id, header.organization_id, header.job, header.host)
+    texts = (header.run_id, header.organization_id, header.job, header.host, header.parent_run_id or "")
     if not (has_zones and is_process and all(isinstance(text, str) for text in texts)):
         raise ValueError("the header of a journal is damaged")
     return header
+
+
+async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: datetime) -> pa.Table:
+    """Read the outcomes that the shards of a run have recorded.
+
+    Args:
+        lake: Where the ledgers are.
+        run_id: The run.
+        started_at, ended_at: The run's; its shards began between them.
+
+    Returns:
+        The latest row of each conversation, with the columns `OUTCOME_COLUMNS`.
+    """
+    shards = set()
+    for name, objects in (await list_journals(lake)).items():
+        header = await read_header(lake, name, objects)
+        if header is not None and header.parent_run_id == run_id:
+            shards.add(name)
+    keys = await list_runs(lake, started_at - CLOCK_SKEW, ended_at + CLOCK_SKEW)
+    for rows in await read_objects(lake, keys, ["run_id", "parent_run_id"]):
+        own = rows.filter(pc.equal(rows.column("parent_run_id"), run_id))
+        shards.update(own.column("run_id").to_pylist())
+    rows = await read_runs(lake, "conversations", shards, OUTCOME_COLUMNS)
+    return last_of_each(rows, ["conversation_id"], "finished_at")
 
 
 async def _is_over(lake: Lake, header: RunHeader, now: datetime) -> bool:
@@ -429,18 +468,24 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
     reason = "the run was cancelled" if header.is_cancelled else "the run was killed"
     found = await read_found(lake, journal.run_id)
     recorded = _ids_of(await _recorded(lake, objects))
-    unreached = unreached_entries(
-        [one for one in found or () if one not in recorded],
-        header.run_id,
-        header.organization_id,
-        reason,
-        ended_at,
-    )
+    by_shards: dict[str, str] = {}
+    if header.parent_run_id is None and not recorded.issuperset(found or ()):
+        rows = await read_shards(lake, journal.run_id, _instant(header.started_at), ended_at)
+        columns = (rows.column(name).to_pylist() for name in ("conversation_id", "status", "finished_at"))
+        # Shards may work on, and two runs that close this journal are to write the same.
+        by_shards = {
+            one: status
+            for one, status, at in zip(*columns, strict=True)
+            if at <= ended_at and one not in recorded
+        }
+        recorded.update(by_shards)
+    reasons = {one: reason for one in found or () if one not in recorded}
+    unreached = unreached_entries(reasons, header.run_id, header.organization_id, ended_at)
     await note_unreached(journal, unreached)
     published = await journal.publish()
     totals = RunTotals(**header.totals)
     totals.phones = dict(published.statuses["phones"])
-    totals.conversations = dict(published.statuses["conversations"])
+    totals.conversations = dict(published.statuses["conversations"] + Counter(by_shards.values()))
     totals.found = None if found is None else len({*found, *recorded})
     count = "" if not unreached else f"; {len(unreached):,} conversations were not reached"
     row = {
@@ -450,6 +495,7 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
         "reason": f"{reason}; what it had published is in the lake{count}",
         "started_at": _instant(header.started_at),
         "finished_at": ended_at,
+        "parent_run_id": header.parent_run_id,
     }
     await journal.finish(row, totals, published)
     await journal.drop()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import DamagedObject, UsageError
-from imbrace_lake.export.recovery import ClosedRun, close_if_dead
+from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 
@@ -53,8 +53,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     try:
         runs = (await read_run(lake, "runs", run_id, is_strict=True)).to_pylist()
         await _check_complete(lake, runs)
-        columns = ["conversation_id", "is_dead_letter", "finished_at"]
-        conversations = await read_run(lake, "conversations", run_id, columns, is_strict=True)
+        conversations = await read_run(lake, "conversations", run_id, OUTCOME_COLUMNS, is_strict=True)
         columns = ["position", "phone_hash", "duplicate_of", "phone", "status", "resolved_at"]
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
@@ -62,7 +61,18 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
             f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its whole"
             " list again"
         ) from exc
+    row: dict[str, Any] = runs[-1] if runs else {}
+    totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
+    own = Counter(conversations.column("status").to_pylist())
+    # The other outcomes are in the rows of its shards. Earlier versions named these in `parameters`, and
+    # repeated their dead letters in the rows of the run.
+    if Counter(totals.get("conversations")) - own and "shards" not in parameters:
+        began, ended = min(each["started_at"] for each in runs), max(each["finished_at"] for each in runs)
+        by_shards = await read_shards(lake, run_id, began, ended)
+        conversations = last_of_each(
+            pa.concat_tables([conversations, by_shards]), ["conversation_id"], "finished_at"
+        )
     phones = last_of_each(phones, ["position", "phone_hash", "duplicate_of"], "resolved_at")
     if not runs and not conversations.num_rows and not phones.num_rows:
         raise unknown_run(lake, run_id)
@@ -71,7 +81,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     missed = Missed(
         dead.column("conversation_id").unique().to_pylist(),
         errors.drop_null().to_pylist(),
-        _lost(runs, conversations, phones, tolerated_unreadable),
+        _lost(totals, parameters, conversations, phones, tolerated_unreadable),
         closed,
     )
     if missed.lost and not missed.conversation_ids and not missed.phones:
@@ -96,16 +106,17 @@ def unknown_run(lake: Lake, run_id: str) -> UsageError:
 
 
 def _lost(
-    runs: Sequence[dict[str, Any]], conversations: pa.Table, phones: pa.Table, tolerated_unreadable: float
+    totals: dict[str, Any],
+    parameters: dict[str, Any],
+    conversations: pa.Table,
+    phones: pa.Table,
+    tolerated_unreadable: float,
 ) -> list[str]:
-    row: dict[str, Any] = runs[-1] if runs else {}
-    totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
     lost: list[str] = parameters.get("lost", [])
-    if not runs:
+    if not totals:
         lost.append("its row in runs/ is missing: export its input again")
     if totals.get("found", 0) is None:
         lost.append("it was killed before it had found all its conversations: start it again with its input")
-    # With shards, only the dead letters have rows of this run.
     outcomes = sum(totals.get("conversations", {}).values())
     if totals.get("found") is not None and totals["found"] != outcomes:
         lost.append(

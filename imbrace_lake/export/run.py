@@ -55,6 +55,9 @@ MOST_NAMED_POSITIONS = 10
 # The most dead letters in a summary; the ledger has all.
 MOST_LISTED = 500
 
+# Where a run writes a list of conversations for each of its shards (shards.py).
+SHARDS = "shards/"
+
 RunStatus = Literal["complete", "partial", "failed", "cancelled"]
 
 
@@ -110,6 +113,7 @@ class RunContext:
         accounts: The conversations that the run found, and those with an outcome.
         recovered: Killed runs whose journals this run has closed.
         problem: The first error that a task of the run ended with.
+        parent_run_id: Of a shard: the run that it is a part of.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         fatal: The error that ends the run, because every further request would end with it.
     """
@@ -147,6 +151,7 @@ class RunContext:
     accounts: Accounts = field(default_factory=Accounts)
     recovered: list[ClosedRun] = field(default_factory=list)
     problem: str | None = None
+    parent_run_id: str | None = None
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
 
@@ -286,6 +291,7 @@ async def open_run(
     policy: ReadPolicy | None = None,
     drift: DriftMode = "evolve",
     accept_repeats: bool | None = None,
+    parent_run_id: str | None = None,
     progress: Progress | None = None,
     store_options: StoreOptions | None = None,
 ) -> AsyncIterator[RunContext]:
@@ -298,6 +304,7 @@ async def open_run(
         window: The span of time whose messages are read; all messages by default.
         policy, accept_repeats: Replace those of the settings.
         drift: What the run does about a new shape.
+        parent_run_id: Of a shard: the run that it is a part of.
         progress: The counters of the run; new ones by default.
         store_options: How to reach the lake.
 
@@ -316,7 +323,13 @@ async def open_run(
         async with (
             nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, utc_now),
             heartbeat(
-                lake, run_id, organization, utc_now, started_at, partial(totals_of, progress, gateway)
+                lake,
+                run_id,
+                organization,
+                utc_now,
+                started_at,
+                partial(totals_of, progress, gateway),
+                parent_run_id=parent_run_id,
             ) as run_heartbeat,
         ):
             yield RunContext(
@@ -337,6 +350,7 @@ async def open_run(
                 bounds=settings.bounds(),
                 accept_repeats=settings.accept_repeats if accept_repeats is None else accept_repeats,
                 progress=progress,
+                parent_run_id=parent_run_id,
                 started_at=started_at,
             )
 
@@ -365,6 +379,7 @@ class RunSummary:
         damaged: Ledger objects that the run skipped; `verify` reports what to do about them.
         input: How the list was read (phones/report.py); None without a list.
         token_warning: A sentence if the token has expired or will expire soon.
+        parent_run_id: Of a shard: the run that it is a part of.
     """
 
     run_id: str
@@ -384,6 +399,7 @@ class RunSummary:
     input: dict[str, Any] | None = None
     token_warning: str | None = None
     flow_run_url: str | None = None
+    parent_run_id: str | None = None
 
     @property
     def unreadable_count(self) -> int:
@@ -412,8 +428,6 @@ async def close_run(
     tolerated_unreadable: float = TOLERATED_UNREADABLE,
     failure: str | None = None,
     is_cancelled: bool = False,
-    has_shards: bool = False,
-    keep_days: bool = False,
 ) -> RunSummary:
     """Turn the journal into ledger objects, and return the run's summary.
 
@@ -427,14 +441,13 @@ async def close_run(
         tolerated_unreadable: The share of the input that may be unreadable in a complete run.
         failure: Why the run ended early, if it did.
         is_cancelled: A person cancelled the run; its journal stays, so that the same job can continue.
-        has_shards: The outcomes, except for dead letters, are in the ledger rows of other runs.
-        keep_days: Record on which days the new messages were created.
     """
     run.progress.stage = "closing"
     run.release()
     if run.heartbeat is not None:
         await run.heartbeat.stop(is_cancelled=is_cancelled)
-    if run.shapes.new and run.drift != "freeze":
+    # Shards have recorded their shapes.
+    if run.shapes.new and run.drift != "freeze" and run.progress.shards is None:
         rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
         await run.journal.note("shapes", "new", rows)
     if is_cancelled:
@@ -443,17 +456,17 @@ async def close_run(
     unreached = await _note_unreached(run, failure)
     published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
+    summary.parent_run_id = run.parent_run_id
     summary.finished_at = run.clock()
     summary.totals = totals = totals_of(run.progress, run.gateway)
     totals.phones = dict(phones)
     is_known = accounts.found is not None or failure is None
     totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
-    if has_shards:
-        totals.conversations = dict(Counter(totals.conversations) + Counter(not_reached=unreached))
-        run.progress.statuses = Counter(totals.conversations)
-    else:
-        totals.conversations = dict(published.statuses["conversations"])
-        run.progress.statuses = published.statuses["conversations"]
+    statuses = published.statuses["conversations"]
+    if run.progress.shards is not None:
+        # The rows of this run are those that it wrote here, and perhaps some of an earlier attempt.
+        statuses = Counter(run.progress.shards.conversations) + Counter(not_reached=unreached)
+    totals.conversations, run.progress.statuses = dict(statuses), statuses
     if totals.found is not None and sum(totals.conversations.values()) != totals.found:
         outcomes = sum(totals.conversations.values())
         failure = (
@@ -461,7 +474,7 @@ async def close_run(
             f" outcome: report this with the run {run.run_id}{f', and {failure}' if failure else ''}"
         )
     totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
-    if keep_days:
+    if run.parent_run_id is not None:
         totals.days = {str(day): count for day, count in run.progress.days.items()}
     summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
     summary.dead_letter_count = run.dead_letter_count
@@ -482,6 +495,7 @@ async def close_run(
         "versions": versions(),
         "started_at": summary.started_at,
         "finished_at": summary.finished_at,
+        "parent_run_id": run.parent_run_id,
     }
     await run.journal.finish(row, totals, published)
     if not is_cancelled:
@@ -491,8 +505,11 @@ async def close_run(
 
 
 async def _tidy(run: RunContext) -> None:
-    """Delete the journal of a run whose row is written; if this fails, another run does it."""
+    """Delete the journal and the lists of a run whose row is written; if this fails, another run does it."""
     try:
+        if run.progress.shards is not None:
+            for meta in await run.lake.store.list(f"{SHARDS}{run.run_id}/"):
+                await run.lake.store.delete(meta.key)
         await run.journal.drop()
         await write_checkpoint(run.lake, run.clock())
     except Exception as exc:  # noqa: BLE001 - any error is harmless, because the ledgers are written
@@ -504,7 +521,8 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     """Record conversations without an outcome as dead letters, and return their number."""
     unreached = run.accounts.unreached()
     reason = f"not reached: {failure or run.problem or 'the run ended before'}"
-    entries = unreached_entries(unreached, run.run_id, run.organization_id, reason, run.clock())
+    reasons = {one: run.accounts.reasons.get(one, reason) for one in unreached}
+    entries = unreached_entries(reasons, run.run_id, run.organization_id, run.clock())
     await note_unreached(run.journal, entries)
     run.accounts.record(entries)
     run.add_dead_letters(entries)
@@ -512,15 +530,16 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
 
 
 def totals_of(progress: Progress, gateway: GatewayClient) -> RunTotals:
-    """Return the totals of a run so far."""
+    """Return the totals of a run and its shards so far."""
+    shards = progress.shards or RunTotals()
     return RunTotals(
         conversations=dict(progress.statuses),
         messages_new=progress.messages_new,
         messages_total=progress.messages_total,
-        requests=gateway.traffic.requests,
-        retries=gateway.traffic.retries,
-        refusals=gateway.limiter.counts.rate_limited,
-        received_bytes=gateway.traffic.size_bytes,
+        requests=progress.requests,
+        retries=gateway.traffic.retries + shards.retries,
+        refusals=gateway.limiter.counts.rate_limited + shards.refusals,
+        received_bytes=gateway.traffic.size_bytes + shards.received_bytes,
         written_bytes=progress.written_bytes,
     )
 
@@ -602,6 +621,7 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
             for one in closed.dead_letters
         ],
         closed.dead_letter_count,
+        parent_run_id=row["parent_run_id"],
     )
 
 

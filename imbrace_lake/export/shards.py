@@ -1,243 +1,169 @@
-"""Shards: a run that is too large for one process, cut into runs of their own.
+"""Shards: the parts of a run that is too large for one process.
 
-The run writes a manifest for each shard into the lake. A shard is a run like any other, with its own
-journal and its own rows in the ledgers. What became of its conversations is read from there and from
-nowhere else::
+The run writes a list of conversations for each shard into the lake. A shard is an ordinary backfill of its
+list, whose row in the ledger `runs` names that run as its parent. The run learns the outcomes of the
+conversations from the rows of its shards in the ledgers, and only from there::
 
-    shards/<run>/<time of the cut>-<number>.json
+    shards/<run>/<time of the split>-<number>.parquet
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ImbraceLakeError, StoreError, UsageError, WalkIncomplete
-from imbrace_lake.export.drift import DriftMode
-from imbrace_lake.export.run import RunContext
+from imbrace_lake.export.run import SHARDS, RunContext
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
-from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals, conversation_rows, entry_of
-from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.lake.ledger_schema import RunTotals, entry_of
+from imbrace_lake.lake.parquet import encode
 
-FOLDER = "shards/"
 MOST_IN_ONE = 20_000
 # One request of the orchestrator lists them all.
 MOST_SHARDS = 100
 RETENTION = timedelta(days=7)
+_COLUMNS = ["run_id", "organization_id", "conversation_id", "status", "reason", "is_dead_letter",
+            "distinct_messages", "new_messages", "finished_at"]  # fmt: skip
 
 
-class Manifest(BaseModel):
-    """What one shard is to do; it holds no phone number.
+@dataclass(slots=True)
+class Shard:
+    """A part of a run, exported by another run.
 
     Attributes:
-        run_id: The run that it is a part of.
-        organization_id: Whose conversations they are.
-        shard: Its number among the shards of the run, from 1.
-        planned_at: When the run was cut.
-        window, policy, drift, chunk_size, accept_repeats: As the run has them.
-        tolerated_share: As in `close_run`.
-        conversation_ids: What to export; no other shard of the run has any of them.
+        number: Its number among the shards of the run, from 1.
+        key: The list of its conversations in the lake.
+        conversation_ids: Its conversations; no other shard of the run has any of them.
+        run_id: The run that exports them; empty until it is started.
+        totals: What that run has done so far.
+        is_over: Whether that run has ended, or is lost, and its results are counted.
+        sign, heard_at: Its last sign of life, and when that came, in seconds of `time.monotonic`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run_id: str
-    organization_id: str
-    shard: int
-    planned_at: datetime
-    window: Window
-    policy: ReadPolicy
-    drift: DriftMode
-    chunk_size: int | None
-    tolerated_share: float
-    accept_repeats: bool = False
-    conversation_ids: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """Where it is in the lake; another cut of the same run has other keys."""
-        return f"{FOLDER}{self.run_id}/{self.planned_at:%Y%m%dT%H%M%S%fZ}-{self.shard:05d}.json"
+    number: int
+    key: str
+    conversation_ids: Sequence[str]
+    run_id: str = ""
+    totals: RunTotals = field(default_factory=RunTotals)
+    is_over: bool = False
+    sign: object = None
+    heard_at: float = 0.0
 
 
 def shard_count(conversations: int, chosen_size: int | None = None) -> int:
-    """How many shards a run has: one up to 20,000 conversations, or as many as the chosen size asks for."""
+    """Return the number of shards: one up to 20,000 conversations, or by the chosen size."""
     return min(MOST_SHARDS, max(1, -(-conversations // (chosen_size or MOST_IN_ONE))))
 
 
 def split_evenly(conversation_ids: Iterable[str], count: int) -> list[list[str]]:
-    """Cut into parts of equal size, give or take one; the same ids make the same parts in any order."""
+    """Split into parts whose sizes differ by at most one; the same ids make the same parts in any order."""
     ids = sorted(conversation_ids)
     return [ids[len(ids) * number // count : len(ids) * (number + 1) // count] for number in range(count)]
 
 
 async def plan_shards(
-    run: RunContext,
-    conversation_ids: Sequence[str],
-    chosen_size: int | None,
-    *,
-    chunk_size: int | None,
-    tolerated_share: float,
-) -> list[Manifest]:
-    """Write the manifests of a run; another try of the run keeps those that are there and adds the rest."""
-    now = run.clock()
+    run: RunContext, conversation_ids: Sequence[str], chosen_size: int | None
+) -> list[Shard]:
+    """Write the lists of a run's shards; another attempt of the run keeps its lists and adds the rest."""
+    store, now = run.lake.store, run.clock()
     own, old = [], []
-    for meta in await run.lake.store.list(FOLDER):
-        if meta.key.startswith(f"{FOLDER}{run.run_id}/"):
+    for meta in await store.list(SHARDS):
+        if meta.key.startswith(f"{SHARDS}{run.run_id}/"):
             own.append(meta.key)
         elif now - meta.modified_at > RETENTION:
             old.append(meta.key)
-    await asyncio.gather(*(run.lake.store.delete(key) for key in old))
-    manifests = [await read_manifest(run.lake, key) for key in own]
-    given = {one for manifest in manifests for one in manifest.conversation_ids}
-    rest = [one for one in conversation_ids if one not in given]
+    await asyncio.gather(*(store.delete(key) for key in old))
+    shards = [
+        Shard(number, key, await read_list(run.lake, key, run.organization_id))
+        for number, key in enumerate(sorted(own), 1)
+    ]
+    listed = {one for shard in shards for one in shard.conversation_ids}
+    rest = [one for one in conversation_ids if one not in listed]
     parts = split_evenly(rest, shard_count(len(rest), chosen_size)) if rest else []
-    for number, ids in enumerate(parts, len(manifests) + 1):
-        manifest = Manifest(
-            run_id=run.run_id,
-            organization_id=run.organization_id,
-            shard=number,
-            planned_at=now,
-            window=run.window,
-            policy=run.policy,
-            drift=run.drift,
-            chunk_size=chunk_size,
-            tolerated_share=tolerated_share,
-            accept_repeats=run.accept_repeats,
-            conversation_ids=tuple(ids),
-        )
-        await run.lake.store.create(manifest.key, manifest.model_dump_json().encode())
-        manifests.append(manifest)
-    run.accounts.found = [one for each in manifests for one in each.conversation_ids]
-    return manifests
+    for number, ids in enumerate(parts, len(shards) + 1):
+        # The time makes a run that ended and is started again start new shards.
+        key = f"{SHARDS}{run.run_id}/{now:%Y%m%dT%H%M%S%fZ}-{number:05d}.parquet"
+        organizations = pa.array([run.organization_id] * len(ids), pa.string())
+        rows = pa.table({"organization_id": organizations, "conversation_id": pa.array(ids, pa.string())})
+        await store.create(key, encode(rows, {}, compression="zstd", use_dictionary=["organization_id"]))
+        shards.append(Shard(number, key, ids))
+    run.accounts.found = [one for shard in shards for one in shard.conversation_ids]
+    # Shards record every conversation again, also one that an earlier attempt has exported without shards.
+    run.accounts.recorded.clear()
+    return shards
 
 
-async def read_manifest(lake: Lake, key: str) -> Manifest:
-    """Read what a shard is to do.
+async def read_list(lake: Lake, key: str, organization_id: str) -> list[str]:
+    """Read the list of a shard.
 
     Raises:
-        UsageError: There is no such manifest.
+        UsageError: There is no such list, or it is of another organization.
         StoreError: It is damaged.
     """
     try:
-        return Manifest.model_validate_json(await lake.store.get(key))
+        rows = pq.read_table(io.BytesIO(await lake.store.get(key)))
+        organizations = set(rows.column("organization_id").to_pylist())
+        ids: list[str] = rows.column("conversation_id").to_pylist()
     except FileNotFoundError:
         raise UsageError(
             f"the lake at {lake.url} has no {key}: either the run of this shard has ended, or the worker"
             " uses another lake than that run: give both the same lake"
         ) from None
-    except ValidationError:
-        raise StoreError(f"{lake.url}/{key} is damaged: start the run of this shard anew") from None
+    except (pa.ArrowException, OSError, LookupError):
+        raise StoreError(f"{lake.url}/{key} is damaged: start the run of this shard again") from None
+    if organizations != {organization_id}:
+        raise UsageError(
+            f"this worker reads the organization {organization_id}, and the run of this shard reads"
+            f" {', '.join(map(str, organizations))}: give both the same credentials"
+        )
+    return ids
 
 
-async def drop_manifests(lake: Lake, manifests: Iterable[Manifest]) -> None:
-    """Remove the manifests of a run that has ended."""
-    await asyncio.gather(*(lake.store.delete(manifest.key) for manifest in manifests))
-
-
-async def collect_results(
-    run: RunContext, manifest: Manifest, shard_run_id: str, state: str
-) -> tuple[RunTotals, pa.Table]:
-    """Collect a shard's results from the ledgers.
-
-    What failed in it, and what it has recorded nothing of, becomes a dead letter of the run as well.
+async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
+    """Count the results of a shard that is over as results of its run.
 
     Args:
         run: The run that the shard is a part of.
-        manifest: What the shard was to do.
-        shard_run_id: The run that did it, in the ledgers.
-        state: How that run stands, for people.
-
-    Returns:
-        What the shard adds to the totals of the run; its dead letters, as rows of the run.
+        shard: The shard.
+        state: How the run of the shard ended, which is the reason of conversations without an outcome.
     """
-    # All is read before anything is counted: a look that fails is taken again.
-    rows = await read_run(run.lake, "conversations", shard_run_id)
-    ends = await read_run(run.lake, "runs", shard_run_id)
-    shapes = await read_run(run.lake, "shapes", shard_run_id)
-    totals = sum_totals(RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist())
+    # Everything is read before anything is counted, so that after an error this can be repeated.
+    rows = await read_run(run.lake, "conversations", shard.run_id, _COLUMNS)
+    ends = await read_run(run.lake, "runs", shard.run_id)
+    shapes = await read_run(run.lake, "shapes", shard.run_id)
     # A journal that was just closed is there twice; a shard that was started again may have two rows.
     rows = last_of_each(rows, ["conversation_id", "finished_at"], "finished_at")
     latest = last_of_each(rows, ["conversation_id"], "finished_at")
-    latest = latest.filter(pc.is_in(latest.column("conversation_id"), pa.array(manifest.conversation_ids)))
-    recorded = set(latest.column("conversation_id").to_pylist())
-    missing = [one for one in manifest.conversation_ids if one not in recorded]
-    # Whoever closes the journal of a killed run does not know its parameters.
+    latest = latest.filter(pc.is_in(latest.column("conversation_id"), pa.array(shard.conversation_ids)))
+    recorded = latest.column("conversation_id").to_pylist()
+    totals = sum((RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist()), RunTotals())
+    totals.conversations = dict(Counter(latest.column("status").to_pylist()))
+    totals.messages_new = pc.sum(rows.column("new_messages")).as_py() or 0
+    totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
+    dead = [entry_of(row) for row in latest.filter(latest.column("is_dead_letter")).to_pylist()]
+    missing = [*{*shard.conversation_ids}.difference(recorded)]
+    # The run that closes the journal of a killed run does not know its parameters.
     has_ended = bool(ends.filter(pc.is_valid(ends.column("parameters"))).num_rows)
     details = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
-    reason = f"not reached: shard {manifest.shard} (run {shard_run_id or 'not started'}): {details}"
-    dead = [
-        replace(entry_of(row), run_id=run.run_id)
-        for row in latest.filter(latest.column("is_dead_letter")).to_pylist()
-    ]
-    dead += [
-        ConversationEntry(
-            run.run_id,
-            run.organization_id,
-            one,
-            "not_reached",
-            run.clock(),
-            reason=reason,
-            is_dead_letter=True,
-        )
-        for one in missing
-    ]
+    reason = f"not reached: shard {shard.number} (run {shard.run_id or 'not started'}): {details}"
+    errors = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
     new_shapes = zip(
         shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True
     )
-    totals.conversations = dict(
-        Counter(latest.column("status").to_pylist()) + Counter(not_reached=len(missing))
-    )
-    totals.messages_new = pc.sum(rows.column("new_messages")).as_py() or 0
-    totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
-    found = totals, conversation_rows(dead)
+    shard.totals, shard.is_over = totals, True
     run.lost_shards += not has_ended or bool(missing)
     run.add_dead_letters(dead)
-    run.accounts.recorded.update(manifest.conversation_ids)
-    errors = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
+    run.accounts.recorded.update(recorded)
+    run.accounts.reasons.update(dict.fromkeys(missing, reason))
     run.errors.update({one.conversation_id: errors[one.status] for one in dead if one.status in errors})
     run.shapes.new.update(new_shapes)
-    return found
-
-
-def sum_totals(totals: Iterable[RunTotals]) -> RunTotals:
-    """Add totals up, field by field."""
-    total = RunTotals()
-    for one in totals:
-        for field in fields(RunTotals):
-            before, more = getattr(total, field.name), getattr(one, field.name)
-            if before is None or more is None:
-                before, more = before or 0, more or 0
-            both = dict(Counter(before) + Counter(more)) if isinstance(before, dict) else before + more
-            setattr(total, field.name, both)
-    return total
-
-
-def aggregate_into(run: RunContext, own: RunTotals, shards: Iterable[RunTotals]) -> None:
-    """Add the totals of its shards to a run's own.
-
-    Args:
-        run: Which.
-        own: What the run itself had done before it had shards.
-        shards: What each of them has done so far.
-    """
-    total = sum_totals([own, *shards])
-    progress, traffic = run.progress, run.gateway.traffic
-    progress.statuses = Counter(total.conversations)
-    progress.messages_new, progress.messages_total = total.messages_new, total.messages_total
-    progress.written_bytes = total.written_bytes
-    progress.days = Counter({date.fromisoformat(day): count for day, count in total.days.items()})
-    traffic.requests, traffic.retries, traffic.size_bytes = (
-        total.requests,
-        total.retries,
-        total.received_bytes,
-    )
-    run.gateway.limiter.counts.rate_limited = total.refusals

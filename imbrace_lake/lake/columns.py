@@ -109,6 +109,7 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "finished_at": "when the run ended",
         "totals": "JSON: counts of what the run found, read and wrote ([more](lake.md#the-ledgers))",
         "objects": "the objects of the run in the other ledgers",
+        "parent_run_id": "of a shard: the run that it is a part of; rows of earlier versions do not have it",
     },
     "revisions": {
         **_MESSAGES,

@@ -13,7 +13,7 @@ import asyncio
 import io
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -444,20 +444,39 @@ async def read_run(
     *,
     is_strict: bool = False,
 ) -> pa.Table:
-    """Return the rows of one run in a ledger, whether the run is under way, killed or ended.
+    """Return the rows that one run has in a ledger; see `read_runs`."""
+    return await read_runs(lake, ledger, {run_id}, columns, is_strict=is_strict)
 
-    The keys show which objects are the run's, so no others are read.
+
+async def read_runs(
+    lake: Lake,
+    ledger: Ledger,
+    run_ids: Collection[str],
+    columns: Sequence[str] | None = None,
+    *,
+    is_strict: bool = False,
+) -> pa.Table:
+    """Return the rows that some runs have in a ledger, whether they are under way, killed or ended.
+
+    The name of each object contains its run, so no other objects are read.
 
     Raises:
-        DamagedObject: With `is_strict`, one of the run's objects is damaged.
+        DamagedObject: With `is_strict`, one of the runs' objects is damaged.
     """
     journals = await list_journals(lake)
-    noted = [meta.key for meta in journals.get(run_id, ()) if ledger_of(meta.key) == ledger]
+    noted = [one.key for name in run_ids for one in journals.get(name, ()) if ledger_of(one.key) == ledger]
     # Before the ledger is listed, as in `read_ledger`.
     tables = await read_objects(lake, noted, columns, is_strict=is_strict)
-    keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) == run_id]
+    keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) in run_ids]
     tables += await read_objects(lake, keys, columns, is_strict=is_strict)
     return pa.concat_tables([empty_ledger(ledger, columns), *tables])
+
+
+async def list_runs(lake: Lake, begun: datetime, until: datetime) -> list[str]:
+    """Return the objects of the ledger `runs` about runs that began in a span of time."""
+    first, last = (f"runs/{time.strftime(_STAMP)}" for time in (begun, until))
+    listing = await lake.store.list("runs/", start_after=first)
+    return [meta.key for meta in listing if meta.key[: len(last)] <= last]
 
 
 async def knows_run(lake: Lake, run_id: str) -> bool:

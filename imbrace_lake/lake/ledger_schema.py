@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
@@ -97,6 +98,7 @@ RUNS = pa.schema(
         pa.field("finished_at", _TIME),
         pa.field("totals", pa.string()),
         pa.field("objects", pa.list_(pa.string())),
+        pa.field("parent_run_id", pa.string()),
     ]
 )
 
@@ -210,8 +212,19 @@ class RunTotals:
     received_bytes: int = 0
     written_bytes: int = 0
     seconds: float = 0.0
-    # Messages added, by the day of their creation (ISO 8601); only for a shard, whose run draws the chart.
+    # Messages added, by the day of their creation (ISO 8601); only for a shard, whose parent draws the chart.
     days: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: RunTotals) -> RunTotals:
+        """Add the totals of another run, field by field."""
+        total = RunTotals()
+        for each in fields(RunTotals):
+            one, two = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(one, dict):
+                setattr(total, each.name, dict(Counter(one) + Counter(two)))
+            else:
+                setattr(total, each.name, (one or 0) + (two or 0))
+        return total
 
 
 def entry_of(row: Mapping[str, Any]) -> ConversationEntry:

@@ -1,4 +1,4 @@
-"""A run that is cut into shards: the lake of one process, whatever happens to a worker meanwhile."""
+"""A run with shards leaves the lake that one process leaves, even if a worker dies meanwhile."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.acceptance.scale import IS_FULL
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker
 
-# A run and its shards are five processes that start at once.
+# A run and its shards are five processes, which start at the same time.
 PATIENCE_SECONDS = 300.0
-# Prefect gives up a run after 300 s that was cancelled while its process began.
+# Prefect takes 300 s to end a run that was cancelled while its process was starting.
 LONG_PATIENCE_SECONDS = 600.0
-# When and by which run a row was written is no part of what it says.
+# The columns that depend on the run that wrote a row.
 WRITTEN = ["run_id", "first_seen_at", "last_changed_at"]
 PROOF = ["status", "server_count", "distinct_messages", "new_messages", "content_hash", "is_dead_letter"]
 
@@ -44,7 +44,7 @@ class Listed:
 
 @pytest.fixture
 def twelve(box: Sandbox, tmp_path: Path) -> Iterator[Listed]:
-    """Twelve conversations that no run has seen, of one message to twelve."""
+    """Twelve conversations that no run has seen, of 1 to 12 messages."""
     numbers = [f"+{next(_numbers)}" for _ in range(12)]
     ids = [box.put([], phone=number) for number in numbers]
     for count, conversation_id in enumerate(ids, 1):
@@ -58,14 +58,14 @@ def twelve(box: Sandbox, tmp_path: Path) -> Iterator[Listed]:
 
 @pytest.fixture
 def workers(deployed: Operator) -> Iterator[list[Worker]]:
-    """Two, which have room for a run and three of its shards together."""
+    """Two workers, which together have slots for a run and three of its shards."""
     bare = Operator(deployed.server, deployed.folder)
     with ExitStack() as opened:
         yield [opened.enter_context(Worker(bare, "imbrace", "--limit", "2")) for _ in range(2)]
 
 
 def wait(operator: Operator, run_id: str) -> dict[str, Any]:
-    """Wait for the end of a run, which one that crashed is not; give its last state."""
+    """Wait for the end of a run and return its last state; a crash is not the end."""
 
     def state() -> dict[str, Any] | None:
         found = operator.flow_run(run_id)["state"]
@@ -78,29 +78,29 @@ def shards_of(operator: Operator, run_id: str) -> list[dict[str, Any]]:
     """The runs of the shards of a run, by their numbers."""
     body = {"flow_runs": {"tags": {"all_": [f"imbrace-run-{run_id}"]}}}
     found = operator.ask("POST", "/flow_runs/filter", body)
-    return sorted(found, key=lambda run: int(run["parameters"]["params"]["shard"]))
+    return sorted(found, key=lambda run: str(run["parameters"]["params"]["conversations"]))
 
 
 def states_of(operator: Operator, run_id: str) -> list[str]:
-    """The names of the states that the shards of a run are in."""
+    """The names of the states of a run's shards."""
     return [run["state"]["name"] for run in shards_of(operator, run_id)]
 
 
 def count_runs(operator: Operator) -> int:
-    """How many runs of shards there ever were."""
+    """The number of all runs of shards on the server."""
     return int(
         operator.ask("POST", "/flow_runs/count", {"deployments": {"name": {"any_": ["export-shard"]}}})
     )
 
 
 def artifacts(operator: Operator, run_id: str) -> set[str]:
-    """The keys of what a run shows."""
+    """The keys of the artifacts of a run."""
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
     return {found["key"] for found in operator.ask("POST", "/artifacts/filter", body)}
 
 
 def rows(lake: Path, listed: Listed) -> list[dict[str, Any]]:
-    """What the lake has of some conversations, but for when and by which run it was written."""
+    """The rows of some conversations, without the columns that depend on the run."""
     table = ds.dataset(lake / "messages").to_table(filter=ds.field("conversation_id").isin(listed.ids))
     found = table.drop_columns(WRITTEN).to_pylist()
     return sorted(found, key=lambda row: (row["conversation_id"], row["message_id"]))
@@ -115,7 +115,7 @@ def ledger(lake: Path, name: str) -> list[dict[str, Any]]:
 def proofs(lake: Path, listed: Listed) -> dict[str, list[Any]]:
     """The first proof of each conversation in the ledger; an hourly run may have added others.
 
-    A try of a run that was killed leaves rows without a proof, of what it did not reach.
+    A killed attempt of a run leaves rows without a proof, about conversations that it did not reach.
     """
     rows = sorted(ledger(lake, "conversations"), key=lambda row: row["finished_at"], reverse=True)
     return {
@@ -125,7 +125,7 @@ def proofs(lake: Path, listed: Listed) -> dict[str, list[Any]]:
     }
 
 
-def test_four_shards_make_the_lake_of_one_process_and_say_so_once(
+def test_four_shards_make_the_lake_of_one_process_and_one_report(
     deployed: Operator, workers: list[Worker], twelve: Listed, lake: Path, tmp_path: Path
 ) -> None:
     before = count_runs(deployed)
@@ -155,14 +155,14 @@ def test_four_shards_make_the_lake_of_one_process_and_say_so_once(
         payloads = [event["payload"] for event in deployed.ask("POST", "/events/filter", events)["events"]]
         return [payload for payload in payloads if payload["run_id"] in ids] or None
 
-    # Events reach the server in their own time, the run's after those that shards would have sent.
+    # Events arrive with a delay; the event of the run would arrive after those of its shards.
     (own,) = deployed.until(reported, "the event")
     assert own["run_id"] == run_id
     assert own["totals"]["conversations"] == {"complete": 12}
     assert own["totals"]["messages_new"] == sum(range(1, 13))
 
 
-def test_what_failed_in_shards_is_brought_by_the_id_of_their_run(
+def test_failures_in_shards_are_recorded_once_and_exported_by_a_rerun_of_their_run(
     deployed: Operator, workers: list[Worker], twelve: Listed, box: Sandbox, lake: Path
 ) -> None:
     broken = {twelve.ids[0], twelve.ids[11]}
@@ -178,8 +178,14 @@ def test_what_failed_in_shards_is_brought_by_the_id_of_their_run(
     )
     assert states_of(deployed, run_id) == ["Partial"] * 2
     assert "export-failures" in artifacts(deployed, run_id)
-    dead = [row["conversation_id"] for row in ledger(lake, "conversations") if row["run_id"] == run_id]
-    assert sorted(dead) == sorted(broken)
+    ids = {run["id"] for run in shards_of(deployed, run_id)}
+    assert {row["run_id"] for row in ledger(lake, "runs") if row["parent_run_id"] == run_id} == ids
+    dead = [
+        row
+        for row in ledger(lake, "conversations")
+        if row["run_id"] in {run_id, *ids} and row["is_dead_letter"]
+    ]
+    assert sorted(row["conversation_id"] for row in dead) == sorted(broken)
     for conversation_id in broken:
         box.repair(conversation_id)
     state = wait(deployed, deployed.start("rerun-failed", rerun=run_id))
@@ -228,17 +234,17 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
         found = [row["message_id"] for row in rows(lake, twelve) if row["conversation_id"] == conversation_id]
         assert sorted(found) == sorted(truth)
         assert proofs(lake, twelve)[conversation_id][1:3] == [len(truth)] * 2
-    # The try that was killed may have left a row of its own.
+    # The killed attempt may have left a row.
     ends = sorted(
         (row["finished_at"], row["totals"]) for row in ledger(lake, "runs") if row["run_id"] == run_id
     )
     totals = ends[-1][1]
-    # What was published a moment before the end, and not yet noted, is not new to the second try.
+    # Messages that were published just before the kill, but not yet in the journal, are not new any more.
     assert f'"messages_total": {sum(range(1, 13))},' in totals
 
 
 def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
-    """Start a run of six shards, of which three are at work and do not come to an end."""
+    """Start a run of six shards, three of which run and never end."""
     for conversation_id in twelve.ids:
         box.break_conversation(conversation_id, "stall")
     box.reset_stats()
@@ -252,7 +258,7 @@ def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
     return run_id
 
 
-def test_a_run_that_is_cancelled_cancels_its_shards_those_that_wait_as_well(
+def test_a_cancelled_run_cancels_its_shards_including_those_that_wait(
     deployed: Operator,
     workers: list[Worker],
     twelve: Listed,
@@ -279,7 +285,7 @@ def test_a_run_that_is_cancelled_cancels_its_shards_those_that_wait_as_well(
 
 
 @pytest.mark.usefixtures("workers")
-def test_shards_end_with_a_run_that_was_killed_before_it_could_tell_them(
+def test_shards_end_with_a_run_that_was_killed_before_it_could_cancel_them(
     deployed: Operator, twelve: Listed, box: Sandbox
 ) -> None:
     run_id = start_stuck(deployed, box, twelve)
@@ -291,7 +297,7 @@ def test_shards_end_with_a_run_that_was_killed_before_it_could_tell_them(
 
     deployed.until(
         lambda: states_of(deployed, run_id) == ["Cancelled"] * 6 or None,
-        "the end of all shards, of those that had not begun as well",
+        "the end of all shards, including those that had not begun",
         LONG_PATIENCE_SECONDS,
     )
     assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"

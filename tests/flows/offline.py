@@ -1,4 +1,4 @@
-"""Runs a reading flow without a Prefect server: its tasks are plain calls, and what it shows is kept."""
+"""Runs a reading flow without a Prefect server: tasks are plain calls, artifacts and events are recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefect.utilities.annotations import quote
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
-from imbrace_flows.params import ExportParams
+from imbrace_flows.params import BackfillParams, ExportParams, ReadParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
@@ -40,12 +40,12 @@ class Server:
 
 @dataclass
 class Offline:
-    """Runs flows, and keeps what they show.
+    """Runs flows, and records what they show.
 
     Attributes:
         box: The gateway.
         lake: The folder of the lake.
-        shown: The artifacts.
+        shown: The arguments of the artifacts and of the lineage, and the resources of the events.
         events: The payloads of the events, with their names.
         observer: Of the last run.
         result: Of the last run, if it wrote its accounts.
@@ -60,7 +60,7 @@ class Offline:
     result: RunResult | None = None
 
     def __post_init__(self) -> None:
-        """Take Prefect away."""
+        """Replace the calls of Prefect."""
 
         async def show(*arguments: object, **options: object) -> object:
             self.shown.append((arguments, options))
@@ -85,11 +85,19 @@ class Offline:
         patch("imbrace_flows.cancellation.get_client", Server)
 
     def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
-        """Export the conversations of all numbers, or what a run has missed."""
-        settings = settings_for(self.box, self.lake, request_limit="", **given)
+        """Export the conversations of all numbers, or the failures of a run."""
         typed = None if rerun else [*self.box.phones]
         params = ExportParams(numbers=",".join(typed) if typed else None, rerun=rerun)
-        selection = Selection(numbers=typed, rerun=rerun)
+        return self._run(run_id, Selection(numbers=typed, rerun=rerun), params, **given)
+
+    def run_shard(self, run_id: str, parent: str, key: str, **given: Any) -> State[Any]:
+        """Export the conversations of a list in the lake, as a shard of a run."""
+        selection = Selection(conversations=key, parent_run=parent)
+        params = BackfillParams(source="conversations", conversations=key, parent_run=parent)
+        return self._run(run_id, selection, params, **given)
+
+    def _run(self, run_id: str, selection: Selection, params: ReadParams, **given: Any) -> State[Any]:
+        settings = settings_for(self.box, self.lake, request_limit="").model_copy(update=given)
 
         async def work(observer: Observer) -> RunResult:
             return await read_conversations(selection, params, Connection(settings), observer)
@@ -138,14 +146,14 @@ class Offline:
         return found == Counter((one, item["_id"]) for one in ids for item in self.box.truth(one))
 
     def everything_told(self) -> str:
-        """All that has left the run but for messages, phone numbers in `phones` and log lines."""
+        """Everything that has left the run, except messages, phone numbers in `phones` and log lines."""
         ledgers = [self.rows(one) for one in ("runs", "conversations", "shapes")]
         result = self.result and (self.result.summary.as_json(), self.result.problems)
         return repr((self.shown, self.events, ledgers, result))
 
 
 def plainly(task: Any) -> Callable[..., Awaitable[State[Any]]]:
-    """A task as a plain call of its function."""
+    """Return the function of a task, called with the arguments of the task."""
 
     async def call(*arguments: Any, return_state: bool) -> State[Any]:
         assert return_state

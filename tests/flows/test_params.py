@@ -1,4 +1,4 @@
-"""What an operator may choose: refused in one sentence, shown in order, and never repeated."""
+"""The parameters of flows: rejected in one sentence, shown in order, and never repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pydantic import SecretStr, ValidationError
 
 from imbrace_flows.backfill import backfill_conversations
 from imbrace_flows.export import export_conversations
-from imbrace_flows.export_shard import export_shard
 from imbrace_flows.ingest import ingest_conversations
 from imbrace_flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
 from imbrace_flows.verify import verify_lake
@@ -24,19 +23,19 @@ NUMBER = "+886911425977"
 TOKEN = "api_never_to_be_shown"
 
 
-def test_typed_numbers_are_distinguished_by_commas_and_line_breaks_and_may_hold_blanks() -> None:
+def test_typed_numbers_are_separated_by_commas_and_line_breaks_and_may_contain_blanks() -> None:
     params = ExportParams(numbers=SecretStr("+886 911 425 977, (02) 2345-6789;\n +14152837465\n"))
 
     assert params.typed() == ["+886 911 425 977", "(02) 2345-6789", "+14152837465"]
 
 
 @pytest.mark.parametrize("typed", ["", " , ;\n", ",".join([NUMBER] * (MOST_TYPED + 1)), "9" * 1_000])
-def test_no_number_and_more_than_a_few_are_refused(typed: str) -> None:
+def test_no_numbers_and_too_many_numbers_are_rejected(typed: str) -> None:
     with pytest.raises(ValidationError):
         ExportParams(numbers=SecretStr(typed))
 
 
-def test_as_many_numbers_as_the_form_says_can_be_typed_in_their_longest_form() -> None:
+def test_the_stated_number_of_phone_numbers_can_be_typed_in_their_longest_form() -> None:
     longest = "+886 (9) 11 42-59 77 12 3"
 
     assert (
@@ -74,7 +73,14 @@ def test_a_backfill_of_phones_takes_a_list_or_a_few_numbers(given: dict[str, str
     assert BackfillParams(source="phones", phones="a.csv").typed() is None
 
 
-def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
+def test_only_a_backfill_of_a_list_of_conversations_can_be_a_shard() -> None:
+    with pytest.raises(ValidationError, match="needs its list of conversations"):
+        BackfillParams(parent_run="a-run")
+
+    assert BackfillParams(source="conversations", conversations="shards/1", parent_run="a-run").parent_run
+
+
+def test_typed_numbers_are_masked_in_the_ledger_and_the_logs() -> None:
     params = ExportParams(numbers=SecretStr(NUMBER), region="TW")
 
     assert NUMBER[1:] not in json.dumps(params.recorded()) + repr(params) + str(params)
@@ -86,7 +92,7 @@ def test_what_the_ledger_and_the_logs_get_of_typed_numbers_is_masked() -> None:
     [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}, {"shard_size": 0}],
 )
 @pytest.mark.parametrize("flow", [export_conversations, export_conversations.with_options(name="another")])
-def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
+def test_rejected_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
     flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError) as caught:
@@ -100,9 +106,9 @@ def test_refused_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
     "wrong", [{"credentials": {"organization": "", "token": TOKEN}}, {"params": None}, {"params": [NUMBER]}]
 )
 @pytest.mark.parametrize(
-    "flow", [export_conversations, ingest_conversations, backfill_conversations, export_shard, verify_lake]
+    "flow", [export_conversations, ingest_conversations, backfill_conversations, verify_lake]
 )
-def test_parameters_of_every_flow_are_in_no_log_whichever_of_them_is_wrong(
+def test_no_log_contains_the_parameters_of_a_flow_whichever_of_them_is_wrong(
     flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError):
@@ -140,10 +146,9 @@ def test_errors_of_lists_name_the_field_of_the_form_beside_the_option(field: str
             backfill_conversations,
             ["source", "phones", "numbers", "column", "region", "conversations", "rerun"],
         ),
-        (export_shard, ["manifest", "shard"]),
     ],
 )
-def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation(
+def test_every_field_of_a_form_has_a_position_a_title_and_an_explanation(
     flow: object, first: list[str]
 ) -> None:
     schema = parameter_schema(flow).model_dump_for_openapi()  # type: ignore[arg-type]
@@ -154,7 +159,7 @@ def test_every_field_of_a_form_has_a_place_of_its_own_a_title_and_an_explanation
     assert len(set(places.values())) == len(places)
     assert sorted(places, key=places.__getitem__)[: len(first)] == first
     assert all(field["title"] and field["description"] for field in fields.values())
-    # Where a field may be empty, the form does not say which bound was overstepped.
+    # For a field that may be empty, the form does not show which bound was exceeded.
     if "chunk_size" in fields:
         assert "1 to 10,000" in fields["chunk_size"]["description"]
     assert list(schema["properties"]) == ["params", "credentials", "lake"]

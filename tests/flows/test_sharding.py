@@ -1,14 +1,18 @@
-"""What a run makes of the states of its shards; what no healthy server shows is played here."""
+"""How a run follows its shards, with the states that a healthy server does not show."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import cycle, repeat
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -18,44 +22,45 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
 
 from imbrace_flows import sharding
-from imbrace_flows.export_shard import check_manifest
-from imbrace_flows.params import ShardParams
+from imbrace_flows.params import BackfillParams
 from imbrace_flows.sharding import export_by_shards, has_shards
 from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, utc_now
-from imbrace_lake.export.shards import Manifest, plan_shards
+from imbrace_lake.export.shards import Shard, plan_shards
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import read_run as ledger_rows
-from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.policy import Window
 from imbrace_lake.settings import load_settings
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.core.lake_runs import settings_for
+from tests.flows.offline import Offline
 from tests.gateways import open_run
+
+T = TypeVar("T")
 
 
 class Server:
-    """A Prefect server that gives the next of some answers for the first shard; the others completed.
+    """A Prefect server where all shards but the first have completed, and the first has the given states.
 
     Attributes:
         runs: The runs of the shards, by their keys.
         first: The key of the first shard.
+        answers: The remaining states of the first shard, one per request; the last is repeated.
         reported: Which runs were set to which type of state.
     """
 
-    def __init__(
-        self, manifests: Sequence[Manifest], answers: Sequence[State[Any] | Exception | None]
-    ) -> None:
+    def __init__(self, shards: Sequence[Shard], answers: Sequence[State[Any] | Exception | None]) -> None:
         self.runs = {
-            manifest.key: FlowRun(
-                id=uuid4(), flow_id=uuid4(), idempotency_key=manifest.key, run_count=2, state=Completed()
+            shard.key: FlowRun(
+                id=uuid4(), flow_id=uuid4(), idempotency_key=shard.key, run_count=2, state=Completed()
             )
-            for manifest in manifests
+            for shard in shards
         }
-        self.first = manifests[0].key
+        self.first = shards[0].key
         self.answers = [*answers]
         self.reported: list[tuple[str, str]] = []
 
@@ -83,9 +88,9 @@ class Server:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask at once, and be patient with nothing."""
+    """Poll at once, and wait for nothing."""
     monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
-    for name in ("CRASHED_SECONDS", "SILENT_SECONDS", "UNTAKEN_SECONDS"):
+    for name in ("CRASHED_SECONDS", "SILENT_SECONDS", "WAITING_SECONDS"):
         monkeypatch.setattr(sharding, name, 0.0)
 
 
@@ -97,10 +102,10 @@ def export(
     first_does: int = 3,
     spoil: Callable[[str], None] = lambda run_id: None,
 ) -> tuple[RunSummary, Server]:
-    """Export six conversations by two shards, of which the first does so many and the other all.
+    """Export six conversations by two shards, the first of which may not export all of its three.
 
     Args:
-        lake: Where to.
+        lake: The folder of the lake.
         monkeypatch: Replaces the server.
         answers: As `Server` takes them.
         first_does: How many conversations of three the first shard exports.
@@ -108,26 +113,26 @@ def export(
     """
     with Sandbox(SandboxOptions(conversations=6)) as box:
 
-        async def do(manifest: Manifest, run_id: str, most: int) -> None:
-            async with open_run(settings_for(box, str(lake)), run_id) as shard:
-                ids = manifest.conversation_ids[:most]
-                await shard.load_prior_state(work_fingerprint(ids))
-                await export_chunk(shard, "chunk", ids)
-                if most == len(manifest.conversation_ids):
-                    await close_run(shard, {"shard": manifest.shard}, Counter())
+        async def do(shard: Shard, run_id: str, most: int) -> None:
+            async with open_run(settings_for(box, str(lake)), run_id, parent_run_id="parent") as run:
+                ids = shard.conversation_ids[:most]
+                await run.load_prior_state(work_fingerprint(ids))
+                await export_chunk(run, "chunk", ids)
+                if most == len(shard.conversation_ids):
+                    await close_run(run, {}, Counter())
 
         async def main() -> tuple[RunSummary, Server]:
             async with open_run(settings_for(box, str(lake)), "parent") as run:
                 ids = list(box.conversations)
-                manifests = await plan_shards(run, ids, 3, chunk_size=None, tolerated_share=1.0)
-                server = Server(manifests, answers)
+                shards = await plan_shards(run, ids, 3)
+                server = Server(shards, answers)
                 monkeypatch.setattr(sharding, "get_client", lambda: server)
-                for manifest in manifests:
-                    most = first_does if manifest.key == server.first else 3
-                    await do(manifest, str(server.runs[manifest.key].id), most)
+                for shard in shards:
+                    most = first_does if shard.key == server.first else 3
+                    await do(shard, str(server.runs[shard.key].id), most)
                 spoil(server.first_run())
-                await export_by_shards(run, manifests, {}, {})
-                summary = await close_run(run, {}, Counter(), tolerated_share=1.0, has_shards=True)
+                await export_by_shards(run, shards, {})
+                summary = await close_run(run, {}, Counter(), tolerated_share=1.0)
                 return summary, server
 
         return asyncio.run(main())
@@ -140,13 +145,13 @@ def export(
     [
         ([Completed(), None], "its run was deleted"),
         ([Crashed()], "its run ended as Crashed"),
-        ([Running()], "its run is Running, and nothing was heard of it for"),
-        ([Pending()], "its run is Pending, and nothing was heard of it for"),
+        ([Running()], "its run is Running, and has given no sign of life for"),
+        ([Pending()], "its run is Pending, and has given no sign of life for"),
         ([Scheduled(), Cancelled()], "its run ended as Cancelled"),
         ([Scheduled(), Completed()], "its run ended as Completed"),
     ],
 )
-def test_a_shard_that_does_not_end_leaves_what_it_did_not_record_as_dead_letters(
+def test_a_shard_that_does_not_end_leaves_dead_letters_of_what_it_has_not_recorded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answers: Sequence[State[Any] | None],
@@ -159,12 +164,12 @@ def test_a_shard_that_does_not_end_leaves_what_it_did_not_record_as_dead_letters
     (letter,) = summary.dead_letters
     assert reported in letter.reason
     is_alive = answers[-1] is not None and not answers[-1].is_final()
-    # Nothing goes on for a run that has ended.
+    # No shard outlives its run.
     assert server.reported == ([(server.first_run(), "CANCELLING")] if is_alive else [])
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_shard_that_waits_for_a_worker_is_waited_for_and_that_is_said_once(
+def test_a_run_waits_for_a_shard_without_a_worker_and_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class AllWait(Server):
@@ -180,11 +185,11 @@ def test_a_shard_that_waits_for_a_worker_is_waited_for_and_that_is_said_once(
 
     assert summary.status == "complete"
     assert server.reported == []
-    assert caplog.text.count("no worker has taken a shard") == 1
+    assert caplog.text.count("no worker has picked up a shard") == 1
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_shard_that_crashed_and_that_nobody_starts_again_is_started_by_its_run(
+def test_a_run_restarts_a_crashed_shard_that_no_automation_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FirstTry(Server):
@@ -218,7 +223,7 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(
 
 
 def missed(lake: Path) -> set[str]:
-    """The conversations that a rerun of the run brings back."""
+    """The conversations that a rerun of the run exports."""
 
     async def main() -> set[str]:
         async with open_lake(str(lake), now=None) as opened:
@@ -236,7 +241,7 @@ def rows_of(lake: Path, ledger: str, run_id: str) -> list[dict[str, Any]]:
 def reading_fails(
     monkeypatch: pytest.MonkeyPatch, ledger: str, failures: Iterable[Exception]
 ) -> Callable[[str], None]:
-    """Let looks at the rows of a run in a ledger fail, one after the other as given."""
+    """Let each reading of a run's rows in a ledger fail with the next of the given errors."""
     remaining = iter(failures)
 
     def spoil(spoiled: str) -> None:
@@ -251,7 +256,7 @@ def reading_fails(
 
 
 def check_lost(lake: Path, summary: RunSummary, reported: str) -> None:
-    """Make sure that a run whose first shard is lost accounts for it, and that a rerun brings it back."""
+    """Make sure that a run whose first shard is lost accounts for it, and that a rerun exports it."""
     assert summary.status == "partial"
     assert "3 conversations and 1 shard failed" in (summary.reason or "")
     assert summary.totals.found == 6
@@ -280,7 +285,7 @@ def check_lost(lake: Path, summary: RunSummary, reported: str) -> None:
         ),
     ],
 )
-def test_a_shard_whose_results_cannot_be_read_is_lost_and_costs_no_other(
+def test_a_shard_whose_results_cannot_be_read_is_lost_and_no_other(
     ledger: str,
     failure: Exception,
     reported: str,
@@ -345,7 +350,7 @@ def test_a_server_that_is_away_when_all_shards_have_ended_does_not_make_the_run_
     assert "are not cancelled: ConnectError" in caplog.text
 
 
-def test_another_try_starts_again_what_was_cancelled_with_the_one_before(
+def test_another_attempt_restarts_shards_that_were_cancelled_with_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
@@ -356,32 +361,57 @@ def test_another_try_starts_again_what_was_cancelled_with_the_one_before(
     assert server.reported == [(server.first_run(), "SCHEDULED")]
 
 
-@pytest.mark.parametrize(
-    ("organization", "shard", "reported"),
-    [("another", 2, "give both the same credentials"), ("org", 3, "is of shard 2, not of shard 3")],
-)
-def test_a_worker_that_would_read_something_else_than_the_run_reads_nothing(
-    organization: str, shard: int, reported: str
+def test_a_shard_is_a_backfill_with_the_parameters_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = Manifest(
-        run_id="parent",
-        organization_id="org",
-        shard=2,
-        planned_at=utc_now(),
-        window=Window(),
-        policy=ReadPolicy(),
-        drift="evolve",
-        chunk_size=None,
-        tolerated_share=0.0,
-        conversation_ids=("conv_1",),
+    started: list[dict[str, Any]] = []
+
+    class Nothing(Server):
+        async def read_flow_runs(self, **_: object) -> list[FlowRun]:
+            return []
+
+    async def start(deployment: str, **options: Any) -> FlowRun:
+        started.append({"deployment": deployment, **options})
+        return FlowRun(id=uuid4(), flow_id=uuid4(), state=Scheduled())
+
+    async def job(run: RunContext) -> None:
+        run.window, run.drift, run.accept_repeats = (
+            Window(since=datetime(2026, 1, 1, tzinfo=UTC)),
+            "warn",
+            True,
+        )
+        run.policy = replace(run.policy, rewalk_after=timedelta(0))
+        shards = await plan_shards(run, ["conv_1", "conv_2"], 1)
+        monkeypatch.setattr(sharding, "get_client", lambda: Nothing(shards, []))
+        blocks = {"credentials": None, "lake": {"$ref": "lake"}}
+        await export_by_shards(run, shards, blocks, chunk_size=7, tolerated_failures=0.5)
+
+    monkeypatch.setattr(sharding, "arun_deployment", start)
+    monkeypatch.setattr(sharding, "flow_run", SimpleNamespace(name="export"))
+    monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
+    in_run(str(tmp_path), job)
+
+    one, two = started
+    assert (one["deployment"], one["tags"]) == ("backfill-conversations/export-shard", ["imbrace-run-run"])
+    assert (one["flow_run_name"], two["flow_run_name"]) == ("export-shard-1-of-2", "export-shard-2-of-2")
+    assert one["parameters"]["lake"] == {"$ref": "lake"}
+    # The ids are in the lake, and only there.
+    assert "conv_1" not in repr(started)
+    assert BackfillParams.model_validate_json(json.dumps(one["parameters"]["params"])) == BackfillParams(
+        source="conversations",
+        conversations=one["idempotency_key"],
+        parent_run="run",
+        since=datetime(2026, 1, 1, tzinfo=UTC),
+        walk_whole=True,
+        drift="warn",
+        chunk_size=7,
+        tolerated_failures=0.5,
+        accept_repeats=True,
     )
 
-    with pytest.raises(UsageError, match=reported):
-        check_manifest(manifest, ShardParams(manifest=manifest.key, shard=shard), organization)
 
-
-def in_run(lake: str, job: Callable[[RunContext], Awaitable[bool]]) -> bool:
-    async def main() -> bool:
+def in_run(lake: str, job: Callable[[RunContext], Awaitable[T]]) -> T:
+    async def main() -> T:
         settings = load_settings(token="t", organization="org", lake=lake, gateway="http://127.0.0.1:9")
         async with open_run(settings, "run") as run:
             return await job(run)
@@ -390,17 +420,104 @@ def in_run(lake: str, job: Callable[[RunContext], Awaitable[bool]]) -> bool:
 
 
 @pytest.mark.parametrize(("conversations", "size"), [(20_000, None), (1_000_000, None), (12, 12)])
-def test_a_run_that_is_small_or_of_no_deployment_asks_no_server_for_shards(
+def test_a_run_that_is_small_or_without_a_deployment_sends_no_request_about_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: int, size: int | None
 ) -> None:
-    monkeypatch.setattr(sharding, "get_client", lambda: pytest.fail("a server was asked"))
+    monkeypatch.setattr(sharding, "get_client", lambda: pytest.fail("a request was sent"))
 
     assert not in_run(
         str(tmp_path), lambda run: has_shards(run, load_settings(shard_size=size), conversations)
     )
 
 
-def test_shards_on_a_store_that_supports_one_run_at_a_time_are_refused(
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offline]:
+    """Two conversations and a lake, in which a run of both has one shard."""
+    with Sandbox(SandboxOptions(conversations=2)) as box:
+        yield Offline(box, tmp_path / "lake", monkeypatch)
+
+
+def list_of(offline: Offline) -> str:
+    """The list of the shard in the lake."""
+
+    async def main() -> str:
+        async with open_run(settings_for(offline.box, str(offline.lake)), "parent") as run:
+            (shard,) = await plan_shards(run, list(offline.box.conversations), None)
+            return shard.key
+
+    return asyncio.run(main())
+
+
+def test_a_shard_shows_its_progress_and_leaves_everything_else_to_its_parent(offline: Offline) -> None:
+    state = offline.run_shard("shard", "parent", list_of(offline))
+
+    assert state.is_completed(), state.message
+    row = offline.row("shard")
+    assert row is not None
+    assert (row["parent_run_id"], offline.outcomes("shard")) == ("parent", {"complete": 2})
+    assert offline.is_complete()
+    assert offline.events == []
+    assert {"'key': 'export-progress'"} == set(re.findall(r"'key': '[\w-]+'", repr(offline.shown)))
+    assert "RunSummary" not in repr(offline.shown)
+
+
+def test_a_run_that_closes_a_killed_shard_reports_only_itself(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("imbrace_lake.export.recovery._is_running", lambda pid: False)
+    key = list_of(offline)
+    with monkeypatch.context() as patch:
+        patch.setattr("imbrace_lake.lake.ledger.Journal.finish", fail)
+        assert offline.run_shard("shard", "parent", key).is_failed()
+    assert offline.row("shard") is None
+
+    assert offline.run("next").is_completed()
+
+    row = offline.row("shard")
+    assert row is not None
+    assert row["parent_run_id"] == "parent"
+    assert {payload["run_id"] for _, payload in offline.events} == {"next"}
+
+
+@pytest.mark.parametrize(
+    ("organization", "lake", "reported"),
+    [
+        ("another", "lake", "this worker reads the organization another, and the run of this shard reads "),
+        (None, "another", "has no shards/parent/"),
+        (None, "none", "there is no lake at "),
+    ],
+)
+def test_a_worker_with_another_lake_or_organization_than_the_run_reads_nothing(
+    organization: str | None, lake: str, reported: str, offline: Offline, tmp_path: Path
+) -> None:
+    key = list_of(offline)
+    offline.lake = tmp_path / "another"
+    list_of(offline)
+    offline.lake = tmp_path / lake
+    given = {"organization": organization} if organization else {}
+
+    state = offline.run_shard("shard", "parent", key, **given)
+
+    assert state.is_failed()
+    assert reported in (state.message or "")
+    assert not sum(offline.box.stats().pages.values())
+    assert (tmp_path / lake).exists() == (lake != "none")
+
+
+def test_a_shard_is_not_split_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "get_client", lambda: pytest.fail("a request was sent"))
+
+    async def job(run: RunContext) -> bool:
+        run.parent_run_id = "parent"
+        return await has_shards(run, load_settings(shard_size=1), 12)
+
+    assert not in_run(str(tmp_path), job)
+
+
+def test_a_store_that_supports_one_run_at_a_time_has_no_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("imbrace_lake.store.lease.SETTLE_SECONDS", 0.0)

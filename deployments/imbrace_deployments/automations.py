@@ -1,9 +1,9 @@
 """Automations for runs whose worker or process dies.
 
 An open-source server leaves a run "Running" for ever when its worker dies. When only its process dies, the
-worker says so twice (in Prefect 3.9 too), the second time after it has loaded the flow for its hooks. That
-would end a run that has been started again meanwhile, so a crashed run waits in a state of its own until
-nobody speaks any more.
+worker reports that twice (in Prefect 3.9 too), the second time after it has loaded the flow for its hooks.
+The second report would end a run that was restarted meanwhile, so a crashed run waits in a separate state
+until the second report has come.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 TAG = "imbrace-lake"
 # Three times the PREFECT_FLOWS_HEARTBEAT_FREQUENCY of prefect.yaml.
 SILENCE = timedelta(seconds=90)
-# A busy machine was seen to take 12 s to say for the second time that a process had died.
+# On a busy machine, 12 s were measured between the two reports of a dead process.
 PAUSE = timedelta(seconds=30)
 LONGEST_RUN = timedelta(days=7)
 WAITING = "AwaitingRestart"
@@ -25,16 +25,16 @@ WAITING = "AwaitingRestart"
 # Only runs of our deployments have the tag.
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Declined", "Crashed")
-# A run that waits for an answer has no process, and so no heartbeat.
+# A run that waits for an answer has no process and sends no heartbeat.
 _SILENT = (*_ENDS, "Suspended")
 
 
 def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[AutomationCore]:
-    """What a server needs, so that a run outlives its worker.
+    """Return the automations that let a run survive its worker.
 
     Args:
-        silence: How long a run may be without a heartbeat before it counts as dead.
-        pause: How long one that crashed waits before it starts again.
+        silence: How long a run may send no heartbeat before it is considered dead.
+        pause: How long a crashed run waits before it is restarted.
     """
     seconds = f"{silence.total_seconds():g} s"
     return [
@@ -60,14 +60,14 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
         ),
         AutomationCore(
             name="imbrace-lake-restart-crashed-runs-once",
-            description="A run that crashed at its first try is to start again.",
+            description="A run that crashes in its first attempt is to be restarted.",
             tags=[TAG],
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 threshold=1,
                 within=LONGEST_RUN,
-                # A second try has count 2. One that crashes before it runs still has count 1, but no run
-                # of its own before it: without `after`, it would be started again for ever.
+                # A second attempt has count 2. An attempt that crashes before it runs still has count 1, but
+                # no state Running before: without `after`, it would be restarted for ever.
                 match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "1"},
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
@@ -78,15 +78,15 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     name=WAITING,
-                    message=f"It crashed, and starts again in {pause.total_seconds():g} s.",
-                    # From one crashed state to another only by force.
+                    message=f"The run crashed, and is restarted in {pause.total_seconds():g} s.",
+                    # Only by force can a crashed state follow another.
                     force=True,
                 )
             ],
         ),
         AutomationCore(
             name="imbrace-lake-restart-runs",
-            description="A run that waits to be restarted starts again where it stood.",
+            description="A crashed run is restarted after a pause and continues its work.",
             tags=[TAG],
             trigger=EventTrigger(
                 posture=Posture.Proactive,
@@ -96,14 +96,14 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
                 match_related=_OURS,
                 for_each={"prefect.resource.id"},
                 after={f"prefect.flow-run.{WAITING}"},
-                # Somebody may have started it by hand.
+                # An operator may have started it by hand.
                 expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
             ),
             actions=[
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
                     name="Restarting",
-                    message="It crashed, and starts again where it stood; once.",
+                    message="The run crashed, and is restarted once; it continues its work.",
                 )
             ],
         ),

@@ -1,8 +1,8 @@
 """Prepare a Prefect server for the deployments: blocks, work pool, budget, automations.
 
-Token, lake and list are tried before anything is saved, and if one of them does not work, nothing on the
-server is changed. Whatever is there already is left as it is, but for blocks and automations that differ
-from what is wanted now. A budget is the operator's as soon as it exists.
+Setup tries token, lake and list before it saves anything; if one of them does not work, it changes nothing on
+the server. It leaves existing objects as they are, except blocks and automations that differ from the desired
+ones. A budget belongs to the operator as soon as it exists.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ BLOCK = "default"
 DEFAULT_REQUESTS_PER_SECOND = 20.0
 
 
-# A wheel brings a copy; in a clone the file is at the top of the repository.
+# A wheel contains a copy; in a clone, the file is at the top of the repository.
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 
 
 def deploy_command() -> str:
-    """Return the command line that comes after setup."""
+    """Return the command that follows setup."""
     if PREFECT_FILE.exists():
         return f"prefect deploy --all --prefect-file {shlex.quote(str(PREFECT_FILE))}"
     return "prefect deploy --all"
@@ -56,12 +56,12 @@ class DesiredState:
     """The desired state of the server.
 
     Attributes:
-        settings: Whose token, organization, gateway and lake become blocks, and whose requests a
-            second a new budget.
-        pool, queue: Where deployments send their runs; a new pool starts processes.
-        phones: Address of the list that the hourly ingestion reads; None leaves what there is.
-        requests_per_second: What the budget is to be even if it exists; None leaves what there is.
-        is_forced: Save also what does not work from here.
+        settings: Token, organization, gateway and lake become blocks; the requests per second become a new
+            budget.
+        pool, queue: The work pool and queue of the deployments; a new pool starts processes.
+        phones: Address of the list that the hourly ingestion reads; None leaves the saved one.
+        requests_per_second: The budget, also if it exists; None leaves the existing one.
+        is_forced: Save also values that do not work from this machine.
     """
 
     settings: Settings
@@ -74,11 +74,11 @@ class DesiredState:
 
 @dataclass(slots=True)
 class Outcome:
-    """What setup found and did.
+    """The result of setup.
 
     Attributes:
-        findings: What came of trying token, organization, gateway, lake and list.
-        done: What was made, changed, found or left, a sentence each; empty if nothing was saved.
+        findings: Results of the checks of token, organization, gateway, lake and list.
+        done: What was made, changed, found or left, in one sentence each; empty if nothing was saved.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -91,11 +91,11 @@ class Outcome:
 
 
 async def set_up(desired: DesiredState) -> Outcome:
-    """Try the desired state, and bring the configured server to it if all of it works.
+    """Try the desired state, and bring the configured server to it if everything works.
 
     Raises:
         SettingsError: A setting cannot be used; nothing was saved.
-        httpx.HTTPError: The server does not answer, or refuses.
+        httpx.HTTPError: The server does not answer, or rejects a request.
     """
     async with get_client() as client:
         setup = _Setup(client, desired)
@@ -118,7 +118,7 @@ class _BlockState:
 
 
 class _Setup:
-    """One call of setup: what it wants, and what it has done so far."""
+    """One call of setup: the desired state, and the result so far."""
 
     def __init__(self, client: PrefectClient, desired: DesiredState) -> None:
         self.outcome = Outcome()
@@ -128,7 +128,7 @@ class _Setup:
         self._blocks: dict[str, _BlockState] = {}
 
     async def probe(self) -> None:
-        """Find the blocks, and try those that will be there, and the list, side by side."""
+        """Load the saved blocks; try the blocks that the server is to have, and the list, side by side."""
         settings = self._desired.settings
         credentials = await _saved(ImbraceCredentials)
         self._blocks = {
@@ -157,7 +157,7 @@ class _Setup:
         return [] if phones is None else [await check_list(phones, self._desired.settings)]
 
     async def blocks(self) -> None:
-        """Save the blocks, and keep their ids in variables, from which the deployments refer to them."""
+        """Save the blocks, and their ids in variables, by which the deployments refer to them."""
         await ImbraceCredentials.aregister_type_and_schema()
         await ConversationLake.aregister_type_and_schema()
         for variable, kept in self._blocks.items():
@@ -165,7 +165,7 @@ class _Setup:
         await self._keep_variable("imbrace_phones", self._desired.phones)
 
     async def work_pool(self) -> None:
-        """Make the pool and its queue, and keep their names in variables."""
+        """Make the pool and its queue, and save their names in variables."""
         pool, queue = self._desired.pool, self._desired.queue
         try:
             found = await self._client.read_work_pool(pool)
@@ -206,7 +206,7 @@ class _Setup:
         self._done.append(f"changed the budget {BUDGET} to {desired:g} requests per second")
 
     async def automations(self) -> None:
-        """Make the automations; one that was disabled stays so."""
+        """Make the automations; a disabled one stays disabled."""
         for wanted in automations():
             found = await self._client.read_automations_by_name(wanted.name)
             if not found:
@@ -226,7 +226,7 @@ class _Setup:
         name = f"{kind._block_type_slug}/{BLOCK}"
         found, desired = kept.found, kept.desired
         if desired is None:
-            # Without a block the worker's own settings apply.
+            # Without a block, the settings of the worker apply.
             done = f"{'left the' if found else 'made no'} block {name}, as {kept.missing_settings} not set"
         elif found is not None and _fields(found) == _fields(desired):
             done = f"found the block {name}"
@@ -239,7 +239,7 @@ class _Setup:
         await self._keep_variable(variable, reference)
 
     async def _keep_variable(self, name: str, value: str | dict[str, Any] | None) -> None:
-        """Set a variable that `prefect.yaml` names; None sets only one that is missing."""
+        """Set a variable that `prefect.yaml` names; None only creates a missing one."""
         found = await self._client.read_variable_by_name(name)
         if found is None:
             await self._client.create_variable(VariableCreate(name=name, value=value, tags=[TAG]))
@@ -257,12 +257,12 @@ async def _saved(kind: type[B]) -> B | None:
 
 
 def _credentials_block(settings: Settings, found: ImbraceCredentials | None) -> ImbraceCredentials | None:
-    """Describe the token as the settings do; None unless they name both token and organization."""
+    """Return the block of the settings; None unless they have both token and organization."""
     if settings.token is None or settings.organization is None:
         return None
     expires = settings.token_expires
     if expires is None and found is not None and found.token == settings.token:
-        # The operator entered the day in the UI.
+        # An operator entered the day in the UI.
         expires = found.expires_at
     return ImbraceCredentials(
         organization=settings.organization,
@@ -273,11 +273,11 @@ def _credentials_block(settings: Settings, found: ImbraceCredentials | None) -> 
 
 
 def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
-    """Describe a lake with what the environment says of S3 (`AWS_*`), as far as it lasts."""
+    """Return the block of a lake, with the lasting S3 settings of the environment (`AWS_*`)."""
     if not lake.startswith(("s3://", "s3a://")):
         return ConversationLake(url=str(Path(lake).absolute()) if is_relative(lake) else lake)
     key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
-    # Temporary credentials would be kept for longer than they are good for.
+    # Temporary credentials would be saved for longer than they are valid.
     has_lasting_keys = bool(key and secret) and not environment.get("AWS_SESSION_TOKEN")
     return ConversationLake(
         url=lake,
@@ -289,7 +289,7 @@ def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
 
 
 def _slots(requests_per_second: float) -> int:
-    """Slots of a budget: what comes back in a second, for the smaller of the two is what counts."""
+    """Return the slots of a budget: as many as become free per second, because the smaller value limits."""
     return ceil(requests_per_second)
 
 

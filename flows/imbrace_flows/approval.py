@@ -1,8 +1,8 @@
-"""A run that says what it would do, and does it only when somebody has approved that.
+"""A run that shows its plan, and reads only after an operator has approved it.
 
-It is suspended rather than paused: nothing runs while it waits, so it keeps neither a worker nor its
-deployment's place busy for a day, and no worker that dies takes the question along. Resumed, it starts
-from the top and meets the answer.
+The run is suspended and not paused: while it waits it has no process, so it occupies neither a worker nor a
+slot of its deployment, and its question survives a worker that dies. When it is resumed, it starts from the
+beginning and reads the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ APPROVAL_TIMEOUT = timedelta(hours=24)
 
 
 class Declined(ImbraceLakeError):
-    """Somebody said no to the plan; nothing was read into the lake."""
+    """An operator declined the plan; nothing was read into the lake."""
 
 
 class Approval(RunInput):
@@ -38,10 +38,10 @@ class Approval(RunInput):
 
 
 def require_deployment() -> None:
-    """Make sure that somebody can answer, before anything is asked of the gateway.
+    """Make sure that an operator can answer, before any request to the gateway.
 
     Raises:
-        UsageError: The run is of no deployment, so no worker could go on with it.
+        UsageError: The run does not belong to a deployment, so no worker could continue it.
     """
     if not is_deployment_run():
         raise UsageError(
@@ -51,31 +51,31 @@ def require_deployment() -> None:
 
 
 def was_asked() -> bool:
-    """Whether this run has asked already, and was started again."""
+    """Whether this run has asked before, and is now resumed."""
     context = FlowRunContext.get()
     policy = context.flow_run.empirical_policy if context and context.flow_run else None
     return policy is not None and QUESTION in (policy.pause_keys or ())
 
 
 async def publish_plan(plan: Plan) -> None:
-    """Show the plan beside the run; it holds no phone number."""
+    """Show the plan as an artifact of the run; it contains no phone number."""
     await acreate_markdown_artifact(
         plan_markdown(plan), key=PLAN_KEY, description="What the run would read, and what that would cost"
     )
 
 
 def plan_markdown(plan: Plan) -> str:
-    """The plan as a list: the dialog that asks cuts the lines of a table off."""
+    """Return the plan as a list, because the dialog truncates the lines of a table."""
     rows = (f"- **{name}:** {value}" for name, value in plan.rows())
     remark = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
     return "\n".join(["The run would read", "", *rows, "", remark])
 
 
 async def wait_for_approval(plan: Plan | None) -> None:
-    """Suspend the run until somebody answers; in a run that was resumed, look at the answer.
+    """Suspend the run until an operator answers; in a resumed run, read the answer.
 
     Args:
-        plan: What is asked; None when it was asked already.
+        plan: The plan to approve; None in a resumed run.
 
     Raises:
         Declined: The answer is no.

@@ -1,4 +1,4 @@
-"""The backfill: conversations of the past again, whole or for a window of time."""
+"""The backfill: reads conversations again, completely or for a window of time."""
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
@@ -26,7 +26,7 @@ def _run_name() -> str:
 @flow(
     name="backfill-conversations",
     flow_run_name=_run_name,
-    description="Reads conversations again, whole or for a window of time, and brings the lake up to them.",
+    description="Reads conversations again, completely or for a window of time, and updates the lake.",
     persist_result=False,
     validate_parameters=True,
 )
@@ -35,16 +35,16 @@ async def backfill_conversations(
     credentials: ImbraceCredentials | None = None,
     lake: ConversationLake | None = None,
 ) -> State[Any]:
-    """Read conversations again and bring the lake up to them.
+    """Read conversations again and update the lake.
 
     Args:
-        params: Which conversations, and which time.
-        credentials: Organization and token; the worker's settings if left out.
-        lake: Which; the worker's settings if left out.
+        params: The conversations, and the window of time.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
     """
 
     async def work(observer: Observer) -> RunResult:
-        # At this age every walk is due.
+        # After zero days, every conversation is due for a full walk.
         rewalk_days = 0.0 if params.walk_whole else None
         connection = connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days)
         selection = Selection(

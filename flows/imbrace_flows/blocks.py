@@ -1,7 +1,7 @@
-"""What an operator keeps in the orchestrator instead of on a worker: credentials, and where the lake is.
+"""Blocks: the credentials and the lake, which an operator saves in Prefect instead of on each worker.
 
-A deployment refers to a block by its id, so no secret is ever a parameter. Where a block is left out,
-the settings (`IMBRACE_*`, `AWS_*`) of the worker apply.
+A deployment refers to a block by its id, so that no secret is a parameter. Without a block, the settings of
+the worker (`IMBRACE_*`, `AWS_*`) apply.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
 
-# Prefect's client takes no data URL; where the web cannot be reached the UI shows no icon.
+# Prefect's client does not accept data URLs. Without access to the web, the UI shows no icon.
 _ICONS = "https://cdn.jsdelivr.net/npm/lucide-static@0.460.0/icons"
 
 
 class ImbraceCredentials(Block):
-    """Which organization of iMBrace, and the token to read its conversations with."""
+    """An organization of iMBrace, and the token with which its conversations are read."""
 
     _block_type_name = "iMBrace Credentials"
     _block_type_slug = "imbrace-credentials"
@@ -51,27 +51,27 @@ class ImbraceCredentials(Block):
     )
 
     async def findings(self) -> list[Finding]:
-        """Ask the gateway with the token, within the budget of all runs."""
+        """Check the token with a request to the gateway, within the budget of all runs."""
         settings = self.settings()
         return await check_gateway(settings, partial(open_gateway, settings))
 
     def check(self) -> str:
-        """Ask the gateway with the token; one sentence on what was found, or on what to fix."""
+        """Check the token with a request to the gateway; return one sentence about the result or the fix."""
         return _worst_message(asyncio.run(self.findings()))
 
     def settings(self, **given: Any) -> Settings:
-        """The machine's settings with what this block says of the token; `given` are further ones.
+        """Return the settings of the machine with the values of this block, and further `given` ones.
 
         Raises:
             SettingsError: A value cannot be used.
         """
         values = {"organization": self.organization, "token": self.token, "gateway": self.gateway}
-        # The day that the machine's settings give is that of another token.
+        # The expiry in the settings of the machine belongs to another token.
         return load_settings(**given | values).model_copy(update={"token_expires": self.expires_at})
 
 
 class ConversationLake(Block):
-    """Where the lake is, and how to reach it."""
+    """The address of the lake, and how to reach it."""
 
     _block_type_name = "Conversation Lake"
     _block_type_slug = "conversation-lake"
@@ -96,7 +96,7 @@ class ConversationLake(Block):
     secret_key: SecretStr | None = Field(None, title="Secret access key")
 
     def options(self) -> StoreOptions:
-        """How the store is reached."""
+        """Return the options of the store."""
         return StoreOptions(
             endpoint_url=self.endpoint,
             region=self.region,
@@ -110,12 +110,12 @@ class ConversationLake(Block):
         return await check_lake(load_settings(lake=self.url), self.options())
 
     def check(self) -> str:
-        """Write, read and delete a small object; one sentence on what was found, or on what to fix."""
+        """Write, read and delete a small object; return one sentence about the result or the fix."""
         return _worst_message(asyncio.run(self.findings()))
 
 
 def _worst_message(findings: Sequence[Finding]) -> str:
-    """What is most wrong, or else the first of what was found."""
+    """Return the message of the first error, or else of the first finding."""
     worst = next((one for one in findings if one.verdict == "error"), findings[0])
     return f"{worst.name}: {worst.message}"
 
@@ -126,8 +126,8 @@ class Connection:
 
     Attributes:
         settings: Addresses, secrets and limits.
-        store: How the lake is reached; None means by what the machine has.
-        blocks: References to the blocks of the run, as parameters of another; None where there is none.
+        store: How to reach the lake; None for the settings of the machine.
+        blocks: References to the blocks of the run, as parameters of its shards; None for a missing block.
     """
 
     settings: Settings
@@ -136,18 +136,18 @@ class Connection:
 
 
 def is_relative(lake: str) -> bool:
-    """Whether a lake's address is a folder that depends on the place where it is read."""
+    """Whether the address of a lake is a relative folder."""
     return "://" not in lake and not Path(lake).expanduser().is_absolute()
 
 
 def connect(
     credentials: ImbraceCredentials | None, lake: ConversationLake | None, **given: Any
 ) -> Connection:
-    """Put a run's connection together: blocks and what is given win over the machine's settings.
+    """Return the connection of a run: blocks and given values win over the settings of the machine.
 
     Args:
-        credentials, lake: As the flow got them.
-        given: Other settings by name; None stands for the machine's.
+        credentials, lake: The blocks of the flow.
+        given: Other settings by name; None for the value of the machine.
 
     Raises:
         SettingsError: A value cannot be used, or the lake of a deployment is a relative folder.
@@ -165,19 +165,19 @@ def connect(
 
 
 def _reference(block: Block | None) -> dict[str, Any] | None:
-    """A block as a parameter; one that was never saved cannot be one, for it would show its secret."""
+    """Return a block as a parameter; an unsaved block cannot be one, because it would show its secret."""
     if block is None or block._block_document_id is None:
         return None
     return {"$ref": {"block_document_id": str(block._block_document_id)}}
 
 
 def organization_in_force(parameters: dict[str, Any]) -> str:
-    """Whose conversations a run with these parameters reads, for its name."""
+    """Return the organization whose conversations a run with these parameters reads, for its name."""
     credentials = parameters.get("credentials")
     if isinstance(credentials, ImbraceCredentials):
         return credentials.organization
     try:
         return load_settings().organization or "default"
     except SettingsError:
-        # The run itself says what is wrong with them.
+        # The run itself reports the error.
         return "default"

@@ -21,7 +21,7 @@ from imbrace_lake.concurrency import every
 
 POLL_SECONDS = 10.0
 
-# Of this name, lines reach the server and the terminal as those of the core do.
+# By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.cancelling")
 
 
@@ -31,7 +31,7 @@ class RunCancelled(Exception):
 
 @dataclass(slots=True)
 class Cancellation:
-    """Lets the caller of a flow in this process cancel it, before it begins too; for one event loop."""
+    """Lets the caller of a flow in this process cancel it, also before it begins; for one event loop."""
 
     is_requested: bool = False
     _cancel: Callable[[], None] | None = None
@@ -43,7 +43,7 @@ class Cancellation:
             self._cancel()
 
     def bind(self, cancel: Callable[[], None] | None) -> None:
-        """Name what ends the run, at once if that was requested already."""
+        """Set the function that ends the run; call it at once if the cancellation was requested before."""
         self._cancel = cancel
         if cancel is not None and self.is_requested:
             cancel()
@@ -56,12 +56,12 @@ async def cancelled_with(
     """End the block soon after a run was cancelled.
 
     Args:
-        run_id: Of this run, or of one that it belongs to.
+        run_id: This run, or the parent of a shard.
         final: Further states that end the block.
-        by_caller: Cancels it without the server.
+        by_caller: Lets the caller cancel the block without the server.
 
     Raises:
-        RunCancelled: It was.
+        RunCancelled: The run was cancelled.
     """
     ending = {StateType.CANCELLING, StateType.CANCELLED, *final}
     block = asyncio.current_task()
@@ -96,16 +96,16 @@ async def cancelled_with(
 
 
 async def is_cancelling(run_id: str) -> bool:
-    """Whether a run that has done all its work was cancelled meanwhile: it can only end as cancelled."""
+    """Whether a run that has done its work was cancelled meanwhile: it can only end as cancelled."""
     async with get_client() as client:
         return await _type_of(client, run_id) == StateType.CANCELLING
 
 
 async def _type_of(client: PrefectClient, run_id: str) -> StateType | None:
-    """The state of a run; none where the server does not say."""
+    """Return the state of a run; None if the server does not answer."""
     try:
         found = await client.read_flow_run(UUID(run_id))
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the run itself goes on
+    except Exception as exc:  # noqa: BLE001 - after any error the run itself continues
         logger.debug("the state of the run is not known: %s", type(exc).__name__)
         return None
     return found.state.type if found.state is not None else None

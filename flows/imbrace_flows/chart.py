@@ -1,7 +1,7 @@
 """A chart of a run as SVG: new messages by day, conversations by status.
 
-It has a ground of its own, so that it is legible whether the UI is light or dark. It holds counts and
-dates, nothing of a customer.
+It has its own background, so that it is legible in the light and the dark UI. It contains only counts and
+dates.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _COLORS = {
 
 
 def chart_url(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
-    """The chart as a `data:` URL, which needs no storage."""
+    """Return the chart as a `data:` URL, which needs no storage."""
     return "data:image/svg+xml;base64," + b64encode(chart(days, conversations).encode()).decode()
 
 
 def chart(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
-    """Draw a run.
+    """Draw the chart of a run.
 
     Args:
         days: New messages by the day they were created, UTC.
@@ -64,7 +64,7 @@ def _bars(days: Mapping[date, int]) -> Iterator[str]:
     by = "day" if step == 1 else f"{step:,} days"
     title = f"{sum(bars):,} new messages; a bar for every {by}, at most {max(bars):,} in one"
     yield _text(_LEFT, 32, title, weight="bold")
-    # A bar for one day alone need not be as wide as the chart.
+    # The bar of a single day is narrower than the chart.
     slot = min(40.0, (_RIGHT - _LEFT) / len(bars))
     for number, count in enumerate(bars):
         height = (_BASE - _TOP) * count / max(bars)

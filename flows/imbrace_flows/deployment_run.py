@@ -6,7 +6,7 @@ from prefect.context import FlowRunContext
 
 
 def is_deployment_run() -> bool:
-    """Whether this run is one of a deployment.
+    """Whether this run belongs to a deployment.
 
     `prefect.runtime.deployment` asks the server again, for a seventh of a second, if it is not.
     """

@@ -1,4 +1,4 @@
-"""Events for automations to act on; none holds a phone number or the text of a message.
+"""Events for automations; none contains a phone number or the text of a message.
 
 Prefect relates each to the flow run that emits it. Their resources keep their ids from run to run::
 
@@ -96,7 +96,7 @@ EVENTS: Mapping[str, Event] = {
 
 
 def emit_run_events(summary: RunSummary) -> None:
-    """Say how an export or backfill ended, what it could not export, and what it saw for the first time."""
+    """Emit the events about the end of a run: its result, its failures and its new shapes."""
     lake, organization = lake_resource(summary.lake), _organization(summary.organization)
     emit_event(
         EXPORT_COMPLETED,
@@ -135,7 +135,7 @@ def emit_run_events(summary: RunSummary) -> None:
 
 
 def emit_stale(lake: str, organization: str, ages: Sequence[Freshness], limit: timedelta) -> None:
-    """Say that proofs are older than `limit`; `ages` begins with the stalest."""
+    """Emit the event about proofs older than `limit`; `ages` begins with the oldest."""
     oldest = next((one.age for one in ages if one.age is not None), None)
     emit_event(
         LAKE_STALE,
@@ -152,7 +152,7 @@ def emit_stale(lake: str, organization: str, ages: Sequence[Freshness], limit: t
 
 
 def emit_token_expiring(organization: str, expires: date, warning: str) -> None:
-    """Say that the token of an organization expires within two weeks, or has expired."""
+    """Emit the event about a token that expires within two weeks, or has expired."""
     emit_event(
         TOKEN_EXPIRING,
         resource={"prefect.resource.id": f"imbrace.organization.{organization}"},
@@ -161,7 +161,7 @@ def emit_token_expiring(organization: str, expires: date, warning: str) -> None:
 
 
 def lake_resource(url: str) -> dict[str, str]:
-    """A lake as the resource of events; `url` is free of credentials."""
+    """Return a lake as the resource of events; `url` contains no credentials."""
     digest = sha256(url.encode()).hexdigest()[:16]
     return {"prefect.resource.id": f"imbrace.lake.{digest}", "prefect.resource.name": url}
 

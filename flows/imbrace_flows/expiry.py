@@ -1,4 +1,4 @@
-"""Warns in time of a token that expires."""
+"""Warns before a token expires."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("imbrace_lake.expiry")
 
 
 def warn_of_expiry(settings: Settings) -> str | None:
-    """Log that the token has expired or soon will, and emit an event; give the sentence, if there is one."""
+    """Log a warning and emit an event if the token has expired or soon will; return the warning."""
     warning = expiry_warning(settings.token_expires, utc_now().date())
     if warning is not None and settings.token_expires is not None:
         logger.warning("%s", warning)

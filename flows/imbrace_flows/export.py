@@ -1,4 +1,4 @@
-"""The export: phone numbers in, a complete lake out, seen in Prefect while it works and after."""
+"""The export: reads the conversations of phone numbers into the lake."""
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
@@ -34,9 +34,9 @@ async def export_conversations(
     """Export every conversation of a list of phone numbers into the lake, proven complete.
 
     Args:
-        params: Which numbers.
-        credentials: Organization and token; the worker's settings if left out.
-        lake: Where to; the worker's settings if left out.
+        params: The numbers.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
     """
 
     async def work(observer: Observer) -> RunResult:

@@ -1,4 +1,4 @@
-"""The ingestion: what is new, again and again, in every conversation the lake knows."""
+"""The ingestion: adds new messages of every conversation that the lake knows, run after run."""
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
@@ -22,7 +22,7 @@ def _run_name() -> str:
 @flow(
     name="ingest-conversations",
     flow_run_name=_run_name,
-    description="Adds what is new: in every conversation the lake knows, and in those of a list of numbers.",
+    description="Adds new messages of every conversation the lake knows, and of those of a list of numbers.",
     persist_result=False,
     validate_parameters=True,
 )
@@ -31,12 +31,12 @@ async def ingest_conversations(
     credentials: ImbraceCredentials | None = None,
     lake: ConversationLake | None = None,
 ) -> State[Any]:
-    """Add what is new, in every conversation the lake knows, and in those of a list of numbers.
+    """Add new messages of every conversation that the lake knows, and of those of a list of numbers.
 
     Args:
-        params: The list, if there is one: only by it are conversations found that began since.
-        credentials: Organization and token; the worker's settings if left out.
-        lake: Which; the worker's settings if left out.
+        params: The list, if any; new conversations are found only through it.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
     """
 
     async def work(observer: Observer) -> RunResult:

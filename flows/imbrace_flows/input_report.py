@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect about its input: what the reader chose, and which rows it skipped and why."""
+"""The artifact about the input of a run: what was read, which rows were skipped, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ INPUT_KEY = "export-input"
 
 
 async def publish_input(report: ListReport | None) -> None:
-    """Create the artifact about a list; nothing for a run without one. It has no phone number.
+    """Create the artifact about the list of a run, if it has one; it contains no phone number.
 
-    The ledger has all of it, so a server that is away now does not make the run a failure.
+    The ledger has everything, so a server that is away now does not make the run a failure.
     """
     if report is None:
         return
@@ -26,7 +26,7 @@ async def publish_input(report: ListReport | None) -> None:
 
 
 def input_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the table: what was read of each file, then what was skipped, why and where.
+    """Return the rows of the table: what was read of each file, then what was skipped, why and where.
 
     Args:
         report: From `ListReport.as_json`, whose lists have a bounded length.

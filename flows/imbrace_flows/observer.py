@@ -1,4 +1,4 @@
-"""What the caller of a flow in this process hands to it, and the result that the flow returns.
+"""What the caller of a flow in this process passes to it, and the result that the flow returns.
 
 The observer goes in through a context variable, because Prefect stores the parameters of a flow. The result
 comes back in the data of the flow's state, which stays in this process: our flows have
@@ -43,11 +43,11 @@ class RunResult:
 
 
 class UnsuccessfulRun(Exception):
-    """A run without success, as the data of its state: Prefect raises it for a caller who wants no state.
+    """A run without success, as the data of its state; Prefect raises it if the caller asks for no state.
 
     Args:
-        message: Of the state.
-        run_result: What the run has nevertheless returned.
+        message: The message of the state.
+        run_result: The result that the run has nevertheless returned.
     """
 
     def __init__(self, message: str, run_result: RunResult) -> None:

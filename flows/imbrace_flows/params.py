@@ -1,8 +1,8 @@
-"""What an operator may choose for one run; the fields become the forms in the UI.
+"""The parameters of flows, which become the forms in the UI.
 
-Everything else comes from the blocks (`imbrace_flows.blocks`) or the settings (`IMBRACE_*`) of the machine
-that runs it. Prefect stores and shows parameters in clear, so tokens are none, and phone numbers
-travel by the address of a list; a few may be typed for a try, and the form says what that means.
+Everything else comes from the blocks (`imbrace_flows.blocks`) or the settings (`IMBRACE_*`) of the worker.
+Prefect stores and shows parameters in clear. So a token is never a parameter, and a list of phone numbers is
+passed by its address; a few numbers may be typed for a try, and the form explains the consequence.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from imbrace_lake.export.drift import DriftMode
 Source = Literal["everything", "phones", "conversations", "rerun"]
 
 MOST_TYPED = 20
-# Fifteen digits, a plus, and room for blanks, brackets and a comma.
+# Fifteen digits, a plus, and some blanks, brackets and a comma.
 LONGEST_TYPED = 32 * MOST_TYPED
 
 
 def _at_position(position: int) -> JsonDict:
-    """Keep the order of the form: PostgreSQL forgets the order of the keys of an object."""
+    """Keep the order of the form, because PostgreSQL does not keep the order of the keys of an object."""
     return {"position": position}
 
 
 class RunParams(BaseModel):
-    """What every run has in common."""
+    """Parameters of every run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def recorded(self) -> dict[str, Any]:
-        """What the ledger keeps of them; numbers that were typed are masked."""
+        """Return the parameters for the ledger, with typed numbers masked."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -116,7 +116,7 @@ class ReadParams(RunParams):
     )
 
     def settings(self) -> dict[str, object]:
-        """Those that win over the machine's settings of the same name, if they are given."""
+        """Return the given parameters that win over the settings of the same name."""
         return {
             "region": self.region,
             "chunk_size": self.chunk_size,
@@ -126,7 +126,7 @@ class ReadParams(RunParams):
 
 
 class ChosenParams(ReadParams):
-    """Parameters that exports and backfills share: an operator starts them, and can type and answer."""
+    """Parameters of exports and backfills, where an operator can type numbers and approve a plan."""
 
     numbers: SecretStr | None = Field(
         None,
@@ -156,7 +156,7 @@ class ChosenParams(ReadParams):
         return numbers
 
     def typed(self) -> list[str] | None:
-        """The numbers that were typed, one by one; None without any."""
+        """Return the typed numbers, one by one; None without any."""
         return None if self.numbers is None else _separate(self.numbers)
 
 
@@ -184,11 +184,11 @@ def _separate(numbers: SecretStr) -> list[str]:
 
 
 class IngestParams(ReadParams):
-    """An ingestion: what is new in every conversation the lake knows, and those of a list of numbers."""
+    """An ingestion: new messages of every conversation the lake knows, and of those of a list of numbers."""
 
 
 class BackfillParams(ChosenParams):
-    """A backfill: some conversations again, whole or for a window of time."""
+    """A backfill: some conversations again, completely or for a window of time."""
 
     source: Source = Field(
         "everything",
@@ -237,10 +237,7 @@ class BackfillParams(ChosenParams):
     parent_run: str | None = Field(
         None,
         title="Shard of run",
-        description=(
-            "Leave empty. A large run starts its shards with its own id here, and the list of their"
-            " conversations in the lake."
-        ),
+        description="Leave empty. A large run enters its own id here when it starts its shards.",
         json_schema_extra=_at_position(25),
     )
 
@@ -264,7 +261,7 @@ class BackfillParams(ChosenParams):
         return self
 
     def window(self) -> tuple[datetime | None, datetime | None]:
-        """The window of time; open on a side that is None."""
+        """Return the window of time; None on an open side."""
         return self.since, self.until
 
 

@@ -1,4 +1,4 @@
-"""What every reading flow does: find the conversations, export them by chunks, say how it ended."""
+"""The work of every reading flow: find the conversations, export them in chunks, report the result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from imbrace_tasks.export import export_conversations_chunk
 from imbrace_tasks.resolve import resolve_phones
 from imbrace_tasks.retry import TaskError, is_transient, result_of
 
-# Of this name, lines reach the server and the terminal as those of the core do.
+# By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.runs")
 
 CANCELLED = "Cancelled. Start it again to export the rest."
@@ -73,7 +73,7 @@ class NotClosed(ImbraceLakeError):
     """The accounts of a run could not be written.
 
     Args:
-        problem: Why, and what closes them.
+        problem: The reason, and what writes them later.
         is_cancelled: Whether the run was cancelled before.
     """
 
@@ -101,13 +101,13 @@ class Selection:
 
 
 async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[Any]:
-    """Do a flow's work, and end it in the state that says how it went, with the result as its data."""
+    """Do the work of a flow, and return its final state, with the result as the data."""
     observer = current_observer.get() or Observer()
     show_log_lines()
     # A worker starts a process for each run.
     with tuned_process() if is_deployment_run() else nullcontext():
         state = await _worked(work, observer)
-    # Prefect would refuse any other state, and the run would stay *Cancelling* for ever.
+    # Prefect would reject any other state, and the run would stay *Cancelling* for ever.
     if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
         message, result = f"Cancelled when its work had ended: {state.message}", run_result(state)
         return Cancelled(message=message, data=result and RunStopped(message, result))
@@ -115,9 +115,9 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
 
 
 def show_log_lines() -> None:
-    """Send our lines to the server, which shows them beside the run, unless a level is set.
+    """Send our log lines to the server, which shows them with the run, unless a level is set.
 
-    Of the root logger it would show the URLs of requests.
+    Not by the root logger, which would also send the URLs of requests.
     """
     ours = logging.getLogger("imbrace_lake")
     if ours.level == logging.NOTSET:
@@ -147,12 +147,12 @@ def _final_state(result: RunResult) -> State[Any]:
     if summary.status == "cancelled":
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            # Not by Prefect or the caller of the flow, to whom the state would be the answer.
+            # By something other than Prefect or the caller of the flow, who would get the state.
             raise asyncio.CancelledError
         return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
     message = summary.reason or "every conversation is complete"
     if summary.status == "complete":
-        # Its name shows it too, so that it is seen in a list of runs.
+        # In the name too, which lists of runs show.
         name = UNREADABLE if summary.unreadable_count else "Completed"
         return Completed(name=name, message=message, data=result)
     name = "Partial" if summary.status == "partial" else "Failed"
@@ -167,14 +167,14 @@ async def read_conversations(
     *,
     ask_first: bool = False,
 ) -> RunResult:
-    """Everything a reading run does, from its selection to its summary.
+    """Do a reading run, from its selection to its summary.
 
     However the run ends, its accounts are closed and published: each conversation that was found has
     an outcome.
 
     Raises:
         ImbraceLakeError: The run could not begin, or its accounts could not be written.
-        Declined: With `ask_first`, the answer was no.
+        Declined: With `ask_first`, an operator declined the plan.
     """
     settings = connection.settings
     token_warning = warn_of_expiry(settings) if selection.parent_run is None else None
@@ -215,10 +215,10 @@ async def read_conversations(
 
 
 async def _attempt(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
-    """Do the work of a run, with its progress shown, so that its accounts can be closed however it ends.
+    """Do the work of a run and show its progress; return normally, so that the accounts can be closed.
 
     Returns:
-        Why it failed, if it did; whether it was cancelled.
+        The reason of a failure, or None; whether the run was cancelled.
     """
     try:
         async with progress_artifact(progress):
@@ -227,7 +227,7 @@ async def _attempt(work: Awaitable[None], progress: Progress) -> tuple[str | Non
         return None, True
     except ImbraceLakeError as exc:
         return str(exc), False
-    except Exception as exc:  # noqa: BLE001 - the accounts are closed whatever happened
+    except Exception as exc:  # noqa: BLE001 - the accounts are closed after any error
         logger.debug("unexpected %s", frames_of(exc))
         return str(unexpected(exc)), False
     return None, False
@@ -254,7 +254,7 @@ async def publish(summary: RunSummary, run: RunContext) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What a run was given: phone numbers, ids of conversations, or what an earlier run missed."""
+    """The input of a run: phone numbers, conversation ids, or what an earlier run missed."""
 
     numbers: PhoneList | None = None
     ids: Sequence[str] = ()
@@ -267,8 +267,8 @@ class _Job:
     """The work of one reading run, from the numbers to the outcome of each conversation.
 
     Attributes:
-        recorded: What the ledger keeps of the run's parameters.
-        results: What became of each slice of the numbers, by its name.
+        recorded: The parameters of the run, for the ledger.
+        results: The result of each slice of the numbers, by its name.
     """
 
     run: RunContext
@@ -281,11 +281,11 @@ class _Job:
     results: dict[str, ResolveResult] = field(default_factory=dict)
 
     def count_entries(self, numbers: PhoneList) -> None:
-        """Keep in the ledger how many entries the list has, each of which is to have an outcome."""
+        """Record the number of entries of the list, each of which is to have an outcome."""
         self.recorded["entries"] = numbers.table.group_by(["position", "phone"]).aggregate([]).num_rows
 
     def begin_rerun(self, missed: Missed) -> None:
-        """Say in the accounts what this rerun cannot bring back."""
+        """Record in the accounts what this rerun cannot export."""
         accounts = self.run.accounts
         accounts.if_empty = f"run {self.selection.rerun} missed nothing"
         if missed.lost:
@@ -349,7 +349,7 @@ class _Job:
         raise NotClosed(problem, is_cancelled=is_cancelled)
 
     def _ids(self) -> list[str]:
-        """The conversations that were given or found so far, each once, in the order of the numbers."""
+        """Return the conversations given or found so far, each once, in the order of the numbers."""
         found = (one for result in self.results.values() for one in result.conversation_ids)
         return [*dict.fromkeys([*self.given.ids, *found])]
 
@@ -368,7 +368,7 @@ class _Job:
         parts = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
         slices = {f"phones-{i}-of-{len(parts)}": part for i, part in enumerate(parts, 1)}
         resolving = with_retries(resolve_phones, settings)
-        # Quoted, for Prefect looks into every value that a task is given, and every one in that, for futures.
+        # Quoted, because Prefect searches the arguments of a task, at any depth, for futures.
 
         async def resolve_slice(name: str, part: pa.Table) -> None:
             result = result_of(await resolving(quote(run), recording, name, part, return_state=True))
@@ -382,7 +382,7 @@ class _Job:
                 run, settings.chunks_in_flight, (partial(resolve_slice, *one) for one in slices.items())
             )
         finally:
-            # Also when the run is cancelled or fails, so that a rerun by id asks for what is missing.
+            # Also when the run is cancelled or fails, so that a rerun by id resolves the missing numbers.
             for name, part in slices.items():
                 if name in self.results:
                     accounts.phones += self.results[name].statuses
@@ -394,9 +394,9 @@ class _Job:
                     accounts.number_errors[reason] += statuses["error"]
 
     async def _load_prior_state(self, ids: list[str]) -> list[str]:
-        """Read what the lake knows, and write down which conversations are to be exported."""
+        """Read the prior state from the lake, and record which conversations are to be exported."""
         run = self.run
-        # What is to be done names the job, so that a killed run of the same job is continued.
+        # The work identifies the job, so that this run continues a killed run of the same job.
         what = ("everything", *ids) if self.selection.is_everything else ids
         await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
@@ -408,7 +408,7 @@ class _Job:
 
 
 async def _read_selection(selection: Selection, connection: Connection) -> _Given:
-    """Read the list, or what an earlier run missed."""
+    """Read the list, or from the lake what an earlier run missed."""
     settings = connection.settings
     table: dict[str, Any] = {
         "column": selection.column,
@@ -444,7 +444,7 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
 
 
 async def _ask_for_approval(selection: Selection, connection: Connection, given: _Given) -> None:
-    """Find out what the run would read, show it, and go on only when somebody has approved it."""
+    """Plan the run, show the plan, and continue only after an operator has approved it."""
     require_deployment()
     plan = None
     if not was_asked():
@@ -466,7 +466,7 @@ async def _ask_for_approval(selection: Selection, connection: Connection, given:
 async def export_chunks(
     run: RunContext, settings: Settings, ids: Sequence[str], chosen_size: int | None
 ) -> None:
-    """Export conversations by chunks; how each ended is in the run's progress and journal."""
+    """Export conversations in chunks; the outcomes are in the progress and the journal of the run."""
     run.progress.conversations = len(ids)
     size = choose_chunk_size(len(ids), chosen_size)
     count = -(-len(ids) // size)
@@ -483,7 +483,7 @@ async def export_chunks(
 
 
 def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
-    """A task that is tried again as the settings say."""
+    """Return a task with the retries of the settings."""
     delays = exponential_backoff(backoff_factor=settings.task_retry_seconds)
     return task.with_options(
         retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
@@ -491,13 +491,13 @@ def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
 
 
 async def _until_fatal(run: RunContext, limit: int, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Run jobs side by side; none is started after an error that every further request would meet."""
+    """Run jobs side by side; start none after an error that would also end every further request."""
     await run_bounded(limit, takewhile(lambda _: run.fatal is None, jobs))
 
 
 @asynccontextmanager
 async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
-    """Keep a progress artifact up to date as long as the work goes on; a server that is away is no fault."""
+    """Update a progress artifact while the block runs; errors of the server are only logged."""
     line = ProgressLine()
     artifact: UUID | None = None
 

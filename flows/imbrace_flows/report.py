@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect for people: a summary, and a table of what failed."""
+"""The artifacts about the end of a run: a summary, a chart, and tables of failures and new shapes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _HEADLINES = {
 
 
 async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
-    """Create the run's artifacts; none holds a phone number or a message.
+    """Create the artifacts of a run; none contains a phone number or a message.
 
     Args:
-        summary: How it ended.
+        summary: The summary of the run.
         days: New messages by the day they were created, UTC.
     """
     await acreate_markdown_artifact(
@@ -46,7 +46,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         description="New messages by day, conversations by status",
     )
     if summary.dead_letters:
-        # The UI breaks no lines: as wide as its page are the first two columns, the others need scrolling.
+        # The UI does not wrap lines: its page shows the first two columns, and the others by scrolling.
         table = [
             {
                 "conversation": printable(letter.conversation_id),
@@ -62,9 +62,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         await acreate_table_artifact(table, key=FAILURES_KEY, description=message)
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
-        message = (
-            f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing of it is lost"
-        )
+        message = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing is lost"
         await acreate_table_artifact(shapes, key=DRIFT_KEY, description=message)
 
 
@@ -73,14 +71,14 @@ def _of(count: int) -> str:
 
 
 async def publish_verification(lake: str, found: Verification, ages: Sequence[Freshness]) -> None:
-    """Create the artifacts of a verification: a summary, and a table of what differs."""
+    """Create the artifacts of a verification: a summary, and a table of the differences."""
     counts = f"{found.counts:,} counts were asked of the gateway, and " if found.counts else ""
     page = [
         "# ✅ Sound" if found.is_sound else "# ❌ Differs",
         "",
         f"In the lake at `{lake}`, {found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
         f" were read, {counts}{len(found.differences):,} things differ. {found.unrecorded:,} parts are as"
-        " killed runs left them: whole, and not yet in a ledger.",
+        " killed runs left them: complete, and not yet in a ledger.",
         "",
         "| last proven | conversations |",
         "|---|--:|",
@@ -96,7 +94,7 @@ async def publish_verification(lake: str, found: Verification, ages: Sequence[Fr
 
 
 def summary_markdown(summary: RunSummary) -> str:
-    """The summary as a page: counts, cost, where the lake is and how to query it."""
+    """Return the summary as a page: counts, cost, the address of the lake and a query."""
     totals = summary.totals
     phones, conversations = totals.phones, totals.conversations
     lines = [
@@ -149,14 +147,14 @@ def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
 
 
 def sentence(summary: RunSummary) -> str:
-    """How the run ended, as the first thing a person reads."""
+    """Return how the run ended, in one sentence."""
     if summary.reason is None:
         return "Every conversation was read and proven complete."
     return f"{summary.reason[:1].upper()}{summary.reason[1:]}."
 
 
 def damage(summary: RunSummary) -> str:
-    """What of the ledgers could not be read, and what to do."""
+    """Return which ledger objects could not be read, and what to do, in one sentence."""
     count = len(summary.damaged)
     objects = "1 ledger object is" if count == 1 else f"{count:,} ledger objects are"
     return (
@@ -165,5 +163,5 @@ def damage(summary: RunSummary) -> str:
 
 
 def query_path(lake: str) -> str:
-    """The pattern that finds every message of a lake."""
+    """Return the pattern of all parts of a lake, for a query engine."""
     return f"{lake.removeprefix('file://')}/messages/**/*.parquet"

@@ -207,7 +207,7 @@ async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: Fl
     try:
         header = await read_header(run.lake, shard.run_id)
     except StoreUnavailable:
-        header = None  # says nothing about the shard
+        header = None  # the shard may be well
     if header is not None:
         shard.totals = RunTotals(**header.totals)
     sign = (state.id, header and header.alive_at)

@@ -1,4 +1,4 @@
-"""The verification: every object of a lake against its hash, every count against the gateway."""
+"""The verification: compares the objects of a lake with their hashes, and counts with the gateway."""
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
@@ -32,7 +32,7 @@ def _run_name() -> str:
 @flow(
     name="verify-lake",
     flow_run_name=_run_name,
-    description="Holds every object of the lake against its hash, and on request counts against the gateway.",
+    description="Compares every object of the lake with its hash, and on request counts with the gateway.",
     persist_result=False,
     validate_parameters=True,
 )
@@ -41,12 +41,12 @@ async def verify_lake(
     credentials: ImbraceCredentials | None = None,
     lake: ConversationLake | None = None,
 ) -> State[Any]:
-    """Find out whether the lake is as it was written, and how old its proofs are.
+    """Verify the objects of the lake, and find out how old its proofs are.
 
     Args:
-        params: Whether to ask the gateway, and from which age a proof is stale.
-        credentials: Organization and token; the worker's settings if left out.
-        lake: Which; the worker's settings if left out.
+        params: Whether to compare counts with the gateway, and the age of a stale proof.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
     """
     show_log_lines()
     try:
@@ -85,7 +85,7 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
 
 
 def _merge_results(results: list[Verification]) -> Verification:
-    """What several looks found, as one."""
+    """Merge the results of several checks."""
     return Verification(
         parts=sum(one.parts for one in results),
         ledger_objects=sum(one.ledger_objects for one in results),
@@ -96,7 +96,7 @@ def _merge_results(results: list[Verification]) -> Verification:
 
 
 def _ended(found: Verification, stale: int, stale_hours: float | None) -> State[Any]:
-    """The state that says it all in one sentence."""
+    """Return the final state, with the result in one sentence."""
     objects = found.parts + found.ledger_objects
     message = f"; {stale:,} conversations have no proof of the last {stale_hours:g} hours" if stale else ""
     if found.is_sound:

@@ -21,14 +21,14 @@ from tests.prefect_homes import make_home
 
 # Heartbeats cannot come more often than every 30 s.
 SILENCE = timedelta(seconds=40)
-# The least that Prefect allows; enough where nobody tells of a dead process twice.
+# The shortest that Prefect allows; enough where a dead process is reported only once.
 PAUSE = timedelta(seconds=10)
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """Run a Prefect server in a home of the test run's, on the database that the environment names."""
+    """Run a Prefect server in a home of the test run, on the database that the environment names."""
     if postgres := database_of_tests():
         with server_on(postgres, tmp_path_factory.mktemp("home")) as running:
             yield running
@@ -49,7 +49,7 @@ def box() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="package")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the lake of all deployments is to be."""
+    """The folder for the lake of all deployments."""
     return tmp_path_factory.mktemp("shared") / "lake"
 
 
@@ -57,7 +57,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def operator(
     server: LocalServer, box: Sandbox, lake: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Operator:
-    """An operator with a token, before anything is set up."""
+    """An operator with a token, before `imbrace-lake setup`."""
     settings = {
         "IMBRACE_TOKEN": TOKEN,
         "IMBRACE_ORGANIZATION": box.options.organization_id,
@@ -69,7 +69,7 @@ def operator(
 
 @pytest.fixture(scope="package")
 def listed(box: Sandbox) -> set[str]:
-    """The conversations of the numbers in the list; other tests give the gateway more."""
+    """The conversations of the numbers in the list; other tests add more to the gateway."""
     return {one for ids in box.links.values() for one in ids}
 
 
@@ -87,21 +87,21 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     assert operator.run("imbrace-lake", "setup", "--phones", str(phones)).returncode == 0
     done = operator.run("prefect", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    # What the clock starts would be in the way of what the tests start.
+    # Scheduled runs would get in the way of the runs that the tests start.
     operator.set_clock("pause")
     return operator
 
 
 @pytest.fixture
 def impatient(deployed: Operator) -> Iterator[Operator]:
-    """The same, with an automation that takes a run for dead sooner."""
+    """The same, with an automation that considers a silent run dead sooner."""
     with _changed(deployed, automations(SILENCE)):
         yield deployed
 
 
 @pytest.fixture
 def hasty(deployed: Operator) -> Iterator[Operator]:
-    """The same, with automations that take a run for dead sooner and start it again sooner."""
+    """The same, with automations that consider a silent run dead sooner and restart it sooner."""
     with _changed(deployed, automations(SILENCE, PAUSE)):
         yield deployed
 
@@ -123,7 +123,7 @@ def _changed(operator: Operator, wanted: list[AutomationCore]) -> Iterator[None]
 
 @pytest.fixture(scope="module")
 def worker(deployed: Operator) -> Iterator[Worker]:
-    """A worker with nothing configured: all it needs is in the blocks."""
+    """A worker with nothing configured: everything it needs is in the blocks."""
     bare = Operator(deployed.server, deployed.folder)
     with Worker(bare, "imbrace") as worker:
         yield worker
@@ -131,7 +131,7 @@ def worker(deployed: Operator) -> Iterator[Worker]:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """A list of numbers at half of whose conversations a run stops: `quick` are answered, `stuck` are not."""
+    """A list of numbers. The gateway answers for the conversations `quick`, and a run stops at `stuck`."""
 
     phones: Path
     quick: list[str]

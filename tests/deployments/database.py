@@ -58,7 +58,7 @@ def dump(server: LocalServer) -> Iterator[str]:
 
 
 def database_of_tests() -> str | None:
-    """The PostgreSQL server that the tests are to use."""
+    """The PostgreSQL server for the tests; None to use SQLite."""
     return os.environ.get(VARIABLE) or None
 
 

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 
 
 def messages(lake: Path) -> Counter[str]:
-    """How many messages every conversation has; empty where there is no lake yet."""
+    """The number of messages of each conversation; empty before there is a lake."""
     if not (lake / "messages").is_dir():
         return Counter()
     table = ds.dataset(lake / "messages").to_table(columns=["conversation_id"])

@@ -1,4 +1,4 @@
-"""What an operator has: a Prefect server, its API, its command line, and a worker."""
+"""The tools of an operator: a Prefect server, its API, its command line, and a worker."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from imbrace_lake.settings import PREFIX
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-# Without a sign of progress; a machine that has other work does everything more slowly.
+# Without a sign of progress; a busy machine does everything more slowly.
 PATIENCE_SECONDS = 240.0
-# With signs of progress. Only what never ends takes so long.
+# With signs of progress. Only a test that never ends takes longer.
 CEILING_SECONDS = 1_800.0
 SIGNS_SECONDS = 5.0
-# Looking is work for the server and for the machine, which has enough to do.
+# Each look is work for the server and for the busy machine.
 LOOK_SECONDS = 0.4
-# Nobody needs them here, and to read them takes longer than to ask.
+# Not needed here, and reading them takes longer than a request.
 CERTIFICATES = httpx.create_ssl_context()
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Somebody who works with a server from an empty folder, with nothing configured but its address."""
+    """A person who works with a server from an empty folder; only its address is configured."""
 
     server: LocalServer
     folder: Path
@@ -70,11 +70,11 @@ class Operator:
         )
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
-        """Ask the API, and give its answer as plain values."""
+        """Send a request to the API, and return the answer as plain values."""
         for wait in (1, 2, 4, 8, 0):
             url = f"{self.server.api_url}{path}"
             answer = httpx.request(method, url, json=body, timeout=120, verify=CERTIFICATES)
-            # A busy server's way to say that its database is locked.
+            # A busy server answers so while its database is locked.
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(wait)
@@ -88,18 +88,18 @@ class Operator:
         return dict(found)
 
     def set_clock(self, to: Literal["pause", "resume"]) -> None:
-        """Let the schedules of all deployments start nothing, or let them go on."""
+        """Pause or resume the schedules of all deployments."""
         for deployment in self.ask("POST", "/deployments/filter", {}):
             self.ask("POST", f"/deployments/{deployment['id']}/{to}_deployment")
 
     def start(self, name: str, **params: object) -> str:
-        """Start a run of a deployment, as its form would; give the run's id."""
+        """Start a run of a deployment, as its form does, and return the run's id."""
         given = {"parameters": {"params": params}} if params else {}
         path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
         return str(self.ask("POST", path, given)["id"])
 
     def flow_run(self, run_id: str) -> dict[str, Any]:
-        """How a run stands."""
+        """A run, as the API returns it."""
         return dict(self.ask("GET", f"/flow_runs/{run_id}"))
 
     def states(self, run_id: str) -> list[str]:
@@ -108,12 +108,12 @@ class Operator:
         return [state["name"] for state in sorted(states, key=lambda one: one["timestamp"])]
 
     def logs(self, run_id: str) -> list[str]:
-        """What the UI shows beside a run."""
+        """The log lines of a run."""
         lines = self.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
         return [line["message"] for line in lines]
 
     def wait(self, run_id: str) -> dict[str, Any]:
-        """Wait for the end of a run; give its last state."""
+        """Wait for the end of a run, and return its last state."""
         final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
         def state() -> dict[str, Any] | None:
@@ -123,11 +123,11 @@ class Operator:
         return self.until(state, f"the end of run {run_id}")
 
     def until(self, look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
-        """Look again and again, as `until` does, as long as anything on the server makes progress."""
+        """Look repeatedly, as `until` does, as long as anything on the server makes progress."""
         return until(look, what, seconds, self.signs)
 
     def signs(self) -> object:
-        """Show how far everything on the server is: runs, tasks, artifacts and the last line of the logs."""
+        """The progress of everything on the server: runs, tasks, artifacts and the last line of the logs."""
         last = self.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC", "limit": 1})
         runs = self.ask("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 50})
         shown = self.ask("POST", "/artifacts/filter", {"sort": "UPDATED_DESC", "limit": 20})
@@ -145,14 +145,14 @@ def until(
     seconds: float = PATIENCE_SECONDS,
     signs: Callable[[], object] = lambda: None,
 ) -> T:
-    """Look again and again, until something is found.
+    """Look repeatedly, until something is found.
 
     Args:
-        look: Gives what is waited for, or None.
-        what: Its name, for the error.
-        seconds: How long to wait without a sign of progress, in time between looks: how long a look takes
-            says how busy the machine is, and is not counted.
-        signs: What differs after progress.
+        look: Returns what is waited for, or None.
+        what: Names it in the error.
+        seconds: How long to wait without a sign of progress. Only the time between looks counts, because the
+            duration of a look depends on how busy the machine is.
+        signs: Returns a value that differs after progress.
 
     Raises:
         TimeoutError: Nothing was found.
@@ -172,7 +172,7 @@ def until(
 
 
 class Worker:
-    """`prefect worker start`, and whatever it starts; gone when the ``with`` block ends."""
+    """`prefect worker start` and the runs that it starts; killed when the ``with`` block ends."""
 
     def __init__(self, operator: Operator, pool: str, *arguments: str, **environment: str) -> None:
         self.log = operator.folder / "worker.log"
@@ -190,7 +190,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # So that a signal to the tests is none to it.
+                # So that a signal to the tests does not reach it.
                 start_new_session=True,
             )
         return self
@@ -201,16 +201,16 @@ class Worker:
         self.kill()
 
     def end(self, number: signal.Signals) -> None:
-        """Send it alone a signal, and wait for its end."""
+        """Send a signal to the worker alone, and wait for its end."""
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(CEILING_SECONDS)
         self._process = None
 
     def kill(self) -> None:
-        """End it and its runs at once, as a machine that loses its power does."""
+        """End the worker and its runs at once, as when a machine loses its power."""
         if self._process is not None:
-            # Each run has a session of its own. Stopped, the worker starts no further one.
+            # Each run has its own session. While it is stopped, the worker starts no further run.
             os.kill(self._process.pid, signal.SIGSTOP)
             found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, check=False)
             for pid in (self._process.pid, *map(int, found.stdout.split())):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(4_000)
 
 
 def ask(operator: Operator, number: str, worker: Worker) -> str:
-    """Start a run that asks; its id, once it waits."""
+    """Start a run that asks, and return its id once it waits."""
     run_id = operator.start("export-on-demand", numbers=number, ask_first=True)
 
     def is_waiting() -> bool | None:
@@ -35,7 +35,7 @@ def answer(operator: Operator, run_id: str, decision: str) -> dict[str, Any]:
 
 
 def decide(operator: Operator, run_id: str, decision: str) -> None:
-    """Answer as a person does: again, where a busy server did not take the answer."""
+    """Answer as a person does: again, if a busy server did not accept the answer."""
 
     def is_taken() -> bool | None:
         return answer(operator, run_id, decision)["status"] == "ACCEPT" or None
@@ -59,7 +59,7 @@ def test_an_approved_run_reads_what_it_planned(
     shown = deployed.ask("GET", f"/flow_runs/{run_id}/input/{question}")
     before = messages(lake)[new]
 
-    refused = answer(deployed, run_id, "perhaps")
+    rejected = answer(deployed, run_id, "perhaps")
     decide(deployed, run_id, "approve")
     state = deployed.wait(run_id)
 
@@ -68,14 +68,14 @@ def test_an_approved_run_reads_what_it_planned(
     assert "911000333" not in plan + str(shown)
     assert plan in str(shown).replace("\\n", "\n")
     assert before == 0
-    assert refused["status"] == "REJECT"
+    assert rejected["status"] == "REJECT"
     assert state["name"] == "Completed", state["message"]
     assert messages(lake)[new] == 3
     # Resumed, it does not plan again.
     assert len(artifact(deployed, run_id, "export-plan")) == 1
 
 
-def test_a_declined_run_reads_nothing_and_says_so(
+def test_a_declined_run_reads_nothing_and_is_shown_as_declined(
     deployed: Operator, worker: Worker, box: Sandbox, lake: Path
 ) -> None:
     new = box.put([], phone="+886911000444")
@@ -90,7 +90,7 @@ def test_a_declined_run_reads_nothing_and_says_so(
     assert new not in messages(lake)
 
 
-def test_a_run_that_waits_for_an_answer_is_not_taken_for_dead() -> None:
+def test_a_run_that_waits_for_an_answer_is_not_considered_dead() -> None:
     trigger = automations()[0].trigger
 
     assert isinstance(trigger, EventTrigger)

@@ -1,4 +1,4 @@
-"""A run that is cancelled in the UI stops soon, leaves whole conversations, and the next one goes on."""
+"""A run that is cancelled in the UI stops soon and leaves complete conversations; the next run continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOPPED_WITHIN_SECONDS = 30.0
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 
 
-def test_a_cancelled_run_stops_and_the_next_one_brings_the_rest(
+def test_a_cancelled_run_stops_and_the_next_run_exports_the_rest(
     deployed: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
     run_id = deployed.start("export-on-demand", phones=str(halted.phones))
@@ -74,7 +74,7 @@ def test_a_run_that_no_worker_watches_ends_when_it_is_cancelled(
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of that number."""
+    """Whether there is a process with this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

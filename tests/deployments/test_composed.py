@@ -1,4 +1,4 @@
-"""The server of the compose file asks everybody for a login, and works for those who have it."""
+"""The server of the compose file requires a login, and works for operators who have it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServe
         yield server
 
 
-def test_nobody_gets_in_without_the_login(composed: ComposedServer) -> None:
+def test_no_request_succeeds_without_the_login(composed: ComposedServer) -> None:
     with httpx.Client(base_url=composed.api_url, verify=CERTIFICATES) as stranger:
         for method, path in (
             ("GET", "/admin/settings"),

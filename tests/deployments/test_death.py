@@ -1,4 +1,4 @@
-"""A worker that dies takes its runs with it: they start again where they stood, and only once."""
+"""A worker that dies takes its runs with it: they are restarted and continue their work, and only once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.deployments.conftest import PAUSE, Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker
 
-# What follows the first crash follows it after a pause, and within a second or two of that.
+# A second restart would follow the crash after the pause, within a second or two.
 LONG_ENOUGH_SECONDS = PAUSE.total_seconds() + 8.0
 
 pytestmark = pytest.mark.timeout(4_000)
 
 
-def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
+def test_a_run_whose_worker_died_is_restarted_and_continues_but_only_once(
     hasty: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
     bare = Operator(hasty.server, hasty.folder)
@@ -43,11 +43,11 @@ def test_a_run_whose_worker_died_starts_again_where_it_stood_but_only_once(
     found = messages(lake)
     everything = (*halted.quick, *halted.stuck)
     assert {one: found[one] for one in everything} == dict.fromkeys(everything, 3)
-    # What was done in the last second was not noted yet, and costs one request to find unchanged.
-    assert all(box.stats().pages[one] <= 1 for one in halted.quick), "what was done was read again"
+    # The journal lacks the work of the last second; each of these conversations costs one request.
+    assert all(box.stats().pages[one] <= 1 for one in halted.quick), "finished conversations were read again"
 
 
-def test_a_run_that_crashes_again_is_left_to_people(hasty: Operator, halted: Halted) -> None:
+def test_a_run_that_crashes_again_is_not_restarted(hasty: Operator, halted: Halted) -> None:
     bare = Operator(hasty.server, hasty.folder)
     crash = {"state": {"type": "CRASHED", "message": "as if its process had been killed"}}
     run_id = hasty.start("export-on-demand", phones=str(halted.phones))

@@ -47,7 +47,7 @@ def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
     )
 
 
-def test_ingestion_finds_new_messages_and_conversations_that_began_since(
+def test_ingestion_finds_new_messages_and_new_conversations(
     deployed: Operator, exported: str, box: Sandbox, lake: Path
 ) -> None:
     known = next(one for ids in box.links.values() for one in ids)
@@ -63,7 +63,7 @@ def test_ingestion_finds_new_messages_and_conversations_that_began_since(
     assert (found[known], found[began]) == (before + 1, 1)
 
 
-def test_the_schedules_have_runs_waiting_for_their_hour(deployed: Operator) -> None:
+def test_schedules_have_runs_that_wait_for_their_time(deployed: Operator) -> None:
     deployed.set_clock("resume")
     for name in ("ingest-hourly", "verify-nightly"):
         body = {"flow_runs": {"deployment_id": {"any_": [deployed.deployment(name)["id"]]}}}
@@ -104,7 +104,7 @@ def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, ex
     assert state["name"] == "Completed", state["message"]
 
 
-def test_what_failed_in_a_run_is_brought_by_its_id_and_typed_numbers_show_nowhere_else(
+def test_a_rerun_by_id_exports_the_failures_and_typed_numbers_are_shown_nowhere_else(
     deployed: Operator, exported: str, box: Sandbox, lake: Path, server: LocalServer, worker: Worker
 ) -> None:
     broken = box.put([], phone=f"+{TYPED}")
@@ -166,7 +166,7 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
     }
     reported = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
 
-    # The worker has none of these, and the deployment refers to the block as before.
+    # The worker has no keys, and the deployment still refers to the block.
     state = deployed.wait(deployed.start("export-on-demand", phones=str(phones)))
     assert deployed.run("imbrace-lake", "setup").returncode == 0
 
@@ -188,7 +188,7 @@ def test_the_nightly_verification_finds_the_lake_sound(deployed: Operator, expor
     assert state["name"] == "Completed", state["message"]
 
 
-def test_an_hourly_run_is_left_out_while_one_still_works(
+def test_an_hourly_run_is_left_out_while_the_last_still_works(
     deployed: Operator, exported: str, box: Sandbox
 ) -> None:
     box.set_options(latency_seconds=2.0)
@@ -200,7 +200,7 @@ def test_an_hourly_run_is_left_out_while_one_still_works(
     assert states == {"Completed", "Cancelled"}
 
 
-def test_deploying_again_asks_nothing_and_keeps_what_is_there(deployed: Operator, exported: str) -> None:
+def test_deploying_again_asks_nothing_and_changes_nothing(deployed: Operator, exported: str) -> None:
     before = deployed.deployment("ingest-hourly")
 
     done = deployed.run(
@@ -214,19 +214,19 @@ def test_deploying_again_asks_nothing_and_keeps_what_is_there(deployed: Operator
     assert [one["schedule"]["cron"] for one in after["schedules"]] == ["7 * * * *"]
 
 
-def test_neither_parameters_nor_anything_else_of_the_server_holds_the_token(
+def test_neither_parameters_nor_anything_else_on_the_server_contains_the_token(
     deployed: Operator, exported: str, server: LocalServer
 ) -> None:
     parameters = deployed.flow_run(exported)["parameters"]
     dump = "\n".join(_dump(server))
 
     assert parameters["credentials"].keys() == {"$ref"}
-    # What is searched does hold the runs and the blocks.
+    # The searched text does contain the runs and the blocks.
     assert exported.replace("-", "") in dump.replace("-", "")
     assert "imbrace-credentials" in dump
     assert TOKEN not in dump
 
 
 def _dump(server: LocalServer) -> Iterator[str]:
-    time.sleep(2)  # what the server was told last is in its database a second later
+    time.sleep(2)  # the server writes the last requests to its database a second later
     yield from dump(server)

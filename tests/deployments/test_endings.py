@@ -1,4 +1,4 @@
-"""Runs that end before their work does, at moments that nobody chose: the lake bears each of them."""
+"""Runs that are ended at random moments before their work is done: the lake survives each of them."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Stage:
     phones: Path
 
     def truth(self) -> dict[str, frozenset[str]]:
-        """The messages of each conversation, as the gateway has them."""
+        """The messages of each conversation in the gateway."""
         return {one: frozenset(item["_id"] for item in self.box.truth(one)) for one in self.ids}
 
     def grow(self, rng: Random) -> None:
-        """Let messages arrive, and a conversation begin."""
+        """Add messages to conversations, and begin another one."""
         for one in rng.sample(self.ids, GROWING):
             self.box.append(one, rng.randint(1, 150))
         self.begin()
 
     def begin(self) -> None:
-        """Begin another conversation, of another number."""
+        """Begin another conversation, with another number."""
         number = f"+886912{len(self.ids):06}"
         self.ids.append(self.box.put([], phone=number))
         self.box.append(self.ids[-1], 120)
@@ -70,7 +70,7 @@ def stage(box: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 def ways() -> Iterator[tuple[int, str]]:
-    """Ten endings, each way twice, in an order of their own; the cheapest two unless all are asked for."""
+    """Ten endings, each way twice, in a fixed random order; by default only the two fastest."""
     chosen = list(WAYS * 2)
     Random(11).shuffle(chosen)
     return enumerate(chosen if IS_FULL else ("cancel", "SIGKILL flow"))

@@ -1,4 +1,4 @@
-"""Files that no test can run: they have to agree with what they speak of."""
+"""Files that no test can run: they have to agree with what they describe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deployments() -> list[dict[str, Any]]:
     return list(read("prefect.yaml")["deployments"])
 
 
-def test_a_run_is_taken_for_dead_after_three_heartbeats_that_did_not_come(
+def test_a_run_is_considered_dead_after_three_missing_heartbeats(
     deployments: list[dict[str, Any]],
 ) -> None:
     environments = [one["work_pool"]["job_variables"]["env"] for one in deployments]
@@ -39,23 +39,23 @@ def test_a_run_is_taken_for_dead_after_three_heartbeats_that_did_not_come(
 def test_every_deployment_is_watched_bounded_and_explained(deployments: list[dict[str, Any]]) -> None:
     for one in deployments:
         assert TAG in one["tags"]
-        if one["name"] != "export-shard":  # of which there are to be as many as workers have room for
+        if one["name"] != "export-shard":  # as many at a time as the workers have slots for
             assert one["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
         assert one["enforce_parameter_schema"] is True
         assert "**" in one["description"]
 
 
-def test_every_way_in_which_a_run_ends_is_no_silence() -> None:
+def test_no_ending_of_a_run_counts_as_silence() -> None:
     mark, *_ = automations()
 
-    # The names of states that flows/ ends in, beside Prefect's own.
+    # The names of the final states of our flows, beside Prefect's own.
     assert isinstance(mark.trigger, EventTrigger)
     assert {"prefect.flow-run.Partial", "prefect.flow-run.Failed", "prefect.flow-run.Cancelled"} <= set(
         mark.trigger.expect
     )
 
 
-def test_the_notification_is_an_automation_for_runs_of_ours() -> None:
+def test_the_notification_is_an_automation_for_our_runs() -> None:
     (reported,) = [
         AutomationCore.model_validate(one) for one in read("deployments/notify.yaml")["automations"]
     ]
@@ -70,7 +70,7 @@ def test_the_notification_is_an_automation_for_runs_of_ours() -> None:
     assert "prefect.flow-run.Partial" in reported.trigger.expect
 
 
-def test_the_image_is_made_of_every_package() -> None:
+def test_the_image_contains_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {
         path.partition("/")[0] for path in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -82,7 +82,7 @@ def test_the_image_is_made_of_every_package() -> None:
     assert all((ROOT / name).exists() for name in kept)
 
 
-def test_what_a_pod_runs_is_the_image_as_nobody_of_note() -> None:
+def test_a_pod_runs_the_image_without_privileges() -> None:
     template = json.loads((ROOT / "deployments/kubernetes/base-job-template.json").read_text())
 
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
@@ -93,7 +93,7 @@ def test_what_a_pod_runs_is_the_image_as_nobody_of_note() -> None:
     assert "USER 10001" in (ROOT / "deployments/docker/Dockerfile").read_text()
 
 
-def test_compose_asks_for_every_secret_and_holds_none() -> None:
+def test_compose_asks_for_every_secret_and_contains_none() -> None:
     text = (ROOT / "deployments/docker/compose.yaml").read_text()
     names = [
         line.partition("=")[0]

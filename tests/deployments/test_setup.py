@@ -1,4 +1,4 @@
-"""`imbrace-lake setup`: what it makes, what it leaves alone, and what it says when it cannot."""
+"""`imbrace-lake setup`: what it makes, what it leaves unchanged, and its errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [prefect_leaks, pytest.mark.timeout(1_200)]
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Stand in an empty folder, with nothing configured."""
+    """Work in an empty folder, with nothing configured."""
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith(("PREFECT_", "IMBRACE_", "AWS_"))]:
@@ -39,7 +39,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Setup]:
-    """Call it in this process, as the operator who called it before; gives its sentences."""
+    """Call it in this process, as the operator who called it before, and return its lines."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     os.environ.update({**deployed.settings, "PREFECT_API_URL": deployed.server.api_url})
@@ -56,12 +56,12 @@ def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str])
 
 
 def done(lines: list[str]) -> list[str]:
-    """What was done, without what was found before."""
+    """The lines about what was done, without the checks before them."""
     return lines[lines.index("") + 1 :]
 
 
 def everything(operator: Operator) -> Any:
-    """All that setup can change on a server."""
+    """Everything that setup can change on a server."""
     kept = {
         "variables": operator.ask("POST", "/variables/filter", {}),
         "blocks": operator.ask("POST", "/block_documents/filter", {"include_secrets": True}),
@@ -92,7 +92,7 @@ def variable(operator: Operator, name: str) -> Any:
     return operator.ask("GET", f"/variables/name/{name}")["value"]
 
 
-def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operator) -> None:
+def test_a_second_call_changes_nothing(setup: Setup, deployed: Operator) -> None:
     before = budget(deployed), variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_phones")
 
     reported = setup()
@@ -110,7 +110,7 @@ def test_a_second_call_finds_everything_as_it_was(setup: Setup, deployed: Operat
     ) == before
 
 
-def test_everything_is_tried_and_what_was_found_is_said(setup: Setup) -> None:
+def test_everything_is_tried_and_every_finding_is_reported(setup: Setup) -> None:
     reported = setup()
 
     found = {line.split()[1].rstrip(":"): line for line in reported[: reported.index("")]}
@@ -138,7 +138,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_where_something_is_wrong_nothing_is_saved(
+def test_if_something_is_wrong_nothing_is_saved(
     kind: str, setup: Setup, deployed: Operator, workdir: Path
 ) -> None:
     environment, arguments, wrong = WRONG[kind]
@@ -155,7 +155,7 @@ def test_where_something_is_wrong_nothing_is_saved(
     assert everything(deployed) == before
 
 
-def test_a_bucket_without_keys_is_refused_and_the_block_stays(
+def test_a_bucket_without_keys_is_rejected_and_the_block_stays(
     setup: Setup, deployed: Operator, s3: Seaweed, bucket: str
 ) -> None:
     before = everything(deployed)
@@ -167,9 +167,7 @@ def test_a_bucket_without_keys_is_refused_and_the_block_stays(
     assert everything(deployed) == before
 
 
-def test_what_was_saved_earlier_and_does_not_work_any_more_is_found_too(
-    setup: Setup, deployed: Operator, phones: Path
-) -> None:
+def test_a_saved_value_that_no_longer_works_is_found(setup: Setup, deployed: Operator, phones: Path) -> None:
     for name in ("IMBRACE_TOKEN", "IMBRACE_LAKE"):
         del os.environ[name]
     moved = phones.rename(phones.with_suffix(".moved"))
@@ -181,7 +179,7 @@ def test_what_was_saved_earlier_and_does_not_work_any_more_is_found_too(
     assert [line.split()[1] for line in reported if line.startswith("error ")] == ["list:"]
 
 
-def test_what_works_only_for_the_workers_is_saved_by_force(
+def test_a_value_that_works_only_for_the_workers_is_saved_by_force(
     setup: Setup, deployed: Operator, phones: Path
 ) -> None:
     reported = setup("--phones", "/data/of/a/worker.csv", "--force", code=1)
@@ -194,7 +192,7 @@ def test_what_works_only_for_the_workers_is_saved_by_force(
     assert variable(deployed, "imbrace_phones") == str(phones)
 
 
-def test_a_list_is_saved_with_its_whole_path(
+def test_a_list_is_saved_with_its_absolute_path(
     setup: Setup, deployed: Operator, workdir: Path, phones: Path
 ) -> None:
     (workdir / "own.txt").write_text("+886911425977\n")
@@ -206,7 +204,7 @@ def test_a_list_is_saved_with_its_whole_path(
     assert saved == str(workdir / "own.txt")
 
 
-def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Operator) -> None:
+def test_a_changed_block_keeps_its_id(setup: Setup, deployed: Operator) -> None:
     before = variable(deployed, "imbrace_credentials")
     os.environ["IMBRACE_TOKEN_EXPIRES"] = "2099-12-31"
 
@@ -224,7 +222,7 @@ def test_what_differs_is_changed_and_keeps_its_place(setup: Setup, deployed: Ope
     assert variable(deployed, "imbrace_credentials") == before
 
 
-def test_a_budget_that_was_changed_in_the_ui_is_only_changed_when_asked(
+def test_a_budget_that_was_changed_in_the_ui_is_changed_only_on_request(
     setup: Setup, deployed: Operator
 ) -> None:
     assert budget(deployed)[1] == DEFAULT_REQUESTS_PER_SECOND
@@ -257,7 +255,7 @@ def test_an_automation_that_was_disabled_stays_so(setup: Setup, deployed: Operat
     deployed.ask("PATCH", f"/automations/{found['id']}", {"enabled": True})
 
 
-def test_what_was_deleted_is_made_again_and_an_automation_that_differs_is_put_right(
+def test_deleted_objects_are_made_again_and_an_automation_that_differs_is_corrected(
     setup: Setup, deployed: Operator
 ) -> None:
     mark, restart, again = (wanted.name for wanted in automations())
@@ -280,7 +278,7 @@ def test_what_was_deleted_is_made_again_and_an_automation_that_differs_is_put_ri
     ]
 
 
-def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deployed: Operator) -> None:
+def test_a_value_that_the_environment_no_longer_gives_stays(setup: Setup, deployed: Operator) -> None:
     before = variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")
     for name in ("IMBRACE_TOKEN", "IMBRACE_LAKE"):
         del os.environ[name]
@@ -295,7 +293,7 @@ def test_what_the_environment_does_not_say_any_more_is_left(setup: Setup, deploy
     assert (variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")) == before
 
 
-def test_deployments_go_to_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:
+def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:
     deploy = ("prefect", "deploy", "--name", "rerun-failed", "--prefect-file", str(ROOT / "prefect.yaml"))
     setup("--pool", "elsewhere", "--queue", "slow")
     try:
@@ -309,7 +307,7 @@ def test_deployments_go_to_the_pool_and_queue_that_setup_was_given(setup: Setup,
     assert deployed.deployment("rerun-failed")["work_pool_name"] == "imbrace"
 
 
-def test_a_server_takes_the_notification_of_failures(deployed: Operator) -> None:
+def test_a_server_accepts_the_notification_of_failures(deployed: Operator) -> None:
     path = str(ROOT / "deployments" / "notify.yaml")
 
     done = deployed.run("prefect", "--no-prompt", "automation", "create", "--from-file", path)
@@ -322,7 +320,9 @@ def test_a_server_takes_the_notification_of_failures(deployed: Operator) -> None
         deployed.ask("DELETE", f"/automations/{one['id']}")
 
 
-def test_without_a_server_it_says_how_to_start_one(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_server_it_explains_how_to_start_one(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["setup"]) == 2
 
     err = capsys.readouterr().err
@@ -343,7 +343,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(
 @pytest.mark.parametrize(
     ("status", "reported"), [(401, "set PREFECT_API_AUTH_STRING"), (404, "PREFECT_API_URL ends with /api")]
 )
-def test_a_server_that_refuses_is_one_sentence(
+def test_a_server_that_rejects_requests_is_one_sentence(
     status: int, reported: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with fake_server(status, "") as url:
@@ -395,7 +395,7 @@ def test_a_setting_that_cannot_be_used_is_reported_before_anything_is_made(
     assert "api 1" not in err
 
 
-def test_a_lake_in_a_bucket_takes_what_the_environment_says_of_s3() -> None:
+def test_a_lake_in_a_bucket_takes_the_s3_settings_of_the_environment() -> None:
     environment = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -413,7 +413,7 @@ def test_a_lake_in_a_bucket_takes_what_the_environment_says_of_s3() -> None:
     assert (block.access_key, block.secret_key) == ("key", SecretStr("secret"))
 
 
-def test_temporary_credentials_are_not_kept() -> None:
+def test_temporary_credentials_are_not_saved() -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
 
     block = lake_block("s3://bucket/lake", keys)
@@ -421,7 +421,7 @@ def test_temporary_credentials_are_not_kept() -> None:
     assert (block.access_key, block.secret_key) == (None, None)
 
 
-def test_a_folder_becomes_a_whole_path_and_takes_no_keys(workdir: Path) -> None:
+def test_a_folder_becomes_an_absolute_path_without_keys(workdir: Path) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
     assert lake_block("lake", keys).url == str(workdir / "lake")

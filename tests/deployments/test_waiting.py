@@ -1,4 +1,4 @@
-"""The tests' own patience: with what is slow, without what has stopped."""
+"""How long the tests wait: longer for slow progress, not for a standstill."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def found_after(looks: int) -> Callable[[], bool | None]:
     return lambda: True if next(count) > looks else None
 
 
-def test_patience_starts_again_with_every_sign_of_progress() -> None:
+def test_the_wait_starts_again_with_every_sign_of_progress() -> None:
     signs = itertools.count()
 
     assert until(found_after(60), "it", 0.2, lambda: next(signs))
 
 
-def test_patience_ends_without_a_sign_of_progress() -> None:
+def test_the_wait_ends_without_a_sign_of_progress() -> None:
     with pytest.raises(TimeoutError, match="for it"):
         until(found_after(60), "it", 0.2)
 
 
-def test_a_look_that_takes_long_costs_no_patience() -> None:
+def test_a_slow_look_does_not_count_as_waiting() -> None:
     count = itertools.count()
 
     def look() -> bool | None:
@@ -44,7 +44,7 @@ def test_a_look_that_takes_long_costs_no_patience() -> None:
     assert until(look, "it", 0.2)
 
 
-def test_progress_without_an_end_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_has_a_ceiling_despite_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "CEILING_SECONDS", 0.5)
     signs = itertools.count()
 

@@ -1,4 +1,4 @@
-"""Blocks: what they become for a run, and what they say when they are tried."""
+"""Blocks: the settings that a run gets from them, and their checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAKE = ConversationLake(
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine with settings of its own."""
+    """A machine with its own settings."""
     monkeypatch.chdir(tmp_path)
     settings = {"TOKEN": "api_of_machine", "ORGANIZATION": "org_of_machine", "LAKE": "lake", "PAGE_SIZE": "7"}
     with patch.dict(os.environ, {f"IMBRACE_{name}": value for name, value in settings.items()}):
@@ -56,7 +56,7 @@ def test_blocks_win_over_the_settings_of_the_machine() -> None:
     assert (store.key.get_secret_value(), store.secret.get_secret_value()) == ("key", "secret")
 
 
-def test_where_a_block_is_left_out_the_machine_decides() -> None:
+def test_without_a_block_the_settings_of_the_machine_apply() -> None:
     connection = connect(None, None, region=None)
 
     assert connection.settings.organization == "org_of_machine"
@@ -64,7 +64,7 @@ def test_where_a_block_is_left_out_the_machine_decides() -> None:
     assert connection.store is None
 
 
-def test_the_day_on_which_a_token_expires_is_that_of_its_own_block() -> None:
+def test_the_expiry_of_a_token_comes_from_its_own_block() -> None:
     own = CREDENTIALS.model_copy(update={"expires_at": date(2027, 1, 31)})
     with patch.dict(os.environ, {"IMBRACE_TOKEN_EXPIRES": "2026-12-31"}):
         assert connect(own, None).settings.token_expires == date(2027, 1, 31)
@@ -72,7 +72,7 @@ def test_the_day_on_which_a_token_expires_is_that_of_its_own_block() -> None:
         assert connect(None, None).settings.token_expires == date(2026, 12, 31)
 
 
-def test_the_day_can_be_given_as_the_moment_that_the_vendor_shows() -> None:
+def test_the_expiry_can_be_given_as_the_time_that_the_vendor_shows() -> None:
     block = ImbraceCredentials(
         organization="org",
         token=SecretStr("api"),
@@ -82,7 +82,7 @@ def test_the_day_can_be_given_as_the_moment_that_the_vendor_shows() -> None:
     assert block.expires_at == date(2027, 1, 31)
 
 
-def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_all() -> None:
+def test_a_saved_block_is_passed_on_by_reference_and_an_unsaved_one_is_not() -> None:
     saved = CREDENTIALS.model_copy()
     saved._block_document_id = UUID(int=7)
 
@@ -91,7 +91,7 @@ def test_blocks_are_handed_on_by_reference_and_one_that_was_never_saved_not_at_a
     assert blocks == {"credentials": {"$ref": {"block_document_id": str(UUID(int=7))}}, "lake": None}
 
 
-def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
+def test_a_relative_lake_is_rejected_where_a_worker_would_lose_it() -> None:
     with (
         patch("imbrace_flows.blocks.is_deployment_run", return_value=True),
         pytest.raises(SettingsError, match="give a whole path"),
@@ -100,7 +100,7 @@ def test_a_relative_lake_is_refused_where_a_worker_would_lose_it() -> None:
 
 
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
-def test_a_lake_that_is_the_same_from_everywhere_is_not_refused(lake: str) -> None:
+def test_an_absolute_lake_is_not_rejected(lake: str) -> None:
     with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
 
@@ -112,13 +112,13 @@ def test_a_run_is_named_after_the_organization_in_force() -> None:
         assert organization_in_force({}) == "default"
 
 
-def test_no_secret_is_in_what_a_block_shows_of_itself() -> None:
+def test_the_representation_of_a_block_contains_no_secret() -> None:
     assert "api_of_block" not in f"{CREDENTIALS!r} {CREDENTIALS}"
     assert "secret" not in repr(LAKE.secret_key)
 
 
-def test_credentials_that_are_tried_say_that_they_work_or_what_to_fix() -> None:
-    # There is no server here whose limit they could keep to.
+def test_the_check_of_credentials_reports_that_they_work_or_what_to_fix() -> None:
+    # Without a server there is no limit to respect.
     os.environ["IMBRACE_REQUEST_LIMIT"] = ""
     with Sandbox(SandboxOptions(conversations=1)) as box:
         good = ImbraceCredentials(
@@ -131,7 +131,7 @@ def test_credentials_that_are_tried_say_that_they_work_or_what_to_fix() -> None:
         assert "belongs to one organization" in wrong.check()
 
 
-def test_a_lake_that_is_tried_says_that_it_works_or_what_to_fix(s3: Seaweed, bucket: str) -> None:
+def test_the_check_of_a_lake_reports_that_it_works_or_what_to_fix(s3: Seaweed, bucket: str) -> None:
     good = ConversationLake(
         url=f"s3://{bucket}/lake",
         endpoint=s3.endpoint_url,
@@ -140,9 +140,9 @@ def test_a_lake_that_is_tried_says_that_it_works_or_what_to_fix(s3: Seaweed, buc
         secret_key=SecretStr(s3.secret),
     )
     half = good.model_copy(update={"secret_key": None})
-    refused = good.model_copy(update={"secret_key": SecretStr("another")})
+    rejected = good.model_copy(update={"secret_key": SecretStr("another")})
 
     assert good.check().startswith("lake: put, get, list and delete work")
     assert half.check() == "lake: an S3 access key and its secret key go together: give both or neither"
-    assert refused.check().startswith("lake: ")
-    assert "another" not in refused.check()
+    assert rejected.check().startswith("lake: ")
+    assert "another" not in rejected.check()

@@ -35,7 +35,7 @@ def test_each_day_has_a_bar_and_each_status_its_count() -> None:
     assert none == 0
 
 
-def test_a_long_time_is_shown_by_several_days_a_bar_and_stays_small() -> None:
+def test_the_chart_of_a_long_time_has_several_days_per_bar_and_stays_small() -> None:
     svg = chart({FIRST + timedelta(days=day): 1 for day in range(3_650)}, {})
 
     texts, bars = read(svg)
@@ -45,5 +45,5 @@ def test_a_long_time_is_shown_by_several_days_a_bar_and_stays_small() -> None:
     assert len(svg) < 20_000
 
 
-def test_a_run_without_anything_new_has_a_chart_too() -> None:
+def test_a_run_without_new_messages_has_a_chart_too() -> None:
     assert read(chart({}, {})) == (["No new messages", "0 conversations"], [])

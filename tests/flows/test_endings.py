@@ -1,4 +1,4 @@
-"""Whatever is raised in a step of the flow itself, the run ends with its accounts and gives nothing away."""
+"""Any exception in a step of the flow: the run ends with its accounts and reveals nothing confidential."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.flows.offline import Offline
 pytestmark = pytest.mark.slow
 
 CONVERSATIONS = 4
-# What is raised before anything is found leaves nothing to account for.
+# An exception before anything is found leaves nothing to account for.
 BEGINNING = (
     "imbrace_flows.pipeline.read_phone_list",
     "imbrace_flows.pipeline.open_gateway",
@@ -47,7 +47,7 @@ CLOSING = (
     "imbrace_lake.lake.ledger.Journal.publish",
     "imbrace_lake.lake.ledger.Journal.finish",
 )
-# The export is complete, and only what shows it or tidies up fails.
+# The export is complete; only its display or its clean-up fails.
 SHOWING = (
     "imbrace_flows.report.acreate_markdown_artifact",
     "imbrace_flows.report.chart_url",
@@ -59,9 +59,9 @@ SHOWING = (
     "imbrace_lake.lake.ledger.Journal.drop",
     "imbrace_lake.export.run.write_checkpoint",
 )
-# Loading them takes as long as all else that a run of four conversations does.
+# Loading them takes as long as everything else in a run of four conversations.
 CERTIFICATES = httpx.create_ssl_context()
-# The others are like one of these here.
+# Each of these behaves like one of the others here.
 LEFT_OUT = {"RuntimeError", "SSLError", "AssertionError", "StopAsyncIteration"}
 each_exception = pytest.mark.parametrize(
     "number", [place for place, make in enumerate(EXCEPTIONS) if type(make()).__name__ not in LEFT_OUT]
@@ -82,7 +82,7 @@ def box() -> Iterator[Sandbox]:
 def offline(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Offline:
-    """Runs without a server, each in a process that is gone when the next begins."""
+    """Runs without a server, each in a process that has ended when the next begins."""
     monkeypatch.setattr("imbrace_lake.export.recovery._is_running", lambda pid: False)
     monkeypatch.setattr("imbrace_lake.gateway.http_client._certificates", lambda: CERTIFICATES)
     caplog.set_level(logging.DEBUG)
@@ -90,7 +90,7 @@ def offline(
 
 
 def break_step(offline: Offline, step: str, number: int) -> Any:
-    """Run an export in which a step raises an exception each time; its state."""
+    """Run an export in which a step raises an exception each time, and return its state."""
 
     def fail(*arguments: object, **options: object) -> None:
         raise EXCEPTIONS[number]()
@@ -101,7 +101,7 @@ def break_step(offline: Offline, step: str, number: int) -> Any:
 
 
 def check_secrets(offline: Offline, state: Any, log: str) -> None:
-    """Make sure that nothing of an exception but its class has left the run."""
+    """Make sure that only the class of an exception has left the run."""
     secrets = [SECRET, offline.box.options.token, *(phone[1:] for phone in offline.box.phones)]
     reported = f"{state!r} {state.message} {offline.everything_told()} {log}"
     assert [one for one in secrets if one in reported] == []
@@ -124,7 +124,7 @@ def test_an_exception_before_anything_is_found_fails_the_run(
 
 @pytest.mark.parametrize("step", RESOLVING)
 @each_exception
-def test_an_exception_while_numbers_are_resolved_leaves_them_all_to_the_rerun(
+def test_an_exception_while_numbers_are_resolved_leaves_all_of_them_to_the_rerun(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = break_step(offline, step, number)
@@ -138,7 +138,7 @@ def test_an_exception_while_numbers_are_resolved_leaves_them_all_to_the_rerun(
 
 @pytest.mark.parametrize("step", READING)
 @each_exception
-def test_an_exception_before_anything_is_read_leaves_what_was_found_to_the_rerun(
+def test_an_exception_before_anything_is_read_leaves_every_conversation_to_the_rerun(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = break_step(offline, step, number)
@@ -152,7 +152,7 @@ def test_an_exception_before_anything_is_read_leaves_what_was_found_to_the_rerun
 
 @pytest.mark.parametrize("step", CLOSING)
 @each_exception
-def test_a_run_that_cannot_be_closed_says_so_and_its_rerun_closes_it(
+def test_a_run_that_cannot_be_closed_reports_it_and_its_rerun_closes_it(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = break_step(offline, step, number)
@@ -169,7 +169,7 @@ def test_a_run_that_cannot_be_closed_says_so_and_its_rerun_closes_it(
 
 @pytest.mark.parametrize("step", SHOWING)
 @each_exception
-def test_an_exception_of_what_shows_or_tidies_up_a_run_leaves_it_complete(
+def test_an_exception_while_a_run_is_displayed_or_cleaned_up_leaves_it_complete(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = break_step(offline, step, number)
@@ -182,7 +182,7 @@ def test_an_exception_of_what_shows_or_tidies_up_a_run_leaves_it_complete(
 
 
 @each_exception
-def test_an_exception_of_the_report_of_the_list_leaves_the_run_complete(
+def test_an_exception_in_the_report_of_the_list_leaves_the_run_complete(
     number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = break_step(offline, "imbrace_flows.input_report.input_rows", number)
@@ -193,7 +193,7 @@ def test_an_exception_of_the_report_of_the_list_leaves_the_run_complete(
 
 
 @each_exception
-def test_an_exception_of_a_verification_fails_it_by_its_class_only(
+def test_a_verification_reports_only_the_class_of_an_exception(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
@@ -222,7 +222,7 @@ def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_without_success_returns_its_summary_and_raises_its_message(offline: Offline) -> None:
-    """A worker asks for the value of a flow, which Prefect can raise only if the data is an exception."""
+    """A worker reads the value of a flow, which Prefect can raise only if the data is an exception."""
     failed = break_step(offline, RESOLVING[0], 0)
     with offline.monkeypatch.context() as patch:
         cancel_in_the_middle(offline, patch)
@@ -239,7 +239,7 @@ def test_a_run_without_success_returns_its_summary_and_raises_its_message(offlin
 
 @pytest.mark.parametrize("step", CLOSING)
 @pytest.mark.parametrize("is_rerun", [True, False])
-def test_a_cancelled_run_that_cannot_be_closed_says_so_and_another_run_closes_it(
+def test_a_cancelled_run_that_cannot_be_closed_reports_it_and_another_run_closes_it(
     step: str, is_rerun: bool, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*arguments: object, **options: object) -> None:
@@ -262,7 +262,7 @@ def test_a_cancelled_run_that_cannot_be_closed_says_so_and_another_run_closes_it
     assert offline.outcomes("run_2") == {"complete": half if is_rerun else CONVERSATIONS}
     assert offline.is_complete()
     row = offline.row("run_1")
-    # The header of its journal is the first of what closing writes.
+    # The header of its journal is written first.
     is_known_as_cancelled = not step.endswith("stop")
     assert row is not None
     assert row["status"] == ("cancelled" if is_known_as_cancelled else "failed")

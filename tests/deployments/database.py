@@ -24,7 +24,7 @@ VARIABLE = "IMBRACE_TEST_DATABASE"
 
 @dataclass(frozen=True)
 class PostgresServer(LocalServer):
-    """A running server on PostgreSQL; `database` is the address of its own database."""
+    """A running server on PostgreSQL; `database` is the address of the server's database."""
 
     database: str = ""
 

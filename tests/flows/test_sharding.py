@@ -211,8 +211,8 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(
 ) -> None:
     answers: list[State[Any] | Exception] = [
         Scheduled(),
-        httpx.ConnectError("refused"),
-        httpx.ConnectError("refused"),
+        httpx.ConnectError("no connection"),
+        httpx.ConnectError("no connection"),
         Completed(),
     ]
 
@@ -342,7 +342,7 @@ def test_results_that_could_not_be_read_at_first_count_once(
 def test_a_server_that_is_away_when_all_shards_have_ended_does_not_make_the_run_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers: list[State[Any] | Exception] = [Completed(), Completed(), httpx.ConnectError("refused")]
+    answers: list[State[Any] | Exception] = [Completed(), Completed(), httpx.ConnectError("no connection")]
 
     summary, _ = export(tmp_path, monkeypatch, answers)
 

@@ -61,7 +61,8 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
             f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its whole"
             " list again"
         ) from exc
-    row: dict[str, Any] = runs[-1] if runs else {}
+    # A run that was closed as dead and then started again has two rows, in any order.
+    row: dict[str, Any] = max(runs, key=lambda each: each["finished_at"], default={})
     totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
     own = Counter(conversations.column("status").to_pylist())

@@ -72,7 +72,7 @@ def install(seed: int, share: float) -> Callable[[], None]:
         (conversation, "content_hash"),
         (Lake, "add_part"),
         (conversation, "publish"),
-        (ChunkJournal, "_take"),
+        (ChunkJournal, "_append"),
     )
     before = [(owner, name, getattr(owner, name)) for owner, name in steps]
     for owner, name, function in before:

@@ -81,8 +81,8 @@ def test_an_unused_server_ends(tmp_path: Path) -> None:
 def test_a_server_answers_as_soon_as_it_is_described_as_ready(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "prefect")
     with running(tmp_path) as (_, _, port):
-        found = read_server(files)
-        assert found == LocalServer(files.directory, os.getpid(), port, "3", is_ready=True)
+        ready = LocalServer(files.directory, os.getpid(), port, "3", is_ready=True)
+        wait_until(lambda: read_server(files) == ready)
         assert is_answering(port)
 
 

@@ -1,4 +1,4 @@
-"""Certificates for servers of this machine: of an own authority, expired, or for another host."""
+"""Certificates for local servers: self-signed, expired, or for another host."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def make_certificate(
     """Make a self-signed certificate.
 
     Args:
-        folder: Where the files go.
-        address: The IP address it is for.
-        first_day: When it begins, in days from now.
-        days: How long it lasts.
+        folder: The folder of the files.
+        address: The IP address of the server.
+        first_day: The start of its validity, in days from now.
+        days: Its validity in days.
 
     Returns:
-        The context of a server with it, and the file with which a client can trust it.
+        The TLS context of a server with this certificate, and the file that makes a client trust it.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "imbrace-lake test")])

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when nothing else is left to do, so nothing is waited for."""
+"""An event loop with a simulated clock: time passes only when every task waits, so tests do not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Instead of waiting, moves the clock on."""
+    """Advances the clock instead of waiting."""
 
     now = 0.0
 
@@ -31,6 +31,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run_timeless(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on such a loop; `loop.time()` starts at 0.0."""
+    """Run a coroutine on a loop with a simulated clock; `loop.time()` starts at 0.0."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)

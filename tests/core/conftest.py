@@ -1,4 +1,4 @@
-"""A fake gateway for each test that asks for one, and clients that lose no time in waiting."""
+"""Fake gateways for tests, and clients that retry without waiting."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ StartBox = Callable[..., Sandbox]
 
 @pytest.fixture
 def start() -> Iterator[StartBox]:
-    """Start fake gateways with options of one's own; they stop with the test."""
+    """Start fake gateways with the options of the test; they stop when it ends."""
     with ExitStack() as opened:
         yield lambda **options: opened.enter_context(Sandbox(SandboxOptions(**options)))
 
 
 @pytest.fixture
 def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a closed limiter open again after milliseconds."""
+    """Let a paused limiter continue after milliseconds."""
     monkeypatch.setattr(limiter, "FIRST_PAUSE_SECONDS", 0.005)
 
 
@@ -37,7 +37,7 @@ def client_of(
     transport: httpx.AsyncBaseTransport | None = None,
     **options: Any,
 ) -> GatewayClient:
-    """A client with tiny delays of a fake gateway, or of what a transport plays."""
+    """Return a client with tiny delays for a fake gateway, or for an `httpx` transport."""
     given: dict[str, Any] = {
         "url": box.url,
         "token": SecretStr(box.options.token),

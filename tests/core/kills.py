@@ -1,4 +1,4 @@
-"""Runs that are killed at a chosen moment and started again, in processes of their own."""
+"""Runs in child processes that are killed at a chosen moment and started again."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from imbrace_lake.store.contract import TEMPORARY
 from imbrace_sandbox import Sandbox
 from tests.core.lake_runs import Bench, run_once, settings_for
 
-# Every child is forked from one process that has imported all of this.
+# Every child is forked from a server process that has already imported these modules.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 
 
 def work(settings: Settings, ids: Sequence[str]) -> None:
-    """What the child does: one run."""
+    """Run one export, in the child process."""
     summary = asyncio.run(run_once(settings, ids))
-    # No exit handlers: they belong to the process that it was forked from.
+    # Without exit handlers, which belong to the process that the child was forked from.
     os._exit(0 if summary.status == "complete" else 1)
 
 
 @dataclass
 class Reader:
-    """Somebody who reads some conversations all the time; each is to be there as before or as after.
+    """A reader that polls some conversations: each must have its state from before or from after the run.
 
     Attributes:
         before, after: Message ids by conversation.
-        polls: How often all were read.
-        wrong: What was seen that is neither.
+        polls: The number of times that all were read.
+        wrong: Descriptions of any other state.
     """
 
     lake: Path
@@ -56,7 +56,7 @@ class Reader:
     wrong: list[str] = field(default_factory=list)
 
     def poll(self) -> None:
-        """Read the conversations once, as any engine does: list, then read what was listed."""
+        """Read the conversations once, as any engine does: list the objects, then read them."""
         folders = [path for path in self.lake.glob("messages/*/*") if path.name[5:] in self.after]
         files = [str(path) for folder in folders for path in folder.glob("**/*.parquet")]
         rows = ds.dataset(files).to_table(columns=["conversation_id", "message_id"]) if files else None
@@ -73,7 +73,7 @@ class Reader:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read as long as the block runs."""
+        """Poll while the block runs."""
         stop = threading.Event()
 
         def read() -> None:
@@ -95,9 +95,9 @@ class Killing:
     """A lake that is behind its gateway, and copies of it on which runs are killed.
 
     Attributes:
-        bench: The gateway, and the lake that every copy is made of.
-        pages: How many pages a run costs that nobody kills.
-        costs: For each kill, how many pages the killed and the resumed run cost together.
+        bench: The gateway, and the lake that is copied.
+        pages: The number of pages that an uninterrupted run reads.
+        costs: For each kill, the number of pages that the killed and the resumed run read together.
     """
 
     bench: Bench
@@ -122,11 +122,11 @@ class Killing:
         self._changed = {one: ids for one, ids in after.items() if ids != self._before.get(one)}
 
     def kill_once(self, rng: Random) -> None:
-        """Kill a run at a random moment and start it again; the lake is to be as if nobody had."""
+        """Kill a run at a random moment and start it again; assert that the lake is as without the kill."""
         while True:
             lake = self._copy("killed")
             page = rng.randint(1, self.pages + self.pages // 10)
-            # Beyond the last page the run has its ledgers to write.
+            # After the last page the run writes its ledgers.
             delay = rng.uniform(0, 0.05) if page < self.pages else rng.uniform(0, 0.3)
             reader = Reader(Path(lake.lake), self._before, self._changed)
             with reader.reading(), counting(self.bench.box, min(page, self.pages)) as count:
@@ -136,7 +136,7 @@ class Killing:
                 process.kill()
                 _wait_until_gone(process)
                 if _has_ended(lake):
-                    continue  # it was faster than the killer
+                    continue  # the run ended before it was killed
                 again = self._start(lake)
                 again.join()
                 assert again.exitcode == 0
@@ -147,18 +147,18 @@ class Killing:
         assert _values(lake).equals(self._result)
         assert _revisions(lake) == self._revisions
         assert lake.verify().is_sound
-        # A run that is killed just then leaves a folder that it has made for nothing.
+        # A run that is killed between creating a folder and its first object leaves the folder empty.
         assert not [path for path in Path(lake.lake, "journal").rglob("*") if path.is_file()]
 
     @property
     def read_again(self) -> list[float]:
-        """For each kill the share of pages that were read again."""
+        """Return the share of pages that were read again, for each kill."""
         return [cost / self.pages - 1 for cost in self.costs]
 
     def _copy(self, name: str) -> Bench:
         target = self.folder / name
         shutil.rmtree(target, ignore_errors=True)
-        # Objects are never written in place, so a link is as good as a copy.
+        # Objects are never changed in place, so hard links will do.
         shutil.copytree(
             self.bench.lake, target, copy_function=os.link, ignore=shutil.ignore_patterns(TEMPORARY)
         )
@@ -179,7 +179,7 @@ class _Count:
 
 @contextmanager
 def counting(box: Sandbox, wanted: float = math.inf) -> Iterator[_Count]:
-    """Count the pages that are asked for, and say when so many were."""
+    """Count the requested pages, and set an event at the wanted number."""
     count = _Count()
 
     def on_page(conversation_id: str, number: int) -> None:
@@ -201,14 +201,14 @@ def _wait_for(count: _Count, process: ForkServerProcess) -> None:
 
 
 def _wait_until_gone(process: ForkServerProcess) -> None:
-    """Wait until the system knows no such process: for a moment a killed one still has its number."""
+    """Wait until the process id is free: a killed process keeps it for a moment."""
     process.join()
     while Path(f"/proc/{process.pid}").exists():
         time.sleep(0.005)
 
 
 def _has_ended(lake: Bench) -> bool:
-    """Whether the run under way has written its row in `runs`."""
+    """Return whether the run under way has written its row in `runs`."""
     return len(list(Path(lake.lake, "runs").glob("*"))) > 1
 
 
@@ -225,13 +225,13 @@ def _keys(bench: Bench) -> Iterator[tuple[str, str]]:
 
 
 def _values(bench: Bench) -> pa.Table:
-    """Every message by value, in an order of their own."""
+    """Return the rows of all messages in a fixed order."""
     keys = ["conversation_id", "message_id"]
     rows = bench.rows().select([*keys, *CONTENT, "is_deleted"])
     return rows.sort_by([(key, "ascending") for key in keys]).combine_chunks()
 
 
 def _revisions(bench: Bench) -> set[tuple[str, str, str]]:
-    """Replaced versions; one may have been noted by the killed run and by the next one."""
+    """Return replaced versions; the killed run and the next one may both have recorded the same one."""
     rows = bench.ledger("revisions")
     return {(row["conversation_id"], row["message_id"], row["content"]) for row in rows}

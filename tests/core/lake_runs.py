@@ -1,4 +1,4 @@
-"""Runs of the core against the fake gateway, and what a reader then sees of the lake."""
+"""Runs of the core against the fake gateway, and the lake that a reader then sees."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Bench:
-    """A fake gateway and a lake, and the runs between them.
+    """A fake gateway, a lake, and runs from one to the other.
 
     Attributes:
-        now: The time by the clock of the next run; every run moves it by a second.
-        settings: Beyond the addresses.
+        now: The clock of the next run; every run advances it by a second.
+        settings: All settings but the addresses.
     """
 
     box: Sandbox
@@ -68,7 +68,7 @@ class Bench:
         return asyncio.run(run_once(settings, chosen, now=self.now, store=self.store, **options))
 
     def run_two(self, ids: Iterable[str], **options: Any) -> list[RunSummary]:
-        """Export the same conversations by two runs at the same time, each with an event loop of its own."""
+        """Export the same conversations in two runs at the same time, each with its own event loop."""
         self.now += timedelta(seconds=1)
         chosen = list(ids)
         settings = settings_for(self.box, self.lake, **self.settings)
@@ -82,7 +82,7 @@ class Bench:
             return [each.result() for each in [threads.submit(one_of_two) for _ in range(2)]]
 
     def look(self, job: Callable[[Lake], Coroutine[Any, Any, T]]) -> T:
-        """Do something with the open lake."""
+        """Run a job with the open lake."""
 
         async def inside() -> T:
             async with open_lake(self.lake, now=None, options=self.store) as lake:
@@ -91,7 +91,7 @@ class Bench:
         return asyncio.run(inside())
 
     def rows(self) -> pa.Table:
-        """Every row of the messages."""
+        """Return the rows of all messages."""
         if self.store is None:
             return ds.dataset(f"{self.lake}/messages", format="parquet", schema=SCHEMA).to_table()
 
@@ -105,22 +105,22 @@ class Bench:
         return self.look(read)
 
     def messages(self, conversation_id: str) -> dict[str, dict[str, Any]]:
-        """The rows of one conversation by message id."""
+        """Return the rows of a conversation by message id."""
         return {one: row for (owner, one), row in by_message(self.rows()).items() if owner == conversation_id}
 
     def ledger(self, ledger: Ledger) -> list[dict[str, Any]]:
-        """The rows of a ledger."""
+        """Return the rows of a ledger."""
         rows: list[dict[str, Any]] = self.look(lambda lake: read_ledger(lake, ledger)).to_pylist()
         return rows
 
     def verify(self) -> Verification:
-        """Every object against its hash."""
+        """Compare every object with its hash."""
         return self.look(verify_objects)
 
     def differences(
         self, ids: Iterable[str] | None = None, rows: dict[Message, Row] | None = None
     ) -> Counter[str]:
-        """Hold the lake against the gateway, message by message; empty when they are equal."""
+        """Compare the lake with the gateway, message by message; return a line per difference."""
         chosen = set(self.box.conversations if ids is None else ids)
         live: dict[str, dict[str, Row]] = {one: {} for one in chosen}
         found: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class Bench:
         return +found
 
     def wrong_hashes(self) -> list[str]:
-        """Conversations whose content hash or count is not that of the lake's live rows, and such parts."""
+        """Return conversations and parts whose content hash or count differs from that of their live rows."""
         states = self.look(lambda lake: read_states(lake, self.box.options.organization_id))
         rows = self.rows()
         rows = with_digests(rows.filter(pc.invert(rows.column("is_deleted"))))
@@ -153,20 +153,20 @@ class Bench:
 
 
 async def _unproven_parts(lake: Lake) -> list[str]:
-    """Parts that contradict themselves."""
+    """Return parts whose rows contradict their claim."""
     keys = [part.key for part in await lake.list_below()]
     return [key for key in keys if judge_part(await lake.store.get(key)).problem is not None]
 
 
 def by_message(rows: pa.Table) -> dict[Message, Row]:
-    """Rows of the messages by conversation and message; each message is there once."""
+    """Return the rows by conversation and message; assert that each message is there once."""
     found = {(row["conversation_id"], row["message_id"]): row for row in rows.to_pylist()}
     assert len(found) == rows.num_rows, "a message is in the lake twice"
     return found
 
 
 def settings_for(box: Sandbox, lake: str, **more: Any) -> Settings:
-    """Settings of a run against a fake gateway."""
+    """Return the settings of a run against a fake gateway."""
     options = box.options
     return load_settings(
         token=options.token, organization=options.organization_id, gateway=box.url, lake=lake, **more
@@ -184,16 +184,16 @@ async def run_once(
     store: StoreOptions | None = None,
     prepare: Callable[[RunContext], object] = lambda run: None,
 ) -> RunSummary:
-    """One run of the core over some conversations, from opening to summary.
+    """Run an export of some conversations in the core, from opening to summary.
 
     Args:
-        settings: Where from and where to.
-        ids: Which conversations.
-        run_id: A new one by default.
-        now: What the run's clock says all the time; the real time by default.
-        window, drift: As the run has them.
-        store: How to reach an S3 store.
-        prepare: Called when the run has learned what the lake knows.
+        settings: With the gateway and the lake.
+        ids: The conversations.
+        run_id: A new id by default.
+        now: The constant time of the run's clock; the real time by default.
+        window, drift: Those of the run.
+        store: Options of an S3 store.
+        prepare: Called when the run has read the state of the lake.
     """
     chosen = list(ids)
     async with open_run(

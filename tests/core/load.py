@@ -15,7 +15,7 @@ LATENCY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The accepted requests per second, and the share of requests that met a 429."""
+    """The accepted requests per second, and the share of requests answered by 429."""
 
     per_second: float
     limited_share: float
@@ -26,9 +26,9 @@ class Load:
 
     Args:
         requests: The gateway's limit per window; 0 for none.
-        window_seconds: Its length.
+        window_seconds: The length of a window.
         kind: ``fixed`` window or ``bucket``.
-        stray_share: The share of requests that meet a 429 at any rate.
+        stray_share: The share of requests that are answered by 429 at any rate.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Load:
         while True:
             ticket = await limiter.acquire()
             try:
-                await asyncio.sleep(self._rng.uniform(0.0, 0.01))  # on the way
+                await asyncio.sleep(self._rng.uniform(0.0, 0.01))  # the network's latency
                 is_limited = self._budget.wait_seconds("us") > 0 or self._rng.random() < self._stray_share
                 self.answers.append((clock(), is_limited))
                 await asyncio.sleep(0.002 if is_limited else LATENCY_SECONDS)

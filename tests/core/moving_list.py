@@ -1,4 +1,4 @@
-"""A newest-first list that moves while it is read, in memory, for the walk's tests."""
+"""A newest-first list in memory that changes while it is read, for the tests of the walk."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from imbrace_lake.gateway.models import Item, Page
 
 @dataclass
 class MovingList:
-    """Serves pages as the contract says, and moves between any two of them.
+    """Serves pages as the gateway does, and changes between any two of them.
 
     Attributes:
         ids: The list now, newest first.
-        cap: The most messages that a page holds, whatever was asked; None for no cap.
-        caps: Now and then the cap becomes another of these.
-        arrive, vanish: The chance that, before a page is served, messages arrive at the head, or
-            that messages anywhere are deleted.
-        swap: The chance that as many arrive as are deleted, so that the count does not tell.
+        cap: The most messages of a page, whatever the requested limit; None for no cap.
+        caps: Values to which the cap changes now and then.
+        arrive, vanish: The chance that messages arrive at the head, or that messages anywhere are
+            deleted, before a page is served.
+        swap: The chance that as many messages arrive as are deleted, which the count does not show.
         flicker: The chance that a message arrives, or that the last one to do so is deleted again.
-        burst: The most that arrive or vanish at once.
-        counts: ``right`` (count is the whole), ``swapped``, ``both`` (both are the whole), ``none``.
-        count_error: Added to the whole that the answer claims.
-        has_more: Whether the answer carries the field.
-        is_lying: Its value is true for ever.
-        backdated: The share of arrivals that land anywhere in the list.
+        burst: The most messages that arrive or vanish at once.
+        counts: ``right`` (`count` is the total count), ``swapped``, ``both`` (both are), ``none``.
+        count_error: Added to the total count of the answer.
+        has_more: Whether the answer has the field.
+        is_lying: Whether the field is always true.
+        backdated: The share of arrivals that are inserted anywhere in the list.
         delay: The most turns of the event loop that an answer takes.
         on_move: Called before each page is served, after everything above.
     """
@@ -63,7 +63,7 @@ class MovingList:
         return cls([f"m{n}" for n in range(length)], random.Random(seed), **options)  # type: ignore[arg-type]
 
     def must_see(self) -> set[str]:
-        """Every message that was there when the walk's first page was served and was never deleted."""
+        """Return the messages that were there when the first page was served and were never deleted."""
         assert self.at_start is not None
         return set(self.at_start) - self.deleted
 
@@ -99,14 +99,14 @@ class MovingList:
                 self.insert(self.rng.randint(0, len(self.ids)) if is_backdated else 0)
         if self.rng.random() < self.vanish:
             for _ in range(min(len(self.ids), self.rng.randint(1, self.burst))):
-                # Where deletions hurt most is at the head: everything unread is pulled up.
+                # Deletions at the head are the worst: all unread messages move up.
                 self.delete(0 if self.rng.random() < 0.5 else self.rng.randrange(len(self.ids)))
 
     async def fetch(self, skip: int, limit: int) -> Page:
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            # Requests that are under way together are answered in any order.
+            # Concurrent requests are answered in any order.
             for _ in range(self.rng.randint(0, self.delay)):
                 await asyncio.sleep(0)
             return self.serve(skip, limit)
@@ -136,10 +136,10 @@ class MovingList:
 
 
 async def plain_offset_walk(moving: MovingList, limit: int) -> list[str]:
-    """What generic offset paginators do: add up what came, stop when there is no more."""
+    """Walk as a generic offset paginator: add up what came, stop at the total count."""
     seen: list[str] = []
     while True:
-        # They follow a list that outgrows them for ever; this one is given a fair end.
+        # Such a paginator would follow a growing list for ever, so this one has a limit.
         moving.is_frozen = moving.requests > 100
         page = await moving.fetch(len(seen), limit)
         seen += page.ids

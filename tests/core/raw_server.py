@@ -1,4 +1,4 @@
-"""A server on a socket that sends whatever bytes a test gives, valid HTTP or not; with TLS on demand."""
+"""A socket server that answers with any bytes, valid HTTP or not; with TLS on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-# Gets the head of a request, gives the pieces of the answer; the connection is closed after the last.
+# Takes the head of a request and returns the pieces of the answer; the connection is closed after the last.
 Reply = Callable[[bytes], Iterable[bytes]]
 
 
@@ -33,7 +33,7 @@ class _Handler(socketserver.BaseRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        # A client that has seen enough closes the connection.
+        # A client may close the connection before the end of the answer.
         with suppress(OSError):
             if self.server.context is None:
                 self.serve(self.request)

@@ -1,4 +1,4 @@
-"""Two runs over the same conversations at the same time, while these move."""
+"""Two concurrent runs over the same conversations, while these change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STILL = dict.fromkeys(MOVING, 0.0)
 
 
 def contend(bench: Bench, ids: Sequence[str], rng: Random) -> None:
-    """Let conversations grow, shrink and be edited, run twice at once, look for what is lost."""
+    """Add, delete and edit messages during two concurrent runs; assert that no message is lost."""
     box = bench.box
     for one in ids:
         box.append(one, rng.randint(1, 150))
@@ -34,14 +34,14 @@ def contend(bench: Bench, ids: Sequence[str], rng: Random) -> None:
 
     bench.run(ids)
 
-    # Edits further back than the look-back wait for the next full walk.
+    # Edits of older messages than the look-back are found by the next full walk.
     assert bench.differences(ids).keys() <= {"other version"}
     assert not bench.wrong_hashes()
     assert bench.verify().is_sound
 
 
 def settle(bench: Bench, ids: Sequence[str]) -> None:
-    """Walk all conversations whole, after which the lake is to be the gateway."""
+    """Walk all conversations in full; assert that the lake then equals the gateway."""
     bench.settings["rewalk_days"] = 0.0
     bench.run(ids)
 

@@ -1,4 +1,4 @@
-"""Export runs against a fake gateway, and what a reader finds in the lake afterwards."""
+"""Export runs against a fake gateway, and the objects that they leave in the lake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORG = "org_sandbox"
 async def open_export(
     box: Sandbox, url: Path | str, run_id: str = "run_1", gateway: GatewayClient | None = None, **fields: Any
 ) -> AsyncIterator[RunContext]:
-    """A run that knows what the lake holds."""
+    """Open a run that has read the state of the lake."""
     async with open_lake(str(url), now=datetime.now(UTC)) as lake, gateway or client_of(box) as client:
         run = RunContext(
             run_id=run_id,
@@ -46,7 +46,7 @@ async def open_export(
 def exporting(
     box: Sandbox, url: Path, job: Callable[[RunContext], Awaitable[T]], run_id: str = "run_1", **fields: Any
 ) -> T:
-    """Do something in a run, and close its journal as every run does."""
+    """Run a job within a run, and close its journal as every run does."""
 
     async def main() -> T:
         async with open_export(box, url, run_id, **fields) as run:
@@ -59,7 +59,7 @@ def exporting(
 
 
 async def close(run: RunContext) -> None:
-    """Make ledger objects of what a run has noted."""
+    """Close a run, which writes its ledger objects from its journal."""
     row = {"run_id": run.run_id, "organization_id": run.organization_id, "status": "complete"}
     await run.journal.close(row, RunTotals())
 
@@ -69,13 +69,13 @@ def parts_of(folder: Path, conversation_id: str) -> list[Path]:
 
 
 def items_of(folder: Path, conversation_id: str) -> list[dict[str, Any]]:
-    """The gateway's objects, rebuilt from the parts, oldest first within each."""
+    """Return the gateway's objects, rebuilt from the parts, oldest first within each part."""
     return [
         to_item(row) for path in parts_of(folder, conversation_id) for row in pq.read_table(path).to_pylist()
     ]
 
 
 def objects_in(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every message object with what would tell a rewriting: its time and its inode."""
+    """Return the time and inode of every message object, which change when the object is rewritten."""
     found = sorted((folder / "messages").rglob("*.parquet"))
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}

@@ -1,4 +1,4 @@
-"""Whatever ends a run, each conversation that it found has one outcome, and a rerun finds what is missing."""
+"""Every conversation of a run has one outcome, however the run ends, and a rerun exports the missing ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STEPS = (
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """Ten conversations."""
+    """Start a gateway with ten conversations."""
     return start(conversations=10, gateway_timeout_seconds=0.0)
 
 
@@ -59,7 +59,7 @@ def run(
     run_id: str = "run_1",
     **closing: Any,
 ) -> RunSummary:
-    """A run that finds all conversations, does some work and is closed."""
+    """Open a run that finds all conversations, do some work, and close it."""
 
     async def main() -> RunSummary:
         async with open_run(settings_for(box, lake), run_id) as opened:
@@ -72,7 +72,7 @@ def run(
 
 
 def kill(box: Sandbox, lake: Path, found: Iterable[str] | None = None, done: Sequence[str] = ()) -> None:
-    """A run `run_1` that is killed when it has found some conversations, if any, and exported some."""
+    """Start a run `run_1` that is killed after it has found some conversations and exported some of them."""
 
     async def main() -> None:
         async with open_run(settings_for(box, lake), "run_1") as opened:
@@ -94,7 +94,7 @@ def in_lake(folder: Path, job: Callable[[Lake], Awaitable[Any]]) -> Any:
 
 
 def ledger_of(folder: Path, run_id: str) -> Counter[str]:
-    """The outcomes of a run as the ledger has them; no conversation has two."""
+    """Return the outcomes of a run in the ledger; assert that no conversation has two."""
     rows = ds.dataset(folder / "conversations").to_table().to_pylist()
     own = [row for row in rows if row["run_id"] == run_id]
     assert len({row["conversation_id"] for row in own}) == len(own)
@@ -108,7 +108,7 @@ def missed(folder: Path, run_id: str = "run_1", tolerated: float = 0.0) -> Misse
     return found
 
 
-def test_what_a_fatal_error_leaves_is_not_reached_and_all_that_a_rerun_takes(
+def test_a_fatal_error_leaves_the_rest_not_reached_and_a_rerun_takes_only_that(
     box: Sandbox, tmp_path: Path
 ) -> None:
     done, refused = list(box.conversations)[:4], list(box.conversations)[4]
@@ -130,7 +130,7 @@ def test_what_a_fatal_error_leaves_is_not_reached_and_all_that_a_rerun_takes(
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_an_unexpected_exception_fails_its_conversation_only_and_is_reported_by_its_class(
+def test_an_unexpected_exception_fails_only_its_conversation_and_is_reported_by_its_class(
     step: str, start: StartBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = start(conversations=len(EXCEPTIONS) + 1)
@@ -157,9 +157,7 @@ def test_an_unexpected_exception_fails_its_conversation_only_and_is_reported_by_
     assert set(missed(tmp_path).conversation_ids) == {one.conversation_id for one in summary.dead_letters}
 
 
-def test_a_cancelled_run_accounts_for_all_and_the_same_job_continues_from_it(
-    box: Sandbox, tmp_path: Path
-) -> None:
+def test_a_cancelled_run_has_all_outcomes_and_the_same_job_continues_it(box: Sandbox, tmp_path: Path) -> None:
     done = list(box.conversations)[:4]
     summary = run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", done), is_cancelled=True)
 
@@ -177,7 +175,7 @@ def test_a_cancelled_run_accounts_for_all_and_the_same_job_continues_from_it(
     assert not list((tmp_path / "journal").rglob("*.json*"))
 
 
-def test_the_header_of_a_run_has_the_start_that_names_its_objects_so_that_another_run_writes_the_same(
+def test_a_run_and_its_recovery_name_their_objects_by_the_start_in_the_header(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begins = iter([utc_now()])
@@ -193,7 +191,7 @@ def test_the_header_of_a_run_has_the_start_that_names_its_objects_so_that_anothe
 
 
 @pytest.mark.parametrize("status", ["unchanged", "complete"])
-def test_what_an_attempt_recorded_is_not_asked_for_again_by_the_next_one(
+def test_the_next_attempt_does_not_request_what_the_previous_one_recorded(
     status: str, box: Sandbox, tmp_path: Path
 ) -> None:
     everything = list(box.conversations)
@@ -208,7 +206,7 @@ def test_what_an_attempt_recorded_is_not_asked_for_again_by_the_next_one(
     assert summary.totals.conversations == {status: 10} == ledger_of(tmp_path, "run_1")
 
 
-def test_an_attempt_that_finds_less_than_the_one_before_accounts_for_both(
+def test_an_attempt_that_finds_less_than_the_previous_one_accounts_for_both(
     box: Sandbox, tmp_path: Path
 ) -> None:
     first, rest = list(box.conversations)[:3], list(box.conversations)[3:]
@@ -242,7 +240,7 @@ def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tm
     assert json.loads(row["totals"])["conversations"] == {"complete": 4, "not_reached": 6}
 
 
-def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_rerun(
+def test_a_run_that_was_killed_before_it_had_found_all_its_conversations_cannot_be_rerun(
     box: Sandbox, tmp_path: Path
 ) -> None:
     kill(box, tmp_path)
@@ -252,7 +250,7 @@ def test_a_run_that_was_killed_before_it_knew_all_its_conversations_cannot_be_re
         in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
 
 
-def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
+def test_two_runs_that_close_a_killed_run_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
     async def both(lake: Lake) -> None:
         later = utc_now() + 3 * DEAD_AFTER
         await asyncio.gather(
@@ -273,7 +271,7 @@ def test_two_runs_that_close_a_killed_one_write_the_same_accounts(box: Sandbox, 
         ({"error": 3}, 0.0, "3 numbers that it could not resolve are masked in the lake"),
     ],
 )
-def test_a_rerun_that_can_bring_nothing_back_of_what_is_missing_does_not_succeed(
+def test_a_rerun_that_cannot_export_anything_missing_does_not_succeed(
     statuses: dict[str, int], tolerated: float, sentence: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -294,7 +292,7 @@ def test_a_rerun_that_can_bring_nothing_back_of_what_is_missing_does_not_succeed
         missed(tmp_path, tolerated=tolerated)
 
 
-def test_a_few_unreadable_entries_are_not_missed(tmp_path: Path) -> None:
+def test_a_tolerated_share_of_unreadable_entries_is_not_missing(tmp_path: Path) -> None:
     statuses = ["invalid"] * 5 + ["none"] * 95
     rows = [
         {"run_id": "run_1", "organization_id": "org", "position": position, "status": status}
@@ -311,7 +309,7 @@ def test_a_few_unreadable_entries_are_not_missed(tmp_path: Path) -> None:
     assert missed(tmp_path, tolerated=0.05) == Missed([], [])
 
 
-def test_a_row_of_several_numbers_keeps_all_of_them_in_the_ledger(tmp_path: Path) -> None:
+def test_the_ledger_has_all_numbers_of_a_row_with_several(tmp_path: Path) -> None:
     rows = [
         {**OWN, "position": 1, "phone_hash": "a", "phone": "+886911425977", "status": "error"},
         {**OWN, "position": 1, "phone_hash": "b", "phone": "+886911425978", "status": "error"},
@@ -330,7 +328,7 @@ def test_a_row_of_several_numbers_keeps_all_of_them_in_the_ledger(tmp_path: Path
     assert len(ds.dataset(tmp_path / "phones").to_table()) == 3
 
 
-def test_entries_that_were_never_written_down_are_missed(tmp_path: Path) -> None:
+def test_entries_without_a_row_in_the_ledger_are_missing(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await Journal(lake, "run_1", utc_now()).close(
             {**ROW, "parameters": {"entries": 7}}, RunTotals(found=0)
@@ -342,9 +340,7 @@ def test_entries_that_were_never_written_down_are_missed(tmp_path: Path) -> None
         missed(tmp_path)
 
 
-def test_a_run_whose_row_is_lost_is_not_rerun_as_if_nothing_were_missing(
-    box: Sandbox, tmp_path: Path
-) -> None:
+def test_a_run_without_a_row_in_runs_cannot_be_rerun(box: Sandbox, tmp_path: Path) -> None:
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)))
     for path in (tmp_path / "runs").iterdir():
         path.unlink()
@@ -353,9 +349,7 @@ def test_a_run_whose_row_is_lost_is_not_rerun_as_if_nothing_were_missing(
         missed(tmp_path)
 
 
-def test_a_second_attempt_that_is_killed_is_closed_although_the_first_had_ended(
-    box: Sandbox, tmp_path: Path
-) -> None:
+def test_a_killed_second_attempt_is_closed_although_the_first_had_ended(box: Sandbox, tmp_path: Path) -> None:
     async def nothing(_: RunContext) -> None:
         pass
 
@@ -372,7 +366,7 @@ def test_a_second_attempt_that_is_killed_is_closed_although_the_first_had_ended(
     assert set(found.conversation_ids) == box.conversations.keys() - set(done)
 
 
-def test_an_attempt_that_fails_before_it_learns_anything_accounts_for_the_one_before(
+def test_an_attempt_that_fails_at_its_start_accounts_for_the_previous_one(
     box: Sandbox, tmp_path: Path
 ) -> None:
     done = list(box.conversations)[:4]
@@ -390,7 +384,7 @@ def test_an_attempt_that_fails_before_it_learns_anything_accounts_for_the_one_be
     assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
 
 
-def test_an_attempt_that_fails_before_it_exports_anything_keeps_the_outcomes_of_the_one_before(
+def test_an_attempt_that_fails_before_its_first_export_keeps_the_outcomes_of_the_previous_one(
     box: Sandbox, tmp_path: Path
 ) -> None:
     async def fail(opened: RunContext) -> None:
@@ -402,7 +396,7 @@ def test_an_attempt_that_fails_before_it_exports_anything_keeps_the_outcomes_of_
     assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
 
 
-def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_path: Path) -> None:
+def test_an_old_result_of_a_previous_attempt_is_checked_again(box: Sandbox, tmp_path: Path) -> None:
     everything = list(box.conversations)
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", everything), is_cancelled=True)
     box.reset_stats()
@@ -421,7 +415,7 @@ def test_what_an_attempt_recorded_long_ago_is_looked_at_again(box: Sandbox, tmp_
 
 
 @pytest.mark.parametrize("name", ["run.json", "found"])
-def test_a_journal_that_cannot_be_read_stops_no_other_run(
+def test_an_unreadable_journal_does_not_stop_other_runs(
     name: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill(box, tmp_path, box.conversations)
@@ -440,19 +434,19 @@ def test_a_journal_that_cannot_be_read_stops_no_other_run(
     assert summary.status == "complete"
 
 
-def test_a_run_is_found_by_its_whole_id_only(box: Sandbox, tmp_path: Path) -> None:
+def test_a_run_is_found_only_by_its_complete_id(box: Sandbox, tmp_path: Path) -> None:
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_10")
 
     with pytest.raises(UsageError, match="has no run run_1:"):
         missed(tmp_path, "run_1")
 
 
-def test_accounts_that_do_not_add_up_are_never_called_complete(
+def test_a_run_whose_accounts_do_not_add_up_is_never_complete(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(opened: RunContext) -> None:
         await export_chunk(opened, "chunk", list(box.conversations))
-        # A journal that has lost an object.
+        # The journal loses an object.
         for path in (tmp_path / "journal").rglob("chunk*"):
             path.unlink()
 

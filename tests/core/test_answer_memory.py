@@ -1,4 +1,4 @@
-"""The memory that hostile answers take, 32 at a time, in a process of its own."""
+"""The memory that 32 concurrent hostile answers take, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ print(json.dumps([sorted({type(end).__name__ for end in ends}), peak]))
 
 
 def peak_of(url: str) -> tuple[list[str], float]:
-    """How 32 requests at a time end, and the most memory of the process that sends them, in MB."""
+    """Return the results of 32 concurrent requests, and the peak memory of their process in MB."""
     command = [sys.executable, "-c", CLIENT, url, str(AT_A_TIME)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     ends, peak = json.loads(done.stdout)
     return ends, peak
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 @pytest.mark.parametrize("name", [*ENDLESS, "one of each"])
 def test_32_hostile_answers_at_a_time_fit_into_512_megabytes(name: str) -> None:
     kinds = list(ENDLESS.values())

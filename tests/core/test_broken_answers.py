@@ -1,4 +1,4 @@
-"""Answers that are not proper HTTP, on a real socket: each ends as our error, without its text."""
+"""Broken HTTP answers on a real socket: each raises our error, without the text of the answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ DEFLATED = zlib.compress(BODY)
 LENGTH = b"content-length: %d" % len(BODY)
 
 BROKEN = {
-    # -- no HTTP at all
+    # -- not HTTP
     "nothing": b"",
     "no status line": BODY,
     "blank lines": b"\r\n\r\n\r\n\r\n",
@@ -75,7 +75,7 @@ BROKEN = {
     "HTTP/9": b"HTTP/9.9 200 OK\r\n\r\n" + BODY,
     "a request": b"GET / HTTP/1.1\r\nhost: 886911425977\r\n\r\n",
     # -- the status line
-    "status that is a word": answer(status=b"OK OK"),
+    "status of letters": answer(status=b"OK OK"),
     "status of two digits": answer(status=b"20 OK"),
     "status of four digits": answer(status=b"2000 OK"),
     "negative status": answer(status=b"-200 OK"),
@@ -83,7 +83,7 @@ BROKEN = {
     "status 000": answer(status=b"000 None"),
     "status line of 100 KB": answer(status=b"200 " + b"x" * 100_000),
     "reason that is not UTF-8": answer(status=b"200 \xff\xfe"),
-    "status line cut": b"HTTP/1.1 2",
+    "status line cut off": b"HTTP/1.1 2",
     "informational without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 500,
     "switching protocols": answer(b"", b"upgrade: websocket", b"connection: upgrade", status=b"101 Other"),
     # -- the headers
@@ -101,40 +101,40 @@ BROKEN = {
     "content-length twice, equal": answer(BODY, LENGTH),
     "content-length beside chunked": answer(BODY, b"transfer-encoding: chunked"),
     "content-length negative": answer(BODY, b"content-length: -1", length=False),
-    "content-length a word": answer(BODY, b"content-length: many", length=False),
+    "content-length of letters": answer(BODY, b"content-length: many", length=False),
     "content-length list": answer(BODY, b"content-length: 5, 5", length=False),
     "content-length hexadecimal": answer(BODY, b"content-length: 0x40", length=False),
     "content-length of 400 digits": answer(BODY, b"content-length: " + b"9" * 400, length=False),
     "body shorter than its length": answer(BODY, b"content-length: 5000", length=False),
-    "body without a byte": answer(b"", b"content-length: 50", length=False),
+    "empty body with a length": answer(b"", b"content-length: 50", length=False),
     "a body longer than its length": answer(BODY + b"886911425977", LENGTH, length=False),
     # -- the chunks
-    "chunk size a word": chunked(b"zz\r\n", BODY, b"\r\n0\r\n\r\n"),
+    "chunk size of letters": chunked(b"zz\r\n", BODY, b"\r\n0\r\n\r\n"),
     "chunk size negative": chunked(b"-5\r\n", BODY, b"\r\n0\r\n\r\n"),
     "chunk size of 40 digits": chunked(b"f" * 40 + b"\r\n", BODY),
     "chunk shorter than its size": chunked(b"fff\r\n", BODY, b"\r\n0\r\n\r\n"),
     "chunk longer than its size": chunked(b"3\r\n", BODY, b"\r\n0\r\n\r\n"),
     "no last chunk": chunked(b"%x\r\n" % len(BODY), BODY, b"\r\n"),
-    "trailer that is none": chunked(b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\n\x00886911425977\r\n\r\n"),
+    "invalid trailer": chunked(b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\n\x00886911425977\r\n\r\n"),
     # -- the content coding
     "not gzip": encoded(b"gzip", BODY),
     "gzip with flipped bits": encoded(b"gzip", ZIPPED[:30] + b"\xff\xff\xff" + ZIPPED[33:]),
     "gzip with a wrong checksum": encoded(b"gzip", ZIPPED[:-8] + b"\x00\x01\x02\x03" + ZIPPED[-4:]),
     "gzip cut": encoded(b"gzip", ZIPPED[:-20]),
     "gzip of one byte": encoded(b"gzip", b"\x1f"),
-    "gzip with something behind": encoded(b"gzip", ZIPPED + b"886911425977"),
+    "gzip with trailing bytes": encoded(b"gzip", ZIPPED + b"886911425977"),
     "gzip with a name of 1 MB": encoded(b"gzip", b"\x1f\x8b\x08\x08\0\0\0\0\0\xff" + b"n" * 1_000_000),
     "100,000 empty gzip members": encoded(b"gzip", gzip.compress(b"") * 100_000),
     "not deflate": encoded(b"deflate", BODY),
     "deflate cut": encoded(b"deflate", DEFLATED[:-12]),
     "deflate of one byte": encoded(b"deflate", b"\x78"),
-    "deflate with something behind": encoded(b"deflate", DEFLATED + b"886911425977"),
+    "deflate with trailing bytes": encoded(b"deflate", DEFLATED + b"886911425977"),
     "brotli": encoded(b"br", b"\x1b\x00\x00"),
     "a coding with a secret": encoded(f"{TOKEN}".encode(), BODY),
     "ten codings": encoded(b", ".join([b"gzip"] * 10), ZIPPED),
     "gzip announced twice, applied once": encoded(b"gzip, gzip", ZIPPED),
     # -- the body
-    "nothing in the body": answer(b""),
+    "empty body": answer(b""),
     "bytes that are not text": answer(b"\xff\xfe\x00\x01" * 50),
     "UTF-16, which RFC 8259 does not allow": answer(BODY.decode().encode("utf-16")),
     "UTF-16 without a mark": answer(BODY.decode().encode("utf-16-le")),
@@ -164,19 +164,19 @@ ODD = {
     "folded header": answer(BODY, b"x-a: 1\r\n 886911425977\r\n\t2"),
     "chunk extension of 100 KB": chunked(b"%x;" % len(BODY), b"x" * 100_000, b"\r\n", BODY, b"\r\n0\r\n\r\n"),
     "unknown transfer coding": answer(BODY, b"transfer-encoding: gzip, identity", length=False),
-    "cookies that are none": answer(BODY, b"set-cookie: \xff=;;;=\x01;", b"set-cookie: a=b; expires=never"),
+    "invalid cookies": answer(BODY, b"set-cookie: \xff=;;;=\x01;", b"set-cookie: a=b; expires=never"),
     "an unknown charset": answer(BODY, b"content-type: application/json; charset=klingon-8"),
-    "a content type that is none": answer(BODY, b"content-type: ;;;/"),
+    "an invalid content type": answer(BODY, b"content-type: ;;;/"),
     "no length, closed at the end": answer(BODY, length=False),
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
-    "a request id that is none": answer(BODY, b"x-request-id: \x1b[31m"),
+    "an invalid request id": answer(BODY, b"x-request-id: \x1b[31m"),
     "identity": encoded(b"identity", BODY),
     "an empty coding": encoded(b"", BODY),
 }
 
 
 def ask(port: int, endpoint: str, **options: Any) -> tuple[GatewayError | None, list[str]]:
-    """The error of one call, and what the event loop complained about."""
+    """Return the error of a call, and the errors that the event loop reported."""
     complaints: list[str] = []
 
     async def run() -> GatewayError | None:
@@ -204,7 +204,7 @@ async def call(client: GatewayClient, endpoint: str) -> None:
 
 
 def everything_of(error: GatewayError) -> str:
-    """All that a traceback, a pickle or a look at the attributes can show."""
+    """Return all text of an error: its traceback, its pickle and its attributes."""
     shown = ["".join(traceback.format_exception(error)), repr(error), str(error), repr(vars(error))]
     link: BaseException | None = error
     while link is not None:
@@ -218,7 +218,7 @@ def everything_of(error: GatewayError) -> str:
 
 @pytest.mark.parametrize("endpoint", ["messages", "links"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_answer_ends_as_our_error_and_shows_nothing_of_it(
+def test_a_broken_answer_raises_our_error_without_its_text(
     name: str, endpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -231,7 +231,7 @@ def test_a_broken_answer_ends_as_our_error_and_shows_nothing_of_it(
     assert not [secret for secret in NOTHING_OF if secret in shown]
     assert "\x1b" not in shown
     assert len(str(error)) < 400
-    # The transport itself sends again what a closed connection swallowed; 401 is asked four times.
+    # The transport sends a request again after a closed connection; a 401 is requested four times.
     assert requests <= 8
     assert complaints == []
 
@@ -247,8 +247,8 @@ def test_an_odd_answer_whose_body_is_complete_is_read(name: str, endpoint: str) 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_an_answer_with_changed_bytes_is_read_or_ends_as_our_error(data: st.DataObject) -> None:
-    """Bytes are replaced, removed and inserted anywhere in answers of each kind."""
+def test_an_answer_with_changed_bytes_is_read_or_raises_our_error(data: st.DataObject) -> None:
+    """Replace, remove and insert bytes anywhere in answers of each kind."""
     whole = data.draw(st.sampled_from([
         answer(), chunked(b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\n\r\n"), encoded(b"gzip", ZIPPED),
         encoded(b"deflate", DEFLATED), answer(b"", b"location: https://x/y", status=b"302 Found"),
@@ -295,7 +295,7 @@ ENDLESS: dict[str, Callable[[], Iterable[bytes]]] = {
 
 @pytest.mark.parametrize("endpoint", ["messages", "links"])
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_body_beyond_the_bounds_ends_early_with_an_error_by_name(name: str, endpoint: str) -> None:
+def test_a_body_beyond_the_bounds_is_cut_off_with_a_specific_error(name: str, endpoint: str) -> None:
     with raw_server(lambda _: ENDLESS[name]()) as server:
         error, complaints = ask(server.port, endpoint, most_answer_bytes=4 << 20, timeout_seconds=30.0)
         requests = len(server.heads)
@@ -304,7 +304,7 @@ def test_a_body_beyond_the_bounds_ends_early_with_an_error_by_name(name: str, en
     assert "the answer has more than 4 MiB" in str(error) or "values" in str(error)
     assert (error.is_transient, error.is_fatal) == (False, False)
     everything_of(error)
-    # A page is asked for again at a quarter of its length: 100, 25, 6, 1.
+    # A page is requested again with a quarter of its length: 100, 25, 6, 1.
     assert requests == (1 if endpoint == "links" else 4)
     assert complaints == []
 
@@ -329,7 +329,7 @@ def test_a_page_that_is_too_large_is_read_in_smaller_pages() -> None:
     assert ids == [f"m{n}" for n in range(25)]
 
 
-def test_an_error_whose_body_has_no_end_is_still_that_error() -> None:
+def test_an_error_with_an_endless_body_is_still_that_error() -> None:
     head = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n"
     with raw_server(lambda _: endless(head, b"1000\r\n" + b"x" * 4_096 + b"\r\n")) as server:
         error, _ = ask(server.port, "messages")
@@ -351,8 +351,8 @@ def test_large_answers_wait_for_each_other_and_all_arrive() -> None:
         assert asyncio.run(read(server.port)) == [len(text)] * 12
 
 
-def test_what_was_malformed_once_is_asked_for_again() -> None:
-    answers = iter([BROKEN["header over 8 KB"], BROKEN["chunk size a word"], answer()])
+def test_a_malformed_answer_is_requested_again() -> None:
+    answers = iter([BROKEN["header over 8 KB"], BROKEN["chunk size of letters"], answer()])
     with raw_server(lambda _: [next(answers)]) as server:
         error, _ = ask(server.port, "messages")
 
@@ -366,31 +366,31 @@ def test_what_was_malformed_once_is_asked_for_again() -> None:
         ("content-length twice, different", MalformedAnswer),
         ("NUL in a header", MalformedAnswer),
         ("no status line", MalformedAnswer),
-        ("chunk size a word", MalformedAnswer),
+        ("chunk size of letters", MalformedAnswer),
         ("not gzip", MalformedAnswer),
         ("gzip cut", MalformedAnswer),
         ("body shorter than its length", GatewayUnavailable),
         ("nothing", GatewayUnavailable),
     ],
 )
-def test_a_broken_answer_is_named_for_what_it_is(name: str, error: type[GatewayError]) -> None:
+def test_a_broken_answer_raises_the_error_of_its_kind(name: str, error: type[GatewayError]) -> None:
     with raw_server(lambda _: [BROKEN[name]]) as server:
         found, _ = ask(server.port, "messages", tries=1)
 
     assert type(found) is error
 
 
-# -- what a run makes of it -------------------------------------------------------------------------
+# -- in a run ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "header over 8 KB", "chunk size a word", "content-length twice, different", "NUL in a header",
+        "header over 8 KB", "chunk size of letters", "content-length twice, different", "NUL in a header",
         "body shorter than its length", "no status line", "gzip with flipped bits", "redirect to a secret",
     ],
 )  # fmt: skip
-def test_a_broken_answer_costs_its_conversation_and_no_other(
+def test_a_broken_answer_fails_only_its_conversation(
     name: str, start: StartBox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -426,7 +426,7 @@ def test_a_broken_answer_costs_its_conversation_and_no_other(
     assert not [secret for secret in NOTHING_OF if secret in shown]
 
 
-def test_a_raised_bound_admits_more_values_as_well() -> None:
+def test_a_higher_bound_also_admits_more_values() -> None:
     body = b'{"items":[{"_id":"a","c":[' + b"1," * 150_000 + b'1]}],"count":1,"total":1}'
     with raw_server(lambda _: [answer(body)]) as server:
         error, _ = ask(server.port, "messages")

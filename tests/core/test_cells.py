@@ -1,4 +1,4 @@
-"""Cells: two numbers are two, one number is one, and no separator ever makes a third."""
+"""Cells with one or several phone numbers: no separator ever makes a wrong number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imbrace_lake.phones.numbers import parse_cell, parse_phone
 
 A, B = "+886911425977", "+886911425978"
-# Of countries whose numbers have many possible lengths, so that a longer one is possible as well.
+# In these countries numbers have several lengths, so a longer number is possible too.
 VARIABLE = {
     "DE": ["+49 30 1234567", "+49 30 12345", "+49 171 1234567", "+49 6789 12345"],
     "AT": ["+43 1 58058", "+43 1 2345678", "+43 664 1234567", "+43 5574 12345"],
@@ -123,7 +123,7 @@ def test_one_to_four_digits_after_a_number_never_make_another_one(separator: str
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, " ", "  ", "\t"])
-def test_two_numbers_in_a_cell_are_those_two_or_none(separator: str) -> None:
+def test_a_cell_with_two_numbers_gives_both_or_none(separator: str) -> None:
     for (region, number), form in product(NUMBERS, FORMS):
         for other in VARIABLE[region]:
             both = f"{written(number, region, form)}{separator}{written(other, region, form)}"
@@ -146,7 +146,7 @@ def test_two_numbers_in_a_cell_are_those_two_or_none(separator: str) -> None:
         ("whatsapp:+886911425977", "+886911425978", None),
     ],
 )
-def test_two_whole_numbers_in_a_cell_are_two_numbers(
+def test_a_cell_with_two_complete_numbers_gives_both(
     first: str, second: str, region: str | None, separator: str
 ) -> None:
     assert parse_cell(f"{first}{separator}{second}", region) == [A, B]
@@ -159,16 +159,16 @@ def test_numbers_without_a_plus_sign_and_of_fixed_length_are_distinguished_too()
     assert parse_cell(f"{A} ::: ") == [A]
 
 
-def test_a_piece_that_is_not_a_number_is_reported_beside_those_that_are() -> None:
+def test_a_piece_that_is_not_a_number_is_reported_and_the_others_are_read() -> None:
     assert numbers_of(f"{A}, Anna; {B}") == [A, B]
     assert ["letters" in reason for reason in reasons_of(f"{A}, Anna; {B}")] == [True]
-    # Completed by its region it would be a number that nobody wrote.
+    # With the area code of the region it would be a number that is not in the cell.
     assert numbers_of("+886 2 2345 6789, 2345 6790", "TW") == ["+886223456789"]
     assert "lack its country or area code" in reasons_of("+886 2 2345 6789, 2345 6790", "TW")[0]
 
 
 @pytest.mark.parametrize("text", ["123456,78", "2345,6789012", "886,911,425,977", "Anna, Berta"])
-def test_a_comma_within_a_number_does_not_make_several(text: str) -> None:
+def test_a_comma_within_a_number_does_not_divide_it(text: str) -> None:
     assert numbers_of(text, "DE") == []
     assert len(reasons_of(text, "DE")) == 1
 
@@ -197,7 +197,7 @@ def test_an_extension_makes_the_whole_cell_invalid(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("region", [None, "TW"])
-def test_a_form_that_shows_every_digit_is_a_number(text: str, region: str | None) -> None:
+def test_a_notation_with_all_digits_is_a_number(text: str, region: str | None) -> None:
     assert parse_cell(text, region) == [A]
 
 
@@ -215,7 +215,7 @@ def test_a_form_that_shows_every_digit_is_a_number(text: str, region: str | None
         ("123@newsletter", "WhatsApp channel"),
     ],
 )
-def test_a_form_that_is_not_a_number_is_named(text: str, reason: str) -> None:
+def test_text_that_is_not_a_number_is_reported_with_the_reason(text: str, reason: str) -> None:
     assert numbers_of(text) == []
     assert reason in reasons_of(text)[0]
 
@@ -232,7 +232,7 @@ def test_no_text_gives_a_number_whose_digits_are_not_in_it(text: str, region: st
     "separator", ["\v", "\f", "\x85", "\u2028", "\u2029", "｜", " \\ ", " • ", "<br>", " <br/> ", "或"]
 )
 @pytest.mark.parametrize("region", VARIABLE)
-def test_rare_separators_divide_numbers_and_join_none(region: str, separator: str) -> None:
+def test_rare_separators_divide_numbers_and_never_join_them(region: str, separator: str) -> None:
     first, second = VARIABLE[region][:2]
 
     assert parse_cell(f"{first}{separator}{second}") == [parse_phone(first), parse_phone(second)]
@@ -241,7 +241,7 @@ def test_rare_separators_divide_numbers_and_join_none(region: str, separator: st
 
 
 @pytest.mark.parametrize("word", ["or", "and", "oder", "und", "ou", "et", "o", "y", "или", "OR"])
-def test_words_between_two_whole_numbers_divide_them(word: str) -> None:
+def test_words_between_two_complete_numbers_divide_them(word: str) -> None:
     assert parse_cell(f"0911-425-977 {word} 0911-425-978", "TW") == [A, B]
     assert numbers_of(f"02-2345-6789 {word} 90", "TW") == []
 
@@ -261,7 +261,7 @@ def test_words_between_two_whole_numbers_divide_them(word: str) -> None:
 )
 @pytest.mark.parametrize("phone", ["+886911425977", "+12025550123", "+919876543210"])
 @pytest.mark.parametrize("region", [None, "TW", "IN"])
-def test_a_link_to_a_chat_has_the_number_with_its_country_code(
+def test_a_link_to_a_chat_contains_the_number_with_its_country_code(
     link: str, phone: str, region: str | None
 ) -> None:
     text = link.format(phone[1:])
@@ -302,13 +302,13 @@ def test_quotation_marks_of_any_kind_are_left_out(quotes: str) -> None:
         "1711234567.5",
     ],
 )
-def test_dates_and_amounts_are_no_numbers_of_a_default_region(text: str, region: str) -> None:
+def test_dates_and_amounts_are_not_numbers_of_a_default_region(text: str, region: str) -> None:
     assert numbers_of(text, region) == []
 
 
 @pytest.mark.parametrize("number", ["+46 8 12 34 56", "+352 27 12 34 56"])
 @pytest.mark.parametrize("dash", ["-", "–"])
-def test_a_dash_behind_groups_with_blanks_begins_an_ending(number: str, dash: str) -> None:
-    # The longer number is in use, and written in groups of two digits as well.
+def test_a_dash_after_groups_with_blanks_begins_an_alternative_ending(number: str, dash: str) -> None:
+    # The longer number exists, and is also written in groups of two digits.
     assert numbers_of(f"{number}{dash}91") == []
     assert numbers_of(f"{number} 91") == [parse_phone(f"{number}91".replace(" ", ""))]

@@ -1,4 +1,4 @@
-"""Everything that can be wrong before a run, each found and told in a sentence."""
+"""`check` finds everything that can be wrong before a run, and reports it in a sentence."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def settings_of(box: Sandbox, lake: Path, **changes: Any) -> Settings:
 
 
 def look(settings: Settings, phone: str | None = None) -> dict[str, list[Finding]]:
-    """Findings by name, found in time."""
+    """Return the findings by name; assert that the check ends in time."""
     began = time.monotonic()
     findings: dict[str, list[Finding]] = {}
     for finding in asyncio.run(
@@ -66,7 +66,7 @@ def phone_of(box: Sandbox, conversation_id: str) -> str:
     return next(phone for phone, ids in box.links.items() if ids[:1] == [conversation_id])
 
 
-def test_where_nothing_is_wrong_everything_is_ok(box: Sandbox, tmp_path: Path) -> None:
+def test_without_faults_everything_is_ok(box: Sandbox, tmp_path: Path) -> None:
     longest = next(iter(box.conversations))
 
     findings = look(settings_of(box, tmp_path / "lake"), phone_of(box, longest))
@@ -79,7 +79,7 @@ def test_where_nothing_is_wrong_everything_is_ok(box: Sandbox, tmp_path: Path) -
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".tmp"] == []
 
 
-def test_everything_that_is_not_set_is_reported_at_once() -> None:
+def test_all_missing_settings_are_reported_at_once() -> None:
     findings = look(Settings(_env_file=None))
 
     assert verdicts(findings) == {
@@ -88,7 +88,7 @@ def test_everything_that_is_not_set_is_reported_at_once() -> None:
     assert "set IMBRACE_ORGANIZATION" in findings["organization"][0].message
 
 
-def test_an_address_that_is_none_is_reported(box: Sandbox, tmp_path: Path) -> None:
+def test_an_invalid_address_is_reported(box: Sandbox, tmp_path: Path) -> None:
     findings = look(settings_of(box, tmp_path, gateway="app-gateway.imbrace.co"))
 
     assert [finding.verdict for finding in findings["gateway"]] == ["error", "skipped"]
@@ -113,7 +113,7 @@ def test_a_wrong_token_and_a_wrong_organization_are_reported(
     assert findings["lake"][0].verdict == "ok"
 
 
-def test_a_gateway_that_is_not_there_is_reported(box: Sandbox, tmp_path: Path) -> None:
+def test_an_unreachable_gateway_is_reported(box: Sandbox, tmp_path: Path) -> None:
     findings = look(settings_of(box, tmp_path, gateway="http://127.0.0.1:9/3rd"))
 
     assert findings["gateway"][0].verdict == "error"
@@ -129,7 +129,7 @@ def test_a_gateway_that_never_answers_is_reported_in_time(tmp_path: Path, box: S
     assert "sent no complete answer in 0.3 s" in findings["gateway"][0].message
 
 
-def test_a_slow_gateway_is_called_slow_and_not_broken(
+def test_a_slow_gateway_is_reported_as_slow_and_not_as_an_error(
     tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "SLOW_SECONDS", 0.2)
@@ -148,8 +148,8 @@ def test_a_slow_gateway_is_called_slow_and_not_broken(
     assert said == [f"waiting for {box.url}, as an export would: up to 35 s"] * 2
 
 
-def test_nobody_waits_less_for_the_gateway_than_an_export_does(tmp_path: Path, box: Sandbox) -> None:
-    """The limits of single steps were shorter than an answer may take."""
+def test_a_check_waits_as_long_for_the_gateway_as_an_export(tmp_path: Path, box: Sandbox) -> None:
+    """The time limit of every step covers the slowest answer that an export accepts."""
     settings = settings_of(box, tmp_path)
     options = checking._options(settings, [])
 
@@ -158,7 +158,7 @@ def test_nobody_waits_less_for_the_gateway_than_an_export_does(tmp_path: Path, b
 
 
 @pytest.mark.parametrize("status", ["301", "302", "307", "308"])
-def test_a_redirect_is_wrong_and_named_with_where_it_leads(status: str, box: Sandbox, tmp_path: Path) -> None:
+def test_a_redirect_is_an_error_with_its_target(status: str, box: Sandbox, tmp_path: Path) -> None:
     box.break_conversation("links", status)
 
     findings = look(settings_of(box, tmp_path))
@@ -171,7 +171,7 @@ def test_a_redirect_is_wrong_and_named_with_where_it_leads(status: str, box: San
     assert "check IMBRACE_GATEWAY" in findings["gateway"][0].message
 
 
-def test_a_certificate_that_is_not_trusted_is_named_once(box: Sandbox, tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_reported_once(box: Sandbox, tmp_path: Path) -> None:
     context, _ = make_certificate(tmp_path)
     with raw_server(lambda _: [answer()], context) as server:
         findings = look(settings_of(box, tmp_path / "lake", gateway=f"https://127.0.0.1:{server.port}/3rd"))
@@ -182,7 +182,9 @@ def test_a_certificate_that_is_not_trusted_is_named_once(box: Sandbox, tmp_path:
     assert "IMBRACE_GATEWAY" not in gateway.message
 
 
-def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbox, tmp_path: Path) -> None:
+def test_an_expired_token_is_reported_with_the_way_to_create_a_lasting_one(
+    box: Sandbox, tmp_path: Path
+) -> None:
     box.set_options(token_expired=True)
 
     findings = look(settings_of(box, tmp_path))
@@ -192,7 +194,9 @@ def test_an_expired_token_is_named_with_how_to_create_one_that_lasts(box: Sandbo
     assert "expire after 10 days unless `expired_at`" in findings["token"][0].message
 
 
-def test_a_conversation_that_is_forbidden_is_no_fault_of_the_token(box: Sandbox, tmp_path: Path) -> None:
+def test_a_forbidden_conversation_is_not_reported_as_an_error_of_the_token(
+    box: Sandbox, tmp_path: Path
+) -> None:
     longest = next(iter(box.conversations))
     box.break_conversation(longest, "403")
 
@@ -210,7 +214,7 @@ def test_a_closed_budget_is_reported(box: Sandbox, tmp_path: Path) -> None:
     assert "rate-limits every request at present (429)" in findings["gateway"][0].message
 
 
-def test_failures_that_pass_are_noted(box: Sandbox, tmp_path: Path) -> None:
+def test_temporary_failures_are_noted(box: Sandbox, tmp_path: Path) -> None:
     box.fail_next("500")
 
     findings = look(settings_of(box, tmp_path))
@@ -228,7 +232,7 @@ def test_a_number_without_a_conversation_is_noted(box: Sandbox, tmp_path: Path) 
     assert without not in str(findings)
 
 
-def test_a_hidden_cap_and_counts_the_other_way_round_are_seen(tmp_path: Path) -> None:
+def test_a_hidden_cap_and_swapped_counts_are_found(tmp_path: Path) -> None:
     options = SandboxOptions(
         conversations=0, sizes=(230,), page_cap=50, counts_swapped=True, without_has_more=True
     )
@@ -240,7 +244,7 @@ def test_a_hidden_cap_and_counts_the_other_way_round_are_seen(tmp_path: Path) ->
     assert "`has_more` is missing" in findings["counts"][0].message
 
 
-def test_a_short_conversation_shows_little(box: Sandbox, tmp_path: Path) -> None:
+def test_a_short_conversation_is_reported_as_too_short_for_findings(box: Sandbox, tmp_path: Path) -> None:
     number = "+886911425977"
     box.put([{"_id": "msg_1"}], phone=number)
 
@@ -265,7 +269,7 @@ def test_messages_that_cannot_be_read_are_reported(
     assert reported in findings["pages"][0].message
 
 
-def test_a_second_answer_that_is_none_is_no_finding_against_the_gateway(box: Sandbox, tmp_path: Path) -> None:
+def test_a_failed_second_answer_is_not_an_error_of_the_gateway(box: Sandbox, tmp_path: Path) -> None:
     longest = next(iter(box.conversations))
     box.fail_next("ok", "ok", "html", "html", "html")
 
@@ -275,7 +279,7 @@ def test_a_second_answer_that_is_none_is_no_finding_against_the_gateway(box: San
 
 
 class _Odd:
-    """Answers without counts, or with counts that fit nothing."""
+    """A gateway that answers without counts, or with counts that do not match the messages."""
 
     def __init__(self, counts: dict[str, int]) -> None:
         self.body = json.dumps({"items": [{"_id": "msg_1"}], "has_more": True, **counts}).encode()
@@ -319,7 +323,7 @@ class _Odd:
         ({"count": 7, "total": 5}, "", "matches the page: walks cost more requests"),
     ],
 )
-def test_counts_that_say_nothing_are_noted(
+def test_counts_that_do_not_match_the_page_are_noted(
     counts: dict[str, int], pages: str, reported: str, box: Sandbox, tmp_path: Path
 ) -> None:
     with _Odd(counts) as url:
@@ -329,7 +333,7 @@ def test_counts_that_say_nothing_are_noted(
     assert reported in findings["counts"][0].message
 
 
-def test_the_longest_conversation_that_the_lake_knows_is_looked_at(box: Sandbox, tmp_path: Path) -> None:
+def test_the_longest_conversation_of_the_lake_is_checked(box: Sandbox, tmp_path: Path) -> None:
     settings = settings_of(box, tmp_path)
 
     async def export() -> None:
@@ -357,7 +361,7 @@ def export_all(settings: Settings, *conversation_ids: str) -> None:
     asyncio.run(export())
 
 
-def test_a_lake_without_conversations_is_said_to_be_empty(box: Sandbox, tmp_path: Path) -> None:
+def test_a_lake_without_conversations_is_reported_as_empty(box: Sandbox, tmp_path: Path) -> None:
     settings = settings_of(box, tmp_path)
     export_all(settings)
 
@@ -367,7 +371,7 @@ def test_a_lake_without_conversations_is_said_to_be_empty(box: Sandbox, tmp_path
     assert "the lake has 0 conversations" in findings["ledgers"][0].message
 
 
-def test_a_slow_lake_is_called_slow_and_not_wrong(
+def test_a_slow_lake_is_reported_as_slow_and_not_as_an_error(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "SLOW_SECONDS", 0.2)
@@ -385,7 +389,7 @@ def test_a_slow_lake_is_called_slow_and_not_wrong(
     assert "is slow" in findings["lake"][1].message
 
 
-def test_ledgers_that_take_too_long_are_skipped_and_not_wrong(
+def test_ledgers_that_take_too_long_are_skipped_and_not_an_error(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(box, tmp_path)
@@ -415,7 +419,7 @@ def test_damaged_ledger_objects_are_noted(box: Sandbox, tmp_path: Path) -> None:
     assert damaged.name in findings["ledgers"][1].message
 
 
-def test_a_lake_that_lost_its_marker_is_wrong(box: Sandbox, tmp_path: Path) -> None:
+def test_a_lake_without_its_marker_is_an_error(box: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "messages").mkdir()
     (tmp_path / "messages" / "x").write_text("x")
 
@@ -457,7 +461,7 @@ def test_a_store_that_never_answers_is_reported_in_time(
 @pytest.mark.parametrize(
     ("note", "reported"), [("one run at a time", "one run at a time"), (None, "ignores conditional writes")]
 )
-def test_a_store_without_conditions_is_noted(
+def test_a_store_without_conditional_writes_is_noted(
     note: str | None, reported: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probe(_: object) -> Probe:
@@ -471,12 +475,14 @@ def test_a_store_without_conditions_is_noted(
     assert reported in findings["conditions"][0].message
 
 
-def test_a_store_that_fails_for_now_is_reported(
+def test_a_temporary_failure_of_the_store_is_reported(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def probe(_: object) -> Probe:
-        raise StoreUnavailable("the disk fails for now")
+        raise StoreUnavailable("the disk fails temporarily")
 
     monkeypatch.setattr("imbrace_lake.store.local.LocalStore.probe", probe)
 
-    assert look(settings_of(box, tmp_path))["lake"] == [Finding("lake", "error", "the disk fails for now")]
+    assert look(settings_of(box, tmp_path))["lake"] == [
+        Finding("lake", "error", "the disk fails temporarily")
+    ]

@@ -1,4 +1,4 @@
-"""What a chunk has got done reaches the journal, whatever becomes of one write."""
+"""The results of a chunk reach the journal, even if a write fails."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def ids(count: int) -> list[str]:
     return [f"conv_{number}" for number in range(count)]
 
 
-async def noted(lake: Lake) -> list[str]:
+async def recorded(lake: Lake) -> list[str]:
     return [row["conversation_id"] for row in (await read_ledger(lake, "conversations")).to_pylist()]
 
 
-def test_every_entry_is_noted_once_and_objects_stay_small(tmp_path: Path) -> None:
+def test_every_entry_is_recorded_once_and_objects_stay_small(tmp_path: Path) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
             chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100))
             for number in range(3 * MOST_LINES):
                 await chunk_journal.add(an_entry(number))
             await chunk_journal.write()
-            assert sorted(await noted(lake)) == sorted(chunk_journal.done)
+            assert sorted(await recorded(lake)) == sorted(chunk_journal.done)
             objects = await lake.store.list("journal/run/conversations/")
             assert len(objects) == 3
 
     asyncio.run(work())
 
 
-def test_what_a_killed_run_had_done_is_recorded_again_and_does_not_remain(tmp_path: Path) -> None:
+def test_the_results_of_a_killed_run_are_recorded_again_and_its_journal_is_removed(tmp_path: Path) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
             accounts = Accounts()
@@ -69,7 +69,7 @@ def test_what_a_killed_run_had_done_is_recorded_again_and_does_not_remain(tmp_pa
     asyncio.run(work())
 
 
-def test_of_conversations_that_are_unchanged_more_are_noted_at_a_time(
+def test_entries_of_unchanged_conversations_are_recorded_in_larger_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
@@ -81,17 +81,17 @@ def test_of_conversations_that_are_unchanged_more_are_noted_at_a_time(
             counts = []
             for number in range(120):
                 await chunk_journal.add(replace(an_entry(number), status="unchanged"))
-                counts.append(len(await noted(lake)))
+                counts.append(len(await recorded(lake)))
             assert counts == [0] * 49 + [50] * 50 + [100] * 21
 
     asyncio.run(work())
 
 
-def test_what_could_not_be_written_is_written_by_the_next_try(
+def test_entries_that_could_not_be_written_are_written_at_the_next_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(key: str, data: bytes) -> ObjectMeta:
-        raise StoreUnavailable("the store is away")
+    async def fail(key: str, data: bytes) -> ObjectMeta:
+        raise StoreUnavailable("the store is unavailable")
 
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
@@ -99,12 +99,12 @@ def test_what_could_not_be_written_is_written_by_the_next_try(
             for number in range(WRITE_WALKED - 1):
                 await chunk_journal.add(an_entry(number))
             with monkeypatch.context() as patch:
-                patch.setattr(lake.store, "overwrite", refuse)
+                patch.setattr(lake.store, "overwrite", fail)
                 with pytest.raises(StoreUnavailable):
                     await chunk_journal.add(an_entry(WRITE_WALKED))
-            assert not await noted(lake)
+            assert not await recorded(lake)
             await chunk_journal.write()
-            assert len(await noted(lake)) == WRITE_WALKED
+            assert len(await recorded(lake)) == WRITE_WALKED
 
     asyncio.run(work())
 
@@ -130,6 +130,6 @@ def test_an_entry_that_comes_during_a_write_is_part_of_the_next_one(
             await asyncio.gather(*adding)
             await chunk_journal.write()
 
-            assert sorted(await noted(lake)) == sorted(ids(MOST_LINES + 1))
+            assert sorted(await recorded(lake)) == sorted(ids(MOST_LINES + 1))
 
     asyncio.run(work())

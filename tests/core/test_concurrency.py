@@ -32,7 +32,7 @@ async def forever(ended: list[str], name: str = "forever") -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        # Its end takes a while, as closing a connection does.
+        # The cleanup takes a while, as closing a connection does.
         await asyncio.sleep(0.01)
         ended.append(name)
 
@@ -42,7 +42,7 @@ def others() -> set[asyncio.Task[object]]:
 
 
 @in_loop
-async def test_results_come_in_the_order_of_the_jobs() -> None:
+async def test_results_are_in_the_order_of_the_jobs() -> None:
     async def double(number: int) -> int:
         await asyncio.sleep(0.001 * (5 - number))
         return 2 * number
@@ -52,7 +52,7 @@ async def test_results_come_in_the_order_of_the_jobs() -> None:
 
 
 @in_loop
-async def test_no_more_jobs_than_the_limit_run_and_none_is_made_before_its_turn() -> None:
+async def test_at_most_the_limit_of_jobs_run_and_each_is_made_at_its_turn() -> None:
     made, running, most = 0, 0, 0
 
     async def job() -> None:
@@ -74,7 +74,7 @@ async def test_no_more_jobs_than_the_limit_run_and_none_is_made_before_its_turn(
 
 
 @in_loop
-async def test_the_first_error_is_raised_alone_and_the_other_jobs_have_ended() -> None:
+async def test_only_the_first_error_is_raised_when_the_other_jobs_have_ended() -> None:
     ended: list[str] = []
     started: list[str] = []
 
@@ -116,7 +116,7 @@ async def test_an_error_keeps_its_cause() -> None:
 
 
 @in_loop
-async def test_cancelled_it_cancels_its_jobs_and_waits_for_them() -> None:
+async def test_a_cancelled_fan_out_cancels_its_jobs_and_waits_for_them() -> None:
     ended: list[str] = []
     running = asyncio.create_task(run_bounded(2, [partial(forever, ended)] * 5))
     await asyncio.sleep(0.01)
@@ -130,7 +130,7 @@ async def test_cancelled_it_cancels_its_jobs_and_waits_for_them() -> None:
 
 
 @in_loop
-async def test_a_job_that_something_else_cancelled_is_not_taken_for_done() -> None:
+async def test_a_job_that_was_cancelled_from_outside_is_not_done() -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
@@ -180,7 +180,7 @@ async def test_the_error_of_an_action_ends_the_block_and_is_raised() -> None:
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
-    await asyncio.sleep(0)  # no cancellation is left over
+    await asyncio.sleep(0)  # raises if a cancellation is pending
     assert not others()
 
 
@@ -195,11 +195,11 @@ async def test_the_error_of_an_action_is_raised_by_a_block_that_ends_at_that_mom
     with pytest.raises(Broken):
         async with every(0.0, action):
             await event.wait()
-    await asyncio.sleep(0)  # no cancellation is left over
+    await asyncio.sleep(0)  # raises if a cancellation is pending
 
 
 @in_loop
-async def test_the_error_of_a_block_is_raised_unchanged_and_the_action_is_over() -> None:
+async def test_the_error_of_a_block_is_raised_unchanged_after_the_action_has_ended() -> None:
     ended: list[str] = []
     error = Broken("the block's")
 
@@ -217,7 +217,7 @@ async def test_the_error_of_a_block_is_raised_unchanged_and_the_action_is_over()
 
 
 @in_loop
-async def test_an_action_that_fails_because_it_is_ended_is_no_error() -> None:
+async def test_an_action_that_fails_because_it_is_cancelled_is_not_an_error() -> None:
     async def action() -> None:
         try:
             await asyncio.Event().wait()
@@ -231,8 +231,8 @@ async def test_an_action_that_fails_because_it_is_ended_is_no_error() -> None:
 
 
 @in_loop
-async def test_a_block_that_fails_while_it_is_cancelled_leaves_the_cleanup_of_its_caller_alone() -> None:
-    """TaskGroup would cancel the task again, which then could not even close its files."""
+async def test_a_block_that_fails_while_it_is_cancelled_does_not_cancel_the_cleanup_of_its_caller() -> None:
+    """TaskGroup would cancel the task again, which could then not close its files."""
     cleaned: list[str] = []
     ended: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The way to the gateway: certificates, names, ports and proxies, each failure named for what it is."""
+"""Connections to the gateway: certificates, names, ports and proxies, each failure with its own message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Environment = Callable[..., None]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """Set variables of the environment; none of those that concern proxies and certificates is set before."""
+    """Return a function that sets environment variables; none for proxies and certificates is set before."""
     names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"]
     for name in names:
         monkeypatch.delenv(name, raising=False)
@@ -50,7 +50,7 @@ def page_at(url: str, conversation_id: str = "conv_1", **options: Any) -> Page:
 
 
 def failure_at(url: str, **options: Any) -> tuple[GatewayError, int]:
-    """The error of a request, and how often it was sent."""
+    """Return the error of a request, and the number of attempts."""
 
     async def run() -> tuple[GatewayError, int]:
         async with client_of(NOWHERE, url=url, **options) as client:
@@ -64,7 +64,7 @@ def failure_at(url: str, **options: Any) -> tuple[GatewayError, int]:
 # -- certificates ---------------------------------------------------------------------------------
 
 
-def test_a_certificate_of_an_unknown_authority_is_named_and_not_tried_again(
+def test_an_unknown_certificate_authority_is_reported_and_not_retried(
     tmp_path: Path, environment: Environment
 ) -> None:
     context, _ = make_certificate(tmp_path)
@@ -92,7 +92,7 @@ def test_a_certificate_that_ssl_cert_file_names_is_trusted(tmp_path: Path, envir
         ({"address": "127.0.0.9"}, "is for another address"),
     ],
 )
-def test_a_trusted_certificate_that_does_not_fit_is_named_for_what_is_wrong(
+def test_a_trusted_but_invalid_certificate_is_reported_with_the_reason(
     changes: dict[str, Any], reported: str, tmp_path: Path, environment: Environment
 ) -> None:
     context, file = make_certificate(tmp_path, **changes)
@@ -104,7 +104,7 @@ def test_a_trusted_certificate_that_does_not_fit_is_named_for_what_is_wrong(
     assert reported in str(error)
 
 
-def test_a_certificate_for_another_host_name_is_named(tmp_path: Path, environment: Environment) -> None:
+def test_a_certificate_for_another_host_name_is_reported(tmp_path: Path, environment: Environment) -> None:
     context, file = make_certificate(tmp_path)
     environment(SSL_CERT_FILE=file)
     with raw_server(lambda _: [answer()], context) as server:
@@ -115,7 +115,7 @@ def test_a_certificate_for_another_host_name_is_named(tmp_path: Path, environmen
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a certificate", b"\xff\xfe\x00"])
-def test_a_file_of_certificates_that_cannot_be_read_is_named(
+def test_an_unreadable_file_of_certificates_is_reported(
     content: bytes | None, tmp_path: Path, environment: Environment
 ) -> None:
     if content is not None:
@@ -130,7 +130,7 @@ def test_a_file_of_certificates_that_cannot_be_read_is_named(
     assert caught.value.__context__ is None
 
 
-def test_a_server_without_tls_is_named(environment: Environment) -> None:
+def test_a_server_without_tls_is_reported(environment: Environment) -> None:
     with raw_server(lambda _: [answer()]) as server:
         error, _ = failure_at(f"https://127.0.0.1:{server.port}/3rd", tries=1, timeout_seconds=2.0)
 
@@ -141,7 +141,7 @@ def test_a_server_without_tls_is_named(environment: Environment) -> None:
 # -- names and ports ------------------------------------------------------------------------------
 
 
-def test_a_name_that_does_not_exist_is_named(environment: Environment) -> None:
+def test_an_unknown_host_name_is_reported(environment: Environment) -> None:
     error, _ = failure_at("http://gateway.invalid/3rd", tries=2)
 
     assert type(error) is GatewayUnavailable
@@ -149,7 +149,7 @@ def test_a_name_that_does_not_exist_is_named(environment: Environment) -> None:
     everything_of(error)
 
 
-def test_a_port_at_which_nothing_listens_is_named(environment: Environment) -> None:
+def test_a_closed_port_is_reported(environment: Environment) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     error, requests = failure_at(f"http://user:secret@127.0.0.1:{port}/3rd", tries=2)
@@ -167,8 +167,8 @@ class Proxy(socketserver.ThreadingTCPServer):
     """A small forwarding proxy: absolute addresses for http, CONNECT for https.
 
     Attributes:
-        heads: The head of each request.
-        asked: Their first lines.
+        heads: The heads of all requests.
+        asked: The first lines of all requests.
     """
 
     daemon_threads = True
@@ -221,7 +221,7 @@ class _ProxyConnection(socketserver.BaseRequestHandler):
 
 @contextmanager
 def proxy(status: int = 200) -> Iterator[Proxy]:
-    """Run a proxy; with another status than 200 it answers everything with that."""
+    """Run a proxy; with a status other than 200 it answers every request with that status."""
     with Proxy(status) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -232,7 +232,7 @@ def proxy(status: int = 200) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("scheme", ["http://", ""])
-def test_requests_go_through_the_proxy_that_the_environment_names(
+def test_requests_go_through_the_proxy_of_the_environment(
     start: StartBox, environment: Environment, variable: str, scheme: str
 ) -> None:
     box = start(conversations=2, compression="gzip")
@@ -247,7 +247,7 @@ def test_requests_go_through_the_proxy_that_the_environment_names(
 
 
 @pytest.mark.parametrize("excluded", ["127.0.0.1", "*", "example.com, 127.0.0.1", "the port"])
-def test_no_proxy_goes_past_the_proxy(start: StartBox, environment: Environment, excluded: str) -> None:
+def test_no_proxy_bypasses_the_proxy(start: StartBox, environment: Environment, excluded: str) -> None:
     box = start(conversations=2)
     if excluded == "the port":
         excluded = box.control_url.removeprefix("http://")
@@ -283,7 +283,7 @@ def test_https_goes_through_a_tunnel_that_does_not_see_the_token(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_alone_gets_its_user_and_password(
+def test_only_the_proxy_gets_its_user_and_password(
     scheme: str, tmp_path: Path, environment: Environment
 ) -> None:
     context, file = make_certificate(tmp_path)
@@ -297,12 +297,12 @@ def test_a_proxy_alone_gets_its_user_and_password(
 
     credentials = b"authorization: basic " + base64.b64encode(b"me:secret").lower()
     assert credentials in between.heads[0].lower()
-    # This proxy passes all headers on; a tunnel keeps them apart.
+    # This proxy forwards all headers; through a tunnel the gateway would not get them.
     assert (credentials in server.heads[0].lower()) == (scheme == "http")
 
 
 @pytest.mark.parametrize("status", [407, 403, 502])
-def test_a_proxy_that_refuses_the_tunnel_is_named_with_its_status(
+def test_a_proxy_that_rejects_the_tunnel_is_reported_with_its_status(
     status: int, environment: Environment
 ) -> None:
     with proxy(status) as between:
@@ -314,7 +314,7 @@ def test_a_proxy_that_refuses_the_tunnel_is_named_with_its_status(
     assert "secret" not in everything_of(error)
 
 
-def test_a_proxy_that_is_not_there_is_named(environment: Environment) -> None:
+def test_an_unreachable_proxy_is_reported(environment: Environment) -> None:
     environment(HTTP_PROXY="http://me:secret@127.0.0.1:9")
     error, _ = failure_at("http://gateway.invalid/3rd", tries=1)
 
@@ -323,7 +323,7 @@ def test_a_proxy_that_is_not_there_is_named(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "ftp://x:1", "://"])
-def test_a_proxy_that_cannot_be_one_is_a_setting_to_correct(value: str, environment: Environment) -> None:
+def test_an_invalid_proxy_address_is_a_settings_error(value: str, environment: Environment) -> None:
     environment(HTTPS_PROXY=value)
 
     with pytest.raises(SettingsError, match="HTTPS_PROXY is not the address of a proxy"):

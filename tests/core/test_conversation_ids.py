@@ -55,11 +55,11 @@ def test_every_spelling_of_a_conversation_has_one_canonical_form(
         "conv_" + UUID.replace("b", "g"), "conv_" + UUID.replace("0", "\u0660"),
     ],
 )  # fmt: skip
-def test_an_id_of_another_form_stays_as_it_is(other: str) -> None:
+def test_an_id_of_another_form_is_unchanged(other: str) -> None:
     assert canonical_conversation_id(other) == other
 
 
-def test_a_spelling_counts_only_where_the_canonical_one_is_not_stored() -> None:
+def test_another_spelling_is_used_only_if_the_canonical_one_is_not_stored() -> None:
     assert other_spellings([UUID, f"tcu_{UUID}", "conv_8"]) == {CANONICAL: UUID}
     assert other_spellings([f"tcu_{UUID}", CANONICAL]) == {}
 
@@ -83,7 +83,7 @@ def test_links_give_the_canonical_id(shape: str, spelling: str) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["tcu", "bare", "mixed"])
-def test_however_the_gateway_spells_its_links_the_ids_are_the_same(spelling: str) -> None:
+def test_the_ids_are_the_same_in_every_spelling_of_the_links(spelling: str) -> None:
     async def resolved(box: Sandbox) -> dict[str, list[str]]:
         phones = [PhoneNumber(phone) for phone in box.links]
         async with client_of(box) as gateway:
@@ -99,7 +99,7 @@ def test_however_the_gateway_spells_its_links_the_ids_are_the_same(spelling: str
 
 @contextmanager
 def serving(conversation_id: str, named: str = CANONICAL) -> Iterator[Sandbox]:
-    """A gateway that has one conversation, of 120 messages."""
+    """Serve one conversation of 120 messages."""
     with Sandbox(SandboxOptions(conversations=0, sizes=(120,))) as other:
         items = [{**item, "conversation_id": named} for item in other.truth(next(iter(other.conversations)))]
     with Sandbox(SandboxOptions(conversations=0)) as box:
@@ -123,7 +123,7 @@ def test_all_spellings_make_one_partition_of_a_new_lake(tmp_path: Path, named: s
 
         assert partitions(bench.lake) == [f"conv={CANONICAL}"]
         assert set(bench.rows().column("conversation_id").to_pylist()) == {CANONICAL}
-        # The item's own spelling is kept.
+        # The spelling of the item is kept.
         assert not bench.differences([CANONICAL])
 
 
@@ -131,7 +131,7 @@ def test_all_spellings_make_one_partition_of_a_new_lake(tmp_path: Path, named: s
 
 
 def old_lake(box: Sandbox, lake: Path, *spellings: str) -> Bench:
-    """A lake that an earlier version wrote, which took every spelling for a conversation of its own."""
+    """Make a lake as earlier versions did, which made a separate conversation of every spelling."""
 
     async def export(run: RunContext) -> None:
         await export_chunk(run, "chunk", spellings)
@@ -142,7 +142,7 @@ def old_lake(box: Sandbox, lake: Path, *spellings: str) -> Bench:
 
 @pytest.fixture(params=OTHERS)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Bench]]:
-    """A spelling, and a lake whose one conversation has it."""
+    """Return a spelling, and a lake whose only conversation has it."""
     with serving(request.param) as box:
         yield request.param, old_lake(box, tmp_path / "lake", request.param)
 
@@ -196,7 +196,7 @@ def test_a_plan_counts_a_conversation_of_an_old_partition_as_known(old: tuple[st
     assert (plan.conversations, plan.known, plan.new) == (1, 1, 0)
 
 
-def test_what_a_run_found_is_noted_once_and_under_the_spelling_of_the_lake(old: tuple[str, Bench]) -> None:
+def test_a_run_records_what_it_found_once_in_the_spelling_of_the_lake(old: tuple[str, Bench]) -> None:
     spelling, bench = old
 
     async def find(run: RunContext) -> list[str]:
@@ -205,7 +205,7 @@ def test_what_a_run_found_is_noted_once_and_under_the_spelling_of_the_lake(old: 
     assert exporting(bench.box, Path(bench.lake), find, "run_2") == [spelling, "conv_8"]
 
 
-def test_where_an_old_lake_has_two_partitions_the_canonical_one_goes_on(tmp_path: Path) -> None:
+def test_of_two_partitions_of_an_old_lake_the_canonical_one_is_continued(tmp_path: Path) -> None:
     with serving(CANONICAL) as box:
         box.put(box.truth(CANONICAL), conversation_id=f"tcu_{UUID}")
         bench = old_lake(box, tmp_path / "lake", f"tcu_{UUID}", CANONICAL)
@@ -218,7 +218,7 @@ def test_where_an_old_lake_has_two_partitions_the_canonical_one_goes_on(tmp_path
         assert [one.conversation_id for one in ages(bench)] == [CANONICAL]
 
 
-def test_a_conversation_that_was_gone_under_an_old_spelling_is_not_said_to_be_gone_again(
+def test_a_conversation_that_was_gone_in_an_old_spelling_is_not_reported_as_gone_again(
     tmp_path: Path,
 ) -> None:
     with serving(f"tcu_{UUID}") as box:

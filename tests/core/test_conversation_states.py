@@ -1,4 +1,4 @@
-"""What the lake knows of conversations, and the checkpoint that spares the reading of years of it."""
+"""The conversation states of a lake, and the checkpoints that save a run from reading all ledgers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def entry(conversation_id: str, run: int, **more: object) -> ConversationEntry:
 
 
 async def end_run(lake: Lake, run: int, *entries: ConversationEntry) -> None:
-    """One run from its journal to its ledgers, and the checkpoint that it may write."""
+    """Record a run, from its journal to its ledgers and a checkpoint if one is due."""
     started_at = START + run * HOUR
     journal = Journal(lake, f"run-{run}", started_at)
     await journal.note_entries("chunk-1-of-1", entries)
@@ -74,7 +74,7 @@ def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
     asyncio.run(inside())
 
 
-def test_the_last_proof_counts_and_what_failed_later_does_not(tmp_path: Path) -> None:
+def test_the_last_proof_counts_and_later_failures_do_not(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await end_run(lake, 1, entry("a", 1), entry("b", 1), entry("c", 1))
         await end_run(
@@ -115,7 +115,7 @@ def test_entries_are_found_in_several_batches_and_whatever_their_hashes(
     assert not entries.of_each([])
 
 
-def test_what_failed_between_two_proofs_is_left_out_of_many_rows(tmp_path: Path) -> None:
+def test_failures_between_two_proofs_are_left_out_of_many_rows(tmp_path: Path) -> None:
     every = [entry("a", 1), entry("b", 1, status="failed"), entry("a", 2), entry("c", 1, proof_method=WINDOW)]
 
     async def job(lake: Lake) -> None:
@@ -139,7 +139,7 @@ def test_a_proof_is_known_while_its_run_is_still_under_way(tmp_path: Path) -> No
     in_lake(tmp_path, job)
 
 
-def test_in_a_new_lake_nothing_is_known(tmp_path: Path) -> None:
+def test_a_new_lake_has_no_states(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         assert not [*(await read_states(lake, "org"))]
 
@@ -152,7 +152,7 @@ KNOWN_AFTER_YEARS = {"each": RUNS, **{f"only-{run}": run for run in range(1, RUN
 
 @pytest.fixture(scope="module")
 def runs_of_years(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a lake of so many runs that they left two checkpoints."""
+    """Make a lake of enough runs for two checkpoints."""
     folder = tmp_path_factory.mktemp("years")
 
     async def job(lake: Lake) -> None:
@@ -165,18 +165,18 @@ def runs_of_years(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def years(runs_of_years: Path, tmp_path: Path) -> Path:
-    """Give a copy of that lake."""
+    """Return a copy of that lake."""
     shutil.copytree(runs_of_years, tmp_path / "lake")
     return tmp_path / "lake"
 
 
-def test_after_some_runs_a_checkpoint_holds_what_their_ledgers_say_and_later_ones_are_read_with_it(
+def test_a_checkpoint_has_the_states_of_earlier_ledgers_and_later_ledgers_are_read_with_it(
     years: Path,
 ) -> None:
     async def job(lake: Lake) -> None:
         assert len(await lake.store.list("checkpoints/")) == 2
         assert await known_counts(lake) == KNOWN_AFTER_YEARS
-        # The proof that the checkpoint is what was read: without most of the ledger all is still known.
+        # All states are known without most of the ledger, so they come from the checkpoint.
         for stored in (await lake.store.list("conversations/"))[: 2 * MAX_AFTER_CHECKPOINT]:
             await lake.store.delete(stored.key)
         assert await known_counts(lake) == KNOWN_AFTER_YEARS
@@ -194,7 +194,7 @@ def test_a_deleted_checkpoint_changes_nothing(years: Path) -> None:
     in_lake(years, job)
 
 
-def test_a_damaged_checkpoint_changes_nothing_wherever_it_is_damaged(years: Path) -> None:
+def test_a_damaged_checkpoint_changes_nothing_wherever_the_damage_is(years: Path) -> None:
     async def job(lake: Lake) -> None:
         newest = max(stored.key for stored in await lake.store.list("checkpoints/"))
         body = await lake.store.get(newest)
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_changes_nothing_wherever_it_is_damaged(years: Path
     in_lake(years, job)
 
 
-def test_only_some_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_latest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 2)
 
     async def job(lake: Lake) -> None:
@@ -237,7 +237,7 @@ def test_a_run_that_began_before_a_checkpoint_and_ends_after_it_is_known(years: 
     in_lake(years, job)
 
 
-def test_a_damaged_ledger_object_is_skipped_by_its_name(tmp_path: Path) -> None:
+def test_a_damaged_ledger_object_is_skipped_and_reported_by_its_name(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await end_run(lake, 1, entry("a", 1))
         key = (await lake.store.list("conversations/"))[0].key
@@ -250,14 +250,14 @@ def test_a_damaged_ledger_object_is_skipped_by_its_name(tmp_path: Path) -> None:
     in_lake(tmp_path, job)
 
 
-def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_called(
+def test_the_later_of_two_attempts_of_a_run_counts_whatever_the_names_of_their_objects(
     tmp_path: Path,
 ) -> None:
     async def job(lake: Lake) -> None:
         for run in range(1, 9):
             first = entry("a", 2 * run, run_id=f"r{run}", status="failed", is_dead_letter=True)
             again = entry("a", 2 * run + 1, run_id=f"r{run}")
-            for attempt in (first, again):  # each by a process of its own, so neither knows of the other
+            for attempt in (first, again):  # each in a separate process that does not know of the other
                 journal = Journal(lake, f"r{run}", START)
                 await journal.note_entries("chunk-1-of-1", [attempt])
             await journal.close(
@@ -270,8 +270,8 @@ def test_the_later_of_two_attempts_of_one_run_counts_whatever_their_objects_are_
     in_lake(tmp_path, job)
 
 
-def test_every_id_is_that_of_whatever_was_ever_heard_of(tmp_path: Path) -> None:
-    names = {"proven", "failed", "only a window", "gone", "linked", "under way", "told of by no ledger"}
+def test_the_list_of_ids_has_every_conversation_of_any_ledger_journal_or_part(tmp_path: Path) -> None:
+    names = {"proven", "failed", "only a window", "gone", "linked", "under way", "in no ledger"}
 
     async def job(lake: Lake) -> None:
         await end_run(
@@ -288,7 +288,7 @@ def test_every_id_is_that_of_whatever_was_ever_heard_of(tmp_path: Path) -> None:
         await Journal(lake, "run-1", START).add("phones", rows)
         journal = Journal(lake, "run-2", START)
         await journal.note_entries("x", [entry("under way", 2)])
-        await lake.add_part("org", "told of by no ledger", 0, a_part("told of by no ledger", "m"), 1)
+        await lake.add_part("org", "in no ledger", 0, a_part("in no ledger", "m"), 1)
 
         recorded = (await read_state(lake, "org")).ids()
         assert set(await read_every_id(lake, "org", await lake.list_partitions("org"), recorded)) == names

@@ -1,4 +1,4 @@
-"""A damaged ledger object costs what it recorded, and no export; it is named, and what to do about it."""
+"""A damaged ledger object does not stop an export; it is reported by name, with the way to repair it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _flip(position: float) -> Damage:
 
 
 def _of_another_schema(path: Path) -> Path:
-    """An object that is what its name says, and of no ledger."""
+    """Write an object that matches its name but not the schema of a ledger."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"conversation_id": [1, 2], "else": ["a", "b"]}), sink)
     digest = sha256(sink.getvalue()).hexdigest()[:16]
@@ -86,7 +86,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("damage") / "lake"
     with Sandbox(SandboxOptions(conversations=0, sizes=(3, 40))) as box:
         bench = Bench(box, str(folder))
-        # Two folders of the kind: one lake in which the ledgers are read, one with a checkpoint of them.
+        # One lake in which the ledgers are read, and one with a checkpoint of them.
         bench.run()
         one = next(iter(box.conversations))
         box.edit(one, [box.truth(one)[-1]["_id"]])
@@ -100,14 +100,14 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture
 def bench(_made: Bench, tmp_path: Path) -> Bench:
-    """Give a copy of a lake of two runs without a checkpoint."""
+    """Return a copy of a lake of two runs without a checkpoint."""
     shutil.copytree(_made.lake, tmp_path / "lake")
     return Bench(_made.box, str(tmp_path / "lake"), now=_made.now)
 
 
 @pytest.fixture
 def checked(_made: Bench, tmp_path: Path) -> Bench:
-    """Give a copy of a lake of three runs, the last of which wrote a checkpoint."""
+    """Return a copy of a lake of three runs, the last of which wrote a checkpoint."""
     shutil.copytree(Path(_made.lake).with_name("with-checkpoint"), tmp_path / "lake")
     return Bench(_made.box, str(tmp_path / "lake"), now=_made.now)
 
@@ -121,7 +121,7 @@ def key_of(bench: Bench, path: Path) -> str:
 
 
 def run_and_see(bench: Bench) -> tuple[RunSummary, list[str]]:
-    """Run once more; how it ended, and which damaged objects it named."""
+    """Run again; return the summary, and the damaged objects that it reported."""
     runs: list[RunContext] = []
     summary = bench.run(prepare=runs.append)
     return summary, runs[0].damaged_objects
@@ -135,7 +135,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("folder", "damage"), CASES)
-def test_an_export_goes_on_without_a_damaged_ledger_object_and_names_it(
+def test_an_export_skips_a_damaged_ledger_object_and_reports_it(
     bench: Bench, folder: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def add_phones(lake: Lake) -> str:
@@ -159,7 +159,9 @@ def test_an_export_goes_on_without_a_damaged_ledger_object_and_names_it(
 
 @pytest.mark.parametrize("folder", ["runs", "revisions"])
 @pytest.mark.parametrize("damage", FEW)
-def test_ledgers_that_no_export_reads_are_named_by_verify(bench: Bench, folder: str, damage: str) -> None:
+def test_verify_reports_damage_in_ledgers_that_no_export_reads(
+    bench: Bench, folder: str, damage: str
+) -> None:
     damaged = key_of(bench, DAMAGES[damage](newest(bench, folder)))
 
     summary, named = run_and_see(bench)
@@ -169,7 +171,7 @@ def test_ledgers_that_no_export_reads_are_named_by_verify(bench: Bench, folder: 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_made_again(
+def test_a_damaged_checkpoint_is_reported_and_written_again(
     checked: Bench, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
@@ -184,13 +186,13 @@ def test_a_damaged_checkpoint_is_named_and_made_again(
     assert run_and_see(checked)[1] == []
 
 
-def test_a_restored_object_counts_again_even_if_a_checkpoint_was_written_without_it(
+def test_a_restored_object_is_read_even_if_a_checkpoint_was_written_without_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
     kept = newest(bench, "conversations").read_bytes()
     damaged = DAMAGES["empty"](newest(bench, "conversations"))
-    shutil.rmtree(Path(bench.lake, "messages"))  # nothing else names the conversations
+    shutil.rmtree(Path(bench.lake, "messages"))  # nothing else lists the conversations
 
     async def ids(lake: Lake) -> list[str]:
         return (await read_state(lake, bench.box.options.organization_id)).ids()
@@ -205,7 +207,7 @@ def test_a_restored_object_counts_again_even_if_a_checkpoint_was_written_without
     assert sorted(bench.look(ids)) == sorted(bench.box.conversations)
 
 
-def test_a_damaged_object_that_was_deleted_is_no_longer_named(
+def test_a_damaged_object_that_was_deleted_is_no_longer_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
@@ -214,7 +216,7 @@ def test_a_damaged_object_that_was_deleted_is_no_longer_named(
     damaged.unlink()
 
     assert run_and_see(bench)[1] == []
-    # What the advice of `verify` leads to.
+    # As `verify` advises.
     (listed,) = bench.verify().differences
     run_id = damaged.name.removesuffix(".parquet")[17:-17]
     assert listed.name == key_of(bench, damaged)
@@ -224,7 +226,7 @@ def test_a_damaged_object_that_was_deleted_is_no_longer_named(
     assert bench.verify().is_sound
 
 
-def test_an_object_deleted_between_listing_and_reading_is_named(
+def test_an_object_deleted_between_listing_and_reading_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted = newest(bench, "conversations")
@@ -242,7 +244,7 @@ def test_an_object_deleted_between_listing_and_reading_is_named(
     assert (summary.status, named) == ("complete", [key_of(bench, deleted)])
 
 
-def test_an_object_that_the_disk_does_not_give_is_named_and_a_disk_that_gives_none_is_an_error(
+def test_an_object_with_a_read_error_is_reported_and_read_errors_of_all_objects_raise(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = {key_of(bench, newest(bench, "conversations"))}
@@ -270,7 +272,7 @@ def test_an_object_that_the_disk_does_not_give_is_named_and_a_disk_that_gives_no
         bench.look(read_all)
 
 
-def test_entries_with_the_least_and_the_greatest_times_are_not_taken_for_damage(bench: Bench) -> None:
+def test_entries_with_the_earliest_and_the_latest_times_are_not_damage(bench: Bench) -> None:
     least = datetime(1, 1, 1, tzinfo=UTC)
     greatest = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
     odd = entry("odd", 1, parts=(), first_message_at=least, last_message_at=greatest)
@@ -288,9 +290,7 @@ def test_entries_with_the_least_and_the_greatest_times_are_not_taken_for_damage(
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "another schema"])
-def test_a_damaged_journal_of_a_killed_run_ends_no_later_run_and_a_rerun_of_it_does_not_succeed(
-    bench: Bench, damage: str
-) -> None:
+def test_a_damaged_journal_of_a_killed_run_stops_only_its_rerun(bench: Bench, damage: str) -> None:
     first, second = bench.box.conversations
 
     async def be_killed(lake: Lake) -> None:
@@ -331,7 +331,7 @@ def test_a_damaged_journal_of_a_killed_run_ends_no_later_run_and_a_rerun_of_it_d
         b' "alive_at": "2026-01-01T00:00:00+00:00", "pid": "x"}',
     ],
 )  # fmt: skip
-def test_a_damaged_header_of_a_journal_ends_no_later_run(bench: Bench, header: bytes) -> None:
+def test_a_damaged_header_of_a_journal_does_not_stop_later_runs(bench: Bench, header: bytes) -> None:
     one = next(iter(bench.box.conversations))
 
     async def be_killed(lake: Lake) -> None:
@@ -352,7 +352,7 @@ def test_a_damaged_header_of_a_journal_ends_no_later_run(bench: Bench, header: b
 
 @pytest.fixture
 def failed_run(tmp_path: Path) -> Path:
-    """Make a lake with a run that left a conversation."""
+    """Make a lake with a run in which a conversation failed."""
 
     async def make() -> None:
         async with open_lake(str(tmp_path / "lake"), now=START) as lake:
@@ -382,7 +382,7 @@ def of_run(lake: Path, folder: str, run_id: str) -> Path:
 
 @pytest.mark.parametrize("folder", ["conversations", "runs"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_rerun_of_a_run_with_damaged_objects_fails_by_their_name(
+def test_a_rerun_of_a_run_with_damaged_objects_fails_and_reports_them(
     failed_run: Path, folder: str, damage: str
 ) -> None:
     damaged = DAMAGES[damage](of_run(failed_run, folder, "run-1"))
@@ -392,14 +392,14 @@ def test_a_rerun_of_a_run_with_damaged_objects_fails_by_their_name(
     assert damaged.exists()
 
 
-def test_a_rerun_of_a_run_one_of_whose_objects_is_missing_fails_by_its_name(failed_run: Path) -> None:
+def test_a_rerun_of_a_run_with_a_missing_object_fails_and_reports_it(failed_run: Path) -> None:
     of_run(failed_run, "conversations", "run-1").unlink()
 
     with pytest.raises(DamagedObject, match="is missing: restore it from a copy"):
         dead_letters(failed_run, "run-1")
 
 
-def test_a_rerun_reads_the_objects_of_its_run_and_no_others(failed_run: Path) -> None:
+def test_a_rerun_reads_only_the_objects_of_its_run(failed_run: Path) -> None:
     DAMAGES["text"](of_run(failed_run, "conversations", "run-2"))
     DAMAGES["text"](of_run(failed_run, "runs", "run-2"))
 
@@ -407,12 +407,12 @@ def test_a_rerun_reads_the_objects_of_its_run_and_no_others(failed_run: Path) ->
 
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "run", "1", "run-1-", "a/b", "*", "run-3", "\0"])
-def test_an_id_that_is_not_of_a_run_is_not_known(failed_run: Path, run_id: str) -> None:
+def test_an_unknown_run_id_is_an_error(failed_run: Path, run_id: str) -> None:
     with pytest.raises(UsageError, match="has no run"):
         dead_letters(failed_run, run_id)
 
 
-# -- odd things below a lake ----------------------------------------------------------------------
+# -- unusual files in a lake ----------------------------------------------------------------------
 
 
 def _file(path: Path) -> None:
@@ -426,7 +426,7 @@ def _pipe(path: Path) -> None:
 def _socket(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as odd:
-        # The names of sockets have some 100 bytes at most.
+        # Names of sockets have at most about 100 bytes.
         odd.bind(f"/proc/self/fd/{folder}/{path.name}")
     os.close(folder)
 
@@ -458,7 +458,7 @@ ODD: list[Callable[[Path], None]] = [_file, _pipe, _socket, _loop, _circle, _now
 @pytest.mark.parametrize(
     "folder", ["messages", "conversations", "phones", "shapes", "runs", "journal", "checkpoints", "."]
 )
-def test_odd_things_below_a_lake_end_no_command(bench: Bench, folder: str) -> None:
+def test_unusual_files_in_a_lake_stop_no_command(bench: Bench, folder: str) -> None:
     path = Path(bench.lake, folder)
     path.mkdir(exist_ok=True)
     for make in ODD:
@@ -483,7 +483,7 @@ def test_odd_things_below_a_lake_end_no_command(bench: Bench, folder: str) -> No
 
 @pytest.mark.parametrize("folder", ["messages", "conversations", "journal", "checkpoints"])
 @pytest.mark.parametrize("make", [_file, _pipe, _loop], ids=lambda make: make.__name__)
-def test_an_odd_thing_in_the_place_of_a_folder_is_a_sentence_or_ignored(
+def test_an_unusual_file_instead_of_a_folder_is_reported_or_ignored(
     tmp_path: Path, folder: str, make: Callable[[Path], None]
 ) -> None:
     with Sandbox(SandboxOptions(conversations=0, sizes=(3,))) as box:
@@ -501,7 +501,7 @@ def test_an_odd_thing_in_the_place_of_a_folder_is_a_sentence_or_ignored(
 
 
 @pytest.mark.parametrize("make", [_pipe, _socket, _loop], ids=lambda make: make.__name__)
-def test_an_odd_thing_in_the_place_of_the_marker_is_a_sentence(
+def test_an_unusual_file_instead_of_the_marker_is_reported(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "lake.json")

@@ -1,4 +1,4 @@
-"""What was read against what the lake has: pure functions over rows."""
+"""The diff of the rows of a walk and the rows of the lake."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def delete(rows: pa.Table, *gone: str) -> pa.Table:
     return apply_diff(rows, Diff(nothing, nothing, pa.array(gone, pa.string())), NOW)[0]
 
 
-def test_what_the_lake_has_like_that_is_no_change() -> None:
+def test_equal_rows_are_not_a_change() -> None:
     same = [message(1), message(2, None), message(3, odd=1)]
 
     changes = diff_rows(lake_rows(*same), read(*same), current_ids(lake_rows(*same)))
@@ -72,24 +72,24 @@ def test_new_newer_and_missing_messages_are_distinguished() -> None:
     assert changes.deleted.to_pylist() == ["m3"]
 
 
-def test_a_walk_that_is_no_proof_deletes_nothing() -> None:
+def test_a_walk_without_proof_deletes_nothing() -> None:
     assert not diff_rows(lake_rows(message(1), message(2)), read(message(2))).is_rewrite
 
 
-def test_of_what_came_after_the_walk_began_nothing_is_said() -> None:
+def test_messages_that_came_after_the_walk_began_are_not_deleted() -> None:
     before = lake_rows(message(1))
     now = lake_rows(message(1), message(2))
 
     assert not diff_rows(now, read(message(1)), current_ids(before)).is_rewrite
 
 
-def test_what_is_marked_deleted_is_not_deleted_again() -> None:
+def test_a_deleted_message_is_not_deleted_again() -> None:
     lake = delete(lake_rows(message(1), message(2)), "m2")
 
     assert not diff_rows(lake, read(message(1)), pa.array(["m1", "m2"])).is_rewrite
 
 
-def test_each_column_of_the_gateways_makes_a_version() -> None:
+def test_a_change_of_any_column_from_the_gateway_makes_a_version() -> None:
     lake = lake_rows(message(1))
     versions = [
         message(1, "other"),
@@ -107,21 +107,21 @@ def test_each_column_of_the_gateways_makes_a_version() -> None:
     assert all(ids(diff_rows(lake, read(version)).newer) == ["m1"] for version in versions)
 
 
-def test_an_older_version_replaces_nothing_and_is_noticed() -> None:
+def test_an_older_version_replaces_nothing_and_is_counted() -> None:
     changes = diff_rows(lake_rows(message(1, "new", version=2)), read(message(1, "old", version=1)))
 
     assert not changes.is_rewrite
     assert changes.outdated == 1
 
 
-def test_a_version_without_a_time_replaces_one_with_a_time_and_the_other_way_round() -> None:
+def test_versions_with_and_without_a_time_replace_each_other() -> None:
     timeless, timed = message(1, "a", updated_at=None), message(1, "b")
 
     assert ids(diff_rows(lake_rows(timed), read(timeless)).newer) == ["m1"]
     assert ids(diff_rows(lake_rows(timeless), read(timed)).newer) == ["m1"]
 
 
-def test_a_deleted_message_that_is_there_again_comes_back_in_whatever_version() -> None:
+def test_a_deleted_message_that_is_listed_again_is_restored_in_any_version() -> None:
     lake = delete(lake_rows(message(1, "new", version=2)), "m1")
 
     for again in (message(1, "new", version=2), message(1, "old", version=1), message(1, "newer", version=3)):
@@ -135,7 +135,7 @@ def test_a_deleted_message_that_is_there_again_comes_back_in_whatever_version() 
         assert not deleted.num_rows
 
 
-def test_a_replaced_row_keeps_when_it_was_first_seen_and_says_who_changed_it_when() -> None:
+def test_a_replaced_row_keeps_its_first_time_and_records_the_run_and_time_of_the_change() -> None:
     lake = lake_rows(message(1), message(2))
 
     rows, replaced, deleted = apply_diff(lake, diff_rows(lake, read(message(2, "x", version=1))), NOW)
@@ -149,7 +149,7 @@ def test_a_replaced_row_keeps_when_it_was_first_seen_and_says_who_changed_it_whe
     assert not deleted.num_rows
 
 
-def test_a_deleted_row_keeps_its_version_and_says_when_it_was_noticed() -> None:
+def test_a_deleted_row_keeps_its_version_and_records_the_time_of_the_deletion() -> None:
     lake = lake_rows(message(1), message(2))
 
     rows, replaced, deleted = apply_diff(lake, diff_rows(lake, read(message(2)), current_ids(lake)), NOW)
@@ -159,7 +159,7 @@ def test_a_deleted_row_keeps_its_version_and_says_when_it_was_noticed() -> None:
     assert not replaced.num_rows
 
 
-def test_changes_of_other_parts_are_left_aside() -> None:
+def test_changes_of_other_parts_are_ignored() -> None:
     one, two = lake_rows(message(1), message(2)), lake_rows(message(3), message(4))
     changes = diff_rows(
         pa.concat_tables([one, two]),
@@ -174,7 +174,7 @@ def test_changes_of_other_parts_are_left_aside() -> None:
     assert rows.to_pylist()[0] == two.to_pylist()[0]
 
 
-def test_applying_changes_twice_changes_nothing_more() -> None:
+def test_applying_changes_twice_is_the_same_as_once() -> None:
     lake = lake_rows(message(1), message(2), message(3))
     changes = diff_rows(lake, read(message(1, "x", version=1), message(3)), current_ids(lake))
     once = apply_diff(lake, changes, NOW)[0]
@@ -186,7 +186,7 @@ def test_applying_changes_twice_changes_nothing_more() -> None:
     assert not again[2].num_rows
 
 
-def test_an_empty_lake_and_an_empty_gateway_are_no_special_case() -> None:
+def test_an_empty_lake_and_an_empty_gateway_have_a_diff_too() -> None:
     empty = SCHEMA.empty_table()
 
     assert ids(diff_rows(empty, read(message(1)), current_ids(empty)).new) == ["m1"]

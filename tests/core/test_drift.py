@@ -1,4 +1,4 @@
-"""What the gateway has never sent before is noticed, by its shape and without its content."""
+"""Messages of new shapes are found, and reported without their content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def new(item: dict[str, Any], known: list[str] | None = None) -> list[str]:
     return Shapes(known or []).observe("c1", [item])
 
 
-def test_what_the_vendor_documents_is_not_new() -> None:
+def test_documented_shapes_are_not_new() -> None:
     documented = [
         TEXT,
         {"type": "image", "content": {"url": "u", "caption": "c"}},
@@ -51,13 +51,13 @@ def test_a_new_type_a_new_field_and_another_kind_of_value_are_new() -> None:
     assert new(TEXT | {"content": {"text": "x", "via": {"app": 1}}}) == ["text.content.via:object"]
 
 
-def test_a_type_that_is_no_string_or_missing_has_a_shape_too() -> None:
+def test_a_message_with_a_missing_or_non_string_type_has_a_shape_too() -> None:
     assert "null" in new({"_id": "m1", "content": None})
     assert "number" in new({"type": 3, "content": {}})
     assert "object" in new({"type": {"a": 1}, "content": {}})
 
 
-def test_what_was_seen_or_is_in_the_ledger_is_new_no_more() -> None:
+def test_a_shape_that_was_seen_or_is_in_the_ledger_is_not_new() -> None:
     shapes = Shapes()
     item = TEXT | {"comments": []}
 
@@ -67,7 +67,7 @@ def test_what_was_seen_or_is_in_the_ledger_is_new_no_more() -> None:
     assert not new(item, known=["item.comments"])
 
 
-def test_what_is_not_kept_is_new_each_time() -> None:
+def test_a_shape_that_is_not_kept_is_new_each_time() -> None:
     shapes = Shapes()
     item = TEXT | {"comments": []}
 
@@ -108,7 +108,7 @@ def test_new_shapes_are_rows_of_their_ledger() -> None:
     ]
 
 
-def test_names_that_are_values_are_neither_repeated_nor_without_end() -> None:
+def test_names_that_may_be_values_are_masked_and_bounded() -> None:
     phones = {f"8869{number:08}": 1 for number in range(5_000)}
     markup = {"type": "<img src=x onerror=alert(1)>\x1b[2J" + "x" * 100_000, "content": phones}
     shapes = Shapes()

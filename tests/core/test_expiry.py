@@ -1,4 +1,4 @@
-"""A token that expires is warned of two weeks ahead, and one that has expired is named."""
+"""Runs warn two weeks before the token expires, and after it has expired."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TODAY = date(2026, 11, 27)
         (14, "the token expires in 14 days, on 2026-12-11"),
     ],
 )
-def test_within_two_weeks_it_is_one_sentence_with_what_to_do(days: int, words: str) -> None:
+def test_within_two_weeks_the_warning_states_the_day_and_the_action(days: int, words: str) -> None:
     warning = expiry_warning(TODAY + timedelta(days=days), TODAY)
 
     assert warning is not None
@@ -36,7 +36,7 @@ def test_within_two_weeks_it_is_one_sentence_with_what_to_do(days: int, words: s
     assert "create a new one" in warning
 
 
-def test_before_that_and_without_a_day_nothing_is_said() -> None:
+def test_before_that_and_without_a_day_there_is_no_warning() -> None:
     assert expiry_warning(TODAY + timedelta(days=15), TODAY) is None
     assert expiry_warning(None, TODAY) is None
 
@@ -50,14 +50,16 @@ def test_before_that_and_without_a_day_nothing_is_said() -> None:
         ("2027-01-31 08:00", date(2027, 1, 31)),
     ],
 )
-def test_a_day_and_a_moment_will_do(text: str, day: date, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_or_a_time_is_accepted(text: str, day: date, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMBRACE_TOKEN_EXPIRES", text)
 
     assert load_settings().token_expires == day
 
 
 @pytest.mark.parametrize("text", ["soon", "31.01.2027", "2027-02-30", ""])
-def test_what_is_not_a_day_is_refused_by_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_a_day_is_an_error_of_its_setting(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IMBRACE_TOKEN_EXPIRES", text)
 
     with pytest.raises(SettingsError, match="IMBRACE_TOKEN_EXPIRES: "):
@@ -65,7 +67,9 @@ def test_what_is_not_a_day_is_refused_by_name(text: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("days", "verdict"), [(-1, "error"), (3, "note"), (400, "ok"), (None, None)])
-def test_a_check_says_when_the_token_expires(days: int | None, verdict: str | None, tmp_path: Path) -> None:
+def test_a_check_reports_when_the_token_expires(
+    days: int | None, verdict: str | None, tmp_path: Path
+) -> None:
     with Sandbox(SandboxOptions(conversations=1)) as box:
         values: dict[str, Any] = {
             "token": box.options.token,

@@ -1,4 +1,4 @@
-"""Exporting conversations: whole or not at all, each message once, and nothing written in vain."""
+"""Exports of conversations: completely or not at all, each message once, without needless writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.core.runs_of import close, exporting, items_of, objects_in, open_expo
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """Seven conversations: an empty one, one longer than a page, and some of a few messages."""
+    """Serve seven conversations: an empty one, one longer than a page, and short ones."""
     return start(conversations=4, sizes=(0, 1, 250), gateway_timeout_seconds=0.0)
 
 
@@ -63,7 +63,7 @@ def assert_holds_all(box: Sandbox, lake: Path) -> None:
 # -- the first export and the next ----------------------------------------------------------------
 
 
-def test_a_first_export_writes_each_conversation_whole_as_one_part(box: Sandbox, tmp_path: Path) -> None:
+def test_a_first_export_writes_each_conversation_as_one_part(box: Sandbox, tmp_path: Path) -> None:
     result = export_all(box, tmp_path)
 
     assert result.statuses == {"complete": 7}
@@ -93,7 +93,7 @@ def test_an_unchanged_conversation_costs_one_request_and_no_object(box: Sandbox,
         assert objects_in(tmp_path) == before
 
 
-def test_a_grown_conversation_adds_a_part_of_only_what_is_new(box: Sandbox, tmp_path: Path) -> None:
+def test_a_grown_conversation_adds_a_part_with_only_the_new_messages(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     before = objects_in(tmp_path)
     grown = list(box.conversations)[2]
@@ -108,7 +108,7 @@ def test_a_grown_conversation_adds_a_part_of_only_what_is_new(box: Sandbox, tmp_
     assert objects_in(tmp_path).items() > before.items()
 
 
-def test_growth_is_noticed_by_a_lake_whose_ledgers_were_lost(box: Sandbox, tmp_path: Path) -> None:
+def test_growth_is_found_in_a_lake_without_its_ledgers(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     for path in (tmp_path / "conversations").iterdir():
         path.unlink()
@@ -122,7 +122,7 @@ def test_growth_is_noticed_by_a_lake_whose_ledgers_were_lost(box: Sandbox, tmp_p
     assert_holds_all(box, tmp_path)
 
 
-def test_a_part_that_vanished_from_the_lake_is_read_again(box: Sandbox, tmp_path: Path) -> None:
+def test_a_part_that_is_missing_in_the_lake_is_exported_again(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     lost = list(box.conversations)[2]
     for path in parts_of(tmp_path, lost):
@@ -134,7 +134,7 @@ def test_a_part_that_vanished_from_the_lake_is_read_again(box: Sandbox, tmp_path
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_one_of_two_parts_that_vanished_is_read_again(box: Sandbox, tmp_path: Path, number: int) -> None:
+def test_a_missing_part_of_two_is_exported_again(box: Sandbox, tmp_path: Path, number: int) -> None:
     lost = list(box.conversations)[2]
     export_all(box, tmp_path)
     box.append(lost, 4)
@@ -147,7 +147,7 @@ def test_one_of_two_parts_that_vanished_is_read_again(box: Sandbox, tmp_path: Pa
     assert_holds_all(box, tmp_path)
 
 
-def test_a_part_that_was_replaced_by_a_shorter_one_is_read_again(box: Sandbox, tmp_path: Path) -> None:
+def test_a_part_that_was_replaced_by_a_shorter_one_is_exported_again(box: Sandbox, tmp_path: Path) -> None:
     changed = list(box.conversations)[2]
     export_all(box, tmp_path)
     (path,) = parts_of(tmp_path, changed)
@@ -159,7 +159,7 @@ def test_a_part_that_was_replaced_by_a_shorter_one_is_read_again(box: Sandbox, t
     assert_holds_all(box, tmp_path)
 
 
-def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, tmp_path: Path) -> None:
+def test_the_ledger_has_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, tmp_path: Path) -> None:
     export_all(box, tmp_path)
     box.append(list(box.conversations)[2], 1)
     export_all(box, tmp_path, "run_2")
@@ -187,7 +187,7 @@ def test_the_ledger_tells_the_proof_and_hashes_that_match_the_bytes(box: Sandbox
             assert part["rows"] == pq.read_metadata(tmp_path / part["key"]).num_rows
 
 
-def test_the_content_hash_includes_a_part_that_the_last_proof_does_not_know(
+def test_the_content_hash_includes_a_part_that_is_newer_than_the_last_proof(
     box: Sandbox, tmp_path: Path
 ) -> None:
     bench, chosen = Bench(box, str(tmp_path)), [list(box.conversations)[2]]
@@ -207,7 +207,7 @@ def test_the_content_hash_includes_a_part_that_the_last_proof_does_not_know(
 
 
 @pytest.mark.parametrize("rewalk_days", [0, 30])
-def test_the_content_hash_includes_what_another_run_added_meanwhile(
+def test_the_content_hash_includes_messages_that_another_run_added_meanwhile(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewalk_days: int
 ) -> None:
     chosen = [list(box.conversations)[2]]
@@ -257,7 +257,9 @@ def test_counts_agree_only_if_the_head_states_the_same_count(tmp_path: Path, cou
     assert collector.counts_agree(below) == (count_at_head == 2)
 
 
-def test_a_deletion_below_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_path: Path) -> None:
+def test_a_conversation_with_a_deletion_below_the_head_is_never_unchanged(
+    box: Sandbox, tmp_path: Path
+) -> None:
     export_all(box, tmp_path)
     conversation_id = list(box.conversations)[2]
     box.delete(conversation_id, [box.truth(conversation_id)[5]["_id"]])
@@ -268,7 +270,9 @@ def test_a_deletion_below_the_head_is_never_taken_for_unchanged(box: Sandbox, tm
 
 
 @pytest.mark.parametrize("change", ["edit", "delete", "append"])
-def test_a_change_at_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_path: Path, change: str) -> None:
+def test_a_conversation_with_a_change_at_the_head_is_never_unchanged(
+    box: Sandbox, tmp_path: Path, change: str
+) -> None:
     export_all(box, tmp_path)
     conversation_id = list(box.conversations)[2]
     newest = box.truth(conversation_id)[-1]["_id"]
@@ -282,10 +286,10 @@ def test_a_change_at_the_head_is_never_taken_for_unchanged(box: Sandbox, tmp_pat
     assert result.statuses == {"unchanged": 6, "complete": 1}
 
 
-# -- what goes wrong ------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------
 
 
-def test_one_conversation_that_fails_costs_itself(box: Sandbox, tmp_path: Path) -> None:
+def test_a_conversation_that_fails_stops_no_other(box: Sandbox, tmp_path: Path) -> None:
     broken = list(box.conversations)[2]
     box.break_conversation(broken, "500")
 
@@ -304,7 +308,7 @@ def test_one_conversation_that_fails_costs_itself(box: Sandbox, tmp_path: Path) 
     assert_holds_all(box, tmp_path)
 
 
-def test_a_chunk_of_which_nothing_succeeds_says_so_of_each(box: Sandbox, tmp_path: Path) -> None:
+def test_a_chunk_in_which_nothing_succeeds_reports_each_conversation(box: Sandbox, tmp_path: Path) -> None:
     ids = list(box.conversations)[2:4]
     for conversation_id in ids:
         box.break_conversation(conversation_id, "400")
@@ -315,7 +319,7 @@ def test_a_chunk_of_which_nothing_succeeds_says_so_of_each(box: Sandbox, tmp_pat
     assert objects_in(tmp_path) == {}
 
 
-def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
+def test_failures_are_logged_with_their_request_ids_up_to_a_limit(
     box: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.export.chunk.MOST_WARNED", 2)
@@ -334,17 +338,17 @@ def test_what_is_lost_is_warned_of_with_its_request_id_but_not_without_end(
     assert [line.partition(" failed")[0] for line in reported] == ["exported chunk=chunk complete=3"]
 
 
-def test_what_is_published_and_cannot_be_noted_at_once_has_not_failed(
+def test_a_published_conversation_that_cannot_be_recorded_at_once_has_not_failed(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, refused = ChunkJournal.add, iter([True])
 
-    async def refuse_once(self: ChunkJournal, entry: ConversationEntry) -> None:
+    async def fail_once(self: ChunkJournal, entry: ConversationEntry) -> None:
         await add(self, entry)
         if next(refused, False):
-            raise StoreUnavailable("the store is away")
+            raise StoreUnavailable("the store is unavailable")
 
-    monkeypatch.setattr(ChunkJournal, "add", refuse_once)
+    monkeypatch.setattr(ChunkJournal, "add", fail_once)
 
     result = export_all(box, tmp_path)
 
@@ -373,7 +377,7 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
 
 
 @pytest.mark.parametrize("field", ["conversation_id", "organization_id"])
-def test_an_answer_about_another_conversation_or_organization_costs_that_conversation_alone(
+def test_an_answer_about_another_conversation_or_organization_fails_only_that_conversation(
     box: Sandbox, tmp_path: Path, field: str
 ) -> None:
     whole = list(box.conversations)
@@ -394,7 +398,7 @@ def test_an_answer_about_another_conversation_or_organization_costs_that_convers
     assert by_id(items_of(tmp_path, kept)) == by_id(single)
 
 
-def test_a_conversation_that_is_gone_is_a_dead_letter_only_if_the_lake_never_had_it(
+def test_a_conversation_that_is_not_found_is_a_dead_letter_only_if_the_lake_never_had_it(
     box: Sandbox, tmp_path: Path
 ) -> None:
     states, new = list(box.conversations)[2:4]
@@ -436,18 +440,18 @@ def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp
     assert parts_of(tmp_path, conversation_id) == []
 
 
-def test_what_every_conversation_would_meet_stops_the_chunk_and_keeps_what_is_done(
+def test_an_error_of_all_conversations_stops_the_chunk_and_keeps_its_results(
     box: Sandbox, tmp_path: Path
 ) -> None:
     ids = list(box.conversations)
 
-    def refuse_all(each: str, number: int) -> None:
+    def fail_all(each: str, number: int) -> None:
         if each == ids[2]:
             box.set_options(rates={"403:other": 1.0})
 
     async def job(run: RunContext) -> tuple[list[str], int]:
         run.slots = asyncio.Semaphore(1)
-        box.before_page(refuse_all)
+        box.before_page(fail_all)
         with pytest.raises(OrganizationMismatch):
             await export_chunk(run, "chunk", ids)
         rows = await read_ledger(run.lake, "conversations")
@@ -460,7 +464,7 @@ def test_what_every_conversation_would_meet_stops_the_chunk_and_keeps_what_is_do
     assert [path.parent.name for path in map(Path, objects_in(tmp_path))] == [f"conv={ids[1]}"]
 
 
-def test_a_chunk_tried_again_goes_on_with_only_what_is_left(box: Sandbox, tmp_path: Path) -> None:
+def test_a_retried_chunk_exports_only_the_remaining_conversations(box: Sandbox, tmp_path: Path) -> None:
     ids = list(box.conversations)
     box.break_conversation(ids[2], "502")
 
@@ -482,7 +486,7 @@ def test_a_chunk_tried_again_goes_on_with_only_what_is_left(box: Sandbox, tmp_pa
     assert_holds_all(box, tmp_path)
 
 
-def test_what_waiting_cannot_cure_is_said_at_the_first_try(box: Sandbox, tmp_path: Path) -> None:
+def test_a_permanent_error_is_reported_at_the_first_try(box: Sandbox, tmp_path: Path) -> None:
     ids = list(box.conversations)
     box.break_conversation(ids[2], "400")
 
@@ -493,7 +497,7 @@ def test_what_waiting_cannot_cure_is_said_at_the_first_try(box: Sandbox, tmp_pat
     assert [dead.conversation_id for dead in result.dead_letters] == [ids[2]]
 
 
-def test_a_cancelled_chunk_has_written_down_what_it_published(box: Sandbox, tmp_path: Path) -> None:
+def test_a_cancelled_chunk_has_recorded_what_it_published(box: Sandbox, tmp_path: Path) -> None:
     ids = list(box.conversations)
     box.break_conversation(ids[2], "stall")
 
@@ -512,7 +516,7 @@ def test_a_cancelled_chunk_has_written_down_what_it_published(box: Sandbox, tmp_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
-def test_faults_of_every_passing_kind_change_nothing_of_the_result(start: StartBox, tmp_path: Path) -> None:
+def test_temporary_faults_of_every_kind_do_not_change_the_result(start: StartBox, tmp_path: Path) -> None:
     box = start(
         conversations=40,
         sizes=(700,),
@@ -534,7 +538,7 @@ def test_faults_of_every_passing_kind_change_nothing_of_the_result(start: StartB
     assert_holds_all(box, tmp_path)
 
 
-def test_a_list_that_moves_while_it_is_exported_loses_nothing_of_what_stays(
+def test_an_export_of_a_list_that_changes_meanwhile_has_every_message_that_stays(
     start: StartBox, tmp_path: Path
 ) -> None:
     box = start(
@@ -560,12 +564,12 @@ def test_a_list_that_moves_while_it_is_exported_loses_nothing_of_what_stays(
             assert len(by_id(items)) == len(items)
 
 
-# -- several at once ------------------------------------------------------------------------------
+# -- concurrent runs ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("round_", range(2))
-def test_runs_over_the_same_growing_conversations_lose_and_double_nothing(
+def test_concurrent_runs_over_growing_conversations_export_every_message_once(
     start: StartBox, tmp_path: Path, round_: int
 ) -> None:
     box = start(conversations=7, sizes=(120,), seed=round_)
@@ -592,7 +596,9 @@ def test_runs_over_the_same_growing_conversations_lose_and_double_nothing(
     assert export_all(box, tmp_path, "after").statuses == {"unchanged": 8}
 
 
-def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: Sandbox, tmp_path: Path) -> None:
+def test_a_run_that_did_not_see_the_part_of_another_adds_only_what_is_missing(
+    box: Sandbox, tmp_path: Path
+) -> None:
     conversation_id = list(box.conversations)[2]
     exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [conversation_id]))
     new = box.append(conversation_id, 2)
@@ -608,7 +614,7 @@ def test_a_run_that_did_not_see_anothers_part_adds_only_what_is_missing(box: San
     assert [part.sha256 is None for part in entry.parts] == [False, False]
 
 
-def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
+def test_a_race_that_is_lost_repeatedly_is_a_transient_error(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation_id = list(box.conversations)[2]
@@ -628,10 +634,10 @@ def test_a_race_that_is_lost_again_and_again_is_left_to_a_later_try(
     assert tries == {0: publish.TRIES}
 
 
-# -- small things ---------------------------------------------------------------------------------
+# -- other ---------------------------------------------------------------------------------------
 
 
-def test_never_more_conversations_are_in_memory_than_there_are_slots(box: Sandbox, tmp_path: Path) -> None:
+def test_at_most_as_many_conversations_as_slots_are_in_memory(box: Sandbox, tmp_path: Path) -> None:
     async def job(run: RunContext) -> ChunkResult:
         run.slots = asyncio.Semaphore(2)
         run.pages_ahead = 1
@@ -642,7 +648,7 @@ def test_never_more_conversations_are_in_memory_than_there_are_slots(box: Sandbo
     assert box.stats().max_in_flight <= 2
 
 
-def test_no_phone_number_and_no_token_gets_into_the_lake(box: Sandbox, tmp_path: Path) -> None:
+def test_the_lake_contains_no_phone_number_and_no_token(box: Sandbox, tmp_path: Path) -> None:
     box.break_conversation(list(box.conversations)[2], "500")
     export_all(box, tmp_path)
 

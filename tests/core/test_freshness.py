@@ -1,4 +1,4 @@
-"""How old the proof of each conversation is."""
+"""The age of the proof of each conversation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY = timedelta(days=1)
 ENTRY = ConversationEntry("run", "org", "c", "complete", NOW)
 
 
-def test_the_stalest_comes_first_and_equals_come_in_the_order_of_their_ids() -> None:
+def test_conversations_are_sorted_by_age_oldest_first_and_then_by_id() -> None:
     entries = [
         replace(ENTRY, conversation_id="b", proven_until=NOW - DAY),
         replace(ENTRY, conversation_id="a", proven_until=NOW - DAY, full_walk_at=NOW - 3 * DAY),
@@ -33,15 +33,15 @@ def test_the_stalest_comes_first_and_equals_come_in_the_order_of_their_ids() -> 
     ]
 
 
-def test_what_is_gone_cannot_be_stale() -> None:
+def test_a_conversation_that_is_gone_is_not_stale() -> None:
     assert not freshness([replace(ENTRY, status="gone", proven_until=NOW - DAY)], NOW)
 
 
-def test_an_entry_that_proves_no_time_is_as_old_as_itself() -> None:
+def test_without_a_time_of_proof_the_age_is_that_of_the_entry() -> None:
     assert freshness([replace(ENTRY, finished_at=NOW - DAY)], NOW)[0].age == DAY
 
 
-def test_what_was_never_proven_whole_is_the_stalest(tmp_path: Path) -> None:
+def test_a_conversation_that_was_never_proven_is_the_stalest(tmp_path: Path) -> None:
     entries = [
         replace(ENTRY, conversation_id="fresh"),
         replace(ENTRY, conversation_id="failed", status="failed", is_dead_letter=True),

@@ -1,4 +1,4 @@
-"""The gateway client against the fake gateway: each row of the contract's section 3, and what it sends."""
+"""The gateway client: the requests that it sends to the fake gateway, and every kind of answer."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def newest(box: Sandbox, conversation_id: str, many: int = 100) -> list[dict[str
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """One conversation of 35 messages and some more; slow proxies give up at once."""
+    """Serve a conversation of 35 messages and some others; slow proxies time out at once."""
     return start(conversations=3, sizes=(35,), gateway_timeout_seconds=0.0)
 
 
-# What a healthy server cannot send.
+# Answers that a healthy server cannot send.
 Play = (
     Callable[[httpx.Request], httpx.Response]
     | Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
@@ -85,10 +85,10 @@ def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
     return {"items": items, "count": len(ids), "total": len(ids), "has_more": False} | fields
 
 
-# -- what is known already -------------------------------------------------------------------------
+# -- conditional requests --------------------------------------------------------------------------
 
 
-def test_a_head_is_recognised_by_its_etag_until_anything_of_it_changes(box: Sandbox) -> None:
+def test_a_head_is_recognized_by_its_etag_until_anything_in_it_changes(box: Sandbox) -> None:
     one = first_of(box)
 
     def head(etag: str | None) -> Page | None:
@@ -102,18 +102,18 @@ def test_a_head_is_recognised_by_its_etag_until_anything_of_it_changes(box: Sand
     second = head(first.etag)
     assert second is not None
     assert (second.ids, second.etag != first.etag) == (first.ids, True)
-    # A message beyond it shows in the count.
+    # A message below the head changes the count.
     box.delete(one, [box.truth(one)[0]["_id"]])
     assert head(second.etag) is not None
     assert page_of(client_of(box), one, skip=20).etag == ""
 
 
-# -- what passes ----------------------------------------------------------------------------------
+# -- temporary faults ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick_gate")
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_fault_that_passes_costs_a_retry_and_nothing_else(box: Sandbox, fault: str) -> None:
+def test_a_temporary_fault_costs_only_a_retry(box: Sandbox, fault: str) -> None:
     conversation_id = first_of(box)
     box.fail_next("ok", fault, fault)
 
@@ -124,18 +124,18 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(box: Sandbox, fault:
     client = client_of(box)
     page = ask(client, twice)
 
-    # A page that came late is asked for again at half its length, and that at half of its own.
+    # A page that is too slow is requested again at half its length, and again at half of that.
     expected = 10 if fault == "504" else 20
     assert page.items == newest(box, conversation_id, expected)
     assert (page.total_count, page.has_more, page.count_matches) == (35, True, True)
-    # The transport itself sends again what a connection that was in use before swallowed.
+    # The transport sends a request again if it was lost on a reused connection.
     assert client.traffic.requests == client.traffic.retries + 2
     assert sum(box.stats().requests.values()) == 4
 
 
 @pytest.mark.usefixtures("quick_gate")
 @pytest.mark.parametrize("fault", [fault for fault in PASSING if fault not in ("short", "lossy")])
-def test_links_survive_what_passes(box: Sandbox, fault: str) -> None:
+def test_links_survive_temporary_faults(box: Sandbox, fault: str) -> None:
     box.fail_next(fault, fault)
     phones = [PhoneNumber(phone) for phone in box.phones]
 
@@ -148,7 +148,7 @@ def test_links_survive_what_passes(box: Sandbox, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["stall", "stall_body", "drip"])
-def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str) -> None:
+def test_an_answer_that_never_ends_is_abandoned_in_time(box: Sandbox, fault: str) -> None:
     conversation_id = first_of(box)
     box.fail_next(fault)
 
@@ -159,7 +159,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str)
     assert client.traffic.retries == 1
 
 
-# -- what stays -----------------------------------------------------------------------------------
+# -- permanent faults -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time(box: Sandbox, fault: str)
         ("not_json", MalformedAnswer, 6),
     ],
 )
-def test_a_fault_that_stays_ends_the_request_after_its_tries(
+def test_a_permanent_fault_ends_the_request_after_its_tries(
     box: Sandbox, fault: str, error: type[GatewayError], requests: int
 ) -> None:
     conversation_id = first_of(box)
@@ -272,7 +272,7 @@ def test_a_401_is_tried_as_often_as_other_failures_while_another_conversation_is
     assert ask(playing(play), job).ids == ["a"]
 
 
-def test_the_sentence_of_a_403_names_both_organizations(box: Sandbox) -> None:
+def test_the_message_of_a_403_names_both_organizations(box: Sandbox) -> None:
     client = client_of(box, organization="org_other")
 
     with pytest.raises(
@@ -284,7 +284,7 @@ def test_the_sentence_of_a_403_names_both_organizations(box: Sandbox) -> None:
     assert caught.value.is_fatal
 
 
-def test_a_403_without_details_names_the_organization_that_was_asked_for() -> None:
+def test_a_403_without_details_names_the_requested_organization() -> None:
     client = playing(lambda request: httpx.Response(403, text="Forbidden"), organization="org_mine")
 
     with pytest.raises(OrganizationMismatch, match="does not belong to organization org_mine"):
@@ -316,12 +316,12 @@ def test_a_403_on_one_conversation_is_its_own_error(box: Sandbox, before: str, f
     assert (error.is_fatal, error.is_transient) == (False, False)
     assert "forbids access to this conversation (status 403)" in str(error)
     assert "belongs to" not in str(error)
-    # One harmless request decides where nothing else has.
+    # Without an earlier answer, one harmless request decides.
     assert client.traffic.requests <= 4
 
 
 @pytest.mark.parametrize("fault", FORBIDDEN)
-def test_many_conversations_that_are_forbidden_at_once_cost_one_question(start: StartBox, fault: str) -> None:
+def test_many_forbidden_conversations_at_once_cost_one_probe(start: StartBox, fault: str) -> None:
     box = start(conversations=20)
     for one in box.conversations:
         box.break_conversation(one, fault)
@@ -338,7 +338,7 @@ def test_many_conversations_that_are_forbidden_at_once_cost_one_question(start: 
 
 @pytest.mark.parametrize("fault", FORBIDDEN)
 def test_a_wrong_organization_is_found_by_messages_too(box: Sandbox, fault: str) -> None:
-    """The messages endpoint does not get the organization, so it cannot notice by itself."""
+    """The messages endpoint does not receive the organization, so it cannot check it."""
     box.break_conversation(first_of(box), fault)
     client = client_of(box, organization="org_mine")
 
@@ -348,7 +348,7 @@ def test_a_wrong_organization_is_found_by_messages_too(box: Sandbox, fault: str)
     assert caught.value.is_fatal
 
 
-def test_a_403_on_links_that_worked_before_concerns_its_numbers_alone(box: Sandbox) -> None:
+def test_a_403_on_links_that_worked_before_concerns_only_its_numbers(box: Sandbox) -> None:
     async def read(client: GatewayClient) -> None:
         await client.get_links([PHONE])
         box.break_conversation("links", "403:plain")
@@ -360,7 +360,7 @@ def test_a_403_on_links_that_worked_before_concerns_its_numbers_alone(box: Sandb
     assert not caught.value.is_fatal
 
 
-def test_the_same_organization_is_never_called_another(box: Sandbox) -> None:
+def test_the_same_organization_is_never_reported_as_another(box: Sandbox) -> None:
     box.break_conversation("links", "403")
     with pytest.raises(GatewayError) as caught:
         ask(client_of(box), lambda each: each.get_links([PHONE]))
@@ -378,7 +378,7 @@ def test_the_same_organization_is_never_called_another(box: Sandbox) -> None:
         (["Unauthorized"], "which may have expired"),
     ],
 )
-def test_a_401_says_what_it_can_mean(body: Any, reported: str) -> None:
+def test_the_message_of_a_401_states_its_possible_causes(body: Any, reported: str) -> None:
     with pytest.raises(TokenRejected, match=reported) as caught:
         page_of(playing(lambda request: httpx.Response(401, json=body)), "c")
 
@@ -394,7 +394,7 @@ def test_an_expired_token_is_rejected_as_possibly_expired(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("status", ["301", "302", "307", "308"])
-def test_a_redirect_is_named_with_where_it_leads_and_is_not_followed(box: Sandbox, status: str) -> None:
+def test_a_redirect_is_reported_with_its_target_and_not_followed(box: Sandbox, status: str) -> None:
     one = first_of(box)
     box.break_conversation(one, status)
     box.break_conversation("links", status)
@@ -410,9 +410,7 @@ def test_a_redirect_is_named_with_where_it_leads_and_is_not_followed(box: Sandbo
 
 
 @pytest.mark.parametrize("conversation_id", [".", "..", "a/../b", "../..", "..\\x", "x/.", "", "\ud800"])
-def test_an_id_that_would_lead_elsewhere_is_rejected_by_name_and_not_sent(
-    box: Sandbox, conversation_id: str
-) -> None:
+def test_an_id_that_would_change_the_url_is_rejected_and_not_sent(box: Sandbox, conversation_id: str) -> None:
     client = client_of(box)
     for job in (
         lambda each: each.get_page(conversation_id),
@@ -464,7 +462,7 @@ def test_an_organization_that_is_not_plain_is_shown_printable(theirs: Any) -> No
 @pytest.mark.parametrize(
     ("length", "error"), [(5_000, BadRequest), (9_000, UnusableId), (100_000, UnusableId)]
 )
-def test_an_id_of_any_length_makes_a_short_sentence(length: int, error: type[GatewayError]) -> None:
+def test_an_id_of_any_length_makes_a_short_message(length: int, error: type[GatewayError]) -> None:
     with pytest.raises(error) as caught:
         page_of(playing(lambda request: httpx.Response(400)), "x" * length)
 
@@ -488,7 +486,7 @@ def test_the_counts_are_read_as_they_were_sent(box: Sandbox) -> None:
         "",
     ],
 )
-def test_a_404_that_is_not_in_the_gateways_words_is_no_answer(body: Any) -> None:
+def test_a_404_in_other_words_than_the_gateways_is_an_error(body: Any) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
 
     with pytest.raises(BadRequest, match="is http://played/3rd the right address"):
@@ -497,7 +495,7 @@ def test_a_404_that_is_not_in_the_gateways_words_is_no_answer(body: Any) -> None
         page_of(playing(lambda request: httpx.Response(404, text=text)), "c")
 
 
-def test_numbers_without_any_conversation_are_an_answer(box: Sandbox) -> None:
+def test_numbers_without_any_conversation_are_not_an_error(box: Sandbox) -> None:
     links = ask(client_of(box), lambda client: client.get_links([PHONE]))
 
     assert (links.links, links.missing) == ((), ())
@@ -512,7 +510,7 @@ def test_a_conversation_that_vanished_is_not_found_at_once(box: Sandbox) -> None
     assert sum(box.stats().requests.values()) == 1
 
 
-def test_a_gateway_that_is_not_there_is_unavailable() -> None:
+def test_an_unreachable_gateway_is_unavailable() -> None:
     with Sandbox(SandboxOptions(conversations=1)) as box:
         url = box.url
     client = client_of(box, url=url, tries=3)
@@ -527,17 +525,17 @@ def test_a_gateway_that_is_not_there_is_unavailable() -> None:
     ("status", "error"),
     [(302, BadRequest), (414, BadRequest), (408, GatewayUnavailable), (530, GatewayUnavailable)],
 )
-def test_any_other_status_is_an_error_that_names_it(status: int, error: type[GatewayError]) -> None:
+def test_any_other_status_is_an_error_that_states_it(status: int, error: type[GatewayError]) -> None:
     with pytest.raises(error, match=f"status {status}"):
         page_of(playing(lambda request: httpx.Response(status)), "c")
 
 
-# -- refusals -------------------------------------------------------------------------------------
+# -- rate limits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
-def test_a_429_closes_the_limiter_for_everybody_and_one_request_opens_it(start: StartBox) -> None:
+def test_a_429_pauses_the_limiter_for_all_requests_and_one_request_ends_the_pause(start: StartBox) -> None:
     box = start(conversations=12, budget_requests=6, budget_window_seconds=0.4)
     limiter = RequestLimiter(max_in_flight=4)
     ids = list(box.conversations)
@@ -548,13 +546,15 @@ def test_a_429_closes_the_limiter_for_everybody_and_one_request_opens_it(start: 
     pages = ask(client_of(box, limiter), all_of_them)
 
     assert [page.items for page in pages] == [newest(box, each) for each in ids * 2]
-    # Each window of six is found closed by at most the four that were under way; what follows goes alone,
-    # ever more slowly. A client that just tried again would have met thousands of refusals.
+    # At the end of a window of six, at most the four requests under way get a 429; then one goes at a time,
+    # ever more slowly. A client without a pause would have got thousands of 429 answers.
     assert 0 < box.stats().refused == limiter.counts.rate_limited < 60
     assert limiter.counts.closed_seconds > 0
 
 
-def test_while_the_limiter_is_closed_nobody_asks(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_is_sent_while_the_limiter_is_paused(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conversation_id = first_of(box)
     box.fail_next("429")
 
@@ -595,7 +595,7 @@ def test_a_retry_after_is_obeyed(form: str) -> None:
 @pytest.mark.parametrize(
     "hint", ["soon", "-5", "0", "inf", "nan", "Fri, 99 Foo 2020", "Wed, 21 Oct 2015 07:28:00 GMT"]
 )
-def test_a_retry_after_that_means_nothing_does_no_harm(hint: str) -> None:
+def test_an_invalid_retry_after_does_no_harm(hint: str) -> None:
     answers = iter([httpx.Response(429, headers={"Retry-After": hint})] * 3)
 
     page = page_of(playing(lambda request: next(answers, httpx.Response(200, json=body_of(["a"])))), "c")
@@ -603,10 +603,10 @@ def test_a_retry_after_that_means_nothing_does_no_harm(hint: str) -> None:
     assert page.ids == ["a"]
 
 
-def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> None:
+def test_a_pause_beyond_the_patience_ends_all_waiting_requests() -> None:
     refusals = Counter[str]()
 
-    async def refuse(request: httpx.Request) -> httpx.Response:
+    async def limit(request: httpx.Request) -> httpx.Response:
         refusals[request.url.path] += 1
         await asyncio.sleep(0.01)
         return httpx.Response(429, headers={"Retry-After": "3600"})
@@ -617,7 +617,7 @@ def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> No
         latecomer = await asyncio.gather(client.get_page("late"), return_exceptions=True)
         return [*crowd, *latecomer]
 
-    errors = ask(playing(refuse, limiter=RequestLimiter(max_in_flight=4), patience_seconds=60.0), many)
+    errors = ask(playing(limit, limiter=RequestLimiter(max_in_flight=4), patience_seconds=60.0), many)
 
     assert [type(error) for error in errors] == [RateLimited] * 21
     assert [error.path for error in errors[:20]] == [f"/conversations/c{n}/messages" for n in range(20)]
@@ -625,7 +625,7 @@ def test_refusals_that_will_outlast_everybodys_patience_end_all_who_wait() -> No
     assert "/3rd/conversations/late/messages" not in refusals
 
 
-def test_refusals_that_never_end_are_waited_out_no_longer_than_patience(
+def test_requests_wait_for_endless_429_answers_no_longer_than_the_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("imbrace_lake.gateway.limiter.FIRST_PAUSE_SECONDS", 0.001)
@@ -637,11 +637,11 @@ def test_refusals_that_never_end_are_waited_out_no_longer_than_patience(
     assert 2 <= client.traffic.requests < 20
 
 
-# -- pages that come late or short ----------------------------------------------------------------
+# -- slow and short pages -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [100, 15, 4])
-def test_a_page_that_comes_late_is_asked_for_again_at_half_its_length_but_never_tiny(limit: int) -> None:
+def test_a_slow_page_is_requested_again_at_half_its_length_down_to_a_minimum(limit: int) -> None:
     asked: list[int] = []
 
     def late(request: httpx.Request) -> httpx.Response:
@@ -656,7 +656,7 @@ def test_a_page_that_comes_late_is_asked_for_again_at_half_its_length_but_never_
     assert asked == {100: [100, 50, 25, 12, 10, 10], 15: [15, 10, 10, 10, 10, 10], 4: [4] * 6}[limit]
 
 
-def test_a_page_that_is_shorter_because_it_was_late_is_believed(box: Sandbox) -> None:
+def test_a_page_that_is_shorter_because_it_was_slow_is_accepted(box: Sandbox) -> None:
     conversation_id = first_of(box)
 
     async def twice(client: GatewayClient) -> Page:
@@ -672,8 +672,8 @@ def test_a_page_that_is_shorter_because_it_was_late_is_believed(box: Sandbox) ->
 
 
 @pytest.mark.parametrize("fault", ["short", "lossy"])
-def test_a_page_that_always_lacks_something_is_handed_on_as_it_is(box: Sandbox, fault: str) -> None:
-    """Whether a walk can be proven without what lacks is for the walk to say."""
+def test_a_page_that_always_lacks_something_is_returned_unchanged(box: Sandbox, fault: str) -> None:
+    """The walk decides whether it can be proven without the missing messages."""
     whole = body_of([f"m{n}" for n in range(10)], count=30, total=10, has_more=True)
     total = 10 if fault == "short" else 9
     cut = body_of([f"m{n}" for n in range(9)], count=30, total=total, has_more=True)
@@ -690,7 +690,7 @@ def test_a_page_that_always_lacks_something_is_handed_on_as_it_is(box: Sandbox, 
     assert client.traffic.requests == 1 + 3
 
 
-def test_a_page_that_says_both_that_there_is_more_and_that_there_is_none_is_asked_for_again() -> None:
+def test_a_page_that_contradicts_itself_about_more_messages_is_requested_again() -> None:
     odd = body_of(["a", "b"], count=5, total=2, has_more=False)
     right = body_of(["a", "b"], count=5, total=2, has_more=True)
     bodies = iter([odd, right])
@@ -700,7 +700,7 @@ def test_a_page_that_says_both_that_there_is_more_and_that_there_is_none_is_aske
     assert page.has_more is True
 
 
-def test_a_page_without_counts_is_taken_as_it_is() -> None:
+def test_a_page_without_counts_is_accepted() -> None:
     body = {"items": [{"_id": "a"}]}
 
     page = page_of(playing(lambda request: httpx.Response(200, json=body)), "c")
@@ -708,7 +708,7 @@ def test_a_page_without_counts_is_taken_as_it_is() -> None:
     assert (page.ids, page.total_count, page.has_more) == (["a"], None, None)
 
 
-def test_a_server_that_counts_the_whole_twice_is_understood_once_and_not_asked_thrice_for_ever() -> None:
+def test_a_server_with_the_total_count_in_both_fields_is_recognized_after_the_first_retries() -> None:
     def both(request: httpx.Request) -> httpx.Response:
         skip, limit = int(request.url.params["skip"]), int(request.url.params["limit"])
         ids = [f"m{n}" for n in range(skip, min(200, skip + limit))]
@@ -724,7 +724,7 @@ def test_a_server_that_counts_the_whole_twice_is_understood_once_and_not_asked_t
     assert client.traffic.requests == 10 + 2
 
 
-def test_a_server_that_gives_less_than_it_did_is_soon_believed() -> None:
+def test_a_server_that_begins_to_send_shorter_pages_is_soon_accepted() -> None:
     cap = 50
 
     def serve(request: httpx.Request) -> httpx.Response:
@@ -760,7 +760,7 @@ def test_a_server_that_gives_less_than_it_did_is_soon_believed() -> None:
         '{"items": [NaN]}',
     ],
 )
-def test_a_body_that_is_no_page_is_an_error_with_the_request_id(body: str) -> None:
+def test_a_body_that_is_not_a_page_is_an_error_with_the_request_id(body: str) -> None:
     def play(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, text=body, headers={"x-request-id": "theirs-7"})
 
@@ -775,7 +775,7 @@ UUID, OTHER_UUID = "0b8e6f3c-5d1a-4c7e-9f20-3a4b5c6d7e8f", "11111111-5d1a-4c7e-9
 
 
 def named(field: str, *values: Any, **fields: Any) -> GatewayClient:
-    """A gateway whose page has one message for each value of a field; None for a message without it."""
+    """Return a client for a page with a message for each value of a field; None for a message without it."""
     items = [
         {"_id": f"m{number}"} | ({} if value is None else {field: value})
         for number, value in enumerate(values)
@@ -837,7 +837,7 @@ def test_integers_beyond_64_bits_and_lone_surrogates_survive(start: StartBox) ->
 
 
 @pytest.mark.parametrize("conversation_id", ["a/b", "a b?c=d&limit=1#e", "%2F..%00", "対話", "a;b=c", "+"])
-def test_ids_of_any_letters_reach_the_gateway_as_they_are(start: StartBox, conversation_id: str) -> None:
+def test_ids_of_any_letters_reach_the_gateway_unchanged(start: StartBox, conversation_id: str) -> None:
     box = start(conversations=0)
     box.put([{"_id": "m"}], conversation_id=conversation_id)
 
@@ -861,7 +861,7 @@ def test_both_shapes_of_the_links_mean_the_same_decoys_or_not(start: StartBox, s
     }
 
 
-def test_a_number_that_the_answer_leaves_out_is_unanswered_and_not_without_conversations(
+def test_a_number_missing_from_the_answer_is_unanswered_and_not_without_conversations(
     start: StartBox,
 ) -> None:
     box = start(conversations=20)
@@ -876,7 +876,7 @@ def test_a_number_that_the_answer_leaves_out_is_unanswered_and_not_without_conve
 
 @pytest.mark.parametrize("many", [1, 7, 400, 5_000])
 @pytest.mark.parametrize("organization", ["org_sandbox", "org_" + "x" * 2_000, "組織" * 60])
-def test_no_batch_makes_an_address_that_a_proxy_refuses(many: int, organization: str) -> None:
+def test_no_batch_makes_a_url_that_a_proxy_rejects(many: int, organization: str) -> None:
     phones = [PhoneNumber(f"+{886_911_425_977_000 + n}") for n in range(many)]
     lengths: list[int] = []
 
@@ -910,10 +910,10 @@ def test_a_large_batch_never_meets_a_414(start: StartBox) -> None:
     assert box.stats().requests["links"] <= 5
 
 
-# -- what is sent and what is told ----------------------------------------------------------------
+# -- requests and errors -------------------------------------------------------------------------
 
 
-def test_every_request_carries_the_token_and_an_id_of_its_own() -> None:
+def test_every_request_has_the_token_and_a_unique_id() -> None:
     heads: list[httpx.Headers] = []
 
     def play(request: httpx.Request) -> httpx.Response:
@@ -943,7 +943,7 @@ def test_every_request_carries_the_token_and_an_id_of_its_own() -> None:
         lambda request: httpx.Response(200, json=[{"phone_number": "886911425977"}]),
     ],
 )
-def test_errors_travel_between_processes_and_tell_no_number_and_no_token(play: Play) -> None:
+def test_errors_can_be_pickled_and_contain_no_number_and_no_token(play: Play) -> None:
     with pytest.raises(GatewayError) as caught:
         ask(playing(play), lambda client: client.get_links([PHONE]))
 
@@ -956,7 +956,7 @@ def test_errors_travel_between_processes_and_tell_no_number_and_no_token(play: P
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate", "raw-deflate"])
-def test_compressed_answers_are_read_and_traffic_counts_what_was_received(
+def test_compressed_answers_are_read_and_traffic_counts_the_received_bytes(
     start: StartBox, compression: str
 ) -> None:
     box = start(conversations=3, sizes=(230,), compression=compression)

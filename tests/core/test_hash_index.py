@@ -1,4 +1,4 @@
-"""Rows are found by their texts, whatever the hashes of these have in common."""
+"""The index finds rows by their strings, even if hashes collide."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _texts = st.lists(st.text("abc", max_size=3), max_size=30)
 
 
 @given(_texts, _texts)
-def test_the_rows_of_some_texts_are_found_in_order(column: list[str], wanted: list[str]) -> None:
+def test_the_rows_of_some_strings_are_found_in_order(column: list[str], wanted: list[str]) -> None:
     expected = [row for row, text in enumerate(column) if text in wanted]
 
     assert HashIndex(column, len(column)).find(wanted).tolist() == expected
 
 
 @pytest.mark.parametrize("hash_of", [len, lambda text: 7])
-def test_texts_with_one_hash_are_all_found(
+def test_strings_with_the_same_hash_are_all_found(
     monkeypatch: pytest.MonkeyPatch, hash_of: Callable[[str], int]
 ) -> None:
     monkeypatch.setattr(hash_index, "hash", hash_of, raising=False)

@@ -1,4 +1,4 @@
-"""Hostile JSON: nothing is lost on the way to a row and back, and every row is strict JSON."""
+"""Hostile JSON is stored without loss, and every row is strict JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KNOWN = {"_id", "public_id", "from", "type", "content", "created_at", "updated_a
 
 
 def rows_of(*items: bytes) -> pa.Table:
-    """Rows of a page with these messages, as the lake gives them back, with their digests."""
+    """Return the rows of a page with these messages, as the lake returns them, with their digests."""
     page = parse_page(hostile.page(items), 0)
     rows = to_rows(page.items, page.ids, ORIGIN)
     stored = read_rows(to_parquet(rows.drop_columns([DIGEST]), {}))
@@ -41,7 +41,7 @@ def strictly(text: str | None) -> Any:
         assert all(len(key) <= MAX_KEY_LENGTH for key, _ in pairs)
         return dict(pairs)
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise AssertionError(constant)
 
     def integer(digits: str) -> int:
@@ -53,7 +53,7 @@ def strictly(text: str | None) -> Any:
     orjson.loads(text)
     text.encode()
     assert r"\ud" not in text.replace(r"\\", "")
-    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=reject, parse_int=integer)
     assert levels(value) <= MAX_LEVELS
     return value
 
@@ -78,12 +78,12 @@ def assert_strict_and_lossless(*items: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", hostile.BODIES.values(), ids=hostile.BODIES)
-def test_any_content_is_stored_as_strict_json_and_comes_back_as_it_came(content: str) -> None:
+def test_any_content_is_stored_as_strict_json_and_comes_back_unchanged(content: str) -> None:
     assert_strict_and_lossless(hostile.message("a", content))
 
 
 @pytest.mark.parametrize("fields", hostile.FIELDS.values(), ids=hostile.FIELDS)
-def test_any_field_is_stored_as_strict_json_and_comes_back_as_it_came(fields: str) -> None:
+def test_any_field_is_stored_as_strict_json_and_comes_back_unchanged(fields: str) -> None:
     assert_strict_and_lossless(hostile.message("a", '{"text":"x"}', fields))
 
 
@@ -94,7 +94,7 @@ def test_a_page_of_all_of_them_comes_back() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("deep", hostile.DEEPER.values(), ids=hostile.DEEPER)
 @pytest.mark.parametrize("field", ["content", "type", "note", "_id"])
-def test_nesting_is_stored_or_refused_by_name(deep: str, field: str) -> None:
+def test_deep_nesting_is_stored_or_a_specific_error(deep: str, field: str) -> None:
     item = (
         hostile.message("a", deep)
         if field == "content"
@@ -111,7 +111,7 @@ def test_nesting_is_stored_or_refused_by_name(deep: str, field: str) -> None:
 @pytest.mark.slow
 @given(hostile.JSON_TEXTS, hostile.JSON_TEXTS, hostile.SPACES)
 @example("1e400", r'{"\ud83d":1,"\ud83d":1}', "")
-def test_whatever_json_comes_is_stored_strictly_and_comes_back(content: str, other: str, gap: str) -> None:
+def test_any_json_is_stored_strictly_and_comes_back(content: str, other: str, gap: str) -> None:
     names = ("note", "from", "type", "created_at", "business_unit_id", r"\ud83d", "$absent", "content")
     assert_strict_and_lossless(*(hostile.message(name, content, f'"{name}":{gap}{other}') for name in names))
 
@@ -154,7 +154,7 @@ def test_a_row_does_not_depend_on_the_others_of_its_page() -> None:
         assert beside.filter(pc.equal(beside.column("message_id"), "p")).to_pylist() == alone.to_pylist()
 
 
-def test_content_stays_close_to_what_came() -> None:
+def test_stored_content_stays_close_to_the_original() -> None:
     contents = {
         r'{"text":"half \ud83d"}': '{"text":"half ?"}',
         '{"a":1e400,"b":-1e999}': '{"a":null,"b":null}',
@@ -170,7 +170,7 @@ def test_content_stays_close_to_what_came() -> None:
     assert rows.column("content").to_pylist() == [*contents.values()]
 
 
-def test_the_original_is_json_in_a_text() -> None:
+def test_the_original_is_json_in_a_string() -> None:
     row = rows_of(hostile.message("a", r'{"text":"half \ud83d"}', '"score":1e400,"note":"n"')).to_pylist()[0]
 
     extra = strictly(row["extra"])
@@ -182,7 +182,7 @@ def test_the_original_is_json_in_a_text() -> None:
 
 
 @given(hostile.JSON_TEXTS, hostile.SPACES)
-def test_the_exact_parser_reads_what_the_standard_library_reads(text: str, gap: str) -> None:
+def test_the_exact_parser_agrees_with_the_standard_library(text: str, gap: str) -> None:
     body = f"{gap}[{text}]{gap}".encode()
 
     value = parse(body)
@@ -196,7 +196,7 @@ def test_the_exact_parser_reads_what_the_standard_library_reads(text: str, gap: 
 
 
 @given(hostile.JSON_TEXTS)
-def test_the_parser_of_deep_json_reads_what_the_other_one_reads(text: str) -> None:
+def test_the_parser_of_deep_json_agrees_with_the_other_parser(text: str) -> None:
     deep = parse(f"{hostile.nested(1_000, text)}".encode())
 
     for _ in range(1_000):
@@ -221,9 +221,9 @@ def test_the_parser_of_deep_json_reads_what_the_other_one_reads(text: str) -> No
 @example(r'"\x"')
 @example("1 2")
 @example("[1]]")
-def test_what_is_not_json_is_refused_like_by_the_standard_library(text: str) -> None:
+def test_invalid_json_is_rejected_as_by_the_standard_library(text: str) -> None:
     inside = f'{{"a":{text}}}'
-    # Another parser reads what is nested deeper than the interpreter's stack.
+    # JSON nested deeper than the interpreter's stack has another parser.
     for plain, body in ((text, text), (inside, inside), (inside, hostile.nested(1_000, inside))):
         if is_json(plain):
             value = decode_json(body.encode())
@@ -236,11 +236,11 @@ def test_what_is_not_json_is_refused_like_by_the_standard_library(text: str) -> 
 
 
 def is_json(text: str) -> bool:
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(constant)
 
     try:
-        json.loads(text, parse_constant=refuse)
+        json.loads(text, parse_constant=reject)
     except ValueError:
         return False
     return True
@@ -257,7 +257,7 @@ def test_numbers_keep_their_digits(number: str) -> None:
 @pytest.mark.parametrize(
     "number", ["0", "-1", "1.5", "0.1", "1e5", "1E-7", "123456789.125", "5e-324", "1e22", "0e400"]
 )
-def test_numbers_that_a_double_holds_are_plain_ones(number: str) -> None:
+def test_numbers_that_fit_a_double_are_plain_numbers(number: str) -> None:
     value = decode_json(f"[ {number} ]".encode())[0]
 
     assert type(value) in (int, float)

@@ -1,4 +1,4 @@
-"""Figures for people."""
+"""Numbers and durations in readable form."""
 
 from __future__ import annotations
 

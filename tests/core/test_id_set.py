@@ -1,4 +1,4 @@
-"""Sets of ids that turn into digests where they are large."""
+"""Id sets, which keep digests instead of ids when they are large."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imbrace_lake.gateway.id_set import IdSet
 
 
 @pytest.mark.parametrize("most_in_set", [1, 7, 50, 10_000])
-def test_it_answers_as_a_set_of_strings_does(monkeypatch: pytest.MonkeyPatch, most_in_set: int) -> None:
+def test_an_id_set_equals_a_set_of_strings(monkeypatch: pytest.MonkeyPatch, most_in_set: int) -> None:
     monkeypatch.setattr(id_set, "MOST_IN_SET", most_in_set)
     rng = Random(most_in_set)
     found, expected = IdSet(), set[str]()
@@ -33,7 +33,7 @@ def test_it_answers_as_a_set_of_strings_does(monkeypatch: pytest.MonkeyPatch, mo
         assert len(found) == len(expected)
 
 
-def test_a_set_that_another_began_as_grows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_a_set_grows_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_set, "MOST_IN_SET", 4)
     first = IdSet(f"m{number}" for number in range(10))
     second = IdSet()
@@ -47,7 +47,7 @@ def test_a_set_that_another_began_as_grows_alone(monkeypatch: pytest.MonkeyPatch
     assert "a" not in second
 
 
-def test_ids_that_are_no_text_for_utf_8_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_that_utf_8_cannot_encode_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_set, "MOST_IN_SET", 1)
 
     found = IdSet(["\ud800", "é"])
@@ -56,7 +56,7 @@ def test_ids_that_are_no_text_for_utf_8_are_distinguished(monkeypatch: pytest.Mo
     assert found.difference(["\ud800", "\ud801", "é"]) == ["\ud801"]
 
 
-def test_half_a_digest_in_common_is_not_the_same_id() -> None:
+def test_ids_with_half_a_digest_in_common_are_different() -> None:
     first = np.array([5, 5, 9], np.uint64)
     found = IdSet()
     found._levels = [(first, np.array([1, 2, 3], np.uint64))]

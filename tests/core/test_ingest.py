@@ -1,4 +1,4 @@
-"""A lake that is fed again and again: what changed is found, the rest costs next to nothing."""
+"""Repeated ingestion into a lake: changes are found, and unchanged conversations cost almost nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OpenBench = Callable[..., Bench]
 
 @pytest.fixture
 def open_bench(tmp_path: Path) -> Iterator[OpenBench]:
-    """Make fake gateways with the options given, each with a lake of its own."""
+    """Return a function that makes a fake gateway and a lake for it."""
     with ExitStack() as stack:
 
         def make(settings: dict[str, Any] | None = None, lake: str = "lake", **options: Any) -> Bench:
@@ -49,7 +49,7 @@ def open_bench(tmp_path: Path) -> Iterator[OpenBench]:
 
 @pytest.fixture
 def bench(open_bench: OpenBench) -> Bench:
-    """Give a fake gateway with one conversation of 250 messages, which the lake has."""
+    """Return a fake gateway with one conversation of 250 messages, which the lake has."""
     bench = open_bench(conversations=0, sizes=(250,))
     bench.run()
     bench.box.reset_stats()
@@ -69,7 +69,7 @@ def is_equal(bench: Bench) -> bool:
 
 
 @pytest.mark.slow
-def test_rounds_of_changes_cost_little_more_than_what_is_new_and_end_in_the_gateways_own_messages(
+def test_after_rounds_of_changes_at_little_cost_the_lake_equals_the_gateway(
     open_bench: OpenBench,
 ) -> None:
     bench = open_bench(conversations=50, sizes=(350,) * 4, messages_max=200)
@@ -80,7 +80,7 @@ def test_rounds_of_changes_cost_little_more_than_what_is_new_and_end_in_the_gate
     assert all(requests <= most for requests, most in costs), costs
 
 
-def test_an_idle_conversation_costs_one_request_and_no_write(bench: Bench) -> None:
+def test_an_unchanged_conversation_costs_one_request_and_no_write(bench: Bench) -> None:
     before = bench.look(lambda lake: lake.store.list("messages/"))
 
     assert statuses(bench) == {"unchanged": 1}
@@ -90,7 +90,7 @@ def test_an_idle_conversation_costs_one_request_and_no_write(bench: Bench) -> No
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the `skip` of every page that is parsed."""
+    """Return the list to which the `skip` of every parsed page is added."""
     pages: list[int] = []
 
     def parse(body: bytes, skip: int) -> Page:
@@ -102,7 +102,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_the_last_one_byte_for_byte_is_not_parsed(
+def test_an_answer_with_the_same_bytes_as_the_last_one_is_not_parsed(
     open_bench: OpenBench, parsed: list[int]
 ) -> None:
     bench = open_bench({"look_back_days": 7.0, "page_size": 80}, conversations=0, sizes=(30, 150))
@@ -115,11 +115,11 @@ def test_an_answer_that_is_the_last_one_byte_for_byte_is_not_parsed(
 
     bench.now = max(datetime.fromisoformat(bench.box.truth(one)[-1]["created_at"]) for one in (short, long))
     bench.run()
-    # The look-back of the long one reaches beyond its head, until its messages are too old for it.
+    # The look-back of the long conversation reaches below its head, until the messages are too old.
     assert read() == [0, 78]
     bench.now += timedelta(days=8)
     assert read() == []
-    # A longer head is the same conversation in another body.
+    # A longer head shows the same conversation in a different body.
     bench.settings["page_size"] = 90
     assert read() == [0]
     assert read() == []
@@ -143,7 +143,7 @@ def test_a_grown_conversation_costs_its_new_pages_and_an_overlap(bench: Bench, m
     assert statuses(bench) == {"unchanged": 1}
 
 
-def test_a_conversation_that_lost_all_its_messages_has_them_marked_deleted(open_bench: OpenBench) -> None:
+def test_all_messages_of_an_emptied_conversation_are_marked_deleted(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=0, sizes=(30,))
     bench.run()
     ids = [item["_id"] for item in bench.box.truth(only(bench))]
@@ -159,7 +159,7 @@ def test_a_conversation_that_lost_all_its_messages_has_them_marked_deleted(open_
     assert statuses(bench) == {"unchanged": 1}
 
 
-def test_messages_that_were_all_replaced_by_others_are_marked_deleted(open_bench: OpenBench) -> None:
+def test_messages_are_marked_deleted_if_others_replaced_all_of_them(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=0, sizes=(30,))
     bench.run()
     ids = [item["_id"] for item in bench.box.truth(only(bench))]
@@ -172,7 +172,7 @@ def test_messages_that_were_all_replaced_by_others_are_marked_deleted(open_bench
     assert sum(row["is_deleted"] for row in bench.messages(only(bench)).values()) == 30
 
 
-def test_a_deletion_that_an_arrival_hides_from_the_count_is_found(bench: Bench) -> None:
+def test_a_deletion_that_a_new_message_hides_from_the_count_is_found(bench: Bench) -> None:
     bench.box.delete(only(bench), [bench.box.truth(only(bench))[3]["_id"]])
     bench.box.append(only(bench), 1)
 
@@ -202,14 +202,14 @@ def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_benc
     assert bench.box.stats().accepted <= 3
     assert bench.differences() == {"other version": 1}
     assert [row["message_id"] for row in bench.ledger("revisions")] == [truth[-180]["_id"]]
-    # A month later the messages are no longer young, and the walk is due that finds the other edit.
+    # A month later the messages are outside the look-back, and the re-walk that finds the other edit is due.
     bench.now += timedelta(days=31)
     bench.run()
     assert is_equal(bench)
 
 
 @pytest.mark.slow
-def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> None:
+def test_a_deleted_message_that_comes_back_is_live_again(bench: Bench) -> None:
     items = [{**item, "conversation_id": "conv_back"} for item in bench.box.truth(only(bench))]
     one = bench.box.put(items, conversation_id="conv_back")
     bench.run([one])
@@ -219,7 +219,7 @@ def test_a_message_that_is_gone_and_comes_back_is_live_again(bench: Bench) -> No
     first_seen = {key: row["first_seen_at"] for key, row in bench.messages(one).items()}
     assert {key for key, row in bench.messages(one).items() if row["is_deleted"]} == set(lost)
 
-    # The fake gateway cannot take a deletion back, so another one serves the same conversation.
+    # The fake gateway cannot undo a deletion, so another one serves the same conversation.
     with Sandbox(SandboxOptions(conversations=0)) as again:
         again.put(items, conversation_id=one)
         later = Bench(again, bench.lake, now=bench.now)
@@ -280,7 +280,7 @@ def test_messages_with_odd_ids_are_all_stored_and_come_back_value_for_value(
 
 
 @pytest.mark.parametrize("drift", ["evolve", "warn", "freeze"])
-def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift: DriftMode) -> None:
+def test_names_that_utf_8_cannot_encode_fail_no_run(open_bench: OpenBench, drift: DriftMode) -> None:
     bench = open_bench(conversations=1)
     item = {"_id": "m", "\ud800": 1, "type": "\udfff", "content": {"half \ud83d": 1}, "created_at": None}
     odd = bench.box.put([item], conversation_id="conv_odd")
@@ -296,7 +296,7 @@ def test_names_that_utf_8_cannot_encode_cost_no_run(open_bench: OpenBench, drift
     ] * (drift == "freeze")
 
 
-def test_a_role_that_earlier_versions_did_not_know_is_no_edit(
+def test_a_role_that_earlier_versions_did_not_know_is_not_an_edit(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = open_bench({"rewalk_days": 0.0}, conversations=0)
@@ -325,7 +325,7 @@ def test_a_role_that_earlier_versions_did_not_know_is_no_edit(
 
 @pytest.fixture
 def repeating(open_bench: OpenBench) -> Bench:
-    """Give a fake gateway whose one conversation, `conv_odd`, lists 3 of its 250 messages twice."""
+    """Return a fake gateway whose only conversation, `conv_odd`, lists 3 of its 250 messages twice."""
     bench = open_bench(conversations=0, sizes=(250,))
     items = [{**item, "conversation_id": "conv_odd"} for item in bench.box.truth(only(bench))]
     for position in (20, 130, 250):
@@ -355,7 +355,7 @@ def count_problems(bench: Bench) -> list[str]:
     return [difference.problem for difference in found.differences]
 
 
-def test_a_list_with_repeats_is_exported_as_it_is_when_that_is_accepted(repeating: Bench) -> None:
+def test_a_list_with_repeats_is_exported_if_repeats_are_accepted(repeating: Bench) -> None:
     assert statuses(repeating, ids=ODD) == {"incomplete": 1}
     repeating.settings = ACCEPTING
 
@@ -371,10 +371,10 @@ def test_a_list_with_repeats_is_exported_as_it_is_when_that_is_accepted(repeatin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [ACCEPTING, {}])
-def test_later_runs_over_a_list_with_repeats_read_only_what_is_new(
+def test_later_runs_over_a_list_with_repeats_read_only_new_messages(
     repeating: Bench, settings: dict[str, Any]
 ) -> None:
-    """Whether they are asked to accept repeats or not: these were accepted once."""
+    """They need no option to accept repeats, because these were accepted before."""
     repeating.settings = ACCEPTING
     repeating.run(ODD)
     repeating.settings = settings
@@ -413,7 +413,7 @@ def test_a_deletion_in_a_list_with_repeats_is_found(repeating: Bench) -> None:
     assert count_problems(repeating) == []
 
 
-def test_a_list_that_no_longer_repeats_messages_is_proven_like_any_other(repeating: Bench) -> None:
+def test_a_list_without_repeats_is_proven_like_any_other_again(repeating: Bench) -> None:
     repeating.settings = ACCEPTING
     repeating.run(ODD)
     items = {item["_id"]: item for item in repeating.box.truth("conv_odd")}
@@ -428,7 +428,7 @@ def test_a_list_that_no_longer_repeats_messages_is_proven_like_any_other(repeati
         assert not later.differences(ODD)
 
 
-def test_a_conversation_that_is_gone_keeps_its_rows_and_may_come_back(bench: Bench) -> None:
+def test_a_conversation_that_is_gone_keeps_its_rows_and_can_come_back(bench: Bench) -> None:
     before = bench.rows()
     bench.box.vanish(only(bench))
 
@@ -442,7 +442,7 @@ def test_a_conversation_that_is_gone_keeps_its_rows_and_may_come_back(bench: Ben
     assert is_equal(bench)
 
 
-def test_a_head_that_comes_shorter_than_before_is_no_change(bench: Bench) -> None:
+def test_a_shorter_head_is_not_a_change(bench: Bench) -> None:
     bench.box.fail_next("504")
     bench.box.set_options(gateway_timeout_seconds=0.01)
 
@@ -454,7 +454,7 @@ def test_a_head_that_comes_shorter_than_before_is_no_change(bench: Bench) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(100, 30), (30, 100), (7, 100), (100, 7)])
-def test_pages_may_have_another_length_at_each_run(open_bench: OpenBench, sizes: tuple[int, int]) -> None:
+def test_pages_may_have_a_different_length_in_each_run(open_bench: OpenBench, sizes: tuple[int, int]) -> None:
     bench = open_bench({"page_size": sizes[0]}, conversations=0, sizes=(130,))
     bench.run()
     bench.settings["page_size"] = sizes[1]
@@ -469,7 +469,7 @@ def test_pages_may_have_another_length_at_each_run(open_bench: OpenBench, sizes:
     assert statuses(bench) == {"unchanged": 1}
 
 
-def test_a_deletion_is_found_as_well_when_the_gateway_leaves_out_has_more(bench: Bench) -> None:
+def test_a_deletion_is_found_also_without_has_more(bench: Bench) -> None:
     one = only(bench)
     bench.box.delete(one, [bench.box.truth(one)[3]["_id"]])
     bench.box.append(one, 1)
@@ -481,7 +481,9 @@ def test_a_deletion_is_found_as_well_when_the_gateway_leaves_out_has_more(bench:
 
 
 @pytest.mark.slow
-def test_what_moves_while_an_incremental_run_reads_it_is_right_in_the_end(open_bench: OpenBench) -> None:
+def test_conversations_that_change_during_incremental_runs_are_right_in_the_end(
+    open_bench: OpenBench,
+) -> None:
     bench = open_bench(conversations=6, sizes=(260, 150))
     rng = Random(7)
     bench.run()
@@ -509,7 +511,7 @@ def test_a_clock_that_goes_back_between_runs_loses_nothing(bench: Bench) -> None
         assert not bench.differences()
 
 
-def test_surprising_values_come_and_go_without_a_change_of_the_hash(open_bench: OpenBench) -> None:
+def test_surprising_values_do_not_change_the_hash_of_unchanged_messages(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=0, sizes=(240,), surprises=0.5)
     bench.run()
     ids = [item["_id"] for item in bench.box.truth(only(bench))]
@@ -525,7 +527,7 @@ def test_surprising_values_come_and_go_without_a_change_of_the_hash(open_bench: 
     ("drift", "status", "shapes"),
     [("evolve", "complete", 1), ("warn", "complete", 1), ("freeze", "failed", 0)],
 )
-def test_a_new_field_is_kept_said_and_if_wanted_an_error(
+def test_a_new_field_is_kept_and_reported_or_an_error_if_so_configured(
     open_bench: OpenBench, drift: DriftMode, status: str, shapes: int
 ) -> None:
     bench = open_bench(conversations=0, sizes=(1,))
@@ -543,7 +545,7 @@ def test_a_new_field_is_kept_said_and_if_wanted_an_error(
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
+def test_runs_that_are_killed_and_started_again_leave_the_lake_as_without_kills(
     open_bench: OpenBench, tmp_path: Path
 ) -> None:
     bench = open_bench(lake="base", conversations=100, sizes=(330,) * 3, messages_max=60)
@@ -556,14 +558,14 @@ def test_runs_that_are_killed_and_started_again_leave_the_lake_as_if_nobody_had(
     for _ in range(10):
         killing.kill_once(rng)
 
-    # What a kill costs does not depend on the run's length: what is being written down, what is not yet, and
-    # what is under way, with several pages for some of it.
+    # The cost of a kill does not depend on the length of the run: the results that were not recorded, and the
+    # conversations under way, some with several pages.
     assert max(killing.costs) <= killing.pages + 2 * WRITE_WALKED + 20
     assert killing.polls > 10
 
 
 @pytest.mark.slow
-def test_two_runs_at_the_same_time_lose_and_double_nothing(open_bench: OpenBench) -> None:
+def test_two_concurrent_runs_export_every_message_once(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=12, messages_max=100)
     rng = Random(1)
     for _ in range(2):
@@ -571,7 +573,7 @@ def test_two_runs_at_the_same_time_lose_and_double_nothing(open_bench: OpenBench
     settle(bench, list(bench.box.conversations))
 
 
-def test_two_runs_at_the_same_time_lose_and_double_nothing_on_s3(
+def test_two_concurrent_runs_export_every_message_once_on_s3(
     open_bench: OpenBench, s3: Seaweed, bucket: str
 ) -> None:
     bench = open_bench(conversations=5, messages_max=60)

@@ -1,4 +1,4 @@
-"""The lake: names of folders, its marker, parts that are added once, and engines that read them all."""
+"""The lake: folder names, the marker, parts that are created once, and engines that read them."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def add(lake: Lake, conversation_id: str, number: int, *message_ids: str) 
         ("", ""),
     ],
 )
-def test_an_id_becomes_a_name_that_every_file_system_holds(value: str, name: str) -> None:
+def test_an_id_becomes_a_name_that_is_valid_on_every_file_system(value: str, name: str) -> None:
     assert encoded(value) == name
 
 
@@ -126,7 +126,7 @@ def test_different_ids_have_different_names_of_bounded_length(one: str, other: s
     assert (encoded(one * 7) == encoded(other * 7)) == (one * 7 == other * 7)
 
 
-def test_a_name_that_was_shortened_is_no_other_ids_name() -> None:
+def test_a_shortened_name_is_not_the_name_of_another_id() -> None:
     long = "x" * 500
 
     assert encoded(encoded(long)) != encoded(long)
@@ -134,7 +134,7 @@ def test_a_name_that_was_shortened_is_no_other_ids_name() -> None:
     assert unquote(encoded("é" * 200), errors="strict").startswith("ééé")
 
 
-def test_the_folder_of_a_conversation_has_names_that_are_no_columns() -> None:
+def test_the_partition_keys_of_a_conversation_are_not_column_names() -> None:
     assert partition_key("org/1", "conv 2") == "messages/org=org%2F1/conv=conv%202"
 
 
@@ -160,7 +160,7 @@ def test_a_lake_is_made_once_and_keeps_its_key(tmp_path: Path) -> None:
     assert marker["created_at"] == "2026-01-02T03:04:05+00:00"
 
 
-def test_makers_of_one_lake_agree_on_its_key(tmp_path: Path) -> None:
+def test_processes_that_make_a_lake_at_the_same_time_agree_on_its_key(tmp_path: Path) -> None:
     async def make() -> bytes:
         async with open_lake(str(tmp_path), now=NOW) as lake:
             return lake.phone_key
@@ -174,14 +174,14 @@ def test_makers_of_one_lake_agree_on_its_key(tmp_path: Path) -> None:
     assert keys[0].hex() == json.loads((tmp_path / "lake.json").read_text())["phone_key"]
 
 
-def test_a_lake_that_is_only_to_be_read_is_not_made(tmp_path: Path) -> None:
+def test_reading_a_missing_lake_does_not_make_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no lake at"):
         in_lake(tmp_path, lambda lake: asyncio.sleep(0), now=None)
 
     assert not (tmp_path / "lake.json").exists()
 
 
-def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_lake_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     marker: dict[str, object] = {"schema_version": SCHEMA_VERSION + 1, "phone_key": "00"}
     marker["checksum"] = sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
     (tmp_path / "lake.json").write_text(json.dumps(marker))
@@ -211,7 +211,7 @@ def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         _with_checksum({"schema_version": 1, "phone_key": 7}),
     ],
 )
-def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: str) -> None:
+def test_an_invalid_marker_is_reported_and_not_changed(tmp_path: Path, marker: str) -> None:
     (tmp_path / "lake.json").write_text(marker)
 
     with pytest.raises(StoreError, match=r"lake\.json is damaged, or not that of a lake: restore it"):
@@ -222,7 +222,7 @@ def test_a_marker_that_is_none_is_named_and_left_alone(tmp_path: Path, marker: s
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("is_writing", [True, False])
-def test_a_lake_that_lost_its_marker_gets_no_new_key_by_itself(
+def test_a_lake_without_its_marker_gets_no_new_key_by_itself(
     tmp_path: Path, folder: str, is_writing: bool
 ) -> None:
     in_lake(tmp_path, lambda lake: lake.store.overwrite(f"{folder}a/b/c.parquet", b"x"))
@@ -234,7 +234,7 @@ def test_a_lake_that_lost_its_marker_gets_no_new_key_by_itself(
     assert not (tmp_path / "lake.json").exists()
 
 
-def test_a_lake_that_lost_its_marker_gets_a_new_key_when_asked(tmp_path: Path) -> None:
+def test_a_lake_without_its_marker_gets_a_new_key_on_request(tmp_path: Path) -> None:
     async def make(lake: Lake) -> bytes:
         await lake.store.overwrite("messages/a/b.parquet", b"x")
         return lake.phone_key
@@ -253,7 +253,7 @@ def test_a_lake_that_lost_its_marker_gets_a_new_key_when_asked(tmp_path: Path) -
         asyncio.run(renew_marker(str(tmp_path / "elsewhere"), now=NOW))
 
 
-def test_a_folder_in_the_place_of_the_marker_is_named(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_marker_is_reported(tmp_path: Path) -> None:
     (tmp_path / "lake.json").mkdir()
 
     with pytest.raises(StoreError, match=r"lake\.json is not a file: remove it"):
@@ -263,7 +263,7 @@ def test_a_folder_in_the_place_of_the_marker_is_named(tmp_path: Path) -> None:
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def test_parts_are_found_whatever_the_hashes_of_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_found_even_if_the_hashes_of_their_folders_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hash_index, "hash", lambda text: 7, raising=False)
     keys = [f"messages/org={ORG}/conv={one}/part-00000.parquet" for one in "abc"]
     partitions = Partitions([ObjectMeta(key, 1, "e", NOW) for key in keys])
@@ -307,7 +307,7 @@ def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
     assert rows.schema == SCHEMA
 
 
-def test_a_part_is_reported_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
+def test_adding_a_part_returns_the_hash_of_its_bytes(tmp_path: Path) -> None:
     body = a_part("c", "a")
 
     published = in_lake(tmp_path, lambda lake: lake.add_part(ORG, "c", 0, body, 1))
@@ -317,7 +317,7 @@ def test_a_part_is_reported_with_the_hash_of_its_bytes(tmp_path: Path) -> None:
     assert (published.rows, published.size_bytes) == (1, len(body))
 
 
-def test_a_part_is_never_written_over(tmp_path: Path) -> None:
+def test_a_part_is_never_overwritten(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await add(lake, "c", 0, "a")
         with pytest.raises(ObjectExists):
@@ -357,7 +357,7 @@ def test_of_two_writers_of_a_part_exactly_one_wins(
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty", "foreign", "text"])
-def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+def test_an_unreadable_part_is_reported(tmp_path: Path, damage: str) -> None:
     async def job(lake: Lake) -> None:
         await add(lake, "c", 0, *(f"m{n}" for n in range(50)))
         (part,) = await lake.list_parts(ORG, "c")
@@ -382,7 +382,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
 
 @pytest.fixture
 def awkward_lake(tmp_path: Path) -> Path:
-    """Conversations whose ids engines like to misread, two parts each."""
+    """Make a lake of conversations with ids that engines may misread, two parts each."""
 
     async def fill(lake: Lake) -> None:
         for conversation_id in AWKWARD_IDS:

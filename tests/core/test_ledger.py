@@ -1,4 +1,4 @@
-"""The ledgers: what a run wrote down is read back, whether it ended, was killed or is under way."""
+"""The ledgers: the entries of a run are read whether it has ended, was killed or is under way."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def phones(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=PHONES)
 
 
-async def note(lake: Lake, name: str, *entries: ConversationEntry, run_id: str = "run_1") -> Journal:
+async def record(lake: Lake, name: str, *entries: ConversationEntry, run_id: str = "run_1") -> Journal:
     journal = Journal(lake, run_id, NOW)
     await journal.note_entries(name, entries)
     return journal
@@ -77,8 +77,8 @@ async def close(journal: Journal) -> None:
 
 def test_a_closed_journal_becomes_one_object_named_by_its_hash(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
-        await note(lake, "chunk-1", entry("a"), entry("b"))
-        journal = await note(lake, "chunk-2", entry("c"))
+        await record(lake, "chunk-1", entry("a"), entry("b"))
+        journal = await record(lake, "chunk-2", entry("c"))
         await journal.note("phones", "1", phones(a_phone(0, "none")))
         await close(journal)
         (run,) = (await read_ledger(lake, "runs")).to_pylist()
@@ -98,16 +98,16 @@ def test_a_closed_journal_becomes_one_object_named_by_its_hash(tmp_path: Path) -
     assert [path for path in (tmp_path / "journal").rglob("*") if path.is_file()] == []
 
 
-def test_the_same_name_again_replaces_what_was_noted(tmp_path: Path) -> None:
+def test_writing_the_same_name_again_replaces_the_entries(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
-        journal = await note(lake, "chunk-1", entry("a", status="failed"))
+        journal = await record(lake, "chunk-1", entry("a", status="failed"))
         await journal.note_entries("chunk-1", [entry("a"), entry("b")])
         return (await read_ledger(lake, "conversations")).column("status").to_pylist()  # type: ignore[no-any-return]
 
     assert in_lake(tmp_path, job) == ["complete", "complete"]
 
 
-def test_a_run_that_noted_nothing_adds_only_itself(tmp_path: Path) -> None:
+def test_a_run_without_entries_adds_only_its_own_row(tmp_path: Path) -> None:
     async def job(lake: Lake) -> tuple[pa.Table, pa.Table]:
         await close(Journal(lake, "run_1", NOW))
         return await read_ledger(lake, "runs"), await read_ledger(lake, "phones")
@@ -120,7 +120,7 @@ def test_a_run_that_noted_nothing_adds_only_itself(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name in LEDGERS] == ["runs"]
 
 
-def test_a_ledger_object_that_is_there_already_is_no_error(tmp_path: Path) -> None:
+def test_a_ledger_object_that_already_exists_is_not_an_error(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         journal = Journal(lake, "run_1", NOW)
         rows = phones(a_phone(0, "none"))
@@ -156,12 +156,12 @@ def test_a_run_is_one_row_with_its_parameters_versions_and_totals_as_json(tmp_pa
     assert row["objects"] == ["phones/x.parquet"]
 
 
-# -- what is known --------------------------------------------------------------------------------
+# -- states --------------------------------------------------------------------------------------
 
 
 def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
     async def job(lake: Lake) -> ConversationEntry | None:
-        await note(lake, "chunk-1", entry("a", server_count=9), run_id="killed")
+        await record(lake, "chunk-1", entry("a", server_count=9), run_id="killed")
         return (await read_states(lake, ORG)).of_each(["a"]).get("a")
 
     states = in_lake(tmp_path, job)
@@ -169,12 +169,12 @@ def test_the_journal_of_a_killed_run_is_read_as_state(tmp_path: Path) -> None:
     assert states == entry("a", server_count=9)
 
 
-def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
+def test_the_last_proof_counts_even_after_failures(tmp_path: Path) -> None:
     async def job(lake: Lake) -> ConversationStates:
-        await close(await note(lake, "1", entry("a", 1, server_count=1), entry("b", 1), run_id="r1"))
-        await close(await note(lake, "1", entry("a", 3, server_count=3, status="unchanged"), run_id="r3"))
-        await close(await note(lake, "1", entry("a", 2, server_count=2), run_id="r2"))
-        await note(
+        await close(await record(lake, "1", entry("a", 1, server_count=1), entry("b", 1), run_id="r1"))
+        await close(await record(lake, "1", entry("a", 3, server_count=3, status="unchanged"), run_id="r3"))
+        await close(await record(lake, "1", entry("a", 2, server_count=2), run_id="r2"))
+        await record(
             lake, "1", entry("a", 4, status="failed", run_id="r4"), entry("b", 4, status="gone"), run_id="r4"
         )
         return await read_states(lake, ORG)
@@ -189,7 +189,7 @@ def test_the_last_proof_counts_and_no_failure_hides_it(tmp_path: Path) -> None:
     assert sorted(one.conversation_id for one in states) == ["a", "b"]
 
 
-def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Path) -> None:
+def test_all_fields_of_an_entry_that_the_next_run_needs_are_read_back(tmp_path: Path) -> None:
     whole = entry(
         "a",
         reason=None, distinct_messages=4, new_messages=4, first_message_at=NOW, last_message_at=NOW,
@@ -198,13 +198,13 @@ def test_every_field_of_an_entry_that_the_next_run_needs_comes_back(tmp_path: Pa
     )  # fmt: skip
 
     async def job(lake: Lake) -> ConversationEntry | None:
-        await note(lake, "1", whole)
+        await record(lake, "1", whole)
         return (await read_states(lake, ORG)).of_each(["a"]).get("a")
 
     assert in_lake(tmp_path, job) == whole
 
 
-def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
+def test_entries_as_json_lines_and_as_parquet_are_the_same_rows() -> None:
     odd = entry(
         "größer\n\u2028", status="failed", reason='said "2026-01-01T00:00:00Z"', is_dead_letter=True,
         started_at=NOW + timedelta(microseconds=123_456), server_count=2**62, is_still=False,
@@ -224,7 +224,7 @@ def test_what_is_noted_as_lines_has_the_rows_that_parquet_has() -> None:
         st.tuples(st.sampled_from(["a", "b", "cc", None]), st.none() | st.integers(0, 3)), max_size=12
     )
 )
-def test_of_rows_that_speak_of_one_thing_the_latest_counts_whatever_their_hashes(
+def test_of_rows_with_the_same_key_the_latest_counts_even_if_hashes_collide(
     hash_of: Callable[[tuple[str, ...]], int], rows: list[tuple[str | None, int | None]]
 ) -> None:
     names = [name for name, _ in rows]
@@ -247,15 +247,15 @@ def test_of_rows_that_speak_of_one_thing_the_latest_counts_whatever_their_hashes
     assert found.to_pylist() == table.take(pa.array(sorted(latest.values()), pa.int64())).to_pylist()
 
 
-def test_organizations_do_not_know_of_each_other(tmp_path: Path) -> None:
+def test_organizations_are_separate(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
-        await note(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
+        await record(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))
         return [one.conversation_id for one in (await read_states(lake, "org_2"))]
 
     assert in_lake(tmp_path, job) == ["b"]
 
 
-def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
+def test_a_new_lake_has_no_states(tmp_path: Path) -> None:
     async def job(lake: Lake) -> ConversationStates:
         return await read_states(lake, ORG)
 
@@ -263,7 +263,7 @@ def test_a_new_lake_knows_nothing(tmp_path: Path) -> None:
 
 
 class ClosingStore:
-    """A store in which a run closes its journal at the worst moment: while another one reads."""
+    """A store in which a run closes its journal while another run reads."""
 
     def __init__(self, store: Store, journal: Journal, at: str) -> None:
         self._store = store
@@ -294,17 +294,17 @@ class ClosingStore:
     ["before list journal/", "after list journal/", "before get journal", "before list conversations/",
      "after list conversations/", "before get conversations"],
 )  # fmt: skip
-def test_what_a_run_closes_while_it_is_read_is_never_overlooked(tmp_path: Path, at: str) -> None:
+def test_entries_of_a_run_that_closes_its_journal_meanwhile_are_never_missed(tmp_path: Path, at: str) -> None:
     async def job(lake: Lake) -> set[str]:
-        await close(await note(lake, "1", entry("earlier"), run_id="r0"))
-        journal = await note(lake, "1", entry("closing"))
+        await close(await record(lake, "1", entry("earlier"), run_id="r0"))
+        journal = await record(lake, "1", entry("closing"))
         lake.store = ClosingStore(lake.store, journal, at)
         return {one.conversation_id for one in (await read_states(lake, ORG))}
 
     assert in_lake(tmp_path, job) == {"earlier", "closing"}
 
 
-def test_a_ledger_object_that_cannot_be_read_is_named_and_skipped(tmp_path: Path) -> None:
+def test_an_unreadable_ledger_object_is_reported_and_skipped(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         key = await Journal(lake, "run_1", NOW).add("phones", phones(a_phone(0, "none")))
         kept = await Journal(lake, "run_2", NOW).add("phones", phones(a_phone(1, "none")))
@@ -319,9 +319,9 @@ def test_a_ledger_object_that_cannot_be_read_is_named_and_skipped(tmp_path: Path
     in_lake(tmp_path, job)
 
 
-def test_a_run_named_like_a_ledger_confuses_nobody(tmp_path: Path) -> None:
+def test_a_run_can_have_the_name_of_a_ledger(tmp_path: Path) -> None:
     async def job(lake: Lake) -> tuple[int, int]:
-        await note(lake, "1", entry("a"), run_id="phones")
+        await record(lake, "1", entry("a"), run_id="phones")
         return (await read_ledger(lake, "phones")).num_rows, (
             await read_ledger(lake, "conversations")
         ).num_rows
@@ -329,17 +329,17 @@ def test_a_run_named_like_a_ledger_confuses_nobody(tmp_path: Path) -> None:
     assert in_lake(tmp_path, job) == (0, 1)
 
 
-# -- what was left undone -------------------------------------------------------------------------
+# -- current views --------------------------------------------------------------------------------
 
 
-def test_the_current_view_is_one_sql_statement_away(tmp_path: Path) -> None:
+def test_the_current_view_is_one_sql_statement(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         for minute, run_id in enumerate(["r1", "r2", "r3"]):
             entries = [
                 entry("a", minute, run_id=run_id, new_messages=minute),
                 entry(f"only-{run_id}", minute),
             ]
-            await close(await note(lake, "1", *entries, run_id=run_id))
+            await close(await record(lake, "1", *entries, run_id=run_id))
 
     in_lake(tmp_path, job)
 

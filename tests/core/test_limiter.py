@@ -153,7 +153,7 @@ def test_requests_per_second_stay_within_the_rate(rate: float) -> None:
     run(job)
 
 
-def test_the_rate_does_not_catch_up_on_a_silence() -> None:
+def test_the_rate_does_not_catch_up_on_idle_time() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=100, per_second=1.0))
         await traffic.send(seconds=0.0)
@@ -244,7 +244,7 @@ def test_a_429_closes_the_limiter_and_a_single_request_follows() -> None:
 
         assert traffic.most_under_way <= 8
         assert traffic.times[2] == 3.0
-        # Soon after a 429, the others are not sent at once.
+        # Soon after a 429, the other requests are not all sent at once.
         assert traffic.times[3] > 3.5
         assert traffic.limiter.rate_limited_seconds() == 0.0
 
@@ -346,7 +346,7 @@ def test_after_a_probe_without_an_answer_the_next_request_probes() -> None:
         )
 
         assert traffic.order == list(range(12))
-        # One after the other, until the third brought an answer.
+        # One after the other, until the third has an answer.
         assert traffic.times[1:5] == [2.0, 3.0, 4.0, 5.0]
 
     run(job)
@@ -380,7 +380,7 @@ def test_waiting_requests_can_be_rejected_and_the_limiter_continues() -> None:
 # -- an overloaded gateway ------------------------------------------------------------------------------
 
 
-def test_overload_counts_once_for_all_requests_that_met_it() -> None:
+def test_overload_counts_once_for_all_requests_in_flight() -> None:
     async def job() -> None:
         traffic = Traffic(RequestLimiter(max_in_flight=20))
 

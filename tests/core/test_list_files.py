@@ -1,4 +1,4 @@
-"""List files as people have them: which columns, rows, sheets and encodings are read, and the report."""
+"""Real list files: the columns, rows, sheets and encodings that are read, and the report."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TestColumns:
             "聯絡電話,公司電話",
             "Telefon,Mobiltelefon",
             "Teléfono 1,Teléfono 2",
-            # One named, the other known by its plus signs; or both only by these.
+            # One found by its name and the other by its plus signs, or both by plus signs.
             "phone,other",
             "one,other",
         ],
@@ -123,7 +123,7 @@ class TestColumns:
         ]
 
     @pytest.mark.slow
-    def test_numbers_that_begin_after_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
+    def test_numbers_that_begin_below_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
         rows = f"{A},\n" * 30_000 + f"{A},{B}\n"
 
         assert left_out(read(write(tmp_path / "n.csv", "phone,second\n" + rows))) == {"second": 1}
@@ -132,20 +132,20 @@ class TestColumns:
         ) == {"3": 1}
 
     @pytest.mark.parametrize("column", ["a,c", "a, c", "1,3", "c,a", '"a",c'])
-    def test_several_columns_can_be_named(self, tmp_path: Path, column: str) -> None:
+    def test_several_columns_can_be_chosen(self, tmp_path: Path, column: str) -> None:
         phones = read(write(tmp_path / "n.csv", f"a,b,c\n{A},{B},{C}\n"), column=column)
 
         assert phones.unique().to_pylist() == [A, C]
         assert left_out(phones) == {"b": 1}
 
-    def test_a_column_whose_name_holds_a_comma_can_be_named(self, tmp_path: Path) -> None:
+    def test_a_column_with_a_comma_in_its_name_can_be_chosen(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", f'"Phone, work",b\n{A},{B}\n')
 
         assert phones_in(path, column="Phone, work") == [(1, A)]
         assert phones_in(path, column='"Phone, work",b') == [(1, A), (1, B)]
 
     @pytest.mark.parametrize("name", ["id", "customer_id", "Contact Id", "user id", "uuid"])
-    def test_an_id_column_is_never_asked_for(self, tmp_path: Path, name: str) -> None:
+    def test_an_id_column_is_never_suggested(self, tmp_path: Path, name: str) -> None:
         assert "choose one with --column (in forms: Columns)." in rejection(
             write(tmp_path / "n.csv", f"{name}\n{ID}\n")
         )
@@ -154,7 +154,7 @@ class TestColumns:
         )
         assert phones_in(write(tmp_path / "o.csv", f"{name},nr\n{ID},{ID[:-1]}9\n")) == [(1, f"+{ID[:-1]}9")]
 
-    def test_ids_beside_numbers_are_left_out_without_a_header_too(self, tmp_path: Path) -> None:
+    def test_ids_beside_numbers_are_left_out_also_without_a_header(self, tmp_path: Path) -> None:
         phones = read(write(tmp_path / "n.csv", f"{ID},{A}\n{ID[:-1]}9,{B}\n"))
 
         assert phones.unique().to_pylist() == [A, B]
@@ -168,9 +168,7 @@ class TestColumns:
             " choose with --column (in forms: Columns)."
         )
 
-    def test_a_column_named_contact_that_holds_names_is_not_read_beside_a_phone_column(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_contact_column_of_names_is_not_read_beside_a_phone_column(self, tmp_path: Path) -> None:
         assert phones_in(write(tmp_path / "n.csv", f"contact,phone\nAnna,{A}\n")) == [(1, A)]
         assert phones_in(write(tmp_path / "m.csv", f"contact\n{A}\n")) == [(1, A)]
 
@@ -210,7 +208,7 @@ class TestColumns:
         ],
     )
     @pytest.mark.parametrize("plus", ["+", ""])
-    def test_columns_are_known_by_their_names_in_many_languages(
+    def test_columns_are_recognized_by_their_names_in_many_languages(
         self, tmp_path: Path, header: str, plus: str
     ) -> None:
         rows = f"A,{plus}{A[1:]},{plus}{B[1:]},{plus}{D[1:]},{ID}\nB,,{plus}{C[1:]},,{ID[:-1]}9\n"
@@ -235,7 +233,7 @@ class TestColumns:
             "",
         ],
     )
-    def test_a_leading_zero_beside_a_column_of_phone_numbers_is_no_phone_number(
+    def test_a_leading_zero_beside_a_column_of_phone_numbers_is_not_a_phone_number(
         self, tmp_path: Path, name: str
     ) -> None:
         path = write(tmp_path / "n.csv", f"phone,{name}\n0911425971,0223456789\n0911425972,0223456788\n")
@@ -248,7 +246,7 @@ class TestColumns:
     @pytest.mark.parametrize(
         "name", ["Kundennummer", "Customer No", "Case Number", "Loyalty Card", "Konto", "Tracking"]
     )
-    def test_a_column_of_other_numbers_alone_is_not_asked_for(self, tmp_path: Path, name: str) -> None:
+    def test_a_single_column_of_other_numbers_is_not_suggested(self, tmp_path: Path, name: str) -> None:
         assert "choose one with --column" in rejection(
             write(tmp_path / "n.csv", f"{name},name\n{ID},A\n{ID[:-1]}9,B\n")
         )
@@ -256,7 +254,7 @@ class TestColumns:
 
 class TestHeader:
     @pytest.mark.parametrize("title", ["Phone numbers", "Contacts 2026", "Telefon", "WhatsApp", "Mobile,,"])
-    def test_a_title_that_is_named_as_a_column_is_a_title(self, tmp_path: Path, title: str) -> None:
+    def test_a_title_with_the_name_of_a_column_is_a_title(self, tmp_path: Path, title: str) -> None:
         path = write(tmp_path / "n.csv", f"{title}\n\nname,phone,phone\nA,{A},{B}\nB,{C},\n")
 
         phones = read(path)
@@ -265,14 +263,12 @@ class TestHeader:
         assert phones.report.files[0].titles == 1
 
     @pytest.mark.parametrize("header", ["PK,phone", "ORCID,phone", "BZh,phone", "[1] name,phone"])
-    def test_letters_that_begin_a_binary_format_may_begin_a_list(self, tmp_path: Path, header: str) -> None:
+    def test_a_list_may_begin_with_the_letters_of_a_binary_format(self, tmp_path: Path, header: str) -> None:
         assert phones_in(write(tmp_path / "n.csv", f"{header}\n1,{A[1:]}\n")) == [(1, A)]
 
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-    def test_the_separator_line_of_excel_is_obeyed(
-        self, tmp_path: Path, delimiter: str, encoding: str
-    ) -> None:
+    def test_the_separator_line_of_excel_is_used(self, tmp_path: Path, delimiter: str, encoding: str) -> None:
         content = f"sep={delimiter}\r\nname{delimiter}phone\r\nA, B; C{delimiter}{A}\r\n"
         if delimiter in ",;":
             content = content.replace("A, B; C", "A")
@@ -313,13 +309,13 @@ class TestHeader:
         assert phones.report.files[0].header_row is None
         assert phones.unique().to_pylist()[-2:] == [B, C]
 
-    def test_a_header_of_unknown_words_is_reported(self, tmp_path: Path) -> None:
+    def test_a_header_with_unknown_words_is_reported(self, tmp_path: Path) -> None:
         assert "header in row 1" in read(write(tmp_path / "n.csv", f"x,y\nA,{A}\n")).report.describe()
 
     @pytest.mark.parametrize("name", ["n.txt", "n", "n.dat"])
     @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
     @pytest.mark.parametrize("header", [True, False])
-    def test_csv_under_another_name_is_recognised(
+    def test_csv_with_another_file_name_is_recognized(
         self, tmp_path: Path, name: str, delimiter: str, header: bool
     ) -> None:
         rows = [["id", "phone"]] * header + [[ID, A], [ID, B], [ID, C]]
@@ -328,7 +324,7 @@ class TestHeader:
         for source in (write(tmp_path / name, content), io.StringIO(content)):
             assert read_phone_list(source).unique().to_pylist() == [A, B, C]
 
-    def test_a_single_column_with_a_known_header_is_recognised(self) -> None:
+    def test_a_single_column_with_a_known_header_is_recognized(self) -> None:
         assert read_phone_list(io.StringIO(f"Phone\n{A}\n")).given == 1
 
     def test_lines_with_several_numbers_stay_lines(self) -> None:
@@ -341,7 +337,7 @@ class TestHeader:
 class TestNumbers:
     @pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])
     @pytest.mark.parametrize("column", [None, "phone"])
-    def test_a_column_of_short_floats_is_refused(
+    def test_a_column_of_short_floats_is_rejected(
         self, tmp_path: Path, kind: pa.DataType, column: str | None
     ) -> None:
         values = pa.array([886911425977.0 if kind == pa.float32() else 1000.0], pa.float64()).cast(kind)
@@ -349,7 +345,7 @@ class TestNumbers:
 
         assert "not exact: export the column as text" in rejection(tmp_path / "n.parquet", column=column)
 
-    def test_doubles_that_were_short_floats_before_are_refused(self, tmp_path: Path) -> None:
+    def test_doubles_that_were_short_floats_are_rejected(self, tmp_path: Path) -> None:
         rounded = pa.array([886911425977.0, 886922425978.0], pa.float32()).cast(pa.float64())
         pq.write_table(pa.table({"phone": rounded}), tmp_path / "n.parquet")
         book = openpyxl.Workbook()
@@ -360,7 +356,7 @@ class TestNumbers:
         for name in ("n.parquet", "n.xlsx"):
             assert "not exact: export the column as text" in rejection(tmp_path / name)
 
-    def test_doubles_are_read_if_they_are_whole(self, tmp_path: Path) -> None:
+    def test_doubles_are_read_if_they_are_integers(self, tmp_path: Path) -> None:
         values = pa.array([886911425971.0, None, 886911425972.5, 1e17, float("inf")])
         pq.write_table(pa.table({"phone": values}), tmp_path / "n.parquet")
 
@@ -382,7 +378,7 @@ class TestNumbers:
         ],
     )
     @pytest.mark.parametrize("region", [None, "DE", "TW"])
-    def test_typed_numbers_with_a_sign_or_decimals_were_calculated(
+    def test_typed_numbers_with_a_sign_or_decimals_are_not_phone_numbers(
         self, tmp_path: Path, value: float | Decimal, region: str | None
     ) -> None:
         pq.write_table(pa.table({"phone": pa.array([value])}), tmp_path / "n.parquet")
@@ -414,7 +410,7 @@ class TestEncodings:
         ],
     )
     @pytest.mark.parametrize("named", [True, False])
-    def test_the_encodings_of_excel_are_recognised_by_the_header(
+    def test_the_encodings_of_excel_are_recognized_by_the_header(
         self, tmp_path: Path, content: str, encoding: str, named: bool
     ) -> None:
         path = write(tmp_path / ("n.csv" if named else "n"), content, encoding)
@@ -443,7 +439,7 @@ class TestEncodings:
 
 
 def workbook(path: Path, *sheets: tuple[str, list[list[Any]]]) -> Path:
-    """Write a spreadsheet of the kind that the name says."""
+    """Write a spreadsheet in the format of the file name."""
     {".xlsx": write_xlsx, ".xls": write_xls, ".ods": write_ods}[path.suffix](path, sheets)
     return path
 
@@ -489,7 +485,7 @@ def write_ods(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None
 
 
 @pytest.mark.parametrize("state", ["hidden", "veryHidden"])
-def test_the_first_sheet_is_the_first_that_people_see(tmp_path: Path, state: str) -> None:
+def test_the_first_sheet_is_the_first_visible_sheet(tmp_path: Path, state: str) -> None:
     book = openpyxl.Workbook()
     book.active.append(["phone"])
     book.active.append([D])
@@ -530,26 +526,26 @@ class TestSpreadsheets:
         assert suffix[1:] in phones.report.describe()
 
     @pytest.mark.parametrize("sheet", ["Old", "old ", "2"])
-    def test_a_sheet_can_be_named_and_numbered(self, tmp_path: Path, suffix: str, sheet: str) -> None:
+    def test_a_sheet_can_be_chosen_by_name_or_number(self, tmp_path: Path, suffix: str, sheet: str) -> None:
         path = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS)), ("Old", [["phone"], [D]]))
 
         assert phones_in(path, sheet=sheet) == [(1, D)]
         assert rejection(path, sheet="3") == f"{path} has no sheet '3', only Leads, Old."
 
-    def test_an_empty_first_sheet_names_the_others(self, tmp_path: Path, suffix: str) -> None:
+    def test_the_error_of_an_empty_first_sheet_names_the_others(self, tmp_path: Path, suffix: str) -> None:
         path = workbook(tmp_path / f"n{suffix}", ("Cover", [["About"]]), ("Leads", list(self.ROWS)))
 
         assert rejection(path).endswith(
             "give at least one, or choose another sheet with --sheet (in forms: Sheet): Leads."
         )
 
-    def test_dates_in_a_column_of_numbers_are_no_numbers(self, tmp_path: Path, suffix: str) -> None:
+    def test_dates_in_a_column_of_numbers_are_not_numbers(self, tmp_path: Path, suffix: str) -> None:
         day = "2024-01-02" if suffix == ".ods" else datetime.date(2024, 1, 2)
         path = workbook(tmp_path / f"n{suffix}", ("Leads", [["name", "phone"], ["A", day], ["B", A]]))
 
         assert read(path, region="TW").table["phone"].to_pylist() == [None, A]
 
-    def test_a_spreadsheet_is_recognised_under_any_name_and_from_a_stream(
+    def test_a_spreadsheet_is_recognized_with_any_file_name_and_from_a_stream(
         self, tmp_path: Path, suffix: str
     ) -> None:
         body = workbook(tmp_path / f"n{suffix}", ("Leads", list(self.ROWS))).read_bytes()
@@ -557,7 +553,7 @@ class TestSpreadsheets:
         assert phones_in(write(tmp_path / "list.csv", body))[0] == (1, A)
         assert read_phone_list(io.TextIOWrapper(io.BytesIO(body))).unique().to_pylist() == [A, B, C]
 
-    def test_ids_come_from_spreadsheets_too(self, tmp_path: Path, suffix: str) -> None:
+    def test_ids_are_read_from_spreadsheets_too(self, tmp_path: Path, suffix: str) -> None:
         path = workbook(
             tmp_path / f"n{suffix}", ("S", [["n", "conversation_id"], [1, "conv_2"], [2, "conv_1"]])
         )
@@ -605,11 +601,11 @@ def archive(**members: str) -> bytes:
     ],
 )
 @pytest.mark.parametrize("name", ["n.csv", "n.xls", "n.txt", "n", "n.parquet"])
-def test_a_file_that_is_not_a_list_is_named_for_what_it_is(
+def test_a_file_that_is_not_a_list_is_reported_with_its_format(
     tmp_path: Path, content: bytes, named: str, name: str
 ) -> None:
     if name == "n.parquet" and (content[0] == 0xFF or named in ("not a spreadsheet", "a document")):
-        pytest.skip("it is named for its name")
+        pytest.skip("its format follows from its name")
     sentence = rejection(write(tmp_path / name, content))
 
     assert named in sentence
@@ -661,11 +657,11 @@ class TestFolders:
     def test_a_file_wins_over_a_pattern(self, tmp_path: Path) -> None:
         assert phones_in(write(tmp_path / "list[1].txt", A)) == [(1, A)]
 
-    def test_a_folder_or_pattern_without_a_list_is_refused(self, tmp_path: Path) -> None:
+    def test_a_folder_or_pattern_without_a_list_is_rejected(self, tmp_path: Path) -> None:
         assert rejection(tmp_path) == f"{tmp_path} has no file with a list: check the address."
         assert "no file with a list" in rejection(f"{tmp_path}/*.csv")
 
-    def test_a_file_in_a_folder_that_is_not_a_list_is_named(self, tmp_path: Path) -> None:
+    def test_a_file_in_a_folder_that_is_not_a_list_is_reported(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", A)
         write(tmp_path / "b.pdf", b"%PDF")
 
@@ -695,10 +691,10 @@ class TestAddresses:
         ],
     )
     @pytest.mark.parametrize("read_list", [read, lambda address: read_ids(address)], ids=["phones", "ids"])
-    def test_an_address_of_another_kind_is_refused_before_anything_is_fetched(
+    def test_an_address_of_another_kind_is_rejected_before_anything_is_fetched(
         self, address: str, read_list: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_: pytest.fail("a driver was asked"))
+        monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_: pytest.fail("a driver was called"))
 
         with pytest.raises(UsageError, match=r"is not supported|is not allowed"):
             read_list(address)
@@ -711,7 +707,7 @@ class TestAddresses:
 
 
 class TestReport:
-    def test_it_says_what_was_chosen_and_skipped_with_positions_and_without_numbers(
+    def test_the_report_has_choices_and_skipped_cells_with_positions_and_without_numbers(
         self, tmp_path: Path
     ) -> None:
         rows = [f"1,{A}", "2,Anna", f"3,{ID[:4]}", "4,", f"5,{B} / {A}", "6,Berta"]
@@ -737,7 +733,7 @@ class TestReport:
         assert not any(number[-6:] in json.dumps(report) for number in (A, B, ID))
 
     @pytest.mark.slow
-    def test_its_size_is_bounded(self, tmp_path: Path) -> None:
+    def test_the_size_of_the_report_is_bounded(self, tmp_path: Path) -> None:
         for index in range(60):
             write(
                 tmp_path / f"{index}.csv",
@@ -802,7 +798,9 @@ def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(
         ("n.parquet.gz", gzip.compress(b"PAR1" + bytes(40), mtime=0), "Parquet in a stream or archive"),
     ],
 )
-def test_more_kinds_are_named_for_what_they_are(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+def test_more_files_that_are_not_lists_are_reported_with_their_format(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
     assert f"{name} is {kind}" in rejection(write(tmp_path / name, content))
 
 
@@ -814,14 +812,16 @@ def test_more_kinds_are_named_for_what_they_are(tmp_path: Path, name: str, conte
         ("Index/Tables.iwa", "an Apple Numbers"),
     ],
 )
-def test_documents_in_zip_archives_are_named(tmp_path: Path, member: str, kind: str) -> None:
+def test_documents_in_zip_archives_are_reported_with_their_format(
+    tmp_path: Path, member: str, kind: str
+) -> None:
     with zipfile.ZipFile(tmp_path / "n.xlsx", "w") as archive:
         archive.writestr(member, "x")
 
     assert kind in rejection(tmp_path / "n.xlsx")
 
 
-def test_a_chat_export_is_not_called_json(tmp_path: Path) -> None:
+def test_a_chat_export_is_not_reported_as_json(tmp_path: Path) -> None:
     path = write(tmp_path / "n.txt", f"[27.11.26, 10:30:01] Anna: hi\n[27.11.26, 10:30:02] {A}: hello\n")
 
     assert "JSON" not in rejection(path)

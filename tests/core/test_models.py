@@ -1,4 +1,4 @@
-"""What the gateway sends, parsed: pages that contradict themselves, links of every make."""
+"""Parsed answers of the gateway: pages, also contradictory ones, and all forms of links."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_page(items: int, **fields: Any) -> bytes:
         ({"count": None, "total": 10}, None, False),
     ],
 )
-def test_the_larger_count_is_the_whole_whichever_way_round_they_come(
+def test_the_larger_count_is_the_total_count_in_either_field(
     fields: dict[str, Any], total_count: int | None, count_matches: bool
 ) -> None:
     page = parse_page(a_page(10, **fields), skip=20)
@@ -51,7 +51,7 @@ def test_the_larger_count_is_the_whole_whichever_way_round_they_come(
 @pytest.mark.parametrize(
     ("value", "has_more"), [(True, True), (False, False), (None, None), ("yes", None), (1, None)]
 )
-def test_has_more_is_believed_only_as_a_bool(value: Any, has_more: bool | None) -> None:
+def test_has_more_counts_only_if_it_is_a_bool(value: Any, has_more: bool | None) -> None:
     assert parse_page(a_page(1, has_more=value), 0).has_more is has_more
     assert parse_page(a_page(1), 0).has_more is None
 
@@ -119,7 +119,7 @@ def test_ids_that_differ_in_the_json_stay_different_and_are_valid_utf_8(values: 
         b"[" * 5_000,
     ],
 )
-def test_a_body_that_is_no_page_is_malformed_and_is_not_quoted(body: bytes) -> None:
+def test_a_body_that_is_not_a_page_is_malformed_and_not_quoted(body: bytes) -> None:
     with pytest.raises(Malformed) as caught:
         parse_page(body, 0)
 
@@ -134,7 +134,7 @@ def test_no_digit_and_no_surrogate_is_lost(number: int, text: str) -> None:
         try:
             encoded = body.encode()
         except UnicodeEncodeError:
-            continue  # raw lone surrogates are not UTF-8, so no body holds them
+            continue  # raw lone surrogates are not UTF-8, so no body contains them
         assert decode_json(encoded) == {"n": number, "t": text, "x": 0.5}
 
 
@@ -200,7 +200,7 @@ def test_the_examples_of_the_vendors_page_are_read() -> None:
         "?conv_id=conv_8&conv_id=conv_9",
     ],
 )
-def test_the_conversation_is_the_conv_id_of_the_link_whatever_else_it_has(link: str) -> None:
+def test_the_conversation_is_the_conv_id_of_the_link_beside_any_other_field(link: str) -> None:
     assert parse_links(an_array(("886911425977", [link])), [ONE]).links == (ConversationLink(ONE, "conv_8"),)
 
 
@@ -216,7 +216,7 @@ def test_the_conversation_is_the_conv_id_of_the_link_whatever_else_it_has(link: 
         "http://[bad?conv_id=conv_8",
     ],
 )
-def test_a_link_without_a_conversation_spoils_its_number_and_no_other(link: Any) -> None:
+def test_a_link_without_a_conversation_is_an_error_only_of_its_number(link: Any) -> None:
     good = [{"link": "https://x/?conv_id=c"}]
     entries = [
         {"phone_number": "886911425977", "conversation_links": [*good, {"link": link}]},
@@ -231,14 +231,14 @@ def test_a_link_without_a_conversation_spoils_its_number_and_no_other(link: Any)
 
 
 @pytest.mark.parametrize("number", ["886911425977", "+886 911 425 977", 886911425977, "886-911-425-977"])
-def test_a_number_is_recognized_however_the_answer_writes_it(number: Any) -> None:
+def test_a_number_is_recognized_in_every_notation_of_the_answer(number: Any) -> None:
     body = json.dumps({"data": [{"phone_number": number, "conversation_id": "c"}]}).encode()
 
     assert parse_links(body, [ONE]).links == (ConversationLink(ONE, "c"),)
 
 
 @pytest.mark.parametrize("shape", ["array", "envelope"])
-def test_a_conversation_id_that_no_address_can_hold_spoils_its_number(shape: str) -> None:
+def test_a_conversation_id_that_no_url_can_contain_is_an_error_of_its_number(shape: str) -> None:
     entries: dict[str, dict[str, Any]] = {
         "array": {"conversation_links": [{"link": "https://x/?conv_id=\ud800"}]},
         "envelope": {"conversation_id": "\ud800"},
@@ -249,7 +249,7 @@ def test_a_conversation_id_that_no_address_can_hold_spoils_its_number(shape: str
     assert parse_links(body, [ONE]).malformed == (ONE,)
 
 
-def test_repeated_links_and_numbers_that_nobody_asked_for_are_left_out() -> None:
+def test_repeated_links_and_numbers_that_were_not_requested_are_left_out() -> None:
     link = "https://x/?conv_id=c"
 
     links = parse_links(an_array(("886911425977", [link, link]), ("999", [link])), [ONE, TWO])
@@ -258,7 +258,7 @@ def test_repeated_links_and_numbers_that_nobody_asked_for_are_left_out() -> None
     assert links.missing == (TWO,)
 
 
-def test_numbers_that_an_envelope_does_not_mention_are_unanswered() -> None:
+def test_numbers_that_an_answer_does_not_mention_are_unanswered() -> None:
     body = json.dumps({"data": [{"phone_number": "886911425977", "conversation_id": "c"}]}).encode()
 
     assert parse_links(body, [ONE, TWO]).missing == (TWO,)
@@ -276,6 +276,6 @@ def test_numbers_that_an_envelope_does_not_mention_are_unanswered() -> None:
         '{"data": [7]}',
     ],
 )
-def test_an_answer_of_neither_shape_is_malformed(body: str) -> None:
+def test_an_answer_in_neither_form_is_malformed(body: str) -> None:
     with pytest.raises(Malformed):
         parse_links(body.encode(), [ONE])

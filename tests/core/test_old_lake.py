@@ -1,4 +1,4 @@
-"""A lake of the first version is read, verified and extended by this one."""
+"""This version reads, verifies and extends a lake of the first version."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EMPTY, SINGLE, GROWN, EDITED, SHRUNK, GONE = TRUTH
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """Serve what the gateway had when the old lake was made, beside a copy of that lake."""
+    """Serve the conversations from which the old lake was made, and copy that lake."""
     shutil.copytree(LAKE, tmp_path / "lake")
     with Sandbox(SandboxOptions(conversations=0)) as box:
         for one, items in TRUTH.items():
@@ -44,7 +44,7 @@ def test_every_message_is_read_as_the_gateway_sent_it(bench: Bench) -> None:
     assert [message[0] for message, row in rows.items() if row["is_deleted"]] == [SHRUNK]
 
 
-def test_its_ledgers_are_read(bench: Bench) -> None:
+def test_the_ledgers_are_read(bench: Bench) -> None:
     revision = bench.ledger("revisions")[0]
     edited = {item["_id"]: item for item in TRUTH[EDITED]}[revision["message_id"]]
 
@@ -54,20 +54,20 @@ def test_its_ledgers_are_read(bench: Bench) -> None:
     assert bench.ledger("shapes")
 
 
-def test_it_is_verified(bench: Bench) -> None:
+def test_the_old_lake_is_verified(bench: Bench) -> None:
     found = bench.verify()
 
     assert found.is_sound
     assert (found.parts, found.unrecorded) == (6, 0)
 
 
-def test_each_of_its_parts_is_judged_alone(bench: Bench) -> None:
+def test_each_part_is_verified_separately(bench: Bench) -> None:
     for path in Path(bench.lake, "messages").glob("**/*.parquet"):
         report = judge_part(path)
         assert (report.problem, report.claim, report.rows > 0) == (None, None, True)
 
 
-def test_what_did_not_change_since_costs_a_request_and_writes_nothing(bench: Bench) -> None:
+def test_an_unchanged_conversation_costs_one_request_and_no_write(bench: Bench) -> None:
     before = bench.look(lambda lake: lake.store.list("messages/"))
 
     summary = bench.run()
@@ -77,7 +77,7 @@ def test_what_did_not_change_since_costs_a_request_and_writes_nothing(bench: Ben
     assert bench.look(lambda lake: lake.store.list("messages/")) == before
 
 
-def test_it_is_extended_and_stays_readable_by_engines_as_one(bench: Bench) -> None:
+def test_engines_read_the_extended_lake_with_old_and_new_parts(bench: Bench) -> None:
     bench.box.append(SINGLE, 3)
     bench.box.append(EMPTY, 2)
     bench.box.delete(GROWN, 2)
@@ -98,7 +98,7 @@ def test_it_is_extended_and_stays_readable_by_engines_as_one(bench: Bench) -> No
             assert counted == [(len(bench.ledger(ledger)),)]
 
 
-def test_it_says_which_version_made_it(bench: Bench) -> None:
+def test_the_lake_keeps_the_schema_version_that_made_it(bench: Bench) -> None:
     async def version(lake: Any) -> int:
         return int(lake.schema_version)
 

@@ -1,4 +1,4 @@
-"""All requests to the gateway keep to the shared budget: there is one way to open a client."""
+"""All requests to the gateway use the shared budget, because there is only one way to open a client."""
 
 from __future__ import annotations
 

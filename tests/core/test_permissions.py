@@ -1,4 +1,4 @@
-"""A lake on a local disk is readable by its owner only, unless its folder shows that a group shares it."""
+"""Only its owner can read a lake on a local disk, unless its folder shows that a group shares it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """The permissions of a folder and of everything below it."""
+    """Return the permissions of a folder and of everything below it."""
     return {
         str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode)
         for path in (folder, *folder.rglob("*"))
@@ -36,10 +36,10 @@ def open_to_others(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("umask")
-def test_whatever_a_run_writes_only_its_owner_may_read(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_objects_of_a_run(tmp_path: Path) -> None:
     position = tmp_path / "a" / "b"
     with Sandbox(SandboxOptions(conversations=8, sizes=(600,))) as box:
-        # Little memory, so that the long one waits in files.
+        # Little memory, so that the long conversation spills.
         settings = settings_for(box, str(position), memory_megabytes=0.01)
         summary = asyncio.run(run_once(settings, box.conversations))
         box.append(next(iter(box.conversations)), 3)
@@ -71,7 +71,7 @@ def test_every_way_to_write_an_object_leaves_it_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_waits_in_the_systems_temporary_folder_is_private(
+def test_spilled_files_in_the_systems_temporary_folder_are_private(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -86,7 +86,7 @@ def test_what_waits_in_the_systems_temporary_folder_is_private(
 
 
 @pytest.mark.usefixtures("umask")
-def test_in_a_lake_that_was_open_to_others_what_is_new_is_private(tmp_path: Path) -> None:
+def test_new_objects_of_a_lake_that_others_can_read_are_private(tmp_path: Path) -> None:
     root = tmp_path / "lake"
     old = root / "messages" / "old"
     old.parent.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_in_a_lake_that_was_open_to_others_what_is_new_is_private(tmp_path: Path
 
 @pytest.mark.parametrize("mode", [0o2770, 0o2750])
 @pytest.mark.usefixtures("umask")
-def test_a_folder_that_a_group_shares_shares_what_is_written_into_it(mode: int, tmp_path: Path) -> None:
+def test_objects_in_a_folder_that_a_group_shares_are_shared(mode: int, tmp_path: Path) -> None:
     root = tmp_path / "lake"
     root.mkdir()
     root.chmod(mode)

@@ -1,4 +1,4 @@
-"""Lists of phone numbers: every kind of source, which column, what is wrong where, and how little is kept."""
+"""Lists of phone numbers: sources, columns, errors with their positions, and little memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def given_in(source: Source, column: str | None = None) -> list[tuple[int, str]]
 def rejection(source: Source, column: str | None = None) -> str:
     with pytest.raises(UsageError) as caught:
         read_phone_list(source, column=column)
-    # A cause would print the store's own words, which can hold a signed URL.
+    # A cause would print the store's message, which can contain a signed URL.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return str(caught.value)
@@ -55,7 +55,7 @@ def zstd(content: bytes) -> bytes:
 
 
 class TestPhoneList:
-    def test_each_input_number_is_one_row_that_says_what_became_of_it(self) -> None:
+    def test_each_input_number_is_one_row_with_its_status(self) -> None:
         phones = read_phone_list([BARE_A, "Anna Kowalska", "+886 911-425-977", C, ""])
 
         assert phones.table.drop_columns("reason").to_pydict() == {
@@ -67,7 +67,7 @@ class TestPhoneList:
         assert phones.unique().to_pylist() == [A, C]
         assert (phones.given, phones.valid, phones.duplicates, phones.invalid) == (5, 2, 1, 2)
 
-    def test_an_invalid_number_is_reported_with_its_place_and_without_its_content(
+    def test_an_invalid_number_is_reported_with_its_position_and_without_its_content(
         self, tmp_path: Path
     ) -> None:
         path = write(tmp_path / "numbers.txt", f"# ours\n{BARE_A}\n\nAnna Kowalska\n")
@@ -79,7 +79,7 @@ class TestPhoneList:
         ]
         assert phones.valid == 1
 
-    def test_places_are_named_after_the_kind_of_source(self, tmp_path: Path) -> None:
+    def test_positions_are_described_in_the_words_of_the_source(self, tmp_path: Path) -> None:
         table = write(tmp_path / "numbers.csv", f"phone\n{BARE_A}\n")
 
         assert read_phone_list(["x"]).describe_position(1) == "number 1 of the arguments"
@@ -99,14 +99,14 @@ class TestPhoneList:
         with pytest.raises(UsageError, match="There is no region 'XX'"):
             read_phone_list(["0911425977"], region="XX")
 
-    def test_a_list_of_invalid_numbers_is_no_error_and_has_no_phones(self) -> None:
+    def test_a_list_of_invalid_numbers_is_not_an_error_and_has_no_phones(self) -> None:
         phones = read_phone_list(["Anna", "Berta"])
 
         assert phones.unique().to_pylist() == []
         assert phones.unique().type == pa.string()
 
     @pytest.mark.parametrize("content", ["", "\n\n", "# nothing\n"])
-    def test_a_list_without_any_number_is_refused(self, tmp_path: Path, content: str) -> None:
+    def test_a_list_without_any_number_is_rejected(self, tmp_path: Path, content: str) -> None:
         assert (
             rejection(write(tmp_path / "n.txt", content))
             == "n.txt contains no phone number: give at least one."
@@ -115,7 +115,7 @@ class TestPhoneList:
         assert "no phone number" in rejection([])
 
     @given(st.lists(st.sampled_from([A, BARE_A, B, f" {B[:4]}-{B[4:]}", C, "Anna", "12"]), min_size=1))
-    def test_statuses_are_those_of_a_plain_dictionary(self, texts: list[str]) -> None:
+    def test_statuses_equal_those_of_a_plain_dictionary(self, texts: list[str]) -> None:
         first: dict[str, int] = {}
         expected: list[tuple[str, int | None]] = []
         for position, text in enumerate(texts, 1):
@@ -163,26 +163,26 @@ class TestText:
         assert given_in(path) == [*self.EXPECTED]
 
     @pytest.mark.parametrize("mark", ["utf-16-le", "utf-16-be"])
-    def test_byte_order_marks_of_utf_16_are_obeyed(self, tmp_path: Path, mark: str) -> None:
+    def test_byte_order_marks_of_utf_16_are_used(self, tmp_path: Path, mark: str) -> None:
         path = write(tmp_path / "numbers", ("\ufeff" + self.LINES).encode(mark))
 
         assert given_in(path) == [*self.EXPECTED]
 
     @pytest.mark.parametrize("pack", [gzip.compress, zstd])
     @pytest.mark.parametrize("name", ["numbers.txt.gz", "numbers.zst", "wrongly-named.txt"])
-    def test_packed_text_is_recognised_by_its_content(
+    def test_compressed_text_is_recognized_by_its_content(
         self, tmp_path: Path, pack: Callable[[bytes], bytes], name: str
     ) -> None:
         assert given_in(write(tmp_path / name, pack(self.LINES.encode()))) == [*self.EXPECTED]
 
-    def test_text_comes_from_streams_of_text_and_of_bytes(self) -> None:
+    def test_streams_of_text_and_of_bytes_are_read(self) -> None:
         packed = io.TextIOWrapper(io.BytesIO(gzip.compress(self.LINES.encode())))
 
         assert given_in(io.StringIO(self.LINES)) == [*self.EXPECTED]
         assert given_in(io.TextIOWrapper(io.BytesIO(self.LINES.encode("utf-16")))) == [*self.EXPECTED]
         assert given_in(packed) == [*self.EXPECTED]
 
-    def test_text_comes_from_paths_urls_and_the_home_directory(
+    def test_paths_urls_and_the_home_directory_are_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = write(tmp_path / "numbers.txt", self.LINES)
@@ -200,14 +200,14 @@ class TestText:
 
         assert (last.position, last.text) == (100_000, "886900099999")
 
-    def test_arguments_are_taken_as_they_are(self) -> None:
+    def test_arguments_are_not_parsed_as_text(self) -> None:
         assert given_in([BARE_A, "", "# x"]) == [(1, BARE_A), (2, ""), (3, "# x")]
 
 
 class TestCsv:
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-    def test_delimiter_and_encoding_are_recognised(
+    def test_delimiter_and_encoding_are_recognized(
         self, tmp_path: Path, delimiter: str, encoding: str
     ) -> None:
         rows = [["姓名", "手機號碼"], ['"陳; Ms, Anna"', BARE_A], ["b", BARE_B]]
@@ -237,7 +237,7 @@ class TestCsv:
             "wa_id",
         ],
     )
-    def test_a_column_with_a_usual_name_is_found_whatever_the_others_hold(
+    def test_a_column_with_a_usual_name_is_found_whatever_the_others_contain(
         self, tmp_path: Path, header: str
     ) -> None:
         path = write(tmp_path / "n.csv", f"fax,{header},id\n{BARE_C},{BARE_A},{BARE_B}\n")
@@ -255,18 +255,20 @@ class TestCsv:
         ]
         assert given_in(write(tmp_path / "c.csv", f"8.86911E+11\n{BARE_A}\n"))[0] == (1, "8.86911E+11")
 
-    def test_else_the_only_column_of_mostly_phone_numbers_is_taken(self, tmp_path: Path) -> None:
+    def test_without_a_usual_name_the_only_column_of_mostly_phone_numbers_is_taken(
+        self, tmp_path: Path
+    ) -> None:
         rows = f"1,Anna,{BARE_A},2024-01-01\n2,Berta,none,2024-01-02\n3,Cleo,{BARE_B},2024-01-03\n"
         expected = [(1, BARE_A), (2, "none"), (3, BARE_B)]
 
         assert given_in(write(tmp_path / "a.csv", "id,name,contacted,since\n" + rows)) == expected
         assert given_in(write(tmp_path / "b.csv", rows)) == expected
 
-    def test_numbers_that_lack_a_country_code_still_show_their_column(self, tmp_path: Path) -> None:
+    def test_a_column_of_numbers_without_country_codes_is_found(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "a.csv", "a,b\n1,0911425977\n")) == [(1, "0911425977")]
 
     @pytest.mark.parametrize("column", ["home", "HOME ", "2"])
-    def test_a_column_can_be_named_and_numbered(self, tmp_path: Path, column: str) -> None:
+    def test_a_column_can_be_chosen_by_name_or_number(self, tmp_path: Path, column: str) -> None:
         path = write(tmp_path / "n.csv", f"phone,home\n{BARE_A},{BARE_B}\n")
 
         assert given_in(path, column) == [(1, BARE_B)]
@@ -274,7 +276,7 @@ class TestCsv:
     def test_a_name_wins_over_a_number(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"2,x\n{BARE_A},{BARE_B}\n"), "2") == [(1, BARE_A)]
 
-    def test_a_column_makes_a_table_of_text_and_of_standard_input(self, tmp_path: Path) -> None:
+    def test_with_a_column_text_and_standard_input_are_read_as_tables(self, tmp_path: Path) -> None:
         content = f"a,b\nx,{BARE_A}\n"
 
         assert given_in(write(tmp_path / "n.txt", content), "b") == [(1, BARE_A)]
@@ -291,7 +293,7 @@ class TestCsv:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("blank", ["\n", ",\n", "8.86911E+11\n"])
-    def test_short_and_blank_rows_hide_no_later_number(self, tmp_path: Path, blank: str) -> None:
+    def test_short_and_blank_rows_do_not_hide_later_numbers(self, tmp_path: Path, blank: str) -> None:
         rows = blank * 3 + f"Anna,{BARE_A}\n" + blank * 70_000 + f"Berta,{BARE_B}\n"
 
         assert given_in(write(tmp_path / "n.csv", rows), "2") == [(4, BARE_A), (70_005, BARE_B)]
@@ -302,12 +304,12 @@ class TestCsv:
             (2, BARE_B),
         ]
 
-    def test_text_that_looks_like_a_missing_value_is_kept_to_be_reported(self, tmp_path: Path) -> None:
+    def test_text_that_looks_like_a_missing_value_is_reported(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"phone\nNA\n{BARE_A}\n")) == [(1, "NA"), (2, BARE_A)]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-    def test_a_long_packed_table_is_read_to_its_end(
+    def test_a_long_compressed_table_is_read_to_its_end(
         self, tmp_path: Path, pack: Callable[[bytes], bytes]
     ) -> None:
         content = "id,phone\n" + "".join(f"{number},8869{number:08d}\n" for number in range(70_000))
@@ -317,13 +319,13 @@ class TestCsv:
         assert last == (70_000, "886900069999")
 
     @pytest.mark.parametrize("content", ["phone", "phone\n", "id,phone\r\n\r\n"])
-    def test_a_header_alone_holds_no_number(self, tmp_path: Path, content: str) -> None:
+    def test_a_list_of_only_a_header_is_rejected(self, tmp_path: Path, content: str) -> None:
         assert "no phone number" in rejection(write(tmp_path / "n.csv", content))
 
-    def test_of_two_usual_names_the_one_that_holds_numbers_is_taken(self, tmp_path: Path) -> None:
+    def test_of_two_columns_with_usual_names_the_one_with_numbers_is_taken(self, tmp_path: Path) -> None:
         assert given_in(write(tmp_path / "n.csv", f"phone,mobile\n,{BARE_B}\n")) == [(1, BARE_B)]
 
-    def test_no_recognisable_column_is_refused_with_the_columns(self, tmp_path: Path) -> None:
+    def test_the_error_without_a_recognizable_column_lists_the_columns(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", "a,," + ",".join("x" * 40 for _ in range(25)) + "\n1,2,3\n")
 
         sentence = rejection(path)
@@ -332,18 +334,18 @@ class TestCsv:
         assert sentence.endswith(" and 7 more: choose one with --column (in forms: Columns).")
 
     @pytest.mark.parametrize("column", ["c", "3", "0", "-1", "²"])
-    def test_a_missing_column_is_refused_with_the_columns(self, tmp_path: Path, column: str) -> None:
+    def test_the_error_of_a_missing_column_lists_the_columns(self, tmp_path: Path, column: str) -> None:
         path = write(tmp_path / "n.csv", f"a,b\n1,{BARE_A}\n")
 
         assert rejection(path, column) == f"{path} has no column {column!r}, only a, b."
 
-    def test_a_name_that_two_columns_have_is_refused(self, tmp_path: Path) -> None:
+    def test_the_name_of_two_columns_is_rejected(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.csv", f"a,a\n{BARE_A},{BARE_B}\n")
 
         assert "give the column's number" in rejection(path, "a")
         assert given_in(path, "2") == [(1, BARE_B)]
 
-    def test_broken_csv_is_refused_with_the_row(self, tmp_path: Path) -> None:
+    def test_broken_csv_is_rejected_with_the_row(self, tmp_path: Path) -> None:
         late = "phone\n" + f"{BARE_A}\n" * 10 + '"never closed\n'
         early = f"phone,b\n{BARE_A}," + "x" * 200_000
 
@@ -372,12 +374,12 @@ class TestParquet:
 
         assert given_in(path) == [(1, BARE_A), (3, BARE_B)]
 
-    def test_numbers_that_are_not_whole_stay_visible_as_invalid(self, tmp_path: Path) -> None:
+    def test_numbers_that_are_not_integers_are_reported_as_invalid(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "n.parquet", phone=pa.array([1.5, float("inf")]))
 
         assert read_phone_list(path).invalid == 2
 
-    def test_columns_are_found_named_and_numbered_as_in_csv(self, tmp_path: Path) -> None:
+    def test_columns_are_found_and_chosen_as_in_csv(self, tmp_path: Path) -> None:
         path = write_parquet(
             tmp_path / "n.parquet", x=pa.array(["a", "b"]), y=pa.array([BARE_A, BARE_B]), z=pa.array([1, 2])
         )
@@ -385,48 +387,48 @@ class TestParquet:
         assert given_in(path) == given_in(path, "y") == given_in(path, "2") == [(1, BARE_A), (2, BARE_B)]
         assert rejection(path, "w").endswith("has no column 'w', only x, y, z.")
 
-    def test_a_number_tells_columns_of_one_name_apart(self, tmp_path: Path) -> None:
+    def test_columns_with_the_same_name_are_chosen_by_number(self, tmp_path: Path) -> None:
         table = pa.table([pa.array([BARE_A]), pa.array([BARE_B])], names=["a", "a"])
         pq.write_table(table, tmp_path / "n.parquet")
 
         assert given_in(tmp_path / "n.parquet", "2") == [(1, BARE_B)]
 
-    def test_parquet_is_recognised_under_any_name_and_address(self, tmp_path: Path) -> None:
+    def test_parquet_is_recognized_with_any_file_name_and_address(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "part-0", phone=pa.array([BARE_A]))
         fsspec.filesystem("memory").pipe("/lists/part-0", path.read_bytes())
 
         assert given_in(path) == given_in("memory://lists/part-0") == [(1, BARE_A)]
         assert read_phone_list(path).describe_position(1) == "data row 1 of part-0"
 
-    def test_a_column_of_another_type_is_refused(self, tmp_path: Path) -> None:
+    def test_a_column_of_another_type_is_rejected(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "n.parquet", phone=pa.array([True]))
 
         assert "has neither text nor numbers" in rejection(path)
 
-    def test_parquet_without_rows_holds_no_number(self, tmp_path: Path) -> None:
+    def test_parquet_without_rows_is_rejected(self, tmp_path: Path) -> None:
         assert "no phone number" in rejection(
             write_parquet(tmp_path / "n.parquet", phone=pa.array([], pa.string()))
         )
 
 
-class TestTrouble:
-    def test_what_is_not_there_is_said_with_its_name(self, tmp_path: Path) -> None:
+class TestErrors:
+    def test_a_missing_source_is_reported_with_its_name(self, tmp_path: Path) -> None:
         assert rejection(tmp_path / "no.txt") == f"{tmp_path}/no.txt does not exist: check the address."
         assert "memory://none/no.txt does not exist" in rejection("memory://none/no.txt")
         assert rejection(tmp_path) == f"{tmp_path} has no file with a list: check the address."
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-    def test_a_file_without_permission_is_said(self, tmp_path: Path) -> None:
+    def test_a_file_without_permission_is_reported(self, tmp_path: Path) -> None:
         path = write(tmp_path / "n.txt", BARE_A)
         path.chmod(0)
 
         assert "permissions" in rejection(path)
 
-    def test_a_refusal_of_the_store_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: object, **__: object) -> None:
+    def test_a_permission_error_of_the_store_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def deny(*_: object, **__: object) -> None:
             raise PermissionError("Forbidden for AKIA123")
 
-        monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem._open", refuse)
+        monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem._open", deny)
 
         assert (
             rejection("memory://n.txt")
@@ -449,19 +451,19 @@ class TestTrouble:
             ("n.gz", gzip.compress(b"PAR1", mtime=0), "path of an uncompressed Parquet file"),
         ],
     )
-    def test_files_that_are_not_what_they_seem_are_refused(
+    def test_files_whose_content_contradicts_their_name_are_rejected(
         self, tmp_path: Path, name: str, content: bytes, said: str
     ) -> None:
         assert said in rejection(write(tmp_path / name, content))
 
-    def test_an_unknown_kind_of_address_is_refused(self) -> None:
+    def test_an_unknown_kind_of_address_is_rejected(self) -> None:
         assert "a scheme that is not allowed (nosuch://): use a file" in rejection("nosuch://b/x")
 
     @pytest.mark.parametrize(
         "address",
         ["nosuch://AKIA:sec/ret@b/n.csv", "nosuch://b/n.csv?X-Amz-Signature=secret", "nosuch://sec@ret@b/n"],
     )
-    def test_no_message_holds_the_credentials_of_an_address(self, address: str) -> None:
+    def test_no_message_contains_the_credentials_of_an_address(self, address: str) -> None:
         sentence = rejection(address)
 
         assert "nosuch://" in sentence
@@ -478,7 +480,7 @@ class TestTrouble:
         ],
         ids=lambda value: type(value).__name__,
     )
-    def test_what_s3_raises_becomes_one_sentence(
+    def test_an_error_of_s3_becomes_one_sentence(
         self, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str
     ) -> None:
         def fail(*_: object, **__: object) -> None:
@@ -498,7 +500,7 @@ class TestTrouble:
         assert "damaged" in rejection(write(tmp_path / "n.gz", b"\x1f\x8b broken"))
 
 
-def test_a_phone_list_can_be_made_from_a_table_that_was_stored() -> None:
+def test_a_phone_list_can_be_made_from_a_stored_table() -> None:
     phones = read_phone_list([A, A, "x"])
 
     again = PhoneList(phones.table, phones.report)
@@ -507,7 +509,7 @@ def test_a_phone_list_can_be_made_from_a_table_that_was_stored() -> None:
 
 
 class TestConversationIds:
-    def test_they_are_read_from_text_csv_and_parquet_each_once_in_order(self, tmp_path: Path) -> None:
+    def test_ids_are_read_from_text_csv_and_parquet_each_once_in_order(self, tmp_path: Path) -> None:
         text = write(tmp_path / "ids.txt", "# of March\nconv_2\n conv_1 \n\nconv_2\n")
         table = write(tmp_path / "ids.csv", f"phone,conversation_id\n{A},conv_2\n{A},conv_1\n{A},conv_2\n")
         parquet = write_parquet(tmp_path / "ids", n=pa.array([1, 2]), conversation_id=pa.array(["7", "007"]))
@@ -519,13 +521,13 @@ class TestConversationIds:
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
-            # Its first row could be a header or an id, and an id must not get lost.
+            # The first row could be a header or an id, and an id must not get lost.
             ("ids.csv", "conv_1\nconv_2\n", "ids.csv has no column 'conversation_id', only conv_1"),
             ("ids.csv", "conversation_id\n", "ids.csv contains no conversation id"),
             ("ids.txt", "# nothing\n", "ids.txt contains no conversation id"),
         ],
     )
-    def test_a_list_without_ids_is_refused(self, tmp_path: Path, name: str, content: str, said: str) -> None:
+    def test_a_list_without_ids_is_rejected(self, tmp_path: Path, name: str, content: str, said: str) -> None:
         with pytest.raises(UsageError) as caught:
             read_ids(str(write(tmp_path / name, content)))
 

@@ -1,4 +1,4 @@
-"""Phone numbers: what is read, what is refused, and what logs may show."""
+"""Phone numbers: accepted and rejected notations, and the masks that logs show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_the_library_reads(text: str, region: str | None = None) -> str | None:
     result = phonenumbers.is_possible_number_with_reason(number)
     if result != phonenumbers.ValidationResult.IS_POSSIBLE and not FORMER.fullmatch(phone):
         return None
-    # It takes away one national prefix at a time.
+    # The library removes one national prefix at a time.
     return phone if phone == text else as_the_library_reads(phone)
 
 
@@ -81,12 +81,12 @@ def test_a_default_region_completes_national_numbers(text: str) -> None:
         # Only the national reading is possible, or only the international one.
         ("911425977", "TW", "+886911425977"),
         ("00886911425977", "TW", "+886911425977"),
-        # The national number is in use: the region was named, so it wins over +91 98765432.
+        # The national number exists: the region was given, so it wins over +91 98765432.
         ("9198765432", "IN", "+919198765432"),
         ("886911425977", "DE", "+49886911425977"),
-        # Eleven digits are possible in Taiwan, but in no range of it, and a range of the United States.
+        # Eleven digits are possible in Taiwan but in none of its ranges; the United States have such a range.
         ("12025550123", "TW", "+12025550123"),
-        # Neither is in use; the region's own country code decides, then the region.
+        # Neither exists; the region's country code decides, then the region.
         ("85212345678", "HK", "+85212345678"),
         ("5551234567", "US", "+15551234567"),
     ],
@@ -98,7 +98,7 @@ def test_bare_digits_with_a_region_are_read_by_the_documented_order(
 
 
 @pytest.mark.parametrize("text", ["+5215512345678", "5215512345678", "+22507123456", "+22961123456"])
-def test_former_forms_that_messengers_keep_are_not_refused(text: str) -> None:
+def test_former_notations_that_messengers_keep_are_accepted(text: str) -> None:
     assert parse_phone(text) == "+" + text.removeprefix("+")
 
 
@@ -129,7 +129,9 @@ def test_former_forms_that_messengers_keep_are_not_refused(text: str) -> None:
         ("+471234567", "no number of its country has this length"),
     ],
 )
-def test_what_is_no_number_is_refused_with_its_reason_and_without_its_content(text: str, reason: str) -> None:
+def test_text_that_is_not_a_number_is_rejected_with_the_reason_and_without_the_text(
+    text: str, reason: str
+) -> None:
     with pytest.raises(InvalidPhoneNumber) as caught:
         parse_phone(text)
 
@@ -140,12 +142,12 @@ def test_what_is_no_number_is_refused_with_its_reason_and_without_its_content(te
 
 
 @pytest.mark.parametrize("text", ["XX", "UK", "886", "", "001"])
-def test_an_unknown_region_is_refused_even_where_it_would_not_matter(text: str) -> None:
+def test_an_unknown_region_is_rejected_even_if_it_is_not_needed(text: str) -> None:
     with pytest.raises(UsageError, match="There is no region"):
         parse_phone(TAIWAN, text)
 
 
-def test_the_region_is_given_back_in_capitals() -> None:
+def test_the_region_is_returned_in_capitals() -> None:
     assert parse_region(" tw ") == "TW"
 
 
@@ -161,7 +163,7 @@ def test_the_region_is_given_back_in_capitals() -> None:
     ),
     st.sampled_from([phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE]),
 )
-def test_a_number_is_read_back_from_every_form_its_country_writes(region: str, form: int, kind: int) -> None:
+def test_a_number_is_read_from_every_notation_of_its_country(region: str, form: int, kind: int) -> None:
     number = phonenumbers.example_number_for_type(region, kind)
     if number is None:
         return
@@ -169,20 +171,20 @@ def test_a_number_is_read_back_from_every_form_its_country_writes(region: str, f
 
     phone = parsed(written, region)
 
-    # What the library itself does not read back from its own form is not asked of us.
+    # Numbers that the library cannot read from its own notation are left out.
     expected = as_the_library_reads(written, region)
     assert phone == expected or expected is None
 
 
 @given(st.sampled_from(CODES), st.text("0123456789", min_size=3, max_size=16))
-def test_digits_after_a_plus_sign_are_read_as_the_library_reads_them(code: str, national: str) -> None:
+def test_digits_after_a_plus_sign_are_read_as_by_the_library(code: str, national: str) -> None:
     number = f"+{code}{national}"
 
     assert parsed(number) == as_the_library_reads(number)
 
 
 @given(st.sampled_from(REGIONS), st.text("0123456789", min_size=4, max_size=12))
-def test_a_number_dialled_with_a_leading_0_is_read_as_the_library_reads_it(region: str, rest: str) -> None:
+def test_a_number_dialled_with_a_leading_0_is_read_as_by_the_library(region: str, rest: str) -> None:
     if rest.startswith("0"):
         return
 
@@ -201,7 +203,7 @@ def test_parsing_is_idempotent_and_a_region_never_changes_a_number_with_a_plus_s
 
 
 @given(st.text())
-def test_any_text_is_either_a_phone_or_refused(text: str) -> None:
+def test_any_text_is_either_a_phone_number_or_rejected(text: str) -> None:
     phone = parsed(text)
 
     assert phone is None or re.fullmatch(r"\+[1-9]\d{5,18}", phone)
@@ -249,11 +251,11 @@ def test_no_four_digits_of_a_number_survive_its_mask(prefix: str, code: str, res
 
 
 @given(st.text(st.characters(categories=["L", "P", "Z", "S"]), min_size=1))
-def test_a_mask_of_other_text_has_nothing_of_it(text: str) -> None:
+def test_a_mask_of_other_text_contains_none_of_it(text: str) -> None:
     assert mask(text) == f"<text of length {len(text)} with 0 digits>"
 
 
-def test_a_hash_is_stable_keyed_and_whole() -> None:
+def test_a_hash_is_stable_keyed_and_complete() -> None:
     phone = parse_phone(TAIWAN)
 
     assert phone_hash(phone, b"key") == "bf9f49a790576a2f377c8aaaa18bc9decb0e43d43ec2ea100942ea5f25e9ed6f"
@@ -261,6 +263,6 @@ def test_a_hash_is_stable_keyed_and_whole() -> None:
     assert phone_hash(phone, b"key") != phone_hash(PhoneNumber("+886911425978"), b"key")
 
 
-def test_a_hash_without_a_key_is_refused() -> None:
+def test_a_hash_without_a_key_is_rejected() -> None:
     with pytest.raises(UsageError, match="empty key"):
         phone_hash(parse_phone(TAIWAN), b"")

@@ -1,4 +1,4 @@
-"""What an export would cost, found out without writing."""
+"""`plan` estimates the cost of an export without writing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def export(settings: Settings, ids: list[str]) -> None:
     asyncio.run(main())
 
 
-def test_the_estimate_is_exact_where_every_conversation_was_asked(tmp_path: Path) -> None:
+def test_the_estimate_is_exact_if_every_conversation_was_requested(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=10, sizes=(450, 0), page_cap=50)) as box:
         numbers = [*box.phones, box.phones[0], "12"]
 
@@ -76,7 +76,7 @@ def test_the_estimate_is_exact_where_every_conversation_was_asked(tmp_path: Path
     assert not (tmp_path / "lake").exists()
 
 
-def test_what_the_lake_knows_costs_all_its_pages_when_it_is_read_whole(tmp_path: Path) -> None:
+def test_a_known_conversation_costs_all_its_pages_in_a_full_walk(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=10, sizes=(450, 0))) as box:
         settings = settings_of(box, tmp_path / "lake")
         export(settings, list(box.conversations))
@@ -93,7 +93,7 @@ def test_what_the_lake_knows_costs_all_its_pages_when_it_is_read_whole(tmp_path:
     assert whole.numbers == dict.fromkeys(whole.numbers, 0)
 
 
-def test_of_many_conversations_a_part_is_asked(tmp_path: Path) -> None:
+def test_of_many_conversations_only_a_sample_is_requested(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=130, messages_mean=40, messages_spread=0)) as box:
         found = plan(settings_of(box, tmp_path), box.phones)
 
@@ -103,7 +103,7 @@ def test_of_many_conversations_a_part_is_asked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_lake_knows_costs_one_request(tmp_path: Path) -> None:
+def test_a_known_conversation_costs_one_request(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=6)) as box:
         settings = settings_of(box, tmp_path)
         ids = list(dict.fromkeys(one for each in box.links.values() for one in each))
@@ -117,7 +117,7 @@ def test_what_the_lake_knows_costs_one_request(tmp_path: Path) -> None:
     assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
 
 
-def test_the_pace_is_the_limit_that_is_set(tmp_path: Path) -> None:
+def test_the_pace_is_the_rate_limit_of_the_settings(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2)) as box:
         found = plan(settings_of(box, tmp_path, requests_per_second=5.0), box.phones)
 
@@ -125,7 +125,7 @@ def test_the_pace_is_the_limit_that_is_set(tmp_path: Path) -> None:
     assert found.seconds == pytest.approx(found.requests / 5.0, abs=0.1)
 
 
-def test_the_pace_follows_from_how_fast_the_gateway_answers(tmp_path: Path) -> None:
+def test_the_pace_follows_from_the_speed_of_the_gateway(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2, latency_seconds=0.1)) as box:
         found = plan(settings_of(box, tmp_path, max_in_flight=2), box.phones)
 
@@ -133,7 +133,7 @@ def test_the_pace_follows_from_how_fast_the_gateway_answers(tmp_path: Path) -> N
     assert "2 at a time" in found.pace
 
 
-def test_a_fast_gateway_is_not_read_faster_than_one_process_can(tmp_path: Path) -> None:
+def test_the_pace_for_a_fast_gateway_is_that_of_one_process(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2)) as box:
         found = plan(settings_of(box, tmp_path, max_in_flight=1_000), box.phones)
 
@@ -157,7 +157,7 @@ UNANSWERED = [
 
 
 @pytest.mark.parametrize(("fault", "error"), UNANSWERED)
-def test_a_plan_of_which_no_number_could_be_resolved_fails_with_the_gateways_error(
+def test_a_plan_fails_with_the_gateways_error_if_no_number_could_be_resolved(
     fault: str, error: type[GatewayError], tmp_path: Path
 ) -> None:
     options = SandboxOptions(conversations=2, gateway_timeout_seconds=0.0)
@@ -168,7 +168,7 @@ def test_a_plan_of_which_no_number_could_be_resolved_fails_with_the_gateways_err
 
 
 @pytest.mark.parametrize(("fault", "error"), [each for each in UNANSWERED if each[0] != "403"])
-def test_a_plan_of_which_no_conversation_could_be_read_fails_with_the_gateways_error(
+def test_a_plan_fails_with_the_gateways_error_if_no_conversation_could_be_read(
     fault: str, error: type[GatewayError], tmp_path: Path
 ) -> None:
     options = SandboxOptions(conversations=2, gateway_timeout_seconds=0.0)
@@ -179,7 +179,7 @@ def test_a_plan_of_which_no_conversation_could_be_read_fails_with_the_gateways_e
             plan(settings_of(box, tmp_path, patience_seconds=0.0), box.phones)
 
 
-def test_conversations_that_cannot_be_read_do_not_count_as_empty_and_are_named(tmp_path: Path) -> None:
+def test_unreadable_conversations_do_not_count_as_empty_and_are_reported(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=10, messages_mean=40, messages_spread=0)) as box:
         for conversation_id in [*box.conversations][:4]:
             box.break_conversation(conversation_id, "403:plain")
@@ -202,7 +202,7 @@ def test_numbers_that_could_not_be_resolved_are_counted_with_their_reasons(tmp_p
 
 
 @pytest.mark.parametrize("position", ["links", "messages"])
-def test_a_token_that_is_refused_ends_the_plan(
+def test_a_rejected_token_ends_the_plan(
     position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.gateway.client.TOKEN_TRIES", 1)

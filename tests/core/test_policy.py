@@ -1,4 +1,4 @@
-"""When a conversation is walked whole again although nothing says that it changed."""
+"""Re-walks: when an unchanged conversation is walked in full again."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_no_walk_is_due_within_half_the_age_and_every_one_is_at_the_age() -> Non
     assert len(due(30)) == len(IDS)
 
 
-def test_what_was_exported_together_is_walked_again_spread_over_the_second_half() -> None:
+def test_re_walks_of_conversations_exported_together_are_spread_over_the_second_half() -> None:
     by_day = Counter({day: len(due(day) - due(day - 1)) for day in range(15, 31)})
 
-    # A fifteenth a day, were it quite even.
+    # On average a fifteenth per day.
     assert max(by_day.values()) < len(IDS) / 10
     assert sum(by_day.values()) == len(IDS)
 
@@ -43,22 +43,22 @@ def test_a_conversation_that_was_due_stays_due_until_it_is_walked() -> None:
 
 
 @pytest.mark.parametrize("status", ["gone", "failed", "incomplete"])
-def test_what_is_not_proven_is_due_at_once(status: ConversationStatus) -> None:
+def test_an_unproven_conversation_is_due_at_once(status: ConversationStatus) -> None:
     assert POLICY.is_due(replace(ENTRY, status=status), "c", EXPORTED)
 
 
-def test_what_is_not_known_or_was_never_walked_whole_is_due_at_once() -> None:
+def test_an_unknown_conversation_and_one_without_a_full_walk_are_due_at_once() -> None:
     assert POLICY.is_due(None, "c", EXPORTED)
     assert POLICY.is_due(replace(ENTRY, full_walk_at=None), "c", EXPORTED)
 
 
-def test_at_no_age_every_walk_is_due_at_every_run() -> None:
+def test_with_an_age_of_zero_every_walk_is_due_in_every_run() -> None:
     policy = ReadPolicy(rewalk_after=timedelta(0))
 
     assert all(policy.is_due(ENTRY, one, EXPORTED) for one in IDS[:100])
 
 
-def test_a_window_without_edges_is_open() -> None:
+def test_a_window_without_bounds_is_open() -> None:
     assert Window().is_open
     assert not Window(since=EXPORTED).is_open
     assert not Window(until=EXPORTED).is_open

@@ -1,4 +1,4 @@
-"""Text from outside renders as plain, short text and shows no number and no secret."""
+"""Foreign text is shown as plain, short text without phone numbers and secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = "api_5f0c1f4e-98a1-4a1b-8f1e-0123456789ab"
 
 
 @given(st.text(max_size=300), st.integers(2, 120))
-def test_any_text_becomes_short_and_without_a_meaning_in_markup_or_terminals(text: str, most: int) -> None:
+def test_any_text_becomes_short_and_harmless_in_markup_and_terminals(text: str, most: int) -> None:
     shown = printable(text, most=most)
 
     assert len(shown) <= most
@@ -24,7 +24,7 @@ def test_any_text_becomes_short_and_without_a_meaning_in_markup_or_terminals(tex
 
 
 @given(st.integers(10**6, 10**15), st.sampled_from(["", " ", "-", ".", ") "]), st.text(max_size=20))
-def test_no_long_number_is_shown_however_it_is_written(number: int, separator: str, around: str) -> None:
+def test_no_long_number_is_shown_in_any_notation(number: int, separator: str, around: str) -> None:
     written = separator.join(re.findall("..?", str(number)))
 
     shown = printable(f"{around}x{written}x{around}")
@@ -40,19 +40,19 @@ def test_no_long_number_is_shown_however_it_is_written(number: int, separator: s
         "org_5f0c1f4e-98a1-4a1b-8f1e-012345678912", "日本語",
     ],
 )  # fmt: skip
-def test_ordinary_names_stay_as_they_are(text: str) -> None:
+def test_ordinary_names_are_unchanged(text: str) -> None:
     assert printable(text) == text
 
 
 @pytest.mark.parametrize("most", [10, 80, 1_000])
-def test_a_secret_is_hidden_also_where_the_text_is_cut(most: int) -> None:
+def test_a_secret_is_hidden_even_if_the_text_is_cut_within_it(most: int) -> None:
     for start in range(most):
         shown = printable("y" * start + TOKEN, most=most, secrets=[TOKEN])
         assert TOKEN[4:14] not in shown
 
 
 @pytest.mark.parametrize("value", [None, 7, 1.5, True, {"886911425977": 1}, ["x"]])
-def test_a_value_that_is_no_text_is_shown_by_its_type(value: object) -> None:
+def test_a_value_that_is_not_text_is_shown_by_its_type(value: object) -> None:
     assert printable(value) == type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""What the core changes in the process of its caller: nothing that outlives its calls."""
+"""Calls of the core leave no changed settings in the process of their caller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBER = "+886911425977"
 LOGIN = "botocore.credentials"
 
 
-def test_a_list_with_long_cells_leaves_the_limit_of_csv_as_it_was(tmp_path: Path) -> None:
+def test_a_list_with_long_cells_does_not_change_the_limit_of_csv(tmp_path: Path) -> None:
     before = csv.field_size_limit(1_000)
     try:
         (tmp_path / "n.csv").write_text(f"phone,note\n{NUMBER},{'x' * 2_000}\n")
@@ -39,7 +39,7 @@ def test_a_list_with_long_cells_leaves_the_limit_of_csv_as_it_was(tmp_path: Path
         csv.field_size_limit(before)
 
 
-def test_lists_with_long_cells_are_read_side_by_side(tmp_path: Path) -> None:
+def test_lists_with_long_cells_are_read_concurrently(tmp_path: Path) -> None:
     before = csv.field_size_limit(1_000)
     try:
         rows = f"{NUMBER},{'x' * 2_000}\n" * 3_000
@@ -61,7 +61,7 @@ def test_lists_with_long_cells_are_read_side_by_side(tmp_path: Path) -> None:
         csv.field_size_limit(before)
 
 
-def test_only_logins_of_our_own_calls_are_kept_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_logins_of_our_calls_are_kept_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger(LOGIN)
     with caplog.at_level(logging.DEBUG):
         with quiet_logins(), quiet_logins():
@@ -75,7 +75,7 @@ def test_only_logins_of_our_own_calls_are_kept_out_of_the_log(caplog: pytest.Log
     assert logger.level == logging.NOTSET
 
 
-def test_a_run_of_the_library_leaves_garbage_collector_and_memory_pool_alone(
+def test_a_run_of_the_library_does_not_change_garbage_collector_and_memory_pool(
     start: StartBox, tmp_path: Path
 ) -> None:
     box = start(conversations=1)

@@ -1,4 +1,4 @@
-"""Which variables a child process inherits."""
+"""The environment variables that a child process inherits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SECRET = (
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_a_process_needs_is_inherited(name: str) -> None:
+def test_variables_that_a_process_needs_are_inherited(name: str) -> None:
     assert inherited_environment({name: "value"}) == {name: "value"}
 
 
 @pytest.mark.parametrize("name", SECRET)
-def test_what_can_be_a_secret_is_not_inherited(name: str) -> None:
+def test_variables_that_may_be_secret_are_not_inherited(name: str) -> None:
     assert inherited_environment({name: "value", "PATH": "/bin"}) == {"PATH": "/bin"}
 
 

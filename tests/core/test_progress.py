@@ -1,4 +1,4 @@
-"""How far a run is, how fast, and how long it will still take."""
+"""The progress of a run: its stage, its speed, and the time left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imbrace_lake.gateway.client import Traffic
 
 
 class Clock:
-    """A monotonic clock that stands still until it is set."""
+    """A monotonic clock that the test sets."""
 
     now = 100.0
 
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
+def test_the_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
     rate = Rate(3.0)
     reported = []
     for seconds, count in ((0, 0), (10, 1_000), (20, 1_100), (24, 1_300)):
@@ -47,7 +47,7 @@ def test_the_time_left_is_unknown_until_some_seconds_were_measured(clock: Clock)
     assert reported == [None, None, 40.0, 80.0]
 
 
-def test_nothing_is_foretold_while_conversations_are_counted_or_none_gets_done(clock: Clock) -> None:
+def test_the_time_left_is_unknown_while_conversations_are_counted_or_none_is_exported(clock: Clock) -> None:
     left = TimeLeft()
     resolving = Progress(stage="resolving", numbers=10, numbers_resolved=5)
     stuck = Progress(stage="exporting", conversations=100, statuses=Counter(complete=7))
@@ -59,7 +59,7 @@ def test_nothing_is_foretold_while_conversations_are_counted_or_none_gets_done(c
     assert reported == [None, None, None]
 
 
-def test_one_line_names_stage_failures_speed_and_time_left(clock: Clock) -> None:
+def test_one_line_shows_stage_failures_speed_and_time_left(clock: Clock) -> None:
     traffic = Traffic()
     progress = Progress(stage="exporting", conversations=1_200, messages_total=5_000, traffic=traffic)
     line = ProgressLine()

@@ -1,4 +1,4 @@
-"""Writers of one conversation: whoever comes second looks again and does what is left."""
+"""Concurrent writers of a conversation: the second one compares again and adds what is missing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ NOW = datetime(2026, 2, 1, tzinfo=UTC)
 ORG, CONVERSATION = "org_1", "c1"
 
 
-@pytest.fixture(params=[16 * 2**20, 2_000, 1], ids=["roomy", "narrow", "no room"], autouse=True)
+@pytest.fixture(params=[16 * 2**20, 2_000, 1], ids=["in memory", "partly in files", "in files"], autouse=True)
 def memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Do everything in memory, in part in files, and in files altogether."""
+    """Run each test in memory, partly in files, and in files."""
     Writer.most_bytes = request.param
     yield
     Writer.most_bytes = MemoryBudget().most_bytes
 
 
 class Writer:
-    """One run that publishes into one conversation."""
+    """A run that publishes into a conversation."""
 
     most_bytes: ClassVar[int]
 
@@ -65,7 +65,7 @@ class Writer:
 
 
 async def texts(lake: Lake) -> list[tuple[str, str, bool]]:
-    """What a reader sees: id, text and deletion of every row, over all parts."""
+    """Return what a reader sees: id, text and deletion of every row, over all parts."""
     parts = await lake.read_parts(await lake.list_parts(ORG, CONVERSATION))
     rows = [row for _, table in parts for row in table.to_pylist()]
     return sorted((row["message_id"], row["text"], row["is_deleted"]) for row in rows)
@@ -99,7 +99,7 @@ def test_of_two_writers_of_one_part_number_the_second_adds_only_what_is_missing(
 
 
 @pytest.mark.slow
-def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_write_every_message_once(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         for start in range(0, 40, 4):
             before = await first.look()
@@ -115,7 +115,7 @@ def test_writers_that_race_in_earnest_lose_and_double_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_of_two_replacements_of_one_part_the_second_is_made_on_top_of_the_first(tmp_path: Path) -> None:
+def test_the_second_replacement_of_a_part_builds_on_the_first(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1), message(2), message(3))
         before = await second.look()
@@ -149,7 +149,9 @@ def test_a_listing_that_is_out_of_date_overwrites_nothing(tmp_path: Path) -> Non
     with_two_writers(tmp_path, job)
 
 
-def test_what_was_read_of_a_part_is_what_is_said_of_it_whatever_the_listing_said(tmp_path: Path) -> None:
+def test_the_metadata_of_a_part_are_those_of_the_bytes_that_were_read_and_not_of_the_listing(
+    tmp_path: Path,
+) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1))
         listed = await second.lake.list_parts(ORG, CONVERSATION)
@@ -170,7 +172,7 @@ def test_every_replaced_version_is_in_the_revisions_of_the_run_that_replaced_it(
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1, "one"), message(2, "one"))
         await first.publish(message(1, "two", version=1), message(2, "one"))
-        # The same run replaces the same part again, as a task that is tried again does.
+        # The same run replaces the same part again, as a retried task does.
         await first.publish(message(1, "three", version=2), message(2, "two", version=1))
         await second.publish(message(1, "four", version=3), message(2, "two", version=1))
 
@@ -187,7 +189,7 @@ def test_every_replaced_version_is_in_the_revisions_of_the_run_that_replaced_it(
     with_two_writers(tmp_path, job)
 
 
-def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path) -> None:
+def test_publishing_the_same_rows_again_writes_nothing(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1), message(2))
         before = await first.lake.store.list("messages/")
@@ -200,13 +202,13 @@ def test_publishing_the_same_twice_writes_nothing_the_second_time(tmp_path: Path
     with_two_writers(tmp_path, job)
 
 
-def test_the_hashes_of_a_publication_lead_from_the_rows_before_to_the_rows_after(tmp_path: Path) -> None:
+def test_a_publication_updates_the_content_hash_from_the_old_rows_to_the_new(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1), message(2), message(3))
         await first.publish(message(1), message(3), is_full_walk=True)
         _, before = (await second.look()).current_hash()
 
-        # One message is edited, one comes back, one is new.
+        # One message is edited, one is restored, one is new.
         done = await second.publish(message(1, "edited", version=1), message(2), message(3), message(4))
 
         _, after = (await second.look()).current_hash()
@@ -229,7 +231,7 @@ def test_a_newer_version_in_the_lake_than_was_read_is_reported_as_a_race(tmp_pat
     with_two_writers(tmp_path, job)
 
 
-def test_a_crash_after_the_revision_is_made_up_for_by_the_next_run(tmp_path: Path) -> None:
+def test_after_a_crash_between_revision_and_part_the_next_run_replaces_the_part(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1, "one"))
         real = first.lake.replace_part
@@ -253,14 +255,14 @@ def test_a_crash_after_the_revision_is_made_up_for_by_the_next_run(tmp_path: Pat
 
 
 @pytest.mark.parametrize("there", [[], [1], [1, 2]])
-def test_what_another_run_adds_during_a_full_walk_is_not_marked_deleted(
+def test_messages_that_another_run_adds_during_a_full_walk_are_not_marked_deleted(
     tmp_path: Path, there: list[int]
 ) -> None:
     async def job(first: Writer, second: Writer) -> None:
         if there:
             await first.publish(*map(message, there))
         before = await second.look()
-        # Between the second run's walk and its writing: one message that its walk did not meet.
+        # Between the second run's walk and its write: a message that its walk did not find.
         await first.publish(message(3))
         done = await second.publish(message(1), message(2), message(4), snapshot=before, is_full_walk=True)
 
@@ -270,7 +272,7 @@ def test_what_another_run_adds_during_a_full_walk_is_not_marked_deleted(
     with_two_writers(tmp_path, job)
 
 
-def test_a_crash_right_after_a_part_was_replaced_loses_no_earlier_version(tmp_path: Path) -> None:
+def test_a_crash_right_after_the_replacement_of_a_part_loses_no_earlier_version(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1, "one"))
         real = first.lake.replace_part
@@ -291,7 +293,7 @@ def test_a_crash_right_after_a_part_was_replaced_loses_no_earlier_version(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_conversation_that_others_never_stop_writing_to_is_left_for_later(tmp_path: Path) -> None:
+def test_a_conversation_to_which_others_keep_writing_is_a_transient_error(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         real = first.lake.add_part
         numbers = iter(range(1_000))

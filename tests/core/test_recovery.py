@@ -1,4 +1,4 @@
-"""Runs that died: whoever comes next closes what they wrote down, and goes on with the same job."""
+"""Recovery: the next run closes the journals of dead runs, and continues one with the same work."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def in_lake(folder: Path, job: Callable[[Lake], Awaitable[None]]) -> None:
 async def die(
     lake: Lake, run_id: str = "dead", *, job: str = JOB, header: dict[str, Any] | None = None
 ) -> None:
-    """What a run leaves that is killed when it has done `a` and not `b`."""
+    """Leave the journal of a run that was killed after `a` and before `b`."""
     async with heartbeat(lake, run_id, "org", lambda: START) as running:
         await running.send(job)
     journal = Journal(lake, run_id, START)
@@ -66,7 +66,7 @@ async def journals(lake: Lake) -> set[str]:
     return {stored.key.split("/")[1] for stored in await lake.store.list("journal/")}
 
 
-def test_a_dead_runs_journal_is_closed_and_the_same_job_goes_on_from_it(tmp_path: Path) -> None:
+def test_the_journal_of_a_dead_run_is_closed_and_the_same_job_continues_from_it(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
@@ -100,7 +100,7 @@ def test_a_dead_letter_is_not_taken_over_from_a_dead_run(tmp_path: Path) -> None
     in_lake(tmp_path, job)
 
 
-def test_another_job_does_not_go_on_from_it_but_closes_it(tmp_path: Path) -> None:
+def test_another_job_closes_the_journal_but_does_not_continue_from_it(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
@@ -110,7 +110,7 @@ def test_another_job_does_not_go_on_from_it_but_closes_it(tmp_path: Path) -> Non
     in_lake(tmp_path, job)
 
 
-def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
+def test_the_journal_of_a_live_run_is_not_closed(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
@@ -121,7 +121,7 @@ def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
     in_lake(tmp_path, job)
 
 
-def test_a_run_of_this_machine_whose_process_is_gone_is_dead_at_once(tmp_path: Path) -> None:
+def test_a_run_of_this_machine_without_a_process_is_dead_at_once(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
 
@@ -133,7 +133,7 @@ def test_a_run_of_this_machine_whose_process_is_gone_is_dead_at_once(tmp_path: P
     in_lake(tmp_path, job)
 
 
-def test_a_cancelled_run_that_is_still_closing_is_left_alone_and_closed_as_cancelled_when_it_is_dead(
+def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
     tmp_path: Path,
 ) -> None:
     async def job(lake: Lake) -> None:
@@ -155,7 +155,7 @@ def test_a_cancelled_run_that_is_still_closing_is_left_alone_and_closed_as_cance
     in_lake(tmp_path, job)
 
 
-def test_a_process_of_another_machine_says_nothing_about_ours(tmp_path: Path) -> None:
+def test_a_process_id_of_another_machine_is_not_looked_up_here(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
 
@@ -168,7 +168,7 @@ def test_a_process_of_another_machine_says_nothing_about_ours(tmp_path: Path) ->
     in_lake(tmp_path, job)
 
 
-def test_what_died_long_ago_is_closed_and_done_again(tmp_path: Path) -> None:
+def test_a_run_that_died_long_ago_is_closed_and_its_work_is_repeated(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
 
@@ -178,7 +178,7 @@ def test_what_died_long_ago_is_closed_and_done_again(tmp_path: Path) -> None:
     in_lake(tmp_path, job)
 
 
-def test_another_attempt_of_the_same_run_goes_on_in_the_same_journal(tmp_path: Path) -> None:
+def test_another_attempt_of_the_same_run_continues_in_the_same_journal(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake, "again")
 
@@ -204,7 +204,7 @@ def test_a_journal_without_a_header_is_closed_when_it_is_old(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"run_id": "dead"}', b'{"odd": 1}', b"\xff"])
-def test_a_header_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, body: bytes) -> None:
+def test_an_unreadable_header_is_like_a_missing_header(tmp_path: Path, body: bytes) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
         await lake.store.overwrite("journal/dead/run.json", body)
@@ -215,7 +215,7 @@ def test_a_header_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, body: b
     in_lake(tmp_path, job)
 
 
-def test_a_header_that_the_store_does_not_give_now_leaves_the_journal_as_it_is(
+def test_a_temporary_error_for_a_header_leaves_the_journal_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def job(lake: Lake) -> None:
@@ -224,7 +224,7 @@ def test_a_header_that_the_store_does_not_give_now_leaves_the_journal_as_it_is(
 
         async def fail(key: str) -> bytes:
             if key == "journal/dead/run.json":
-                raise StoreUnavailable("for a while")
+                raise StoreUnavailable("temporarily")
             return await get(key)
 
         monkeypatch.setattr(lake.store, "get", fail)
@@ -240,7 +240,7 @@ def test_a_header_that_the_store_does_not_give_now_leaves_the_journal_as_it_is(
     in_lake(tmp_path, job)
 
 
-def test_two_runs_that_close_one_journal_at_once_write_the_same(tmp_path: Path) -> None:
+def test_two_runs_that_close_the_same_journal_at_once_write_the_same(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await asyncio.gather(*(die(lake, f"dead-{number}") for number in range(12)))
         async with open_lake(str(tmp_path), now=None) as other:
@@ -259,7 +259,7 @@ def test_two_runs_that_close_one_journal_at_once_write_the_same(tmp_path: Path) 
     in_lake(tmp_path, job)
 
 
-def test_of_several_dead_runs_the_latest_word_on_a_conversation_counts(tmp_path: Path) -> None:
+def test_of_several_dead_runs_the_latest_entry_of_a_conversation_counts(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         for run_id, hour in (("x", 3), ("y", 5), ("z", 4)):
             await die(lake, run_id)
@@ -271,7 +271,7 @@ def test_of_several_dead_runs_the_latest_word_on_a_conversation_counts(tmp_path:
     in_lake(tmp_path, job)
 
 
-def test_a_run_that_died_after_it_had_ended_is_done_and_not_gone_on_from(tmp_path: Path) -> None:
+def test_a_run_that_died_after_its_end_is_not_continued(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
         row = {"run_id": "dead", "organization_id": "org", "status": "complete"}
@@ -289,7 +289,7 @@ def test_a_run_that_died_after_it_had_ended_is_done_and_not_gone_on_from(tmp_pat
     in_lake(tmp_path, job)
 
 
-def test_a_run_that_died_while_it_closed_is_closed_again_without_a_second_copy(tmp_path: Path) -> None:
+def test_a_run_that_died_while_closing_is_closed_again_without_duplicates(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)
         before = await lake.store.list("journal/")
@@ -311,7 +311,7 @@ def test_a_journal_remains_until_the_row_of_its_run_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*args: object) -> None:
-        raise StoreUnavailable("for a while")
+        raise StoreUnavailable("temporarily")
 
     async def job(lake: Lake) -> None:
         await die(lake)
@@ -326,7 +326,7 @@ def test_a_journal_remains_until_the_row_of_its_run_is_written(
     in_lake(tmp_path, job)
 
 
-def test_a_job_is_what_is_to_be_done_in_whatever_order() -> None:
+def test_a_job_does_not_depend_on_the_order_of_its_input() -> None:
     assert work_fingerprint(["a", "b"]) == work_fingerprint(iter(["b", "a"]))
     assert (
         len(
@@ -345,7 +345,7 @@ def test_a_job_is_what_is_to_be_done_in_whatever_order() -> None:
     )
 
 
-def test_the_heartbeat_renews_the_header_and_survives_a_store_that_fails_for_a_while(
+def test_the_heartbeat_renews_the_header_and_survives_temporary_errors_of_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_lake.export.recovery.RENEW_SECONDS", 0.005)
@@ -358,7 +358,7 @@ def test_the_heartbeat_renews_the_header_and_survives_a_store_that_fails_for_a_w
         real = lake.store.overwrite
 
         async def fail(*args: object) -> Any:
-            raise StoreUnavailable("for a while")
+            raise StoreUnavailable("temporarily")
 
         async with heartbeat(lake, "r", "org", lambda: next(ticks)) as running:
             await running.send(JOB)

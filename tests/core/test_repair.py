@@ -1,4 +1,4 @@
-"""Lakes of hostile values that an earlier version wrote: read, extended, and repaired."""
+"""Lakes with hostile values from an earlier version are read, extended and repaired."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LOST = {"m07", "m08", "m09"}
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """The old lake, and the gateway as it was."""
+    """Return the old lake, and the gateway as it was."""
     shutil.copytree(make_hostile_lake.LAKE, tmp_path / "lake")
     with Sandbox(SandboxOptions(conversations=0)) as box:
         box.put(make_hostile_lake.hostile_messages(), conversation_id=CONVERSATION)
@@ -59,13 +59,13 @@ def objects(bench: Bench) -> dict[Path, bytes]:
 
 
 def items(bench: Bench) -> dict[str, str]:
-    """Every message as the lake rebuilds it."""
+    """Return every message as the lake rebuilds it."""
     rows = bench.rows().to_pylist()
     return {row["message_id"]: write(to_item(row), is_sorted=True) for row in rows}
 
 
 def walk_again(bench: Bench) -> Any:
-    """A complete read of every conversation, as after thirty days."""
+    """Walk every conversation in full, as after thirty days."""
     bench.now += timedelta(days=40)
     return bench.run()
 
@@ -78,7 +78,7 @@ def is_strict(bench: Bench) -> bool:
         return False
 
 
-def test_an_old_lake_is_read_and_verified_as_it_is(bench: Bench) -> None:
+def test_an_old_lake_is_read_and_verified_without_a_repair(bench: Bench) -> None:
     sent = {
         parse(one)["_id"]: write(parse(one), is_sorted=True) for one in make_hostile_lake.hostile_messages()
     }
@@ -88,7 +88,7 @@ def test_an_old_lake_is_read_and_verified_as_it_is(bench: Bench) -> None:
     assert {key: value for key, value in items(bench).items() if sent.get(key, value) != value}.keys() == LOST
 
 
-def test_values_that_an_old_lake_kept_are_not_edits(bench: Bench) -> None:
+def test_values_from_an_old_lake_are_not_edits(bench: Bench) -> None:
     summary = walk_again(bench)
 
     edits = {row["message_id"] for row in bench.ledger("revisions")}
@@ -126,7 +126,7 @@ def test_a_repaired_lake_has_strict_json_and_the_same_messages(bench: Bench, mem
     with duckdb.connect() as connection:
         messages = connection.read_parquet(f"{bench.lake}/messages/**/*.parquet")
         assert len(messages.project("content->>'text', extra->>'x'").fetchall()) == len(before)
-    # A repaired part states the proof that the ledger has of its conversation.
+    # A repaired part states the proof of its conversation from the ledger.
     report = judge_part(Path(bench.lake, found.keys[0]))
     assert report.is_proven
     assert report.claim is not None
@@ -135,7 +135,7 @@ def test_a_repaired_lake_has_strict_json_and_the_same_messages(bench: Bench, mem
     assert proof in {tuple(row[name] for name in PROOF) for row in bench.ledger("conversations")}
 
 
-def test_after_a_repair_an_idle_run_sees_nothing_changed(bench: Bench) -> None:
+def test_after_a_repair_a_run_finds_all_conversations_unchanged(bench: Bench) -> None:
     repair(bench)
     before = objects(bench)
 
@@ -149,7 +149,7 @@ def test_after_a_repair_an_idle_run_sees_nothing_changed(bench: Bench) -> None:
     assert bench.verify().is_sound
 
 
-def test_after_a_repair_a_complete_read_sees_no_edits_but_of_what_was_lost(bench: Bench) -> None:
+def test_after_a_repair_a_full_walk_finds_only_the_values_that_were_lost(bench: Bench) -> None:
     repair(bench)
 
     walk_again(bench)
@@ -168,7 +168,7 @@ def test_a_second_repair_finds_nothing_and_writes_nothing(bench: Bench) -> None:
     assert objects(bench) == before
 
 
-def test_the_lake_of_the_first_version_is_repaired_where_it_has_long_numbers(tmp_path: Path) -> None:
+def test_long_numbers_in_a_lake_of_the_first_version_are_repaired(tmp_path: Path) -> None:
     shutil.copytree(make_lake.LAKE, tmp_path / "lake")
     with Sandbox(SandboxOptions(conversations=0)) as box:
         bench = Bench(box, str(tmp_path / "lake"))
@@ -205,7 +205,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writes", range(1, 9))
-def test_a_repair_that_is_killed_leaves_a_sound_lake_and_the_next_one_ends_it(
+def test_a_killed_repair_leaves_a_sound_lake_and_the_next_one_completes_it(
     bench: Bench, writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = items(bench)
@@ -229,7 +229,7 @@ def test_a_repair_that_is_killed_leaves_a_sound_lake_and_the_next_one_ends_it(
 
 
 def kill_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End the process, as it were, before the given write to the store."""
+    """Simulate a kill before the given write to the store."""
     from imbrace_lake.store.local import LocalStore
 
     done = 0
@@ -246,7 +246,7 @@ def kill_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(LocalStore, name, counted)
 
 
-def test_an_edit_that_comes_between_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_during_a_repair_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Lake.replace_part
     edits: list[str] = []
 
@@ -290,7 +290,7 @@ def test_an_export_that_began_before_the_repair_may_end_after_it(bench: Bench) -
     assert not bench.wrong_hashes()
 
 
-def test_revisions_are_strict_json_even_of_a_lake_that_is_not(bench: Bench) -> None:
+def test_revisions_are_strict_json_even_if_the_lake_is_not(bench: Bench) -> None:
     bench.box.edit(CONVERSATION, ["m00", "m02", "m03"])
 
     bench.run()
@@ -310,7 +310,7 @@ DEEP_JSON = ["[" * 100_000, "[" * 1_000 + "]" * 1_000, '{"checksum":"0","a":' + 
 
 
 @pytest.mark.parametrize("body", DEEP_JSON, ids=["unclosed", "array", "object"])
-def test_a_marker_that_is_nested_deeply_is_damaged(bench: Bench, body: str) -> None:
+def test_a_deeply_nested_marker_is_damaged(bench: Bench, body: str) -> None:
     Path(bench.lake, "lake.json").write_text(body)
 
     with pytest.raises(StoreError, match=r"lake\.json is damaged"):
@@ -318,7 +318,7 @@ def test_a_marker_that_is_nested_deeply_is_damaged(bench: Bench, body: str) -> N
 
 
 @pytest.mark.parametrize("body", DEEP_JSON, ids=["unclosed", "array", "object"])
-def test_a_header_in_the_journal_that_is_nested_deeply_stops_no_run(bench: Bench, body: str) -> None:
+def test_a_deeply_nested_header_of_a_journal_stops_no_run(bench: Bench, body: str) -> None:
     header = Path(bench.lake, "journal", "dead", "run.json")
     header.parent.mkdir(parents=True)
     header.write_text(body)
@@ -327,7 +327,7 @@ def test_a_header_in_the_journal_that_is_nested_deeply_stops_no_run(bench: Bench
 
 
 @pytest.mark.parametrize("body", [*DEEP_JSON, "{}", '{"run_id":1,"until":2}'])
-def test_a_damaged_lock_is_one_sentence(tmp_path: Path, body: str) -> None:
+def test_a_damaged_lock_is_reported_in_one_sentence(tmp_path: Path, body: str) -> None:
     async def run() -> None:
         async with open_store(str(tmp_path)) as store:
             await store.overwrite(LOCK, body.encode())
@@ -355,7 +355,7 @@ def test_a_conversation_with_a_message_of_any_depth_is_exported(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_message_nested_without_end_costs_its_conversation_only(tmp_path: Path) -> None:
+def test_a_message_nested_without_end_fails_only_its_conversation(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=0)) as box:
         box.put(make_hostile_lake.plain_messages(), conversation_id=LATER)
         box.put([hostile.message("deep", hostile.nested(100_000))], conversation_id="deep")

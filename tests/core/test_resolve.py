@@ -1,4 +1,4 @@
-"""Resolving: every input number ends with exactly one status, whatever the links endpoint does."""
+"""Resolving: every input number gets exactly one status, whatever the links endpoint answers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def link(conversation_id: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("shape", ["array", "envelope", "alternating"])
-def test_every_input_number_ends_with_exactly_one_status(start: StartBox, tmp_path: Path, shape: str) -> None:
+def test_every_input_number_gets_exactly_one_status(start: StartBox, tmp_path: Path, shape: str) -> None:
     box = start(conversations=150, links_shape=shape)
     numbers = [*box.phones, "no number", box.phones[0], "+886911425977"]
 
@@ -88,7 +88,7 @@ def test_every_input_number_ends_with_exactly_one_status(start: StartBox, tmp_pa
     assert sorted(result.conversation_ids) == sorted(box.conversations)
 
 
-def test_masked_numbers_are_known_by_their_hash_alone(start: StartBox, tmp_path: Path) -> None:
+def test_masked_numbers_have_only_their_hash(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=5)
 
     _, rows = resolved(client_of(box), tmp_path, box.phones, is_masked=True)
@@ -99,7 +99,7 @@ def test_masked_numbers_are_known_by_their_hash_alone(start: StartBox, tmp_path:
         assert not any(phone[1:].encode() in path.read_bytes() for phone in box.phones)
 
 
-def test_no_number_needs_no_request(start: StartBox, tmp_path: Path) -> None:
+def test_an_empty_list_needs_no_request(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=1)
 
     result, rows = resolved(client_of(box), tmp_path, ["nonsense"])
@@ -109,7 +109,7 @@ def test_no_number_needs_no_request(start: StartBox, tmp_path: Path) -> None:
     assert box.stats().requests == {}
 
 
-def test_many_numbers_travel_in_batches(start: StartBox, tmp_path: Path) -> None:
+def test_many_numbers_are_sent_in_batches(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=250)
 
     result, _ = resolved(client_of(box), tmp_path, box.phones)
@@ -118,10 +118,10 @@ def test_many_numbers_travel_in_batches(start: StartBox, tmp_path: Path) -> None
     assert box.stats().requests["links"] == -(-len(box.phones) // 100)
 
 
-# -- what goes wrong ------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_was_cut_is_asked_for_what_it_left_out(start: StartBox, tmp_path: Path) -> None:
+def test_numbers_missing_from_an_answer_are_requested_again(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=30)
     box.fail_next("short", "short")
 
@@ -131,7 +131,7 @@ def test_an_answer_that_was_cut_is_asked_for_what_it_left_out(start: StartBox, t
     assert "error" not in result.statuses
 
 
-def test_a_number_that_is_left_out_every_time_has_no_conversation() -> None:
+def test_a_number_missing_from_every_answer_has_no_conversation() -> None:
     asked: list[list[str]] = []
 
     def answer(numbers: list[str]) -> httpx.Response:
@@ -150,7 +150,7 @@ def test_a_number_that_is_left_out_every_time_has_no_conversation() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 3, 6])
-def test_a_number_that_spoils_its_request_stands_alone_in_the_end(position: int) -> None:
+def test_a_number_that_fails_its_request_is_isolated(position: int) -> None:
     good = [PhoneNumber(f"+88691142597{n}") for n in range(6)]
     phones = [*good[:position], BAD, *good[position:]]
 
@@ -169,7 +169,7 @@ def test_a_number_that_spoils_its_request_stands_alone_in_the_end(position: int)
     assert found[BAD].error
 
 
-def test_a_number_whose_answer_never_names_a_conversation_is_an_error_and_costs_no_other() -> None:
+def test_a_number_without_a_conversation_in_its_entry_is_the_only_error() -> None:
     asked: list[list[str]] = []
 
     def answer(numbers: list[str]) -> httpx.Response:
@@ -188,7 +188,7 @@ def test_a_number_whose_answer_never_names_a_conversation_is_an_error_and_costs_
     assert asked == [[ONE[1:], BAD[1:]], [BAD[1:]], [BAD[1:]]]
 
 
-def test_an_outage_is_an_error_of_its_numbers_and_worth_another_try(start: StartBox, tmp_path: Path) -> None:
+def test_an_outage_is_a_transient_error_of_its_numbers(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=3)
     box.break_conversation("links", "503")
 
@@ -221,7 +221,7 @@ def test_the_reasons_of_unresolved_numbers_are_counted(
     assert (count, reason in counted) == (len(box.phones), True)
 
 
-def test_a_number_that_is_rejected_alone_keeps_the_class_of_the_error(start: StartBox) -> None:
+def test_an_isolated_number_keeps_the_class_of_its_error(start: StartBox) -> None:
     box = start(conversations=3)
     box.break_conversation("links", "400")
 
@@ -231,7 +231,7 @@ def test_a_number_that_is_rejected_alone_keeps_the_class_of_the_error(start: Sta
     assert {one.reason for one in found.values()} == {"the gateway rejects this request with status 400"}
 
 
-def test_a_redirect_is_not_asked_again_for_each_number(start: StartBox, tmp_path: Path) -> None:
+def test_a_redirect_is_not_requested_again_for_each_number(start: StartBox, tmp_path: Path) -> None:
     box = start(conversations=30)
     box.break_conversation("links", "302")
 
@@ -241,7 +241,7 @@ def test_a_redirect_is_not_asked_again_for_each_number(start: StartBox, tmp_path
     assert box.stats().requests == {"links": 1}
 
 
-def test_what_every_request_would_meet_is_raised_and_leaves_no_request_behind(
+def test_an_error_of_every_request_is_raised_and_leaves_no_request_behind(
     start: StartBox, tmp_path: Path
 ) -> None:
     box = start(conversations=300)

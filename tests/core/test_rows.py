@@ -1,4 +1,4 @@
-"""Rows in sorted files are the rows that would be in memory, whatever came in whatever order."""
+"""Rows in sorted files equal rows in memory, in whatever order they were added."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def item(number: int, version: int, created: int | None) -> dict[str, Any]:
 
 
 def page(rng: Random, newest: int) -> pa.Table:
-    """Messages around a place in the list, newest first, some of them met before in another version."""
+    """Make messages around an index of the list, newest first, some in another version than before."""
     numbers = sorted({max(0, newest - rng.randrange(30)) for _ in range(rng.randint(1, 20))}, reverse=True)
     items = []
     for number in numbers:
-        # Ties, messages without a time, and now and then one that another version dates otherwise.
+        # Equal times, messages without a time, and now and then one whose time differs by version.
         created = None if number % 13 == 0 else number // 3 + (rng.randrange(9) if rng.random() < 0.05 else 0)
         items.append(item(number, rng.randrange(3), created))
     return to_rows(items, [one["_id"] for one in items], ORIGIN)
@@ -63,7 +63,7 @@ def spilled(rows: Rows) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_what_was_spilled_is_what_would_be_in_memory(
+def test_spilled_rows_equal_rows_in_memory(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(sorting, "BATCH_ROWS", 7)
@@ -91,12 +91,12 @@ def test_what_was_spilled_is_what_would_be_in_memory(
 
 
 @pytest.mark.parametrize("is_counted", [True, False])
-def test_pages_in_order_and_others_become_the_same_rows(tmp_path: Path, is_counted: bool) -> None:
+def test_pages_in_any_order_become_the_same_rows(tmp_path: Path, is_counted: bool) -> None:
     rng = Random(2)
     read = [page(rng, newest) for newest in range(400, 0, -20)]
     every = in_order(without_repeats(pa.concat_tables(read)))
     cuts = [every.slice(begin, 9) for begin in range(0, every.num_rows, 9)]
-    # As they come from a list that stands still, and in whatever order.
+    # In the order of an unchanged list, and in any other order.
     for pages in (cuts[::-1], cuts, rng.sample(cuts, len(cuts))):
         with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
             buffer = SortBuffer(reservation)
@@ -118,7 +118,7 @@ def test_pages_that_share_messages_hold_each_once(
     starts = [max(0, end - 10 - shared) for end in range(100, 0, -10)]
     pages = [every.slice(start, end - start) for start, end in zip(starts, range(100, 0, -10), strict=True)]
     if shared <= OVERLAP:
-        # What a walk of a list that stands still reads needs no look at every row.
+        # Pages of an unchanged list are added without comparing every row.
         monkeypatch.delattr("imbrace_lake.lake.rows.without_repeats")
     with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
         buffer = SortBuffer(reservation)
@@ -128,7 +128,7 @@ def test_pages_that_share_messages_hold_each_once(
         assert pa.concat_tables(buffer.rows(distinct=100).batches()).equals(every)
 
 
-def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts(tmp_path: Path) -> None:
+def test_of_a_message_edited_between_two_pages_the_later_version_counts(tmp_path: Path) -> None:
     newer = [item(number, 0, number) for number in (1, 2, 3)]
     older = [item(0, 0, 0), item(1, 1, 1)]
     with Reservation(MemoryBudget(), lambda: tmp_path) as reservation:
@@ -142,7 +142,7 @@ def test_of_a_message_that_was_edited_between_two_pages_the_later_version_counts
     assert rows.column("updated_at").null_count == 3
 
 
-def test_a_choice_is_made_among_the_versions_that_count(
+def test_rows_are_filtered_after_their_latest_version_is_chosen(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sorting, "BATCH_ROWS", 7)
@@ -177,7 +177,7 @@ def test_rows_that_fit_stay_in_memory_and_no_folder_is_made(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_files_go_when_the_reservation_ends_however_it_ends(tmp_path: Path) -> None:
+def test_files_are_removed_however_the_reservation_ends(tmp_path: Path) -> None:
     memory = MemoryBudget(most_bytes=1)
 
     def fail() -> None:
@@ -193,7 +193,7 @@ def test_files_go_when_the_reservation_ends_however_it_ends(tmp_path: Path) -> N
     assert (memory.reserved_bytes, memory.reservations) == (0, 0)
 
 
-def test_the_long_conversation_gives_way_and_not_the_short_ones(tmp_path: Path) -> None:
+def test_the_long_conversation_spills_and_not_the_short_ones(tmp_path: Path) -> None:
     memory = MemoryBudget(most_bytes=100_000)
     rng = Random(2)
     with Reservation(memory, lambda: tmp_path) as long, Reservation(memory, lambda: tmp_path) as short:

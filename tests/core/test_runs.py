@@ -1,4 +1,4 @@
-"""One run from its opening to its summary: the same facts in the summary and in the ledger."""
+"""A run from its opening to its summary, with the same facts in the summary and in the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.gateways import open_run
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """Ten conversations."""
+    """Start a gateway with ten conversations."""
     return start(conversations=10, gateway_timeout_seconds=0.0)
 
 
@@ -61,7 +61,7 @@ def run_once(
     return asyncio.run(main())
 
 
-def test_a_complete_run_says_so_in_the_summary_and_in_the_ledger(box: Sandbox, tmp_path: Path) -> None:
+def test_a_complete_run_is_complete_in_the_summary_and_in_the_ledger(box: Sandbox, tmp_path: Path) -> None:
     summary, rows = run_once(box, tmp_path)
 
     messages = sum(box.conversations.values())
@@ -123,7 +123,7 @@ def test_a_summary_is_plain_json(box: Sandbox, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_missing_decides_how_a_run_ends(
+def test_the_outcome_of_a_run_depends_on_what_is_missing(
     box: Sandbox,
     tmp_path: Path,
     broken: int,
@@ -157,7 +157,7 @@ def test_a_run_in_which_no_number_could_be_resolved_has_failed(box: Sandbox, tmp
     )
 
 
-def test_a_run_that_could_not_go_on_says_why(box: Sandbox, tmp_path: Path) -> None:
+def test_a_run_that_cannot_continue_states_the_reason(box: Sandbox, tmp_path: Path) -> None:
     summary, rows = run_once(box, tmp_path, failure="the gateway does not accept the token")
 
     assert summary.status == rows[0]["status"] == "failed"
@@ -165,7 +165,7 @@ def test_a_run_that_could_not_go_on_says_why(box: Sandbox, tmp_path: Path) -> No
     assert summary.totals.conversations == {"complete": 10}
 
 
-def test_each_dead_letter_says_what_can_be_done_about_it(box: Sandbox, tmp_path: Path) -> None:
+def test_each_dead_letter_has_its_advice(box: Sandbox, tmp_path: Path) -> None:
     refused, malformed, gone = list(box.conversations)[:3]
     box.break_conversation(refused, "400")
     box.break_conversation(malformed, "not_json")
@@ -183,7 +183,9 @@ def test_each_dead_letter_says_what_can_be_done_about_it(box: Sandbox, tmp_path:
     )
 
 
-def test_a_summary_lists_so_many_dead_letters_and_counts_them_all(start: StartBox, tmp_path: Path) -> None:
+def test_a_summary_lists_dead_letters_up_to_a_limit_and_counts_them_all(
+    start: StartBox, tmp_path: Path
+) -> None:
     box = start(conversations=0)
 
     async def main() -> RunSummary:
@@ -200,7 +202,7 @@ def test_a_summary_lists_so_many_dead_letters_and_counts_them_all(start: StartBo
 
 
 @pytest.mark.parametrize("missing", ["token", "organization", "lake"])
-def test_a_run_without_what_it_needs_does_not_begin(box: Sandbox, tmp_path: Path, missing: str) -> None:
+def test_a_run_without_a_required_setting_does_not_begin(box: Sandbox, tmp_path: Path, missing: str) -> None:
     async def main() -> None:
         async with open_run(settings_for(box, tmp_path, **{missing: None}), "run_1"):
             pytest.fail("it began")
@@ -225,7 +227,7 @@ def test_settings_shape_the_run(box: Sandbox, tmp_path: Path) -> None:
     assert progress.limiter is run.gateway.limiter
 
 
-def test_on_a_store_without_conditions_the_run_holds_the_lock(
+def test_a_run_holds_the_lock_of_a_store_without_conditional_writes(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
@@ -241,7 +243,7 @@ def test_on_a_store_without_conditions_the_run_holds_the_lock(
     assert "run one export at a time" in caplog.text
 
 
-def test_progress_moves_from_nothing_to_all(box: Sandbox, tmp_path: Path) -> None:
+def test_progress_moves_from_zero_to_all(box: Sandbox, tmp_path: Path) -> None:
     progress = Progress(numbers=10, conversations=10)
     shares = [progress.share()]
 

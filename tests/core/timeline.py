@@ -1,4 +1,4 @@
-"""What happens to conversations from one run to the next, and what the lake must say of it afterwards."""
+"""Random changes of conversations between runs, and the state that the lake must have after them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from imbrace_sandbox import Sandbox
 from tests.core.lake_runs import Bench, Message, Row, by_message
 
 PAGE = 100
-# Longer than this, and a conversation has messages that no look-back reaches.
+# A longer conversation has messages that no look-back reaches.
 LOOK_BACK = 200
 
 
 @dataclass
 class Round:
-    """What happened between two runs.
+    """The changes between two runs.
 
     Attributes:
-        grown: How many messages each conversation grew by.
-        edited_near, edited_far: Messages edited, with the object that each was before.
-        lost: Messages deleted.
-        vanished: Conversations that the gateway does not have any more.
+        grown: The number of new messages by conversation.
+        edited_near, edited_far: Edited messages, with the previous object of each.
+        lost: Deleted messages.
+        vanished: Deleted conversations.
     """
 
     grown: dict[str, int] = field(default_factory=dict)
@@ -36,13 +36,13 @@ class Round:
 
     @property
     def new_pages(self) -> int:
-        """How many pages hold what is new."""
+        """Return the number of pages with new messages."""
         return sum(math.ceil(many / PAGE) for many in self.grown.values())
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many conversations of each kind a round has."""
+    """The number of conversations with each kind of change in a round."""
 
     grow: int
     edit_near: int
@@ -53,7 +53,7 @@ class Amounts:
 
 @dataclass
 class Timeline:
-    """Rounds of changes at a fake gateway, decided by a seed."""
+    """Rounds of random changes at a fake gateway, reproducible by a seed."""
 
     box: Sandbox
     rng: Random
@@ -62,11 +62,11 @@ class Timeline:
 
     @property
     def present(self) -> list[str]:
-        """The conversations that the gateway has."""
+        """Return the conversations that the gateway still has."""
         return [one for one in self.box.conversations if one not in self.vanished]
 
     def next_round(self) -> Round:
-        """Let things happen, each to other conversations."""
+        """Make the changes, each kind to other conversations."""
         sizes = self.box.conversations
         amounts = self.amounts
         present = self.present
@@ -105,10 +105,10 @@ class Timeline:
 
 
 def live_through(bench: Bench, timeline: Timeline, rounds: int) -> list[tuple[int, int]]:
-    """Live through some rounds, each followed by an incremental run and by the scheduled re-walk.
+    """Make rounds of changes, each followed by an incremental run and by the scheduled re-walk.
 
     Returns:
-        For each round, the incremental run's requests and the most that it may have made.
+        The number of requests of the incremental run and its upper bound, for each round.
     """
     costs = []
     bench.run()
@@ -146,7 +146,7 @@ def _assert_recorded(
     before: dict[Message, Row],
     after: dict[Message, Row],
 ) -> None:
-    """What the last run found is in the lake with its times, what was before is in `revisions`, no more."""
+    """Assert that the lake has each change with its time, and `revisions` each previous version, no more."""
     now = bench.now
     replaced = [row for row in bench.ledger("revisions") if row["replaced_at"] == now]
     revisions = {(row["conversation_id"], row["message_id"]): row for row in replaced}

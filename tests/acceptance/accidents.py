@@ -1,4 +1,4 @@
-"""Exceptions that nobody foresaw: at random in the steps of a conversation, or in one step of a flow."""
+"""Unexpected exceptions, at random in the steps of a conversation, or in one step of a flow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import aiohttp
 import httpx
 import pyarrow as pa
 
-# Each carries what must never leave the run.
+# Each contains text that must never leave the run.
 SECRET = "leaked-by-an-exception"
 
 Raise = Callable[[], Exception]
@@ -50,14 +50,14 @@ EXCEPTIONS: tuple[Raise, ...] = (
 
 
 def install(seed: int, share: float) -> Callable[[], None]:
-    """Let a share of the calls of each step raise.
+    """Make a share of the calls of each step raise.
 
     Args:
-        seed: Of the choice of calls and exceptions.
-        share: Of the calls, 0 to 1.
+        seed: The seed of the choice of calls and exceptions.
+        share: The share of calls that raise, 0 to 1.
 
     Returns:
-        What ends it.
+        A function that restores the originals.
     """
     from imbrace_lake.export import conversation
     from imbrace_lake.export.recovery import ChunkJournal
@@ -86,14 +86,14 @@ def install(seed: int, share: float) -> Callable[[], None]:
 
 
 def break_step(name: str, number: int) -> Callable[[], None]:
-    """Let one function raise an exception each time it is called.
+    """Make a function raise an exception on each call.
 
     Args:
-        name: Of the function, with its module.
-        number: Of the exception.
+        name: The name of the function, with its module.
+        number: The number of the exception.
 
     Returns:
-        What ends it.
+        A function that restores the originals.
     """
 
     def fail(*arguments: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""What the acceptance tests share: a Prefect server, a process that runs flows, the real conversations."""
+"""Fixtures of the acceptance tests: a Prefect server, a process that runs flows, the real conversations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.acceptance.exporter import ROOT, Exporter
 from tests.prefect_homes import make_home
 
 DATA_VARIABLE = "IMBRACE_ACCEPTANCE_DATA"
-DATA_PLACE = "../shared/data/support-conversations.jsonl.gz"
+DATA_PATH = "../shared/data/support-conversations.jsonl.gz"
 
 
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """Run the command line's own Prefect server, in a home of the test run's."""
+    """Run the local Prefect server of the command line, in a home of the test run."""
     home = make_home(tmp_path_factory, "home")
     server = ensure_server(home)
     with keep_alive(home):
@@ -35,8 +35,8 @@ def exporter(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="package")
 def real_conversations() -> Path:
-    """Find the file of real conversations, which is not part of the project."""
-    path = Path(os.environ.get(DATA_VARIABLE) or ROOT / DATA_PLACE)
+    """Return the file of real conversations, which is not part of the project."""
+    path = Path(os.environ.get(DATA_VARIABLE) or ROOT / DATA_PATH)
     if not path.is_file():
-        pytest.skip(f"the real conversations are not here: put them at {DATA_PLACE} or set {DATA_VARIABLE}")
+        pytest.skip(f"the real conversations are missing: put them at {DATA_PATH} or set {DATA_VARIABLE}")
     return path

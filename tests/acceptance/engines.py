@@ -1,4 +1,4 @@
-"""Reads every message of a lake with each of the engines that people use, without this project's code."""
+"""Read every message of a lake with common query engines, without this project's code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Read = Callable[[str, Seaweed | None], pa.Table]
 
 
 def with_duckdb(folder: str, s3: Seaweed | None) -> pa.Table:
-    """DuckDB reads local files itself, and those on S3 as a pyarrow dataset.
+    """Read local files with DuckDB, and files on S3 through a pyarrow dataset.
 
-    Its own S3 reader is an extension that has to be downloaded, which a test must not depend on.
+    DuckDB's S3 reader is an extension that has to be downloaded, which a test must not depend on.
     """
     with duckdb.connect() as connection:
         if s3 is None:
@@ -35,7 +35,7 @@ def with_duckdb(folder: str, s3: Seaweed | None) -> pa.Table:
 
 
 def with_pandas(folder: str, s3: Seaweed | None) -> pa.Table:
-    """pandas reads the folder as one data set, through s3fs where it is on S3."""
+    """Read the folder with pandas as one data set, through s3fs if it is on S3."""
     options: dict[str, Any] = {}
     if s3 is not None:
         endpoint = {"endpoint_url": s3.endpoint_url}
@@ -45,7 +45,7 @@ def with_pandas(folder: str, s3: Seaweed | None) -> pa.Table:
 
 
 def with_polars(folder: str, s3: Seaweed | None) -> pa.Table:
-    """Polars scans the folder, through its own S3 client where it is on S3."""
+    """Scan the folder with Polars, through its S3 client if it is on S3."""
     options: dict[str, Any] = {}
     if s3 is not None:
         options["storage_options"] = {
@@ -63,13 +63,13 @@ ENGINES: dict[str, Read] = {"duckdb": with_duckdb, "pandas": with_pandas, "polar
 
 
 def _uniform(table: pa.Table) -> pa.Table:
-    """The same types whichever engine the rows come from; a value that does not fit is an error."""
+    """Cast the rows of any engine to the same types; a value that does not fit is an error."""
     types = [pa.string(), pa.string(), pa.string(), pa.timestamp("ms", "UTC")]
     return table.select(COLUMNS).cast(pa.schema(list(zip(COLUMNS, types, strict=True))))
 
 
 def dataset(folder: str, s3: Seaweed | None) -> ds.Dataset:
-    """Everything below a folder, as pyarrow sees it."""
+    """Return all files below a folder as a pyarrow dataset."""
     if s3 is None:
         return ds.dataset(folder)
     files = pafs.S3FileSystem(

@@ -1,4 +1,4 @@
-"""Runs the export flow in a process of its own, and says how it ended."""
+"""Run the export flow in a separate process, and return its outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNNER = "tests.acceptance.runner"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a flow run ended; `summary` is what `imbrace-lake export --json` would print."""
+    """The outcome of a flow run; `summary` is the output of `imbrace-lake export --json`."""
 
     state_type: str
     state_name: str
@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The sums of the run; it must have come as far as a summary."""
+        """Return the totals of the run, which must have a summary."""
         assert self.summary is not None, self.message
         totals: dict[str, Any] = self.summary["totals"]
         return totals
@@ -49,8 +49,8 @@ class Exporter:
 
     Args:
         server: The Prefect server that sees the runs.
-        folder: Its working directory, where no settings lie about; its console goes to `console`.
-        is_debugging: Every logger of the process writes all it has.
+        folder: Its working directory, without a `.env`; its console output goes to the file `console`.
+        is_debugging: Whether every logger of the process writes debug messages.
     """
 
     def __init__(self, server: LocalServer, folder: Path, *, is_debugging: bool = False) -> None:
@@ -106,7 +106,7 @@ class Exporter:
         self._process.stdin.flush()
 
     def finish(self) -> Outcome:
-        """Wait for the end of the run that was begun."""
+        """Wait for the end of the run."""
         assert self._answers is not None
         line = self._answers.readline()
         assert line, f"the process that runs flows has ended:\n{self.console.read_text()[-4000:]}"
@@ -123,14 +123,14 @@ class Exporter:
         return watched(self._process.pid)
 
     def kill(self) -> None:
-        """End the process as a power failure would."""
+        """Kill the process, as a power failure would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
 
 def settings_for(box: Sandbox, lake: str | Path, **others: str) -> dict[str, str]:
-    """Settings of an export from a fake gateway; `others` are further ones, without their prefix."""
+    """Return the settings of an export from a fake gateway; `others` are without their prefix."""
     return {
         "IMBRACE_TOKEN": box.options.token,
         "IMBRACE_ORGANIZATION": box.options.organization_id,
@@ -141,7 +141,7 @@ def settings_for(box: Sandbox, lake: str | Path, **others: str) -> dict[str, str
 
 
 def credentials(s3: Seaweed) -> dict[str, str]:
-    """The environment in which AWS tools find the test's S3 server."""
+    """Return the environment in which AWS tools find the test's S3 server."""
     return {
         "AWS_ACCESS_KEY_ID": s3.key,
         "AWS_SECRET_ACCESS_KEY": s3.secret,
@@ -157,5 +157,5 @@ def write_phones(path: Path, lines: list[str]) -> str:
 
 
 def linked(box: Sandbox) -> set[str]:
-    """Every conversation that some phone leads to."""
+    """Return all conversations with a linked phone number."""
     return {conversation_id for ids in box.links.values() for conversation_id in ids}

@@ -1,4 +1,4 @@
-"""A gateway on a socket that answers some conversations with hostile bodies, many of them at a time."""
+"""A gateway on a socket that answers some conversations with hostile bodies, many at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imbrace_sandbox import Sandbox
 from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import BROKEN, ENDLESS, HEAD, answer, endless
 
-# What the client accepts by default, and a little less than that.
+# The most that the client accepts by default, and a little less.
 MOST_BYTES = 4 << 20
 LARGE = MOST_BYTES - (1 << 19)
 PATIENCE_SECONDS = 3.0
@@ -28,11 +28,11 @@ PATIENCE_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """How a conversation is answered.
+    """The answer for a conversation.
 
     Attributes:
-        reply: The pieces of an answer to the head of a request.
-        error: What its dead letter is about; None where the answer is valid, only as large as allowed.
+        reply: Returns the pieces of the answer to the head of a request.
+        error: The error of its dead letter; None for a valid answer that is as large as allowed.
     """
 
     reply: Callable[[bytes], Iterable[bytes]]
@@ -44,7 +44,7 @@ def _number_of(head: bytes, name: bytes) -> int:
 
 
 def _pages(messages: int, most: int, content: bytes) -> Callable[[bytes], Iterable[bytes]]:
-    """A conversation whose messages all have this content; a page has `most` at most."""
+    """Serve a conversation whose messages all have this content; a page has at most `most`."""
 
     def reply(head: bytes) -> Iterable[bytes]:
         skip = _number_of(head, b"skip")
@@ -111,7 +111,7 @@ HOSTILE: dict[str, Hostile] = {
     "objects nested 100,000 deep": Hostile(_sent(BROKEN["objects nested 100,000 deep"]), AnswerTooLarge),
     "text that does not end": Hostile(_whole(OPENED + '"😀'.encode() + b"x" * LARGE), MalformedAnswer),
     "a surrogate, then no end": Hostile(_whole(OPENED + b'"\\ud800' + b"x" * LARGE), MalformedAnswer),
-    "3.5 MB behind the end": Hostile(_whole(b'{"items":[]}' + b"x" * LARGE), MalformedAnswer),
+    "3.5 MB after the end": Hostile(_whole(b'{"items":[]}' + b"x" * LARGE), MalformedAnswer),
     "fewer than it counts": Hostile(
         _whole(OPENED + _text(b"x" * LARGE) + b'}],"count":9,"total":9,"has_more":false}'), WalkIncomplete
     ),
@@ -119,13 +119,13 @@ HOSTILE: dict[str, Hostile] = {
 
 
 def _stopped(*pieces: bytes, cut: int = 0) -> Iterator[bytes]:
-    """Send all but the last bytes, and then nothing until the client gives up."""
+    """Send all but the last bytes, and then nothing until the client times out."""
     whole = b"".join(pieces)
     yield whole[: len(whole) - cut]
     time.sleep(4 * PATIENCE_SECONDS)
 
 
-# Valid answers, as large as is allowed.
+# Valid answers, as large as allowed.
 LARGEST: dict[str, Hostile] = {
     name: Hostile(reply, None)
     for name, reply in {
@@ -149,11 +149,11 @@ LONG = Hostile(_pages(200, 10, _text("😀".encode() + b"x" * (LARGE // 10 - 60)
 
 @dataclass(slots=True)
 class HostileGateway:
-    """What the tests know of it.
+    """A hostile gateway, as the tests see it.
 
     Attributes:
         url: The gateway's base address.
-        most_at_a_time: The most hostile answers that were under way at a time.
+        most_at_a_time: The most hostile answers that were under way at the same time.
     """
 
     url: str
@@ -163,7 +163,7 @@ class HostileGateway:
 
     @contextmanager
     def counted(self, together: int) -> Iterator[None]:
-        """Count an answer as under way; it begins when so many are, or a moment has passed."""
+        """Count an answer as under way; it begins when `together` answers are, or after a moment."""
         with self._turn:
             self._at_a_time += 1
             self.most_at_a_time = max(self.most_at_a_time, self._at_a_time)
@@ -180,12 +180,12 @@ class HostileGateway:
 def hostile_gateway(
     box: Sandbox, hostile: Mapping[str, Hostile], *, together: int
 ) -> Iterator[HostileGateway]:
-    """Pass requests on to a fake gateway, but answer those for some conversations otherwise.
+    """Pass requests on to a fake gateway, but answer those for some conversations differently.
 
     Args:
-        box: Answers all others.
-        hostile: How each of these conversations is answered, by id.
-        together: So many of them are answered at a time.
+        box: The fake gateway of all other conversations.
+        hostile: The answers by conversation id.
+        together: The number of conversations that are answered at the same time.
     """
     host, _, port = box.control_url.removeprefix("http://").partition(":")
 

@@ -1,9 +1,9 @@
-"""The same questions about a lake, put to each query engine in its own language.
+"""The same queries about a lake for each query engine, in its language.
 
     python -m tests.acceptance.json_engines ENGINE MESSAGES
 
-prints the answers as JSON. Each engine runs in a process of its own: some bring a virtual machine, some
-keep global state, and none of it belongs into the tests' process.
+prints the answers as JSON. Each engine runs in a separate process: some start a virtual machine, and some
+keep global state, which does not belong in the process of the tests.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import orjson
 
 Answers = dict[str, Any]
 
-# The questions are about rows whose `content` has this number, and this text far inside; SQL repeats both.
+# The queries look for rows whose `content` has this number, and this nested text; the SQL repeats both.
 NUMBER, INSIDE = 1, "?"
 ENGINES: dict[str, Callable[[str], Answers]] = {}
 
 
 def engine(ask: Callable[[str], Answers]) -> Callable[[str], Answers]:
-    """Register a function that puts the questions to one engine."""
+    """Register a function that queries one engine."""
     ENGINES[ask.__name__] = ask
     return ask
 
@@ -39,12 +39,12 @@ def answers(
     originals: list[str],
     by_time: list[str],
 ) -> Answers:
-    """One form for what every engine answers.
+    """Return the answers of an engine in the same form for all engines.
 
     Args:
-        rows, valid: How many rows there are, and how many have JSON in `content` and in `extra`.
-        texts: Message ids and `content.text`, where that is a text.
-        types: How many rows have each type.
+        rows, valid: The number of rows, and of those with valid JSON in `content` and in `extra`.
+        texts: Message ids and `content.text`, if it is a string.
+        types: The number of rows by type.
         numbered, inside: Ids where `content.n` is `NUMBER`, and `content.a[0].b[0]` is `INSIDE`.
         originals: Ids of rows whose `extra` has an original.
         by_time: Ids in the order of `created_at`, then `message_id`; those without a time come last.
@@ -62,7 +62,7 @@ def answers(
 
 
 def _python(rows: list[dict[str, Any]]) -> Answers:
-    """The answers by a strict parser, without an engine."""
+    """Return the answers of a strict parser, without an engine."""
     contents = {row["message_id"]: orjson.loads(row["content"]) for row in rows if row["content"] is not None}
     extras = {row["message_id"]: orjson.loads(row["extra"] or "null") for row in rows}
     objects = {one: content for one, content in contents.items() if isinstance(content, dict)}
@@ -83,7 +83,7 @@ def _python(rows: list[dict[str, Any]]) -> Answers:
 
 @engine
 def pandas(messages: str) -> Answers:
-    """pandas has no JSON functions, so the parser of Python reads each value."""
+    """Query with pandas, which has no JSON functions, so Python's parser reads each value."""
     import pandas as pd
 
     frame = pd.read_parquet(messages)
@@ -113,7 +113,7 @@ def pandas(messages: str) -> Answers:
 
 @engine
 def duckdb(messages: str) -> Answers:
-    """DuckDB, with the operators of its JSON extension."""
+    """Query with DuckDB and the operators of its JSON extension."""
     import duckdb as engine
 
     with engine.connect() as connection:
@@ -145,7 +145,7 @@ def duckdb(messages: str) -> Answers:
 
 @engine
 def polars(messages: str) -> Answers:
-    """Polars, with JSON paths, and its decoder into columns for objects."""
+    """Query with Polars, its JSON paths, and its decoder of objects into columns."""
     import polars as pl
 
     frame = pl.scan_parquet(f"{messages}/**/*.parquet").collect()
@@ -172,7 +172,7 @@ def polars(messages: str) -> Answers:
 
 @engine
 def datafusion(messages: str) -> Answers:
-    """DataFusion has no JSON functions of its own, so functions of ours parse strictly, value by value."""
+    """Query with DataFusion, which has no JSON functions, so our functions parse each value strictly."""
     import datafusion as engine
     import pyarrow as pa
 
@@ -221,14 +221,14 @@ def datafusion(messages: str) -> Answers:
 
 @engine
 def chdb(messages: str) -> Answers:
-    """ClickHouse, in this process."""
+    """Query with ClickHouse in this process."""
     import chdb as engine
 
     source = f"file('{messages}/**/*.parquet', Parquet)"
 
     def ask(query: str) -> list[Any]:
         result = engine.query(query.replace("FROM m", f"FROM {source}"), "JSONCompactEachRow")
-        # Not by `splitlines`, which also splits at characters that lie in texts.
+        # Not by `splitlines`, which also splits at characters within texts.
         rows = [json.loads(line) for line in result.data().split("\n") if line]
         return [row[0] if len(row) == 1 else tuple(row) for row in rows]
 
@@ -256,7 +256,7 @@ def chdb(messages: str) -> Answers:
 
 @engine
 def spark(messages: str) -> Answers:
-    """Spark, in local mode, in a time zone east of UTC."""
+    """Query with Spark in local mode, in a time zone east of UTC."""
     from pyspark.sql import SparkSession
 
     settings = {
@@ -265,7 +265,7 @@ def spark(messages: str) -> Answers:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.session.timeZone": "Asia/Taipei",
-        # Dates before 1900 are rejected by Spark 3's default, which this is.
+        # Spark 3 rejects dates before 1900 by default, and this setting is its default.
         "spark.sql.parquet.datetimeRebaseModeInRead": "EXCEPTION",
     }
     builder = SparkSession.builder.master("local[1]")
@@ -278,7 +278,7 @@ def spark(messages: str) -> Answers:
     def ask(query: str) -> list[Any]:
         return [row[0] if len(row) == 1 else tuple(row) for row in session.sql(query).collect()]
 
-    # Every time reaches Python, where one of year 9999 would fail.
+    # All times are converted to Python, which fails if one becomes later than the year 9999.
     ask("SELECT created_at, updated_at FROM m")
     return answers(
         rows=ask("SELECT count(*) FROM m")[0],
@@ -304,7 +304,7 @@ def spark(messages: str) -> Answers:
 
 
 def expected(messages: str) -> Answers:
-    """What every engine must answer."""
+    """Return the answers that every engine must give."""
     import pyarrow.dataset as ds
 
     return _python(ds.dataset(messages).to_table().to_pylist())

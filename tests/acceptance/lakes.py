@@ -1,4 +1,4 @@
-"""Runs the core without an orchestrator, and reads lakes without the project's own reader."""
+"""Run the core without an orchestrator, and read lakes without the project's reader."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from imbrace_lake.settings import load_settings
 from imbrace_sandbox import Sandbox
 from tests.gateways import open_run
 
-# They differ from run to run, whatever was read.
+# They differ between runs, whatever was read.
 OF_THE_RUN = ("run_id", "first_seen_at", "last_changed_at")
 
 
 @dataclass(frozen=True, slots=True)
 class Impatience:
-    """Short waits, so that hundreds of faults take seconds; how often a request is tried stays as it is."""
+    """Short waits, so that hundreds of faults take seconds; the number of tries is the default."""
 
     timeout_seconds: float = 0.5
     first_delay_seconds: float = 0.02
@@ -35,7 +35,7 @@ class Impatience:
 def export_with_core(
     box: Sandbox, lake: Path, phones: str, impatience: Impatience | None = None
 ) -> RunSummary:
-    """Resolve and export everything in one chunk, as a task of the flow does, with one later try."""
+    """Resolve and export everything in one chunk, as a task of the flow does, with one retry."""
     impatience = impatience or Impatience()
 
     async def export() -> RunSummary:
@@ -64,7 +64,7 @@ def export_with_core(
 
 
 def messages_in(lake: Path) -> list[dict[str, Any]]:
-    """Every row of a lake by value, without what tells one run from another, in a fixed order."""
+    """Return all rows of a lake in a fixed order, without the columns that differ between runs."""
     table = ds.dataset(lake / "messages").to_table()
     kept = [name for name in table.column_names if name not in OF_THE_RUN]
     order = [(name, "ascending") for name in ("conversation_id", "message_id")]

@@ -1,7 +1,7 @@
 """A process that runs the export flow for the acceptance tests, as the command line would run it.
 
-It is a process of its own because Prefect fixes its settings when it is imported, because whatever it
-prints is looked at by a test, and because a test kills it.
+It is a separate process because Prefect reads its settings when it is imported, because a test searches
+its output, and because a test kills it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 OURS = ("IMBRACE_", "AWS_")
-# The seed of accidents.py; none happen without it.
+# The seed of accidents.py; without it there are no accidents.
 ACCIDENTS = "IMBRACE_TEST_ACCIDENTS"
 ACCIDENT_SHARE = 0.01
-# A function that fails, and the number of an exception of accidents.py.
+# The name of a function that fails, and the number of its exception in accidents.py.
 BROKEN_STEP = "IMBRACE_TEST_BROKEN_STEP"
 DEBUGGING = "TESTS_DEBUG_LOGGING"
 
 
 def main() -> None:
-    """Do one job a line of standard input; `argv` has where answers go, Prefect's API and folder."""
+    """Do a job per line of standard input; `argv` has the file of the answers, Prefect's API and folder."""
     answers = os.fdopen(int(sys.argv[1]), "w")
     prepare_client(sys.argv[2], Path(sys.argv[3]))
     if DEBUGGING in os.environ:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _export(params: dict[str, Any]) -> dict[str, Any]:
-    # Only now, because Prefect's settings are in the environment only now.
+    # Imported here, because Prefect's settings are in the environment only now.
     from imbrace_flows.export import export_conversations
     from imbrace_flows.observer import run_result
     from imbrace_flows.params import ExportParams

@@ -1,8 +1,8 @@
-"""How much of the acceptance runs is done: all of it takes an hour, so by default a part is."""
+"""The length of the acceptance runs: by default they are short, because the full ones take two hours."""
 
 from __future__ import annotations
 
 import os
 
-# IMBRACE_ACCEPTANCE=full: the numbers that the promises are made for.
+# IMBRACE_ACCEPTANCE=full: runs as long as the promises they test.
 IS_FULL = os.environ.get("IMBRACE_ACCEPTANCE") == "full"

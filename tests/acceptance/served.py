@@ -1,4 +1,4 @@
-"""A process that serves the backfill as a deployment, as an operator's machine would."""
+"""A process that serves the backfill as a deployment, as on an operator's machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DEPLOYMENT = "acceptance"
 
 
 def main() -> None:
-    """Serve until ended; `argv` has Prefect's API and folder."""
+    """Serve until the process is killed; `argv` has Prefect's API and folder."""
     prepare_client(sys.argv[1], Path(sys.argv[2]))
-    # Only now, because Prefect's settings are in the environment only now.
+    # Imported here, because Prefect's settings are in the environment only now.
     from prefect.types.entrypoint import EntrypointType
 
     from imbrace_flows.backfill import backfill_conversations

@@ -1,4 +1,4 @@
-"""However a run ends, what it found adds up, and one rerun by its id completes the lake exactly."""
+"""However a run ends, its outcomes add up, and one rerun by its id completes the lake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = ("fatal", "transient", "unexpected", "cancelled", "killed")
 SEEDS = 100 if IS_FULL else 5
 CONVERSATIONS = 1_000 if IS_FULL else 60
 QUICK = {"tries": "3", "task_retries": "1", "task_retry_seconds": "0.1", "chunk_size": "25"}
-# How a run ends in which each of these fails; what only shows it does not change that.
+# The state of a run in which each of these fails; steps that only report do not change it.
 FLOW_STEPS = {
     "imbrace_flows.pipeline.read_phone_list": "Failed",
     "imbrace_flows.pipeline.check_can_shard": "Failed",
@@ -71,7 +71,7 @@ def test_outcomes_add_up_and_one_rerun_by_id_completes_the_lake(
         for one in broken:
             box.break_conversation(one, chance.choice(TRANSIENT))
         accidents = {ACCIDENTS: str(seed)} if kind == "unexpected" else {}
-        # So slow that it ends in the middle: Prefect's word that it is cancelled takes up to ten seconds.
+        # So slow that it is cancelled in the middle: Prefect reports a cancellation after up to ten seconds.
         rate = {"IMBRACE_REQUESTS_PER_SECOND": str(CONVERSATIONS / 20)}
         slowly = rate if kind in ("fatal", "cancelled", "killed") else {}
         process.begin({**environment, **accidents, **slowly}, phones=phones)
@@ -101,7 +101,7 @@ def test_outcomes_add_up_and_one_rerun_by_id_completes_the_lake(
         assert [one for one in secrets if one in console] == []
 
 
-def test_an_exception_in_a_step_of_the_flow_costs_no_more_than_that_step(
+def test_an_exception_in_a_step_of_the_flow_fails_only_that_step(
     box: Sandbox, prefect_server: LocalServer, tmp_path: Path
 ) -> None:
     phones = write_phones(tmp_path / "phones.txt", box.phones[:2])
@@ -116,15 +116,15 @@ def test_an_exception_in_a_step_of_the_flow_costs_no_more_than_that_step(
     assert {step: outcome.state_name for step, outcome in outcomes.items()} == FLOW_STEPS
     for number, outcome in enumerate(outcomes.values()):
         if outcome.summary is not None and outcome.totals["found"]:
-            run_id, is_told = outcome.summary["run_id"], "emit_event" not in [*FLOW_STEPS][number]
-            _check_accounts(prefect_server, tmp_path / f"lake-{number}", run_id, outcome, is_told=is_told)
+            run_id, has_event = outcome.summary["run_id"], "emit_event" not in [*FLOW_STEPS][number]
+            _check_accounts(prefect_server, tmp_path / f"lake-{number}", run_id, outcome, has_event=has_event)
     console = (tmp_path / "process" / "console.log").read_text()
     assert "DEBUG" in console
     secrets = [SECRET, box.options.token, *(phone[1:] for phone in box.phones)]
     assert [one for one in secrets if one in f"{console}{outcomes}"] == []
 
 
-def test_nothing_that_an_exception_carried_is_in_prefect(box: Sandbox, prefect_server: LocalServer) -> None:
+def test_prefect_contains_no_text_of_an_exception(box: Sandbox, prefect_server: LocalServer) -> None:
     haystack = everything_of_prefect(prefect_server)
 
     assert b"not exported conversation=" in haystack["dump of the database"]
@@ -135,7 +135,7 @@ def test_nothing_that_an_exception_carried_is_in_prefect(box: Sandbox, prefect_s
 def _end(
     kind: str, process: Exporter, server: LocalServer, box: Sandbox, lake: Path
 ) -> tuple[str, Outcome | None]:
-    """Wait for the end of a run, or end it; return its id and, unless it was killed, its outcome."""
+    """Wait for or cause the end of a run; return its id and, unless it was killed, its outcome."""
     if kind in ("transient", "unexpected"):
         outcome = process.finish()
         assert outcome.summary is not None, outcome.message
@@ -162,9 +162,9 @@ def _wait_until_it_adds(lake: Path) -> str:
 
 
 def _check_accounts(
-    server: LocalServer, lake: Path, run_id: str, outcome: Outcome | None, *, is_told: bool = True
+    server: LocalServer, lake: Path, run_id: str, outcome: Outcome | None, *, has_event: bool = True
 ) -> dict[str, Any]:
-    """Compare ledger, event and summary of a run; its totals."""
+    """Compare ledger, event and summary of a run; return its totals."""
     runs = ds.dataset(lake / "runs").to_table().filter(pc.field("run_id") == run_id).to_pylist()
     (row,) = runs
     totals: dict[str, Any] = json.loads(row["totals"])
@@ -173,7 +173,7 @@ def _check_accounts(
     assert len(ids) == len(set(ids)) == totals["found"] == sum(totals["conversations"].values())
     assert dict(Counter(ledger.column("status").to_pylist())) == totals["conversations"]
     assert totals["conversations"].keys() <= set(OUTCOMES)
-    if is_told:
+    if has_event:
         assert _event(server, run_id)["totals"]["conversations"] == totals["conversations"]
     if outcome is not None:
         assert outcome.summary is not None
@@ -184,7 +184,7 @@ def _check_accounts(
 
 
 def _event(server: LocalServer, run_id: str) -> dict[str, Any]:
-    """The payload of the event with which a run ended; the server records events a moment later."""
+    """Return the payload of the event at the end of a run; the server records events a moment later."""
     wanted = {"filter": {"event": {"name": ["imbrace.export.completed"]}, "order": "DESC"}, "limit": 50}
     while True:
         answer = httpx.post(f"{server.api_url}/events/filter", json=wanted).raise_for_status()
@@ -216,7 +216,7 @@ def _event(server: LocalServer, run_id: str) -> dict[str, Any]:
         ("+886933517284", ("COMPLETED", "Completed"), "no conversation was found"),
     ],
 )
-def test_input_that_cannot_be_read_shows_in_the_state_of_the_run(
+def test_unreadable_input_shows_in_the_state_of_the_run(
     numbers: str, state: tuple[str, str], message: str, exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(SandboxOptions(conversations=19, sizes=(1, 1, 1))) as box:

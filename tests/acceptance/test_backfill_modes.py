@@ -30,14 +30,14 @@ TRIES = {"tries": "2", "task_retries": "0"}
 
 @dataclass(frozen=True)
 class Stage:
-    """A lake that is behind its gateway, and both ways to start a backfill of it.
+    """An outdated lake, and both ways to start a backfill.
 
     Attributes:
-        base: The lake, of which each run gets a copy.
-        behind: A conversation that the lake does not have, because it failed in its first run.
-        changed: One with an edit that no look-back reaches, new messages, and one deleted.
+        base: The lake; each run gets a copy.
+        behind: A conversation that is missing in the lake, because it failed in its first run.
+        changed: A conversation with new messages, a deletion, and an edit that no look-back reaches.
         window: A part of `behind`.
-        run_id: The run that left `behind` undone.
+        run_id: The run in which `behind` failed.
     """
 
     box: Sandbox
@@ -51,7 +51,7 @@ class Stage:
     run_id: str
 
     def copy(self, name: str) -> Path:
-        """Give another copy of the lake."""
+        """Return another copy of the lake."""
         return Path(shutil.copytree(self.base, self.base.parent / name))
 
     def by_command(self, lake: Path, *arguments: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Stage:
         body = {"parameters": {"params": dict(params), "lake": {"url": str(lake)}}}
         for _ in range(20):
             answer = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body)
-            # What the server says while its database is busy, and every client of Prefect waits out.
+            # The server's answer while its database is busy; Prefect's clients retry it too.
             if answer.status_code != 503:
                 break
             time.sleep(0.5)
@@ -142,7 +142,7 @@ def _wait_for_deployment(server: LocalServer) -> None:
 
 
 def rows_in(lake: Path) -> list[dict[str, Any]]:
-    """The rows of a lake by value; when a deletion was noticed tells one run from another."""
+    """Return the rows of a lake without the times of deletions, which differ between runs."""
     return [{name: row[name] for name in row if name != "deleted_at"} for row in messages_in(lake)]
 
 
@@ -184,7 +184,7 @@ def test_command_line_and_deployment_leave_the_same_lake(source: str, span: str,
 
 
 def _check(stage: Stage, lake: Path, conversations: tuple[str, ...]) -> None:
-    """Hold conversations in a lake against the fake gateway."""
+    """Compare conversations in a lake with the fake gateway."""
     rows = [row for row in messages_in(lake) if row["conversation_id"] in conversations]
     live = {row["message_id"]: json.loads(row["content"]) for row in rows if not row["is_deleted"]}
     assert live == {item["_id"]: item["content"] for one in conversations for item in stage.box.truth(one)}

@@ -17,10 +17,10 @@ from tests.acceptance.scale import IS_FULL
 
 LIMIT = "imbrace-requests"
 PER_SECOND = 10
-# Imports, the start of two flow runs, and the first shares.
+# For imports, the start of two flow runs, and their first shares.
 WARM_UP_SECONDS = 60 if IS_FULL else 25
 MEASURED_SECONDS = 120 if IS_FULL else 20
-# A few seconds on a busy machine measure less than two minutes.
+# On a busy machine, a few seconds are less exact than two minutes.
 LEAST_USED, MOST_LIMITED = (0.85, 0.02) if IS_FULL else (0.7, 0.06)
 FOLLOWED_SECONDS = 15
 BUSY_SECONDS = 60
@@ -69,7 +69,7 @@ def workers(prefect_server: LocalServer, tmp_path_factory: pytest.TempPathFactor
         yield Workers(box, f"{limits}{LIMIT}")
         for each in (one, two):
             each.kill()
-    # It would bound the tests that follow.
+    # It would limit the tests that follow.
     _ask("DELETE", f"{limits}{LIMIT}")
 
 

@@ -1,4 +1,4 @@
-"""What is broken for good costs itself alone, is named, and is all that a rerun reads once it is fixed."""
+"""Permanent failures are reported and stop nothing else, and a rerun reads only them once they are fixed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.acceptance.lakes import messages_in
 
 CONVERSATIONS = 1_000
 FAULTS = ("404", "500", "not_json", "html", "stall", "404", "500:html", "stall_body", "drip", "short")
-# Ten endless stalls, each tried to the end: the waits are short so that the test is.
+# Ten endless stalls, each with all retries: short waits keep the test short.
 IMPATIENT = {"timeout_seconds": "1", "tries": "3", "task_retries": "1", "task_retry_seconds": "0.5"}
 
 
 @pytest.mark.parametrize("seed", [7])
-def test_ten_of_a_thousand_broken_for_good_leave_990_a_partial_run_and_their_names(
+def test_ten_permanent_failures_of_a_thousand_leave_990_complete_and_are_listed(
     seed: int, exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(SandboxOptions(conversations=CONVERSATIONS, seed=seed)) as box:
         lake = tmp_path / "lake"
         phones = write_phones(tmp_path / "phones.txt", box.phones)
         environment = settings_for(box, lake, **IMPATIENT)
-        # Of two pages or more, so that the short ones cannot pass for whole.
+        # Conversations of two pages or more, so that short pages cannot look complete.
         longest = sorted(box.conversations, key=lambda each: -box.conversations[each])
         broken = dict(zip(longest[::7][: len(FAULTS)], FAULTS, strict=True))
         for conversation_id, fault in broken.items():
@@ -87,7 +87,7 @@ def _dead_letters_in(lake: Path, run_id: str) -> list[str]:
 
 
 def _check(box: Sandbox, lake: Path, expected: Sequence[str] | set[str]) -> None:
-    """Hold the lake against the fake gateway, message by message."""
+    """Compare the lake with the fake gateway, message by message."""
     rows = messages_in(lake)
     found = {(row["conversation_id"], row["message_id"]): json.loads(row["content"]) for row in rows}
     truth = {(each, item["_id"]): item["content"] for each in expected for item in box.truth(each)}

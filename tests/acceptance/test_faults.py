@@ -1,4 +1,4 @@
-"""Whatever the gateway and the way to it do for a moment, the lake is the one of a day without trouble."""
+"""Temporary faults of the gateway and the network do not change the lake."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.acceptance.lakes import export_with_core, messages_in
 
 CONVERSATIONS = 200
 SHARE = 0.1
-# Half of a time-out: the answer comes, but late.
+# Half of a time-out: the answer is late but not too late.
 SLOW_SECONDS = 0.25
 WRONG_TOKEN = "api_11111111-1111-4111-8111-111111111111"
 
@@ -38,9 +38,9 @@ def _options(**fault: Any) -> SandboxOptions:
 
 
 @pytest.fixture(scope="module")
-def untroubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
-    """Give the list of phones, and the lake of a day without trouble."""
-    folder = tmp_path_factory.mktemp("untroubled")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """Return the list of phones, and the messages of a lake that was exported without faults."""
+    folder = tmp_path_factory.mktemp("faultless")
     with Sandbox(_options()) as box:
         phones = write_phones(folder / "phones.txt", box.phones)
         summary = export_with_core(box, folder / "lake", phones)
@@ -57,9 +57,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_in_a_tenth_of_all_requests_changes_nothing(
-    fault: str, untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+    fault: str, faultless: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    phones, expected = untroubled
+    phones, expected = faultless
     with Sandbox(_options(rates={fault: SHARE})) as box:
         summary = export_with_core(box, tmp_path / "lake", phones)
         met = box.stats().faults
@@ -72,9 +72,9 @@ def test_one_fault_in_a_tenth_of_all_requests_changes_nothing(
 
 @pytest.mark.usefixtures("_short_pauses")
 def test_all_faults_mixed_in_a_tenth_of_all_requests_change_nothing(
-    untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+    faultless: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    phones, expected = untroubled
+    phones, expected = faultless
     with Sandbox(_options(mixed=SHARE)) as box:
         summary = export_with_core(box, tmp_path / "lake", phones)
         met = box.stats().faults
@@ -84,11 +84,11 @@ def test_all_faults_mixed_in_a_tenth_of_all_requests_change_nothing(
     assert messages_in(tmp_path / "lake") == expected
 
 
-def test_the_flow_survives_all_faults_mixed_as_well(
-    exporter: Exporter, untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path
+def test_the_flow_also_survives_all_faults_mixed(
+    exporter: Exporter, faultless: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    phones, expected = untroubled
-    # A refusal closes the limiter for a second at least, and the flow's waits cannot be patched.
+    phones, expected = faultless
+    # A 429 pauses the limiter for at least a second, and the waits of the flow cannot be patched.
     faults = [fault for fault in PASSING if fault != "429"]
     rates = dict.fromkeys(faults, SHARE / len(faults))
     with Sandbox(_options(rates=rates)) as box:
@@ -101,9 +101,11 @@ def test_the_flow_survives_all_faults_mixed_as_well(
 
 
 @pytest.mark.usefixtures("_short_pauses")
-def test_a_used_up_budget_is_waited_out(untroubled: tuple[str, list[dict[str, Any]]], tmp_path: Path) -> None:
-    phones, expected = untroubled
-    # A window so long that even a busy machine asks for more than is left of it.
+def test_a_run_waits_while_the_budget_is_used_up(
+    faultless: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    phones, expected = faultless
+    # A window so long that even a busy machine requests more than the rest of its budget.
     with Sandbox(_options(budget_requests=150, budget_window_seconds=6.0)) as box:
         summary = export_with_core(box, tmp_path / "lake", phones)
         refused = box.stats().refused
@@ -113,39 +115,39 @@ def test_a_used_up_budget_is_waited_out(untroubled: tuple[str, list[dict[str, An
     assert messages_in(tmp_path / "lake") == expected
 
 
-def test_a_token_that_is_wrong_ends_the_run_within_30_seconds_in_one_sentence(
+def test_a_wrong_token_ends_the_run_within_30_seconds_with_one_sentence(
     exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(_options()) as box:
-        outcome = _run_that_is_refused(exporter, box, tmp_path, token=WRONG_TOKEN)
+        outcome = _run_that_is_rejected(exporter, box, tmp_path, token=WRONG_TOKEN)
 
     assert "the gateway does not accept the token" in outcome.message
     assert WRONG_TOKEN not in outcome.message
 
 
-def test_an_organization_of_somebody_else_ends_the_run_within_30_seconds_in_one_sentence(
+def test_a_wrong_organization_ends_the_run_within_30_seconds_with_one_sentence(
     exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(_options()) as box:
-        outcome = _run_that_is_refused(exporter, box, tmp_path, organization="org_other")
+        outcome = _run_that_is_rejected(exporter, box, tmp_path, organization="org_other")
 
     assert "the token belongs to organization org_sandbox, not to org_other" in outcome.message
 
 
 @pytest.mark.parametrize(("fault", "reported"), [("401", "the token"), ("403", "nothing was exported")])
-def test_a_token_that_is_withdrawn_for_messages_ends_the_run_within_30_seconds_in_one_sentence(
+def test_a_token_that_is_revoked_for_messages_ends_the_run_within_30_seconds_with_one_sentence(
     fault: str, reported: str, exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(_options(broken={})) as box:
-        # The phones are resolved before every conversation answers like this.
+        # The phones are resolved first; then every conversation has this answer.
         for conversation_id in linked(box):
             box.break_conversation(conversation_id, fault)
-        outcome = _run_that_is_refused(exporter, box, tmp_path)
+        outcome = _run_that_is_rejected(exporter, box, tmp_path)
 
     assert reported in outcome.message
 
 
-def _run_that_is_refused(exporter: Exporter, box: Sandbox, folder: Path, **settings: str) -> Outcome:
+def _run_that_is_rejected(exporter: Exporter, box: Sandbox, folder: Path, **settings: str) -> Outcome:
     phones = write_phones(folder / "phones.txt", box.phones)
     began = time.monotonic()
     outcome = exporter.run(settings_for(box, folder / "lake", **settings), phones=phones)

@@ -1,4 +1,4 @@
-"""32 hostile answers at a time: each costs its conversation, and memory stays below a bound."""
+"""32 concurrent hostile answers fail only their conversations, and memory stays below a bound."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.acceptance.scale import IS_FULL
 AT_A_TIME = 32
 MOST_BYTES = 512 * 10**6
 EVERY = {**HOSTILE, **LARGEST}
-# Those that end as soon as they are read; the others take their time.
+# Answers that end as soon as they are read; the others take longer.
 QUICK = {name: one for name, one in HOSTILE.items() if one.error in (AnswerTooLarge, MalformedAnswer)}
 MIXES = {"quick": QUICK, "largest": LARGEST, "every": EVERY} if IS_FULL else {"quick": QUICK}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 @pytest.mark.parametrize("mix", MIXES)
-def test_32_hostile_answers_at_a_time_cost_their_conversations_and_little_memory(
+def test_32_concurrent_hostile_answers_fail_only_their_conversations_in_little_memory(
     mix: str, prefect_server: LocalServer, tmp_path: Path
 ) -> None:
     with (
@@ -47,7 +47,7 @@ def test_32_hostile_answers_at_a_time_cost_their_conversations_and_little_memory
     assert outcome.state_name == ("Partial" if lost else "Completed"), outcome.message
     assert outcome.summary is not None
     letters = {one["conversation_id"]: one["advice"] for one in outcome.summary["dead_letters"]}
-    # Each class of errors has advice of its own.
+    # Each class of errors has its own advice.
     assert letters == {one: error.advice for one, error in lost.items()}
     statuses = Counter("incomplete" if error is WalkIncomplete else "failed" for error in lost.values())
     assert outcome.totals["conversations"] == {"complete": len(box.conversations) - len(lost), **statuses}

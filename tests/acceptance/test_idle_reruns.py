@@ -1,4 +1,4 @@
-"""A run that finds nothing new writes no message and asks once a conversation."""
+"""A run that finds nothing new writes no message and sends one request per conversation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import Exporter, credentials, linked, settings_for, write_phones
 from tools.seaweed import Seaweed
 
-# The longest take twelve pages; the empty one has none to take.
+# The longest have twelve pages, and one is empty.
 OPTIONS = SandboxOptions(conversations=100, sizes=(0, 1, 100, 101, 1_150), surprises=0.1)
 
 
-def test_second_and_third_run_write_no_file_and_ask_once_a_conversation(
+def test_the_second_and_third_run_write_no_file_and_send_one_request_per_conversation(
     exporter: Exporter, tmp_path: Path
 ) -> None:
     lake = tmp_path / "lake"
@@ -25,7 +25,7 @@ def test_second_and_third_run_write_no_file_and_ask_once_a_conversation(
     _check_three_runs(exporter, tmp_path, str(lake), {}, objects)
 
 
-def test_second_and_third_run_write_no_s3_object_and_ask_once_a_conversation(
+def test_the_second_and_third_run_write_no_s3_object_and_send_one_request_per_conversation(
     exporter: Exporter, tmp_path: Path, s3: Seaweed, bucket: str
 ) -> None:
     def objects() -> dict[str, object]:
@@ -51,7 +51,7 @@ def _check_three_runs(
         conversations = len(linked(box))
         assert first.totals["conversations"] == {"complete": conversations}
         written = objects()
-        # The conversation of no messages needs no object.
+        # The conversation without messages needs no object.
         assert len(written) == conversations - 1
 
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Every query engine reads a lake of hostile values with its JSON functions, and all answer alike."""
+"""All query engines read a lake of hostile values with their JSON functions, and give the same answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = {"spark": "pyspark"}
 
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A lake with every hostile value, and ordinary conversations beside them."""
+    """Make a lake with every hostile value, and ordinary conversations."""
     folder = tmp_path_factory.mktemp("hostile")
     deep = [text for name, text in hostile.DEEPER.items() if "100000" not in name]
     with Sandbox(SandboxOptions(conversations=3, sizes=(40,), surprises=0.3)) as box:
@@ -33,7 +33,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(folder / "lake" / "messages")
 
 
-def test_the_lake_has_what_the_questions_are_about(messages: str) -> None:
+def test_the_lake_has_the_values_that_the_queries_look_for(messages: str) -> None:
     answers = expected(messages)
 
     assert answers["valid"] == answers["rows"] > 200
@@ -43,7 +43,7 @@ def test_the_lake_has_what_the_questions_are_about(messages: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_answers_as_all_others_do(engine: str, messages: str) -> None:
+def test_all_engines_give_the_same_answers(engine: str, messages: str) -> None:
     module = MODULES.get(engine, engine)
     if find_spec(module) is None:
         pytest.skip(f"{module} is not installed: `.uv/bin/uv sync --group engines` installs it")
@@ -56,7 +56,7 @@ def test_an_engine_answers_as_all_others_do(engine: str, messages: str) -> None:
 
 
 def ask(engine: str, messages: str) -> dict[str, Any]:
-    """Put the questions to an engine in a process of its own."""
+    """Query an engine in a separate process."""
     command = [sys.executable, "-m", "tests.acceptance.json_engines", engine, messages]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 0, result.stderr[-3_000:]

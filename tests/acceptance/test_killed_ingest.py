@@ -1,4 +1,4 @@
-"""A run over a thousand conversations, killed at random moments and started again."""
+"""A run over a thousand conversations is killed at random moments and started again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MOST_READ_AGAIN = 0.10
 
 
 @pytest.mark.timeout(3_600)
-def test_a_killed_run_that_is_started_again_leaves_the_lake_as_if_nobody_had_killed_it(
+def test_a_killed_run_that_is_started_again_leaves_the_lake_as_without_the_kill(
     tmp_path: Path,
 ) -> None:
     with Sandbox(SandboxOptions(conversations=970, sizes=(350,) * 30, messages_max=400)) as box:
-        # Before the runs that are killed, whose clock is the true one.
+        # Before the runs that are killed, which have the real clock.
         bench = Bench(box, str(tmp_path / "base"), now=datetime.now(UTC) - timedelta(hours=2))
         bench.run(list(box.conversations)[:-50])
         Timeline(box, Random(4), Amounts(grow=50, edit_near=20, edit_far=0, lose=10, vanish=5)).next_round()
@@ -34,6 +34,6 @@ def test_a_killed_run_that_is_started_again_leaves_the_lake_as_if_nobody_had_kil
             killing.kill_once(rng)
 
     again = sorted(killing.read_again)
-    # What is under way when the kill comes is a matter of luck, so the promise is of all kills together.
+    # The pages under way at a kill are random, so the promise is about all kills together.
     assert sum(again) / len(again) <= MOST_READ_AGAIN, again
     assert killing.polls > KILLS

@@ -1,4 +1,4 @@
-"""A run that is killed leaves whole conversations only, and the next one goes on from there."""
+"""A killed run leaves only complete conversations, and the next run continues from there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.acceptance.lakes import messages_in
 KILLS = 5
 logger = logging.getLogger(__name__)
 OPTIONS = SandboxOptions(conversations=400, sizes=(0, 1, 999), latency_seconds=0.05, surprises=0.05)
-# So slow that a kill comes in the middle: 400 conversations take some five seconds.
+# So slow that the run is killed in the middle: 400 conversations take about five seconds.
 SLOWLY = {"max_in_flight": "4"}
 
 pytestmark = pytest.mark.timeout(1_800)
 
 
 class Reader:
-    """Reads the lake again and again, and remembers whatever no reader may ever see."""
+    """Reads the lake repeatedly, and collects states that no reader may see."""
 
     def __init__(self, lake: Path, expected: dict[str, int]) -> None:
         self.scans = 0
@@ -66,7 +66,7 @@ class Reader:
                     self.faults.append(f"{conversation_id}: {count} rows, {distinct} messages")
 
 
-def test_five_kills_at_any_moment_lose_nothing_and_show_no_reader_half_a_conversation(
+def test_five_kills_at_any_moment_lose_nothing_and_show_no_reader_a_partial_conversation(
     prefect_server: LocalServer, tmp_path: Path
 ) -> None:
     moments = random.Random(20)
@@ -88,7 +88,7 @@ def test_five_kills_at_any_moment_lose_nothing_and_show_no_reader_half_a_convers
         truth = {(each, item["_id"]) for each in linked(box) for item in box.truth(each)}
 
     logger.info("parts after each kill=%s scans=%d", seen, reader.scans)
-    # Each was killed in the middle: after some had come, and before all had.
+    # Each run was killed in the middle: after some parts and before all.
     assert seen == sorted(set(seen))
     assert seen[-1] < len(linked(box)) - 1
     assert last.state_type == "COMPLETED", last.message

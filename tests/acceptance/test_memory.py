@@ -1,4 +1,4 @@
-"""Memory is bounded by settings, not by data: peaks of processes that run the flow."""
+"""Peaks of memory of processes that run the flow are bounded by settings, not by data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.acceptance.scale import IS_FULL
 from tools.seaweed import Seaweed
 
 LONG = 1_000_000 if IS_FULL else 150_000
-# The rows of 150,000 messages alone are 100 MB, and putting them in order takes three times that.
+# The rows of 150,000 messages are 100 MB, and sorting them in memory takes three times that.
 MOST_GROWTH_BYTES = 190 * 10**6
 MOST_BYTES = 512 * 10**6
 

@@ -1,4 +1,4 @@
-"""Whatever happens in a run, no phone number, token or text gets to where people and machines look on."""
+"""Whatever happens in a run, no phone number, token or message text is written outside the lake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.seaweed import Seaweed
 
 TOKEN = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
 WRONG_TOKEN = "api_0dd0dd0d-d0dd-40dd-8d0d-0dd0dd0dd0dd"
-# In every text, and nowhere else.
+# In every message text, and nowhere else.
 MARK = "xylophonic-confession"
 PHONES = [
     *("+886911425977", "+886922814063", "+85262602239", "+85291847365", "+6591827364"),
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(1_800)
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """What is left to look at when all the runs are over."""
+    """The traces of all runs after their end."""
 
     outcomes: dict[str, Outcome]
     lakes: list[Path]
@@ -58,7 +58,7 @@ def aftermath(
     s3: Seaweed,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Aftermath:
-    """Let go wrong whatever puts requests, bodies and inputs into errors."""
+    """Run exports with all faults that could put requests, bodies and inputs into errors."""
     folder = tmp_path_factory.mktemp("privacy")
     with Sandbox(SandboxOptions(conversations=0, token=TOKEN)) as box:
         ids = [box.put([*_items(number)], phone, f"conv_{number}") for number, phone in enumerate(PHONES)]
@@ -126,7 +126,7 @@ def _spellings() -> list[str]:
 
 
 def everything_of_prefect(server: LocalServer) -> dict[str, bytes]:
-    """All files of the server, and its database as text: a value can lie across two pages of the file."""
+    """Return all files of the server, and its database as text, as its file may split a value."""
     database = server.directory / "prefect.db"
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
@@ -140,7 +140,7 @@ def everything_of_prefect(server: LocalServer) -> dict[str, bytes]:
 
 
 def _wait_until_all_is_recorded(connection: sqlite3.Connection) -> None:
-    """The server records what it is told a few seconds later."""
+    """Wait until the server has recorded logs and events, which takes a few seconds."""
     before, since = None, time.monotonic()
     while time.monotonic() - since < SILENCE_SECONDS:
         counts = [
@@ -153,14 +153,14 @@ def _wait_until_all_is_recorded(connection: sqlite3.Connection) -> None:
 
 
 def _rows_of_ledgers(folder: Path) -> Iterator[bytes]:
-    """Everything in the lakes but messages and phones, which hold both by design."""
+    """Yield all ledgers but messages and phones, which contain texts and numbers by design."""
     for path in folder.rglob("*.parquet"):
         if path.relative_to(folder).parts[1] not in ("messages", "phones"):
             yield repr(ds.dataset(path).to_table().to_pylist()).encode()
 
 
 def _needles() -> set[str]:
-    """Every way in which a number, a token or a text could show."""
+    """Return every form in which a number, a token or a text could appear."""
     forms = (PhoneNumberFormat.INTERNATIONAL, PhoneNumberFormat.NATIONAL, PhoneNumberFormat.RFC3966)
     needles = {MARK, TOKEN, WRONG_TOKEN, *_spellings()}
     for phone in (*PHONES, WITHOUT_CONVERSATION):
@@ -168,10 +168,10 @@ def _needles() -> set[str]:
         written = {phonenumbers.format_number(number, form) for form in forms}
         needles |= {phone[1:], *written}
         needles |= {digits for each in written if len(digits := "".join(filter(str.isdigit, each))) > 9}
-    return needles - {"91827"}  # five digits in a row are nobody's
+    return needles - {"91827"}  # five digits can occur by chance
 
 
-def test_the_runs_ended_as_they_had_to(aftermath: Aftermath) -> None:
+def test_the_runs_ended_as_expected(aftermath: Aftermath) -> None:
     states = {name: outcome.state_name for name, outcome in aftermath.outcomes.items()}
 
     assert states.pop("complete") == states.pop("masked") == "Completed with unreadable input"
@@ -180,7 +180,7 @@ def test_the_runs_ended_as_they_had_to(aftermath: Aftermath) -> None:
     assert all(outcome.message for outcome in aftermath.outcomes.values())
 
 
-def test_the_places_that_are_searched_do_hold_the_traces_of_the_runs(aftermath: Aftermath) -> None:
+def test_the_searched_files_contain_the_traces_of_the_runs(aftermath: Aftermath) -> None:
     dump = aftermath.haystack["dump of the database"].decode()
 
     # A log line, a dead letter of an artifact, the name of a task run and of a flow run.
@@ -191,7 +191,7 @@ def test_the_places_that_are_searched_do_hold_the_traces_of_the_runs(aftermath: 
     assert b"status" in aftermath.haystack["ledgers"]
 
 
-def test_no_phone_number_token_or_text_is_anywhere_outside_messages_and_phones(aftermath: Aftermath) -> None:
+def test_phone_numbers_tokens_and_texts_are_only_in_messages_and_phones(aftermath: Aftermath) -> None:
     found = [
         (folder, needle)
         for folder, hay in aftermath.haystack.items()
@@ -202,11 +202,11 @@ def test_no_phone_number_token_or_text_is_anywhere_outside_messages_and_phones(a
     assert found == []
 
 
-def test_no_secret_of_the_store_is_anywhere_either(aftermath: Aftermath, s3: Seaweed) -> None:
+def test_no_secret_of_the_store_is_anywhere(aftermath: Aftermath, s3: Seaweed) -> None:
     assert [folder for folder, hay in aftermath.haystack.items() if s3.secret.encode() in hay] == []
 
 
-def test_the_phones_ledger_holds_the_numbers_unless_they_are_masked(aftermath: Aftermath) -> None:
+def test_the_phones_ledger_contains_the_numbers_unless_they_are_masked(aftermath: Aftermath) -> None:
     plain = ds.dataset(aftermath.lakes[0].parent / "lake" / "phones").to_table().to_pylist()
     masked = ds.dataset(aftermath.masked_lake / "phones").to_table().to_pylist()
 
@@ -215,7 +215,7 @@ def test_the_phones_ledger_holds_the_numbers_unless_they_are_masked(aftermath: A
     assert all(row["phone"] is None for row in masked)
     text = repr(masked)
     assert [needle for needle in _needles() if needle in text] == []
-    # Nor in the bytes of the files, whose statistics repeat values.
+    # Also not in the bytes of the files, whose statistics repeat values.
     for path in aftermath.masked_lake.rglob("phones/*.parquet"):
         assert [needle for needle in _needles() if needle.encode() in path.read_bytes()] == []
     assert {row["phone_masked"] for row in masked if row["status"] == "none"} == {"+886*******84"}

@@ -1,6 +1,6 @@
-"""8,204 real conversations, exported whole, come back message for message from every engine.
+"""Every engine reads 8,204 exported real conversations message by message.
 
-By default the first of them, to a disk and to S3.
+By default only the first of them, from a disk and from S3.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.timeout(900)
 
 Texts = list[tuple[str, ...]]
-"""The texts of a conversation in order; those of one instant, which have no order, together."""
+"""The texts of a conversation in order; texts of the same instant, which have no order, are a group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the fake gateway serves, and what the file says of it."""
+    """The conversations of the fake gateway, and the contents of their file."""
 
     box: Sandbox
     phones: list[str]
@@ -55,7 +55,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A lake of all that is served."""
+    """A lake with all conversations of the fake gateway."""
 
     served: Served
     lake: str
@@ -65,7 +65,7 @@ class Exported:
 
 @contextmanager
 def _serving(file: Path) -> Iterator[Served]:
-    """Serve a whole file, and read it a second time without the fake gateway's code."""
+    """Serve a complete file, and read it separately without the code of the fake gateway."""
     with Sandbox(SandboxOptions(file=file)) as box:
         # The fake gateway names conversations in the order of the file.
         with gzip.open(file, "rt", encoding="utf-8") as lines:
@@ -74,7 +74,7 @@ def _serving(file: Path) -> Iterator[Served]:
 
 
 def _first(file: Path, conversations: int, folder: Path) -> Path:
-    """The first conversations of a file, as one."""
+    """Return a file with the first conversations of another."""
     first = folder / "first.jsonl.gz"
     with gzip.open(file, "rb") as lines, gzip.open(first, "wb", compresslevel=1) as some:
         some.writelines(islice(lines, conversations))
@@ -93,7 +93,7 @@ def _texts_of(line: str) -> Texts:
 def on_disk(
     real_conversations: Path, exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Exported]:
-    """Export the first of it to a local folder."""
+    """Export the first conversations to a local folder."""
     folder = tmp_path_factory.mktemp("real")
     with _serving(_first(real_conversations, ON_DISK, folder)) as served:
         yield _export(served, exporter, folder, str(folder / "lake"))
@@ -103,7 +103,7 @@ def on_disk(
 def on_s3(
     real_conversations: Path, exporter: Exporter, s3: Seaweed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Exported]:
-    """Export the first of it to SeaweedFS."""
+    """Export the first conversations to SeaweedFS."""
     folder = tmp_path_factory.mktemp("real")
     s3.create_bucket("real-conversations")
     with _serving(_first(real_conversations, ON_S3, folder)) as served:
@@ -112,7 +112,7 @@ def on_s3(
 
 @pytest.fixture(params=["on_disk", "on_s3"])
 def exported(request: pytest.FixtureRequest) -> Exported:
-    """Give the one lake and the other."""
+    """Return each of the two lakes."""
     lake: Exported = request.getfixturevalue(request.param)
     return lake
 
@@ -127,14 +127,14 @@ def _export(
     return Exported(served, lake, outcome, s3)
 
 
-def test_the_figures_are_those_of_the_file(real_conversations: Path) -> None:
+def test_the_numbers_are_those_of_the_file(real_conversations: Path) -> None:
     with gzip.open(real_conversations, "rb") as lines:
         lengths = [len(json.loads(line)["messages"]) for line in lines]
 
     assert (len(lengths), sum(lengths)) == (CONVERSATIONS, MESSAGES)
 
 
-def test_the_run_is_completed_and_says_how_much_there_was(exported: Exported) -> None:
+def test_the_run_is_completed_and_reports_its_totals(exported: Exported) -> None:
     totals = exported.outcome.totals
 
     assert exported.outcome.state_type == "COMPLETED", exported.outcome.message
@@ -153,13 +153,13 @@ def test_every_engine_reads_each_message_once_with_the_text_of_the_source(
     assert rows.num_rows == served.messages
     assert pc.count_distinct(rows.column("message_id")).as_py() == served.messages
     found = _texts_in(rows)
-    # Not one `==` of both: the difference of two such dictionaries would take minutes to print.
+    # Not `==` of the dictionaries, because printing their difference would take minutes.
     assert found.keys() == served.texts.keys()
     assert [each for each, texts in served.texts.items() if found[each] != texts] == []
 
 
 def _texts_in(rows: pa.Table) -> dict[str, Texts]:
-    """The texts of each conversation, in the order of `created_at` and within an instant of the text."""
+    """Return the texts of each conversation in the order of `created_at`, sorted within an instant."""
     order = pc.sort_indices(
         rows, sort_keys=[(name, "ascending") for name in ("conversation_id", "created_at", "text")]
     )

@@ -1,4 +1,4 @@
-"""Two runs over the same two hundred growing conversations, by default fifty, at the same time."""
+"""Two concurrent runs over the same 200 growing conversations, by default 50."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVERSATIONS = 200 if IS_FULL else 50
 
 
 @pytest.mark.timeout(1_800)
-def test_two_runs_at_once_lose_and_double_nothing_on_a_disk(tmp_path: Path) -> None:
+def test_two_concurrent_runs_export_every_message_once_on_a_disk(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=CONVERSATIONS)) as box:
         ids = list(box.conversations)
         bench = Bench(box, str(tmp_path / "lake"))
@@ -29,7 +29,7 @@ def test_two_runs_at_once_lose_and_double_nothing_on_a_disk(tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(1_800)
-def test_two_runs_at_once_lose_and_double_nothing_on_s3(s3: Seaweed, bucket: str) -> None:
+def test_two_concurrent_runs_export_every_message_once_on_s3(s3: Seaweed, bucket: str) -> None:
     store = StoreOptions(endpoint_url=s3.endpoint_url, key=SecretStr(s3.key), secret=SecretStr(s3.secret))
     with Sandbox(SandboxOptions(conversations=CONVERSATIONS)) as box:
         ids = list(box.conversations)

@@ -17,7 +17,7 @@ HUNDRED = Amounts(grow=6, edit_near=3, edit_far=2, lose=2, vanish=1)
 
 
 @pytest.mark.timeout(900)
-def test_five_rounds_cost_little_more_than_what_is_new_and_end_in_the_gateways_own_messages(
+def test_after_five_rounds_at_little_cost_the_lake_equals_the_gateway(
     tmp_path: Path,
 ) -> None:
     long = 30 if IS_FULL else 2

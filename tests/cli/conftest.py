@@ -31,7 +31,7 @@ class Result:
 
 Run = Callable[..., Result]
 
-# Prefect leaves some of its own connections to the garbage collector.
+# Prefect leaves some of its connections to the garbage collector.
 prefect_leaks = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

@@ -1,4 +1,4 @@
-"""Settings: from flags, the environment and a `.env`, in that order; wrong ones said in one sentence."""
+"""Settings from flags, the environment and a `.env`, in that order; an error is one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imbrace_lake.settings import PRODUCTION, Settings, load_settings
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No settings but the test's own."""
+    """Remove all settings from the environment."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"IMBRACE_{name.upper()}", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -24,7 +24,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 SECRET = "api_secret-never-to-be-shown"
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (clean / ".env").write_text("IMBRACE_ORGANIZATION=of-file\nIMBRACE_REGION=TW\nIMBRACE_TRIES=9\nOTHER=1\n")
@@ -48,7 +48,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
         ({"timeout_seconds": "soon"}, "IMBRACE_TIMEOUT_SECONDS: input should be a valid number"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named_and_not_repeated(given: dict[str, Any], sentence: str) -> None:
+def test_the_error_of_an_invalid_value_names_the_setting_and_not_the_value(
+    given: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(**given)
 
@@ -58,7 +60,7 @@ def test_a_value_that_cannot_be_used_is_named_and_not_repeated(given: dict[str, 
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
-def test_a_file_that_is_not_utf_8_is_named(clean: Path, encoding: str) -> None:
+def test_a_file_that_is_not_utf_8_is_reported(clean: Path, encoding: str) -> None:
     (clean / ".env").write_text("IMBRACE_LAKE=./größe\n", encoding=encoding)
 
     if encoding == "utf-16-le":
@@ -80,14 +82,14 @@ def test_quotes_around_a_value_are_removed(name: str, quote: str, monkeypatch: p
     assert settings.token == SecretStr(SECRET)
 
 
-def test_kinds_of_addresses_of_lists_can_be_added() -> None:
+def test_kinds_of_list_addresses_can_be_added() -> None:
     assert load_settings().schemes() == frozenset()
     assert load_settings(list_schemes=" gs, HTTPS ,").schemes() == {"gs", "https"}
 
 
 @pytest.mark.parametrize("name", ["token", "organization", "lake"])
 @pytest.mark.parametrize("value", [None, ""])
-def test_what_is_needed_and_not_set_is_named(name: str, value: str | None) -> None:
+def test_a_missing_required_setting_is_reported(name: str, value: str | None) -> None:
     with pytest.raises(SettingsError, match=f"no {name} is set: set IMBRACE_{name.upper()}"):
         load_settings(**{name: value}).require(name)
 
@@ -103,7 +105,7 @@ def test_what_is_needed_and_not_set_is_named(name: str, value: str | None) -> No
         "http://[::1",
     ],
 )
-def test_an_address_that_is_none_is_said_before_anything_is_sent(address: str) -> None:
+def test_an_invalid_address_is_reported_before_anything_is_sent(address: str) -> None:
     settings = load_settings(gateway=address, token=SECRET, organization="org_1")
 
     with pytest.raises(SettingsError, match="IMBRACE_GATEWAY"):
@@ -111,7 +113,7 @@ def test_an_address_that_is_none_is_said_before_anything_is_sent(address: str) -
 
 
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "api_é", "\x00", "api_1\r\nx-evil: 1"])
-def test_a_token_that_no_header_can_hold_is_said_and_not_repeated(token: str) -> None:
+def test_a_token_that_is_invalid_in_a_header_is_reported_without_the_token(token: str) -> None:
     settings = load_settings(token=token, organization="org_1")
 
     with pytest.raises(SettingsError) as caught:
@@ -135,7 +137,7 @@ def test_settings_reach_the_client_and_its_limiter() -> None:
     assert (limiter.in_flight_limit, limiter.per_second) == (5, 2.5)
 
 
-def test_no_secret_shows_where_settings_are_printed() -> None:
+def test_printed_settings_contain_no_secret() -> None:
     settings = load_settings(token=SECRET, phone_key=SECRET, organization="org_1")
 
     shown = f"{settings!r} {settings} {settings.gateway_options()!r} {settings.model_dump_json()}"

@@ -47,12 +47,12 @@ PARENT, FIRST, SECOND = "parent-run", "first-shard", "second-shard"
 
 @pytest.fixture
 def box(start: StartBox) -> Sandbox:
-    """Ten conversations."""
+    """Start a gateway with ten conversations."""
     return start(conversations=10, gateway_timeout_seconds=0.0)
 
 
 def in_run(box: Sandbox, lake: Path, job: Callable[[RunContext], Awaitable[T]], run_id: str = PARENT) -> T:
-    """Do something within the run that is split."""
+    """Run a job within the run that is split."""
 
     async def main() -> T:
         async with open_run(settings_for(box, str(lake), tries=1), run_id) as run:
@@ -63,7 +63,7 @@ def in_run(box: Sandbox, lake: Path, job: Callable[[RunContext], Awaitable[T]], 
 
 
 async def plan(run: RunContext, ids: list[str], size: int = 5) -> list[Shard]:
-    """Split a run, as far as it needs no orchestrator."""
+    """Split a run, without an orchestrator."""
     shards = await plan_shards(run, ids, size)
     run.progress.shards = RunTotals()
     return shards
@@ -78,7 +78,7 @@ async def do(
     most: int | None = None,
     is_killed: bool = False,
 ) -> None:
-    """Export the conversations of a shard, or only the first; without closing the run if it is killed."""
+    """Export the conversations of a shard, or only the first; do not close the run if it is killed."""
     shard.run_id = run_id
     async with open_run(settings_for(box, str(lake), tries=1), run_id, parent_run_id=PARENT) as run:
         ids = (await read_list(run.lake, shard.key, run.organization_id))[:most]
@@ -89,7 +89,7 @@ async def do(
 
 
 async def close_dead_runs(run: RunContext, run_id: str) -> None:
-    """Close the journals of all other runs, as a run does that begins when they are dead."""
+    """Close the journals of all other runs, as a run does if they are dead when it begins."""
     await recover_dead_runs(run.lake, run_id, "everything", utc_now() + DEAD_AFTER + timedelta(seconds=1))
 
 
@@ -120,7 +120,7 @@ def test_a_run_has_one_shard_until_it_is_large_or_configured_otherwise(
 
 
 @pytest.mark.parametrize(("conversations", "count"), [(10, 3), (3, 3), (100, 7)])
-def test_shards_have_one_size_and_each_conversation_once_in_whatever_order_it_came(
+def test_shards_have_one_size_and_each_conversation_once_in_any_order_of_the_input(
     conversations: int, count: int
 ) -> None:
     ids = [f"conv_{number}" for number in range(conversations)]
@@ -133,7 +133,7 @@ def test_shards_have_one_size_and_each_conversation_once_in_whatever_order_it_ca
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_the_list_of_a_shard_is_a_list_for_backfills_too_and_goes_when_the_run_ends(
+def test_the_list_of_a_shard_is_a_list_for_backfills_too_and_is_deleted_when_the_run_ends(
     box: Sandbox, tmp_path: Path
 ) -> None:
     async def job(run: RunContext) -> None:
@@ -176,7 +176,7 @@ def test_a_list_of_another_organization_is_rejected(box: Sandbox, tmp_path: Path
 
 
 @pytest.mark.parametrize("is_table", [True, False])
-def test_a_damaged_list_is_named(is_table: bool, box: Sandbox, tmp_path: Path) -> None:
+def test_a_damaged_list_is_reported(is_table: bool, box: Sandbox, tmp_path: Path) -> None:
     async def job(run: RunContext) -> None:
         (shard, _) = await plan(run, list(box.conversations))
         if is_table:
@@ -259,7 +259,7 @@ def test_shards_add_up_to_the_summary_of_one_process(box: Sandbox, tmp_path: Pat
 
 
 def days_of(run: RunContext) -> Counter[str]:
-    """New messages by day, as the run draws them."""
+    """Return the new messages by day, as in the chart of the run."""
     return Counter({str(day): count for day, count in run.progress.days.items()})
 
 
@@ -290,19 +290,19 @@ def test_runs_of_earlier_versions_have_no_parent(box: Sandbox, tmp_path: Path) -
 
 
 async def missed(run: RunContext, run_id: str = PARENT) -> list[str]:
-    """The conversations that a rerun exports."""
+    """Return the conversations that a rerun exports."""
     found = await read_missed(run.lake, run_id, utc_now(), tolerated_unreadable=0.0)
     assert found.lost == []
     return found.conversation_ids
 
 
 async def dead_letters(run: RunContext) -> list[tuple[str, str]]:
-    """The run and the conversation of each dead letter in the ledger."""
+    """Return the run and the conversation of each dead letter in the ledger."""
     rows = (await read_ledger(run.lake, "conversations")).to_pylist()
     return [(row["run_id"], row["conversation_id"]) for row in rows if row["is_dead_letter"]]
 
 
-def test_what_failed_in_a_shard_is_missed_by_the_run_and_recorded_once(box: Sandbox, tmp_path: Path) -> None:
+def test_a_failure_in_a_shard_is_missing_in_the_run_and_recorded_once(box: Sandbox, tmp_path: Path) -> None:
     broken = sorted(box.conversations)[7]
     box.break_conversation(broken, "400")
 
@@ -315,7 +315,7 @@ def test_what_failed_in_a_shard_is_missed_by_the_run_and_recorded_once(box: Sand
 
     summary, found, recorded = in_run(box, tmp_path, job)
 
-    # Recorded, so tolerated as it would be in one process.
+    # The failure is recorded, so the run tolerates it as in one process.
     assert (summary.status, summary.totals.conversations) == ("complete", {"complete": 9, "failed": 1})
     assert [(one.conversation_id, one.status) for one in summary.dead_letters] == [(broken, "failed")]
     assert BadRequest.__name__ not in summary.dead_letters[0].reason
@@ -325,7 +325,7 @@ def test_what_failed_in_a_shard_is_missed_by_the_run_and_recorded_once(box: Sand
 
 
 @pytest.mark.parametrize(("most", "unrecorded"), [(0, 5), (3, 2), (5, 0)])
-def test_a_shard_that_never_ended_keeps_the_run_from_being_complete_whatever_it_tolerates(
+def test_a_run_with_a_shard_that_never_ended_is_not_complete_whatever_it_tolerates(
     box: Sandbox, tmp_path: Path, most: int, unrecorded: int
 ) -> None:
     async def job(run: RunContext) -> tuple[RunSummary, list[str], list[tuple[str, str]], Shard]:
@@ -380,7 +380,9 @@ def test_a_shard_that_was_started_again_counts_each_message_once(box: Sandbox, t
     assert summary.totals.messages_new == summary.totals.messages_total == sum(box.conversations.values())
 
 
-def test_a_killed_run_misses_only_what_its_shards_have_not_recorded(box: Sandbox, tmp_path: Path) -> None:
+def test_a_rerun_of_a_killed_run_exports_only_what_its_shards_have_not_recorded(
+    box: Sandbox, tmp_path: Path
+) -> None:
 
     async def killed(run: RunContext) -> list[str]:
         ids = await run.found(box.conversations)
@@ -418,10 +420,10 @@ def test_a_restarted_run_misses_nothing_that_was_not_reached_at_first(box: Sandb
     assert found == []
 
 
-def test_rerun_of_a_sharded_run_of_an_earlier_version_relies_on_the_dead_letters_of_the_run(
+def test_a_rerun_of_a_sharded_run_of_an_earlier_version_relies_on_the_dead_letters_of_the_run(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    """Those shards name no parent; the run repeated their dead letters and named them in its parameters."""
+    """Those shards have no parent; the run repeated their dead letters and listed the shards."""
     broken = sorted(box.conversations)[7]
     box.break_conversation(broken, "400")
 
@@ -454,6 +456,6 @@ def test_the_header_of_a_run_under_way_shows_its_progress(box: Sandbox, tmp_path
         assert header is not None
         assert RunTotals(**header.totals) == totals_of(run.progress, run.gateway)
         assert header.totals["conversations"] == {"complete": 4}
-        assert await read_header(run.lake, "nobody") is None
+        assert await read_header(run.lake, "no-run") is None
 
     in_run(box, tmp_path, job)

@@ -1,4 +1,4 @@
-"""A part has its rows in one order and each message once, however they arrived."""
+"""A part has its rows in one order and each message once, in whatever order they arrived."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_rows_ignore_arrival_order_and_repeats(shuffled: list[Item], repeats: li
 
 
 @given(st.permutations(SOME))
-def test_a_part_is_in_the_order_of_time_and_then_of_ids_and_a_page_becomes_it(shuffled: list[Item]) -> None:
+def test_a_part_is_sorted_by_time_and_then_by_id_also_from_a_page(shuffled: list[Item]) -> None:
     ids = [one["_id"] for one in shuffled]
     page = Page(0, shuffled, ids, None, None, count_matches=True)
     expected = sorted(
@@ -50,7 +50,7 @@ def test_a_part_is_in_the_order_of_time_and_then_of_ids_and_a_page_becomes_it(sh
     assert in_order(rows_of_page(page, ORIGIN)).equals(in_order(from_gateway(shuffled)))
 
 
-def test_a_page_with_an_id_twice_keeps_the_order_in_which_it_was_read() -> None:
+def test_a_page_with_an_id_twice_keeps_the_order_of_the_gateway() -> None:
     upper = item("a", minute=5, content="upper", updated_at="2025-01-01T00:00:00.000Z")
     lower = item("a", minute=9, content="lower", updated_at="2025-01-01T00:00:00.000Z")
     page = Page(0, [upper, lower], ["a", "a"], None, None, count_matches=True)
@@ -61,7 +61,7 @@ def test_a_page_with_an_id_twice_keeps_the_order_in_which_it_was_read() -> None:
 
 
 def test_a_page_in_order_is_not_copied() -> None:
-    # Those of one minute in the order of their ids, which turning them round would reverse.
+    # Messages of the same minute are in the order of their ids, which reversing the page would reverse.
     newest_first = sorted(SOME[:-1], key=lambda one: (-(int(one["_id"][1:]) // 2), one["_id"]))
     page = Page(0, newest_first, [one["_id"] for one in newest_first], None, None, count_matches=True)
     rows = rows_of_page(page, ORIGIN)
@@ -71,7 +71,7 @@ def test_a_page_in_order_is_not_copied() -> None:
     )
 
 
-def test_of_two_versions_the_one_updated_last_stays_or_else_the_one_read_last() -> None:
+def test_of_two_versions_the_one_updated_last_counts_or_else_the_one_read_last() -> None:
     old = item("a", content="old")
     edited = item("a", minute=1, content="edited")
     again = item("a", minute=1, content="read later")

@@ -1,4 +1,4 @@
-"""Runs that may hold next to nothing in memory end in the lake that any other run ends in."""
+"""Runs with almost no memory make the same lake as any other run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 __all__ = ["open_bench"]
 
-# Some ten messages: every page is spilled, every part is read from a file, and slices are many.
+# About ten messages: every page is spilled, every part is read from a file, and there are many slices.
 LITTLE = {"memory_megabytes": 0.01}
 
 
@@ -43,14 +43,14 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(bench: Bench) -> pa.Table:
-    """Every row but for the run that wrote it, in an order of their own."""
+    """Return all rows in a fixed order, without the runs that wrote them."""
     rows = bench.rows().drop_columns(["run_id"])
     keys = ["conversation_id", "message_id"]
     return rows.sort_by([(key, "ascending") for key in keys]).combine_chunks()
 
 
 def reported(bench: Bench) -> list[dict[str, Any]]:
-    """What the ledgers say, but for names of runs and what hangs on them."""
+    """Return the ledger rows without run ids and the values that depend on them."""
     ours = ("run_id", "parts", "replaced_by_run_id")
     found = []
     for ledger in ("conversations", "revisions"):
@@ -67,7 +67,7 @@ def parts(bench: Bench) -> list[tuple[str, int]]:
 
 @pytest.fixture(params=["local", "s3"])
 def benches(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Bench, Bench]]:
-    """Give two lakes of one gateway; the runs of the second have little memory."""
+    """Return two lakes of one gateway; the runs of the second have little memory."""
     options = SandboxOptions(conversations=0, sizes=(300, 130, 7, 1, 0), surprises=0.1)
     with ExitStack() as stack:
         box = stack.enter_context(Sandbox(options))
@@ -80,7 +80,7 @@ def benches(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Be
         yield roomy, Bench(box, f"s3://{bucket}/lake", store=s3_options(s3), settings=LITTLE)
 
 
-def test_a_history_ends_in_the_same_lake_with_little_memory_as_with_much(
+def test_a_series_of_runs_makes_the_same_lake_with_little_memory_as_with_much(
     benches: tuple[Bench, Bench],
 ) -> None:
     roomy, narrow = benches
@@ -107,7 +107,7 @@ def test_a_history_ends_in_the_same_lake_with_little_memory_as_with_much(
         assert is_equal(bench)
 
 
-def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(
+def test_edits_of_all_messages_are_replaced_with_little_memory(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_module, "GROUP_BYTES", 1)
@@ -125,7 +125,9 @@ def test_messages_that_were_all_edited_are_all_replaced_with_little_memory(
     assert len(list(Path(bench.lake, "revisions").iterdir())) > 1
 
 
-def test_what_moves_while_it_is_read_is_right_in_the_end_with_little_memory(open_bench: OpenBench) -> None:
+def test_conversations_that_change_during_runs_are_right_in_the_end_with_little_memory(
+    open_bench: OpenBench,
+) -> None:
     bench = open_bench(LITTLE, conversations=2, sizes=(260, 150))
     for _ in range(2):
         bench.box.set_options(churn_inserts=0.4, churn_deletes=0.3, churn_edits=0.3)
@@ -152,7 +154,7 @@ def test_a_window_and_then_the_rest_with_little_memory(open_bench: OpenBench) ->
     assert is_equal(bench)
 
 
-def test_nothing_is_left_of_what_was_spilled(open_bench: OpenBench) -> None:
+def test_spilled_files_are_removed_after_a_run(open_bench: OpenBench) -> None:
     bench = open_bench(LITTLE, conversations=0, sizes=(300,))
 
     bench.run()
@@ -160,7 +162,7 @@ def test_nothing_is_left_of_what_was_spilled(open_bench: OpenBench) -> None:
     assert not list(Path(bench.lake, ".tmp").glob("spill-*"))
 
 
-def test_runs_that_are_killed_while_they_spill_leave_the_lake_as_if_nobody_had(
+def test_runs_that_are_killed_while_they_spill_leave_the_lake_as_without_kills(
     open_bench: OpenBench, tmp_path: Path
 ) -> None:
     bench = open_bench(lake="base", conversations=20, sizes=(600, 330), messages_max=60)

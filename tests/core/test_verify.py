@@ -1,4 +1,4 @@
-"""One byte that is not as it was written, in whatever object, and `verify` names that object."""
+"""`verify` reports every object that differs from what was written, even in a single byte."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A small lake with a digest, revisions, deletions, a second part and a window's part."""
+    """Make a small lake with a checkpoint, a revision, a deletion and a second part."""
     folder = tmp_path_factory.mktemp("verify") / "lake"
     with Sandbox(SandboxOptions(conversations=0, sizes=(3, 40, 130))) as box:
         bench = Bench(box, str(folder))
@@ -55,14 +55,14 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture
 def bench(_made: Bench, tmp_path: Path) -> Bench:
-    """Give a copy of that lake."""
+    """Return a copy of that lake."""
     shutil.copytree(_made.lake, tmp_path / "lake")
     return Bench(_made.box, str(tmp_path / "lake"), now=_made.now)
 
 
 @pytest.fixture(params=["in memory", "in files"])
 def position(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read parts into memory, and as large ones are into files."""
+    """Read parts into memory, and into files as if they were large."""
     if request.param == "in files":
         monkeypatch.setattr("imbrace_lake.verify.objects.LARGE_BYTES", -1)
 
@@ -97,7 +97,7 @@ def test_a_lake_as_it_was_written_is_sound_and_every_object_was_read(bench: Benc
 
 
 @pytest.mark.usefixtures("position")
-def test_one_byte_flipped_in_any_object_is_named(bench: Bench) -> None:
+def test_a_flipped_byte_in_any_object_is_reported(bench: Bench) -> None:
     rng = Random(1)
     for path in objects(bench):
         body = path.read_bytes()
@@ -115,7 +115,7 @@ def test_one_byte_flipped_in_any_object_is_named(bench: Bench) -> None:
     assert bench.verify().is_sound
 
 
-def test_a_marker_damaged_while_the_lake_is_open_is_named(bench: Bench) -> None:
+def test_a_marker_damaged_while_the_lake_is_open_is_reported(bench: Bench) -> None:
     async def verify(lake: Lake) -> Verification:
         await lake.store.overwrite("lake.json", flipped(await lake.store.get("lake.json"), 40))
         return await verify_objects(lake)
@@ -124,7 +124,7 @@ def test_a_marker_damaged_while_the_lake_is_open_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("position")
-def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Bench) -> None:
+def test_any_flipped_byte_in_a_part_without_a_ledger_is_reported(bench: Bench) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00001.parquet")
     for path in objects(bench):
         if path not in (part, Path(bench.lake, "lake.json")):
@@ -141,12 +141,12 @@ def test_any_byte_flipped_in_a_part_that_no_ledger_speaks_of_is_named(bench: Ben
             passed.append(position)
             assert pq.read_table(io.BytesIO(flipped(body, position))).equals(rows)
 
-    # A part that names another version of the writer is not expected to have this one's bytes.
+    # A part whose footer names another version of the writer need not have the bytes of this version.
     assert len(passed) <= len(b"parquet-cpp-arrow version 26.0.1") / 53 + 8
 
 
 @pytest.mark.usefixtures("position")
-def test_what_is_missing_is_named(bench: Bench) -> None:
+def test_a_missing_object_is_reported(bench: Bench) -> None:
     for path in objects(bench):
         folder = path.relative_to(bench.lake).parts[0]
         if folder in ("messages", "conversations", "revisions"):
@@ -157,7 +157,7 @@ def test_what_is_missing_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("position")
-def test_a_part_that_was_cut_emptied_or_swapped_for_another_is_named(bench: Bench) -> None:
+def test_a_truncated_emptied_or_swapped_part_is_reported(bench: Bench) -> None:
     first, second = [path for path in objects(bench) if path.name == "part-00000.parquet"][:2]
     body = first.read_bytes()
 
@@ -166,7 +166,7 @@ def test_a_part_that_was_cut_emptied_or_swapped_for_another_is_named(bench: Benc
         assert named(bench.verify()) == [str(first.relative_to(bench.lake))]
 
 
-def test_a_part_that_a_killed_run_left_is_counted_and_no_difference(bench: Bench) -> None:
+def test_a_part_of_a_killed_run_is_counted_and_is_not_a_difference(bench: Bench) -> None:
     box = bench.box
     one = next(iter(box.conversations))
     box.append(one, 3)
@@ -198,7 +198,7 @@ def test_a_journal_of_a_run_under_way_is_verified_too(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("position")
-def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> None:
+def test_a_part_replaced_while_it_is_verified_is_not_a_difference(bench: Bench) -> None:
     box = bench.box
     one = list(box.conversations)[1]
 
@@ -222,7 +222,7 @@ def test_a_part_replaced_while_it_is_verified_is_no_difference(bench: Bench) -> 
     assert found.unrecorded == 0
 
 
-def test_of_two_runs_at_once_either_may_have_written_last(bench: Bench) -> None:
+def test_of_two_concurrent_runs_either_may_have_written_last(bench: Bench) -> None:
     async def two(lake: Lake) -> None:
         part = (await lake.store.list("messages/"))[0]
         true = await read_states(lake, bench.box.options.organization_id)
@@ -271,7 +271,7 @@ def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     box.repair(ids[2])
     bench.run()
     assert asyncio.run(count()) == []
-    # The token works elsewhere, so each 403 concerns its conversation alone; a 401 concerns all.
+    # The token works elsewhere, so a 403 concerns only its conversation; a 401 concerns all.
     box.set_options(broken=dict.fromkeys(ids, "403"))
     assert sorted(problem.partition(": ")[0] for problem in asyncio.run(count())) == sorted(ids)
     box.set_options(broken=dict.fromkeys(ids, "401"))
@@ -284,7 +284,7 @@ def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     ]
 
 
-def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_limiter_admits(
+def test_counts_are_requested_concurrently_within_the_limit_of_the_limiter(
     tmp_path: Path,
 ) -> None:
     with Sandbox(SandboxOptions(conversations=40, latency_seconds=0.05)) as box:
@@ -306,8 +306,8 @@ def test_counts_are_asked_for_side_by_side_and_no_more_at_a_time_than_the_limite
         assert box.stats().max_in_flight == 5
 
 
-def unnoted(patch: pytest.MonkeyPatch) -> None:
-    """Let the next run die when it has published and is about to write that down."""
+def unrecorded(patch: pytest.MonkeyPatch) -> None:
+    """Let the next run die after publishing and before recording."""
 
     async def note_lines(self: Journal, name: str, lines: Iterable[bytes]) -> None:
         raise KeyboardInterrupt
@@ -318,7 +318,7 @@ def unnoted(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("position")
 @pytest.mark.parametrize("is_closed", [False, True])
 @pytest.mark.parametrize("change", ["edit", "delete"])
-def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_distinguished_from_a_damaged_one(
+def test_a_part_replaced_without_a_record_by_a_killed_run_is_not_reported_as_damaged(
     change: str, is_closed: bool, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, (short, edited, *_) = bench.box, list(bench.box.conversations)
@@ -328,11 +328,11 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_distinguish
     else:
         box.delete(edited, 1)
     with monkeypatch.context() as patch:
-        unnoted(patch)
+        unrecorded(patch)
         with pytest.raises(KeyboardInterrupt):
             bench.run([edited])
     if is_closed:
-        # Another run brings the dead one into the ledgers, and does not look at its conversation.
+        # Another run records the dead one in the ledgers, and does not read its conversation.
         bench.now += timedelta(hours=2)
         bench.run([short])
     (part,) = [path for path, body in before.items() if path.read_bytes() != body]
@@ -345,7 +345,7 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_distinguish
     for position in (0, *range(7, len(replaced), 241), len(replaced) - 1):
         part.write_bytes(flipped(replaced, position))
         assert named(bench.verify()) == [str(part.relative_to(bench.lake))], position
-    # What the ledger told last is still right; what nobody wrote just now is not.
+    # The last recorded version is sound too; bytes that no run wrote are not.
     part.write_bytes(before[part])
     assert bench.verify().is_sound
     elsewhere = next(path for path in before if path.name == "part-00000.parquet" and path != part)
@@ -354,7 +354,7 @@ def test_a_part_whose_replacement_a_killed_run_did_not_write_down_is_distinguish
 
 
 @pytest.mark.usefixtures("position")
-def test_an_old_version_of_a_part_that_was_put_back_is_named(
+def test_a_part_that_was_set_back_to_an_old_version_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = bench.box
@@ -365,7 +365,7 @@ def test_an_old_version_of_a_part_that_was_put_back_is_named(
         box.edit(edited, [box.truth(edited)[-1]["_id"]])
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             if is_killed:
-                unnoted(patch)
+                unrecorded(patch)
             bench.run([edited])
         old.append(part.read_bytes())
 
@@ -376,7 +376,7 @@ def test_an_old_version_of_a_part_that_was_put_back_is_named(
 
 
 def claims(bench: Bench) -> dict[str, PartReport]:
-    """What every part says of itself, by its key."""
+    """Return the report of every part by its key."""
     found = {}
     for path in objects(bench):
         if path.suffix == ".parquet" and "messages" in path.parts:
@@ -384,7 +384,7 @@ def claims(bench: Bench) -> dict[str, PartReport]:
     return found
 
 
-def test_a_part_states_what_the_ledger_says_of_it_and_a_copy_of_it_is_evidence(
+def test_the_claim_of_a_part_equals_its_ledger_entry_and_a_copy_can_be_verified(
     bench: Bench, tmp_path: Path
 ) -> None:
     bench.box.append(next(iter(bench.box.conversations)), 200)
@@ -420,7 +420,7 @@ def test_a_part_states_what_the_ledger_says_of_it_and_a_copy_of_it_is_evidence(
         {"conversation_id": "conv_other"},
     ],
 )
-def test_a_part_whose_claim_is_not_that_of_its_rows_is_named(
+def test_a_part_whose_claim_does_not_match_its_rows_is_reported(
     wrong: dict[str, Any], has_ledger: bool, bench: Bench
 ) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00000.parquet")
@@ -439,7 +439,7 @@ def test_a_part_whose_claim_is_not_that_of_its_rows_is_named(
     assert named(bench.verify()) == [str(part.relative_to(bench.lake))]
 
 
-def test_a_claim_that_was_changed_after_it_was_written_is_noticed_whatever_it_is_about(bench: Bench) -> None:
+def test_a_change_of_any_field_of_a_claim_is_found(bench: Bench) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00000.parquet")
     claim = judge_part(part).claim
     assert claim is not None
@@ -450,7 +450,7 @@ def test_a_claim_that_was_changed_after_it_was_written_is_noticed_whatever_it_is
         assert (report.problem is None) == (name == "schema_version")  # which to_parquet sets itself
 
 
-def test_rows_that_do_not_belong_together_are_no_part(bench: Bench) -> None:
+def test_rows_of_several_conversations_are_not_a_part(bench: Bench) -> None:
     parts = [path for path in objects(bench) if path.name == "part-00000.parquet"]
     claim = judge_part(parts[0]).claim
     assert claim is not None
@@ -461,7 +461,7 @@ def test_rows_that_do_not_belong_together_are_no_part(bench: Bench) -> None:
     assert report.problem == "contains rows of several conversations: restore it from a copy"
 
 
-def test_rows_that_another_version_of_the_writer_encoded_are_proven_by_their_hash(bench: Bench) -> None:
+def test_rows_encoded_by_another_version_of_the_writer_are_verified_by_their_hash(bench: Bench) -> None:
     part = next(path for path in objects(bench) if path.name == "part-00000.parquet")
     claim, rows = judge_part(part).claim, pq.read_table(part).cast(SCHEMA)
     assert claim is not None

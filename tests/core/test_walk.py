@@ -1,4 +1,4 @@
-"""The walk: it finds every message that was there and stayed, or says that it cannot tell."""
+"""A walk finds every message that existed throughout, or reports that it is incomplete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LENGTHS = (
 
 @dataclass
 class Walked:
-    """What a walk over a list came to."""
+    """The result of a walk over a list."""
 
     moving: MovingList
     proof: Proof
@@ -80,7 +80,7 @@ def walked(
 
 
 def a_moving_list(seed: int) -> MovingList:
-    """A list of any length that moves calmly or wildly, under a server of any habits."""
+    """Make a list of random length that changes rarely or often, on a server with random habits."""
     rng = random.Random(seed)
     return MovingList(
         [f"m{n}" for n in range(rng.choice((0, 1, 2, 5, 30, 99, 100, 101, 250, rng.randint(0, 500))))],
@@ -100,7 +100,7 @@ def a_moving_list(seed: int) -> MovingList:
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_no_message_is_lost_without_a_word_while_the_list_moves(group: int) -> None:
+def test_no_message_is_lost_silently_while_the_list_moves(group: int) -> None:
     complete = 0
     for seed in range(group, WALKS, GROUPS):
         moving = a_moving_list(seed)
@@ -114,11 +114,11 @@ def test_no_message_is_lost_without_a_word_while_the_list_moves(group: int) -> N
             assert result.proof.reason == ""
         else:
             assert result.proof.reason
-    # A walk that always gave up would keep the promise and be of no use.
+    # A walk that always gave up would keep the promise, but be useless.
     assert complete > 0.8 * WALKS / GROUPS
 
 
-def test_the_same_lists_make_a_plain_offset_walk_lose_messages() -> None:
+def test_a_plain_offset_walk_of_the_same_lists_loses_messages() -> None:
     losses = 0
     for seed in range(300):
         moving = a_moving_list(seed)
@@ -145,8 +145,8 @@ def test_a_list_that_moves_now_and_then_is_always_proven(cap: int | None, counts
 
 
 @pytest.mark.parametrize("group", range(4))
-def test_pages_read_side_by_side_and_edge_to_edge_lose_nothing(group: int) -> None:
-    """Long lists in small pages, answered in any order, arrivals as many as deletions."""
+def test_pages_read_ahead_edge_to_edge_lose_nothing(group: int) -> None:
+    """Walk long lists in small pages, answered in any order, with as many arrivals as deletions."""
     for seed in range(group, 240, 4):
         rng = random.Random(seed)
         cap = rng.choice((2, 3, 5, 7))
@@ -162,10 +162,10 @@ def test_pages_read_side_by_side_and_edge_to_edge_lose_nothing(group: int) -> No
 
 
 def a_turnover(late: int, early: int) -> MovingList:
-    """While pages are under way, twenty messages arrive and the twenty oldest go: the count stays.
+    """While pages are under way, twenty messages arrive and the twenty oldest vanish: the count stays.
 
-    The page at `late` is served after that, those up to `early` before: it holds nothing but
-    arrivals, so no message comes twice and no count differs.
+    The page at `late` is served after that, those up to `early` before: it has only messages that
+    arrived, so no message comes twice and no count differs.
     """
     moving = MovingList.of(150, cap=5)
     is_early_served = asyncio.Event()
@@ -186,7 +186,7 @@ def a_turnover(late: int, early: int) -> MovingList:
 
 
 @pytest.mark.parametrize("known", [frozenset(), frozenset(f"m{n}" for n in range(40, 150))])
-def test_a_page_that_came_late_and_holds_only_arrivals_is_noticed(known: frozenset[str]) -> None:
+def test_a_late_page_with_only_new_messages_is_noticed(known: frozenset[str]) -> None:
     moving = a_turnover(late=10, early=40)
 
     result = walked(moving, known=known)
@@ -225,10 +225,10 @@ def test_a_list_that_grows_faster_than_it_is_read_ends_as_incomplete() -> None:
 @pytest.mark.parametrize("counts", ["right", "frozen", "none"])
 @pytest.mark.parametrize("kind", ["inflow", "older"])
 @pytest.mark.parametrize("cap", [5, 100])
-def test_a_list_without_end_ends_within_what_there_was_to_read_at_first(
+def test_a_walk_of_a_list_without_end_is_bounded_by_its_length_at_first(
     kind: str, counts: str, has_more: bool, cap: int
 ) -> None:
-    """More messages arrive than a page holds, or more and more old ones are made up."""
+    """More messages arrive than fit into a page, or the server keeps inventing older ones."""
 
     def grow(moving: MovingList) -> None:
         for _ in range(2 * cap):
@@ -248,7 +248,7 @@ def test_a_list_without_end_ends_within_what_there_was_to_read_at_first(
     if not result.proof.is_complete:
         assert result.proof.reason
     else:
-        # A list whose count never grows ends where the count says, unless it says that there is more.
+        # A list whose count never grows ends at its count, unless the server states that there is more.
         assert counts == "frozen"
 
 
@@ -268,7 +268,7 @@ def test_a_list_without_count_or_end_names_the_setting_that_bounds_it() -> None:
     assert moving.requests < 1_100
 
 
-def test_a_count_without_measure_is_bounded_by_the_setting() -> None:
+def test_a_list_with_a_huge_count_is_bounded_by_the_setting() -> None:
     def grow(moving: MovingList) -> None:
         moving.count_error = 10**12 - len(moving.ids)
         for _ in range(100):
@@ -286,7 +286,7 @@ def test_a_count_without_measure_is_bounded_by_the_setting() -> None:
 @pytest.mark.parametrize("counts", ["right", "none"])
 @pytest.mark.parametrize("burst", [3, 40])
 def test_a_long_conversation_that_grows_while_it_is_read_is_proven(counts: str, burst: int) -> None:
-    """Up to 40 messages arrive with each page of 100."""
+    """Up to 40 messages arrive during each page of 100."""
     moving = MovingList.of(20_000, counts=counts, arrive=1.0, burst=burst)
 
     result = walked(moving)
@@ -296,7 +296,7 @@ def test_a_long_conversation_that_grows_while_it_is_read_is_proven(counts: str, 
 
 
 @pytest.mark.parametrize("counts", ["right", "none"])
-def test_back_dated_arrivals_cost_no_message_where_pages_overlap(counts: str) -> None:
+def test_back_dated_arrivals_hide_no_message_if_pages_overlap(counts: str) -> None:
     for seed in range(60):
         moving = MovingList.of(
             400, seed, cap=50, counts=counts, arrive=0.3, vanish=0.1, burst=5, backdated=0.5
@@ -308,7 +308,7 @@ def test_back_dated_arrivals_cost_no_message_where_pages_overlap(counts: str) ->
             assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
 
 
-def test_a_back_dated_arrival_is_found_by_another_pass_although_the_list_goes_on_moving() -> None:
+def test_a_back_dated_arrival_is_found_by_another_pass_of_a_moving_list() -> None:
     def move(moving: MovingList) -> None:
         if moving.requests == 4:
             moving.insert(150)  # between messages of the second page, which has been read
@@ -327,10 +327,10 @@ def test_a_back_dated_arrival_is_found_by_another_pass_although_the_list_goes_on
 def test_a_full_page_without_older_messages_is_not_the_end_of_a_list_without_counts() -> None:
     def move(moving: MovingList) -> None:
         if moving.requests in (2, 3):
-            for _ in range(8):  # pushes the list down by what the next page would have brought
+            for _ in range(8):  # moves the list down by the length of the next page
                 moving.insert()
         elif moving.requests == 4:
-            for _ in range(20):  # pulls it up again, so that it ends above the next position
+            for _ in range(20):  # moves it up again, so that it ends above the next position
                 moving.delete(0)
 
     moving = MovingList.of(30, counts="none", has_more=False, on_move=move)
@@ -354,8 +354,8 @@ def test_short_pages_without_older_messages_are_not_the_end_while_there_is_a_mes
 
 
 @pytest.mark.parametrize("counts", ["right", "none"])
-def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete(counts: str) -> None:
-    """Pages of one message share none, so without a count nothing ties them together."""
+def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_complete(counts: str) -> None:
+    """Pages of one message cannot overlap, so without a count they prove nothing."""
     for seed in range(60):
         moving = MovingList.of(30, seed, cap=1, counts=counts, vanish=0.1)
 
@@ -367,7 +367,7 @@ def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete
             assert "too short to be tied" in result.proof.reason
 
 
-# -- a machine that looks for what the fuzz did not think of ----------------------------------------
+# -- generated sequences of events ------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -385,7 +385,7 @@ def test_a_conversation_of_tiny_pages_that_loses_messages_is_not_called_complete
         max_size=6,
     ),
 )
-def test_whatever_happens_before_whichever_page_a_complete_walk_saw_everything(
+def test_a_complete_walk_saw_everything_whatever_happens_before_any_page(
     length: int,
     cap: int | None,
     limit: int,
@@ -416,12 +416,12 @@ def test_whatever_happens_before_whichever_page_a_complete_walk_saw_everything(
         assert result.proof.reason
 
 
-# -- lists that keep still ------------------------------------------------------------------------
+# -- unchanged lists -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cap", [*CAPS, 1, 2, 99])
 @pytest.mark.parametrize("has_more", [True, False])
-def test_a_still_list_costs_at_most_a_twentieth_more_than_the_fewest_requests(
+def test_an_unchanged_list_costs_at_most_a_twentieth_more_than_the_fewest_requests(
     cap: int | None, has_more: bool
 ) -> None:
     for length in LENGTHS:
@@ -438,7 +438,7 @@ def test_a_still_list_costs_at_most_a_twentieth_more_than_the_fewest_requests(
 @pytest.mark.parametrize("counts", ["both", "none"])
 @pytest.mark.parametrize("has_more", [True, False])
 @pytest.mark.parametrize("cap", CAPS)
-def test_a_still_list_is_proven_whatever_the_server_leaves_out(
+def test_an_unchanged_list_is_proven_whatever_the_server_leaves_out(
     counts: str, has_more: bool, cap: int | None
 ) -> None:
     for length in (0, 2, 4, 5, 6, 49, 50, 51, 100, 101, 350):
@@ -448,7 +448,7 @@ def test_a_still_list_is_proven_whatever_the_server_leaves_out(
         assert len(result.seen) == length
 
 
-def test_a_single_message_of_a_server_that_says_nothing_at_all_proves_nothing() -> None:
+def test_a_single_message_without_count_and_has_more_proves_nothing() -> None:
     result = walked(MovingList.of(1, counts="none", has_more=False))
 
     assert result.seen == {"m0"}
@@ -457,7 +457,7 @@ def test_a_single_message_of_a_server_that_says_nothing_at_all_proves_nothing() 
 
 @pytest.mark.parametrize("error", [1, 3, -1, -3])
 @pytest.mark.parametrize("length", [0, 3, 50, 100, 230])
-def test_a_count_that_is_off_makes_the_walk_incomplete_and_says_so(error: int, length: int) -> None:
+def test_a_walk_with_a_wrong_count_is_incomplete_with_the_reason(error: int, length: int) -> None:
     moving = MovingList.of(length, cap=50, count_error=error)
     claimed = max(0, length + error)
 
@@ -473,9 +473,7 @@ def test_a_count_that_is_off_makes_the_walk_incomplete_and_says_so(error: int, l
 
 @pytest.mark.parametrize("counts", ["right", "both", "none"])
 @pytest.mark.parametrize("cap", [1, 2, 5, 50, None])
-def test_a_server_that_always_promises_more_is_believed_only_if_its_count_allows(
-    counts: str, cap: int | None
-) -> None:
+def test_has_more_that_is_always_true_counts_only_if_the_count_allows(counts: str, cap: int | None) -> None:
     moving = MovingList.of(120, cap=cap, counts=counts, is_lying=True)
 
     result = walked(moving)
@@ -488,7 +486,7 @@ def test_a_server_that_always_promises_more_is_believed_only_if_its_count_allows
         assert result.proof.is_complete
 
 
-def test_a_server_that_denies_that_there_is_more_is_believed_only_if_its_count_allows() -> None:
+def test_has_more_that_is_always_false_counts_only_if_the_count_allows() -> None:
     moving = MovingList.of(250)
     serve = moving.serve
     moving.serve = lambda skip, limit: replace(serve(skip, limit), has_more=False)  # type: ignore[method-assign]
@@ -504,7 +502,7 @@ def test_a_server_that_denies_that_there_is_more_is_believed_only_if_its_count_a
 
 
 def with_repeats(length: int, copies: Iterable[tuple[int, int]], **options: Any) -> MovingList:
-    """A list in which some positions hold the message of another one."""
+    """Make a list in which some positions repeat the message of another one."""
     moving = MovingList.of(length, **options)
     for position, original in copies:
         moving.ids[position] = moving.ids[original]
@@ -519,7 +517,7 @@ REPEATED: dict[str, tuple[int, list[tuple[int, int]]]] = {
     "at the end": (230, [(229, 228)]),
     "first and last": (230, [(229, 0)]),
     "three times": (230, [(100, 7), (200, 7)]),
-    "a whole page": (300, [(100 + n, n) for n in range(100)]),
+    "a complete page": (300, [(100 + n, n) for n in range(100)]),
     "every message twice": (200, [(2 * n + 1, 2 * n) for n in range(100)]),
     "nothing else": (60, [(n, 0) for n in range(1, 60)]),
     "a long list": (3_000, [(2_500, 3), (17, 900)]),
@@ -529,7 +527,7 @@ REPEATED: dict[str, tuple[int, list[tuple[int, int]]]] = {
 @pytest.mark.parametrize("cap", [7, 50, None])
 @pytest.mark.parametrize("has_more", [True, False])
 @pytest.mark.parametrize("case", REPEATED)
-def test_a_list_that_repeats_messages_says_so_and_can_be_accepted(
+def test_a_list_with_repeats_is_incomplete_and_can_be_accepted(
     case: str, cap: int | None, has_more: bool
 ) -> None:
     length, copies = REPEATED[case]
@@ -572,9 +570,9 @@ def test_a_list_with_repeats_that_moves_is_accepted_only_if_nothing_is_missing(g
 
 
 @pytest.mark.parametrize("what", ["position", "message"])
-def test_repeats_that_differ_from_reading_to_reading_are_not_accepted(what: str) -> None:
+def test_repeats_that_differ_between_two_readings_are_not_accepted(what: str) -> None:
     def change(moving: MovingList) -> None:
-        # Each reading begins at the head; during it, the list does not move.
+        # Each reading begins at the head; the list does not move during a reading.
         reading = moving.asked.count(0)
         moving.ids[:] = [f"m{n}" for n in range(229)]
         if what == "position":
@@ -588,7 +586,7 @@ def test_repeats_that_differ_from_reading_to_reading_are_not_accepted(what: str)
     assert result.proof.reason == "the gateway counts 230 messages, but lists 229"
 
 
-def test_repeats_are_the_same_in_a_reading_before_which_a_message_arrived() -> None:
+def test_a_message_that_arrives_between_two_readings_does_not_change_the_repeats() -> None:
     still = walked(with_repeats(300, [(250, 7)], cap=50))
     last_reading = still.moving.asked.count(0)
 
@@ -621,10 +619,10 @@ def test_a_reading_of_positions_ends_when_the_list_moves(is_count_the_same: bool
 
 
 def test_repeats_are_not_accepted_when_a_message_was_deleted_during_the_walk() -> None:
-    """The repeats are the count less the different messages, and the walk has met one that is gone."""
+    """The repeats are the count less the different messages, one of which was deleted after it was read."""
 
     def vanish(moving: MovingList) -> None:
-        # During the first pass, which has met the message.
+        # During the first pass, which has already read the message.
         if moving.asked.count(0) == 1 and moving.asked[-1] > 150 and "m100" in moving.ids:
             moving.delete(moving.ids.index("m100"))
 
@@ -644,7 +642,7 @@ def test_a_walk_is_not_stopped_while_it_checks_for_repeats() -> None:
         async with Walk(moving.fetch) as walk:
             async for page in walk:
                 heads += page.skip == 0
-                # The check is what begins at the head last.
+                # The check is the last reading that begins at the head.
                 if heads == most_heads:
                     walk.stop()
         return walk.proof
@@ -656,7 +654,7 @@ def test_a_walk_is_not_stopped_while_it_checks_for_repeats() -> None:
 
 
 @pytest.mark.parametrize("length", [101, 230])
-def test_a_list_that_goes_on_beyond_its_count_is_not_taken_for_one_with_repeats(length: int) -> None:
+def test_a_list_longer_than_its_count_is_not_a_list_with_repeats(length: int) -> None:
     """By the count of 100, the list of 101 ends with its first page."""
     moving = with_repeats(length, [(50, 7)], count_error=-1, has_more=False)
 
@@ -682,7 +680,7 @@ def test_messages_that_the_gateway_never_lists_make_the_walk_incomplete() -> Non
     assert result.proof.reason == "the gateway counts 230 messages, but lists 228"
 
 
-# -- servers that change their mind ---------------------------------------------------------------
+# -- servers with a changing cap ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("first", "then"), [(100, 50), (100, 20), (100, 10), (20, 100), (7, 50), (50, 7)])
@@ -697,12 +695,12 @@ def test_a_cap_that_changes_costs_few_requests(first: int, then: int, length: in
 
     assert result.proof.is_complete
     assert len(result.seen) == length
-    # The pass that met the change, and a careful one.
+    # The pass that found the change, and another with overlap.
     assert moving.requests <= 2.4 * length / then + length / first + 20
 
 
-def test_a_list_that_moves_after_its_pages_grew_is_read_again_with_care() -> None:
-    """Small pages read side by side and edge to edge, then long ones that overlap, then an arrival."""
+def test_a_list_that_moves_after_its_pages_grew_is_read_again_with_overlap() -> None:
+    """Small pages are read ahead edge to edge, then long ones overlap, then a message arrives."""
 
     def change(moving: MovingList) -> None:
         moving.cap = 7 if moving.requests <= 30 else 50
@@ -718,7 +716,7 @@ def test_a_list_that_moves_after_its_pages_grew_is_read_again_with_care() -> Non
     assert result.proof.method == "overlap"
 
 
-def test_pages_of_every_length_are_tied_together_without_asking_in_vain() -> None:
+def test_pages_of_every_length_overlap_without_needless_requests() -> None:
     def vary(moving: MovingList) -> None:
         moving.cap = moving.rng.randint(20, 100)
 
@@ -732,7 +730,7 @@ def test_pages_of_every_length_are_tied_together_without_asking_in_vain() -> Non
 
 
 @pytest.mark.parametrize("has_more", [True, False])
-def test_caps_that_change_while_the_list_moves_lose_nothing(has_more: bool) -> None:
+def test_changing_caps_of_a_moving_list_lose_nothing(has_more: bool) -> None:
     for seed in range(120):
         rng = random.Random(seed)
         moving = MovingList.of(
@@ -746,12 +744,12 @@ def test_caps_that_change_while_the_list_moves_lose_nothing(has_more: bool) -> N
             assert moving.must_see() <= result.seen, f"seed {seed}: {result.proof}"
 
 
-# -- down to what is known ------------------------------------------------------------------------
+# -- down to known messages ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize("new", [0, 1, 5, 99, 100, 240])
-def test_a_walk_ends_at_the_first_page_that_holds_something_known(cap: int | None, new: int) -> None:
+def test_a_walk_ends_at_the_first_page_with_a_known_message(cap: int | None, new: int) -> None:
     moving = MovingList.of(1_000, cap=cap)
     known = frozenset(moving.ids[new:])
 
@@ -763,7 +761,7 @@ def test_a_walk_ends_at_the_first_page_that_holds_something_known(cap: int | Non
     assert moving.requests <= new / min(100, cap or 100) * 1.25 + 3
 
 
-def test_a_walk_to_the_known_never_skips_what_arrived_while_the_list_moved() -> None:
+def test_a_walk_down_to_known_messages_never_skips_arrivals_in_a_moving_list() -> None:
     for seed in range(200):
         moving = MovingList.of(
             random.Random(seed).randint(20, 400), seed, cap=random.Random(seed).choice(CAPS), arrive=0.1,
@@ -777,7 +775,7 @@ def test_a_walk_to_the_known_never_skips_what_arrived_while_the_list_moved() -> 
             assert moving.must_see() - known <= result.seen, f"seed {seed}: {result.proof}"
 
 
-def test_a_known_conversation_whose_known_messages_are_all_gone_is_read_to_the_bottom() -> None:
+def test_a_conversation_whose_known_messages_are_all_deleted_is_read_to_the_bottom() -> None:
     result = walked(MovingList.of(120, cap=50), known=frozenset({"gone1", "gone2"}))
 
     assert result.proof.is_complete
@@ -809,14 +807,12 @@ def test_there_is_no_proof_before_the_last_page() -> None:
     asyncio.run(read_two_pages())
 
 
-# -- side by side ---------------------------------------------------------------------------------
+# -- read-ahead -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cap", [10, 100])
 @pytest.mark.parametrize("read_ahead", [1, 3, 8])
-def test_pages_of_a_long_conversation_are_read_side_by_side_but_never_too_many(
-    cap: int, read_ahead: int
-) -> None:
+def test_pages_of_a_long_conversation_are_read_ahead_within_the_limit(cap: int, read_ahead: int) -> None:
     moving = MovingList.of(3_000, cap=cap, delay=6)
 
     result = walked(moving, read_ahead=read_ahead)
@@ -825,7 +821,7 @@ def test_pages_of_a_long_conversation_are_read_side_by_side_but_never_too_many(
     assert moving.most_under_way == read_ahead
 
 
-def test_a_moving_list_never_has_more_pages_under_way_than_allowed() -> None:
+def test_a_moving_list_has_at_most_the_allowed_pages_under_way() -> None:
     for seed in range(60):
         moving = MovingList.of(
             800, seed, cap=random.Random(seed).choice((10, 50)), caps=(10, 50, 100) if seed % 2 else (),
@@ -838,7 +834,7 @@ def test_a_moving_list_never_has_more_pages_under_way_than_allowed() -> None:
 
 
 def test_large_pages_are_not_read_ahead() -> None:
-    """Eight pages of several megabytes for each conversation would not fit into memory."""
+    """Eight pages of several megabytes per conversation would not fit into memory."""
     moving = MovingList.of(3_000, cap=100)
     serve = moving.serve
     under_way: list[int] = []
@@ -855,7 +851,7 @@ def test_large_pages_are_not_read_ahead() -> None:
     assert max(under_way) == 1
 
 
-def test_a_large_page_that_was_read_ahead_is_not_kept_but_read_in_its_turn() -> None:
+def test_a_large_page_that_was_read_ahead_is_dropped_and_requested_in_its_turn() -> None:
     moving = MovingList.of(3_000, cap=100, delay=0)
     serve = moving.serve
     large = 1_000
@@ -882,7 +878,7 @@ async def read_all(fetch: Fetch) -> None:
             pass
 
 
-def test_a_walk_that_is_left_early_takes_its_pages_with_it() -> None:
+def test_a_walk_that_ends_early_cancels_its_requests() -> None:
     moving = MovingList.of(3_000, cap=100, delay=30)
 
     async def leave() -> set[asyncio.Task[object]]:
@@ -899,7 +895,7 @@ def test_a_walk_that_is_left_early_takes_its_pages_with_it() -> None:
 
 
 class Failure(Exception):
-    """What a page under way ends with."""
+    """The error of a page under way."""
 
 
 @pytest.mark.parametrize("failing_skip", [490, 500, 980, 1_000])
@@ -945,7 +941,7 @@ def test_an_iterator_that_ends_inside_a_request_is_not_the_end_of_the_list(
 
 
 @pytest.mark.parametrize("turns", [1, 5, 9, 20])
-def test_a_walk_that_is_cancelled_takes_its_pages_with_it(turns: int) -> None:
+def test_a_cancelled_walk_cancels_its_requests(turns: int) -> None:
     moving = MovingList.of(3_000, cap=100, delay=30)
     complaints: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A window of time of a long conversation: found by bisecting, read whole, and nothing claimed beyond it."""
+"""A window of a long conversation is found by bisecting, read completely, and proves nothing else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bench(box: Sandbox, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.3, 0.5, 0.97])
-def test_two_days_of_100_000_messages_cost_40_requests_more_than_their_pages_at_most(
+def test_two_days_of_100_000_messages_cost_at_most_40_requests_beyond_their_pages(
     bench: Bench, truth: list[dict[str, Any]], share: float
 ) -> None:
     one = next(iter(bench.box.conversations))
@@ -81,7 +81,7 @@ def test_two_days_of_100_000_messages_cost_40_requests_more_than_their_pages_at_
     assert bench.verify().unrecorded == 0
 
 
-def test_a_window_that_is_empty_or_open_on_one_side_costs_its_own_pages(
+def test_a_window_that_is_empty_or_open_on_one_side_costs_only_its_pages(
     bench: Bench, truth: list[dict[str, Any]]
 ) -> None:
     one = next(iter(bench.box.conversations))
@@ -106,9 +106,7 @@ def test_a_window_that_is_empty_or_open_on_one_side_costs_its_own_pages(
 
 
 @pytest.mark.parametrize(("chance", "most", "cost"), [(0.1, 2, 1.0), (0.4, 30, 10.0)])
-def test_a_window_of_a_list_that_moves_is_whole_all_the_same(
-    tmp_path: Path, chance: float, most: int, cost: float
-) -> None:
+def test_a_window_of_a_moving_list_is_complete(tmp_path: Path, chance: float, most: int, cost: float) -> None:
     rng = Random(5)
     with Sandbox(SandboxOptions(conversations=0, sizes=(5_000,))) as box:
         one = next(iter(box.conversations))
@@ -138,7 +136,7 @@ def test_a_window_of_a_list_that_moves_is_whole_all_the_same(
             assert stayed <= found.keys() <= before.keys() | after.keys()
 
 
-def test_after_a_window_an_export_reads_the_rest_and_doubles_nothing(bench: Bench) -> None:
+def test_after_a_window_an_export_reads_the_rest_without_duplicates(bench: Bench) -> None:
     one = list(bench.box.conversations)[1]
     middle = bench.box.truth(one)[40:60]
     bench.run([one], window=Window(at(middle[0]), at(middle[-1])))
@@ -150,7 +148,7 @@ def test_after_a_window_an_export_reads_the_rest_and_doubles_nothing(bench: Benc
     assert not bench.wrong_hashes()
 
 
-def test_a_window_finds_an_old_edit_and_the_next_run_stands_on_it(bench: Bench) -> None:
+def test_a_window_finds_an_old_edit_and_the_next_run_keeps_it(bench: Bench) -> None:
     box = bench.box
     box_before = box.conversations
     one = list(box_before)[1]
@@ -172,7 +170,7 @@ def test_a_window_finds_an_old_edit_and_the_next_run_stands_on_it(bench: Bench) 
     assert dict(bench.run([one]).totals.conversations) == {"unchanged": 1}
 
 
-def test_a_window_judges_no_message_deleted(bench: Bench) -> None:
+def test_a_window_marks_no_message_deleted(bench: Bench) -> None:
     box = bench.box
     one = list(box.conversations)[1]
     bench.run([one])
@@ -187,7 +185,7 @@ def test_a_window_judges_no_message_deleted(bench: Bench) -> None:
     assert not bench.wrong_hashes()
 
 
-def test_a_window_that_lies_ahead_claims_nothing_beyond_the_moment_of_reading(bench: Bench) -> None:
+def test_a_window_that_ends_in_the_future_is_proven_only_until_now(bench: Bench) -> None:
     one = list(bench.box.conversations)[1]
 
     bench.run([one], window=Window(None, datetime(2999, 1, 1, tzinfo=UTC)))

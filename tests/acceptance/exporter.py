@@ -45,10 +45,10 @@ class Outcome:
 
 
 class Exporter:
-    """A process that has imported everything and waits for jobs.
+    """A process that has imported all modules and waits for jobs.
 
     Args:
-        server: The Prefect server that sees the runs.
+        server: The Prefect server of the runs.
         folder: Its working directory, without a `.env`; its console output goes to the file `console`.
         is_debugging: Whether every logger of the process writes debug messages.
     """

@@ -65,13 +65,13 @@ def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def terminal(workdir: Path) -> None:
-    """Make a command take standard output and standard error for terminals."""
+    """Make standard output and standard error terminals."""
     os.environ.update(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", TERM="xterm-256color", COLUMNS="100")
 
 
 @pytest.fixture
 def box() -> Iterator[Sandbox]:
-    """A small fake gateway."""
+    """Serve a small fake gateway."""
     with Sandbox(SandboxOptions(conversations=12, sizes=(130,))) as box:
         yield box
 
@@ -85,7 +85,7 @@ def settings(workdir: Path, box: Sandbox) -> dict[str, str]:
         "IMBRACE_GATEWAY": box.url,
         "IMBRACE_LAKE": str(workdir / "lake"),
         "IMBRACE_TASK_RETRY_SECONDS": "0.1",
-        # Three of eighteen entries of the list cannot be read.
+        # Three of the eighteen entries of the list are unreadable.
         "IMBRACE_TOLERATED_UNREADABLE": "0.5",
     }
     os.environ.update(values)
@@ -94,14 +94,14 @@ def settings(workdir: Path, box: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 def phones(workdir: Path, box: Sandbox) -> Path:
-    """A list of all numbers as people write them, three of them invalid."""
+    """Write a list of all numbers in usual notations, three of them invalid."""
     path = workdir / "phones.txt"
     path.write_text("\n".join(box.messy_phones()), encoding="utf-8")
     return path
 
 
-# Not for the session: Prefect's connection draws a random number every 20 seconds, and Hypothesis would take
-# it for part of an example of a later test.
+# Not for the session: Prefect's connection draws a random number every 20 seconds, which would become part of
+# a Hypothesis example of a later test.
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """One real Prefect server for all tests of the commands; Prefect's threads end with them."""
@@ -127,7 +127,7 @@ def _collect_leaks() -> None:
 
 @pytest.fixture
 def prefect(prefect_server: LocalServer, workdir: Path) -> Iterator[LocalServer]:
-    """Let commands in this process find that server as the local one."""
+    """Make that server the local server of commands in this process."""
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
     os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)

@@ -10,7 +10,7 @@ from threading import Thread
 
 @contextmanager
 def fake_server(status: int, body: str) -> Iterator[str]:
-    """Serve one answer under `/api`, and give that address."""
+    """Serve one answer under `/api`, and yield that address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

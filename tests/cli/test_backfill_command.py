@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
 def texts(workdir: Path, conversation_id: str) -> dict[str, str]:
-    """The messages of one conversation in the lake: content by id."""
+    """Return the messages of a conversation in the lake: content by id."""
     rows = ds.dataset(workdir / "lake" / "messages").to_table(
         columns=["conversation_id", "message_id", "content"]
     )
@@ -40,7 +40,7 @@ def parsed(contents: dict[str, str]) -> dict[str, Any]:
 
 
 def of_size(box: Sandbox, least: int) -> list[str]:
-    """Conversations of at least `least` messages."""
+    """Return the conversations of at least `least` messages."""
     return [one for one, size in box.conversations.items() if size >= least]
 
 

@@ -31,7 +31,7 @@ def test_in_a_pipe_each_finding_is_a_line(run: Run, box: Sandbox) -> None:
 
 
 @pytest.mark.usefixtures("terminal")
-def test_on_a_terminal_it_is_a_checklist(run: Run) -> None:
+def test_on_a_terminal_the_output_is_a_checklist(run: Run) -> None:
     os.environ["IMBRACE_ORGANIZATION"] = "org_wrong"
 
     result = run("check")
@@ -41,7 +41,7 @@ def test_on_a_terminal_it_is_a_checklist(run: Run) -> None:
     assert "✗" in result.out
 
 
-def test_as_json_it_is_one_object(run: Run) -> None:
+def test_json_output_is_one_object(run: Run) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_wrong"
     del os.environ["IMBRACE_LAKE"]
 
@@ -53,7 +53,7 @@ def test_as_json_it_is_one_object(run: Run) -> None:
     assert {each["name"] for each in found["findings"] if each["verdict"] == "error"} == {"token", "lake"}
 
 
-def test_without_settings_each_missing_one_is_named(run: Run, settings: dict[str, str]) -> None:
+def test_each_missing_setting_is_reported(run: Run, settings: dict[str, str]) -> None:
     for name in settings:
         del os.environ[name]
 
@@ -67,7 +67,7 @@ def test_an_invalid_number_is_wrong_use(run: Run) -> None:
     assert run("check", "--phone", "12").code == 2
 
 
-def test_the_local_server_is_named(run: Run, prefect: LocalServer) -> None:
+def test_the_local_server_is_reported(run: Run, prefect: LocalServer) -> None:
     assert f"a local one runs at {prefect.ui_url}" in run("check").out
 
 
@@ -80,11 +80,11 @@ def test_the_local_server_is_named(run: Run, prefect: LocalServer) -> None:
         (401, "", "set PREFECT_API_AUTH_STRING", 1),
     ],
 )
-def test_a_configured_server_is_asked(status: int, body: str, reported: str, code: int, run: Run) -> None:
+def test_a_configured_server_is_tested(status: int, body: str, reported: str, code: int, run: Run) -> None:
     with fake_server(status, body) as url:
         os.environ["PREFECT_API_URL"] = url.replace("//", "//user:secret@")
         os.environ["PREFECT_API_KEY"] = "pnu_secret"
-        # Prefect has read its settings before.
+        # Prefect has already read its settings.
         with temporary_settings({PREFECT_API_URL: url}):
             result = run("check")
 

@@ -1,4 +1,4 @@
-"""`imbrace-lake demo`: a lake from nothing, twice."""
+"""`imbrace-lake demo` makes a lake, and a second demo leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_lake_on_another_machine_is_for_the_export(run: Run) -> None:
     assert "the demo writes only to a local folder" in result.err
 
 
-def test_a_port_that_is_taken_is_reported(run: Run) -> None:
+def test_a_port_in_use_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -79,7 +79,7 @@ def test_a_port_that_is_taken_is_reported(run: Run) -> None:
     assert f"port {port} is taken" in result.err
 
 
-def test_a_demo_that_fails_says_so(run: Run, workdir: Path) -> None:
+def test_a_failed_demo_reports_the_failure(run: Run, workdir: Path) -> None:
     (workdir / "lake").write_text("in the way")
 
     result = run("demo", "--conversations", "1")

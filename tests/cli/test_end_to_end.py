@@ -1,4 +1,4 @@
-"""The commands as people run them: as processes, with pipes, signals and exit codes."""
+"""The commands as processes, with pipes, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COMMAND = [sys.executable, "-m", "imbrace_cli.main"]
 
 @pytest.fixture(autouse=True)
 def environment(workdir: Path, prefect_server: LocalServer) -> None:
-    """Let the processes find the tests' Prefect server as the local one."""
+    """Make the tests' Prefect server the local server of the processes."""
     os.environ["IMBRACE_HOME"] = str(prefect_server.directory.parent)
 
 
-def test_the_demo_in_a_pipe_is_free_of_noise(workdir: Path) -> None:
+def test_the_output_of_the_demo_in_a_pipe_has_no_noise(workdir: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "demo", "--conversations", "5"], capture_output=True, text=True, check=False
     )

@@ -155,7 +155,7 @@ def test_resources_keep_their_ids_from_run_to_run(
     assert resource() == resource()
 
 
-def test_no_more_than_a_hundred_conversations_are_reported_by_events(
+def test_events_report_at_most_a_hundred_conversations(
     run: Run, workdir: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imbrace_flows.events.MOST_CONVERSATIONS", 2)
@@ -170,7 +170,7 @@ def test_no_more_than_a_hundred_conversations_are_reported_by_events(
 
 @pytest.fixture
 def lake(run: Run, phones: Path, workdir: Path) -> Path:
-    """A lake with all conversations."""
+    """Make a lake with all conversations."""
     assert run("export", "--phones", str(phones)).code == 0
     return workdir / "lake"
 
@@ -339,7 +339,9 @@ def test_the_chart_of_a_run_shows_its_new_messages_and_nothing_of_a_customer(
     assert not any(conversation_id in svg for conversation_id in box.conversations)
 
 
-def test_a_run_that_cannot_be_resumed_does_not_ask(workdir: Path, box: Sandbox, prefect: LocalServer) -> None:
+def test_a_run_that_cannot_be_resumed_does_not_ask_for_approval(
+    workdir: Path, box: Sandbox, prefect: LocalServer
+) -> None:
     from imbrace_flows.export import export_conversations
     from imbrace_flows.params import ExportParams
 

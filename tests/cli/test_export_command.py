@@ -29,14 +29,14 @@ pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
 
 def exported(workdir: Path) -> dict[str, int]:
-    """The number of messages of each conversation in the lake."""
+    """Return the number of messages of each conversation in the lake."""
     rows = ds.dataset(workdir / "lake" / "messages").to_table(columns=["conversation_id"])
     counts = rows.column("conversation_id").value_counts().to_pylist()
     return {row["values"]: row["counts"] for row in counts}
 
 
 def linked(box: Sandbox) -> dict[str, int]:
-    """The number of messages of each linked conversation at the gateway."""
+    """Return the number of messages of each linked conversation at the gateway."""
     ids = {one for each in box.links.values() for one in each}
     return {one: count for one, count in box.conversations.items() if one in ids and count}
 
@@ -77,7 +77,7 @@ def test_a_terminal_that_is_closed_does_not_end_the_run(
     assert exported(workdir) == linked(box)
 
 
-def test_results_stay_in_the_process_even_where_prefect_stores_results_by_default(
+def test_results_stay_in_the_process_even_if_prefect_stores_results_by_default(
     run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_RESULTS_PERSIST_BY_DEFAULT
@@ -97,7 +97,7 @@ def test_results_stay_in_the_process_even_where_prefect_stores_results_by_defaul
         found: list[Any] = httpx.post(f"{prefect.api_url}/task_runs/filter", json=asked).json()
         return [one for one in found if one["state"]["type"] == "COMPLETED"]
 
-    # Two of the work, and one for the lineage.
+    # Two tasks for the work, and one for the lineage.
     until(lambda: tasks()[2:], "the tasks of the run")
     for one in tasks():
         states += httpx.get(f"{prefect.api_url}/task_run_states/", params={"task_run_id": one["id"]}).json()
@@ -195,7 +195,7 @@ def test_shards_without_a_worker_are_reported_before_anything_is_read(
     assert not (workdir / "lake").exists()
 
 
-def test_arguments_are_exported_at_the_pace_that_is_set(
+def test_arguments_are_exported_within_the_rate_limit(
     run: Run, box: Sandbox, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = next(phone for phone, ids in box.links.items() if ids)
@@ -239,7 +239,7 @@ def test_failures_that_are_tolerated_leave_the_run_complete(run: Run, box: Sandb
     assert "warning: not exported conversation=" in result.err
 
 
-def test_an_unknown_run_cannot_be_run_again(run: Run, phones: Path) -> None:
+def test_an_unknown_run_cannot_be_rerun(run: Run, phones: Path) -> None:
     run("export", "--phones", str(phones))
 
     result = run("export", "--rerun", "no-such-run")
@@ -279,7 +279,7 @@ def test_a_lake_that_cannot_be_written_fails_the_run_and_still_leaves_a_summary(
     assert "is a file where the lake needs a folder" in result.err
 
 
-def test_a_bug_in_a_task_costs_its_conversations_and_is_named_by_its_class(
+def test_a_bug_in_a_task_fails_its_conversations_and_is_reported_by_its_class(
     run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -345,7 +345,7 @@ def test_on_a_terminal_the_progress_is_shown_and_removed(run: Run, box: Sandbox,
     assert "exporting" not in result.out
 
 
-def test_a_failure_that_was_tried_again_is_logged_without_an_empty_traceback(
+def test_a_retried_failure_is_logged_without_an_empty_traceback(
     run: Run, box: Sandbox, phones: Path, prefect: LocalServer
 ) -> None:
     os.environ.update(IMBRACE_TRIES="1", IMBRACE_TASK_RETRIES="1", IMBRACE_TASK_RETRY_SECONDS="0")

@@ -73,7 +73,7 @@ def wait_until_free(path: Path, seconds: float = 30.0) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home whose path has a space, and whose server never lives longer than the module."""
+    """Make a home with a space in its path; its server ends with the module."""
     home = tmp_path_factory.mktemp("a home")
     try:
         yield home
@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first_two(home: Path) -> list[LocalServer]:
-    """The servers that two commands got which asked for one at the same time."""
+    """Return the servers of two commands that asked for one at the same time."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(ensure_server, [home, home]))
 
@@ -156,7 +156,7 @@ def test_a_killed_server_is_replaced(home: Path, first_two: list[LocalServer]) -
     assert ensure_server(home).pid != lost.pid
 
 
-def test_a_stopped_server_is_gone(home: Path, first_two: list[LocalServer]) -> None:
+def test_a_stopped_server_leaves_no_process(home: Path, first_two: list[LocalServer]) -> None:
     server = ensure_server(home)
     # The server is in use, so it ends without recording.
     with keep_alive(home):
@@ -168,7 +168,7 @@ def test_a_stopped_server_is_gone(home: Path, first_two: list[LocalServer]) -> N
     assert not is_locked(ServerFiles(home / "prefect").lock)
 
 
-def test_a_start_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> None:
+def test_a_failed_start_reports_the_reason_and_its_log(tmp_path: Path) -> None:
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
 
     with pytest.raises(SettingsError, match=r"did not start: it ended with .*IsADirectoryError.*server\.log"):
@@ -178,7 +178,7 @@ def test_a_start_that_fails_says_why_and_where_its_log_is(tmp_path: Path) -> Non
 
 
 def make_newer(database: Path) -> None:
-    """Let a database be of a version that does not exist yet."""
+    """Give a database a version that does not exist yet."""
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
 
@@ -191,7 +191,7 @@ def make_newer(database: Path) -> None:
         (lambda path: (path.unlink(), path.mkdir()), "it may not write to "),
     ],
 )
-def test_a_database_that_cannot_be_used_is_named(
+def test_an_unusable_database_is_reported(
     spoil: Callable[[Path], object], reason: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = make_home(tmp_path_factory, "spoilt")
@@ -232,7 +232,7 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
 
 @contextmanager
 def process_with_lock(files: ServerFiles, program: str = "time.sleep(60)") -> Iterator[subprocess.Popen[str]]:
-    """Run a process that has the lock of a server."""
+    """Run a process that holds the lock of a server."""
     lines = f"""
 import pathlib, signal, sys, time
 from filelock import FileLock
@@ -254,7 +254,7 @@ def describe(files: ServerFiles, process: subprocess.Popen[str], *, is_ready: bo
     LocalServer(files.directory, process.pid, 9, prefect_version(), is_ready).write()
 
 
-def test_a_start_by_a_command_that_was_killed_is_waited_for(tmp_path: Path) -> None:
+def test_a_command_waits_for_the_start_by_a_killed_command(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
     waits: list[float] = []
 
@@ -282,7 +282,7 @@ def test_a_start_that_makes_no_progress_is_ended(tmp_path: Path, monkeypatch: py
         assert starting.wait(10) == -signal.SIGTERM
 
 
-def test_a_start_is_waited_for_as_long_as_it_makes_progress(tmp_path: Path) -> None:
+def test_a_command_waits_for_a_start_as_long_as_it_makes_progress(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
     files.state.touch()
     touches = iter(range(1, 6))
@@ -314,7 +314,7 @@ def test_a_server_that_ignores_the_request_to_end_is_killed(
     monkeypatch.setattr(local_server, "STOP_SECONDS", 5.0)
     (tmp_path / "prefect").mkdir()
     files = ServerFiles(tmp_path / "prefect")
-    # It begins to end, and hangs.
+    # The server begins to end, and hangs.
     stubborn = (
         f"signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(files.state)!r}).unlink());"
         " print('deaf', flush=True); [time.sleep(1) for _ in range(60)]"
@@ -340,7 +340,7 @@ def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.
         ensure_server(tmp_path)
 
 
-def test_a_big_log_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "MAX_LOG_BYTES", 3)
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
     log = tmp_path / "prefect" / "server.log"
@@ -413,7 +413,7 @@ def test_an_invalid_idle_time_is_rejected(
         ensure_server(tmp_path)
 
 
-def test_a_home_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SettingsError, match="set IMBRACE_HOME"):
@@ -437,7 +437,7 @@ def test_a_server_that_neither_answers_nor_works_is_replaced_unless_it_is_in_use
         assert broken.wait(10) == -signal.SIGTERM
 
 
-def test_a_server_that_is_too_busy_to_answer_is_waited_for(
+def test_a_command_waits_for_a_server_that_is_too_busy_to_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_server, "BUSY_STALL_SECONDS", 0.5)
@@ -453,7 +453,7 @@ def test_a_server_that_is_too_busy_to_answer_is_waited_for(
 
 
 def processes_of(leader: int) -> list[int]:
-    """The processes of a server: it leads their session."""
+    """Return the processes of a server, which is the leader of their session."""
     found = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
     sessions = {}
     for pid in found:
@@ -491,7 +491,7 @@ def test_no_process_of_the_server_has_the_users_secrets(
         stop_server(home)
 
 
-def test_the_home_is_the_one_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMBRACE_HOME", str(tmp_path))
     assert local_server.default_home() == tmp_path
     assert server_status() is None

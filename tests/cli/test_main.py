@@ -39,7 +39,7 @@ def test_without_a_command_the_commands_are_listed(arguments: tuple[str, ...], r
 
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])
-def test_each_command_helps_with_examples(command: str, run: Run) -> None:
+def test_the_help_of_each_command_has_examples(command: str, run: Run) -> None:
     result = run(command, "--help")
 
     assert result.code == 0
@@ -146,7 +146,7 @@ def test_a_lack_of_memory_is_one_sentence(exc: Exception, run: Run, monkeypatch:
 
 
 @pytest.mark.usefixtures("settings")
-def test_another_error_is_not_called_a_lack_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_not_reported_as_a_lack_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -165,6 +165,6 @@ def test_a_process_with_limited_memory_reports_it_without_a_traceback(workdir: P
     )
 
     assert done.returncode == 1
-    # Which library meets the limit first differs, and OpenBLAS ends the process with its own sentence.
+    # Different libraries may reach the limit first, and OpenBLAS ends the process with its own message.
     assert "ulimit -v allows 253 MB" in done.stderr or "Memory allocation still failed" in done.stderr
     assert len(done.stderr.splitlines()) == 1

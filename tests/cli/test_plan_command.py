@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("settings")
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_plan_names_numbers_requests_and_time_and_writes_nothing(
+def test_a_plan_shows_numbers_requests_and_time_and_writes_nothing(
     watched: bool, run: Run, box: Sandbox, phones: Path, workdir: Path, request: pytest.FixtureRequest
 ) -> None:
     if watched:
@@ -51,7 +51,7 @@ def test_a_plan_with_nothing_new_reports_it(run: Run, box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("fault", ["301", "302", "307", "308"])
-def test_a_plan_at_a_gateway_that_redirects_fails_and_names_the_address(
+def test_a_plan_for_a_gateway_that_redirects_fails_and_shows_the_address(
     fault: str, run: Run, box: Sandbox
 ) -> None:
     box.break_conversation("links", fault)

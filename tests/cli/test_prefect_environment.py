@@ -78,7 +78,7 @@ def test_a_key_comes_before_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configured_login() == {"authorization": "Bearer key"}
 
 
-def test_the_environment_comes_first_but_not_when_empty(
+def test_the_environment_comes_first_unless_it_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text(f"PREFECT_API_URL={URL}\n")
@@ -90,9 +90,7 @@ def test_the_environment_comes_first_but_not_when_empty(
     assert configured_api_url() == "http://other.test/api"
 
 
-def test_the_profile_is_the_one_that_the_environment_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_chooses_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profiles = tmp_path / "p.toml"
     profiles.write_text(f'active = "home"\n[profiles.work]\nPREFECT_API_URL = "{URL}"\n')
     monkeypatch.setenv("PREFECT_PROFILES_PATH", str(profiles))
@@ -128,7 +126,7 @@ def test_requests_to_the_local_server_use_no_proxy(tmp_path: Path, monkeypatch: 
     assert environment["PREFECT_HOME"] == str(tmp_path)
 
 
-def test_the_preparation_sets_the_environment_and_silences_the_end_of_a_run(
+def test_the_preparation_sets_the_environment_and_silences_prefect_at_the_end_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))

@@ -97,7 +97,7 @@ def test_in_a_pipe_the_first_warnings_are_lines(workdir: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("terminal")
-def test_on_a_terminal_there_is_a_display_that_goes_away(
+def test_on_a_terminal_there_is_a_display_that_is_removed_at_the_end(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def limited() -> Progress:

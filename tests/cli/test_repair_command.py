@@ -15,13 +15,13 @@ from tools.seaweed import Seaweed
 
 @pytest.fixture
 def old_lake(tmp_path: Path) -> Path:
-    """A lake of hostile values that version 0.1 wrote."""
+    """Return a lake of hostile values that version 0.1 wrote."""
     lake = tmp_path / "old lake"
     shutil.copytree(make_hostile_lake.LAKE, lake)
     return lake
 
 
-def test_without_apply_it_lists_the_parts_and_ends_with_3(run: Run, old_lake: Path) -> None:
+def test_without_apply_repair_lists_the_parts_and_ends_with_3(run: Run, old_lake: Path) -> None:
     result = run("repair", "--lake", str(old_lake))
 
     assert result.code == 3
@@ -34,7 +34,7 @@ def test_without_apply_it_lists_the_parts_and_ends_with_3(run: Run, old_lake: Pa
     assert run("repair", "--lake", str(old_lake)).code == 3
 
 
-def test_with_apply_it_repairs_and_the_lake_is_sound(run: Run, old_lake: Path) -> None:
+def test_with_apply_repair_makes_the_lake_sound(run: Run, old_lake: Path) -> None:
     result = run("repair", "--apply", "--lake", str(old_lake))
 
     assert (result.code, result.out) == (0, "")
@@ -78,13 +78,13 @@ def test_a_lake_on_s3_is_repaired_in_place(
     assert (again.code, again.err) == (0, "nothing to repair: 2 parts\n")
 
 
-def test_json_has_what_was_found(run: Run, old_lake: Path) -> None:
+def test_json_output_has_the_findings(run: Run, old_lake: Path) -> None:
     found = json.loads(run("repair", "--json", "--lake", str(old_lake)).out)
 
     assert (found["parts"], found["rows"], found["is_applied"], len(found["keys"])) == (2, 7, False, 1)
 
 
-def test_a_lake_that_is_not_there_is_one_sentence(run: Run, tmp_path: Path) -> None:
+def test_a_missing_lake_is_reported_in_one_sentence(run: Run, tmp_path: Path) -> None:
     result = run("repair", "--lake", str(tmp_path / "nothing"))
 
     assert result.code == 2

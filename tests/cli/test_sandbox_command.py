@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_it_serves_until_ctrl_c(run: Run) -> None:
+def test_the_sandbox_serves_until_ctrl_c(run: Run) -> None:
     port = free_port()
     seen: list[Any] = []
 
@@ -106,7 +106,7 @@ def test_options_that_cannot_be_served_are_wrong_use(arguments: list[str], repor
     assert reported in result.err
 
 
-def test_a_port_that_is_taken_is_reported(run: Run) -> None:
+def test_a_port_in_use_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("sandbox", "--port", str(taken.getsockname()[1]))
 

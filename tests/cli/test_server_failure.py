@@ -43,7 +43,7 @@ ERROR:    Application startup failed. Exiting.
         ("MemoryError", "ran out of memory"),
     ],
 )
-def test_each_cause_is_named_with_what_to_do(line: str, reason: str, tmp_path: Path) -> None:
+def test_each_cause_is_reported_with_advice(line: str, reason: str, tmp_path: Path) -> None:
     explained = explain_failure(TRACEBACK.format(line=line), 3, tmp_path)
 
     assert reason in explained
@@ -72,7 +72,7 @@ def test_a_quoted_line_is_short_and_printable(tmp_path: Path) -> None:
     assert "x1b" not in line
 
 
-def test_a_full_disk_is_named_although_nothing_could_be_logged(
+def test_a_full_disk_is_reported_although_nothing_could_be_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -81,9 +81,9 @@ def test_a_full_disk_is_named_although_nothing_could_be_logged(
     assert "the disk is full" in explain_failure("", 1, tmp_path)
 
 
-def test_without_any_line_in_the_log_the_exit_code_is_named(tmp_path: Path) -> None:
+def test_without_any_line_in_the_log_the_exit_code_is_reported(tmp_path: Path) -> None:
     assert explain_failure("\n", 3, tmp_path) == "it wrote nothing into its log and ended with code 3"
 
 
-def test_a_kill_is_named(tmp_path: Path) -> None:
+def test_a_kill_is_reported(tmp_path: Path) -> None:
     assert "ran out of memory or was killed" in explain_failure("a line", -9, tmp_path)

@@ -1,4 +1,4 @@
-"""The guard of the local server admits its own pages and programs, and nothing else."""
+"""The guard of the local server admits only its own pages and programs on this machine."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_request_to_another_host_name_is_rejected(hosts: list[str]) -> None:
     headers = [("host", host) for host in hosts]
     for method in ("GET", "OPTIONS", *CHANGES):
         assert not is_reached(ask(headers, method=method))
-    # What a page sees as its own server after DNS rebinding.
+    # The host name of a page after DNS rebinding.
     assert not is_reached(ask([*headers, ("sec-fetch-site", "same-origin")], path="/"))
     assert not is_reached(ask(headers, kind="websocket"))
 
@@ -129,7 +129,7 @@ def test_a_page_of_another_origin_is_rejected(origin: str, site: str | None) -> 
 
 @pytest.mark.parametrize("origin", [f"http://{HOST}", f"http://localhost:{PORT}"])
 def test_the_servers_own_pages_are_served(origin: str) -> None:
-    # A page at localhost asks 127.0.0.1, which is another site to a browser.
+    # A page at localhost sends requests to 127.0.0.1, which is another site to a browser.
     for site in ("same-origin", "cross-site"):
         headers = {"host": HOST, "origin": origin, "sec-fetch-site": site}
         assert is_reached(ask(headers | JSON, method="POST"))

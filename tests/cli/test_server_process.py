@@ -51,7 +51,7 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 20.0) -> None:
 def running(
     home: Path, *, idle_seconds: float = 60.0, recording_seconds: float = 0.0
 ) -> Iterator[tuple[IdleServer, Future[None], int]]:
-    """Run a server in a thread, and wait until it is ready; give it, its end and its port."""
+    """Run a server in a thread until it is ready; yield the server, the future of its end and its port."""
     directory = home / "prefect"
     directory.mkdir(exist_ok=True)
     ServerFiles(directory).use_lock.touch()
@@ -102,7 +102,7 @@ def test_a_client_keeps_the_server_alive_until_it_is_killed(tmp_path: Path) -> N
             end.result(20)
 
 
-def test_a_server_does_not_end_under_a_command_that_is_about_to_use_it(tmp_path: Path) -> None:
+def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "prefect")
     with running(tmp_path) as (server, end, _):
         before = server._last_use()
@@ -117,7 +117,7 @@ def test_a_server_does_not_end_under_a_command_that_is_about_to_use_it(tmp_path:
         end.result(20)
 
 
-def test_a_command_that_arrives_lets_the_idle_time_begin_again(tmp_path: Path) -> None:
+def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
     with running(tmp_path, idle_seconds=1.5) as (_, end, _):
         for second in range(6):
             os.utime(ServerFiles(tmp_path / "prefect").use_lock, (second, second))
@@ -134,7 +134,7 @@ def test_a_server_that_was_just_used_records_before_it_ends(tmp_path: Path) -> N
         began = time.monotonic()
         server.handle_exit(signal.SIGTERM, None)
 
-        # Meanwhile the next command does not find it.
+        # Meanwhile the next command does not find the server.
         wait_until(lambda: not files.state.exists())
         assert not server.should_exit
         end.result(20)
@@ -199,7 +199,7 @@ def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_page
     ]
 
 
-def test_a_process_that_works_touches_its_state_file_and_one_that_does_not_end_is_ended(
+def test_a_working_process_touches_its_state_file_and_a_hanging_one_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = tmp_path / "state.json"

@@ -1,4 +1,4 @@
-"""All commands together keep to the limit that the operator set in Prefect."""
+"""All commands together respect the limit that the operator set in Prefect."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def most_in_a_window(box: Sandbox, seconds: float) -> int:
     )
 
 
-def test_a_concurrent_export_verification_and_plan_keep_to_one_limit(
+def test_a_concurrent_export_verification_and_plan_respect_one_limit(
     run: Run, workdir: Path, prefect: LocalServer
 ) -> None:
     with Sandbox(SandboxOptions(conversations=150, messages_mean=3)) as box:
@@ -100,7 +100,9 @@ def test_a_concurrent_export_verification_and_plan_keep_to_one_limit(
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_plan_alone_keeps_to_the_limit(run: Run, workdir: Path, prefect: LocalServer, box: Sandbox) -> None:
+def test_a_single_plan_respects_the_limit(
+    run: Run, workdir: Path, prefect: LocalServer, box: Sandbox
+) -> None:
     numbers = [f"+8869114260{number:02}" for number in range(20)]
     for number in numbers:
         box.put([], phone=number)
@@ -112,7 +114,7 @@ def test_a_plan_alone_keeps_to_the_limit(run: Run, workdir: Path, prefect: Local
 
     assert result.code == 0, result.err
     assert box.stats().requests.total() > 20
-    # After a silence, two may follow each other at once.
+    # After a pause, two requests may follow each other at once.
     assert box.stats().requests.total() <= LIMIT * seconds + 2
 
 

@@ -17,7 +17,7 @@ from tests.core.lake_runs import Bench
 
 @pytest.fixture
 def bench(settings: dict[str, str], box: Sandbox) -> Bench:
-    """A lake whose conversations were proven two days ago."""
+    """Make a lake whose conversations were proven two days ago."""
     made = Bench(box, settings["IMBRACE_LAKE"], now=datetime.now(UTC) - timedelta(days=2))
     made.run()
     return made
@@ -71,7 +71,7 @@ def test_each_difference_is_a_line_and_the_exit_code_is_3(run: Run, bench: Bench
 
 
 @pytest.mark.usefixtures("bench", "alone")
-def test_a_copy_of_one_object_is_judged_without_its_lake(run: Run, bench: Bench, workdir: Path) -> None:
+def test_a_copy_of_one_object_is_verified_without_its_lake(run: Run, bench: Bench, workdir: Path) -> None:
     original = parts(bench)[0]
     copy = workdir / "copy"
     shutil.copy(original, copy)
@@ -115,7 +115,7 @@ def test_parts_of_a_killed_run_are_reported_and_do_not_count_as_a_difference(run
 
 
 @pytest.mark.usefixtures("terminal")
-def test_on_a_terminal_its_progress_is_shown(run: Run, bench: Bench) -> None:
+def test_on_a_terminal_progress_is_shown(run: Run, bench: Bench) -> None:
     result = run("verify", "--counts")
 
     assert result.code == 0
@@ -196,9 +196,7 @@ def test_freshness_needs_an_organization(run: Run) -> None:
 
 @pytest.mark.usefixtures("bench", "alone")
 @pytest.mark.parametrize("command", ["verify", "new-key"])
-def test_a_lake_that_lost_its_marker_gets_a_new_one_only_by_new_key(
-    run: Run, bench: Bench, command: str
-) -> None:
+def test_only_new_key_gives_a_lake_without_its_marker_a_new_one(run: Run, bench: Bench, command: str) -> None:
     marker = Path(bench.lake, "lake.json")
     kept = marker.read_bytes()
     marker.unlink()

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("settings")
         ("IMBRACE_LAKE", "use --lake, or set IMBRACE_LAKE"),
     ],
 )
-def test_a_missing_setting_is_named(command: str, unset: str, reported: str, run: Run) -> None:
+def test_a_missing_setting_is_reported(command: str, unset: str, reported: str, run: Run) -> None:
     del os.environ[unset]
 
     result = run(command, NUMBER)
@@ -76,9 +76,7 @@ def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str
         ([NUMBER, "--max-in-flight", "0"], "IMBRACE_MAX_IN_FLIGHT"),
     ],
 )
-def test_input_that_cannot_be_used_is_reported(
-    arguments: list[str], reported: str, run: Run, workdir: Path
-) -> None:
+def test_unusable_input_is_reported(arguments: list[str], reported: str, run: Run, workdir: Path) -> None:
     (workdir / "phones.txt").write_text(NUMBER)
     (workdir / "empty.txt").write_text("# nothing\n\n")
     (workdir / "page.xls").write_text("<html>\n<body>\nSign in\n")
@@ -96,7 +94,7 @@ def test_input_that_cannot_be_used_is_reported(
 
 
 @pytest.mark.parametrize("command", ["export", "plan", "check", "freshness"])
-def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, workdir: Path) -> None:
+def test_a_settings_file_in_utf_16_is_reported(command: str, run: Run, workdir: Path) -> None:
     (workdir / ".env").write_text("IMBRACE_REGION=TW\n", encoding="utf-16")
 
     result = run(command, *([NUMBER] if command in ("export", "plan") else []))
@@ -117,7 +115,7 @@ def test_a_settings_file_in_utf_16_is_named(command: str, run: Run, workdir: Pat
         (["freshness", "--lake", "s3://bucket/lake"], 1),
     ],
 )
-def test_an_expired_session_at_aws_is_named_with_the_command_that_renews_it(
+def test_an_expired_aws_session_is_reported_with_the_command_that_renews_it(
     arguments: list[str], code: int, profile: str, workdir: Path
 ) -> None:
     home = workdir.parent / "home"
@@ -178,7 +176,7 @@ def test_a_rerun_needs_a_lake(run: Run, workdir: Path) -> None:
     assert not (workdir / "lake").exists()
 
 
-def test_a_terminal_is_asked_for_numbers(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_is_prompted_for_numbers(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

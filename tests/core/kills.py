@@ -92,7 +92,7 @@ class Reader:
 
 @dataclass
 class Killing:
-    """A lake that is behind its gateway, and copies of it on which runs are killed.
+    """An outdated lake, and copies of it in which runs are killed.
 
     Attributes:
         bench: The gateway, and the lake that is copied.

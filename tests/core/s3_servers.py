@@ -236,6 +236,6 @@ def _etag(body: bytes) -> str:
 
 @contextmanager
 def stalled_server() -> Iterator[str]:
-    """Give the URL of a server that accepts connections and never answers."""
+    """Yield the URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from decimal import Decimal
 from math import isinf
 from typing import Any
@@ -29,17 +29,7 @@ LEAST_INTEGER, GREATEST_INTEGER = -(2**63), 2**64 - 1
 _MAX_INTEGER_DIGITS = 4_000
 
 _SPACES = " \t\n\r"
-_TOKEN = re.compile(
-    r"""[ \t\n\r]*(?:
-        (?P<mark>[\[\]{},:])
-      | (?P<string>"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*")
-      | (?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
-      | (?P<word>true|false|null)
-    )""",
-    re.VERBOSE,
-)
-_WORDS = {"true": True, "false": False, "null": None}
-_CLOSING = {"[": "]", "{": "}"}
+_NO_SPACE = re.compile(rf"[^{_SPACES}]|\Z")
 
 
 class Number(float):
@@ -115,87 +105,67 @@ def _parse_exactly(text: str) -> Any:
 
 
 def _parse_deep(text: str) -> Any:
-    """Parse JSON that is nested deeper than the interpreter's stack allows."""
-    document = _Document()
-    position = 0
-    while document.expects != "end":
-        match = _TOKEN.match(text, position)
-        if match is None or not document.accept(match.lastgroup, match[match.lastgroup or 0]):
-            raise ValueError(f"not JSON at character {position}")
-        position = match.end()
-    if text[position:].strip(_SPACES):
-        raise ValueError(f"not JSON after character {position}")
-    return document.value
-
-
-class _Document:
-    """A partly parsed JSON document, with a stack of open containers instead of recursion.
-
-    Attributes:
-        expects: The next token: `value`, `key`, `colon`, `comma`, or the `end` of the document; with a
-            question mark if the container may end instead.
-        value: The document's value, at its end.
-    """
-
-    def __init__(self) -> None:
-        self.expects = "value"
-        self.value: Any = None
-        # The bracket of each open container, and its members so far.
-        self._opened: list[tuple[str, list[Any]]] = []
-        # The keys without a value so far.
-        self._keys: list[str] = []
-
-    def accept(self, kind: str | None, text: str) -> bool:
-        """Add the next token, or return False if it is not allowed here."""
-        if self.expects in ("value", "value?") and text in _CLOSING:
-            self._open(text)
-        elif self.expects in ("value", "value?") and kind != "mark":
-            self._add(_scalar(kind, text))
-        elif self.expects in ("key", "key?") and kind == "string":
-            self._keys.append(_string(text))
-            self.expects = "colon"
-        elif self.expects == "colon" and text == ":":
-            self.expects = "value"
-        elif self.expects == "comma?" and text == ",":
-            self.expects = "key" if self._opened[-1][0] == "{" else "value"
-        elif self.expects[-1] == "?" and text == _CLOSING[self._opened[-1][0]]:
-            mark, members = self._opened.pop()
-            self._add(members if mark == "[" else _object(members))
+    """Parse an array or object that is nested deeper than the interpreter's stack allows."""
+    # A parser for each open container, instead of recursion.
+    opened = [_parse_container(text, _skip_spaces(text, 0))]
+    value, position = None, 0
+    while opened:
+        try:
+            position = opened[-1].send((value, position) if position else None)
+        except StopIteration as end:
+            opened.pop()
+            value, position = end.value
         else:
-            return False
-        return True
+            if text.startswith(("[", "{"), position):
+                if len(opened) == MAX_PARSED_LEVELS:
+                    raise ValueError(f"nested deeper than {MAX_PARSED_LEVELS:,} levels")
+                opened.append(_parse_container(text, position))
+                position = 0
+                continue
+            value, position = _DECODER.raw_decode(text, position)
+        position = _skip_spaces(text, position)
+    if position < len(text):
+        raise ValueError(f"not JSON after character {position}")
+    return value
 
-    def _open(self, mark: str) -> None:
-        if len(self._opened) == MAX_PARSED_LEVELS:
-            raise ValueError(f"nested deeper than {MAX_PARSED_LEVELS:,} levels")
-        self._opened.append((mark, []))
-        self.expects = "value?" if mark == "[" else "key?"
 
-    def _add(self, value: Any) -> None:
-        """Add a complete value to its container."""
-        if not self._opened:
-            self.value, self.expects = value, "end"
-            return
-        mark, members = self._opened[-1]
-        members.append(value if mark == "[" else (self._keys.pop(), value))
-        self.expects = "comma?"
+def _parse_container(text: str, start: int) -> Generator[int, Any, tuple[Any, int]]:
+    """Parse an array or object.
+
+    Yields:
+        The position of each key and value; the caller sends it back parsed, with the position after it.
+
+    Returns:
+        The array or object, and the position after it.
+    """
+    is_object = text[start] == "{"
+    closing = "}" if is_object else "]"
+    members: list[Any] = []
+    position = _skip_spaces(text, start + 1)
+    is_over = text.startswith(closing, position)
+    while not is_over:
+        key = None
+        if is_object:
+            key, position = yield position
+            if not isinstance(key, str) or not text.startswith(":", position):
+                raise ValueError(f"not JSON at character {position}")
+            position = _skip_spaces(text, position + 1)
+        value, position = yield position
+        members.append((key, value) if is_object else value)
+        is_over = text.startswith(closing, position)
+        if not is_over and not text.startswith(",", position):
+            raise ValueError(f"not JSON at character {position}")
+        position = position if is_over else _skip_spaces(text, position + 1)
+    return _object(members) if is_object else members, position + 1
+
+
+def _skip_spaces(text: str, position: int) -> int:
+    return _NO_SPACE.search(text, position).start()  # type: ignore[union-attr] # it also finds the end
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     return values if len(values) == len(pairs) else RepeatedKeys(pairs)
-
-
-def _scalar(kind: str | None, text: str) -> Any:
-    if kind == "string":
-        return _string(text)
-    if kind == "word":
-        return _WORDS[text]
-    return _number(text) if {".", "e", "E"} & {*text} else _integer(text)
-
-
-def _string(text: str) -> str:
-    return text[1:-1] if "\\" not in text else json.loads(text)
 
 
 def _integer(text: str) -> int | float:

@@ -195,9 +195,10 @@ def test_the_exact_parser_agrees_with_the_standard_library(text: str, gap: str) 
     assert write(parse(write(value).encode())) == write(value)
 
 
-@given(hostile.JSON_TEXTS)
-def test_the_parser_of_deep_json_agrees_with_the_other_parser(text: str) -> None:
-    deep = parse(f"{hostile.nested(1_000, text)}".encode())
+@given(hostile.JSON_TEXTS, hostile.SPACES)
+@example("0", "\n")
+def test_the_parser_of_deep_json_agrees_with_the_other_parser(text: str, gap: str) -> None:
+    deep = parse(f"{gap}{hostile.nested(1_000, f'{gap}{text}{gap}')}{gap}".encode())
 
     for _ in range(1_000):
         deep = deep[0]

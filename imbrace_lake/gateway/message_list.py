@@ -62,6 +62,8 @@ class MessageList:
     async def fetch(self, skip: int) -> Page:
         """Fetch a page, which does not belong to the pass until it is added.
 
+        The first page is the head that the caller of the walk has read already, if there is one.
+
         Raises:
             Endless: The walk may not send more requests.
         """
@@ -75,15 +77,8 @@ class MessageList:
                 f"the gateway's list did not end within {self._most_requests:,} requests: {counted}, and"
                 f" listed {self.distinct():,}"
             )
-        return await self._fetch(skip, self._limit)
-
-    async def fetch_first(self, skip: int) -> Page:
-        """Fetch the first page of a pass, unless the caller of the walk has read it already."""
         head, self._head = self._head, None
-        if head is None:
-            return await self.fetch(skip)
-        self._requests += 1
-        return head
+        return await self._fetch(skip, self._limit) if head is None else head
 
     def begin_pass(self) -> None:
         """Start a pass without contiguous messages; earlier ones still count as seen."""
@@ -112,11 +107,9 @@ class MessageList:
         if page.skip == 0 or self.total_count is None:
             self.total_count = page.total_count
         self._first_page = self._first_page or page
-        self._check_bounds(self._first_page.total_count)
 
-    def _check_bounds(self, first_count: int | None) -> None:
-        # By the count at the beginning, because a list may grow as fast as it is read.
-        seen = len(self.ids)
+        # The count at the beginning bounds the walk, because a list may grow as fast as it is read.
+        first_count, seen = self._first_page.total_count, len(self.ids)
         pages = math.ceil((seen if first_count is None else first_count) / max(1, self.page_size))
         self._most_requests = max(self._most_requests, 40 + 8 * pages)
         most, setting, uncounted = self._bounds.messages, "IMBRACE_MAX_MESSAGES", ""

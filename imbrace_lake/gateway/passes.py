@@ -2,13 +2,13 @@
 
 There are two ways to tie a page to the pages above it. By overlap: the page shares a message with them. By
 the count: the page begins where the last one ended, shares no message, and the list has not moved.
-`CountPass` and `OverlapPass` differ in which of the two they prefer.
+A pass that may rely on the count prefers the way that costs fewer requests.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from hashlib import blake2b
 
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.message_list import Endless, MessageList
@@ -33,8 +33,15 @@ class Moved(Exception):
         return "the list moved, and its pages are too short to be tied together"
 
 
-class Pass(ABC):
+class Pass:
     """Reads the pages of one pass, and then those of a last look at the head if the list moved.
+
+    Args:
+        messages: Fetches the pages, and remembers the messages.
+        read_ahead: Requests pages before they are needed.
+        start: The position of the first page.
+        relies_on_count: Tie pages by the count if an overlap would cost more than one request in twenty.
+            Otherwise each page is tied by overlap, unless it is too short to share a message.
 
     Attributes:
         did_not_move: The list did not move so far.
@@ -42,13 +49,16 @@ class Pass(ABC):
         count_ties: The number of pages that only the count ties to the one above.
     """
 
-    def __init__(self, messages: MessageList, read_ahead: ReadAhead, start: int) -> None:
+    def __init__(
+        self, messages: MessageList, read_ahead: ReadAhead, start: int, *, relies_on_count: bool
+    ) -> None:
         self.did_not_move = True
         self.is_stopped = False
         self.count_ties = 0
         self._list = messages
         self._ahead = read_ahead
         self._start = start
+        self._relies_on_count = relies_on_count
         self._head: Page | None = None
         self._last: Page | None = None
         self._idle = 0  # pages in a row without an older message
@@ -63,29 +73,27 @@ class Pass(ABC):
             Endless: The list does not end within its bounds.
         """
         # Not `__anext__`: a `StopAsyncIteration` from a request would then look like the end of the list.
-        page = await self._fetch_next()
-        if page is not None:
-            self._list.add(page)
-            self._last = page
-        return page
-
-    async def _fetch_next(self) -> Page | None:
         last, older = self._last, self._older
+        has_met = older is not None and last is not None and not older.isdisjoint(last.ids)
         if last is None:
             self._list.begin_pass()
-            self._head = await self._list.fetch_first(self._start)
-            return self._head
-        has_met = older is not None and not older.isdisjoint(last.ids)
-        if not self.is_stopped and not has_met and not await self._is_bottom(last):
-            return await self._fetch_below(last)
-        await self._ahead.drop()
-        if older is None and self._start == 0:
+            page = self._head = await self._list.fetch(self._start)
+        elif not self.is_stopped and not has_met and not await self._is_bottom(last):
+            page = await self._fetch_below(last)
+        else:
+            await self._ahead.drop()
+            if older is not None or self._start:
+                if older is not None and older is not self._list.ids:
+                    self._list.ids.update(older)
+                return None
             if self._must_close:
                 await self._close()
-            return None if self.did_not_move or self.is_stopped else await self._fetch_new_head()
-        if older is not None and older is not self._list.ids:
-            self._list.ids.update(older)
-        return None
+            if self.did_not_move or self.is_stopped:
+                return None
+            page = await self._fetch_new_head()
+        self._list.add(page)
+        self._last = page
+        return page
 
     async def _fetch_below(self, last: Page) -> Page:
         """Fetch the page below the last one, and tie it to what was seen."""
@@ -113,7 +121,7 @@ class Pass(ABC):
         stride = self._list.page_size - overlap
         total_count = last.total_count or 0
         is_long = math.ceil(total_count / max(1, self._list.page_size)) >= LONG_PAGES
-        if stride > 0 and (is_long or self._reads_ahead(overlap)):
+        if stride > 0 and (is_long or (self._relies_on_count and overlap > 0)):
             self._ahead.aim(range(skip, total_count - overlap, stride), last)
         if overlap == 0 and skip in self._ahead:
             self._must_close = True
@@ -171,44 +179,17 @@ class Pass(ABC):
         is_short = len(page.ids) < self._list.page_size
         return self._idle >= 2 and is_short and not (await self._list.fetch(page.next_skip)).ids
 
-    def _most_overlap(self, page: Page) -> int:
-        return min(OVERLAP, max(1, self._list.page_size) - 1, page.next_skip)
-
-    @abstractmethod
     def _overlap(self, page: Page) -> int:
         """Return the number of messages that the next page should share with this one."""
-
-    @abstractmethod
-    def _reads_ahead(self, overlap: int) -> bool:
-        """Whether to read ahead in a list that is not long."""
-
-
-class OverlapPass(Pass):
-    """Ties each page by overlap, unless a page is too short to share a message."""
-
-    def _overlap(self, page: Page) -> int:
-        return self._most_overlap(page)
-
-    def _reads_ahead(self, overlap: int) -> bool:
-        return False
-
-
-class CountPass(Pass):
-    """Ties pages by the count if an overlap would cost more than one request in twenty."""
-
-    def _overlap(self, page: Page) -> int:
-        most = self._most_overlap(page)
-        if page.total_count is None or not page.count_matches:
-            return most
         size = max(1, self._list.page_size)
+        most = min(OVERLAP, size - 1, page.next_skip)
+        if not self._relies_on_count or page.total_count is None or not page.count_matches:
+            return most
         fewest = math.ceil(page.total_count / size)
         for overlap in range(most, 0, -1):
             if 1 + math.ceil((page.total_count - size) / (size - overlap)) <= fewest * (1 + EXTRA_SHARE):
                 return overlap
         return 0
-
-    def _reads_ahead(self, overlap: int) -> bool:
-        return overlap > 0
 
 
 def _states_end(page: Page) -> bool | None:
@@ -221,3 +202,62 @@ def _states_end(page: Page) -> bool | None:
     if page.has_more:
         return None if counted else False
     return True if counted is not False else None
+
+
+class PositionReading:
+    """Reads every position of the list, and records the positions that repeat a message.
+
+    Each page begins with the last message of the page above, which shows that the list did not move.
+    """
+
+    def __init__(self, messages: MessageList) -> None:
+        self._list = messages
+        self._last: Page | None = None
+        self._total_count = 0
+        self._repeats = blake2b(digest_size=16)
+
+    async def next_page(self) -> Page | None:
+        """Return the next page; None after the last one.
+
+        Raises:
+            Moved: The list moved, or its pages are too short to show that it did not.
+        """
+        shared: list[str] = []
+        if self._last is None:
+            self._list.begin_pass()
+            page = await self._list.fetch(0)
+            if page.total_count is None:
+                raise Moved
+            self._total_count = page.total_count
+        elif self._last.next_skip >= self._total_count:
+            await self._check_bottom(self._last)
+            return None
+        else:
+            shared = self._last.ids[1:][-1:]
+            if not shared:
+                raise Moved
+            page = await self._list.fetch(self._last.next_skip - 1)
+        added = page.ids[len(shared) :]
+        if page.total_count != self._total_count or page.ids[: len(shared)] != shared or not added:
+            raise Moved
+        self._note_repeats(added, page.next_skip - len(added))
+        self._list.add(page)
+        self._last = page
+        return page
+
+    def digest(self) -> bytes:
+        """Return a digest of the positions that repeat a message, equal for two readings of one list."""
+        return self._repeats.digest()
+
+    def _note_repeats(self, added: list[str], skip: int) -> None:
+        unseen = {*self._list.ids.difference(added)}
+        for position, message_id in enumerate(added, skip):
+            if message_id in unseen:
+                unseen.remove(message_id)
+            else:
+                # Counted from the end of the list, where new messages do not change positions.
+                self._repeats.update(f"{self._total_count - position} {message_id}\0".encode())
+
+    async def _check_bottom(self, last: Page) -> None:
+        if last.has_more or (last.has_more is None and (await self._list.fetch(last.next_skip)).ids):
+            raise Moved

@@ -5,10 +5,10 @@ The list is read by position (`skip`), and positions shift: a new message moves 
 never changes. So a page with a message that was seen before is contiguous with the pages before it: every
 message that existed between that message and the page's last one is in the page. A pass from the top to the
 bottom in which each page is tied to the one above like this has seen every message that existed when the
-pass began and was not deleted (`OverlapPass`).
+pass began and was not deleted.
 
 Overlapping pages cost requests. If they would cost more than one in twenty, the first pass reads edge to
-edge instead and relies on the gateway's count (`CountPass`). If the count stayed the same on every page, no
+edge instead and relies on the gateway's count. If the count stayed the same on every page, no
 message came twice, and the count matches the messages found, then none is missing: new messages come at the
 head, so the messages found existed when the walk began. The first sign of movement ends such a pass, and the
 list is read again with overlap.
@@ -27,9 +27,8 @@ from dataclasses import dataclass, replace
 
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds, Endless, Fetch, MessageList
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.passes import CountPass, Moved, OverlapPass, Pass
+from imbrace_lake.gateway.passes import Moved, Pass, PositionReading
 from imbrace_lake.gateway.read_ahead import ReadAhead
-from imbrace_lake.gateway.repeats import PositionReading
 
 # The method of a walk that ended at messages that are known already.
 REACHED_KNOWN = "joined"
@@ -102,7 +101,7 @@ class Walk:
         self._start = start
         self._accept_repeats = accept_repeats
         # The count covers the whole list, so it proves nothing about a part.
-        self._pass: Pass = (OverlapPass if start else CountPass)(self._list, self._ahead, start)
+        self._pass = Pass(self._list, self._ahead, start, relies_on_count=not start)
         self._proof: Proof | None = None
         self._pages = self._read()
 
@@ -142,7 +141,7 @@ class Walk:
                 is_proven = False
             if not is_proven:
                 await self._ahead.drop()
-                self._pass = OverlapPass(self._list, self._ahead, self._start)
+                self._pass = Pass(self._list, self._ahead, self._start, relies_on_count=False)
                 while (page := await self._pass.next_page()) is not None:
                     yield page
             self._proof = self._compare_with_count()
@@ -185,18 +184,10 @@ class Walk:
     def _describe_repeats(self, proof: Proof) -> Proof:
         """Return the proof of a list whose positions were read twice, with equal results."""
         missing, listed, count = self._missing(), len(self._list.ids), self._list.total_count
-        distinct = self._list.distinct()
-        if distinct != listed:
+        if self._list.distinct() != listed:
             # A message was deleted during the walk, so the difference from the count is not the repeats.
             return proof
-        proof = Proof(
-            is_complete=True,
-            reason="",
-            server_count=count,
-            distinct=distinct,
-            method="overlap",
-            did_not_move=True,
-        )
+        proof = replace(self._new_proof(""), method="overlap", did_not_move=True)
         if not missing:
             return proof
         reason = (

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds, Fetch, MessageList
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.gateway.passes import Moved
+from imbrace_lake.gateway.passes import Moved, PositionReading
 from imbrace_lake.gateway.read_ahead import MOST_AHEAD_BYTES
-from imbrace_lake.gateway.repeats import PositionReading
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from tests.core.moving_list import MovingList, plain_offset_walk
 

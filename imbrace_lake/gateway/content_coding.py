@@ -22,7 +22,7 @@ class BodyDecoder:
     """Decodes the body of one answer.
 
     Args:
-        header: The answer's `Content-Encoding`.
+        header: The answer's `Content-Encoding`; empty for none.
 
     Raises:
         Undecodable: The header names a coding that was not requested.

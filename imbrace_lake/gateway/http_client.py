@@ -126,26 +126,25 @@ class HttpClient:
             GatewayUnavailable: The connection failed.
         """
         try:
+            # Without a variable for the headers: a traceback that shows variables must not show the token.
+            request = httpx.Request(
+                "GET",
+                f"{self._base}{path}?{query}",
+                headers={**self._headers, "x-request-id": request_id},
+                extensions=self._extensions,
+            )
             async with asyncio.timeout(self._timeout_seconds) as deadline:
-                return await self._exchange(f"{self._base}{path}?{query}", request_id, deadline)
+                response = await self._transport.handle_async_request(request)
+                try:
+                    body = await self._receive(response, deadline)
+                finally:
+                    await response.aclose()
+            return Answer(response.status_code, response.headers, body)
         except MemoryError:
             raise  # a fault of this process, and not of the answer
         except Exception as exc:  # noqa: BLE001 - hostile answers make parsers raise anything
-            attempt = _Attempt(path, request_id, self._shown, self._timeout_seconds)
-            error = attempt.error_of(exc)
-        raise error
-
-    async def _exchange(self, url: str, request_id: str, deadline: asyncio.Timeout) -> Answer:
-        headers = {**self._headers, "x-request-id": request_id}
-        request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
-        response = await self._transport.handle_async_request(request)
-        try:
-            body = await self._receive(response, deadline)
-        finally:
-            await response.aclose()
-        if len(body) > UNCOUNTED_BYTES and any(islice(_VALUE.finditer(body), self._most_values, None)):
-            raise _TooLarge(f"the answer has more than {self._most_values:,} values")
-        return Answer(response.status_code, response.headers, body)
+            kind, reason = _explain(exc, self._shown, self._timeout_seconds)
+        raise kind(path, reason, request_id)
 
     async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
         """Return the decoded body; the caller closes the connection if it was not read to its end."""
@@ -153,8 +152,7 @@ class HttpClient:
         most = MOST_ERROR_BYTES if is_error else self._most_bytes
         if not is_error and int(response.headers.get("content-length", 0)) > most:
             raise self._too_large()
-        coding = response.headers.get("content-encoding")
-        decoder = None if coding is None else BodyDecoder(coding)
+        decoder = BodyDecoder(response.headers.get("content-encoding", ""))
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - narrows for the type checker
         chunks: list[bytes] = []
         size = received = 0
@@ -162,7 +160,7 @@ class HttpClient:
         try:
             async for data in response.stream:
                 received += len(data)
-                for chunk in (data,) if decoder is None else decoder.decode(data):
+                for chunk in decoder.decode(data):
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > most:
@@ -174,9 +172,11 @@ class HttpClient:
                     if is_error:
                         return b"".join(chunks)[:most]
                     raise self._too_large()
-            if decoder is not None:
-                decoder.finish()
-            return b"".join(chunks)
+            decoder.finish()
+            body = b"".join(chunks)
+            if len(body) > UNCOUNTED_BYTES and any(islice(_VALUE.finditer(body), self._most_values, None)):
+                raise _TooLarge(f"the answer has more than {self._most_values:,} values")
+            return body
         finally:
             self._on_received(received)
             if is_large:
@@ -243,87 +243,68 @@ class _TooLarge(Exception):
     """An answer that exceeds a bound; the message states which."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One try of a request, for the description of its error.
+def _explain(exc: Exception, gateway: str, timeout_seconds: float) -> tuple[type[GatewayError], str]:
+    """Return the class and the reason of our error for an exception of the transport, parser or decoder.
 
-    Attributes:
-        path: The path without the query.
-        request_id: The id that was sent.
+    Args:
+        exc: The exception.
         gateway: The gateway's address, printable.
         timeout_seconds: The time-out of the request.
     """
+    chain: list[BaseException] = [exc]
+    while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
+        chain.append(cause)
+    name = type(chain[-1]).__name__
+    # aiohttp's own exception has this class too, but only its cause has the code.
+    certificate = [one for one in chain if isinstance(one, ssl.SSLCertVerificationError)]
+    if certificate:
+        return CertificateRejected, _untrusted(certificate[-1], gateway)
+    for one in chain:
+        if known := _explain_known(one, name, gateway):
+            return known
+    # httpx-aiohttp raises ConnectTimeout for any failed connection, where a smaller page does not help.
+    kinds = TimeoutError if isinstance(exc, httpx.ConnectTimeout) else TimeoutError | httpx.TimeoutException
+    if any(isinstance(one, kinds) for one in chain):
+        return GatewayTimeout, f"the gateway sent no complete answer in {timeout_seconds:g} s"
+    if isinstance(exc, httpx.TransportError | OSError):
+        return GatewayUnavailable, f"the connection to the gateway failed ({name})"
+    return MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})"
 
-    path: str
-    request_id: str
-    gateway: str
-    timeout_seconds: float
 
-    def error_of(self, exc: Exception) -> GatewayError:
-        """Return our error for an exception of the transport, the parser or the decoder."""
-        chain: list[BaseException] = [exc]
-        while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
-            chain.append(cause)
-        name = type(chain[-1]).__name__
-        # aiohttp's own exception has this class too, but only its cause has the code.
-        certificate = [one for one in chain if isinstance(one, ssl.SSLCertVerificationError)]
-        if certificate:
-            return self._made(CertificateRejected, self._untrusted(certificate[-1]))
-        for one in chain:
-            named = self._named(one, name)
-            if named is not None:
-                return named
-        # httpx-aiohttp raises ConnectTimeout for any failed connection, where a smaller page does not help.
-        kinds = (
-            TimeoutError if isinstance(exc, httpx.ConnectTimeout) else TimeoutError | httpx.TimeoutException
-        )
-        if any(isinstance(one, kinds) for one in chain):
-            waited = f"{self.timeout_seconds:g} s"
-            return self._made(GatewayTimeout, f"the gateway sent no complete answer in {waited}")
-        if isinstance(exc, httpx.TransportError | OSError):
-            return self._made(GatewayUnavailable, f"the connection to the gateway failed ({name})")
-        return self._made(MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})")
+def _explain_known(exc: BaseException, name: str, gateway: str) -> tuple[type[GatewayError], str] | None:
+    """Do the same for an exception whose class suffices; `name` is the class of the first cause."""
+    failed = "the connection to the gateway failed"
+    match exc:
+        case _TooLarge():
+            return AnswerTooLarge, str(exc)
+        case Undecodable():
+            return MalformedAnswer, f"the gateway sent {exc}"
+        case ssl.SSLError():
+            return GatewayUnavailable, f"{failed}: no TLS at {gateway} ({name})"
+        case aiohttp.ClientHttpProxyError():
+            return GatewayUnavailable, f"{failed}: the proxy answers with status {exc.status:d}"
+        case aiohttp.ClientProxyConnectionError():
+            return GatewayUnavailable, f"{failed}: the proxy cannot be reached"
+        case socket.gaierror():
+            return GatewayUnavailable, f"{failed}: the host name of {gateway} has no address"
+        case ConnectionRefusedError():
+            return GatewayUnavailable, f"{failed}: {gateway} does not accept connections"
+        case aiohttp.ClientPayloadError():
+            return GatewayUnavailable, "the answer is incomplete or does not match its length"
+        case aiohttp.ClientResponseError() | HttpProcessingError():
+            return MalformedAnswer, f"the answer is not valid HTTP ({name})"
+    return None
 
-    def _named(self, exc: BaseException, name: str) -> GatewayError | None:
-        """Return our error for an exception whose class explains it; `name` is that of the first cause."""
-        failed = "the connection to the gateway failed"
-        match exc:
-            case _TooLarge():
-                return self._made(AnswerTooLarge, str(exc))
-            case Undecodable():
-                return self._made(MalformedAnswer, f"the gateway sent {exc}")
-            case ssl.SSLError():
-                reason = f"{failed}: no TLS at {self.gateway} ({name})"
-                return self._made(GatewayUnavailable, reason)
-            case aiohttp.ClientHttpProxyError():
-                reason = f"{failed}: the proxy answers with status {exc.status:d}"
-                return self._made(GatewayUnavailable, reason)
-            case aiohttp.ClientProxyConnectionError():
-                reason = f"{failed}: the proxy cannot be reached"
-                return self._made(GatewayUnavailable, reason)
-            case socket.gaierror():
-                reason = f"{failed}: the host name of {self.gateway} has no address"
-                return self._made(GatewayUnavailable, reason)
-            case ConnectionRefusedError():
-                return self._made(GatewayUnavailable, f"{failed}: {self.gateway} does not accept connections")
-            case aiohttp.ClientPayloadError():
-                return self._made(GatewayUnavailable, "the answer is incomplete or does not match its length")
-            case aiohttp.ClientResponseError() | HttpProcessingError():
-                return self._made(MalformedAnswer, f"the answer is not valid HTTP ({name})")
-        return None
 
-    def _untrusted(self, exc: ssl.SSLCertVerificationError) -> str:
-        flaw = {
-            _NOT_YET_VALID: "is not valid yet",
-            _EXPIRED: "has expired",
-            _WRONG_HOST: "is for another host name",
-            _WRONG_ADDRESS: "is for another address",
-        }.get(getattr(exc, "verify_code", 0))
-        if flaw is not None:
-            return f"the certificate of {self.gateway} {flaw}: check the address and this machine's clock"
-        # Companies that inspect traffic sign certificates with their own authority.
-        advice = "set SSL_CERT_FILE to the file of the authority that your network uses"
-        return f"the certificate of {self.gateway} is not trusted: {advice}"
-
-    def _made(self, kind: type[GatewayError], reason: str) -> GatewayError:
-        return kind(self.path, reason, self.request_id)
+def _untrusted(exc: ssl.SSLCertVerificationError, gateway: str) -> str:
+    flaw = {
+        _NOT_YET_VALID: "is not valid yet",
+        _EXPIRED: "has expired",
+        _WRONG_HOST: "is for another host name",
+        _WRONG_ADDRESS: "is for another address",
+    }.get(getattr(exc, "verify_code", 0))
+    if flaw is not None:
+        return f"the certificate of {gateway} {flaw}: check the address and this machine's clock"
+    # Companies that inspect traffic sign certificates with their own authority.
+    advice = "set SSL_CERT_FILE to the file of the authority that your network uses"
+    return f"the certificate of {gateway} is not trusted: {advice}"

@@ -44,7 +44,7 @@ class BodyDecoder:
         """
         pieces = iter((data,))
         for layer in self._layers:
-            pieces = layer.decode_all(pieces)
+            pieces = layer.decode(pieces)
         return pieces
 
     def finish(self) -> None:
@@ -66,28 +66,25 @@ class _Inflater:
         self._head = b""
         self._members = 1
 
-    def decode_all(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for data in pieces:
-            yield from self._decode(data)
-
-    def _decode(self, data: bytes) -> Iterator[bytes]:
-        data = self._head + data
-        self._head = b""
-        while data:
-            if self._inflate is None:
-                if not self._is_gzip and len(data) < 2:
-                    self._head = data
-                    return
-                self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS if self._is_gzip else _wbits(data))
-            elif self._inflate.eof:
-                # Zeros after the end are padding.
-                if not data.lstrip(b"\0"):
-                    return
-                self._members += 1
-                if not self._is_gzip or self._members > MOST_MEMBERS:
-                    raise Undecodable("a compressed body with data after its end")
-                self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
-            data = yield from self._inflated(self._inflate, data)
+    def decode(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            data = self._head + piece
+            self._head = b""
+            while data:
+                if self._inflate is None:
+                    if not self._is_gzip and len(data) < 2:
+                        self._head = data
+                        break
+                    self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS if self._is_gzip else _wbits(data))
+                elif self._inflate.eof:
+                    # Zeros after the end are padding.
+                    if not data.lstrip(b"\0"):
+                        break
+                    self._members += 1
+                    if not self._is_gzip or self._members > MOST_MEMBERS:
+                        raise Undecodable("a compressed body with data after its end")
+                    self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                data = yield from self._inflated(self._inflate, data)
 
     def _inflated(self, inflate: zlib._Decompress, data: bytes) -> Generator[bytes, None, bytes]:
         """Yield the output for `data`, and return the bytes after the end of the compressed data."""

@@ -234,8 +234,12 @@ def strict(value: Any, levels: int = MAX_LEVELS) -> Any:
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, int):
-        fits = isinstance(value, bool) or LEAST_INTEGER <= value <= GREATEST_INTEGER
-        return value if fits else _double(value)
+        if isinstance(value, bool) or LEAST_INTEGER <= value <= GREATEST_INTEGER:
+            return value
+        try:
+            return float(value)
+        except OverflowError:
+            return None
     if isinstance(value, float):
         return None if isinf(value) or value != value else float(value)
     if isinstance(value, dict):
@@ -245,13 +249,6 @@ def strict(value: Any, levels: int = MAX_LEVELS) -> Any:
     if isinstance(value, list | tuple):
         return [strict(member, levels - 1) for member in value] if levels else None
     return value
-
-
-def _double(value: int) -> float | None:
-    try:
-        return float(value)
-    except OverflowError:
-        return None
 
 
 def is_strict(value: Any) -> bool:

@@ -190,7 +190,10 @@ class RequestLimiter:
             self._rate_limited_epoch = ticket
             self._adaptive.on_rate_limited(now)
         self._epoch += 1
-        pause = min(LONGEST_PAUSE_SECONDS, self._first_pause() * 2.0**self._pauses)
+        first = FIRST_PAUSE_SECONDS
+        if self.rate < math.inf:
+            first = min(first, max(SHORTEST_PAUSE_SECONDS, FIRST_PAUSE_REQUESTS * self._spacing()))
+        pause = min(LONGEST_PAUSE_SECONDS, first * 2.0**self._pauses)
         # Processes that met a 429 together must not return together.
         pause *= random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
         if retry_after_seconds is not None:
@@ -199,12 +202,6 @@ class RequestLimiter:
         self._is_probing = True
         self._closed_until = now + pause
         self.counts.closed_seconds += pause
-
-    def _first_pause(self) -> float:
-        if self.rate == math.inf:
-            return FIRST_PAUSE_SECONDS
-        requests = max(SHORTEST_PAUSE_SECONDS, FIRST_PAUSE_REQUESTS * self._spacing())
-        return min(FIRST_PAUSE_SECONDS, requests)
 
     def _spacing(self) -> float:
         """Return the seconds between two requests."""

@@ -179,16 +179,15 @@ def _ids_of(items: list[Any]) -> list[str]:
         ids = []
     if set(map(type, ids)) == {str} and are_plain(ids):
         return ids
-    return [_id_of(item) for item in items]
-
-
-def _id_of(item: Any) -> str:
-    if not isinstance(item, dict):
-        raise Malformed("an item that is not an object")
-    found = message_id(item)
-    if found is None:
-        raise Malformed("an item without an id")
-    return found
+    ids = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise Malformed("an item that is not an object")
+        found = message_id(item)
+        if found is None:
+            raise Malformed("an item without an id")
+        ids.append(found)
+    return ids
 
 
 def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:

@@ -96,9 +96,19 @@ class Pass:
         return page
 
     async def _fetch_below(self, last: Page) -> Page:
-        """Fetch the page below the last one, and tie it to what was seen."""
+        """Fetch the page below the last one, from those read ahead if possible, and tie it to the others."""
         overlap = self._overlap(last)
-        page = await self._fetch_ahead(last, overlap)
+        skip = last.next_skip - overlap
+        await self._ahead.expect(skip)
+        stride = self._list.page_size - overlap
+        total_count = last.total_count or 0
+        is_long = math.ceil(total_count / max(1, self._list.page_size)) >= LONG_PAGES
+        # Pages are read ahead only if that is safe.
+        if stride > 0 and (is_long or (self._relies_on_count and overlap > 0)):
+            self._ahead.aim(range(skip, total_count - overlap, stride), last)
+        if overlap == 0 and skip in self._ahead:
+            self._must_close = True
+        page = await self._ahead.get(skip)
         shared = self._list.ids.count(page.ids)
         if shared != min(overlap, len(page.ids)) or page.total_count != last.total_count:
             self.did_not_move = False
@@ -113,19 +123,6 @@ class Pass:
         # A page that ends with the same message as the last one brought nothing older.
         self._idle = self._idle + 1 if page.ids and page.ids[-1] == self._list.oldest_id else 0
         return page
-
-    async def _fetch_ahead(self, last: Page, overlap: int) -> Page:
-        """Fetch the page below, and read further ones ahead if that is safe."""
-        skip = last.next_skip - overlap
-        await self._ahead.expect(skip)
-        stride = self._list.page_size - overlap
-        total_count = last.total_count or 0
-        is_long = math.ceil(total_count / max(1, self._list.page_size)) >= LONG_PAGES
-        if stride > 0 and (is_long or (self._relies_on_count and overlap > 0)):
-            self._ahead.aim(range(skip, total_count - overlap, stride), last)
-        if overlap == 0 and skip in self._ahead:
-            self._must_close = True
-        return await self._ahead.get(skip)
 
     async def _step_back(self, page: Page) -> Page:
         """Deletions moved the list up past the overlap: go up until a page shares a message with the pass."""
@@ -229,8 +226,10 @@ class PositionReading:
             if page.total_count is None:
                 raise Moved
             self._total_count = page.total_count
-        elif self._last.next_skip >= self._total_count:
-            await self._check_bottom(self._last)
+        elif (end := self._last.next_skip) >= self._total_count:
+            has_more = self._last.has_more
+            if has_more or (has_more is None and (await self._list.fetch(end)).ids):
+                raise Moved
             return None
         else:
             shared = self._last.ids[1:][-1:]
@@ -257,7 +256,3 @@ class PositionReading:
             else:
                 # Counted from the end of the list, where new messages do not change positions.
                 self._repeats.update(f"{self._total_count - position} {message_id}\0".encode())
-
-    async def _check_bottom(self, last: Page) -> None:
-        if last.has_more or (last.has_more is None and (await self._list.fetch(last.next_skip)).ids):
-            raise Moved

@@ -63,15 +63,22 @@ def error_from_response(
         kind = GatewayTimeout if status == 504 else GatewayUnavailable
         return kind(path, f"the gateway failed with status {status}", request_id)
     if 300 <= status < 400:
-        reason = f"the gateway redirects with status {status}{_target(answer, secrets)}"
+        location = answer.headers.get("location")
+        # `printable_address` omits the query, which can repeat phone numbers from ours.
+        target = "" if location is None else f" to {printable_address(location, secrets)}"
+        reason = f"the gateway redirects with status {status}{target}"
         return WrongAddress(path, f"{reason}: is {printable_address(base)} the right address?", request_id)
     if status == 401:
-        return TokenRejected(path, _rejection(answer), request_id)
+        reason = "the gateway does not accept the token, which may have expired"
+        if "missing x-access-token" in _message_of(answer.body):
+            reason = "the token did not reach the gateway: perhaps a proxy removes the header x-access-token"
+        return TokenRejected(path, reason, request_id)
     if status == 403:
         expected = _value_of(answer.body, "details", "expected")
         shown = "" if expected is None else printable(expected, secrets=secrets)
         return Forbidden(path, "the gateway forbids this request (status 403)", request_id, expected, shown)
-    if status == 404 and _is_gateway_404(answer.body):
+    # The path alone does not suffice, because web frameworks repeat it: "Cannot GET /conversations/links".
+    if status == 404 and re.search(r"conversations? (not )?found", _message_of(answer.body)):
         return ConversationNotFound(path, "the gateway does not have this conversation", request_id)
     if status == 404:
         reason = f"status 404 without the gateway's message: is {printable_address(base)} the right address?"
@@ -92,17 +99,8 @@ def retry_after(headers: httpx.Headers) -> float | None:
         return None
 
 
-def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
-    location = answer.headers.get("location")
-    # `printable_address` omits the query, which can repeat phone numbers from ours.
-    return "" if location is None else f" to {printable_address(location, secrets)}"
-
-
-def _rejection(answer: Answer) -> str:
-    message = _value_of(answer.body, "message") or ""
-    if "missing x-access-token" in message.lower():
-        return "the token did not reach the gateway: perhaps a proxy removes the header x-access-token"
-    return "the gateway does not accept the token, which may have expired"
+def _message_of(body: bytes) -> str:
+    return (_value_of(body, "message") or "").lower()
 
 
 def _value_of(body: bytes, *names: str) -> str | None:
@@ -114,10 +112,3 @@ def _value_of(body: bytes, *names: str) -> str | None:
     except (Malformed, LookupError, TypeError):
         return None
     return value if isinstance(value, str) else None
-
-
-def _is_gateway_404(body: bytes) -> bool:
-    """Whether a 404 is the gateway's answer, and not that of a proxy without this path."""
-    message = _value_of(body, "message") or ""
-    # The path alone does not suffice, because web frameworks repeat it: "Cannot GET /conversations/links".
-    return re.search(r"conversations? (not )?found", message.lower()) is not None

@@ -180,7 +180,9 @@ def choose_columns(
     width = max([len(names or ()), *map(len, rows)])
     shown = column_names(names, width)
     if wanted.column is not None:
-        return _named_columns(shown, wanted.column, source)
+        is_one = any(_plain(name) == _plain(wanted.column) for name in shown)
+        parts = [wanted.column] if is_one else split_columns(wanted.column) or [wanted.column]
+        return sorted({_named_column(shown, part, source) for part in parts})
     if wanted.usual is not None:
         return [_named_column(shown, wanted.usual, source)]
     cells = [
@@ -228,7 +230,8 @@ def count_numbers(values: pa.Array, region: str | None) -> int:
     """Count the cells of a column that look like phone numbers."""
     candidates = values.filter(pc.fill_null(pc.match_substring_regex(values, _CANDIDATE), False))
     some = candidates.slice(0, _CANDIDATES_CHECKED).to_pylist()
-    return len(candidates) if any(_is_in_use(text, region) for text in some) else 0
+    found = (one for text in some for one in parse_cell(text, region))
+    return len(candidates) if any(isinstance(one, str) and is_in_use(one) for one in found) else 0
 
 
 def is_phone_name(name: str) -> bool:
@@ -261,13 +264,6 @@ def _folded(name: str) -> str:
 
 def _words(name: str) -> set[str]:
     return {*_WORD.findall(_folded(name)), *_WORD.findall(_folded(_CAMEL.sub(" ", name)))}
-
-
-def _named_columns(names: Sequence[str], column: str, source: str) -> list[int]:
-    if any(_plain(name) == _plain(column) for name in names):
-        return [_named_column(names, column, source)]
-    wanted = split_columns(column) or [column]
-    return sorted({_named_column(names, one, source) for one in wanted})
 
 
 def _named_column(names: Sequence[str], column: str, source: str) -> int:
@@ -307,10 +303,6 @@ def _is_dialled(text: str, region: str | None) -> bool:
 
 def _is_phone(text: str, region: str | None) -> bool:
     return any(isinstance(one, str) for one in parse_cell(text, region))
-
-
-def _is_in_use(text: str, region: str | None) -> bool:
-    return any(isinstance(one, str) and is_in_use(one) for one in parse_cell(text, region))
 
 
 def _is_phone_like(text: str, region: str | None) -> bool:

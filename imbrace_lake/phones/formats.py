@@ -167,7 +167,7 @@ def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], boo
         UsageError: The file is not text, or not a list.
     """
     head, chunks = take(chunks, 4)
-    if codec := _codec(head):
+    if codec := compression(head):
         packed = pa.PythonFile(io.BufferedReader(_Bytes(chunks)), mode="r")
         chunks = byte_chunks(pa.CompressedInputStream(packed, codec))
     sample, chunks = take(chunks, SAMPLE_BYTES)
@@ -183,13 +183,9 @@ def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], boo
     return TextSource(text, is_complete, stream, encoding)
 
 
-def is_packed(head: bytes) -> bool:
-    """Return whether a file with these first bytes is packed by gzip or zstd."""
-    return _codec(head) is not None
-
-
-def _codec(head: bytes) -> str | None:
-    return next((codec for magic, codec in _COMPRESSIONS.items() if head.startswith(magic)), None)
+def compression(head: bytes) -> str | None:
+    """Return how a file with these first bytes is packed: ``gzip`` or ``zstd``; None if it is not."""
+    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def _guess_encoding(sample: bytes, is_complete: bool, is_header: Callable[[str], bool]) -> str:

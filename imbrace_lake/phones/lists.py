@@ -21,14 +21,14 @@ from imbrace_lake.phones.formats import (
     PARQUET,
     ZIP,
     TextSource,
-    is_packed,
+    compression,
     read_text,
     reject_binary,
     reject_markup,
     spreadsheet_kind,
     take,
 )
-from imbrace_lake.phones.numbers import mask, parse_cell, parse_region
+from imbrace_lake.phones.numbers import parse_cell, parse_region
 from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport
 from imbrace_lake.phones.sources import (
     Readable,
@@ -58,24 +58,14 @@ _STATUS = pa.dictionary(pa.int8(), pa.string())
 _REASON = pa.dictionary(pa.int32(), pa.string())
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class InputNumber:
-    """A number as it was given; `position` counts lines, data rows or arguments from 1, over all files."""
-
-    position: int
-    text: str
-
-    def __repr__(self) -> str:
-        return f"InputNumber(position={self.position}, text={mask(self.text)!r})"
-
-
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class PhoneList:
     """The input numbers of a run, one row each, in input order, and the report of how they were read.
 
     `table` has the columns
 
-    - ``position`` (int64): as in :class:`InputNumber`; numbers of the same row share it,
+    - ``position`` (int64): counts lines, data rows or arguments from 1, over all files; numbers of the same
+      row share it,
     - ``status`` (dictionary of string): ``ok``, ``duplicate`` or ``invalid``,
     - ``phone`` (string): E.164, null if invalid,
     - ``duplicate_of`` (int64): the first position with this phone; null unless a duplicate,
@@ -110,16 +100,12 @@ class PhoneList:
         is_first = pc.equal(self.table["status"], "ok")
         return self.table["phone"].filter(is_first).combine_chunks()
 
-    def describe_position(self, position: int) -> str:
-        """Return the position of a row for people: ``line 17 of numbers.txt``."""
-        return self.report.describe_position(position)
-
     def problems(self) -> Iterator[str]:
         """Describe each invalid row in one sentence: its position, its masked form and the reason."""
         rows = self.table.select(["position", "reason"]).filter(pc.equal(self.table["status"], "invalid"))
         for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
             for position, reason in zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True):
-                yield f"{self.describe_position(position)}: {reason}"
+                yield f"{self.report.describe_position(position)}: {reason}"
 
     def _count(self, status: str) -> int:
         return pc.sum(pc.equal(self.table["status"], status)).as_py() or 0
@@ -180,8 +166,10 @@ def iter_numbers(
     region: str | None = None,
     sheet: str | None = None,
     schemes: Collection[str] = (),
-) -> Iterator[InputNumber]:
+) -> Iterator[Cell]:
     """Yield the numbers of a list as they are written, in order, with only a part of the list in memory.
+
+    Each comes with the position of its line, data row or argument, from 1, over all files.
 
     Args:
         source: A path or URL (always, if it is one string or a Path), a text stream, or strings. A folder or
@@ -198,8 +186,7 @@ def iter_numbers(
         UsageError: The source cannot be read; one sentence, free of credentials.
     """
     report = ListReport(_short_name(source))
-    for position, text in _iter_cells(source, Wanted(column, None, region, sheet), report, schemes):
-        yield InputNumber(position, text)
+    return _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,19 +244,17 @@ def _iter_cells(
                     for position, text in _iter_file(opened, wanted, part):
                         yield part.first + position, text
         elif hasattr(source, "read"):
-            yield from _iter_stream(cast("Readable", source), wanted, report.add_file(name))
+            part = report.add_file(name)
+            head, chunks = take(byte_chunks(cast("Readable", source)), len(OLE))
+            if head.startswith((PARQUET, ZIP, OLE)):
+                yield from _iter_file(io.BytesIO(b"".join(chunks)), wanted, part)
+            else:
+                yield from _iter_text(chunks, wanted, part)
         else:
             part = report.add_file(name)
             part.unit, part.format = "number", "numbers"
             for part.rows, text in enumerate(source, 1):
                 yield part.rows, text
-
-
-def _iter_stream(stream: Readable, wanted: Wanted, report: FileReport) -> Iterator[Cell]:
-    head, chunks = take(byte_chunks(stream), len(OLE))
-    if head.startswith((PARQUET, ZIP, OLE)):
-        return _iter_file(io.BytesIO(b"".join(chunks)), wanted, report)
-    return _iter_text(chunks, wanted, report)
 
 
 def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
@@ -279,7 +264,7 @@ def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[
     if head.startswith(PARQUET):
         return iter_table(read_parquet(file, report), wanted, report)
     suffix = _suffix(report.name)
-    if suffix in _PARQUET and not is_packed(head):
+    if suffix in _PARQUET and compression(head) is None:
         reject_binary(head, report.name)
         reject_markup(head.decode("utf-8", "replace"), report.name)
         raise UsageError(
@@ -318,16 +303,15 @@ def _is_table(text: TextSource, rows: list[list[str]], wanted: Wanted, name: str
     first = next((row for row in rows if any(map(str.strip, row))), [])
     if len(first) == 1 and wanted.is_header_name(first[0].strip()):
         return True
+    if not is_even(rows):
+        return False
     # Several numbers in each line are not several columns: such text is a list.
-    return is_even(rows) and not _are_all_numbers(rows, wanted)
-
-
-def _are_all_numbers(rows: list[list[str]], wanted: Wanted) -> bool:
     cells = [cell.strip() for row in rows[:200] for cell in row if cell.strip()]
     kinds = {cell[0] in "+0＋" for cell in cells}
-    return len(kinds) == 1 and all(
+    are_all_numbers = len(kinds) == 1 and all(
         isinstance(one, str) for cell in cells for one in parse_cell(cell, wanted.region)
     )
+    return not are_all_numbers
 
 
 def _iter_lines(text: TextSource, report: FileReport) -> Iterator[Cell]:

@@ -178,6 +178,7 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
     if len(groups) == 1:
         return True
     code = _country_code(phone[1:])
+    plan = _plan(code)
     total = sum(len(group[0]) for group in groups)
     before = 0
     for index, (group, following) in enumerate(itertools.pairwise(groups)):
@@ -186,12 +187,11 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
             continue
         shorter = phone[: before - total]
         is_break = _BREAK.search(written, group.end(), following.start()) is not None
-        if not _is_complete(shorter, code):
+        is_possible = plan is not None and len(shorter) - 1 - len(code) in plan.lengths
+        if not is_possible or not is_in_use(shorter):
             # The digits may be a complete national number, whose 0 the library removes only if it ends here.
             is_other = region is not None and _is_national(written[: group.end()], region)
-            if is_other or (
-                (is_break or index == 0) and _is_possible(shorter, code) and not is_in_use(phone)
-            ):
+            if is_other or ((is_break or index == 0) and is_possible and not is_in_use(phone)):
                 return False
             continue
         rest = _ascii_digits(written[group.end() :])
@@ -212,15 +212,6 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
         ):
             return False
     return True
-
-
-def _is_possible(phone: str, code: str) -> bool:
-    plan = _plan(code)
-    return plan is not None and len(phone) - 1 - len(code) in plan.lengths
-
-
-def _is_complete(phone: str, code: str) -> bool:
-    return _is_possible(phone, code) and is_in_use(phone)
 
 
 def _is_national(written: str, region: str) -> bool:

@@ -72,31 +72,6 @@ def display_name(source: object) -> str:
     return re.sub(r"://.*@", "://***@", name).partition("?")[0]
 
 
-def check_scheme(source: str, schemes: Collection[str] = ()) -> None:
-    """Reject an address with a scheme that is not allowed, before anything is fetched.
-
-    Args:
-        source: A path or URL.
-        schemes: The schemes allowed besides ``file`` and ``s3``.
-
-    Raises:
-        UsageError: The scheme is not allowed, or the address is a chain of file systems (``a::b``).
-    """
-    if "://" not in source:
-        return
-    scheme = source.partition("://")[0].lower()
-    if "::" in source:
-        raise UsageError(
-            f"{display_name(source)} is a chain of file systems ('::'), which is not supported: copy the list"
-            " to a file or to S3."
-        )
-    if scheme not in {*SCHEMES, _OWN_SCHEME, *schemes}:
-        raise UsageError(
-            f"{display_name(source)} has a scheme that is not allowed ({scheme}://): use a file or s3://, or"
-            " allow the scheme with IMBRACE_LIST_SCHEMES."
-        )
-
-
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn the errors of reading into one sentence about `name`."""
@@ -130,18 +105,30 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
     Args:
         source: A path (with ``~``) or URL. With ``*``, ``?`` or ``[``, it is a pattern unless a file has
             that name.
-        schemes: As for :func:`check_scheme`.
+        schemes: The schemes allowed besides ``file`` and ``s3``.
 
     Returns:
         The files in the order of their names, and the names of hidden and empty files, which are skipped.
 
     Raises:
-        UsageError: The scheme is not allowed, or there is no file.
+        UsageError: The scheme is not allowed, the address is a chain of file systems (``a::b``), or there is
+            no file.
         OSError: The address cannot be read.
     """
     if isinstance(source, Path) or "://" not in source:
         return _local_files(Path(source).expanduser(), display_name(source))
-    check_scheme(source, schemes)
+    # Before anything is fetched.
+    scheme = source.partition("://")[0].lower()
+    if "::" in source:
+        raise UsageError(
+            f"{display_name(source)} is a chain of file systems ('::'), which is not supported: copy the list"
+            " to a file or to S3."
+        )
+    if scheme not in {*SCHEMES, _OWN_SCHEME, *schemes}:
+        raise UsageError(
+            f"{display_name(source)} has a scheme that is not allowed ({scheme}://): use a file or s3://, or"
+            " allow the scheme with IMBRACE_LIST_SCHEMES."
+        )
     try:
         return _remote_files(source)
     except ValueError:

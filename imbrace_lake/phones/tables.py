@@ -211,15 +211,14 @@ def _csv_rows(stream: io.TextIOBase, delimiter: str, name: str) -> Iterator[list
 
 
 def _batches(rows: Iterator[Sequence[str]]) -> Iterator[Batch]:
-    while some := _take(rows):
+    while True:
+        with _LONG_CELLS.allowed():
+            some = list(itertools.islice(rows, _BATCH_ROWS))
+        if not some:
+            return
         yield [pa.array(column, pa.string()) for column in itertools.zip_longest(*some)] or [
             pa.nulls(len(some), pa.string())
         ]
-
-
-def _take(rows: Iterator[Sequence[str]]) -> list[Sequence[str]]:
-    with _LONG_CELLS.allowed():
-        return list(itertools.islice(rows, _BATCH_ROWS))
 
 
 def read_parquet(file: IO[bytes], report: FileReport) -> Table:

@@ -331,7 +331,7 @@ class TestHeader:
         phones = read_phone_list(io.StringIO(f"{A}, {B}\n{C}, {D}\n"))
 
         assert phones.unique().to_pylist() == [A, B, C, D]
-        assert phones.describe_position(2) == "line 2 of standard input"
+        assert phones.report.describe_position(2) == "line 2 of standard input"
 
 
 class TestNumbers:
@@ -634,7 +634,9 @@ class TestFolders:
         phones = read(root + slash)
 
         assert phones.unique().to_pylist() == [A, B]
-        assert [phones.describe_position(position) for position in phones.table["position"].to_pylist()] == [
+        assert [
+            phones.report.describe_position(position) for position in phones.table["position"].to_pylist()
+        ] == [
             "line 1 of a.txt",
             "data row 1 of b.csv",
             "data row 2 of b.csv",

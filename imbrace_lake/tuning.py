@@ -20,44 +20,21 @@ _MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 16
 @contextmanager
 def tuned_process() -> Iterator[None]:
     """Tune this process for one run; for the command line and worker runs, which own their process."""
-    _give_back_large_blocks()
-    with _at_rest(), _frugal():
-        yield
-
-
-@contextmanager
-def _at_rest() -> Iterator[None]:
-    """Freeze the objects that are loaded by now: a full garbage collection of them takes 0.1 s."""
+    # By default the C library keeps freed blocks of up to 32 MB, and small blocks between them then keep the
+    # memory of a few large answers: 629 MB instead of 409 for 34 conversations of 15 MB each.
+    if sys.platform == "linux":
+        # Not every C library has `mallopt`.
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    # Arrow's own allocators return less memory (they keep 50 MB of 330) and are slower, by 4 % in a run of
+    # 1,000 conversations and 20 % in one conversation of a million messages (docs/benchmarks.md).
+    pool = pa.default_memory_pool()
+    if MEMORY_POOL_VARIABLE not in os.environ:
+        pa.set_memory_pool(pa.system_memory_pool())
+    # A full garbage collection of the objects that are loaded by now takes 0.1 s.
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextmanager
-def _frugal() -> Iterator[None]:
-    """Let Arrow use the system's allocator.
-
-    Arrow's own allocators return less memory (they keep 50 MB of 330) and are slower, by 4 % in a run of
-    1,000 conversations and 20 % in one conversation of a million messages (docs/benchmarks.md).
-    """
-    before = pa.default_memory_pool()
-    if MEMORY_POOL_VARIABLE not in os.environ:
-        pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
-def _give_back_large_blocks() -> None:
-    """Let the C library return each large block to the system as soon as it is freed.
-
-    By default it adapts and keeps freed blocks of up to 32 MB, and small blocks between them then keep the
-    memory of a few large answers: 629 MB instead of 409 for 34 conversations of 15 MB each.
-    """
-    if sys.platform == "linux":
-        # Not every C library has `mallopt`.
-        with suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        pa.set_memory_pool(pool)

@@ -144,18 +144,12 @@ class SharedLimit:
         share = fair_share(limit, wanted, [other.wanted for other in others])
         if asyncio.get_running_loop().time() < self._settled_at and self._rate:
             share = min(share, self._rate)
-        if share > self._rate:
-            await self._raise(share, wanted, limit)
-        else:
+        if share <= self._rate:
             self._set(share)
             await self._leases.write_lease(Lease(share, wanted))
-
-    async def _raise(self, share: float, wanted: float, limit: float) -> None:
-        """Lease a larger share, and use the part that is free.
-
-        The lease is written before those of the others are read, so that of two processes that raise their
-        shares at the same time, at least one sees the other.
-        """
+            return
+        # The lease is written before those of the others are read, so that of two processes that raise their
+        # shares at the same time, at least one sees the other.
         await self._leases.write_lease(Lease(share, wanted))
         free = limit - sum(other.rate for other in await self._leases.read_leases())
         granted = max(self._rate, min(share, free))

@@ -353,7 +353,7 @@ def _is_readable(kind: pa.DataType) -> bool:
 
 
 def _cell_texts(values: pa.Array) -> pa.Array:
-    """Return cells as text; nulls, and values that are neither text nor numbers, as null."""
+    """Return cells as text; values that are neither text nor numbers are null."""
     kind = _value_type(values.type)
     if values.type != kind:
         values = values.dictionary_decode()
@@ -361,20 +361,15 @@ def _cell_texts(values: pa.Array) -> pa.Array:
         return pa.nulls(len(values), pa.string())
     if _is_text(kind) or (pa.types.is_integer(kind) and (pc.min(values).as_py() or 0) >= 0):
         return values.cast(pa.string())
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return pa.array(
-            [None if value is None else _cell_text(value) for value in values.to_pylist()], pa.string()
-        )
-    return pa.array(
-        [None if value is None else value.decode("utf-8", "replace") for value in values.to_pylist()],
-        pa.string(),
-    )
+    return pa.array([_cell_text(value) for value in values.to_pylist()], pa.string())
 
 
 def _cell_text(value: Any) -> str:
     """Return the text of one cell; a number only with all its digits."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if value is None or isinstance(value, bool):
         return ""
     if isinstance(value, float) and math.isnan(value):

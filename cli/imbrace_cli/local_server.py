@@ -42,9 +42,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from imbrace_cli.processes import inherited_environment
 from imbrace_cli.server_failure import NO_PROGRESS, explain_failure
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.processes import inherited_environment
 
 POLL_SECONDS = 0.1
 START_SECONDS = 1_800.0

@@ -16,7 +16,7 @@ import asyncpg
 
 from imbrace_cli import local_server
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from imbrace_lake.processes import inherited_environment
+from imbrace_cli.processes import inherited_environment
 
 VARIABLE = "IMBRACE_TEST_DATABASE"
 """Names a server whose role may create databases: `postgresql+asyncpg://role:password@host/postgres`."""

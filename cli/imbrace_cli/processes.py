@@ -1,4 +1,4 @@
-"""The environment of the processes that a run starts."""
+"""The environment of the processes that the command line starts."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imbrace_lake.processes import inherited_environment
+from imbrace_cli.processes import inherited_environment
 
 NEEDED = (
     "PATH",

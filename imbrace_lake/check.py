@@ -209,8 +209,16 @@ async def _probe_gateway(
         return _Probe([Finding("gateway", "error", str(exc))])
     except GatewayError as exc:
         return _Probe(_describe_error(options, exc))
+    verdict: Verdict = "ok"
+    message = f"{options.url} answers after {1_000 * seconds:,.0f} ms"
+    if seconds >= SLOW_SECONDS and gateway.limiter.per_second is not None:
+        # The limit, which other runs may have used up, can explain the wait.
+        message += ", including the wait for a turn within the limit"
+    elif seconds >= SLOW_SECONDS:
+        verdict = "note"
+        message += ": slow, so exports take long"
     findings = [
-        _answered(options.url, seconds, is_limited=gateway.limiter.per_second is not None),
+        Finding("gateway", verdict, message),
         Finding("token", "ok", "accepted"),
         Finding("organization", "ok", f"{options.organization} is the token's"),
     ]
@@ -220,16 +228,6 @@ async def _probe_gateway(
     if phone is not None and not links.links:
         findings.append(Finding("number", "note", "the phone number has no conversation"))
     return _Probe(findings, next((link.conversation_id for link in links.links), None))
-
-
-def _answered(url: str, seconds: float, *, is_limited: bool) -> Finding:
-    message = f"{url} answers after {1_000 * seconds:,.0f} ms"
-    if seconds < SLOW_SECONDS:
-        return Finding("gateway", "ok", message)
-    if is_limited:
-        # The limit, which other runs may have used up, can explain the wait.
-        return Finding("gateway", "ok", f"{message}, including the wait for a turn within the limit")
-    return Finding("gateway", "note", f"{message}: slow, so exports take long")
 
 
 def _describe_error(options: GatewayOptions, exc: GatewayError) -> list[Finding]:

@@ -261,15 +261,11 @@ class GatewayClient:
         return is_miscounted or len(page.ids) < expected or is_contradictory
 
     async def _get(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
-        """Send a request until its answer is conclusive; a 403 or 401 takes further requests."""
+        """Send a request until its answer is conclusive; a 403 takes further requests."""
         try:
             return await self._tried(path, query, parse)
         except Forbidden as exc:
             forbidden = exc
-        except TokenRejected as exc:
-            if path == LINKS_PATH or not await self._is_token_accepted_elsewhere(path):
-                raise
-            raise _rejected_here(exc) from None
         raise await self._explained(forbidden)
 
     async def _tried(self, path: str, query: Query, parse: Callable[[bytes], T]) -> T:
@@ -286,7 +282,7 @@ class GatewayClient:
             except TokenRejected as exc:
                 rejections += 1
                 accepted = self._accepted if rejections == 1 else accepted
-                self._raise_if_repeated(exc, rejections, is_accepted_elsewhere=self._accepted > accepted)
+                await self._raise_if_repeated(exc, rejections, is_elsewhere=self._accepted > accepted)
                 delay = self._delay(rejections)
             except AnswerTooLarge:
                 oversized += 1
@@ -335,16 +331,23 @@ class GatewayClient:
                 return False
             return self._is_forbidden
 
-    def _raise_if_repeated(self, exc: TokenRejected, rejections: int, *, is_accepted_elsewhere: bool) -> None:
+    async def _raise_if_repeated(self, exc: TokenRejected, rejections: int, *, is_elsewhere: bool) -> None:
         """Raise the error of a 401 that was repeated often enough.
 
         The gateway also answers 401 when its own look-up of the token fails temporarily. As long as other
         requests with the same token succeed, a 401 means that and does not end the run.
+
+        Args:
+            exc: The error of the last answer.
+            rejections: The number of such answers.
+            is_elsewhere: Whether the gateway has accepted the token for another request since the first one.
         """
-        if rejections < TOKEN_TRIES or (is_accepted_elsewhere and rejections < self.options.tries):
+        if rejections < (max(TOKEN_TRIES, self.options.tries) if is_elsewhere else TOKEN_TRIES):
             return
-        if is_accepted_elsewhere:
-            raise _rejected_here(exc) from None
+        is_links = exc.path == LINKS_PATH
+        if is_elsewhere or (not is_links and await self._is_token_accepted_elsewhere(exc.path)):
+            reason = "the gateway does not accept the token here, although it does for other requests"
+            raise GatewayUnavailable(exc.path, reason, exc.request_id) from None
         raise exc
 
     async def _is_token_accepted_elsewhere(self, path: str) -> bool:
@@ -428,11 +431,6 @@ class GatewayClient:
     def _rate_limited(self, path: str, request_id: str = "-") -> RateLimited:
         waited = f"{self.options.patience_seconds:g} s"
         return RateLimited(path, f"the gateway rate-limits every request for over {waited}", request_id)
-
-
-def _rejected_here(exc: TokenRejected) -> GatewayUnavailable:
-    reason = "the gateway does not accept the token here, although it does for other requests"
-    return GatewayUnavailable(exc.path, reason, exc.request_id)
 
 
 def _path_of(conversation_id: str) -> str:

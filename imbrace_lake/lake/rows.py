@@ -2,7 +2,7 @@
 
 `SortBuffer` collects rows page by page. When the memory budget is exceeded, it sorts them and writes them to
 a temporary file (a *sorted run*). At the end it merges the sorted runs, batch by batch. Because the pages
-come newest first, sorted runs hardly overlap, and only one or two are open at a time.
+come newest first, sorted runs hardly overlap, and batches of only one or two are in memory at a time.
 """
 
 from __future__ import annotations

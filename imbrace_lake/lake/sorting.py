@@ -5,7 +5,7 @@ The external sort writes rows to sorted temporary files (*sorted runs*) and merg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# The size of a batch in a file. Small, because sorted runs that were made slice by slice overlap, so that all
-# of them are open at once.
+# The size of a batch in a file. Small, because sorted runs that were made slice by slice overlap, so that a
+# batch of each is in memory at once.
 BATCH_ROWS = 4_096
 BATCH_BYTES = 2**18
 # The most repeated ids to compare at a time.
@@ -73,57 +73,51 @@ def without_repeats(table: pa.Table, *, is_latest_first: bool = False) -> pa.Tab
 
 @dataclass(slots=True)
 class SortedRun:
-    """Sorted rows in a temporary file, each message once.
+    """Sorted rows in a temporary file, each message once, in batches.
 
     Attributes:
-        first: The key of the first row.
+        first_keys: The key of the first row of each batch.
+        batch_rows: The number of rows of each batch but the last.
         dropped: Positions of rows that were dropped later, in order.
     """
 
     path: Path
-    first: _Key
+    first_keys: list[_Key]
+    batch_rows: int
     dropped: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def write(cls, path: Path, rows: pa.Table) -> SortedRun:
-        most = max(1, min(BATCH_ROWS, BATCH_BYTES * rows.num_rows // max(1, rows.nbytes)))
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows.num_rows // max(1, rows.nbytes)))
         options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
         with (
             pa.OSFile(str(path), "wb") as file,
             pa.ipc.new_file(file, rows.schema, options=options) as writer,
         ):
-            writer.write_table(rows, max_chunksize=most)
-        return cls(path, _key(rows, 0))
+            writer.write_table(rows, max_chunksize=batch_rows)
+        return cls(path, [_key(rows, first) for first in range(0, rows.num_rows, batch_rows)], batch_rows)
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows that were not dropped, or some columns of them."""
-        first = 0
-        for batch in self._all(columns):
-            begin, end = np.searchsorted(self.dropped, [first, first + batch.num_rows])
-            if begin < end:
-                counts = np.ones(batch.num_rows, dtype=np.bool_)
-                counts[self.dropped[begin:end] - first] = False
-                yield batch.filter(pa.array(counts))
-            else:
-                yield batch
-            first += batch.num_rows
-
-    def _all(self, columns: list[str] | None) -> Iterator[pa.Table]:
+    def batch(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows of a batch that were not dropped, or some columns of them."""
         # Not mapped into memory, where the pages of the file would count as the process's memory.
         with pa.OSFile(str(self.path)) as file:
-            with pa.ipc.open_file(file) as reader:
-                schema = reader.schema
-            fields = [schema.names.index(name) for name in columns] if columns else None
+            names = pa.ipc.open_file(file).schema.names if columns else []
+            fields = [names.index(name) for name in columns] if columns else None
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-            with pa.ipc.open_file(file, options=options) as reader:
-                for number in range(reader.num_record_batches):
-                    yield pa.Table.from_batches([reader.get_batch(number)])
+            rows = pa.Table.from_batches([pa.ipc.open_file(file, options=options).get_batch(number)])
+        first = number * self.batch_rows
+        begin, end = np.searchsorted(self.dropped, [first, first + rows.num_rows])
+        if begin == end:
+            return rows
+        is_kept = np.ones(rows.num_rows, dtype=np.bool_)
+        is_kept[self.dropped[begin:end] - first] = False
+        return rows.filter(pa.array(is_kept))
 
 
 def project(sorted_runs: Iterable[SortedRun], columns: list[str]) -> Iterator[pa.Table]:
     """Yield some columns of all rows that were not dropped, run by run."""
     for run in sorted_runs:
-        yield from run.batches(columns)
+        yield from (run.batch(number, columns) for number in range(len(run.first_keys)))
 
 
 def drop_repeats(sorted_runs: list[SortedRun]) -> None:
@@ -151,7 +145,7 @@ def _outdated(sorted_runs: list[SortedRun], repeated: npt.NDArray[np.int64]) -> 
     found = []
     for number, run in enumerate(sorted_runs):
         first = 0
-        for rows in run.batches(["message_id", "updated_at"]):
+        for rows in project([run], ["message_id", "updated_at"]):
             hashes = _hashes(rows)
             match = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
             own = np.flatnonzero(repeated[match] == hashes)
@@ -176,56 +170,22 @@ def _hashes(rows: pa.Table) -> npt.NDArray[np.int64]:
 # -- the merge ------------------------------------------------------------------------------------
 
 
-class _Stream:
-    """A sorted run during the merge: its next rows, and whether more follow."""
-
-    def __init__(self, run: SortedRun) -> None:
-        self._batches = (batch for batch in run.batches() if batch.num_rows)
-        self._after = next(self._batches, None)
-        self.rows: pa.Table | None = None
-        self.advance()
-
-    def advance(self) -> None:
-        """Continue with the next rows; None at the end of the run."""
-        self.rows = self._after
-        self._after = next(self._batches, None)
-        if self.rows is not None:
-            self.last = _key(self.rows, self.rows.num_rows - 1)
-
-    @property
-    def limit(self) -> _Key | None:
-        """The key from which on further rows follow that are not loaded yet; None if there are none."""
-        return self.last if self._after is not None else None
-
-    def take(self, limit: _Key | None) -> pa.Table:
-        """Remove and return the rows up to a key, or all rows."""
-        assert self.rows is not None  # noqa: S101 - narrows the type for mypy
-        count = self.rows.num_rows if limit is None or self.last <= limit else _count_to(self.rows, limit)
-        taken = self.rows.slice(0, count)
-        if count == self.rows.num_rows:
-            self.advance()
-        else:
-            self.rows = self.rows.slice(count)
-        return taken
-
-
-def merged(sorted_runs: Iterable[SortedRun]) -> Iterator[pa.Table]:
-    """Yield the rows of all runs in one order; a run is opened when its first row is due."""
-    waiting = sorted(sorted_runs, key=lambda run: run.first, reverse=True)
-    streams: list[_Stream] = []
-    while streams or waiting:
-        if not streams:
-            streams.append(_Stream(waiting.pop()))
-        limit = min((one.limit for one in streams if one.limit is not None), default=None)
-        while waiting and (limit is None or waiting[-1].first <= limit):
-            opened = _Stream(waiting.pop())
-            streams.append(opened)
-            limit = min((key for key in (limit, opened.limit) if key is not None), default=None)
-        taken = [one.take(limit) for one in streams if one.rows is not None]
-        streams = [one for one in streams if one.rows is not None]
-        filled = [rows for rows in taken if rows.num_rows]
-        if filled:
-            yield filled[0] if len(filled) == 1 else in_order(pa.concat_tables(filled))
+def merged(sorted_runs: Sequence[SortedRun]) -> Iterator[pa.Table]:
+    """Yield the rows of all runs in one order, with at most one batch of each run in memory."""
+    due = sorted(
+        (key, run, batch) for run, one in enumerate(sorted_runs) for batch, key in enumerate(one.first_keys)
+    )
+    limits = [*(key for key, _, _ in due[1:]), None]
+    waiting: list[pa.Table] = []
+    for (_, run, batch), limit in zip(due, limits, strict=True):
+        waiting.append(sorted_runs[run].batch(batch))
+        counts = [rows.num_rows if limit is None else _count_to(rows, limit) for rows in waiting]
+        taken = [rows.slice(0, count) for rows, count in zip(waiting, counts, strict=True) if count]
+        waiting = [
+            rows.slice(count) for rows, count in zip(waiting, counts, strict=True) if count < rows.num_rows
+        ]
+        if taken:
+            yield taken[0] if len(taken) == 1 else in_order(pa.concat_tables(taken))
 
 
 def _key(rows: pa.Table, index: int) -> _Key:

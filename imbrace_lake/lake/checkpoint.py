@@ -17,9 +17,9 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import file_digest
 from pathlib import Path
@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.lake.buckets import Buckets
 from imbrace_lake.lake.conversation_states import STATE, ConversationStates, LakeState, is_state
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
@@ -392,17 +393,17 @@ async def _merge(
 ) -> Checkpoint:
     """Merge ledger objects into a checkpoint; neither needs to fit into memory."""
     merged, shapes = base, set(base.shapes)
-    buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
+    buckets = await asyncio.to_thread(_open_buckets, merged, folder)
     if base.path is None:
         await asyncio.to_thread(buckets.add, await _read_legacy_state(lake, STATE))
     async for tables, found in _read_rows(lake, keys, STATE):
         shapes |= found
         await asyncio.to_thread(buckets.add, tables)
-        if buckets.is_full:
-            path = await asyncio.to_thread(buckets.write, {})
+        if buckets.num_rows > _most_rows(merged):
+            path = await asyncio.to_thread(_write_buckets, buckets, folder, {})
             # Every run names the same conversations again, so merging now makes the buckets smaller.
             merged = Checkpoint(path, pq.read_metadata(path).num_rows)
-            buckets = await asyncio.to_thread(_Buckets.of, merged, folder)
+            buckets = await asyncio.to_thread(_open_buckets, merged, folder)
     missed = [key for key in keys if key in lake.damaged]
     objects = {*base.objects, *keys} - {*missed}
     covers = {
@@ -411,77 +412,31 @@ async def _merge(
         "missed": sorted(missed),
         "shapes": sorted(shapes),
     }
-    return Checkpoint.load(await asyncio.to_thread(buckets.write, {"covers": json.dumps(covers)}))
+    path = await asyncio.to_thread(_write_buckets, buckets, folder, {"covers": json.dumps(covers)})
+    return Checkpoint.load(path)
 
 
-@dataclass(slots=True)
-class _Buckets:
-    """Rows for a new checkpoint, in temporary files by a hash of their conversation.
+def _most_rows(base: Checkpoint) -> int:
+    """Return the number of rows, with those of a checkpoint, from which on they are merged."""
+    return base.rows + max(LEAST_MERGED, base.rows)
 
-    Attributes:
-        folder: The folder of the files and of the new checkpoint.
-        count: The number of buckets.
-        most_added: The number of rows to merge at a time, besides those of the last checkpoint.
-        added: The number of rows so far.
-    """
 
-    folder: Path
-    count: int
-    most_added: int
-    added: int = 0
-    _files: dict[int, tuple[Path, pa.OSFile, pa.ipc.RecordBatchFileWriter]] = field(default_factory=dict)
+def _open_buckets(base: Checkpoint, folder: Path) -> Buckets:
+    """Return buckets with the rows of a checkpoint, whose file is not needed afterwards."""
+    count = min(MOST_BUCKETS, -(-_most_rows(base) // GROUP_ROWS))
+    paths = [folder / f"bucket-{number}" for number in range(count)]
+    buckets = Buckets(ROWS, "conversation_id", paths)
+    buckets.add(base.batches())
+    return buckets
 
-    @classmethod
-    def of(cls, base: Checkpoint, folder: Path) -> _Buckets:
-        """Return buckets with the rows of a checkpoint, whose file is not needed afterwards."""
-        most_added = max(LEAST_MERGED, base.rows)
-        count = min(MOST_BUCKETS, -(-(base.rows + most_added) // GROUP_ROWS))
-        buckets = cls(folder, count, most_added)
-        buckets.add(base.batches())
-        buckets.added = 0
-        return buckets
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it is time to merge."""
-        return self.added > self.most_added
+def _write_buckets(buckets: Buckets, folder: Path, metadata: dict[str, str]) -> Path:
+    """Write the last proof of each conversation to a new file, and delete the buckets."""
 
-    def add(self, tables: Iterable[pa.Table]) -> None:
-        """Add rows of `ROWS`."""
-        for table in tables:
-            hashes = np.fromiter(
-                map(hash, table.column("conversation_id").to_pylist()), np.int64, table.num_rows
-            )
-            numbers = hashes % self.count
-            order = np.argsort(numbers, kind="stable")
-            bounds = np.searchsorted(numbers[order], np.arange(self.count + 1))
-            rows = table.take(pa.array(order)).combine_chunks()
-            for number in np.flatnonzero(np.diff(bounds)).tolist():
-                begin, end = bounds[number : number + 2].tolist()
-                self._writer(number).write_table(rows.slice(begin, end - begin))
-            self.added += table.num_rows
-
-    def _writer(self, number: int) -> pa.ipc.RecordBatchFileWriter:
-        if number not in self._files:
-            path = self.folder / f"bucket-{number}"
-            file = pa.OSFile(str(path), "wb")
-            options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-            self._files[number] = path, file, pa.ipc.new_file(file, ROWS, options=options)
-        return self._files[number][2]
-
-    def write(self, metadata: dict[str, str]) -> Path:
-        """Write the last proof of each conversation to a new file, and delete the buckets."""
-        path = self.folder / f"merged-{len([*self.folder.iterdir()])}"
-        write_row_groups(path, self._groups(), ROWS, metadata, _OPTIONS)
-        return path
-
-    def _groups(self) -> Iterator[list[pa.Table]]:
+    def groups() -> Iterator[list[pa.Table]]:
         pending: list[pa.Table] = []
-        for number in sorted(self._files):
-            path, file, writer = self._files.pop(number)
-            writer.close()
-            file.close()
-            pending += _latest([_read_bucket(path)])
+        for number, path in enumerate(buckets.paths):
+            pending += _latest([buckets.read(number)])
             path.unlink()
             if sum(table.num_rows for table in pending) >= GROUP_ROWS:
                 yield [pa.concat_tables(pending)]
@@ -489,7 +444,7 @@ class _Buckets:
         if pending:
             yield [pa.concat_tables(pending)]
 
-
-def _read_bucket(path: Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-        return reader.read_all()
+    buckets.close()
+    path = folder / f"merged-{len([*folder.iterdir()])}"
+    write_row_groups(path, groups(), ROWS, metadata, _OPTIONS)
+    return path

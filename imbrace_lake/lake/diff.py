@@ -8,19 +8,17 @@ these fit; else slice by slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.lake.buckets import Buckets
 from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.rows import Rows, SortBuffer
-from imbrace_lake.lake.schema import CONTENT, EMPTY, SCHEMA, as_written_today
+from imbrace_lake.lake.schema import CONTENT, EMPTY, SCHEMA, WITH_DIGEST, as_written_today
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 
 # Each slice is an open file while rows are distributed.
@@ -226,19 +224,23 @@ def _diff_in_slices(
     """Distribute both sides over files by a hash of the message id, so that each slice fits into memory."""
     count = min(MOST_SLICES, -(-(read.size_bytes + snapshot.size_bytes) // reservation.most_bytes))
 
-    def spread(batches: Iterable[pa.Table]) -> list[Path]:
-        return _spread(batches, [reservation.new_file() for _ in range(count)])
+    def spread(schema: pa.Schema, batches: Iterable[pa.Table]) -> Buckets:
+        buckets = Buckets(schema, "message_id", [reservation.new_file() for _ in range(count)])
+        buckets.add(batches)
+        buckets.close()
+        return buckets
 
-    read_slices = spread(read.batches())
-    part_slices = [spread(snapshot.part_batches(index)) for index in range(len(snapshot.parts))]
-    ids = None if baseline is None else spread(baseline.batches(["message_id", "is_deleted"]))
+    read_slices = spread(WITH_DIGEST, read.batches())
+    part_slices = [spread(SCHEMA, snapshot.part_batches(index)) for index in range(len(snapshot.parts))]
+    ids = [SCHEMA.field("message_id"), SCHEMA.field("is_deleted")]
+    before = None if baseline is None else spread(pa.schema(ids), baseline.batches([one.name for one in ids]))
 
     def slices() -> Iterator[tuple[list[pa.Table], Diff]]:
         # Computed again instead of kept, because there can be as many changes as messages.
         for number in range(count):
-            parts = [_load(paths[number]) for paths in part_slices]
-            before = None if ids is None else current_ids(_load(ids[number]))
-            yield parts, diff_rows(pa.concat_tables(parts), _load(read_slices[number]), before)
+            parts = [part.read(number) for part in part_slices]
+            had = None if before is None else current_ids(before.read(number))
+            yield parts, diff_rows(pa.concat_tables(parts), read_slices.read(number), had)
 
     buffer = SortBuffer(reservation)
     changed_parts: set[int] = set()
@@ -253,31 +255,3 @@ def _diff_in_slices(
         return ((parts[index], diff) for parts, diff in slices())
 
     return PartitionDiff(buffer.rows() if new else None, tuple(sorted(changed_parts)), outdated, part_diffs)
-
-
-def _spread(batches: Iterable[pa.Table], paths: list[Path]) -> list[Path]:
-    """Write each row to the file that its message id selects."""
-    batches = iter(batches)
-    first = next(batches, EMPTY)
-    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    with ExitStack() as stack:
-        files = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
-        writers = [
-            stack.enter_context(pa.ipc.new_stream(file, first.schema, options=options)) for file in files
-        ]
-        for rows in (first, *batches):
-            ids = rows.column("message_id").to_pylist()
-            owner = np.fromiter((hash(one) % len(paths) for one in ids), np.int64, len(ids))
-            order = np.argsort(owner, kind="stable")
-            ends = np.searchsorted(owner[order], np.arange(len(paths) + 1))
-            sorted_rows = rows.take(pa.array(order))
-            for number, writer in enumerate(writers):
-                begin, end = int(ends[number]), int(ends[number + 1])
-                if begin < end:
-                    writer.write_table(sorted_rows.slice(begin, end - begin))
-    return paths
-
-
-def _load(path: Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
-        return reader.read_all()

@@ -64,7 +64,8 @@ SCHEMA = pa.schema(
 
 EMPTY = pa.Table.from_batches([], SCHEMA)
 
-_WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
+# Rows of a walk.
+WITH_DIGEST = SCHEMA.append(pa.field(DIGEST, pa.binary(16), nullable=False))
 
 # The fields with a separate column. All others are in `extra`.
 _COLUMN_OF = {
@@ -148,7 +149,7 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "run_id": pa.repeat(origin.run_id, count),
         DIGEST: pa.array(item_digests(items), pa.binary(16)),
     }
-    return pa.Table.from_arrays([columns[name] for name in _WITH_DIGEST.names], schema=_WITH_DIGEST)
+    return pa.Table.from_arrays([columns[name] for name in WITH_DIGEST.names], schema=WITH_DIGEST)
 
 
 _Values = Mapping[str, Sequence[Any]]
@@ -398,7 +399,7 @@ def as_written_today(rows: pa.Table) -> pa.Table:
 def with_digests(rows: pa.Table) -> pa.Table:
     """Return rows of the lake with the digests of their messages, which takes 10 µs per row."""
     digests = pa.array([item_digest(to_item(row)) for row in rows.to_pylist()], pa.binary(16))
-    return rows.append_column(_WITH_DIGEST.field(DIGEST), digests)
+    return rows.append_column(WITH_DIGEST.field(DIGEST), digests)
 
 
 def to_item(row: Mapping[str, Any]) -> Item:

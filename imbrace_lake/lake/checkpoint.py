@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,10 +38,10 @@ from imbrace_lake.lake.ledger import (
     HEADER,
     JOURNAL,
     has_hash,
-    is_intact,
     last_of_each,
     ledger_of,
     list_journals,
+    named_by_hash,
     read_objects,
 )
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
@@ -212,7 +211,9 @@ async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
         path = folder / f"checkpoint-{number}"
         try:
             await lake.store.download(key, path)
-            return await asyncio.to_thread(_load_intact, key, path)
+            if await asyncio.to_thread(has_hash, key, path):
+                return Checkpoint.load(path)
+            problem = "it is damaged"
         except FileNotFoundError:
             continue  # another run has just written newer ones
         except StoreError as exc:
@@ -225,17 +226,6 @@ async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
             key, f"{lake.url}/{key} cannot be used ({problem}): delete it, runs write a new one"
         )
     return Checkpoint()
-
-
-def _load_intact(key: str, path: Path) -> Checkpoint:
-    if not has_hash(key, _digest(path)):
-        raise ValueError(key)
-    return Checkpoint.load(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 async def _list_after_checkpoint(lake: Lake, base: Checkpoint) -> list[str]:
@@ -314,7 +304,7 @@ async def _read_legacy_state(lake: Lake, columns: Sequence[str]) -> list[pa.Tabl
     schema = pa.schema([ROWS.field(name) for name in columns])
     with suppress(FileNotFoundError, ValueError, LookupError, TypeError, OSError, pa.ArrowException):
         body = await lake.store.get(max(keys))
-        if is_intact(max(keys), body):
+        if has_hash(max(keys), body):
             return [pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)]
     return []
 
@@ -364,9 +354,9 @@ async def _write(lake: Lake, now: datetime, folder: Path) -> None:
         return
     merged = await _merge(lake, base, newer, folder, since=max(since, base.since))
     assert merged.path is not None  # noqa: S101 - narrows the type for mypy
-    digest = await asyncio.to_thread(_digest, merged.path)
+    key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(_STAMP)}", merged.path)
     with suppress(ObjectExists):
-        await lake.store.create(f"{FOLDER}{now.strftime(_STAMP)}-{digest[:16]}.parquet", merged.path)
+        await lake.store.create(key, merged.path)
     keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
     unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT_CHECKPOINTS]]
     await asyncio.gather(*(lake.store.delete(key) for key in unneeded))

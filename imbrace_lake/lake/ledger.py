@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
-from imbrace_lake.lake.lake import MARKER, Lake
+from imbrace_lake.lake.lake import MARKER, Lake, body_hash
 from imbrace_lake.lake.ledger_schema import (
     LEDGER_SCHEMAS,
     ConversationEntry,
@@ -40,7 +39,7 @@ from imbrace_lake.lake.ledger_schema import (
     run_row,
 )
 from imbrace_lake.lake.parquet import encode
-from imbrace_lake.store.contract import ObjectMeta
+from imbrace_lake.store.contract import Body, ObjectMeta
 
 # Rows of a journal that are equal in the columns `_SAME` are versions of one row, of which the one with the
 # latest `_LATEST` counts. An earlier attempt of the run may have left versions too.
@@ -262,25 +261,20 @@ def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def named_by_hash(name: str, body: bytes, suffix: str = ".parquet") -> str:
+def named_by_hash(name: str, body: Body, suffix: str = ".parquet") -> str:
     """Return a key with the hash of the object, which reveals damage."""
-    return f"{name}-{sha256(body).hexdigest()[:16]}{suffix}"
+    return f"{name}-{body_hash(body)[:16]}{suffix}"
 
 
 def is_intact(key: str, body: bytes) -> bool:
     """Whether a ledger's object matches the hash in its key; headers of journals have no hash."""
-    return key.endswith(f"/{HEADER}") or has_hash(key, sha256(body).hexdigest())
+    return key.endswith(f"/{HEADER}") or has_hash(key, body)
 
 
-def has_hash(key: str, digest: str) -> bool:
-    """Whether the key of an object ends with the hash of its content.
-
-    Args:
-        key: The key of the object.
-        digest: The SHA-256 of its content, in hexadecimal digits.
-    """
+def has_hash(key: str, body: Body) -> bool:
+    """Whether the key of an object ends with the hash of its content."""
     name = PurePosixPath(key)
-    return name.stem.endswith(f"-{digest[:16]}") and name.suffix != DAMAGED
+    return name.stem.endswith(f"-{body_hash(body)[:16]}") and name.suffix != DAMAGED
 
 
 def _to_bytes(rows: pa.Table) -> bytes:

@@ -6,14 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
-from hashlib import file_digest, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 from uuid import uuid4
 
 from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, is_marker, partition_key
+from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, body_hash, is_marker, partition_key
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
 from imbrace_lake.lake.ledger import (
     FOUND,
@@ -131,7 +130,7 @@ def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str 
         return False, "is missing: restore it from a copy"
     if isinstance(body, StoreError):
         return False, f"cannot be read: {body}"
-    if _sha256(body) in expected.parts.get(key, ()):
+    if body_hash(body) in expected.parts.get(key, ()):
         return True, None
     return False, _unrecorded_problem(key, judge_part(body), expected)
 
@@ -146,7 +145,7 @@ def _problem(key: str, body: _Body) -> str | None:
     if isinstance(body, bytes) and key == MARKER:
         return None if is_marker(body) else DAMAGED
     if folder in DERIVED:
-        return None if has_hash(key, _sha256(body)) else f"is damaged: {_remedy(key)}"
+        return None if has_hash(key, body) else f"is damaged: {_remedy(key)}"
     if folder in HASHED:
         return _ledger_problem(key, body if isinstance(body, bytes) else body.read_bytes())
     return None
@@ -213,10 +212,3 @@ def _is_json(body: bytes) -> bool:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _sha256(body: bytes | Path) -> str:
-    if isinstance(body, bytes):
-        return sha256(body).hexdigest()
-    with body.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

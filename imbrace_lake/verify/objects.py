@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 from uuid import uuid4
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, body_hash, is_marker, partition_key
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
@@ -63,63 +65,60 @@ async def verify_objects(
     found.differences += [Difference(key, _missing(key)) for key in missing]
     done = 0
     doubtful: list[ObjectMeta] = []
-    async for meta, body in _bodies(lake, objects):
-        is_part = meta.key.startswith(MESSAGES)
-        is_recorded, problem = await asyncio.to_thread(_judge, meta.key, body, expected)
-        if is_part and not is_recorded and (problem is not None or meta.key in expected.parts):
-            doubtful.append(meta)
-        else:
-            found.unrecorded += not is_recorded
-            found.add(meta.key, problem)
-        found.ledger_objects += meta.key.partition("/")[0] in HASHED
-        found.parts += is_part
-        done += 1
-        on_progress(done, len(objects))
-    if doubtful:
-        # A run may have replaced and recorded them during the verification.
-        expected = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
-        async for meta, body in _bodies(lake, doubtful):
-            is_recorded, problem = await asyncio.to_thread(_judge, meta.key, body, expected)
+    judging = asyncio.Lock()
+    with TemporaryDirectory(prefix="imbrace-verify-") as folder:
+
+        async def judge(meta: ObjectMeta, expected: ExpectedObjects) -> tuple[bool, str | None]:
+            body = await _read(lake, meta, Path(folder))
+            # One at a time, because the rows of an object take several times its size.
+            async with judging:
+                judgment = await asyncio.to_thread(_judge, meta.key, body, expected)
+            if isinstance(body, Path):
+                body.unlink()
+            return judgment
+
+        async def check(meta: ObjectMeta) -> None:
+            nonlocal done
+            is_part = meta.key.startswith(MESSAGES)
+            is_recorded, problem = await judge(meta, expected)
+            if is_part and not is_recorded and (problem is not None or meta.key in expected.parts):
+                doubtful.append(meta)
+            else:
+                found.unrecorded += not is_recorded
+                found.add(meta.key, problem)
+            found.ledger_objects += meta.key.partition("/")[0] in HASHED
+            found.parts += is_part
+            done += 1
+            on_progress(done, len(objects))
+
+        async def check_again(meta: ObjectMeta) -> None:
+            is_recorded, problem = await judge(meta, expected_now)
             found.unrecorded += not is_recorded and problem is None
             found.add(meta.key, problem)
+
+        await run_bounded(SIDE_BY_SIDE, (partial(check, meta) for meta in objects))
+        if doubtful:
+            # A run may have replaced and recorded them during the verification.
+            expected_now = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
+            await run_bounded(SIDE_BY_SIDE, (partial(check_again, meta) for meta in doubtful))
     found.differences.sort(key=lambda difference: difference.name)
     return found
 
 
-async def _bodies(lake: Lake, objects: Iterable[ObjectMeta]) -> AsyncIterator[tuple[ObjectMeta, _Body]]:
-    """Yield objects with their bodies, large ones in files, and read a few at a time."""
-    with TemporaryDirectory(prefix="imbrace-verify-") as folder:
-
-        async def read(meta: ObjectMeta) -> tuple[ObjectMeta, _Body]:
-            try:
-                if meta.size_bytes <= LARGE_BYTES:
-                    return meta, await lake.store.get(meta.key)
-                path = Path(folder, uuid4().hex)
-                await lake.store.download(meta.key, path)
-            except FileNotFoundError:
-                return meta, None
-            except StoreError as exc:
-                if exc.is_transient:
-                    raise
-                return meta, exc
-            return meta, path
-
-        waiting: set[asyncio.Task[tuple[ObjectMeta, _Body]]] = set()
-        for meta in objects:
-            waiting.add(asyncio.create_task(read(meta)))
-            if len(waiting) >= SIDE_BY_SIDE:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
-                    _discard(task.result()[1])
-        for task in waiting:
-            yield await task
-            _discard(task.result()[1])
-
-
-def _discard(body: _Body) -> None:
-    if isinstance(body, Path):
-        body.unlink()
+async def _read(lake: Lake, meta: ObjectMeta, folder: Path) -> _Body:
+    """Read an object, a large one into a file."""
+    try:
+        if meta.size_bytes <= LARGE_BYTES:
+            return await lake.store.get(meta.key)
+        path = folder / uuid4().hex
+        await lake.store.download(meta.key, path)
+    except FileNotFoundError:
+        return None
+    except StoreError as exc:
+        if exc.is_transient:
+            raise
+        return exc
+    return path
 
 
 def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str | None]:
@@ -146,8 +145,19 @@ def _problem(key: str, body: _Body) -> str | None:
         return None if is_marker(body) else DAMAGED
     if folder in DERIVED:
         return None if has_hash(key, body) else f"is damaged: {_remedy(key)}"
-    if folder in HASHED:
-        return _ledger_problem(key, body if isinstance(body, bytes) else body.read_bytes())
+    if folder not in HASHED:
+        return None
+    body = body if isinstance(body, bytes) else body.read_bytes()
+    if key.endswith(f"/{HEADER}"):
+        return None if _is_json(body) else f"is damaged: {_remedy(key)}"
+    if key.endswith(DAMAGED_SUFFIX):
+        return f"is the rest of a damaged object of a journal: {_remedy(key)}"
+    if ledger_of(key) == FOUND and is_intact(key, body):
+        return None
+    try:
+        parse_object(key, body)
+    except ValueError as exc:
+        return f"{exc}: {_remedy(key)}"
     return None
 
 
@@ -162,21 +172,6 @@ def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects)
     # A restored older version also proves itself, but the lake had a newer one.
     is_newest = report.newest_change is not None and report.newest_change >= expected.newest_begun_at(key)
     return None if report.is_proven and is_newest else UNLIKE_LEDGER
-
-
-def _ledger_problem(key: str, body: bytes) -> str | None:
-    """Return what is wrong with an object of a ledger or a journal, and what to do about it."""
-    if key.endswith(f"/{HEADER}"):
-        return None if _is_json(body) else f"is damaged: {_remedy(key)}"
-    if key.endswith(DAMAGED_SUFFIX):
-        return f"is the rest of a damaged object of a journal: {_remedy(key)}"
-    if ledger_of(key) == FOUND and is_intact(key, body):
-        return None
-    try:
-        parse_object(key, body)
-    except ValueError as exc:
-        return f"{exc}: {_remedy(key)}"
-    return None
 
 
 def _remedy(key: str) -> str:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -41,22 +41,15 @@ from imbrace_lake.lake.ledger_schema import (
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Body, ObjectMeta
 
-# Rows of a journal that are equal in the columns `_SAME` are versions of one row, of which the one with the
-# latest `_LATEST` counts. An earlier attempt of the run may have left versions too.
-_SAME = {
+# Rows of a journal that are equal in these columns are versions of one row, of which the one with the latest
+# time counts. An earlier attempt of the run may have left versions too.
+_VERSIONS: dict[Ledger, tuple[list[str], str]] = {
     # A row of a list can have several numbers, and the same number twice.
-    "phones": ["position", "phone_hash", "duplicate_of"],
-    "conversations": ["organization_id", "conversation_id"],
-    "revisions": ["conversation_id", "message_id", "last_changed_at"],
-    "shapes": ["shape"],
+    "phones": (["position", "phone_hash", "duplicate_of"], "resolved_at"),
+    "conversations": (["organization_id", "conversation_id"], "finished_at"),
+    "revisions": (["conversation_id", "message_id", "last_changed_at"], "replaced_at"),
+    "shapes": (["shape"], "seen_at"),
 }
-_LATEST = {
-    "phones": "resolved_at",
-    "conversations": "finished_at",
-    "revisions": "replaced_at",
-    "shapes": "seen_at",
-}
-JOURNALED: tuple[Ledger, ...] = ("phones", "conversations", "revisions", "shapes")
 JOURNAL = "journal/"
 # The most bytes of a journal that become one object; in memory they are about ten times as many.
 GROUP_BYTES = 4 * 2**20
@@ -88,7 +81,6 @@ class PublishedJournal:
 
 _STAMP = "%Y%m%dT%H%M%SZ"
 _KEY = re.compile(r"[a-z]+/\d{8}T\d{6}Z-(?P<run>.+)-(?P<hash>[0-9a-f]{16})\.[a-z]+", re.DOTALL)
-_EARLIEST, _LATEST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 class Journal:
@@ -97,7 +89,8 @@ class Journal:
     def __init__(self, lake: Lake, run_id: str, started_at: datetime) -> None:
         self.run_id = run_id
         self._lake = lake
-        self._started_at = started_at
+        # The beginning of the names of the run's objects in the ledgers.
+        self._name = f"{started_at.strftime(_STAMP)}-{run_id}"
         self._prefix = f"{JOURNAL}{run_id}/"
         self._noted: dict[tuple[Ledger, str], str] = {}
 
@@ -139,7 +132,7 @@ class Journal:
         """
         noted = await self._lake.store.list(self._prefix)
         published = PublishedJournal()
-        for ledger in JOURNALED:
+        for ledger in _VERSIONS:
             own = [meta for meta in noted if meta.key.startswith(f"{self._prefix}{ledger}/")]
             async for rows in self._latest(ledger, own):
                 published.keys.append(await self.add(ledger, rows))
@@ -161,7 +154,7 @@ class Journal:
     async def _latest(self, ledger: Ledger, own: Sequence[ObjectMeta]) -> AsyncIterator[pa.Table]:
         """Yield the latest version of each row in the journal, as many at a time as fit into memory."""
         groups = [[meta.key for meta in group] for group in _groups(own)]
-        same, at = _SAME[ledger], _LATEST[ledger]
+        same, at = _VERSIONS[ledger]
         marks = None
         if len(groups) > 1:
             slim = [table for group in groups for table in await read_objects(self._lake, group, [*same, at])]
@@ -184,7 +177,7 @@ class Journal:
     async def add(self, ledger: Ledger, rows: pa.Table) -> str:
         """Add one object to a ledger and return its key."""
         body = _to_bytes(rows)
-        key = named_by_hash(self._name(ledger), body)
+        key = named_by_hash(f"{ledger}/{self._name}", body)
         # The key has the hash of the content, so an object with this key is the same object.
         with suppress(ObjectExists):
             await self._lake.store.create(key, body)
@@ -205,12 +198,9 @@ class Journal:
                     raise
                 body = b""
             # With the hash of the key, so that two runs that close the journal keep the same object.
+            kept = named_by_hash(f"{ledger}/{self._name}", key.encode(), DAMAGED)
             with suppress(ObjectExists):
-                await self._lake.store.create(named_by_hash(self._name(ledger), key.encode(), DAMAGED), body)
-
-    def _name(self, ledger: Ledger) -> str:
-        """Return the beginning of the keys of the run's objects in a ledger."""
-        return f"{ledger}/{self._started_at.strftime(_STAMP)}-{self.run_id}"
+                await self._lake.store.create(kept, body)
 
 
 def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
@@ -353,36 +343,22 @@ def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) ->
         raise ValueError("differs from the hash in its name")
     try:
         schema = LEDGER_SCHEMAS[ledger_of(key) or ""]
-        return _rows_of(body, schema, columns, is_lines=key.endswith(LINES))
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as exc:
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        if key.endswith(LINES):
+            rows = rows_of_lines(body).select(schema.names)
+        else:
+            rows = pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)
+        rows.validate(full=True)
+        for one in schema:
+            if pa.types.is_timestamp(one.type):
+                # An error if these times are outside of the limits of Python's datetime.
+                pc.min_max(rows.column(one.name)).as_py()
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as exc:
         raise ValueError("is not an object of this ledger") from exc
-
-
-def _rows_of(body: bytes, schema: pa.Schema, columns: Sequence[str] | None, *, is_lines: bool) -> pa.Table:
-    """Return the rows of a ledger object.
-
-    Raises:
-        ValueError: The rows are not of this ledger.
-        pa.ArrowException, OSError: The object is damaged.
-    """
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in columns])
-    if is_lines:
-        rows = rows_of_lines(body).select(schema.names)
-    else:
-        rows = pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)
-    rows.validate(full=True)
-    for one in schema:
-        column = rows.column(one.name)
-        # A missing column is read as nulls.
-        if not one.nullable and column.null_count:
-            raise ValueError(f"{one.name} is missing")
-        if pa.types.is_timestamp(one.type) and rows.num_rows:
-            # The limits of Python's datetime.
-            bounds = pa.array([_EARLIEST, _LATEST_TIME], pa.timestamp("us", "UTC")).cast(one.type, safe=False)
-            least, greatest = (value for value in pc.min_max(column).values())
-            if least.is_valid and not (bounds[0].value <= least.value <= greatest.value <= bounds[1].value):
-                raise ValueError(f"{one.name} is not a time")
+    # A missing column is read as nulls.
+    if any(rows.column(one.name).null_count for one in schema if not one.nullable):
+        raise ValueError("is not an object of this ledger")
     return rows
 
 

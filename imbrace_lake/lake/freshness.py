@@ -62,32 +62,24 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
 
 def freshness(entries: Iterable[ConversationEntry], now: datetime) -> list[Freshness]:
     """Return the freshness of conversations, the stalest first, without those deleted upstream."""
-    found = [
-        (
-            now - (entry.proven_until or entry.finished_at),
-            entry.conversation_id,
-            entry.status,
-            None if entry.full_walk_at is None else now - entry.full_walk_at,
-        )
-        for entry in entries
-        if entry.status != "gone"
-    ]
-    found.sort(key=lambda one: (-one[0], one[1]))
-    return [Freshness(one, status, age, walk_age) for age, one, status, walk_age in found]
+    found = []
+    for entry in entries:
+        if entry.status != "gone":
+            age = now - (entry.proven_until or entry.finished_at)
+            walk_age = None if entry.full_walk_at is None else now - entry.full_walk_at
+            found.append((-age, Freshness(entry.conversation_id, entry.status, age, walk_age)))
+    return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].conversation_id))]
 
 
 def by_age(found: Iterable[Freshness]) -> dict[str, int]:
     """Count conversations by age, the oldest last, including empty classes."""
     counts = dict.fromkeys([*CLASSES, OLDER, NEVER], 0)
     for one in found:
-        counts[_class_of(one.age)] += 1
+        if one.age is None:
+            counts[NEVER] += 1
+        else:
+            counts[next((name for name, limit in CLASSES.items() if one.age < limit), OLDER)] += 1
     return counts
-
-
-def _class_of(age: timedelta | None) -> str:
-    if age is None:
-        return NEVER
-    return next((name for name, limit in CLASSES.items() if age < limit), OLDER)
 
 
 def count_stale(found: Sequence[Freshness], limit: timedelta) -> int:

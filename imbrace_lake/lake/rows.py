@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imbrace_lake.gateway.passes import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
@@ -103,10 +104,13 @@ class Rows:
 
     @cached_property
     def _facts(self) -> _Facts:
-        facts = _Facts()
+        count, total = 0, NO_HASH
+        times: list[datetime] = []
         for rows in self._columns(["created_at", DIGEST]):
-            facts.add(rows)
-        return facts
+            count += rows.num_rows
+            total = hash_sum([total, content_hash(rows)])
+            times += filter(None, pc.min_max(rows.column("created_at")).as_py().values())
+        return _Facts(count, total, min(times, default=None), max(times, default=None))
 
     def _columns(self, names: list[str]) -> Iterator[pa.Table]:
         """Yield all rows with at least these columns, which must include `created_at`."""
@@ -117,24 +121,14 @@ class Rows:
             yield rows if self._keep is None else rows.filter(self._keep(rows))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Facts:
     """The number, content hash and span of time of rows."""
 
-    count: int = 0
-    content_hash: str = NO_HASH
-    first_at: datetime | None = None
-    last_at: datetime | None = None
-
-    def add(self, rows: pa.Table) -> None:
-        self.count += rows.num_rows
-        self.content_hash = hash_sum([self.content_hash, content_hash(rows)])
-        # The rows are sorted, with those without a time last.
-        times = rows.column("created_at")
-        if count := len(times) - times.null_count:
-            first, last = times[0].as_py(), times[count - 1].as_py()
-            self.first_at = first if self.first_at is None else min(self.first_at, first)
-            self.last_at = last if self.last_at is None else max(self.last_at, last)
+    count: int
+    content_hash: str
+    first_at: datetime | None
+    last_at: datetime | None
 
 
 class SortBuffer:

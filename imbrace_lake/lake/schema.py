@@ -126,11 +126,12 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
     """
     values, extras = _split(items)
     count = len(items)
-    _keep_other_ids(values, ids, origin, extras)
+    message_ids = [*map(encodable, ids)]
+    _keep_other_ids(values, message_ids, origin, extras)
     senders = _string_column("from", values, extras)
     seen_at = pa.repeat(pa.scalar(origin.seen_at, _TIME), count)
     columns = {
-        "message_id": _strings(ids),
+        "message_id": pa.array(message_ids, pa.string()),
         "conversation_id": pa.repeat(origin.conversation_id, count),
         "organization_id": pa.repeat(origin.organization_id, count),
         "business_unit_id": _string_column("business_unit_id", values, extras),
@@ -196,11 +197,11 @@ def _unescaped(name: str) -> str:
     return name[1:] if name[:1] == "$" else name
 
 
-def _keep_other_ids(values: _Values, ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
+def _keep_other_ids(values: _Values, message_ids: Sequence[str], origin: Origin, extras: _Extras) -> None:
     """Keep ids that differ from those in the columns, which are the requested ones."""
-    count = len(ids)
+    count = len(message_ids)
     for field, in_lake in (
-        ("_id", [*map(encodable, ids)]),
+        ("_id", message_ids),
         ("conversation_id", [origin.conversation_id] * count),
         ("organization_id", [origin.organization_id] * count),
     ):
@@ -216,26 +217,11 @@ def _string_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
     try:
         return pa.array(values[field], pa.string())
     except (TypeError, UnicodeEncodeError):
-        in_lake = [
-            _storable_text(field, value, extra) for value, extra in zip(values[field], extras, strict=True)
-        ]
-        return pa.array(in_lake, pa.string())
-
-
-def _storable_text(field: str, value: Any, extra: dict[str, Any]) -> str | None:
-    if value is None:
-        return None
-    text = encodable(value) if isinstance(value, str) else None
-    if text is not value:
-        extra[field] = value
-    return text
-
-
-def _strings(texts: Sequence[str]) -> pa.Array:
-    try:
+        texts = [encodable(value) if isinstance(value, str) else None for value in values[field]]
+        for text, value, extra in zip(texts, values[field], extras, strict=True):
+            if text is not value:
+                extra[field] = value
         return pa.array(texts, pa.string())
-    except UnicodeEncodeError:
-        return pa.array(map(encodable, texts), pa.string())
 
 
 def _roles(senders: pa.Array) -> pa.Array:
@@ -415,7 +401,7 @@ def to_item(row: Mapping[str, Any]) -> Item:
         if field == "content":
             value = parse(value.encode())
         elif isinstance(value, datetime):
-            value = _written(value)
+            value = value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         item[field] = extra.pop(field, value)
     item.update({_unescaped(name): value for name, value in extra.items()})
     item.update(original)
@@ -424,7 +410,3 @@ def to_item(row: Mapping[str, Any]) -> Item:
     return RepeatedKeys(
         [*((key, value) for key, value in item.items() if key not in original), *original.pairs]
     )
-
-
-def _written(instant: datetime) -> str:
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -12,11 +12,11 @@ from typing import Any
 import generated
 import pytest
 import typer.main
+from columns import DESCRIPTIONS, SCHEMAS
 
 from imbrace_cli.main import app
 from imbrace_flows import events
 from imbrace_lake.export.run import DeadLetter, RunSummary
-from imbrace_lake.lake.columns import DESCRIPTIONS, SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from columns import DESCRIPTIONS, SCHEMAS
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -135,8 +136,6 @@ def exit_codes() -> str:
 
 def columns(table: str, *only: str) -> str:
     """Return all columns of a table of the lake, or some of them."""
-    from imbrace_lake.lake.columns import DESCRIPTIONS, SCHEMAS
-
     rows = []
     for name in only or SCHEMAS[table].names:
         field = SCHEMAS[table].field(name)

@@ -1,7 +1,4 @@
-"""Descriptions of all columns of the lake, in Markdown, from which `docs/columns.md` is generated.
-
-They are not metadata of the schemas, because Arrow would write that into every object.
-"""
+"""Descriptions of all columns of the lake, in Markdown, from which `docs/columns.md` is generated."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ has damaged objects, which readers try again. Checkpoints can be deleted at any 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -51,8 +50,6 @@ from imbrace_lake.store.contract import ObjectMeta
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints/"
-# The folder in which earlier releases kept the last proofs, without the other conversations.
-OLD_FOLDER = "state/"
 # A run writes a checkpoint if there are this many ledger objects after the last one. Such a run reads them
 # twice, at its start and at its end, and reads at most 30 objects in all.
 MAX_AFTER_CHECKPOINT = 8
@@ -163,8 +160,6 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
             if len(newer) > MOST_AT_ONCE:
                 base = await _merge(lake, base, newer, Path(folder))
                 newer = []
-            elif base.path is None:
-                noted = [*(await _read_legacy_state(lake, needed)), *noted]
             async for rows, found in _read_rows(lake, newer, needed):
                 noted += rows
                 shapes |= found
@@ -298,17 +293,6 @@ def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Sc
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-async def _read_legacy_state(lake: Lake, columns: Sequence[str]) -> list[pa.Table]:
-    """Return the rows of an earlier release's newest state; the ledgers may have fewer by now."""
-    keys = [meta.key for meta in await lake.store.list(OLD_FOLDER)]
-    schema = pa.schema([ROWS.field(name) for name in columns])
-    with suppress(FileNotFoundError, ValueError, LookupError, TypeError, OSError, pa.ArrowException):
-        body = await lake.store.get(max(keys))
-        if has_hash(max(keys), body):
-            return [pq.read_table(io.BytesIO(body), schema=schema, columns=schema.names)]
-    return []
-
-
 def _latest(tables: list[pa.Table]) -> list[pa.Table]:
     """Return the last proof of each conversation, or its ids if it has none; empties the list of tables."""
     if not tables:
@@ -384,8 +368,6 @@ async def _merge(
     """Merge ledger objects into a checkpoint; neither needs to fit into memory."""
     merged, shapes = base, set(base.shapes)
     buckets = await asyncio.to_thread(_open_buckets, merged, folder)
-    if base.path is None:
-        await asyncio.to_thread(buckets.add, await _read_legacy_state(lake, STATE))
     async for tables, found in _read_rows(lake, keys, STATE):
         shapes |= found
         await asyncio.to_thread(buckets.add, tables)

@@ -34,10 +34,8 @@ from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
 SIDE_BY_SIDE = 16
 # Larger objects are read into files.
 LARGE_BYTES = 4 * 2**20
-# Folders whose objects can be derived from the ledgers again.
-DERIVED = ("checkpoints", "state")
 # Folders whose objects have the hash of their content in their keys.
-HASHED = (*LEDGERS, "journal", *DERIVED)
+HASHED = (*LEDGERS, "journal", "checkpoints")
 UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
 
 # None for an object that no longer exists, an error for one that cannot be read.
@@ -143,7 +141,7 @@ def _problem(key: str, body: _Body) -> str | None:
         return f"cannot be read: {body}"
     if isinstance(body, bytes) and key == MARKER:
         return None if is_marker(body) else DAMAGED
-    if folder in DERIVED:
+    if folder == "checkpoints":
         return None if has_hash(key, body) else f"is damaged: {_remedy(key)}"
     if folder not in HASHED:
         return None
@@ -177,7 +175,7 @@ def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects)
 def _remedy(key: str) -> str:
     """Return what to do about a damaged object, with or without a copy."""
     folder, run_id = key.partition("/")[0], run_of(key)
-    if folder in DERIVED:
+    if folder == "checkpoints":
         return "delete it; later runs write a new one"
     if folder == "journal":
         return "delete it; later runs read its conversations again"

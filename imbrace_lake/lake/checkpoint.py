@@ -45,7 +45,6 @@ from imbrace_lake.lake.ledger import (
 )
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
 from imbrace_lake.lake.parquet import write_row_groups
-from imbrace_lake.store.contract import ObjectMeta
 
 logger = logging.getLogger(__name__)
 
@@ -163,38 +162,38 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
             async for rows, found in _read_rows(lake, newer, needed):
                 noted += rows
                 shapes |= found
-            tables = await asyncio.to_thread(_own_latest, base, noted, organization_id, needed)
+            return await asyncio.to_thread(
+                _state_of, base, noted, organization_id, needed, base.shapes | shapes
+            )
     except OSError as exc:
         raise StoreError(
             f"the state of {lake.url} cannot be merged ({exc.strerror or type(exc).__name__}): free space in"
             " the temporary folder (TMPDIR)"
         ) from exc
-    return _as_state(tables, base.shapes | shapes)
 
 
-def _own_latest(
-    base: Checkpoint, noted: list[pa.Table], organization_id: str, columns: Sequence[str]
-) -> list[pa.Table]:
-    tables = []
+def _state_of(
+    base: Checkpoint,
+    noted: list[pa.Table],
+    organization_id: str,
+    columns: Sequence[str],
+    shapes: frozenset[str],
+) -> LakeState:
+    """Return the state of an organization; empties the list of tables."""
+    own = []
     for table in (*base.batches(columns), *noted):
         is_own = pc.equal(table.column("organization_id"), organization_id)
-        own = table if pc.all(is_own).as_py() else table.filter(is_own)
-        if own.num_rows:
-            tables.append(own)
+        rows = table if pc.all(is_own).as_py() else table.filter(is_own)
+        if rows.num_rows:
+            own.append(rows)
     noted.clear()
-    return _latest(tables)
-
-
-def _as_state(tables: list[pa.Table], shapes: frozenset[str]) -> LakeState:
     proven, unproven = [], []
-    while tables:
-        table = tables.pop(0)
+    latest = _latest(own)
+    while latest:
+        table = latest.pop(0)
         has_proof = pc.is_valid(table.column("status"))
-        if pc.all(has_proof).as_py():
-            proven.append(table)
-            continue
-        proven.append(table.filter(has_proof))
-        unproven += table.filter(pc.invert(has_proof)).column("conversation_id").to_pylist()
+        unproven += table.column("conversation_id").filter(pc.invert(has_proof)).to_pylist()
+        proven.append(table if pc.all(has_proof).as_py() else table.filter(has_proof))
     states = ConversationStates(pa.concat_tables(proven)) if proven else ConversationStates.empty()
     return LakeState(states, tuple(unproven), shapes)
 
@@ -348,18 +347,16 @@ async def _write(lake: Lake, now: datetime, folder: Path) -> None:
 
 async def _earliest_open(lake: Lake, now: datetime) -> str:
     """Return the time, as in the keys of objects, such that runs that began earlier add no more objects."""
-    starts = [await _started_at(lake, run, objects) for run, objects in (await list_journals(lake)).items()]
-    return (min([now, *starts]) - LONGEST_RUN).strftime(_STAMP)
-
-
-async def _started_at(lake: Lake, run_id: str, objects: Sequence[ObjectMeta]) -> datetime:
-    """Return when a run under way or killed began."""
-    with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
-        header: dict[str, Any] = json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
-        started_at = datetime.fromisoformat(header["started_at"])
-        if started_at.tzinfo is not None:
-            return started_at
-    return min(meta.modified_at for meta in objects)
+    starts = [now]
+    for run_id, objects in (await list_journals(lake)).items():
+        started_at = min(meta.modified_at for meta in objects)
+        with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            header: dict[str, Any] = json.loads(await lake.store.get(f"{JOURNAL}{run_id}/{HEADER}"))
+            stated = datetime.fromisoformat(header["started_at"])
+            # A time without a zone is not the header of a run.
+            started_at = stated if stated.tzinfo is not None else started_at
+        starts.append(started_at)
+    return (min(starts) - LONGEST_RUN).strftime(_STAMP)
 
 
 async def _merge(

@@ -34,7 +34,7 @@ class ConversationStates:
     @classmethod
     def empty(cls) -> ConversationStates:
         """Return no states, as in a new lake."""
-        return cls(empty_state_rows())
+        return cls(pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table())
 
     def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
         """Return the entries of some conversations by their ids, without those that have none."""
@@ -70,11 +70,6 @@ class ConversationStates:
     def __iter__(self) -> Iterator[ConversationEntry]:
         for some in self._some():
             yield from map(entry_of, some.to_pylist())
-
-
-def empty_state_rows() -> pa.Table:
-    """Return the rows of a lake without states."""
-    return pa.schema([CONVERSATIONS.field(name) for name in STATE]).empty_table()
 
 
 def is_state(rows: pa.Table) -> pa.ChunkedArray:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
+from typing import Any
 
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 
 CHECKSUM = "checksum"
-_NAMES = ("organization_id", "conversation_id", "run_id", "status", "proof_method", "server_count",
-          "content_hash", "schema_version")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,7 @@ class PartClaim:
 
     def metadata(self) -> dict[str, str]:
         """Return the claim as key-value metadata of a Parquet footer, with a checksum."""
-        values = {name: getattr(self, name) for name in _NAMES}
-        texts = {name: str(value) for name, value in values.items() if value is not None}
+        texts = {name: str(value) for name, value in asdict(self).items() if value is not None}
         return {**texts, CHECKSUM: _checksum(texts)}
 
 
@@ -55,20 +53,13 @@ def parse_claim(metadata: Mapping[bytes, bytes] | None) -> PartClaim | None:
     texts = {name.decode(): value.decode() for name, value in (metadata or {}).items()}
     if CHECKSUM not in texts and "content_hash" not in texts:
         return None
-    own = {name: texts[name] for name in _NAMES if name in texts}
+    own: dict[str, Any] = {one.name: texts[one.name] for one in fields(PartClaim) if one.name in texts}
     if texts.get(CHECKSUM) != _checksum(own):
         raise ValueError("the checksum of the claim is wrong")
-    count = own.get("server_count")
-    return PartClaim(
-        organization_id=own["organization_id"],
-        conversation_id=own["conversation_id"],
-        run_id=own["run_id"],
-        status=own.get("status"),
-        proof_method=own.get("proof_method"),
-        server_count=None if count is None else int(count),
-        content_hash=own.get("content_hash"),
-        schema_version=int(own["schema_version"]),
-    )
+    own["schema_version"] = int(own["schema_version"])
+    if "server_count" in own:
+        own["server_count"] = int(own["server_count"])
+    return PartClaim(**own)
 
 
 def _checksum(texts: Mapping[str, str]) -> str:

@@ -48,14 +48,8 @@ class Diff:
 
     def affects(self, rows: pa.Table) -> bool:
         """Whether some of these stored rows must change."""
-        ids = rows.column("message_id")
-        return any(
-            pc.any(
-                pc.is_in(ids, others.combine_chunks() if isinstance(others, pa.ChunkedArray) else others)
-            ).as_py()
-            for others in (self.newer.column("message_id"), self.deleted)
-            if len(others)
-        )
+        changed = pa.concat_arrays([*self.newer.column("message_id").chunks, self.deleted])
+        return bool(pc.any(pc.is_in(rows.column("message_id"), changed)).as_py())
 
     def newer_of(self, ids: pa.Array) -> pa.Table:
         """Return the newer rows of some messages."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 import pyarrow as pa
@@ -125,17 +125,10 @@ LEDGER_SCHEMAS = {
     "shapes": SHAPES,
 }
 Ledger = Literal["phones", "conversations", "runs", "revisions", "shapes"]
-LEDGERS: tuple[Ledger, ...] = ("phones", "conversations", "runs", "revisions", "shapes")
+LEDGERS: tuple[Ledger, ...] = get_args(Ledger)
 ConversationStatus = Literal["complete", "unchanged", "gone", "incomplete", "failed", "not_reached"]
 # The outcomes of a conversation that a run found, in the order of the counts for people.
-OUTCOMES: tuple[ConversationStatus, ...] = (
-    "complete",
-    "unchanged",
-    "gone",
-    "incomplete",
-    "failed",
-    "not_reached",
-)
+OUTCOMES: tuple[ConversationStatus, ...] = get_args(ConversationStatus)
 PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
 # The proof method of a run that read only a span of time.
 WINDOW = "window"

@@ -30,8 +30,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import ObjectExists, StoreError
-from imbrace_lake.lake.buckets import Buckets
 from imbrace_lake.lake.conversation_states import STATE, ConversationStates, LakeState, is_state
+from imbrace_lake.lake.hash_index import Buckets
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
     HEADER,

@@ -14,7 +14,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.lake.buckets import Buckets
+from imbrace_lake.lake.hash_index import Buckets
 from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.rows import Rows, SortBuffer

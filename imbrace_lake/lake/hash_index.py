@@ -1,15 +1,17 @@
-"""An index from strings to rows, with 16 bytes per row; a dict takes ten times the memory."""
+"""Rows by a hash of their id: an index in memory, and files that each fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 
 class HashIndex:
-    """Finds the rows of a column by text.
+    """Finds the rows of a column by text, with 16 bytes per row; a dict takes ten times the memory.
 
     Args:
         texts: The column, row by row.
@@ -29,3 +31,44 @@ class HashIndex:
         # For each text its first row and the following ones.
         further = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.sort(self._rows[np.repeat(begin, counts) + further])
+
+
+class Buckets:
+    """Distributes rows over temporary files by their id, so that each file fits into memory.
+
+    Args:
+        schema: The columns of the rows.
+        column: The column with the id.
+        paths: The new files, all of which are open until `close`.
+    """
+
+    def __init__(self, schema: pa.Schema, column: str, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.num_rows = 0
+        self._column = column
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+        self._files = [pa.OSFile(str(path), "wb") for path in paths]
+        self._writers = [pa.ipc.new_stream(file, schema, options=options) for file in self._files]
+
+    def add(self, tables: Iterable[pa.Table]) -> None:
+        """Write rows to the files that their ids select."""
+        for table in tables:
+            ids = table.column(self._column).to_pylist()
+            owner = np.fromiter(map(hash, ids), np.int64, len(ids)) % len(self.paths)
+            order = np.argsort(owner, kind="stable")
+            bounds = np.searchsorted(owner[order], np.arange(len(self.paths) + 1))
+            rows = table.take(pa.array(order)).combine_chunks()
+            for number in np.flatnonzero(np.diff(bounds)).tolist():
+                begin, end = bounds[number : number + 2].tolist()
+                self._writers[number].write_table(rows.slice(begin, end - begin))
+            self.num_rows += table.num_rows
+
+    def close(self) -> None:
+        """Complete the files."""
+        for opened in (*self._writers, *self._files):
+            opened.close()
+
+    def read(self, number: int) -> pa.Table:
+        """Return the rows of a file, in the order in which they were added."""
+        with pa.OSFile(str(self.paths[number])) as file, pa.ipc.open_stream(file) as reader:
+            return reader.read_all()

@@ -15,7 +15,6 @@ of the part is the commit: it depends on no other write, and of two writers of o
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import re
@@ -83,7 +82,8 @@ class Partitions:
     They are columns, in the order of the keys, because objects would take four times as much memory.
     """
 
-    def __init__(self, listing: Sequence[ObjectMeta]) -> None:
+    def __init__(self, listing: Iterable[ObjectMeta]) -> None:
+        listing = [meta for meta in listing if _PART.match(meta.key)]
         self._rows = pa.table(
             {
                 "key": pa.array([meta.key for meta in listing], pa.string()),
@@ -103,9 +103,9 @@ class Partitions:
         wanted = {partition_key(organization_id, one): one for one in conversation_ids}
         found: dict[str, list[Part]] = {}
         for row in self._rows.take(pa.array(self._index.find(wanted))).to_pylist():
-            conversation_id, part = wanted.get(_folder(row["key"])), _as_part(**row)
-            if conversation_id is not None and part is not None:
-                found.setdefault(conversation_id, []).append(part)
+            conversation_id = wanted.get(_folder(row["key"]))
+            if conversation_id is not None:
+                found.setdefault(conversation_id, []).append(Part(**row))
         return found
 
     def names(self) -> list[str]:
@@ -123,9 +123,8 @@ class Partitions:
         for batch in self._rows.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 folder = _folder(row["key"])
-                part = None if folder in excluded or folder in found else _as_part(**row)
-                if part is not None:
-                    found[folder] = part
+                if folder not in excluded and folder not in found:
+                    found[folder] = Part(**row)
         return [*found.values()]
 
 
@@ -168,8 +167,7 @@ class Lake:
     async def list_below(self, folder: str = MESSAGES) -> list[Part]:
         """List the parts below a folder, by default those of all organizations, in order."""
         found = await self.store.list(folder)
-        parts = [_as_part(meta.key, meta.size_bytes, meta.etag) for meta in found]
-        return [part for part in parts if part is not None]
+        return [Part(meta.key, meta.size_bytes, etag=meta.etag) for meta in found if _PART.match(meta.key)]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[Part, pa.Table]]:
         """Read parts, one request each, and return them as read, perhaps newer than listed, with their rows.
@@ -366,11 +364,9 @@ def read_rows(body: bytes) -> pa.Table:
         pa.ArrowInvalid: The body is not a part.
         OSError: The part is damaged.
     """
-    rows = pq.read_table(io.BytesIO(body), schema=SCHEMA, page_checksum_verification=True)
-    # A missing column is read as nulls.
-    if any(rows.column(field.name).null_count for field in SCHEMA if not field.nullable):
-        raise pa.ArrowInvalid("columns of a part are missing")
-    return rows
+    source = pa.BufferReader(body)
+    with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
+        return in_schema(SCHEMA, file.read(use_threads=False))
 
 
 def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -388,7 +384,7 @@ def iter_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
             yield in_schema(schema, batch)
 
 
-def in_schema(schema: pa.Schema, batch: pa.RecordBatch) -> pa.Table:
+def in_schema(schema: pa.Schema, batch: pa.RecordBatch | pa.Table) -> pa.Table:
     """Return rows of a part, from any release, with columns of `SCHEMA`.
 
     Raises:
@@ -445,10 +441,6 @@ def encoded(value: str) -> str:
 def _quoted(value: str) -> str:
     # Without a tilde, which marks shortened names.
     return quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
-
-
-def _as_part(key: str, size_bytes: int, etag: str) -> Part | None:
-    return Part(key, size_bytes, etag=etag) if _PART.match(key) else None
 
 
 def _folder(key: str) -> str:

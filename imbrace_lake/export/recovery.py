@@ -40,9 +40,9 @@ from imbrace_lake.lake.ledger import (
     list_journals,
     list_runs,
     read_found,
+    read_ledger,
     read_objects,
     read_run,
-    read_runs,
 )
 from imbrace_lake.lake.ledger_schema import (
     PROVEN,
@@ -417,7 +417,7 @@ async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: d
     for rows in await read_objects(lake, keys, ["run_id", "parent_run_id"]):
         own = rows.filter(pc.equal(rows.column("parent_run_id"), run_id))
         shards.update(own.column("run_id").to_pylist())
-    rows = await read_runs(lake, "conversations", shards, OUTCOME_COLUMNS)
+    rows = await read_ledger(lake, "conversations", columns=OUTCOME_COLUMNS, run_ids=shards)
     return last_of_each(rows, ["conversation_id"], "finished_at")
 
 

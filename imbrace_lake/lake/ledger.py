@@ -395,14 +395,33 @@ async def list_ledger(lake: Lake, ledger: Ledger) -> list[str]:
     return [*(meta.key for meta in await lake.store.list(f"{ledger}/")), *noted]
 
 
-async def read_ledger(lake: Lake, ledger: Ledger, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return all rows of a ledger, including those of runs under way or killed."""
-    journals = await list_journals(lake)
-    noted = [one.key for objects in journals.values() for one in objects if ledger_of(one.key) == ledger]
+async def read_ledger(
+    lake: Lake,
+    ledger: Ledger,
+    *,
+    columns: Sequence[str] | None = None,
+    run_ids: Collection[str] | None = None,
+    is_strict: bool = False,
+) -> pa.Table:
+    """Return all rows of a ledger, or those of some runs, whether a run is under way, killed or ended.
+
+    The name of each object contains its run, so no objects of other runs are read.
+
+    Raises:
+        DamagedObject: With `is_strict`, one of the objects is damaged.
+    """
+    own = [
+        meta.key
+        for run_id, objects in (await list_journals(lake)).items()
+        if run_ids is None or run_id in run_ids
+        for meta in objects
+    ]
+    noted = [key for key in own if ledger_of(key) == ledger]
     # Before the ledger is listed, so that rows of a journal closed meanwhile are seen twice, but not missed.
-    unfinished = await read_objects(lake, noted, columns)
+    unfinished = await read_objects(lake, noted, columns, is_strict=is_strict)
     keys = [meta.key for meta in await lake.store.list(f"{ledger}/")]
-    ended = await read_objects(lake, keys, columns)
+    keys = [key for key in keys if run_ids is None or run_of(key) in run_ids]
+    ended = await read_objects(lake, keys, columns, is_strict=is_strict)
     return pa.concat_tables([empty_ledger(ledger, columns), *ended, *unfinished])
 
 
@@ -414,32 +433,8 @@ async def read_run(
     *,
     is_strict: bool = False,
 ) -> pa.Table:
-    """Return the rows that one run has in a ledger; see `read_runs`."""
-    return await read_runs(lake, ledger, {run_id}, columns, is_strict=is_strict)
-
-
-async def read_runs(
-    lake: Lake,
-    ledger: Ledger,
-    run_ids: Collection[str],
-    columns: Sequence[str] | None = None,
-    *,
-    is_strict: bool = False,
-) -> pa.Table:
-    """Return the rows that some runs have in a ledger, whether they are under way, killed or ended.
-
-    The name of each object contains its run, so no other objects are read.
-
-    Raises:
-        DamagedObject: With `is_strict`, one of the runs' objects is damaged.
-    """
-    journals = await list_journals(lake)
-    noted = [one.key for name in run_ids for one in journals.get(name, ()) if ledger_of(one.key) == ledger]
-    # Before the ledger is listed, as in `read_ledger`.
-    tables = await read_objects(lake, noted, columns, is_strict=is_strict)
-    keys = [meta.key for meta in await lake.store.list(f"{ledger}/") if run_of(meta.key) in run_ids]
-    tables += await read_objects(lake, keys, columns, is_strict=is_strict)
-    return pa.concat_tables([empty_ledger(ledger, columns), *tables])
+    """Return the rows that one run has in a ledger; see `read_ledger`."""
+    return await read_ledger(lake, ledger, columns=columns, run_ids={run_id}, is_strict=is_strict)
 
 
 async def list_runs(lake: Lake, begun: datetime, until: datetime) -> list[str]:

@@ -256,13 +256,8 @@ def named_by_hash(name: str, body: Body, suffix: str = ".parquet") -> str:
     return f"{name}-{body_hash(body)[:16]}{suffix}"
 
 
-def is_intact(key: str, body: bytes) -> bool:
-    """Whether a ledger's object matches the hash in its key; headers of journals have no hash."""
-    return key.endswith(f"/{HEADER}") or has_hash(key, body)
-
-
 def has_hash(key: str, body: Body) -> bool:
-    """Whether the key of an object ends with the hash of its content."""
+    """Whether a key ends with the hash of the object, as all keys in ledgers and journals but `HEADER`."""
     name = PurePosixPath(key)
     return name.stem.endswith(f"-{body_hash(body)[:16]}") and name.suffix != DAMAGED
 
@@ -339,7 +334,7 @@ def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) ->
     Raises:
         ValueError: The object is damaged; the message states how, without its key.
     """
-    if not is_intact(key, body):
+    if not has_hash(key, body):
         raise ValueError("differs from the hash in its name")
     try:
         schema = LEDGER_SCHEMAS[ledger_of(key) or ""]
@@ -469,7 +464,7 @@ async def read_found(lake: Lake, run_id: str) -> list[str] | None:
             if exc.is_transient:
                 raise
             body = b""
-        if not is_intact(meta.key, body):
+        if not has_hash(meta.key, body):
             lake.skip_damaged(meta.key, f"the conversations that run {run_id} found are not known")
             return None
         ids |= dict.fromkeys(pq.read_table(io.BytesIO(body)).column("conversation_id").to_pylist())

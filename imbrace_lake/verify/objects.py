@@ -20,7 +20,6 @@ from imbrace_lake.lake.ledger import (
     FOUND,
     HEADER,
     has_hash,
-    is_intact,
     ledger_of,
     parse_object,
     run_of,
@@ -150,7 +149,7 @@ def _problem(key: str, body: _Body) -> str | None:
         return None if _is_json(body) else f"is damaged: {_remedy(key)}"
     if key.endswith(DAMAGED_SUFFIX):
         return f"is the rest of a damaged object of a journal: {_remedy(key)}"
-    if ledger_of(key) == FOUND and is_intact(key, body):
+    if ledger_of(key) == FOUND and has_hash(key, body):
         return None
     try:
         parse_object(key, body)

@@ -76,7 +76,11 @@ def judge_part(body: bytes | Path) -> PartReport:
                 # Arrow's order of the keys depends on the order in which they were added.
                 texts = texts if report.claim is None else report.claim.metadata() | texts
                 write_row_groups(path, _row_groups(file, report), file.schema_arrow, texts)
-                is_same = _is_same(body, path)
+                is_same = (
+                    body == path.read_bytes()
+                    if isinstance(body, bytes)
+                    else filecmp.cmp(body, path, shallow=False)
+                )
                 is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
         except _UNREADABLE:
             return PartReport(problem=DAMAGED)
@@ -115,7 +119,3 @@ def _row_groups(file: pq.ParquetFile, report: PartReport) -> Iterator[list[pa.Ta
             digests = with_digests(in_schema(SCHEMA, batch))
             report.content_hash = hash_sum([report.content_hash, content_hash(digests)])
         yield [rows]
-
-
-def _is_same(body: bytes | Path, path: Path) -> bool:
-    return body == path.read_bytes() if isinstance(body, bytes) else filecmp.cmp(body, path, shallow=False)

@@ -322,27 +322,23 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
     """
     try:
         with TemporaryDirectory(prefix="checkpoint-", dir=lake.store.temporary_directory()) as folder:
-            await _write(lake, now, Path(folder))
+            # Before the ledgers are listed: a run that closes after that has a journal now, or begins later.
+            since = await _earliest_open(lake, now)
+            base = await _load_newest(lake, Path(folder))
+            newer = await _list_after_checkpoint(lake, base)
+            if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
+                return
+            merged = await _merge(lake, base, newer, Path(folder), since=max(since, base.since))
+            assert merged.path is not None  # noqa: S101 - narrows the type for mypy
+            key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(_STAMP)}", merged.path)
+            with suppress(ObjectExists):
+                await lake.store.create(key, merged.path)
+        keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
+        unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT_CHECKPOINTS]]
+        await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
     except (StoreError, OSError) as exc:
         reason = exc if isinstance(exc, StoreError) else exc.strerror or type(exc).__name__
         logger.warning("wrote no checkpoint reason=%s", reason)
-
-
-async def _write(lake: Lake, now: datetime, folder: Path) -> None:
-    # Before the ledgers are listed: a run that closes after the listing has a journal now, or begins later.
-    since = await _earliest_open(lake, now)
-    base = await _load_newest(lake, folder)
-    newer = await _list_after_checkpoint(lake, base)
-    if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
-        return
-    merged = await _merge(lake, base, newer, folder, since=max(since, base.since))
-    assert merged.path is not None  # noqa: S101 - narrows the type for mypy
-    key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(_STAMP)}", merged.path)
-    with suppress(ObjectExists):
-        await lake.store.create(key, merged.path)
-    keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
-    unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT_CHECKPOINTS]]
-    await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
 
 
 async def _earliest_open(lake: Lake, now: datetime) -> str:

@@ -133,23 +133,17 @@ def apply_diff(part: pa.Table, diff: Diff, now: datetime) -> tuple[pa.Table, pa.
     is_gone = pc.and_(pc.is_in(part.column("message_id"), diff.deleted), pc.invert(part.column("is_deleted")))
     replacement = newer.drop_columns([DIGEST]).take(index)
     kept = {"message_id", "conversation_id", "organization_id", "first_seen_at"}
-    columns = [
-        part.column(name)
+    columns = {
+        name: part.column(name)
         if name in kept
         else pc.if_else(is_replaced, replacement.column(name), part.column(name))
         for name in SCHEMA.names
-    ]
-    rows = pa.Table.from_arrays(columns, schema=SCHEMA)
-    if newer.num_rows:
-        rows = _set(rows, "last_changed_at", pc.if_else(is_replaced, instant, rows.column("last_changed_at")))
-    if len(diff.deleted):
-        rows = _set(rows, "is_deleted", pc.or_(rows.column("is_deleted"), is_gone))
-        rows = _set(rows, "deleted_at", pc.if_else(is_gone, instant, rows.column("deleted_at")))
+    }
+    columns["last_changed_at"] = pc.if_else(is_replaced, instant, columns["last_changed_at"])
+    columns["is_deleted"] = pc.or_(columns["is_deleted"], is_gone)
+    columns["deleted_at"] = pc.if_else(is_gone, instant, columns["deleted_at"])
+    rows = pa.Table.from_arrays([*columns.values()], schema=SCHEMA)
     return rows, part.filter(is_replaced), part.filter(is_gone)
-
-
-def _set(rows: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
-    return rows.set_column(SCHEMA.names.index(name), SCHEMA.field(name), values)
 
 
 # -- a partition ----------------------------------------------------------------------------------

@@ -199,18 +199,12 @@ def _without_overlaps(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     The pages of a list that did not move then have each message once, without a comparison of all rows.
     """
     for older, newer in pairwise(tables):
-        yield older.slice(0, older.num_rows - _shared(older, newer))
+        shared = 0
+        # Rows of a rewritten part have no digests.
+        if DIGEST in newer.schema.names:
+            ends = older.column(DIGEST).slice(max(0, older.num_rows - OVERLAP)).to_pylist()
+            begins = newer.column(DIGEST).slice(0, OVERLAP).to_pylist()
+            counts = range(len(ends), 0, -1)
+            shared = next((count for count in counts if ends[-count:] == begins[:count]), 0)
+        yield older.slice(0, older.num_rows - shared)
     yield from tables[-1:]
-
-
-def _shared(older: pa.Table, newer: pa.Table) -> int:
-    """Return how many rows one table ends and the other begins with, at most `OVERLAP`.
-
-    0 without digests, which rows of a rewritten part do not have.
-    """
-    if DIGEST not in newer.schema.names:
-        return 0
-    first = max(0, older.num_rows - OVERLAP)
-    ends = older.column(DIGEST).slice(first).to_pylist()
-    begins = newer.column(DIGEST).slice(0, OVERLAP).to_pylist()
-    return next((count for count in range(len(ends), 0, -1) if ends[-count:] == begins[:count]), 0)

@@ -55,7 +55,10 @@ class ExpectedObjects:
             some = pa.concat_tables([versions, *map(_versions, tables)])
             # The ledgers record the same few versions many times.
             versions = last_of_each(some, ["key", "sha256"], "finished_at")
-            first = _first_of_each(pa.concat_tables([first, *map(_versions, tables)]))
+            first = pa.concat_tables([first, *map(_versions, tables)])
+            before = pc.negate(first.column("finished_at").cast(pa.int64()))
+            first = last_of_each(first.append_column("before", before), ["key", "sha256"], "before")
+            first = first.drop_columns(["before"])
             is_complete = is_complete and are_all
         written = set()
         async for tables, _ in _intact_rows(lake, "runs", ["objects"]):
@@ -83,13 +86,6 @@ def _versions(entries: pa.Table) -> pa.Table:
     columns = [pc.struct_field(parts, "key"), pc.struct_field(parts, "sha256"), begun_at, finished_at]
     versions = pa.Table.from_arrays(columns, schema=_VERSIONS)
     return versions.filter(pc.is_valid(versions.column("sha256")))
-
-
-def _first_of_each(versions: pa.Table) -> pa.Table:
-    """Return the first record of each version."""
-    before = pc.negate(versions.column("finished_at").cast(pa.int64()))
-    found = last_of_each(versions.append_column("before", before), ["key", "sha256"], "before")
-    return found.drop_columns(["before"])
 
 
 def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:

@@ -108,8 +108,10 @@ class Checkpoint:
         """
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            if any(schema.field(one.name).type != one.type for one in ROWS):
+            if any(one.name in schema.names and schema.field(one.name).type != one.type for one in ROWS):
                 raise TypeError("columns")
+            if not {*SAME, AT} <= {*schema.names}:
+                raise LookupError("columns")
             covers = json.loads(schema.metadata[b"covers"])
             return cls(
                 path,
@@ -124,8 +126,13 @@ class Checkpoint:
             return
         schema = pa.schema([ROWS.field(name) for name in columns])
         with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            # An earlier version may lack columns, as in objects of the ledgers.
+            absent = [one for one in schema if one.name not in file.schema_arrow.names]
             for number in range(file.num_row_groups):
-                yield file.read_row_group(number, columns=[*columns], use_threads=False).cast(schema)
+                rows = file.read_row_group(number, columns=[*columns], use_threads=False)
+                for one in absent:
+                    rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
+                yield rows.select(schema.names).cast(schema)
 
 
 # -- reading --------------------------------------------------------------------------------------

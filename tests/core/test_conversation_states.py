@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.lake import conversation_states as states_module
@@ -23,7 +24,7 @@ from imbrace_lake.lake.checkpoint import (
 )
 from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
 from imbrace_lake.lake.lake import Lake, Part, open_lake
-from imbrace_lake.lake.ledger import Journal, read_ledger
+from imbrace_lake.lake.ledger import Journal, named_by_hash, read_ledger
 from imbrace_lake.lake.ledger_schema import (
     PHONES,
     WINDOW,
@@ -205,6 +206,30 @@ def test_a_damaged_checkpoint_changes_nothing_wherever_the_damage_is(years: Path
             )
             assert await known_counts(lake) == KNOWN_AFTER_YEARS
         await lake.store.overwrite(newest, b"")
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    in_lake(years, job)
+
+
+def test_a_checkpoint_of_a_version_without_the_newest_columns_is_used(years: Path) -> None:
+    async def job(lake: Lake) -> None:
+        newest = max(stored.key for stored in await lake.store.list("checkpoints/"))
+        older = pq.read_table(pa.BufferReader(await lake.store.get(newest))).drop_columns(
+            ["head_etag", "requests"]
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(older, sink, row_group_size=5)
+        body = sink.getvalue().to_pybytes()
+        for folder, number in (("checkpoints", None), ("conversations", 2 * MAX_AFTER_CHECKPOINT)):
+            for stored in (await lake.store.list(f"{folder}/"))[:number]:
+                await lake.store.delete(stored.key)
+        await lake.store.create(named_by_hash(newest.rpartition("-")[0], body), body)
+
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+        assert lake.damaged == {}
+        for run in range(RUNS + 1, RUNS + MAX_AFTER_CHECKPOINT):
+            await end_run(lake, run)
+        assert len(await lake.store.list("checkpoints/")) == 2
         assert await known_counts(lake) == KNOWN_AFTER_YEARS
 
     in_lake(years, job)

@@ -91,7 +91,7 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "head_etag": "hash of the answer with these messages; an equal answer is not parsed",
         "full_walk_at": "when the last full walk of the conversation began",
         "parts": "key, size, rows and SHA-256 of each part",
-        "requests": "requests that this run sent for the conversation",
+        "requests": "pages that this run requested for the conversation, without retries",
         "started_at": "when this run began to read the conversation",
         "finished_at": "when this run finished the conversation",
     },

@@ -74,6 +74,8 @@ async def export_chunk(
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
     run.add_dead_letters(dead)
     del run.open_chunks[name]
+    for entry in entries:
+        run.pages_requested.pop(entry.conversation_id, None)
     if ending is not None:
         raise ending
     statuses = _statuses(entries)
@@ -138,6 +140,7 @@ def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> C
         status="incomplete" if isinstance(error, WalkIncomplete) else "failed",
         reason=str(error),
         is_dead_letter=True,
+        requests=run.pages_requested[conversation_id],
         finished_at=run.clock(),
     )
     run.errors[conversation_id] = type(error)

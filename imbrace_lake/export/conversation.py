@@ -6,6 +6,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -133,7 +134,6 @@ class _Export:
         self._state = prior.state
         self._parts = prior.parts
         self._started_at = run.clock()
-        self._requests = 0
         self._origin = Origin(run.organization_id, conversation_id, run.run_id, self._started_at)
         self._look_back = LookBack(self._started_at - run.policy.look_back, run.policy.look_back_messages)
 
@@ -151,7 +151,7 @@ class _Export:
             and stored == [(part.key, part.size_bytes) for part in state.parts]
         )
         etag = state.head_etag if is_comparable and self._head_suffices(state) else None
-        self._requests += 1
+        run.pages_requested[self._id] += 1
         page = await run.gateway.get_head(self._id, limit=run.page_size, etag=etag)
         if page is None:
             return Head(state.head_etag)
@@ -196,7 +196,7 @@ class _Export:
 
     async def _walk(self, collector: PageCollector, read_ahead: int, head: Head | None = None) -> Proof:
         async with Walk(
-            self._get_page,
+            partial(self._run.get_page, self._id),
             head=head.page if head is not None and head.rows is not None else None,
             limit=self._run.page_size,
             read_ahead=read_ahead,
@@ -217,10 +217,6 @@ class _Export:
         if not walk.proof.is_complete:
             raise incomplete(f"conversation {printable(self._id)} is not proven complete", walk.proof)
         return walk.proof
-
-    async def _get_page(self, skip: int, limit: int) -> Page:
-        self._requests += 1
-        return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     def claim(self, proof: Proof) -> PartClaim:
         """Return the claim of this conversation's parts about the walk."""
@@ -284,7 +280,7 @@ class _Export:
         logger.debug(
             "exported conversation=%s messages=%d new=%d edited=%d deleted=%d requests=%d method=%s",
             self._id, proof.distinct, entry.new_messages, entry.edited_messages, entry.deleted_messages,
-            self._requests, proof.method,
+            entry.requests, proof.method,
         )  # fmt: skip
         return entry
 
@@ -309,7 +305,7 @@ class _Export:
             status="complete",
             started_at=self._started_at,
             finished_at=self._run.clock(),
-            requests=self._requests,
+            requests=self._run.pages_requested[self._id],
         )
 
     def _entry_from_state(
@@ -332,7 +328,7 @@ class _Export:
             edited_messages=0,
             deleted_messages=0,
             proven_until=proven_until,
-            requests=self._requests,
+            requests=self._run.pages_requested[self._id],
             started_at=self._started_at,
             finished_at=self._run.clock(),
         )

@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -116,6 +116,7 @@ class RunContext:
         parent_run_id: Of a shard: the run that it is a part of.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         fatal: The error that ends the run, because every further request would end with it.
+        pages_requested: How many pages were requested for each conversation without an outcome.
     """
 
     run_id: str
@@ -154,6 +155,7 @@ class RunContext:
     parent_run_id: str | None = None
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
+    pages_requested: Counter[str] = field(default_factory=Counter)
 
     @property
     def damaged_objects(self) -> list[str]:
@@ -184,6 +186,11 @@ class RunContext:
         if error.is_fatal and self.fatal is None:
             self.fatal = error
         self.problem = self.problem or str(error)
+
+    async def get_page(self, conversation_id: str, skip: int, limit: int) -> Page:
+        """Fetch a page of a conversation, and count it."""
+        self.pages_requested[conversation_id] += 1
+        return await self.gateway.get_page(conversation_id, skip=skip, limit=limit)
 
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
         """Record new shapes of messages.
@@ -522,7 +529,10 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     unreached = run.accounts.unreached()
     reason = f"not reached: {failure or run.problem or 'the run ended before'}"
     reasons = {one: run.accounts.reasons.get(one, reason) for one in unreached}
-    entries = unreached_entries(reasons, run.run_id, run.organization_id, run.clock())
+    entries = [
+        replace(entry, requests=run.pages_requested[entry.conversation_id])
+        for entry in unreached_entries(reasons, run.run_id, run.organization_id, run.clock())
+    ]
     await note_unreached(run.journal, entries)
     run.accounts.record(entries)
     run.add_dead_letters(entries)

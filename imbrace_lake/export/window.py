@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,7 +75,7 @@ async def export_window(
         is_still=proof.did_not_move,
         content_hash=rows.content_hash,
         parts=published.parts,
-        requests=window_reader.requests,
+        requests=run.pages_requested[conversation_id],
         started_at=window_reader.started_at,
         finished_at=run.clock(),
     )
@@ -95,9 +96,9 @@ class _WindowReader:
 
     def __init__(self, run: RunContext, conversation_id: str, window: Window, buffer: SortBuffer) -> None:
         self.started_at = run.clock()
-        self.requests = 0
         self._run = run
         self._id = conversation_id
+        self._fetch = partial(run.get_page, conversation_id)
         self._window = window
         self._origin = Origin(run.organization_id, conversation_id, run.run_id, self.started_at)
         self.buffer = buffer
@@ -163,10 +164,6 @@ class _WindowReader:
                 break
             page = await self._fetch((lowest + highest) // 2, self._run.page_size)
         return lowest
-
-    async def _fetch(self, skip: int, limit: int) -> Page:
-        self.requests += 1
-        return await self._run.gateway.get_page(self._id, skip=skip, limit=limit)
 
     def _add(self, page: Page) -> bool:
         """Add a page, and return whether it ends below the window."""

@@ -23,6 +23,7 @@ from imbrace_lake.export.run import RunContext, RunSummary, close_run, utc_now
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import PHONES, RunTotals
+from imbrace_lake.policy import Window
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
@@ -127,6 +128,86 @@ def test_a_fatal_error_leaves_the_rest_not_reached_and_a_rerun_takes_only_that(
     assert summary.totals.conversations == {"complete": 4, "not_reached": 6} == ledger_of(tmp_path, "run_1")
     assert {letter.reason for letter in summary.dead_letters} == {"not reached: the token was rejected"}
     assert set(missed(tmp_path).conversation_ids) == box.conversations.keys() - set(done)
+
+
+def test_every_outcome_records_the_pages_that_were_requested_for_its_conversation(
+    start: StartBox, tmp_path: Path
+) -> None:
+    box = start(conversations=0, sizes=(0, 150, 250, 250, 250, 450, 150), gateway_timeout_seconds=0.0)
+    *first, gone, failing, stopping, unasked = box.conversations
+    repeating = box.put(
+        [{"_id": "same"}, {"_id": "other"}, {"_id": "same"}], conversation_id="conv_repeating"
+    )
+
+    def fail(conversation_id: str, number: int) -> None:
+        if (conversation_id, number) == (gone, 2):
+            box.vanish(gone)
+        elif (conversation_id, number) == (failing, 1):
+            box.break_conversation(failing, "400")
+        elif (conversation_id, number) == (stopping, 4):
+            box.set_options(token_expired=True)
+
+    async def work(opened: RunContext) -> None:
+        opened.slots, opened.pages_ahead = asyncio.Semaphore(1), 1
+        await export_chunk(opened, "chunk-1", [*first, gone, failing, repeating])
+        with pytest.raises(TokenRejected):
+            await export_chunk(opened, "chunk-2", [stopping])
+        await opened.found([*box.conversations])
+
+    box.before_page(fail)
+    run(box, tmp_path, work)
+
+    rows = {
+        row["conversation_id"]: row
+        for row in in_lake(tmp_path, lambda lake: read_ledger(lake, "conversations")).to_pylist()
+    }
+    statuses = {
+        **dict.fromkeys(first, "complete"),
+        gone: "gone",
+        failing: "failed",
+        repeating: "incomplete",
+        stopping: "not_reached",
+        unasked: "not_reached",
+    }
+    assert {one: row["status"] for one, row in rows.items()} == statuses
+    # The client believes a 401 after four tries, and asks again for a body that may be truncated.
+    pages = box.stats().pages - Counter({stopping: 3, repeating: 1})
+    assert {one: row["requests"] for one, row in rows.items()} == {**pages, unasked: 0}
+
+
+def test_the_pages_of_all_tries_of_a_chunk_count(box: Sandbox, tmp_path: Path) -> None:
+    one = next(iter(box.conversations))
+
+    async def work(opened: RunContext) -> None:
+        for is_last_try in (False, True):
+            box.break_conversation(one, "500")
+            await export_chunk(opened, "chunk", list(box.conversations), is_last_try=is_last_try)
+
+    run(box, tmp_path, work)
+
+    rows = in_lake(tmp_path, lambda lake: read_ledger(lake, "conversations")).to_pylist()
+    assert {row["conversation_id"]: row["requests"] for row in rows} == box.stats().pages
+    assert box.stats().pages[one] == 2
+
+
+@pytest.mark.parametrize("window", [Window(), Window(until=utc_now())])
+def test_an_unchanged_or_vanished_conversation_costs_the_pages_that_its_entry_states(
+    window: Window, box: Sandbox, tmp_path: Path
+) -> None:
+    async def work(opened: RunContext) -> None:
+        opened.window = window
+        await export_chunk(opened, "chunk", list(box.conversations))
+        assert not opened.pages_requested  # or a run over a million conversations would keep a million counts
+
+    run(box, tmp_path, work)
+    box.vanish(next(iter(box.conversations)))
+    box.reset_stats()
+    run(box, tmp_path, work, run_id="run_2")
+
+    rows = in_lake(tmp_path, lambda lake: read_ledger(lake, "conversations")).to_pylist()
+    own = [row for row in rows if row["run_id"] == "run_2"]
+    assert Counter(row["status"] for row in own) == {"unchanged": 9, "gone": 1}
+    assert {row["conversation_id"]: row["requests"] for row in own} == box.stats().pages
 
 
 @pytest.mark.parametrize("step", STEPS)

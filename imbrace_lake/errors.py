@@ -37,12 +37,13 @@ conversation failed with the error.
 
 from __future__ import annotations
 
+import logging
 from traceback import walk_tb
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from imbrace_lake.printable import printable
 
-E = TypeVar("E", bound=BaseException)
+logger = logging.getLogger(__name__)
 
 # The description of an unexpected exception names the innermost line of these packages.
 OWN_PACKAGES = frozenset({"imbrace_lake", "imbrace_tasks", "imbrace_flows", "imbrace_cli"})
@@ -212,29 +213,32 @@ class UnexpectedError(ImbraceLakeError):
     advice = "Rerun once; if it fails again, report the class and the line that the reason names."
 
 
-def unexpected(exc: BaseException) -> UnexpectedError:
-    """Describe an exception that is not ours by its class and the innermost line of this project."""
+def as_own_error(exc: Exception, about: str = "") -> ImbraceLakeError:
+    """Return an error of ours without its context, and any other by its class and innermost own line.
+
+    The context would be printed and stored by an orchestrator. The frames of an unexpected exception, without
+    any text, go to the debug log.
+
+    Args:
+        exc: Any exception.
+        about: Follows the frames in the log.
+    """
+    if isinstance(exc, ImbraceLakeError):
+        exc.__cause__ = exc.__context__ = exc.__traceback__ = None
+        return exc
+    frames = _frames(exc)
+    logger.debug("unexpected %s by %s %s", type(exc).__name__, " < ".join(reversed(frames)), about)
     if isinstance(exc, RuntimeError) and isinstance(exc.__cause__, StopIteration | StopAsyncIteration):
         # In a generator, Python turns these into a RuntimeError.
         exc = exc.__cause__
-    own = [frame for frame in _frames(exc) if frame.partition(".")[0] in OWN_PACKAGES]
+        frames = _frames(exc)
+    own = [frame for frame in frames if frame.partition(".")[0] in OWN_PACKAGES]
     where = f" in {own[-1]}" if own else ""
     return UnexpectedError(f"unexpected {type(exc).__name__}{where}")
 
 
-def frames_of(exc: BaseException) -> str:
-    """Return the class and the traceback's lines of an exception, without any text, for a debug log."""
-    return f"{type(exc).__name__} by " + " < ".join(reversed(_frames(exc)))
-
-
 def _frames(exc: BaseException) -> list[str]:
     return [f"{frame.f_globals.get('__name__', '?')}:{line}" for frame, line in walk_tb(exc.__traceback__)]
-
-
-def without_context(exc: E) -> E:
-    """Remove cause, context and frames of an exception, which an orchestrator would print and store."""
-    exc.__cause__ = exc.__context__ = exc.__traceback__ = None
-    return exc
 
 
 class StoreError(ImbraceLakeError):

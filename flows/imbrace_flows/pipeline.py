@@ -35,7 +35,7 @@ from imbrace_flows.params import ReadParams
 from imbrace_flows.report import publish_report
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
 from imbrace_lake.concurrency import every, run_bounded
-from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected
+from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
 from imbrace_lake.export.plan import make_plan
@@ -134,11 +134,8 @@ async def _worked(work: Callable[[Observer], Awaitable[RunResult]], observer: Ob
         return Cancelled(message=CANCELLED)
     except NotClosed as exc:
         return Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
-    except ImbraceLakeError as exc:
-        return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-        logger.debug("unexpected %s", frames_of(exc))
-        return Failed(message=str(unexpected(exc)))
+        return Failed(message=str(as_own_error(exc)))
     return _final_state(result)
 
 
@@ -225,11 +222,8 @@ async def _attempt(work: Awaitable[None], progress: Progress) -> tuple[str | Non
             await work
     except asyncio.CancelledError:
         return None, True
-    except ImbraceLakeError as exc:
-        return str(exc), False
     except Exception as exc:  # noqa: BLE001 - the accounts are closed after any error
-        logger.debug("unexpected %s", frames_of(exc))
-        return str(unexpected(exc)), False
+        return str(as_own_error(exc)), False
     return None, False
 
 
@@ -335,11 +329,8 @@ class _Job:
                 failure=failure,
                 is_cancelled=is_cancelled,
             )
-        except ImbraceLakeError as exc:
-            error = exc
         except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-            logger.debug("unexpected %s", frames_of(exc))
-            error = unexpected(exc)
+            error = as_own_error(exc)
         before = "Cancelled. " if is_cancelled else f"{failure}; " if failure else ""
         problem = (
             f"{before}The accounts of this run could not be written: {error}. Once that is fixed, the next"

@@ -19,7 +19,7 @@ from prefect.states import Cancelled, Cancelling, Scheduled
 
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.params import BackfillParams
-from imbrace_lake.errors import ImbraceLakeError, StoreUnavailable, UsageError, frames_of, unexpected
+from imbrace_lake.errors import StoreUnavailable, UsageError, as_own_error
 from imbrace_lake.export.recovery import read_header
 from imbrace_lake.export.run import RunContext
 from imbrace_lake.export.shards import Shard, collect_results, shard_count
@@ -237,12 +237,9 @@ async def _collect(run: RunContext, shard: Shard, state: str, *, is_last_try: bo
         if not is_last_try and time.monotonic() - shard.heard_at <= SILENT_SECONDS:
             logger.warning("shard=%d: %s, trying again", shard.number, type(exc).__name__)
             return
-        error: ImbraceLakeError = exc
-    except ImbraceLakeError as exc:
-        error = exc
+        error = as_own_error(exc)
     except Exception as exc:  # noqa: BLE001 - see above
-        logger.debug("unexpected %s", frames_of(exc))
-        error = unexpected(exc)
+        error = as_own_error(exc)
     else:
         logger.info("shard=%d %s", shard.number, state)
         return

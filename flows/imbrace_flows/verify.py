@@ -16,7 +16,7 @@ from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
-from imbrace_lake.errors import ImbraceLakeError, unexpected
+from imbrace_lake.errors import as_own_error
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
@@ -51,10 +51,8 @@ async def verify_lake(
     show_log_lines()
     try:
         return await _verify(params, connect(credentials, lake))
-    except ImbraceLakeError as exc:
-        return Failed(message=str(exc))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-        return Failed(message=str(unexpected(exc)))
+        return Failed(message=str(as_own_error(exc)))
 
 
 async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:

@@ -26,6 +26,7 @@ class Accounts:
     Attributes:
         found: The conversations that the run found, each once; None until it knows them all.
         recorded: Those whose outcome is in the journal, or in the ledger rows of a shard.
+        pages_requested: How many pages were requested for each conversation without a recorded outcome.
         reasons: Why some conversations were not reached, where that differs from the reason of the others.
         phones: Entries of the input list by status.
         unreadable: The positions of the first entries that are not phone numbers.
@@ -36,6 +37,7 @@ class Accounts:
 
     found: list[str] | None = None
     recorded: set[str] = field(default_factory=set)
+    pages_requested: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
     phones: Counter[str] = field(default_factory=Counter)
     unreadable: list[int] = field(default_factory=list)
@@ -45,7 +47,9 @@ class Accounts:
 
     def record(self, entries: Iterable[ConversationEntry]) -> None:
         """Mark entries as recorded after they have been written to the journal."""
-        self.recorded.update(entry.conversation_id for entry in entries)
+        for entry in entries:
+            self.recorded.add(entry.conversation_id)
+            self.pages_requested.pop(entry.conversation_id, None)
 
     def unreached(self) -> list[str]:
         """Return the conversations that were found and have no outcome."""

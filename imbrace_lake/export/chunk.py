@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import (
-    ImbraceLakeError,
-    WalkIncomplete,
-    frames_of,
-    unexpected,
-    without_context,
-)
+from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete, as_own_error
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run import PriorState, RunContext
@@ -59,103 +53,81 @@ async def export_chunk(
             run.progress.note(entry)
     chunk_journal = run.open_chunks[name]
     done = chunk_journal.done
+    remaining = chunk_journal.remaining()
+    prior_states = run.prior_states(remaining)
     failed: dict[str, ImbraceLakeError] = {}
-    ending = await _export_all(run, chunk_journal, failed)
-    # Also if the run ends here, so that no outcome is lost.
-    await chunk_journal.write()
-    is_worth_retrying = any(error.is_transient for error in failed.values())
-    if is_worth_retrying and not is_last_try and ending is None:
-        return ChunkResult(_statuses(done.values()), (), is_worth_retrying=True)
-    lost = [_failed(run, one, error) for one, error in failed.items()]
-    if lost:
-        await run.journal.note_entries(f"{name}-failed", lost)
-        run.accounts.record(lost)
-    entries = [*done.values(), *lost]
-    dead = tuple(entry for entry in entries if entry.is_dead_letter)
-    run.add_dead_letters(dead)
-    del run.open_chunks[name]
-    for entry in entries:
-        run.pages_requested.pop(entry.conversation_id, None)
-    if ending is not None:
-        raise ending
-    statuses = _statuses(entries)
-    counts = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
-    logger.info("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
-    return ChunkResult(statuses, dead, is_worth_retrying)
-
-
-async def _export_all(
-    run: RunContext,
-    chunk_journal: ChunkJournal,
-    failed: dict[str, ImbraceLakeError],
-) -> BaseException | None:
-    """Export the remaining conversations of a chunk side by side, and record their outcomes.
-
-    Args:
-        run: The run.
-        chunk_journal: The journal of the chunk.
-        failed: Filled with the error of each conversation that fails.
-
-    Returns:
-        The fatal error or the cancellation that ended the run before all of them had an outcome.
-    """
-    conversation_ids = chunk_journal.remaining()
-    prior_states = run.prior_states(conversation_ids)
 
     async def export(conversation_id: str) -> None:
         async with run.slots:
             try:
                 prior = prior_states.pop(conversation_id, PriorState())
                 await chunk_journal.add(await export_conversation(run, conversation_id, prior))
-            except ImbraceLakeError as exc:
-                error = without_context(exc)
             except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
-                logger.debug("unexpected %s conversation=%s", frames_of(exc), printable(conversation_id))
-                error = unexpected(exc)
-            else:
-                return
-            if error.is_fatal:
-                raise error
-            # A failed write of the journal is not a failure of the conversation: the next write includes it.
-            if conversation_id not in chunk_journal.done:
-                failed[conversation_id] = error
+                error = as_own_error(exc, f"conversation={printable(conversation_id)}")
+                if error.is_fatal:
+                    raise error from None
+                # After a failed write of the journal, the conversation is done: the next write includes it.
+                if conversation_id not in done:
+                    failed[conversation_id] = error
 
+    ending: BaseException | None = None
     try:
         # All at once, because `run.slots` bounds the conversations of all chunks together.
-        await run_bounded(len(conversation_ids), (partial(export, one) for one in conversation_ids))
+        await run_bounded(len(remaining), (partial(export, one) for one in remaining))
     except (ImbraceLakeError, asyncio.CancelledError) as exc:
-        return exc
-    return None
+        ending = exc
+    # Also if the run ends here, so that no outcome is lost.
+    await chunk_journal.write()
+    statuses: Counter[str] = Counter(entry.status for entry in done.values())
+    is_worth_retrying = any(error.is_transient for error in failed.values())
+    if is_worth_retrying and not is_last_try and ending is None:
+        return ChunkResult(statuses, (), is_worth_retrying=True)
+    lost = await _record_failures(run, name, failed)
+    entries = [*done.values(), *lost]
+    dead = tuple(entry for entry in entries if entry.is_dead_letter)
+    run.add_dead_letters(dead)
+    del run.open_chunks[name]
+    if ending is not None:
+        raise ending
+    statuses.update(entry.status for entry in lost)
+    counts = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
+    logger.info("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
+    return ChunkResult(statuses, dead, is_worth_retrying)
 
 
-def _statuses(entries: Iterable[ConversationEntry]) -> Counter[str]:
-    return Counter(entry.status for entry in entries)
-
-
-def _failed(run: RunContext, conversation_id: str, error: ImbraceLakeError) -> ConversationEntry:
-    entry = ConversationEntry(
-        run_id=run.run_id,
-        organization_id=run.organization_id,
-        conversation_id=conversation_id,
-        status="incomplete" if isinstance(error, WalkIncomplete) else "failed",
-        reason=str(error),
-        is_dead_letter=True,
-        requests=run.pages_requested[conversation_id],
-        finished_at=run.clock(),
-    )
-    run.errors[conversation_id] = type(error)
-    # A gateway that rejects everything would add one line per conversation to the orchestrator's database.
-    if len(run.errors) <= MOST_WARNED:
-        logger.warning(
-            "not exported conversation=%s status=%s reason=%s",
-            printable(conversation_id),
-            entry.status,
-            error,
+async def _record_failures(
+    run: RunContext, name: str, failed: Mapping[str, ImbraceLakeError]
+) -> list[ConversationEntry]:
+    """Record the conversations of a chunk that failed for good, and return their entries."""
+    entries = []
+    for conversation_id, error in failed.items():
+        entry = ConversationEntry(
+            run_id=run.run_id,
+            organization_id=run.organization_id,
+            conversation_id=conversation_id,
+            status="incomplete" if isinstance(error, WalkIncomplete) else "failed",
+            reason=str(error),
+            is_dead_letter=True,
+            requests=run.accounts.pages_requested[conversation_id],
+            finished_at=run.clock(),
         )
-    if len(run.errors) == MOST_WARNED:
-        logger.warning("further failed conversations are listed only in the table of this run")
-    run.progress.note(entry)
-    return entry
+        entries.append(entry)
+        run.errors[conversation_id] = type(error)
+        run.progress.note(entry)
+        # A gateway that rejects everything would add a line per conversation to the orchestrator's database.
+        if len(run.errors) <= MOST_WARNED:
+            logger.warning(
+                "not exported conversation=%s status=%s reason=%s",
+                printable(conversation_id),
+                entry.status,
+                error,
+            )
+        if len(run.errors) == MOST_WARNED:
+            logger.warning("further failed conversations are listed only in the table of this run")
+    if entries:
+        await run.journal.note_entries(f"{name}-failed", entries)
+        run.accounts.record(entries)
+    return entries
 
 
 def choose_chunk_size(conversations: int, chosen: int | None = None) -> int:

@@ -151,7 +151,7 @@ class _Export:
             and stored == [(part.key, part.size_bytes) for part in state.parts]
         )
         etag = state.head_etag if is_comparable and self._head_suffices(state) else None
-        run.pages_requested[self._id] += 1
+        run.accounts.pages_requested[self._id] += 1
         page = await run.gateway.get_head(self._id, limit=run.page_size, etag=etag)
         if page is None:
             return Head(state.head_etag)
@@ -305,7 +305,7 @@ class _Export:
             status="complete",
             started_at=self._started_at,
             finished_at=self._run.clock(),
-            requests=self._run.pages_requested[self._id],
+            requests=self._run.accounts.pages_requested[self._id],
         )
 
     def _entry_from_state(
@@ -328,7 +328,7 @@ class _Export:
             edited_messages=0,
             deleted_messages=0,
             proven_until=proven_until,
-            requests=self._run.pages_requested[self._id],
+            requests=self._run.accounts.pages_requested[self._id],
             started_at=self._started_at,
             finished_at=self._run.clock(),
         )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, unexpected
+from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, as_own_error
 from imbrace_lake.export.accounts import Accounts, note_unreached, unreached_entries
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.progress import Progress
@@ -116,7 +116,6 @@ class RunContext:
         parent_run_id: Of a shard: the run that it is a part of.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         fatal: The error that ends the run, because every further request would end with it.
-        pages_requested: How many pages were requested for each conversation without an outcome.
     """
 
     run_id: str
@@ -155,7 +154,6 @@ class RunContext:
     parent_run_id: str | None = None
     lost_shards: int = 0
     fatal: ImbraceLakeError | None = None
-    pages_requested: Counter[str] = field(default_factory=Counter)
 
     @property
     def damaged_objects(self) -> list[str]:
@@ -189,7 +187,7 @@ class RunContext:
 
     async def get_page(self, conversation_id: str, skip: int, limit: int) -> Page:
         """Fetch a page of a conversation, and count it."""
-        self.pages_requested[conversation_id] += 1
+        self.accounts.pages_requested[conversation_id] += 1
         return await self.gateway.get_page(conversation_id, skip=skip, limit=limit)
 
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
@@ -520,8 +518,7 @@ async def _tidy(run: RunContext) -> None:
         await run.journal.drop()
         await write_checkpoint(run.lake, run.clock())
     except Exception as exc:  # noqa: BLE001 - any error is harmless, because the ledgers are written
-        error = exc if isinstance(exc, ImbraceLakeError) else unexpected(exc)
-        logger.warning("the run is closed, and the next run deletes its journal: %s", error)
+        logger.warning("the run is closed, and the next run deletes its journal: %s", as_own_error(exc))
 
 
 async def _note_unreached(run: RunContext, failure: str | None) -> int:
@@ -530,7 +527,7 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     reason = f"not reached: {failure or run.problem or 'the run ended before'}"
     reasons = {one: run.accounts.reasons.get(one, reason) for one in unreached}
     entries = [
-        replace(entry, requests=run.pages_requested[entry.conversation_id])
+        replace(entry, requests=run.accounts.pages_requested[entry.conversation_id])
         for entry in unreached_entries(reasons, run.run_id, run.organization_id, run.clock())
     ]
     await note_unreached(run.journal, entries)

@@ -75,7 +75,7 @@ async def export_window(
         is_still=proof.did_not_move,
         content_hash=rows.content_hash,
         parts=published.parts,
-        requests=run.pages_requested[conversation_id],
+        requests=run.accounts.pages_requested[conversation_id],
         started_at=window_reader.started_at,
         finished_at=run.clock(),
     )

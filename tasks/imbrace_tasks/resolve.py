@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from imbrace_lake.errors import without_context
+from imbrace_lake.errors import as_own_error
 from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
 from imbrace_lake.export.run import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
@@ -30,7 +30,7 @@ async def resolve_phones(run: RunContext, recording: Recording, name: str, numbe
     async def work() -> State[Any]:
         result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
         if result.error is not None and not is_last_try():
-            raise without_context(result.error)
+            raise as_own_error(result.error)
         run.progress.numbers_resolved += sum(
             result.statuses[status] for status in ("resolved", "none", "error")
         )

@@ -16,9 +16,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.states import Failed
 
-from imbrace_lake.errors import ImbraceLakeError, frames_of, unexpected, without_context
-
-logger = logging.getLogger("imbrace_lake.tasks")
+from imbrace_lake.errors import ImbraceLakeError, as_own_error
 
 
 def _drop_empty_traceback(record: logging.LogRecord) -> bool:
@@ -68,11 +66,8 @@ async def attempt(work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
     logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
     try:
         return await work()
-    except ImbraceLakeError as exc:
-        error = without_context(exc)
     except Exception as exc:  # noqa: BLE001 - any error ends only this task
-        logger.debug("unexpected %s", frames_of(exc))
-        error = unexpected(exc)
+        error = as_own_error(exc)
     if error.is_transient and not is_last_try():
         raise error
     return Failed(message=str(error), data=TaskError(error))

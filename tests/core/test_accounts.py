@@ -197,7 +197,9 @@ def test_an_unchanged_or_vanished_conversation_costs_the_pages_that_its_entry_st
     async def work(opened: RunContext) -> None:
         opened.window = window
         await export_chunk(opened, "chunk", list(box.conversations))
-        assert not opened.pages_requested  # or a run over a million conversations would keep a million counts
+        assert (
+            not opened.accounts.pages_requested
+        )  # or a run over a million conversations would keep a million counts
 
     run(box, tmp_path, work)
     box.vanish(next(iter(box.conversations)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,11 +106,23 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
     show_log_lines()
     # A worker starts a process for each run.
     with tuned_process() if is_deployment_run() else nullcontext():
-        state = await _worked(work, observer)
+        try:
+            async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
+                result = await work(observer)
+        except Declined as exc:
+            state: State[Any] = Cancelled(name="Declined", message=str(exc))
+        except RunCancelled:
+            state = Cancelled(message=CANCELLED)
+        except NotClosed as exc:
+            state = Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
+        except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
+            state = Failed(message=str(as_own_error(exc)))
+        else:
+            state = _final_state(result)
     # Prefect would reject any other state, and the run would stay *Cancelling* for ever.
     if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
-        message, result = f"Cancelled when its work had ended: {state.message}", run_result(state)
-        return Cancelled(message=message, data=result and RunStopped(message, result))
+        message, ended = f"Cancelled when its work had ended: {state.message}", run_result(state)
+        return Cancelled(message=message, data=ended and RunStopped(message, ended))
     return state
 
 
@@ -122,21 +134,6 @@ def show_log_lines() -> None:
     ours = logging.getLogger("imbrace_lake")
     if ours.level == logging.NOTSET:
         ours.setLevel(logging.INFO)
-
-
-async def _worked(work: Callable[[Observer], Awaitable[RunResult]], observer: Observer) -> State[Any]:
-    try:
-        async with cancelled_with(str(flow_run.id), by_caller=observer.cancellation):
-            result = await work(observer)
-    except Declined as exc:
-        return Cancelled(name="Declined", message=str(exc))
-    except RunCancelled:
-        return Cancelled(message=CANCELLED)
-    except NotClosed as exc:
-        return Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
-    except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-        return Failed(message=str(as_own_error(exc)))
-    return _final_state(result)
 
 
 def _final_state(result: RunResult) -> State[Any]:
@@ -197,34 +194,21 @@ async def read_conversations(
             store_options=connection.store,
         ) as run,
     ):
-        job = _Job(run, settings, params, selection, given, connection.blocks, params.recorded())
-        if given.report is not None:
-            job.recorded["input"] = given.report.as_json()
-        if given.missed is not None:
-            job.begin_rerun(given.missed)
-        if given.numbers is not None:
-            job.count_entries(given.numbers)
-        failure, is_cancelled = await _attempt(job.read(), run.progress)
+        job = _Job(run, settings, params, selection, given, connection.blocks)
+        job.record_input()
+        failure, is_cancelled = None, False
+        # The accounts are closed after any error.
+        try:
+            async with progress_artifact(run.progress):
+                await job.read()
+        except asyncio.CancelledError:
+            is_cancelled = True
+        except Exception as exc:  # noqa: BLE001 - as above
+            failure = str(as_own_error(exc))
         summary = await job.close(failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
         await publish(summary, run)
         return RunResult(summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)])
-
-
-async def _attempt(work: Awaitable[None], progress: Progress) -> tuple[str | None, bool]:
-    """Do the work of a run and show its progress; return normally, so that the accounts can be closed.
-
-    Returns:
-        The reason of a failure, or None; whether the run was cancelled.
-    """
-    try:
-        async with progress_artifact(progress):
-            await work
-    except asyncio.CancelledError:
-        return None, True
-    except Exception as exc:  # noqa: BLE001 - the accounts are closed after any error
-        return str(as_own_error(exc)), False
-    return None, False
 
 
 async def publish(summary: RunSummary, run: RunContext) -> None:
@@ -271,20 +255,24 @@ class _Job:
     selection: Selection
     given: _Given
     blocks: Mapping[str, object]
-    recorded: dict[str, Any]
+    recorded: dict[str, Any] = field(default_factory=dict)
     results: dict[str, ResolveResult] = field(default_factory=dict)
 
-    def count_entries(self, numbers: PhoneList) -> None:
-        """Record the number of entries of the list, each of which is to have an outcome."""
-        self.recorded["entries"] = numbers.table.group_by(["position", "phone"]).aggregate([]).num_rows
-
-    def begin_rerun(self, missed: Missed) -> None:
-        """Record in the accounts what this rerun cannot export."""
-        accounts = self.run.accounts
-        accounts.if_empty = f"run {self.selection.rerun} missed nothing"
-        if missed.lost:
-            accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in missed.lost]
-            self.recorded["lost"] = accounts.lost_input
+    def record_input(self) -> None:
+        """Record the parameters and the input of the run, and in the accounts what a rerun cannot export."""
+        given, accounts = self.given, self.run.accounts
+        self.recorded = self.params.recorded()
+        if given.report is not None:
+            self.recorded["input"] = given.report.as_json()
+        if given.missed is not None:
+            accounts.if_empty = f"run {self.selection.rerun} missed nothing"
+            if given.missed.lost:
+                accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in given.missed.lost]
+                self.recorded["lost"] = accounts.lost_input
+        if given.numbers is not None:
+            # Each entry of the list is to have an outcome.
+            entries = given.numbers.table.group_by(["position", "phone"]).aggregate([])
+            self.recorded["entries"] = entries.num_rows
 
     async def read(self) -> None:
         """Resolve the numbers, then export the conversations."""
@@ -293,7 +281,14 @@ class _Job:
             await self._resolve(numbers)
         if run.fatal is not None:
             raise run.fatal
-        ids = await self._load_prior_state(self._ids())
+        ids = self._ids()
+        # The work identifies the job, so that this run continues a killed run of the same job.
+        what = ("everything", *ids) if self.selection.is_everything else ids
+        await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
+        if self.selection.is_everything:
+            recorded = run.recorded_ids()
+            ids = [*await read_every_id(run.lake, run.organization_id, run.partitions, recorded), *ids]
+        ids = await run.found(ids)
         if await has_shards(run, self.settings, len(ids)):
             await export_by_shards(
                 run,
@@ -369,9 +364,8 @@ class _Job:
                 self.results[name] = result
 
         try:
-            await _until_fatal(
-                run, settings.chunks_in_flight, (partial(resolve_slice, *one) for one in slices.items())
-            )
+            jobs = (partial(resolve_slice, *one) for one in slices.items())
+            await run_bounded(settings.chunks_in_flight, takewhile(lambda _: run.fatal is None, jobs))
         finally:
             # Also when the run is cancelled or fails, so that a rerun by id resolves the missing numbers.
             for name, part in slices.items():
@@ -383,19 +377,6 @@ class _Job:
                     statuses = await note_unresolved(run.journal, recording, name, part, reason)
                     accounts.phones += statuses
                     accounts.number_errors[reason] += statuses["error"]
-
-    async def _load_prior_state(self, ids: list[str]) -> list[str]:
-        """Read the prior state from the lake, and record which conversations are to be exported."""
-        run = self.run
-        # The work identifies the job, so that this run continues a killed run of the same job.
-        what = ("everything", *ids) if self.selection.is_everything else ids
-        await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
-        if self.selection.is_everything:
-            stored_ids = await read_every_id(
-                run.lake, run.organization_id, run.partitions, run.recorded_ids()
-            )
-            ids = [*stored_ids, *ids]
-        return await run.found(ids)
 
 
 async def _read_selection(selection: Selection, connection: Connection) -> _Given:
@@ -470,7 +451,9 @@ async def export_chunks(
         if isinstance(result, TaskError):
             run.add_problem(result.error)
 
-    await _until_fatal(run, settings.chunks_in_flight, (partial(export, number) for number in range(count)))
+    # After an error that would also end every further request, no chunk is started.
+    jobs = (partial(export, number) for number in range(count))
+    await run_bounded(settings.chunks_in_flight, takewhile(lambda _: run.fatal is None, jobs))
 
 
 def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
@@ -479,11 +462,6 @@ def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:
     return task.with_options(
         retries=settings.task_retries, retry_delay_seconds=delays, retry_condition_fn=is_transient
     )
-
-
-async def _until_fatal(run: RunContext, limit: int, jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Run jobs side by side; start none after an error that would also end every further request."""
-    await run_bounded(limit, takewhile(lambda _: run.fatal is None, jobs))
 
 
 @asynccontextmanager

@@ -209,7 +209,7 @@ async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: Fl
     except StoreUnavailable:
         header = None  # the shard may be well
     if header is not None:
-        shard.totals = RunTotals(**header.totals)
+        shard.totals = header.totals
     sign = (state.id, header and header.alive_at)
     if sign != shard.sign:
         shard.sign, shard.heard_at = sign, time.monotonic()

@@ -8,7 +8,7 @@ run does this.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -56,18 +56,32 @@ class Accounts:
         return [one for one in self.found or () if one not in self.recorded]
 
 
-def unreached_entries(
-    reasons: Mapping[str, str], run_id: str, organization_id: str, at: datetime
+async def note_unreached(
+    journal: Journal,
+    organization_id: str,
+    reasons: Mapping[str, str],
+    at: datetime,
+    pages_requested: Mapping[str, int] | None = None,
 ) -> list[ConversationEntry]:
-    """Return the dead letters of conversations that a run did not reach, from the reason of each."""
-    return [
-        ConversationEntry(run_id, organization_id, one, "not_reached", at, reason=reason, is_dead_letter=True)
+    """Record conversations that a run did not reach as dead letters, from the reason of each.
+
+    They are recorded as Parquet, because there can be as many as conversations.
+    """
+    requests = pages_requested or {}
+    entries = [
+        ConversationEntry(
+            journal.run_id,
+            organization_id,
+            one,
+            "not_reached",
+            at,
+            reason=reason,
+            is_dead_letter=True,
+            requests=requests.get(one, 0),
+        )
         for one, reason in reasons.items()
     ]
-
-
-async def note_unreached(journal: Journal, entries: Sequence[ConversationEntry]) -> None:
-    """Write dead letters to the journal, as Parquet: there can be as many as conversations."""
     for start in range(0, len(entries), ROWS_PER_OBJECT):
         rows = conversation_rows(entries[start : start + ROWS_PER_OBJECT])
         await journal.note("conversations", f"not-reached-{start}", rows)
+    return entries

@@ -10,25 +10,25 @@ The format of the journal is in lake/ledger.py, because every reader of a ledger
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from imbrace_lake.concurrency import every
 from imbrace_lake.errors import StoreError, UsageError
-from imbrace_lake.export.accounts import Accounts, note_unreached, unreached_entries
+from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
@@ -77,15 +77,18 @@ class RunHeader:
 
     run_id: str
     organization_id: str
-    started_at: str
-    alive_at: str
+    started_at: AwareDatetime
+    alive_at: AwareDatetime
     job: str = ""
     host: str = ""
-    pid: int = 0
+    pid: Annotated[int, Field(ge=0, lt=2**31)] = 0
     # Cancelled by a person and closed; the journal stays, so that a run of the same job can continue.
     is_cancelled: bool = False
-    totals: dict[str, Any] = field(default_factory=dict)
+    totals: RunTotals = field(default_factory=RunTotals)
     parent_run_id: str | None = None
+
+
+_HEADERS = TypeAdapter(RunHeader)
 
 
 def work_fingerprint(conversation_ids: Iterable[str], *what: object) -> str:
@@ -197,10 +200,10 @@ class Heartbeat:
             if self._has_stopped:
                 return
             self._header.job = job or self._header.job
-            self._header.alive_at = self._clock().isoformat()
-            self._header.totals = asdict(self._totals())
+            self._header.alive_at = self._clock()
+            self._header.totals = self._totals()
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
-            await self._lake.store.overwrite(key, json.dumps(asdict(self._header)).encode())
+            await self._lake.store.overwrite(key, _HEADERS.dump_json(self._header))
 
     async def stop(self, *, is_cancelled: bool = False) -> None:
         """Stop before the journal is closed, because a later header would outlive it.
@@ -237,12 +240,11 @@ async def heartbeat(
         totals: Returns the totals so far.
     """
     now = clock()
-    started = (started_at or now).isoformat()
     header = RunHeader(
         run_id,
         organization_id,
-        started,
-        now.isoformat(),
+        started_at or now,
+        now,
         host=platform.node(),
         pid=os.getpid(),
         parent_run_id=parent_run_id,
@@ -294,18 +296,22 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
     recovery = Recovery(ConversationStates.empty())
     for name, objects in (await list_journals(lake)).items():
         header = await read_header(lake, name, objects)
-        is_own = name == run_id
-        if header is None or (not is_own and not await _is_over(lake, header, now)):
+        if header is None:
             continue
-        journal = Journal(lake, name, _instant(header.started_at))
-        is_same_job = header.job == job and now - _instant(header.alive_at) < RESUME_WITHIN
+        # A dead run writes no more to its journal, nor does one that was cancelled and has ended.
+        is_own, is_dead = name == run_id, _is_dead(header, now)
+        if not (is_own or is_dead or header.is_cancelled):
+            continue
         has_ended = await _has_ended(lake, header)
+        if not (is_own or is_dead or has_ended):
+            continue
+        journal = Journal(lake, name, header.started_at)
+        is_same_job = header.job == job and now - header.alive_at < RESUME_WITHIN
         # A run that was killed after it wrote its row is complete: the same job now reads everything again.
         if is_own or (is_same_job and (header.is_cancelled or not has_ended)):
-            rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
-            done += rows
+            done.append(await _read_outcomes(lake, objects, reusable_at=now))
         if is_own:
-            recovery.own_recorded = _ids_of(rows)
+            recovery.own_recorded = set(done[-1].column("conversation_id").to_pylist())
             recovery.own_found = await read_found(lake, name) or []
         elif has_ended:
             await journal.drop()
@@ -320,18 +326,20 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
 async def recall(lake: Lake, run_id: str, now: datetime) -> tuple[set[str], list[str]]:
     """Return what an earlier attempt of a run recorded and found, without closing other journals."""
     objects = (await list_journals(lake)).get(run_id, [])
-    rows = [_recently_done(table, now) for table in await _recorded(lake, objects)]
-    return _ids_of(rows), await read_found(lake, run_id) or []
+    rows = await _read_outcomes(lake, objects, reusable_at=now)
+    return set(rows.column("conversation_id").to_pylist()), await read_found(lake, run_id) or []
 
 
-def _recently_done(rows: pa.Table, now: datetime) -> pa.Table:
-    """Return the rows of conversations whose outcome is recent enough to reuse."""
-    since = pa.scalar(now - RESUME_WITHIN, rows.schema.field("finished_at").type)
+async def _read_outcomes(
+    lake: Lake, objects: Sequence[ObjectMeta], *, reusable_at: datetime | None = None
+) -> pa.Table:
+    """Read the outcomes in a journal: all, or those that another run may reuse at a time."""
+    keys = [meta.key for meta in objects if ledger_of(meta.key) == "conversations"]
+    rows = pa.concat_tables([empty_ledger("conversations"), *await read_objects(lake, keys)])
+    if reusable_at is None:
+        return rows
+    since = pa.scalar(reusable_at - RESUME_WITHIN, rows.schema.field("finished_at").type)
     return rows.filter(_IS_DONE & (pc.field("finished_at") > since))
-
-
-def _ids_of(tables: Iterable[pa.Table]) -> set[str]:
-    return {one for table in tables for one in table.column("conversation_id").to_pylist()}
 
 
 async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | None:
@@ -346,7 +354,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
         return None
     if not _is_dead(header, now):
         raise UsageError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
-    return await _close(lake, Journal(lake, run_id, _instant(header.started_at)), header, objects)
+    return await _close(lake, Journal(lake, run_id, header.started_at), header, objects)
 
 
 async def read_header(lake: Lake, run_id: str, objects: Sequence[ObjectMeta] = ()) -> RunHeader | None:
@@ -367,34 +375,15 @@ async def read_header(lake: Lake, run_id: str, objects: Sequence[ObjectMeta] = (
     """
     key = f"{JOURNAL}{run_id}/{HEADER}"
     try:
-        return _parse_header(await lake.store.get(key))
+        return _HEADERS.validate_json(await lake.store.get(key))
     except (FileNotFoundError, ValueError, StoreError) as exc:
         if isinstance(exc, StoreError) and exc.is_transient:
             raise
         is_closed = isinstance(exc, FileNotFoundError) and key in [meta.key for meta in objects]
     if is_closed or not objects:
         return None
-    latest = max(meta.modified_at for meta in objects).isoformat()
+    latest = max(meta.modified_at for meta in objects)
     return RunHeader(run_id, "", latest, latest)
-
-
-def _parse_header(body: bytes) -> RunHeader:
-    """Read a header.
-
-    Raises:
-        ValueError: The header is damaged.
-    """
-    try:
-        header = RunHeader(**json.loads(body))
-        has_zones = all(_instant(text).tzinfo for text in (header.started_at, header.alive_at))
-        RunTotals(**header.totals)
-        is_process = 0 <= header.pid < 2**31
-    except (TypeError, RecursionError) as exc:
-        raise ValueError("the header of a journal is damaged") from exc
-    texts = (header.run_id, header.organization_id, header.job, header.host, header.parent_run_id or "")
-    if not (has_zones and is_process and all(isinstance(text, str) for text in texts)):
-        raise ValueError("the header of a journal is damaged")
-    return header
 
 
 async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: datetime) -> pa.Table:
@@ -421,15 +410,11 @@ async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: d
     return last_of_each(rows, ["conversation_id"], "finished_at")
 
 
-async def _is_over(lake: Lake, header: RunHeader, now: datetime) -> bool:
-    """Whether a run writes no more to its journal, because it is dead, or cancelled and ended."""
-    return _is_dead(header, now) or (header.is_cancelled and await _has_ended(lake, header))
-
-
 def _is_dead(header: RunHeader, now: datetime) -> bool:
+    """Whether the process of a run has ended, or its heartbeat has stopped."""
     if header.host == platform.node() and header.pid and not _is_running(header.pid):
         return True
-    return now - _instant(header.alive_at) > DEAD_AFTER
+    return now - header.alive_at > DEAD_AFTER
 
 
 def _is_running(pid: int) -> bool:
@@ -442,20 +427,12 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _instant(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-async def _recorded(lake: Lake, objects: list[ObjectMeta]) -> list[pa.Table]:
-    keys = [meta.key for meta in objects if ledger_of(meta.key) == "conversations"]
-    return await read_objects(lake, keys)
-
-
 async def _has_ended(lake: Lake, header: RunHeader) -> bool:
     """Whether the attempt that wrote a header has a row in `runs`; an earlier attempt may also have one."""
     rows = await read_run(lake, "runs", header.run_id, ["finished_at"])
-    started_at = _instant(header.started_at)
-    return any(ended is None or ended >= started_at for ended in rows.column("finished_at").to_pylist())
+    return any(
+        ended is None or ended >= header.started_at for ended in rows.column("finished_at").to_pylist()
+    )
 
 
 async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[ObjectMeta]) -> ClosedRun:
@@ -463,14 +440,15 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
 
     All times are that of the last heartbeat, so two runs that close the same journal write the same objects.
     """
-    ended_at = _instant(header.alive_at)
+    ended_at = header.alive_at
     # A cancelled run may have failed to write its own row.
     reason = "the run was cancelled" if header.is_cancelled else "the run was killed"
     found = await read_found(lake, journal.run_id)
-    recorded = _ids_of(await _recorded(lake, objects))
+    outcomes = await _read_outcomes(lake, objects)
+    recorded = set(outcomes.column("conversation_id").to_pylist())
     by_shards: dict[str, str] = {}
     if header.parent_run_id is None and not recorded.issuperset(found or ()):
-        rows = await read_shards(lake, journal.run_id, _instant(header.started_at), ended_at)
+        rows = await read_shards(lake, journal.run_id, header.started_at, ended_at)
         columns = (rows.column(name).to_pylist() for name in ("conversation_id", "status", "finished_at"))
         # Shards may work on, and two runs that close this journal are to write the same.
         by_shards = {
@@ -480,10 +458,9 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
         }
         recorded.update(by_shards)
     reasons = {one: reason for one in found or () if one not in recorded}
-    unreached = unreached_entries(reasons, header.run_id, header.organization_id, ended_at)
-    await note_unreached(journal, unreached)
+    unreached = await note_unreached(journal, header.organization_id, reasons, ended_at)
     published = await journal.publish()
-    totals = RunTotals(**header.totals)
+    totals = header.totals
     totals.phones = dict(published.statuses["phones"])
     totals.conversations = dict(published.statuses["conversations"] + Counter(by_shards.values()))
     totals.found = None if found is None else len({*found, *recorded})
@@ -493,7 +470,7 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
         "organization_id": header.organization_id,
         "status": "cancelled" if header.is_cancelled else "failed",
         "reason": f"{reason}; what it had published is in the lake{count}",
-        "started_at": _instant(header.started_at),
+        "started_at": header.started_at,
         "finished_at": ended_at,
         "parent_run_id": header.parent_run_id,
     }

@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, as_own_error
-from imbrace_lake.export.accounts import Accounts, note_unreached, unreached_entries
+from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.recovery import (
@@ -226,22 +226,15 @@ class RunContext:
             self.lake.list_partitions(self.organization_id),
         )
         self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
-        self.spellings = self._other_spellings()
-        # Reading took several times the memory of the result, and Arrow would keep it.
-        pa.default_memory_pool().release_unused()
-
-    def _other_spellings(self) -> dict[str, str]:
-        """Map canonical ids to the ids under which the lake has conversations, where the two differ."""
-        partitions = self.partitions.names()
-        spellings = other_spellings(partitions)
-        recorded = other_spellings(self.states.ids())
+        partitions, recorded = self.partitions.names(), other_spellings(self.states.ids())
+        self.spellings = other_spellings(partitions)
         if recorded:
             # The existing partition decides, because a second one would repeat its messages.
             there = {*partitions}
-            spellings |= {
-                one: other for one, other in recorded.items() if one not in spellings and one not in there
-            }
-        return spellings
+            kept = {one: other for one, other in recorded.items() if one not in there}
+            self.spellings = kept | self.spellings
+        # Reading took several times the memory of the result, and Arrow would keep it.
+        pa.default_memory_pool().release_unused()
 
     def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
         """Return the ids under which the lake has conversations, or is to have them.
@@ -481,7 +474,12 @@ async def close_run(
     totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
     if run.parent_run_id is not None:
         totals.days = {str(day): count for day, count in run.progress.days.items()}
-    summary.dead_letters = [_dead_letter(run, entry) for entry in run.dead_letters]
+    for entry in run.dead_letters:
+        # A conversation that was deleted upstream has no error.
+        default = NotReached if entry.status == "not_reached" else ConversationNotFound
+        advice = run.errors.get(entry.conversation_id, default).advice
+        letter = DeadLetter(entry.conversation_id, entry.status, entry.reason or "", advice)
+        summary.dead_letters.append(letter)
     summary.dead_letter_count = run.dead_letter_count
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
@@ -523,15 +521,11 @@ async def _tidy(run: RunContext) -> None:
 
 async def _note_unreached(run: RunContext, failure: str | None) -> int:
     """Record conversations without an outcome as dead letters, and return their number."""
-    unreached = run.accounts.unreached()
-    reason = f"not reached: {failure or run.problem or 'the run ended before'}"
-    reasons = {one: run.accounts.reasons.get(one, reason) for one in unreached}
-    entries = [
-        replace(entry, requests=run.accounts.pages_requested[entry.conversation_id])
-        for entry in unreached_entries(reasons, run.run_id, run.organization_id, run.clock())
-    ]
-    await note_unreached(run.journal, entries)
-    run.accounts.record(entries)
+    accounts, reason = run.accounts, f"not reached: {failure or run.problem or 'the run ended before'}"
+    reasons = {one: accounts.reasons.get(one, reason) for one in accounts.unreached()}
+    requested = accounts.pages_requested
+    entries = await note_unreached(run.journal, run.organization_id, reasons, run.clock(), requested)
+    accounts.record(entries)
     run.add_dead_letters(entries)
     return len(entries)
 
@@ -597,13 +591,6 @@ def _positions(first: Sequence[int], count: int) -> str:
 
 def _counted(counts: Sequence[tuple[int, str]]) -> str:
     return " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
-
-
-def _dead_letter(run: RunContext, entry: ConversationEntry) -> DeadLetter:
-    # A conversation that was deleted upstream has no error.
-    default = NotReached if entry.status == "not_reached" else ConversationNotFound
-    error = run.errors.get(entry.conversation_id, default)
-    return DeadLetter(entry.conversation_id, entry.status, entry.reason or "", error.advice)
 
 
 def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:

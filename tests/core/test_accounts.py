@@ -268,7 +268,7 @@ def test_a_run_and_its_recovery_name_their_objects_by_the_start_in_the_header(
     async def work(opened: RunContext) -> None:
         header = await read_header(opened.lake, "run_1")
         assert header is not None
-        assert header.started_at == opened.started_at.isoformat()
+        assert header.started_at == opened.started_at
 
     assert run(box, tmp_path, work).totals.found == 10
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,7 +63,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
             # 1. Look at the head.
             head = await export.look_at_head()
             if head is not None and head.is_unchanged:
-                return export.unchanged(head)
+                return export.settled("unchanged", head_etag=head.etag, proven_until=export.started_at)
             snapshot = await PartitionSnapshot.read(run.lake, prior.parts, reservation)
 
             # 2. Walk from the head down to the messages in the lake, or else to the oldest message.
@@ -83,7 +84,8 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 )  # fmt: skip
                 return await export.complete(collector, proof, rows, snapshot, published)
         except ConversationNotFound as exc:
-            return export.gone(str(exc))
+            is_first_report = prior.state is None and not prior.parts
+            return export.settled("gone", reason=str(exc), is_dead_letter=is_first_report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +135,16 @@ class _Export:
         self._id = conversation_id
         self._state = prior.state
         self._parts = prior.parts
-        self._started_at = run.clock()
-        self._origin = Origin(run.organization_id, conversation_id, run.run_id, self._started_at)
-        self._look_back = LookBack(self._started_at - run.policy.look_back, run.policy.look_back_messages)
+        self.started_at = run.clock()
+        self._origin = Origin(run.organization_id, conversation_id, run.run_id, self.started_at)
+        self._look_back = LookBack(self.started_at - run.policy.look_back, run.policy.look_back_messages)
 
     # -- reading ---------------------------------------------------------------------------------
 
     async def look_at_head(self) -> Head | None:
         """Read the newest page; None if the conversation is due for a full walk."""
         state, run = self._state, self._run
-        if state is None or run.policy.is_due(state, self._id, self._started_at):
+        if state is None or run.policy.is_due(state, self._id, self.started_at):
             return None
         stored = [(part.key, part.size_bytes) for part in self._parts]
         is_comparable = (
@@ -258,10 +260,10 @@ class _Export:
             new_messages=new,
             edited_messages=published.edited,
             deleted_messages=published.deleted,
-            first_message_at=_earlier(state.first_message_at, rows.first_at),
+            first_message_at=min(filter(None, (state.first_message_at, rows.first_at)), default=None),
             last_message_at=rows.last_at,
-            proven_from=_earlier(state.proven_from, rows.first_at),
-            proven_until=self._started_at,
+            proven_from=min(filter(None, (state.proven_from, rows.first_at)), default=None),
+            proven_until=self.started_at,
             proof_method=self._proof_method(proof),
             is_still=proof.did_not_move,
             content_hash=rows.content_hash,
@@ -269,7 +271,7 @@ class _Export:
             head_messages=collector.head_messages,
             head_hash=collector.head_hash,
             head_etag=collector.head_etag,
-            full_walk_at=state.full_walk_at if reached_known else self._started_at,
+            full_walk_at=state.full_walk_at if reached_known else self.started_at,
             parts=published.parts,
         )
         if reached_known or not published.had_no_race:
@@ -303,50 +305,27 @@ class _Export:
             organization_id=self._run.organization_id,
             conversation_id=self._id,
             status="complete",
-            started_at=self._started_at,
+            started_at=self.started_at,
             finished_at=self._run.clock(),
             requests=self._run.accounts.pages_requested[self._id],
         )
 
-    def _entry_from_state(
-        self,
-        state: ConversationEntry,
-        status: ConversationStatus,
-        *,
-        proven_until: datetime | None,
-        reason: str | None = None,
-        is_dead_letter: bool = False,
-    ) -> ConversationEntry:
-        """Return an entry of this run with the last state."""
-        return replace(
-            state,
+    def settled(self, status: ConversationStatus, **changes: Any) -> ConversationEntry:
+        """Return the entry of a conversation that was not walked: its last state with changes."""
+        entry = replace(
+            self._state or self._empty_entry(),
             run_id=self._run.run_id,
             status=status,
-            reason=reason,
-            is_dead_letter=is_dead_letter,
+            reason=None,
+            is_dead_letter=False,
             new_messages=0,
             edited_messages=0,
             deleted_messages=0,
-            proven_until=proven_until,
             requests=self._run.accounts.pages_requested[self._id],
-            started_at=self._started_at,
+            started_at=self.started_at,
             finished_at=self._run.clock(),
         )
-
-    def unchanged(self, head: Head) -> ConversationEntry:
-        """Return the entry of a conversation whose head proves that it is unchanged."""
-        state = replace(self._state or self._empty_entry(), head_etag=head.etag)
-        entry = self._entry_from_state(state, "unchanged", proven_until=self._started_at)
-        self._run.progress.note(entry)
-        return entry
-
-    def gone(self, reason: str) -> ConversationEntry:
-        """Return the entry of a conversation that the gateway does not have; a dead letter if it is new."""
-        is_first_report = self._state is None and not self._parts
-        state = self._state or self._empty_entry()
-        entry = self._entry_from_state(
-            state, "gone", proven_until=state.proven_until, reason=reason, is_dead_letter=is_first_report
-        )
+        entry = replace(entry, **changes)
         self._run.progress.note(entry)
         return entry
 
@@ -422,7 +401,3 @@ def _has_head(state: ConversationEntry, page: Page, rows: pa.Table) -> bool:
         and rows.num_rows >= count
         and content_hash(rows.slice(rows.num_rows - count)) == state.head_hash
     )
-
-
-def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min(one, other) if one is not None and other is not None else one or other

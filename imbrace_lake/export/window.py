@@ -18,7 +18,7 @@ from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger_schema import WINDOW, ConversationEntry
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.publish import in_thread_unless, publish
-from imbrace_lake.lake.rows import Rows, SortBuffer
+from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.policy import Window
@@ -43,7 +43,8 @@ async def export_window(
         raise incomplete(
             f"conversation {printable(conversation_id)} is not proven complete in {window}", proof
         )
-    rows = await in_thread_unless(not window_reader.buffer.is_spilled, window_reader.rows)
+    buffer = window_reader.buffer
+    rows = await in_thread_unless(not buffer.is_spilled, buffer.rows, window_reader.are_inside)
     snapshot = await PartitionSnapshot.read(run.lake, parts, reservation)
     claim = PartClaim(
         organization_id=run.organization_id,
@@ -104,11 +105,8 @@ class _WindowReader:
         self.buffer = buffer
         self._newest: datetime | None = None
 
-    def rows(self) -> Rows:
-        """Return the window's messages, with digests."""
-        return self.buffer.rows(self._are_inside)
-
-    def _are_inside(self, rows: pa.Table) -> pa.ChunkedArray:
+    def are_inside(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Return for each row whether its message is in the window."""
         times = rows.column("created_at")
         is_inside = pc.is_valid(times)
         kind = times.type
@@ -120,7 +118,7 @@ class _WindowReader:
 
     async def walk(self) -> Proof:
         """Walk from above the window to below it."""
-        start = await self._find_start()
+        start, until = await self._find_start(), self._window.until
         for _ in range(START_TRIES):
             self.buffer.clear()
             self._newest = None
@@ -135,7 +133,8 @@ class _WindowReader:
                 async for page in walk:
                     if self._add(page):
                         walk.stop()
-            if start == 0 or not walk.proof.is_complete or self._has_newer():
+            reaches_above = until is None or (self._newest is not None and self._newest >= until)
+            if start == 0 or not walk.proof.is_complete or reaches_above:
                 return walk.proof
             # Deletions moved the window up past its position.
             start = max(0, start - self._run.page_size)
@@ -175,11 +174,6 @@ class _WindowReader:
         page.items.clear()  # the walk needs the ids only
         since = self._window.since
         return since is not None and oldest is not None and oldest < since
-
-    def _has_newer(self) -> bool:
-        """Whether the window's upper edge was read."""
-        until, newest = self._window.until, self._newest
-        return until is None or (newest is not None and newest >= until)
 
 
 def _span_of(rows: pa.Table) -> tuple[datetime | None, datetime | None]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -86,14 +86,6 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The lengths of the conversations that could be read, and the most messages in a page."""
-
-    lengths: list[int]
-    page_size: int
 
 
 class _Timed:
@@ -182,12 +174,16 @@ async def make_plan(
     spellings = other_spellings(states.ids())
     ids = [spellings.get(one, one) for one in canonical_conversation_ids(wanted)]
     new = [one for one in ids if one not in there]
-    sample = await _sample(timed, new, settings.page_size)
-    if new and not sample.lengths:
+    lengths, page_size = await _sample(timed, new, settings.page_size)
+    if new and not lengths:
         raise timed.failed[-1]
     planning_requests = gateway.traffic.requests
-    again = _pages_again(states, ids, sample.page_size) if is_full_walk else len(ids) - len(new)
-    requests = len(batches) + again + _pages(sample, len(new))
+    again = len(ids) - len(new)
+    if is_full_walk:
+        again = _pages((entry.distinct_messages or 0 for entry in states.of_each(ids).values()), page_size)
+    sampled = max(1, len(lengths))
+    of_new = -(-_pages(lengths, page_size) * len(new) // sampled)
+    requests = len(batches) + again + of_new
     per_second, rate = _expected_rate(settings, timed.seconds, gateway.limiter.per_second)
     return Plan(
         numbers=_statuses(phones, found),
@@ -195,9 +191,9 @@ async def make_plan(
         conversations=len(ids),
         new=len(new),
         known=len(ids) - len(new),
-        sampled=len(sample.lengths),
-        messages=round(_mean(sample.lengths) * len(new)),
-        page_size=sample.page_size,
+        sampled=len(lengths),
+        messages=round(sum(lengths) * len(new) / sampled),
+        page_size=page_size,
         requests=requests,
         per_second=round(per_second, 3),
         pace=rate,
@@ -219,8 +215,12 @@ async def _read_states(
         return True, await read_states(lake, organization)
 
 
-async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
-    """Request the lengths of evenly distributed new conversations, and a full page of the longest."""
+async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> tuple[list[int], int]:
+    """Request the lengths of evenly distributed new conversations, and a full page of the longest.
+
+    Returns:
+        The lengths of those that could be read, and the most messages in a page.
+    """
     step = max(1, math.ceil(len(new) / SAMPLE_CONVERSATIONS))
     chosen = new[::step]
     answers = await asyncio.gather(*(timed.length(one, 1) for one in chosen))
@@ -228,21 +228,15 @@ async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> _Sample:
     lengths = [length for length, _ in read]
     page = await timed.length(max(read)[1], page_size) if read else None
     if page is None:
-        return _Sample(lengths, page_size)
+        return lengths, page_size
     total_count, received = page
     # Fewer messages than requested, although there are more, show the server's own limit.
-    return _Sample(lengths, received if 0 < received < min(page_size, total_count) else page_size)
+    return lengths, received if 0 < received < min(page_size, total_count) else page_size
 
 
-def _pages(sample: _Sample, conversations: int) -> int:
-    pages = [max(1, math.ceil(length / sample.page_size)) for length in sample.lengths]
-    return math.ceil(_mean(pages) * conversations)
-
-
-def _pages_again(states: ConversationStates, ids: Sequence[str], page_size: int) -> int:
-    """Return the number of pages of the conversations that are in the lake."""
-    entries = states.of_each(ids).values()
-    return sum(max(1, math.ceil((entry.distinct_messages or 0) / page_size)) for entry in entries)
+def _pages(lengths: Iterable[int], page_size: int) -> int:
+    """Return the number of pages of conversations of these lengths."""
+    return sum(max(1, math.ceil(length / page_size)) for length in lengths)
 
 
 def _expected_rate(settings: Settings, seconds: Sequence[float], allowed: float | None) -> tuple[float, str]:
@@ -272,7 +266,3 @@ def _failures(found: Mapping[PhoneNumber, Resolved], failed: Sequence[GatewayErr
     reasons = Counter(f"numbers: {one.reason}" for one in found.values() if one.reason is not None)
     reasons.update(f"conversations: {exc.reason}" for exc in failed if exc.path != LINKS_PATH)
     return dict(reasons.most_common())
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -120,10 +120,8 @@ async def resolve_numbers(
     resolving = (partial(resolve_batch, batch) for batch in batches)
     answers = await run_bounded(len(batches), resolving)
     found = {phone: resolved for answer in answers for phone, resolved in answer.items()}
-    table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
-    await journal.note("phones", name, table)
+    statuses = await _note(journal, recording, name, rows, found)
     ids = dict.fromkeys(one for resolved in found.values() for one in resolved.conversation_ids)
-    statuses = Counter(table.column("status").to_pylist())
     reasons = Counter(resolved.reason for resolved in found.values() if resolved.reason is not None)
     return ResolveResult(tuple(ids), statuses, next((e for e in errors if e.is_transient), None), reasons)
 
@@ -139,9 +137,7 @@ async def note_unresolved(
     unresolved = Resolved(error=reason)
     rows = numbers.to_pylist()
     found = {PhoneNumber(row["phone"]): unresolved for row in rows if row["status"] == "ok"}
-    table = pa.Table.from_pylist([_row(row, found, recording) for row in rows], schema=PHONES)
-    await journal.note("phones", name, table)
-    return Counter(table.column("status").to_pylist())
+    return await _note(journal, recording, name, rows, found)
 
 
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
@@ -162,7 +158,10 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
         except WrongAddress:
             raise  # another server answers, whatever the numbers
         except BadRequest as exc:
-            return found | await _halved(gateway, missing, exc)
+            if len(missing) == 1:
+                return found | {missing[0]: Resolved.failed(exc)}
+            middle = len(missing) // 2
+            return found | await resolve(gateway, missing[:middle]) | await resolve(gateway, missing[middle:])
         found |= _by_phone(missing, links)
         missing = [*links.missing, *links.malformed]
         if not missing:
@@ -173,21 +172,25 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
     return found | {phone: malformed if phone in links.malformed else Resolved() for phone in missing}
 
 
-async def _halved(
-    gateway: GatewayClient, phones: Sequence[PhoneNumber], error: GatewayError
-) -> dict[PhoneNumber, Resolved]:
-    if len(phones) == 1:
-        return {phones[0]: Resolved.failed(error)}
-    middle = len(phones) // 2
-    return await resolve(gateway, phones[:middle]) | await resolve(gateway, phones[middle:])
-
-
 def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, Resolved]:
     unclear = {*links.missing, *links.malformed}
     conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unclear}
     for link in links.links:
         conversations[link.phone].append(link.conversation_id)
     return {phone: Resolved(tuple(ids)) for phone, ids in conversations.items()}
+
+
+async def _note(
+    journal: Journal,
+    recording: Recording,
+    name: str,
+    given: Sequence[Mapping[str, Any]],
+    found: Mapping[PhoneNumber, Resolved],
+) -> Counter[str]:
+    """Record a slice of the input under a name, and return the number of rows by status."""
+    table = pa.Table.from_pylist([_row(row, found, recording) for row in given], schema=PHONES)
+    await journal.note("phones", name, table)
+    return Counter(table.column("status").to_pylist())
 
 
 def _row(

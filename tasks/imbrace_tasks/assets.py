@@ -31,15 +31,12 @@ _LONGEST_ROOT = 480
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+@attempt
 async def record_assets(run_id: str, status: str, counts: dict[str, int]) -> State[Any]:
     """Record that a run has written tables; `counts` has the new rows of each, by the asset's key."""
-
-    async def work() -> State[Any]:
-        for key, rows in counts.items():
-            add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
-        return Completed()
-
-    return await attempt(work)
+    for key, rows in counts.items():
+        add_asset_metadata(key, {"run_id": run_id, "status": status, "new_rows": rows})
+    return Completed()
 
 
 async def record_tables(summary: RunSummary) -> None:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from imbrace_lake.errors import ImbraceLakeError
-from imbrace_lake.export.chunk import ChunkResult, export_chunk
+from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.run import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
@@ -29,23 +29,16 @@ class ChunkUnfinished(ImbraceLakeError):
     persist_result=False,
     retry_jitter_factor=0.3,
 )
+@attempt
 async def export_conversations_chunk(
     run: RunContext, name: str, conversation_ids: Sequence[str]
 ) -> State[Any]:
     """Export a chunk of conversations; its entries go to the run's journal, not to Prefect."""
-
-    async def work() -> State[Any]:
-        result = await export_chunk(run, name, conversation_ids, is_last_try=is_last_try())
-        if result.is_worth_retrying and not is_last_try():
-            done = sum(result.statuses.values())
-            raise ChunkUnfinished(
-                f"{done} of {len(conversation_ids)} conversations done, the others will be retried"
-            )
-        message = _chunk_message(result)
-        return Failed(message=message) if result.dead_letters else Completed(message=message)
-
-    return await attempt(work)
-
-
-def _chunk_message(result: ChunkResult) -> str:
-    return ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
+    result = await export_chunk(run, name, conversation_ids, is_last_try=is_last_try())
+    if result.is_worth_retrying and not is_last_try():
+        done = sum(result.statuses.values())
+        raise ChunkUnfinished(
+            f"{done} of {len(conversation_ids)} conversations done, the others will be retried"
+        )
+    message = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
+    return Failed(message=message) if result.dead_letters else Completed(message=message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from imbrace_lake.errors import as_own_error
-from imbrace_lake.export.resolve import Recording, ResolveResult, resolve_numbers
+from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.run import RunContext
 from imbrace_tasks.retry import attempt, is_last_try
 
@@ -24,21 +23,12 @@ from imbrace_tasks.retry import attempt, is_last_try
     persist_result=False,
     retry_jitter_factor=0.3,
 )
+@attempt
 async def resolve_phones(run: RunContext, recording: Recording, name: str, numbers: pa.Table) -> State[Any]:
     """Resolve a slice of the numbers; the result is a `ResolveResult`."""
-
-    async def work() -> State[Any]:
-        result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
-        if result.error is not None and not is_last_try():
-            raise as_own_error(result.error)
-        run.progress.numbers_resolved += sum(
-            result.statuses[status] for status in ("resolved", "none", "error")
-        )
-        return Completed(message=_resolve_message(result), data=result)
-
-    return await attempt(work)
-
-
-def _resolve_message(result: ResolveResult) -> str:
-    counts: Sequence[str] = [f"{count} {status}" for status, count in sorted(result.statuses.items())]
-    return f"{', '.join(counts)}; {len(result.conversation_ids)} conversations"
+    result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
+    if result.error is not None and not is_last_try():
+        raise as_own_error(result.error)
+    run.progress.numbers_resolved += sum(result.statuses[status] for status in ("resolved", "none", "error"))
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
+    return Completed(message=f"{counts}; {len(result.conversation_ids)} conversations", data=result)

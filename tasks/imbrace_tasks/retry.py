@@ -7,9 +7,10 @@ never leaves the process: Prefect sends only the type, name and message of a sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
@@ -17,6 +18,8 @@ from prefect.context import TaskRunContext
 from prefect.states import Failed
 
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
+
+P = ParamSpec("P")
 
 
 def _drop_empty_traceback(record: logging.LogRecord) -> bool:
@@ -56,18 +59,23 @@ def result_of(state: State[Any]) -> Any:
     return result
 
 
-async def attempt(work: Callable[[], Awaitable[State[Any]]]) -> State[Any]:
-    """Do a task's work; raise transient errors so that Prefect retries the task.
+def attempt(work: Callable[P, Awaitable[State[Any]]]) -> Callable[P, Coroutine[Any, Any, State[Any]]]:
+    """Make the work of a task raise transient errors only, so that Prefect retries the task.
 
     Any other error ends the task as failed, with a message of one sentence and a `TaskError` as its result.
     Exceptions are raised without their cause, because Prefect would print and store its contents.
     """
-    # Here and not on import, which must not change the logging of other programs. Repeated calls do nothing.
-    logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
-    try:
-        return await work()
-    except Exception as exc:  # noqa: BLE001 - any error ends only this task
-        error = as_own_error(exc)
-    if error.is_transient and not is_last_try():
-        raise error
-    return Failed(message=str(error), data=TaskError(error))
+
+    @wraps(work)
+    async def attempted(*arguments: P.args, **options: P.kwargs) -> State[Any]:
+        # Not on import, which must not change the logging of other programs. Repeated calls do nothing.
+        logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
+        try:
+            return await work(*arguments, **options)
+        except Exception as exc:  # noqa: BLE001 - any error ends only this task
+            error = as_own_error(exc)
+        if error.is_transient and not is_last_try():
+            raise error
+        return Failed(message=str(error), data=TaskError(error))
+
+    return attempted

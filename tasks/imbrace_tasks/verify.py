@@ -20,30 +20,24 @@ from imbrace_tasks.retry import attempt
 
 
 @task(name="verify-objects", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
+@attempt
 async def verify_lake_objects(lake: Lake) -> State[Any]:
     """Read every object of a lake; the result is a `Verification`."""
-
-    async def work() -> State[Any]:
-        found = await verify_objects(lake)
-        return _verification_state(
-            found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers"
-        )
-
-    return await attempt(work)
+    found = await verify_objects(lake)
+    return _verification_state(
+        found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers"
+    )
 
 
 @task(name="verify-counts", cache_policy=NO_CACHE, persist_result=False, retry_jitter_factor=0.3)
+@attempt
 async def verify_lake_counts(lake: Lake, settings: Settings) -> State[Any]:
     """Ask the gateway for the count of every conversation; the result is a `Verification`."""
-
-    async def work() -> State[Any]:
-        found = Verification()
-        states = await read_states(lake, settings.require("organization"))
-        async with open_gateway(settings) as gateway:
-            await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
-        return _verification_state(found, f"{found.counts} counts")
-
-    return await attempt(work)
+    found = Verification()
+    states = await read_states(lake, settings.require("organization"))
+    async with open_gateway(settings) as gateway:
+        await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
+    return _verification_state(found, f"{found.counts} counts")
 
 
 def _verification_state(found: Verification, what: str) -> State[Any]:

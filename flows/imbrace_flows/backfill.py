@@ -10,7 +10,6 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import BackfillParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.policy import Window
@@ -42,22 +41,24 @@ async def backfill_conversations(
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """
-
-    async def work(observer: Observer) -> RunResult:
-        # After zero days, every conversation is due for a full walk.
-        rewalk_days = 0.0 if params.walk_whole else None
-        connection = connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days)
-        selection = Selection(
-            phones=params.phones,
-            numbers=params.typed(),
-            conversations=params.conversations,
-            rerun=params.rerun,
-            parent_run=params.parent_run,
-            is_everything=params.source == "everything",
-            column=params.column,
-            sheet=params.sheet,
-            window=Window(params.since, params.until),
+    # After zero days, every conversation is due for a full walk.
+    rewalk_days = 0.0 if params.walk_whole else None
+    return await run_flow(
+        lambda observer: read_conversations(
+            Selection(
+                phones=params.phones,
+                numbers=params.typed(),
+                conversations=params.conversations,
+                rerun=params.rerun,
+                parent_run=params.parent_run,
+                is_everything=params.source == "everything",
+                column=params.column,
+                sheet=params.sheet,
+                window=Window(params.since, params.until),
+            ),
+            params,
+            connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days),
+            observer,
+            ask_first=params.ask_first,
         )
-        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
-
-    return await run_flow(work)
+    )

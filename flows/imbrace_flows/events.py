@@ -9,6 +9,7 @@ Prefect relates each to the flow run that emits it. Their resources keep their i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
@@ -17,10 +18,15 @@ from typing import NamedTuple
 
 from prefect.events import emit_event
 
-from imbrace_lake.export.run import MOST_LISTED, RunSummary
+from imbrace_flows.best_effort import best_effort
+from imbrace_lake.export.run import MOST_LISTED, RunSummary, utc_now
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 from imbrace_lake.printable import printable
+from imbrace_lake.settings import Settings, expiry_warning
+
+# By this name, its lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.expiry")
 
 EXPORT_COMPLETED = "imbrace.export.completed"
 CONVERSATION_INCOMPLETE = "imbrace.conversation.incomplete"
@@ -149,6 +155,16 @@ def emit_stale(lake: str, organization: str, ages: Sequence[Freshness], limit: t
             "oldest_hours": None if oldest is None else round(oldest / timedelta(hours=1), 1),
         },
     )
+
+
+def warn_of_expiry(settings: Settings) -> str | None:
+    """Log a warning and emit an event if the token has expired or soon will; return the warning."""
+    warning = expiry_warning(settings.token_expires, utc_now().date())
+    if warning is not None and settings.token_expires is not None:
+        logger.warning("%s", warning)
+        with best_effort("the event about the token"):
+            emit_token_expiring(settings.require("organization"), settings.token_expires, warning)
+    return warning
 
 
 def emit_token_expiring(organization: str, expires: date, warning: str) -> None:

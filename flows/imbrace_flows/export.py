@@ -10,7 +10,6 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import ExportParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 
@@ -38,16 +37,18 @@ async def export_conversations(
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """
-
-    async def work(observer: Observer) -> RunResult:
-        connection = connect(credentials, lake, **params.settings())
-        selection = Selection(
-            phones=params.phones,
-            numbers=params.typed(),
-            rerun=params.rerun,
-            column=params.column,
-            sheet=params.sheet,
+    return await run_flow(
+        lambda observer: read_conversations(
+            Selection(
+                phones=params.phones,
+                numbers=params.typed(),
+                rerun=params.rerun,
+                column=params.column,
+                sheet=params.sheet,
+            ),
+            params,
+            connect(credentials, lake, **params.settings()),
+            observer,
+            ask_first=params.ask_first,
         )
-        return await read_conversations(selection, params, connection, observer, ask_first=params.ask_first)
-
-    return await run_flow(work)
+    )

@@ -10,7 +10,6 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
 from imbrace_flows.flow import flow
-from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import IngestParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 
@@ -38,12 +37,11 @@ async def ingest_conversations(
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """
-
-    async def work(observer: Observer) -> RunResult:
-        connection = connect(credentials, lake, **params.settings())
-        selection = Selection(
-            phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True
+    return await run_flow(
+        lambda observer: read_conversations(
+            Selection(phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True),
+            params,
+            connect(credentials, lake, **params.settings()),
+            observer,
         )
-        return await read_conversations(selection, params, connection, observer)
-
-    return await run_flow(work)
+    )

@@ -27,8 +27,7 @@ from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
 from imbrace_flows.cancellation import RunCancelled, cancelled_with, is_cancelling
 from imbrace_flows.deployment_run import is_deployment_run
-from imbrace_flows.events import emit_run_events
-from imbrace_flows.expiry import warn_of_expiry
+from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
 from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, current_observer, run_result
 from imbrace_flows.params import ReadParams

@@ -10,8 +10,7 @@ from prefect.states import Completed, Failed
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
-from imbrace_flows.events import emit_stale
-from imbrace_flows.expiry import warn_of_expiry
+from imbrace_flows.events import emit_stale, warn_of_expiry
 from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import show_log_lines, with_retries

@@ -180,45 +180,46 @@ class _Export:
         Raises:
             WalkIncomplete: The walk proves nothing.
         """
-        run = self._run
-        if head is not None and head.page is not None and self._state is not None:
+        run, state = self._run, self._state
+        collector = PageCollector(SortBuffer(self._reservation), self._look_back)
+        read_ahead = run.pages_ahead
+        if head is not None and head.page is not None and state is not None:
             current = await in_thread_unless(snapshot.is_in_memory, snapshot.current_ids)
-            collector = PageCollector(
-                SortBuffer(self._reservation), self._look_back, current, self._state.repeats
-            )
+            collector = PageCollector(SortBuffer(self._reservation), self._look_back, current, state.repeats)
             # The end of the walk wastes pages that were read ahead, so there must be many new ones.
             is_long = collector.new_pages(head.page) > MANY_PAGES * run.pages_ahead
-            try:
-                return collector, await self._walk(collector, run.pages_ahead if is_long else 1, head)
-            except _CountsDiffer:
-                # Messages were deleted or are missing, which only a new full walk can find out.
-                collector.buffer.clear()
-        collector = PageCollector(SortBuffer(self._reservation), self._look_back)
-        return collector, await self._walk(collector, run.pages_ahead)
-
-    async def _walk(self, collector: PageCollector, read_ahead: int, head: Head | None = None) -> Proof:
-        async with Walk(
-            partial(self._run.get_page, self._id),
-            head=head.page if head is not None and head.rows is not None else None,
-            limit=self._run.page_size,
-            read_ahead=read_ahead,
-            bounds=self._run.bounds,
-            # Repeats that were accepted once are not an error in later runs.
-            accept_repeats=self._run.accept_repeats or bool(self._state and self._state.repeats),
-        ) as walk:
-            async for page in walk:
-                self._run.observe_shapes(self._id, page)
-                rows = head.rows if head is not None and page is head.page else None
-                collector.add(page, rows_of_page(page, self._origin) if rows is None else rows)
-                # The walk needs only the ids, and the messages of a page can take 14 MB.
-                page.items.clear()
-                if collector.reached_current(page):
-                    if not collector.counts_agree(page):
-                        raise _CountsDiffer
-                    walk.stop()
+            read_ahead = run.pages_ahead if is_long else 1
+        while True:
+            counts_agree = True
+            async with Walk(
+                partial(run.get_page, self._id),
+                head=head.page if head is not None and head.rows is not None else None,
+                limit=run.page_size,
+                read_ahead=read_ahead,
+                bounds=run.bounds,
+                # Repeats that were accepted once are not an error in later runs.
+                accept_repeats=run.accept_repeats or bool(state and state.repeats),
+            ) as walk:
+                async for page in walk:
+                    run.observe_shapes(self._id, page)
+                    rows = head.rows if head is not None and page is head.page else None
+                    collector.add(page, rows_of_page(page, self._origin) if rows is None else rows)
+                    # The walk needs only the ids, and the messages of a page can take 14 MB.
+                    page.items.clear()
+                    if collector.reached_current(page):
+                        counts_agree = collector.counts_agree(page)
+                        if not counts_agree:
+                            break
+                        walk.stop()
+            if counts_agree:
+                break
+            # Messages were deleted or are missing, which only a new full walk can find out.
+            collector.buffer.clear()
+            collector = PageCollector(SortBuffer(self._reservation), self._look_back)
+            head, read_ahead = None, run.pages_ahead
         if not walk.proof.is_complete:
             raise incomplete(f"conversation {printable(self._id)} is not proven complete", walk.proof)
-        return walk.proof
+        return collector, walk.proof
 
     def claim(self, proof: Proof) -> PartClaim:
         """Return the claim of this conversation's parts about the walk."""
@@ -328,10 +329,6 @@ class _Export:
         entry = replace(entry, **changes)
         self._run.progress.note(entry)
         return entry
-
-
-class _CountsDiffer(Exception):
-    """The gateway's count differs from stored plus new messages."""
 
 
 class PageCollector:

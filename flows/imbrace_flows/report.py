@@ -58,7 +58,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         ]
         count = summary.dead_letter_count
         message = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
-        message += f". `rerun-failed` tries them again; it takes the run id `{summary.run_id}`"
+        message += f". `retry-failed` tries them again; it takes the run id `{summary.run_id}`"
         await acreate_table_artifact(table, key=FAILURES_KEY, description=message)
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
@@ -137,7 +137,7 @@ def summary_markdown(summary: RunSummary) -> str:
     if summary.damaged:
         lines += ["", damage(summary)]
     if summary.dead_letters:
-        rerun = f"Once the cause is fixed, start `rerun-failed` with the run id `{summary.run_id}`."
+        rerun = f"Once the cause is fixed, start `retry-failed` with the run id `{summary.run_id}`."
         lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
     return "\n".join(lines)
 

@@ -98,7 +98,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     page.route("**/waves.svg", lambda route: route.fulfill(body=WAVES, content_type="image/svg+xml"))
     deployed.until(lambda: _is_ready(deployed), "the work queue is ready")
 
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write("List of phone numbers", LIST)
     _shoot(ui, "form")
     form.write("Tolerated share of failures", "7")
@@ -140,7 +140,7 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     expect(page.get_by_text("lake/messages").first).to_be_visible()
     _shoot(ui, "lineage")
     ui.choose_page("Deployments")
-    expect(page.get_by_text("verify-nightly").first).to_be_visible()
+    expect(page.get_by_text("verify").first).to_be_visible()
     _shoot(ui, "deployments")
     ui.choose_page("Automations")
     expect(page.get_by_text("imbrace-lake-mark-dead-runs")).to_be_visible()

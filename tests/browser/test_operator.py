@@ -53,7 +53,7 @@ def exported(
     numbers = tmp_path_factory.mktemp("browser") / "customers.txt"
     numbers.write_text(phones.read_text(encoding="utf-8") + f"\n{LOCAL_NUMBER}\n", encoding="utf-8")
     ui = Ui(page)
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(LIST, str(numbers))
     form.write("Default country", "TW")
     run_id = form.start()
@@ -91,7 +91,7 @@ def test_one_customer_again(ui: Ui, exported: Exported, box: Sandbox, deployed: 
     customer, *_ = box.links
     box.reset_stats()
 
-    form = ui.open_form("backfill-on-demand")
+    form = ui.open_form("backfill")
     form.choose("Which conversations", "phones")
     form.write(TYPED, customer)
     run_id = form.start()
@@ -110,7 +110,7 @@ def test_a_number_that_prefect_must_not_store_is_given_in_a_list(
     customer.write_text(next(iter(box.links)), encoding="utf-8")
     box.reset_stats()
 
-    form = ui.open_form("backfill-on-demand")
+    form = ui.open_form("backfill")
     form.choose("Which conversations", "phones")
     form.write(LIST, str(customer))
     form.start()
@@ -124,7 +124,7 @@ def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, l
     new = box.put([], phone="+886911000777")
     box.append(new, 3)
 
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(TYPED, "+886911000777")
     ui.words.clear()
     form.switch("Ask before reading")
@@ -145,7 +145,7 @@ def test_the_failures_of_a_run_are_repaired(ui: Ui, exported: Exported, box: San
     broken = box.put([], phone="+886911000333")
     box.append(broken)
     box.break_conversation(broken, "400")
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(TYPED, "+886911000333")
     run_id = form.start()
     ui.expect_state("Failed")
@@ -154,7 +154,7 @@ def test_the_failures_of_a_run_are_repaired(ui: Ui, exported: Exported, box: San
     box.repair(broken)
     ui.words.clear()
 
-    form = ui.open_form("rerun-failed")
+    form = ui.open_form("retry-failed")
     form.write("Retry the failures of run", run_id)
     form.start()
 
@@ -166,7 +166,7 @@ def test_the_failures_of_a_run_are_repaired(ui: Ui, exported: Exported, box: San
 def test_a_run_is_cancelled_on_its_page(
     ui: Ui, exported: Exported, deployed: Operator, halted: Halted
 ) -> None:
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(LIST, str(halted.phones))
     run_id = form.start()
     ui.expect_state("Running")
@@ -201,14 +201,14 @@ def test_the_hourly_ingestion_is_started_early_with_the_values_of_its_form(
     before = messages(lake)[known]
     box.append(known)
 
-    ui.open_form("ingest-hourly").start()
+    ui.open_form("ingest").start()
 
     ui.expect_state("Completed")
     assert messages(lake)[known] == before + 1
 
 
 def test_the_flow_of_an_automation_can_be_started_by_hand(ui: Ui, exported: Exported, phones: Path) -> None:
-    form = ui.open_form("export-on-phones-uploaded")
+    form = ui.open_form("export-on-upload")
     form.write(LIST, str(phones))
     form.start()
 
@@ -216,7 +216,7 @@ def test_the_flow_of_an_automation_can_be_started_by_hand(ui: Ui, exported: Expo
 
 
 def test_a_verification_is_started_early(ui: Ui, exported: Exported) -> None:
-    ui.open_form("verify-nightly").start()
+    ui.open_form("verify").start()
 
     ui.expect_state("Completed")
 
@@ -233,7 +233,7 @@ def test_wrong_input_is_rejected_with_a_message_before_a_run(
     ui: Ui, deployed: Operator, phones: Path, title: str, text: str, message: str
 ) -> None:
     before = _runs(deployed)
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(LIST, str(phones))
     form.write(title, text)
 
@@ -254,7 +254,7 @@ def test_a_busy_server_shows_the_message_of_the_page(
     ui: Ui, deployed: Operator, phones: Path, asked: str
 ) -> None:
     (reported,) = re.findall(r"If it shows \*(.+?)\*", OPERATOR_PAGE.read_text(encoding="utf-8"))
-    form = ui.open_form("export-on-demand")
+    form = ui.open_form("export")
     form.write(LIST, str(phones))
     _be_busy_once(ui, asked)
 
@@ -264,7 +264,7 @@ def test_a_busy_server_shows_the_message_of_the_page(
 
 
 def test_a_form_begins_with_the_most_important_fields_and_explains_each(ui: Ui, deployed: Operator) -> None:
-    form = ui.open_form("backfill-on-demand")
+    form = ui.open_form("backfill")
     for block in ("credentials", "lake"):  # Prefect shows them when it has found the blocks
         expect(form.field(block)).to_be_visible()
 
@@ -286,6 +286,6 @@ def _be_busy_once(ui: Ui, asked: str) -> None:
 
 
 def _runs(deployed: Operator) -> int:
-    found = {"deployments": {"name": {"any_": ["export-on-demand"]}}}
+    found = {"deployments": {"name": {"any_": ["export"]}}}
     count = deployed.ask("POST", "/flow_runs/count", found)
     return int(count)

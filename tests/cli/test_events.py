@@ -276,7 +276,7 @@ def test_the_table_of_failures_has_advice_and_names_the_run_to_rerun(
     assert "request id" in row["reason"]
     assert row["what to do"] == BadRequest.advice
     assert table["description"] == (
-        f"Not exported: 1 conversation. `rerun-failed` tries them again; it takes the run id `{run_id}`"
+        f"Not exported: 1 conversation. `retry-failed` tries them again; it takes the run id `{run_id}`"
     )
     assert f"- 1 × {BadRequest.advice}" in artifacts_of(prefect, run_id)["export-summary"]
 

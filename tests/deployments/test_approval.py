@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(4_000)
 
 def ask(operator: Operator, number: str, worker: Worker) -> str:
     """Start a run that asks, and return its id once it waits."""
-    run_id = operator.start("export-on-demand", numbers=number, ask_first=True)
+    run_id = operator.start("export", numbers=number, ask_first=True)
 
     def is_waiting() -> bool | None:
         state = operator.flow_run(run_id)["state"]

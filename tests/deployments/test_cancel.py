@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 def test_a_cancelled_run_stops_and_the_next_run_exports_the_rest(
     deployed: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
-    run_id = deployed.start("export-on-demand", phones=str(halted.phones))
+    run_id = deployed.start("export", phones=str(halted.phones))
     deployed.until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
     deployed.until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
     pid = int(deployed.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
@@ -39,7 +39,7 @@ def test_a_cancelled_run_stops_and_the_next_run_exports_the_rest(
     assert found.keys().isdisjoint(halted.stuck)
 
     halted.release(box)
-    state = deployed.wait(deployed.start("export-on-demand", phones=str(halted.phones)))
+    state = deployed.wait(deployed.start("export", phones=str(halted.phones)))
 
     assert state["name"] == "Completed", state["message"]
     found = messages(lake)

@@ -85,7 +85,7 @@ def test_an_operator_with_the_login_sets_up_and_a_worker_completes_a_run(
         )
         try:
             with composed.client() as client:
-                filters = {"deployments": {"name": {"any_": ["export-on-demand"]}}}
+                filters = {"deployments": {"name": {"any_": ["export"]}}}
                 (found,) = client.post("/deployments/filter", json=filters).raise_for_status().json()
                 body = {"parameters": {"params": {"phones": str(phones)}}}
                 started = client.post(f"/deployments/{found['id']}/create_flow_run", json=body)

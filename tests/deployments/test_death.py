@@ -22,7 +22,7 @@ def test_a_run_whose_worker_died_is_restarted_and_continues_but_only_once(
     hasty: Operator, box: Sandbox, lake: Path, halted: Halted
 ) -> None:
     bare = Operator(hasty.server, hasty.folder)
-    run_id = hasty.start("export-on-demand", phones=str(halted.phones))
+    run_id = hasty.start("export", phones=str(halted.phones))
     with Worker(bare, "imbrace") as worker:
         hasty.until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
         hasty.until(
@@ -50,7 +50,7 @@ def test_a_run_whose_worker_died_is_restarted_and_continues_but_only_once(
 def test_a_run_that_crashes_again_is_not_restarted(hasty: Operator, halted: Halted) -> None:
     bare = Operator(hasty.server, hasty.folder)
     crash = {"state": {"type": "CRASHED", "message": "as if its process had been killed"}}
-    run_id = hasty.start("export-on-demand", phones=str(halted.phones))
+    run_id = hasty.start("export", phones=str(halted.phones))
     with Worker(bare, "imbrace"):
         hasty.until(lambda: hasty.states(run_id).count("Running") == 1 or None, "the first try")
         hasty.ask("POST", f"/flow_runs/{run_id}/set_state", crash)

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 @pytest.fixture(scope="module")
 def exported(deployed: Operator, worker: Worker, phones: Path) -> str:
     """The run that filled the lake."""
-    run_id = deployed.start("export-on-demand", phones=str(phones))
+    run_id = deployed.start("export", phones=str(phones))
     state = deployed.wait(run_id)
     assert state["name"] == "Completed", f"{state['message']}\n{worker.log.read_text()}"
     return run_id
@@ -56,7 +56,7 @@ def test_ingestion_finds_new_messages_and_new_conversations(
     began = box.put([], phone=next(iter(box.links)))
     box.append(began)
 
-    state = deployed.wait(deployed.start("ingest-hourly"))
+    state = deployed.wait(deployed.start("ingest"))
 
     assert state["name"] == "Completed", state["message"]
     found = messages(lake)
@@ -65,7 +65,7 @@ def test_ingestion_finds_new_messages_and_new_conversations(
 
 def test_schedules_have_runs_that_wait_for_their_time(deployed: Operator) -> None:
     deployed.set_clock("resume")
-    for name in ("ingest-hourly", "verify-nightly"):
+    for name in ("ingest", "verify"):
         body = {"flow_runs": {"deployment_id": {"any_": [deployed.deployment(name)["id"]]}}}
 
         def waiting(body: object = body) -> dict[str, Any] | None:
@@ -78,7 +78,7 @@ def test_schedules_have_runs_that_wait_for_their_time(deployed: Operator) -> Non
 
 
 def test_a_schedule_starts_runs_that_a_worker_completes(deployed: Operator, exported: str) -> None:
-    deployment = deployed.deployment("verify-nightly")["id"]
+    deployment = deployed.deployment("verify")["id"]
     schedules = f"/deployments/{deployment}/schedules"
     (made,) = deployed.ask("POST", schedules, [{"active": True, "schedule": {"interval": 10}}])
     deployed.ask("POST", f"/deployments/{deployment}/resume_deployment")
@@ -99,7 +99,7 @@ def test_a_schedule_starts_runs_that_a_worker_completes(deployed: Operator, expo
 
 
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
-    state = deployed.wait(deployed.start("backfill-on-demand", source="everything"))
+    state = deployed.wait(deployed.start("backfill", source="everything"))
 
     assert state["name"] == "Completed", state["message"]
 
@@ -110,16 +110,16 @@ def test_a_rerun_by_id_exports_the_failures_and_typed_numbers_are_shown_nowhere_
     broken = box.put([], phone=f"+{TYPED}")
     box.append(broken)
     box.break_conversation(broken, "400")
-    partial = deployed.start("export-on-demand", numbers=f"+{TYPED}")
+    partial = deployed.start("export", numbers=f"+{TYPED}")
     assert deployed.wait(partial)["name"] == "Failed"
     box.repair(broken)
 
-    state = deployed.wait(deployed.start("rerun-failed", rerun=partial))
+    state = deployed.wait(deployed.start("retry-failed", rerun=partial))
 
     assert state["name"] == "Completed", state["message"]
     assert broken in messages(lake)
     # The form accepts both together, and the run rejects them in the worker's process.
-    rejected = deployed.wait(deployed.start("export-on-demand", numbers=f"+{TYPED}", phones="list.csv"))
+    rejected = deployed.wait(deployed.start("export", numbers=f"+{TYPED}", phones="list.csv"))
     assert "give one of these" in rejected["message"]
     places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
     assert places == {'INSERT INTO "flow_run" VALUES'}
@@ -141,7 +141,7 @@ def test_an_event_that_names_a_list_starts_an_export_of_that_list(
     )  # fmt: skip
     assert emitted.returncode == 0, emitted.stderr
 
-    deployment = deployed.deployment("export-on-phones-uploaded")
+    deployment = deployed.deployment("export-on-upload")
     runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
     run = deployed.until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
     assert run["parameters"]["params"] == {"phones": str(uploaded)}
@@ -167,7 +167,7 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
     reported = deployed.run("imbrace-lake", "setup", IMBRACE_LAKE=f"s3://{bucket}/lake", **keys).stdout
 
     # The worker has no keys, and the deployment still refers to the block.
-    state = deployed.wait(deployed.start("export-on-demand", phones=str(phones)))
+    state = deployed.wait(deployed.start("export", phones=str(phones)))
     assert deployed.run("imbrace-lake", "setup").returncode == 0
 
     assert "lake: put, get, list and delete work" in reported
@@ -179,11 +179,11 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
 
 
 def test_the_nightly_verification_finds_the_lake_sound(deployed: Operator, exported: str) -> None:
-    assert [one["schedule"]["cron"] for one in deployed.deployment("verify-nightly")["schedules"]] == [
+    assert [one["schedule"]["cron"] for one in deployed.deployment("verify")["schedules"]] == [
         "30 2 * * *"
     ]
 
-    state = deployed.wait(deployed.start("verify-nightly"))
+    state = deployed.wait(deployed.start("verify"))
 
     assert state["name"] == "Completed", state["message"]
 
@@ -192,7 +192,7 @@ def test_an_hourly_run_is_left_out_while_the_last_still_works(
     deployed: Operator, exported: str, box: Sandbox
 ) -> None:
     box.set_options(latency_seconds=2.0)
-    first, second = deployed.start("ingest-hourly"), deployed.start("ingest-hourly")
+    first, second = deployed.start("ingest"), deployed.start("ingest")
 
     states = {deployed.wait(first)["name"], deployed.wait(second)["name"]}
     box.set_options(latency_seconds=0.0)
@@ -201,7 +201,7 @@ def test_an_hourly_run_is_left_out_while_the_last_still_works(
 
 
 def test_deploying_again_asks_nothing_and_changes_nothing(deployed: Operator, exported: str) -> None:
-    before = deployed.deployment("ingest-hourly")
+    before = deployed.deployment("ingest")
 
     done = deployed.run(
         "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml")
@@ -209,7 +209,7 @@ def test_deploying_again_asks_nothing_and_changes_nothing(deployed: Operator, ex
 
     deployed.set_clock("pause")
     assert done.returncode == 0, done.stdout
-    after = deployed.deployment("ingest-hourly")
+    after = deployed.deployment("ingest")
     assert (after["id"], after["parameters"]) == (before["id"], before["parameters"])
     assert [one["schedule"]["cron"] for one in after["schedules"]] == ["7 * * * *"]
 

@@ -91,7 +91,7 @@ def test_a_run_that_is_ended_at_any_moment_leaves_a_lake_that_the_next_one_compl
         stack.enter_context(reader.reading())
         worker = stack.enter_context(Worker(bare, "imbrace"))
         with counting(stage.box, moment) as count:
-            run_id = impatient.start("export-on-demand", phones=str(stage.phones))
+            run_id = impatient.start("export", phones=str(stage.phones))
             impatient.until(
                 lambda: impatient.flow_run(run_id)["state"]["name"] == "Running" or None, "its start"
             )
@@ -101,7 +101,7 @@ def test_a_run_that_is_ended_at_any_moment_leaves_a_lake_that_the_next_one_compl
         logger.info("ending run=%s way=%s pages=%d of at least %d", run_id, way, moment, len(stage.ids))
         if way == "cancel":
             _cancel(impatient, run_id, pid)
-            run_id = impatient.start("export-on-demand", phones=str(stage.phones))
+            run_id = impatient.start("export", phones=str(stage.phones))
         elif way.endswith("flow"):
             os.kill(pid, getattr(signal, way.split()[0]))
         else:

@@ -294,17 +294,17 @@ def test_a_value_that_the_environment_no_longer_gives_stays(setup: Setup, deploy
 
 
 def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:
-    deploy = ("prefect", "deploy", "--name", "rerun-failed", "--prefect-file", str(ROOT / "prefect.yaml"))
+    deploy = ("prefect", "deploy", "--name", "retry-failed", "--prefect-file", str(ROOT / "prefect.yaml"))
     setup("--pool", "elsewhere", "--queue", "slow")
     try:
         assert deployed.run(*deploy).returncode == 0
-        moved = deployed.deployment("rerun-failed")
+        moved = deployed.deployment("retry-failed")
     finally:
         setup()
         assert deployed.run(*deploy).returncode == 0
 
     assert (moved["work_pool_name"], moved["work_queue_name"]) == ("elsewhere", "slow")
-    assert deployed.deployment("rerun-failed")["work_pool_name"] == "imbrace"
+    assert deployed.deployment("retry-failed")["work_pool_name"] == "imbrace"
 
 
 def test_a_server_accepts_the_notification_of_failures(deployed: Operator) -> None:

@@ -135,7 +135,7 @@ def test_four_shards_make_the_lake_of_one_process_and_one_report(
     assert count_runs(deployed) == before
     assert not (alone / "shards").exists()
 
-    run_id = deployed.start("export-on-demand", phones=twelve.phones, shard_size=3)
+    run_id = deployed.start("export", phones=twelve.phones, shard_size=3)
     state = wait(deployed, run_id)
 
     assert state["name"] == "Completed", f"{state['message']}\n{workers[0].log.read_text()}"
@@ -169,7 +169,7 @@ def test_failures_in_shards_are_recorded_once_and_exported_by_a_rerun_of_their_r
     for conversation_id in broken:
         box.break_conversation(conversation_id, "400")
 
-    run_id = deployed.start("export-on-demand", phones=twelve.phones, shard_size=6)
+    run_id = deployed.start("export", phones=twelve.phones, shard_size=6)
     state = wait(deployed, run_id)
 
     assert (state["name"], state["message"]) == (
@@ -188,7 +188,7 @@ def test_failures_in_shards_are_recorded_once_and_exported_by_a_rerun_of_their_r
     assert sorted(row["conversation_id"] for row in dead) == sorted(broken)
     for conversation_id in broken:
         box.repair(conversation_id)
-    state = wait(deployed, deployed.start("rerun-failed", rerun=run_id))
+    state = wait(deployed, deployed.start("retry-failed", rerun=run_id))
     assert state["name"] == "Completed", state["message"]
     assert set(twelve.ids) <= messages(lake).keys()
 
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
         box.break_conversation(conversation_id, "stall")
     bare = Operator(impatient.server, impatient.folder)
     box.reset_stats()
-    run_id = impatient.start("export-on-demand", phones=twelve.phones, shard_size=3)
+    run_id = impatient.start("export", phones=twelve.phones, shard_size=3)
     with ExitStack() as opened:
         first = opened.enter_context(Worker(bare, "imbrace", "--limit", "3"))
         impatient.until(lambda: "Running" in impatient.states(run_id) or None, "the run")
@@ -248,7 +248,7 @@ def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
     for conversation_id in twelve.ids:
         box.break_conversation(conversation_id, "stall")
     box.reset_stats()
-    run_id = operator.start("export-on-demand", phones=twelve.phones, shard_size=2)
+    run_id = operator.start("export", phones=twelve.phones, shard_size=2)
     operator.until(
         lambda: sum(box.stats().pages[one] > 0 for one in twelve.ids) == 6 or None,
         "three stuck shards",

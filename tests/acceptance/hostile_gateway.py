@@ -33,10 +33,12 @@ class Hostile:
     Attributes:
         reply: Returns the pieces of the answer to the head of a request.
         error: The error of its dead letter; None for a valid answer that is as large as allowed.
+        or_error: Another possible error, depending on timing.
     """
 
     reply: Callable[[bytes], Iterable[bytes]]
     error: type[ImbraceLakeError] | None
+    or_error: type[ImbraceLakeError] | None = None
 
 
 def _number_of(head: bytes, name: bytes) -> int:
@@ -77,11 +79,15 @@ def _made(make: Callable[[], Iterable[bytes]]) -> Callable[[bytes], Iterable[byt
     return lambda _: make()
 
 
+# If the connection closes before aiohttp sees that a header is too long, it reports an answer that was cut off.
+CUT_OFF = GatewayUnavailable
 OPENED = b'{"items":[{"_id":"m","content":'
 HOSTILE: dict[str, Hostile] = {
     **{name: Hostile(_made(make), AnswerTooLarge) for name, make in ENDLESS.items()},
     # -- headers, chunks and codings without end
-    "header without end": Hostile(lambda _: endless(HEAD + b"x-a: ", b"x" * 65_536), MalformedAnswer),
+    "header without end": Hostile(
+        lambda _: endless(HEAD + b"x-a: ", b"x" * 65_536), MalformedAnswer, CUT_OFF
+    ),
     "headers without end": Hostile(lambda _: endless(HEAD, b"x-a: 1\r\n" * 8_192), MalformedAnswer),
     "status line without end": Hostile(lambda _: endless(b"HTTP/1.1 200 ", b"x" * 65_536), MalformedAnswer),
     "chunk extension without end": Hostile(
@@ -90,6 +96,7 @@ HOSTILE: dict[str, Hostile] = {
     "trailers without end": Hostile(
         lambda _: endless(HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"x-a: 1\r\n" * 8_192),
         MalformedAnswer,
+        CUT_OFF,
     ),
     "a gzip name without end": Hostile(
         lambda _: endless(

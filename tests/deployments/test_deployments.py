@@ -179,9 +179,7 @@ def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
 
 
 def test_the_nightly_verification_finds_the_lake_sound(deployed: Operator, exported: str) -> None:
-    assert [one["schedule"]["cron"] for one in deployed.deployment("verify")["schedules"]] == [
-        "30 2 * * *"
-    ]
+    assert [one["schedule"]["cron"] for one in deployed.deployment("verify")["schedules"]] == ["30 2 * * *"]
 
     state = deployed.wait(deployed.start("verify"))
 

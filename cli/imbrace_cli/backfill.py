@@ -110,7 +110,7 @@ def backfill(
     elif rerun is not None:
         find_run(settings, rerun)
     params = BackfillParams(
-        source=source, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
+        everything=everything, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
         sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,
         chunk_size=settings.chunk_size, shard_size=settings.shard_size,
         tolerated_failures=tolerated_failures, accept_repeats=accept_repeats,

@@ -111,13 +111,13 @@ def find_run(settings: Settings, run_id: str) -> None:
     Raises:
         UsageError: The lake does not know it, or there is no lake.
     """
-    from imbrace_lake.export.rerun import unknown_run
+    from imbrace_lake.export.rerun import run_id_of, unknown_run
     from imbrace_lake.lake.lake import open_lake
     from imbrace_lake.lake.ledger import knows_run
 
     async def find() -> None:
         async with open_lake(settings.require("lake"), now=None) as lake:
-            if not await knows_run(lake, run_id):
+            if not await knows_run(lake, run_id_of(run_id)):
                 raise unknown_run(lake, run_id)
 
     asyncio.run(find())

@@ -33,7 +33,7 @@ class Approval(RunInput):
     """The form of the button *Resume*."""
 
     decision: Literal["approve", "decline"] = Field(
-        title="Decision", description="`approve` reads as planned, `decline` ends the run."
+        title="Decision", description="approve reads as planned, decline ends the run."
     )
 
 

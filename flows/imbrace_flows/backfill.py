@@ -10,15 +10,13 @@ from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
-from imbrace_flows.params import BackfillParams
+from imbrace_flows.params import BackfillParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.policy import Window
 
 
 def _run_name() -> str:
     params: BackfillParams = flow_run.parameters["params"]
-    if params.parent_run is not None:
-        return str(flow_run.name)  # given by the parent
     return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
 
 
@@ -37,7 +35,7 @@ async def backfill_conversations(
     """Read conversations again and update the lake.
 
     Args:
-        params: The conversations, and the window of time.
+        params: Switch Everything on, or fill in one of the next three fields; a window of time is optional.
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """
@@ -50,8 +48,7 @@ async def backfill_conversations(
                 numbers=params.typed(),
                 conversations=params.conversations,
                 rerun=params.rerun,
-                parent_run=params.parent_run,
-                is_everything=params.source == "everything",
+                is_everything=params.everything,
                 column=params.column,
                 sheet=params.sheet,
                 window=Window(params.since, params.until),
@@ -60,5 +57,38 @@ async def backfill_conversations(
             connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days),
             observer,
             ask_first=params.ask_first,
+        )
+    )
+
+
+@flow(
+    name="export-shard",
+    description="Exports one shard of a large run, which starts it.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def export_shard(
+    params: ShardParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Export one shard of a large run.
+
+    Args:
+        params: The run, and its list of conversations.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
+    """
+    rewalk_days = 0.0 if params.walk_whole else None
+    return await run_flow(
+        lambda observer: read_conversations(
+            Selection(
+                conversations=params.conversations,
+                parent_run=params.parent_run,
+                window=Window(params.since, params.until),
+            ),
+            params,
+            connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days),
+            observer,
         )
     )

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import Field, SecretStr
 
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.form import OrNone, Secret, Text
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
-
-# Prefect's client does not accept data URLs. Without access to the web, the UI shows no icon.
-_ICONS = "https://cdn.jsdelivr.net/npm/lucide-static@0.460.0/icons"
 
 
 class ImbraceCredentials(Block):
@@ -33,13 +31,10 @@ class ImbraceCredentials(Block):
     _block_type_name = "iMBrace Credentials"
     _block_type_slug = "imbrace-credentials"
     _description = "The organization whose conversations are exported, and its API token."
-    _logo_url = HttpUrl(f"{_ICONS}/key-round.svg")
 
-    organization: str = Field(min_length=1, title="Organization", description="Its id, `org_…`.")
-    token: SecretStr = Field(
-        min_length=1, title="Token", description="The organization's API token, `api_…`."
-    )
-    expires_at: Expiry | None = Field(
+    organization: str = Field(min_length=1, title="Organization", description="Its id, org_…")
+    token: SecretStr = Field(min_length=1, title="Token", description="The organization's API token, api_…")
+    expires_at: Expiry | OrNone = Field(
         None,
         title="Token expires on",
         description="The day on which the token expires, if it does. Runs warn from two weeks before.",
@@ -47,7 +42,7 @@ class ImbraceCredentials(Block):
     gateway: str = Field(
         PRODUCTION,
         title="Gateway",
-        description="Production, unless you give the address of another environment, with its `/3rd`.",
+        description="Production, unless you give the address of another environment, with its /3rd.",
     )
 
     async def findings(self) -> list[Finding]:
@@ -76,24 +71,25 @@ class ConversationLake(Block):
     _block_type_name = "Conversation Lake"
     _block_type_slug = "conversation-lake"
     _description = "Where exported conversations are written: a bucket, or a folder that all workers share."
-    _logo_url = HttpUrl(f"{_ICONS}/waves.svg")
 
-    url: str = Field(title="Address", description="`s3://bucket/prefix`, or a folder as an absolute path.")
-    endpoint: str | None = Field(
+    url: str = Field(title="Address", description="s3://bucket/prefix, or a folder as an absolute path.")
+    endpoint: Text = Field(
         None, title="S3 endpoint", description="Address of an S3-compatible server; Amazon's by default."
     )
-    region: str | None = Field(None, title="S3 region")
+    region: Text = Field(None, title="S3 region", description="Such as ap-east-1; by default the worker's.")
     path_style: bool | None = Field(
         None,
         title="Bucket in the path",
-        description="`endpoint/bucket` instead of `bucket.endpoint`; by default what suits the endpoint.",
+        description="endpoint/bucket instead of bucket.endpoint; by default what suits the endpoint.",
     )
-    access_key: str | None = Field(
+    access_key: Text = Field(
         None,
         title="Access key id",
-        description="Leave both keys out to use what the worker has: a role, a profile, or `AWS_*`.",
+        description="Leave both keys out to use what the worker has: a role, a profile, or AWS settings.",
     )
-    secret_key: SecretStr | None = Field(None, title="Secret access key")
+    secret_key: Secret = Field(
+        None, title="Secret access key", description="The secret that belongs to the access key id."
+    )
 
     def options(self) -> StoreOptions:
         """Return the options of the store."""

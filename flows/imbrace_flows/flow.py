@@ -1,28 +1,73 @@
-"""The base of our flows: an error in their parameters is shown by their state, and in no log."""
+"""The base of our flows: their form, and one plain sentence for parameters that cannot be used."""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from types import NoneType
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from prefect import Flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+from prefect.states import Failed
+from pydantic import BaseModel, Field, ValidationError
+
+from imbrace_flows.params import RunParams
+from imbrace_lake.printable import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TITLES = {"credentials": "iMBrace credentials", "lake": "Conversation lake"}
+
+# By this name, its lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
 _validates_ours: ContextVar[bool] = ContextVar("_validates_ours", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What the function of a flow gets instead of parameters that cannot be used: why, in one sentence."""
+
+    reason: str
 
 
 class LakeFlow(Flow[P, R]):
     """A flow that keeps its parameters, which can contain phone numbers, out of logs."""
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the function, from which Prefect makes the form, with a title for each field."""
+        signature = inspect.signature(self.fn)
+        return signature.replace(parameters=[_titled(one) for one in signature.parameters.values()])
+
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Check the parameters as Prefect does, without its log line that repeats rejected values."""
-        with _unrepeated():
-            return super().validate_parameters(parameters)
+        """Check the parameters as Prefect does, but let the function report those that cannot be used.
+
+        Prefect itself would report them in several lines, and repeat rejected values in its log.
+        """
+        expected = inspect.signature(self.fn).parameters
+        try:
+            with _unrepeated():
+                return super().validate_parameters(parameters)
+        except SignatureMismatchError:
+            unknown = ", ".join(printable(name) for name in parameters if name not in expected)
+            reason = f"there is no parameter {unknown}: this flow has {', '.join(expected)}"
+        except ParameterTypeError as exc:
+            # Its text is several lines.
+            error = exc.__context__
+            reason = (
+                _explain(error, expected)
+                if isinstance(error, ValidationError)
+                else "a block of this run cannot be loaded: choose a saved one in its form"
+            )
+        return {**dict.fromkeys(expected), "params": Rejected(reason)}
 
     def with_options(self, *args: Any, **kwargs: Any) -> LakeFlow[P, R]:
         """Return a flow with other options, as Prefect does; it stays a `LakeFlow`."""
@@ -31,9 +76,60 @@ class LakeFlow(Flow[P, R]):
         return changed  # type: ignore[return-value] # it is one now
 
 
-def flow(**options: Any) -> Callable[[Callable[P, R]], LakeFlow[P, R]]:
-    """Make a function a flow, as Prefect's decorator does, whose name the `prefect` command looks for."""
-    return lambda function: LakeFlow(function, **options)
+def flow(**options: Any) -> Callable[[Callable[P, Awaitable[State[Any]]]], LakeFlow[P, Any]]:
+    """Make a function a flow, as Prefect's decorator does, whose name the `prefect` command looks for.
+
+    The first parameter of the function is `params`.
+    """
+
+    def decorate(function: Callable[P, Awaitable[State[Any]]]) -> LakeFlow[P, Any]:
+        @wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
+            for given in (*args, *kwargs.values()):
+                if isinstance(given, Rejected):
+                    logger.error("%s", given.reason)
+                    return Failed(message=given.reason)
+            return await function(*args, **kwargs)
+
+        return LakeFlow(run, **options)
+
+    return decorate
+
+
+def _kind(parameter: inspect.Parameter) -> type[BaseModel]:
+    """Return the class of a parameter, which may be optional."""
+    (kind,) = (one for one in get_args(parameter.annotation) or [parameter.annotation] if one is not NoneType)
+    return kind  # type: ignore[no-any-return] # by the signatures of our flows
+
+
+def _title(parameter: inspect.Parameter) -> str:
+    kind = _kind(parameter)
+    return kind.form_title if issubclass(kind, RunParams) else TITLES[parameter.name]
+
+
+def _titled(parameter: inspect.Parameter) -> inspect.Parameter:
+    default = ... if parameter.default is parameter.empty else parameter.default
+    field = Field(default, json_schema_extra={"title": _title(parameter)})
+    # With null, a form would ask for a choice between a block and `None` first.
+    return parameter.replace(annotation=_kind(parameter), default=field)
+
+
+def _explain(error: ValidationError, expected: Mapping[str, inspect.Parameter]) -> str:
+    """Return what is wrong with parameters, in one sentence that does not repeat their values."""
+    reasons: list[str] = []
+    for one in error.errors(include_input=False, include_url=False):
+        parameter, name = expected[str(one["loc"][0])], str(one["loc"][1]) if one["loc"][1:] else ""
+        field = _kind(parameter).model_fields.get(name)
+        title = (field and field.title) or _title(parameter)
+        text = one["msg"].removeprefix("Value error, ")
+        text = f"{text[:1].lower()}{text[1:]}"
+        if one["type"] == "extra_forbidden":
+            reasons.append(f"there is no parameter {printable(name)}")
+        elif one["type"] == "value_error" and field is None:
+            reasons.append(text)
+        elif one["type"] != "none_required":
+            reasons.append(f"{title}: {text}")
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

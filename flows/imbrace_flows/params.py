@@ -3,35 +3,71 @@
 Everything else comes from the blocks (`imbrace_flows.blocks`) or the settings (`IMBRACE_*`) of the worker.
 Prefect stores and shows parameters in clear. So a token is never a parameter, and a list of phone numbers is
 passed by its address; a few numbers may be typed for a try, and the form explains the consequence.
+
+Descriptions have no markup, because the new UI shows it as it is.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
+from imbrace_flows.form import (
+    ONLY_IN_SCRIPTS,
+    Blankable,
+    OrNone,
+    Secret,
+    Text,
+    as_form,
+    at_position,
+    exactly_one,
+    matches,
+)
+from imbrace_lake.errors import UsageError
 from imbrace_lake.export.drift import DriftMode
+from imbrace_lake.export.rerun import RUN_ID, run_id_of
+from imbrace_lake.phones.numbers import REGIONS, parse_region
 
-Source = Literal["everything", "phones", "conversations", "rerun"]
+Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 
 MOST_TYPED = 20
 # Fifteen digits, a plus, and some blanks, brackets and a comma.
 LONGEST_TYPED = 32 * MOST_TYPED
+_REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
+_FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
 
-
-def _at_position(position: int) -> JsonDict:
-    """Keep the order of the form, because PostgreSQL does not keep the order of the keys of an object."""
-    return {"position": position}
+RunId = Annotated[str, AfterValidator(run_id_of)]
+Moment = Annotated[AwareDatetime | OrNone, Blankable]
+Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
 
 
 class RunParams(BaseModel):
-    """Parameters of every run."""
+    """Parameters of every run.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    Attributes:
+        form_title: The title of the form's fields.
+        rules: What the form checks besides each field.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=as_form
+    )
+
+    form_title: ClassVar[str]
+    rules: ClassVar[Sequence[JsonDict]] = ()
 
     def recorded(self) -> dict[str, Any]:
         """Return the parameters for the ledger, with typed numbers masked."""
@@ -39,60 +75,32 @@ class RunParams(BaseModel):
 
 
 class ReadParams(RunParams):
-    """Parameters of every run that reads from the gateway."""
+    """Parameters of every run that reads from the gateway; forms do not show them."""
 
-    phones: str | None = Field(
-        None,
-        title="List of phone numbers",
-        description=(
-            "Path or URL of the list, reachable from the worker: `s3://bucket/list.csv`. Text, CSV, Parquet"
-            " or a spreadsheet; a folder or a pattern (`s3://bucket/lists/*.parquet`) is one list."
-        ),
-        json_schema_extra=_at_position(1),
-    )
-    column: str | None = Field(
-        None,
-        title="Columns",
-        description="The columns of the list to read, by name or position, separated by commas.",
-        json_schema_extra=_at_position(3),
-    )
-    region: str | None = Field(
-        None,
-        title="Default country",
-        pattern="^[A-Za-z]{2}$",
-        description="Country of numbers written without a country code, as two letters: `TW`.",
-        json_schema_extra=_at_position(4),
-    )
-    sheet: str | None = Field(
-        None,
-        title="Sheet",
-        description="The sheet of a spreadsheet to read, by name or position; the first by default.",
-        json_schema_extra=_at_position(18),
-    )
     tolerated_failures: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
         title="Tolerated share of failures",
         description="The run still ends as completed if at most this share of conversations fails, 0 to 1.",
-        json_schema_extra=_at_position(20),
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
     drift: DriftMode = Field(
         "evolve",
         title="Schema drift",
         description=(
-            "What to do when the gateway sends a new message type or field: `evolve` reports it in the"
-            " summary, `warn` also in the log, `freeze` does not export the conversation."
+            "What to do when the gateway sends a new message type or field: evolve reports it in the"
+            " summary, warn also in the log, freeze does not export the conversation."
         ),
-        json_schema_extra=_at_position(21),
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
     chunk_size: int | None = Field(
         None,
         ge=1,
         le=10_000,
         title="Conversations per task",
-        description="From 1 to 10,000; by default, larger runs have larger tasks.",
-        json_schema_extra=_at_position(22),
+        description="By default, larger runs have larger tasks.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
     shard_size: int | None = Field(
         None,
@@ -102,56 +110,111 @@ class ReadParams(RunParams):
             "A run with more conversations than this is split into shards, which several workers export. By"
             " default, up to 20,000 conversations stay in one run."
         ),
-        json_schema_extra=_at_position(23),
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
-
     accept_repeats: bool = Field(
         False,
         title="Accept repeated messages",
         description=(
             "Export conversations although the gateway permanently repeats messages in their lists; the"
-            " ledger marks them `repeats`."
+            " ledger marks them."
         ),
-        json_schema_extra=_at_position(24),
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
 
     def settings(self) -> dict[str, object]:
         """Return the given parameters that win over the settings of the same name."""
         return {
-            "region": self.region,
             "chunk_size": self.chunk_size,
             "shard_size": self.shard_size,
             "accept_repeats": self.accept_repeats or None,
         }
 
 
-class ChosenParams(ReadParams):
+class ListParams(ReadParams):
+    """Parameters of every run that can read a list of phone numbers."""
+
+    rules: ClassVar[Sequence[JsonDict]] = (
+        matches("region", _REGION, "two letters of a country, such as TW"),
+    )
+
+    phones: Text = Field(
+        None,
+        title="List of phone numbers",
+        description=(
+            "Path or URL of a list that the worker can read, such as s3://bucket/list.csv: text, CSV, Parquet"
+            " or a spreadsheet. A folder is one list, and so is a pattern with an asterisk."
+        ),
+        json_schema_extra=at_position(1),
+    )
+    region: Text = Field(
+        None,
+        title="Default country",
+        description="Country of numbers written without a country code, as two letters, such as TW.",
+        json_schema_extra=at_position(4),
+    )
+    column: Text = Field(
+        None,
+        title="Columns",
+        description=(
+            "The columns of the list to read, by name or position, separated by commas. If empty, they are"
+            " found by their content."
+        ),
+        json_schema_extra=at_position(21),
+    )
+    sheet: Text = Field(
+        None,
+        title="Sheet",
+        description="The sheet of a spreadsheet to read, by name or position. If empty, the first.",
+        json_schema_extra=at_position(22),
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _in_capitals(cls, region: str | None) -> str | None:
+        try:
+            return None if region is None else parse_region(region)
+        except UsageError:
+            # Its message repeats the text, which can be a number in the wrong field.
+            raise ValueError("write two letters of a country, such as TW") from None
+
+    def settings(self) -> dict[str, object]:
+        """Return the given parameters that win over the settings of the same name."""
+        return {**super().settings(), "region": self.region}
+
+
+class ChosenParams(ListParams):
     """Parameters of exports and backfills, where an operator can type numbers and approve a plan."""
 
-    numbers: SecretStr | None = Field(
+    rules: ClassVar[Sequence[JsonDict]] = (
+        *ListParams.rules,
+        matches("numbers", _FEW, f"at most {MOST_TYPED} phone numbers; write more into a list"),
+    )
+
+    numbers: Secret = Field(
         None,
-        max_length=LONGEST_TYPED,
         title="A few phone numbers",
         description=(
-            f"At most {MOST_TYPED}, separated by commas or line breaks, for a try. **Prefect stores what is"
-            " typed here and shows it to everybody who may see the run**: prefer a list."
+            f"At most {MOST_TYPED}, separated by commas. Prefect stores what is typed here and shows it to"
+            " everybody who may see the run: prefer a list."
         ),
-        json_schema_extra=_at_position(2),
+        json_schema_extra=at_position(2),
     )
     ask_first: bool = Field(
         False,
         title="Ask before reading",
         description=(
             "Estimate what the run would read and how long it would take, then wait up to a day for approval"
-            " with *Resume*."
+            " with the button Resume."
         ),
-        json_schema_extra=_at_position(19),
+        json_schema_extra=at_position(20),
     )
 
     @field_validator("numbers")
     @classmethod
     def _few(cls, numbers: SecretStr | None) -> SecretStr | None:
-        if numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED:
+        is_too_long = numbers is not None and len(numbers) > LONGEST_TYPED
+        if is_too_long or (numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED):
             raise ValueError(f"type 1 to {MOST_TYPED} phone numbers, or give the address of a list")
         return numbers
 
@@ -160,124 +223,198 @@ class ChosenParams(ReadParams):
         return None if self.numbers is None else _separate(self.numbers)
 
 
-class ExportParams(ChosenParams):
-    """An export: the conversations of a list of phone numbers, or the failures of an earlier run."""
+def _separate(numbers: SecretStr) -> list[str]:
+    return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
 
-    rerun: str | None = Field(
+
+class ExportParams(ChosenParams):
+    """An export: the conversations of phone numbers, or, in scripts, the failures of an earlier run."""
+
+    form_title = "What to export"
+    rules: ClassVar[Sequence[JsonDict]] = (
+        *ChosenParams.rules,
+        *exactly_one("phones", "numbers", "rerun", words="a list of phone numbers, a few phone numbers"),
+    )
+
+    accept_repeats: bool = Field(
+        False,
+        title="Accept repeated messages",
+        description=(
+            "Export conversations although the gateway permanently repeats messages in their lists; the"
+            " ledger marks them. Only if the failures of a run advise it."
+        ),
+        json_schema_extra=at_position(23),
+    )
+    rerun: RunId | None = Field(
         None,
-        title="Retry the failures of run",
-        description="Id of an earlier run. Exports only what that run could not; leave the numbers empty.",
-        json_schema_extra=_at_position(5),
+        title="Run to retry",
+        description="Id of an earlier run whose failures are exported again.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum(source is not None for source in (self.phones, self.numbers, self.rerun)) != 1:
-            raise ValueError(
-                "give one of these: a list of phone numbers, a few numbers, or a run whose failures to retry"
-            )
+            raise ValueError("give one of these: a list of phone numbers, or a few phone numbers")
         return self
 
 
-def _separate(numbers: SecretStr) -> list[str]:
-    return [text for part in re.split(r"[,;\n]", numbers.get_secret_value()) if (text := part.strip())]
+class UploadParams(ListParams):
+    """An export of a list that an event names."""
+
+    form_title = "What to export"
+
+    phones: str = Field(
+        min_length=1,
+        title="List of phone numbers",
+        description=(
+            "Path or URL of a list that the worker can read, such as s3://bucket/list.csv. An event fills"
+            " this in."
+        ),
+        json_schema_extra=at_position(1),
+    )
 
 
-class IngestParams(ReadParams):
+class RetryParams(ReadParams):
+    """An export of the failures of an earlier run."""
+
+    form_title = "What to retry"
+    rules: ClassVar[Sequence[JsonDict]] = (
+        matches("rerun", RUN_ID, "the id of a run, or the address of its page"),
+    )
+
+    rerun: RunId = Field(
+        min_length=1,
+        title="Run to retry",
+        description="The id of the run whose failures to export again, or the address of its page.",
+        json_schema_extra=at_position(1),
+    )
+
+
+class IngestParams(ListParams):
     """An ingestion: new messages of every conversation the lake knows, and of those of a list of numbers."""
+
+    form_title = "Where to find new conversations"
 
 
 class BackfillParams(ChosenParams):
     """A backfill: some conversations again, completely or for a window of time."""
 
-    source: Source = Field(
-        "everything",
-        title="Which conversations",
-        description=(
-            "`everything` the lake knows, those of `phones` (a list, or a few typed numbers), a list of"
-            " `conversations`, or the failures of an earlier run (`rerun`). Fill in the field that belongs to"
-            " your choice."
+    form_title = "What to read again"
+    rules: ClassVar[Sequence[JsonDict]] = (
+        *ChosenParams.rules,
+        *exactly_one(
+            *("everything", "phones", "numbers", "conversations", "rerun"),
+            words="everything, a list of phone numbers, a few phone numbers, a list of conversations",
         ),
-        json_schema_extra=_at_position(0),
     )
-    conversations: str | None = Field(
+
+    everything: bool = Field(
+        False,
+        title="Everything",
+        description="All conversations that the lake knows.",
+        json_schema_extra=at_position(0),
+    )
+    conversations: Text = Field(
         None,
         title="List of conversations",
         description=(
-            "Path or URL of a list of conversation ids, as for phone numbers; in tables, in the column"
-            " `conversation_id` unless you name another."
+            "Path or URL of a list of conversation ids; in tables, in the column conversation_id unless you"
+            " name another."
         ),
-        json_schema_extra=_at_position(5),
+        json_schema_extra=at_position(3),
     )
-    rerun: str | None = Field(
+    rerun: RunId | None = Field(
         None,
         title="Run to retry",
-        description="The id of the run whose failures are exported again.",
-        json_schema_extra=_at_position(6),
+        description="Id of an earlier run whose failures are exported again.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
-    since: AwareDatetime | None = Field(
+    since: Moment = Field(
         None,
         title="From",
-        description="Only messages from this moment on; their edits too.",
-        json_schema_extra=_at_position(7),
+        description="Only messages from this moment on, and their edits. If empty, from the first.",
+        json_schema_extra=at_position(5),
     )
-    until: AwareDatetime | None = Field(
+    until: Moment = Field(
         None,
         title="Until",
-        description="Only messages before this moment.",
-        json_schema_extra=_at_position(8),
+        description="Only messages before this moment. If empty, to the last.",
+        json_schema_extra=at_position(6),
     )
     walk_whole: bool = Field(
         True,
-        title="Walk complete conversations",
-        description="Read all messages, to find old edits and deletions; otherwise only new messages.",
-        json_schema_extra=_at_position(9),
+        title="Read complete conversations",
+        description="Finds old edits and deletions; otherwise only new messages are read.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
     )
 
-    parent_run: str | None = Field(
-        None,
-        title="Shard of run",
-        description="Leave empty. A large run enters its own id here when it starts its shards.",
-        json_schema_extra=_at_position(25),
-    )
+    @property
+    def source(self) -> Source:
+        """The field that names the conversations."""
+        return self._sources()[0]
+
+    def _sources(self) -> list[Source]:
+        given: dict[Source, object] = {
+            "everything": self.everything or None,
+            "phones": self.phones,
+            "numbers": self.numbers,
+            "conversations": self.conversations,
+            "rerun": self.rerun,
+        }
+        return [source for source, value in given.items() if value is not None]
 
     @model_validator(mode="after")
-    def _source_is_given(self) -> Self:
-        if self.phones is not None and self.numbers is not None:
-            raise ValueError("which conversations: give a list of phone numbers or a few numbers, not both")
-        given = {
-            "phones": self.phones is not None or self.numbers is not None,
-            "conversations": self.conversations is not None,
-            "rerun": self.rerun is not None,
-        }
-        for source, is_given in given.items():
-            if is_given != (self.source == source):
-                verb = "is missing" if self.source == source else "belongs to another choice"
-                raise ValueError(f"which conversations: {self.source}, but the field {source} {verb}")
-        if self.parent_run is not None and self.conversations is None:
-            raise ValueError("a shard of another run needs its list of conversations")
+    def _one_source_and_a_window(self) -> Self:
+        if len(self._sources()) != 1:
+            raise ValueError(
+                "give one of these: everything, a list of phone numbers, a few phone numbers, or a list of"
+                " conversations"
+            )
         if self.since is not None and self.until is not None and self.since >= self.until:
-            raise ValueError("the window ends before it begins")
+            raise ValueError("the window ends before it begins: Until must be later than From")
         return self
 
-    def window(self) -> tuple[datetime | None, datetime | None]:
-        """Return the window of time; None on an open side."""
-        return self.since, self.until
+
+class ShardParams(ReadParams):
+    """A shard of a large run, which starts it; parameters as of a backfill."""
+
+    form_title = "Shard"
+
+    conversations: str = Field(
+        min_length=1,
+        title="List of conversations",
+        description="Key of a list that the run has written into the lake.",
+        json_schema_extra=at_position(1),
+    )
+    parent_run: str = Field(
+        min_length=1, title="Run", description="Id of the run.", json_schema_extra=at_position(2)
+    )
+    since: Moment = Field(
+        None, title="From", description="Begin of the window.", json_schema_extra=at_position(5)
+    )
+    until: Moment = Field(
+        None, title="Until", description="End of the window.", json_schema_extra=at_position(6)
+    )
+    walk_whole: bool = Field(True, title="Read complete conversations", json_schema_extra=ONLY_IN_SCRIPTS)
 
 
 class VerifyParams(RunParams):
     """A verification: every object against its hash, and on request every count against the gateway."""
 
+    form_title = "What to verify"
+
     counts: bool = Field(
         False,
         title="Ask the gateway for every count",
         description="One request per conversation; messages newer than the last run count as differences.",
-        json_schema_extra=_at_position(1),
+        json_schema_extra=at_position(1),
     )
-    stale_hours: float | None = Field(
+    stale_hours: Hours = Field(
         None,
-        gt=0,
         title="Stale after",
-        description="Maximum age of a conversation's proof, in hours; an event reports older ones.",
-        json_schema_extra=_at_position(2),
+        description=(
+            "Maximum age of a conversation's proof, in hours; an event reports older ones. If empty, any age."
+        ),
+        json_schema_extra=at_position(2),
     )

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from imbrace_flows.deployment_run import is_deployment_run
-from imbrace_flows.params import BackfillParams
+from imbrace_flows.params import ShardParams
 from imbrace_lake.errors import StoreUnavailable, UsageError, as_own_error
 from imbrace_lake.export.recovery import read_header
 from imbrace_lake.export.run import RunContext
@@ -26,7 +26,7 @@ from imbrace_lake.export.shards import Shard, collect_results, shard_count
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.settings import Settings
 
-DEPLOYMENT = "backfill-conversations/export-shard"
+DEPLOYMENT = "export-shard/export-shard"
 POLL_SECONDS = 5.0
 # An automation of `imbrace-lake setup` restarts a crashed run after half a minute; without it, the run that
 # waits for the shard does. A run that is silent but has not crashed has lost its worker unnoticed.
@@ -115,8 +115,7 @@ async def export_by_shards(
         try:
             found = await _find_runs(client, shards)
             for shard in shards:
-                parameters = BackfillParams(
-                    source="conversations",
+                parameters = ShardParams(
                     conversations=shard.key,
                     parent_run=run.run_id,
                     since=run.window.since,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,16 @@ from imbrace_lake.errors import DamagedObject, UsageError
 from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
+
+_UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+RUN_ID = rf"^\s*(?:\S*/flow-run/)?{_UUID}(?:[/?#]\S*)?\s*$"
+"""Matches the id of a run, and the address of its page in either interface of Prefect."""
+
+
+def run_id_of(text: str) -> str:
+    """Return the id of a run that is given by its id or by the address of its page."""
+    found = re.search(rf"/flow-run/({_UUID})", text)
+    return found[1] if found else text.strip()
 
 
 @dataclass(slots=True)

@@ -17,6 +17,9 @@ from imbrace_lake.errors import InvalidPhoneNumber, UsageError
 PhoneNumber = NewType("PhoneNumber", str)
 """E.164 with its plus sign, ``+886911425977``; made only by :func:`parse_phone`."""
 
+REGIONS: frozenset[str] = frozenset(phonenumbers.SUPPORTED_REGIONS)
+"""The regions of ISO 3166 that have phone numbers, in capitals."""
+
 _MAX_CHARACTERS = 250
 # Of a longer number, two digits leave thousands of candidates; of a shorter one, they would show half.
 _MIN_DIGITS_FOR_TAIL = 8
@@ -244,7 +247,7 @@ def _is_usual(phone: PhoneNumber, groups: Sequence[re.Match[str]]) -> bool:
 def parse_region(text: str) -> str:
     """Check the letters of a default region and return them in capitals."""
     region = text.strip().upper()
-    if region not in phonenumbers.SUPPORTED_REGIONS:
+    if region not in REGIONS:
         hint = "GB" if region == "UK" else "TW"
         raise UsageError(f"There is no region {text[:20]!r}: use two letters of ISO 3166, such as {hint}.")
     return region

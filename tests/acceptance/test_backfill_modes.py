@@ -155,8 +155,8 @@ SOME = [*((source, "whole") for source in SOURCES), ("conversations", "window"),
 @pytest.mark.parametrize(("source", "span"), [*itertools.product(SOURCES, SPANS)] if IS_FULL else SOME)
 def test_command_line_and_deployment_leave_the_same_lake(source: str, span: str, stage: Stage) -> None:
     ids = write_phones(stage.base.parent / "ids.txt", [stage.behind, stage.changed])
-    given = {
-        "everything": (["--everything"], {}),
+    given: dict[str, tuple[list[str], dict[str, object]]] = {
+        "everything": (["--everything"], {"everything": True}),
         "phones": (["--phones", stage.phones], {"phones": stage.phones}),
         "conversations": (["--conversations", ids], {"conversations": ids}),
         "rerun": (["--rerun", stage.run_id], {"rerun": stage.run_id}),
@@ -171,7 +171,7 @@ def test_command_line_and_deployment_leave_the_same_lake(source: str, span: str,
     more_arguments, more_params = spans[span]
     mine, theirs = stage.copy(f"{source}-{span}-command"), stage.copy(f"{source}-{span}-deployment")
 
-    run_id = stage.by_deployment(theirs, {"source": source, **params, **more_params})
+    run_id = stage.by_deployment(theirs, {**params, **more_params})
     summary = stage.by_command(mine, *arguments, *more_arguments)
     ended = stage.end_of(run_id)
 

@@ -140,7 +140,7 @@ class Form:
 
     def field(self, title: str) -> Locator:
         """A field with its title, description and message."""
-        label = self.ui.page.get_by_text(f"{title} (Optional)", exact=True)
+        label = self.ui.page.get_by_text(re.compile(rf"^{re.escape(title)}( \(Optional\))?$"))
         # The outer group also contains the title, and comes first.
         return self.ui.page.locator(".schema-form-property").filter(has=label).last
 
@@ -150,13 +150,9 @@ class Form:
         return [text.removesuffix(" (Optional)") for text in labels.all_inner_texts()]
 
     def write(self, title: str, text: str) -> None:
-        """Write into a field; an empty one first needs a click to take a value."""
+        """Write into a field."""
         self.ui.words.append(title)
-        field = self.field(title)
-        offer = field.get_by_role("button", name=re.compile("^(str|password|int|float|datetime)$"))
-        if offer.count():
-            self.ui.press(offer, offer.inner_text())
-        field.locator("input, textarea").first.fill(text)
+        self.field(title).locator("input, textarea").first.fill(text)
 
     def choose(self, title: str, option: str) -> None:
         """Choose one of several answers."""

@@ -95,7 +95,7 @@ def test_failures_of_a_window_are_reported_with_the_window_and_everything_finds_
     for one in (never, windowed):
         assert parsed(texts(workdir, one)) == truth(box, one)
     parameters = httpx.get(f"{prefect.api_url}/flow_runs/{summary['run_id']}").json()["parameters"]["params"]
-    assert (parameters["source"], parameters["chunk_size"]) == ("everything", 1)
+    assert (parameters["everything"], parameters["chunk_size"]) == (True, 1)
 
 
 def test_times_reach_the_flow_with_their_zone_and_a_plain_date_is_midnight_in_utc(

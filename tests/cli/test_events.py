@@ -315,7 +315,7 @@ def test_a_backfill_of_a_typed_number_reads_the_conversations_of_that_customer(
     box.reset_stats()
 
     async def run() -> Any:
-        params = BackfillParams(source="phones", numbers=SecretStr(number))
+        params = BackfillParams(numbers=SecretStr(number))
         return await backfill_conversations(params, return_state=True)
 
     state = asyncio.run(run())

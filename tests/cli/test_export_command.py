@@ -181,7 +181,7 @@ def test_shards_without_a_worker_are_reported_before_anything_is_read(
     run: Run, box: Sandbox, phones: Path, workdir: Path, prefect: LocalServer
 ) -> None:
     unknown = run("export", "--phones", str(phones), "--shard-size", "5")
-    flow = made(prefect, "flows", name="backfill-conversations")
+    flow = made(prefect, "flows", name="export-shard")
     deployment = made(prefect, "deployments", name="export-shard", flow_id=flow)
     os.environ["IMBRACE_SHARD_SIZE"] = "5"
     idle = run("export", "--phones", str(phones))
@@ -189,8 +189,8 @@ def test_shards_without_a_worker_are_reported_before_anything_is_read(
     until(lambda: httpx.delete(address).is_success or None, "the end of the deployment")
 
     assert (unknown.code, idle.code) == (1, 1)
-    assert "no deployment backfill-conversations/export-shard" in unknown.out + unknown.err
-    assert "no worker asks for runs of backfill-conversations/export-shard" in idle.out + idle.err
+    assert "no deployment export-shard/export-shard" in unknown.out + unknown.err
+    assert "no worker asks for runs of export-shard/export-shard" in idle.out + idle.err
     assert sum(box.stats().requests.values()) == 0
     assert not (workdir / "lake").exists()
 

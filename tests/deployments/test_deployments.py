@@ -19,6 +19,7 @@ from tests.deployments.operator import ROOT, Operator, Worker
 from tools.seaweed import Seaweed
 
 TYPED = "886911000111"
+BACKWARDS = "the window ends before it begins: Until must be later than From"
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 
@@ -99,7 +100,7 @@ def test_a_schedule_starts_runs_that_a_worker_completes(deployed: Operator, expo
 
 
 def test_a_backfill_reads_everything_the_lake_knows_again(deployed: Operator, exported: str) -> None:
-    state = deployed.wait(deployed.start("backfill", source="everything"))
+    state = deployed.wait(deployed.start("backfill", everything=True))
 
     assert state["name"] == "Completed", state["message"]
 
@@ -118,9 +119,12 @@ def test_a_rerun_by_id_exports_the_failures_and_typed_numbers_are_shown_nowhere_
 
     assert state["name"] == "Completed", state["message"]
     assert broken in messages(lake)
-    # The form accepts both together, and the run rejects them in the worker's process.
-    rejected = deployed.wait(deployed.start("export", numbers=f"+{TYPED}", phones="list.csv"))
-    assert "give one of these" in rejected["message"]
+    # The form accepts any window, and the run rejects it in the worker's process.
+    window = {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}
+    rejected = deployed.start("backfill", numbers=f"+{TYPED}", **window)
+    assert deployed.wait(rejected)["message"] == BACKWARDS
+    assert [line for line in deployed.logs(rejected) if "\n" in line or "Traceback" in line] == []
+    assert BACKWARDS in deployed.logs(rejected)
     places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
     assert places == {'INSERT INTO "flow_run" VALUES'}
     assert TYPED not in worker.log.read_text()

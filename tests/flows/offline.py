@@ -19,7 +19,7 @@ from prefect.utilities.annotations import quote
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
-from imbrace_flows.params import BackfillParams, ExportParams, ReadParams
+from imbrace_flows.params import ExportParams, ReadParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
@@ -93,7 +93,7 @@ class Offline:
     def run_shard(self, run_id: str, parent: str, key: str, **given: Any) -> State[Any]:
         """Export the conversations of a list in the lake, as a shard of a run."""
         selection = Selection(conversations=key, parent_run=parent)
-        params = BackfillParams(source="conversations", conversations=key, parent_run=parent)
+        params = ShardParams(conversations=key, parent_run=parent)
         return self._run(run_id, selection, params, **given)
 
     def _run(self, run_id: str, selection: Selection, params: ReadParams, **given: Any) -> State[Any]:

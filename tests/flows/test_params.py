@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
+from typing import Any
 
 import prefect
 import pytest
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from pydantic import SecretStr, ValidationError
 
-from imbrace_flows.backfill import backfill_conversations
-from imbrace_flows.export import export_conversations
+from imbrace_flows.backfill import backfill_conversations, export_shard
+from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
+from imbrace_flows.flow import Rejected
 from imbrace_flows.ingest import ingest_conversations
-from imbrace_flows.params import MOST_TYPED, BackfillParams, ExportParams, ReadParams
+from imbrace_flows.params import MOST_TYPED, BackfillParams, ExportParams, ListParams, RetryParams
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
 NUMBER = "+886911425977"
 TOKEN = "api_never_to_be_shown"
+RUN = "0d8e8bd7-8b3c-4a34-9d3f-5c3c2d1f0a11"
 
 
 def test_typed_numbers_are_separated_by_commas_and_line_breaks_and_may_contain_blanks() -> None:
@@ -58,26 +64,48 @@ def test_an_export_has_exactly_one_source(given: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "reported"),
+    "given",
     [
-        ({"numbers": NUMBER}, "the field phones belongs to another choice"),
-        ({"source": "phones"}, "the field phones is missing"),
-        ({"source": "phones", "phones": "a.csv", "numbers": NUMBER}, "not both"),
+        {},
+        {"everything": False},
+        {"everything": True, "conversations": "a.csv"},
+        {"phones": "a.csv", "numbers": NUMBER},
+        {"conversations": "a.csv", "rerun": RUN},
     ],
 )
-def test_a_backfill_of_phones_takes_a_list_or_a_few_numbers(given: dict[str, str], reported: str) -> None:
-    with pytest.raises(ValidationError, match=reported):
+def test_a_backfill_has_exactly_one_source(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="give one of these: everything"):
         BackfillParams.model_validate(given)
 
-    assert BackfillParams(source="phones", numbers=SecretStr(NUMBER)).typed() == [NUMBER]
-    assert BackfillParams(source="phones", phones="a.csv").typed() is None
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ({"everything": True}, "everything"),
+        ({"phones": "a.csv"}, "phones"),
+        ({"numbers": NUMBER, "phones": " "}, "numbers"),
+        ({"conversations": "a.csv", "numbers": ""}, "conversations"),
+        ({"rerun": RUN}, "rerun"),
+    ],
+)
+def test_the_source_of_a_backfill_is_the_field_that_is_filled_in(
+    given: dict[str, object], source: str
+) -> None:
+    assert BackfillParams.model_validate(given).source == source
 
 
-def test_only_a_backfill_of_a_list_of_conversations_can_be_a_shard() -> None:
-    with pytest.raises(ValidationError, match="needs its list of conversations"):
-        BackfillParams(parent_run="a-run")
-
-    assert BackfillParams(source="conversations", conversations="shards/1", parent_run="a-run").parent_run
+@pytest.mark.parametrize(
+    "text",
+    [
+        RUN,
+        f" {RUN}\n",
+        f"http://127.0.0.1:4200/runs/flow-run/{RUN}",
+        f"http://127.0.0.1:4200/v2/runs/flow-run/{RUN}?tab=Logs",
+    ],
+)
+def test_a_run_is_named_by_its_id_or_by_the_address_of_its_page(text: str) -> None:
+    assert rejections(retry_failures, {"rerun": text}) == []
+    assert RetryParams(rerun=text).rerun == RUN
 
 
 def test_typed_numbers_are_masked_in_the_ledger_and_the_logs() -> None:
@@ -87,40 +115,119 @@ def test_typed_numbers_are_masked_in_the_ledger_and_the_logs() -> None:
     assert params.recorded()["region"] == "TW"
 
 
+WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
+    (export_conversations, {"region": "TW"}, "one of these: a list of phone numbers, a few phone numbers"),
+    (export_conversations, {"phones": "a.csv", "numbers": NUMBER}, "only one of these: a list of phone"),
+    (export_conversations, {"phones": "a.csv", "region": "Taiwan"}, "two letters of a country, such as TW"),
+    (export_conversations, {"phones": "a.csv", "region": "XX"}, "two letters of a country, such as TW"),
+    (export_conversations, {"numbers": f"{NUMBER}, " * (MOST_TYPED + 1)}, "at most 20 phone numbers"),
+    (export_conversations, {"phones": ["a.csv"]}, "['a.csv'] is not valid under"),
+    (export_conversations, {"phones": "a.csv", "fones": 1}, "'fones' does not match"),
+    (export_conversations, {"phones": "a.csv", "tolerated_failures": 7}, "greater than the maximum of 1"),
+    (export_uploaded_list, {"phones": ""}, "'' should be non-empty"),
+    (retry_failures, {"rerun": ""}, "the id of a run, or the address of its page"),
+    (retry_failures, {"rerun": "brave-otter"}, "the id of a run, or the address of its page"),
+    (retry_failures, {"rerun": f"/artifacts/artifact/{RUN}"}, "the id of a run, or the address of its page"),
+    (backfill_conversations, {"everything": False}, "one of these: everything, a list of phone numbers"),
+    (backfill_conversations, {"everything": True, "numbers": NUMBER}, "only one of these: everything"),
+    (backfill_conversations, {"everything": True, "since": "soon"}, "'soon' is not a 'date-time'"),
+    (verify_lake, {"stale_hours": -1}, "-1 is less than or equal to the minimum of 0"),
+    (verify_lake, {"counts": "maybe"}, "'maybe' is not of type 'boolean'"),
+]
+
+
+@pytest.mark.parametrize(("flow", "given", "message"), WRONG)
+def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
+    flow: Flow[..., Any], given: dict[str, object], message: str
+) -> None:
+    found = rejections(flow, given)
+
+    assert any(message in one for one in found), found
+    assert all(len(one) < 150 and NUMBER not in one for one in found)
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [{"fhones": "a.csv"}, {"phones": "a.csv"}, {"region": "Taiwan"}, {"chunk_size": 0}, {"shard_size": 0}],
+    ("flow", "given"),
+    [
+        (export_conversations, {"phones": "a.csv", "numbers": "", "region": "", "column": None}),
+        (export_conversations, {"numbers": f"{NUMBER}, " * MOST_TYPED, "region": "tw", "shard_size": 3}),
+        (export_uploaded_list, {"phones": "s3://bucket/a.csv"}),
+        (backfill_conversations, {"everything": True, "phones": " ", "since": "2026-01-31T08:00:00+08:00"}),
+        (backfill_conversations, {"everything": False, "conversations": "ids.txt", "until": None}),
+        (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
+        (verify_lake, {"counts": True, "stale_hours": 24}),
+    ],
+)
+def test_a_form_accepts_what_its_flow_accepts(flow: Flow[..., Any], given: dict[str, object]) -> None:
+    assert rejections(flow, given) == []
+    assert not isinstance(flow.validate_parameters({"params": given})["params"], Rejected)
+
+
+@pytest.mark.parametrize(
+    ("flow", "given"), [(flow, given) for flow, given, _ in WRONG if given.get("rerun", "") == ""]
+)
+def test_a_flow_rejects_what_its_form_rejects(flow: Flow[..., Any], given: dict[str, object]) -> None:
+    # As without the check of the form, which an operator can switch off.
+    assert isinstance(flow.validate_parameters({"params": given})["params"], Rejected)
+
+
+def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
+    began = time.monotonic()
+
+    for text in (" " * 100_000, "9" * 100_000, ", " * 50_000, "9 " * 50_000, "/flow-run/" * 10_000):
+        rejections(export_conversations, {"numbers": text})
+        rejections(retry_failures, {"rerun": text})
+
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"params": {}}, "give one of these: a list of phone numbers, or a few phone numbers"),
+        (
+            {"params": {"numbers": NUMBER, "phones": "a.csv"}},
+            "give one of these: a list of phone numbers, or a few phone numbers",
+        ),
+        (
+            {"params": {"phones": "a.csv", "region": NUMBER}},
+            "Default country: write two letters of a country, such as TW",
+        ),
+        ({"params": {"phones": 7}}, "List of phone numbers: input should be a valid string"),
+        ({"params": {"phones": "a.csv", "fones": NUMBER}}, "there is no parameter fones"),
+        ({"params": {"phones": "a.csv", NUMBER: 1}}, "there is no parameter +…"),
+        ({"params": None}, "What to export: input should be a valid dictionary or instance of ExportParams"),
+        ({"phones": "a.csv"}, "there is no parameter phones: this flow has params, credentials, lake"),
+        ({}, "What to export: field required"),
+        (
+            {"params": {"phones": "a.csv"}, "credentials": {"organization": "", "token": TOKEN}},
+            "Organization: string should have at least 1 character",
+        ),
+    ],
 )
 @pytest.mark.parametrize("flow", [export_conversations, export_conversations.with_options(name="another")])
-def test_rejected_parameters_are_repeated_neither_in_the_error_nor_in_the_log(
-    flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+def test_parameters_that_cannot_be_used_fail_in_one_sentence_without_values_or_traceback(
+    flow: Flow[..., Any], given: dict[str, object], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError) as caught:
-        flow.validate_parameters({"params": {"numbers": NUMBER, **wrong}})
+    with caplog.at_level(logging.DEBUG):
+        state = asyncio.run(flow.fn(**flow.validate_parameters(given)))
 
-    assert NUMBER[1:] not in str(caught.value) + caplog.text
-    assert "invalid parameters" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"credentials": {"organization": "", "token": TOKEN}}, {"params": None}, {"params": [NUMBER]}]
-)
-@pytest.mark.parametrize(
-    "flow", [export_conversations, ingest_conversations, backfill_conversations, verify_lake]
-)
-def test_no_log_contains_the_parameters_of_a_flow_whichever_of_them_is_wrong(
-    flow: Flow[..., object], wrong: dict[str, object], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.DEBUG), pytest.raises(ParameterTypeError):
-        flow.validate_parameters({"params": {"numbers": NUMBER}, **wrong})
-
+    assert (state.is_failed(), state.message) == (True, message)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO] == [message]
     assert NUMBER[1:] not in caplog.text
     assert TOKEN not in caplog.text
 
 
+def test_a_window_that_ends_before_it_begins_fails_in_one_sentence() -> None:
+    window = {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}
+
+    found = backfill_conversations.validate_parameters({"params": {"everything": True, **window}})
+
+    assert found["params"] == Rejected("the window ends before it begins: Until must be later than From")
+
+
 def test_flows_of_others_keep_their_log_lines(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ParameterTypeError):
-        export_conversations.validate_parameters({"params": None})
+    export_conversations.validate_parameters({"params": None})
 
     @prefect.flow
     def of_others(count: int) -> None:
@@ -134,33 +241,57 @@ def test_flows_of_others_keep_their_log_lines(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize(("field", "setting"), [("column", COLUMN_SETTING), ("sheet", SHEET_SETTING)])
 def test_errors_of_lists_name_the_field_of_the_form_beside_the_option(field: str, setting: str) -> None:
-    assert setting == f"--{field} (in forms: {ReadParams.model_fields[field].title})"
+    assert setting == f"--{field} (in forms: {ListParams.model_fields[field].title})"
 
 
-@pytest.mark.parametrize(
-    ("flow", "first"),
-    [
-        (export_conversations, ["phones", "numbers", "column", "region", "rerun"]),
-        (ingest_conversations, ["phones", "column", "region"]),
-        (
-            backfill_conversations,
-            ["source", "phones", "numbers", "column", "region", "conversations", "rerun"],
-        ),
+FORMS = {
+    export_conversations: ["phones", "numbers", "region", "ask_first", "column", "sheet", "accept_repeats"],
+    export_uploaded_list: ["phones", "region", "column", "sheet"],
+    retry_failures: ["rerun"],
+    ingest_conversations: ["phones", "region", "column", "sheet"],
+    backfill_conversations: [
+        *("everything", "phones", "numbers", "conversations", "region", "since", "until"),
+        *("ask_first", "column", "sheet"),
     ],
-)
-def test_every_field_of_a_form_has_a_position_a_title_and_an_explanation(
-    flow: object, first: list[str]
-) -> None:
-    schema = parameter_schema(flow).model_dump_for_openapi()  # type: ignore[arg-type]
+    verify_lake: ["counts", "stale_hours"],
+}
 
+
+@pytest.mark.parametrize(("flow", "fields"), FORMS.items())
+def test_a_form_has_only_the_fields_of_its_purpose_each_with_a_title_and_an_explanation(
+    flow: Flow[..., Any], fields: list[str]
+) -> None:
+    schema = schema_of(flow)
     (form,) = [one for name, one in schema["definitions"].items() if name.endswith("Params")]
-    fields = form["properties"]
-    places = {name: field["position"] for name, field in fields.items()}
-    assert len(set(places.values())) == len(places)
-    assert sorted(places, key=places.__getitem__)[: len(first)] == first
-    assert all(field["title"] and field["description"] for field in fields.values())
-    # For a field that may be empty, the form does not show which bound was exceeded.
-    if "chunk_size" in fields:
-        assert "1 to 10,000" in fields["chunk_size"]["description"]
+    found = form["properties"]
+
+    assert sorted(found, key=lambda name: found[name]["position"]) == fields
     assert list(schema["properties"]) == ["params", "credentials", "lake"]
-    assert all(field["description"] for field in schema["properties"].values())
+    for field in (*found.values(), *schema["properties"].values()):
+        assert field["title"][0].isupper() or field["title"].startswith("iMBrace")
+        # The new UI shows markup as it is.
+        assert not {"`", "*", "_"} & set(field["description"].replace("conversation_id", ""))
+
+
+@pytest.mark.parametrize("flow", [*FORMS, export_shard])
+def test_no_field_of_a_form_asks_for_a_type_first(flow: Flow[..., Any]) -> None:
+    schema = schema_of(flow)
+
+    is_valid_schema(schema)
+    for name, one in schema["definitions"].items():
+        for field, is_shown in one["properties"].items():
+            choice = "anyOf" in is_shown and (name, field) != ("ConversationLake", "path_style")
+            assert not choice, (name, field)
+            assert is_shown["title"]
+            assert is_shown["description"]
+
+
+def schema_of(flow: Flow[..., Any]) -> dict[str, Any]:
+    """The schema of the parameters of a deployment, as `prefect deploy` sends it."""
+    schema: dict[str, Any] = json.loads(json.dumps(parameter_schema(flow).model_dump_for_openapi()))
+    return schema
+
+
+def rejections(flow: Flow[..., Any], given: dict[str, object]) -> list[str]:
+    """The messages of the server about the form of a deployment."""
+    return [error.message for error in validate({"params": given}, schema_of(flow))]

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
 
 from imbrace_flows import sharding
-from imbrace_flows.params import BackfillParams
+from imbrace_flows.params import ShardParams
 from imbrace_flows.sharding import export_by_shards, has_shards
 from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
 from imbrace_lake.export.chunk import export_chunk
@@ -392,13 +392,12 @@ def test_a_shard_is_a_backfill_with_the_parameters_of_its_run(
     in_run(str(tmp_path), job)
 
     one, two = started
-    assert (one["deployment"], one["tags"]) == ("backfill-conversations/export-shard", ["imbrace-run-run"])
+    assert (one["deployment"], one["tags"]) == ("export-shard/export-shard", ["imbrace-run-run"])
     assert (one["flow_run_name"], two["flow_run_name"]) == ("export-shard-1-of-2", "export-shard-2-of-2")
     assert one["parameters"]["lake"] == {"$ref": "lake"}
     # The ids are in the lake, and only there.
     assert "conv_1" not in repr(started)
-    assert BackfillParams.model_validate_json(json.dumps(one["parameters"]["params"])) == BackfillParams(
-        source="conversations",
+    assert ShardParams.model_validate_json(json.dumps(one["parameters"]["params"])) == ShardParams(
         conversations=one["idempotency_key"],
         parent_run="run",
         since=datetime(2026, 1, 1, tzinfo=UTC),

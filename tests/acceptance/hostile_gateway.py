@@ -79,7 +79,7 @@ def _made(make: Callable[[], Iterable[bytes]]) -> Callable[[bytes], Iterable[byt
     return lambda _: make()
 
 
-# If the connection closes before aiohttp sees that a header is too long, it reports an answer that was cut off.
+# If the connection closes before aiohttp sees that a header is too long, it reports a cut answer.
 CUT_OFF = GatewayUnavailable
 OPENED = b'{"items":[{"_id":"m","content":'
 HOSTILE: dict[str, Hostile] = {

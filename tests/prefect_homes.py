@@ -1,4 +1,4 @@
-"""Homes for Prefect servers of tests, with finished databases: making one takes 9 s of CPU."""
+"""Homes for Prefect servers of tests, with finished databases: making one takes 4 s of CPU."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from imbrace_cli.local_server import (
     is_in_use,
     prefect_version,
 )
+from imbrace_cli.server_database import create_database
 from imbrace_cli.server_guard import Guard, own_origins
 
 FIRST_PORT = 4280
@@ -170,6 +171,7 @@ def serve(files: ServerFiles, idle_seconds: float) -> None:
         server.write()
         threading.Thread(target=watch_process, args=(files.state,), daemon=True).start()
         os.environ.update(server_environment(files.directory, port))
+        create_database(files.directory)
         from prefect.server.api.server import create_app
 
         # As `prefect server start` does it; Prefect itself calls its application unguarded, in this process.

@@ -61,6 +61,7 @@ STOP_SECONDS = 15.0
 """A server that ends later than this after it recorded everything is killed."""
 
 DEFAULT_IDLE_MINUTES = 60.0
+DEFAULT_KEEP_DAYS = 30.0
 MAX_LOG_BYTES = 10_000_000
 
 
@@ -133,7 +134,8 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
             no process behind.
     """
     files = _make_files(home)
-    idle_seconds = _idle_seconds()
+    idle_seconds = _setting("IMBRACE_SERVER_IDLE_MINUTES", DEFAULT_IDLE_MINUTES) * 60
+    keep_seconds = _setting("IMBRACE_SERVER_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1.0) * 86_400
     began = time.monotonic()
 
     def waiting() -> bool:
@@ -145,7 +147,7 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
     try:
         with start_lock.acquire(START_SECONDS + STOP_SECONDS, POLL_SECONDS, cancel_check=waiting):
             files.use_lock.touch()
-            return _find(files, waiting) or _start(files, idle_seconds, waiting)
+            return _find(files, waiting) or _start(files, idle_seconds, keep_seconds, waiting)
     except Timeout:
         raise SettingsError(
             f"another command has been starting the Prefect server for too long: {files.log}"
@@ -263,16 +265,17 @@ def _not_writable(files: ServerFiles, exc: OSError) -> SettingsError:
     )
 
 
-def _idle_seconds() -> float:
-    text = os.environ.get("IMBRACE_SERVER_IDLE_MINUTES") or str(DEFAULT_IDLE_MINUTES)
+def _setting(name: str, default: float, least: float = 0.0) -> float:
+    text = os.environ.get(name) or str(default)
     try:
-        minutes = float(text)
+        value = float(text)
     except ValueError:
-        minutes = 0.0
+        value = 0.0
     # NaN compares false with every number.
-    if not 0 < minutes < 1e6:
-        raise SettingsError(f"IMBRACE_SERVER_IDLE_MINUTES must be a number above 0, not {text!r}")
-    return minutes * 60
+    if not 0 < value < 1e6 or value < least:
+        wanted = f"of at least {least:g}" if least else "above 0"
+        raise SettingsError(f"{name} must be a number {wanted}, not {text!r}")
+    return value
 
 
 def _find(files: ServerFiles, waiting: Callable[[], object]) -> LocalServer | None:
@@ -295,14 +298,19 @@ def _find(files: ServerFiles, waiting: Callable[[], object]) -> LocalServer | No
     return None
 
 
-def _start(files: ServerFiles, idle_seconds: float, waiting: Callable[[], object]) -> LocalServer:
+def _start(
+    files: ServerFiles, idle_seconds: float, keep_seconds: float, waiting: Callable[[], object]
+) -> LocalServer:
     files.state.unlink(missing_ok=True)
     if files.log.exists() and files.log.stat().st_size > MAX_LOG_BYTES:
         files.log.replace(files.log.with_suffix(".log.1"))
     with open(files.log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
         earlier_bytes = log.tell()
         process = subprocess.Popen(  # noqa: S603  (our own module, no shell)
-            [sys.executable, "-m", "imbrace_cli.server_process", str(files.directory), str(idle_seconds)],
+            [
+                *(sys.executable, "-m", "imbrace_cli.server_process"),
+                *(str(files.directory), str(idle_seconds), str(keep_seconds)),
+            ],
             # In its own folder, Prefect finds no settings file of the user's working directory.
             cwd=files.directory,
             env=inherited_environment(),

@@ -1,4 +1,6 @@
-"""The process of the local Prefect server: ``python -m imbrace_cli.server_process FOLDER IDLE_SECONDS``.
+"""The process of the local Prefect server.
+
+``python -m imbrace_cli.server_process FOLDER IDLE_SECONDS KEEP_SECONDS`` starts it.
 
 `prefect server start --background` cannot start it: that server answers to any Host header, accepts
 websockets of any page and has no hook for a guard (`server_guard`), and it logs to a pipe that ends with the
@@ -14,6 +16,8 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,11 +42,25 @@ TICK_SECONDS = 5.0
 LEAST_CPU_SECONDS = 0.01
 """CPU time per tick that counts as work; the event loop alone uses more, a hanging one less."""
 
+POLL_INTERVAL = timedelta(seconds=2)
+"""The longest time that the due work of the server's services waits."""
+
 SERVER_SETTINGS = {
     # Row by row, the recorder needs four times the CPU and locks SQLite against the runs' own states.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+    # By default, a server without any work searches for some with 1.5 % of a core. Starts, cancellations and
+    # schedules do not depend on these services: they note what is late, offline, expired or lost.
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "60",
+    "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "15",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT10S",
+    # Without flow_runs, runs stay for ever, with their tasks, states, logs and artifacts.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_LOGGING_COLORS": "false",
@@ -61,9 +79,10 @@ def listen() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def server_environment(directory: Path, port: int) -> dict[str, str]:
+def server_environment(directory: Path, port: int, keep_seconds: float) -> dict[str, str]:
     """Return what `os.environ` needs before the first import of Prefect's server."""
     return SERVER_SETTINGS | {
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(round(keep_seconds)),
         "PREFECT_HOME": str(directory),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         # By default, every page on the web may read the answers of a server on this machine.
@@ -162,18 +181,32 @@ def watch_process(state: Path) -> None:
     os._exit(1)
 
 
-def serve(files: ServerFiles, idle_seconds: float) -> None:
-    """Be the local Prefect server of a folder until its end."""
+def poll_less() -> None:
+    """Make the services of Prefect's server look for due work every two seconds, not four times per second.
+
+    Prefect has no setting for it. Work that is due at once does not wait.
+    """
+    from docket import Worker
+    from prefect.server.api import background_workers
+
+    background_workers.Worker = partial(  # type: ignore[assignment, attr-defined]
+        Worker, minimum_check_interval=POLL_INTERVAL, scheduling_resolution=POLL_INTERVAL
+    )
+
+
+def serve(files: ServerFiles, idle_seconds: float, keep_seconds: float) -> None:
+    """Be the local Prefect server of a folder until its end; remove runs that ended so long ago."""
     # A process that checks whether there is a server holds the lock for an instant.
     with FileLock(files.lock, timeout=2.0, mode=0o600), listen() as listener:
         port = listener.getsockname()[1]
         server = LocalServer(files.directory, os.getpid(), port, prefect_version(), is_ready=False)
         server.write()
         threading.Thread(target=watch_process, args=(files.state,), daemon=True).start()
-        os.environ.update(server_environment(files.directory, port))
+        os.environ.update(server_environment(files.directory, port, keep_seconds))
         create_database(files.directory)
         from prefect.server.api.server import create_app
 
+        poll_less()
         # As `prefect server start` does it; Prefect itself calls its application unguarded, in this process.
         application = Guard(create_app(final=True), port)
         try:
@@ -183,4 +216,4 @@ def serve(files: ServerFiles, idle_seconds: float) -> None:
 
 
 if __name__ == "__main__":  # pragma: no cover  (another process)
-    serve(ServerFiles(Path(sys.argv[1])), float(sys.argv[2]))
+    serve(ServerFiles(Path(sys.argv[1])), float(sys.argv[2]), float(sys.argv[3]))

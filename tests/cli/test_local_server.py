@@ -403,13 +403,14 @@ def test_a_use_lock_of_another_program_is_reported(tmp_path: Path, monkeypatch: 
         other.kill()
 
 
-@pytest.mark.parametrize("minutes", ["soon", "0", "-1", "nan", "inf"])
-def test_an_invalid_idle_time_is_rejected(
-    minutes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["IMBRACE_SERVER_IDLE_MINUTES", "IMBRACE_SERVER_KEEP_DAYS"])
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
+def test_an_invalid_number_is_rejected(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IMBRACE_SERVER_IDLE_MINUTES", minutes)
+    monkeypatch.setenv(name, value)
 
-    with pytest.raises(SettingsError, match=f"not '{minutes}'"):
+    with pytest.raises(SettingsError, match=f"{name} must be a number .* not '{value}'"):
         ensure_server(tmp_path)
 
 

@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
 
 from imbrace_cli import server_process
 from imbrace_cli.local_server import LocalServer, ServerFiles, is_answering, read_server
-from imbrace_cli.server_process import IdleServer, listen, server_environment, watch_process
+from imbrace_cli.server_process import IdleServer, listen, poll_less, server_environment, watch_process
 
 A_CLIENT = """
 import sys, time
@@ -188,7 +190,7 @@ def test_the_next_server_has_the_port_of_the_last(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_pages(tmp_path: Path) -> None:
-    environment = server_environment(tmp_path, 4280)
+    environment = server_environment(tmp_path, 4280, 30 * 86_400.0)
 
     assert environment["PREFECT_HOME"] == str(tmp_path)
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4280/api"
@@ -197,6 +199,35 @@ def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_page
         "http://localhost:4280",
         "http://[::1]:4280",
     ]
+
+
+def test_prefect_knows_the_settings_of_the_server(tmp_path: Path) -> None:
+    from prefect.settings import Settings
+
+    with patch.dict(os.environ, server_environment(tmp_path, 4280, 12 * 86_400.0)):
+        services = Settings().server.services
+
+    assert services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert services.db_vacuum.retention_period == timedelta(days=12)
+    slowed = (services.cleanup_reconciler, services.foreman, services.late_runs, services.pause_expirations)
+    assert [service.loop_seconds for service in slowed] == [60, 30, 15, 60]
+    assert services.repossessor.loop_seconds == 30
+    assert services.scheduler.recent_deployments_loop_seconds == 15
+    # Cancelled runs with shards wait for this one.
+    assert services.cancellation_cleanup.loop_seconds == 20
+
+
+def test_the_server_polls_for_its_own_work_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from docket import Docket, Worker
+    from prefect.server.api import background_workers
+
+    # Fails if Prefect's module no longer has the name that is replaced.
+    monkeypatch.setattr(background_workers, "Worker", Worker)
+
+    poll_less()
+
+    worker = vars(background_workers)["Worker"](Docket("any", "memory://"))
+    assert worker.minimum_check_interval == worker.scheduling_resolution == timedelta(seconds=2)
 
 
 def test_a_working_process_touches_its_state_file_and_a_hanging_one_ends(
@@ -235,7 +266,7 @@ def test_a_second_server_of_one_folder_gives_up(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
 
     with FileLock(files.lock):
-        command = [sys.executable, "-m", "imbrace_cli.server_process", str(tmp_path), "60"]
+        command = [sys.executable, "-m", "imbrace_cli.server_process", str(tmp_path), "60", "86400"]
         second = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert second.returncode == 1

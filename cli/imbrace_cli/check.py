@@ -14,7 +14,7 @@ import typer
 
 from imbrace_cli import options
 from imbrace_cli.options import AsJson
-from imbrace_cli.terminal import echo, stdout_console, waiting
+from imbrace_cli.terminal import as_called, echo, stdout_console, waiting
 
 if TYPE_CHECKING:
     from imbrace_lake.check import Finding
@@ -115,7 +115,7 @@ def _check_server(api_url: str, ours: str) -> Finding:
 
 def _echo_findings(findings: list[Finding]) -> None:
     if not stdout_console().is_terminal:
-        echo(*(f"{finding.verdict:<9}{finding.name}: {finding.message}" for finding in findings))
+        echo(*(f"{finding.verdict:<9}{finding.name}: {as_called(finding.message)}" for finding in findings))
         return
     from rich.table import Table
     from rich.text import Text
@@ -123,6 +123,6 @@ def _echo_findings(findings: list[Finding]) -> None:
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark, style = _MARKS[finding.verdict]
-        message = Text(finding.message, style="dim" if finding.verdict == "skipped" else "")
+        message = Text(as_called(finding.message), style="dim" if finding.verdict == "skipped" else "")
         table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), message)
     echo(table)

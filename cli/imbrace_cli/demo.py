@@ -86,11 +86,11 @@ def _run(box: Sandbox, lake: Path) -> None:
 
 
 def _next_steps(run_url: str | None) -> list[str]:
+    from imbrace_cli.terminal import program
+
     look = [f"See the run:    {run_url}"] if run_url else []
-    # `./dev` puts no program of a clone on the PATH.
-    program = os.environ.get("IMBRACE_CALLED_AS", "imbrace-lake")
     return [
         *look,
-        f"Run it again:   {program} demo      (finds everything unchanged)",
-        f"Your own:       {program} export --phones FILE --organization ORG --lake URL",
+        f"Run it again:   {program()} demo      (finds everything unchanged)",
+        f"Your own:       {program()} export --phones FILE --organization ORG --lake URL",
     ]

@@ -17,8 +17,8 @@ import errno
 import re
 import resource
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -36,9 +36,8 @@ from imbrace_cli import (
     setup,
     verify,
 )
-from imbrace_cli.terminal import echo_error, prepare_streams
+from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
 
-PROGRAM = "imbrace-lake"
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from imbrace_lake.errors import ImbraceLakeError, UsageError
 
     try:
-        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        code = _command()(args=arguments, prog_name=program(), standalone_mode=False)
     except typer.TyperException as exc:
         echo_error(_explained(exc))
         return WRONG_USE
@@ -129,6 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         echo_error("nothing was written", "interrupted")
     return int(code or 0)
+
+
+def _command() -> Callable[..., Any]:
+    """Return the command, with examples as the user would call them."""
+    command = typer.main.get_command(app)
+    for one in (command, *getattr(command, "commands", {}).values()):
+        one.epilog = one.epilog and as_called(one.epilog)
+    return command
 
 
 def _is_out_of_memory(exc: BaseException | None) -> bool:
@@ -163,7 +170,9 @@ def _explained(exc: typer.TyperException) -> str:
             " command: set IMBRACE_TOKEN, or write it into .env"
         )
     context: typer.Context | None = getattr(exc, "ctx", None)
-    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    # Neutral, because `echo_error` writes the program as it was called.
+    path = "" if context is None else f"{PROGRAM}{context.command_path.removeprefix(program())}"
+    hint = f" (see {path} --help)" if path else ""
     return f"{message.rstrip('.')}{hint}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imbrace_cli.terminal import echo, echo_error
+from imbrace_cli.terminal import echo, echo_error, program
 from imbrace_lake.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _describe(url: str, options: SandboxOptions) -> None:
         "",
         f"  export IMBRACE_TOKEN={options.token}",
         f"  export IMBRACE_GATEWAY={url} IMBRACE_ORGANIZATION={options.organization_id}",
-        f"  imbrace-lake export --phones {url.removesuffix('/3rd')}/_sandbox/phones --lake ./lake",
+        f"  {program()} export --phones {url.removesuffix('/3rd')}/_sandbox/phones --lake ./lake",
     )
 
 

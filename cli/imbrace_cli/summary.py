@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from imbrace_cli.terminal import echo, echo_error, echo_status, list_problems
+from imbrace_cli.terminal import as_called, echo, echo_error, echo_status, list_problems
 from imbrace_lake.export.humanize import counted, size
 from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import printable
@@ -79,14 +79,16 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         )
         if summary.dead_letter_count > len(failures):
             echo(f"  and {summary.dead_letter_count - len(failures):,} more")
-        echo("", "what to do:", *(f"  {line}" for line in summary.advice()))
+        echo("", "what to do:", *(f"  {as_called(line)}" for line in summary.advice()))
     if summary.damaged:
         echo("", f"damaged and ignored: {len(summary.damaged):,} ledger objects; verify names them")
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         echo("", "numbers not resolved:", *reasons)
     if summary.dead_letter_count or summary.totals.phones.get("error"):
-        echo("", f"Once the cause is fixed: {command} --rerun {summary.run_id} (and the same lake)")
+        echo(
+            "", f"Once the cause is fixed: {as_called(command)} --rerun {summary.run_id} (and the same lake)"
+        )
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+PROGRAM = "imbrace-lake"
 MOST_LISTED = 20
+# The folder of an environment that `uvx` made.
+_UVX_FOLDER = re.compile(r"[/\\]archive-v\d+[/\\]")
+_COMMAND = re.compile(rf"(?<![\w./-]){PROGRAM}(?= [a-z+-])")
+
+
+def program() -> str:
+    """Return the program as the user called it, so that the commands of a hint can be copied."""
+    # `./dev` puts no program of a clone on the PATH.
+    if name := os.environ.get("IMBRACE_CALLED_AS"):
+        return name
+    if Path(sys.argv[0]).name == PROGRAM:
+        return f"uvx {PROGRAM}" if _UVX_FOLDER.search(sys.prefix) else _typed(sys.argv[0])
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if module is not None and module.name.startswith("imbrace_cli."):
+        return f"{_typed(sys.executable)} -m {module.name}"
+    return PROGRAM
+
+
+def _typed(path: str) -> str:
+    """Return the name of a program that the shell finds by its name, else its path."""
+    name = Path(path).name
+    found = shutil.which(name)
+    is_found = found is not None and os.path.abspath(found) == os.path.abspath(path)  # noqa: PTH100 - keeps links
+    return name if is_found else path
+
+
+def as_called(text: str) -> str:
+    """Replace `imbrace-lake` in the commands of a text, which can come from the core, by `program`."""
+    return _COMMAND.sub(lambda _: program(), text)
 
 
 def stderr_console() -> Console:
@@ -55,7 +89,7 @@ def echo(*lines: RenderableType) -> None:
 def echo_status(sentence: str) -> None:
     """Write a sentence to standard error: one line, which only a terminal breaks."""
     console = stderr_console()
-    console.print(sentence, soft_wrap=not console.is_terminal, markup=False)
+    console.print(as_called(sentence), soft_wrap=not console.is_terminal, markup=False)
 
 
 def echo_error(sentence: str, kind: str = "error") -> None:
@@ -64,7 +98,7 @@ def echo_error(sentence: str, kind: str = "error") -> None:
 
     color = "bold red" if kind == "error" else "yellow"
     console = stderr_console()
-    message = Text.assemble((f"{kind}:", color), " ", sentence)
+    message = Text.assemble((f"{kind}:", color), " ", as_called(sentence))
     console.print(message, soft_wrap=not console.is_terminal)
 
 

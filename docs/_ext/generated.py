@@ -81,7 +81,8 @@ def commands() -> str:
     """Return a section for each command: help, arguments, options and examples."""
     import typer.main
 
-    from imbrace_cli.main import PROGRAM, app
+    from imbrace_cli.main import app
+    from imbrace_cli.terminal import PROGRAM
 
     children = _visible_children(typer.main.get_command(app))
     summary = [

@@ -15,7 +15,7 @@ import pytest
 from imbrace_cli import plan as plan_command
 from imbrace_cli.main import main
 from imbrace_cli.run import Outcome
-from imbrace_cli.terminal import prepare_streams
+from imbrace_cli.terminal import as_called, prepare_streams, program
 from imbrace_lake.export.run import RunStatus, RunSummary
 from tests.cli.conftest import Run
 
@@ -44,6 +44,56 @@ def test_the_help_of_each_command_has_examples(command: str, run: Run) -> None:
 
     assert result.code == 0
     assert f"  imbrace-lake {command}" in result.out
+
+
+def _answer_of_another_process(command: list[str], folder: Path, **environment: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("named", ["./dev run", "uvx --from imbrace-lake imbrace-lake"])
+def test_help_and_hints_call_the_program_as_the_environment_names_it(named: str, run: Run) -> None:
+    os.environ["IMBRACE_CALLED_AS"] = named
+
+    assert f"Usage: {named} export [OPTIONS]" in run("export", "--help").out
+    assert f"  {named} export --rerun RUN_ID" in run("export", "--help").out
+    assert f"(see {named} export --help)" in run("export", "--xyz").err
+    # This hint comes from the core.
+    assert f"run `{named} new-key`" in as_called("run `imbrace-lake new-key`")
+
+
+def test_hints_call_the_program_as_the_user_typed_it(workdir: Path) -> None:
+    place, name = Path(sys.executable).parent, Path(sys.executable).name
+    program = workdir / "imbrace-lake"
+    program.symlink_to(place / "imbrace-lake")
+    on_path = {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}
+
+    def hint(*command: str, **environment: str) -> str:
+        return _answer_of_another_process([*command, "fly"], workdir, **environment)
+
+    assert "(see imbrace-lake --help)" in hint("imbrace-lake", **on_path)
+    assert "(see ./imbrace-lake --help)" in hint("./imbrace-lake")
+    assert f"(see {name} -m imbrace_cli.main --help)" in hint(name, "-m", "imbrace_cli.main", **on_path)
+    assert f"(see {sys.executable} -m imbrace_cli.main" in hint(
+        sys.executable, "-m", "imbrace_cli.main", PATH="/usr/bin:/bin"
+    )
+
+
+def test_a_program_in_an_environment_of_uvx_is_called_by_uvx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMBRACE_CALLED_AS", raising=False)
+    monkeypatch.setattr(sys, "prefix", "/home/me/.cache/uv/archive-v0/1Kf2x")
+    monkeypatch.setattr(sys, "argv", ["/home/me/.cache/uv/archive-v0/1Kf2x/bin/imbrace-lake"])
+
+    assert program() == "uvx imbrace-lake"
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/imbrace-lake export", "imbrace-lake 0.1.0", "install a newer imbrace-lake, set"]
+)
+def test_only_commands_are_shown_as_called(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMBRACE_CALLED_AS", "./dev run")
+
+    assert as_called(text) == text
 
 
 def test_the_server_commands_are_listed(run: Run) -> None:

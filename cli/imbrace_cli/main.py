@@ -24,6 +24,7 @@ import typer
 
 from imbrace_cli import (
     backfill,
+    budget,
     check,
     demo,
     export,
@@ -80,6 +81,13 @@ app.command("new-key", epilog=new_key.EXAMPLES, short_help="Create a new lake.js
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup
 )
+app.command(
+    "budget",
+    epilog=budget.EXAMPLES,
+    short_help="Show or set the requests per second of all runs.",
+    # A negative number is a wrong value, not an unknown option.
+    context_settings={"ignore_unknown_options": True},
+)(budget.budget)
 app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway.")(sandbox.sandbox)
 app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
 

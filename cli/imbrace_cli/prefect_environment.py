@@ -78,11 +78,6 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
     return environment
 
 
-def flow_run_url(ui_url: str, flow_run_id: object) -> str:
-    """Return the address of the UI's page of one flow run."""
-    return f"{ui_url.rstrip('/')}/runs/flow-run/{flow_run_id}"
-
-
 def prepare_client(api_url: str, directory: Path | None = None) -> None:
     """Prepare this process for the import of Prefect; the arguments are those of `client_environment`."""
     os.environ.update(client_environment(api_url, directory))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imbrace_cli.local_server import ensure_server, keep_alive
-from imbrace_cli.prefect_environment import configured_api_url, configured_login, flow_run_url, prepare_client
+from imbrace_cli.prefect_environment import configured_api_url, configured_login, prepare_client
 from imbrace_lake.errors import ImbraceLakeError
 
 if TYPE_CHECKING:
@@ -33,16 +33,18 @@ class Session:
 
     def run_url(self, flow_run_id: object) -> str | None:
         """Return the address of the page of a flow run, if it is known."""
-        if self.ui_url is not None:
-            return flow_run_url(self.ui_url, flow_run_id)
+        return self.page(f"runs/flow-run/{flow_run_id}")
+
+    def page(self, path: str) -> str | None:
+        """Return the address of a page of the UI, if it is known."""
         from prefect.settings import get_current_settings
 
-        ui_url = get_current_settings().ui_url
-        return flow_run_url(ui_url, flow_run_id) if ui_url else None
+        ui_url = self.ui_url or get_current_settings().ui_url
+        return f"{ui_url.rstrip('/')}/{path}" if ui_url else None
 
 
 @contextmanager
-def prefect_session(say: Callable[[str], None]) -> Iterator[Session]:
+def prefect_session(say: Callable[[str], object]) -> Iterator[Session]:
     """Use the configured server, or else the local one, while the block runs.
 
     Args:
@@ -96,7 +98,7 @@ def shown_url(api_url: str) -> str:
     return re.sub(r"//[^/]*@", "//***@", api_url)
 
 
-def _opened(session: Session, say: Callable[[str], None]) -> Session:
+def _opened(session: Session, say: Callable[[str], object]) -> Session:
     say("loading Prefect")
     import prefect  # noqa: F401 - not before the environment is set
 

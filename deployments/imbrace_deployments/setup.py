@@ -12,14 +12,11 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
-    GlobalConcurrencyLimitCreate,
-    GlobalConcurrencyLimitUpdate,
     VariableCreate,
     VariableUpdate,
     WorkPoolCreate,
@@ -32,6 +29,7 @@ from imbrace_deployments.automations import TAG, automations
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, is_relative
 from imbrace_lake.check import Finding, check_list
 from imbrace_lake.settings import Settings
+from imbrace_tasks.budget import set_limit
 
 B = TypeVar("B", ImbraceCredentials, ConversationLake)
 
@@ -190,9 +188,7 @@ class _Setup:
             found = await self._client.read_global_concurrency_limit_by_name(BUDGET)
         except ObjectNotFound:
             first = desired or self._desired.settings.requests_per_second or DEFAULT_REQUESTS_PER_SECOND
-            await self._client.create_global_concurrency_limit(
-                GlobalConcurrencyLimitCreate(name=BUDGET, limit=_slots(first), slot_decay_per_second=first)
-            )
+            await set_limit(self._client, BUDGET, first)
             self._done.append(f"made the budget {BUDGET}: {first:g} requests per second, for all workers")
             return
         if desired is None or desired == found.slot_decay_per_second:
@@ -200,9 +196,7 @@ class _Setup:
                 f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests per second"
             )
             return
-        await self._client.update_global_concurrency_limit(
-            BUDGET, GlobalConcurrencyLimitUpdate(limit=_slots(desired), slot_decay_per_second=desired)
-        )
+        await set_limit(self._client, BUDGET, desired)
         self._done.append(f"changed the budget {BUDGET} to {desired:g} requests per second")
 
     async def automations(self) -> None:
@@ -286,11 +280,6 @@ def lake_block(lake: str, environment: Mapping[str, str]) -> ConversationLake:
         access_key=key if has_lasting_keys else None,
         secret_key=SecretStr(secret) if secret and has_lasting_keys else None,
     )
-
-
-def _slots(requests_per_second: float) -> int:
-    """Return the slots of a budget: as many as become free per second, because the smaller value limits."""
-    return ceil(requests_per_second)
 
 
 def _fields(block: ImbraceCredentials | ConversationLake) -> dict[str, Any]:

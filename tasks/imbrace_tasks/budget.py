@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from math import ceil
 from uuid import uuid4
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    VariableCreate,
+    VariableUpdate,
+)
 from prefect.client.schemas.objects import Variable
 from prefect.exceptions import ObjectNotFound
 from pydantic import TypeAdapter, ValidationError
@@ -65,6 +72,22 @@ async def shared_budget(limiter: RequestLimiter, settings: Settings) -> AsyncIte
             yield
 
 
+async def set_limit(client: PrefectClient, name: str, per_second: float) -> None:
+    """Set the requests per second of all runs together; create the limit if there is none.
+
+    Raises:
+        httpx.HTTPError: The server does not answer, or rejects the request.
+    """
+    # The smaller of the two counts, and a slot cannot be divided.
+    values = {"limit": ceil(per_second), "slot_decay_per_second": per_second, "active": True}
+    try:
+        change = GlobalConcurrencyLimitUpdate.model_validate(values)
+        await client.update_global_concurrency_limit(name, change)
+    except ObjectNotFound:
+        limit = GlobalConcurrencyLimitCreate.model_validate({"name": name, **values})
+        await client.create_global_concurrency_limit(limit)
+
+
 class PrefectLeases:
     """A global concurrency limit, and one variable per process for its lease.
 
@@ -101,10 +124,10 @@ class PrefectLeases:
             answer = await self._client.request("POST", "/variables/filter", json=wanted)
             found = [Variable.model_validate(each) for each in answer.json()]
             # The server set all of these times, so clocks of other machines do not matter.
-            now = max((each.updated for each in found if each.updated), default=None)
+            now = max([_date_of(answer), *(each.updated for each in found if each.updated)])
             leases = []
             for each in found:
-                if each.name == self._name or now is None or each.updated is None:
+                if each.name == self._name or each.updated is None:
                     continue
                 if now - each.updated <= LEASE_LIFE:
                     leases.append(_parse_lease(each))
@@ -137,6 +160,14 @@ class PrefectLeases:
     async def _delete(self, name: str) -> None:
         with suppress(ObjectNotFound):  # deleted by another process or an operator
             await self._client.delete_variable_by_name(name)
+
+
+def _date_of(answer: httpx.Response) -> datetime:
+    """Return the time of an answer by the server's clock; the distant past if the server does not send it."""
+    try:
+        return parsedate_to_datetime(answer.headers["date"])
+    except (KeyError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _parse_lease(variable: Variable) -> Lease:

@@ -12,7 +12,6 @@ from imbrace_cli.prefect_environment import (
     client_environment,
     configured_api_url,
     configured_login,
-    flow_run_url,
     prepare_client,
 )
 
@@ -138,7 +137,3 @@ def test_the_preparation_sets_the_environment_and_silences_prefect_at_the_end_of
     assert os.environ["PREFECT_API_URL"] == URL
     assert not logger.isEnabledFor(logging.WARNING)
     logger.setLevel(logging.NOTSET)
-
-
-def test_a_flow_run_has_a_page() -> None:
-    assert flow_run_url("http://127.0.0.1:4280/", 7) == "http://127.0.0.1:4280/runs/flow-run/7"

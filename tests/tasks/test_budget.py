@@ -152,6 +152,21 @@ def test_a_lease_that_is_not_renewed_does_not_count_and_is_deleted_later(
     run(job)
 
 
+def test_the_only_lease_does_not_count_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def job() -> None:
+        from imbrace_tasks import budget
+
+        monkeypatch.setattr(budget, "LEASE_LIFE", timedelta(seconds=0.2))
+        async with connected() as (client, name):
+            await budget.PrefectLeases(client, name).write_lease(LEASE)
+            # The server states its time in whole seconds.
+            await asyncio.sleep(1.3)
+
+            assert await budget.PrefectLeases(client, name).read_leases() == []
+
+    run(job)
+
+
 def test_the_error_names_a_variable_that_is_not_a_lease() -> None:
     async def job() -> None:
         from prefect.client.schemas.actions import VariableCreate

@@ -71,6 +71,11 @@ def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     return f"{scheme}{_plain(host[:MOST_CHARACTERS])}{f':{port}' if port else ''}{path}"
 
 
+def has_long_number(text: str) -> bool:
+    """Whether a text contains seven digits or more in a row, which may be a phone number."""
+    return _LONG_NUMBER.search(text) is not None
+
+
 def _plain(text: str) -> str:
     kept = (one if one in _SAFE_PUNCTUATION or one.isalnum() or one == "…" else "?" for one in text)
     return _AUTOLINK.sub("…", "".join(kept))

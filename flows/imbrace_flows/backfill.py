@@ -2,27 +2,21 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
 from imbrace_flows.params import BackfillParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_flows.run_name import run_name
 from imbrace_lake.policy import Window
-
-
-def _run_name() -> str:
-    params: BackfillParams = flow_run.parameters["params"]
-    return f"backfill-{params.source}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
 
 
 @flow(
     name="backfill-conversations",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Reads conversations again, completely or for a window of time, and updates the lake.",
     persist_result=False,
     validate_parameters=True,

@@ -165,15 +165,3 @@ def _reference(block: Block | None) -> dict[str, Any] | None:
     if block is None or block._block_document_id is None:
         return None
     return {"$ref": {"block_document_id": str(block._block_document_id)}}
-
-
-def organization_in_force(parameters: dict[str, Any]) -> str:
-    """Return the organization whose conversations a run with these parameters reads, for its name."""
-    credentials = parameters.get("credentials")
-    if isinstance(credentials, ImbraceCredentials):
-        return credentials.organization
-    try:
-        return load_settings().organization or "default"
-    except SettingsError:
-        # The run itself reports the error.
-        return "default"

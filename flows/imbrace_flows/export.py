@@ -2,25 +2,20 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 
-from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
 from imbrace_flows.params import ExportParams, RetryParams, UploadParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-
-
-def _run_name() -> str:
-    return f"export-{organization_in_force(flow_run.parameters)}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+from imbrace_flows.run_name import run_name
 
 
 @flow(
     name="export-conversations",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Exports every conversation of a list of phone numbers into the lake, proven complete.",
     persist_result=False,
     validate_parameters=True,
@@ -56,7 +51,7 @@ async def export_conversations(
 
 @flow(
     name="export-uploaded-list",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Exports the list of phone numbers that an event names.",
     persist_result=False,
     validate_parameters=True,
@@ -85,7 +80,7 @@ async def export_uploaded_list(
 
 @flow(
     name="retry-failures",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Exports again what an earlier run could not export.",
     persist_result=False,
     validate_parameters=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +29,8 @@ TITLES = {"credentials": "iMBrace credentials", "lake": "Conversation lake"}
 
 # By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.runs")
+# As Prefect writes states: the type is left out if it is the name.
+_CALM_END = re.compile(r"Finished in state (Cancelled\(|.*type=(PAUSED|CANCELLED)\)$)", re.DOTALL)
 _validates_ours: ContextVar[bool] = ContextVar("_validates_ours", default=False)
 
 
@@ -52,6 +55,7 @@ class LakeFlow(Flow[P, R]):
 
         Prefect itself would report them in several lines, and repeat rejected values in its log.
         """
+        logging.getLogger("prefect.flow_runs").addFilter(_calm_end)
         expected = inspect.signature(self.fn).parameters
         try:
             with _unrepeated():
@@ -130,6 +134,13 @@ def _explain(error: ValidationError, expected: Mapping[str, inspect.Parameter]) 
         elif one["type"] != "none_required":
             reasons.append(f"{title}: {text}")
     return "; ".join(dict.fromkeys(reasons))
+
+
+def _calm_end(record: logging.LogRecord) -> bool:
+    """Log as information that a run was suspended, declined or cancelled, which Prefect logs as an error."""
+    if record.levelno == logging.ERROR and _CALM_END.match(record.getMessage()):
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+    return True
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

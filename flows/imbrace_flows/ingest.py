@@ -2,25 +2,20 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 
-from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
 from imbrace_flows.params import IngestParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
-
-
-def _run_name() -> str:
-    return f"ingest-{organization_in_force(flow_run.parameters)}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
+from imbrace_flows.run_name import run_name
 
 
 @flow(
     name="ingest-conversations",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Adds new messages of every conversation the lake knows, and of those of a list of numbers.",
     persist_result=False,
     validate_parameters=True,

@@ -136,7 +136,7 @@ async def export_by_shards(
                         **blocks,
                     },
                     timeout=0,
-                    flow_run_name=f"{flow_run.name}-shard-{shard.number}-of-{len(shards)}",
+                    flow_run_name=f"{flow_run.name} shard {shard.number} of {len(shards)}",
                     tags=[f"imbrace-run-{run.run_id}"],
                     idempotency_key=shard.key,
                 )

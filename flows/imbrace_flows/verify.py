@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from prefect.client.schemas.objects import State
@@ -15,6 +15,7 @@ from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
+from imbrace_flows.run_name import run_name
 from imbrace_lake.errors import as_own_error
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
@@ -24,13 +25,9 @@ from imbrace_tasks.retry import TaskError, result_of
 from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
 
 
-def _run_name() -> str:
-    return f"verify-{datetime.now(UTC):%Y-%m-%d-%H%M%S}"
-
-
 @flow(
     name="verify-lake",
-    flow_run_name=_run_name,
+    flow_run_name=run_name,
     description="Compares every object of the lake with its hash, and on request counts with the gateway.",
     persist_result=False,
     validate_parameters=True,

@@ -33,13 +33,13 @@ def exported(deployed: Operator, worker: Worker, phones: Path) -> str:
     return run_id
 
 
-def test_an_export_on_demand_fills_the_lake_and_is_named_after_the_organization(
-    deployed: Operator, exported: str, box: Sandbox, listed: set[str], lake: Path
+def test_an_export_on_demand_fills_the_lake_and_is_named_after_its_list(
+    deployed: Operator, exported: str, phones: Path, listed: set[str], lake: Path
 ) -> None:
     run = deployed.flow_run(exported)
 
     assert messages(lake).keys() >= listed
-    assert run["name"].startswith(f"export-{box.options.organization_id}-")
+    assert run["name"] == f"export {phones.name}"
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
     # Lines reach the server in bundles, the last of them after the state of the run.
     assert deployed.until(
@@ -125,6 +125,8 @@ def test_a_rerun_by_id_exports_the_failures_and_typed_numbers_are_shown_nowhere_
     assert deployed.wait(rejected)["message"] == BACKWARDS
     assert [line for line in deployed.logs(rejected) if "\n" in line or "Traceback" in line] == []
     assert BACKWARDS in deployed.logs(rejected)
+    names = [deployed.flow_run(each)["name"] for each in (partial, rejected)]
+    assert names == ["export typed numbers", "backfill typed numbers 2026-01-02…2026-01-01"]
     places = {line.partition("(")[0] for line in _dump(server) if TYPED in line}
     assert places == {'INSERT INTO "flow_run" VALUES'}
     assert TYPED not in worker.log.read_text()

@@ -145,7 +145,7 @@ def test_four_shards_make_the_lake_of_one_process_and_one_report(
     assert not [path for path in lake.rglob("shards/**/*") if path.is_file()]
     name = deployed.flow_run(run_id)["name"]
     shards = shards_of(deployed, run_id)
-    assert [run["name"] for run in shards] == [f"{name}-shard-{number}-of-4" for number in range(1, 5)]
+    assert [run["name"] for run in shards] == [f"{name} shard {number} of 4" for number in range(1, 5)]
     assert {"export-progress", "export-summary", "export-picture"} <= artifacts(deployed, run_id)
     assert [artifacts(deployed, run["id"]) for run in shards] == [{"export-progress"}] * 4
     events = {"filter": {"event": {"name": ["imbrace.export.completed"]}}, "limit": 50}

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 
-from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, organization_in_force
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -103,13 +103,6 @@ def test_a_relative_lake_is_rejected_where_a_worker_would_lose_it() -> None:
 def test_an_absolute_lake_is_not_rejected(lake: str) -> None:
     with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
-
-
-def test_a_run_is_named_after_the_organization_in_force() -> None:
-    assert organization_in_force({"credentials": CREDENTIALS}) == "org_of_block"
-    assert organization_in_force({"credentials": None}) == "org_of_machine"
-    with patch.dict(os.environ, {"IMBRACE_PAGE_SIZE": "none"}):
-        assert organization_in_force({}) == "default"
 
 
 def test_the_representation_of_a_block_contains_no_secret() -> None:

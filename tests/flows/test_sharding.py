@@ -387,13 +387,16 @@ def test_a_shard_is_a_backfill_with_the_parameters_of_its_run(
         await export_by_shards(run, shards, blocks, chunk_size=7, tolerated_failures=0.5)
 
     monkeypatch.setattr(sharding, "arun_deployment", start)
-    monkeypatch.setattr(sharding, "flow_run", SimpleNamespace(name="export"))
+    monkeypatch.setattr(sharding, "flow_run", SimpleNamespace(name="export a.csv"))
     monkeypatch.setattr(sharding, "POLL_SECONDS", 0.001)
     in_run(str(tmp_path), job)
 
     one, two = started
     assert (one["deployment"], one["tags"]) == ("export-shard/export-shard", ["imbrace-run-run"])
-    assert (one["flow_run_name"], two["flow_run_name"]) == ("export-shard-1-of-2", "export-shard-2-of-2")
+    assert (one["flow_run_name"], two["flow_run_name"]) == (
+        "export a.csv shard 1 of 2",
+        "export a.csv shard 2 of 2",
+    )
     assert one["parameters"]["lake"] == {"$ref": "lake"}
     # The ids are in the lake, and only there.
     assert "conv_1" not in repr(started)

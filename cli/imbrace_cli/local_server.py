@@ -192,6 +192,22 @@ def stop_server(home: Path | None = None) -> bool:
     return was_running
 
 
+def release_server(home: Path | None = None) -> bool:
+    """End the server of a home at once, unless a command is using it; return whether it has ended."""
+    files = _files(home)
+    if is_in_use(files):
+        return False
+    server = read_server(files)
+    # A server in use does not wait for task runs to record.
+    with keep_alive(home):
+        stop_server(home)
+    # It frees its lock before its process ends.
+    deadline = time.monotonic() + STOP_SECONDS
+    while server is not None and _is_alive(server.pid) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return True
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process has locked a file; the check itself locks it for an instant."""
     # filelock would create the file.
@@ -202,6 +218,14 @@ def is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def is_in_use(files: ServerFiles) -> bool:

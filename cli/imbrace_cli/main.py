@@ -35,6 +35,7 @@ from imbrace_cli import (
     sandbox,
     server,
     setup,
+    up,
     verify,
 )
 from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
@@ -78,6 +79,7 @@ app.command("freshness", epilog=freshness.EXAMPLES, short_help="Show the age of 
 app.command("new-key", epilog=new_key.EXAMPLES, short_help="Create a new lake.json for a lake that lost it.")(
     new_key.new_key
 )
+app.command("up", epilog=up.EXAMPLES, short_help="Run server, deployments and a worker until Ctrl-C.")(up.up)
 app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
     setup.setup
 )

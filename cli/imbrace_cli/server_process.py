@@ -217,3 +217,5 @@ def serve(files: ServerFiles, idle_seconds: float, keep_seconds: float) -> None:
 
 if __name__ == "__main__":  # pragma: no cover  (another process)
     serve(ServerFiles(Path(sys.argv[1])), float(sys.argv[2]), float(sys.argv[3]))
+    # Everything is recorded; the interpreter would free its memory for a second or more.
+    os._exit(0)

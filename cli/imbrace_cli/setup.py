@@ -26,28 +26,43 @@ Examples:
 """
 
 
+Phones = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The list of numbers that the hourly ingestion reads."),
+]
+SharedBudget = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="N",
+        help="Set the budget that all workers share, even if it was changed in the UI.",
+    ),
+]
+Pool = Annotated[
+    str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_POOL", help="Work pool of the deployments.")
+]
+Queue = Annotated[str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_QUEUE", help="Its work queue.")]
+PrefectFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        envvar="IMBRACE_PREFECT_FILE",
+        help="Your own prefect.yaml with the deployments.",
+    ),
+]
+
+
 def setup(
     organization: options.Organization = None,
     lake: options.Lake = None,
     gateway: options.Gateway = None,
-    phones: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The list of numbers that the hourly ingestion reads."),
-    ] = None,
-    requests_per_second: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001,
-            metavar="N",
-            help="Set the budget that all workers share, even if it was changed in the UI.",
-        ),
-    ] = None,
-    pool: Annotated[
-        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_POOL", help="Work pool of the deployments.")
-    ] = "imbrace",
-    queue: Annotated[
-        str, typer.Option(metavar="NAME", envvar="IMBRACE_WORK_QUEUE", help="Its work queue.")
-    ] = "default",
+    phones: Phones = None,
+    requests_per_second: SharedBudget = None,
+    pool: Pool = "imbrace",
+    queue: Queue = "default",
+    prefect_file: PrefectFile = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -55,10 +70,10 @@ def setup(
         ),
     ] = False,
 ) -> None:
-    """Prepare the Prefect server that PREFECT_API_URL names; `prefect deploy --all` comes next.
+    """Prepare the Prefect server that PREFECT_API_URL names.
 
-    Creates blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, and automations
-    for runs whose worker dies. A second call changes only what differs.
+    Creates blocks from IMBRACE_* and AWS_*, a work pool, the shared budget of requests, automations for runs
+    whose worker dies, and the deployments. A second call changes only what differs.
 
     First it tests token, organization, gateway, lake and list. If one of them does not work, it saves
     nothing. Exit code 1 if anything is wrong.
@@ -72,41 +87,47 @@ def setup(
     api_url = configured_api_url()
     if api_url is None:
         raise SettingsError(
-            "no Prefect server is configured: start one by `prefect server start`, and set"
-            " PREFECT_API_URL=http://127.0.0.1:4200/api"
+            "no Prefect server is configured: set PREFECT_API_URL to its address, which ends with /api, or"
+            " use `imbrace-lake up`, which starts one"
         )
     settings = load_settings(organization=organization, lake=lake, gateway=gateway)
-    _check(settings, phones, pool, queue)
-    if phones is not None and "://" not in phones:
-        # A run has another working directory.
-        phones = str(Path(phones).expanduser().absolute())
+    phones = check_settings(settings, phones, pool, queue)
     try:
         # Prefect itself would report a missing server with a traceback.
         ask_server(api_url).raise_for_status()
         prepare_client(api_url)
-        from imbrace_deployments.setup import DesiredState, deploy_command, set_up
+        from imbrace_deployments.deploy import PREFECT_FILE
+        from imbrace_deployments.setup import DesiredState, set_up
 
-        desired = DesiredState(settings, pool, queue, phones, requests_per_second, is_forced=force)
+        desired = DesiredState(
+            settings, pool, queue, phones, requests_per_second, force, prefect_file or PREFECT_FILE
+        )
         outcome = asyncio.run(set_up(desired))
     except httpx.HTTPError as exc:
         raise server_unavailable(exc, api_url) from exc
     echo(*(f"{finding.verdict:<9}{finding.name}: {finding.message}" for finding in outcome.findings))
     if outcome.done:
-        echo("", *outcome.done, "", f"Next: {deploy_command()}")
+        echo(
+            "",
+            *outcome.done,
+            "",
+            "Next: a worker, by `imbrace-lake up` on each machine that is to run exports",
+        )
     if outcome.wrong:
-        echo_error(_verdict(outcome))
+        echo_error(verdict(outcome))
         raise typer.Exit(1)
 
 
-def _verdict(outcome: Outcome) -> str:
+def verdict(outcome: Outcome) -> str:
+    """Return the sentence about findings with which a run cannot work."""
     wrong = " and ".join(dict.fromkeys(finding.name for finding in outcome.wrong))
     if outcome.done:
         return f"saved because of --force, although something is wrong: {wrong}"
     return f"nothing was saved, because something is wrong: {wrong}; --force saves it nevertheless"
 
 
-def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> None:
-    """Check the settings before anything is created.
+def check_settings(settings: Settings, phones: str | None, pool: str, queue: str) -> str | None:
+    """Check the settings before anything is created; return the list's address for runs.
 
     Raises:
         UsageError: A setting is invalid; the message shows what to change.
@@ -123,3 +144,7 @@ def _check(settings: Settings, phones: str | None, pool: str, queue: str) -> Non
     for name in (pool, queue):
         if not name or set(name) & set("/%&<>"):
             raise UsageError(f"{name!r} is not a valid name of a work pool or queue: leave out / % & < and >")
+    if phones is None or "://" in phones:
+        return phones
+    # A run has another working directory.
+    return str(Path(phones).expanduser().absolute())

@@ -1,15 +1,14 @@
-"""Prepare a Prefect server for the deployments: blocks, work pool, budget, automations.
+"""Prepare a Prefect server: blocks, work pool, budget, automations, deployments.
 
 Setup tries token, lake and list before it saves anything; if one of them does not work, it changes nothing on
-the server. It leaves existing objects as they are, except blocks and automations that differ from the desired
-ones. A budget belongs to the operator as soon as it exists.
+the server. It leaves existing objects as they are, except blocks, automations and deployments that differ
+from the desired ones. A budget and a schedule belong to the operator as soon as they exist.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from imbrace_deployments.automations import TAG, automations
+from imbrace_deployments.deploy import PREFECT_FILE, deploy
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, is_relative
 from imbrace_lake.check import Finding, check_list
 from imbrace_lake.settings import Settings
@@ -36,17 +36,6 @@ B = TypeVar("B", ImbraceCredentials, ConversationLake)
 BUDGET = "imbrace-requests"
 BLOCK = "default"
 DEFAULT_REQUESTS_PER_SECOND = 20.0
-
-
-# A wheel contains a copy; in a clone, the file is at the top of the repository.
-PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
-
-
-def deploy_command() -> str:
-    """Return the command that follows setup."""
-    if PREFECT_FILE.exists():
-        return f"prefect deploy --all --prefect-file {shlex.quote(str(PREFECT_FILE))}"
-    return "prefect deploy --all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +49,9 @@ class DesiredState:
         phones: Address of the list that the hourly ingestion reads; None leaves the saved one.
         requests_per_second: The budget, also if it exists; None leaves the existing one.
         is_forced: Save also values that do not work from this machine.
+        prefect_file: The file of the deployments.
+        first_schedule: The cron schedule of a new `ingest`; None for every hour.
+        needs_blocks: Treat missing settings as an error, unless an earlier call saved them.
     """
 
     settings: Settings
@@ -68,6 +60,9 @@ class DesiredState:
     phones: str | None = None
     requests_per_second: float | None = None
     is_forced: bool = False
+    prefect_file: Path = PREFECT_FILE
+    first_schedule: str | None = None
+    needs_blocks: bool = False
 
 
 @dataclass(slots=True)
@@ -93,6 +88,7 @@ async def set_up(desired: DesiredState) -> Outcome:
 
     Raises:
         SettingsError: A setting cannot be used; nothing was saved.
+        DeploymentFailed: Prefect did not accept the deployments.
         httpx.HTTPError: The server does not answer, or rejects a request.
     """
     async with get_client() as client:
@@ -103,6 +99,7 @@ async def set_up(desired: DesiredState) -> Outcome:
             await setup.work_pool()
             await setup.budget()
             await setup.automations()
+            await setup.deployments()
     return setup.outcome
 
 
@@ -146,6 +143,12 @@ class _Setup:
             *(block.findings() for block in blocks if block is not None), self._check_list()
         )
         self.outcome.findings = [finding for findings in looks for finding in findings]
+        if self._desired.needs_blocks:
+            self.outcome.findings += [
+                Finding("settings", "error", f"{kept.missing_settings} not set")
+                for kept in self._blocks.values()
+                if kept.desired is None and kept.found is None
+            ]
 
     async def _check_list(self) -> list[Finding]:
         phones = self._desired.phones
@@ -170,9 +173,7 @@ class _Setup:
             self._done.append(f"found the work pool {pool} ({found.type})")
         except ObjectNotFound:
             await self._client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-            self._done.append(
-                f"made the work pool {pool}: start a worker by `prefect worker start --pool {pool}`"
-            )
+            self._done.append(f"made the work pool {pool}")
         try:
             await self._client.read_work_queue_by_name(queue, work_pool_name=pool)
         except ObjectNotFound:
@@ -214,6 +215,11 @@ class _Setup:
             else:
                 await self._client.update_automation(found[0].id, wanted)
                 self._done.append(f"changed the automation {wanted.name}")
+
+    async def deployments(self) -> None:
+        """Make or update the deployments, and remove those of earlier releases."""
+        desired = self._desired
+        self._done += await deploy(self._client, desired.prefect_file, desired.first_schedule)
 
     async def _keep_block(self, kept: _BlockState, variable: str) -> None:
         kind = ImbraceCredentials if variable == "imbrace_credentials" else ConversationLake

@@ -16,7 +16,7 @@ from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, sto
 from imbrace_deployments.automations import automations
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.deployments.database import database_of_tests, server_on
-from tests.deployments.operator import ROOT, Operator, Worker
+from tests.deployments.operator import Operator, Worker
 from tests.prefect_homes import make_home
 
 # Heartbeats cannot come more often than every 30 s.
@@ -83,9 +83,8 @@ def phones(box: Sandbox, listed: set[str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="package")
 def deployed(operator: Operator, phones: Path) -> Operator:
-    """The same, after `imbrace-lake setup` and `prefect deploy --all`."""
-    assert operator.run("imbrace-lake", "setup", "--phones", str(phones)).returncode == 0
-    done = operator.run("prefect", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
+    """The same, after `imbrace-lake setup`."""
+    done = operator.run("imbrace-lake", "setup", "--phones", str(phones))
     assert done.returncode == 0, done.stdout + done.stderr
     # Scheduled runs would get in the way of the runs that the tests start.
     operator.set_clock("pause")

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from imbrace_deployments.setup import deploy_command
+from imbrace_deployments.deploy import PREFECT_FILE
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.packaging.conftest import ROOT, Uv
@@ -135,7 +135,7 @@ def test_a_project_with_packages_named_like_our_folders_and_ours_are_imported_si
     neighbour: Neighbour, tmp_path: Path, is_in_project: bool
 ) -> None:
     ours = ["imbrace_lake", *(f"imbrace_{name}" for name in PACKAGES)]
-    deployed = neighbour.run("python", "-c", "from imbrace_deployments.setup import *; print(PREFECT_FILE)")
+    deployed = neighbour.run("python", "-c", "from imbrace_deployments.deploy import *; print(PREFECT_FILE)")
     entrypoints = re.findall(r"entrypoint: (\S+)", Path(deployed.strip()).read_text(encoding="utf-8"))
     folder = neighbour.project if is_in_project else tmp_path
 
@@ -162,14 +162,14 @@ def test_the_command_line_works_in_a_project_with_packages_named_like_our_folder
     assert "3 new to the lake" in planned
 
 
-def test_setup_names_the_deployments_of_the_wheel(neighbour: Neighbour) -> None:
-    look = "from imbrace_deployments.setup import deploy_command; print(deploy_command())"
+def test_setup_creates_the_deployments_of_the_wheel_or_of_the_clone(neighbour: Neighbour) -> None:
+    look = "from imbrace_deployments.deploy import PREFECT_FILE; print(PREFECT_FILE)"
 
-    *command, path = neighbour.run("python", "-c", look).split()
+    path = Path(neighbour.run("python", "-c", look).strip())
 
-    assert command == ["prefect", "deploy", "--all", "--prefect-file"]
-    assert Path(path).read_bytes() == (ROOT / "prefect.yaml").read_bytes()
-    assert deploy_command() == "prefect deploy --all"
+    assert path.is_relative_to(neighbour.place)
+    assert path.read_bytes() == (ROOT / "prefect.yaml").read_bytes()
+    assert PREFECT_FILE == ROOT / "prefect.yaml"
 
 
 def test_the_fake_gateway_can_be_installed_alone(uv: Uv, sandbox_wheel: Path, tmp_path: Path) -> None:

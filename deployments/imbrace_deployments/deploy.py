@@ -1,0 +1,179 @@
+"""Create the deployments of `prefect.yaml` on the server, and remove those of earlier releases.
+
+A schedule belongs to the operator as soon as it exists: what was paused or changed stays so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+
+import imbrace_flows
+from imbrace_deployments.automations import TAG
+from imbrace_lake.errors import ImbraceLakeError
+
+# A wheel contains a copy; in a clone, the file is at the top of the repository.
+_COPY = Path(__file__).with_name("prefect.yaml")
+PREFECT_FILE = _COPY if _COPY.exists() else Path(__file__).parents[2] / "prefect.yaml"
+
+INGEST = "ingest"
+FIRST_RUN = timedelta(minutes=2)
+SUCCESSORS = {
+    "export-on-demand": "export",
+    "ingest-hourly": INGEST,
+    "backfill-on-demand": "backfill",
+    "export-on-phones-uploaded": "export-on-upload",
+    "rerun-failed": "retry-failed",
+    "verify-nightly": "verify",
+}
+"""Deployments of earlier releases, and those that replace them."""
+DEPLOYED = "imbrace_deployed"
+"""The variable with the state of the last call."""
+MOST_REPORTED_LINES = 15
+
+
+class DeploymentFailed(ImbraceLakeError):
+    """Prefect did not accept the deployments."""
+
+
+async def deploy(
+    client: PrefectClient, prefect_file: Path = PREFECT_FILE, first_schedule: str | None = None
+) -> list[str]:
+    """Create or update the deployments; return a sentence for each notable change.
+
+    Args:
+        client: The server.
+        prefect_file: The file of the deployments.
+        first_schedule: The cron schedule of a new `ingest`; by default hourly, for the first time in two
+            minutes.
+
+    Raises:
+        DeploymentFailed: Prefect did not accept the deployments; those of earlier releases stay.
+    """
+    found = await _our_deployments(client)
+    fingerprint = await _fingerprint(client, prefect_file)
+    if await _saved_state(client) == _state(fingerprint, found):
+        return [f"found {_names(found)}"]
+    outdated = [one for one in found if _is_outdated(one)]
+    current = {one.name: one for one in found if one not in outdated}
+    before = {SUCCESSORS.get(one.name, one.name): one for one in outdated} | current
+    # Only this command leads from the file to the server.
+    await _call_prefect("deploy", "--all", "--prefect-file", str(prefect_file))
+    deployed = [one for one in await _our_deployments(client) if not _is_outdated(one)]
+    done = [f"deployed {_names(deployed)}"]
+    for one in deployed:
+        if one.name in before:
+            done += await _restore_schedules(client, one, before[one.name])
+        elif one.name == INGEST:
+            await _begin_soon(client, one, first_schedule)
+    for one in outdated:
+        await client.delete_resource_owned_automations(f"prefect.deployment.{one.id}")
+        await client.delete_deployment(one.id)
+        done.append(f"removed the deployment {one.name} of an earlier release")
+    await _save_state(client, _state(fingerprint, deployed))
+    return done
+
+
+async def _fingerprint(client: PrefectClient, prefect_file: Path) -> str:
+    """Return a hash of everything that the deployments are made of."""
+    variables = {one.name: one.value for one in await client.read_variables() if TAG in one.tags}
+    releases = version("imbrace-lake"), version("prefect")
+    parts = [json.dumps([releases, variables], sort_keys=True, default=str), *_contents(prefect_file)]
+    return sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _contents(prefect_file: Path) -> list[str]:
+    """Read the file of the deployments, and the flows, from which the forms are made."""
+    flows = sorted(Path(imbrace_flows.__path__[0]).glob("*.py"))
+    return [file.read_text(encoding="utf-8") for file in (prefect_file, *flows)]
+
+
+def _state(fingerprint: str, deployments: list[DeploymentResponse]) -> dict[str, str]:
+    return {"made of": fingerprint} | {str(one.id): one.name for one in deployments}
+
+
+async def _saved_state(client: PrefectClient) -> object:
+    saved = await client.read_variable_by_name(DEPLOYED)
+    return None if saved is None else saved.value
+
+
+async def _save_state(client: PrefectClient, state: dict[str, str]) -> None:
+    if await client.read_variable_by_name(DEPLOYED) is None:
+        await client.create_variable(VariableCreate(name=DEPLOYED, value=state))
+    else:
+        await client.update_variable(VariableUpdate(name=DEPLOYED, value=state))
+
+
+def _names(deployments: list[DeploymentResponse]) -> str:
+    return ", ".join(sorted(one.name for one in deployments))
+
+
+async def _our_deployments(client: PrefectClient) -> list[DeploymentResponse]:
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    return await client.read_deployments(deployment_filter=ours)
+
+
+def _is_outdated(deployment: DeploymentResponse) -> bool:
+    # An earlier export-shard had a flow of the same name.
+    return deployment.name in SUCCESSORS or (deployment.entrypoint or "").endswith(".export_shard")
+
+
+async def _restore_schedules(
+    client: PrefectClient, deployment: DeploymentResponse, before: DeploymentResponse
+) -> list[str]:
+    """Give a deployment the schedules that it, or its predecessor, had on the server."""
+    if before.paused:
+        await client.pause_deployment(deployment.id)
+    earlier = {one.slug: one for one in before.schedules}
+    is_paused = before.paused and bool(deployment.schedules)
+    for one in deployment.schedules:
+        kept = earlier.get(one.slug, one)
+        if (kept.schedule, kept.active) != (one.schedule, one.active):
+            await client.update_deployment_schedule(
+                deployment.id, one.id, active=kept.active, schedule=kept.schedule
+            )
+        is_paused = is_paused or not kept.active
+    return [f"left the schedule of {deployment.name} paused"] if is_paused else []
+
+
+async def _begin_soon(
+    client: PrefectClient, deployment: DeploymentResponse, first_schedule: str | None
+) -> None:
+    """Let a new schedule begin soon, so that the first run shows whether everything works."""
+    minute = (datetime.now(UTC) + FIRST_RUN).minute
+    schedule = CronSchedule(cron=first_schedule or f"{minute} * * * *", timezone="UTC")
+    for one in deployment.schedules:
+        await client.update_deployment_schedule(deployment.id, one.id, schedule=schedule)
+
+
+async def _call_prefect(*arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "prefect", "--no-prompt", *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        # Without colors and logs, and out of reach of the terminal's Ctrl-C.
+        env={**os.environ, "NO_COLOR": "1", "TERM": "dumb"},
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        lines = output.decode(errors="replace").split("\n")[-MOST_REPORTED_LINES:]
+        raise DeploymentFailed("Prefect did not accept the deployments:\n" + "\n".join(lines).strip())

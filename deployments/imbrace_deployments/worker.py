@@ -1,0 +1,157 @@
+"""A worker that gives its runs back when it ends, so that the next worker continues them at once.
+
+Prefect's own worker leaves them *Crashed* when it is stopped, and *Running* or *Pending* when it is killed.
+The automations restart crashed runs two minutes later, but only once, and nothing restarts a pending one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Scheduled
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+
+RESTARTING = "Restarting"
+_RUN_ID = "PREFECT__FLOW_RUN_ID"
+_WORKER = "prefect.worker.name"
+
+
+class Reports(Protocol):
+    """Receives the start and the end of each run."""
+
+    def started(self, deployment: str, run: FlowRun) -> None:
+        """A run has a process."""
+
+    def ended(self, deployment: str, run: FlowRun) -> None:
+        """The process of a run has ended; the run has its last state."""
+
+
+class LocalWorker(ProcessWorker):
+    """Prefect's process worker, which knows the processes of its runs.
+
+    Attributes:
+        reports: Receives the start and the end of each run.
+        processes: The process of each run; it leads a process group.
+    """
+
+    reports: Reports
+    processes: dict[UUID, int]
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        # Prefect warns if two classes of workers have the same key.
+        return "imbrace-lake-process"
+
+    @classmethod
+    def make(cls, name: str, pool: str, limit: int, reports: Reports) -> LocalWorker:
+        """Return a worker that has not begun."""
+        worker = cls(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False)
+        worker.reports, worker.processes = reports, {}
+        return worker
+
+    async def run(
+        self, flow_run: FlowRun, configuration: ProcessJobConfiguration, task_status: _Status | None = None
+    ) -> ProcessWorkerResult:
+        """Start the process of a run, and wait for its end."""
+        deployment = configuration.labels.get("prefect.io/deployment-name", "run")
+
+        def started(pid: int) -> None:
+            self.processes[flow_run.id] = pid
+            self.reports.started(deployment, flow_run)
+            if task_status is not None:
+                task_status.started(pid)
+
+        try:
+            result = await super().run(flow_run, configuration, _Started(started))  # type: ignore[arg-type]
+        finally:
+            self.processes.pop(flow_run.id, None)
+        self.reports.ended(deployment, await self.client.read_flow_run(flow_run.id))
+        return result
+
+    def kill_runs(self) -> None:
+        """End all runs at once; the lake is consistent, as after any kill."""
+        for pid in self.processes.values():
+            kill_group(pid)
+
+
+class _Status(Protocol):
+    def started(self, value: int) -> None: ...
+
+
+class _Started:
+    def __init__(self, started: Callable[[int], None]) -> None:
+        self.started = started
+
+
+async def give_back_runs(pool: str, worker: str | None) -> list[str]:
+    """End what is left of the runs that a worker of this machine took, and let a worker start them again.
+
+    Args:
+        pool: The work pool.
+        worker: The name of the worker, which is not running any more; None for all workers of the pool.
+
+    Returns:
+        The names of the runs.
+    """
+    async with get_client() as client:
+        runs = [run for run in await _unfinished(client, pool) if worker in (None, run.labels.get(_WORKER))]
+        for run in runs:
+            kill_process_of(run)
+            await client.set_flow_run_state(run.id, _next_state(run), force=True)
+    return [run.name for run in runs]
+
+
+async def _unfinished(client: PrefectClient, pool: str) -> list[FlowRun]:
+    types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    return await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types))),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+    )
+
+
+def _next_state(run: FlowRun) -> State[None]:
+    if run.state is not None and run.state.is_cancelling():
+        return Cancelled(message="The run was cancelled.")
+    return Scheduled(
+        name=RESTARTING, message="The worker of the run was stopped; the run continues with the next worker."
+    )
+
+
+def kill_process_of(run: FlowRun) -> None:
+    """End the process of a run, if it is on this machine and still belongs to that run."""
+    with suppress(TypeError, ValueError):
+        pid = int(run.infrastructure_pid or "")
+        if f"{_RUN_ID}={run.id}" in _environment_of(pid):
+            kill_group(pid)
+
+
+def kill_group(pid: int) -> None:
+    """End a process and those it started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _environment_of(pid: int) -> str:
+    if Path("/proc/self/environ").exists():
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+        return ""
+    # macOS has no /proc.
+    command = ["ps", "eww", "-o", "command=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603

@@ -30,7 +30,8 @@ import pytest
 import typer.main
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from imbrace_cli.main import PROGRAM, app
+from imbrace_cli.main import app
+from imbrace_cli.terminal import PROGRAM
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.prefect_homes import make_home
 from tools.seaweed import Seaweed

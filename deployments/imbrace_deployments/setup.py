@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from imbrace_deployments.automations import TAG, automations
 from imbrace_deployments.deploy import PREFECT_FILE, deploy
-from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, is_relative
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, icon_url, is_relative
 from imbrace_lake.check import Finding, check_list
 from imbrace_lake.settings import Settings
 from imbrace_tasks.budget import set_limit
@@ -159,8 +159,9 @@ class _Setup:
 
     async def blocks(self) -> None:
         """Save the blocks, and their ids in variables, by which the deployments refer to them."""
-        await ImbraceCredentials.aregister_type_and_schema()
-        await ConversationLake.aregister_type_and_schema()
+        for kind in (ImbraceCredentials, ConversationLake):
+            kind._logo_url = icon_url()
+            await kind.aregister_type_and_schema()
         for variable, kept in self._blocks.items():
             await self._keep_block(kept, variable)
         await self._keep_variable("imbrace_phones", self._desired.phones)

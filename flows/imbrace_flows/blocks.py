@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from prefect.settings import PREFECT_UI_URL
+from pydantic import BeforeValidator, Field, HttpUrl, SecretStr
 
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.form import OrNone, Secret, Text
@@ -23,6 +24,23 @@ from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
+
+BucketPlace = Literal["automatic", "path", "host"]
+_PATH_STYLES: dict[BucketPlace, bool | None] = {"automatic": None, "path": True, "host": False}
+
+
+def _bucket_place(value: object) -> object:
+    """Turn the value of a block of an earlier version into one of this version."""
+    return next((place for place, style in _PATH_STYLES.items() if style is value), value)
+
+
+def icon_url() -> HttpUrl | None:
+    """Return the address of the blocks' icon, which the server itself has, so that it needs no other network.
+
+    Prefect's client does not accept data URLs, and the new UI shows a broken picture if there is no icon.
+    """
+    ui = PREFECT_UI_URL.value()
+    return HttpUrl(f"{ui.rstrip('/')}/ico/android-chrome-192x192.png") if ui else None
 
 
 class ImbraceCredentials(Block):
@@ -77,10 +95,10 @@ class ConversationLake(Block):
         None, title="S3 endpoint", description="Address of an S3-compatible server; Amazon's by default."
     )
     region: Text = Field(None, title="S3 region", description="Such as ap-east-1; by default the worker's.")
-    path_style: bool | None = Field(
-        None,
-        title="Bucket in the path",
-        description="endpoint/bucket instead of bucket.endpoint; by default what suits the endpoint.",
+    path_style: Annotated[BucketPlace, BeforeValidator(_bucket_place)] = Field(
+        "automatic",
+        title="Place of the bucket in addresses",
+        description="path: endpoint/bucket, host: bucket.endpoint, automatic: what suits the endpoint.",
     )
     access_key: Text = Field(
         None,
@@ -98,7 +116,7 @@ class ConversationLake(Block):
             region=self.region,
             key=None if self.access_key is None else SecretStr(self.access_key),
             secret=self.secret_key,
-            path_style=self.path_style,
+            path_style=_PATH_STYLES[self.path_style],
         )
 
     async def findings(self) -> list[Finding]:

@@ -49,7 +49,15 @@ LONGEST_TYPED = 32 * MOST_TYPED
 _REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
 _FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
 
-RunId = Annotated[str, AfterValidator(run_id_of)]
+
+def _run_id(text: str) -> str:
+    # Not by a constraint, whose message a form would show in addition to that of a rule.
+    if not text.strip():
+        raise ValueError("give the id of a run, or the address of its page")
+    return run_id_of(text)
+
+
+RunId = Annotated[str, AfterValidator(_run_id)]
 Moment = Annotated[AwareDatetime | OrNone, Blankable]
 Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
 
@@ -284,7 +292,6 @@ class RetryParams(ReadParams):
     )
 
     rerun: RunId = Field(
-        min_length=1,
         title="Run to retry",
         description="The id of the run whose failures to export again, or the address of its page.",
         json_schema_extra=at_position(1),

@@ -23,7 +23,7 @@ LAKE = ConversationLake(
     url="s3://bucket/lake",
     endpoint="http://127.0.0.1:1",
     region="eu-west-1",
-    path_style=True,
+    path_style="path",
     access_key="key",
     secret_key=SecretStr("secret"),
 )
@@ -103,6 +103,17 @@ def test_a_relative_lake_is_rejected_where_a_worker_would_lose_it() -> None:
 def test_an_absolute_lake_is_not_rejected(lake: str) -> None:
     with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
         assert connect(None, ConversationLake(url=lake)).settings.lake == lake
+
+
+@pytest.mark.parametrize(
+    ("saved", "style"), [(None, None), (True, True), (False, False), ("automatic", None), ("host", False)]
+)
+def test_the_place_of_the_bucket_is_also_read_from_blocks_of_earlier_versions(
+    saved: object, style: bool | None
+) -> None:
+    block = ConversationLake.model_validate({"url": "s3://bucket/lake", "path_style": saved})
+
+    assert block.options().path_style is style
 
 
 def test_the_representation_of_a_block_contains_no_secret() -> None:

@@ -1,7 +1,7 @@
 """The names of runs: the deployment or the command, and what the run reads.
 
-A name contains no phone number, no credentials, and no time of its own, so that a run that is resumed or
-restarted keeps its name.
+A name contains no phone number, no credentials and no time at which the run began, so that a run that is
+resumed or restarted keeps its name.
 """
 
 from __future__ import annotations

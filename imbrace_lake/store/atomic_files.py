@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -59,11 +60,12 @@ class AtomicFiles:
 
     def temporary(self) -> Path:
         """Return the folder of temporary files, which is made if it is missing."""
-        _make_folder(self._temporary, self._mode())
+        _make_folder(self._temporary, self._mode)
         return self._temporary
 
+    @cached_property
     def _mode(self) -> int:
-        """Return the permissions of new folders."""
+        """The permissions of new folders, as they are at the first write."""
         try:
             mode = stat.S_IMODE(self.root.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
@@ -183,10 +185,9 @@ class AtomicFiles:
             except FileExistsError:
                 raise ObjectExists(message) from None
 
-        with self._staged(data) as staged:
-            meta = _file_meta(key, staged.stat())
+        with self._staged(data) as (staged, status):
             try:
-                unsynced = _in_folder(target.parent, self._mode(), link)
+                unsynced = _in_folder(target.parent, self._mode, link)
             except OSError as exc:
                 if exc.errno not in NO_LINK:
                     raise
@@ -196,21 +197,21 @@ class AtomicFiles:
                 with self._locked():
                     if target.exists():
                         raise ObjectExists(message) from None
-                    unsynced = _in_folder(target.parent, self._mode(), lambda: staged.rename(target))
+                    unsynced = _in_folder(target.parent, self._mode, lambda: staged.rename(target))
         self._sync(target.parent, unsynced)
-        return meta
+        return _file_meta(key, status)
 
     def write_over(self, key: str, data: Body, etag: str | None) -> ObjectMeta:
         """Write a file; ObjectChanged if ``etag`` is given and the file has another version or is missing."""
         target = self.root / key
-        with self._staged(data) as staged, self._locked():
+        with self._staged(data) as (staged, _), self._locked():
             current = self.look_up(key)
             if etag is not None and (current is None or current.etag != etag):
                 raise ObjectChanged(f"{key} in {self.root} is no longer the version that was read")
             if current is not None:
                 _make_newer(staged, target)
             meta = _file_meta(key, staged.stat())
-            unsynced = _in_folder(target.parent, self._mode(), lambda: staged.replace(target))
+            unsynced = _in_folder(target.parent, self._mode, lambda: staged.replace(target))
         self._sync(target.parent, unsynced)
         return meta
 
@@ -238,8 +239,8 @@ class AtomicFiles:
                     self._synced[other] = began
 
     @contextmanager
-    def _staged(self, data: Body) -> Iterator[Path]:
-        """Give the data as a temporary file that has reached the disk."""
+    def _staged(self, data: Body) -> Iterator[tuple[Path, os.stat_result]]:
+        """Give the data as a temporary file that has reached the disk, and its status."""
         staged = self._temporary / f"{uuid4().hex}.part"
         try:
             try:
@@ -248,13 +249,17 @@ class AtomicFiles:
                 self.temporary()  # missing only for the first writer
                 file = _open_filled(data, staged)
             with file:
-                _set_mode(file.fileno(), self._mode() & FILE_BITS)
                 # Some kernels take the times of files from a clock of 4 ms ticks: two versions would look
                 # the same.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
+                status = os.fstat(file.fileno())
+                if stat.S_IMODE(status.st_mode) != self._mode & FILE_BITS:
+                    # vfat and some network mounts have one mode for all files.
+                    with suppress(PermissionError):
+                        os.fchmod(file.fileno(), self._mode & FILE_BITS)
                 os.fsync(file.fileno())
-            yield staged
+            yield staged, status
         finally:
             staged.unlink(missing_ok=True)
 
@@ -268,7 +273,7 @@ class AtomicFiles:
         lock = FileLock(
             self.temporary() / LOCK_FILE,
             timeout=LOCK_SECONDS,
-            mode=self._mode() & FILE_BITS,
+            mode=self._mode & FILE_BITS,
             poll_interval=0.002,
             # A marker file instead of a lock would outlive a killed process.
             fallback_to_soft=False,
@@ -338,13 +343,6 @@ def _open_filled(data: Body, path: Path) -> IO[bytes]:
         file.close()
         raise
     return file
-
-
-def _set_mode(descriptor: int, mode: int) -> None:
-    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
-        # vfat and some network mounts have one mode for all files.
-        with suppress(PermissionError):
-            os.fchmod(descriptor, mode)
 
 
 def _link_or_copy(source: Path, staged: Path) -> None:

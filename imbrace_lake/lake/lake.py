@@ -35,6 +35,7 @@ from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import Body, ObjectMeta
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
+from imbrace_lake.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -133,13 +134,15 @@ class Lake:
 
     Attributes:
         store: The store of its objects.
+        worker: Encodes parts, and creates the objects of a local store.
         schema_version: The schema version of the lake.
         phone_key: The key of the phone numbers' hashes, unless the settings have another.
         damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
-    def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes, worker: WorkerProcess) -> None:
         self.store = store
+        self.worker = worker
         self.schema_version = schema_version
         self.phone_key = phone_key
         self.damaged: dict[str, str] = {}
@@ -253,7 +256,7 @@ async def open_lake(
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
-    async with open_store(url, options) as store:
+    async with WorkerProcess() as worker, open_store(url, options, worker) as store:
         marker = await _read_marker(store)
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
@@ -271,7 +274,7 @@ async def open_lake(
                 f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
-        yield Lake(store, version, phone_key)
+        yield Lake(store, version, phone_key, worker)
 
 
 async def has_lake(store: Store) -> bool:

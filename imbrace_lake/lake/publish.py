@@ -20,6 +20,7 @@ from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import REVISIONS
 from imbrace_lake.lake.memory import Reservation
+from imbrace_lake.lake.parquet import encode_stream
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
@@ -31,8 +32,8 @@ T = TypeVar("T")
 TRIES = 20
 # Longer parts are rewritten in a thread: the digest of a row takes 10 µs.
 FEW_ROWS = 1_000
-# Larger rows are encoded in a thread: 1 MB takes about 10 ms.
-MOST_INLINE_BYTES = 2**20
+# Larger rows are encoded in a thread of this process, where they are in memory only once.
+MOST_PORTABLE_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ async def publish(
                 # Before the part is replaced: a crash in between can repeat a revision, but not lose one.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()
-                body = await _encode(rewrite.after.rows(), reservation, metadata)
+                body = await _encode(lake, rewrite.after.rows(), reservation, metadata)
                 parts[index] = await lake.replace_part(parts[index], body)
                 result.size_bytes += parts[index].size_bytes
                 result.edited += rewrite.edited
@@ -112,7 +113,7 @@ async def publish(
                 result.removed_hashes.append(rewrite.removed_hash)
             if diff.new is not None:
                 metadata = replace(claim, content_hash=diff.new.content_hash).metadata()
-                body = await _encode(diff.new, reservation, metadata)
+                body = await _encode(lake, diff.new, reservation, metadata)
                 number = max((part.number for part in parts), default=-1) + 1
                 added = await lake.add_part(
                     claim.organization_id, claim.conversation_id, number, body, diff.new.num_rows
@@ -189,10 +190,13 @@ async def _note_revisions(
         await journal.note("revisions", f"{name}-{number}", rows)
 
 
-async def _encode(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> bytes | Path:
+async def _encode(
+    lake: Lake, rows: Rows, reservation: Reservation, metadata: Mapping[str, str]
+) -> bytes | Path:
     """Encode the rows of a part."""
-    is_small = rows.table is not None and rows.size_bytes <= MOST_INLINE_BYTES
-    return await in_thread_unless(is_small, rows.encode, reservation, metadata)
+    if rows.table is None or rows.size_bytes > MOST_PORTABLE_BYTES:
+        return await asyncio.to_thread(rows.encode, reservation, metadata)
+    return await lake.worker.run(None, encode_stream, rows.to_stream(), metadata)
 
 
 async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

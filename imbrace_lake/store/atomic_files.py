@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -57,6 +57,10 @@ class AtomicFiles:
         self._moments = itertools.count()
         self._syncing = threading.Lock()
         self._synced: dict[Path, int] = {}
+
+    def __reduce__(self) -> tuple[Callable[[Path], AtomicFiles], tuple[Path]]:
+        # Locks cannot be pickled; in another process, all threads share the locks of one object.
+        return _files_below, (self.root,)
 
     def temporary(self) -> Path:
         """Return the folder of temporary files, which is made if it is missing."""
@@ -290,6 +294,11 @@ class AtomicFiles:
                 yield
             finally:
                 lock.release()
+
+
+@cache
+def _files_below(root: Path) -> AtomicFiles:
+    return AtomicFiles(root)
 
 
 def _is_new_folder(link: Path, linked: set[Path]) -> bool:

@@ -25,6 +25,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
+from imbrace_lake.worker_process import WorkerProcess
 
 # A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
 THREADS = 8
@@ -40,8 +41,9 @@ class LocalStore(Store):
     stopped: after a cancelled call, the complete object may still appear a moment later.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, worker: WorkerProcess | None = None) -> None:
         self._disk = AtomicFiles(root)
+        self._worker = worker
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -88,15 +90,18 @@ class LocalStore(Store):
 
     async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
-        return await self._write(AtomicFiles.write_new, key, data)
+        if self._worker is None or isinstance(data, Path):
+            return await self._run(self._disk.write_new, key, data)
+        with self._explained():
+            return await self._worker.run(self._threads, self._disk.write_new, key, data)
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
-        return await self._write(AtomicFiles.write_over, key, data, etag)
+        return await self._run(self._disk.write_over, key, data, etag)
 
     async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
         check_key(key)
-        return await self._write(AtomicFiles.write_over, key, data, None)
+        return await self._run(self._disk.write_over, key, data, None)
 
     async def delete(self, key: str) -> None:
         check_key(key)
@@ -118,11 +123,6 @@ class LocalStore(Store):
         else:
             note = None
         return Probe(self.is_conditional, note)
-
-    async def _write(
-        self, write: Callable[..., ObjectMeta], key: str, data: Body, *version: str | None
-    ) -> ObjectMeta:
-        return await self._run(write, self._disk, key, data, *version)
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._threads is None:

@@ -1,0 +1,219 @@
+"""A second process that does short, blocking work for an event loop: it encodes and writes objects.
+
+In a thread, each system call gives the interpreter's lock away and has to win it back from the event loop,
+which takes two switches between threads: a written part took about 30 of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from imbrace_lake.tuning import tuned_process
+
+# The start takes 0.3 s of another core, which short runs do not earn back.
+START_AFTER = 32
+# A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
+THREADS = 8
+END_SECONDS = 30.0
+
+T = TypeVar("T")
+# The environment of the process. It gets no others, because these can contain tokens and keys.
+_VARIABLES = (
+    "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LC_ALL", "LC_CTYPE", "LANG", "TZ",
+    "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START",
+)  # fmt: skip
+# The number of a call, whether it needs a thread, and the length of the pickled call or result that follows.
+_HEADER = struct.Struct(">Q?Q")
+
+
+class WorkerProcess:
+    """Runs functions in a second process once there are many calls; open it with ``async with``.
+
+    The first calls run in threads of this process, and all others do if the second process ends early.
+
+    Args:
+        start_after: The number of calls before the process starts.
+    """
+
+    def __init__(self, start_after: int = START_AFTER) -> None:
+        self._start_after = start_after
+        self._calls = 0
+        self._numbers = itertools.count()
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: asyncio.WriteTransport | None = None
+        self._is_ready = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            if self._connection is None:
+                self._process.kill()
+            else:
+                # The process finishes the calls that it has received, and ends.
+                self._connection.close()
+            await asyncio.to_thread(_wait, self._process)
+
+    async def run(self, threads: Executor | None, func: Callable[..., T], *args: object) -> T:
+        """Call a function that may be called twice; it is pickled, with its arguments, result or error.
+
+        Args:
+            threads: The threads of this process that make the call if the second process does not; the second
+                process also makes it in a thread. None for work of less than a millisecond that does not wait
+                for a disk: it needs no thread.
+            func: The function.
+            args: Its arguments.
+        """
+        self._calls += 1
+        is_first = self._calls == self._start_after
+        if is_first:
+            with suppress(OSError):  # a process cannot be started, so this one does everything
+                await self._start()
+        if self._connection is not None and (self._is_ready or is_first):
+            with suppress(_Ended):
+                result: T = await self._call(threads is not None, func, args)
+                # Until the process has imported what its first call needs, this one makes the calls.
+                self._is_ready = self._connection is not None
+                return result
+        if threads is None:
+            return func(*args)
+        return await asyncio.get_running_loop().run_in_executor(threads, func, *args)
+
+    async def _start(self) -> None:
+        environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # Not `multiprocessing`, which would also import the main module there, an orchestrator.
+            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; this interpreter and module
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        self._connection, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _Results(self._pending, self._on_end), sock=ours
+        )
+
+    async def _call(self, is_blocking: bool, func: Callable[..., Any], args: tuple[object, ...]) -> Any:
+        number = next(self._numbers)
+        result = self._pending[number] = asyncio.get_running_loop().create_future()
+        assert self._connection is not None  # noqa: S101 - narrows the type for mypy
+        self._connection.writelines(_framed(number, is_blocking, (func, args)))
+        return await result
+
+    def _on_end(self) -> None:
+        self._connection, self._is_ready = None, False
+        for result in self._pending.values():
+            if not result.done():
+                result.set_exception(_Ended())
+        self._pending.clear()
+
+
+class _Ended(Exception):
+    """The process has ended without the result of a call."""
+
+
+class _Results(asyncio.Protocol):
+    """Receives results."""
+
+    def __init__(self, pending: dict[int, asyncio.Future[Any]], on_end: Callable[[], None]) -> None:
+        self._pending = pending
+        self._on_end = on_end
+        self._received = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        while len(received) >= _HEADER.size:
+            number, _, length = _HEADER.unpack_from(received)
+            end = _HEADER.size + length
+            if len(received) < end:
+                return
+            result, error = pickle.loads(received[_HEADER.size : end])  # noqa: S301 - our own process
+            del received[:end]
+            waiting = self._pending.pop(number)
+            if waiting.done():
+                continue  # the caller was cancelled
+            if error is None:
+                waiting.set_result(result)
+            else:
+                waiting.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_end()
+
+
+def _framed(number: int, is_blocking: bool, message: object) -> tuple[bytes, bytes]:
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _HEADER.pack(number, is_blocking, len(body)), body
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# -- the second process ---------------------------------------------------------------------------
+
+
+def serve(connection: socket.socket) -> None:
+    """Make calls until the other process closes the connection or ends."""
+    lock = threading.Lock()
+
+    def answer(number: int, body: bytes) -> None:
+        outcome: tuple[object, Exception | None]
+        try:
+            func, args = pickle.loads(body)  # noqa: S301 - our own process
+            outcome = func(*args), None
+        except Exception as exc:  # noqa: BLE001 - the caller gets every error
+            outcome = None, exc
+        frame = b"".join(_framed(number, False, outcome))
+        with lock, suppress(OSError):  # the other process has ended
+            connection.sendall(frame)
+
+    with connection.makefile("rb") as calls, ThreadPoolExecutor(THREADS) as threads:
+        while header := calls.read(_HEADER.size):
+            number, is_blocking, length = _HEADER.unpack(header)
+            body = calls.read(length)
+            if len(body) < length:
+                return  # the other process was killed in the middle of a call
+            if is_blocking:
+                threads.submit(answer, number, body)
+            else:
+                # In one thread, because each thread that encodes keeps 5 MB.
+                answer(number, body)
+
+
+def main() -> None:
+    """Serve the process that has started this one."""
+    # Ctrl-C goes to both processes; the other one decides what remains to be written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with tuned_process(), socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

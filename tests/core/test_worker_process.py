@@ -1,0 +1,191 @@
+"""The second process that encodes and writes objects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from imbrace_lake.errors import ObjectExists, StoreError
+from imbrace_lake.export.run import RunContext, RunSummary
+from imbrace_lake.gateway.models import Page
+from imbrace_lake.lake.parquet import encode_stream, to_parquet
+from imbrace_lake.lake.rows import Rows
+from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
+from imbrace_lake.store.local import LocalStore
+from imbrace_lake.worker_process import WorkerProcess
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import run_once, settings_for
+
+pytestmark = pytest.mark.slow
+
+T = TypeVar("T")
+
+
+def with_worker(work: Callable[[WorkerProcess], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with asyncio.timeout(60), WorkerProcess(start_after=1) as worker:
+            assert await worker.run(None, os.getpid) != os.getpid()
+            return await work(worker)
+
+    return asyncio.run(run())
+
+
+def test_each_of_many_calls_gets_its_own_result() -> None:
+    body = os.urandom(5_000_000)
+
+    async def work(worker: WorkerProcess) -> list[bytes]:
+        with ThreadPoolExecutor(1) as threads:
+            calls = (worker.run(threads if number % 2 else None, bytes, number) for number in range(300))
+            return [*await asyncio.gather(*calls), await worker.run(threads, bytes, body)]
+
+    assert with_worker(work) == [*map(bytes, range(300)), body]
+
+
+def test_an_error_of_a_call_is_raised() -> None:
+    async def work(worker: WorkerProcess) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await worker.run(None, divmod, 1, 0)
+
+    with_worker(work)
+
+
+def test_a_cancelled_call_does_not_affect_others() -> None:
+    async def work(worker: WorkerProcess) -> int:
+        with ThreadPoolExecutor(1) as threads:
+            waiting = asyncio.ensure_future(worker.run(threads, time.sleep, 0.2))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            return await worker.run(threads, abs, -3)
+
+    assert with_worker(work) == 3
+
+
+def test_calls_that_wait_for_a_slow_disk_run_side_by_side() -> None:
+    async def work(worker: WorkerProcess) -> float:
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as threads:
+            await asyncio.gather(*(worker.run(threads, time.sleep, 0.5) for _ in range(8)))
+        return time.monotonic() - began
+
+    # One after the other they take four seconds.
+    assert with_worker(work) < 3
+
+
+def test_a_short_run_starts_no_process() -> None:
+    async def run() -> set[int]:
+        async with WorkerProcess(start_after=3) as worker:
+            return {await worker.run(None, os.getpid) for _ in range(2)}
+
+    assert asyncio.run(run()) == {os.getpid()}
+
+
+def test_the_process_ends_with_its_block() -> None:
+    process = with_worker(lambda worker: worker.run(None, os.getpid))
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_interrupting_both_processes_does_not_end_the_second() -> None:
+    async def work(worker: WorkerProcess) -> tuple[int, int]:
+        process = await worker.run(None, os.getpid)
+        os.kill(process, signal.SIGINT)
+        await asyncio.sleep(0.1)
+        return process, await worker.run(None, os.getpid)
+
+    before, after = with_worker(work)
+    assert before == after
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_the_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IMBRACE_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "MY_KEY"):
+        monkeypatch.setenv(name, "the secret of this test")
+
+    seen = with_worker(lambda worker: worker.run(None, Path("/proc/self/environ").read_text))
+
+    assert "PATH=" in seen
+    assert "the secret of this test" not in seen
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def test_rows_that_cross_processes_are_encoded_as_the_same_bytes() -> None:
+    items = [
+        {"_id": f"m{number}", "content": {"text": "é" * number} if number % 3 else None, "extra": number}
+        for number in range(50)
+    ]
+    page = Page(0, items, [str(item["_id"]) for item in items], 50, has_more=False, count_matches=True)
+    rows = Rows.of(rows_of_page(page, Origin("org", "c1", "run", datetime(2026, 1, 1, tzinfo=UTC))).slice(7))
+    assert rows.table is not None
+
+    encoded = with_worker(lambda worker: worker.run(None, encode_stream, rows.to_stream(), {"a": "b"}))
+
+    assert encoded == to_parquet(rows.table.select(SCHEMA.names), {"a": "b"})
+
+
+def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> None:
+    async def work(worker: WorkerProcess) -> None:
+        async with LocalStore(tmp_path, worker) as store:
+            meta = await store.create("a/b", b"1")
+            assert meta == await store.head("a/b")
+            assert await store.get("a/b") == b"1"
+            with pytest.raises(ObjectExists):
+                await store.create("a/b", b"2")
+            with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
+                await store.create("a/b/c", b"3")
+            assert [one.key for one in await store.list("")] == ["a/b"]
+
+    with_worker(work)
+
+
+def test_objects_are_written_although_the_process_is_killed(tmp_path: Path) -> None:
+    async def work(worker: WorkerProcess) -> None:
+        async with LocalStore(tmp_path, worker) as store:
+            process = await worker.run(None, os.getpid)
+            os.kill(process, signal.SIGSTOP)
+            writing = asyncio.gather(*(store.create(f"before/{number}", b"1") for number in range(9)))
+            await asyncio.sleep(0.1)
+            os.kill(process, signal.SIGKILL)
+            await writing
+            await store.create("after", b"1")
+            assert await worker.run(None, os.getpid) == os.getpid()
+            assert len(await store.list("")) == 10
+
+    with_worker(work)
+
+
+def test_a_run_whose_second_process_is_killed_completes(tmp_path: Path) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def kill(worker: WorkerProcess) -> None:
+        while not worker._is_ready:  # noqa: ASYNC110 - nothing reports this
+            await asyncio.sleep(0.01)
+        assert worker._process is not None
+        worker._process.kill()
+
+    def prepare(run: RunContext) -> None:
+        tasks.append(asyncio.create_task(kill(run.lake.worker)))
+
+    with Sandbox(SandboxOptions(conversations=150, messages_mean=3, latency_seconds=0.3)) as box:
+        settings = settings_for(box, str(tmp_path / "lake"), max_in_flight=8)
+
+        async def export() -> RunSummary:
+            async with asyncio.timeout(120):
+                return await run_once(settings, box.conversations, prepare=prepare)
+
+        summary = asyncio.run(export())
+
+    assert tasks[0].done(), "the second process did not start in time to be killed"
+    assert summary.status == "complete"
+    assert summary.totals.conversations == {"complete": 150}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
@@ -74,7 +74,7 @@ def budget(
         )
     with waiting("asking the Prefect server") as say, prefect_session(say) as session:
         try:
-            found = asyncio.run(_budget(name, per_second))
+            found = run_interruptibly(_budget(name, per_second))
         except LeasesUnreachable as exc:
             raise ServerUnavailable(f"the budget cannot be read: {exc}") from None
         page = session.page("concurrency-limits")

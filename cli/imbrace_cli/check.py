@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import platform
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson
 from imbrace_cli.terminal import as_called, echo, stdout_console, waiting
 
@@ -74,7 +74,7 @@ def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[st
     except ServerUnavailable:
         # The findings report it. These few requests do not exceed any limit.
         open_gateway = own_gateway(settings)
-    return [*asyncio.run(core.run_checks(settings, open_gateway, phone, say)), *versions]
+    return [*run_interruptibly(core.run_checks(settings, open_gateway, phone, say)), *versions]
 
 
 def _versions() -> list[Finding]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
 
@@ -120,4 +120,4 @@ def find_run(settings: Settings, run_id: str) -> None:
             if not await knows_run(lake, run_id_of(run_id)):
                 raise unknown_run(lake, run_id)
 
-    asyncio.run(find())
+    run_interruptibly(find())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo
 from imbrace_lake.export.humanize import duration
@@ -51,7 +51,7 @@ def freshness(
     from imbrace_lake.lake.freshness import by_age, count_stale
 
     settings = lake_settings(needed=("organization", "lake"), organization=organization, lake=lake)
-    found = asyncio.run(_read(settings))
+    found = run_interruptibly(_read(settings))
     stale = None if stale_hours is None else count_stale(found, timedelta(hours=stale_hours))
     if as_json:
         values = {"ages": by_age(found), "stale": stale, "conversations": [*map(_values, found[:limit])]}

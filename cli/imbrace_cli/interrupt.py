@@ -1,64 +1,166 @@
-"""Ctrl-C during a run: acknowledged at once, and the run ends as cancelled; a second one ends the process."""
+"""Ctrl-C: acknowledged at once; the command stops in order, and a second Ctrl-C ends the process.
+
+Python runs the handler of a signal between two instructions of the main thread, which can be busy in a
+library for a long time. So a thread acknowledges the signal, and ends a process that does not end by itself.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 INTERRUPTED = 130
+PATIENCE_SECONDS = 15.0
+"""How long a command may take to stop; two seconds are usual."""
+LAST_SECONDS = 5.0
+"""How long the last attempt to report the end of a run may take."""
 _SHOW_CURSOR = b"\x1b[?25h"
-_ACKNOWLEDGED = b"\ninterrupted: the run is stopping; press Ctrl-C again to end it at once\n"
+ACKNOWLEDGED = "interrupted: stopping; press Ctrl-C again to end at once"
+_GIVEN_UP = (
+    "interrupted: ended without waiting any longer for the lake or the Prefect server; the same command"
+    " continues"
+)
 
 
 class Interrupt:
-    """The effect of the first Ctrl-C.
+    """The effect of Ctrl-C on a command.
 
     Attributes:
         is_requested: Whether Ctrl-C was pressed.
+        give_up: Called in another thread before a process is ended that has not stopped in time.
     """
 
     def __init__(self) -> None:
         self.is_requested = False
-        self._cancel: Callable[[], None] | None = None
+        self.give_up: Callable[[], None] | None = None
+        self._cancel: Callable[[], object] | None = None
 
     @contextmanager
-    def cancels(self, cancel: Callable[[], None]) -> Iterator[None]:
+    def cancels(self, cancel: Callable[[], object]) -> Iterator[None]:
         """Let Ctrl-C call a function while the block runs; otherwise it raises KeyboardInterrupt."""
         self._cancel = cancel
+        if self.is_requested:
+            cancel()
         try:
             yield
         finally:
             self._cancel = None
 
     def on_signal(self, *_: object) -> None:
-        """Handle SIGINT, which can arrive at any moment in the main thread."""
+        """Handle SIGINT in the main thread."""
         if self.is_requested:
-            # Without waiting for threads or a server: the lake is consistent, as after any kill.
-            if os.isatty(2):
-                os.write(2, _SHOW_CURSOR)
-            os._exit(INTERRUPTED)
+            return
         self.is_requested = True
-        # Not through a stream: this signal may have interrupted its write.
-        os.write(2, _ACKNOWLEDGED)
         if self._cancel is None:
             raise KeyboardInterrupt
         self._cancel()
 
+    def watch(self, signals: int) -> None:
+        """Acknowledge each signal in a pipe, until it is closed; end a process that does not stop."""
+        deadline: float | None = None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([signals], [], [], left)[0]:
+                self._end()
+            received = os.read(signals, 1)
+            if not received:
+                return
+            if received[0] != signal.SIGINT:
+                continue
+            if deadline is not None:
+                # Without waiting for threads or a server: the lake is consistent, as after any kill.
+                end_process()
+            write_line(ACKNOWLEDGED)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+
+    def _end(self) -> NoReturn:
+        if self.give_up is not None:
+            last = threading.Thread(target=self.give_up, daemon=True)
+            last.start()
+            last.join(LAST_SECONDS)
+        end_process(_GIVEN_UP)
+
+
+_current = Interrupt()
+
+
+def current_interrupt() -> Interrupt:
+    """Return the handling of Ctrl-C by the present command."""
+    return _current
+
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """Handle Ctrl-C while the block runs; only the main thread of a process gets it."""
-    interrupt = Interrupt()
+def interruptible(*, until_interrupted: bool = False) -> Iterator[Interrupt]:
+    """Handle Ctrl-C while the block runs; only the main thread of a process gets it.
+
+    Args:
+        until_interrupted: Ctrl-C is the usual end of the block, which handles it itself.
+    """
+    global _current
+    interrupt = _current = Interrupt()
     is_main = threading.current_thread() is threading.main_thread()
     # `nohup`, and shells that start a command in the background, make it ignore Ctrl-C.
-    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if until_interrupted or is_ignored or not is_main:
         yield interrupt
         return
+    signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    thread = threading.Thread(target=interrupt.watch, args=(signals,), name="interrupt", daemon=True)
+    thread.start()
+    earlier_wakeup = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     before = signal.signal(signal.SIGINT, interrupt.on_signal)
     try:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(earlier_wakeup)
+        os.close(wakeup)
+        thread.join()
+        os.close(signals)
+
+
+def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine as `asyncio.run` does; Ctrl-C cancels it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    interrupt = current_interrupt()
+
+    async def watched() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # noqa: S101 - narrows the type for mypy
+        with interrupt.cancels(lambda: loop.call_soon_threadsafe(task.cancel)):
+            return await work
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        if interrupt.is_requested:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def write_line(sentence: str) -> None:
+    """Write to standard error without a stream, whose write the signal may have interrupted."""
+    # On a terminal, the cursor is behind `^C` or a progress display.
+    os.write(2, f"\n{sentence}\n".encode())
+
+
+def end_process(sentence: str = "") -> NoReturn:
+    """End the process at once, in any thread and without any cleanup."""
+    if sentence:
+        write_line(sentence)
+    if os.isatty(2):
+        os.write(2, _SHOW_CURSOR)
+    os._exit(INTERRUPTED)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import re
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -38,10 +37,15 @@ from imbrace_cli import (
     up,
     verify,
 )
+from imbrace_cli.interrupt import INTERRUPTED, current_interrupt, interruptible
 from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
 
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USE = 1, 2
+# They run until Ctrl-C, and end others in order.
+_UNTIL_INTERRUPTED = ("sandbox", "server", "up")
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
+
+STOPPED = "the same command starts again"
 
 app = typer.Typer(
     name=PROGRAM,
@@ -111,6 +115,9 @@ def _first(
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:
+        until_interrupted = context.invoked_subcommand in _UNTIL_INTERRUPTED
+        context.with_resource(interruptible(until_interrupted=until_interrupted))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,14 +136,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ImbraceLakeError as exc:
         echo_error(str(exc))
+        if current_interrupt().is_requested:
+            return INTERRUPTED
         return WRONG_USE if isinstance(exc, UsageError) else FAILED
     except Exception as exc:
+        # A library can turn Ctrl-C into its own error.
+        if current_interrupt().is_requested:
+            echo_error(STOPPED, "interrupted")
+            return INTERRUPTED
         if not _is_out_of_memory(exc):
             raise
         echo_error(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
         return FAILED
     if code == INTERRUPTED:
-        echo_error("nothing was written", "interrupted")
+        echo_error(STOPPED, "interrupted")
     return int(code or 0)
 
 
@@ -184,7 +197,3 @@ def _explained(exc: typer.TyperException) -> str:
     path = "" if context is None else f"{PROGRAM}{context.command_path.removeprefix(program())}"
     hint = f" (see {path} --help)" if path else ""
     return f"{message.rstrip('.')}{hint}"
-
-
-if __name__ == "__main__":  # pragma: no cover  (another process, whose parts are tested)
-    sys.exit(main())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import lake_settings
 from imbrace_cli.terminal import echo_status
 
@@ -25,5 +25,5 @@ def new_key(lake: options.Lake = None) -> None:
     from imbrace_lake.lake.lake import renew_marker
 
     address = lake_settings(lake=lake).require("lake")
-    asyncio.run(renew_marker(address, now=datetime.now(UTC)))
+    run_interruptibly(renew_marker(address, now=datetime.now(UTC)))
     echo_status(f"{address} has a new lake.json")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING
 
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
             return await make_plan(settings, gateway, given)
 
     with waiting("asking the gateway"):
-        return asyncio.run(make())
+        return run_interruptibly(make())
 
 
 def _echo_plan(found: Plan, settings: Settings) -> None:

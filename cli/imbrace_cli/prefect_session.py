@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from imbrace_cli.local_server import ensure_server, keep_alive
 from imbrace_cli.prefect_environment import configured_api_url, configured_login, prepare_client
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SLOW_SECONDS = 1.0
 VERY_SLOW_SECONDS = 30.0
+SLOW_ANSWER_SECONDS = 10.0
+BY_CTRL_C = "Ended by Ctrl-C, without waiting for the accounts; start it again to export the rest"
 LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
 
 
@@ -34,6 +37,27 @@ class Session:
     def run_url(self, flow_run_id: object) -> str | None:
         """Return the address of the page of a flow run, if it is known."""
         return self.page(f"runs/flow-run/{flow_run_id}")
+
+    def cancel_run(self, flow_run_id: str | None) -> None:
+        """Set the state of a flow run to *Cancelled*, if the server answers; None for a run without an id."""
+        import httpx
+        from prefect.client.orchestration import get_client
+        from prefect.states import Cancelled
+
+        if flow_run_id is None:
+            return
+        # Prefect's client would first send other requests, each of which a slow server answers late.
+        body = {"state": {"type": "CANCELLED", "name": "Cancelled", "message": BY_CTRL_C}, "force": True}
+        url = f"{self.api_url.rstrip('/')}/flow_runs/{flow_run_id}/set_state"
+        login = {} if self.ui_url else configured_login()
+        try:
+            answer = httpx.post(url, json=body, headers=login, timeout=SLOW_ANSWER_SECONDS)
+        except httpx.HTTPError:
+            return
+        if answer.status_code == httpx.codes.FORBIDDEN:
+            # The server has Prefect's protection against requests of other pages.
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(UUID(flow_run_id), Cancelled(message=BY_CTRL_C), force=True)
 
     def page(self, path: str) -> str | None:
         """Return the address of a page of the UI, if it is known."""
@@ -76,6 +100,12 @@ def prefect_session(say: Callable[[str], object]) -> Iterator[Session]:
             yield _opened(Session(server.api_url, server.ui_url), say)
     except httpx.HTTPError as exc:
         raise server_unavailable(exc, configured) from exc
+    except RuntimeError as exc:
+        if not str(exc).startswith("Failed to reach API"):
+            raise
+        # By this, Prefect's client reports a server that answers late or not at all when a run begins.
+        late = exc.__cause__ if isinstance(exc.__cause__, httpx.HTTPError) else httpx.TimeoutException("")
+        raise server_unavailable(late, configured) from exc
 
 
 def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:

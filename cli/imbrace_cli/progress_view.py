@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
+from imbrace_cli.interrupt import ACKNOWLEDGED, current_interrupt
 from imbrace_cli.terminal import MOST_LISTED, echo_error, echo_status, is_watched, stderr_console
 from imbrace_lake.export import progress as core
 from imbrace_lake.export.humanize import counted, duration
@@ -99,7 +100,11 @@ class _LiveView:
             self._details.append(f"\n  {message}", style="not dim yellow")
 
     def _render(self) -> RenderableType:
-        return Group(self._bar, self._details) if self._details else self._waiting
+        shown = Group(self._bar, self._details) if self._details else self._waiting
+        if current_interrupt().is_requested:
+            # The display has covered the line of the interrupt.
+            return Group(shown, Text(f"  {ACKNOWLEDGED}", style="yellow"))
+        return shown
 
 
 class _LineView:
@@ -122,7 +127,7 @@ class _LineView:
         seconds = self._left.seconds(progress)
         now = time.monotonic()
         is_first = not self._due
-        if now < self._due:
+        if now < self._due or current_interrupt().is_requested:
             return
         self._due = now + LINE_SECONDS
         if is_first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo, echo_status
 
@@ -44,7 +44,7 @@ def repair(
     keep their ids and values. Exports may run at the same time. After an interruption, run the command again.
     """
     settings = lake_settings(lake=lake)
-    found = asyncio.run(_repair(settings, apply))
+    found = run_interruptibly(_repair(settings, apply))
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from imbrace_cli.interrupt import Interrupt, interruptible
+from imbrace_cli.interrupt import Interrupt, current_interrupt
 from imbrace_cli.options import environment
 from imbrace_cli.prefect_session import prefect_session
 from imbrace_lake.concurrency import every
@@ -88,8 +88,8 @@ def run_watched(
     """
     from imbrace_cli.progress_view import open_view
 
+    interrupt = current_interrupt()
     with (
-        interruptible() as interrupt,
         environment(overrides),
         open_view() as view,
         prefect_session(view.say) as session,
@@ -98,6 +98,7 @@ def run_watched(
         from imbrace_lake.tuning import tuned_process
 
         observer = Observer()
+        interrupt.give_up = lambda: session.cancel_run(observer.cancellation.run_id)
         token = current_observer.set(observer)
         try:
             flow = load()

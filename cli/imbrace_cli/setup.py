@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imbrace_cli import options
-from imbrace_cli.terminal import echo, echo_error
+from imbrace_cli.interrupt import run_interruptibly
+from imbrace_cli.terminal import echo, echo_error, program
 from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def setup(
         desired = DesiredState(
             settings, pool, queue, phones, requests_per_second, force, prefect_file or PREFECT_FILE
         )
-        outcome = asyncio.run(set_up(desired))
+        outcome = run_interruptibly(set_up(desired))
     except httpx.HTTPError as exc:
         raise server_unavailable(exc, api_url) from exc
     echo(*(f"{finding.verdict:<9}{finding.name}: {finding.message}" for finding in outcome.findings))
@@ -111,7 +111,7 @@ def setup(
             "",
             *outcome.done,
             "",
-            "Next: a worker, by `imbrace-lake up` on each machine that is to run exports",
+            f"Next: a worker, by `{program()} up` on each machine that is to run exports",
         )
     if outcome.wrong:
         echo_error(verdict(outcome))

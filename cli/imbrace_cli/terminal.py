@@ -30,8 +30,8 @@ def program() -> str:
     if Path(sys.argv[0]).name == PROGRAM:
         return f"uvx {PROGRAM}" if _UVX_FOLDER.search(sys.prefix) else _typed(sys.argv[0])
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if module is not None and module.name.startswith("imbrace_cli."):
-        return f"{_typed(sys.executable)} -m {module.name}"
+    if module is not None and module.name == "imbrace_cli.__main__":
+        return f"{_typed(sys.executable)} -m imbrace_cli"
     return PROGRAM
 
 

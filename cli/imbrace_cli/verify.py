@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
 
@@ -73,7 +73,7 @@ def verify(
         requests_per_second=requests_per_second, max_in_flight=max_in_flight,
     )  # fmt: skip
     with _progress() as show_progress:
-        found = asyncio.run(_verify(settings, counts, show_progress))
+        found = run_interruptibly(_verify(settings, counts, show_progress))
     if as_json:
         typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
     else:

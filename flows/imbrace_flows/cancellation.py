@@ -31,9 +31,14 @@ class RunCancelled(Exception):
 
 @dataclass(slots=True)
 class Cancellation:
-    """Lets the caller of a flow in this process cancel it, also before it begins; for one event loop."""
+    """Lets the caller of a flow in this process cancel it, also before it begins; for one event loop.
+
+    Attributes:
+        run_id: The run, once it has begun.
+    """
 
     is_requested: bool = False
+    run_id: str | None = None
     _cancel: Callable[[], None] | None = None
 
     def request(self) -> None:

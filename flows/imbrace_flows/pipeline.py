@@ -102,6 +102,7 @@ class Selection:
 async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[Any]:
     """Do the work of a flow, and return its final state, with the result as the data."""
     observer = current_observer.get() or Observer()
+    observer.cancellation.run_id = str(flow_run.id)
     show_log_lines()
     # A worker starts a process for each run.
     with tuned_process() if is_deployment_run() else nullcontext():

@@ -85,7 +85,7 @@ class Stage:
 
 def command(environment: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "imbrace_cli.main", *arguments, "--json"],
+        [sys.executable, "-m", "imbrace_cli", *arguments, "--json"],
         capture_output=True, text=True, check=False, env=environment, cwd=environment["HOME"],
     )  # fmt: skip
     assert done.stdout, done.stderr

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox
 from tests.deployments.operator import CERTIFICATES, until
 
-COMMAND = [sys.executable, "-m", "imbrace_cli.main"]
+COMMAND = [sys.executable, "-m", "imbrace_cli"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +60,13 @@ def test_a_partial_run_writes_only_json_to_standard_output(box: Sandbox, phones:
     assert not any(number in done.stdout + done.stderr for number in box.phones)
 
 
-def export_until_stuck(box: Sandbox, phones: Path) -> subprocess.Popen[str]:
+def export_until_stuck(box: Sandbox, phones: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
     """Start an export whose gateway does not answer, and wait until it has requested messages."""
     for ids in box.links.values():
         for conversation_id in ids:
             box.break_conversation(conversation_id, "stall")
     process = subprocess.Popen(
-        [*COMMAND, "export", "--phones", str(phones)],
+        [*command, "export", "--phones", str(phones)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,9 +94,7 @@ def test_ctrl_c_is_acknowledged_and_ends_the_run_as_cancelled(
 
     # These lines come while the gateway still does not answer.
     assert process.stderr.readline() == "\n"
-    assert process.stderr.readline() == (
-        "interrupted: the run is stopping; press Ctrl-C again to end it at once\n"
-    )
+    assert process.stderr.readline() == ("interrupted: stopping; press Ctrl-C again to end at once\n")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
@@ -134,6 +133,27 @@ sys.exit(main(["export", "--phones", {str(phones)!r}]))
     assert run["id"] != earlier
     assert run["state"]["type"] == "CANCELLED"
     assert not box.stats().requests["messages"]
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_server_that_does_not_answer_does_not_keep_an_interrupted_run(
+    box: Sandbox, phones: Path, prefect_server: LocalServer
+) -> None:
+    program = (
+        "import sys; from imbrace_cli import interrupt; interrupt.PATIENCE_SECONDS = 1.0;"
+        "from imbrace_cli.__main__ import main; sys.exit(main())"
+    )
+    process = export_until_stuck(box, phones, [sys.executable, "-c", program])
+    os.kill(prefect_server.pid, signal.SIGSTOP)
+    try:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        os.kill(prefect_server.pid, signal.SIGCONT)
+
+    assert process.returncode == 130
+    assert "interrupted: ended without waiting any longer for the lake or the Prefect server" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.usefixtures("settings")

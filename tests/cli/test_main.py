@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -73,9 +74,9 @@ def test_hints_call_the_program_as_the_user_typed_it(workdir: Path) -> None:
 
     assert "(see imbrace-lake --help)" in hint("imbrace-lake", **on_path)
     assert "(see ./imbrace-lake --help)" in hint("./imbrace-lake")
-    assert f"(see {name} -m imbrace_cli.main --help)" in hint(name, "-m", "imbrace_cli.main", **on_path)
-    assert f"(see {sys.executable} -m imbrace_cli.main" in hint(
-        sys.executable, "-m", "imbrace_cli.main", PATH="/usr/bin:/bin"
+    assert f"(see {name} -m imbrace_cli --help)" in hint(name, "-m", "imbrace_cli", **on_path)
+    assert f"(see {sys.executable} -m imbrace_cli" in hint(
+        sys.executable, "-m", "imbrace_cli", PATH="/usr/bin:/bin"
     )
 
 
@@ -146,7 +147,23 @@ def test_ctrl_c_is_one_sentence(run: Run, settings: dict[str, str], monkeypatch:
     result = run("plan", "+886911425977")
 
     assert result.code == 130
-    assert result.err == "interrupted: nothing was written\n"
+    assert result.err == "interrupted: the same command starts again\n"
+
+
+def test_ctrl_c_that_a_library_turns_into_an_error_is_one_sentence_too(
+    run: Run, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("from a callback") from None
+
+    monkeypatch.setattr(plan_command, "_made", convert)
+
+    result = run("plan", "+886911425977")
+
+    assert (result.code, result.err) == (130, "interrupted: the same command starts again\n")
 
 
 def test_a_bug_shows_its_traceback(
@@ -209,7 +226,7 @@ def test_another_error_is_not_reported_as_a_lack_of_memory(run: Run, monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
 def test_a_process_with_limited_memory_reports_it_without_a_traceback(workdir: Path) -> None:
-    command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli.main verify --lake ./lake"
+    command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli verify --lake ./lake"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

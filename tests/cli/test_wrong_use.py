@@ -140,7 +140,7 @@ def test_an_expired_aws_session_is_reported_with_the_command_that_renews_it(
 
     # In another process, which has the command's logging.
     result = subprocess.run(
-        [sys.executable, "-m", "imbrace_cli.main", *arguments],
+        [sys.executable, "-m", "imbrace_cli", *arguments],
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,

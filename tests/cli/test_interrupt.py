@@ -157,7 +157,7 @@ def test_a_process_that_does_not_stop_in_time_is_ended(
 
     watching = threading.Thread(target=watch)
     watching.start()
-    # Another signal that Python handles is no Ctrl-C.
+    # Another signal that Python handles does not count.
     os.write(wakeup, bytes([signal.SIGWINCH, signal.SIGINT]))
     watching.join(30)
     os.close(wakeup)

@@ -57,6 +57,7 @@ ANSWERS = "nothing, but they answer requests"
 SERVES = {
     "prefect server start": ANSWERS,
     "prefect worker start": "started!",
+    r"(\./dev run|imbrace-lake) up": "worker   ",
     r"(\./dev run|imbrace-lake) sandbox|imbrace-sandbox ": "listens until Ctrl-C",
 }
 # The situation that a command is for, where it is not that of most commands.
@@ -245,7 +246,9 @@ def exported(
     _clone(folder)
     environment = _environment(folder, server, s3)
     # For the server that a command starts.
-    environment["PREFECT_HOME"] = str(make_home(tmp_path_factory, "other-home") / "prefect")
+    home = make_home(tmp_path_factory, "other-home") / "prefect"
+    shutil.copytree(home, folder / "home" / "demo" / "prefect")
+    environment["PREFECT_HOME"] = str(home)
     failing = box.links[CUSTOMER][0]
     box.break_conversation(failing, "400")
     export = [str(BIN / PROGRAM), "export", "--phones", "customers.csv", "--lake", "lake", "--json"]
@@ -291,7 +294,7 @@ def machine(exported: Machine, server: LocalServer, tmp_path: Path) -> Machine:
     shutil.copytree(exported.folder, folder, symlinks=True)
     _clone(folder)
     httpx.delete(f"{server.api_url}/v2/concurrency_limits/imbrace-requests")
-    return Machine(folder, {**exported.environment, "HOME": str(tmp_path)}, exported.values)
+    return Machine(folder, {**exported.environment, "IMBRACE_HOME": str(folder / "home")}, exported.values)
 
 
 def _write_lists(folder: Path, box: Sandbox) -> None:

@@ -35,7 +35,7 @@ from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import Body, ObjectMeta
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
-from imbrace_lake.worker_process import WorkerProcess
+from imbrace_lake.writer_process import WriterProcess
 
 logger = logging.getLogger(__name__)
 
@@ -134,15 +134,15 @@ class Lake:
 
     Attributes:
         store: The store of its objects.
-        worker: Encodes parts, and creates the objects of a local store.
+        writer: Encodes parts, and creates the objects of a local store.
         schema_version: The schema version of the lake.
         phone_key: The key of the phone numbers' hashes, unless the settings have another.
         damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
-    def __init__(self, store: Store, schema_version: int, phone_key: bytes, worker: WorkerProcess) -> None:
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes, writer: WriterProcess) -> None:
         self.store = store
-        self.worker = worker
+        self.writer = writer
         self.schema_version = schema_version
         self.phone_key = phone_key
         self.damaged: dict[str, str] = {}
@@ -256,7 +256,7 @@ async def open_lake(
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
-    async with WorkerProcess() as worker, open_store(url, options, worker) as store:
+    async with WriterProcess() as writer, open_store(url, options, writer) as store:
         marker = await _read_marker(store)
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
@@ -274,7 +274,7 @@ async def open_lake(
                 f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
-        yield Lake(store, version, phone_key, worker)
+        yield Lake(store, version, phone_key, writer)
 
 
 async def has_lake(store: Store) -> bool:

@@ -196,7 +196,7 @@ async def _encode(
     """Encode the rows of a part."""
     if rows.table is None or rows.size_bytes > MOST_PORTABLE_BYTES:
         return await asyncio.to_thread(rows.encode, reservation, metadata)
-    return await lake.worker.run(None, encode_stream, rows.to_stream(), metadata)
+    return await lake.writer.run(None, encode_stream, rows.to_stream(), metadata)
 
 
 async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

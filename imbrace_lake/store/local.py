@@ -25,7 +25,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.worker_process import WorkerProcess
+from imbrace_lake.writer_process import WriterProcess
 
 # A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
 THREADS = 8
@@ -41,9 +41,9 @@ class LocalStore(Store):
     stopped: after a cancelled call, the complete object may still appear a moment later.
     """
 
-    def __init__(self, root: Path, worker: WorkerProcess | None = None) -> None:
+    def __init__(self, root: Path, writer: WriterProcess | None = None) -> None:
         self._disk = AtomicFiles(root)
-        self._worker = worker
+        self._writer = writer
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -90,10 +90,10 @@ class LocalStore(Store):
 
     async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
-        if self._worker is None or isinstance(data, Path):
+        if self._writer is None or isinstance(data, Path):
             return await self._run(self._disk.write_new, key, data)
         with self._explained():
-            return await self._worker.run(self._threads, self._disk.write_new, key, data)
+            return await self._writer.run(self._threads, self._disk.write_new, key, data)
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)

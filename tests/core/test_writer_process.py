@@ -21,7 +21,7 @@ from imbrace_lake.lake.parquet import encode_stream, to_parquet
 from imbrace_lake.lake.rows import Rows
 from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
 from imbrace_lake.store.local import LocalStore
-from imbrace_lake.worker_process import WorkerProcess
+from imbrace_lake.writer_process import WriterProcess
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
 
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 T = TypeVar("T")
 
 
-def with_worker(work: Callable[[WorkerProcess], Awaitable[T]]) -> T:
+def with_writer(work: Callable[[WriterProcess], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with asyncio.timeout(60), WorkerProcess(start_after=1) as worker:
-            assert await worker.run(None, os.getpid) != os.getpid()
-            return await work(worker)
+        async with asyncio.timeout(60), WriterProcess(start_after=1) as writer:
+            assert await writer.run(None, os.getpid) != os.getpid()
+            return await work(writer)
 
     return asyncio.run(run())
 
@@ -42,67 +42,67 @@ def with_worker(work: Callable[[WorkerProcess], Awaitable[T]]) -> T:
 def test_each_of_many_calls_gets_its_own_result() -> None:
     body = os.urandom(5_000_000)
 
-    async def work(worker: WorkerProcess) -> list[bytes]:
+    async def work(writer: WriterProcess) -> list[bytes]:
         with ThreadPoolExecutor(1) as threads:
-            calls = (worker.run(threads if number % 2 else None, bytes, number) for number in range(300))
-            return [*await asyncio.gather(*calls), await worker.run(threads, bytes, body)]
+            calls = (writer.run(threads if number % 2 else None, bytes, number) for number in range(300))
+            return [*await asyncio.gather(*calls), await writer.run(threads, bytes, body)]
 
-    assert with_worker(work) == [*map(bytes, range(300)), body]
+    assert with_writer(work) == [*map(bytes, range(300)), body]
 
 
 def test_an_error_of_a_call_is_raised() -> None:
-    async def work(worker: WorkerProcess) -> None:
+    async def work(writer: WriterProcess) -> None:
         with pytest.raises(ZeroDivisionError):
-            await worker.run(None, divmod, 1, 0)
+            await writer.run(None, divmod, 1, 0)
 
-    with_worker(work)
+    with_writer(work)
 
 
 def test_a_cancelled_call_does_not_affect_others() -> None:
-    async def work(worker: WorkerProcess) -> int:
+    async def work(writer: WriterProcess) -> int:
         with ThreadPoolExecutor(1) as threads:
-            waiting = asyncio.ensure_future(worker.run(threads, time.sleep, 0.2))
+            waiting = asyncio.ensure_future(writer.run(threads, time.sleep, 0.2))
             await asyncio.sleep(0.05)
             waiting.cancel()
-            return await worker.run(threads, abs, -3)
+            return await writer.run(threads, abs, -3)
 
-    assert with_worker(work) == 3
+    assert with_writer(work) == 3
 
 
 def test_calls_that_wait_for_a_slow_disk_run_side_by_side() -> None:
-    async def work(worker: WorkerProcess) -> float:
+    async def work(writer: WriterProcess) -> float:
         began = time.monotonic()
         with ThreadPoolExecutor(1) as threads:
-            await asyncio.gather(*(worker.run(threads, time.sleep, 0.5) for _ in range(8)))
+            await asyncio.gather(*(writer.run(threads, time.sleep, 0.5) for _ in range(8)))
         return time.monotonic() - began
 
     # One after the other they take four seconds.
-    assert with_worker(work) < 3
+    assert with_writer(work) < 3
 
 
 def test_a_short_run_starts_no_process() -> None:
     async def run() -> set[int]:
-        async with WorkerProcess(start_after=3) as worker:
-            return {await worker.run(None, os.getpid) for _ in range(2)}
+        async with WriterProcess(start_after=3) as writer:
+            return {await writer.run(None, os.getpid) for _ in range(2)}
 
     assert asyncio.run(run()) == {os.getpid()}
 
 
 def test_the_process_ends_with_its_block() -> None:
-    process = with_worker(lambda worker: worker.run(None, os.getpid))
+    process = with_writer(lambda writer: writer.run(None, os.getpid))
 
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
 
 def test_interrupting_both_processes_does_not_end_the_second() -> None:
-    async def work(worker: WorkerProcess) -> tuple[int, int]:
-        process = await worker.run(None, os.getpid)
+    async def work(writer: WriterProcess) -> tuple[int, int]:
+        process = await writer.run(None, os.getpid)
         os.kill(process, signal.SIGINT)
         await asyncio.sleep(0.1)
-        return process, await worker.run(None, os.getpid)
+        return process, await writer.run(None, os.getpid)
 
-    before, after = with_worker(work)
+    before, after = with_writer(work)
     assert before == after
 
 
@@ -111,7 +111,7 @@ def test_the_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IMBRACE_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "MY_KEY"):
         monkeypatch.setenv(name, "the secret of this test")
 
-    seen = with_worker(lambda worker: worker.run(None, Path("/proc/self/environ").read_text))
+    seen = with_writer(lambda writer: writer.run(None, Path("/proc/self/environ").read_text))
 
     assert "PATH=" in seen
     assert "the secret of this test" not in seen
@@ -129,14 +129,14 @@ def test_rows_that_cross_processes_are_encoded_as_the_same_bytes() -> None:
     rows = Rows.of(rows_of_page(page, Origin("org", "c1", "run", datetime(2026, 1, 1, tzinfo=UTC))).slice(7))
     assert rows.table is not None
 
-    encoded = with_worker(lambda worker: worker.run(None, encode_stream, rows.to_stream(), {"a": "b"}))
+    encoded = with_writer(lambda writer: writer.run(None, encode_stream, rows.to_stream(), {"a": "b"}))
 
     assert encoded == to_parquet(rows.table.select(SCHEMA.names), {"a": "b"})
 
 
 def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> None:
-    async def work(worker: WorkerProcess) -> None:
-        async with LocalStore(tmp_path, worker) as store:
+    async def work(writer: WriterProcess) -> None:
+        async with LocalStore(tmp_path, writer) as store:
             meta = await store.create("a/b", b"1")
             assert meta == await store.head("a/b")
             assert await store.get("a/b") == b"1"
@@ -146,36 +146,36 @@ def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> 
                 await store.create("a/b/c", b"3")
             assert [one.key for one in await store.list("")] == ["a/b"]
 
-    with_worker(work)
+    with_writer(work)
 
 
 def test_objects_are_written_although_the_process_is_killed(tmp_path: Path) -> None:
-    async def work(worker: WorkerProcess) -> None:
-        async with LocalStore(tmp_path, worker) as store:
-            process = await worker.run(None, os.getpid)
+    async def work(writer: WriterProcess) -> None:
+        async with LocalStore(tmp_path, writer) as store:
+            process = await writer.run(None, os.getpid)
             os.kill(process, signal.SIGSTOP)
             writing = asyncio.gather(*(store.create(f"before/{number}", b"1") for number in range(9)))
             await asyncio.sleep(0.1)
             os.kill(process, signal.SIGKILL)
             await writing
             await store.create("after", b"1")
-            assert await worker.run(None, os.getpid) == os.getpid()
+            assert await writer.run(None, os.getpid) == os.getpid()
             assert len(await store.list("")) == 10
 
-    with_worker(work)
+    with_writer(work)
 
 
 def test_a_run_whose_second_process_is_killed_completes(tmp_path: Path) -> None:
     tasks: list[asyncio.Task[None]] = []
 
-    async def kill(worker: WorkerProcess) -> None:
-        while not worker._is_ready:  # noqa: ASYNC110 - nothing reports this
+    async def kill(writer: WriterProcess) -> None:
+        while not writer._is_ready:  # noqa: ASYNC110 - nothing reports this
             await asyncio.sleep(0.01)
-        assert worker._process is not None
-        worker._process.kill()
+        assert writer._process is not None
+        writer._process.kill()
 
     def prepare(run: RunContext) -> None:
-        tasks.append(asyncio.create_task(kill(run.lake.worker)))
+        tasks.append(asyncio.create_task(kill(run.lake.writer)))
 
     with Sandbox(SandboxOptions(conversations=150, messages_mean=3, latency_seconds=0.3)) as box:
         settings = settings_for(box, str(tmp_path / "lake"), max_in_flight=8)

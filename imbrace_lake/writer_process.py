@@ -40,7 +40,7 @@ _VARIABLES = (
 _HEADER = struct.Struct(">Q?Q")
 
 
-class WorkerProcess:
+class WriterProcess:
     """Runs functions in a second process once there are many calls; open it with ``async with``.
 
     The first calls run in threads of this process, and all others do if the second process ends early.

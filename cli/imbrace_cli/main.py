@@ -29,6 +29,7 @@ from imbrace_cli import (
     export,
     freshness,
     new_key,
+    notify,
     plan,
     repair,
     sandbox,
@@ -94,6 +95,9 @@ app.command(
     # A negative number is a wrong value, not an unknown option.
     context_settings={"ignore_unknown_options": True},
 )(budget.budget)
+app.command("notify", epilog=notify.EXAMPLES, short_help="Send messages about failed runs and stale lakes.")(
+    notify.notify
+)
 app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway.")(sandbox.sandbox)
 app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
 
@@ -193,6 +197,11 @@ def _explained(exc: typer.TyperException) -> str:
             " command: set IMBRACE_TOKEN, or write it into .env"
         )
     context: typer.Context | None = getattr(exc, "ctx", None)
+    if "://" in message and context is not None and context.info_name == "notify":
+        return (
+            "the address of a webhook is not an argument, because every user of this machine can read the"
+            " arguments of a command: set IMBRACE_SLACK_URL or IMBRACE_TEAMS_URL, or enter it when asked"
+        )
     # Neutral, because `echo_error` writes the program as it was called.
     path = "" if context is None else f"{PROGRAM}{context.command_path.removeprefix(program())}"
     hint = f" (see {path} --help)" if path else ""

@@ -23,8 +23,10 @@ LONGEST_RUN = timedelta(days=7)
 WAITING = "AwaitingRestart"
 
 # Only runs of our deployments have the tag.
-_OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Declined", "Crashed")
+# What follows the crash of a run that is started again, by an automation or by hand.
+RESTARTED = (WAITING, "Restarting", "AwaitingRetry", "Scheduled", "Pending", "Running")
 # A run that waits for an answer has no process and sends no heartbeat.
 _SILENT = (*_ENDS, "Suspended")
 
@@ -47,7 +49,7 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
                 threshold=1,
                 within=silence,
                 match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=_OURS,
+                match_related=OURS,
                 for_each={"prefect.resource.id"},
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _SILENT)},
@@ -69,7 +71,7 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
                 # A second attempt has count 2. An attempt that crashes before it runs still has count 1, but
                 # no state Running before: without `after`, it would be restarted for ever.
                 match={"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": "1"},
-                match_related=_OURS,
+                match_related=OURS,
                 for_each={"prefect.resource.id"},
                 after={"prefect.flow-run.Running"},
                 expect={"prefect.flow-run.Crashed"},
@@ -93,7 +95,7 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
                 threshold=1,
                 within=pause,
                 match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=_OURS,
+                match_related=OURS,
                 for_each={"prefect.resource.id"},
                 after={f"prefect.flow-run.{WAITING}"},
                 # An operator may have started it by hand.

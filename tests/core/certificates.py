@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate(
-    folder: Path, *, address: str = "127.0.0.1", first_day: int = -1, days: int = 30
+    folder: Path,
+    *,
+    address: str = "127.0.0.1",
+    hosts: Sequence[str] = (),
+    first_day: int = -1,
+    days: int = 30,
 ) -> tuple[ssl.SSLContext, Path]:
     """Make a self-signed certificate.
 
     Args:
         folder: The folder of the files.
         address: The IP address of the server.
+        hosts: Its other names.
         first_day: The start of its validity, in days from now.
         days: Its validity in days.
 
@@ -39,7 +46,10 @@ def make_certificate(
         .not_valid_before(begins)
         .not_valid_after(begins + timedelta(days=days))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address(address)), *map(x509.DNSName, hosts)]
+            ),
+            critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     )

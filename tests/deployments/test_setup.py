@@ -304,19 +304,6 @@ def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, d
     assert deployed.deployment("retry-failed")["work_pool_name"] == "imbrace"
 
 
-def test_a_server_accepts_the_notification_of_failures(deployed: Operator) -> None:
-    path = str(ROOT / "deployments" / "notify.yaml")
-
-    done = deployed.run("prefect", "--no-prompt", "automation", "create", "--from-file", path)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    name = "imbrace-lake-tell-of-failures"
-    made = deployed.ask("POST", "/automations/filter", {"automations": {"name": {"any_": [name]}}})
-    assert [one["name"] for one in made] == [name]
-    for one in made:
-        deployed.ask("DELETE", f"/automations/{one['id']}")
-
-
 def test_without_a_server_it_explains_how_to_start_one(
     workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from enum import StrEnum
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imbrace_cli.terminal import echo, echo_status
+from imbrace_cli.interrupt import run_interruptibly
+from imbrace_cli.terminal import as_called, echo, echo_status, waiting
 from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def notify(
     else:
         mail = None
     secret = None if channel is None or test or remove else _ask(channel, mail)
-    with prefect_session(echo_status):
-        asyncio.run(_work(channel, secret, mail, test=test, remove=remove))
+    with waiting("asking the Prefect server") as say, prefect_session(say):
+        run_interruptibly(_work(channel, secret, mail, test=test, remove=remove))
 
 
 async def _work(
@@ -110,7 +110,7 @@ async def _work(
         for one in await notifications.statuses():
             state = "on" if one.is_enabled else "disabled in the UI"
             if one.description is None:
-                echo(f"{one.channel:<7}not set up: imbrace-lake notify {one.channel}")
+                echo(as_called(f"{one.channel:<7}not set up: imbrace-lake notify {one.channel}"))
             else:
                 echo(f"{one.channel:<7}{state}: {one.description}")
     elif remove:
@@ -129,7 +129,7 @@ async def _work(
         else:
             block, description = notifications.teams_block(secret or ""), "a workflow of Microsoft Teams"
         await notifications.set_up_channel(channel.value, block, description)
-        echo_status(f"{channel} is set up; try it: imbrace-lake notify {channel} --test")
+        echo_status(as_called(f"{channel} is set up; try it: imbrace-lake notify {channel} --test"))
 
 
 def _mail(

@@ -17,7 +17,7 @@ from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import ROOT, Operator
+from tests.deployments.operator import Operator
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 

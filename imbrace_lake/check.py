@@ -372,6 +372,8 @@ async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
         return _Probe([Finding("ledgers", "error", str(exc))])
     count = len(state.ids())
     message = f"the lake has {count:,} conversation{'s' * (count != 1)} of this organization"
+    if not count:
+        message = "the lake has no conversation of this organization yet: export into it"
     findings = [Finding("ledgers", "ok", message)]
     if lake.damaged:
         message = (

@@ -3,9 +3,10 @@
 ::
 
     ImbraceLakeError
-    ├── UsageError                the user's input, settings or files: nothing was started
+    ├── UsageError                an argument, an option or a setting is missing or invalid
     │   ├── InvalidPhoneNumber
     │   └── SettingsError
+    ├── InputError                a list, a lake or a run that the user named cannot be used
     ├── GatewayError              the gateway's answer to one request
     │   ├── TokenRejected         401, believed after a few tries           fatal
     │   ├── OrganizationMismatch  403 that concerns every request           fatal
@@ -60,7 +61,7 @@ class ImbraceLakeError(Exception):
 
 
 class UsageError(ImbraceLakeError):
-    """The user's input cannot be used; the message states what to change."""
+    """An argument, an option or a setting is missing or invalid, whatever exists; nothing was read."""
 
 
 class InvalidPhoneNumber(UsageError):
@@ -69,6 +70,10 @@ class InvalidPhoneNumber(UsageError):
 
 class SettingsError(UsageError):
     """A setting is missing or its value is invalid."""
+
+
+class InputError(ImbraceLakeError):
+    """A list, a lake or a run does not exist or cannot be used; the message states what to change."""
 
 
 class GatewayError(ImbraceLakeError):

@@ -62,7 +62,8 @@ def budget(
     The server is that of PREFECT_API_URL, or else the local one. Current runs follow a change within 15
     seconds.
     """
-    from imbrace_cli.prefect_session import ServerUnavailable, prefect_session
+    from imbrace_cli.local_server import ServerUnavailable
+    from imbrace_cli.prefect_session import prefect_session
     from imbrace_cli.terminal import waiting
     from imbrace_lake.gateway.shared_limit import LeasesUnreachable
     from imbrace_lake.settings import load_settings

@@ -64,7 +64,7 @@ def check(
 
 def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:
     from imbrace_cli.gateway import own_gateway, shared_gateway
-    from imbrace_cli.prefect_session import ServerUnavailable
+    from imbrace_cli.local_server import ServerUnavailable
     from imbrace_lake import check as core
 
     # First: sharing the budget of the local server configures it for this process.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from imbrace_sandbox import Sandbox
@@ -47,7 +47,7 @@ def demo(
         try:
             box = running.enter_context(Sandbox(SandboxOptions(conversations=conversations, seed=seed), port))
         except OSError:
-            raise UsageError(f"port {port} is taken or not permitted: choose another by --port") from None
+            raise InputError(f"port {port} is taken or not permitted: choose another by --port") from None
         _run(box, lake)
 
 

@@ -93,7 +93,8 @@ def _list_or_none(
     """Return the address of the list, or None for the rerun of an earlier run.
 
     Raises:
-        UsageError: Both or neither are given, or cannot be used.
+        UsageError: Both or neither are given, or the address is not allowed.
+        InputError: The list or the run cannot be used.
     """
     from imbrace_cli.inputs import list_address
 
@@ -109,7 +110,7 @@ def find_run(settings: Settings, run_id: str) -> None:
     """Check that the lake knows a run.
 
     Raises:
-        UsageError: The lake does not know it, or there is no lake.
+        InputError: The lake does not know it, or there is no lake.
     """
     from imbrace_lake.export.rerun import run_id_of, unknown_run
     from imbrace_lake.lake.lake import open_lake

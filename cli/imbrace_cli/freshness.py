@@ -56,6 +56,9 @@ def freshness(
     if as_json:
         values = {"ages": by_age(found), "stale": stale, "conversations": [*map(_values, found[:limit])]}
         typer.echo(json.dumps(values))
+    elif not found:
+        organization = settings.require("organization")
+        echo(f"the lake at {settings.lake} has no conversation of {organization} yet: export into it first")
     else:
         echo(*(f"{count:>10,}  {name}" for name, count in by_age(found).items() if count))
         _list(found, limit)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
@@ -41,7 +41,8 @@ def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions
         settings: Region and allowed kinds of addresses.
 
     Raises:
-        UsageError: There is no list, or its beginning cannot be read.
+        UsageError: No list is given, or its address is not allowed.
+        InputError: Its beginning cannot be read.
     """
     if (phones is None) == (not numbers):
         raise UsageError(
@@ -64,7 +65,8 @@ def ids_address(
         settings: The allowed kinds of addresses.
 
     Raises:
-        UsageError: Both are given, or the list cannot be read.
+        UsageError: Both are given, or the address is not allowed.
+        InputError: The list cannot be read.
     """
     from imbrace_lake.phones.lists import read_ids
 
@@ -147,4 +149,4 @@ def _check_readable(address: str, table: TableOptions, settings: Settings) -> No
     )
     if next(numbers, None) is None:
         name = display_name(address).rpartition("/")[2]
-        raise UsageError(f"{name} contains no phone number: give at least one")
+        raise InputError(f"{name} contains no phone number: give at least one")

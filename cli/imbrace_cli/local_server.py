@@ -44,7 +44,7 @@ from filelock import FileLock, Timeout
 
 from imbrace_cli.processes import inherited_environment
 from imbrace_cli.server_failure import NO_PROGRESS, explain_failure
-from imbrace_lake.errors import SettingsError
+from imbrace_lake.errors import ImbraceLakeError, SettingsError
 
 POLL_SECONDS = 0.1
 START_SECONDS = 1_800.0
@@ -63,6 +63,10 @@ STOP_SECONDS = 15.0
 DEFAULT_IDLE_MINUTES = 60.0
 DEFAULT_KEEP_DAYS = 30.0
 MAX_LOG_BYTES = 10_000_000
+
+
+class ServerUnavailable(ImbraceLakeError):
+    """The Prefect server does not start or does not answer."""
 
 
 class ServerFiles:
@@ -130,8 +134,8 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
         on_wait: Called ten times per second during a wait, with the seconds waited so far.
 
     Raises:
-        SettingsError: The server did not start or cannot be used. A start that fails or is interrupted leaves
-            no process behind.
+        ServerUnavailable: The server did not start or cannot be used. A start that fails or is interrupted
+            leaves no process behind.
     """
     files = _make_files(home)
     idle_seconds = _setting("IMBRACE_SERVER_IDLE_MINUTES", DEFAULT_IDLE_MINUTES) * 60
@@ -149,7 +153,7 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
             files.use_lock.touch()
             return _find(files, waiting) or _start(files, idle_seconds, keep_seconds, waiting)
     except Timeout:
-        raise SettingsError(
+        raise ServerUnavailable(
             f"another command has been starting the Prefect server for too long: {files.log}"
         ) from None
     except OSError as exc:
@@ -164,7 +168,7 @@ def keep_alive(home: Path | None = None) -> Iterator[None]:
         deadline = time.monotonic() + STOP_SECONDS
         while not _try_flock(lock.fileno(), fcntl.LOCK_SH):
             if time.monotonic() > deadline:
-                raise SettingsError(f"{files.use_lock} is locked by another program")
+                raise ServerUnavailable(f"{files.use_lock} is locked by another program")
             time.sleep(POLL_SECONDS)
         try:
             yield
@@ -283,8 +287,8 @@ def _make_files(home: Path | None) -> ServerFiles:
     return files
 
 
-def _not_writable(files: ServerFiles, exc: OSError) -> SettingsError:
-    return SettingsError(
+def _not_writable(files: ServerFiles, exc: OSError) -> ServerUnavailable:
+    return ServerUnavailable(
         f"cannot write to {files.directory} ({exc.strerror}): set IMBRACE_HOME to another folder"
     )
 
@@ -313,7 +317,7 @@ def _find(files: ServerFiles, waiting: Callable[[], object]) -> LocalServer | No
             ):
                 return server
             if is_in_use(files):
-                raise SettingsError(
+                raise ServerUnavailable(
                     f"another command is using a Prefect server that this command cannot use (Prefect"
                     f" {server.version} on port {server.port}): wait for its end, or run"
                     " `imbrace-lake server stop`"
@@ -360,7 +364,7 @@ def _start(
         log.seek(earlier_bytes)
         written = log.read().decode(errors="replace")
     reason = NO_PROGRESS if is_alive else explain_failure(written, process.returncode, files.directory)
-    raise SettingsError(f"the local Prefect server did not start: {reason} (log: {files.log})")
+    raise ServerUnavailable(f"the local Prefect server did not start: {reason} (log: {files.log})")
 
 
 def _wait_until_ready(

@@ -2,8 +2,8 @@
 
 ====  ================================================================================
 0     complete
-1     failed
-2     wrong use: an option, a setting or a file; nothing was started
+1     failed, also because a list, a lake or a server cannot be used
+2     wrong use: an argument, an option or a setting is missing or invalid
 3     partial: the output names the conversations that failed, differ or are stale
 130   interrupted
 ====  ================================================================================

@@ -81,7 +81,11 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 def _echo_plan(found: Plan, settings: Settings) -> None:
     from imbrace_cli.terminal import echo
 
-    lake = settings.require("lake") + ("" if found.lake_exists else " (does not exist yet)")
+    lake = settings.require("lake")
+    if not found.lake_exists:
+        lake += " (does not exist yet: the export creates it)"
+    elif not found.known:
+        lake += " (has none of these conversations yet)"
     rows = [*found.rows(), ("lake", lake)]
     echo("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
     echo(f"An estimate. It took {found.planning_requests:,} of these requests and wrote nothing.")

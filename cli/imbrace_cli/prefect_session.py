@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from imbrace_cli.local_server import ensure_server, keep_alive
+from imbrace_cli.local_server import ServerUnavailable, ensure_server, keep_alive
 from imbrace_cli.prefect_environment import configured_api_url, configured_login, prepare_client
-from imbrace_lake.errors import ImbraceLakeError
 
 if TYPE_CHECKING:
     import httpx
@@ -21,10 +20,6 @@ VERY_SLOW_SECONDS = 30.0
 SLOW_ANSWER_SECONDS = 10.0
 BY_CTRL_C = "Ended by Ctrl-C, without waiting for the accounts; start it again to export the rest"
 LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
-
-
-class ServerUnavailable(ImbraceLakeError):
-    """The Prefect server does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +70,7 @@ def prefect_session(say: Callable[[str], object]) -> Iterator[Session]:
         say: Called with a sentence about each longer wait.
 
     Raises:
-        SettingsError: The local server did not start.
-        ServerUnavailable: The server does not answer, or no longer.
+        ServerUnavailable: The local server did not start, or the server does not answer.
     """
     import httpx
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imbrace_cli.terminal import echo, echo_error, program
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from imbrace_sandbox import SandboxOptions
@@ -87,6 +87,8 @@ def sandbox(
         "budget_requests": budget_requests,
         "latency_seconds": latency_seconds,
     }
+    if file is not None and not file.exists():
+        raise InputError(f"{file} does not exist: check the path")
     chosen = parse_options(option or []) | {name: value for name, value in flags.items() if value is not None}
     try:
         options = _make(chosen)
@@ -95,7 +97,7 @@ def sandbox(
         raise UsageError(str(exc)) from None
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "there is no such host"
-        raise UsageError(
+        raise InputError(
             f"cannot listen on {host}:{port} ({reason}): choose another by --port or --host"
         ) from None
     echo_error("the fake gateway has ended", "stopped")

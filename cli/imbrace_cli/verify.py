@@ -15,6 +15,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
+from imbrace_lake.errors import InputError
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
@@ -50,8 +51,6 @@ def verify(
             "--object",
             metavar="PATH",
             help="Judge one part, or a copy of one, by the claim in its footer; needs no lake.",
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     organization: options.Organization = None,
@@ -77,13 +76,15 @@ def verify(
     if as_json:
         typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
     else:
-        _echo_verification(found)
+        _echo_verification(found, settings.require("lake"))
     raise typer.Exit(0 if found.is_sound else DIFFERS)
 
 
 def _verify_object(path: Path, as_json: bool) -> NoReturn:
     from imbrace_lake.verify.part import judge_part
 
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: check the path")
     report = judge_part(path)
     if as_json:
         typer.echo(json.dumps({"sound": report.problem is None, **asdict(report)}, default=str))
@@ -145,7 +146,10 @@ def _progress() -> Iterator[ShowProgress]:
         yield lambda what, done, all: bar.update(tasks[what], completed=done, total=all, visible=True)
 
 
-def _echo_verification(found: Verification) -> None:
+def _echo_verification(found: Verification, lake: str) -> None:
+    if found.is_sound and not found.parts:
+        echo_status(f"the lake at {lake} has no conversation yet, so there is nothing to verify")
+        return
     echo(*(f"{one.name}: {one.problem}" for one in found.differences))
     looked = f"{found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
     if found.counts:

@@ -19,7 +19,7 @@ from prefect.states import Cancelled, Cancelling, Scheduled
 
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.params import ShardParams
-from imbrace_lake.errors import StoreUnavailable, UsageError, as_own_error
+from imbrace_lake.errors import InputError, StoreUnavailable, as_own_error
 from imbrace_lake.export.recovery import read_header
 from imbrace_lake.export.run import RunContext
 from imbrace_lake.export.shards import Shard, collect_results, shard_count
@@ -43,20 +43,20 @@ async def check_can_shard(settings: Settings) -> None:
     """If a shard size was chosen, make sure before reading anything that shards can run.
 
     Raises:
-        UsageError: There is no deployment, or it has no worker.
+        InputError: There is no deployment, or it has no worker.
     """
     if settings.shard_size is None:
         return
     instead = "or leave `shard_size` out to export in one process"
     found = await _find_deployment()
     if found is None:
-        raise UsageError(
+        raise InputError(
             f"the Prefect server has no deployment {DEPLOYMENT} to run shards: prepare it by `imbrace-lake"
             f" setup` and `prefect deploy --all`, {instead}"
         )
     # The only worker may be the one of this run, which has perhaps stopped meanwhile.
     if not is_deployment_run() and found.status == DeploymentStatus.NOT_READY:
-        raise UsageError(
+        raise InputError(
             f"no worker asks for runs of {DEPLOYMENT}: start one by `prefect worker start --pool"
             f" {found.work_pool_name}`, {instead}"
         )
@@ -66,7 +66,7 @@ async def has_shards(run: RunContext, settings: Settings, conversations: int) ->
     """Whether a run is to be split into shards; sends no request unless it is large.
 
     Raises:
-        UsageError: A shard size was chosen, and the store supports one run at a time.
+        InputError: A shard size was chosen, and the store supports one run at a time.
     """
     if run.parent_run_id is not None or shard_count(conversations, settings.shard_size) == 1:
         return False
@@ -75,7 +75,7 @@ async def has_shards(run: RunContext, settings: Settings, conversations: int) ->
         can_start = is_deployment_run() and bool(run.lake.store.is_conditional)
         return can_start and await _find_deployment() is not None
     if not run.lake.store.is_conditional:
-        raise UsageError(
+        raise InputError(
             f"the store of {run.lake.url} ignores conditional writes and supports one run at a time: leave"
             " `shard_size` out"
         )

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from imbrace_lake.concurrency import every
-from imbrace_lake.errors import StoreError, UsageError
+from imbrace_lake.errors import InputError, StoreError
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake
@@ -346,14 +346,14 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     """Close the journal of one run if it was killed; None if it has none.
 
     Raises:
-        UsageError: The run is under way.
+        InputError: The run is under way.
     """
     objects = (await list_journals(lake)).get(run_id, [])
     header = await read_header(lake, run_id, objects) if objects else None
     if header is None or await _has_ended(lake, header):
         return None
     if not _is_dead(header, now):
-        raise UsageError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
+        raise InputError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
     return await _close(lake, Journal(lake, run_id, header.started_at), header, objects)
 
 

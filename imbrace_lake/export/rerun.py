@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import DamagedObject, UsageError
+from imbrace_lake.errors import DamagedObject, InputError
 from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
@@ -56,7 +56,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         tolerated_unreadable: The share of unreadable input that does not count as missed.
 
     Raises:
-        UsageError: The lake does not know the run, the run is under way, or a rerun cannot export any of the
+        InputError: The lake does not know the run, the run is under way, or a rerun cannot export any of the
             missing input.
         DamagedObject: An object of the run is damaged or missing, so the result would be incomplete.
     """
@@ -97,7 +97,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         closed,
     )
     if missed.lost and not missed.conversation_ids and not missed.phones:
-        raise UsageError(f"a rerun of {run_id} cannot export anything: {'; '.join(missed.lost)}")
+        raise InputError(f"a rerun of {run_id} cannot export anything: {'; '.join(missed.lost)}")
     return missed
 
 
@@ -112,9 +112,9 @@ async def _check_complete(lake: Lake, runs: Sequence[dict[str, Any]]) -> None:
             raise DamagedObject(f"{lake.url}/{key} is missing: restore it from a copy")
 
 
-def unknown_run(lake: Lake, run_id: str) -> UsageError:
+def unknown_run(lake: Lake, run_id: str) -> InputError:
     """Return the error for a run that is not in the lake."""
-    return UsageError(f"the lake at {lake.url} has no run {run_id}: look for its id in runs/")
+    return InputError(f"the lake at {lake.url} has no run {run_id}: look for its id in runs/")
 
 
 def _lost(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import ImbraceLakeError, StoreError, UsageError, WalkIncomplete
+from imbrace_lake.errors import ImbraceLakeError, InputError, StoreError, WalkIncomplete
 from imbrace_lake.export.run import SHARDS, RunContext
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
@@ -107,7 +107,7 @@ async def read_list(lake: Lake, key: str, organization_id: str) -> list[str]:
     """Read the list of a shard.
 
     Raises:
-        UsageError: There is no such list, or it is of another organization.
+        InputError: There is no such list, or it is of another organization.
         StoreError: It is damaged.
     """
     try:
@@ -115,14 +115,14 @@ async def read_list(lake: Lake, key: str, organization_id: str) -> list[str]:
         organizations = set(rows.column("organization_id").to_pylist())
         ids: list[str] = rows.column("conversation_id").to_pylist()
     except FileNotFoundError:
-        raise UsageError(
+        raise InputError(
             f"the lake at {lake.url} has no {key}: either the run of this shard has ended, or the worker"
             " uses another lake than that run: give both the same lake"
         ) from None
     except (pa.ArrowException, OSError, LookupError):
         raise StoreError(f"{lake.url}/{key} is damaged: start the run of this shard again") from None
     if organizations != {organization_id}:
-        raise UsageError(
+        raise InputError(
             f"this worker reads the organization {organization_id}, and the run of this shard reads"
             f" {', '.join(map(str, organizations))}: give both the same credentials"
         )

@@ -30,7 +30,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
+from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import Body, ObjectMeta
@@ -252,7 +252,7 @@ async def open_lake(
     """Open a lake; with `now`, create it if there is none.
 
     Raises:
-        UsageError: There is no lake and `now` is None, or a newer version of this project wrote it.
+        InputError: There is no lake and `now` is None, or a newer version of this project wrote it.
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
@@ -261,7 +261,7 @@ async def open_lake(
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
         if marker is None:
-            raise UsageError(f"there is no lake at {store.url}: export into it first, or check the address")
+            raise InputError(f"there is no lake at {store.url}: export into it first, or check the address")
         if not is_marker(marker):
             raise DamagedObject(
                 f"{store.url}/{MARKER} is damaged, or not that of a lake: restore it from a copy, or delete"
@@ -270,7 +270,7 @@ async def open_lake(
         values = json.loads(marker)
         version, phone_key = int(values["schema_version"]), bytes.fromhex(values["phone_key"])
         if version > SCHEMA_VERSION:
-            raise UsageError(
+            raise InputError(
                 f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
@@ -290,14 +290,14 @@ async def renew_marker(url: str, *, now: datetime, options: StoreOptions | None 
     """Write a new `lake.json`, with a new key of the phone numbers' hashes, for a lake that has lost it.
 
     Raises:
-        UsageError: The lake has a `lake.json`, or there is no lake.
+        InputError: The lake has a `lake.json`, or there is no lake.
         StoreError: The store cannot be used.
     """
     async with open_store(url, options) as store:
         if await store.head(MARKER) is not None:
-            raise UsageError(f"{store.url} has a {MARKER}, which is not replaced: a lake keeps its key")
+            raise InputError(f"{store.url} has a {MARKER}, which is not replaced: a lake keeps its key")
         if await _find_any(store) is None:
-            raise UsageError(f"there is no lake at {store.url}: check the address")
+            raise InputError(f"there is no lake at {store.url}: check the address")
         await _write_marker(store, now)
 
 

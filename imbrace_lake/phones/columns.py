@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError
 from imbrace_lake.phones.numbers import is_in_use, parse_cell, visible
 from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
 
@@ -174,7 +174,7 @@ def choose_columns(
         source: The name of the list in errors.
 
     Raises:
-        UsageError: There is no such column, no column with phone numbers, or more than one candidate.
+        InputError: There is no such column, no column with phone numbers, or more than one candidate.
     """
     rows = rows[:_SAMPLE_ROWS]
     width = max([len(names or ()), *map(len, rows)])
@@ -208,13 +208,13 @@ def _likely_column(
         likely = [index for index in free if _mostly(cells[index], region, test)]
         if len(likely) > 1:
             listed = _listed([shown[index] for index in likely])
-            raise UsageError(
+            raise InputError(
                 f"{source} has several columns that may contain phone numbers, {listed}: choose with"
                 f" {COLUMN_SETTING}."
             )
         if likely:
             return likely
-    raise UsageError(
+    raise InputError(
         f"{source} has no column that is clearly phone numbers, only {_listed(shown)}: choose one with"
         f" {COLUMN_SETTING}."
     )
@@ -272,10 +272,10 @@ def _named_column(names: Sequence[str], column: str, source: str) -> int:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise UsageError(f"{source} has several columns {column!r}: give the column's number instead.")
+            raise InputError(f"{source} has several columns {column!r}: give the column's number instead.")
     if column.isdecimal() and 1 <= int(column) <= len(names):
         return int(column) - 1
-    raise UsageError(f"{source} has no column {column!r}, only {_listed(names)}.")
+    raise InputError(f"{source} has no column {column!r}, only {_listed(names)}.")
 
 
 def _listed(names: Sequence[str]) -> str:

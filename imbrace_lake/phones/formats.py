@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError
 from imbrace_lake.phones.sources import CHUNK_BYTES, byte_chunks
 
 HEAD_BYTES = 4096
@@ -84,12 +84,12 @@ def reject_binary(head: bytes, name: str) -> None:
         name: The name of the file in the error.
 
     Raises:
-        UsageError: The file is an archive, a document, an image or the like.
+        InputError: The file is an archive, a document, an image or the like.
     """
     for magic, kind, remedy in _OTHERS:
         start = head.lstrip(_BLANK) if magic in _TEXTUAL else head
         if start.startswith(magic) and (len(magic) > _SHORT or not magic.isalpha() or _CONTROL.search(head)):
-            raise UsageError(f"{name} is {kind}, not a list: {remedy}.")
+            raise InputError(f"{name} is {kind}, not a list: {remedy}.")
 
 
 def reject_markup(text: str, name: str) -> None:
@@ -100,27 +100,27 @@ def reject_markup(text: str, name: str) -> None:
         name: The name of the file in the error.
 
     Raises:
-        UsageError: The text is HTML, XML, JSON, a vCard or binary.
+        InputError: The text is HTML, XML, JSON, a vCard or binary.
     """
     text = text.lstrip("\ufeff \t\r\n")
     if _HTML.match(text) or (text.startswith("<") and "<html" in text[:HEAD_BYTES].lower()):
         what = "an HTML page, perhaps of a sign-in or an error, or a spreadsheet exported as HTML"
-        raise UsageError(f"{name} is {what}: open it, and save the list as CSV (UTF-8).")
+        raise InputError(f"{name} is {what}: open it, and save the list as CSV (UTF-8).")
     if text.startswith("<"):
-        raise UsageError(f"{name} is XML, not a list: {_AS_CSV}.")
+        raise InputError(f"{name} is XML, not a list: {_AS_CSV}.")
     if _JSON.match(text):
-        raise UsageError(f"{name} is JSON, not a list: {_AS_CSV}, or write one number per line.")
+        raise InputError(f"{name} is JSON, not a list: {_AS_CSV}, or write one number per line.")
     if _VCARD.match(text):
-        raise UsageError(f"{name} is a vCard file, not a list: export the contacts as CSV.")
+        raise InputError(f"{name} is a vCard file, not a list: export the contacts as CSV.")
     if "\0" in text:
-        raise UsageError(f"{name} is not text (it has NUL bytes): {_AS_CSV}.")
+        raise InputError(f"{name} is not text (it has NUL bytes): {_AS_CSV}.")
 
 
 def spreadsheet_kind(file: IO[bytes], head: bytes, name: str) -> str:
     """Return the kind of a spreadsheet, given as a zip archive or an OLE file.
 
     Raises:
-        UsageError: The file is another archive or document.
+        InputError: The file is another archive or document.
     """
     if head.startswith(OLE):
         return "xls"
@@ -129,16 +129,16 @@ def spreadsheet_kind(file: IO[bytes], head: bytes, name: str) -> str:
             members = archive.namelist()
             mimetype = archive.read("mimetype") if "mimetype" in members else b""
     except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
-        raise UsageError(f"{name} is a damaged or protected archive or spreadsheet: save it again.") from None
+        raise InputError(f"{name} is a damaged or protected archive or spreadsheet: save it again.") from None
     if any(member.startswith("xl/") for member in members):
         return "xlsb" if "xl/workbook.bin" in members else "xlsx"
     if b"opendocument.spreadsheet" in mimetype:
         return "ods"
     if any(member.endswith(".iwa") for member in members):
-        raise UsageError(f"{name} is an Apple Numbers, Pages or Keynote file, not a list: {_AS_CSV}.")
+        raise InputError(f"{name} is an Apple Numbers, Pages or Keynote file, not a list: {_AS_CSV}.")
     if any(member.startswith(("word/", "ppt/")) for member in members) or b"opendocument" in mimetype:
-        raise UsageError(f"{name} is a document, not a list: {_AS_CSV}.")
-    raise UsageError(f"{name} is a zip archive, not a list: unpack it first.")
+        raise InputError(f"{name} is a document, not a list: {_AS_CSV}.")
+    raise InputError(f"{name} is a zip archive, not a list: unpack it first.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def read_text(chunks: Iterator[bytes], name: str, is_header: Callable[[str], boo
         is_header: Whether decoded text contains a known column name; decides between encodings.
 
     Raises:
-        UsageError: The file is not text, or not a list.
+        InputError: The file is not text, or not a list.
     """
     head, chunks = take(chunks, 4)
     if codec := compression(head):

@@ -13,7 +13,7 @@ from typing import IO, TextIO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError
 from imbrace_lake.phones.columns import Wanted
 from imbrace_lake.phones.formats import (
     HEAD_BYTES,
@@ -135,7 +135,7 @@ def read_phone_list(
         source_name: The name of the source in messages; by default the last part of its path.
 
     Raises:
-        UsageError: The source cannot be read, or is empty. A list with only invalid numbers is not an error.
+        InputError: The source cannot be read, or is empty. A list with only invalid numbers is not an error.
     """
     region = parse_region(region) if region is not None else None
     report = ListReport(source_name or _short_name(source))
@@ -183,7 +183,7 @@ def iter_numbers(
         schemes: The schemes of URLs that are allowed besides ``file`` and ``s3``.
 
     Raises:
-        UsageError: The source cannot be read; one sentence, free of credentials.
+        InputError: The source cannot be read; one sentence, free of credentials.
     """
     report = ListReport(_short_name(source))
     return _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
@@ -208,7 +208,7 @@ def read_ids(
         sheet, schemes: As for :func:`iter_numbers`.
 
     Raises:
-        UsageError: The source cannot be read, has no such column, or has no id at all.
+        InputError: The source cannot be read, has no such column, or has no id at all.
     """
     report = ListReport(_short_name(source))
     cells = _iter_cells(source, Wanted(column, ID_COLUMN, None, sheet), report, schemes)
@@ -224,10 +224,10 @@ def _short_name(source: Source) -> str:
     return PurePosixPath(display_name(source)).name or display_name(source)
 
 
-def _empty(report: ListReport, what: str) -> UsageError:
+def _empty(report: ListReport, what: str) -> InputError:
     sheets = [name for file in report.files for name in file.other_sheets]
     other = f", or choose another sheet with {SHEET_SETTING}: {', '.join(sheets[:20])}" if sheets else ""
-    return UsageError(f"{report.source} contains no {what}: give at least one{other}.")
+    return InputError(f"{report.source} contains no {what}: give at least one{other}.")
 
 
 def _iter_cells(
@@ -267,7 +267,7 @@ def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[
     if suffix in _PARQUET and compression(head) is None:
         reject_binary(head, report.name)
         reject_markup(head.decode("utf-8", "replace"), report.name)
-        raise UsageError(
+        raise InputError(
             f"{report.name} has a .parquet name, but is not a Parquet file: check how it was made."
         )
     if head.startswith((ZIP, OLE)):
@@ -288,7 +288,7 @@ def _iter_text(chunks: Iterator[bytes], wanted: Wanted, report: FileReport) -> I
         return any(wanted.is_header_name(name) for name in re.split(r"[,;|\t\r\n]", sample[:HEAD_BYTES]))
 
     if wanted.sheet is not None:
-        raise UsageError(f"{report.name} is text and has no sheets: leave out {SHEET_SETTING}.")
+        raise InputError(f"{report.name} is text and has no sheets: leave out {SHEET_SETTING}.")
     text = read_text(chunks, report.name, has_header)
     report.encoding = text.encoding
     rows, delimiter = first_rows(text)

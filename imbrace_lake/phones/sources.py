@@ -18,7 +18,7 @@ import fsspec
 import pyarrow as pa
 
 from imbrace_lake.aws_login import expired_session, quiet_logins
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError, UsageError
 
 CHUNK_BYTES = 1 << 20
 SCHEMES = frozenset({"file", "s3"})
@@ -79,17 +79,17 @@ def explained(name: str) -> Iterator[None]:
         with quiet_logins():
             yield
     except UnicodeError:
-        raise UsageError(f"{name} is not valid text in its encoding: save it as UTF-8.") from None
+        raise InputError(f"{name} is not valid text in its encoding: save it as UTF-8.") from None
     except FileNotFoundError:
         where = " (or its bucket, or its server)" if "://" in name else ""
-        raise UsageError(f"{name} does not exist{where}: check the address.") from None
+        raise InputError(f"{name} does not exist{where}: check the address.") from None
     except PermissionError:
-        raise UsageError(f"{name} cannot be read: your permissions or credentials do not allow it.") from None
+        raise InputError(f"{name} cannot be read: your permissions or credentials do not allow it.") from None
     except _read_errors() as exc:
         # Only the class and no cause: the text of the error can contain a signed URL.
         kind = type(exc).__name__
         reason = expired_session(exc) or _REASONS.get(kind, kind)
-        raise UsageError(f"{name} cannot be read: {reason}.") from None
+        raise InputError(f"{name} cannot be read: {reason}.") from None
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
@@ -111,8 +111,8 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
         The files in the order of their names, and the names of hidden and empty files, which are skipped.
 
     Raises:
-        UsageError: The scheme is not allowed, the address is a chain of file systems (``a::b``), or there is
-            no file.
+        UsageError: The scheme is not allowed, or the address is a chain of file systems (``a::b``).
+        InputError: There is no file.
         OSError: The address cannot be read.
     """
     if isinstance(source, Path) or "://" not in source:
@@ -197,7 +197,7 @@ def _listed(
         else:
             files.append(SourceFile(display_name(address(path)), lambda path=path: open_path(path)))  # type: ignore[misc]
     if not files:
-        raise UsageError(f"{name} has no file with a list: check the address.")
+        raise InputError(f"{name} has no file with a list: check the address.")
     return files, skipped
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import python_calamine as calamine
 
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError
 from imbrace_lake.phones.columns import Wanted, choose_columns, column_names, count_numbers, find_header
 from imbrace_lake.phones.formats import TextSource
 from imbrace_lake.phones.report import FileReport, short
@@ -46,7 +46,7 @@ class Table:
         names: The header, or None if there is none.
         sample: The first data rows; a short row lacks its last cells.
         batches: All data rows.
-        check: Raises UsageError if the numbers of the column with this index are not exact.
+        check: Raises InputError if the numbers of the column with this index are not exact.
     """
 
     names: Sequence[str] | None
@@ -59,7 +59,7 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
     """Yield the filled cells of the columns to read, row by row, and report the other columns.
 
     Raises:
-        UsageError: No column can be chosen.
+        InputError: No column can be chosen.
     """
     report.unit = "data row"
     if table.names is None and not table.sample:
@@ -129,12 +129,12 @@ def read_csv(
         report: Receives header and delimiter.
 
     Raises:
-        UsageError: A row does not end.
+        InputError: A row does not end.
     """
     report.format, report.delimiter = "CSV", delimiter
     if not any(any(map(str.strip, row)) for row in rows):
         if not text.is_complete:
-            raise UsageError(f"{report.name} is not proper CSV: its first row does not end.")
+            raise InputError(f"{report.name} is not proper CSV: its first row does not end.")
         return Table(None, [], [])
     names, start = _header(rows, wanted, report)
     body = _csv_rows(text.stream, delimiter, report.name)
@@ -207,7 +207,7 @@ def _csv_rows(stream: io.TextIOBase, delimiter: str, name: str) -> Iterator[list
             yield row
     except csv.Error:
         before = line
-    raise UsageError(f"{name} is not proper CSV near line {before + 1}.") from None
+    raise InputError(f"{name} is not proper CSV near line {before + 1}.") from None
 
 
 def _batches(rows: Iterator[Sequence[str]]) -> Iterator[Batch]:
@@ -239,7 +239,7 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
     def check(index: int) -> None:
         kind = _value_type(schema.field(index).type)
         if not _is_readable(kind) and not pa.types.is_null(kind):
-            raise UsageError(
+            raise InputError(
                 f"Column {schema.names[index]!r} of {report.name} has neither text nor numbers:"
                 " choose another."
             )
@@ -259,7 +259,7 @@ def check_exact(values: Sequence[Any], column: str, name: str) -> None:
     """Reject numbers that were converted to 32-bit floats, which keep only seven digits.
 
     Raises:
-        UsageError: All long numbers are exact 32-bit floats, which is hardly a coincidence.
+        InputError: All long numbers are exact 32-bit floats, which is hardly a coincidence.
     """
     large = [
         value
@@ -273,8 +273,8 @@ def check_exact(values: Sequence[Any], column: str, name: str) -> None:
         raise _inexact(column, name)
 
 
-def _inexact(column: str, name: str) -> UsageError:
-    return UsageError(
+def _inexact(column: str, name: str) -> InputError:
+    return InputError(
         f"Column {short(column)!r} of {name} has 32-bit floating-point numbers, which keep seven digits, so"
         " its phone numbers are not exact: export the column as text."
     )
@@ -290,7 +290,7 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
         report: Receives the choices.
 
     Raises:
-        UsageError: The spreadsheet is damaged, protected by a password, or has no such sheet.
+        InputError: The spreadsheet is damaged, protected by a password, or has no such sheet.
     """
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(file)
@@ -299,10 +299,10 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
         values: list[list[Any]] = list(sheet.iter_rows())
         left = sheet.start[1] if sheet.start else 0
     except calamine.PasswordError:
-        raise UsageError(f"{report.name} is protected by a password: save it without one.") from None
+        raise InputError(f"{report.name} is protected by a password: save it without one.") from None
     except calamine.CalamineError:
         what = "not a spreadsheet, or a damaged one" if kind == "xls" else "a damaged spreadsheet"
-        raise UsageError(f"{report.name} is {what}: save the list as CSV (UTF-8).") from None
+        raise InputError(f"{report.name} is {what}: save the list as CSV (UTF-8).") from None
     report.format = kind
     report.other_sheets = [name for name in workbook.sheet_names if name != report.sheet]
     rows = [[""] * left + [_cell_text(value) for value in row] for row in values]
@@ -320,7 +320,7 @@ def read_sheet(file: IO[bytes], kind: str, wanted: Wanted, report: FileReport) -
 def _sheet_name(workbook: calamine.CalamineWorkbook, wanted: str | None, source: str) -> str:
     names = workbook.sheet_names
     if not names:
-        raise UsageError(f"{source} has no sheet.")
+        raise InputError(f"{source} has no sheet.")
     if wanted is None:
         # For people, hidden sheets and charts do not count as the first sheet.
         tables = (
@@ -336,7 +336,7 @@ def _sheet_name(workbook: calamine.CalamineWorkbook, wanted: str | None, source:
                 return name
     if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
         return names[int(wanted) - 1]
-    raise UsageError(f"{source} has no sheet {wanted!r}, only {', '.join(map(short, names[:20]))}.")
+    raise InputError(f"{source} has no sheet {wanted!r}, only {', '.join(map(short, names[:20]))}.")
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

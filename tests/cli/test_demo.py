@@ -75,7 +75,7 @@ def test_a_port_in_use_is_reported(run: Run) -> None:
 
         result = run("demo", "--port", str(port))
 
-    assert result.code == 2
+    assert result.code == 1
     assert f"port {port} is taken" in result.err
 
 

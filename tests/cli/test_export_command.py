@@ -244,7 +244,7 @@ def test_an_unknown_run_cannot_be_rerun(run: Run, phones: Path) -> None:
 
     result = run("export", "--rerun", "no-such-run")
 
-    assert result.code == 2
+    assert result.code == 1
     assert "has no run no-such-run" in result.err
 
 

@@ -23,6 +23,7 @@ from imbrace_cli import local_server
 from imbrace_cli.local_server import (
     LocalServer,
     ServerFiles,
+    ServerUnavailable,
     ensure_server,
     is_answering,
     is_locked,
@@ -140,7 +141,7 @@ def test_a_server_of_another_version_is_replaced_unless_it_is_in_use(
 
     monkeypatch.setattr(local_server, "_stop", stop)
 
-    with keep_alive(home), pytest.raises(SettingsError, match="another command is using"):
+    with keep_alive(home), pytest.raises(ServerUnavailable, match="another command is using"):
         ensure_server(home)
     assert not stopped
     assert ensure_server(home) == first_two[0]
@@ -171,7 +172,9 @@ def test_a_stopped_server_leaves_no_process(home: Path, first_two: list[LocalSer
 def test_a_failed_start_reports_the_reason_and_its_log(tmp_path: Path) -> None:
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
 
-    with pytest.raises(SettingsError, match=r"did not start: it ended with .*IsADirectoryError.*server\.log"):
+    with pytest.raises(
+        ServerUnavailable, match=r"did not start: it ended with .*IsADirectoryError.*server\.log"
+    ):
         ensure_server(tmp_path)
 
     assert not is_locked(ServerFiles(tmp_path / "prefect").lock)
@@ -197,7 +200,9 @@ def test_an_unusable_database_is_reported(
     home = make_home(tmp_path_factory, "spoilt")
     spoil(home / "prefect" / "prefect.db")
 
-    with pytest.raises(SettingsError, match=f"the local Prefect server did not start: {reason}") as failure:
+    with pytest.raises(
+        ServerUnavailable, match=f"the local Prefect server did not start: {reason}"
+    ) as failure:
         ensure_server(home)
 
     assert str(home / "prefect" / "server.log") in str(failure.value)
@@ -208,7 +213,7 @@ def test_the_reason_of_an_earlier_failure_is_not_given_again(tmp_path: Path) -> 
     (tmp_path / "prefect" / "state.new").mkdir(parents=True)
     (tmp_path / "prefect" / "server.log").write_text("OSError: [Errno 28] No space left on device\n")
 
-    with pytest.raises(SettingsError, match="IsADirectoryError"):
+    with pytest.raises(ServerUnavailable, match="IsADirectoryError"):
         ensure_server(tmp_path)
 
 
@@ -336,7 +341,7 @@ def test_a_folder_without_locks_is_reported(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
 
-    with pytest.raises(SettingsError, match=r"No locks available.*set IMBRACE_HOME"):
+    with pytest.raises(ServerUnavailable, match=r"No locks available.*set IMBRACE_HOME"):
         ensure_server(tmp_path)
 
 
@@ -346,7 +351,7 @@ def test_a_large_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     log = tmp_path / "prefect" / "server.log"
     log.write_text("long")
 
-    with pytest.raises(SettingsError):
+    with pytest.raises(ServerUnavailable):
         ensure_server(tmp_path)
 
     assert log.with_suffix(".log.1").read_text() == "long"
@@ -358,7 +363,7 @@ def test_a_start_of_this_command_that_takes_too_long_is_ended(
 ) -> None:
     monkeypatch.setattr(local_server, "START_STALL_SECONDS", 0.0)
 
-    with pytest.raises(SettingsError, match="did not start: it made no progress"):
+    with pytest.raises(ServerUnavailable, match="did not start: it made no progress"):
         ensure_server(tmp_path)
 
     assert not is_locked(ServerFiles(tmp_path / "prefect").lock)
@@ -386,7 +391,7 @@ def test_waiting_for_another_start_has_an_end(tmp_path: Path, monkeypatch: pytes
     waits: list[float] = []
 
     with locked_by_another_process(tmp_path / "prefect" / "start.lock") as other:
-        with pytest.raises(SettingsError, match="another command has been starting"):
+        with pytest.raises(ServerUnavailable, match="another command has been starting"):
             ensure_server(tmp_path, waits.append)
         other.kill()
 
@@ -398,7 +403,7 @@ def test_a_use_lock_of_another_program_is_reported(tmp_path: Path, monkeypatch: 
     (tmp_path / "prefect").mkdir()
 
     with locked_by_another_process(tmp_path / "prefect" / "use.lock") as other:
-        with pytest.raises(SettingsError, match="locked by another program"), keep_alive(tmp_path):
+        with pytest.raises(ServerUnavailable, match="locked by another program"), keep_alive(tmp_path):
             pass
         other.kill()
 
@@ -417,7 +422,7 @@ def test_an_invalid_number_is_rejected(
 def test_a_home_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(SettingsError, match="set IMBRACE_HOME"):
+    with pytest.raises(ServerUnavailable, match="set IMBRACE_HOME"):
         ensure_server(tmp_path / "file" / "home")
 
 
@@ -431,7 +436,7 @@ def test_a_server_that_neither_answers_nor_works_is_replaced_unless_it_is_in_use
     with process_with_lock(files) as broken:
         describe(files, broken)
 
-        with keep_alive(tmp_path), pytest.raises(SettingsError, match="another command is using"):
+        with keep_alive(tmp_path), pytest.raises(ServerUnavailable, match="another command is using"):
             local_server._find(files, lambda: None)
         assert broken.poll() is None
         assert local_server._find(files, lambda: None) is None

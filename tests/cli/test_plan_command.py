@@ -26,7 +26,7 @@ def test_a_plan_shows_numbers_requests_and_time_and_writes_nothing(
     assert result.code == 0
     assert f"{new} new to the lake" in result.out
     assert "at 20 requests per second (the limit of requests per second that is set)" in result.out
-    assert "(does not exist yet)" in result.out
+    assert "(does not exist yet: the export creates it)" in result.out
     assert result.err.count("input:") == 3
     assert [path.name for path in workdir.iterdir()] == ["phones.txt"]
     assert not (workdir.parent / "home").exists()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from imbrace_cli import prefect_session as sessions
-from imbrace_cli.local_server import LocalServer
-from imbrace_cli.prefect_session import ServerUnavailable, Session, prefect_session
+from imbrace_cli.local_server import LocalServer, ServerUnavailable
+from imbrace_cli.prefect_session import Session, prefect_session
 from tests.cli.conftest import prefect_leaks
 
 pytestmark = [pytest.mark.usefixtures("workdir"), prefect_leaks]

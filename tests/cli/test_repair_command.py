@@ -87,6 +87,6 @@ def test_json_output_has_the_findings(run: Run, old_lake: Path) -> None:
 def test_a_missing_lake_is_reported_in_one_sentence(run: Run, tmp_path: Path) -> None:
     result = run("repair", "--lake", str(tmp_path / "nothing"))
 
-    assert result.code == 2
+    assert result.code == 1
     assert "there is no lake" in result.err
     assert len(result.err.splitlines()) == 1

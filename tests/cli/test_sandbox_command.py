@@ -92,17 +92,19 @@ def test_invalid_options_are_reported(pair: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reported"),
+    ("arguments", "reported", "code"),
     [
-        (["--mixed", "3"], "mixed must be from 0 to 1"),
-        (["--file", "missing.jsonl"], "does not exist"),
-        (["--host", "no.such.host.test"], "there is no such host"),
+        (["--mixed", "3"], "mixed must be from 0 to 1", 2),
+        (["--file", "missing.jsonl"], "missing.jsonl does not exist", 1),
+        (["--host", "no.such.host.test"], "there is no such host", 1),
     ],
 )
-def test_options_that_cannot_be_served_are_wrong_use(arguments: list[str], reported: str, run: Run) -> None:
+def test_options_that_cannot_be_served_are_reported(
+    arguments: list[str], reported: str, code: int, run: Run
+) -> None:
     result = run("sandbox", *arguments)
 
-    assert result.code == 2
+    assert result.code == code
     assert reported in result.err
 
 
@@ -110,5 +112,5 @@ def test_a_port_in_use_is_reported(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run("sandbox", "--port", str(taken.getsockname()[1]))
 
-    assert result.code == 2
+    assert result.code == 1
     assert "choose another by --port" in result.err

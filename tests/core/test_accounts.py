@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from imbrace_lake.errors import StoreError, TokenRejected, UsageError
+from imbrace_lake.errors import InputError, StoreError, TokenRejected
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import DEAD_AFTER, RESUME_WITHIN, read_header, recover_dead_runs
 from imbrace_lake.export.rerun import Missed, read_missed
@@ -310,7 +310,7 @@ def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tm
     done = list(box.conversations)[:4]
 
     kill(box, tmp_path, box.conversations, done)
-    with pytest.raises(UsageError, match="still under way"):
+    with pytest.raises(InputError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
     found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
@@ -329,7 +329,7 @@ def test_a_run_that_was_killed_before_it_had_found_all_its_conversations_cannot_
     kill(box, tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
 
-    with pytest.raises(UsageError, match="killed before it had found all its conversations: start it again"):
+    with pytest.raises(InputError, match="killed before it had found all its conversations: start it again"):
         in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
 
 
@@ -371,7 +371,7 @@ def test_a_rerun_that_cannot_export_anything_missing_does_not_succeed(
 
     in_lake(tmp_path, job)
 
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         missed(tmp_path, tolerated=tolerated)
 
 
@@ -419,7 +419,7 @@ def test_entries_without_a_row_in_the_ledger_are_missing(tmp_path: Path) -> None
 
     in_lake(tmp_path, job)
 
-    with pytest.raises(UsageError, match="7 of the 7 entries of its list have no outcome"):
+    with pytest.raises(InputError, match="7 of the 7 entries of its list have no outcome"):
         missed(tmp_path)
 
 
@@ -428,7 +428,7 @@ def test_a_run_without_a_row_in_runs_cannot_be_rerun(box: Sandbox, tmp_path: Pat
     for path in (tmp_path / "runs").iterdir():
         path.unlink()
 
-    with pytest.raises(UsageError, match="its row in runs/ is missing: export its input again"):
+    with pytest.raises(InputError, match="its row in runs/ is missing: export its input again"):
         missed(tmp_path)
 
 
@@ -440,7 +440,7 @@ def test_a_killed_second_attempt_is_closed_although_the_first_had_ended(box: San
     first = run(box, tmp_path, nothing, failure="the token was rejected")
 
     kill(box, tmp_path, box.conversations, done)
-    with pytest.raises(UsageError, match="still under way"):
+    with pytest.raises(InputError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
     found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
@@ -520,7 +520,7 @@ def test_an_unreadable_journal_does_not_stop_other_runs(
 def test_a_run_is_found_only_by_its_complete_id(box: Sandbox, tmp_path: Path) -> None:
     run(box, tmp_path, lambda opened: export_chunk(opened, "chunk", list(box.conversations)), run_id="run_10")
 
-    with pytest.raises(UsageError, match="has no run run_1:"):
+    with pytest.raises(InputError, match="has no run run_1:"):
         missed(tmp_path, "run_1")
 
 

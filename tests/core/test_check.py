@@ -368,7 +368,7 @@ def test_a_lake_without_conversations_is_reported_as_empty(box: Sandbox, tmp_pat
     findings = look(settings)
 
     assert verdicts(findings)["lake"] == verdicts(findings)["ledgers"] == "ok"
-    assert "the lake has 0 conversations" in findings["ledgers"][0].message
+    assert "the lake has no conversation of this organization yet" in findings["ledgers"][0].message
 
 
 def test_a_slow_lake_is_reported_as_slow_and_not_as_an_error(

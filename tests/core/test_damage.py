@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.errors import DamagedObject, StoreError, UsageError
+from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.run import RunContext, RunSummary, utc_now
 from imbrace_lake.lake.checkpoint import read_state
@@ -408,7 +408,7 @@ def test_a_rerun_reads_only_the_objects_of_its_run(failed_run: Path) -> None:
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "run", "1", "run-1-", "a/b", "*", "run-3", "\0"])
 def test_an_unknown_run_id_is_an_error(failed_run: Path, run_id: str) -> None:
-    with pytest.raises(UsageError, match="has no run"):
+    with pytest.raises(InputError, match="has no run"):
         dead_letters(failed_run, run_id)
 
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, UsageError
+from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
 from imbrace_lake.lake import hash_index
 from imbrace_lake.lake.hashes import DIGEST
 from imbrace_lake.lake.lake import (
@@ -175,7 +175,7 @@ def test_processes_that_make_a_lake_at_the_same_time_agree_on_its_key(tmp_path: 
 
 
 def test_reading_a_missing_lake_does_not_make_it(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no lake at"):
+    with pytest.raises(InputError, match="there is no lake at"):
         in_lake(tmp_path, lambda lake: asyncio.sleep(0), now=None)
 
     assert not (tmp_path / "lake.json").exists()
@@ -186,7 +186,7 @@ def test_a_lake_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     marker["checksum"] = sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
     (tmp_path / "lake.json").write_text(json.dumps(marker))
 
-    with pytest.raises(UsageError, match="upgrade imbrace-lake"):
+    with pytest.raises(InputError, match="upgrade imbrace-lake"):
         in_lake(tmp_path, lambda lake: asyncio.sleep(0))
 
 
@@ -247,9 +247,9 @@ def test_a_lake_without_its_marker_gets_a_new_key_on_request(tmp_path: Path) -> 
     asyncio.run(renew_marker(str(tmp_path), now=NOW))
 
     assert in_lake(tmp_path, key, now=None) != first
-    with pytest.raises(UsageError, match="a lake keeps its key"):
+    with pytest.raises(InputError, match="a lake keeps its key"):
         asyncio.run(renew_marker(str(tmp_path), now=NOW))
-    with pytest.raises(UsageError, match="there is no lake at"):
+    with pytest.raises(InputError, match="there is no lake at"):
         asyncio.run(renew_marker(str(tmp_path / "elsewhere"), now=NOW))
 
 

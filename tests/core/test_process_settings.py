@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from imbrace_lake.aws_login import quiet_logins
-from imbrace_lake.errors import UsageError
+from imbrace_lake.errors import InputError
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.tuning import MEMORY_POOL_VARIABLE, tuned_process
 from tests.core.conftest import StartBox
@@ -32,7 +32,7 @@ def test_a_list_with_long_cells_does_not_change_the_limit_of_csv(tmp_path: Path)
         assert read_phone_list(tmp_path / "n.csv").valid == 1
         assert csv.field_size_limit() == 1_000
         (tmp_path / "broken.csv").write_text(f'phone,note\n{NUMBER},"x\n')
-        with pytest.raises(UsageError, match="not proper CSV"):
+        with pytest.raises(InputError, match="not proper CSV"):
             read_phone_list(tmp_path / "broken.csv")
         assert csv.field_size_limit() == 1_000
     finally:

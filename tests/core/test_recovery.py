@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import StoreUnavailable, UsageError
+from imbrace_lake.errors import InputError, StoreUnavailable
 from imbrace_lake.export.recovery import (
     DEAD_AFTER,
     RESUME_WITHIN,
@@ -141,7 +141,7 @@ def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
 
         soon = START + DEAD_AFTER / 2
         assert (await recover_dead_runs(lake, "next", JOB, soon)).closed == []
-        with pytest.raises(UsageError, match="still under way"):
+        with pytest.raises(InputError, match="still under way"):
             await close_if_dead(lake, "dead", soon)
         assert await runs(lake) == []
 

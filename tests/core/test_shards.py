@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.errors import BadRequest, ImbraceLakeError, StoreError, UsageError
+from imbrace_lake.errors import BadRequest, ImbraceLakeError, InputError, StoreError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import DEAD_AFTER, read_header, recover_dead_runs, work_fingerprint
 from imbrace_lake.export.rerun import read_missed
@@ -147,7 +147,7 @@ def test_the_list_of_a_shard_is_a_list_for_backfills_too_and_is_deleted_when_the
         await do(box, tmp_path, shards[1], SECOND)
         await end(run, *shards)
         assert await run.lake.store.list("shards/") == []
-        with pytest.raises(UsageError, match="give both the same lake"):
+        with pytest.raises(InputError, match="give both the same lake"):
             await read_list(run.lake, shards[0].key, run.organization_id)
 
     in_run(box, tmp_path, job)
@@ -168,7 +168,7 @@ def test_a_list_of_another_organization_is_rejected(box: Sandbox, tmp_path: Path
         (shard, _) = await plan(run, list(box.conversations))
 
         with pytest.raises(
-            UsageError, match=f"organization other, .* reads {run.organization_id}: give both"
+            InputError, match=f"organization other, .* reads {run.organization_id}: give both"
         ):
             await read_list(run.lake, shard.key, "other")
 

@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 from imbrace_flows import sharding
 from imbrace_flows.params import ShardParams
 from imbrace_flows.sharding import export_by_shards, has_shards
-from imbrace_lake.errors import StoreError, StoreUnavailable, UsageError
+from imbrace_lake.errors import InputError, StoreError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import read_missed
@@ -524,5 +524,5 @@ def test_a_store_that_supports_one_run_at_a_time_has_no_shards(
 ) -> None:
     monkeypatch.setattr("imbrace_lake.store.lease.SETTLE_SECONDS", 0.0)
 
-    with pytest.raises(UsageError, match="ignores conditional writes"):
+    with pytest.raises(InputError, match="ignores conditional writes"):
         in_run("memory://lone", lambda run: has_shards(run, load_settings(shard_size=5), 6))

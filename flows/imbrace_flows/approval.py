@@ -17,6 +17,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.words import as_code
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
 
@@ -57,32 +58,50 @@ def was_asked() -> bool:
     return policy is not None and QUESTION in (policy.pause_keys or ())
 
 
-async def publish_plan(plan: Plan) -> None:
-    """Show the plan as an artifact of the run; it contains no phone number."""
-    await acreate_markdown_artifact(
-        plan_markdown(plan), key=PLAN_KEY, description="What the run would read, and what that would cost"
-    )
+def plan_markdown(plan: Plan, *, reads: str, lake: str, organization: str) -> str:
+    """Return the page of a plan; it contains no phone number.
 
+    It is a list, because the dialog truncates the lines of a table.
 
-def plan_markdown(plan: Plan) -> str:
-    """Return the plan as a list, because the dialog truncates the lines of a table."""
-    rows = (f"- **{name}:** {value}" for name, value in plan.rows())
+    Args:
+        plan: The plan.
+        reads: The name of the list, or what else the run would read.
+        lake: The address of the lake, without credentials.
+        organization: The id of the organization.
+    """
+    target = as_code(lake) + ("" if plan.lake_exists else " (does not exist yet)")
+    about = [("reads", as_code(reads)), ("lake", target), ("organization", as_code(organization))]
+    if requester := _requester():
+        about.append(("requested by", as_code(requester)))
+    rows = (f"- **{name}:** {value}" for name, value in [*about, *plan.rows()])
     remark = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
     return "\n".join(["The run would read", "", *rows, "", remark])
 
 
-async def wait_for_approval(plan: Plan | None) -> None:
+def _requester() -> str | None:
+    """Return who started the run, if the server knows: one without accounts knows only automations."""
+    context = FlowRunContext.get()
+    creator = context.flow_run.created_by if context and context.flow_run else None
+    return creator.display_value or creator.type if creator is not None else None
+
+
+async def publish_plan(page: str) -> None:
+    """Show the plan as an artifact of the run."""
+    description = "What the run would read, and what that would cost"
+    await acreate_markdown_artifact(page, key=PLAN_KEY, description=description)
+
+
+async def wait_for_approval(page: str | None) -> None:
     """Suspend the run until an operator answers; in a resumed run, read the answer.
 
     Args:
-        plan: The plan to approve; None in a resumed run.
+        page: The plan to approve; None in a resumed run.
 
     Raises:
         Declined: The answer is no.
     """
-    description = None if plan is None else plan_markdown(plan)
     answer = await asuspend_flow_run(
-        wait_for_input=Approval.with_initial_data(description=description),
+        wait_for_input=Approval.with_initial_data(description=page),
         timeout=int(APPROVAL_TIMEOUT.total_seconds()),
         key=QUESTION,
     )

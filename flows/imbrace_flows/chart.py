@@ -25,9 +25,10 @@ _COLORS = {
 }
 
 
-def chart_url(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
-    """Return the chart as a `data:` URL, which needs no storage."""
-    return "data:image/svg+xml;base64," + b64encode(chart(days, conversations).encode()).decode()
+def chart_markdown(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
+    """Return the chart as Markdown with the image in it, which needs no storage and no network."""
+    image = b64encode(chart(days, conversations).encode()).decode()
+    return f"![New messages by day, conversations by status](data:image/svg+xml;base64,{image})"
 
 
 def chart(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefect.artifacts import acreate_table_artifact
+from prefect.artifacts import acreate_markdown_artifact
 
 from imbrace_flows.best_effort import best_effort
+from imbrace_flows.words import add_up, as_code, plural
 from imbrace_lake.phones.report import ListReport
 
 INPUT_KEY = "export-input"
+NAMES = {"valid": "to be read", "duplicate": "repeated", "invalid": "unreadable"}
 
 
 async def publish_input(report: ListReport | None) -> None:
@@ -20,53 +23,56 @@ async def publish_input(report: ListReport | None) -> None:
     if report is None:
         return
     with best_effort("the report of the list"):
-        await acreate_table_artifact(
-            input_rows(report.as_json()), key=INPUT_KEY, description=f"What was read from {report.source}"
+        await acreate_markdown_artifact(
+            input_markdown(report.as_json()),
+            key=INPUT_KEY,
+            description="What was read from the list, and what was not, by position",
         )
 
 
-def input_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the table: what was read of each file, then what was skipped, why and where.
+def input_markdown(report: dict[str, Any]) -> str:
+    """Return what was read of each file, then what was skipped or rejected, why and where.
 
     Args:
         report: From `ListReport.as_json`, whose lists have a bounded length.
     """
-    rows: list[dict[str, Any]] = []
-    for file in report["files"]:
-        rows.append(_row("read", file["rows"], file["description"], file["name"]))
-        rows += [
-            _row("column not read, cells look like numbers", left["cells"], left["column"], file["name"])
-            for left in file["left_out"]
+    counts = [(report["numbers"].get(status, 0), name) for status, name in NAMES.items()]
+    lines = [f"# {add_up(sum(count for count, _ in counts), 'entries', counts)}", ""]
+    if report["rejected"]:
+        lines += ["## Unreadable", ""]
+        lines += [
+            f"- **{one['count']:,} × {one['reason']}:** {_listed(one['where'], one['count'])}"
+            for one in report["rejected"]
         ]
-        rows += [_row("sheet not read", None, sheet, file["name"]) for sheet in file["other_sheets"]]
-        empty = file["rows_without_text"]
-        for what, count, detail in (
-            ("rows without a number", empty["count"], _positions(empty)),
-            ("rows above the header skipped", file["titles_skipped"], ""),
-            ("comment lines skipped", file["comments"], ""),
-        ):
-            rows += [_row(what, count, detail, file["name"])] * (count > 0)
-    rows += [_row("file not read (hidden or empty)", None, "", name) for name in report["skipped_files"]]
-    rows += [
-        _row(
-            "rejected",
-            one["count"],
-            one["reason"],
-            ", ".join(one["where"]) + _more(one["count"], one["where"]),
-        )
-        for one in report["rejected"]
-    ]
-    return rows
+        lines += ["", "Correct these entries, and export them.", ""]
+    lines += ["## Read", ""]
+    for file in report["files"]:
+        lines.append(f"- {as_code(file['name'])}: {file['rows']:,} rows, {as_code(file['description'])}")
+        lines += [f"    - {line}" for line in _left_out(file)]
+    more = report["file_count"] - len(report["files"])
+    lines += [f"- and {more:,} more files"] * (more > 0)
+    lines += [f"- not read, hidden or empty: {as_code(name)}" for name in report["skipped_files"]]
+    return "\n".join(lines)
 
 
-def _row(what: str, count: int | None, detail: str, where: str) -> dict[str, Any]:
-    return {"what": what, "count": count, "detail": detail, "where": where}
+def _left_out(file: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for everything in a file that was not read."""
+    for column in file["left_out"]:
+        cells = plural(column["cells"], "cell")
+        yield f"column {as_code(column['column'])} not read, though {cells} may be numbers"
+    for sheet in file["other_sheets"]:
+        yield f"sheet {as_code(sheet)} not read"
+    empty = file["rows_without_text"]
+    if empty["count"]:
+        noun = "entry" if empty["count"] == 1 else "entries"
+        where = _listed(empty["positions"], empty["count"])
+        yield f"{empty['count']:,} without a number: {noun} {where}"
+    if file["titles_skipped"]:
+        yield f"{file['titles_skipped']:,} above the header skipped"
+    if file["comments"]:
+        yield f"{file['comments']:,} comment lines skipped"
 
 
-def _positions(empty: dict[str, Any]) -> str:
-    entries = "entry" if empty["count"] == 1 else "entries"
-    return f"{entries} {', '.join(map(str, empty['positions']))}{_more(empty['count'], empty['positions'])}"
-
-
-def _more(count: int, shown: list[Any]) -> str:
-    return f" and {count - len(shown):,} more" if count > len(shown) else ""
+def _listed(shown: Sequence[object], count: int) -> str:
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return ", ".join(as_code(each) if isinstance(each, str) else str(each) for each in shown) + more

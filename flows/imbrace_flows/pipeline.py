@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +23,14 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
-from imbrace_flows.approval import Declined, publish_plan, require_deployment, wait_for_approval, was_asked
+from imbrace_flows.approval import (
+    Declined,
+    plan_markdown,
+    publish_plan,
+    require_deployment,
+    wait_for_approval,
+    was_asked,
+)
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
 from imbrace_flows.cancellation import RunCancelled, cancelled_with, is_cancelling
@@ -31,12 +39,14 @@ from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
 from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, current_observer, run_result
 from imbrace_flows.params import ReadParams
-from imbrace_flows.report import publish_report
+from imbrace_flows.report import counts_in_words, publish_report
+from imbrace_flows.run_name import list_name
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
 from imbrace_lake.concurrency import every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
+from imbrace_lake.export.humanize import counted
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.recovery import work_fingerprint
@@ -48,7 +58,9 @@ from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
+from imbrace_lake.phones.sources import display_name
 from imbrace_lake.policy import Window
+from imbrace_lake.printable import printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.tuning import tuned_process
 from imbrace_tasks.assets import record_tables
@@ -64,6 +76,10 @@ CANCELLED = "Cancelled. Start it again to export the rest."
 UNREADABLE = "Completed with unreadable input"
 PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
+# A line in the log after ten percent, not more often than the first and at least as often as the second.
+LOGGED_PERCENT = 10.0
+BRIEF_SECONDS = 10.0
+SILENT_SECONDS = 300.0
 PHONE_TASKS = 200
 SMALLEST_SLICE = 500
 
@@ -98,6 +114,14 @@ class Selection:
     sheet: str | None = None
     window: Window = field(default_factory=Window)
 
+    def name(self) -> str:
+        """Return the name of the list, or what else is read, without phone numbers."""
+        if self.numbers is not None:
+            return "typed numbers"
+        if self.phones is not None or self.conversations is not None:
+            return list_name(str(self.phones or self.conversations))
+        return "everything in the lake" if self.is_everything else f"the failures of run {self.rerun}"
+
 
 async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[Any]:
     """Do the work of a flow, and return its final state, with the result as the data."""
@@ -127,13 +151,14 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
 
 
 def show_log_lines() -> None:
-    """Send our log lines to the server, which shows them with the run, unless a level is set.
+    """Send our log lines to the server, which shows them with the run, but not a line for each task.
 
-    Not by the root logger, which would also send the URLs of requests.
+    Levels that an operator has set stay. Not by the root logger, which would also send the URLs of requests.
     """
-    ours = logging.getLogger("imbrace_lake")
-    if ours.level == logging.NOTSET:
-        ours.setLevel(logging.INFO)
+    for name, level in (("imbrace_lake", logging.INFO), ("prefect.task_runs", logging.WARNING)):
+        found = logging.getLogger(name)
+        if found.level == logging.NOTSET:
+            found.setLevel(level)
 
 
 def _final_state(result: RunResult) -> State[Any]:
@@ -175,6 +200,8 @@ async def read_conversations(
     await check_can_shard(settings)
     given = await _read_selection(selection, connection)
     await publish_input(given.report)
+    if what := given.described():
+        logger.info("given: %s", what)
     if ask_first:
         await _ask_for_approval(selection, connection, given)
     async with (
@@ -196,6 +223,7 @@ async def read_conversations(
     ):
         job = _Job(run, settings, params, selection, given, connection.blocks)
         job.record_input()
+        logger.info("organization %s, lake %s", printable(run.organization_id), run.lake.url)
         failure, is_cancelled = None, False
         # The accounts are closed after any error.
         try:
@@ -207,6 +235,7 @@ async def read_conversations(
             failure = str(as_own_error(exc))
         summary = await job.close(failure, is_cancelled=is_cancelled)
         summary.token_warning = token_warning
+        logger.info("%s: %s", summary.status, counts_in_words(summary))
         await publish(summary, run)
         return RunResult(summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)])
 
@@ -238,6 +267,19 @@ class _Given:
     ids: Sequence[str] = ()
     missed: Missed | None = None
     report: ListReport | None = None
+
+    def described(self) -> str:
+        """Return the number of entries of each kind; empty for a run that needs no input."""
+        numbers = self.numbers
+        counts = [(len(self.ids), "conversations")]
+        if numbers is not None:
+            counts = [
+                (numbers.valid, "phone numbers"),
+                (numbers.duplicates, "repeated"),
+                (numbers.invalid, "unreadable"),
+                *counts,
+            ]
+        return counted(counts) if numbers is not None or self.ids else ""
 
 
 @dataclass(slots=True)
@@ -289,6 +331,7 @@ class _Job:
             recorded = run.recorded_ids()
             ids = [*await read_every_id(run.lake, run.organization_id, run.partitions, recorded), *ids]
         ids = await run.found(ids)
+        logger.info("found: %s", counted([(len(ids), "conversations")]))
         if await has_shards(run, self.settings, len(ids)):
             await export_by_shards(
                 run,
@@ -418,21 +461,29 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
 async def _ask_for_approval(selection: Selection, connection: Connection, given: _Given) -> None:
     """Plan the run, show the plan, and continue only after an operator has approved it."""
     require_deployment()
-    plan = None
-    if not was_asked():
-        settings = connection.settings
-        async with open_gateway(settings) as gateway:
-            plan = await make_plan(
-                settings,
-                gateway,
-                given.numbers,
-                given.ids,
-                is_everything=selection.is_everything,
-                is_full_walk=settings.rewalk_days == 0,
-                store_options=connection.store,
-            )
-        await publish_plan(plan)
-    await wait_for_approval(plan)
+    if was_asked():
+        await wait_for_approval(None)
+        return
+    settings = connection.settings
+    async with open_gateway(settings) as gateway:
+        plan = await make_plan(
+            settings,
+            gateway,
+            given.numbers,
+            given.ids,
+            is_everything=selection.is_everything,
+            is_full_walk=settings.rewalk_days == 0,
+            store_options=connection.store,
+        )
+    page = plan_markdown(
+        plan,
+        reads=selection.name(),
+        lake=display_name(settings.require("lake")),
+        organization=settings.require("organization"),
+    )
+    await publish_plan(page)
+    logger.info("waits for approval of the plan")
+    await wait_for_approval(page)
 
 
 async def export_chunks(
@@ -469,11 +520,21 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
     """Update a progress artifact while the block runs; errors of the server are only logged."""
     line = ProgressLine()
     artifact: UUID | None = None
+    logged_at, logged_percent = time.monotonic(), 0.0
+
+    def log(description: str, percent: float) -> None:
+        nonlocal logged_at, logged_percent
+        silent = time.monotonic() - logged_at
+        is_news = percent >= logged_percent + LOGGED_PERCENT and silent >= BRIEF_SECONDS
+        if is_news or silent >= SILENT_SECONDS:
+            logged_at, logged_percent = time.monotonic(), percent
+            logger.info("%.0f %% · %s", percent, description)
 
     async def show(describe: Callable[[Progress], str]) -> None:
         nonlocal artifact
         with best_effort("the progress", logging.DEBUG):
             description, percent = describe(progress), round(100 * progress.share(), 1)
+            log(description, percent)
             if artifact is None:
                 artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
             else:

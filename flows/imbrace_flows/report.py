@@ -1,17 +1,20 @@
-"""The artifacts about the end of a run: a summary, a chart, and tables of failures and new shapes."""
+"""The artifacts about the end of a run: a summary, a chart, the failures, and new shapes."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from imbrace_flows.chart import chart_url
-from imbrace_lake.export.humanize import size
-from imbrace_lake.export.run import MOST_LISTED, RunSummary
+from imbrace_flows.chart import chart_markdown
+from imbrace_flows.words import add_up, as_code, plural
+from imbrace_lake.export.humanize import counted, duration, size
+from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
 from imbrace_lake.lake.freshness import Freshness, by_age
-from imbrace_lake.lake.ledger_schema import OUTCOMES
+from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
 from imbrace_lake.printable import printable
 from imbrace_lake.verify.findings import Verification
 
@@ -21,6 +24,11 @@ CHART_KEY = "export-picture"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
+
+MOST_EXAMPLES = 5
+MOST_REASONS = 5
+# The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
+_REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
 
 _HEADLINES = {
     "complete": "✅ Complete",
@@ -33,33 +41,26 @@ _HEADLINES = {
 async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
     """Create the artifacts of a run; none contains a phone number or a message.
 
+    All are Markdown: the UIs do not wrap the lines of a table, and show the URL of an image as text.
+
     Args:
         summary: The summary of the run.
         days: New messages by the day they were created, UTC.
     """
     await acreate_markdown_artifact(
-        summary_markdown(summary), key=SUMMARY_KEY, description="What the run found, read and wrote"
+        summary_markdown(summary),
+        key=SUMMARY_KEY,
+        description=f"What the run found, read and wrote · run {summary.run_id}",
     )
-    await acreate_image_artifact(
-        chart_url(days, summary.totals.conversations),
+    await acreate_markdown_artifact(
+        chart_markdown(days, summary.totals.conversations),
         key=CHART_KEY,
         description="New messages by day, conversations by status",
     )
-    if summary.dead_letters:
-        # The UI does not wrap lines: its page shows the first two columns, and the others by scrolling.
-        table = [
-            {
-                "conversation": printable(letter.conversation_id),
-                "what to do": letter.advice,
-                "reason": letter.reason,
-                "status": letter.status.replace("_", " "),
-            }
-            for letter in summary.dead_letters
-        ]
-        count = summary.dead_letter_count
-        message = f"Not exported: {count:,} conversation{'s' * (count != 1)}{_of(count)}"
-        message += f". `retry-failed` tries them again; it takes the run id `{summary.run_id}`"
-        await acreate_table_artifact(table, key=FAILURES_KEY, description=message)
+    if failures := failures_markdown(summary):
+        await acreate_markdown_artifact(
+            failures, key=FAILURES_KEY, description="What is missing, why, and what to do"
+        )
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
         message = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing is lost"
@@ -94,56 +95,137 @@ async def publish_verification(lake: str, found: Verification, ages: Sequence[Fr
 
 
 def summary_markdown(summary: RunSummary) -> str:
-    """Return the summary as a page: counts, cost, the address of the lake and a query."""
+    """Return the summary as a page that fits a screen: verdict, counts, the next step and a query."""
     totals = summary.totals
-    phones, conversations = totals.phones, totals.conversations
+    again = [(totals.retries, "tried again"), (totals.refusals, "rate-limited")]
+    requests = plural(totals.requests, "request") + (
+        f" ({counted(again)})" if any(count for count, _ in again) else ""
+    )
+    numbers = sum(totals.phones.values())
     lines = [
         f"# {_HEADLINES[summary.status]}",
         "",
         sentence(summary),
         "",
-        *([f"⏳ {summary.token_warning}", ""] if summary.token_warning else []),
-        "| phone numbers | |",
-        "|---|--:|",
-        *_rows(phones, ("resolved", "none", "invalid", "duplicate", "error")),
+        *([f"- **Phone numbers:** {add_up(numbers, 'given', _phones(totals))}"] if numbers else []),
+        f"- **Conversations:** {add_up(totals.found, 'found', _outcomes(totals))}",
+        f"- **Messages:** {totals.messages_new:,} new, {totals.messages_total:,} in these conversations",
+        f"- **Cost:** {requests}, {size(totals.received_bytes)} received,"
+        f" {size(totals.written_bytes)} written, {duration(totals.seconds)}",
+        f"- **Lake:** {as_code(summary.lake)}",
         "",
-        "| conversations | |",
-        "|---|--:|",
-        *_rows(conversations, OUTCOMES),
-        *([] if totals.found is None else [f"| **found** | **{totals.found:,}** |"]),
-        "",
-        "| cost | |",
-        "|---|--:|",
-        f"| messages new | {totals.messages_new:,} |",
-        f"| messages in these conversations | {totals.messages_total:,} |",
-        f"| requests (of these tried again) | {totals.requests:,} ({totals.retries:,}) |",
-        f"| rate-limited by the gateway | {totals.refusals:,} |",
-        f"| received | {size(totals.received_bytes)} |",
-        f"| written | {size(totals.written_bytes)} |",
-        f"| time | {totals.seconds:,.1f} s |",
-        "",
-        f"The lake is at `{summary.lake}`, the run is `{summary.run_id}`.",
-        "",
+        *(f"**Next:** {step}\n" for step in next_steps(summary)),
         "```sql",
-        "-- DuckDB; any engine that reads Parquet will do",
-        "SELECT conversation_id, count(*) AS messages, max(created_at) AS latest",
+        "SELECT conversation_id, count(*) AS messages,",
+        "  max(created_at) AS latest",
         f"FROM read_parquet('{query_path(summary.lake)}')",
-        "WHERE NOT is_deleted GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
+        "WHERE NOT is_deleted",
+        "GROUP BY ALL ORDER BY latest DESC LIMIT 20;",
         "```",
     ]
-    if summary.number_errors:
-        reasons = (f"- {count:,} × {reason}" for reason, count in summary.number_errors.items())
-        lines += ["", "Numbers that could not be resolved:", "", *reasons]
-    if summary.damaged:
-        lines += ["", damage(summary)]
-    if summary.dead_letters:
-        rerun = f"Once the cause is fixed, start `retry-failed` with the run id `{summary.run_id}`."
-        lines += ["", "What to do:", "", *(f"- {line}" for line in summary.advice()), "", rerun]
     return "\n".join(lines)
 
 
-def _rows(counts: dict[str, int], order: tuple[str, ...]) -> list[str]:
-    return [f"| {name.replace('_', ' ')} | {counts.get(name, 0):,} |" for name in order]
+def next_steps(summary: RunSummary) -> list[str]:
+    """Return what a person should do after the run, the most important first."""
+    steps = []
+    if summary.dead_letters or summary.number_errors:
+        steps.append(
+            "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
+            f" `retry-failed` with this run: `{summary.run_id}`"
+        )
+    elif summary.status == "cancelled":
+        steps.append("start it again to export the rest.")
+    elif summary.status == "failed":
+        steps.append("fix the cause, and start it again.")
+    if summary.unreadable_count:
+        steps.append("`export-input` shows which entries are not phone numbers: correct and export them.")
+    if summary.damaged:
+        steps.append(damage(summary))
+    if summary.token_warning:
+        steps.append(f"⏳ {summary.token_warning}")
+    return steps or ["query the lake, for example with DuckDB:"]
+
+
+def counts_in_words(summary: RunSummary) -> str:
+    """Return the counts of a run in one line, for the log."""
+    totals = summary.totals
+    conversations = add_up(totals.found, "conversations found", _outcomes(totals))
+    return (
+        f"{conversations}; {totals.messages_new:,} new messages, {totals.requests:,} requests,"
+        f" {duration(totals.seconds)}"
+    )
+
+
+def failures_markdown(summary: RunSummary) -> str:
+    """Return what is missing, grouped by what to do about it; empty if nothing is missing."""
+    numbers = sum(summary.number_errors.values())
+    missing = [(summary.dead_letter_count, "conversation"), (numbers, "phone number")]
+    if not any(count for count, _ in missing):
+        return ""
+    lines = [
+        f"# Not exported: {' and '.join(plural(*one) for one in missing if one[0])}",
+        "",
+        f"Once the causes are fixed, start `retry-failed` with this run: `{summary.run_id}`",
+    ]
+    for advice, count in summary.causes.items():
+        letters = [letter for letter in summary.dead_letters if letter.advice == advice]
+        lines += ["", f"## {plural(count, 'conversation')}", "", f"**What to do:** {advice}"]
+        lines += _reasons(Counter(map(_cause, letters)), count)
+        ids = [as_code(printable(letter.conversation_id)) for letter in letters[:MOST_EXAMPLES]]
+        more = f" and {count - len(ids):,} more" if count > len(ids) else ""
+        lines += ["", f"**Which:** {', '.join(ids)}{more}"] if ids else []
+        request = next(filter(None, (_REQUEST.search(letter.reason) for letter in letters)), None)
+        lines += ["", f"**For the vendor:** {as_code(request[1])}"] if request else []
+    if numbers:
+        lines += ["", f"## {plural(numbers, 'phone number')}", ""]
+        lines += ["**What to do:** fix the cause, then retry.", *_reasons(summary.number_errors, numbers)]
+    if summary.dead_letter_count:
+        rows, runs = (query_path(summary.lake, f"{name}/*.parquet") for name in ("conversations", "runs"))
+        lines += [
+            "",
+            "All of them:",
+            "",
+            "```sql",
+            "SELECT conversation_id, status, reason",
+            f"FROM read_parquet('{rows}', union_by_name = true)",
+            "WHERE is_dead_letter AND run_id IN (SELECT run_id",
+            f"  FROM read_parquet('{runs}', union_by_name = true)",
+            f"  WHERE '{summary.run_id}' IN (run_id, parent_run_id));",
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _reasons(reasons: Mapping[str, int], count: int) -> list[str]:
+    """Return the lines about the causes of `count` failures; a single cause needs no count."""
+    if len(reasons) == 1:
+        return ["", f"**Why:** {next(iter(reasons))}"]
+    shown = sorted(reasons.items(), key=lambda one: -one[1])[:MOST_REASONS]
+    rest = count - sum(each for _, each in shown)
+    others = [f"- {rest:,} × other reasons, in the lake"] * (rest > 0)
+    return ["", "**Why:**", "", *(f"- {each:,} × {reason}" for reason, each in shown), *others]
+
+
+def _cause(letter: DeadLetter) -> str:
+    """Return the reason of a failure without what differs from conversation to conversation."""
+    cause = _REQUEST.sub("", letter.reason)
+    return cause.replace(letter.conversation_id, "…") if letter.conversation_id else cause
+
+
+def _phones(totals: RunTotals) -> list[tuple[int, str]]:
+    names = {
+        "resolved": "with conversations",
+        "none": "without",
+        "duplicate": "repeated",
+        "invalid": "unreadable",
+        "error": "not resolved",
+    }
+    return [(totals.phones.get(status, 0), name) for status, name in names.items()]
+
+
+def _outcomes(totals: RunTotals) -> list[tuple[int, str]]:
+    return [(totals.conversations.get(status, 0), status.replace("_", " ")) for status in OUTCOMES]
 
 
 def sentence(summary: RunSummary) -> str:
@@ -162,6 +244,6 @@ def damage(summary: RunSummary) -> str:
     )
 
 
-def query_path(lake: str) -> str:
-    """Return the pattern of all parts of a lake, for a query engine."""
-    return f"{lake.removeprefix('file://')}/messages/**/*.parquet"
+def query_path(lake: str, pattern: str = "messages/**/*.parquet") -> str:
+    """Return the pattern of objects of a lake, of all parts by default, for a query engine."""
+    return f"{lake.removeprefix('file://')}/{pattern}"

@@ -146,6 +146,7 @@ async def export_by_shards(
                 shard.run_id, shard.heard_at = str(started.id), time.monotonic()
             await _follow(client, run, shards)
         finally:
+            run.progress.waiting_shards = 0
             await _cancel(client, shards)
             for shard in shards:
                 if not shard.is_over:
@@ -185,7 +186,9 @@ async def _follow(client: PrefectClient, run: RunContext, shards: Sequence[Shard
             except httpx.HTTPError as exc:
                 logger.warning("shard=%d is not restarted yet: %s", shard.number, type(exc).__name__)
         _show(run, shards)
-        is_waiting = is_waiting and all(_type_of(each) == StateType.SCHEDULED for each in found.values())
+        waiting = [each for each in found.values() if _type_of(each) == StateType.SCHEDULED]
+        run.progress.waiting_shards = len(waiting)
+        is_waiting = is_waiting and len(waiting) == len(found)
         if is_waiting and time.monotonic() - began_at > WAITING_SECONDS:
             logger.warning(
                 "no worker has picked up a shard: raise the limit of the work pool or of its workers, or"

@@ -19,7 +19,7 @@ from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
 
-MOST_WARNED = 50
+MOST_WARNED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ async def export_chunk(
         run.open_chunks[name] = ChunkJournal(run.journal, run.accounts, name, conversation_ids, resumed)
         for entry in resumed:
             run.progress.note(entry)
+    run.progress.retried.pop(name, None)
     chunk_journal = run.open_chunks[name]
     done = chunk_journal.done
     remaining = chunk_journal.remaining()
@@ -81,6 +82,7 @@ async def export_chunk(
     statuses: Counter[str] = Counter(entry.status for entry in done.values())
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try and ending is None:
+        run.progress.retried[name] = len(failed)
         return ChunkResult(statuses, (), is_worth_retrying=True)
     lost = await _record_failures(run, name, failed)
     entries = [*done.values(), *lost]
@@ -91,7 +93,7 @@ async def export_chunk(
         raise ending
     statuses.update(entry.status for entry in lost)
     counts = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
-    logger.info("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
+    logger.debug("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
     return ChunkResult(statuses, dead, is_worth_retrying)
 
 
@@ -123,7 +125,9 @@ async def _record_failures(
                 error,
             )
         if len(run.errors) == MOST_WARNED:
-            logger.warning("further failed conversations are listed only in the table of this run")
+            logger.warning(
+                "further failed conversations are not logged: the report of the failures groups all by cause"
+            )
     if entries:
         await run.journal.note_entries(f"{name}-failed", entries)
         run.accounts.record(entries)

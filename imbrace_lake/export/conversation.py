@@ -78,10 +78,11 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 # 4. and 5. Diff them with the snapshot and publish the diff, again if another run was first.
                 # The parts were listed when the run began, and no message is ever added to a part, so all
                 # messages of the snapshot were in the lake before the walk began.
-                published = await publish(
-                    run.lake, run.journal, export.claim(proof), rows, snapshot,
-                    is_full_walk=proof.method != REACHED_KNOWN, now=run.clock(), reservation=reservation,
-                )  # fmt: skip
+                with run.progress.write():
+                    published = await publish(
+                        run.lake, run.journal, export.claim(proof), rows, snapshot,
+                        is_full_walk=proof.method != REACHED_KNOWN, now=run.clock(), reservation=reservation,
+                    )  # fmt: skip
                 return await export.complete(collector, proof, rows, snapshot, published)
         except ConversationNotFound as exc:
             is_first_report = prior.state is None and not prior.parts

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -240,13 +241,15 @@ def _pages(lengths: Iterable[int], page_size: int) -> int:
 
 
 def _expected_rate(settings: Settings, seconds: Sequence[float], allowed: float | None) -> tuple[float, str]:
-    if allowed:
-        return allowed, "the limit of requests per second that is set"
+    """Return the smallest of the rates that limit an export, and its name."""
     latency = median(seconds) if seconds else 0.0
-    per_second = settings.max_in_flight / latency if latency else MOST_PER_SECOND
-    if per_second >= MOST_PER_SECOND:
-        return MOST_PER_SECOND, "the limit of one process"
-    return per_second, f"answers after {latency:.2f} s, {settings.max_in_flight} at a time"
+    rates = [(MOST_PER_SECOND, "the limit of one process")]
+    if latency:
+        answers = f"answers after {latency:.2g} s, {settings.max_in_flight} at a time"
+        rates.insert(0, (settings.max_in_flight / latency, answers))
+    if allowed:
+        rates.insert(0, (allowed, "the limit in force"))
+    return min(rates, key=itemgetter(0))
 
 
 def _statuses(phones: PhoneList | None, found: Mapping[PhoneNumber, Resolved]) -> dict[str, int]:

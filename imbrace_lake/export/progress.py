@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
 from imbrace_lake.export.humanize import duration
 from imbrace_lake.gateway.client import Traffic
-from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.gateway.limiter import Bound, RequestLimiter
 from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
+from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.lake.publish import PublishResult
 
 # The span over which speeds are measured, and the shortest one for an estimate.
 REQUEST_SECONDS = 10.0
+RECENT_SECONDS = 3.0
 DONE_SECONDS = 60.0
 FIRST_SECONDS = 5.0
+# Of a core; the event loop of a process can use little more than one.
+BUSY_SHARE = 0.9
 
 
 @dataclass(slots=True)
@@ -34,7 +40,11 @@ class Progress:
         days: Messages added, by the day of their creation, UTC.
         limiter: The run's limiter; None before the gateway is opened.
         traffic: Counters of requests; None before the gateway is opened.
+        memory: The run's memory budget; None before the lake is opened.
+        writing: Conversations that are being written to the lake.
+        retried: Conversations that failed and wait for another try, by chunk.
         shards: What the shards of the run have done; None in a run without shards.
+        waiting_shards: The number of shards that wait for a worker.
     """
 
     stage: str = "starting"
@@ -48,7 +58,11 @@ class Progress:
     days: Counter[date] = field(default_factory=Counter)
     limiter: RequestLimiter | None = None
     traffic: Traffic | None = None
+    memory: MemoryBudget | None = None
+    writing: int = 0
+    retried: dict[str, int] = field(default_factory=dict)
     shards: RunTotals | None = None
+    waiting_shards: int = 0
 
     @property
     def requests(self) -> int:
@@ -82,6 +96,15 @@ class Progress:
                 for day, count in published.new.days():
                     self.days[day] += count
 
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """Count a conversation as being written while the block runs."""
+        self.writing += 1
+        try:
+            yield
+        finally:
+            self.writing -= 1
+
     @property
     def conversations_failed(self) -> int:
         """The number of conversations that could not be exported so far."""
@@ -94,12 +117,19 @@ class Progress:
         return self.conversations_done, self.conversations, "conversations"
 
     def share(self) -> float:
-        """Return the finished share of the run, 0.0 to 1.0; the numbers are a twentieth."""
+        """Return the finished share of the conversations, 0.0 to 1.0."""
         if self.stage == "done":
             return 1.0
-        resolved = self.numbers_resolved / self.numbers if self.numbers else 0.0
-        exported = self.conversations_done / self.conversations if self.conversations else 0.0
-        return 0.05 * resolved + 0.95 * exported
+        return min(1.0, self.conversations_done / self.conversations) if self.conversations else 0.0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run does nothing at the moment: without budget, after a 429, or between two tries."""
+        limiter = self.limiter
+        if limiter is None:
+            return False
+        is_between_tries = bool(self.retried) and not limiter.in_flight
+        return limiter.per_second == 0 or limiter.pause_seconds() > FIRST_SECONDS or is_between_tries
 
 
 class Rate:
@@ -128,6 +158,96 @@ class Rate:
         return self._seen[-1][0] - self._seen[0][0] if self._seen else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The speed of a run.
+
+    Attributes:
+        requests, messages: Per second, in the last ten seconds.
+        answers: Requests per second in the last three seconds.
+        busy: The used share of a processor core in the same time.
+    """
+
+    requests: float = 0.0
+    messages: float = 0.0
+    answers: float = 0.0
+    busy: float = 0.0
+
+
+class Speed:
+    """Measures the pace of a run."""
+
+    def __init__(self) -> None:
+        self._requests, self._messages = Rate(REQUEST_SECONDS), Rate(REQUEST_SECONDS)
+        self._answers, self._busy = Rate(RECENT_SECONDS), Rate(RECENT_SECONDS)
+
+    def of(self, progress: Progress) -> Pace:
+        """Record the counters of a run, and return its pace; call this every few seconds."""
+        return Pace(
+            self._requests.of(progress.requests),
+            self._messages.of(progress.messages_total),
+            self._answers.of(progress.requests),
+            self._busy.of(round(1_000 * time.process_time())) / 1_000,
+        )
+
+
+def limit_in_force(progress: Progress) -> str:
+    """Describe the limit of requests per second of this run; empty if it has none."""
+    limiter = progress.limiter
+    if limiter is None or limiter.per_second is None:
+        return ""
+    own, shared = limiter.per_second, limiter.shared_limit
+    if shared is None:
+        return f"limit {own:,.3g} requests/s"
+    if progress.shards is not None or own == shared:
+        return f"budget {shared:,.3g} requests/s"
+    return f"{own:,.3g} of the budget of {shared:,.3g} requests/s"
+
+
+def limited_by(progress: Progress, pace: Pace) -> str:
+    """Describe what limits the run at the moment, as the end of "limited by …"; empty if unknown."""
+    if progress.shards is not None:
+        waiting = progress.waiting_shards
+        return f"missing workers: {waiting:,} shard{'s wait' if waiting > 1 else ' waits'}" if waiting else ""
+    limiter = progress.limiter
+    if limiter is None or progress.stage not in ("resolving", "exporting"):
+        return ""
+    bound = limiter.bound()
+    if bound is not None and bound != "in flight":
+        return _bound_in_words(bound, limiter)
+    if pace.busy >= BUSY_SHARE:
+        return "the processor of this machine"
+    if bound == "in flight":
+        latency = f" after {limiter.in_flight / pace.answers:.2g} s" if pace.answers else ""
+        return f"the gateway: answers{latency}, {limiter.in_flight:,} at a time"
+    if progress.writing > limiter.in_flight:
+        return f"the lake: {progress.writing:,} conversations are being written"
+    if progress.memory is not None and progress.memory.reserved_bytes > progress.memory.most_bytes:
+        return "memory: further messages wait in files"
+    if progress.retried and not limiter.in_flight:
+        return f"failures: {sum(progress.retried.values()):,} conversations wait for another try"
+    left = progress.conversations - progress.conversations_done
+    if progress.stage == "exporting" and 0 < left < limiter.in_flight_limit:
+        return f"the last {left:,} conversation{'s' * (left > 1)}"
+    return ""
+
+
+def _bound_in_words(bound: Bound, limiter: RequestLimiter) -> str:
+    match bound:
+        case "budget" if limiter.per_second == 0:
+            others = "other runs, which use the whole budget"
+            return others if limiter.shared_limit else "the budget, which is 0: raise it"
+        case "budget":
+            return "the budget" if limiter.shared_limit is not None else "the limit of requests per second"
+        case "rate-limited":
+            pause = limiter.pause_seconds()
+            again = f"asking again in {pause:.0f} s" if pause >= 1 else "asking again"
+            return f"the gateway, which limits the rate (429): {again}"
+        case "accepted rate":
+            return f"the gateway, which accepts {limiter.rate:,.3g} requests/s"
+    return f"the gateway, which is overloaded: {limiter.in_flight_limit:,} requests at a time"
+
+
 class TimeLeft:
     """Estimates the time left from the conversations exported in the last minute."""
 
@@ -135,37 +255,39 @@ class TimeLeft:
         self._done = Rate(DONE_SECONDS)
 
     def seconds(self, progress: Progress) -> float | None:
-        """Return the seconds to the last conversation; None if no estimate is possible yet."""
+        """Return the seconds to the last conversation; None if no estimate can be true yet."""
         # While numbers are resolved, the number of their conversations is unknown.
         if progress.stage != "exporting":
             return None
         per_second = self._done.of(progress.conversations_done)
-        if not per_second or self._done.measured_seconds < FIRST_SECONDS:
+        if not per_second or self._done.measured_seconds < FIRST_SECONDS or progress.is_stopped:
             return None
         return (progress.conversations - progress.conversations_done) / per_second
 
 
 class ProgressLine:
-    """Describes in one line the progress of a run, its speed and the time left."""
+    """Describes in one line the progress of a run, its speed, what limits it, and the time left."""
 
     def __init__(self) -> None:
-        self._requests = Rate(REQUEST_SECONDS)
+        self._speed = Speed()
         self._left = TimeLeft()
 
     def describe(self, progress: Progress) -> str:
         """Return the line; call this every few seconds, because it measures speeds between calls."""
         done, total, unit = progress.position()
-        requests = self._requests.of(progress.requests)
+        pace = self._speed.of(progress)
         seconds = self._left.seconds(progress)
-        return " · ".join(
-            [
-                f"{progress.stage}: {done:,} of {total:,} {unit}",
-                f"{progress.conversations_failed:,} failed",
-                f"{progress.messages_total:,} messages",
-                f"{requests:,.1f} requests per second",
-                "time left unknown" if seconds is None else f"about {duration(seconds)} left",
-            ]
-        )
+        limit = limited_by(progress, pace)
+        parts = [
+            f"{progress.stage}: {done:,} of {total:,} {unit}" if total else progress.stage,
+            f"{progress.conversations_failed:,} failed",
+            f"{pace.requests:,.1f} requests/s",
+            f"{pace.messages:,.0f} messages/s",
+            limit_in_force(progress),
+            limit and f"limited by {limit}",
+            "" if seconds is None else f"about {duration(seconds)} left",
+        ]
+        return " · ".join(filter(None, parts))
 
     def describe_end(self, progress: Progress) -> str:
         """Return the line for the end of the run."""

@@ -106,6 +106,7 @@ class RunContext:
         started_at: When the run began.
         dead_letters: The first `MOST_LISTED` conversations that could not be exported.
         dead_letter_count: The number of all such conversations.
+        causes: Their number by the advice on their errors.
         errors: The error class of each of the first, by conversation.
         earlier_found: The conversations that an earlier attempt of this run found.
         resumed: Outcomes from a killed run of the same job, which this run reuses.
@@ -144,6 +145,7 @@ class RunContext:
     started_at: datetime = field(default_factory=utc_now)
     dead_letters: list[ConversationEntry] = field(default_factory=list)
     dead_letter_count: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
     errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
     earlier_found: Sequence[str] = ()
     resumed: ConversationStates = field(default_factory=ConversationStates.empty)
@@ -177,7 +179,14 @@ class RunContext:
     def add_dead_letters(self, entries: Sequence[ConversationEntry]) -> None:
         """Count conversations that could not be exported, and keep the first for the summary."""
         self.dead_letter_count += len(entries)
+        self.causes.update(map(self.advice_on, entries))
         self.dead_letters.extend(entries[: MOST_LISTED - len(self.dead_letters)])
+
+    def advice_on(self, entry: ConversationEntry) -> str:
+        """Return what a person can do about a conversation that could not be exported."""
+        # A conversation that was deleted upstream has no error.
+        default = NotReached if entry.status == "not_reached" else ConversationNotFound
+        return self.errors.get(entry.conversation_id, default).advice
 
     def add_problem(self, error: ImbraceLakeError) -> None:
         """Keep the first error that a task of the run ended with, and the first that ends the run."""
@@ -330,6 +339,7 @@ async def open_run(
                 parent_run_id=parent_run_id,
             ) as run_heartbeat,
         ):
+            progress.memory = settings.new_memory_budget()
             yield RunContext(
                 run_id=run_id,
                 organization_id=organization,
@@ -342,7 +352,7 @@ async def open_run(
                 window=window or Window(),
                 drift=drift,
                 policy=policy or settings.policy(),
-                memory_budget=settings.new_memory_budget(),
+                memory_budget=progress.memory,
                 page_size=settings.page_size,
                 pages_ahead=settings.pages_ahead,
                 bounds=settings.bounds(),
@@ -373,6 +383,7 @@ class RunSummary:
         unreadable: Positions of the first entries of the input that are not phone numbers.
         number_errors: The number of phone numbers that could not be resolved, by reason.
         dead_letters: The first 500.
+        causes: The number of all dead letters by the advice on them, the most frequent first.
         new_shapes: New shapes of messages (drift.py).
         damaged: Ledger objects that the run skipped; `verify` reports what to do about them.
         input: How the list was read (phones/report.py); None without a list.
@@ -390,6 +401,7 @@ class RunSummary:
     totals: RunTotals = field(default_factory=RunTotals)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     dead_letter_count: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
     unreadable: list[int] = field(default_factory=list)
     number_errors: dict[str, int] = field(default_factory=dict)
     new_shapes: list[str] = field(default_factory=list)
@@ -405,9 +417,8 @@ class RunSummary:
         return self.totals.phones.get("invalid", 0)
 
     def advice(self) -> list[str]:
-        """Return the advice on the listed dead letters, the most frequent first."""
-        counts = Counter(letter.advice for letter in self.dead_letters)
-        return [f"{count:,} × {advice}" for advice, count in counts.most_common()]
+        """Return the advice on the dead letters, the most frequent first."""
+        return [f"{count:,} × {advice}" for advice, count in self.causes.items()]
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as plain JSON values; times in ISO 8601."""
@@ -475,12 +486,9 @@ async def close_run(
     if run.parent_run_id is not None:
         totals.days = {str(day): count for day, count in run.progress.days.items()}
     for entry in run.dead_letters:
-        # A conversation that was deleted upstream has no error.
-        default = NotReached if entry.status == "not_reached" else ConversationNotFound
-        advice = run.errors.get(entry.conversation_id, default).advice
-        letter = DeadLetter(entry.conversation_id, entry.status, entry.reason or "", advice)
+        letter = DeadLetter(entry.conversation_id, entry.status, entry.reason or "", run.advice_on(entry))
         summary.dead_letters.append(letter)
-    summary.dead_letter_count = run.dead_letter_count
+    summary.dead_letter_count, summary.causes = run.dead_letter_count, dict(run.causes.most_common())
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
@@ -615,6 +623,7 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
             for one in closed.dead_letters
         ],
         closed.dead_letter_count,
+        {NotReached.advice: closed.dead_letter_count} if closed.dead_letter_count else {},
         parent_run_id=row["parent_run_id"],
     )
 

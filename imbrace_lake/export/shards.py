@@ -162,8 +162,8 @@ async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
     )
     shard.totals, shard.is_over = totals, True
     run.lost_shards += not has_ended or bool(missing)
+    run.errors.update({one.conversation_id: errors[one.status] for one in dead if one.status in errors})
     run.add_dead_letters(dead)
     run.accounts.recorded.update(recorded)
     run.accounts.reasons.update(dict.fromkeys(missing, reason))
-    run.errors.update({one.conversation_id: errors[one.status] for one in dead if one.status in errors})
     run.shapes.new.update(new_shapes)

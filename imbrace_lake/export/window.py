@@ -54,10 +54,11 @@ async def export_window(
         proof_method=WINDOW,
         server_count=proof.server_count,
     )
-    published = await publish(
-        run.lake, run.journal, claim, rows, snapshot,
-        is_full_walk=False, now=run.clock(), reservation=reservation,
-    )  # fmt: skip
+    with run.progress.write():
+        published = await publish(
+            run.lake, run.journal, claim, rows, snapshot,
+            is_full_walk=False, now=run.clock(), reservation=reservation,
+        )  # fmt: skip
     entry = ConversationEntry(
         run_id=run.run_id,
         organization_id=run.organization_id,

@@ -14,6 +14,7 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 from imbrace_lake.gateway.adaptive_rate import AdaptiveRate, RateMeter
 
@@ -26,6 +27,10 @@ LONGEST_PAUSE_SECONDS = 60.0
 LATE_SECONDS = 0.05
 # Requests that are sent evenly arrive less evenly, and one too many in the gateway's window meets a 429.
 USED_SHARE = 0.98
+
+
+# Why requests wait: an operator's limit, a 429, the learned rate, an overloaded gateway, or answers.
+Bound = Literal["budget", "rate-limited", "accepted rate", "overload", "in flight"]
 
 
 @dataclass(slots=True)
@@ -46,10 +51,15 @@ class RequestLimiter:
     Args:
         max_in_flight: The most requests in flight, and the number to start with.
         per_second: The most requests per second; 0 admits none, None is unlimited.
+
+    Attributes:
+        counts: Counters of its whole life.
+        shared_limit: The limit of all processes together, of which `per_second` is this process's share.
     """
 
     def __init__(self, *, max_in_flight: int = 32, per_second: float | None = None) -> None:
         self.counts = LimiterCounts()
+        self.shared_limit: float | None = None
         self._most = float(max_in_flight)
         self._limit = float(max_in_flight)
         self._per_second = per_second
@@ -113,6 +123,18 @@ class RequestLimiter:
     def pause_seconds(self) -> float:
         """Return how long the limiter stays closed after a 429; 0.0 when it is open."""
         return max(0.0, self._closed_until - asyncio.get_running_loop().time())
+
+    def bound(self) -> Bound | None:
+        """Return what requests wait for at the moment; None if none waits."""
+        if self._per_second == 0:
+            return "budget"
+        if self._rate_limited_since is not None:
+            return "rate-limited"
+        if not self._waiting:
+            return None
+        if self._in_flight >= self.in_flight_limit:
+            return "in flight" if self._limit == self._most else "overload"
+        return "budget" if self.rate == self._allowed() else "accepted rate"
 
     async def acquire(self) -> int:
         """Wait for permission to send a request.

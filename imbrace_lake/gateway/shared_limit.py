@@ -166,7 +166,7 @@ class SharedLimit:
         """Log a change of the limit."""
         if limit == self._limit:
             return
-        self._limit = limit
+        self._limit = self._limiter.shared_limit = limit
         if limit is None:
             logger.warning(
                 "the limit %s was deleted or is inactive: the run sends %s",

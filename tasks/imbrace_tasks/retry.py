@@ -22,11 +22,9 @@ from imbrace_lake.errors import ImbraceLakeError, as_own_error
 P = ParamSpec("P")
 
 
-def _drop_empty_traceback(record: logging.LogRecord) -> bool:
-    """Remove the "NoneType: None" that Prefect logs for a failed state without an exception."""
-    if record.exc_info == (None, None, None):
-        record.exc_info = None
-    return True
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether a line is not that of a failed state without an exception, which Prefect logs twice."""
+    return record.exc_info != (None, None, None)
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -69,7 +67,7 @@ def attempt(work: Callable[P, Awaitable[State[Any]]]) -> Callable[P, Coroutine[A
     @wraps(work)
     async def attempted(*arguments: P.args, **options: P.kwargs) -> State[Any]:
         # Not on import, which must not change the logging of other programs. Repeated calls do nothing.
-        logging.getLogger("prefect.task_runs").addFilter(_drop_empty_traceback)
+        logging.getLogger("prefect.task_runs").addFilter(_is_shown)
         try:
             return await work(*arguments, **options)
         except Exception as exc:  # noqa: BLE001 - any error ends only this task

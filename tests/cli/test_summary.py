@@ -33,6 +33,7 @@ def summary(failures: int = 0) -> RunSummary:
         ),
         dead_letters=letters,
         dead_letter_count=failures,
+        causes={"Fix it.": failures} if failures else {},
     )
 
 

@@ -121,7 +121,7 @@ def test_the_pace_is_the_rate_limit_of_the_settings(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2)) as box:
         found = plan(settings_of(box, tmp_path, requests_per_second=5.0), box.phones)
 
-    assert found.per_second == 5.0
+    assert (found.per_second, found.pace) == (5.0, "the limit in force")
     assert found.seconds == pytest.approx(found.requests / 5.0, abs=0.1)
 
 

@@ -71,10 +71,10 @@ class Offline:
             self.events.append((name, payload))
 
         patch = self.monkeypatch.setattr
-        for module in ("report.acreate_markdown", "report.acreate_image", "report.acreate_table"):
+        for module in ("report.acreate_markdown", "report.acreate_table"):
             patch(f"imbrace_flows.{module}_artifact", show)
         for module in (
-            "input_report.acreate_table",
+            "input_report.acreate_markdown",
             "pipeline.acreate_progress",
             "pipeline.aupdate_progress",
         ):

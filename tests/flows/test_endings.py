@@ -50,7 +50,7 @@ CLOSING = (
 # The export is complete; only its display or its clean-up fails.
 SHOWING = (
     "imbrace_flows.report.acreate_markdown_artifact",
-    "imbrace_flows.report.chart_url",
+    "imbrace_flows.report.chart_markdown",
     "imbrace_flows.pipeline.acreate_progress_artifact",
     "imbrace_flows.pipeline.aupdate_progress_artifact",
     "imbrace_lake.export.progress.ProgressLine.describe_end",
@@ -185,7 +185,7 @@ def test_an_exception_while_a_run_is_displayed_or_cleaned_up_leaves_it_complete(
 def test_an_exception_in_the_report_of_the_list_leaves_the_run_complete(
     number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = break_step(offline, "imbrace_flows.input_report.input_rows", number)
+    state = break_step(offline, "imbrace_flows.input_report.input_markdown", number)
 
     assert state.is_completed(), state.message
     assert offline.outcomes("run_1") == {"complete": CONVERSATIONS}

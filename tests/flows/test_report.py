@@ -1,0 +1,273 @@
+"""The pages of a run: verdict, numbers that add up to the ledgers, causes of failures, the next step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.states import Cancelled, Completed, Crashed, Failed, Suspended
+from pydantic import SecretStr
+
+from imbrace_flows.approval import plan_markdown
+from imbrace_flows.flow import _calm_end
+from imbrace_flows.input_report import input_markdown
+from imbrace_flows.params import ExportParams
+from imbrace_flows.pipeline import Selection, show_log_lines
+from imbrace_flows.report import counts_in_words, failures_markdown, summary_markdown
+from imbrace_flows.words import add_up, as_code
+from imbrace_lake.errors import BadRequest
+from imbrace_lake.export.plan import Plan
+from imbrace_lake.export.run import DeadLetter, RunSummary
+from imbrace_lake.lake.ledger_schema import RunTotals
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.flows.offline import Offline
+
+PHONES = {
+    "with conversations": "resolved",
+    "without": "none",
+    "repeated": "duplicate",
+    "unreadable": "invalid",
+    "not resolved": "error",
+}
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    """Twelve conversations, two of which cannot be read."""
+    with Sandbox(SandboxOptions(conversations=12, messages_mean=3)) as started:
+        for one in [*started.conversations][:2]:
+            started.break_conversation(one, "400")
+        yield started
+
+
+@pytest.fixture
+def offline(box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offline:
+    """Runs without a server."""
+    return Offline(box, tmp_path / "lake", monkeypatch)
+
+
+def export(offline: Offline) -> dict[str, str]:
+    """Export all numbers, one of them twice, and two unreadable entries; return the pages by their keys."""
+    given = [*offline.box.phones, offline.box.phones[0], "none", "12"]
+    offline._run("run_1", Selection(numbers=given), ExportParams(numbers=SecretStr("+886911425977")))
+    shown = (one for one in offline.shown if isinstance(one, tuple))
+    return {options["key"]: str(args[0]) for args, options in shown if "key" in options and args}
+
+
+def sum_of(page: str, what: str) -> tuple[int, dict[str, int]]:
+    """The total on a page, and its parts by their names."""
+    (line,) = re.findall(rf"([\d,]+) {what} = (.+)", page)
+    parts = {name: _number(count) for count, name in re.findall(r"([\d,]+) ([a-z ]+?)(?: \+|$)", line[1])}
+    return _number(line[0]), parts
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_the_numbers_of_each_page_add_up_to_those_of_the_ledgers(offline: Offline) -> None:
+    pages = export(offline)
+
+    outcomes = offline.outcomes("run_1")
+    found, statuses = sum_of(pages["export-summary"], "found")
+    assert found == sum(statuses.values()) == outcomes.total() == 12
+    assert statuses == {"complete": 10, "failed": 2} == outcomes
+    entries = Counter(row["status"] for row in offline.rows("phones"))
+    given, phones = sum_of(pages["export-summary"], "given")
+    assert given == sum(phones.values()) == entries.total() == len(offline.box.phones) + 3
+    assert {PHONES[name]: count for name, count in phones.items()} == entries
+    listed, parts = sum_of(pages["export-input"], "entries")
+    assert listed == given == sum(parts.values())
+    assert (parts["repeated"], parts["unreadable"]) == (entries["duplicate"], entries["invalid"]) == (1, 2)
+    assert sum(map(int, re.findall(r"\*\*(\d+) × ", pages["export-input"]))) == parts["unreadable"]
+    failed = [_number(one) for one in re.findall(r"## ([\d,]+) conversation", pages["export-failures"])]
+    assert "# Not exported: 2 conversations\n" in pages["export-failures"]
+    assert sum(failed) == outcomes["failed"]
+    chart = b64decode(pages["export-picture"].partition("base64,")[2].rstrip(")")).decode()
+    new = sum(row["new_messages"] for row in offline.rows("conversations"))
+    assert f">{new:,} new messages" in chart
+    assert ">12 conversations<" in chart
+    assert re.findall(r">([\d,]+) (?:complete|failed)<", chart) == ["10", "2"]
+    assert f"- **Messages:** {new:,} new" in pages["export-summary"]
+    assert not any(phone.lstrip("+") in page for phone in offline.box.phones for page in pages.values())
+
+
+def test_the_summary_begins_with_the_verdict_and_shows_the_next_step_and_a_query(offline: Offline) -> None:
+    lines = export(offline)["export-summary"].splitlines()
+
+    assert lines[0] == "# ⚠️ Partial"
+    assert lines[2].startswith("2 conversations failed; the others are in the lake; ")
+    (retry, correct) = (line for line in lines if line.startswith("**Next:** "))
+    assert "`retry-failed`" in retry
+    assert "`run_1`" in retry
+    assert "`export-input`" in correct
+    assert lines.index(retry) < lines.index("```sql")
+    # A screen of 1,200 by 900 pixels, beside the details of the new UI.
+    assert len(lines) <= 24
+    assert max(len(line) for line in lines[lines.index("```sql") :] if "read_parquet" not in line) <= 64
+
+
+def summary(**values: Any) -> RunSummary:
+    return RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC), **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ({"status": "complete"}, "query the lake, for example with DuckDB:"),
+        ({"status": "cancelled"}, "start it again to export the rest."),
+        ({"status": "failed"}, "fix the cause, and start it again."),
+        ({"status": "complete", "token_warning": "the token expires"}, "⏳ the token expires"),
+        ({"status": "partial", "number_errors": {"broken": 1}}, "`export-failures` shows what is missing"),
+    ],
+)
+def test_the_next_step_follows_from_the_end(values: dict[str, Any], step: str) -> None:
+    assert f"**Next:** {step}" in summary_markdown(summary(**values))
+
+
+def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:
+    rejected = [
+        DeadLetter(f"conv_{n}", "failed", f"rejected (GET /conv_{n}, request id id-{n})", BadRequest.advice)
+        for n in range(7)
+    ]
+    others = [DeadLetter(f"other_{n}", "failed", f"other_{n} has drift {n}", "Look.") for n in range(7)]
+    page = failures_markdown(
+        summary(
+            status="partial",
+            dead_letters=rejected + others,
+            dead_letter_count=1_007,
+            causes={BadRequest.advice: 1_000, "Look.": 7},
+            number_errors={"broken": 2},
+        )
+    )
+
+    assert page.startswith("# Not exported: 1,007 conversations and 2 phone numbers\n")
+    assert re.findall(r"## ([\d,]+) ", page) == ["1,000", "7", "2"]
+    first, second, third = page.split("\n## ")[1:]
+    assert f"**What to do:** {BadRequest.advice}\n\n**Why:** rejected\n" in first
+    assert "`conv_4` and 995 more" in first
+    assert "**For the vendor:** `GET /conv_0, request id id-0`" in first
+    assert "- 1 × … has drift 0\n" in second
+    assert "- 2 × other reasons, in the lake" in second
+    assert "**Why:** broken" in third
+    assert failures_markdown(summary(status="complete")) == ""
+
+
+def test_text_from_a_list_has_no_effect_in_the_report_of_the_input() -> None:
+    file = {
+        "name": "<img src=x>`a`.csv", "rows": 3, "description": "CSV, column [a](javascript:b)",
+        "left_out": [{"column": "**fax**", "cells": 2}], "other_sheets": ["<b>"], "titles_skipped": 1,
+        "comments": 0, "rows_without_text": {"count": 1, "positions": [2]},
+    }  # fmt: skip
+    report = {
+        "numbers": {"given": 3, "valid": 1, "duplicate": 0, "invalid": 2}, "files": [file], "file_count": 3,
+        "skipped_files": [".hidden"],
+        "rejected": [{"reason": "it has letters", "count": 2, "where": ["<i>"]}],
+    }  # fmt: skip
+
+    page = input_markdown(report)
+
+    assert page.startswith("# 3 entries = 1 to be read + 2 unreadable\n")
+    assert "- **2 × it has letters:** `<i>` and 1 more" in page
+    assert "- `<img src=x>?a?.csv`: 3 rows, `CSV, column [a](javascript:b)`" in page
+    assert "    - column `**fax**` not read, though 2 cells may be numbers" in page
+    assert "    - 1 without a number: entry 2" in page
+    assert "- and 2 more files" in page
+
+
+def test_a_total_without_parts_or_unknown_is_shown_as_such() -> None:
+    assert add_up(0, "found", [(0, "complete")]) == "0 found"
+    assert add_up(None, "found", [(2, "failed"), (0, "complete")]) == "2 failed"
+    assert add_up(None, "found", []) == "unknown"
+    assert as_code("a`b\n") == "`a?b?`"
+
+
+def test_a_plan_names_list_lake_and_organization() -> None:
+    plan = Plan(
+        numbers={"resolved": 2, "none": 0, "duplicate": 0, "invalid": 0, "error": 0}, lake_exists=False,
+        conversations=2, new=2, known=0, sampled=2, messages=60, page_size=100, requests=3, per_second=20.0,
+        pace="the limit in force", seconds=0.2, planning_requests=4,
+    )  # fmt: skip
+
+    page = plan_markdown(plan, reads="customers.csv", lake="s3://bucket/lake", organization="org_1")
+
+    assert "- **reads:** `customers.csv`\n- **lake:** `s3://bucket/lake` (does not exist yet)\n" in page
+    assert "- **organization:** `org_1`\n" in page
+    assert "at 20 requests per second (the limit in force)" in page
+    assert "requested by" not in page
+
+
+@pytest.mark.parametrize(
+    ("selection", "name"),
+    [
+        (Selection(numbers=["1"]), "typed numbers"),
+        (Selection(phones="s3://b/+886911425977.csv"), "list"),
+        (Selection(conversations="ids.txt"), "ids.txt"),
+        (Selection(is_everything=True), "everything in the lake"),
+        (Selection(rerun="run_1"), "the failures of run run_1"),
+    ],
+)
+def test_a_plan_names_what_it_reads_without_phone_numbers(selection: Selection, name: str) -> None:
+    assert selection.name() == name
+
+
+# -- logs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_logs_input_lake_found_conversations_and_verdict(
+    offline: Offline, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "imbrace_lake.runs"):
+        export(offline)
+
+    lines = [one.getMessage() for one in caplog.records if one.name == "imbrace_lake.runs"]
+    assert re.fullmatch(r"given: [\d,]+ phone numbers · 1 repeated · 2 unreadable", lines[0])
+    assert lines[1] == f"organization {offline.box.options.organization_id}, lake {offline.lake}"
+    assert lines[2] == "found: 12 conversations"
+    assert lines[3].startswith("partial: 12 conversations found = 10 complete + 2 failed; ")
+    assert all(one.levelno < logging.ERROR for one in caplog.records)
+
+
+def test_the_verdict_of_a_run_that_found_nothing_states_that() -> None:
+    assert counts_in_words(summary(totals=RunTotals(found=0))).startswith("0 conversations found; 0 new")
+
+
+def test_prefects_lines_about_tasks_are_left_out_unless_an_operator_wants_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = logging.getLogger("prefect.task_runs")
+    for before, after in ((logging.NOTSET, logging.WARNING), (logging.INFO, logging.INFO)):
+        monkeypatch.setattr(tasks, "level", before)
+        show_log_lines()
+        assert tasks.level == after
+
+
+@pytest.mark.parametrize(
+    ("state", "level"),
+    [
+        (Suspended(), "INFO"),
+        (Cancelled(), "INFO"),
+        (Cancelled(name="Declined", message="declined: x"), "INFO"),
+        (Completed(), "ERROR"),  # never logged as one
+        (Failed(message="a, type=CANCELLED)"), "ERROR"),
+        (Failed(name="Partial", message="Cancelled("), "ERROR"),
+        (Crashed(), "ERROR"),
+    ],
+)
+def test_only_ends_that_are_errors_are_logged_as_errors(state: Any, level: str) -> None:
+    record = logging.LogRecord("a", logging.ERROR, "", 1, f"Finished in state {state}", (), None)
+
+    assert _calm_end(record)
+    assert record.levelname == level
+
+
+def test_the_summary_is_plain_json() -> None:
+    assert json.loads(json.dumps(summary(causes={"Look.": 2}).as_json()))["causes"] == {"Look.": 2}

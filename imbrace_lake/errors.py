@@ -198,7 +198,8 @@ class RepeatedMessages(WalkIncomplete):
 
     is_transient = False
     advice = (
-        "Rerun with --accept-repeats (in the form: *Accept repeated messages*) to export the list as it is."
+        "Export it again with --accept-repeats (in the form of export: *Accept repeated messages*) to take"
+        " the list as it is."
     )
 
 

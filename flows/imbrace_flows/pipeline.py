@@ -140,7 +140,7 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
         except NotClosed as exc:
             state = Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
         except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-            state = Failed(message=str(as_own_error(exc)))
+            state = failed_early(exc)
         else:
             state = _final_state(result)
     # Prefect would reject any other state, and the run would stay *Cancelling* for ever.
@@ -148,6 +148,14 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
         message, ended = f"Cancelled when its work had ended: {state.message}", run_result(state)
         return Cancelled(message=message, data=ended and RunStopped(message, ended))
     return state
+
+
+def failed_early(exc: Exception) -> State[Any]:
+    """Return the state of a run that has ended without a result; its page shows the reason in the log too."""
+    reason = str(as_own_error(exc))
+    if is_deployment_run():
+        logger.error("%s", reason)
+    return Failed(message=reason)
 
 
 def show_log_lines() -> None:

@@ -13,10 +13,9 @@ from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredential
 from imbrace_flows.events import emit_stale, warn_of_expiry
 from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
-from imbrace_flows.pipeline import show_log_lines, with_retries
+from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
 from imbrace_flows.report import publish_verification
 from imbrace_flows.run_name import run_name
-from imbrace_lake.errors import as_own_error
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import open_lake
@@ -48,7 +47,7 @@ async def verify_lake(
     try:
         return await _verify(params, connect(credentials, lake))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
-        return Failed(message=str(as_own_error(exc)))
+        return failed_early(exc)
 
 
 async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:

@@ -88,8 +88,8 @@ async def export_window(
 def incomplete(what: str, proof: Proof) -> WalkIncomplete:
     """Return the error for an incomplete walk; for repeats it describes how to accept them."""
     if proof.method == REPEATS:
-        advice = "export the list as it is with --accept-repeats (in the form: *Accept repeated messages*)"
-        return RepeatedMessages(f"{what}: {proof.reason}; {advice}")
+        option = "--accept-repeats (in the form of export: *Accept repeated messages*)"
+        return RepeatedMessages(f"{what}: {proof.reason}; export the list as it is with {option}")
     return WalkIncomplete(f"{what}: {proof.reason}")
 
 

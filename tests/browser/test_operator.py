@@ -117,6 +117,35 @@ def test_a_number_that_prefect_must_not_store_is_given_in_a_list(
     assert read == set(box.links[next(iter(box.links))])
 
 
+def test_a_window_of_time_again(ui: Ui, exported: Exported, deployed: Operator) -> None:
+    form = ui.open_form("backfill")
+    form.switch("Everything")
+    form.choose_day("From", "2026-01-01")
+    form.choose_day("Until", "2026-02-01")
+    run_id = form.start()
+
+    ui.expect_state("Completed")
+    assert ui.words == words("A window of time again")
+    given = deployed.flow_run(run_id)["parameters"]["params"]
+    assert given["everything"] is True
+    assert [given[name][:16] for name in ("since", "until")] == ["2026-01-01T00:00", "2026-02-01T00:00"]
+
+
+def test_a_window_that_ends_before_it_begins_fails_at_once_with_one_sentence(
+    ui: Ui, exported: Exported, deployed: Operator
+) -> None:
+    form = ui.open_form("backfill")
+    form.switch("Everything")
+    form.choose_day("From", "2026-02-01")
+    form.choose_day("Until", "2026-01-01")
+    run_id = form.start()
+
+    ui.expect_state("Failed")
+    reason = deployed.flow_run(run_id)["state"]["message"]
+    assert reason == "the window ends before it begins: Until must be later than From"
+    expect(ui.page.get_by_text(reason, exact=True).first).to_be_visible()
+
+
 def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
     new = box.put([], phone="+886911000777")
     box.append(new, 3)

@@ -159,6 +159,13 @@ class Form:
         self.ui.words.append(title)
         _choose(self.ui, self.field(title), option)
 
+    def choose_day(self, title: str, day: str) -> None:
+        """Choose a day, in ISO 8601."""
+        self.ui.words.append(title)
+        self.field(title).get_by_text("Select date and time").click()
+        self.ui.page.locator("input[type=date]").fill(day)
+        self.ui.press(self.ui.page.get_by_role("button", name="Apply"), "Apply")
+
     def switch(self, title: str) -> None:
         """Switch something on or off."""
         self.ui.press(self.field(title).get_by_role("switch"), title)

@@ -371,7 +371,7 @@ def test_a_conversation_that_cannot_be_proven_publishes_nothing(box: Sandbox, tm
     assert result.dead_letters[0].reason == (
         "conversation conv_odd is not proven complete: 1 of the 3 positions in the gateway's list repeat a"
         " message, the same in two readings, so its count cannot match the 2 different messages; export the"
-        " list as it is with --accept-repeats (in the form: *Accept repeated messages*)"
+        " list as it is with --accept-repeats (in the form of export: *Accept repeated messages*)"
     )
     assert parts_of(tmp_path, "conv_odd") == []
 

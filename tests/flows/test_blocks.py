@@ -9,10 +9,12 @@ from pathlib import Path
 from unittest.mock import patch
 from uuid import UUID
 
+import prefect
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import SecretStr
 
-from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
+from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, icon_url
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -114,6 +116,17 @@ def test_the_place_of_the_bucket_is_also_read_from_blocks_of_earlier_versions(
     block = ConversationLake.model_validate({"url": "s3://bucket/lake", "path_style": saved})
 
     assert block.options().path_style is style
+
+
+def test_the_icon_of_blocks_comes_from_the_server_itself() -> None:
+    with temporary_settings({PREFECT_API_URL: "https://prefect.example/api"}):
+        icon = str(icon_url())
+    with temporary_settings({PREFECT_UI_URL: "https://ui.example/"}):
+        at_ui = str(icon_url())
+
+    assert icon.startswith("https://prefect.example/ico/")
+    assert at_ui.startswith("https://ui.example/ico/")
+    assert Path(prefect.__ui_static_path__, icon.removeprefix("https://prefect.example/")).is_file()
 
 
 def test_the_representation_of_a_block_contains_no_secret() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from prefect.states import Failed
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.params import VerifyParams
+from imbrace_flows.pipeline import failed_early
 from imbrace_flows.verify import verify_lake
-from imbrace_lake.errors import BadRequest, StoreError, StoreUnavailable, TokenRejected
+from imbrace_lake.errors import BadRequest, StoreError, StoreUnavailable, TokenRejected, UsageError
 from imbrace_lake.export.run import RunContext
 from imbrace_sandbox import Sandbox, SandboxOptions
 from imbrace_tasks.export import export_conversations_chunk
@@ -55,6 +57,19 @@ def test_the_state_of_a_run_shows_whether_all_conversations_or_some_were_exporte
     assert state.is_completed() == (name == "Completed")
     assert state.is_failed() == (name != "Completed")
     assert offline.outcomes("run_1") == +Counter(complete=3 - broken, failed=broken)
+
+
+@pytest.mark.parametrize("of_deployment", [True, False])
+def test_a_run_of_a_deployment_that_cannot_begin_says_why_in_one_line_of_its_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, of_deployment: bool
+) -> None:
+    monkeypatch.setattr("imbrace_flows.pipeline.is_deployment_run", lambda: of_deployment)
+
+    with caplog.at_level(logging.INFO):
+        state = failed_early(UsageError("a.csv does not exist"))
+
+    assert (state.is_failed(), state.message) == (True, "a.csv does not exist")
+    assert [one.getMessage() for one in caplog.records] == ["a.csv does not exist"] * of_deployment
 
 
 @pytest.mark.parametrize("step", ["resolve.resolve_numbers", "export.export_chunk"])

@@ -34,7 +34,6 @@ from prefect.logging.handlers import APILogWorker
 from imbrace_cli.ending import Ending
 from imbrace_cli.local_server import MAX_LOG_BYTES, ensure_server, server_status
 from imbrace_cli.prefect_session import Session
-from imbrace_cli.setup import verdict
 from imbrace_cli.terminal import echo, echo_error, waiting
 from imbrace_deployments.automations import TAG
 from imbrace_deployments.setup import DesiredState, set_up
@@ -106,11 +105,11 @@ class Installation:
         with self._ending.cancels(lambda: loop.call_soon_threadsafe(stop)):
             with waiting("testing token, gateway, lake and list, and creating the deployments"):
                 outcome = await set_up(self._desired)
-            for finding in outcome.findings:
-                if finding.verdict not in ("ok", "skipped"):
-                    echo(f"{finding.verdict:<9}{finding.name}: {finding.message}")
             if outcome.wrong:
-                raise SetupFailed(verdict(outcome))
+                raise SetupFailed("; ".join(f"{one.name}: {one.message}" for one in outcome.wrong))
+            for finding in outcome.findings:
+                if finding.verdict == "note":
+                    echo_error(f"{finding.name}: {finding.message}", "note")
             echo(*(f"setup    {line}" for line in outcome.done if _is_notable(line)))
             await self._check_pool()
             await self._give_back("cut off earlier, to be continued now")

@@ -114,12 +114,11 @@ def setup(
             f"Next: a worker, by `{program()} up` on each machine that is to run exports",
         )
     if outcome.wrong:
-        echo_error(verdict(outcome))
+        echo_error(_verdict(outcome))
         raise typer.Exit(1)
 
 
-def verdict(outcome: Outcome) -> str:
-    """Return the sentence about findings with which a run cannot work."""
+def _verdict(outcome: Outcome) -> str:
     wrong = " and ".join(dict.fromkeys(finding.name for finding in outcome.wrong))
     if outcome.done:
         return f"saved because of --force, although something is wrong: {wrong}"

@@ -15,7 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    VariableCreate,
+    VariableUpdate,
+)
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -134,18 +139,20 @@ async def _restore_schedules(
     client: PrefectClient, deployment: DeploymentResponse, before: DeploymentResponse
 ) -> list[str]:
     """Give a deployment the schedules that it, or its predecessor, had on the server."""
-    if before.paused:
-        await client.pause_deployment(deployment.id)
     earlier = {one.slug: one for one in before.schedules}
-    is_paused = before.paused and bool(deployment.schedules)
-    for one in deployment.schedules:
-        kept = earlier.get(one.slug, one)
-        if (kept.schedule, kept.active) != (one.schedule, one.active):
-            await client.update_deployment_schedule(
-                deployment.id, one.id, active=kept.active, schedule=kept.schedule
-            )
-        is_paused = is_paused or not kept.active
-    return [f"left the schedule of {deployment.name} paused"] if is_paused else []
+    kept = [earlier.get(one.slug, one) for one in deployment.schedules]
+    changes = [
+        DeploymentScheduleUpdate(slug=one.slug, schedule=was.schedule, active=was.active)
+        for one, was in zip(deployment.schedules, kept, strict=True)
+        if (was.schedule, was.active) != (one.schedule, one.active)
+    ]
+    if changes or before.paused:
+        await client.update_deployment(
+            deployment.id, DeploymentUpdate(paused=before.paused, schedules=changes or None)
+        )
+    if kept and (before.paused or not all(one.active for one in kept)):
+        return [f"left the schedule of {deployment.name} paused"]
+    return []
 
 
 async def _begin_soon(
@@ -154,8 +161,9 @@ async def _begin_soon(
     """Let a new schedule begin soon, so that the first run shows whether everything works."""
     minute = (datetime.now(UTC) + FIRST_RUN).minute
     schedule = CronSchedule(cron=first_schedule or f"{minute} * * * *", timezone="UTC")
-    for one in deployment.schedules:
-        await client.update_deployment_schedule(deployment.id, one.id, schedule=schedule)
+    changes = [DeploymentScheduleUpdate(slug=one.slug, schedule=schedule) for one in deployment.schedules]
+    # After a change of the deployment the server makes its runs within seconds, of a schedule within minutes.
+    await client.update_deployment(deployment.id, DeploymentUpdate(schedules=changes))
 
 
 async def _call_prefect(*arguments: str) -> None:

@@ -51,13 +51,13 @@ async def check_can_shard(settings: Settings) -> None:
     found = await _find_deployment()
     if found is None:
         raise InputError(
-            f"the Prefect server has no deployment {DEPLOYMENT} to run shards: prepare it by `imbrace-lake"
-            f" setup` and `prefect deploy --all`, {instead}"
+            f"the Prefect server has no deployment {DEPLOYMENT} to run shards: create it by `imbrace-lake"
+            f" setup`, {instead}"
         )
     # The only worker may be the one of this run, which has perhaps stopped meanwhile.
     if not is_deployment_run() and found.status == DeploymentStatus.NOT_READY:
         raise InputError(
-            f"no worker asks for runs of {DEPLOYMENT}: start one by `prefect worker start --pool"
+            f"no worker asks for runs of {DEPLOYMENT}: start one by `imbrace-lake up --pool"
             f" {found.work_pool_name}`, {instead}"
         )
 

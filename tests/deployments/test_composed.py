@@ -75,7 +75,6 @@ def test_an_operator_with_the_login_sets_up_and_a_worker_completes_a_run(
             IMBRACE_GATEWAY=box.url,
             IMBRACE_LAKE=str(tmp_path / "lake"),
         )
-        run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml"))
         worker = subprocess.Popen(
             [str(BIN / "prefect"), *service("worker")["command"][1:]],
             cwd=tmp_path,

@@ -206,6 +206,7 @@ def test_an_hourly_run_is_left_out_while_the_last_still_works(
 
 
 def test_deploying_again_asks_nothing_and_changes_nothing(deployed: Operator, exported: str) -> None:
+    """By Prefect's own command, which takes the schedules of the file."""
     before = deployed.deployment("ingest")
 
     done = deployed.run(

@@ -13,7 +13,7 @@ import pytest
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.deployments.composed import LOGIN, ComposedServer, composed_server, service
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until
+from tests.deployments.operator import BIN, CERTIFICATES, until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -109,5 +109,4 @@ def test_the_readme_names_every_command() -> None:
 
     named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
 
-    # `setup` has its own paragraph.
-    assert named == commands - {"setup"}
+    assert named == commands

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import StateType
 
 from imbrace_lake.concurrency import every
 
-POLL_SECONDS = 10.0
+POLL_SECONDS = 5.0
 
 # By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.cancelling")

@@ -26,7 +26,6 @@ from imbrace_lake.export import progress as core
 from imbrace_lake.export.humanize import counted, duration
 
 LINE_SECONDS = 10.0
-STEADY_SECONDS = 3.0
 
 
 class View(Protocol):
@@ -75,7 +74,7 @@ class _LiveView:
         self._task = self._bar.add_task("", total=None, unit="", left="")
         self._waiting = Spinner("dots", text="starting", style="progress.spinner")
         self._details = Text()
-        self._rate = core.Rate(STEADY_SECONDS)
+        self._speed = core.Speed()
         self._left = core.TimeLeft()
         self.display = Live(
             console=console, transient=True, refresh_per_second=10, get_renderable=self._render
@@ -94,10 +93,10 @@ class _LiveView:
         self._bar.update(
             self._task, description=progress.stage, completed=done, total=total, unit=unit, left=left
         )
-        self._details = Text("  " + details(progress, self._rate.of(progress.messages_total)), style="dim")
-        message = rate_limit_message(progress)
-        if message:
-            self._details.append(f"\n  {message}", style="not dim yellow")
+        pace = self._speed.of(progress)
+        self._details = Text("  " + details(progress, pace), style="dim")
+        if limit := limited(progress, pace):
+            self._details.append(f"\n  {limit}", style="not dim yellow" if progress.is_stopped else "")
 
     def _render(self) -> RenderableType:
         shown = Group(self._bar, self._details) if self._details else self._waiting
@@ -111,7 +110,7 @@ class _LineView:
     interval_seconds = 0.5
 
     def __init__(self) -> None:
-        self._rate = core.Rate(STEADY_SECONDS)
+        self._speed = core.Speed()
         self._left = core.TimeLeft()
         self._said = ""
         self._due = 0.0
@@ -123,7 +122,7 @@ class _LineView:
             echo_status(sentence)
 
     def update(self, progress: core.Progress) -> None:
-        rate = self._rate.of(progress.messages_total)
+        pace = self._speed.of(progress)
         seconds = self._left.seconds(progress)
         now = time.monotonic()
         is_first = not self._due
@@ -134,10 +133,9 @@ class _LineView:
             return
         done, total, unit = progress.position()
         left = "" if seconds is None else f"about {duration(seconds)} left"
-        position = f"{progress.stage}: {done:,} of {total:,} {unit}"
-        echo_status(
-            " · ".join(filter(None, [position, details(progress, rate), left, rate_limit_message(progress)]))
-        )
+        position = f"{progress.stage}: {done:,} of {total:,} {unit}" if total else progress.stage
+        parts = [position, details(progress, pace), limited(progress, pace), left]
+        echo_status(" · ".join(filter(None, parts)))
 
 
 class _Warnings(logging.Handler):
@@ -155,23 +153,22 @@ class _Warnings(logging.Handler):
             echo_error("further warnings are counted in the summary", "warning")
 
 
-def details(progress: core.Progress, messages_per_second: float) -> str:
-    """Return the counters of a run in one line."""
+def details(progress: core.Progress, pace: core.Pace) -> str:
+    """Return the counters of a run, its speed and the limit in force in one line."""
     statuses = [(count, status) for status, count in sorted(progress.statuses.items())]
-    parts = [counted(statuses)] if statuses else []
-    if progress.messages_total:
-        parts.append(f"{progress.messages_total:,} messages ({messages_per_second:,.0f}/s)")
+    parts = [counted(statuses) if statuses else ""]
     if progress.limiter is not None:
-        parts.append(f"{progress.limiter.in_flight} in flight")
+        parts += [
+            f"{pace.requests:,.1f} requests/s",
+            f"{pace.messages:,.0f} messages/s" if progress.messages_total else "",
+            core.limit_in_force(progress),
+        ]
         if progress.limiter.counts.rate_limited:
             parts.append(f"{progress.limiter.counts.rate_limited:,} rate-limited")
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))
 
 
-def rate_limit_message(progress: core.Progress) -> str:
-    """Describe the pause while the gateway limits the rate, or return an empty text."""
-    if progress.limiter is None or not progress.limiter.rate_limited_seconds():
-        return ""
-    pause = progress.limiter.pause_seconds()
-    again = f"asking again in {pause:.0f} s" if pause else "probing whether the limit has lifted"
-    return f"the gateway limits the rate (429), {again}"
+def limited(progress: core.Progress, pace: core.Pace) -> str:
+    """Describe what limits the run at the moment; empty if unknown."""
+    limit = core.limited_by(progress, pace)
+    return limit and f"limited by {limit}"

@@ -42,6 +42,7 @@ RESTART_PATIENCE = timedelta(seconds=60)
 TEST_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
+_ABOUT = "Sends messages about partial, failed and crashed runs and stale lakes: "
 _SLACK = re.compile(r"https://hooks\.slack(-gov)?\.com/(services|workflows|triggers)/\S+")
 _STATES = ("Failed", "Partial", "Differs", "TimedOut")
 _SUBJECT = (
@@ -144,7 +145,7 @@ def notification(
     Args:
         channel: The channel.
         block_id: The block that sends.
-        description: What `statuses` shows.
+        description: How it sends, without a secret.
         patience: How long a crashed run may wait for its restart.
     """
     ended = EventTrigger(
@@ -168,7 +169,7 @@ def notification(
     )
     return AutomationCore(
         name=_name(channel),
-        description=description,
+        description=f"{_ABOUT}{description}",
         tags=[TAG],
         trigger=CompoundTrigger(require="any", triggers=[ended, lost]),
         actions=[SendNotification(block_document_id=block_id, subject=_SUBJECT, body=_BODY)],
@@ -210,7 +211,9 @@ async def statuses() -> list[Status]:
     async with get_client() as client:
         found = {channel: await _find(client, channel) for channel in CHANNELS}
     return [
-        Status(channel, None if one is None else one.description, one is not None and one.enabled)
+        Status(channel, None)
+        if one is None
+        else Status(channel, one.description.removeprefix(_ABOUT), one.enabled)
         for channel, one in found.items()
     ]
 

@@ -70,7 +70,7 @@ def plan_markdown(plan: Plan, *, reads: str, lake: str, organization: str) -> st
         organization: The id of the organization.
     """
     target = as_code(lake) + ("" if plan.lake_exists else " (does not exist yet)")
-    about = [("reads", as_code(reads)), ("lake", target), ("organization", as_code(organization))]
+    about = [("conversations of", as_code(reads)), ("lake", target), ("organization", as_code(organization))]
     if requester := _requester():
         about.append(("requested by", as_code(requester)))
     rows = (f"- **{name}:** {value}" for name, value in [*about, *plan.rows()])

@@ -31,6 +31,8 @@ TITLES = {"credentials": "iMBrace credentials", "lake": "Conversation lake"}
 logger = logging.getLogger("imbrace_lake.runs")
 # As Prefect writes states: the type is left out if it is the name.
 _CALM_END = re.compile(r"Finished in state (Cancelled\(|.*type=(PAUSED|CANCELLED)\)$)", re.DOTALL)
+# Of a run that its worker cancels.
+_NO_END = "Finished in state Running("
 _validates_ours: ContextVar[bool] = ContextVar("_validates_ours", default=False)
 
 
@@ -138,9 +140,10 @@ def _explain(error: ValidationError, expected: Mapping[str, inspect.Parameter]) 
 
 def _calm_end(record: logging.LogRecord) -> bool:
     """Log as information that a run was suspended, declined or cancelled, which Prefect logs as an error."""
-    if record.levelno == logging.ERROR and _CALM_END.match(record.getMessage()):
+    message = record.getMessage()
+    if record.levelno == logging.ERROR and _CALM_END.match(message):
         record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
-    return True
+    return not message.startswith(_NO_END)
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

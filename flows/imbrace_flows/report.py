@@ -129,13 +129,13 @@ def summary_markdown(summary: RunSummary) -> str:
 def next_steps(summary: RunSummary) -> list[str]:
     """Return what a person should do after the run, the most important first."""
     steps = []
-    if summary.dead_letters or summary.number_errors:
+    if summary.status == "cancelled":
+        steps.append("start it again to export the rest.")
+    elif summary.dead_letters or summary.number_errors:
         steps.append(
             "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
             f" `retry-failed` with this run: `{summary.run_id}`"
         )
-    elif summary.status == "cancelled":
-        steps.append("start it again to export the rest.")
     elif summary.status == "failed":
         steps.append("fix the cause, and start it again.")
     if summary.unreadable_count:

@@ -23,8 +23,12 @@ P = ParamSpec("P")
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
-    """Whether a line is not that of a failed state without an exception, which Prefect logs twice."""
-    return record.exc_info != (None, None, None)
+    """Whether Prefect's line about a task reports an error that no other line reports.
+
+    It logs a failed state without an exception twice, and as an error that the run of a task was cancelled.
+    """
+    is_repeated = record.exc_info == (None, None, None)
+    return not is_repeated and "cancelled by the runtime environment" not in record.getMessage()
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

@@ -6,9 +6,11 @@ Where a test follows steps of the page, it compares the words that it used with 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -71,11 +73,39 @@ def test_what_a_run_leaves_behind_is_where_the_page_says(ui: Ui, exported: Expor
     shown = {
         "export-progress": "Progress: 100%",
         "export-summary": "Every conversation was read and proven complete",
-        "export-picture": "New messages by day, conversations by status",
+        "export-input": "to be read",
     }
     for key, text in shown.items():
         ui.open_artifact(exported.run_id, key)
         expect(ui.page.get_by_text(text).first).to_be_visible()
+
+
+@pytest.mark.parametrize("prefix", ["", "/v2"])
+def test_the_summary_fits_a_screen_and_its_numbers_add_up_to_the_ledger(
+    ui: Ui, exported: Exported, deployed: Operator, lake: Path, prefix: str
+) -> None:
+    ui.page.goto(f"{prefix}/artifacts/artifact/{deployed.artifact(exported.run_id, 'export-summary')['id']}")
+    query = ui.page.get_by_text("GROUP BY ALL").last
+    expect(query).to_be_in_viewport()
+
+    text = ui.page.get_by_text("found = ").last.inner_text()
+    total, parts = text.split(":", 1)[-1].split(" found = ")
+    statuses = {one.partition(" ")[2]: int(one.partition(" ")[0]) for one in parts.split(" + ")}
+    rows = ds.dataset(lake / "conversations").to_table(columns=["run_id", "status"]).to_pylist()
+    assert statuses == Counter(row["status"] for row in rows if row["run_id"] == exported.run_id)
+    assert sum(statuses.values()) == int(total)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v2"])
+def test_the_picture_of_a_run_is_an_image_without_text_around_it(
+    ui: Ui, exported: Exported, deployed: Operator, prefix: str
+) -> None:
+    ui.page.goto(f"{prefix}/artifacts/artifact/{deployed.artifact(exported.run_id, 'export-picture')['id']}")
+
+    picture = ui.page.get_by_role("img", name="New messages by day, conversations by status")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 720
+    assert "base64" not in ui.page.locator("body").inner_text()
 
 
 def test_the_event_feed_names_the_run_of_each_event(ui: Ui, exported: Exported, deployed: Operator) -> None:

@@ -112,6 +112,12 @@ class Operator:
         lines = self.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
         return [line["message"] for line in lines]
 
+    def artifact(self, run_id: str, key: str) -> dict[str, Any]:
+        """An artifact of a run."""
+        wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+        (found,) = self.ask("POST", "/artifacts/filter", wanted)
+        return dict(found)
+
     def wait(self, run_id: str) -> dict[str, Any]:
         """Wait for the end of a run, and return its last state."""
         final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.states import Cancelled, Completed, Crashed, Failed, Suspended
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Suspended
 from pydantic import SecretStr
 
 from imbrace_flows.approval import plan_markdown
@@ -28,6 +28,7 @@ from imbrace_lake.export.plan import Plan
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_sandbox import Sandbox, SandboxOptions
+from imbrace_tasks.retry import _is_shown
 from tests.flows.offline import Offline
 
 PHONES = {
@@ -123,7 +124,7 @@ def summary(**values: Any) -> RunSummary:
     ("values", "step"),
     [
         ({"status": "complete"}, "query the lake, for example with DuckDB:"),
-        ({"status": "cancelled"}, "start it again to export the rest."),
+        ({"status": "cancelled", "causes": {"Look.": 1}}, "start it again to export the rest."),
         ({"status": "failed"}, "fix the cause, and start it again."),
         ({"status": "complete", "token_warning": "the token expires"}, "⏳ the token expires"),
         ({"status": "partial", "number_errors": {"broken": 1}}, "`export-failures` shows what is missing"),
@@ -199,7 +200,10 @@ def test_a_plan_names_list_lake_and_organization() -> None:
 
     page = plan_markdown(plan, reads="customers.csv", lake="s3://bucket/lake", organization="org_1")
 
-    assert "- **reads:** `customers.csv`\n- **lake:** `s3://bucket/lake` (does not exist yet)\n" in page
+    assert (
+        "- **conversations of:** `customers.csv`\n- **lake:** `s3://bucket/lake` (does not exist yet)\n"
+        in page
+    )
     assert "- **organization:** `org_1`\n" in page
     assert "at 20 requests per second (the limit in force)" in page
     assert "requested by" not in page
@@ -267,6 +271,24 @@ def test_only_ends_that_are_errors_are_logged_as_errors(state: Any, level: str) 
 
     assert _calm_end(record)
     assert record.levelname == level
+    record.msg = f"Finished in state {Running()}"  # Cancelled by its worker.
+    assert not _calm_end(record)
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "is_shown"),
+    [
+        ("Finished in state Failed('2 failed')", None, True),
+        ("Task run failed with state: Failed() - Retries are exhausted", (None, None, None), False),
+        ("Crash detected! Execution was cancelled by the runtime environment.", None, False),
+        ("Finished in state Crashed('Execution was cancelled by the runtime environment.')", None, False),
+        ("Finished in state Crashed('Execution was aborted')", None, True),
+    ],
+)
+def test_a_task_logs_its_failure_once_and_not_that_its_run_was_cancelled(
+    message: str, error: Any, is_shown: bool
+) -> None:
+    assert _is_shown(logging.LogRecord("a", logging.ERROR, "", 1, message, (), error)) == is_shown
 
 
 def test_the_summary_is_plain_json() -> None:

@@ -21,9 +21,9 @@ from imbrace_lake.phones.sources import STAGED
 from imbrace_lake.printable import has_long_number
 
 LONGEST_FILE_NAME = 60
-# Prefect makes up two words for a run without a name (`sandy-dragonfly`), and a form of the classic UI a star
-# (`omega2-orionis-vector`).
-_MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+){1,2}")
+# Prefect makes up two words for a run without a name (`sandy-dragonfly`), the form of the new UI likewise
+# (`Handmade-Horse`), and that of the classic UI a star (`omega2-orionis-vector`).
+_MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+){1,2}", re.IGNORECASE)
 _RUN_ID = re.compile(r"\b([0-9a-f]{8})-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\b", re.IGNORECASE)
 # Lists are often named after their day, which is shown although a phone number can have as many digits.
 _DAY = re.compile(

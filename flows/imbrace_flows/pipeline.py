@@ -538,10 +538,12 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
             logged_at, logged_percent = time.monotonic(), percent
             logger.info("%.0f %% · %s", percent, description)
 
-    async def show(describe: Callable[[Progress], str]) -> None:
+    async def show(describe: Callable[[Progress], str], *, is_read: bool = False) -> None:
         nonlocal artifact
         with best_effort("the progress", logging.DEBUG):
-            description, percent = describe(progress), round(100 * progress.share(), 1)
+            # A run that found no conversations has read all of them.
+            share = 1.0 if is_read and not progress.conversations else progress.share()
+            description, percent = describe(progress), round(100 * share, 1)
             log(description, percent)
             if artifact is None:
                 artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
@@ -549,8 +551,10 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
                 await aupdate_progress_artifact(artifact, percent, description=description)
 
     await show(lambda _: "starting")
+    is_read = False
     try:
         async with every(PROGRESS_SECONDS, partial(show, line.describe)):
             yield
+        is_read = True
     finally:
-        await show(line.describe_end)
+        await show(line.describe_end, is_read=is_read)

@@ -187,7 +187,7 @@ def test_the_searched_files_contain_the_traces_of_the_runs(aftermath: Aftermath)
     for trace in ("exported conversation=", "not exported conversation=", "resolve-phones-1-of-1"):
         assert trace in dump
     assert "export-failures" in dump
-    assert "export-org_sandbox-" in dump
+    assert "export list.txt" in dump
     assert b"status" in aftermath.haystack["ledgers"]
 
 

@@ -99,7 +99,7 @@ def test_an_operator_with_the_login_sets_up_and_a_worker_completes_a_run(
 
                 def exported() -> bool | None:
                     lines = client.post("/logs/filter", json=own).raise_for_status().json()
-                    return any("exported chunk=" in line["message"] for line in lines) or None
+                    return any(line["message"].startswith("found: ") for line in lines) or None
 
                 # Lines reach the server in bundles, the last of them after the state of the run.
                 assert until(exported, "the lines of the run")

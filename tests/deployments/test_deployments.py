@@ -43,7 +43,7 @@ def test_an_export_on_demand_fills_the_lake_and_is_named_after_its_list(
     assert set(run["tags"]) >= {"imbrace-lake", "export"}
     # Lines reach the server in bundles, the last of them after the state of the run.
     assert deployed.until(
-        lambda: [line for line in deployed.logs(exported) if "exported chunk=" in line] or None,
+        lambda: [line for line in deployed.logs(exported) if line.startswith("found: ")] or None,
         "the lines of the run",
     )
 

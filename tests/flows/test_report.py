@@ -209,6 +209,24 @@ def test_a_plan_names_list_lake_and_organization() -> None:
     assert "requested by" not in page
 
 
+@pytest.mark.parametrize(("number", "percent"), [("+886911425977", 100.0), (None, 83.3)])
+def test_the_progress_ends_with_the_percentage_of_the_conversations(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch, number: str | None, percent: float
+) -> None:
+    shown: list[float] = []
+
+    async def update(artifact: object, progress: float, **options: object) -> None:
+        shown.append(progress)
+
+    monkeypatch.setattr("imbrace_flows.pipeline.aupdate_progress_artifact", update)
+    if number is None:  # Two of the twelve conversations are not reached.
+        monkeypatch.setattr("imbrace_lake.export.progress.Progress.conversations_done", 10)
+    given = [number] if number else [*offline.box.phones]
+    offline._run("run_1", Selection(numbers=given), ExportParams(numbers=SecretStr("+886911425977")))
+
+    assert shown[-1] == percent
+
+
 @pytest.mark.parametrize(
     ("selection", "name"),
     [

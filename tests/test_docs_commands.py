@@ -46,6 +46,7 @@ RUN_HERE = ("./dev", PROGRAM, "imbrace-sandbox", "prefect", "python", "curl", "m
 # Commands that do not run here begin with one of these patterns.
 NOT_HERE = {
     "docker ": "needs a Docker daemon and a registry",
+    "git clone ": "needs the network",
     r"apt |pip |(\.uv/bin/)?uv |pre-commit ": "installs, builds or publishes packages",
     r"\./dev (test|lint|docs|unlocked|audit|sbom)": "takes minutes, or needs the network",
     "ruff .* && mypy |coverage run -m pytest ": "`./dev test` runs it",
@@ -271,6 +272,8 @@ def exported(
         "org_…": box.options.organization_id,
         "conv_…": failing,
         "operator:…": "operator:password",
+        # PostgreSQL is tested with `IMBRACE_TEST_DATABASE`.
+        "postgresql+asyncpg://prefect:…@database.example.net/prefect": f"sqlite+aiosqlite:///{home}/prefect.db",
         "…/imbrace_deployments/prefect.yaml": "prefect.yaml",
         "http://127.0.0.1:4200/api": server.api_url,
         "http://127.0.0.1:8899/3rd": box.url,

@@ -9,10 +9,13 @@ import asyncio
 import json
 import os
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import (
@@ -71,16 +74,16 @@ async def deploy(
     fingerprint = await _fingerprint(client, prefect_file)
     if await _saved_state(client) == _state(fingerprint, found):
         return [f"found {_names(found)}"]
-    outdated = [one for one in found if _is_outdated(one)]
-    current = {one.name: one for one in found if one not in outdated}
-    before = {SUCCESSORS.get(one.name, one.name): one for one in outdated} | current
     # Only this command leads from the file to the server.
     await _call_prefect("deploy", "--all", "--prefect-file", str(prefect_file))
-    deployed = [one for one in await _our_deployments(client) if not _is_outdated(one)]
+    before = {one.id: one for one in found}
+    outdated, deployed = _parted(before, await _our_deployments(client))
+    earlier = {SUCCESSORS.get(one.name, one.name): one for one in outdated}
+    earlier |= {one.name: before[one.id] for one in deployed if one.id in before}
     done = [f"deployed {_names(deployed)}"]
     for one in deployed:
-        if one.name in before:
-            done += await _restore_schedules(client, one, before[one.name])
+        if one.name in earlier:
+            done += await _restore_schedules(client, one, earlier[one.name])
         elif one.name == INGEST:
             await _begin_soon(client, one, first_schedule)
     for one in outdated:
@@ -89,6 +92,20 @@ async def deploy(
         done.append(f"removed the deployment {one.name} of an earlier release")
     await _save_state(client, _state(fingerprint, deployed))
     return done
+
+
+def _parted(
+    before: Mapping[UUID, DeploymentResponse], after: Sequence[DeploymentResponse]
+) -> tuple[list[DeploymentResponse], list[DeploymentResponse]]:
+    """Return the deployments of earlier releases, and the others."""
+    names = Counter(one.name for one in after)
+
+    def is_outdated(one: DeploymentResponse) -> bool:
+        # Those of an earlier flow have the same name, and were not updated.
+        is_untouched = one.id in before and before[one.id].updated == one.updated
+        return one.name in SUCCESSORS or (names[one.name] > 1 and is_untouched)
+
+    return [one for one in after if is_outdated(one)], [one for one in after if not is_outdated(one)]
 
 
 async def _fingerprint(client: PrefectClient, prefect_file: Path) -> str:
@@ -128,11 +145,6 @@ def _names(deployments: list[DeploymentResponse]) -> str:
 async def _our_deployments(client: PrefectClient) -> list[DeploymentResponse]:
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
     return await client.read_deployments(deployment_filter=ours)
-
-
-def _is_outdated(deployment: DeploymentResponse) -> bool:
-    # An earlier export-shard had a flow of the same name.
-    return deployment.name in SUCCESSORS or (deployment.entrypoint or "").endswith(".export_shard")
 
 
 async def _restore_schedules(

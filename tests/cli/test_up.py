@@ -80,7 +80,7 @@ class Up:
 def processes(home: Path) -> list[str]:
     """The processes that have a home in their arguments or in their environment."""
     command = ["ps", "axeww", "-o", "pid=,command="]
-    # Without the home, so that `ps` is not in the list.
+    # Without the variable for the home, so that it is not in the list itself.
     environment = {"PATH": os.environ["PATH"]}
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [line[:200] for line in listed.stdout.splitlines() if str(home) in line]

@@ -17,7 +17,7 @@ from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import Operator
+from tests.deployments.operator import ROOT, Operator
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
@@ -302,6 +302,65 @@ def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, d
 
     assert (moved["work_pool_name"], moved["work_queue_name"]) == ("elsewhere", "slow")
     assert deployed.deployment("retry-failed")["work_pool_name"] == "imbrace"
+
+
+@pytest.fixture
+def schedules(setup: Setup, deployed: Operator) -> Iterator[None]:
+    """Let a test change schedules: the others find them paused, with the times of `prefect.yaml`."""
+    deployed.set_clock("resume")
+    yield
+    deployed.ask("DELETE", f"/deployments/{deployed.deployment('ingest')['id']}")
+    setup()
+    deployed.set_clock("pause")
+
+
+def test_a_schedule_stays_as_the_operator_left_it(
+    setup: Setup, deployed: Operator, schedules: None, tmp_path: Path
+) -> None:
+    ingest, verify = deployed.deployment("ingest"), deployed.deployment("verify")
+    changed = {"slug": "hourly", "schedule": {"cron": "13 */2 * * *", "timezone": "UTC"}, "active": False}
+    deployed.ask("PATCH", f"/deployments/{ingest['id']}", {"schedules": [changed]})
+    deployed.ask("POST", f"/deployments/{verify['id']}/pause_deployment")
+    own = tmp_path / "prefect.yaml"
+    own.write_text((ROOT / "prefect.yaml").read_text() + "# changed\n")
+
+    reported = done(setup("--prefect-file", str(own)))
+    again = done(setup("--prefect-file", str(own)))
+
+    assert any(line.startswith("deployed ") for line in reported)
+    assert {"left the schedule of ingest paused", "left the schedule of verify paused"} <= set(reported)
+    (schedule,) = deployed.deployment("ingest")["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == ("13 */2 * * *", False)
+    assert deployed.deployment("verify")["paused"] is True
+    assert not any(line.startswith("deployed ") for line in again)
+    assert deployed.deployment("ingest")["id"] == ingest["id"]
+
+
+def test_deployments_of_earlier_releases_are_removed_and_their_schedules_taken_over(
+    setup: Setup, deployed: Operator, schedules: None
+) -> None:
+    ingest, shard = deployed.deployment("ingest"), deployed.deployment("export-shard")
+    paused = {"slug": "hourly", "schedule": {"cron": "7 * * * *", "timezone": "UTC"}, "active": False}
+    old = {"flow_id": ingest["flow_id"], "tags": ["imbrace-lake"], "enforce_parameter_schema": False}
+    flow = deployed.ask("POST", "/flows/", {"name": "an-earlier-flow"})["id"]
+    outdated = [
+        deployed.ask("POST", "/deployments/", {**old, "name": "ingest-hourly", "schedules": [paused]}),
+        deployed.ask("POST", "/deployments/", {**old, "name": "rerun-failed"}),
+        deployed.ask("POST", "/deployments/", {**old, "name": "export-shard", "flow_id": flow}),
+    ]
+    theirs = deployed.ask("POST", "/deployments/", {**old, "name": "verify-nightly", "tags": ["theirs"]})
+    deployed.ask("DELETE", f"/deployments/{ingest['id']}")
+
+    reported = done(setup())
+
+    left = {one["id"] for one in deployed.ask("POST", "/deployments/filter", {})}
+    deployed.ask("DELETE", f"/deployments/{theirs['id']}")
+    for one in outdated:
+        assert f"removed the deployment {one['name']} of an earlier release" in reported
+        assert one["id"] not in left
+    assert {theirs["id"], shard["id"]} <= left
+    (schedule,) = deployed.deployment("ingest")["schedules"]
+    assert schedule["active"] is False
 
 
 def test_without_a_server_it_explains_how_to_start_one(

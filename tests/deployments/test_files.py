@@ -100,6 +100,7 @@ def test_the_guide_protects_a_server_as_the_compose_file_does() -> None:
 
     composed = read("deployments/docker/compose.yaml")["services"]["server"]["environment"]
     assert exported.pop("PREFECT_SERVER_API_AUTH_STRING")
+    assert exported.pop("PREFECT_SERVER_DATABASE_CONNECTION_URL")
     assert "PREFECT_AUTH_STRING:?" in composed["PREFECT_SERVER_API_AUTH_STRING"]
     assert len(exported) == 4
     assert exported == {name: composed[name] for name in exported}

@@ -150,12 +150,17 @@ class _Setup:
                 if kept.desired is None and kept.found is None
             ]
 
+    async def _phones(self) -> str:
+        """Return the address of the list that the deployments are to read; empty for none."""
+        if self._desired.phones is not None:
+            return self._desired.phones
+        variable = await self._client.read_variable_by_name("imbrace_phones")
+        # Earlier versions saved null, which the form of a deployment does not accept.
+        return variable.value if variable and isinstance(variable.value, str) else ""
+
     async def _check_list(self) -> list[Finding]:
-        phones = self._desired.phones
-        if phones is None:
-            variable = await self._client.read_variable_by_name("imbrace_phones")
-            phones = variable.value if variable and isinstance(variable.value, str) else None
-        return [] if phones is None else [await check_list(phones, self._desired.settings)]
+        phones = await self._phones()
+        return [await check_list(phones, self._desired.settings)] if phones else []
 
     async def blocks(self) -> None:
         """Save the blocks, and their ids in variables, by which the deployments refer to them."""
@@ -164,7 +169,7 @@ class _Setup:
             await kind.aregister_type_and_schema()
         for variable, kept in self._blocks.items():
             await self._keep_block(kept, variable)
-        await self._keep_variable("imbrace_phones", self._desired.phones)
+        await self._keep_variable("imbrace_phones", await self._phones())
 
     async def work_pool(self) -> None:
         """Make the pool and its queue, and save their names in variables."""

@@ -204,6 +204,21 @@ def test_a_list_is_saved_with_its_absolute_path(
     assert saved == str(workdir / "own.txt")
 
 
+def test_a_missing_list_is_saved_as_an_empty_text_which_the_form_accepts(
+    setup: Setup, deployed: Operator
+) -> None:
+    before = variable(deployed, "imbrace_phones")
+    # Earlier versions saved null.
+    deployed.ask("PATCH", "/variables/name/imbrace_phones", {"value": None})
+    try:
+        reported = setup()
+
+        assert "changed the variable imbrace_phones" in reported
+        assert variable(deployed, "imbrace_phones") == ""
+    finally:
+        deployed.ask("PATCH", "/variables/name/imbrace_phones", {"value": before})
+
+
 def test_a_changed_block_keeps_its_id(setup: Setup, deployed: Operator) -> None:
     before = variable(deployed, "imbrace_credentials")
     os.environ["IMBRACE_TOKEN_EXPIRES"] = "2099-12-31"

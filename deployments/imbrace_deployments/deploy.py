@@ -158,10 +158,10 @@ async def _restore_schedules(
         for one, was in zip(deployment.schedules, kept, strict=True)
         if (was.schedule, was.active) != (one.schedule, one.active)
     ]
-    if changes or before.paused:
-        await client.update_deployment(
-            deployment.id, DeploymentUpdate(paused=before.paused, schedules=changes or None)
-        )
+    if changes:
+        await client.update_deployment(deployment.id, DeploymentUpdate(schedules=changes))
+    if before.paused:
+        await client.pause_deployment(deployment.id)
     if kept and (before.paused or not all(one.active for one in kept)):
         return [f"left the schedule of {deployment.name} paused"]
     return []

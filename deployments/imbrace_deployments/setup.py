@@ -150,16 +150,11 @@ class _Setup:
                 if kept.desired is None and kept.found is None
             ]
 
-    async def _phones(self) -> str:
-        """Return the address of the list that the deployments are to read; empty for none."""
-        if self._desired.phones is not None:
-            return self._desired.phones
-        variable = await self._client.read_variable_by_name("imbrace_phones")
-        # Earlier versions saved null, which the form of a deployment does not accept.
-        return variable.value if variable and isinstance(variable.value, str) else ""
-
     async def _check_list(self) -> list[Finding]:
-        phones = await self._phones()
+        phones = self._desired.phones
+        if phones is None:
+            variable = await self._client.read_variable_by_name("imbrace_phones")
+            phones = variable.value if variable and isinstance(variable.value, str) else None
         return [await check_list(phones, self._desired.settings)] if phones else []
 
     async def blocks(self) -> None:
@@ -169,7 +164,7 @@ class _Setup:
             await kind.aregister_type_and_schema()
         for variable, kept in self._blocks.items():
             await self._keep_block(kept, variable)
-        await self._keep_variable("imbrace_phones", await self._phones())
+        await self._keep_variable("imbrace_phones", self._desired.phones, missing="")
 
     async def work_pool(self) -> None:
         """Make the pool and its queue, and save their names in variables."""
@@ -244,9 +239,13 @@ class _Setup:
         reference = None if found is None else {"$ref": {"block_document_id": str(found._block_document_id)}}
         await self._keep_variable(variable, reference)
 
-    async def _keep_variable(self, name: str, value: str | dict[str, Any] | None) -> None:
-        """Set a variable that `prefect.yaml` names; None only creates a missing one."""
+    async def _keep_variable(
+        self, name: str, value: str | dict[str, Any] | None, *, missing: str | None = None
+    ) -> None:
+        """Set a variable of `prefect.yaml`; None leaves it, or sets one without a value to `missing`."""
         found = await self._client.read_variable_by_name(name)
+        if value is None and (found is None or found.value is None):
+            value = missing
         if found is None:
             await self._client.create_variable(VariableCreate(name=name, value=value, tags=[TAG]))
         elif value is not None and found.value != value:

@@ -11,13 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from types import NoneType
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.states import Failed
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from imbrace_flows.params import RunParams
 from imbrace_lake.printable import printable
@@ -116,8 +118,22 @@ def _title(parameter: inspect.Parameter) -> str:
 def _titled(parameter: inspect.Parameter) -> inspect.Parameter:
     default = ... if parameter.default is parameter.empty else parameter.default
     field = Field(default, json_schema_extra={"title": _title(parameter)})
-    # With null, a form would ask for a choice between a block and `None` first.
-    return parameter.replace(annotation=_kind(parameter), default=field)
+    kind: Any = _kind(parameter)
+    if parameter.default is None:
+        kind = Annotated[kind, _OrNull()]
+    return parameter.replace(annotation=kind, default=field)
+
+
+class _OrNull:
+    """Lets null be valid without a choice of types, which a form would show instead of the list of blocks."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Remove the type from the definition of a block; the rest of it applies to objects only."""
+        schema = handler(core_schema)
+        handler.resolve_ref_schema(schema).pop("type", None)
+        return schema
 
 
 def _explain(error: ValidationError, expected: Mapping[str, inspect.Parameter]) -> str:

@@ -279,10 +279,21 @@ def test_no_field_of_a_form_asks_for_a_type_first(flow: Flow[..., Any]) -> None:
 
     is_valid_schema(schema)
     for name, one in schema["definitions"].items():
+        assert name.endswith("Params") or "type" not in one
         for field, is_shown in one["properties"].items():
             assert "anyOf" not in is_shown, (name, field)
             assert is_shown["title"]
             assert is_shown["description"]
+
+
+@pytest.mark.parametrize("flow", [*FORMS, export_shard])
+def test_a_deployment_without_blocks_and_without_a_list_is_accepted(flow: Flow[..., Any]) -> None:
+    # As the server checks the parameters of `prefect.yaml`, with variables that setup left empty.
+    given: dict[str, object] = {"credentials": None, "lake": None}
+    if flow is ingest_conversations:
+        given["params"] = {"phones": ""}
+
+    assert validate(given, schema_of(flow), preprocess=False, ignore_required=True) == []
 
 
 def schema_of(flow: Flow[..., Any]) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class Installation:
                     group.create_task(self._announce_schedules())
                     if self._session.ui_url is not None:
                         group.create_task(self._keep_server())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         finally:
             self._worker = None
             await self._give_back("to be continued by the next worker")

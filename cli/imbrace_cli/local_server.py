@@ -17,6 +17,7 @@ Commands and server (`server_process`) share one folder, ``$IMBRACE_HOME/prefect
 ``start.lock``       locked by a command that looks for a server or starts it, and by a server for the
                      instant in which it decides to end
 ``use.lock``         locked, shared, by each command that uses the server; its time is the last use
+``port``             the last port of the server, which the next one takes if it is free
 ``state.json``       where the server is; removed when the server begins to end, and touched while it works
 ``server.log``       what the server writes
 ===================  ==================================================================================
@@ -78,6 +79,7 @@ class ServerFiles:
         self.start_lock = directory / "start.lock"
         self.use_lock = directory / "use.lock"
         self.state = directory / "state.json"
+        self.port = directory / "port"
         self.log = directory / "server.log"
 
 

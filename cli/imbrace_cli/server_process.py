@@ -69,14 +69,23 @@ SERVER_SETTINGS = {
 }
 
 
-def listen() -> socket.socket:
-    """Listen on a free port, the same each time if possible, so that an open UI finds its server again."""
-    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
+def listen(last_port: int | None = None) -> socket.socket:
+    """Listen on a free port, the same each time if possible, so that UI and runs find their server again."""
+    for port in (last_port, *range(FIRST_PORT, FIRST_PORT + PORTS_TRIED)):
         try:
-            return socket.create_server(("127.0.0.1", port))
+            if port is not None:
+                return socket.create_server(("127.0.0.1", port))
         except OSError:
             continue
     return socket.create_server(("127.0.0.1", 0))
+
+
+def _read_port(path: Path) -> int | None:
+    try:
+        port = int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return port if 0 < port < 65_536 else None
 
 
 def server_environment(directory: Path, port: int, keep_seconds: float) -> dict[str, str]:
@@ -197,8 +206,9 @@ def poll_less() -> None:
 def serve(files: ServerFiles, idle_seconds: float, keep_seconds: float) -> None:
     """Be the local Prefect server of a folder until its end; remove runs that ended so long ago."""
     # A process that checks whether there is a server holds the lock for an instant.
-    with FileLock(files.lock, timeout=2.0, mode=0o600), listen() as listener:
+    with FileLock(files.lock, timeout=2.0, mode=0o600), listen(_read_port(files.port)) as listener:
         port = listener.getsockname()[1]
+        files.port.write_text(str(port), encoding="utf-8")
         server = LocalServer(files.directory, os.getpid(), port, prefect_version(), is_ready=False)
         server.write()
         threading.Thread(target=watch_process, args=(files.state,), daemon=True).start()

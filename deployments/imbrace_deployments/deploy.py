@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ SUCCESSORS = {
 """Deployments of earlier releases, and those that replace them."""
 DEPLOYED = "imbrace_deployed"
 """The variable with the state of the last call."""
-MOST_REPORTED_LINES = 15
+LONGEST_REASON = 400
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b.*: ")
 
 
 class DeploymentFailed(ImbraceLakeError):
@@ -195,5 +197,6 @@ async def _call_prefect(*arguments: str) -> None:
         await process.wait()
         raise
     if process.returncode:
-        lines = output.decode(errors="replace").split("\n")[-MOST_REPORTED_LINES:]
-        raise DeploymentFailed("Prefect did not accept the deployments:\n" + "\n".join(lines).strip())
+        lines = output.decode(errors="replace").splitlines()
+        errors = [line for line in lines if _ERROR.match(line)] or [line for line in lines if line] or [""]
+        raise DeploymentFailed(f"Prefect did not accept the deployments: {errors[-1][:LONGEST_REASON]}")

@@ -189,6 +189,25 @@ def test_the_next_server_has_the_port_of_the_last(monkeypatch: pytest.MonkeyPatc
         assert again.getsockname()[1] == port
 
 
+def test_a_server_takes_its_last_port_although_another_one_has_become_free() -> None:
+    with listen() as first, listen() as last:
+        port = last.getsockname()[1]
+        first.close()
+        last.close()
+
+    with listen(port) as again, listen(port) as other:
+        assert again.getsockname()[1] == port
+        assert other.getsockname()[1] != port
+
+
+@pytest.mark.parametrize(("text", "port"), [("4283", 4283), ("", None), ("x", None), ("70000", None)])
+def test_a_damaged_port_file_is_ignored(tmp_path: Path, text: str, port: int | None) -> None:
+    (tmp_path / "port").write_text(text)
+
+    assert server_process._read_port(tmp_path / "port") == port
+    assert server_process._read_port(tmp_path / "missing") is None
+
+
 def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_pages(tmp_path: Path) -> None:
     environment = server_environment(tmp_path, 4280, 30 * 86_400.0)
 

@@ -138,6 +138,18 @@ def test_the_fast_tests_need_no_server_and_take_arguments(repository: Path) -> N
     assert run.stdout.endswith("|-m|not slow and not server|-k|x|")
 
 
+def test_the_pictures_of_the_documentation_are_made_again(repository: Path) -> None:
+    program = repository / ".venv/bin/pytest"
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    program.chmod(0o755)
+
+    run = dev(repository, "docs", "--pictures")
+
+    assert run.returncode == 0
+    assert run.stdout == "-n|0|tests/browser/screenshots.py|"
+    assert "--all-extras" in calls(repository)[0]
+
+
 def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:
     assert dev(repository, "audit", "--no-dev").returncode == 0
     assert (

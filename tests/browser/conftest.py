@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.ui import Ui, find_browser, open_page
-from tests.deployments.conftest import box, deployed, halted, lake, listed, operator, phones, server, worker
-from tests.deployments.operator import Operator
+from imbrace_sandbox import Sandbox
+from tests.browser.ui import NewUi, Ui, find_browser, open_page
+from tests.deployments.conftest import box, deployed, halted, hasty, lake, listed, operator, phones, server
+from tests.deployments.operator import Operator, Worker
+from tools.seaweed import Seaweed
 
-__all__ = ["box", "deployed", "halted", "lake", "listed", "operator", "phones", "server", "worker"]
+__all__ = ["box", "deployed", "halted", "hasty", "lake", "listed", "operator", "phones", "server"]
 
 
 @pytest.fixture(scope="package")
@@ -33,6 +35,49 @@ def page(browser: str, request: pytest.FixtureRequest) -> Iterator[Page]:
 
 
 @pytest.fixture
-def ui(page: Page) -> Ui:
-    """The UI, before any click."""
+def classic(page: Page) -> Ui:
+    """The classic UI, before any click."""
     return Ui(page)
+
+
+@pytest.fixture
+def new(page: Page) -> Ui:
+    """The new UI, before any click."""
+    return NewUi(page)
+
+
+@pytest.fixture(params=["classic", "new"])
+def ui(request: pytest.FixtureRequest) -> Ui:
+    """Each of the two."""
+    chosen: Ui = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture(scope="package")
+def keys(s3: Seaweed) -> dict[str, str]:
+    """The settings that reach the bucket."""
+    return {
+        "AWS_ACCESS_KEY_ID": s3.key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture(scope="package")
+def address(s3: Seaweed, box: Sandbox) -> str:
+    """The address of a list of all customers, in a bucket."""
+    s3.create_bucket("example")
+    # One customer without a number, for the picture of the list report.
+    rows = [f"Customer {index},{phone}" for index, phone in enumerate(["", *box.phones], 1)]
+    s3.client().put_object(
+        Bucket="example", Key="customers.csv", Body="\n".join(["name,phone", *rows]).encode()
+    )
+    return "s3://example/customers.csv"
+
+
+@pytest.fixture(scope="module")
+def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
+    """A worker with access to the list."""
+    with Worker(Operator(deployed.server, deployed.folder), "imbrace", **keys) as worker:
+        yield worker

@@ -1,12 +1,11 @@
 """Make the pictures of docs/operator.md again, from made-up data.
 
-Not part of the tests: ``pytest tests/browser/screenshots.py``. A font with emoji should be installed.
+Not part of the tests: ``./dev docs --pictures``. A font with emoji should be installed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import FloatRect, expect
@@ -15,70 +14,45 @@ from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox
 from tests.browser.ui import SIZE, Ui
 from tests.deployments.conftest import TOKEN
-from tests.deployments.operator import ROOT, Operator, Worker
-from tools.seaweed import Seaweed
+from tests.deployments.operator import ROOT, Operator
 
 IMAGES = ROOT / "docs" / "images"
-BUCKET = "example"
-LIST = f"s3://{BUCKET}/customers.csv"
 # The graph of a run is drawn when its data have arrived, which the page does not show.
 DRAWING_MS = 8_000
 pytestmark = pytest.mark.timeout(4_000)
 
 
 @pytest.fixture(scope="package")
-def keys(s3: Seaweed) -> dict[str, str]:
-    """The settings that reach the bucket."""
-    return {
-        "AWS_ACCESS_KEY_ID": s3.key,
-        "AWS_SECRET_ACCESS_KEY": s3.secret,
-        "AWS_ENDPOINT_URL": s3.endpoint_url,
-        "AWS_REGION": "us-east-1",
-    }
-
-
-@pytest.fixture(scope="package")
 def operator(
     server: LocalServer,
     box: Sandbox,
-    s3: Seaweed,
     keys: dict[str, str],
+    address: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Operator:
     """An operator with lake and list in a bucket, so that pictures do not show paths of this machine."""
-    s3.create_bucket(BUCKET)
-    # One customer without a number, for the picture of the list report.
-    rows = [f"Customer {index},{phone}" for index, phone in enumerate(["", *box.phones], 1)]
-    s3.client().put_object(Bucket=BUCKET, Key="customers.csv", Body="\n".join(["name,phone", *rows]).encode())
     settings = {
         "IMBRACE_TOKEN": TOKEN,
         "IMBRACE_ORGANIZATION": box.options.organization_id,
         "IMBRACE_GATEWAY": box.url,
-        "IMBRACE_LAKE": f"s3://{BUCKET}/lake",
+        "IMBRACE_LAKE": f"{address.rpartition('/')[0]}/lake",
     }
     return Operator(server, tmp_path_factory.mktemp("operator"), settings | keys)
 
 
 @pytest.fixture(scope="package")
-def phones() -> str:
+def phones(address: str) -> str:
     """The list of the hourly ingestion."""
-    return LIST
-
-
-@pytest.fixture(scope="module")
-def worker(deployed: Operator, keys: dict[str, str]) -> Iterator[Worker]:
-    """A worker with access to the list."""
-    with Worker(Operator(deployed.server, deployed.folder), "imbrace", **keys) as worker:
-        yield worker
+    return address
 
 
 @pytest.mark.usefixtures("worker")
-def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
-    page = ui.page
+def test_all_pictures(classic: Ui, new: Ui, address: str, box: Sandbox, deployed: Operator) -> None:
+    ui, page = classic, classic.page
     deployed.until(lambda: _is_ready(deployed), "the work queue is ready")
 
     form = ui.open_form("export")
-    form.write("List of phone numbers", LIST)
+    form.write("List of phone numbers", address)
     _shoot(ui, "form")
     form.write("Default country", "Taiwan")
     form.submit()
@@ -125,6 +99,12 @@ def test_all_pictures(ui: Ui, box: Sandbox, deployed: Operator) -> None:
     _shoot(ui, "automations")
     ui.edit_limit("imbrace-requests")
     _shoot(ui, "budget")
+
+    new.open_form("export").write("List of phone numbers", address)
+    _shoot(new, "new-form")
+    new.open_run(run_id)
+    new.expect_state("Partial")
+    _shoot(new, "new-run")
 
 
 def _is_ready(operator: Operator) -> bool | None:

@@ -1,4 +1,7 @@
-"""Prefect's pages as a user sees them: elements are found by their words."""
+"""Prefect's two interfaces as a user sees them: elements are found by their words.
+
+`Ui` is the classic one. `NewUi`, below ``/v2``, has the same methods, so a test can use either.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
+from typing import ClassVar
 
 from playwright.sync_api import Locator, Page, Response, ViewportSize, expect, sync_playwright
 
@@ -49,12 +54,14 @@ def open_page(browser: str, url: str) -> Iterator[Page]:
         yield page
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ui:
-    """The UI of one server; `words` are the names of the used buttons and fields, in order."""
+    """The classic UI of one server; `words` are the names of the used buttons and fields, in order."""
 
     page: Page
     words: list[str] = field(default_factory=list)
+
+    root: ClassVar[str] = ""
 
     def press(self, where: Locator, word: str) -> None:
         """Press the element with a word."""
@@ -67,29 +74,42 @@ class Ui:
         for _ in range(SUBMITTED_AT_MOST):
             # Pressing again is not another step.
             del self.words[steps:]
-            with self.page.expect_response(partial(_is_answer, to)) as answer:
+            with self.page.expect_response(partial(self._is_answer, to)) as answer:
                 press()
-            if answer.value.ok:
+            if answer.value.url.endswith(to) and answer.value.ok:
                 return
+
+    def _is_answer(self, to: str, answer: Response) -> bool:
+        """Whether a response is the answer to that endpoint, or the reason why it was not asked."""
+        if answer.request.method != "POST" or "/api/" not in answer.url:
+            return False
+        return answer.url.endswith(to) or (answer.url.endswith("/schemas/validate") and not answer.ok)
 
     def choose_page(self, name: str) -> None:
         """Go to one of the pages in the menu."""
         self.page.goto("/dashboard")
         self.press(self.page.get_by_role("button", name=name, exact=True), name)
 
+    def open_deployment(self, name: str) -> None:
+        """Go from the list of deployments to the page of one."""
+        self.choose_page("Deployments")
+        self.press(self.page.get_by_role("link", name=name, exact=True).first, name)
+
     def open_form(self, deployment: str) -> Form:
         """Go from the list of deployments to the form of one."""
         page = self.page
-        self.choose_page("Deployments")
-        self.press(page.get_by_role("link", name=deployment, exact=True).first, deployment)
+        self.open_deployment(deployment)
         self.press(page.get_by_role("button", name="Run", exact=True), "Run")
         self.press(page.get_by_text("Custom run"), "Custom run")
         expect(page.get_by_role("button", name="Submit")).to_be_visible()
+        return self._form()
+
+    def _form(self) -> Form:
         return Form(self)
 
     def open_run(self, run_id: str) -> None:
         """Show the page of a run."""
-        self.page.goto(f"/runs/flow-run/{run_id}")
+        self.page.goto(f"{self.root}/runs/flow-run/{run_id}")
 
     def cancel(self) -> None:
         """Cancel the shown run."""
@@ -107,8 +127,11 @@ class Ui:
         """Open the dialog of a global concurrency limit."""
         self.choose_page("Concurrency")
         self.press(self.page.get_by_role("row", name=name).get_by_role("button").last, "⋮")
-        self.press(self.page.get_by_role("button", name="Edit", exact=True), "Edit")
+        self.press(self._menu_item("Edit"), "Edit")
         return Limit(self, self.page.get_by_role("dialog"))
+
+    def _menu_item(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
 
     def open_artifact(self, run_id: str, key: str) -> None:
         """Go from the page of a run to one of its artifacts."""
@@ -122,17 +145,88 @@ class Ui:
         self.choose_page("Event Feed")
         self.words.append("Events")
         label = self.page.get_by_text("Events", exact=True)
-        _choose(self, self.page.locator(".p-label").filter(has=label).last, name)
+        self.choose_option(self.page.locator(".p-label").filter(has=label).last, name)
         # Only a click elsewhere closes the list.
         self.page.get_by_role("banner").first.click()
 
+    def choose_option(self, where: Locator, option: str) -> None:
+        """Choose an option of a list."""
+        # A click on the word opens the list and closes it again; a click on the arrow opens it. The
+        # arrow passes clicks to the element below, which Playwright considers an obstacle.
+        where.locator(".p-label__body svg").last.click(force=True)
+        self.press(self.page.get_by_role("option", name=option, exact=True), option)
+
     def expect_state(self, name: str) -> None:
         """Wait until the shown run has that state; the page is updated every few seconds."""
-        state = self.page.get_by_role("banner").get_by_text(name, exact=True)
-        expect(state).to_be_visible(timeout=RUN_MS)
+        expect(self._state(name)).to_be_visible(timeout=RUN_MS)
+
+    def _state(self, name: str) -> Locator:
+        return self.page.get_by_role("banner").get_by_text(name, exact=True)
 
 
-@dataclass(frozen=True, slots=True)
+class NewUi(Ui):
+    """The new UI of one server."""
+
+    root = "/v2"
+
+    def _is_answer(self, to: str, answer: Response) -> bool:
+        # After a rejected form, the first press only validates it again.
+        is_validated = answer.url.endswith("/schemas/validate") and self._was_rejected()
+        return super()._is_answer(to, answer) or is_validated
+
+    def _was_rejected(self) -> bool:
+        return self.page.get_by_text("was expected").count() > 0
+
+    def choose_page(self, name: str) -> None:
+        """Go to one of the pages in the menu."""
+        self.page.goto(f"{self.root}/dashboard")
+        self.press(self.page.get_by_role("link", name=name, exact=True).first, name)
+
+    def _form(self) -> Form:
+        return NewForm(self)
+
+    def cancel(self) -> None:
+        """Cancel the shown run."""
+        self._open_menu("Cancel")
+        confirm = self.page.get_by_role("alertdialog").get_by_role("button", name="Cancel Flow Run")
+        self.send(lambda: self.press(confirm, "Cancel Flow Run"), "/set_state")
+
+    def resume(self) -> Answer:
+        """Open the question of the shown run."""
+        self._open_menu("Resume")
+        return NewAnswer(self, self.page.get_by_role("dialog"))
+
+    def _open_menu(self, item: str) -> None:
+        # The tags of the run are also buttons.
+        self.press(self.page.locator("button[aria-haspopup=menu]").first, "⋮")
+        self.press(self._menu_item(item), item)
+
+    def _menu_item(self, name: str) -> Locator:
+        return self.page.get_by_role("menuitem", name=name, exact=True)
+
+    def open_artifact(self, run_id: str, key: str) -> None:
+        """Show one of the artifacts of a run."""
+        self.page.goto(f"{self.root}/runs/flow-run/{run_id}?tab=Artifacts")
+        self.press(self.page.get_by_text(key, exact=True).first, key)
+        self.page.wait_for_url(re.compile("/artifacts/artifact/"))
+
+    def choose_events(self, name: str) -> None:
+        """Show the events of one kind."""
+        self.choose_page("Event Feed")
+        self.press(self.page.get_by_text("All event types"), "Events")
+        self.press(self.page.get_by_role("option", name=name, exact=True), name)
+        self.page.keyboard.press("Escape")
+
+    def choose_option(self, where: Locator, option: str) -> None:
+        """Choose an option of a list."""
+        where.get_by_text("Select", exact=True).click()
+        self.press(self.page.get_by_role("option", name=option, exact=True), option)
+
+    def _state(self, name: str) -> Locator:
+        return self.page.locator("[data-slot=badge]").get_by_text(name, exact=True).first
+
+
+@dataclass(frozen=True)
 class Form:
     """The form of a deployment, with the parameters of a run."""
 
@@ -140,35 +234,36 @@ class Form:
 
     def field(self, title: str) -> Locator:
         """A field with its title, description and message."""
-        label = self.ui.page.get_by_text(re.compile(rf"^{re.escape(title)}( \(Optional\))?$"))
         # The outer group also contains the title, and comes first.
-        return self.ui.page.locator(".schema-form-property").filter(has=label).last
+        return self.ui.page.locator(".schema-form-property").filter(has=self._label(title)).last
+
+    def _label(self, title: str) -> Locator:
+        return self.ui.page.get_by_text(re.compile(rf"^{re.escape(title)}( \(Optional\))?$"))
 
     def titles(self) -> list[str]:
         """The titles of all fields, from top to bottom."""
         labels = self.ui.page.get_by_text(re.compile(r" \(Optional\)$"))
         return [text.removesuffix(" (Optional)") for text in labels.all_inner_texts()]
 
+    def description(self, title: str) -> str:
+        """The description below the title of a field."""
+        return self.field(title).locator(".schema-form-property__description").last.inner_text()
+
     def write(self, title: str, text: str) -> None:
         """Write into a field."""
         self.ui.words.append(title)
         self.field(title).locator("input, textarea").first.fill(text)
 
-    def choose(self, title: str, option: str) -> None:
-        """Choose one of several answers."""
-        self.ui.words.append(title)
-        _choose(self.ui, self.field(title), option)
-
-    def choose_day(self, title: str, day: str) -> None:
-        """Choose a day, in ISO 8601."""
-        self.ui.words.append(title)
-        self.field(title).get_by_text("Select date and time").click()
-        self.ui.page.locator("input[type=date]").fill(day)
-        self.ui.press(self.ui.page.get_by_role("button", name="Apply"), "Apply")
-
     def switch(self, title: str) -> None:
         """Switch something on or off."""
         self.ui.press(self.field(title).get_by_role("switch"), title)
+
+    def choose_day(self, title: str, day: date) -> None:
+        """Choose the midnight at which a day begins."""
+        self.ui.words.append(title)
+        self.field(title).get_by_text("Select date and time").click()
+        self.ui.page.locator("input[type=date]").fill(day.isoformat())
+        self.ui.press(self.ui.page.get_by_role("button", name="Apply"), "Apply")
 
     def submit(self) -> None:
         """Press the button only."""
@@ -184,24 +279,73 @@ class Form:
         page.wait_for_url(re.compile("/runs/flow-run/"))
         return page.url.rpartition("/")[2].partition("?")[0]
 
+    def expect_rejection(self, message: str) -> None:
+        """Submit, and wait for a message below a field."""
+        shown = self.ui.page.get_by_text(message).first
+        for _ in range(SUBMITTED_AT_MOST):
+            self.submit()
+            # A busy server gives another answer, after which the page asks to submit again.
+            expect(shown.or_(self.ui.page.get_by_text("Something went wrong").first).first).to_be_visible()
+            if shown.is_visible():
+                return
+        expect(shown).to_be_visible()
 
-@dataclass(frozen=True, slots=True)
+
+class NewForm(Form):
+    """The same form in the new UI."""
+
+    def start(self) -> str:
+        """Submit valid input, go to the page of the run, and return its id."""
+        run_id = super().start()
+        # The address changes before the page, which shows the states of earlier runs.
+        expect(self.ui.page.get_by_role("tab", name="Job Variables")).to_be_visible()
+        return run_id
+
+    def field(self, title: str) -> Locator:
+        """A field with its title, description and message."""
+        rows = self.ui.page.locator("div:has(> fieldset)").filter(has=self._label(title))
+        return rows.last
+
+    def description(self, title: str) -> str:
+        """The description below the title of a field."""
+        return self.field(title).locator("label + p").first.inner_text()
+
+    def choose_day(self, title: str, day: date) -> None:
+        """Choose the midnight at which a day begins."""
+        self.ui.words.append(title)
+        self.field(title).locator("fieldset button").first.click()
+        dialog = self.ui.page.get_by_role("dialog")
+        dialog.get_by_label("Choose the Year").select_option(str(day.year))
+        dialog.get_by_label("Choose the Month").select_option(f"{day:%b}")
+        dialog.get_by_role("button", name=re.compile(rf"{day:%B} {day.day}\D\D, {day.year}")).click()
+        self.ui.page.keyboard.press("Escape")
+
+
+@dataclass(frozen=True)
 class Answer:
     """The dialog with the question of a paused run."""
 
     ui: Ui
     dialog: Locator
 
+    button: ClassVar[str] = "Submit"
+
     def choose(self, decision: str) -> None:
         """Choose a decision."""
         self.ui.words.append("Decision")
-        _choose(self.ui, self.dialog, decision)
+        self.ui.choose_option(self.dialog, decision)
 
     def submit(self) -> None:
         """Send it."""
-        button = self.dialog.get_by_role("button", name="Submit")
-        self.ui.send(lambda: self.ui.press(button, "Submit"), "/resume")
+        button = self.dialog.get_by_role("button", name=self.button)
+        self.ui.send(lambda: self.ui.press(button, self.button), "/resume")
         expect(self.dialog).to_be_hidden()
+
+
+class NewAnswer(Answer):
+    """The same dialog in the new UI."""
+
+    button = "Resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +358,7 @@ class Limit:
     def write(self, title: str, number: str) -> None:
         """Write a number into the field with that title."""
         self.ui.words.append(title)
-        label = self.ui.page.get_by_text(title, exact=True)
-        self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
+        self.dialog.get_by_label(title).fill(number)
 
     def update(self) -> bool:
         """Save the value; False if the server was too busy, which the UI does not show."""
@@ -227,17 +370,3 @@ class Limit:
 
 def _is_change(answer: Response) -> bool:
     return answer.request.method == "PATCH" and "/concurrency_limits/" in answer.url
-
-
-def _choose(ui: Ui, where: Locator, option: str) -> None:
-    # A click on the word opens the list and closes it again; a click on the arrow opens it. The
-    # arrow passes clicks to the element below, which Playwright considers an obstacle.
-    where.locator(".p-label__body svg").last.click(force=True)
-    ui.press(ui.page.get_by_role("option", name=option, exact=True), option)
-
-
-def _is_answer(to: str, answer: Response) -> bool:
-    """Whether a response is the answer to a request to that endpoint, or that the server was too busy."""
-    if answer.request.method != "POST" or "/api/" not in answer.url:
-        return False
-    return answer.url.endswith(to) or (answer.url.endswith("/schemas/validate") and not answer.ok)

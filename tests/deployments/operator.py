@@ -128,6 +128,11 @@ class Operator:
 
         return self.until(state, f"the end of run {run_id}")
 
+    def wait_for_restart(self, run_id: str) -> dict[str, Any]:
+        """Wait until a run that crashed has been started again and has ended, and return its last state."""
+        self.until(lambda: self.states(run_id).count("Running") == 2 or None, f"a restart of run {run_id}")
+        return self.wait(run_id)
+
     def until(self, look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
         """Look repeatedly, as `until` does, as long as anything on the server makes progress."""
         return until(look, what, seconds, self.signs)
@@ -188,6 +193,11 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the worker, also again after its end."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -199,7 +209,6 @@ class Worker:
                 # So that a signal to the tests does not reach it.
                 start_new_session=True,
             )
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -218,9 +227,15 @@ class Worker:
         if self._process is not None:
             # Each run has its own session. While it is stopped, the worker starts no further run.
             os.kill(self._process.pid, signal.SIGSTOP)
-            found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, check=False)
-            for pid in (self._process.pid, *map(int, found.stdout.split())):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self.kill_runs()
+            self._process.kill()
             self._process.wait()
             self._process = None
+
+    def kill_runs(self) -> None:
+        """Kill the processes of its runs, as when the machine has no more memory."""
+        assert self._process is not None
+        found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, check=False)
+        for pid in map(int, found.stdout.split()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

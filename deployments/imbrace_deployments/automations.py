@@ -24,11 +24,14 @@ WAITING = "AwaitingRestart"
 
 # Only runs of our deployments have the tag.
 OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-_ENDS = ("Completed", "Failed", "Partial", "Differs", "TimedOut", "Cancelled", "Declined", "Crashed")
+_ENDS = (
+    "Completed", "Completed with unreadable input", "Failed", "Partial", "Differs", "TimedOut", "Cancelled",
+    "Declined", "Crashed",
+)  # fmt: skip
 # What follows the crash of a run that is started again, by an automation or by hand.
 RESTARTED = (WAITING, "Restarting", "AwaitingRetry", "Scheduled", "Pending", "Running")
-# A run that waits for an answer has no process and sends no heartbeat.
-_SILENT = (*_ENDS, "Suspended")
+# A run that waits for an answer or for a worker has no process and sends no heartbeat.
+_SILENT = (*_ENDS, "Suspended", "Restarting")
 
 
 def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[AutomationCore]:

@@ -13,6 +13,8 @@ from prefect.events.schemas.automations import EventTrigger
 from ruamel.yaml import YAML
 
 from imbrace_deployments.automations import SILENCE, TAG, automations
+from imbrace_deployments.worker import RESTARTING
+from imbrace_flows.pipeline import UNREADABLE
 from tests.deployments.operator import ROOT
 
 
@@ -34,6 +36,14 @@ def test_a_run_is_considered_dead_after_three_missing_heartbeats(
 
     heartbeats = {timedelta(seconds=int(one["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])) for one in environments}
     assert {3 * heartbeat for heartbeat in heartbeats} == {SILENCE}
+
+
+def test_a_run_that_ended_or_waits_is_not_considered_dead() -> None:
+    (mark, *_) = automations()
+    assert isinstance(mark.trigger, EventTrigger)
+
+    names = [UNREADABLE, "Completed", "Partial", "Failed", "Differs", "Declined", "Suspended", RESTARTING]
+    assert {f"prefect.flow-run.{name}" for name in names} <= mark.trigger.expect
 
 
 def test_every_deployment_is_watched_bounded_and_explained(deployments: list[dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ NOT_HERE = {
     "ruff .* && mypy |coverage run -m pytest ": "`./dev test` runs it",
     r"(IMBRACE_TEST_DATABASE=\S+ )?pytest ": "part of the tests, or needs PostgreSQL or a browser",
     "python -m benchmarks": "takes minutes",
-    "imbrace-lake notify (slack|teams|email)": "needs a receiver, as in tests/deployments/test_notifications.py",
+    "imbrace-lake notify (slack|teams|email)": "needs a receiver: tests/deployments/test_notifications.py",
     "prefect deployment run --flow-run-name$": "names an option",
 }
 # Commands that run until an interrupt, and what they print when they are ready.

@@ -210,13 +210,6 @@ class NewUi(Ui):
         self.press(self.page.get_by_text(key, exact=True).first, key)
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
 
-    def choose_events(self, name: str) -> None:
-        """Show the events of one kind."""
-        self.choose_page("Event Feed")
-        self.press(self.page.get_by_text("All event types"), "Events")
-        self.press(self.page.get_by_role("option", name=name, exact=True), name)
-        self.page.keyboard.press("Escape")
-
     def choose_option(self, where: Locator, option: str) -> None:
         """Choose an option of a list."""
         where.get_by_text("Select", exact=True).click()

@@ -27,6 +27,10 @@ settings.load_profile("unhurried")
 os.environ["IMBRACE_SERVER_IDLE_MINUTES"] = "5"
 
 
+# `./dev` sets it; the tests compare the program's usual name.
+os.environ.pop("IMBRACE_CALLED_AS", None)
+
+
 # A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -259,6 +259,6 @@ def test_progress_moves_from_zero_to_all(box: Sandbox, tmp_path: Path) -> None:
 
     asyncio.run(main())
 
-    assert shares == pytest.approx([0.0, 0.05, 0.525, 1.0])
+    assert shares == pytest.approx([0.0, 0.0, 0.5, 1.0])
     assert progress.conversations_done == 10
     assert Progress().share() == 0.0

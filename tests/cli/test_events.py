@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -280,13 +282,16 @@ def test_the_failures_are_shown_by_cause_with_advice_and_the_run_to_rerun(
 
 
 def test_a_thousand_conversations_are_less_than_thirty_lines_of_log_and_none_is_red(
-    run: Run, prefect: LocalServer
+    prefect: LocalServer,
 ) -> None:
     with Sandbox(SandboxOptions(conversations=1_000, messages_mean=1, messages_spread=0)) as box:
         os.environ.update(IMBRACE_GATEWAY=box.url, IMBRACE_TOKEN=box.options.token)
         numbers = Path("many.txt")
         numbers.write_text("\n".join(box.phones), encoding="utf-8")
-        summary = json.loads(run("export", "--phones", str(numbers), "--json").out)
+        # Another test may have imported Prefect into this process with other settings of its loggers.
+        command = [sys.executable, "-m", "imbrace_cli", "export", "--phones", str(numbers), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        summary = json.loads(done.stdout)
 
     wanted = {"logs": {"flow_run_id": {"any_": [summary["run_id"]]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
 

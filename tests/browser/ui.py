@@ -351,7 +351,9 @@ class Limit:
     def write(self, title: str, number: str) -> None:
         """Write a number into the field with that title."""
         self.ui.words.append(title)
-        self.dialog.get_by_label(title).fill(number)
+        # The label does not name its field.
+        label = self.ui.page.get_by_text(title, exact=True)
+        self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
 
     def update(self) -> bool:
         """Save the value; False if the server was too busy, which the UI does not show."""

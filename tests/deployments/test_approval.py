@@ -29,6 +29,17 @@ def ask(operator: Operator, number: str, worker: Worker) -> str:
     return run_id
 
 
+def question(operator: Operator, run_id: str) -> object:
+    """Return the question that the form of the answer shows; Prefect stores it after the run is suspended."""
+    key = operator.flow_run(run_id)["state"]["state_details"]["run_input_keyset"]["description"]
+
+    def shown() -> list[object] | None:
+        found = operator.ask("POST", f"/flow_runs/{run_id}/input/filter", {"prefix": key})
+        return found or None
+
+    return operator.until(shown, "the question to be stored")
+
+
 def answer(operator: Operator, run_id: str, decision: str) -> dict[str, Any]:
     body = {"run_input": {"decision": decision}}
     return dict(operator.ask("POST", f"/flow_runs/{run_id}/resume", body))
@@ -55,8 +66,7 @@ def test_an_approved_run_reads_what_it_planned(
     box.append(new, 3)
     run_id = ask(deployed, "+886911000333", worker)
     (plan,) = artifact(deployed, run_id, "export-plan")
-    question = deployed.flow_run(run_id)["state"]["state_details"]["run_input_keyset"]["description"]
-    shown = deployed.ask("GET", f"/flow_runs/{run_id}/input/{question}")
+    shown = question(deployed, run_id)
     before = messages(lake)[new]
 
     rejected = answer(deployed, run_id, "perhaps")

@@ -72,7 +72,13 @@ class WriterProcess:
                 self._connection.close()
             await asyncio.to_thread(_wait, self._process)
 
-    async def run(self, threads: Executor | None, func: Callable[..., T], *args: object) -> T:
+    async def run(
+        self,
+        threads: Executor | None,
+        func: Callable[..., T],
+        *args: object,
+        make: Callable[[], object] | None = None,
+    ) -> T:
         """Call a function that may be called twice; it is pickled, with its arguments, result or error.
 
         Args:
@@ -81,6 +87,7 @@ class WriterProcess:
                 for a disk: it needs no thread.
             func: The function.
             args: Its arguments.
+            make: Returns a further argument, the last one, by work that needs no thread.
         """
         self._calls += 1
         is_first = self._calls == self._start_after
@@ -89,10 +96,12 @@ class WriterProcess:
                 await self._start()
         if self._connection is not None and (self._is_ready or is_first):
             with suppress(_Ended):
-                result: T = await self._call(threads is not None, func, args)
+                result: T = await self._call(threads is not None, func, args, make)
                 # Until the process has imported what its first call needs, this one makes the calls.
                 self._is_ready = self._connection is not None
                 return result
+        if make is not None:
+            args = (*args, make())
         if threads is None:
             return func(*args)
         return await asyncio.get_running_loop().run_in_executor(threads, func, *args)
@@ -114,11 +123,17 @@ class WriterProcess:
             lambda: _Results(self._pending, self._on_end), sock=ours
         )
 
-    async def _call(self, is_blocking: bool, func: Callable[..., Any], args: tuple[object, ...]) -> Any:
+    async def _call(
+        self,
+        is_blocking: bool,
+        func: Callable[..., Any],
+        args: tuple[object, ...],
+        make: Callable[[], object] | None,
+    ) -> Any:
         number = next(self._numbers)
         result = self._pending[number] = asyncio.get_running_loop().create_future()
         assert self._connection is not None  # noqa: S101 - narrows the type for mypy
-        self._connection.writelines(_framed(number, is_blocking, (func, args)))
+        self._connection.writelines(_framed(number, is_blocking, (func, args, make)))
         return await result
 
     def _on_end(self) -> None:
@@ -183,14 +198,14 @@ def serve(connection: socket.socket) -> None:
     """Make calls until the other process closes the connection or ends."""
     lock = threading.Lock()
 
-    def answer(number: int, body: bytes) -> None:
-        outcome: tuple[object, Exception | None]
+    def answer(number: int, func: Callable[..., object], args: tuple[object, ...]) -> None:
         try:
-            func, args = pickle.loads(body)  # noqa: S301 - our own process
-            outcome = func(*args), None
+            send(number, func(*args), None)
         except Exception as exc:  # noqa: BLE001 - the caller gets every error
-            outcome = None, exc
-        frame = b"".join(_framed(number, False, outcome))
+            send(number, None, exc)
+
+    def send(number: int, result: object, error: Exception | None) -> None:
+        frame = b"".join(_framed(number, False, (result, error)))
         with lock, suppress(OSError):  # the other process has ended
             connection.sendall(frame)
 
@@ -200,11 +215,17 @@ def serve(connection: socket.socket) -> None:
             body = calls.read(length)
             if len(body) < length:
                 return  # the other process was killed in the middle of a call
+            func, args, make = pickle.loads(body)  # noqa: S301 - our own process
+            # In one thread, because each thread that encodes keeps 5 MB.
+            try:
+                args = args if make is None else (*args, make())
+            except Exception as exc:  # noqa: BLE001 - as above
+                send(number, None, exc)
+                continue
             if is_blocking:
-                threads.submit(answer, number, body)
+                threads.submit(answer, number, func, args)
             else:
-                # In one thread, because each thread that encodes keeps 5 MB.
-                answer(number, body)
+                answer(number, func, args)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from imbrace_lake.lake.parquet import encode_stream
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
+from imbrace_lake.store.contract import Body, Encoding
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,7 +105,7 @@ async def publish(
                 # Before the part is replaced: a crash in between can repeat a revision, but not lose one.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()
-                body = await _encode(lake, rewrite.after.rows(), reservation, metadata)
+                body = await _body_of(rewrite.after.rows(), reservation, metadata)
                 parts[index] = await lake.replace_part(parts[index], body)
                 result.size_bytes += parts[index].size_bytes
                 result.edited += rewrite.edited
@@ -113,7 +114,7 @@ async def publish(
                 result.removed_hashes.append(rewrite.removed_hash)
             if diff.new is not None:
                 metadata = replace(claim, content_hash=diff.new.content_hash).metadata()
-                body = await _encode(lake, diff.new, reservation, metadata)
+                body = await _body_of(diff.new, reservation, metadata)
                 number = max((part.number for part in parts), default=-1) + 1
                 added = await lake.add_part(
                     claim.organization_id, claim.conversation_id, number, body, diff.new.num_rows
@@ -190,13 +191,11 @@ async def _note_revisions(
         await journal.note("revisions", f"{name}-{number}", rows)
 
 
-async def _encode(
-    lake: Lake, rows: Rows, reservation: Reservation, metadata: Mapping[str, str]
-) -> bytes | Path:
-    """Encode the rows of a part."""
+async def _body_of(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> Body | Encoding:
+    """Encode the rows of a part, or return what encodes them in the writer process."""
     if rows.table is None or rows.size_bytes > MOST_PORTABLE_BYTES:
         return await asyncio.to_thread(rows.encode, reservation, metadata)
-    return await lake.writer.run(None, encode_stream, rows.to_stream(), metadata)
+    return partial(encode_stream, rows.to_stream(), metadata)
 
 
 async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

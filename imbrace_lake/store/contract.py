@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias
 from uuid import uuid4
@@ -13,6 +14,7 @@ from uuid import uuid4
 from pydantic import SecretStr
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, StoreError
+from imbrace_lake.writer_process import WriterProcess
 
 TEMPORARY = ".tmp"
 """First segment of keys that are not objects: temporary files and locks of a local lake."""
@@ -40,6 +42,9 @@ Body: TypeAlias = bytes | Path
 
 The file stays, and must not be written again: on a local disk the object may be a hard link to it.
 """
+
+Encoding: TypeAlias = Callable[[], bytes]
+"""Returns the content of an object; it can be pickled, and called twice."""
 
 # Inside a class with a method named `list`, `list[ObjectMeta]` would name the method.
 Listing: TypeAlias = list[ObjectMeta]
@@ -141,6 +146,17 @@ class Store(Protocol):
             ObjectExists: Another writer was first; nothing was changed.
         """
         ...
+
+    async def create_encoded(
+        self, key: str, encode: Encoding, writer: WriterProcess
+    ) -> tuple[ObjectMeta, str]:
+        """Create an object as `create` does, which the writer process encodes.
+
+        Returns:
+            The metadata, and the SHA-256 of the bytes.
+        """
+        body = await writer.run(None, encode)
+        return await self.create(key, body), sha256(body).hexdigest()
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         """Update the object whose version is ``etag``.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -17,6 +18,7 @@ from imbrace_lake.errors import StoreError, StoreUnavailable
 from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.contract import (
     Body,
+    Encoding,
     Listing,
     ObjectMeta,
     Probe,
@@ -41,9 +43,8 @@ class LocalStore(Store):
     stopped: after a cancelled call, the complete object may still appear a moment later.
     """
 
-    def __init__(self, root: Path, writer: WriterProcess | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self._disk = AtomicFiles(root)
-        self._writer = writer
         self.url = str(root)
         self.is_conditional: bool | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -90,10 +91,14 @@ class LocalStore(Store):
 
     async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
-        if self._writer is None or isinstance(data, Path):
-            return await self._run(self._disk.write_new, key, data)
+        return await self._run(self._disk.write_new, key, data)
+
+    async def create_encoded(
+        self, key: str, encode: Encoding, writer: WriterProcess
+    ) -> tuple[ObjectMeta, str]:
+        check_key(key)
         with self._explained():
-            return await self._writer.run(self._threads, self._disk.write_new, key, data)
+            return await writer.run(self._threads, _write_new, self._disk, key, make=encode)
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
@@ -137,6 +142,10 @@ class LocalStore(Store):
             yield
         except OSError as exc:
             raise explain(exc, self.url) from exc
+
+
+def _write_new(disk: AtomicFiles, key: str, body: bytes) -> tuple[ObjectMeta, str]:
+    return disk.write_new(key, body), sha256(body).hexdigest()
 
 
 def explain(exc: OSError, url: str) -> StoreError:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +56,9 @@ def test_an_error_of_a_call_is_raised() -> None:
     async def work(writer: WriterProcess) -> None:
         with pytest.raises(ZeroDivisionError):
             await writer.run(None, divmod, 1, 0)
+        with pytest.raises(ZeroDivisionError):
+            await writer.run(None, bytes, make=partial(divmod, 1, 0))
+        assert await writer.run(None, divmod, 7, make=partial(int, 2)) == (3, 1)
 
     with_writer(work)
 
@@ -136,14 +141,14 @@ def test_rows_that_cross_processes_are_encoded_as_the_same_bytes() -> None:
 
 def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> None:
     async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path, writer) as store:
-            meta = await store.create("a/b", b"1")
-            assert meta == await store.head("a/b")
+        async with LocalStore(tmp_path) as store:
+            meta, digest = await store.create_encoded("a/b", partial(bytes, b"1"), writer)
+            assert (meta, digest) == (await store.head("a/b"), sha256(b"1").hexdigest())
             assert await store.get("a/b") == b"1"
             with pytest.raises(ObjectExists):
-                await store.create("a/b", b"2")
+                await store.create_encoded("a/b", partial(bytes, b"2"), writer)
             with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
-                await store.create("a/b/c", b"3")
+                await store.create_encoded("a/b/c", partial(bytes, b"3"), writer)
             assert [one.key for one in await store.list("")] == ["a/b"]
 
     with_writer(work)
@@ -151,14 +156,17 @@ def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> 
 
 def test_objects_are_written_although_the_process_is_killed(tmp_path: Path) -> None:
     async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path, writer) as store:
+        async with LocalStore(tmp_path) as store:
             process = await writer.run(None, os.getpid)
             os.kill(process, signal.SIGSTOP)
-            writing = asyncio.gather(*(store.create(f"before/{number}", b"1") for number in range(9)))
+            one = partial(bytes, b"1")
+            writing = asyncio.gather(
+                *(store.create_encoded(f"before/{number}", one, writer) for number in range(9))
+            )
             await asyncio.sleep(0.1)
             os.kill(process, signal.SIGKILL)
             await writing
-            await store.create("after", b"1")
+            await store.create_encoded("after", one, writer)
             assert await writer.run(None, os.getpid) == os.getpid()
             assert len(await store.list("")) == 10
 

@@ -16,9 +16,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from statistics import median
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,8 +29,13 @@ from imbrace_lake.tuning import tuned_process
 
 # The start takes 0.3 s of another core, which short runs do not earn back.
 START_AFTER = 32
-# A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
+# Larger bodies are encoded and written in a thread of this process, where they are in memory only once.
+MOST_BYTES = 2**20
+# On a slow disk or a network mount several threads write; on a fast disk a single one does, because threads
+# that share the interpreter's lock took a fifth more of the run's time.
 THREADS = 8
+SLOW_SECONDS = 0.01
+RECENT_WRITES = 21
 END_SECONDS = 30.0
 
 T = TypeVar("T")
@@ -82,9 +90,9 @@ class WriterProcess:
         """Call a function that may be called twice; it is pickled, with its arguments, result or error.
 
         Args:
-            threads: The threads of this process that make the call if the second process does not; the second
-                process also makes it in a thread. None for work of less than a millisecond that does not wait
-                for a disk: it needs no thread.
+            threads: The threads of this process that make the call if the second process does not; on a slow
+                disk, the second process also makes it in a thread. None for work of less than a millisecond
+                that does not wait for a disk: it needs no thread.
             func: The function.
             args: Its arguments.
             make: Returns a further argument, the last one, by work that needs no thread.
@@ -113,7 +121,7 @@ class WriterProcess:
         with theirs:
             # Not `multiprocessing`, which would also import the main module there, an orchestrator.
             self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; this interpreter and module
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -194,11 +202,14 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 # -- the second process ---------------------------------------------------------------------------
 
 
-def serve(connection: socket.socket) -> None:
-    """Make calls until the other process closes the connection or ends."""
+def serve(connection: socket.socket, caller: int) -> None:
+    """Make calls until the other process, whose id is `caller`, closes the connection or ends."""
     lock = threading.Lock()
 
     def answer(number: int, func: Callable[..., object], args: tuple[object, ...]) -> None:
+        if os.getppid() != caller:
+            # It was killed. Its writes must not follow those of the next run, which cleans up after it.
+            return
         try:
             send(number, func(*args), None)
         except Exception as exc:  # noqa: BLE001 - the caller gets every error
@@ -209,6 +220,8 @@ def serve(connection: socket.socket) -> None:
         with lock, suppress(OSError):  # the other process has ended
             connection.sendall(frame)
 
+    waits: deque[float] = deque(maxlen=RECENT_WRITES)
+    is_slow = False
     with connection.makefile("rb") as calls, ThreadPoolExecutor(THREADS) as threads:
         while header := calls.read(_HEADER.size):
             number, is_blocking, length = _HEADER.unpack(header)
@@ -222,10 +235,15 @@ def serve(connection: socket.socket) -> None:
             except Exception as exc:  # noqa: BLE001 - as above
                 send(number, None, exc)
                 continue
-            if is_blocking:
+            if is_slow and is_blocking:
                 threads.submit(answer, number, func, args)
-            else:
-                answer(number, func, args)
+                continue
+            began = time.monotonic() - time.thread_time()
+            answer(number, func, args)
+            if is_blocking:
+                waits.append(time.monotonic() - time.thread_time() - began)
+                # The median, because on a busy machine some writes wait for a core.
+                is_slow = len(waits) == RECENT_WRITES and median(waits) > SLOW_SECONDS
 
 
 def main() -> None:
@@ -233,7 +251,7 @@ def main() -> None:
     # Ctrl-C goes to both processes; the other one decides what remains to be written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with tuned_process(), socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection)
+        serve(connection, int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ class Lake:
         if isinstance(body, bytes | Path):
             meta, digest = await self.store.create(key, body), await _hash_of(body)
         else:
-            meta, digest = await self.store.create_encoded(key, body, self.writer)
+            meta, digest = await self.store.create_encoded(key, body)
         return Part(key, meta.size_bytes, rows, digest, meta.etag)
 
 
@@ -262,7 +262,7 @@ async def open_lake(
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
-    async with WriterProcess() as writer, open_store(url, options) as store:
+    async with WriterProcess() as writer, open_store(url, options, writer) as store:
         marker = await _read_marker(store)
         if marker is None and now is not None:
             marker = await _write_marker(store, now)

@@ -25,6 +25,7 @@ from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.store.contract import Body, Encoding
+from imbrace_lake.writer_process import MOST_BYTES
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,8 +34,6 @@ T = TypeVar("T")
 TRIES = 20
 # Longer parts are rewritten in a thread: the digest of a row takes 10 µs.
 FEW_ROWS = 1_000
-# Larger rows are encoded in a thread of this process, where they are in memory only once.
-MOST_PORTABLE_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -193,7 +192,7 @@ async def _note_revisions(
 
 async def _body_of(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> Body | Encoding:
     """Encode the rows of a part, or return what encodes them in the writer process."""
-    if rows.table is None or rows.size_bytes > MOST_PORTABLE_BYTES:
+    if rows.table is None or rows.size_bytes > MOST_BYTES:
         return await asyncio.to_thread(rows.encode, reservation, metadata)
     return partial(encode_stream, rows.to_stream(), metadata)
 

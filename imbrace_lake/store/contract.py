@@ -97,10 +97,12 @@ class Store(Protocol):
     Attributes:
         url: The address of the lake, normalized, without credentials.
         is_conditional: The result of the probe; None before the probe.
+        writer: Encodes objects, and for a local disk also writes small ones; None does so in this process.
     """
 
     url: str
     is_conditional: bool | None
+    writer: WriterProcess | None
 
     async def __aenter__(self) -> Self: ...
 
@@ -147,15 +149,13 @@ class Store(Protocol):
         """
         ...
 
-    async def create_encoded(
-        self, key: str, encode: Encoding, writer: WriterProcess
-    ) -> tuple[ObjectMeta, str]:
+    async def create_encoded(self, key: str, encode: Encoding) -> tuple[ObjectMeta, str]:
         """Create an object as `create` does, which the writer process encodes.
 
         Returns:
             The metadata, and the SHA-256 of the bytes.
         """
-        body = await writer.run(None, encode)
+        body = encode() if self.writer is None else await self.writer.run(None, encode)
         return await self.create(key, body), sha256(body).hexdigest()
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:

@@ -28,6 +28,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
+from imbrace_lake.writer_process import WriterProcess
 
 THREADS = 8
 # These drivers write a file piece by piece under its name, but rename in one step. For object stores it is
@@ -50,7 +51,7 @@ class FsspecStore(Store):
         SettingsError: The protocol is unknown, or its driver is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, writer: WriterProcess | None = None) -> None:
         protocol = urlsplit(url).scheme
         try:
             driver = fsspec.get_filesystem_class(protocol)
@@ -62,6 +63,7 @@ class FsspecStore(Store):
             raise SettingsError(f"the driver for {protocol}:// is not installed: {exc}") from exc
         self.url = url.rstrip("/")
         self.is_conditional: bool | None = None
+        self.writer = writer
         self._driver = driver
         self._protocol = protocol
         self._files: Any = None

@@ -27,7 +27,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.writer_process import WriterProcess
+from imbrace_lake.writer_process import MOST_BYTES, WriterProcess
 
 # A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
 THREADS = 8
@@ -43,10 +43,11 @@ class LocalStore(Store):
     stopped: after a cancelled call, the complete object may still appear a moment later.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, writer: WriterProcess | None = None) -> None:
         self._disk = AtomicFiles(root)
         self.url = str(root)
         self.is_conditional: bool | None = None
+        self.writer = writer
         self._threads: ThreadPoolExecutor | None = None
 
     def __repr__(self) -> str:
@@ -91,26 +92,26 @@ class LocalStore(Store):
 
     async def create(self, key: str, data: Body) -> ObjectMeta:
         check_key(key)
-        return await self._run(self._disk.write_new, key, data)
+        return await self._write(self._disk.write_new, key, data)
 
-    async def create_encoded(
-        self, key: str, encode: Encoding, writer: WriterProcess
-    ) -> tuple[ObjectMeta, str]:
+    async def create_encoded(self, key: str, encode: Encoding) -> tuple[ObjectMeta, str]:
+        if self.writer is None:
+            return await super().create_encoded(key, encode)
         check_key(key)
         with self._explained():
-            return await writer.run(self._threads, _write_new, self._disk, key, make=encode)
+            return await self.writer.run(self._threads, _write_new, self._disk, key, make=encode)
 
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
-        return await self._run(self._disk.write_over, key, data, etag)
+        return await self._write(self._disk.write_over, key, data, etag)
 
     async def overwrite(self, key: str, data: bytes) -> ObjectMeta:
         check_key(key)
-        return await self._run(self._disk.write_over, key, data, None)
+        return await self._write(self._disk.write_over, key, data, None)
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        await self._run(self._disk.remove, key)
+        await self._write(self._disk.remove, key)
 
     def temporary_directory(self) -> Path:
         try:
@@ -119,7 +120,12 @@ class LocalStore(Store):
             raise explain(exc, self.url) from exc
 
     async def probe(self) -> Probe:
-        works = await probe_conditions(self)
+        # This process has to notice whether the file system has links.
+        writer, self.writer = self.writer, None
+        try:
+            works = await probe_conditions(self)
+        finally:
+            self.writer = writer
         self.is_conditional = works and self._disk.has_links
         if not works:
             note = f"{self.url} is on a disk with unreliable modification times: run one export at a time."
@@ -128,6 +134,14 @@ class LocalStore(Store):
         else:
             note = None
         return Probe(self.is_conditional, note)
+
+    async def _write(self, func: Callable[..., T], key: str, *args: Body | str | None) -> T:
+        """Run a function that writes: in the writer process, unless it writes much."""
+        is_small = not args or (isinstance(args[0], bytes) and len(args[0]) <= MOST_BYTES)
+        if self.writer is None or not is_small:
+            return await self._run(func, key, *args)
+        with self._explained():
+            return await self.writer.run(self._threads, func, key, *args)
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._threads is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ from imbrace_lake.lake.parquet import encode_stream, to_parquet
 from imbrace_lake.lake.rows import Rows
 from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
 from imbrace_lake.store.local import LocalStore
-from imbrace_lake.writer_process import WriterProcess
+from imbrace_lake.writer_process import RECENT_WRITES, SLOW_SECONDS, WriterProcess
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import run_once, settings_for
 
@@ -76,8 +78,11 @@ def test_a_cancelled_call_does_not_affect_others() -> None:
 
 def test_calls_that_wait_for_a_slow_disk_run_side_by_side() -> None:
     async def work(writer: WriterProcess) -> float:
-        began = time.monotonic()
         with ThreadPoolExecutor(1) as threads:
+            # By these, the process sees that the disk is slow.
+            for _ in range(RECENT_WRITES):
+                await writer.run(threads, time.sleep, 2 * SLOW_SECONDS)
+            began = time.monotonic()
             await asyncio.gather(*(writer.run(threads, time.sleep, 0.5) for _ in range(8)))
         return time.monotonic() - began
 
@@ -141,14 +146,14 @@ def test_rows_that_cross_processes_are_encoded_as_the_same_bytes() -> None:
 
 def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> None:
     async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path) as store:
-            meta, digest = await store.create_encoded("a/b", partial(bytes, b"1"), writer)
+        async with LocalStore(tmp_path, writer) as store:
+            meta, digest = await store.create_encoded("a/b", partial(bytes, b"1"))
             assert (meta, digest) == (await store.head("a/b"), sha256(b"1").hexdigest())
             assert await store.get("a/b") == b"1"
             with pytest.raises(ObjectExists):
-                await store.create_encoded("a/b", partial(bytes, b"2"), writer)
+                await store.create_encoded("a/b", partial(bytes, b"2"))
             with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
-                await store.create_encoded("a/b/c", partial(bytes, b"3"), writer)
+                await store.create_encoded("a/b/c", partial(bytes, b"3"))
             assert [one.key for one in await store.list("")] == ["a/b"]
 
     with_writer(work)
@@ -156,21 +161,63 @@ def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> 
 
 def test_objects_are_written_although_the_process_is_killed(tmp_path: Path) -> None:
     async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path) as store:
+        async with LocalStore(tmp_path, writer) as store:
             process = await writer.run(None, os.getpid)
             os.kill(process, signal.SIGSTOP)
             one = partial(bytes, b"1")
-            writing = asyncio.gather(
-                *(store.create_encoded(f"before/{number}", one, writer) for number in range(9))
-            )
+            writing = asyncio.gather(*(store.create_encoded(f"before/{number}", one) for number in range(9)))
             await asyncio.sleep(0.1)
             os.kill(process, signal.SIGKILL)
             await writing
-            await store.create_encoded("after", one, writer)
+            await store.create_encoded("after", one)
             assert await writer.run(None, os.getpid) == os.getpid()
             assert len(await store.list("")) == 10
 
     with_writer(work)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from functools import partial
+from pathlib import Path
+from imbrace_lake.store.local import LocalStore
+from imbrace_lake.writer_process import WriterProcess
+
+async def main():
+    async with WriterProcess(start_after=1) as writer, LocalStore(Path(sys.argv[1]), writer) as store:
+        process = await writer.run(None, os.getpid)
+        print(process, flush=True)
+        os.kill(process, signal.SIGSTOP)
+        tasks = [asyncio.create_task(store.create_encoded(str(one), partial(bytes, 1))) for one in range(50)]
+        await asyncio.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_run_is_followed_by_no_writes(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    command = [sys.executable, "-c", KILLED, str(lake)]
+    # Without a pipe for its errors, which the process that is stopped would keep open.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        process = int(killed.stdout.readline())
+        assert killed.wait(60) == -signal.SIGKILL
+
+    os.kill(process, signal.SIGCONT)
+    while _is_running(process):
+        time.sleep(0.01)
+
+    assert [path for path in lake.rglob("*") if path.is_file()] == []
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process has not ended; one whose parent does not wait for it remains known."""
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_run_whose_second_process_is_killed_completes(tmp_path: Path) -> None:

@@ -1,0 +1,633 @@
+"""Which conversations a run visits within its budget: a function of the ledgers' state and the time.
+
+docs/freshness.md explains the rules with an example. Times are in hours since 1970 (UTC), and one row of each
+array is one conversation, so that a million conversations take a few seconds and 300 MB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+# The number of active hours that the lake remembers of each conversation.
+LISTED_HOURS = 20
+# An absent entry of the list of active hours: long before any message.
+ABSENT = -(2**15)
+# How many of the last active hours each estimate of the rate uses, and the weight of the estimate.
+ESTIMATES = ((1, 0.05), (4, 0.15), (20, 0.8))
+# How many active hours a conversation without any is expected to have in the time since its first message.
+UNSEEN = 0.25
+# The spans, in hours, in which the active hours of conversations are compared.
+SPANS = (24, 168, 672)
+# The organization's messages per active hour count as much as this many active hours of the conversation.
+ORGANIZATION_MESSAGES = 4
+# The organization's day counts as much as this many active hours of the conversation.
+ORGANIZATION_HOURS = 20
+# Each active hour counts for this many hours before and after it, too.
+BLUR = 2
+# Active hours that are added to each hour of the day, and to each weekday, in the organization's profile.
+SMOOTHING = 10
+# The share of the promised age at which a proof is renewed.
+RENEWED_AFTER = 0.9
+# Clocks may differ by this many hours.
+SKEW = 1 / 12
+ROWS_AT_A_TIME = 16_384
+COLUMNS = (
+    "conversation_id", "proven_until", "finished_at", "first_message_at", "last_message_at",
+    "distinct_messages", "active_hours", "active_hour_count",
+)  # fmt: skip
+
+
+def as_hours(time: datetime) -> float:
+    """Return a time in hours since 1970."""
+    return time.timestamp() / 3600
+
+
+def as_time(hours: float) -> datetime:
+    """Return hours since 1970 as a time in UTC."""
+    return datetime.fromtimestamp(hours * 3600, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class RevisitPolicy:
+    """The limits of the time between two visits of a conversation.
+
+    Attributes:
+        promise: No conversation waits longer, if the budget is sufficient.
+        period: The time between two runs; no conversation is visited twice in it.
+    """
+
+    promise: timedelta = timedelta(days=7)
+    period: timedelta = timedelta(hours=1)
+
+    @property
+    def longest(self) -> float:
+        """The hours after which runs renew a proof: before the promise ends, because runs may be skipped."""
+        return RENEWED_AFTER * (self.promise / timedelta(hours=1))
+
+    @property
+    def shortest(self) -> float:
+        """The period in hours."""
+        return self.period / timedelta(hours=1)
+
+    def periods(self, hours: float) -> float:
+        """Return the number of runs in some hours."""
+        return hours / self.shortest
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the lake knows about conversations that were proven at least once.
+
+    Attributes:
+        seen: The time of the last proof.
+        since: The time of the first message, from which on active hours are known.
+        hours: The last active hours, those in which messages were written, the newest last;
+            `ABSENT` at the front if there were fewer.
+        messages, active: The number of all messages, and of all active hours; 0 where it is unknown.
+        ids: The ids; None if the order of the rows decides between equal conversations.
+    """
+
+    seen: Floats
+    since: Floats
+    hours: Integers
+    messages: Integers
+    active: Integers
+    ids: pa.ChunkedArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def rows(self, rows: Any) -> Known:
+        """Return some conversations, without their ids."""
+        return Known(
+            self.seen[rows], self.since[rows], self.hours[rows], self.messages[rows], self.active[rows]
+        )  # fmt: skip
+
+    def slices(self) -> Iterator[tuple[slice, Known]]:
+        """Yield all conversations, some at a time."""
+        for start in range(0, len(self), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            yield rows, self.rows(rows)
+
+
+def known_of(states: pa.Table, policy: RevisitPolicy) -> Known:
+    """Return what the states of conversations (`COLUMNS`) show.
+
+    A state of an earlier version lacks the active hours: they are then spread evenly from its first message
+    to its last.
+    """
+    count = states.num_rows
+    seen, since = np.empty(count), np.empty(count)
+    messages, active = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    hours = np.full((count, LISTED_HOURS), ABSENT, np.int32)
+    for start in range(0, count, ROWS_AT_A_TIME):
+        rows, some = slice(start, start + ROWS_AT_A_TIME), states.slice(start, ROWS_AT_A_TIME)
+        seen[rows] = _hours_of(pc.coalesce(some.column("proven_until"), some.column("finished_at")))
+        first = _hours_of(some.column("first_message_at"))
+        since[rows] = np.where(np.isnan(first), seen[rows] - policy.longest, first)
+        lists = some.column("active_hours")
+        _fill(hours[rows], lists.combine_chunks())
+        counts = pc.if_else(pc.is_null(lists), some.column("distinct_messages"), 0)
+        _spread(hours[rows], first, _hours_of(some.column("last_message_at")), _numbers(counts))
+        active[rows] = _numbers(some.column("active_hour_count"))
+        is_counted = active[rows] > 0
+        messages[rows] = np.where(is_counted, _numbers(some.column("distinct_messages")), 0)
+    return Known(seen, since, hours, messages, active, states.column("conversation_id"))
+
+
+def _fill(hours: Integers, lists: pa.ListArray) -> None:
+    """Write the end of each list to the end of a row."""
+    lengths = _numbers(pc.list_value_length(lists)).astype(np.int64)
+    listed = _numbers(pc.list_flatten(lists))
+    row = np.repeat(np.arange(len(hours)), lengths)
+    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(listed))
+    is_kept = from_end <= LISTED_HOURS
+    hours[row[is_kept], LISTED_HOURS - from_end[is_kept]] = listed[is_kept]
+
+
+def _spread(hours: Integers, first: Floats, last: Floats, counts: Floats) -> None:
+    """Spread a number of active hours evenly over a span of time."""
+    number = np.where(np.isnan(first) | np.isnan(last), 0, np.minimum(counts, LISTED_HOURS))[:, None]
+    place = np.arange(LISTED_HOURS - 1, -1, -1)
+    step = (last - first)[:, None] / np.maximum(number, 1)
+    row, column = np.nonzero(place < number)
+    hours[row, column] = np.floor(last[row] - step[row, 0] * place[column])
+
+
+def _numbers(values: pa.Array | pa.ChunkedArray) -> Floats:
+    """Return numbers, 0 for null."""
+    return np.asarray(pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False))
+
+
+def _hours_of(times: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    milliseconds = pc.cast(times.cast(pa.int64()), pa.float64(), safe=False)
+    return np.asarray(pc.divide(milliseconds, 3_600_000.0).to_numpy(zero_copy_only=False), np.float64)
+
+
+def add_active_hours(
+    listed: list[int] | None, count: int | None, times: pa.ChunkedArray
+) -> tuple[list[int], int]:
+    """Return the last active hours of a conversation, and the number of all, after further messages.
+
+    Args:
+        listed, count: The same before; None if there was no message.
+        times: The times of new messages; null where the gateway states none.
+    """
+    milliseconds = pc.drop_null(pc.unique(times)).cast(pa.int64())
+    new = np.unique(milliseconds.to_numpy(zero_copy_only=False) // 3_600_000).tolist()
+    before = {*(listed or ())}
+    return sorted({*before, *new[-LISTED_HOURS:]})[-LISTED_HOURS:], (count or 0) + len({*new} - before)
+
+
+# -- the activity of a conversation -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """What the conversations of an organization have in common.
+
+    Attributes:
+        rate: Active hours per hour of one conversation, on average.
+        messages: Messages per active hour, on average.
+        contrast: The share of the differences between conversations that is not chance, from 0 to 1.
+        day: The activity in each hour of the day (UTC), 1 on average.
+        week: The weight of each day of the week, Thursday first: the root of its activity.
+    """
+
+    rate: float
+    messages: float
+    contrast: float
+    day: Floats
+    week: Floats
+
+    @classmethod
+    def of(cls, known: Known, now: float, policy: RevisitPolicy) -> Organization:
+        """Return the common properties of conversations."""
+        until, weeks = math.floor(now - policy.longest), 4 * 168
+        sums, profile = np.zeros((len(SPANS), 5)), np.zeros(168)
+        for _, some in known.slices():
+            is_listed = some.hours > ABSENT
+            for number, span in enumerate(SPANS):
+                time = np.clip(some.seen - some.since, 1.0, span)
+                start = np.ceil(some.seen - time).astype(some.hours.dtype)
+                count = (is_listed & (some.hours >= start[:, None])).sum(1, dtype=np.float64)
+                sums[number] += [
+                    count.sum(), time.sum(), count @ count, count @ time, time @ time
+                ]  # fmt: skip
+            # Four weeks of which all active hours are listed, so that all weekdays have the same chance.
+            is_complete = (some.hours[:, 0] == ABSENT) | (some.hours[:, 0] <= until - weeks)
+            is_in = is_listed & (some.hours > until - weeks) & (some.hours <= until) & is_complete[:, None]
+            profile += np.bincount(some.hours[is_in] % 168, minlength=168)
+        by_day = profile.reshape(7, 24)
+        day, week = by_day.sum(0) + SMOOTHING, by_day.sum(1) + SMOOTHING
+        count, time = sums[-1, :2]
+        return cls(
+            rate=max(count, 0.5) / max(time, 1.0),
+            messages=max(float(known.messages.sum()), 1.0) / max(float(known.active.sum()), 1.0),
+            contrast=1 - 1 / _dispersion(sums) ** 2,
+            day=day / day.mean(),
+            week=np.sqrt(week / week.mean()),
+        )
+
+
+def _dispersion(sums: Floats) -> float:
+    """Return the largest ratio of the variance of counts to that of chance, at least 1.
+
+    Args:
+        sums: Per span, the sums of counts n, of times t, of n², nt and t².
+    """
+    count, time, squares, products, times = sums.T
+    rate = count / np.maximum(time, 1.0)
+    # If all conversations had the same rate, the count of each would have the variance rate x time.
+    variance = squares - 2 * rate * products + rate * rate * times
+    return float(np.max(variance / np.maximum(count, 1.0), initial=1.0))
+
+
+def rates(known: Known, organization: Organization) -> Floats:
+    """Return the expected messages of each conversation, per hour, as of its last proof."""
+    raw = np.zeros(len(known))
+    for number, weight in ESTIMATES:
+        raw += weight * estimate(known, number)
+    active = organization.rate * (raw / organization.rate) ** organization.contrast
+    found: Floats = active * messages_per_active_hour(known, organization)
+    return found
+
+
+def messages_per_active_hour(known: Known, organization: Organization) -> Floats:
+    """Return the mean of each conversation; the fewer its active hours, the nearer to the organization's."""
+    others = ORGANIZATION_MESSAGES
+    messages, active = known.messages.astype(np.float64), known.active.astype(np.float64)
+    found: Floats = (messages + others * organization.messages) / (active + others)
+    return found
+
+
+def estimate(known: Known, number: int) -> Floats:
+    """Return the active hours per hour: the last `number` of them, in the time since the first of these.
+
+    A conversation with fewer has those after its first message, and `UNSEEN` more, since its first message.
+    """
+    start = known.hours[:, -number]
+    is_listed = start > ABSENT
+    count = np.where(is_listed, number, np.maximum((known.hours > ABSENT).sum(1) - 1, 0) + UNSEEN)
+    found: Floats = count / np.maximum(known.seen - np.where(is_listed, start, known.since), 1.0)
+    return found
+
+
+def weigh_hours(hours: Integers, organization: Organization) -> Floats:
+    """Return the weight of each hour of the day for conversations, added up from midnight: 25 columns.
+
+    The weight is the root of the activity, because the time between visits that is best is inversely
+    proportional to it.
+    """
+    is_listed = hours > ABSENT
+    cells = np.arange(len(hours))[:, None] * 24 + hours % 24
+    counts = np.bincount(cells[is_listed].astype(np.int64), minlength=24 * len(hours)).reshape(-1, 24)
+    around = sum(np.roll(counts, shift, 1) for shift in range(-BLUR, BLUR + 1)) * (24 / (2 * BLUR + 1))
+    total = is_listed.sum(1)[:, None]
+    weights = np.sqrt((ORGANIZATION_HOURS * organization.day + around) / (ORGANIZATION_HOURS + total))
+    added = np.zeros((len(hours), 25))
+    np.cumsum(weights, axis=1, out=added[:, 1:])
+    return added
+
+
+def count_hours(added: Floats, organization: Organization, time: Floats | float) -> Floats:
+    """Return the hours from 1970 to a time, each with its weight.
+
+    Args:
+        added: From `weigh_hours`.
+        organization: The organization.
+        time: One for each conversation, or one for all.
+    """
+    day, hour = np.divmod(np.asarray(time), 24)
+    weeks, weekday = np.divmod(day, 7)
+    number, whole = weekday.astype(np.int64), hour.astype(np.int64)
+    before = np.concatenate([[0.0], np.cumsum(organization.week)])
+    # In the precision of the weights; a simulation keeps them in half of the memory.
+    days = (weeks * before[7] + before[number]).astype(added.dtype)
+    weight, share = organization.week[number].astype(added.dtype), (hour - whole).astype(added.dtype)
+    row = np.arange(len(added)) if np.ndim(time) else slice(None)
+    low, high = added[row, whole], added[row, whole + 1]
+    counted: Floats = added[:, 24] * days + weight * (low + share * (high - low))
+    return counted
+
+
+# -- the choice -------------------------------------------------------------------------------------
+
+
+def values(rate: Floats, counted: Floats) -> Floats:
+    """Return the value of visits: the hours for which messages are expected to have waited, added up.
+
+    Args:
+        rate: Messages per hour.
+        counted: The weighted hours since the last proof.
+    """
+    waited: Floats = rate * np.square(np.maximum(counted, 0.0)) / 2
+    return waited
+
+
+def pick(
+    value: Floats,
+    rate: Floats,
+    left: Floats,
+    policy: RevisitPolicy,
+    requests: int,
+    ids: pa.ChunkedArray | None = None,
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Choose the conversations to visit, in the order of their visits.
+
+    The oldest proofs come first, as many as the promise needs, then the most valuable visits. Of these the
+    conversations with the highest rates come first, so that each is visited at the same minute of each run.
+
+    Args:
+        value: The value of a visit.
+        rate: The rate of each conversation.
+        left: The hours until the proof must be renewed.
+        policy: The promise, and the time until the next run.
+        requests: The number of visits.
+        ids: Decide between equal values; the order of the rows by default.
+
+    Returns:
+        The rows, and the number of them that are chosen for the promise.
+    """
+    promised = min(_needed_now(left, policy, requests), requests, len(value))
+    first = _most(-left, promised, ids)
+    value = value.copy()
+    value[first] = -1.0
+    rest = _most(value, min(requests, len(value)) - promised, ids)
+    return np.concatenate([first, rest[np.argsort(-rate[rest], kind="stable")]]), promised
+
+
+def _needed_now(left: Floats, policy: RevisitPolicy, requests: int) -> int:
+    """Return how many of the oldest proofs this run renews, so that later runs never need more than it."""
+    if not len(left):
+        return 0
+    runs = np.clip(np.floor(left / policy.shortest), 0, math.ceil(policy.periods(policy.longest)))
+    due = np.cumsum(np.bincount(runs.astype(np.int64)))
+    most = int(np.ceil((due / np.maximum(np.arange(len(due)), 1)).max()))
+    average = len(left) / policy.periods(policy.longest)
+    # More than half of a run only if the promise can be kept, and only so.
+    return min(most, requests if requests / 2 < average <= requests else requests // 2)
+
+
+def _most(value: Floats, number: int, ids: pa.ChunkedArray | None) -> npt.NDArray[np.int64]:
+    """Return the rows with the largest values, the largest first."""
+    if number <= 0:
+        return np.empty(0, np.int64)
+    if number < len(value):
+        least = np.partition(value, len(value) - number)[len(value) - number]
+        rows = np.flatnonzero(value >= least)
+    else:
+        rows = np.arange(len(value))
+    if ids is None:
+        order = np.argsort(-value[rows], kind="stable")
+    else:
+        table = pa.table({"value": value[rows], "id": ids.take(pa.array(rows))})
+        order = pc.sort_indices(table, [("value", "descending"), ("id", "ascending")]).to_numpy()
+    most: npt.NDArray[np.int64] = rows[order[:number]]
+    return most
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a run visits, in this order: first `unproven`, then `rows`.
+
+    Attributes:
+        unproven: Rows of the list of conversations that were never proven.
+        rows: Rows of the others.
+        promised: How many of `rows`, from the first on, are visited for the promise.
+        due: The number of conversations that are due.
+        not_reached: The number of these that the run does not visit.
+    """
+
+    unproven: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    promised: int
+    due: int
+    not_reached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the budget achieves, if conversations continue as before.
+
+    Attributes:
+        mean, median, most: The age, in hours, at which a run finds news: mean, median, 95th percentile.
+        fresh: The share of the news that is found within an hour.
+        requests: The visits per run that the promise needs.
+        is_promise_kept: Whether the budget is sufficient for them.
+    """
+
+    mean: float
+    median: float
+    most: float
+    fresh: float
+    requests: int
+    is_promise_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a conversation is due or not, in numbers; all times between two visits are weighted hours.
+
+    Attributes:
+        seen, deadline, next_visit: The last proof; when it is as old as promised; when it is due again.
+        listed: The listed active hours.
+        estimates: The active hours per hour, by each of `ESTIMATES`.
+        messages: The messages per active hour.
+        rate: The messages per hour.
+        counted: The hours since the last proof.
+        interval: The hours between two visits.
+        value: The value of a visit now.
+        price: The value from which on a visit is due.
+        reason: ``everything``: a run visits all conversations; ``ahead``: the proof is from the future;
+            ``promise``: it must be renewed; ``value``: the interval is over; ``waits``: not due.
+    """
+
+    seen: datetime
+    deadline: datetime
+    next_visit: datetime
+    listed: int
+    estimates: tuple[float, ...]
+    messages: float
+    rate: float
+    counted: float
+    interval: float
+    value: float
+    price: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """The conversations of a lake at one time, and the budget of a run.
+
+    Attributes:
+        rate: The expected messages of each conversation, per hour.
+        counted: The weighted hours since its last proof.
+        pace: The weighted hours in an hour, on average.
+        left: The hours until its proof must be renewed; none if the proof is from the future.
+        price: The value from which on a visit is due.
+    """
+
+    policy: RevisitPolicy
+    now: float
+    requests: int
+    known: Known
+    unproven: int
+    organization: Organization
+    rate: Floats
+    counted: Floats
+    pace: Floats
+    left: Floats
+    price: float
+
+    @classmethod
+    def of(
+        cls, known: Known, now: datetime, policy: RevisitPolicy, requests: int, unproven: int = 0
+    ) -> Outlook:
+        """Return the outlook.
+
+        Args:
+            known: The conversations that were proven at least once.
+            now: The time.
+            policy: The promise, and the time between runs.
+            requests: The budget of a run.
+            unproven: The number of conversations that were never proven.
+        """
+        time = as_hours(now)
+        organization = Organization.of(known, time, policy)
+        rate, counted, pace = (np.empty(len(known)) for _ in range(3))
+        for rows, some in known.slices():
+            added = weigh_hours(some.hours, organization)
+            rate[rows] = rates(some, organization)
+            counted[rows] = count_hours(added, organization, time) - count_hours(
+                added, organization, some.seen
+            )
+            pace[rows] = added[:, 24] / 24 * organization.week.mean()
+        left = np.where(known.seen > time + SKEW, 0.0, known.seen + policy.longest - time)
+        price = _price(rate, pace, policy, requests)
+        return cls(
+            policy, time, requests, known, unproven, organization, rate, counted, pace, left, price
+        )  # fmt: skip
+
+    @property
+    def interval(self) -> Floats:
+        """The weighted hours between two visits of each conversation."""
+        return _intervals(self.rate, self.price, self.policy)
+
+    @property
+    def ahead(self) -> int:
+        """The number of proofs from the future: a clock was or is wrong."""
+        return int(np.count_nonzero(self.known.seen > self.now + SKEW))
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether a run can visit all conversations."""
+        return len(self.known) + self.unproven <= self.requests
+
+    def is_due(self) -> npt.NDArray[np.bool_]:
+        """Return which conversations are due."""
+        if self.is_everything:
+            return np.ones(len(self.known), np.bool_)
+        return (self.counted >= self.interval) | (self.left <= 0)
+
+    def choose(self) -> Choice:
+        """Choose what to visit within the budget, or everything if it fits."""
+        first = min(self.unproven, self.requests if self.is_everything else self.requests // 2)
+        # Each run begins where the one before ended, so that failures do not keep others waiting.
+        start = math.floor(self.policy.periods(self.now)) * first
+        unproven = (start + np.arange(first)) % max(1, self.unproven)
+        value = values(self.rate, self.counted)
+        rows, promised = pick(
+            value, self.rate, self.left, self.policy, self.requests - first, self.known.ids
+        )  # fmt: skip
+        is_due = self.is_due()
+        due = int(is_due.sum()) + self.unproven
+        return Choice(unproven, rows, promised, due, due - first - int(is_due[rows].sum()))
+
+    def forecast(self) -> Forecast:
+        """Return what the budget achieves."""
+        needed = (len(self.known) + self.unproven) / self.policy.periods(self.policy.longest)
+        wait = self.interval
+        share = self.rate / max(float(self.rate.sum()), 1e-300)
+
+        def within(hours: float) -> float:
+            # A visit finds news at any age up to the interval with the same chance.
+            return float((share * np.minimum(1.0, hours / wait)).sum())
+
+        def age(part: float) -> float:
+            low, high = 0.0, self.policy.longest
+            for _ in range(30):
+                middle = (low + high) / 2
+                low, high = (middle, high) if within(middle) < part else (low, middle)
+            return high
+
+        return Forecast(
+            float((share * wait).sum()) / 2, age(0.5), age(0.95), within(1.0), math.ceil(needed),
+            needed <= self.requests,
+        )  # fmt: skip
+
+    def explain(self, row: int) -> Explanation:
+        """Explain when a conversation is visited next."""
+        one, interval = self.known.rows(slice(row, row + 1)), float(self.interval[row])
+        seen = float(one.seen[0])
+        added = weigh_hours(one.hours, self.organization)
+        steps = np.arange(0.0, math.ceil(self.policy.longest) + 1)
+        hours = np.repeat(added, len(steps), 0)
+        counted = count_hours(hours, self.organization, seen + steps) - count_hours(
+            added, self.organization, seen
+        )
+        next_visit = seen + min(float(np.interp(interval, counted, steps)), self.policy.longest)
+        if self.is_everything:
+            reason, next_visit = "everything", seen + self.policy.shortest
+        elif seen > self.now + SKEW:
+            reason, next_visit = "ahead", self.now
+        elif self.left[row] <= 0:
+            reason = "promise"
+        else:
+            reason = "value" if self.counted[row] >= interval else "waits"
+        return Explanation(
+            seen=as_time(seen),
+            deadline=as_time(seen) + self.policy.promise,
+            next_visit=as_time(next_visit),
+            listed=int((one.hours > ABSENT).sum()),
+            estimates=tuple(float(estimate(one, number)[0]) for number, _ in ESTIMATES),
+            messages=float(messages_per_active_hour(one, self.organization)[0]),
+            rate=float(self.rate[row]),
+            counted=float(self.counted[row]),
+            interval=interval,
+            value=float(values(self.rate[row : row + 1], self.counted[row : row + 1])[0]),
+            price=self.price,
+            reason=reason,
+        )
+
+
+def _intervals(rate: Floats, price: float, policy: RevisitPolicy) -> Floats:
+    """Return the weighted hours after which the value of a visit is the price, within the policy's limits."""
+    found: Floats = np.clip(np.sqrt(2 * price / np.maximum(rate, 1e-12)), policy.shortest, policy.longest)
+    return found
+
+
+def _price(rate: Floats, pace: Floats, policy: RevisitPolicy, requests: int) -> float:
+    """Return the value from which on visits are due, so that on average they use up the budget."""
+    visits = requests / policy.shortest
+    if not len(rate) or (pace / policy.shortest).sum() <= visits:
+        return 0.0
+    low, high = 1e-12, policy.longest**2 * max(float(rate.max()), 1e-9)
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        is_too_low = float((pace / _intervals(rate, middle, policy)).sum()) > visits
+        low, high = (middle, high) if is_too_low else (low, middle)
+    return high

@@ -1,0 +1,450 @@
+"""The revisit policy: which conversations a run visits within its budget, when, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.revisit import (
+    ABSENT,
+    COLUMNS,
+    ESTIMATES,
+    LISTED_HOURS,
+    Known,
+    Organization,
+    Outlook,
+    RevisitPolicy,
+    add_active_hours,
+    as_hours,
+    as_time,
+    count_hours,
+    known_of,
+    pick,
+    values,
+    weigh_hours,
+)
+
+POLICY = RevisitPolicy()
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+HOUR = as_hours(NOW)
+TIME = pa.timestamp("ms", "UTC")
+
+
+def known(seen: Any, lists: list[list[float]], since: float = 2_000.0) -> Known:
+    """Return conversations; all times are hours before `NOW`."""
+    hours = np.full((len(lists), LISTED_HOURS), ABSENT, np.int32)
+    for row, listed in enumerate(lists):
+        for place, ago in enumerate(sorted(listed)[:LISTED_HOURS], 1):
+            hours[row, -place] = int(HOUR - ago)
+    active = np.array([len(one) for one in lists], np.int32)
+    ids = pa.chunked_array([[f"conv_{number:06}" for number in range(len(lists))]])
+    seen_at, since_at = HOUR - np.broadcast_to(seen, len(lists)), np.full(len(lists), HOUR - since)
+    return Known(seen_at, since_at, hours, 3 * active, active, ids)
+
+
+def a_lake(count: int, seed: int = 0) -> Known:
+    """Return conversations of which few write most."""
+    random = np.random.default_rng(seed)
+    gaps = np.exp(3 + 2 * random.standard_normal(count))
+    lists = [list(np.cumsum(random.exponential(gap, 30)) + 60) for gap in gaps]
+    return known(random.uniform(0, 60, count), [[ago for ago in one if ago < 2_000] for one in lists])
+
+
+def outlook(lake: Known, requests: int, now: datetime = NOW, **changes: Any) -> Outlook:
+    return Outlook.of(lake, now, changes.pop("policy", POLICY), requests, **changes)
+
+
+def chosen_ids(lake: Known, requests: int, now: datetime = NOW) -> list[str]:
+    assert lake.ids is not None
+    rows = pa.array(outlook(lake, requests, now).choose().rows)
+    return [str(one) for one in lake.ids.take(rows)]
+
+
+def visit(lake: Known, rows: Any, at: float) -> Known:
+    """Return the lake after visits that found nothing."""
+    seen = lake.seen.copy()
+    seen[rows] = at
+    return replace(lake, seen=seen)
+
+
+# -- small lakes, order, determinism ----------------------------------------------------------------
+
+
+def test_a_run_whose_budget_is_sufficient_visits_everything() -> None:
+    lake = a_lake(500)
+
+    choice = outlook(lake, 510, unproven=10).choose()
+
+    assert sorted(choice.rows) == [*range(500)]
+    assert sorted(choice.unproven) == [*range(10)]
+    assert (choice.due, choice.not_reached) == (510, 0)
+
+
+def test_a_conversation_with_more_recent_activity_is_visited_before_others_of_the_same_age() -> None:
+    lists = [[900.0, 950, 990], [3.0, 5, 8, 9, 20], [100.0, 150, 210]] * 10
+    lake = known(2.0, lists)
+
+    # One of the oldest is visited for the promise.
+    assert {row % 3 for row in outlook(lake, 11).choose().rows[1:]} == {1}
+    assert {row % 3 for row in outlook(lake, 21).choose().rows[1:]} == {1, 2}
+
+
+def test_the_longer_a_conversation_waits_the_sooner_it_is_visited() -> None:
+    lake = known([30.0, 10, 20, 40], [[50.0, 70, 90]] * 4)
+
+    assert [*outlook(lake, 3).choose().rows] == [3, 0, 2]
+
+
+def test_active_conversations_are_visited_at_the_same_minute_of_each_run() -> None:
+    found = outlook(a_lake(2_000), 300)
+    choice = found.choose()
+
+    assert (np.diff(found.rate[choice.rows[choice.promised :]]) <= 0).all()
+
+
+def test_an_equal_state_and_time_give_an_equal_choice_whatever_the_order_of_the_rows() -> None:
+    lake = a_lake(2_000)
+    # Of many equal values, some are beyond the budget.
+    equal = known(5.0, [[30.0]] * 2_000)
+    order = np.random.default_rng(1).permutation(2_000)
+
+    for one in (lake, equal):
+        assert one.ids is not None
+        shuffled = replace(one.rows(order), ids=one.ids.take(pa.array(order)))
+        assert chosen_ids(one, 300) == chosen_ids(one, 300) == chosen_ids(shuffled, 300)
+
+
+def test_a_run_that_visits_nothing_leaves_its_choice_to_the_next() -> None:
+    lake = a_lake(2_000)
+
+    killed = set(chosen_ids(lake, 300))
+    later = set(chosen_ids(lake, 300, NOW + timedelta(hours=1)))
+
+    assert len(killed & later) > 280
+
+
+def test_without_differences_conversations_are_visited_in_turn() -> None:
+    random = np.random.default_rng(2)
+    seen = random.uniform(0, 40, 3_000)
+    # All write about every 50 hours.
+    lists = [list(ago + np.cumsum(random.exponential(50, 60))) for ago in seen]
+    lake = known(seen, [[ago for ago in one if ago < 2_000] for one in lists])
+
+    rows = outlook(lake, 300).choose().rows
+
+    assert lake.seen[rows].max() < np.sort(lake.seen)[400]
+
+
+# -- the promise ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.15])
+def test_no_proof_is_older_than_the_promise_although_runs_are_skipped_or_killed(lost: float) -> None:
+    policy = RevisitPolicy(promise=timedelta(days=4))
+    random, lake, oldest = np.random.default_rng(3), known(0.0, a_lake_lists(1_000)), 0.0
+    for hour in range(24 * 10):
+        now = HOUR + hour
+        oldest = max(oldest, now + 1 - lake.seen.min())
+        if random.random() < lost:
+            continue
+        rows = outlook(lake, 20, as_time(now), policy=policy).choose().rows
+        if random.random() < lost:
+            rows = rows[: random.integers(len(rows))]
+        lake = visit(lake, rows, now + 0.5)
+
+    assert 60 < oldest <= 96
+
+
+def a_lake_lists(count: int) -> list[list[float]]:
+    """Return lists of active hours: a tenth of the conversations write all the time."""
+    return [[float(ago) for ago in range(1, 21)] if row < count / 10 else [1_500.0] for row in range(count)]
+
+
+def test_proofs_of_the_same_age_are_renewed_evenly_before_the_promise() -> None:
+    lake = known(0.0, a_lake_lists(1_000))
+    promised = []
+    for hour in range(24 * 7):
+        choice = outlook(lake, 50, as_time(HOUR + hour)).choose()
+        promised.append(choice.promised)
+        lake = visit(lake, choice.rows, HOUR + hour + 0.5)
+
+    # 1,000 in nine tenths of 168 hours are 7 per hour.
+    assert 7 <= max(promised) <= 9
+
+
+def test_a_budget_that_cannot_hold_the_promise_is_spent_on_it_by_half() -> None:
+    lake = known(200.0, a_lake_lists(3_000))
+
+    # 3,000 in nine tenths of 168 hours.
+    outlooks = [outlook(lake, requests) for requests in (10, 20)]
+
+    assert [one.forecast().requests for one in outlooks] == [20, 20]
+    assert [one.forecast().is_promise_kept for one in outlooks] == [False, True]
+    assert [one.choose().promised for one in outlooks] == [5, 20]
+
+
+def test_after_an_outage_active_conversations_do_not_wait_until_all_others_are_visited() -> None:
+    lake = known(24 * 9.0, a_lake_lists(3_000))
+
+    choice = outlook(lake, 200).choose()
+
+    assert choice.promised == 100
+    assert (choice.rows[100:] < 300).all()
+
+
+# -- clocks -----------------------------------------------------------------------------------------
+
+
+def test_a_proof_from_the_future_is_noticed_and_renewed() -> None:
+    lake = known([5.0, -24 * 365, 6], [[30.0]] * 3)
+
+    found = outlook(lake, 2)
+
+    assert found.ahead == 1
+    assert found.choose().rows[0] == 1
+    assert found.explain(1).reason == "ahead"
+
+
+def test_clocks_that_differ_by_seconds_are_not_noticed() -> None:
+    assert outlook(known([5.0, -10 / 3600], [[30.0]] * 2), 1).ahead == 0
+
+
+def test_a_clock_that_jumps_ahead_and_back_delays_no_conversation_beyond_the_promise() -> None:
+    lake = known(0.0, a_lake_lists(1_000))
+    wrong = outlook(lake, 100, NOW + timedelta(days=365)).choose().rows
+    lake = visit(lake, wrong, HOUR + 365 * 24)
+
+    for hour in range(20):
+        lake = visit(lake, outlook(lake, 100, as_time(HOUR + hour)).choose().rows, HOUR + hour + 0.5)
+
+    assert outlook(lake, 100, as_time(HOUR + 20)).ahead == 0
+
+
+# -- conversations without a proof ------------------------------------------------------------------
+
+
+def test_conversations_that_were_never_proven_come_first_but_take_at_most_half() -> None:
+    choice = outlook(a_lake(500), 100, unproven=20).choose()
+    assert (len(choice.unproven), len(choice.rows)) == (20, 80)
+
+    choice = outlook(a_lake(500), 100, unproven=300).choose()
+    assert (len(choice.unproven), len(choice.rows)) == (50, 50)
+
+
+def test_conversations_that_fail_in_every_run_take_turns() -> None:
+    lake, reached = a_lake(500), set()
+    for hour in range(6):
+        reached |= {*outlook(lake, 100, NOW + timedelta(hours=hour), unproven=300).choose().unproven.tolist()}
+
+    assert reached == {*range(300)}
+
+
+def test_the_conversations_that_are_due_and_not_reached_are_counted() -> None:
+    lake = known(100.0, a_lake_lists(1_000))
+
+    found = outlook(lake, 50, unproven=5)
+    choice = found.choose()
+
+    is_due = found.is_due()
+    assert choice.due == is_due.sum() + 5
+    assert choice.not_reached == choice.due - 5 - is_due[choice.rows].sum() > 0
+
+
+# -- rates and hours of the day ---------------------------------------------------------------------
+
+
+def test_the_rate_is_the_one_that_the_documentation_works_out() -> None:
+    # Active in the hours that began 2, 3, 5, 30 and 50 hours ago; first message 1,000 hours ago.
+    lake = known(1.0, [[2.0, 3, 5, 30, 50, 1_000]], since=1_000)
+
+    found = outlook(lake, 0).explain(0)
+
+    # The last active hour, the last four, and since the first message those after it.
+    assert found.estimates == pytest.approx((1 / 1, 4 / 29, 5.25 / 999))
+    assert found.listed == 6
+
+
+def test_of_conversations_that_are_active_as_often_those_with_more_messages_are_visited_first() -> None:
+    lake = known(2.0, [[5.0, 20, 60]] * 40)
+    messages = np.where(np.arange(40) % 4 == 3, 60, 6)
+
+    rows = outlook(replace(lake, messages=messages), 11).choose().rows
+
+    assert {row % 4 for row in rows[1:]} == {3}
+
+
+def test_a_silent_conversation_is_visited_ever_less_often() -> None:
+    lake = known(0.0, [[float(ago)] * 1 for ago in (10, 100, 1_000)] * 100)
+    lake = replace(lake, since=lake.hours[:, -1].astype(float))
+
+    interval = outlook(lake, 30).interval
+
+    assert interval[0] < interval[1] < interval[2]
+
+
+def office(days: int, hour: int) -> list[float]:
+    """Return the same hour of each day, as hours before `NOW` (12:00)."""
+    return [24.0 * day + 12 - hour for day in range(1, days)]
+
+
+def test_hours_in_which_a_conversation_is_not_active_count_less() -> None:
+    midnight = as_hours(datetime(2026, 3, 4, tzinfo=UTC))
+    lake = known(0.0, [office(20, 9), office(20, 21)])
+    lake = visit(lake, [0, 1], midnight + 7)
+
+    # From 7:00 to 12:00.
+    counted = outlook(lake, 1, as_time(midnight + 12)).counted
+
+    assert counted[0] > 1.5 * counted[1]
+
+
+def test_weekdays_are_those_of_the_organization() -> None:
+    # Conversations of different ages that write on Wednesdays only; 2026-03-04 is one.
+    lists = [[168.0 * week + 3 for week in range(1, 12)] for _ in range(200)]
+    organization = Organization.of(known(1.0, lists), HOUR, POLICY)
+
+    assert organization.week.argmax() == 6
+    assert organization.week[6] > 2 * organization.week[5]
+
+
+# -- explanations -----------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_an_explanation_are_those_of_the_choice() -> None:
+    lake = a_lake(1_000)
+    found = outlook(lake, 100)
+    choice = found.choose()
+    value = values(found.rate, found.counted)
+    by_value = choice.rows[choice.promised :]
+
+    assert value[by_value].min() >= np.delete(value, choice.rows).max()
+    for row in range(0, 1_000, 97):
+        one = found.explain(row)
+        shrunk = (
+            found.organization.rate
+            * (
+                sum(weight * rate for (_, weight), rate in zip(ESTIMATES, one.estimates, strict=True))
+                / found.organization.rate
+            )
+            ** found.organization.contrast
+        )
+        assert one.rate == pytest.approx(shrunk * one.messages)
+        assert one.value == pytest.approx(one.rate * one.counted**2 / 2) == pytest.approx(value[row])
+        assert one.interval == pytest.approx(np.clip((2 * one.price / one.rate) ** 0.5, 1, POLICY.longest))
+        assert (one.reason == "value") == (one.counted >= one.interval)
+
+
+def test_a_conversation_is_due_from_its_next_visit_on() -> None:
+    found = outlook(a_lake(1_000), 100)
+    rows = [row for row in range(1_000) if not found.is_due()[row]][::50]
+
+    assert rows
+    for row in rows:
+        at = as_hours(found.explain(row).next_visit)
+        one = found.known.rows(slice(row, row + 1))
+        added = weigh_hours(one.hours, found.organization)
+        counted = [
+            count_hours(added, found.organization, time)[0] for time in (one.seen[0], at - 0.01, at + 0.01)
+        ]
+        is_renewed = at >= one.seen[0] + POLICY.longest
+        assert is_renewed or counted[1] - counted[0] < found.interval[row] < counted[2] - counted[0]
+
+
+def test_a_budget_is_used_up_by_the_conversations_that_become_due() -> None:
+    lake, requests, due = a_lake(1_000), 50, []
+    for hour in range(60):
+        found = outlook(lake, requests, as_time(HOUR + hour))
+        due.append(found.choose().due)
+        lake = visit(lake, found.choose().rows, HOUR + hour + 0.5)
+
+    # Runs also visit conversations that are not due yet, as long as the budget lasts.
+    assert 0.6 * requests < np.mean(due[24:]) < 1.2 * requests
+
+
+# -- the ledger's columns ---------------------------------------------------------------------------
+
+
+def states(**columns: Any) -> pa.Table:
+    count = len(next(iter(columns.values())))
+    types: dict[str, pa.DataType] = {"conversation_id": pa.string(), "distinct_messages": pa.int64()}
+    types |= {"active_hours": pa.list_(pa.int32()), "active_hour_count": pa.int64()}
+    return pa.table(
+        {name: pa.array(columns.get(name, [None] * count), types.get(name, TIME)) for name in COLUMNS}
+    )
+
+
+def test_what_the_ledger_states_is_known() -> None:
+    table = states(
+        conversation_id=["a", "b", "c"],
+        proven_until=[NOW, None, NOW],
+        finished_at=[NOW, NOW - timedelta(hours=2), NOW],
+        first_message_at=[NOW - timedelta(days=1), None, NOW],
+        distinct_messages=[9, 0, 90],
+        active_hours=[[5, 7], [], [*range(30)]],
+        active_hour_count=[2, 0, 45],
+    )
+
+    found = known_of(table, POLICY)
+
+    assert found.ids is not None
+    assert found.ids.to_pylist() == ["a", "b", "c"]
+    assert found.seen.tolist() == [HOUR, HOUR - 2, HOUR]
+    assert found.since.tolist() == [HOUR - 24, HOUR - 2 - POLICY.longest, HOUR]
+    assert found.hours[0].tolist() == [ABSENT] * 18 + [5, 7]
+    assert found.hours[1].tolist() == [ABSENT] * 20
+    assert found.hours[2].tolist() == [*range(10, 30)]
+    assert (found.messages.tolist(), found.active.tolist()) == ([9, 0, 90], [2, 0, 45])
+
+
+def test_active_hours_of_an_earlier_version_are_spread_over_the_time_of_its_messages() -> None:
+    first, last = NOW - timedelta(hours=1_000), NOW - timedelta(hours=100)
+    table = states(
+        conversation_id=["few", "many", "none"],
+        finished_at=[NOW] * 3,
+        first_message_at=[first, first, None],
+        last_message_at=[last, last, None],
+        distinct_messages=[3, 400, 0],
+    )
+
+    found = known_of(table, POLICY)
+
+    assert found.hours[0, -3:].tolist() == [HOUR - 700, HOUR - 400, HOUR - 100]
+    assert (found.hours[0, :-3] == ABSENT).all()
+    assert found.hours[1, [0, -1]].tolist() == [HOUR - 955, HOUR - 100]
+    assert (found.hours[2] == ABSENT).all()
+    # Nothing is known about their messages per active hour.
+    assert (found.messages.tolist(), found.active.tolist()) == ([0, 0, 0], [0, 0, 0])
+
+
+def test_an_hour_is_listed_and_counted_once_however_many_messages_and_visits_it_has() -> None:
+    random = np.random.default_rng(4)
+    times = np.sort(random.integers(0, 400 * 3_600_000, 100))
+    messages, hours = pa.chunked_array([pa.array(times).cast(TIME)]), sorted({*(times // 3_600_000).tolist()})
+
+    one_by_one: tuple[list[int], int] = ([], 0)
+    for number in range(100):
+        one_by_one = add_active_hours(*one_by_one, messages.slice(number, 1))
+
+    assert one_by_one == add_active_hours(None, None, messages) == (hours[-LISTED_HOURS:], len(hours))
+
+
+def test_messages_without_a_time_and_old_messages_do_not_displace_listed_hours() -> None:
+    messages = pa.chunked_array([pa.array([None, 0, 3_600_000 * 50], TIME)])
+
+    assert add_active_hours([*range(100, 119)], 19, messages) == ([50, *range(100, 119)], 21)
+    assert add_active_hours([*range(100, 120)], 20, messages) == ([*range(100, 120)], 22)
+    assert add_active_hours(None, None, pa.chunked_array([], TIME)) == ([], 0)
+
+
+def test_no_conversations_and_no_requests_are_no_special_case() -> None:
+    empty = known([], [])
+
+    assert len(outlook(empty, 10).choose().rows) == 0
+    assert outlook(empty, 10, unproven=3).choose().unproven.tolist() == [0, 1, 2]
+    assert len(outlook(a_lake(10), 0).choose().rows) == 0
+    assert pick(np.empty(0), np.empty(0), np.empty(0), POLICY, 5)[0].tolist() == []

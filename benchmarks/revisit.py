@@ -39,7 +39,6 @@ from imbrace_lake.revisit import (
     known_of,
     pick,
     rates,
-    values,
     weigh_hours,
 )
 
@@ -275,7 +274,7 @@ class Lake(Schedule):
         middle = now + job.policy.shortest / 2
         counted = count_hours(self.added.T, self.organization, middle) - self.mark
         left = job.seen + (job.policy.longest - now)
-        rows, _ = pick(values(self.rate, counted), self.rate, left, job.policy, job.requests)
+        rows, _ = pick(self.rate, counted, left, job.policy, job.requests)
         return self.spread(rows, now)
 
     def outlook(self, now: float) -> Outlook:

@@ -294,9 +294,13 @@ def weigh_hours(hours: Integers, organization: Organization) -> Floats:
     is_listed = hours > ABSENT
     cells = np.arange(len(hours))[:, None] * 24 + hours % 24
     counts = np.bincount(cells[is_listed].astype(np.int64), minlength=24 * len(hours)).reshape(-1, 24)
-    around = sum(np.roll(counts, shift, 1) for shift in range(-BLUR, BLUR + 1)) * (24 / (2 * BLUR + 1))
+    # Without a difference between conversations, a difference between their days is chance, too.
+    share = organization.contrast
+    around = (
+        share * sum(np.roll(counts, shift, 1) for shift in range(-BLUR, BLUR + 1)) * (24 / (2 * BLUR + 1))
+    )
     total = is_listed.sum(1)[:, None]
-    weights = np.sqrt((ORGANIZATION_HOURS * organization.day + around) / (ORGANIZATION_HOURS + total))
+    weights = np.sqrt((ORGANIZATION_HOURS * organization.day + around) / (ORGANIZATION_HOURS + share * total))
     added = np.zeros((len(hours), 25))
     np.cumsum(weights, axis=1, out=added[:, 1:])
     return added
@@ -338,8 +342,8 @@ def values(rate: Floats, counted: Floats) -> Floats:
 
 
 def pick(
-    value: Floats,
     rate: Floats,
+    counted: Floats,
     left: Floats,
     policy: RevisitPolicy,
     requests: int,
@@ -347,12 +351,11 @@ def pick(
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Choose the conversations to visit, in the order of their visits.
 
-    The oldest proofs come first, as many as the promise needs, then the most valuable visits. Of these the
-    conversations with the highest rates come first, so that each is visited at the same minute of each run.
+    As many of the oldest proofs as the promise needs, and the most valuable other visits. Proofs that must be
+    renewed come first, then the conversations with the most expected messages.
 
     Args:
-        value: The value of a visit.
-        rate: The rate of each conversation.
+        rate, counted: As in `values`.
         left: The hours until the proof must be renewed.
         policy: The promise, and the time until the next run.
         requests: The number of visits.
@@ -361,12 +364,14 @@ def pick(
     Returns:
         The rows, and the number of them that are chosen for the promise.
     """
-    promised = min(_needed_now(left, policy, requests), requests, len(value))
+    promised = min(_needed_now(left, policy, requests), requests, len(left))
     first = _most(-left, promised, ids)
-    value = value.copy()
+    value = values(rate, counted)
     value[first] = -1.0
-    rest = _most(value, min(requests, len(value)) - promised, ids)
-    return np.concatenate([first, rest[np.argsort(-rate[rest], kind="stable")]]), promised
+    rows = np.concatenate([first, _most(value, min(requests, len(left)) - promised, ids)])
+    # By value, conversations that every run visits would change their places more.
+    expected = rate[rows] * np.maximum(counted[rows], 0.0)
+    return rows[np.lexsort((-expected, left[rows] > 0))], promised
 
 
 def _needed_now(left: Floats, policy: RevisitPolicy, requests: int) -> int:
@@ -406,7 +411,7 @@ class Choice:
     Attributes:
         unproven: Rows of the list of conversations that were never proven.
         rows: Rows of the others.
-        promised: How many of `rows`, from the first on, are visited for the promise.
+        promised: How many of `rows` are visited for the promise.
         due: The number of conversations that are due.
         not_reached: The number of these that the run does not visit.
     """
@@ -549,9 +554,8 @@ class Outlook:
         # Each run begins where the one before ended, so that failures do not keep others waiting.
         start = math.floor(self.policy.periods(self.now)) * first
         unproven = (start + np.arange(first)) % max(1, self.unproven)
-        value = values(self.rate, self.counted)
         rows, promised = pick(
-            value, self.rate, self.left, self.policy, self.requests - first, self.known.ids
+            self.rate, self.counted, self.left, self.policy, self.requests - first, self.known.ids
         )  # fmt: skip
         is_due = self.is_due()
         due = int(is_due.sum()) + self.unproven

@@ -7,7 +7,7 @@ array is one conversation, so that a million conversations take a few seconds an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -177,8 +177,8 @@ def _hours_of(times: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 
 def add_active_hours(
-    listed: list[int] | None, count: int | None, times: pa.ChunkedArray
-) -> tuple[list[int], int]:
+    listed: Sequence[int] | None, count: int | None, times: pa.ChunkedArray
+) -> tuple[tuple[int, ...], int]:
     """Return the last active hours of a conversation, and the number of all, after further messages.
 
     Args:
@@ -188,7 +188,8 @@ def add_active_hours(
     milliseconds = pc.drop_null(pc.unique(times)).cast(pa.int64())
     new = np.unique(milliseconds.to_numpy(zero_copy_only=False) // 3_600_000).tolist()
     before = {*(listed or ())}
-    return sorted({*before, *new[-LISTED_HOURS:]})[-LISTED_HOURS:], (count or 0) + len({*new} - before)
+    hours = sorted({*before, *new[-LISTED_HOURS:]})[-LISTED_HOURS:]
+    return tuple(hours), (count or 0) + len({*new} - before)
 
 
 # -- the activity of a conversation -----------------------------------------------------------------

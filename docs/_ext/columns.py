@@ -74,6 +74,11 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "deleted_messages": "messages that this run marked deleted",
         "first_message_at": "when the oldest message was created",
         "last_message_at": "when the newest message was created",
+        "active_hours": (
+            "the last 20 hours, counted from 1970 in UTC, in which messages were created; null if an earlier"
+            " version made the last full walk"
+        ),
+        "active_hour_count": "the number of all such hours",
         "proven_from": "the start of the span of time for which the lake has everything",
         "proven_until": "the end of this span",
         "proof_method": (

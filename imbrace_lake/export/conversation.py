@@ -28,6 +28,7 @@ from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, rows_of_page
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 from imbrace_lake.printable import printable
+from imbrace_lake.revisit import add_active_hours
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,11 @@ class _Export:
         reached_known = proof.method == REACHED_KNOWN
         state = (self._state if reached_known else None) or self._empty_entry()
         new = published.new.num_rows if published.new is not None else 0
+        active_hours, active_hour_count = state.active_hours, state.active_hour_count
+        if not reached_known or active_hours is not None:
+            added = published.new if reached_known else rows
+            for times in added.times() if added is not None else ():
+                active_hours, active_hour_count = add_active_hours(active_hours, active_hour_count, times)
         entry = replace(
             self._empty_entry(),
             status="complete",
@@ -264,6 +270,8 @@ class _Export:
             deleted_messages=published.deleted,
             first_message_at=min(filter(None, (state.first_message_at, rows.first_at)), default=None),
             last_message_at=rows.last_at,
+            active_hours=active_hours,
+            active_hour_count=active_hour_count,
             proven_from=min(filter(None, (state.proven_from, rows.first_at)), default=None),
             proven_until=self.started_at,
             proof_method=self._proof_method(proof),

@@ -52,6 +52,8 @@ CONVERSATIONS = pa.schema(
         pa.field("deleted_messages", pa.int64(), nullable=False),
         pa.field("first_message_at", _TIME),
         pa.field("last_message_at", _TIME),
+        pa.field("active_hours", pa.list_(pa.int32())),
+        pa.field("active_hour_count", pa.int64()),
         pa.field("proven_from", _TIME),
         pa.field("proven_until", _TIME),
         pa.field("proof_method", pa.string()),
@@ -152,6 +154,8 @@ class ConversationEntry:
     deleted_messages: int = 0
     first_message_at: datetime | None = None
     last_message_at: datetime | None = None
+    active_hours: tuple[int, ...] | None = None
+    active_hour_count: int | None = None
     proven_from: datetime | None = None
     proven_until: datetime | None = None
     proof_method: str | None = None
@@ -223,7 +227,10 @@ class RunTotals:
 def entry_of(row: Mapping[str, Any]) -> ConversationEntry:
     """Return a row of the ledger, or some of its columns, as an entry."""
     parts = tuple(Part(**part) for part in row.get("parts") or ())
-    return ConversationEntry(**{**row, "parts": parts})
+    hours = row.get("active_hours")
+    return ConversationEntry(
+        **{**row, "parts": parts, "active_hours": None if hours is None else tuple(hours)}
+    )
 
 
 def conversation_rows(entries: Iterable[ConversationEntry]) -> pa.Table:

@@ -110,10 +110,14 @@ class Rows:
 
     def days(self) -> Iterator[tuple[date, int]]:
         """Yield the number of messages created on each day, UTC; a day can occur more than once."""
-        for rows in self._columns(["created_at"]):
-            times = rows.column("created_at").drop_null().cast(pa.int64()).to_numpy()
-            days = Counter((times // _DAY).tolist())
+        for times in self.times():
+            days = Counter((times.drop_null().cast(pa.int64()).to_numpy() // _DAY).tolist())
             yield from ((_EPOCH + timedelta(day), count) for day, count in days.items())
+
+    def times(self) -> Iterator[pa.ChunkedArray]:
+        """Yield the times of all messages in their order, in batches; null where the gateway states none."""
+        for rows in self._columns(["created_at"]):
+            yield rows.column("created_at")
 
     @cached_property
     def _facts(self) -> _Facts:

@@ -582,7 +582,12 @@ def _arguments() -> argparse.Namespace:
     add("--recorded", "JSON lines of conversations with times: one more pattern", type=Path, metavar="FILE")
     add("--schedules", "default: all", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), metavar="NAME")
     add("--seed", "default: 1", type=int, default=1, metavar="N")
-    add("--choose", "only measure one choice among so many, without a simulation", type=int, metavar="N")
+    add(
+        "--choose",
+        "only measure one choice among N conversations, without a simulation",
+        type=int,
+        metavar="N",
+    )
     return parser.parse_args()
 
 

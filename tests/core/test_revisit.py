@@ -23,8 +23,11 @@ from imbrace_lake.revisit import (
     as_hours,
     as_time,
     count_hours,
+    estimate,
     known_of,
+    messages_per_active_hour,
     pick,
+    rates,
     values,
     weigh_hours,
 )
@@ -262,7 +265,36 @@ def test_the_conversations_that_are_due_and_not_reached_are_counted() -> None:
 # -- rates and hours of the day ---------------------------------------------------------------------
 
 
-def test_the_rate_is_the_one_that_the_documentation_works_out() -> None:
+def test_the_example_of_the_documentation_is_right() -> None:
+    noon = as_hours(datetime(2026, 3, 4, 12, tzinfo=UTC))
+    # Of the 20, six are within two hours of 13:00: one at 11:00, one at 12:00 and four at 15:00.
+    listed = [
+        1.0,
+        3,
+        4,
+        21,
+        *(24.0 * day - 3 for day in (2, 3, 4)),
+        *(24.0 * day + 5 for day in range(3, 15)),
+    ]
+    one = known(0.0, [[*listed, 360.0]])
+    one = replace(one, seen=np.array([noon]), messages=np.array([400]), active=np.array([100]))
+    day = np.where((np.arange(24) >= 12) & (np.arange(24) < 17), 1.8, 0.79)
+    organization = Organization(0.004, 5.0, 0.99, day, np.sqrt([1.0, 1, 1, 1, 1, 1, 1.21]))
+
+    assert len(listed) == 19
+    assert [estimate(one, number)[0] for number, _ in ESTIMATES] == pytest.approx([1, 4 / 21, 20 / 360])
+    assert messages_per_active_hour(one, organization)[0] == pytest.approx(4.04, abs=0.005)
+    rate = rates(one, organization)[0]
+    assert rate == pytest.approx(0.480, abs=0.001)
+    interval = (2 * 4 / rate) ** 0.5
+    assert interval == pytest.approx(4.08, abs=0.005)
+    added = weigh_hours(one.hours, organization)
+    assert added[0, 14] - added[0, 13] == pytest.approx(1.27, abs=0.005)
+    counted = [count_hours(added, organization, noon + hours)[0] for hours in (0, 1, 2)]
+    assert counted[2] - counted[1] == pytest.approx(1.40, abs=0.005)
+
+
+def test_the_estimates_of_a_conversation_with_few_active_hours() -> None:
     # Active in the hours that began 2, 3, 5, 30 and 50 hours ago; first message 1,000 hours ago.
     lake = known(1.0, [[2.0, 3, 5, 30, 50, 1_000]], since=1_000)
 
@@ -431,19 +463,19 @@ def test_an_hour_is_listed_and_counted_once_however_many_messages_and_visits_it_
     times = np.sort(random.integers(0, 400 * 3_600_000, 100))
     messages, hours = pa.chunked_array([pa.array(times).cast(TIME)]), sorted({*(times // 3_600_000).tolist()})
 
-    one_by_one: tuple[list[int], int] = ([], 0)
+    one_by_one: tuple[tuple[int, ...], int] = ((), 0)
     for number in range(100):
         one_by_one = add_active_hours(*one_by_one, messages.slice(number, 1))
 
-    assert one_by_one == add_active_hours(None, None, messages) == (hours[-LISTED_HOURS:], len(hours))
+    assert one_by_one == add_active_hours(None, None, messages) == (tuple(hours[-LISTED_HOURS:]), len(hours))
 
 
 def test_messages_without_a_time_and_old_messages_do_not_displace_listed_hours() -> None:
     messages = pa.chunked_array([pa.array([None, 0, 3_600_000 * 50], TIME)])
 
-    assert add_active_hours([*range(100, 119)], 19, messages) == ([50, *range(100, 119)], 21)
-    assert add_active_hours([*range(100, 120)], 20, messages) == ([*range(100, 120)], 22)
-    assert add_active_hours(None, None, pa.chunked_array([], TIME)) == ([], 0)
+    assert add_active_hours([*range(100, 119)], 19, messages) == ((50, *range(100, 119)), 21)
+    assert add_active_hours([*range(100, 120)], 20, messages) == ((*range(100, 120),), 22)
+    assert add_active_hours(None, None, pa.chunked_array([], TIME)) == ((), 0)
 
 
 def test_no_conversations_and_no_requests_are_no_special_case() -> None:

@@ -482,7 +482,8 @@ def states_of(count: int, now: datetime, seed: int) -> pa.Table:
     first = pa.array(np.full(count, (hour - 20_002) * 3_600_000)).cast(time)
     ids = pa.array(f"conv_{number:032x}" for number in random.permutation(count).tolist())
     columns = dict.fromkeys(COLUMNS, pa.nulls(count, time))
-    columns |= {"conversation_id": ids, "proven_until": seen, "first_message_at": first}
+    columns |= {"status": pa.array(["unchanged"] * count), "conversation_id": ids}
+    columns |= {"proven_until": seen, "first_message_at": first}
     columns |= {"distinct_messages": pa.array(3 * lengths), "active_hours": listed}
     columns |= {"active_hour_count": pa.array(lengths)}
     return pa.table(columns)

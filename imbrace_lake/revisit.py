@@ -44,7 +44,7 @@ RENEWED_AFTER = 0.9
 SKEW = 1 / 12
 ROWS_AT_A_TIME = 16_384
 COLUMNS = (
-    "conversation_id", "proven_until", "finished_at", "first_message_at", "last_message_at",
+    "conversation_id", "status", "proven_until", "finished_at", "first_message_at", "last_message_at",
     "distinct_messages", "active_hours", "active_hour_count",
 )  # fmt: skip
 
@@ -125,6 +125,7 @@ class Known:
 def known_of(states: pa.Table, policy: RevisitPolicy) -> Known:
     """Return what the states of conversations (`COLUMNS`) show.
 
+    A conversation that was deleted upstream counts as silent since 1970: only the promise lets it be visited.
     A state of an earlier version lacks the active hours: they are then spread evenly from its first message
     to its last.
     """
@@ -141,6 +142,8 @@ def known_of(states: pa.Table, policy: RevisitPolicy) -> Known:
         _fill(hours[rows], lists.combine_chunks())
         counts = pc.if_else(pc.is_null(lists), some.column("distinct_messages"), 0)
         _spread(hours[rows], first, _hours_of(some.column("last_message_at")), _numbers(counts))
+        is_gone = pc.equal(some.column("status"), "gone").to_numpy()
+        since[rows][is_gone], hours[rows][is_gone] = 0.0, ABSENT
         active[rows] = _numbers(some.column("active_hour_count"))
         is_counted = active[rows] > 0
         messages[rows] = np.where(is_counted, _numbers(some.column("distinct_messages")), 0)

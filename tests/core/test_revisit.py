@@ -408,7 +408,12 @@ def test_a_budget_is_used_up_by_the_conversations_that_become_due() -> None:
 
 def states(**columns: Any) -> pa.Table:
     count = len(next(iter(columns.values())))
-    types: dict[str, pa.DataType] = {"conversation_id": pa.string(), "distinct_messages": pa.int64()}
+    columns.setdefault("status", ["unchanged"] * count)
+    types: dict[str, pa.DataType] = {
+        "status": pa.string(),
+        "conversation_id": pa.string(),
+        "distinct_messages": pa.int64(),
+    }
     types |= {"active_hours": pa.list_(pa.int32()), "active_hour_count": pa.int64()}
     return pa.table(
         {name: pa.array(columns.get(name, [None] * count), types.get(name, TIME)) for name in COLUMNS}
@@ -456,6 +461,22 @@ def test_active_hours_of_an_earlier_version_are_spread_over_the_time_of_its_mess
     assert (found.hours[2] == ABSENT).all()
     # Nothing is known about their messages per active hour.
     assert (found.messages.tolist(), found.active.tolist()) == ([0, 0, 0], [0, 0, 0])
+
+
+def test_a_conversation_that_was_deleted_upstream_is_visited_for_the_promise_only() -> None:
+    hours = [*range(int(HOUR) - 20, int(HOUR))]
+    table = states(
+        conversation_id=["gone", "active"],
+        status=["gone", "complete"],
+        proven_until=[NOW - timedelta(hours=3)] * 2,
+        first_message_at=[NOW - timedelta(days=9)] * 2,
+        active_hours=[hours, hours],
+    )
+
+    organization = Organization(0.01, 1.0, 1.0, np.ones(24), np.ones(7))
+    gone, active = rates(known_of(table, POLICY), organization)
+
+    assert gone < active / 100_000
 
 
 def test_an_hour_is_listed_and_counted_once_however_many_messages_and_visits_it_has() -> None:

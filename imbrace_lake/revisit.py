@@ -40,6 +40,8 @@ BLUR = 2
 SMOOTHING = 10
 # The share of the promised age at which a proof is renewed.
 RENEWED_AFTER = 0.9
+# A conversation is active for this long after its last message.
+ACTIVE_HOURS = 168
 # Clocks may differ by this many hours.
 SKEW = 1 / 12
 ROWS_AT_A_TIME = 16_384
@@ -114,6 +116,11 @@ class Known:
         return Known(
             self.seen[rows], self.since[rows], self.hours[rows], self.messages[rows], self.active[rows]
         )  # fmt: skip
+
+    def is_active(self, now: float) -> npt.NDArray[np.bool_]:
+        """Return which conversations had messages in the last seven days before a time."""
+        last = self.hours[:, -1]
+        return (last > math.floor(now) - ACTIVE_HOURS) & (last <= now)
 
     def slices(self) -> Iterator[tuple[slice, Known]]:
         """Yield all conversations, some at a time."""

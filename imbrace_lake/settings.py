@@ -15,6 +15,7 @@ from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
+from imbrace_lake.revisit import RevisitPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
@@ -93,6 +94,15 @@ class Settings(BaseSettings):
     request_limit: str = Field(
         "imbrace-requests",
         description="Prefect's global concurrency limit that all runs share; empty for none.",
+    )
+    budget: int | None = Field(
+        None,
+        ge=1,
+        description="Most requests of an ingestion; by default as many as the limit allows until the next.",
+    )
+    period_minutes: float = Field(60.0, gt=0, description="Minutes between two ingestions.")
+    promise_days: float = Field(
+        7.0, gt=0, description="No conversation waits longer for a visit, if the budget is sufficient."
     )
     timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
@@ -200,6 +210,10 @@ class Settings(BaseSettings):
         return ReadPolicy(
             timedelta(days=self.look_back_days), self.look_back_messages, timedelta(days=self.rewalk_days)
         )
+
+    def revisit_policy(self) -> RevisitPolicy:
+        """Return the limits of the time between two visits of a conversation."""
+        return RevisitPolicy(timedelta(days=self.promise_days), timedelta(minutes=self.period_minutes))
 
     def bounds(self) -> Bounds:
         """Return the most messages that a run reads of one conversation."""

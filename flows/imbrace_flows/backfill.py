@@ -11,6 +11,7 @@ from imbrace_flows.flow import flow
 from imbrace_flows.params import BackfillParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_flows.run_name import run_name
+from imbrace_lake.export.visits import BudgetGiven
 from imbrace_lake.policy import Window
 
 
@@ -46,6 +47,7 @@ async def backfill_conversations(
                 column=params.column,
                 sheet=params.sheet,
                 window=Window(params.since, params.until),
+                budget=BudgetGiven(params.budget, params.minutes),
             ),
             params,
             connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days),

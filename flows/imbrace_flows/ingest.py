@@ -2,15 +2,18 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
+from collections.abc import Awaitable
 from typing import Any
 
 from prefect.client.schemas.objects import State
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
+from imbrace_flows.observer import Observer, RunResult
 from imbrace_flows.params import IngestParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_flows.run_name import run_name
+from imbrace_lake.export.visits import BudgetGiven
 
 
 @flow(
@@ -32,11 +35,16 @@ async def ingest_conversations(
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """
-    return await run_flow(
-        lambda observer: read_conversations(
-            Selection(phones=params.phones, column=params.column, sheet=params.sheet, is_everything=True),
-            params,
-            connect(credentials, lake, **params.settings()),
-            observer,
+
+    def work(observer: Observer) -> Awaitable[RunResult]:
+        connection = connect(credentials, lake, **params.settings())
+        selection = Selection(
+            phones=params.phones,
+            column=params.column,
+            sheet=params.sheet,
+            is_everything=True,
+            budget=BudgetGiven(connection.settings.budget, params.minutes, is_automatic=True),
         )
-    )
+        return read_conversations(selection, params, connection, observer)
+
+    return await run_flow(work)

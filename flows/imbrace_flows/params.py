@@ -60,6 +60,8 @@ def _run_id(text: str) -> str:
 RunId = Annotated[str, AfterValidator(_run_id)]
 Moment = Annotated[AwareDatetime | OrNone, Blankable]
 Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
+Minutes = Hours
+Count = Annotated[Annotated[int, Field(ge=1)] | OrNone, Blankable]
 
 
 class RunParams(BaseModel):
@@ -303,6 +305,26 @@ class IngestParams(ListParams):
 
     form_title = "Where to find new conversations"
 
+    budget: Count = Field(
+        None,
+        title="Budget",
+        description=(
+            "Most requests of a run. If it is not sufficient for all conversations, the run visits those with"
+            " the most expected news. If empty, as many as the limit of requests allows until the next run."
+        ),
+        json_schema_extra=at_position(5),
+    )
+    minutes: Minutes = Field(
+        None,
+        title="Minutes",
+        description="The run begins no further visit after this time. If empty, shortly before the next run.",
+        json_schema_extra=at_position(6),
+    )
+
+    def settings(self) -> dict[str, object]:
+        """Return the given parameters that win over the settings of the same name."""
+        return {**super().settings(), "budget": self.budget}
+
 
 class BackfillParams(ChosenParams):
     """A backfill: some conversations again, completely or for a window of time."""
@@ -355,6 +377,18 @@ class BackfillParams(ChosenParams):
         description="Finds old edits and deletions; otherwise only new messages are read.",
         json_schema_extra=ONLY_IN_SCRIPTS,
     )
+    budget: Count = Field(
+        None,
+        title="Budget",
+        description="Most requests of a run that reads new messages of everything.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
+    )
+    minutes: Minutes = Field(
+        None,
+        title="Minutes",
+        description="Most minutes of such a run.",
+        json_schema_extra=ONLY_IN_SCRIPTS,
+    )
 
     @property
     def source(self) -> Source:
@@ -380,6 +414,9 @@ class BackfillParams(ChosenParams):
             )
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ValueError("the window ends before it begins: Until must be later than From")
+        is_ingestion = self.everything and not self.walk_whole and self.since is None and self.until is None
+        if (self.budget is not None or self.minutes is not None) and not is_ingestion:
+            raise ValueError("a budget is for runs that read new messages of everything")
         return self
 
 

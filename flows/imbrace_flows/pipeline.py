@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice, takewhile
 from typing import Any
@@ -54,7 +55,8 @@ from imbrace_lake.export.rerun import Missed, read_missed
 from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, closed_summary, open_run, utc_now
 from imbrace_lake.export.shards import plan_shards, read_list
-from imbrace_lake.lake.conversation_states import read_every_id
+from imbrace_lake.export.visits import BudgetGiven, RunBudget, choose_visits
+from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
@@ -101,7 +103,8 @@ class NotClosed(ImbraceLakeError):
 class Selection:
     """Which conversations a run reads, by the first four fields, or everything the lake knows.
 
-    In a shard, `parent_run` is the run that it is a part of, and `conversations` a list in the lake.
+    Within a `budget`, a run over everything chooses what to visit. In a shard, `parent_run` is the run that
+    it is a part of, and `conversations` a list in the lake.
     """
 
     phones: str | None = None
@@ -113,6 +116,7 @@ class Selection:
     column: str | None = None
     sheet: str | None = None
     window: Window = field(default_factory=Window)
+    budget: BudgetGiven = field(default_factory=BudgetGiven)
 
     def name(self) -> str:
         """Return the name of the list, or what else is read, without phone numbers."""
@@ -337,7 +341,11 @@ class _Job:
         await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
             recorded = run.recorded_ids()
-            ids = [*await read_every_id(run.lake, run.organization_id, run.partitions, recorded), *ids]
+            every = await read_every_id(run.lake, run.organization_id, run.partitions, recorded)
+            if self._has_budget(len({*every, *ids})):
+                await self._visit(every, ids)
+                return
+            ids = [*every, *ids]
         ids = await run.found(ids)
         logger.info("found: %s", counted([(len(ids), "conversations")]))
         if await has_shards(run, self.settings, len(ids)):
@@ -353,6 +361,65 @@ class _Job:
         if run.fatal is not None:
             raise run.fatal
 
+    def _has_budget(self, conversations: int) -> bool:
+        """Give the run its budget; return whether it has one.
+
+        A run that chooses its budget by itself has none if it can visit everything.
+        """
+        run, given, policy = self.run, self.selection.budget, self.settings.revisit_policy()
+        limiter = run.gateway.limiter
+        limits = [one for one in (limiter.shared_limit, self.settings.requests_per_second) if one]
+        requests, minutes = given.limits(min(limits, default=None), policy)
+        is_needed = given.is_chosen or (requests is not None and conversations > requests)
+        # An earlier attempt that found the budget sufficient has promised an outcome for each conversation.
+        if not is_needed or (requests is None and minutes is None) or run.earlier_found:
+            return False
+        until = math.inf if minutes is None else run.began + 60 * minutes
+        run.budget = RunBudget(run.gateway.traffic, requests, until)
+        return True
+
+    async def _visit(self, every: Sequence[str], listed: Sequence[str]) -> None:
+        """Visit what the run chooses within its budget, first the conversations that only the list has."""
+        run, budget = self.run, self.run.budget
+        assert budget is not None  # noqa: S101 - narrows the type for mypy
+        left = None if budget.requests is None else max(0, budget.requests - budget.used)
+        if budget.requests is not None and budget.used > budget.requests / 2:
+            logger.warning(
+                "the list of phone numbers used %d of the %d requests of this run: visits need a shorter list"
+                " or a larger budget",
+                budget.used,
+                budget.requests,
+            )
+        # An outcome of a killed run can be an hour old.
+        run.resumed = ConversationStates.empty()
+        visits = await asyncio.to_thread(
+            choose_visits,
+            run.states,
+            every,
+            listed,
+            self.settings.revisit_policy(),
+            run.clock(),
+            left,
+            run.as_stored,
+        )
+        # Those that an earlier attempt has visited have an outcome.
+        ids = [one for one in run.as_stored(visits.ids) if one not in run.accounts.recorded]
+        logger.info(
+            "chosen: %s; %s",
+            counted([(len(ids), "conversations to visit"), (visits.choice.due, "due")]),
+            "; ".join(visits.report(run.clock(), (), (), "").ages()),
+        )
+        try:
+            await export_chunks(run, self.settings, ids, self.settings.chunk_size)
+        finally:
+            recorded = run.accounts.recorded
+            run.visits = visits.report(run.clock(), recorded, recorded - run.errors.keys(), budget.ended())
+            self.recorded["visits"] = asdict(run.visits)
+            for warning in run.visits.warnings():
+                logger.warning("%s", warning)
+        if run.fatal is not None:
+            raise run.fatal
+
     async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
         """Close the accounts of the run; see `close_run`.
 
@@ -362,7 +429,7 @@ class _Job:
         run = self.run
         try:
             # The conversations that the lake knows are found only once the lake has been read.
-            if run.accounts.found is None:
+            if run.accounts.found is None and run.budget is None:
                 await run.recall()
                 if run.earlier_found or not self.selection.is_everything:
                     await run.found(self._ids())
@@ -510,9 +577,13 @@ async def export_chunks(
         if isinstance(result, TaskError):
             run.add_problem(result.error)
 
-    # After an error that would also end every further request, no chunk is started.
+    # After an error that would also end every further request, or without budget, no chunk is started.
     jobs = (partial(export, number) for number in range(count))
-    await run_bounded(settings.chunks_in_flight, takewhile(lambda _: run.fatal is None, jobs))
+
+    def is_going_on(_: object) -> bool:
+        return run.fatal is None and not (run.budget is not None and run.budget.is_used_up)
+
+    await run_bounded(settings.chunks_in_flight, takewhile(is_going_on, jobs))
 
 
 def with_retries(task: Task[..., Any], settings: Settings) -> Task[..., Any]:

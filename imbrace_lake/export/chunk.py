@@ -36,6 +36,8 @@ async def export_chunk(
 ) -> ChunkResult:
     """Export conversations side by side; a failure does not affect the others.
 
+    Once the budget of the run is used up, it leaves out those that it has not begun.
+
     Args:
         run: The run.
         name: The name of the chunk in the run's journal.
@@ -59,17 +61,17 @@ async def export_chunk(
     failed: dict[str, ImbraceLakeError] = {}
 
     async def export(conversation_id: str) -> None:
-        async with run.slots:
+        async with run.turn(conversation_id) as is_allowed:
+            if not is_allowed:
+                return
+            prior = prior_states.pop(conversation_id, PriorState())
             try:
-                prior = prior_states.pop(conversation_id, PriorState())
                 await chunk_journal.add(await export_conversation(run, conversation_id, prior))
             except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
                 error = as_own_error(exc, f"conversation={printable(conversation_id)}")
                 if error.is_fatal:
                     raise error from None
-                # After a failed write of the journal, the conversation is done: the next write includes it.
-                if conversation_id not in done:
-                    failed[conversation_id] = error
+                failed[conversation_id] = error
 
     ending: BaseException | None = None
     try:
@@ -79,6 +81,8 @@ async def export_chunk(
         ending = exc
     # Also if the run ends here, so that no outcome is lost.
     await chunk_journal.write()
+    # After a failed write of the journal, a conversation is done: the next write includes it.
+    failed = {one: error for one, error in failed.items() if one not in done}
     statuses: Counter[str] = Counter(entry.status for entry in done.values())
     is_worth_retrying = any(error.is_transient for error in failed.values())
     if is_worth_retrying and not is_last_try and ending is None:

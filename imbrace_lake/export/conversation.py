@@ -155,7 +155,7 @@ class _Export:
             and stored == [(part.key, part.size_bytes) for part in state.parts]
         )
         etag = state.head_etag if is_comparable and self._head_suffices(state) else None
-        run.accounts.pages_requested[self._id] += 1
+        run.count_page(self._id)
         page = await run.gateway.get_head(self._id, limit=run.page_size, etag=etag)
         if page is None:
             return Head(state.head_etag)

@@ -19,6 +19,13 @@ def duration(seconds: float) -> str:
     return f"{max(1, math.ceil(seconds))} s"
 
 
+def span(hours: float) -> str:
+    """Format hours: ``6.1 days``, ``3.2 h`` or ``12 min``."""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
+
+
 def size(size_bytes: float) -> str:
     """Format bytes: ``1.4 MB``."""
     for unit in ("B", "KB", "MB", "GB"):

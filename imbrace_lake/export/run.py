@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -28,6 +29,7 @@ from imbrace_lake.export.recovery import (
     recall,
     recover_dead_runs,
 )
+from imbrace_lake.export.visits import RunBudget, VisitReport
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
@@ -116,6 +118,9 @@ class RunContext:
         problem: The first error that a task of the run ended with.
         parent_run_id: Of a shard: the run that it is a part of.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
+        budget: The budget of a run that chooses what to visit; None for a run that exports all it found.
+        visits: What such a run reached, and what it left.
+        began: When the run began, by `time.monotonic()`.
         fatal: The error that ends the run, because every further request would end with it.
     """
 
@@ -155,6 +160,9 @@ class RunContext:
     problem: str | None = None
     parent_run_id: str | None = None
     lost_shards: int = 0
+    budget: RunBudget | None = None
+    visits: VisitReport | None = None
+    began: float = field(default_factory=time.monotonic)
     fatal: ImbraceLakeError | None = None
 
     @property
@@ -196,8 +204,29 @@ class RunContext:
 
     async def get_page(self, conversation_id: str, skip: int, limit: int) -> Page:
         """Fetch a page of a conversation, and count it."""
-        self.accounts.pages_requested[conversation_id] += 1
+        self.count_page(conversation_id)
         return await self.gateway.get_page(conversation_id, skip=skip, limit=limit)
+
+    @asynccontextmanager
+    async def turn(self, conversation_id: str) -> AsyncIterator[bool]:
+        """Wait for a slot, and keep it while the block runs; return whether the budget allows a visit.
+
+        A conversation that was requested before ends with an outcome, whatever is left of the budget.
+        """
+        budget = self.budget
+        async with self.slots:
+            is_begun = budget is None or bool(self.accounts.pages_requested[conversation_id])
+            try:
+                yield is_begun or (budget is not None and budget.begin(conversation_id))
+            finally:
+                if budget is not None:
+                    budget.end(conversation_id)
+
+    def count_page(self, conversation_id: str) -> None:
+        """Count the request of a page."""
+        self.accounts.pages_requested[conversation_id] += 1
+        if self.budget is not None:
+            self.budget.count_page(conversation_id)
 
     def observe_shapes(self, conversation_id: str, page: Page) -> None:
         """Record new shapes of messages.
@@ -231,9 +260,15 @@ class RunContext:
         if self.heartbeat is not None:
             await self.heartbeat.send(job)
         state, self.partitions = await asyncio.gather(
-            read_state(self.lake, self.organization_id),
+            read_state(self.lake, self.organization_id, now=self.clock()),
             self.lake.list_partitions(self.organization_id),
         )
+        if state.ahead:
+            logger.warning(
+                "%d entries of the ledgers are from the future, because a clock was or is wrong: check the"
+                " clocks of the workers; until then these entries count as the oldest",
+                state.ahead,
+            )
         self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
         partitions, recorded = self.partitions.names(), other_spellings(self.states.ids())
         self.spellings = other_spellings(partitions)
@@ -389,6 +424,7 @@ class RunSummary:
         input: How the list was read (phones/report.py); None without a list.
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
+        visits: Of a run with a budget: what it reached, and the ages that it left (`VisitReport`).
     """
 
     run_id: str
@@ -410,6 +446,7 @@ class RunSummary:
     token_warning: str | None = None
     flow_run_url: str | None = None
     parent_run_id: str | None = None
+    visits: VisitReport | None = None
 
     @property
     def unreadable_count(self) -> int:
@@ -469,13 +506,12 @@ async def close_run(
     summary.finished_at = run.clock()
     summary.totals = totals = totals_of(run.progress, run.gateway)
     totals.phones = dict(phones)
-    is_known = accounts.found is not None or failure is None
-    totals.found = len({*(accounts.found or ()), *accounts.recorded}) if is_known else None
     statuses = published.statuses["conversations"]
     if run.progress.shards is not None:
         # The rows of this run are those that it wrote here, and perhaps some of an earlier attempt.
         statuses = Counter(run.progress.shards.conversations) + Counter(not_reached=unreached)
     totals.conversations, run.progress.statuses = dict(statuses), statuses
+    totals.found = _count_found(run, statuses, failure)
     if totals.found is not None and sum(totals.conversations.values()) != totals.found:
         outcomes = sum(totals.conversations.values())
         failure = (
@@ -494,6 +530,7 @@ async def close_run(
     summary.new_shapes = sorted(run.shapes.new)
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
+    summary.visits = run.visits
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"
@@ -513,6 +550,16 @@ async def close_run(
         await _tidy(run)
     run.progress.stage = "done"
     return summary
+
+
+def _count_found(run: RunContext, statuses: Counter[str], failure: str | None) -> int | None:
+    """Return how many conversations the run found, which its outcomes must add up to; None if unknown."""
+    if run.budget is not None:
+        # A conversation that is not visited stays due, and is not missing.
+        return statuses.total()
+    if run.accounts.found is None and failure is not None:
+        return None
+    return len({*(run.accounts.found or ()), *run.accounts.recorded})
 
 
 async def _tidy(run: RunContext) -> None:
@@ -580,10 +627,11 @@ def _status(
     elif lost:
         remarks.insert(0, f"{lost} failed; the others are in the lake")
     remarks += run.accounts.lost_input
+    remarks += [] if run.visits is None else [run.visits.sentence()]
     is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
     if is_partial or unreadable > tolerated_unreadable * given:
         return "partial", "; ".join(remarks)
-    if not done:
+    if not done and run.visits is None:
         remarks.insert(0, run.accounts.if_empty)
     return "complete", "; ".join(remarks) or None
 

@@ -58,6 +58,9 @@ KEPT_CHECKPOINTS = 3
 # A run can add objects for this long after the time in their keys, which is that of its start.
 LONGEST_RUN = timedelta(days=7)
 READ_AT_A_TIME = 8
+# A time that is further ahead shows a wrong clock.
+CLOCK_SKEW = timedelta(hours=1)
+_LONG = 2**50  # milliseconds
 # The rows of a row group of a checkpoint, and approximately those of a bucket of a merge.
 GROUP_ROWS = 16_384
 # The fewest new rows to merge with a checkpoint at a time.
@@ -143,7 +146,9 @@ async def read_states(lake: Lake, organization_id: str) -> ConversationStates:
     return (await read_state(lake, organization_id)).states
 
 
-async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = STATE) -> LakeState:
+async def read_state(
+    lake: Lake, organization_id: str, columns: Sequence[str] = STATE, now: datetime | None = None
+) -> LakeState:
     """Return the state that the ledgers, and the journals of runs under way or killed, add up to.
 
     Damaged objects are skipped and recorded in `lake.damaged`.
@@ -152,6 +157,7 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
         lake: The lake.
         organization_id: The organization of the conversations.
         columns: The columns of the entries, all by default; other columns are None.
+        now: The time; entries that are later, because a clock was wrong, count as earlier than all others.
 
     Raises:
         StoreError: The store fails, or the temporary folder has no space.
@@ -164,13 +170,13 @@ async def read_state(lake: Lake, organization_id: str, columns: Sequence[str] = 
             base = await _load_newest(lake, Path(folder))
             newer = await _list_after_checkpoint(lake, base)
             if len(newer) > MOST_AT_ONCE:
-                base = await _merge(lake, base, newer, Path(folder))
+                base = await _merge(lake, base, newer, Path(folder), now)
                 newer = []
             async for rows, found in _read_rows(lake, newer, needed):
                 noted += rows
                 shapes |= found
             return await asyncio.to_thread(
-                _state_of, base, noted, organization_id, needed, base.shapes | shapes
+                _state_of, base, noted, organization_id, needed, base.shapes | shapes, now
             )
     except OSError as exc:
         raise StoreError(
@@ -185,6 +191,7 @@ def _state_of(
     organization_id: str,
     columns: Sequence[str],
     shapes: frozenset[str],
+    now: datetime | None,
 ) -> LakeState:
     """Return the state of an organization; empties the list of tables."""
     own = []
@@ -195,14 +202,15 @@ def _state_of(
             own.append(rows)
     noted.clear()
     proven, unproven = [], []
-    latest = _latest(own)
+    ahead = sum(pc.sum(_is_ahead(table.column(AT), now)).as_py() or 0 for table in own)
+    latest = _latest(own, now)
     while latest:
         table = latest.pop(0)
         has_proof = pc.is_valid(table.column("status"))
         unproven += table.column("conversation_id").filter(pc.invert(has_proof)).to_pylist()
         proven.append(table if pc.all(has_proof).as_py() else table.filter(has_proof))
     states = ConversationStates(pa.concat_tables(proven)) if proven else ConversationStates.empty()
-    return LakeState(states, tuple(unproven), shapes)
+    return LakeState(states, tuple(unproven), shapes, ahead)
 
 
 async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
@@ -299,12 +307,29 @@ def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Sc
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _latest(tables: list[pa.Table]) -> list[pa.Table]:
-    """Return the last proof of each conversation, or its ids if it has none; empties the list of tables."""
+def _is_ahead(times: pa.ChunkedArray, now: datetime | None) -> pa.ChunkedArray:
+    """Return a mask of the times that are ahead of the clock."""
+    if now is None:
+        return pa.chunked_array([np.zeros(len(times), np.bool_)])
+    return pc.fill_null(pc.greater(times, pa.scalar(now + CLOCK_SKEW, times.type)), False)
+
+
+def _latest(tables: list[pa.Table], now: datetime | None) -> list[pa.Table]:
+    """Return the last proof of each conversation, or its ids if it has none; empties the list of tables.
+
+    Entries that are ahead of the clock count as earlier than all others, so that one run with a wrong clock
+    does not hide the results of later runs.
+    """
     if not tables:
         return []
     keys = pa.concat_tables([table.select([*SAME, AT]) for table in tables])
     keys = keys.append_column("row", pa.array(np.arange(keys.num_rows)))
+    times = keys.column(AT)
+    is_ahead = _is_ahead(times, now)
+    if pc.any(is_ahead).as_py():
+        milliseconds = times.cast(pa.int64())
+        times = pc.if_else(is_ahead, pc.subtract(milliseconds, _LONG), milliseconds)
+        keys = keys.set_column(keys.schema.get_field_index(AT), AT, times)
     kept = last_of_each(keys, SAME, AT).column("row").to_numpy()
     del keys
     found, start = [], 0
@@ -335,7 +360,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
             newer = await _list_after_checkpoint(lake, base)
             if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
                 return
-            merged = await _merge(lake, base, newer, Path(folder), since=max(since, base.since))
+            merged = await _merge(lake, base, newer, Path(folder), now, since=max(since, base.since))
             assert merged.path is not None  # noqa: S101 - narrows the type for mypy
             key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(_STAMP)}", merged.path)
             with suppress(ObjectExists):
@@ -363,7 +388,13 @@ async def _earliest_open(lake: Lake, now: datetime) -> str:
 
 
 async def _merge(
-    lake: Lake, base: Checkpoint, keys: Sequence[str], folder: Path, *, since: str = ""
+    lake: Lake,
+    base: Checkpoint,
+    keys: Sequence[str],
+    folder: Path,
+    now: datetime | None,
+    *,
+    since: str = "",
 ) -> Checkpoint:
     """Merge ledger objects into a checkpoint; neither needs to fit into memory."""
     merged, shapes = base, set(base.shapes)
@@ -372,7 +403,7 @@ async def _merge(
         shapes |= found
         await asyncio.to_thread(buckets.add, tables)
         if buckets.num_rows > _most_rows(merged):
-            path = await asyncio.to_thread(_write_buckets, buckets, folder, {})
+            path = await asyncio.to_thread(_write_buckets, buckets, folder, {}, now)
             # Every run names the same conversations again, so merging now makes the buckets smaller.
             merged = Checkpoint(path, pq.read_metadata(path).num_rows)
             buckets = await asyncio.to_thread(_open_buckets, merged, folder)
@@ -384,7 +415,7 @@ async def _merge(
         "missed": sorted(missed),
         "shapes": sorted(shapes),
     }
-    path = await asyncio.to_thread(_write_buckets, buckets, folder, {"covers": json.dumps(covers)})
+    path = await asyncio.to_thread(_write_buckets, buckets, folder, {"covers": json.dumps(covers)}, now)
     return Checkpoint.load(path)
 
 
@@ -402,13 +433,13 @@ def _open_buckets(base: Checkpoint, folder: Path) -> Buckets:
     return buckets
 
 
-def _write_buckets(buckets: Buckets, folder: Path, metadata: dict[str, str]) -> Path:
+def _write_buckets(buckets: Buckets, folder: Path, metadata: dict[str, str], now: datetime | None) -> Path:
     """Write the last proof of each conversation to a new file, and delete the buckets."""
 
     def groups() -> Iterator[list[pa.Table]]:
         pending: list[pa.Table] = []
         for number, path in enumerate(buckets.paths):
-            pending += _latest([buckets.read(number)])
+            pending += _latest([buckets.read(number)], now)
             path.unlink()
             if sum(table.num_rows for table in pending) >= GROUP_ROWS:
                 yield [pa.concat_tables(pending)]

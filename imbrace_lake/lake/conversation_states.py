@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ class ConversationStates:
         self._count: int = rows.num_rows
         # Neither joined nor sorted, because these rows can take most of the memory, and a copy as much again.
         self._batches = rows.to_batches()
+        self._schema = rows.schema
         self._index = HashIndex(self._iter_ids(), self._count)
 
     @classmethod
@@ -49,6 +50,10 @@ class ConversationStates:
                 found.update((one.conversation_id, one) for one in entries if one.conversation_id in wanted)
             start += batch.num_rows
         return found
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Return some columns of all rows, without a copy."""
+        return pa.Table.from_batches(self._batches, self._schema).select([*columns])
 
     def ids(self) -> list[str]:
         """Return the id of every conversation that has an entry."""
@@ -88,11 +93,13 @@ class LakeState:
         unproven: Ids of all other conversations: those that failed, of which only a window was read, or
             whose link was found before the run was killed.
         shapes: The known shapes of messages, of all organizations.
+        ahead: The number of entries from the future, which a wrong clock has written.
     """
 
     states: ConversationStates
     unproven: tuple[str, ...]
     shapes: frozenset[str]
+    ahead: int = 0
 
     def ids(self) -> list[str]:
         """Return the id of every conversation that a ledger names."""

@@ -43,7 +43,7 @@ async def read_freshness(lake: Lake, organization_id: str, now: datetime) -> lis
 
     A conversation that an earlier release stored under two spellings of its id is included once.
     """
-    state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"])
+    state = await read_state(lake, organization_id, ["proven_until", "full_walk_at"], now)
     proven = state.states.ids()
     canonical = {*canonical_conversation_ids(proven)}
     partitions = await lake.list_partitions(organization_id)

@@ -19,8 +19,9 @@ from prefect.utilities.annotations import quote
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
-from imbrace_flows.params import ExportParams, ReadParams, ShardParams
+from imbrace_flows.params import ExportParams, IngestParams, ReadParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
+from imbrace_lake.export.visits import BudgetGiven
 from imbrace_sandbox import Sandbox
 from tests.core.test_runs import settings_for
 
@@ -89,6 +90,15 @@ class Offline:
         typed = None if rerun else [*self.box.phones]
         params = ExportParams(numbers=",".join(typed) if typed else None, rerun=rerun)
         return self._run(run_id, Selection(numbers=typed, rerun=rerun), params, **given)
+
+    def ingest(
+        self, run_id: str, *, phones: Path | None = None, minutes: float | None = None, **given: Any
+    ) -> State[Any]:
+        """Add new messages of everything, as the deployment does."""
+        budget = BudgetGiven(given.get("budget"), minutes, is_automatic=True)
+        listed = None if phones is None else str(phones)
+        selection = Selection(phones=listed, is_everything=True, budget=budget)
+        return self._run(run_id, selection, IngestParams(), **given)
 
     def run_shard(self, run_id: str, parent: str, key: str, **given: Any) -> State[Any]:
         """Export the conversations of a list in the lake, as a shard of a run."""

@@ -155,6 +155,8 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
         (backfill_conversations, {"everything": True, "phones": " ", "since": "2026-01-31T08:00:00+08:00"}),
         (backfill_conversations, {"everything": False, "conversations": "ids.txt", "until": None}),
         (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
+        (ingest_conversations, {"budget": 500, "minutes": 10.5}),
+        (backfill_conversations, {"everything": True, "walk_whole": False, "budget": 500, "minutes": 10}),
         (verify_lake, {"counts": True, "stale_hours": 24}),
     ],
 )
@@ -248,7 +250,7 @@ FORMS = {
     export_conversations: ["phones", "numbers", "region", "ask_first", "column", "sheet", "accept_repeats"],
     export_uploaded_list: ["phones", "region", "column", "sheet"],
     retry_failures: ["rerun"],
-    ingest_conversations: ["phones", "region", "column", "sheet"],
+    ingest_conversations: ["phones", "region", "budget", "minutes", "column", "sheet"],
     backfill_conversations: [
         *("everything", "phones", "numbers", "conversations", "region", "since", "until"),
         *("ask_first", "column", "sheet"),

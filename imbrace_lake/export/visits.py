@@ -1,0 +1,348 @@
+"""The visits of a run within its budget: which conversations, until when, and the state that the run leaves.
+
+`imbrace_lake.revisit` has the rules, and docs/freshness.md explains them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.export.humanize import span
+from imbrace_lake.gateway.client import Traffic
+from imbrace_lake.gateway.ids import canonical_conversation_id, stored_ids
+from imbrace_lake.lake.checkpoint import read_state
+from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
+from imbrace_lake.lake.lake import Lake
+from imbrace_lake.revisit import (
+    COLUMNS,
+    Choice,
+    Explanation,
+    Known,
+    Outlook,
+    RevisitPolicy,
+    as_hours,
+    known_of,
+)
+
+# The share of the limit of requests that a run plans with; retries and other commands need some, too.
+PLANNED_SHARE = 0.9
+# A run that chooses its budget by itself ends before the next one begins.
+PLANNED_TIME = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetGiven:
+    """The budget of a run as it was given.
+
+    Attributes:
+        requests: The most requests.
+        minutes: The most minutes.
+        is_automatic: Without either, the budget is what the limit of requests allows until the next run.
+    """
+
+    requests: int | None = None
+    minutes: float | None = None
+    is_automatic: bool = False
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether somebody has chosen a budget."""
+        return self.requests is not None or self.minutes is not None
+
+    def limits(self, per_second: float | None, policy: RevisitPolicy) -> tuple[int | None, float | None]:
+        """Return the most requests, and the most minutes; None for no limit.
+
+        Args:
+            per_second: The limit of requests per second; None for none, 0 for a run that waits.
+            policy: Has the time until the next run.
+        """
+        minutes = self.minutes
+        if self.requests is not None:
+            return self.requests, minutes
+        if minutes is not None:
+            return int(per_second * 60 * minutes) if per_second else None, minutes
+        if not self.is_automatic or not per_second:
+            return None, None
+        period = policy.period / timedelta(minutes=1)
+        return int(PLANNED_SHARE * per_second * 60 * period), PLANNED_TIME * period
+
+
+@dataclass(slots=True)
+class RunBudget:
+    """The budget of a run, and how much of it is used.
+
+    Attributes:
+        traffic: The counters of requests.
+        requests: The most requests, or as many as there are conversations.
+        until: The time by `time.monotonic()` after which no visit begins.
+        pages: The pages requested by visits.
+        waiting: The conversations whose visit has begun without a request.
+    """
+
+    traffic: Traffic
+    requests: int | None = None
+    until: float = math.inf
+    pages: int = 0
+    waiting: set[str] = field(default_factory=set)
+    _before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = self.traffic.requests - self.traffic.retries
+
+    @property
+    def used(self) -> int:
+        """The requests sent, and those that visits will send at least."""
+        planned = self._before + self.pages + self.traffic.retries + len(self.waiting)
+        # A large answer is requested again in pieces.
+        return max(planned, self.traffic.requests)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.until
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no further visit may begin."""
+        return self.is_late or (self.requests is not None and self.used >= self.requests)
+
+    def ended(self) -> str:
+        """Return why the run visits no more."""
+        if self.requests is not None and self.used >= self.requests:
+            return "budget used"
+        return "time used" if self.is_late else "within the budget"
+
+    def begin(self, conversation_id: str) -> bool:
+        """Begin a visit; return whether the budget allows it."""
+        if self.is_used_up:
+            return False
+        self.waiting.add(conversation_id)
+        return True
+
+    def count_page(self, conversation_id: str) -> None:
+        """Count the request of a page."""
+        self.waiting.discard(conversation_id)
+        self.pages += 1
+
+    def end(self, conversation_id: str) -> None:
+        """End a visit."""
+        self.waiting.discard(conversation_id)
+
+
+@dataclass(frozen=True, slots=True)
+class VisitReport:
+    """The state of the lake after a run with a budget, or at any other time.
+
+    Ages are in hours.
+
+    Attributes:
+        conversations: The number of all conversations.
+        requests: The visits that the budget of a run allows.
+        visited: The conversations that were visited.
+        due: The conversations that were due when the run began.
+        not_reached: Those of them that were not visited.
+        unproven: The conversations that were never proven.
+        oldest: The age of the oldest proof; None without any.
+        active: The conversations with messages in the last seven days.
+        active_age: The age that the proofs of 95 % of these have not reached.
+        promise_days: The promised age.
+        needed: The visits per run that the promise needs.
+        is_promise_kept: Whether the budget is sufficient for them.
+        ahead: The number of proofs from the future.
+        forecast_mean, forecast_median, forecast_95: The age at which runs will find news.
+        forecast_hour: The share of the news that they will find within an hour.
+        ended: Why no more was visited.
+    """
+
+    conversations: int
+    requests: int
+    visited: int
+    due: int
+    not_reached: int
+    unproven: int
+    oldest: float | None
+    active: int
+    active_age: float | None
+    promise_days: float
+    needed: int
+    is_promise_kept: bool
+    ahead: int
+    forecast_mean: float
+    forecast_median: float
+    forecast_95: float
+    forecast_hour: float
+    ended: str = ""
+
+    @classmethod
+    def of(cls, outlook: Outlook, known: Known, now: datetime) -> VisitReport:
+        """Return the state of the lake if no conversation is visited.
+
+        Args:
+            outlook: The outlook when the run began.
+            known: The same conversations now.
+            now: The time.
+        """
+        forecast, due = outlook.forecast(), int(outlook.is_due().sum()) + outlook.unproven
+        ages = np.maximum(as_hours(now) - known.seen, 0.0)
+        active = ages[known.is_active(as_hours(now))]
+        return cls(
+            conversations=len(known) + outlook.unproven,
+            requests=outlook.requests,
+            visited=0,
+            due=due,
+            not_reached=due,
+            unproven=outlook.unproven,
+            oldest=float(ages.max()) if len(ages) else None,
+            active=len(active),
+            active_age=float(np.percentile(active, 95)) if len(active) else None,
+            promise_days=outlook.policy.promise / timedelta(days=1),
+            needed=forecast.requests,
+            is_promise_kept=forecast.is_promise_kept,
+            ahead=outlook.ahead,
+            forecast_mean=forecast.mean,
+            forecast_median=forecast.median,
+            forecast_95=forecast.most,
+            forecast_hour=forecast.fresh,
+        )
+
+    def sentence(self) -> str:
+        """Return what a run with a budget did, and what it left."""
+        parts = [
+            f"{self.ended}: {self.visited:,} visited, {self.not_reached:,} due and not reached",
+            *self.ages(),
+        ]
+        return "; ".join([*parts, *self.warnings()])
+
+    def ages(self) -> list[str]:
+        """Return the ages as sentences."""
+        found = [] if self.oldest is None else [f"oldest proof {span(self.oldest)}"]
+        found += [f"{self.unproven:,} never proven"] * bool(self.unproven)
+        if self.active_age is not None:
+            found.append(f"95 % of {self.active:,} active conversations seen within {span(self.active_age)}")
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return what an operator has to know, in one sentence each."""
+        found = []
+        if not self.is_promise_kept:
+            found.append(
+                f"the promise of {self.promise_days:g} days needs {self.needed:,} visits per run, and the"
+                f" budget allows {self.requests:,}"
+            )
+        if self.ahead:
+            found.append(
+                f"{self.ahead:,} proofs are from the future, because a clock was or is wrong: check the"
+                " clocks of the workers"
+            )
+        return found
+
+
+@dataclass(slots=True)
+class Visits:
+    """The conversations that a run visits, and all others that it knows.
+
+    Attributes:
+        outlook: The conversations that were proven.
+        choice: Its choice among them.
+        ids: The conversations to visit, in this order.
+        first: How many of them come first whatever their value, because a list has them and the lake has not.
+    """
+
+    outlook: Outlook
+    choice: Choice
+    ids: list[str]
+    first: int = 0
+
+    def explain(self, conversation_id: str) -> Explanation | None:
+        """Explain when a conversation is visited next; None if it was never proven, or is unknown."""
+        row = pc.index(self.outlook.known.ids, canonical_conversation_id(conversation_id)).as_py()
+        if row < 0:
+            row = pc.index(self.outlook.known.ids, conversation_id).as_py()
+        return None if row < 0 else self.outlook.explain(row)
+
+    def report(
+        self, now: datetime, visited: Collection[str], proven: Collection[str], ended: str
+    ) -> VisitReport:
+        """Return the state of the lake after the visits.
+
+        Args:
+            now: The time.
+            visited: The conversations with an outcome.
+            proven: Those with a proof.
+            ended: Why no more was visited.
+        """
+        outlook, rows = self.outlook, self.choice.rows
+        start = self.first + len(self.choice.unproven)
+        before, others = self.ids[:start], self.ids[start:]
+        is_visited = np.fromiter((one in visited for one in others), np.bool_, len(rows))
+        is_proven = np.fromiter((one in proven for one in others), np.bool_, len(rows))
+        reached = sum(one in visited for one in before)
+        seen = outlook.known.seen.copy()
+        seen[rows[is_proven]] = as_hours(now)
+        due = self.choice.due + self.first
+        done = VisitReport.of(outlook, replace(outlook.known, seen=seen), now)
+        return replace(
+            done,
+            visited=reached + int(is_visited.sum()),
+            due=due,
+            not_reached=due - reached - int(outlook.is_due()[rows[is_visited]].sum()),
+            unproven=outlook.unproven + self.first - sum(one in proven for one in before),
+            conversations=done.conversations + self.first,
+            ended=ended,
+        )
+
+
+def choose_visits(
+    states: ConversationStates,
+    every: Iterable[str],
+    first: Iterable[str],
+    policy: RevisitPolicy,
+    now: datetime,
+    requests: int | None,
+    spell: Callable[[Collection[str]], list[str]] = stored_ids,
+) -> Visits:
+    """Choose the conversations that a run visits, and their order.
+
+    Args:
+        states: The last proof of each conversation.
+        every: All conversations.
+        first: Conversations that come first if they were never proven; the others take part in the choice.
+        policy: The promise and the time between runs.
+        now: The time.
+        requests: How many requests the run may send; None for no limit.
+        spell: Returns the id under which each conversation continues, each once.
+    """
+    table = states.table(COLUMNS)
+    proven = table.column("conversation_id").to_pylist()
+    current = {*spell(proven)}
+    if len(current) < len(proven):
+        # An earlier release stored a conversation under two spellings; one of them is out of date.
+        table = table.filter(pc.is_in(table.column("conversation_id"), pa.array([*current])))
+    new = [one for one in spell([*first]) if one not in current]
+    rest = sorted({*spell([*every])} - current - {*new})
+    known = known_of(table, policy)
+    left = len(known) + len(rest) if requests is None else max(0, requests - len(new))
+    outlook = Outlook.of(known, now, policy, left, len(rest))
+    choice = outlook.choose()
+    ids = [*new, *(rest[one] for one in choice.unproven.tolist())]
+    ids += table.column("conversation_id").take(pa.array(choice.rows)).to_pylist()
+    return Visits(outlook, choice, ids, len(new))
+
+
+async def read_visits(
+    lake: Lake, organization_id: str, policy: RevisitPolicy, now: datetime, requests: int | None
+) -> Visits:
+    """Return what a run would visit now; for the arguments see `choose_visits`."""
+    state = await read_state(lake, organization_id, COLUMNS, now)
+    partitions = await lake.list_partitions(organization_id)
+    every = await read_every_id(lake, organization_id, partitions, state.ids())
+    return await asyncio.to_thread(choose_visits, state.states, every, (), policy, now, requests)

@@ -1,0 +1,205 @@
+"""The budget of a run, the conversations that it visits, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.export.humanize import span
+from imbrace_lake.export.visits import BudgetGiven, RunBudget, VisitReport, Visits, choose_visits
+from imbrace_lake.gateway.client import Traffic
+from imbrace_lake.lake.conversation_states import STATE, ConversationStates
+from imbrace_lake.lake.ledger_schema import ConversationEntry, conversation_rows
+from imbrace_lake.revisit import RevisitPolicy, as_hours
+
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+POLICY = RevisitPolicy()
+UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def entry(conversation_id: str, hours: float, *active: float) -> ConversationEntry:
+    """Return the state of a conversation that was proven some hours ago, with hours of activity."""
+    at = NOW - hours * HOUR
+    listed = tuple(sorted(int(as_hours(NOW - ago * HOUR)) for ago in active))
+    return ConversationEntry(
+        "run", "org", conversation_id, "unchanged", at, proven_until=at, distinct_messages=len(active),
+        first_message_at=NOW - 2_000 * HOUR, last_message_at=at, active_hours=listed,
+        active_hour_count=len(listed),
+    )  # fmt: skip
+
+
+def states_of(*entries: ConversationEntry) -> ConversationStates:
+    return ConversationStates(conversation_rows(entries).select(STATE))
+
+
+def a_lake(count: int) -> ConversationStates:
+    """Return conversations of which the last ones were active last."""
+    return states_of(*(entry(f"conv_{number:03}", 5, 2 + 10 * (count - number)) for number in range(count)))
+
+
+def choose(
+    states: ConversationStates,
+    requests: int | None,
+    *,
+    first: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+) -> Visits:
+    return choose_visits(states, [*states.ids(), *more], first, POLICY, NOW, requests)
+
+
+# -- the budget -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "per_second", "limits"),
+    [
+        (BudgetGiven(is_automatic=True), 20.0, (64_800, 57.0)),
+        (BudgetGiven(is_automatic=True), None, (None, None)),
+        (BudgetGiven(is_automatic=True), 0.0, (None, None)),
+        (BudgetGiven(), 20.0, (None, None)),
+        (BudgetGiven(500, is_automatic=True), 20.0, (500, None)),
+        (BudgetGiven(500, 10.0), 20.0, (500, 10.0)),
+        (BudgetGiven(minutes=10.0), 20.0, (12_000, 10.0)),
+        (BudgetGiven(minutes=10.0), None, (None, 10.0)),
+    ],
+)
+def test_the_limits_of_a_run_follow_from_what_was_given(
+    given: BudgetGiven, per_second: float | None, limits: tuple[int | None, float | None]
+) -> None:
+    assert given.limits(per_second, POLICY) == limits
+
+
+def test_a_visit_that_has_begun_reserves_a_request() -> None:
+    traffic = Traffic(requests=4, retries=1)
+    budget = RunBudget(traffic, requests=7)
+
+    assert budget.begin("a")
+    assert budget.begin("b")
+    budget.count_page("b")
+    traffic.requests += 1
+    assert budget.used == 6
+    assert budget.begin("c")
+    assert not budget.begin("d")
+    budget.end("a")
+    assert budget.begin("d")
+
+
+def test_retries_and_the_pieces_of_large_answers_count() -> None:
+    traffic = Traffic()
+    budget = RunBudget(traffic, requests=10)
+    budget.begin("a")
+    budget.count_page("a")
+    traffic.requests, traffic.retries = 3, 2
+
+    assert budget.used == 3
+    traffic.requests = 9
+    assert budget.used == 9
+    assert not budget.is_used_up
+    assert budget.ended() == "within the budget"
+
+
+def test_no_visit_begins_after_the_time_is_over() -> None:
+    budget = RunBudget(Traffic(), until=0.0)
+
+    assert not budget.begin("a")
+    assert budget.ended() == "time used"
+
+
+# -- the choice -------------------------------------------------------------------------------------
+
+
+def test_conversations_of_a_list_that_the_lake_lacks_come_first() -> None:
+    visits = choose(a_lake(20), 10, first=("conv_new", "conv_003"), more=("conv_failed",))
+
+    assert visits.ids[:2] == ["conv_new", "conv_failed"]
+    assert (len(visits.ids), visits.first, visits.outlook.unproven) == (10, 1, 1)
+
+
+def test_without_a_limit_everything_is_visited_in_the_order_of_the_policy() -> None:
+    busy = entry("conv_busy", 5, *range(6, 200, 2))
+    lake = states_of(*a_lake(20), busy)
+
+    visits = choose(lake, None)
+
+    assert sorted(visits.ids) == sorted(lake.ids())
+    assert visits.ids[0] == "conv_busy"
+
+
+def test_a_conversation_in_two_spellings_is_chosen_once() -> None:
+    states = states_of(entry(f"tcu_{UUID}", 500, 600), entry(f"conv_{UUID}", 1, 600), entry("other", 2, 600))
+
+    visits = choose(states, 3, more=(UUID.upper(),))
+
+    assert sorted(visits.ids) == [f"conv_{UUID}", "other"]
+
+
+def test_a_lake_without_conversations_has_no_visits() -> None:
+    visits = choose(ConversationStates.empty(), 10)
+
+    assert visits.ids == []
+    report = visits.report(NOW, (), (), "within the budget")
+    assert report.oldest is None
+    assert report.sentence() == "within the budget: 0 visited, 0 due and not reached"
+
+
+# -- the report -------------------------------------------------------------------------------------
+
+
+def test_the_report_has_the_ages_after_the_visits() -> None:
+    visits = choose(a_lake(20), 10)
+
+    before = visits.report(NOW, (), (), "budget used")
+    after = visits.report(NOW, visits.ids, visits.ids[1:], "budget used")
+
+    assert (before.visited, before.conversations) == (0, 20)
+    assert before.active_age == pytest.approx(5)
+    assert (after.visited, after.due, after.not_reached) == (10, before.due, before.due - 10)
+    assert after.oldest == pytest.approx(5)
+    # Of 16 active conversations, nine have a new proof.
+    assert after.active == 16
+    later = visits.report(NOW + 2 * HOUR, visits.ids, visits.ids, "budget used")
+    assert later.oldest == pytest.approx(7)
+
+
+def test_the_report_is_one_sentence_with_what_an_operator_needs() -> None:
+    report = replace(
+        choose(a_lake(20), 10).report(NOW, (), (), "budget used"),
+        visited=71_980, not_reached=5_210, oldest=146.4, active=20_000, active_age=3.2, unproven=0,
+    )  # fmt: skip
+
+    assert report.sentence() == (
+        "budget used: 71,980 visited, 5,210 due and not reached; oldest proof 6.1 days; 95 % of 20,000 active"
+        " conversations seen within 3.2 h"
+    )
+
+
+def test_the_report_warns_of_a_broken_promise_and_of_clocks() -> None:
+    report = choose(a_lake(20), 10).report(NOW, (), (), "")
+
+    assert report.warnings() == []
+    worse: VisitReport = replace(report, is_promise_kept=False, needed=12, ahead=3)
+    assert worse.warnings() == [
+        "the promise of 7 days needs 12 visits per run, and the budget allows 10",
+        "3 proofs are from the future, because a clock was or is wrong: check the clocks of the workers",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(146.4, "6.1 days"), (3.21, "3.2 h"), (0.2, "12 min"), (0.0, "0 min"), (30, "30.0 h")]
+)
+def test_hours_are_written_for_people(hours: float, text: str) -> None:
+    assert span(hours) == text
+
+
+def test_states_are_read_without_a_copy() -> None:
+    states = a_lake(3)
+
+    table = states.table(["conversation_id", "active_hours"])
+
+    assert table.num_rows == 3
+    assert table.column_names == ["conversation_id", "active_hours"]
+    assert isinstance(table, pa.Table)

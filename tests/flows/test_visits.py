@@ -1,0 +1,283 @@
+"""Runs over everything within a budget: what they visit, how they end, and what killed runs change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imbrace_flows.pipeline import export_chunks
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.flows.offline import Offline
+
+COUNT = 40
+NEW = "+886911999999"
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    """Forty conversations of two messages."""
+    with Sandbox(SandboxOptions(conversations=0)) as started:
+        for number in range(COUNT):
+            started.append(started.put([], phone=f"+8869114{number:05}"), 2)
+        yield started
+
+
+@pytest.fixture
+def offline(box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offline:
+    """A lake with all conversations."""
+    offline = Offline(box, tmp_path / "lake", monkeypatch)
+    numbers = tmp_path / "all.csv"
+    numbers.write_text("\n".join(["phone", *box.phones]))
+    assert offline.ingest("first", phones=numbers).is_completed()
+    box.reset_stats()
+    return offline
+
+
+def visited(offline: Offline, run_id: str) -> set[str]:
+    return {row["conversation_id"] for row in offline.rows("conversations") if row["run_id"] == run_id}
+
+
+def visits(offline: Offline) -> dict[str, Any]:
+    assert offline.result is not None
+    found: dict[str, Any] = offline.result.summary.as_json()["visits"]
+    return found
+
+
+def test_a_run_stops_when_its_budget_is_used_and_ends_as_completed(offline: Offline, box: Sandbox) -> None:
+    state = offline.ingest("second", budget=10)
+
+    assert (state.is_completed(), state.name) == (True, "Completed")
+    assert box.stats().accepted == 10
+    assert len(visited(offline, "second")) == 10
+    assert visits(offline)["visited"] == 10
+    assert state.message is not None
+    assert state.message.startswith("budget used: 10 visited, ")
+    assert "due and not reached; oldest proof" in state.message
+
+
+def test_the_conversations_that_were_not_visited_are_no_dead_letters(offline: Offline) -> None:
+    offline.ingest("second", budget=10)
+
+    assert offline.outcomes("second") == Counter(unchanged=10)
+    assert not any(row["is_dead_letter"] for row in offline.rows("conversations"))
+
+
+def test_later_runs_visit_the_others(offline: Offline) -> None:
+    reached: set[str] = set()
+    for number in range(4):
+        offline.ingest(f"run-{number}", budget=12)
+        reached |= visited(offline, f"run-{number}")
+
+    assert len(reached) == COUNT
+
+
+def test_a_run_that_can_visit_everything_by_itself_does_so(offline: Offline, box: Sandbox) -> None:
+    state = offline.ingest("second")
+
+    assert offline.outcomes("second") == Counter(unchanged=COUNT)
+    assert state.message == "every conversation is complete"
+    assert offline.result is not None
+    assert offline.result.summary.visits is None
+
+
+def test_a_budget_follows_from_the_limit_of_requests_and_the_time_between_runs(offline: Offline) -> None:
+    # 10 per second in 90 % of two seconds.
+    state = offline.ingest("second", requests_per_second=10.0, period_minutes=1 / 30)
+
+    assert len(visited(offline, "second")) == 18
+    assert state.message is not None
+    assert state.message.startswith("budget used: 18 visited")
+
+
+def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
+    state = offline.ingest("second", minutes=1 / 60_000)
+
+    assert state.is_completed()
+    assert state.message is not None
+    assert state.message.startswith("time used: 0 visited")
+    assert offline.outcomes("second") == Counter()
+
+
+def test_a_budget_counts_all_pages_and_no_conversation_is_left_half_read(
+    offline: Offline, box: Sandbox
+) -> None:
+    for one in box.conversations:
+        box.append(one, 250)
+
+    offline.ingest("second", budget=15, max_in_flight=1)
+
+    # Two conversations are read at a time; each has four pages at most.
+    assert 15 <= box.stats().accepted <= 15 + 2 * 4
+    assert set(offline.outcomes("second")) == {"complete"}
+
+
+def test_conversations_that_only_the_list_has_come_first(
+    offline: Offline, box: Sandbox, tmp_path: Path
+) -> None:
+    new = box.put([], phone=NEW)
+    box.append(new, 3)
+    list_of_numbers = tmp_path / "numbers.csv"
+    list_of_numbers.write_text("\n".join(["phone", *[*box.phones][:3], NEW]))
+
+    offline.ingest("second", budget=8, phones=list_of_numbers)
+
+    found = visited(offline, "second")
+    assert new in found
+    # Finding the conversations of the numbers counts, too.
+    assert box.stats().accepted == 8
+    assert len(found) < 8
+
+
+def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offline, box: Sandbox) -> None:
+    for one in [*box.conversations][:20]:
+        box.break_conversation(one, "400")
+
+    state = offline.ingest("second", budget=30)
+
+    assert state.name == "Partial"
+    outcomes = offline.outcomes("second")
+    assert outcomes["failed"] >= 10
+    assert outcomes.total() == visits(offline)["visited"] == 30
+
+
+def test_a_run_says_which_budget_its_promise_needs(offline: Offline) -> None:
+    # 40 conversations in 9 tenths of a day.
+    state = offline.ingest("second", budget=1, promise_days=1.0)
+
+    assert state.is_completed()
+    assert state.message is not None
+    assert state.message.endswith("the promise of 1 days needs 2 visits per run, and the budget allows 1")
+    assert (visits(offline)["needed"], visits(offline)["is_promise_kept"]) == (2, False)
+
+
+def test_the_ledger_has_what_a_run_reached(offline: Offline) -> None:
+    offline.ingest("second", budget=10)
+
+    row = offline.row("second")
+    assert row is not None
+    assert json.loads(row["parameters"])["visits"]["visited"] == 10
+
+
+# -- killed, skipped and overlapping runs, and clocks ----------------------------------------------
+
+
+def kill_after(offline: Offline, monkeypatch: pytest.MonkeyPatch, run_id: str, budget: int) -> None:
+    """Run until all visits are in the journal, and end as a kill does, without closing it."""
+    with monkeypatch.context() as patch:
+
+        async def die(*arguments: object, **options: object) -> None:
+            raise RuntimeError
+
+        patch.setattr("imbrace_flows.pipeline.close_run", die)
+        offline.ingest(run_id, budget=budget)
+    monkeypatch.setattr("imbrace_lake.export.recovery.DEAD_AFTER", timedelta(0))
+
+
+def test_the_visits_of_a_killed_run_count_and_the_others_stay_due(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(offline, monkeypatch, "killed", 15)
+    box.reset_stats()
+
+    offline.ingest("second", budget=30)
+
+    assert box.stats().accepted == 30
+    row = offline.row("killed")
+    assert row is not None
+    assert row["status"] == "failed"
+    assert len(visited(offline, "killed")) == 15
+    assert not any(row["is_dead_letter"] for row in offline.rows("conversations"))
+    # The 25 that the killed run left, and 5 again.
+    assert visited(offline, "killed") | visited(offline, "second") == {*box.conversations}
+
+
+def test_an_outcome_of_a_killed_run_does_not_replace_a_visit(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(offline, monkeypatch, "killed", COUNT)
+    for one in box.conversations:
+        box.append(one, 1)
+
+    offline.ingest("second", budget=COUNT)
+
+    assert offline.outcomes("second") == Counter(complete=COUNT)
+    assert offline.is_complete()
+
+
+def test_another_attempt_of_a_run_visits_the_others(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_after(offline, monkeypatch, "run", 15)
+    for one in [*visited_in_journal(offline, "run")][:3]:
+        box.append(one, 1)
+    box.reset_stats()
+
+    offline.ingest("run", budget=25)
+
+    assert box.stats().accepted == 25
+    assert offline.outcomes("run") == Counter(unchanged=COUNT)
+
+
+def visited_in_journal(offline: Offline, run_id: str) -> set[str]:
+    folder = offline.lake / "journal" / run_id / "conversations"
+    lines = [line for path in folder.iterdir() for line in path.read_bytes().splitlines()]
+    return {json.loads(line)["conversation_id"] for line in lines}
+
+
+def test_two_runs_at_the_same_time_leave_a_lake_as_one_run(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in box.conversations:
+        box.append(one, 1)
+
+    async def export_when_another_run_has(*arguments: Any) -> None:
+        monkeypatch.setattr("imbrace_flows.pipeline.export_chunks", export_chunks)
+        await asyncio.to_thread(offline.ingest, "inner", budget=30)
+        await export_chunks(*arguments)
+
+    monkeypatch.setattr("imbrace_flows.pipeline.export_chunks", export_when_another_run_has)
+    offline.ingest("outer", budget=30)
+    offline.ingest("last", budget=20)
+
+    assert offline.outcomes("inner") == Counter(complete=30)
+    # The outer run has chosen before the inner one began, so it chose the same.
+    assert visited(offline, "outer") == visited(offline, "inner")
+    assert visited(offline, "inner") | visited(offline, "last") == {*box.conversations}
+    assert offline.is_complete()
+
+
+class Clock:
+    """A clock that an operator can set; replaces `datetime` in a module."""
+
+    ahead = timedelta()
+
+    @classmethod
+    def now(cls, zone: tzinfo) -> datetime:
+        return datetime.now(zone) + cls.ahead
+
+
+def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("imbrace_lake.export.run.datetime", Clock)
+    monkeypatch.setattr(Clock, "ahead", timedelta(days=400))
+    offline.ingest("ahead", budget=20)
+    monkeypatch.setattr(Clock, "ahead", timedelta())
+    new = box.put([], phone=NEW)
+    box.append(new, 1)
+    wrong = visited(offline, "ahead")
+    caplog.clear()
+
+    offline.ingest("second", budget=20)
+    offline.ingest("third", budget=20)
+
+    assert "20 entries of the ledgers are from the future" in caplog.text
+    assert visited(offline, "second") | visited(offline, "third") == {*box.conversations} - {new}
+    assert len(wrong) == 20

@@ -20,6 +20,7 @@ EXAMPLES = """
 \b
 Examples:
   imbrace-lake backfill --everything --new-only
+  imbrace-lake backfill --everything --new-only --budget 50000 --minutes 55
   imbrace-lake backfill --everything --since 2026-01-01 --until 2026-02-01
   imbrace-lake backfill --phones customers.csv --region TW --since 2026-01-01T08:00+08:00
   imbrace-lake backfill --conversation conv_1 --conversation conv_2
@@ -64,6 +65,18 @@ def backfill(
     new_only: Annotated[
         bool, typer.Option("--new-only", help="Read only new messages instead of complete conversations.")
     ] = False,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --everything --new-only: at most this many requests, where most news is expected.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="N", help="With --everything --new-only: at most this many minutes."),
+    ] = None,
     organization: options.Organization = None,
     lake: options.Lake = None,
     gateway: options.Gateway = None,
@@ -89,6 +102,8 @@ def backfill(
     begin, end = _window(since, until)
     if new_only and (begin or end):
         raise UsageError("--new-only has no window of time: leave out --since and --until, or --new-only")
+    if (budget is not None or minutes is not None) and not (everything and new_only):
+        raise UsageError("--budget and --minutes are for runs with --everything --new-only")
     source = _only(
         {
             "everything": everything,
@@ -113,7 +128,7 @@ def backfill(
         everything=everything, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
         sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,
         chunk_size=settings.chunk_size, shard_size=settings.shard_size,
-        tolerated_failures=tolerated_failures, accept_repeats=accept_repeats,
+        tolerated_failures=tolerated_failures, accept_repeats=accept_repeats, budget=budget, minutes=minutes,
     )  # fmt: skip
     overrides = options.overrides(settings, requests_per_second, max_in_flight)
     outcome = run_watched(settings, backfill_flow, params, overrides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +13,13 @@ import typer
 from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
-from imbrace_cli.terminal import echo
+from imbrace_cli.prefect_environment import configured_api_url
+from imbrace_cli.terminal import echo, echo_error
+from imbrace_lake.errors import InputError
 from imbrace_lake.export.humanize import duration
 
 if TYPE_CHECKING:
+    from imbrace_lake.export.visits import VisitReport, Visits
     from imbrace_lake.lake.freshness import Freshness
     from imbrace_lake.settings import Settings
 
@@ -23,6 +28,8 @@ EXAMPLES = """
 Examples:
   imbrace-lake freshness --organization org_… --lake ./lake
   imbrace-lake freshness --stale-hours 24 --limit 0
+  imbrace-lake freshness --budget 50000 --limit 0
+  imbrace-lake freshness --conversation conv_1
 
 \b
 Exit codes:
@@ -30,6 +37,13 @@ Exit codes:
 """
 
 STALE = 3
+REASONS = {
+    "everything": "a run visits all conversations",
+    "ahead": "its proof is from the future, because a clock was or is wrong",
+    "promise": "its proof must be renewed, so that the promise is kept",
+    "value": "its interval is over",
+    "waits": "its interval is not over",
+}
 
 
 def freshness(
@@ -40,27 +54,53 @@ def freshness(
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Conversations to list, the oldest proof first.")
     ] = 20,
+    conversation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Explain when this conversation is visited next.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Requests of a run; by default those of the next ingestion.  [IMBRACE_BUDGET]",
+        ),
+    ] = None,
     organization: options.Organization = None,
     lake: options.Lake = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the time since each conversation was last proven complete or unchanged.
+    """Show the time since each conversation was last proven complete or unchanged, and what runs visit next.
 
-    Conversations that the gateway no longer has are left out.
+    Conversations that the gateway no longer has are left out of the ages. With PREFECT_API_URL, the budget is
+    that of its server, else that of the settings; without one, each run visits everything.
     """
     from imbrace_lake.lake.freshness import by_age, count_stale
 
-    settings = lake_settings(needed=("organization", "lake"), organization=organization, lake=lake)
+    settings = lake_settings(
+        needed=("organization", "lake"), organization=organization, lake=lake, budget=budget
+    )
+    requests = _budget(settings)
+    if conversation is not None:
+        _explain(run_interruptibly(_visits(settings, requests)), conversation, as_json=as_json)
+        return
     found = run_interruptibly(_read(settings))
+    visits = run_interruptibly(_visits(settings, requests))
+    report = visits.report(datetime.now(UTC), (), (), "")
     stale = None if stale_hours is None else count_stale(found, timedelta(hours=stale_hours))
     if as_json:
-        values = {"ages": by_age(found), "stale": stale, "conversations": [*map(_values, found[:limit])]}
+        values = {
+            "ages": by_age(found),
+            "stale": stale,
+            "conversations": [*map(_values, found[:limit])],
+            "visits": asdict(report),
+        }
         typer.echo(json.dumps(values))
     elif not found:
         organization = settings.require("organization")
         echo(f"the lake at {settings.lake} has no conversation of {organization} yet: export into it first")
     else:
         echo(*(f"{count:>10,}  {name}" for name, count in by_age(found).items() if count))
+        echo("", *_outlook(report, visits, is_known=requests is not None))
         _list(found, limit)
         if stale:
             echo(
@@ -76,6 +116,102 @@ async def _read(settings: Settings) -> list[Freshness]:
 
     async with open_lake(settings.require("lake"), now=None) as lake:
         return await read_freshness(lake, settings.require("organization"), datetime.now(UTC))
+
+
+async def _visits(settings: Settings, requests: int | None) -> Visits:
+    from imbrace_lake.export.visits import read_visits
+    from imbrace_lake.lake.lake import open_lake
+
+    async with open_lake(settings.require("lake"), now=None) as lake:
+        organization = settings.require("organization")
+        return await read_visits(lake, organization, settings.revisit_policy(), datetime.now(UTC), requests)
+
+
+def _budget(settings: Settings) -> int | None:
+    """Return the requests of the next ingestion; None if it has no limit."""
+    from imbrace_lake.export.visits import BudgetGiven
+
+    limits = [settings.requests_per_second]
+    if settings.budget is None:
+        limits.append(_shared_limit(settings))
+    per_second = min((one for one in limits if one), default=None)
+    return BudgetGiven(settings.budget, is_automatic=True).limits(per_second, settings.revisit_policy())[0]
+
+
+def _shared_limit(settings: Settings) -> float | None:
+    """Return the limit of the configured server; None without a server, a limit or an answer."""
+    if configured_api_url() is None or not settings.request_limit:
+        return None
+    from imbrace_cli.local_server import ServerUnavailable
+    from imbrace_cli.prefect_session import prefect_session
+    from imbrace_lake.gateway.shared_limit import LeasesUnreachable
+
+    try:
+        with prefect_session(lambda sentence: None):
+            from imbrace_tasks.budget import read_shared_limit
+
+            return asyncio.run(read_shared_limit(settings))
+    except (ServerUnavailable, LeasesUnreachable) as exc:
+        echo_error(f"the budget is unknown: {exc}", "warning")
+        return None
+
+
+def _outlook(report: VisitReport, visits: Visits, *, is_known: bool) -> list[str]:
+    """Describe what runs visit next, a line for each number."""
+    outlook = visits.outlook
+    if outlook.is_everything:
+        of = f", within {report.requests:,} requests" if is_known else ", because no budget limits it"
+        first = f"each run visits all {report.conversations:,}{of}"
+        rows = [("due", first)]
+    else:
+        rows = [
+            ("due", f"{report.due:,} of {report.conversations:,}; a run visits {report.requests:,}"),
+            ("forecast", report.forecast()),
+            ("price", f"{visits.outlook.price:.3g} hours"),
+        ]  # fmt: skip
+    rows.append(("promise", report.promise()))
+    rows += [("ages", one) for one in report.ages()]
+    rows += [("warning", one) for one in report.warnings() if report.ahead]
+    one = outlook.organization
+    rows.append(
+        ("average", f"{one.rate:.3g} active hours per hour, {one.messages:.3g} messages per active hour,"
+            f" contrast {one.contrast:.2f}")
+    )  # fmt: skip
+    return [f"{name:<10}{text}" for name, text in rows]
+
+
+def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
+    """Show why a conversation is due or not, and when it is visited next.
+
+    Raises:
+        InputError: The lake has no proof of it.
+    """
+    found = visits.explain(conversation_id)
+    if found is None:
+        raise InputError(
+            f"the lake has no proof of conversation {conversation_id}: a run visits conversations without a"
+            " proof first"
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(found), default=str))
+        return
+    one, two, three = found.estimates
+    organization = visits.outlook.organization
+    wait = "a run visits it next" if found.reason != "waits" else f"due {found.next_visit:%Y-%m-%d %H:%M} UTC"
+    rows = [
+        ("proven", f"{found.seen:%Y-%m-%d %H:%M} UTC"),
+        ("promised", f"again by {found.deadline:%Y-%m-%d %H:%M} UTC"),
+        ("estimates", f"{one:.3g}, {two:.3g}, {three:.3g} active hours per hour (the last 1, 4, 20 active"
+            f" hours; {found.listed} are known)"),
+        ("contrast", f"{organization.contrast:.2f}, with an average of {organization.rate:.3g}"),
+        ("messages", f"{found.messages:.3g} per active hour"),
+        ("rate", f"{found.rate:.3g} messages per hour"),
+        ("interval", f"√(2 × {found.price:.3g} / {found.rate:.3g}) = {found.interval:.3g} weighted hours"),
+        ("counted", f"{found.counted:.3g} weighted hours since the proof"),
+        ("value", f"{found.value:.3g} hours; due from {found.price:.3g} on"),
+        ("visit", f"{wait}: {REASONS[found.reason]}"),
+    ]  # fmt: skip
+    echo(*(f"{name:<10}{text}" for name, text in rows))
 
 
 def _values(one: Freshness) -> dict[str, str | float | None]:

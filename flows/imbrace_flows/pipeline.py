@@ -55,7 +55,7 @@ from imbrace_lake.export.rerun import Missed, read_missed
 from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolved
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, closed_summary, open_run, utc_now
 from imbrace_lake.export.shards import plan_shards, read_list
-from imbrace_lake.export.visits import BudgetGiven, RunBudget, choose_visits
+from imbrace_lake.export.visits import BudgetGiven, RunBudget, Visits, choose_visits
 from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
@@ -335,7 +335,7 @@ class _Job:
             await self._resolve(numbers)
         if run.fatal is not None:
             raise run.fatal
-        ids = self._ids()
+        ids, visits = self._ids(), None
         # The work identifies the job, so that this run continues a killed run of the same job.
         what = ("everything", *ids) if self.selection.is_everything else ids
         await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
@@ -346,6 +346,8 @@ class _Job:
                 await self._visit(every, ids)
                 return
             ids = [*every, *ids]
+            if self.selection.budget.is_automatic:
+                visits = await self._look_at(every, (), None)
         ids = await run.found(ids)
         logger.info("found: %s", counted([(len(ids), "conversations")]))
         if await has_shards(run, self.settings, len(ids)):
@@ -358,6 +360,9 @@ class _Job:
             )
         else:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
+            if visits is not None:
+                done = run.accounts.recorded
+                run.visits = visits.report(run.clock(), done, done - run.errors.keys(), "")
         if run.fatal is not None:
             raise run.fatal
 
@@ -378,6 +383,20 @@ class _Job:
         run.budget = RunBudget(run.gateway.traffic, requests, until)
         return True
 
+    async def _look_at(self, every: Sequence[str], listed: Sequence[str], left: int | None) -> Visits:
+        """Choose what to visit with the requests that are left."""
+        run = self.run
+        return await asyncio.to_thread(
+            choose_visits,
+            run.states,
+            every,
+            listed,
+            self.settings.revisit_policy(),
+            run.clock(),
+            left,
+            run.as_stored,
+        )
+
     async def _visit(self, every: Sequence[str], listed: Sequence[str]) -> None:
         """Visit what the run chooses within its budget, first the conversations that only the list has."""
         run, budget = self.run, self.run.budget
@@ -392,16 +411,7 @@ class _Job:
             )
         # An outcome of a killed run can be an hour old.
         run.resumed = ConversationStates.empty()
-        visits = await asyncio.to_thread(
-            choose_visits,
-            run.states,
-            every,
-            listed,
-            self.settings.revisit_policy(),
-            run.clock(),
-            left,
-            run.as_stored,
-        )
+        visits = await self._look_at(every, listed, left)
         # Those that an earlier attempt has visited have an outcome.
         ids = [one for one in run.as_stored(visits.ids) if one not in run.accounts.recorded]
         logger.info(

@@ -11,8 +11,9 @@ from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from imbrace_flows.chart import chart_markdown
 from imbrace_flows.words import add_up, as_code, plural
-from imbrace_lake.export.humanize import counted, duration, size
+from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
+from imbrace_lake.export.visits import VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
 from imbrace_lake.printable import printable
@@ -21,6 +22,7 @@ from imbrace_lake.verify.findings import Verification
 SUMMARY_KEY = "export-summary"
 FAILURES_KEY = "export-failures"
 CHART_KEY = "export-picture"
+FRESHNESS_KEY = "freshness"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
@@ -57,6 +59,8 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         key=CHART_KEY,
         description="New messages by day, conversations by status",
     )
+    if summary.visits is not None:
+        await publish_freshness(summary.visits)
     if failures := failures_markdown(summary):
         await acreate_markdown_artifact(
             failures, key=FAILURES_KEY, description="What is missing, why, and what to do"
@@ -124,6 +128,44 @@ def summary_markdown(summary: RunSummary) -> str:
         "```",
     ]
     return "\n".join(lines)
+
+
+async def publish_freshness(visits: VisitReport) -> None:
+    """Create the artifact about the ages of the lake."""
+    await acreate_markdown_artifact(
+        freshness_markdown(visits),
+        key=FRESHNESS_KEY,
+        description="How old the proofs are, what is due, the promise and the forecast",
+    )
+
+
+def freshness_markdown(visits: VisitReport) -> str:
+    """Return the ages of the lake, the promise, the forecast and what limits it, as a page."""
+    limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
+    active = "none" if visits.active_age is None else f"seen within {span(visits.active_age)}"
+    rows = [
+        (f"95 % of {visits.active:,} active conversations", f"**{active}**"),
+        ("oldest proof", "none" if visits.oldest is None else span(visits.oldest)),
+        ("visited", f"{visits.visited:,} of {visits.conversations:,}"),
+        ("due", f"{visits.due:,}; {visits.not_reached:,} of them not reached"),
+        ("promise", visits.promise()),
+        ("forecast", visits.forecast()),
+        ("limited by", limit.get(visits.ended, "the choice of this run")),
+    ]
+    return "\n".join(
+        [
+            "# Freshness",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {text} |" for name, text in rows),
+            "",
+            *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in visits.warnings()),
+            "| last proven | conversations |",
+            "|---|--:|",
+            *(f"| {name} | {count:,} |" for name, count in visits.by_age.items()),
+        ]
+    )
 
 
 def next_steps(summary: RunSummary) -> list[str]:

@@ -14,12 +14,15 @@ from imbrace_flows.events import emit_stale, warn_of_expiry
 from imbrace_flows.flow import flow
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
-from imbrace_flows.report import publish_verification
+from imbrace_flows.report import publish_freshness, publish_verification
 from imbrace_flows.run_name import run_name
 from imbrace_lake.export.run import utc_now
+from imbrace_lake.export.visits import BudgetGiven, VisitReport, read_visits
 from imbrace_lake.lake.freshness import count_stale, read_freshness
-from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.settings import Settings
 from imbrace_lake.verify.findings import Verification
+from imbrace_tasks.budget import read_shared_limit
 from imbrace_tasks.retry import TaskError, result_of
 from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
 
@@ -67,6 +70,10 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
         found = _merge_results(results)
         with best_effort("the report of this verification"):
             await publish_verification(lake.url, found, ages)
+        visits = None
+        with best_effort("the forecast of the next runs"):
+            visits = await _look_ahead(lake, organization, settings)
+            await publish_freshness(visits)
         stale = 0
         if params.stale_hours is not None:
             limit = timedelta(hours=params.stale_hours)
@@ -74,7 +81,19 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
             if stale:
                 with best_effort("the event about stale proofs"):
                     emit_stale(lake.url, organization, ages, limit)
-        return _ended(found, stale, params.stale_hours)
+        state = _ended(found, stale, params.stale_hours)
+        if visits is not None:
+            state.message = "; ".join([str(state.message), *visits.ages()])
+        return state
+
+
+async def _look_ahead(lake: Lake, organization: str, settings: Settings) -> VisitReport:
+    """Return the ages of all proofs, and what the next ingestions achieve."""
+    limits = [settings.requests_per_second, await read_shared_limit(settings)]
+    policy, now = settings.revisit_policy(), utc_now()
+    given = BudgetGiven(settings.budget, is_automatic=True)
+    requests, _ = given.limits(min((one for one in limits if one), default=None), policy)
+    return (await read_visits(lake, organization, policy, now, requests)).report(now, (), (), "")
 
 
 def _merge_results(results: list[Verification]) -> Verification:

@@ -119,7 +119,7 @@ class RunContext:
         parent_run_id: Of a shard: the run that it is a part of.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         budget: The budget of a run that chooses what to visit; None for a run that exports all it found.
-        visits: What such a run reached, and what it left.
+        visits: What an ingestion reached, and the ages that it left.
         began: When the run began, by `time.monotonic()`.
         fatal: The error that ends the run, because every further request would end with it.
     """
@@ -424,7 +424,7 @@ class RunSummary:
         input: How the list was read (phones/report.py); None without a list.
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
-        visits: Of a run with a budget: what it reached, and the ages that it left (`VisitReport`).
+        visits: Of an ingestion: what it reached, and the ages that it left.
     """
 
     run_id: str
@@ -627,11 +627,11 @@ def _status(
     elif lost:
         remarks.insert(0, f"{lost} failed; the others are in the lake")
     remarks += run.accounts.lost_input
-    remarks += [] if run.visits is None else [run.visits.sentence()]
+    remarks += [] if run.visits is None or run.budget is None else [run.visits.sentence()]
     is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
     if is_partial or unreadable > tolerated_unreadable * given:
         return "partial", "; ".join(remarks)
-    if not done and run.visits is None:
+    if not done and run.budget is None:
         remarks.insert(0, run.accounts.if_empty)
     return "complete", "; ".join(remarks) or None
 

@@ -21,11 +21,13 @@ from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.ids import canonical_conversation_id, stored_ids
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
+from imbrace_lake.lake.freshness import CLASSES, NEVER, OLDER
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.revisit import (
     COLUMNS,
     Choice,
     Explanation,
+    Floats,
     Known,
     Outlook,
     RevisitPolicy,
@@ -55,7 +57,7 @@ class BudgetGiven:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether somebody has chosen a budget."""
+        """Whether an operator has chosen a budget."""
         return self.requests is not None or self.minutes is not None
 
     def limits(self, per_second: float | None, policy: RevisitPolicy) -> tuple[int | None, float | None]:
@@ -158,6 +160,7 @@ class VisitReport:
         needed: The visits per run that the promise needs.
         is_promise_kept: Whether the budget is sufficient for them.
         ahead: The number of proofs from the future.
+        by_age: The number of conversations by the age of their proof.
         forecast_mean, forecast_median, forecast_95: The age at which runs will find news.
         forecast_hour: The share of the news that they will find within an hour.
         ended: Why no more was visited.
@@ -180,6 +183,7 @@ class VisitReport:
     forecast_median: float
     forecast_95: float
     forecast_hour: float
+    by_age: dict[str, int]
     ended: str = ""
 
     @classmethod
@@ -212,7 +216,21 @@ class VisitReport:
             forecast_median=forecast.median,
             forecast_95=forecast.most,
             forecast_hour=forecast.fresh,
+            by_age=_by_age(ages, outlook.unproven),
         )
+
+    def forecast(self) -> str:
+        """Return the forecast as a sentence."""
+        return (
+            f"news is found after {span(self.forecast_mean)} on average, half of it within"
+            f" {span(self.forecast_median)}, 95 % within {span(self.forecast_95)}; {self.forecast_hour:.0%}"
+            " within an hour"
+        )
+
+    def promise(self) -> str:
+        """Return the promise, and whether the budget is sufficient for it."""
+        kept = "kept" if self.is_promise_kept else "broken"
+        return f"{self.promise_days:g} days: {kept}, needs {self.needed:,} visits per run"
 
     def sentence(self) -> str:
         """Return what a run with a budget did, and what it left."""
@@ -244,6 +262,13 @@ class VisitReport:
                 " clocks of the workers"
             )
         return found
+
+
+def _by_age(ages: Floats, unproven: int) -> dict[str, int]:
+    """Count conversations by the age of their proof, in the classes of `freshness`."""
+    limits = [limit / timedelta(hours=1) for limit in CLASSES.values()]
+    counts = np.bincount(np.searchsorted(limits, ages, side="right"), minlength=len(limits) + 1)
+    return dict(zip([*CLASSES, OLDER], counts.tolist(), strict=True)) | {NEVER: unproven}
 
 
 @dataclass(slots=True)
@@ -290,12 +315,14 @@ class Visits:
         seen[rows[is_proven]] = as_hours(now)
         due = self.choice.due + self.first
         done = VisitReport.of(outlook, replace(outlook.known, seen=seen), now)
+        unproven = outlook.unproven + self.first - sum(one in proven for one in before)
         return replace(
             done,
             visited=reached + int(is_visited.sum()),
             due=due,
             not_reached=due - reached - int(outlook.is_due()[rows[is_visited]].sum()),
-            unproven=outlook.unproven + self.first - sum(one in proven for one in before),
+            unproven=unproven,
+            by_age=done.by_age | {NEVER: unproven},
             conversations=done.conversations + self.first,
             ended=ended,
         )

@@ -72,6 +72,18 @@ async def shared_budget(limiter: RequestLimiter, settings: Settings) -> AsyncIte
             yield
 
 
+async def read_shared_limit(settings: Settings) -> float | None:
+    """Return the requests per second of all runs together; None without a limit.
+
+    Raises:
+        LeasesUnreachable: The server does not answer.
+    """
+    if not settings.request_limit:
+        return None
+    async with get_client() as client:
+        return await PrefectLeases(client, settings.request_limit).read_limit()
+
+
 async def set_limit(client: PrefectClient, name: str, per_second: float) -> None:
     """Set the requests per second of all runs together; create the limit if there is none.
 

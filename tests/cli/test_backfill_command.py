@@ -125,3 +125,25 @@ def test_the_failures_of_a_run_are_read_by_its_id(
     assert (partial.code, rest.code) == (3, 0)
     assert json.loads(rest.out)["totals"]["conversations"] == {"complete": 1}
     assert parsed(texts(workdir, broken)) == truth(box, broken)
+
+
+def test_a_budget_bounds_the_requests_of_a_run_over_everything(run: Run, box: Sandbox) -> None:
+    assert run("backfill", *[f"--conversation={one}" for one in box.conversations]).code == 0
+    box.reset_stats()
+
+    result = run("backfill", "--everything", "--new-only", "--budget", "5", "--minutes", "10", "--json")
+
+    assert result.code == 0
+    summary = json.loads(result.out)
+    assert (summary["status"], summary["totals"]["conversations"]) == ("complete", {"unchanged": 5})
+    assert (summary["visits"]["visited"], summary["visits"]["requests"]) == (5, 5)
+    assert box.stats().accepted == 5
+
+
+@pytest.mark.parametrize("option", ["--budget=5", "--minutes=5"])
+@pytest.mark.parametrize("others", [["--everything"], ["--new-only", "--conversation", "conv_1"]])
+def test_a_budget_is_for_new_messages_of_everything(run: Run, option: str, others: list[str]) -> None:
+    result = run("backfill", option, *others)
+
+    assert result.code == 2
+    assert "--budget and --minutes are for runs with --everything --new-only" in result.err

@@ -164,8 +164,8 @@ def test_freshness_counts_by_age_and_lists_the_oldest_proof_first(
         [str(len(old)), "under", "a", "week"],
         ["1", "never", "proven"],
     ]
-    assert lines[5] == ["never", "never", "unproven", never]
-    assert lines[6] == ["2", "days", "ago", "2", "days", "ago", "complete", min(old)]
+    listed = lines.index(["never", "never", "unproven", never])
+    assert lines[listed + 1] == ["2", "days", "ago", "2", "days", "ago", "complete", min(old)]
     assert result.out.endswith(f"and {len(box.conversations) - 2} with newer proofs\n")
 
 
@@ -182,6 +182,55 @@ def test_a_proof_older_than_the_limit_ends_with_3(run: Run, box: Sandbox) -> Non
     assert values["stale"] == values["ages"]["under a week"] == count
     assert len(values["conversations"]) == 1
     assert 47 < values["conversations"][0]["age_hours"] < 49
+
+
+@pytest.mark.usefixtures("bench")
+def test_freshness_shows_what_runs_visit_next_and_what_the_promise_needs(run: Run, box: Sandbox) -> None:
+    count = len(box.conversations)
+
+    everything = run("freshness", "--limit", "0")
+    chosen = run("freshness", "--limit", "0", "--budget", "5")
+    reported = run("freshness", "--limit", "0", "--budget", "5", "--json")
+
+    assert f"due       each run visits all {count}, because no budget limits it\n" in everything.out
+    assert f" of {count}; a run visits 5\n" in chosen.out
+    assert "forecast  news is found after " in chosen.out
+    assert "promise   7 days: kept, needs 1 visits per run\n" in chosen.out
+    assert "ages      oldest proof 48.0 h\n" in chosen.out
+    values = json.loads(reported.out)["visits"]
+    assert (values["conversations"], values["requests"], values["needed"]) == (count, 5, 1)
+    assert 48 < values["oldest"] < 50
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_budget_of_freshness_is_that_of_the_settings(run: Run) -> None:
+    # 0.002 per second in 90 % of an hour.
+    os.environ["IMBRACE_REQUESTS_PER_SECOND"] = "0.002"
+    assert "; a run visits 6\n" in run("freshness", "--limit", "0").out
+
+    os.environ["IMBRACE_BUDGET"] = "3"
+    assert "; a run visits 3\n" in run("freshness", "--limit", "0").out
+
+
+@pytest.mark.usefixtures("bench")
+def test_freshness_explains_when_a_conversation_is_visited_next(run: Run, box: Sandbox) -> None:
+    one = next(iter(box.conversations))
+
+    plain = run("freshness", "--conversation", one, "--budget", "5")
+    # The gateway's other spelling of the id.
+    reported = run("freshness", "--conversation", one.replace("conv_", "tcu_"), "--budget", "5", "--json")
+    unknown = run("freshness", "--conversation", "conv_none")
+
+    assert (plain.code, reported.code, unknown.code) == (0, 0, 1)
+    names = [line.split()[0] for line in plain.out.splitlines()]
+    assert names == [
+        *("proven", "promised", "estimates", "contrast", "messages", "rate", "interval", "counted"),
+        *("value", "visit"),
+    ]
+    values = json.loads(reported.out)
+    assert values["reason"] in ("value", "waits")
+    assert values["interval"] == pytest.approx((2 * values["price"] / values["rate"]) ** 0.5)
+    assert "no proof of conversation conv_none" in unknown.err
 
 
 @pytest.mark.usefixtures("bench")

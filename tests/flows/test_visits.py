@@ -83,8 +83,7 @@ def test_a_run_that_can_visit_everything_by_itself_does_so(offline: Offline, box
 
     assert offline.outcomes("second") == Counter(unchanged=COUNT)
     assert state.message == "every conversation is complete"
-    assert offline.result is not None
-    assert offline.result.summary.visits is None
+    assert visits(offline)["by_age"]["under an hour"] == COUNT
 
 
 def test_a_budget_follows_from_the_limit_of_requests_and_the_time_between_runs(offline: Offline) -> None:
@@ -281,3 +280,39 @@ def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
     assert "20 entries of the ledgers are from the future" in caplog.text
     assert visited(offline, "second") | visited(offline, "third") == {*box.conversations} - {new}
     assert len(wrong) == 20
+
+
+# -- the page of a run ------------------------------------------------------------------------------
+
+
+def page_of(offline: Offline) -> str:
+    pages = [
+        one[0][0] for one in offline.shown if isinstance(one, tuple) and one[1].get("key") == "freshness"
+    ]
+    assert isinstance(pages[-1], str)
+    return pages[-1]
+
+
+def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offline: Offline) -> None:
+    offline.ingest("second", budget=10)
+
+    page = page_of(offline)
+    assert page.startswith("# Freshness\n")
+    assert "| oldest proof | " in page
+    assert f"| visited | 10 of {COUNT} |" in page
+    assert "| promise | 7 days: kept, needs 1 visits per run |" in page
+    assert "| forecast | news is found after " in page
+    assert "| limited by | the budget |" in page
+    assert f"| under an hour | {COUNT} |" in page
+
+
+def test_a_run_that_visits_everything_shows_the_ages_too(offline: Offline) -> None:
+    offline.ingest("second")
+
+    assert "| limited by | nothing: a run visits everything |" in page_of(offline)
+
+
+def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline) -> None:
+    offline.ingest("second", budget=1, promise_days=1.0)
+
+    assert "⚠️ The promise of 1 days needs 2 visits per run, and the budget allows 1.\n" in page_of(offline)

@@ -82,7 +82,7 @@ def test_packages_are_installed_once_and_again_when_the_lock_changes(repository:
     assert dev(repository, "run", VIRTUAL_ENV="foreign").returncode == 0
     (first,) = calls(repository)
     assert first.startswith("uv no environment never sync --locked")
-    assert "--no-dev --inexact --extra query" in first
+    assert "--no-dev --inexact --extra query --extra tables" in first
 
     assert dev(repository, "demo").returncode == 0
     assert len(calls(repository)) == 1

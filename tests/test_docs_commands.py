@@ -258,6 +258,8 @@ def exported(
     run = subprocess.run(export, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 3, run.stderr
     box.repair(failing)
+    compact = [str(BIN / PROGRAM), "compact", "--lake", "lake"]
+    subprocess.run(compact, cwd=folder, env=environment, capture_output=True, check=True)
     client = s3.client()
     for bucket in ("bucket", "example"):
         s3.create_bucket(bucket)

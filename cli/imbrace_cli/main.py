@@ -25,6 +25,7 @@ from imbrace_cli import (
     backfill,
     budget,
     check,
+    compact,
     demo,
     export,
     freshness,
@@ -74,6 +75,9 @@ app.command("check", epilog=check.EXAMPLES, short_help="Test token, gateway and 
 )
 app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; report what is damaged.")(
     verify.verify
+)
+app.command("compact", epilog=compact.EXAMPLES, short_help="Bring the tables for queries up to date.")(
+    compact.compact
 )
 app.command(
     "repair", epilog=repair.EXAMPLES, short_help="Rewrite rows of earlier versions for all query engines."

@@ -1,0 +1,1 @@
+"""Tables: the messages and ledgers of a lake in a few large files, which every engine reads (Delta)."""

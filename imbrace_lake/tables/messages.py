@@ -1,0 +1,765 @@
+"""Compact the parts of a lake into the table of messages.
+
+A step reads the changed conversations, a gigabyte of parts at most, and commits once: rows of new parts are
+added in new files, sorted; of files with edited or deleted rows, copies without these rows are written. Then
+the step is proven from a fresh snapshot. Two compactions race for the next version of the table: the loser
+begins again with what is still missing. A kill leaves files that no version names; later compactions delete
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+
+from imbrace_lake.errors import DamagedObject, ObjectExists, StoreUnavailable
+from imbrace_lake.lake.checkpoint import read_states
+from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.lake import Lake, Part, partition_key
+from imbrace_lake.lake.ledger import run_of
+from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
+from imbrace_lake.lake.schema import with_digests
+from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
+from imbrace_lake.tables.report import TableDifference, TableReport
+from imbrace_lake.tables.rows import (
+    FILE_BYTES,
+    MESSAGES_TABLE,
+    NO_MONTH,
+    STATISTICS,
+    FileWriter,
+    Spill,
+    in_lake_schema,
+    iter_file,
+    month_name,
+    months_of,
+    properties_of,
+    table_rows,
+    write_sorted,
+)
+from imbrace_lake.tables.state import (
+    NOTHING,
+    STATE_FOLDER,
+    Changes,
+    ReadPart,
+    Sums,
+    TableState,
+    content_hash_of,
+    folder_of,
+    plus,
+    read_state,
+    sums_by_conversation,
+    sums_by_month,
+)
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "tables/messages/"
+# Properties of the table: its state, up to when it has everything, and the last run until then.
+STATE_PROPERTY, AS_OF, RUN = "imbrace.state", "imbrace.as_of", "imbrace.run"
+# Parts of changed conversations of one step.
+STEP_BYTES = 2**30
+# Parts in memory at a time.
+READ_BYTES, READ_FOLDERS = 4 * 2**20, 64
+LARGE_BYTES = 4 * 2**20
+# More files than this that are smaller than a quarter of a full one are merged.
+MOST_SMALL_FILES = 8
+TRIES = 20
+GRACE = timedelta(hours=24)
+
+# Yields the rows of a part, in `SCHEMA`; can be called again.
+Source: TypeAlias = Callable[[], Iterator[pa.Table]]
+# The months of a conversation whose rows are replaced; None for all rows.
+Drops: TypeAlias = Mapping[str, frozenset[int] | None]
+
+
+def messages_log(lake: Lake) -> DeltaLog:
+    """Return the log of the table of messages."""
+    return DeltaLog(lake.store, FOLDER, MESSAGES_TABLE, properties_of(STATISTICS))
+
+
+@dataclass(slots=True)
+class _Step:
+    """The changes of one step, as they are collected.
+
+    Attributes:
+        folder: A folder for temporary files.
+        spill: The rows to add.
+        names: Organization and conversation, by folder.
+        parts: All parts of each changed conversation, by folder.
+        drops: The rows to remove.
+        added, removed: The expected sums of the rows that are added and removed, by folder.
+        files: New files, and for a copy the file that it replaces.
+        gone: The files that are removed.
+        wrong: Conversations whose rows in the table were not those that its state records.
+    """
+
+    folder: Path
+    spill: Spill
+    names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    parts: dict[str, list[ReadPart]] = field(default_factory=dict)
+    drops: dict[str, frozenset[int] | None] = field(default_factory=dict)
+    added: dict[str, Sums] = field(default_factory=dict)
+    removed: dict[str, Sums] = field(default_factory=dict)
+    files: list[tuple[TableFile, Path | None]] = field(default_factory=list)
+    gone: list[TableFile] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+
+
+class MessagesCompaction:
+    """One compaction of the messages of a lake.
+
+    Args:
+        lake: The lake; exports and other compactions may be under way.
+        clock: Returns the time.
+        grace: How long files of earlier versions are kept for their readers.
+        on_progress: Receives the number of finished conversations and of all changed ones.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        clock: Callable[[], datetime],
+        *,
+        grace: timedelta = GRACE,
+        on_progress: Callable[[int, int], None] = lambda done, all: None,
+    ) -> None:
+        self._lake = lake
+        self._store = lake.store
+        self._clock = clock
+        self._grace = grace
+        self._on_progress = on_progress
+        self._log = messages_log(lake)
+        self._states: dict[str, ConversationStates] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+        # Conversations to write again; a conflict with another compaction must not forget them.
+        self._wrong: set[str] = set()
+        self.report = TableReport("messages")
+
+    # -- the course of a compaction ---------------------------------------------------------------
+
+    async def plan(self) -> TableReport:
+        """Find out what a compaction would read and write, and write nothing."""
+        report = self.report
+        report.is_dry_run = True
+        snapshot = await self._log.read()
+        state = await self._state_of(snapshot)
+        changes = (state or TableState()).changes(await self._lake.list_below())
+        files: set[TableFile] = set()
+        if snapshot is not None:
+            known = (state or TableState()).of_folders(changes.folders)
+            for folder, parts in changes.folders.items():
+                there = {one.key for one in parts} - changes.new
+                replaced = [one for key, one in known.get(folder, {}).items() if key not in there]
+                months = frozenset(month for one in replaced for month in one.months)
+                files.update(_overlapping(snapshot.files, months))
+        self._describe(snapshot)
+        report.conversations, report.changed = changes.folder_count, len(changes.folders)
+        report.objects_read = len(changes.new)
+        report.files_removed = len(files)
+        copied = sum(one.size_bytes for one in files)
+        report.read_bytes = changes.new_bytes + copied
+        report.written_bytes = copied + changes.new_bytes // 3
+        new_files = len(files) + -(-changes.new_bytes // 3 // FILE_BYTES)
+        # A file is read to copy it and written, then read again for the proof; a commit, and the state.
+        report.requests = len(changes.new) + 3 * new_files + (4 if changes.folders else 0)
+        return report
+
+    async def run(self) -> TableReport:
+        """Compact what has changed, prove it, and delete what no reader needs any more."""
+        for _ in range(TRIES):
+            try:
+                await self._run_once()
+            except ObjectExists:
+                # Another compaction has committed: what it did is in the table now.
+                self.report.conflicts += 1
+                logger.info("another compaction committed first table=messages")
+            else:
+                break
+        else:
+            raise StoreUnavailable(
+                f"{self._store.url}/{FOLDER}: other compactions kept committing, so try again"
+            )
+        await self._clean_up()
+        return self.report
+
+    async def _run_once(self) -> None:
+        report = self.report
+        now = self._clock()
+        runs = [meta.key for meta in await self._store.list("runs/")]
+        last_run = run_of(runs[-1]) if runs else None
+        snapshot = await self._log.read()
+        state = await self._state_of(snapshot)
+        parts = await self._lake.list_below()
+        self._states = {}
+        changes = (state or TableState()).changes(parts)
+        report.conversations = changes.folder_count
+        done = {} if state is None or snapshot is None else dict(snapshot.configuration)
+        is_rebuilt = snapshot is not None and state is None
+        state = state or TableState()
+        steps = [*_steps(changes, None if is_rebuilt else STEP_BYTES)]
+        final = {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run or ""}
+        if not steps and done.get(RUN) == final[RUN] and AS_OF in done:
+            self._describe(snapshot)
+            return
+        finished = 0
+        for number, folders in enumerate(steps or [{}], 1):
+            properties = final if number >= len(steps) else _recorded(done)
+            state, snapshot, found = await self._step(
+                snapshot, state, folders, changes, properties, now, is_rebuilt=is_rebuilt
+            )
+            self._wrong |= found
+            report.changed += len(folders)
+            finished += len(folders)
+            self._on_progress(finished, len(changes.folders))
+        if self._wrong:
+            await self._repair(snapshot, state, parts, final, now)
+        await self._merge_small(final, now)
+
+    async def _repair(
+        self,
+        snapshot: Snapshot | None,
+        state: TableState,
+        parts: Sequence[Part],
+        properties: Mapping[str, str],
+        now: datetime,
+    ) -> None:
+        """Write conversations again whose rows differed from the parts."""
+        folders: dict[str, list[Part]] = {folder: [] for folder in sorted(self._wrong)}
+        for part in parts:
+            if folder_of(part.key) in folders:
+                folders[folder_of(part.key)].append(part)
+        changes = Changes(folders, {one.key for some in folders.values() for one in some})
+        _, _, again = await self._step(
+            snapshot, state, folders, changes, properties, now, forced=frozenset(folders)
+        )
+        self.report.is_repaired = not again
+
+    async def _state_of(self, snapshot: Snapshot | None) -> TableState | None:
+        """Return the state of a version; None if it is lost, an empty one if there is no table."""
+        if snapshot is None:
+            return TableState()
+        key = snapshot.configuration.get(STATE_PROPERTY, "")
+        return await read_state(self._store, key) if key else None
+
+    def _describe(self, snapshot: Snapshot | None) -> None:
+        report = self.report
+        if snapshot is None:
+            return
+        report.version = snapshot.version
+        as_of = snapshot.configuration.get(AS_OF)
+        report.as_of = datetime.fromisoformat(as_of) if as_of else None
+        report.run_id = snapshot.configuration.get(RUN) or None
+        report.files = len(snapshot.files)
+        report.rows = sum(one.rows for one in snapshot.files)
+        report.size_bytes = sum(one.size_bytes for one in snapshot.files)
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    async def _step(
+        self,
+        before: Snapshot | None,
+        state: TableState,
+        folders: Mapping[str, Sequence[Part]],
+        changes: Changes,
+        properties: Mapping[str, str],
+        now: datetime,
+        *,
+        forced: frozenset[str] = frozenset(),
+        is_rebuilt: bool = False,
+    ) -> tuple[TableState, Snapshot | None, set[str]]:
+        """Bring some conversations up to date with one commit, and prove it.
+
+        Returns:
+            The new state and snapshot, and the conversations whose rows in the table are wrong.
+
+        Raises:
+            ObjectExists: Another compaction committed first; nothing was changed.
+        """
+        with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
+            step = _Step(Path(temporary), Spill(Path(temporary)))
+            await self._read(step, state, folders, changes, forced)
+            files = () if before is None else before.files
+            if is_rebuilt:
+                step.gone += files
+            else:
+                await self._copy_without(step, files, forced)
+            written = await asyncio.to_thread(write_sorted, step.spill, step.folder, now)
+            for file, path in written:
+                await self._upload(file, path)
+                step.files.append((file, None))
+            new_state = state.with_folders(step.parts)
+            added = [file for file, _ in step.files]
+            new_state = await self._commit(before, new_state, added, step.gone, properties, now)
+            after = await self._log.read()
+            wrong = step.wrong | await self._prove(step, before, after)
+        await self._compare_with_ledger(new_state, step)
+        report = self.report
+        report.rows_added += sum(sums[0] for sums in step.added.values())
+        report.rows_removed += sum(sums[0] for sums in step.removed.values())
+        self._describe(after)
+        return new_state, after, wrong
+
+    async def _commit(
+        self,
+        before: Snapshot | None,
+        state: TableState,
+        added: Sequence[TableFile],
+        gone: Sequence[TableFile],
+        properties: Mapping[str, str],
+        now: datetime,
+        *,
+        operation: str = "WRITE",
+    ) -> TableState:
+        """Write the state, then commit it with the files."""
+        if before is not None and before.configuration.get(STATE_PROPERTY):
+            state.removed[before.configuration[STATE_PROPERTY]] = now
+        state.removed = {key: at for key, at in state.removed.items() if now - at <= self._grace + GRACE}
+        state.removed |= {f"{FOLDER}{one.path}": now for one in gone}
+        key = await state.write(self._store)
+        # A new state with the content of an old one has its key.
+        state.removed.pop(key, None)
+        await self._log.commit(
+            before, added, gone, {**properties, STATE_PROPERTY: key}, now, operation=operation
+        )
+        report = self.report
+        report.commits += 1
+        report.requests += 2
+        report.files_added += len(added)
+        report.files_removed += len(gone)
+        return state
+
+    async def _upload(self, file: TableFile, path: Path) -> None:
+        await self._store.create(f"{FOLDER}{file.path}", path)
+        self.report.written_bytes += file.size_bytes
+        self.report.requests += 1
+
+    async def _download(self, file: TableFile, folder: Path) -> Path:
+        path = folder / f"read-{uuid4().hex}"
+        try:
+            await self._store.download(f"{FOLDER}{file.path}", path)
+        except FileNotFoundError:
+            raise DamagedObject(
+                f"{self._store.url}/{FOLDER}{file.path} is missing: delete the folder tables, which"
+                " `imbrace-lake compact` then writes again"
+            ) from None
+        self.report.requests += 1
+        return path
+
+    # -- reading the changed conversations --------------------------------------------------------
+
+    async def _read(
+        self,
+        step: _Step,
+        state: TableState,
+        folders: Mapping[str, Sequence[Part]],
+        changes: Changes,
+        forced: frozenset[str],
+    ) -> None:
+        """Read the changed conversations, and collect their new rows and the rows to remove."""
+        known = state.of_folders(folders)
+        for some in _groups(folders):
+            wanted: list[tuple[str, Part]] = []
+            for folder in some:
+                old = known.get(folder, {})
+                listed = {one.key for one in folders[folder]}
+                is_appended = folder not in forced and all(
+                    key in listed and key not in changes.new for key in old
+                )
+                wanted += [
+                    (folder, part) for part in folders[folder] if not is_appended or part.key not in old
+                ]
+            sources = await asyncio.gather(*(self._source(part, step.folder) for _, part in wanted))
+            read: dict[str, dict[str, tuple[Part, Source]]] = {}
+            for (folder, _), (part, source) in zip(wanted, sources, strict=True):
+                read.setdefault(folder, {})[part.key] = (part, source)
+            for folder in some:
+                await asyncio.to_thread(
+                    self._add, step, folder, folders[folder], known.get(folder, {}), read.get(folder, {}),
+                    is_forced=folder in forced,
+                )  # fmt: skip
+
+    async def _source(self, part: Part, folder: Path) -> tuple[Part, Source]:
+        self.report.objects_read += 1
+        self.report.requests += 1
+        self.report.read_bytes += part.size_bytes
+        if part.size_bytes <= LARGE_BYTES:
+            ((read, rows),) = await self._lake.read_parts([part])
+            return read, lambda: iter([rows])
+        path = folder / f"part-{uuid4().hex}"
+        read = await self._lake.download_part(part, path)
+        return read, lambda: self._lake.iter_part(read, path)
+
+    def _add(
+        self,
+        step: _Step,
+        folder: str,
+        listed: Sequence[Part],
+        known: Mapping[str, ReadPart],
+        read: Mapping[str, tuple[Part, Source]],
+        *,
+        is_forced: bool,
+    ) -> None:
+        """Collect the rows of one conversation to add and to remove."""
+        parts: dict[str, ReadPart] = {one.key: known[one.key] for one in listed if one.key in known}
+        drops: set[int] = {
+            month for key, one in known.items() if key not in parts or is_forced for month in one.months
+        }
+        for key, (part, source) in read.items():
+            old = known.get(key)
+            part = replace(part, sha256=(part.sha256 or "")[:16])
+            if old is not None and old.part.sha256 == part.sha256:
+                # The same bytes, perhaps in a copy of the lake.
+                parts[key] = ReadPart(part, old.months)
+                continue
+            parts[key] = ReadPart(part, self._sums(step, folder, source))
+            if old is not None:
+                both = old.months.keys() | parts[key].months.keys()
+                other = {one for one in both if old.months.get(one) != parts[key].months.get(one)}
+                # Only the form of the rows differs after a repair.
+                drops |= other or both
+        step.parts[folder] = [*parts.values()]
+        if drops or is_forced:
+            step.drops[folder] = None if is_forced else frozenset(drops)
+            step.removed[folder] = _total(known.values(), drops)
+        added = NOTHING
+        for key, one in parts.items():
+            is_new = is_forced or key not in known
+            added = plus(added, _total([one], one.months.keys() if is_new else drops))
+            if is_new or drops & one.months.keys():
+                self._collect(step, read[key][1], None if is_new else frozenset(drops))
+        step.added[folder] = added
+
+    def _sums(self, step: _Step, folder: str, source: Source) -> dict[int, Sums]:
+        """Return the sums of the rows of a part by month."""
+        months: dict[int, Sums] = {}
+        for rows in source():
+            if rows.num_rows and folder not in step.names:
+                first = rows.select(["organization_id", "conversation_id"]).slice(0, 1).to_pylist()[0]
+                step.names[folder] = (first["organization_id"], first["conversation_id"])
+            for month, sums in sums_by_month(with_digests(rows)).items():
+                months[month] = plus(months.get(month, NOTHING), sums)
+        return months or {NO_MONTH: NOTHING}
+
+    @staticmethod
+    def _collect(step: _Step, source: Source, months: frozenset[int] | None) -> None:
+        """Collect the rows of a part, or those of some months."""
+        for rows in source():
+            if months is not None:
+                rows = rows.filter(pa.array(np.isin(months_of(rows), [*months])))
+            step.spill.add(table_rows(rows))
+
+    # -- removing rows ----------------------------------------------------------------------------
+
+    async def _copy_without(self, step: _Step, files: Iterable[TableFile], forced: frozenset[str]) -> None:
+        """Write copies of files without the rows to remove."""
+        if not step.drops:
+            return
+        months = frozenset(month for some in step.drops.values() for month in some or ())
+        dropped: dict[str, Sums] = {}
+        for file in files if forced else _overlapping(files, months):
+            path = await self._download(file, step.folder)
+            copy = await asyncio.to_thread(self._copy, step, path, dropped)
+            if copy is None:
+                path.unlink()
+                continue
+            step.gone.append(file)
+            self.report.read_bytes += file.size_bytes
+            if copy.rows:
+                written = copy.close(self._clock())
+                await self._upload(written, copy.path)
+                step.files.append((written, path))
+            else:
+                copy.abort()
+        for folder, expected in step.removed.items():
+            found = dropped.get(folder, NOTHING)
+            if folder not in forced and found != expected:
+                step.wrong.add(folder)
+                self._differs(folder, f"had {found[0]} rows where its state records {expected[0]}, or others")
+
+    def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums]) -> FileWriter | None:
+        """Write the copy of a file without the rows to remove; None if it has none of them."""
+        writer: FileWriter | None = None
+        kept_before: list[int] = []
+        for number, rows in enumerate(iter_file(path)):
+            mask = self._drop_mask(rows, step.drops)
+            if mask.any() and writer is None:
+                writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
+                if kept_before:
+                    for earlier in iter_file(path, groups=kept_before):
+                        _add_group(writer, earlier)
+            if mask.any():
+                gone = with_digests(in_lake_schema(rows.filter(pa.array(mask))))
+                for (organization, conversation), sums in sums_by_conversation(gone).items():
+                    folder = self._folder_of(organization, conversation)
+                    dropped[folder] = plus(dropped.get(folder, NOTHING), sums)
+            if writer is None:
+                kept_before.append(number)
+            else:
+                _add_group(writer, rows.filter(pa.array(~mask)))
+        return writer
+
+    def _drop_mask(self, rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return a mask of the rows to remove."""
+        found = np.zeros(rows.num_rows, bool)
+        months = months_of(rows)
+        offset = 0
+        for batch in rows.select(["organization_id", "conversation_id"]).to_batches():
+            names = [batch.column(index).dictionary_encode() for index in (0, 1)]
+            organizations, conversations = (one.dictionary.to_pylist() for one in names)
+            width = max(1, len(conversations))
+            codes = names[0].indices.to_numpy().astype(np.int64) * width + names[1].indices.to_numpy()
+            own = months[offset : offset + batch.num_rows]
+            for code in np.unique(codes).tolist():
+                folder = self._folder_of(organizations[code // width], conversations[code % width])
+                if folder in drops:
+                    which = drops[folder]
+                    mask = codes == code
+                    if which is not None:
+                        mask &= np.isin(own, [*which])
+                    found[offset : offset + batch.num_rows] |= mask
+            offset += batch.num_rows
+        return found
+
+    def _folder_of(self, organization_id: str, conversation_id: str) -> str:
+        """Return the folder of a conversation's parts."""
+        pair = (organization_id, conversation_id)
+        if pair not in self._keys:
+            self._keys[pair] = partition_key(organization_id, conversation_id)
+        return self._keys[pair]
+
+    # -- the proof --------------------------------------------------------------------------------
+
+    async def _prove(self, step: _Step, before: Snapshot | None, after: Snapshot | None) -> set[str]:
+        """Compare the committed files with the parts, from a fresh snapshot; return wrong conversations."""
+        expected = {one.path for one in (() if before is None else before.files)}
+        expected -= {one.path for one in step.gone}
+        expected |= {one.path for one, _ in step.files}
+        version = 0 if before is None else before.version + 1
+        if after is None or after.version < version:
+            raise DamagedObject(
+                f"{self._store.url}/{FOLDER} does not show version {version} after its commit"
+            )
+        # Another compaction may have committed meanwhile; the files of this one are still there.
+        if after.version == version and {one.path for one in after.files} != expected:
+            raise DamagedObject(f"version {version} of {self._store.url}/{FOLDER} does not name its files")
+        wrong: set[str] = set()
+        found: dict[str, Sums] = {}
+        for file, original in step.files:
+            path = await self._download(file, step.folder)
+            if original is None:
+                for folder, sums in (await asyncio.to_thread(self._sums_of_file, path)).items():
+                    found[folder] = plus(found.get(folder, NOTHING), sums)
+            elif not await asyncio.to_thread(self._is_copy, step, path, original):
+                # No conversation of this file is certain any more.
+                folders = {*(await asyncio.to_thread(self._sums_of_file, original))}
+                for folder in sorted(folders):
+                    self._differs(folder, f"is not as before in the copy {file.path}")
+                wrong |= folders
+            path.unlink()
+        for folder in sorted(step.added.keys() | found.keys()):
+            one, other = found.get(folder, NOTHING), step.added.get(folder, NOTHING)
+            if one != other:
+                wrong.add(folder)
+                self._differs(folder, f"{one[0]} rows were added where its parts have {other[0]}, or others")
+        return wrong
+
+    def _sums_of_file(self, path: Path) -> dict[str, Sums]:
+        """Return the sums of the rows of a data file, by folder of the conversation."""
+        found: dict[str, Sums] = {}
+        for rows in iter_file(path):
+            for batch in rows.to_batches(max_chunksize=4_096):
+                digests = with_digests(in_lake_schema(pa.Table.from_batches([batch])))
+                for names, sums in sums_by_conversation(digests).items():
+                    folder = self._folder_of(*names)
+                    found[folder] = plus(found.get(folder, NOTHING), sums)
+        return found
+
+    def _is_copy(self, step: _Step, path: Path, original: Path) -> bool:
+        """Return whether a file has exactly the rows of another one that are not removed, in its order."""
+        copies = iter_file(path)
+        for rows in iter_file(original):
+            kept = rows.filter(pa.array(~self._drop_mask(rows, step.drops)))
+            if kept.num_rows and not kept.equals(next(copies, None)):
+                return False
+        return next(copies, None) is None
+
+    async def _compare_with_ledger(self, state: TableState, step: _Step) -> None:
+        """Compare rows and content hash of the changed conversations with the ledger's last proof."""
+        for organization in {names[0] for names in step.names.values()}:
+            if organization not in self._states:
+                self._states[organization] = await read_states(self._lake, organization)
+        by_organization: dict[str, dict[str, str]] = {}
+        for folder, (organization, conversation) in step.names.items():
+            by_organization.setdefault(organization, {})[conversation] = folder
+        for organization, own in by_organization.items():
+            entries = self._states[organization].of_each(own)
+            for conversation, folder in own.items():
+                entry = entries.get(conversation)
+                parts = step.parts[folder]
+                if entry is None or not _is_of(entry, parts):
+                    self.report.unproven += 1
+                    continue
+                sums = _total(parts, None)
+                if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
+                    self._differs(
+                        folder,
+                        f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
+                        " in the ledger, or others: run `imbrace-lake verify`",
+                    )
+
+    def _differs(self, name: str, problem: str) -> None:
+        self.report.differences.append(TableDifference(name, problem))
+        logger.warning("table differs name=%s problem=%s", ascii(name)[1:-1], problem)
+
+    # -- few files --------------------------------------------------------------------------------
+
+    async def _merge_small(self, properties: Mapping[str, str], now: datetime) -> None:
+        """Merge small files into sorted ones, if there are too many.
+
+        Raises:
+            ObjectExists: Another compaction committed first; nothing was changed.
+        """
+        before = await self._log.read()
+        state = await self._state_of(before)
+        if before is None or state is None:
+            return
+        small = [one for one in before.files if one.size_bytes < FILE_BYTES // 4]
+        if len(small) <= MOST_SMALL_FILES:
+            return
+        with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
+            step = _Step(Path(temporary), Spill(Path(temporary)), gone=small)
+            for file in small:
+                path = await self._download(file, step.folder)
+                self.report.read_bytes += file.size_bytes
+                for folder, sums in (await asyncio.to_thread(self._spill_file, step, path)).items():
+                    step.added[folder] = plus(step.added.get(folder, NOTHING), sums)
+                path.unlink()
+            for file, path in await asyncio.to_thread(write_sorted, step.spill, step.folder, now):
+                await self._upload(file, path)
+                step.files.append((file, None))
+            added = [file for file, _ in step.files]
+            state = TableState(state.rows, dict(state.removed))
+            await self._commit(
+                before, state, added, small, _recorded(before.configuration), now, operation="OPTIMIZE"
+            )
+            after = await self._log.read()
+            wrong = await self._prove(step, before, after)
+            self._describe(after)
+        if wrong:
+            self._wrong |= wrong
+            await self._repair(after, state, await self._lake.list_below(), properties, now)
+
+    def _spill_file(self, step: _Step, path: Path) -> dict[str, Sums]:
+        for rows in iter_file(path):
+            step.spill.add(rows.cast(MESSAGES_TABLE))
+        return self._sums_of_file(path)
+
+    # -- cleaning up ------------------------------------------------------------------------------
+
+    async def _clean_up(self) -> None:
+        """Write a checkpoint if there are many commits, and delete what only earlier versions need."""
+        snapshot = await self._log.read()
+        state = await self._state_of(snapshot)
+        if snapshot is None or state is None:
+            return
+        now = self._clock()
+        await self._log.checkpoint(snapshot)
+        self.report.files_deleted += await self._log.delete_old(now, self._grace)
+        needed = {f"{FOLDER}{one.path}" for one in snapshot.files} | {state.key}
+        for folder in (FOLDER, STATE_FOLDER):
+            for meta in await self._store.list(folder):
+                if meta.key in needed or meta.key.startswith(f"{FOLDER}_delta_log/"):
+                    continue
+                if folder == STATE_FOLDER and not meta.key.startswith(f"{STATE_FOLDER}messages-"):
+                    continue
+                # Files that no version names may be those of another compaction, which has a day.
+                replaced_at = state.removed.get(meta.key)
+                since, grace = (
+                    (replaced_at, self._grace) if replaced_at else (meta.modified_at, max(self._grace, GRACE))
+                )
+                if now - since > grace:
+                    await self._store.delete(meta.key)
+                    self.report.files_deleted += 1
+
+
+def _add_group(writer: FileWriter, rows: pa.Table) -> None:
+    """Write rows as a row group."""
+    if rows.num_rows:
+        writer.add(rows)
+        writer.flush()
+
+
+def _recorded(configuration: Mapping[str, str]) -> dict[str, str]:
+    """Return what a version states about the runs that it has read."""
+    return {name: configuration[name] for name in (AS_OF, RUN) if name in configuration}
+
+
+def _steps(changes: Changes, most_bytes: int | None) -> Iterator[dict[str, list[Part]]]:
+    """Yield the changed conversations in steps of limited size."""
+    step: dict[str, list[Part]] = {}
+    size_bytes = 0
+    for folder, parts in changes.folders.items():
+        size = sum(one.size_bytes for one in parts)
+        if step and most_bytes is not None and size_bytes + size > most_bytes:
+            yield step
+            step, size_bytes = {}, 0
+        step[folder] = parts
+        size_bytes += size
+    if step:
+        yield step
+
+
+def _groups(folders: Mapping[str, Sequence[Part]]) -> Iterator[list[str]]:
+    """Yield conversations whose parts are read at the same time."""
+    group: list[str] = []
+    size_bytes = 0
+    for folder, parts in folders.items():
+        # Larger ones go to files.
+        size = sum(one.size_bytes for one in parts if one.size_bytes <= LARGE_BYTES)
+        if group and (size_bytes + size > READ_BYTES or len(group) >= READ_FOLDERS):
+            yield group
+            group, size_bytes = [], 0
+        group.append(folder)
+        size_bytes += size
+    if group:
+        yield group
+
+
+def _overlapping(files: Iterable[TableFile], months: frozenset[int]) -> list[TableFile]:
+    """Return the files that can have rows of some months."""
+    names = {name for name in map(month_name, months) if name is not None}
+    has_no_month = NO_MONTH in months
+    return [
+        file
+        for file in files
+        if (has_no_month and file.has_no_month)
+        or any((file.first_month or "") <= name <= (file.last_month or "") for name in names)
+    ]
+
+
+def _total(parts: Iterable[ReadPart], months: Iterable[int] | None) -> Sums:
+    """Return the sums of the rows of some parts, or of their rows in some months."""
+    chosen = None if months is None else {*months}
+    total = NOTHING
+    for part in parts:
+        for month, sums in part.months.items():
+            if chosen is None or month in chosen:
+                total = plus(total, sums)
+    return total
+
+
+def _is_of(entry: ConversationEntry, parts: Sequence[ReadPart]) -> bool:
+    """Return whether a ledger entry proves exactly these parts."""
+    own = {one.part.key: one.part.sha256 for one in parts}
+    recorded = {one.key: (one.sha256 or "")[:16] for one in entry.parts}
+    return entry.status in PROVEN and entry.content_hash is not None and own == recorded

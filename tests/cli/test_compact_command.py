@@ -1,0 +1,47 @@
+"""`imbrace-lake compact`, which needs no Prefect, no token and no organization."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from tests.cli.conftest import Run
+from tests.fixtures import make_hostile_lake
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    folder = tmp_path / "a lake"
+    shutil.copytree(make_hostile_lake.LAKE, folder)
+    return folder
+
+
+def test_a_dry_run_reports_bytes_and_requests_and_writes_nothing(run: Run, lake: Path) -> None:
+    result = run("compact", "--dry-run", "--lake", str(lake))
+
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("messages: would read 2 objects of 2 changed conversations and 0 files")
+    assert "requests" in result.err
+    assert not (lake / "tables").exists()
+
+
+def test_compact_writes_the_tables_and_finds_nothing_to_do_afterwards(run: Run, lake: Path) -> None:
+    first = run("compact", "--lake", str(lake))
+    second = run("compact", "--lake", str(lake), "--json")
+
+    assert (first.code, first.out) == (0, "")
+    assert first.err.startswith("messages: 2 changed conversations, ")
+    report = json.loads(second.out)["tables"][0]
+    assert (second.code, report["commits"], report["changed"]) == (0, 0, 0)
+    assert DeltaTable(lake / "tables" / "messages").to_pyarrow_table().num_rows == report["rows"]
+
+
+def test_a_folder_without_a_lake_is_an_error(run: Run, tmp_path: Path) -> None:
+    result = run("compact", "--lake", str(tmp_path))
+
+    assert result.code == 1
+    assert "there is no lake" in result.err

@@ -1,0 +1,282 @@
+"""The table of messages always has exactly the rows of the parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake.errors import InputError
+from imbrace_lake.tables import delta_log, messages
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import Bench
+from tests.tables.lakes import SAME, compact, difference, log_texts, open_table
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Sandbox(SandboxOptions(conversations=6, sizes=(3, 40, 130))) as box:
+        made = Bench(box, str(tmp_path / "lake"))
+        made.run()
+        yield made
+
+
+def test_the_table_has_the_rows_of_the_parts_in_few_sorted_files(bench: Bench) -> None:
+    report = compact(bench)
+
+    table = open_table(bench)
+    assert difference(bench) == SAME
+    assert report.rows == bench.rows().num_rows
+    assert not report.differences
+    assert not report.unproven
+    assert len(table.file_uris()) == 1
+    (path,) = Path(bench.lake, "tables", "messages").glob("*.parquet")
+    days = pq.read_table(path, columns=["created_at"]).column(0).cast(pa.date32()).to_pylist()
+    assert days == sorted(days)
+    month = table.to_pyarrow_table(columns=["month", "created_at"]).to_pylist()
+    assert all(row["month"] == row["created_at"].strftime("%Y-%m") for row in month)
+
+
+def test_other_engines_read_the_same_rows(bench: Bench) -> None:
+    compact(bench)
+    box = bench.box
+    box.append(next(iter(box.conversations)), 3)
+    bench.run()
+    compact(bench)
+
+    counts = [
+        polars.scan_delta(f"{bench.lake}/tables/messages").select(polars.len()).collect().item(),
+        duckdb.connect().from_arrow(open_table(bench).to_pyarrow_dataset()).limit(100_000).fetchall(),
+    ]
+
+    assert [counts[0], len(counts[1])] == [bench.rows().num_rows] * 2
+
+
+def test_new_messages_are_added_without_reading_anything_else(bench: Bench) -> None:
+    compact(bench)
+    before = {path.name for path in Path(bench.lake, "tables", "messages").glob("*.parquet")}
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 5)
+    bench.run()
+
+    report = compact(bench)
+
+    assert (report.changed, report.objects_read, report.rows_added, report.rows_removed) == (1, 1, 5, 0)
+    assert before < {path.name for path in Path(bench.lake, "tables", "messages").glob("*.parquet")}
+    assert difference(bench) == SAME
+    assert not report.differences
+
+
+def test_edits_and_deletions_replace_rows_in_one_commit(bench: Bench) -> None:
+    compact(bench)
+    version = open_table(bench).version()
+    ids = list(bench.box.conversations)
+    bench.box.edit(ids[-1], [bench.box.truth(ids[-1])[-1]["_id"]])
+    bench.box.delete(ids[-2], 2)
+    bench.box.append(ids[-1], 2)
+    bench.settings["rewalk_days"] = 0
+    bench.run()
+
+    report = compact(bench)
+
+    assert report.rows_removed
+    assert report.changed == 2
+    assert open_table(bench).version() == version + 1
+    assert difference(bench) == SAME
+    assert not report.differences
+    assert not report.unproven
+
+
+def test_a_second_compaction_changes_nothing(bench: Bench) -> None:
+    compact(bench)
+    before = open_table(bench).version()
+
+    report = compact(bench, bench.now + timedelta(hours=1))
+
+    assert (report.commits, report.objects_read, report.changed) == (0, 0, 0)
+    assert open_table(bench).version() == before
+
+
+def test_a_run_without_changes_advances_the_time_of_the_table(bench: Bench) -> None:
+    first = compact(bench)
+    bench.run()
+
+    second = compact(bench)
+
+    assert second.commits == 1
+    assert not second.objects_read
+    assert first.as_of is not None
+    assert second.as_of is not None
+    assert second.as_of > first.as_of
+    assert second.run_id != first.run_id
+    assert second.run_id == bench.ledger("runs")[-1]["run_id"]
+
+
+def test_the_log_contains_no_message(bench: Bench) -> None:
+    compact(bench)
+    one = next(iter(bench.box.conversations))
+    bench.box.edit(one, [bench.box.truth(one)[0]["_id"]])
+    bench.settings["rewalk_days"] = 0
+    bench.run()
+    compact(bench)
+
+    log = log_texts(bench)
+
+    texts = {text for row in bench.rows().to_pylist() for text in (row["text"], row["content"]) if text}
+    spelled = {json.dumps(text)[1:-1] for text in texts}
+    assert not [text for text in texts | spelled if len(text) > 5 and text in log]
+    stats = [json.loads(line)["add"]["stats"] for line in log.splitlines() if line.startswith('{"add"')]
+    allowed = {"organization_id", "conversation_id", "created_at", "month"}
+    assert stats
+    for one in map(json.loads, stats):
+        assert one.keys() == {"numRecords", "minValues", "maxValues", "nullCount"}
+        assert {*one["minValues"], *one["maxValues"], *one["nullCount"]} == allowed
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_would_be_read(bench: Bench) -> None:
+    report = compact(bench, is_dry_run=True)
+
+    parts = [*Path(bench.lake, "messages").glob("*/*/*.parquet")]
+    assert report.objects_read == len(parts) == report.changed
+    assert report.read_bytes == sum(path.stat().st_size for path in parts)
+    assert report.requests > len(parts)
+    assert not Path(bench.lake, "tables").exists()
+
+
+def test_a_copied_lake_continues(bench: Bench, tmp_path: Path) -> None:
+    compact(bench)
+    # Not the times of the files, by which the lake recognizes their versions.
+    shutil.copytree(bench.lake, tmp_path / "copy", copy_function=shutil.copyfile)
+    copy = Bench(bench.box, str(tmp_path / "copy"), now=bench.now)
+    bench.box.append(next(iter(bench.box.conversations)), 1)
+    copy.run()
+
+    report = compact(copy)
+
+    assert (report.rows_added, report.rows_removed) == (1, 0)
+    assert difference(copy) == SAME
+    assert not report.differences
+
+
+def test_tables_can_be_deleted_and_a_lost_state_is_built_again(bench: Bench) -> None:
+    compact(bench)
+    shutil.rmtree(Path(bench.lake, "tables", "state"))
+
+    rebuilt = compact(bench)
+
+    assert difference(bench) == SAME
+    assert rebuilt.rows == bench.rows().num_rows
+    shutil.rmtree(Path(bench.lake, "tables"))
+    compact(bench)
+    assert difference(bench) == SAME
+
+
+def test_removed_conversations_leave_the_table(bench: Bench) -> None:
+    compact(bench)
+    folder = next(Path(bench.lake, "messages").glob("*/*"))
+    shutil.rmtree(folder)
+    bench.box.conversations.pop(next(one for one in bench.box.conversations if folder.name.endswith(one)))
+
+    report = compact(bench, bench.now + timedelta(minutes=1))
+
+    assert report.rows_removed
+    assert difference(bench) == SAME
+
+
+def test_small_files_are_merged_and_old_ones_deleted_after_the_grace_period(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MOST_SMALL_FILES", 3)
+    monkeypatch.setattr(delta_log, "COMMITS_PER_CHECKPOINT", 3)
+    one = next(iter(bench.box.conversations))
+    for _ in range(6):
+        bench.box.append(one, 1)
+        bench.run()
+        compact(bench)
+        assert difference(bench) == SAME
+    table = Path(bench.lake, "tables", "messages")
+    assert len(open_table(bench).file_uris()) <= 4 < len([*table.glob("*.parquet")])
+    assert [*table.glob("_delta_log/*.checkpoint.parquet")]
+
+    bench.now += timedelta(days=9000)
+    bench.box.append(one, 1)
+    bench.run()
+    compact(bench)
+    bench.now += timedelta(days=2)
+    report = compact(bench)
+
+    assert report.files_deleted
+    left = {path.name for path in table.glob("*.parquet")}
+    assert left == {uri.rpartition("/")[2] for uri in open_table(bench).file_uris()}
+    assert len([*Path(bench.lake, "tables", "state").glob("*")]) == 1
+    assert difference(bench) == SAME
+
+
+def test_months_larger_than_memory_are_sorted_in_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imbrace_lake.tables.rows.SPILL_BYTES", 20_000)
+    monkeypatch.setattr("imbrace_lake.tables.rows.SORTED_ROWS", 10)
+    monkeypatch.setattr("imbrace_lake.tables.rows.FILE_BYTES", 20_000)
+    monkeypatch.setattr("imbrace_lake.tables.rows.ROW_GROUP_ROWS", 40)
+    monkeypatch.setattr(messages, "STEP_BYTES", 60_000)
+    monkeypatch.setattr(messages, "LARGE_BYTES", 10_000)
+
+    report = compact(bench)
+
+    assert report.commits > 1
+    assert report.files > 2
+    assert not report.differences
+    assert difference(bench) == SAME
+    for path in Path(bench.lake, "tables", "messages").glob("*.parquet"):
+        days = pq.read_table(path, columns=["created_at"]).column(0).cast(pa.date32()).to_pylist()
+        assert days == sorted(days)
+
+
+def test_a_damaged_row_is_found_and_written_again(bench: Bench) -> None:
+    compact(bench)
+    # The last row of the table gets another text, behind the back of the compaction.
+    (path,) = Path(bench.lake, "tables", "messages").glob("*.parquet")
+    rows = pq.read_table(path)
+    texts = rows.column("content").to_pylist()
+    index = rows.schema.get_field_index("content")
+    pq.write_table(rows.set_column(index, rows.schema.field(index), pa.array([*texts[:-1], '"x"'])), path)
+    owner = rows.column("conversation_id")[-1].as_py()
+    bench.box.edit(owner, [bench.box.truth(owner)[-1]["_id"]])
+    bench.settings["rewalk_days"] = 0
+    bench.run()
+
+    report = compact(bench)
+
+    assert [owner in one.name for one in report.differences] == [True]
+    assert report.is_repaired
+    assert difference(bench) == SAME
+
+
+def test_without_deltalake_one_sentence_says_what_to_install(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "deltalake", None)
+
+    with pytest.raises(InputError, match=r"imbrace-lake\[tables\]"):
+        compact(bench)
+
+
+def test_rows_without_a_time_have_no_month(bench: Bench) -> None:
+    bench.box.put([{"_id": "m1", "created_at": "no time", "content": {"text": "x"}, "from": "u_1"}])
+    bench.run()
+    compact(bench)
+
+    rows = open_table(bench).to_pyarrow_table()
+    without = [row for row in rows.to_pylist() if row["created_at"] is None]
+
+    assert difference(bench) == SAME
+    assert [row["month"] for row in without] == [None]

@@ -152,8 +152,12 @@ def _echo_verification(found: Verification, lake: str) -> None:
         return
     echo(*(f"{one.name}: {one.problem}" for one in found.differences))
     looked = f"{found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
+    if found.table_files:
+        looked += f", {found.table_files:,} files of tables"
     if found.counts:
         looked += f", {found.counts:,} counts"
     echo_status(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
+    if found.tables_not_verified:
+        echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:
         echo_status(f"{found.unrecorded:,} parts of killed runs are complete and not yet in a ledger")

@@ -462,3 +462,23 @@ class VerifyParams(RunParams):
         ),
         json_schema_extra=at_position(2),
     )
+
+
+class CompactParams(RunParams):
+    """A compaction: the tables of the lake are brought up to date."""
+
+    form_title = "How to compact"
+
+    dry_run: bool = Field(
+        False,
+        title="Only report what it would read and write",
+        description="Reports bytes and requests, and writes nothing.",
+        json_schema_extra=at_position(1),
+    )
+    keep_hours: float = Field(
+        24.0,
+        ge=0.0,
+        title="Keep old files",
+        description="How long files of earlier versions stay for queries that are reading them, in hours.",
+        json_schema_extra=at_position(2),
+    )

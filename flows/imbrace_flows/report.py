@@ -17,6 +17,7 @@ from imbrace_lake.export.visits import VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
 from imbrace_lake.printable import printable
+from imbrace_lake.tables.report import TableReport
 from imbrace_lake.verify.findings import Verification
 
 SUMMARY_KEY = "export-summary"
@@ -26,6 +27,7 @@ FRESHNESS_KEY = "freshness"
 DRIFT_KEY = "export-drift"
 VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
+COMPACTION_KEY = "compact-summary"
 
 MOST_EXAMPLES = 5
 MOST_REASONS = 5
@@ -81,9 +83,9 @@ async def publish_verification(lake: str, found: Verification, ages: Sequence[Fr
     page = [
         "# ✅ Sound" if found.is_sound else "# ❌ Differs",
         "",
-        f"In the lake at `{lake}`, {found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
-        f" were read, {counts}{len(found.differences):,} things differ. {found.unrecorded:,} parts are as"
-        " killed runs left them: complete, and not yet in a ledger.",
+        f"In the lake at `{lake}`, {found.parts:,} parts, {found.ledger_objects:,} objects of the ledgers and"
+        f" {found.table_files:,} files of tables were read, {counts}{len(found.differences):,} things differ."
+        f" {found.unrecorded:,} parts are as killed runs left them: complete, and not yet in a ledger.",
         "",
         "| last proven | conversations |",
         "|---|--:|",
@@ -96,6 +98,51 @@ async def publish_verification(lake: str, found: Verification, ages: Sequence[Fr
         table = [{"name": one.name, "problem": one.problem} for one in found.differences[:MOST_LISTED]]
         message = f"What differs{_of(len(found.differences))}"
         await acreate_table_artifact(table, key=DIFFERENCES_KEY, description=message)
+
+
+async def publish_compaction(lake: str, reports: Sequence[TableReport]) -> None:
+    """Create the artifact of a compaction."""
+    await acreate_markdown_artifact(
+        compaction_markdown(lake, reports),
+        key=COMPACTION_KEY,
+        description="What the compaction read and wrote, and how current the tables are",
+    )
+
+
+def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
+    """Return the result of a compaction as a page that fits a screen."""
+    differences = [found for one in reports for found in one.differences]
+    is_dry_run = any(one.is_dry_run for one in reports)
+    headline = "❌ Differs" if differences else "📋 Dry run" if is_dry_run else "✅ Up to date"
+    messages = reports[0]
+    as_of = f", as of {messages.as_of:%Y-%m-%d %H:%M} UTC" if messages.as_of else ""
+    lines = [
+        f"# {headline}",
+        "",
+        f"- **Messages:** {messages.rows:,} in {plural(messages.files, 'file')},"
+        f" {size(messages.size_bytes)}{as_of}",
+        f"- **Changed:** {messages.changed:,} of {plural(messages.conversations, 'conversation')}",
+        f"- **Lake:** {as_code(lake)}",
+        "",
+        "| table | rows | files | changed | read | written | rows added | removed |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| `{one.table}` | {one.rows:,} | {one.files:,} | {one.changed:,} | {size(one.read_bytes)} |"
+        f" {size(one.written_bytes)} | {one.rows_added:,} | {one.rows_removed:,} |"
+        for one in reports
+    ]
+    if differences:
+        shown = differences[:MOST_EXAMPLES]
+        lines += [
+            "",
+            f"**What differed** (of {len(differences):,}; all are in the log):",
+            "",
+            *(f"- {as_code(one.name)}: {one.problem}" for one in shown),
+            "",
+            "**Next:** what differed from the parts was written again. Start `verify`, and find the cause.",
+        ]
+    return "\n".join(lines)
 
 
 def summary_markdown(summary: RunSummary) -> str:

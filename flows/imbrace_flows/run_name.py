@@ -71,6 +71,8 @@ def choose_name(present: str, flow_name: str, parameters: object, deployment_nam
         subject = subject or "everything"
     elif command == "verify" and given.get("counts") is True:
         subject = "with counts"
+    elif command == "compact" and given.get("dry_run") is True:
+        subject = "dry run"
     words.append(subject)
     if window := _window(given.get("since"), given.get("until")):
         words.append(window)

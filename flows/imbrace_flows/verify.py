@@ -102,6 +102,10 @@ def _merge_results(results: list[Verification]) -> Verification:
         parts=sum(one.parts for one in results),
         ledger_objects=sum(one.ledger_objects for one in results),
         unrecorded=sum(one.unrecorded for one in results),
+        table_files=sum(one.table_files for one in results),
+        tables_not_verified=next(
+            (one.tables_not_verified for one in results if one.tables_not_verified), None
+        ),
         counts=sum(one.counts for one in results),
         differences=[difference for one in results for difference in one.differences],
     )

@@ -8,8 +8,10 @@ from datetime import datetime, timedelta
 
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.store.lease import exclusive_lease
+from imbrace_lake.tables.cleaning import GRACE
 from imbrace_lake.tables.delta_log import require_deltalake
-from imbrace_lake.tables.messages import GRACE, MessagesCompaction
+from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerCompaction
+from imbrace_lake.tables.messages import MessagesCompaction
 from imbrace_lake.tables.report import TableReport
 
 
@@ -39,8 +41,9 @@ async def compact_lake(
     """
     require_deltalake()
     messages = MessagesCompaction(lake, clock, grace=grace, on_progress=on_progress)
+    ledgers = [LedgerCompaction(lake, table, clock, grace=grace) for table in LEDGER_TABLES]
     if is_dry_run:
-        return [await messages.plan()]
+        return [await messages.plan(), *[await ledger.plan() for ledger in ledgers]]
     probe = await lake.store.probe()
     async with nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, clock):
-        return [await messages.run()]
+        return [await messages.run(), *[await ledger.run() for ledger in ledgers]]

@@ -29,6 +29,7 @@ from imbrace_lake.lake.lake import Lake, Part, partition_key
 from imbrace_lake.lake.ledger import run_of
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
+from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_PROPERTY, TRIES, clean_up, recorded
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableDifference, TableReport
 from imbrace_lake.tables.rows import (
@@ -48,7 +49,6 @@ from imbrace_lake.tables.rows import (
 )
 from imbrace_lake.tables.state import (
     NOTHING,
-    STATE_FOLDER,
     Changes,
     ReadPart,
     Sums,
@@ -64,8 +64,6 @@ from imbrace_lake.tables.state import (
 logger = logging.getLogger(__name__)
 
 FOLDER = "tables/messages/"
-# Properties of the table: its state, up to when it has everything, and the last run until then.
-STATE_PROPERTY, AS_OF, RUN = "imbrace.state", "imbrace.as_of", "imbrace.run"
 # Parts of changed conversations of one step.
 STEP_BYTES = 2**30
 # Parts in memory at a time.
@@ -73,8 +71,6 @@ READ_BYTES, READ_FOLDERS = 4 * 2**20, 64
 LARGE_BYTES = 4 * 2**20
 # More files than this that are smaller than a quarter of a full one are merged.
 MOST_SMALL_FILES = 8
-TRIES = 20
-GRACE = timedelta(hours=24)
 
 # Yields the rows of a part, in `SCHEMA`; can be called again.
 Source: TypeAlias = Callable[[], Iterator[pa.Table]]
@@ -162,7 +158,7 @@ class MessagesCompaction:
                 replaced = [one for key, one in known.get(folder, {}).items() if key not in there]
                 months = frozenset(month for one in replaced for month in one.months)
                 files.update(_overlapping(snapshot.files, months))
-        self._describe(snapshot)
+        self.report.describe(snapshot)
         report.conversations, report.changed = changes.folder_count, len(changes.folders)
         report.objects_read = len(changes.new)
         report.files_removed = len(files)
@@ -189,7 +185,12 @@ class MessagesCompaction:
             raise StoreUnavailable(
                 f"{self._store.url}/{FOLDER}: other compactions kept committing, so try again"
             )
-        await self._clean_up()
+        snapshot = await self._log.read()
+        state = await self._state_of(snapshot)
+        if snapshot is not None and state is not None:
+            self.report.files_deleted += await clean_up(
+                self._store, self._log, FOLDER, snapshot, state.removed, self._clock(), self._grace
+            )
         return self.report
 
     async def _run_once(self) -> None:
@@ -209,11 +210,11 @@ class MessagesCompaction:
         steps = [*_steps(changes, None if is_rebuilt else STEP_BYTES)]
         final = {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run or ""}
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done:
-            self._describe(snapshot)
+            self.report.describe(snapshot)
             return
         finished = 0
         for number, folders in enumerate(steps or [{}], 1):
-            properties = final if number >= len(steps) else _recorded(done)
+            properties = final if number >= len(steps) else recorded(done)
             state, snapshot, found = await self._step(
                 snapshot, state, folders, changes, properties, now, is_rebuilt=is_rebuilt
             )
@@ -250,18 +251,6 @@ class MessagesCompaction:
             return TableState()
         key = snapshot.configuration.get(STATE_PROPERTY, "")
         return await read_state(self._store, key) if key else None
-
-    def _describe(self, snapshot: Snapshot | None) -> None:
-        report = self.report
-        if snapshot is None:
-            return
-        report.version = snapshot.version
-        as_of = snapshot.configuration.get(AS_OF)
-        report.as_of = datetime.fromisoformat(as_of) if as_of else None
-        report.run_id = snapshot.configuration.get(RUN) or None
-        report.files = len(snapshot.files)
-        report.rows = sum(one.rows for one in snapshot.files)
-        report.size_bytes = sum(one.size_bytes for one in snapshot.files)
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -306,7 +295,7 @@ class MessagesCompaction:
         report = self.report
         report.rows_added += sum(sums[0] for sums in step.added.values())
         report.rows_removed += sum(sums[0] for sums in step.removed.values())
-        self._describe(after)
+        self.report.describe(after)
         return new_state, after, wrong
 
     async def _commit(
@@ -650,11 +639,11 @@ class MessagesCompaction:
             added = [file for file, _ in step.files]
             state = TableState(state.rows, dict(state.removed))
             await self._commit(
-                before, state, added, small, _recorded(before.configuration), now, operation="OPTIMIZE"
+                before, state, added, small, recorded(before.configuration), now, operation="OPTIMIZE"
             )
             after = await self._log.read()
             wrong = await self._prove(step, before, after)
-            self._describe(after)
+            self.report.describe(after)
         if wrong:
             self._wrong |= wrong
             await self._repair(after, state, await self._lake.list_below(), properties, now)
@@ -664,44 +653,12 @@ class MessagesCompaction:
             step.spill.add(rows.cast(MESSAGES_TABLE))
         return self._sums_of_file(path)
 
-    # -- cleaning up ------------------------------------------------------------------------------
-
-    async def _clean_up(self) -> None:
-        """Write a checkpoint if there are many commits, and delete what only earlier versions need."""
-        snapshot = await self._log.read()
-        state = await self._state_of(snapshot)
-        if snapshot is None or state is None:
-            return
-        now = self._clock()
-        await self._log.checkpoint(snapshot)
-        self.report.files_deleted += await self._log.delete_old(now, self._grace)
-        needed = {f"{FOLDER}{one.path}" for one in snapshot.files} | {state.key}
-        for folder in (FOLDER, STATE_FOLDER):
-            for meta in await self._store.list(folder):
-                if meta.key in needed or meta.key.startswith(f"{FOLDER}_delta_log/"):
-                    continue
-                if folder == STATE_FOLDER and not meta.key.startswith(f"{STATE_FOLDER}messages-"):
-                    continue
-                # Files that no version names may be those of another compaction, which has a day.
-                replaced_at = state.removed.get(meta.key)
-                since, grace = (
-                    (replaced_at, self._grace) if replaced_at else (meta.modified_at, max(self._grace, GRACE))
-                )
-                if now - since > grace:
-                    await self._store.delete(meta.key)
-                    self.report.files_deleted += 1
-
 
 def _add_group(writer: FileWriter, rows: pa.Table) -> None:
     """Write rows as a row group."""
     if rows.num_rows:
         writer.add(rows)
         writer.flush()
-
-
-def _recorded(configuration: Mapping[str, str]) -> dict[str, str]:
-    """Return what a version states about the runs that it has read."""
-    return {name: configuration[name] for name in (AS_OF, RUN) if name in configuration}
 
 
 def _steps(changes: Changes, most_bytes: int | None) -> Iterator[dict[str, list[Part]]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from imbrace_lake.tables.cleaning import AS_OF, RUN
+from imbrace_lake.tables.delta_log import Snapshot
+
 
 @dataclass(frozen=True, slots=True)
 class TableDifference:
@@ -65,6 +68,18 @@ class TableReport:
     files_deleted: int = 0
     differences: list[TableDifference] = field(default_factory=list)
     is_repaired: bool = False
+
+    def describe(self, snapshot: Snapshot | None) -> None:
+        """Take what a version of the table states about itself."""
+        if snapshot is None:
+            return
+        self.version = snapshot.version
+        as_of = snapshot.configuration.get(AS_OF)
+        self.as_of = datetime.fromisoformat(as_of) if as_of else None
+        self.run_id = snapshot.configuration.get(RUN) or None
+        self.files = len(snapshot.files)
+        self.rows = sum(one.rows for one in snapshot.files)
+        self.size_bytes = sum(one.size_bytes for one in snapshot.files)
 
 
 def describe(report: TableReport) -> str:

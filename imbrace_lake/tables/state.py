@@ -23,9 +23,9 @@ from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger import has_hash, named_by_hash
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Store
+from imbrace_lake.tables.cleaning import STATE_FOLDER
 from imbrace_lake.tables.rows import months_of
 
-STATE_FOLDER = "tables/state/"
 # One row for each month of each part. The hashes are sums of digests (lake/hashes.py), as two numbers.
 STATE = pa.schema(
     [

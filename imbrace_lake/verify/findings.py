@@ -21,12 +21,16 @@ class Verification:
         parts, ledger_objects: The number of objects read.
         unrecorded: The number of parts whose current version is in no ledger, for example after a kill, and
             whose content matches their claim.
+        table_files: The number of files of tables that were read.
+        tables_not_verified: Why the tables were not read; None if they were, or if there are none.
         counts: The number of conversations whose count was compared with the gateway's.
     """
 
     parts: int = 0
     ledger_objects: int = 0
     unrecorded: int = 0
+    table_files: int = 0
+    tables_not_verified: str | None = None
     counts: int = 0
     differences: list[Difference] = field(default_factory=list)
 

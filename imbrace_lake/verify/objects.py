@@ -26,6 +26,7 @@ from imbrace_lake.lake.ledger import (
 )
 from imbrace_lake.lake.ledger_schema import LEDGERS
 from imbrace_lake.store.factory import ObjectMeta
+from imbrace_lake.tables.verification import TABLES, verify_tables
 from imbrace_lake.verify.expected import ExpectedObjects
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
@@ -53,7 +54,8 @@ async def verify_objects(
     found = Verification()
     # The records before the listing, because no recorded object is ever deleted.
     expected = await ExpectedObjects.read(lake)
-    objects = await lake.store.list("")
+    # The files of tables are compared with their logs, below.
+    objects = [meta for meta in await lake.store.list("") if not meta.key.startswith(TABLES)]
     there = {meta.key for meta in objects}
     missing = (expected.parts.keys() | expected.ledgers) - there
     expected.is_complete = expected.is_complete and not any(
@@ -98,6 +100,9 @@ async def verify_objects(
             # A run may have replaced and recorded them during the verification.
             expected_now = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
             await run_bounded(SIDE_BY_SIDE, (partial(check_again, meta) for meta in doubtful))
+    tables = await verify_tables(lake)
+    found.table_files, found.tables_not_verified = tables.files, tables.not_verified
+    found.differences += [Difference(one.name, one.problem) for one in tables.differences]
     found.differences.sort(key=lambda difference: difference.name)
     return found
 

@@ -17,6 +17,7 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from pydantic import SecretStr, ValidationError
 
 from imbrace_flows.backfill import backfill_conversations, export_shard
+from imbrace_flows.compact import compact_lake_tables
 from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
 from imbrace_flows.flow import Rejected
 from imbrace_flows.ingest import ingest_conversations
@@ -133,6 +134,7 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (backfill_conversations, {"everything": True, "since": "soon"}, "'soon' is not a 'date-time'"),
     (verify_lake, {"stale_hours": -1}, "-1 is less than or equal to the minimum of 0"),
     (verify_lake, {"counts": "maybe"}, "'maybe' is not of type 'boolean'"),
+    (compact_lake_tables, {"keep_hours": -1}, "-1 is less than the minimum of 0"),
 ]
 
 
@@ -158,6 +160,7 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
         (ingest_conversations, {"budget": 500, "minutes": 10.5}),
         (backfill_conversations, {"everything": True, "walk_whole": False, "budget": 500, "minutes": 10}),
         (verify_lake, {"counts": True, "stale_hours": 24}),
+        (compact_lake_tables, {"dry_run": True, "keep_hours": 0}),
     ],
 )
 def test_a_form_accepts_what_its_flow_accepts(flow: Flow[..., Any], given: dict[str, object]) -> None:
@@ -256,6 +259,7 @@ FORMS = {
         *("ask_first", "column", "sheet"),
     ],
     verify_lake: ["counts", "stale_hours"],
+    compact_lake_tables: ["dry_run", "keep_hours"],
 }
 
 

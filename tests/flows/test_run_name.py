@@ -12,9 +12,17 @@ from prefect.runtime import deployment
 from pydantic import SecretStr
 
 from imbrace_flows.backfill import backfill_conversations
+from imbrace_flows.compact import compact_lake_tables
 from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
 from imbrace_flows.ingest import ingest_conversations
-from imbrace_flows.params import BackfillParams, ExportParams, RetryParams, UploadParams, VerifyParams
+from imbrace_flows.params import (
+    BackfillParams,
+    CompactParams,
+    ExportParams,
+    RetryParams,
+    UploadParams,
+    VerifyParams,
+)
 from imbrace_flows.run_name import choose_name, list_name, run_name
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.phones.sources import STAGED
@@ -40,6 +48,8 @@ BACKFILL, EXPORT = backfill_conversations.name, export_conversations.name
         (ingest_conversations.name, {"phones": "customers.csv"}, "ingest", "ingest"),
         (verify_lake.name, VerifyParams(), "verify", "verify"),
         (verify_lake.name, VerifyParams(counts=True), None, "verify with counts"),
+        (compact_lake_tables.name, CompactParams(), "compact", "compact"),
+        (compact_lake_tables.name, CompactParams(dry_run=True), None, "compact dry run"),
         (BACKFILL, BackfillParams(rerun=RUN_ID), None, "backfill failures of 3f2504e0"),
         (BACKFILL, BackfillParams(conversations="ids.txt"), None, "backfill ids.txt"),
         (

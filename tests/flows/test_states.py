@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from imbrace_flows.blocks import Connection
-from imbrace_flows.params import VerifyParams
+from imbrace_flows.compact import compact_lake_tables
+from imbrace_flows.params import CompactParams, VerifyParams
 from imbrace_flows.pipeline import failed_early
+from imbrace_flows.report import compaction_markdown
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import BadRequest, StoreError, StoreUnavailable, TokenRejected, UsageError
 from imbrace_lake.export.run import RunContext
+from imbrace_lake.tables.report import TableReport
 from imbrace_sandbox import Sandbox, SandboxOptions
 from imbrace_tasks.export import export_conversations_chunk
 from imbrace_tasks.retry import is_transient
@@ -186,3 +191,61 @@ def test_a_verification_of_which_a_task_fails_fails_with_its_error(
     state = verify(offline, VerifyParams(counts=True))
 
     assert (state.is_failed(), state.message) == (True, "the disk fails")
+
+
+# -- compaction -----------------------------------------------------------------------------------
+
+
+def compact(offline: Offline, params: CompactParams) -> tuple[State[Any], str]:
+    """Run the flow `compact-tables`; return its state and its summary."""
+    pages: list[str] = []
+
+    async def publish(lake: str, reports: list[TableReport]) -> None:
+        pages.append(compaction_markdown(lake, reports))
+
+    settings = settings_for(offline.box, offline.lake, request_limit="")
+    patch = offline.monkeypatch.setattr
+    patch("imbrace_flows.compact.connect", lambda *blocks: Connection(settings))
+    patch("imbrace_flows.compact.with_retries", lambda task, settings: plainly(task))
+    patch("imbrace_flows.compact.publish_compaction", publish)
+    return asyncio.run(compact_lake_tables.fn(params)), "".join(pages)
+
+
+def test_a_compaction_brings_the_tables_up_to_date(offline: Offline) -> None:
+    offline.run("run_1")
+
+    planned, plan = compact(offline, CompactParams(dry_run=True))
+    is_dry = not (offline.lake / "tables").exists()
+    state, page = compact(offline, CompactParams())
+
+    assert is_dry
+    assert (planned.name, state.name) == ("Completed", "Completed")
+    assert plan.startswith("# 📋 Dry run")
+    assert page.startswith("# ✅ Up to date")
+    assert "| `runs` | 1 | 1 | 1 |" in page
+    assert len(page.splitlines()) < 30
+    assert "rows in 1 file" in (state.message or "")
+
+
+def test_a_compaction_without_the_package_is_skipped(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+
+    state, _ = compact(offline, CompactParams())
+
+    assert (state.is_completed(), state.name) == (True, "Skipped")
+    assert "imbrace-lake[tables]" in (state.message or "")
+
+
+def test_a_compaction_that_finds_a_difference_fails_and_names_it(offline: Offline) -> None:
+    offline.run("run_1")
+    compact(offline, CompactParams())
+    for path in (offline.lake / "tables/messages").glob("*.parquet"):
+        path.unlink()
+    shutil.rmtree(next(offline.lake.glob("messages/*/*")))
+
+    state, _ = compact(offline, CompactParams())
+
+    assert state.is_failed()
+    assert "is missing" in (state.message or "")

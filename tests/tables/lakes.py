@@ -18,14 +18,19 @@ from imbrace_lake.tables.rows import in_lake_schema
 from tests.core.lake_runs import Bench, Row, by_message
 
 
-def compact(bench: Bench, now: datetime | None = None, **options: Any) -> TableReport:
-    """Compact the messages of a lake, a second after the last run."""
+def compact_all(bench: Bench, now: datetime | None = None, **options: Any) -> list[TableReport]:
+    """Compact a lake, a second after the last run."""
     moment = now or bench.now + timedelta(seconds=1)
 
     async def job(lake: Lake) -> list[TableReport]:
         return await compact_lake(lake, "compaction", lambda: moment, **options)
 
-    return next(one for one in bench.look(job) if one.table == "messages")
+    return bench.look(job)
+
+
+def compact(bench: Bench, now: datetime | None = None, **options: Any) -> TableReport:
+    """Compact a lake, a second after the last run; return the report of the table of messages."""
+    return next(one for one in compact_all(bench, now, **options) if one.table == "messages")
 
 
 def open_table(bench: Bench, name: str = "messages", options: Mapping[str, str] | None = None) -> DeltaTable:

@@ -1,0 +1,64 @@
+"""What all tables have in common: their properties, and the end of a compaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from imbrace_lake.store.contract import Store
+from imbrace_lake.tables.delta_log import DeltaLog, Snapshot
+
+STATE_FOLDER = "tables/state/"
+# Properties of a table: its state, up to when it has everything, and the last run until then.
+STATE_PROPERTY, AS_OF, RUN = "imbrace.state", "imbrace.as_of", "imbrace.run"
+GRACE = timedelta(hours=24)
+# How often a compaction begins again because another one committed first.
+TRIES = 20
+
+
+def recorded(configuration: Mapping[str, str]) -> dict[str, str]:
+    """Return what a version states about the runs that it has read."""
+    return {name: configuration[name] for name in (AS_OF, RUN) if name in configuration}
+
+
+async def clean_up(
+    store: Store,
+    log: DeltaLog,
+    folder: str,
+    snapshot: Snapshot,
+    removed: Mapping[str, datetime],
+    now: datetime,
+    grace: timedelta,
+) -> int:
+    """Write a checkpoint if there are many commits, and delete what only earlier versions need.
+
+    Args:
+        store: The store of the lake.
+        log: The log of the table.
+        folder: The folder of the table.
+        snapshot: The newest version.
+        removed: Objects of earlier versions, and when they were replaced.
+        now: The time.
+        grace: How long objects of earlier versions are kept.
+
+    Returns:
+        The number of deleted objects.
+    """
+    await log.checkpoint(snapshot)
+    deleted = await log.delete_old(now, grace)
+    state = snapshot.configuration[STATE_PROPERTY]
+    needed = {f"{folder}{one.path}" for one in snapshot.files} | {state}
+    objects = [meta for meta in await store.list(folder) if "/_delta_log/" not in meta.key]
+    # `tables/state/messages-…`
+    own = f"{STATE_FOLDER}{folder.split('/')[1]}-"
+    objects += [meta for meta in await store.list(STATE_FOLDER) if meta.key.startswith(own)]
+    for meta in objects:
+        if meta.key in needed:
+            continue
+        replaced_at = removed.get(meta.key)
+        # Objects that no version names may be those of another compaction, which has a day.
+        since, most = (replaced_at, grace) if replaced_at else (meta.modified_at, max(grace, GRACE))
+        if now - since > most:
+            await store.delete(meta.key)
+            deleted += 1
+    return deleted

@@ -1,0 +1,91 @@
+"""`verify` covers the tables."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import Bench
+from tests.tables.lakes import compact_all, open_table
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Sandbox(SandboxOptions(conversations=2, sizes=(3, 40))) as box:
+        made = Bench(box, str(tmp_path / "lake"))
+        made.run()
+        compact_all(made)
+        yield made
+
+
+def a_file(bench: Bench, table: str) -> Path:
+    return next(Path(bench.lake, "tables", table).glob("*.parquet"))
+
+
+def test_tables_are_sound_also_when_the_lake_is_newer(bench: Bench) -> None:
+    bench.box.append(next(iter(bench.box.conversations)), 1)
+    bench.run()
+
+    found = bench.verify()
+
+    assert found.is_sound
+    assert found.table_files == 4
+    assert found.parts == len(bench.box.conversations) + 1
+
+
+def test_a_missing_and_a_damaged_file_are_reported(bench: Bench) -> None:
+    missing, damaged = a_file(bench, "messages"), a_file(bench, "runs")
+    missing.unlink()
+    body = damaged.read_bytes()
+    damaged.write_bytes(body[:100] + bytes([body[100] ^ 0xFF]) + body[101:])
+
+    found = {one.name: one.problem for one in bench.verify().differences}
+
+    assert found.keys() == {str(path.relative_to(bench.lake)) for path in (missing, damaged)}
+    assert "imbrace-lake compact" in found[str(missing.relative_to(bench.lake))]
+
+
+def test_a_row_that_is_not_that_of_the_part_is_reported(bench: Bench) -> None:
+    path = a_file(bench, "messages")
+    rows = pq.read_table(path)
+    index = rows.schema.get_field_index("is_deleted")
+    flipped = [True, *rows.column("is_deleted").to_pylist()[1:]]
+    size = path.stat().st_size
+    pq.write_table(
+        rows.set_column(index, rows.schema.field(index), pa.array(flipped)), path, compression="zstd"
+    )
+    log = next(Path(bench.lake, "tables", "messages", "_delta_log").glob("*.json"))
+    log.write_text(log.read_text().replace(f'"size":{size}', f'"size":{path.stat().st_size}'))
+
+    (found,) = bench.verify().differences
+
+    assert rows.column("conversation_id")[0].as_py() in found.name
+    assert "rows in the table" in found.problem
+
+
+def test_a_lost_state_and_a_damaged_log_are_reported(bench: Bench) -> None:
+    shutil.rmtree(Path(bench.lake, "tables", "state"))
+    assert [one.name for one in bench.verify().differences] == ["tables/messages/"]
+
+    next(Path(bench.lake, "tables", "runs", "_delta_log").glob("*.json")).write_text("{")
+    assert [one.name for one in bench.verify().differences] == ["tables/messages/", "tables/runs/"]
+
+
+def test_without_deltalake_the_rest_is_verified(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_table(bench).version() == 0
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+
+    found = bench.verify()
+
+    assert found.is_sound
+    assert found.tables_not_verified is not None
+    assert found.parts

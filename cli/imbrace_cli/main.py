@@ -36,6 +36,7 @@ from imbrace_cli import (
     sandbox,
     server,
     setup,
+    sql,
     up,
     verify,
 )
@@ -85,6 +86,7 @@ app.command(
 app.command("freshness", epilog=freshness.EXAMPLES, short_help="Show the age of each proof.")(
     freshness.freshness
 )
+app.command("sql", epilog=sql.EXAMPLES, short_help="Query the lake; without a query, a prompt.")(sql.sql)
 app.command("new-key", epilog=new_key.EXAMPLES, short_help="Create a new lake.json for a lake that lost it.")(
     new_key.new_key
 )

@@ -1,0 +1,213 @@
+"""`imbrace-lake sql`: queries over the views of a lake, with DuckDB."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, time, timedelta
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imbrace_cli import options
+from imbrace_cli.options import lake_settings
+from imbrace_cli.terminal import echo_error, echo_status, stdout_console
+from imbrace_lake.errors import InputError, SettingsError, UsageError
+from imbrace_lake.export.humanize import duration
+
+if TYPE_CHECKING:
+    from imbrace_lake import Lake, Result, ViewSettings
+
+EXAMPLES = """
+\b
+Examples:
+  imbrace-lake sql --lake ./lake "SHOW TABLES"
+  imbrace-lake sql --time-zone Asia/Taipei "FROM response_times ORDER BY week_start"
+  imbrace-lake sql --format csv "SELECT day, messages FROM daily_volumes" > volumes.csv
+  imbrace-lake sql                                       # a prompt
+
+\b
+Exit codes:
+  0 done   1 failed   2 wrong use
+"""
+
+PROMPT, CONTINUED = "lake> ", "  ...> "
+MOST_ROWS = 100
+
+
+class Format(StrEnum):
+    """How the rows are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def sql(
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="QUERY", help="The query; without one, a prompt.", show_default=False),
+    ] = None,
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="A table with the first rows, or all rows as CSV or lines of JSON; a table on a terminal,"
+            " else CSV.",
+            show_default=False,
+        ),
+    ] = None,
+    time_zone: Annotated[
+        str, typer.Option(metavar="ZONE", help="Time zone of days, weeks and hours, Asia/Taipei.")
+    ] = "UTC",
+    gap_hours: Annotated[
+        float, typer.Option(metavar="N", help="A silence longer than this ends an episode.")
+    ] = 24.0,
+    hours: Annotated[
+        str,
+        typer.Option(metavar="HH:MM-HH:MM", help="Business hours, in local time."),
+    ] = "09:00-18:00",
+    days: Annotated[
+        str, typer.Option(metavar="DAYS", help="Business days: 1 for Monday to 7 for Sunday.")
+    ] = "12345",
+    bot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A sender that is a bot, besides pub_…; repeat it for more."),
+    ] = None,
+    organization: Annotated[
+        str | None, typer.Option(metavar="ORG", help="Read only this organization; all by default.")
+    ] = None,
+    lake: options.Lake = None,
+) -> None:
+    """Query the lake in DuckDB's SQL: its views, read-only.
+
+    Reads the compacted table if the lake has one, else the parts, and reports which and how old they are. A
+    query can reach nothing but the lake. docs/views.md describes the views.
+    """
+    from imbrace_lake import Lake
+
+    settings = lake_settings(lake=lake)
+    view_settings = _view_settings(time_zone, gap_hours, hours, days, bot or ())
+    with Lake.open(settings.require("lake"), organization=organization, settings=view_settings) as reader:
+        if query is not None:
+            _show(reader.sql(query), format_ or (Format.TABLE if sys.stdout.isatty() else Format.CSV))
+        elif sys.stdin.isatty():
+            _prompt(reader, format_ or Format.TABLE)
+        else:
+            _show(reader.sql(sys.stdin.read()), format_ or Format.CSV)
+
+
+def _view_settings(
+    time_zone: str, gap_hours: float, hours: str, days: str, bots: Sequence[str]
+) -> ViewSettings:
+    from imbrace_lake import ViewSettings
+
+    try:
+        opens, closes = (_minutes(text) for text in hours.split("-"))
+    except ValueError:
+        raise SettingsError(f"{hours!r} are not business hours: write 09:00-18:00") from None
+    if not {*days} <= {*"1234567"}:
+        raise SettingsError(f"{days!r} are not business days: write 12345 for Monday to Friday")
+    return ViewSettings(
+        time_zone=time_zone,
+        gap=timedelta(hours=gap_hours),
+        business_hours=tuple((opens, closes) if day in days else None for day in "1234567"),
+        bots=tuple(bots),
+    )
+
+
+def _minutes(text: str) -> int:
+    """Return a time of day in minutes; 24:00 is the end of the day."""
+    if text.strip() == "24:00":
+        return 24 * 60
+    found = time.fromisoformat(text.strip())
+    return found.hour * 60 + found.minute
+
+
+def _show(result: Result, format_: Format) -> None:
+    """Write the rows of a result, and to standard error what was read."""
+    reader = result.to_reader(MOST_ROWS if format_ is Format.TABLE else 10_000)
+    names = reader.schema.names
+    rows = (tuple(row.values()) for batch in reader for row in batch.to_pylist())
+    if format_ is Format.TABLE:
+        _table(names, rows)
+    elif format_ is Format.CSV:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([_plain(value) for value in row] for row in rows)
+    else:
+        for row in rows:
+            sys.stdout.write(
+                json.dumps(dict(zip(names, row, strict=True)), default=_plain, ensure_ascii=False)
+            )
+            sys.stdout.write("\n")
+    if result.source is not None:
+        echo_status(_origin(result))
+
+
+def _origin(result: Result) -> str:
+    """Return what was read, and how old it is."""
+    what = "the compacted table" if result.source == "table" else "the parts"
+    if result.as_of is None:
+        return f"read {what}; no run has ended yet"
+    age = (datetime.now(UTC) - result.as_of).total_seconds()
+    return f"read {what}, as of {result.as_of:%Y-%m-%d %H:%M} UTC ({duration(max(age, 0))} ago)"
+
+
+def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False)
+    for name in names:
+        table.add_column(name)
+    for row in islice(rows, MOST_ROWS):
+        table.add_row(*(Text("" if value is None else str(_plain(value))) for value in row))
+    stdout_console().print(table)
+    if next(rows, None) is not None:
+        echo_status(f"the first {MOST_ROWS} rows; --format csv writes all")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as CSV and JSON write it."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=_plain, ensure_ascii=False)
+    return str(value)
+
+
+def _prompt(reader: Lake, format_: Format) -> None:
+    """Read queries that end with a semicolon, until the end of the input."""
+    with suppress(ImportError):
+        # The arrow keys return earlier queries of this prompt, which are not written to a file.
+        import readline  # noqa: F401
+    echo_status(
+        "SHOW TABLES; lists the views, DESCRIBE view; its columns. End a query with ; and leave with Ctrl-D."
+    )
+    lines: list[str] = []
+    while True:
+        try:
+            line = input(CONTINUED if lines else PROMPT)
+        except EOFError:
+            sys.stdout.write("\n")
+            return
+        if not lines and line.strip().rstrip(";").lower() in ("exit", "quit", ".exit", ".quit"):
+            return
+        lines.append(line)
+        if not line.rstrip().endswith(";"):
+            if not "".join(lines).strip():
+                lines = []
+            continue
+        query, lines = "\n".join(lines), []
+        try:
+            _show(reader.sql(query), format_)
+        except (InputError, UsageError) as exc:
+            echo_error(str(exc))

@@ -1,0 +1,1 @@
+"""Read a lake: SQL views with the field's definitions, and a Python interface."""

@@ -1,0 +1,131 @@
+"""DuckDB as it runs queries over a lake: it reads what it is given, and can reach nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import pyarrow as pa
+
+from imbrace_lake.errors import InputError, SettingsError, StoreError
+from imbrace_lake.query.result import Rows
+from imbrace_lake.query.views import View
+
+INSTALL = "queries need DuckDB: install imbrace-lake[query]"
+READ_ONLY = "a lake is only read here: write a query, SELECT …"
+_LOCKED = (
+    "SET TimeZone = 'UTC'",
+    "SET python_enable_replacements = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allow_community_extensions = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+
+
+class Engine:
+    """A DuckDB in memory with the sources and the views, for one query at a time.
+
+    Args:
+        sources: Objects with `__arrow_c_stream__`, or datasets, by name.
+        own: The views, each after those that it uses.
+
+    Raises:
+        SettingsError: DuckDB is not installed.
+    """
+
+    def __init__(self, sources: Mapping[str, Any], own: Iterable[View]) -> None:
+        try:
+            import duckdb
+        except ImportError:
+            raise SettingsError(INSTALL) from None
+        # For what does not fit into memory.
+        self._spill = tempfile.mkdtemp(prefix="imbrace-lake-")
+        self._connection = duckdb.connect()
+        try:
+            self._prepare(sources, own)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, sources: Mapping[str, Any], own: Iterable[View]) -> None:
+        for name, source in sources.items():
+            self._connection.register(name, source)
+        for view in own:
+            self._connection.execute(f"CREATE VIEW {view.name} AS {view.query}")
+        self._connection.execute("SET temp_directory = ?", [self._spill])
+        for statement in _LOCKED:
+            self._connection.execute(statement)
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the connection and delete its temporary files."""
+        self.close()
+
+    def query(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Rows:
+        """Return the result of one query, which is read as it is consumed.
+
+        Args:
+            sql: The query.
+            parameters: The values of its parameters.
+            rows: About how many rows a batch has.
+
+        Raises:
+            InputError: The text is not one query that only reads, or the query fails.
+            StoreError: An object cannot be read.
+        """
+        import duckdb
+
+        kinds = duckdb.StatementType
+        with _explained():
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise InputError("write one query: SELECT …, without another after it")
+            # A PIVOT has several statements.
+            if statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
+                raise InputError(READ_ONLY)
+            relation = self._connection.sql(statements[0].query, params=dict(parameters))
+            if relation is None:
+                raise InputError(READ_ONLY)
+            reader = relation.to_arrow_reader(rows)
+        return Rows(reader.schema, _batches(reader))
+
+    def interrupt(self) -> None:
+        """Stop the query that runs, from another thread."""
+        self._connection.interrupt()
+
+    def close(self) -> None:
+        """Close the connection and delete its temporary files."""
+        self._connection.close()
+        shutil.rmtree(self._spill, ignore_errors=True)
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    with _explained():
+        yield from reader
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors of DuckDB and Arrow into a sentence."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.IOException, FileNotFoundError) as exc:
+        raise StoreError(
+            f"an object of the lake cannot be read, or was replaced meanwhile: try again ({exc})"
+        ) from exc
+    except duckdb.PermissionException as exc:
+        raise InputError("queries reach only the lake: no other files, no network, no extensions") from exc
+    except (duckdb.Error, pa.ArrowException, OSError) as exc:
+        # DuckDB adds a line of the query, with a mark.
+        raise InputError(re.sub(r"\n\s*\n.*", "", str(exc).strip(), flags=re.DOTALL)) from exc

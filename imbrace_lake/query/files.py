@@ -1,0 +1,113 @@
+"""The objects of a lake as files of pyarrow, which an engine can read and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+
+from imbrace_lake.store.contract import ObjectMeta, Store
+from imbrace_lake.store.local import LocalStore
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+
+# Larger objects are downloaded once; a smaller one is read in one request, so its versions are never mixed.
+MOST_BYTES = 16 * 2**20
+
+
+def dataset_of(
+    store: Store,
+    run: Callable[[Coroutine[Any, Any, Any]], Any],
+    schema: pa.Schema,
+    objects: Iterable[ObjectMeta],
+) -> ds.Dataset:
+    """Return the rows of Parquet objects as a dataset that reads only these, without a listing.
+
+    Args:
+        store: The open store.
+        run: Runs a coroutine in the event loop of the store, from any thread.
+        schema: The columns; those that an object does not have are null.
+        objects: The objects.
+    """
+    if isinstance(store, LocalStore):
+        files: pafs.FileSystem = pafs.SubTreeFileSystem(store.url, pafs.LocalFileSystem())
+        keys = [meta.key for meta in objects]
+    else:
+        sizes = {meta.key: meta.size_bytes for meta in objects}
+        files, keys = pafs.PyFileSystem(_StoreFiles(store, run, sizes)), [*sizes]
+    format_ = ds.ParquetFileFormat()
+    fragments = [format_.make_fragment(key, files) for key in keys]
+    return ds.FileSystemDataset(fragments, schema, format_, files)
+
+
+class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
+    """The listed objects of a store, to read.
+
+    Args:
+        store: The open store.
+        run: Runs a coroutine in the event loop of the store.
+        sizes: The sizes of the objects that can be read.
+    """
+
+    def __init__(
+        self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any], sizes: dict[str, int]
+    ) -> None:
+        self._store, self._run, self._sizes = store, run, sizes
+        self._downloads: tempfile.TemporaryDirectory[str] | None = None
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Return the content of an object."""
+        if self._sizes[path] <= MOST_BYTES:
+            return pa.BufferReader(self._run(self._store.get(path)))
+        if self._downloads is None:
+            self._downloads = tempfile.TemporaryDirectory(prefix="imbrace-lake-")
+        local = Path(self._downloads.name, path.replace("/", "_"))
+        if not local.exists():
+            self._run(self._store.download(path, local))
+        return pa.OSFile(str(local))
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        """Return the content of an object."""
+        return self.open_input_file(path)
+
+    def get_type_name(self) -> str:
+        """Return the kind of this file system."""
+        return "lake"
+
+    def normalize_path(self, path: str) -> str:
+        """Return the path, which is a key."""
+        return path
+
+    def get_file_info(self, paths: Sequence[str]) -> list[pafs.FileInfo]:
+        """Return what is known of objects."""
+        return [
+            pafs.FileInfo(path, pafs.FileType.File, size=self._sizes[path])
+            if path in self._sizes
+            else pafs.FileInfo(path, pafs.FileType.NotFound)
+            for path in paths
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same file system."""
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        """Whether they are different file systems."""
+        return self is not other
+
+    def __hash__(self) -> int:
+        """Return the identity."""
+        return id(self)
+
+    def _read_only(self, *_: object, **__: object) -> Any:
+        raise PermissionError("a lake is only read here")
+
+    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _read_only
+    delete_root_dir_contents = delete_file = move = copy_file = _read_only
+    open_output_stream = open_append_stream = _read_only

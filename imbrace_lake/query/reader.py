@@ -1,0 +1,490 @@
+"""`imbrace_lake.Lake`: a lake for readers, synchronous and lazy, without any way to write.
+
+`imbrace_lake.lake.lake.Lake` is the lake of the runs that write it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imbrace_lake.errors import InputError, SettingsError
+from imbrace_lake.gateway.ids import canonical_conversation_id
+from imbrace_lake.lake import lake as lakes
+from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_ledger
+from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, LEDGERS, Ledger
+from imbrace_lake.lake.schema import SCHEMA
+from imbrace_lake.phones.numbers import parse_phone, phone_hash
+from imbrace_lake.query.dialects import DuckDB
+from imbrace_lake.query.engine import Engine
+from imbrace_lake.query.files import dataset_of
+from imbrace_lake.query.result import Result, Rows
+from imbrace_lake.query.table import read_table_snapshot
+from imbrace_lake.query.views import View, ViewSettings, used_by, views
+from imbrace_lake.store.contract import ObjectMeta, StoreOptions
+from imbrace_lake.store.factory import open_store
+
+T = TypeVar("T")
+Source = Literal["table", "parts"]
+
+_ROLE = "CASE WHEN substr(sender_id, 1, 4) = 'pub_' THEN 'bot' ELSE sender_role END AS sender_role"
+# Columns in which two rows of a ledger are equal that are the same row, and their time.
+_VERSIONS: dict[Ledger, tuple[list[str], str]] = {
+    "runs": (["run_id"], "finished_at"),
+    "revisions": (["organization_id", "conversation_id", "message_id", "replaced_at"], "replaced_at"),
+}
+
+# The sources of the views; None for the messages.
+_SOURCES: dict[str, Ledger | None] = {"lake_messages": None} | {f"lake_{name}": name for name in LEDGERS}
+# Ledgers whose rows a query sees as they are.
+_ONLY_LEDGERS: tuple[Ledger, ...] = ("runs", "revisions", "shapes")
+
+
+@dataclass(frozen=True)
+class _Messages:
+    """The messages that a query reads."""
+
+    source: Source
+    as_of: datetime | None
+    dataset: Any
+
+
+class Lake:
+    """A lake to read: a folder, or `s3://bucket/prefix`.
+
+    Nothing is read before a result is used. Results are lazy, and each use reads the lake again. The
+    compacted table is read if the lake has one, else the parts. A lake can be used in a `with` block, which
+    closes its connections; otherwise they close with the object.
+
+    All methods that return a `Result` raise these errors when the result is used:
+
+    Raises:
+        InputError: There is no lake, or a query is wrong.
+        SettingsError: DuckDB is not installed.
+        StoreError: The lake cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        organization: str | None,
+        settings: ViewSettings,
+        source: Source | None,
+        options: StoreOptions | None,
+        phone_key: bytes | None,
+    ) -> None:
+        self.url = open_store(url, options).url
+        self.settings = settings
+        self._organization = organization
+        self._source = source
+        self._phone_key = phone_key
+        self._connection = _Connection(url, options)
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        organization: str | None = None,
+        settings: ViewSettings | None = None,
+        source: Source | None = None,
+        options: StoreOptions | None = None,
+        phone_key: bytes | None = None,
+    ) -> Lake:
+        """Return a lake to read, without reading anything yet.
+
+        Args:
+            url: A folder, `s3://bucket/prefix`, or the URL of an installed fsspec driver.
+            organization: Read only this organization; all by default.
+            settings: Time zone, gap, business hours and bots of the views.
+            source: Read the compacted `table` or the `parts`; by default the table if there is one.
+            options: How to reach an S3 store; by default, as the AWS settings of this machine state.
+            phone_key: The key of the phone numbers' hashes, if the lake was written with
+                `IMBRACE_PHONE_KEY`.
+
+        Raises:
+            SettingsError: The URL cannot be that of a lake.
+        """
+        return cls(
+            url,
+            organization=organization,
+            settings=settings or ViewSettings(),
+            source=source,
+            options=options,
+            phone_key=phone_key,
+        )
+
+    def __enter__(self) -> Self:
+        """Return the lake."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a later use opens new ones."""
+        self._connection.close()
+
+    def __repr__(self) -> str:
+        """Show the address, which has no credentials."""
+        return f"Lake.open({self.url!r})"
+
+    def messages(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        conversations: Iterable[str] | None = None,
+        phones: Iterable[str] | None = None,
+        columns: Sequence[str] | None = None,
+        deleted: bool = False,
+        as_of: datetime | None = None,
+    ) -> Result:
+        """Return messages, with the columns and types of the lake.
+
+        Only the folders of the conversations are read if they are given, by id or phone number; times are
+        compared with the statistics of each object before it is read.
+
+        Args:
+            since, until: Only messages created at or after the first and before the second time.
+            conversations: Only these conversations, by id in any spelling.
+            phones: Only conversations of these numbers, with country code, as the latest run resolved them.
+            columns: The columns; all by default.
+            deleted: Include messages that are deleted upstream.
+            as_of: Return what the lake said at this time, with the versions and deletions that were known
+                then.
+
+        Raises:
+            SettingsError: A column does not exist, or a time has no time zone.
+            InvalidPhoneNumber: A number is not a phone number.
+        """
+        for name, moment in {"since": since, "until": until, "as_of": as_of}.items():
+            if moment is not None and moment.tzinfo is None:
+                raise SettingsError(f"{name} has no time zone: write datetime(…, tzinfo=UTC)")
+        if unknown := set(columns or ()) - {*SCHEMA.names}:
+            raise SettingsError(
+                f"messages have no column {min(unknown)!r}: the columns are {', '.join(SCHEMA.names)}"
+            )
+        names = [*(columns or SCHEMA.names)]
+        ids = None if conversations is None else frozenset(conversations)
+        numbers = None if phones is None else frozenset(map(parse_phone, phones))
+        condition, values = _conditions(since=since, until=until, deleted=deleted)
+        selected = ", ".join(f'"{name}"' for name in names)
+        if as_of is None:
+            rows = f"SELECT * REPLACE ({_ROLE}) FROM lake_messages"  # noqa: S608 - from constants
+        else:
+            rows, values = _AS_OF, {**values, "as_of": as_of}
+        query = f"SELECT {selected} FROM ({rows}) WHERE {condition}"  # noqa: S608 - from names of columns
+
+        @contextmanager
+        def read(size: int) -> Iterator[Rows]:
+            wanted = ids
+            if numbers is not None:
+                found = self._conversations_of(numbers)
+                wanted = found if wanted is None else found & {*map(canonical_conversation_id, wanted)}
+            with self._query(
+                query, values, size, result, conversations=wanted, as_of=as_of, with_views=False
+            ) as rows:
+                yield rows
+
+        result = Result(read, pa.schema([SCHEMA.field(name) for name in names]))
+        return result
+
+    def conversations(self) -> Result:
+        """Return one row for each conversation: counts, times, roles, response times and verdict."""
+        return self.sql("SELECT * FROM conversations")
+
+    def phones(self) -> Result:
+        """Return the latest result for each phone number."""
+        return self.sql("SELECT * FROM phones")
+
+    def runs(self) -> Result:
+        """Return the runs that ended."""
+        return self.sql("SELECT * FROM runs")
+
+    def revisions(self) -> Result:
+        """Return the earlier versions of messages that were edited."""
+        return self.sql("SELECT * FROM revisions")
+
+    def episodes(self) -> Result:
+        """Return the episodes of conversations, with first responses."""
+        return self.sql("SELECT * FROM episodes")
+
+    def replies(self) -> Result:
+        """Return the replies to contacts, with the ids of both messages."""
+        return self.sql("SELECT * FROM replies")
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> Result:
+        """Return the result of one query in DuckDB's SQL over the views.
+
+        The query can read the lake and reach nothing else.
+
+        Args:
+            query: The query; `$name` stands for a parameter.
+            parameters: The values of the parameters.
+        """
+
+        @contextmanager
+        def read(size: int) -> Iterator[Rows]:
+            with self._query(query, dict(parameters or {}), size, result) as rows:
+                yield rows
+
+        result = Result(read)
+        return result
+
+    @contextmanager
+    def _query(
+        self,
+        query: str,
+        values: Mapping[str, Any],
+        size: int,
+        result: Result,
+        *,
+        conversations: frozenset[str] | None = None,
+        as_of: datetime | None = None,
+        with_views: bool = True,
+    ) -> Iterator[Rows]:
+        """Run a query over the lake as it is now, and note in its result what was read."""
+        lake = self._connection.lake()
+        used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
+        sources: dict[str, Any] = {
+            name: _LazyLedger(self._connection, lake, ledger, self._organization)
+            for name, ledger in _SOURCES.items()
+            if ledger is not None
+        }
+        result.source = result.as_of = None
+        if "lake_messages" in used:
+            messages = self._connection.run(self._messages(lake, conversations, as_of))
+            sources["lake_messages"] = messages.dataset
+            result.source, result.as_of = messages.source, messages.as_of
+        with Engine(sources, [view for view in defined if view.name in used]) as engine:
+            yield engine.query(query, values, size)
+
+    def _views(self) -> list[View]:
+        ledgers = [View(name, "", f"SELECT * FROM lake_{name}") for name in _ONLY_LEDGERS]  # noqa: S608
+        return [*ledgers, *views(DuckDB(), self.settings)]
+
+    async def _messages(
+        self, lake: lakes.Lake, conversations: frozenset[str] | None, as_of: datetime | None
+    ) -> _Messages:
+        table = None if self._source == "parts" else await read_table_snapshot(lake)
+        if table is None and self._source == "table":
+            raise InputError(f"the lake at {lake.url} has no compacted table: read its parts")
+        if table is not None and as_of is not None and as_of > table.as_of:
+            if self._source == "table":
+                raise InputError(
+                    f"the table is as of {table.as_of.isoformat()}, before {as_of.isoformat()}: read parts"
+                )
+            table = None
+        if table is not None and conversations is None:
+            rows = self._dataset(lake, table.files)
+            if self._organization is not None:
+                rows = rows.filter(pc.field("organization_id") == self._organization)
+            return _Messages("table", table.as_of, rows)
+        folders = await self._folders(lake, conversations)
+        parts: list[ObjectMeta] = []
+        for listing in await asyncio.gather(*map(lake.store.list, folders)):
+            parts += (meta for meta in listing if meta.key.endswith(".parquet"))
+        return _Messages("parts", await _newest_run(lake), self._dataset(lake, parts))
+
+    async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
+        """Return the folders with the messages of some conversations, or of all."""
+        if conversations is None and self._organization is None:
+            return [lakes.MESSAGES]
+        if self._organization is None:
+            organizations = await _organizations(lake)
+        else:
+            organizations = [f"{lakes.MESSAGES}org={lakes.encoded(self._organization)}/"]
+        if conversations is None:
+            return organizations
+        names = sorted({lakes.encoded(name) for one in conversations for name in _spellings(one)})
+        return [f"{organization}conv={name}/" for organization in organizations for name in names]
+
+    def _dataset(self, lake: lakes.Lake, objects: Iterable[ObjectMeta]) -> Any:
+        return dataset_of(lake.store, self._connection.run, SCHEMA, objects)
+
+    def _conversations_of(self, numbers: frozenset[str]) -> frozenset[str]:
+        """Return the conversations of phone numbers."""
+        key = self._phone_key or self._connection.lake().phone_key
+        hashes = [phone_hash(number, key) for number in map(parse_phone, numbers)]
+        query = (
+            "SELECT DISTINCT unnest(conversation_ids) AS id FROM phones"
+            " WHERE list_contains($hashes, phone_hash)"
+        )
+        found = self.sql(query, {"hashes": hashes}).to_arrow()
+        return frozenset(found.column("id").to_pylist())
+
+
+# The version of each message at a time: the current version if it is that old; else a replaced one. A killed
+# run can leave a revision of a version that it did not replace, and that is therefore still the current one.
+_CURRENT = ", ".join(
+    {
+        "sender_role": _ROLE,
+        "is_deleted": "is_deleted AND deleted_at <= $as_of AS is_deleted",
+        "deleted_at": "CASE WHEN deleted_at <= $as_of THEN deleted_at END AS deleted_at",
+    }.get(name, name)
+    for name in SCHEMA.names
+)
+_AS_OF = f"""
+SELECT {_CURRENT} FROM lake_messages WHERE coalesce(last_changed_at, first_seen_at) <= $as_of
+UNION ALL
+SELECT {_CURRENT} FROM (
+    SELECT *, row_number() OVER (
+               PARTITION BY organization_id, conversation_id, message_id
+               ORDER BY last_changed_at DESC NULLS LAST, replaced_at DESC
+           ) AS newest
+    FROM lake_revisions
+    WHERE coalesce(last_changed_at, first_seen_at) <= $as_of AND replaced_at > $as_of
+) AS r
+WHERE newest = 1 AND EXISTS (
+    SELECT 1 FROM lake_messages AS m
+    WHERE m.organization_id = r.organization_id AND m.conversation_id = r.conversation_id
+      AND m.message_id = r.message_id AND coalesce(m.last_changed_at, m.first_seen_at) > $as_of
+)"""  # noqa: S608 - from constants
+
+
+def _conditions(
+    *, since: datetime | None, until: datetime | None, deleted: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return the condition of a query, and its values."""
+    conditions, values = ["true"], {}
+    if since is not None:
+        conditions.append("created_at >= $since")
+        values["since"] = since
+    if until is not None:
+        conditions.append("created_at < $until")
+        values["until"] = until
+    if not deleted:
+        conditions.append("NOT is_deleted")
+    return " AND ".join(conditions), values
+
+
+def _spellings(conversation_id: str) -> set[str]:
+    """Return every spelling under which a lake can have a conversation."""
+    canonical = canonical_conversation_id(conversation_id)
+    bare = canonical.removeprefix("conv_")
+    is_uuid = canonical != conversation_id or len(bare) == 36
+    return {conversation_id, canonical, *((bare, f"tcu_{bare}") if is_uuid else ())}
+
+
+async def _organizations(lake: lakes.Lake) -> list[str]:
+    """Return the folders of all organizations, with one request for each."""
+    found: list[str] = []
+    after = ""
+    while listing := await lake.store.list(lakes.MESSAGES, start_after=after, most=1):
+        folder = "/".join(listing[0].key.split("/")[:2])
+        found.append(f"{folder}/")
+        # The first name after all keys of the folder.
+        after = f"{folder}0"
+    return found
+
+
+async def _newest_run(lake: lakes.Lake) -> datetime | None:
+    """Return the end of the last run; None if no run has ended."""
+    keys = await list_ledger(lake, "runs")
+    if not keys:
+        return None
+    rows = await read_ledger(lake, "runs", columns=["finished_at"])
+    return max((one for one in rows.column("finished_at").to_pylist() if one is not None), default=None)
+
+
+class _LazyLedger:
+    """A ledger that is read when a query needs it."""
+
+    def __init__(
+        self, connection: _Connection, lake: lakes.Lake, ledger: Ledger, organization: str | None
+    ) -> None:
+        self._connection, self._lake, self._ledger, self._organization = (
+            connection,
+            lake,
+            ledger,
+            organization,
+        )
+        self._rows: pa.Table | None = None
+
+    def __arrow_c_schema__(self) -> object:
+        """Return the schema, without reading."""
+        return LEDGER_SCHEMAS[self._ledger].__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows."""
+        if self._rows is None:
+            self._rows = self._read()
+        return self._rows.__arrow_c_stream__(requested_schema)
+
+    def _read(self) -> pa.Table:
+        rows: pa.Table = self._connection.run(read_ledger(self._lake, self._ledger))
+        if self._organization is not None:
+            rows = rows.filter(pc.equal(rows.column("organization_id"), self._organization))
+        if self._ledger in _VERSIONS:
+            # A row of a run that has just ended can be in its journal and in the ledger.
+            rows = last_of_each(rows, *_VERSIONS[self._ledger])
+        return rows
+
+
+class _Connection:
+    """An event loop in a thread, with the open lake, for callers without one."""
+
+    def __init__(self, url: str, options: StoreOptions | None) -> None:
+        self._url, self._options = url, options
+        self._lock = threading.Lock()
+        self._opened: tuple[asyncio.AbstractEventLoop, AsyncExitStack, lakes.Lake] | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
+
+    def lake(self) -> lakes.Lake:
+        """Return the lake, opened."""
+        with self._lock:
+            if self._opened is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="lake-reader", daemon=True)
+                thread.start()
+                stack = AsyncExitStack()
+                self._end = weakref.finalize(self, _close, loop, thread, stack)
+                # At the end of the process its threads cannot work any more, and need not.
+                self._end.atexit = False
+                opened = lakes.open_lake(self._url, now=None, options=self._options)
+                try:
+                    lake = asyncio.run_coroutine_threadsafe(stack.enter_async_context(opened), loop).result()
+                except BaseException:
+                    self._end()
+                    raise
+                self._opened = (loop, stack, lake)
+            return self._opened[2]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop, from any other thread."""
+        assert self._opened is not None  # noqa: S101 - `lake` was called
+        return asyncio.run_coroutine_threadsafe(work, self._opened[0]).result()
+
+    def close(self) -> None:
+        """Close the lake, if it is open."""
+        with self._lock:
+            if self._opened is not None and self._end is not None:
+                self._end()
+            self._opened = None
+
+
+def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, stack: AsyncExitStack) -> None:
+    """Close a lake and end its event loop."""
+    if threading.current_thread() is thread:
+        # The garbage collector can run in any thread, and this one cannot wait for itself.
+        loop.stop()
+        return
+    asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

@@ -1,0 +1,104 @@
+"""The result of a query: lazy, read again each time, and in the form that the reader needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one reading.
+
+    Attributes:
+        schema: Their columns.
+        batches: The rows, read as they are consumed.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+
+Open = Callable[[int], AbstractContextManager[Rows]]
+"""Begins to read, in batches of about this many rows."""
+
+
+class Result:
+    """Rows that are read when they are needed; each method reads them again.
+
+    Libraries that know Arrow take the object as it is: `polars.DataFrame(result)`, `pyarrow.table(result)`,
+    `pandas.DataFrame.from_arrow(result)`, or its name in a query of DuckDB.
+
+    Attributes:
+        source: What is read: `table`, the compacted table, or `parts`. None before the first read.
+        as_of: How new it is: the end of the last run in it. None if that is not known, and before the first
+            read.
+    """
+
+    def __init__(self, open_rows: Open, schema: pa.Schema | None = None) -> None:
+        self._open = open_rows
+        self._schema = schema
+        self.source: str | None = None
+        self.as_of: datetime | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The names and types of the columns."""
+        if self._schema is None:
+            with self._open(BATCH_ROWS) as found:
+                self._schema = found.schema
+        return self._schema
+
+    def batches(self, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in batches of about this many, without loading them all."""
+        yield from self.to_reader(rows)
+
+    def to_reader(self, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
+        """Return a reader of Arrow batches of about this many rows, for one reading."""
+        with ExitStack() as stack:
+            found = stack.enter_context(self._open(rows))
+            self._schema = schema = self._schema or found.schema
+            opened = stack.pop_all()
+
+        def read() -> Iterator[pa.RecordBatch]:
+            with opened:
+                for batch in found.batches:
+                    yield batch if batch.schema.equals(schema) else batch.cast(schema)
+
+        return pa.RecordBatchReader.from_batches(schema, read())
+
+    def to_arrow(self) -> pa.Table:
+        """Return all rows as a table of pyarrow."""
+        return self.to_reader().read_all()
+
+    def to_pandas(self, **options: Any) -> pd.DataFrame:
+        """Return all rows as a data frame of pandas; the options are those of `pyarrow.Table.to_pandas`."""
+        frame: pd.DataFrame = self.to_arrow().to_pandas(**options)
+        return frame
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return all rows as a data frame of Polars, which must be installed."""
+        import polars
+
+        frame = polars.from_arrow(self.to_arrow())
+        assert isinstance(frame, polars.DataFrame)  # noqa: S101 - narrows the type for mypy
+        return frame
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Return the rows by the Arrow C stream interface."""
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        """Name the columns, if they are known."""
+        return f"Result({', '.join(self._schema.names) if self._schema else 'not read yet'})"

@@ -57,6 +57,7 @@ def sql(
         Format | None,
         typer.Option(
             "--format",
+            metavar="table|csv|json",
             help="A table with the first rows, or all rows as CSV or lines of JSON; a table on a terminal,"
             " else CSV.",
             show_default=False,
@@ -87,7 +88,7 @@ def sql(
     """Query the lake in DuckDB's SQL: its views, read-only.
 
     Reads the compacted table if the lake has one, else the parts, and reports which and how old they are. A
-    query can reach nothing but the lake. docs/views.md describes the views.
+    query can reach nothing but the lake. The page on views has their definitions.
     """
     from imbrace_lake import Lake
 
@@ -98,8 +99,8 @@ def sql(
             _show(reader.sql(query), format_ or (Format.TABLE if sys.stdout.isatty() else Format.CSV))
         elif sys.stdin.isatty():
             _prompt(reader, format_ or Format.TABLE)
-        else:
-            _show(reader.sql(sys.stdin.read()), format_ or Format.CSV)
+        elif piped := sys.stdin.read().strip():
+            _show(reader.sql(piped), format_ or Format.CSV)
 
 
 def _view_settings(

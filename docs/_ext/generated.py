@@ -169,12 +169,27 @@ def events() -> str:
     return "\n\n".join(parts)
 
 
+def views() -> str:
+    """Return a section for each view: its definition and its columns."""
+    from views import described_views
+
+    parts = []
+    for view, found in described_views():
+        parts += [
+            f"## `{view.name}`",
+            re.sub(r"\b([a-z]+_[a-z_]*[a-z]|pub_)(?![a-z])", r"`\1`", view.definition),
+            _table(("column", "type", "what"), [(f"`{name}`", kind, what) for name, kind, what in found]),
+        ]
+    return "\n\n".join(parts)
+
+
 TABLES: Mapping[str, Callable[..., str]] = {
     "settings": settings,
     "commands": commands,
     "exit-codes": exit_codes,
     "columns": columns,
     "events": events,
+    "views": views,
 }
 
 

@@ -98,10 +98,6 @@ class Engine:
             reader = relation.to_arrow_reader(rows)
         return Rows(reader.schema, _batches(reader))
 
-    def interrupt(self) -> None:
-        """Stop the query that runs, from another thread."""
-        self._connection.interrupt()
-
     def close(self) -> None:
         """Close the connection and delete its temporary files."""
         self._connection.close()
@@ -127,5 +123,9 @@ def _explained() -> Iterator[None]:
     except duckdb.PermissionException as exc:
         raise InputError("queries reach only the lake: no other files, no network, no extensions") from exc
     except (duckdb.Error, pa.ArrowException, OSError) as exc:
+        if "reading the stream registered as" in str(exc):
+            raise StoreError(
+                f"an object of the lake cannot be read, or was replaced meanwhile: {exc}"
+            ) from exc
         # DuckDB adds a line of the query, with a mark.
         raise InputError(re.sub(r"\n\s*\n.*", "", str(exc).strip(), flags=re.DOTALL)) from exc

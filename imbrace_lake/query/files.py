@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,17 +63,21 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
         self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any], sizes: dict[str, int]
     ) -> None:
         self._store, self._run, self._sizes = store, run, sizes
-        self._downloads: tempfile.TemporaryDirectory[str] | None = None
+        self._downloads: Path | None = None
+        self._lock = threading.Lock()
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Return the content of an object."""
         if self._sizes[path] <= MOST_BYTES:
             return pa.BufferReader(self._run(self._store.get(path)))
-        if self._downloads is None:
-            self._downloads = tempfile.TemporaryDirectory(prefix="imbrace-lake-")
-        local = Path(self._downloads.name, path.replace("/", "_"))
-        if not local.exists():
-            self._run(self._store.download(path, local))
+        # Engines open an object in several threads.
+        with self._lock:
+            if self._downloads is None:
+                self._downloads = Path(tempfile.mkdtemp(prefix="imbrace-lake-"))
+                weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
+            local = self._downloads / sha256(path.encode()).hexdigest()
+            if not local.exists():
+                self._run(self._store.download(path, local))
         return pa.OSFile(str(local))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:

@@ -57,9 +57,7 @@ class ViewSettings:
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise SettingsError(
-                f"{self.time_zone!r} is not a time zone: write UTC, or Asia/Taipei"
-            ) from None
+            raise SettingsError(f"{self.time_zone!r} is not a time zone: write UTC, or Asia/Taipei") from None
         if self.gap <= timedelta(0):
             raise SettingsError("the gap between two episodes must be longer than 0")
         if len(self.business_hours) != len(WEEKDAYS):

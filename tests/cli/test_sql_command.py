@@ -1,0 +1,139 @@
+"""`imbrace-lake sql`: formats, settings of the views, the prompt, and what it says about its data."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imbrace_cli import sql
+from tests.cli.conftest import Run
+from tests.talks import make_entries, make_phones, make_rows, write_lake
+
+
+@pytest.fixture(autouse=True)
+def lake(workdir: Path) -> None:
+    write_lake(workdir / "lake", make_rows(5, 20), make_entries(20), make_phones())
+
+
+@pytest.fixture
+def ask(run: Run) -> Callable[..., str]:
+    """Run a query, and return its output."""
+
+    def ask(*arguments: str) -> str:
+        result = run("sql", "--lake", "lake", *arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    return ask
+
+
+def test_csv_is_the_form_for_programs(run: Run) -> None:
+    result = run(
+        "sql",
+        "--lake",
+        "lake",
+        "SELECT conversation_ids, phone, resolved_at, 1.5 AS n FROM phones WHERE phone_hash = 'a'",
+    )
+
+    names, values = csv.reader(io.StringIO(result.out))
+    assert names == ["conversation_ids", "phone", "resolved_at", "n"]
+    assert values == ['["conv_0"]', "", "2026-01-01T01:00:00.000Z", "1.5"]
+    assert result.err == ""
+
+
+def test_json_has_a_line_for_each_row(ask: Callable[..., str]) -> None:
+    rows = [*map(json.loads, ask("--format", "json", "FROM episodes").splitlines())]
+
+    assert len(rows) > 20
+    assert rows[0].keys() >= {"episode", "started_at", "first_response_ms"}
+
+
+def test_a_table_has_the_first_rows(run: Run) -> None:
+    result = run("sql", "--lake", "lake", "--format", "table", "SELECT i AS number FROM range(1000) AS t(i)")
+
+    assert "number" in result.out
+    assert " 99 " in result.out
+    assert " 100 " not in result.out
+    assert "the first 100 rows; --format csv writes all" in result.err
+
+
+def test_it_states_what_was_read(run: Run) -> None:
+    result = run("sql", "--lake", "lake", "SELECT count(*) FROM messages")
+
+    assert result.err == "read the parts; no run has ended yet\n"
+
+
+def test_options_are_the_settings_of_the_views(ask: Callable[..., str]) -> None:
+    options = ("--time-zone", "Asia/Taipei", "--gap-hours", "0.5", "--hours", "08:30-24:00", "--days", "17")
+
+    assert (
+        ask(*options, "SELECT time_zone, gap_ms FROM settings") == "time_zone,gap_ms\nAsia/Taipei,1800000\n"
+    )
+    hours = ask(
+        *options, "SELECT weekday FROM business_hours WHERE opens_ms = 30600000 AND closes_ms = 86400000"
+    )
+    assert hours.split() == ["weekday", "1", "7"]
+    assert ask("--bot", "u_ann", "--bot", "u_'", "SELECT count(*) AS n FROM bots").split() == ["n", "2"]
+    assert ask("--organization", "org_1", "SELECT DISTINCT organization_id AS o FROM turns").split() == [
+        "o",
+        "org_1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--time-zone", "Mars", "SELECT 1"], 2, "'Mars' is not a time zone"),
+        (["--hours", "9-5", "SELECT 1"], 2, "are not business hours"),
+        (["--hours", "18:00-09:00", "SELECT 1"], 2, "the business hours of Monday must be"),
+        (["--days", "0", "SELECT 1"], 2, "are not business days"),
+        (["--gap-hours", "0", "SELECT 1"], 2, "must be longer than 0"),
+        (["SELECT nothing FROM turns"], 1, 'Referenced column "nothing" not found'),
+        (["DROP VIEW turns"], 1, "a lake is only read here"),
+        (["FROM read_text('lake/lake.json')"], 1, "queries reach only the lake"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(run: Run, arguments: list[str], code: int, message: str) -> None:
+    result = run("sql", "--lake", "lake", *arguments)
+
+    assert result.code == code
+    assert message in result.err
+    assert result.err.startswith("error: ")
+
+
+def test_a_query_can_come_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 1 AS one;\n"))
+    assert run("sql", "--lake", "lake").out == "one\n1\n"
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("sql", "--lake", "lake").out == ""
+
+
+def test_the_prompt_reads_queries_until_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["", "SELECT 41", "+ 1 AS answer;", "SELEC;", "DELETE FROM turns;", "SELECT 2 AS two;"])
+    prompts: list[str] = []
+
+    def answer(prompt: str) -> str:
+        prompts.append(prompt)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", answer)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    result = run("sql", "--lake", "lake", "--format", "csv")
+
+    assert result.code == 0
+    assert result.out == "answer\n42\ntwo\n2\n\n"
+    assert "syntax error" in result.err
+    assert "a lake is only read here" in result.err
+    assert prompts[:4] == [sql.PROMPT, sql.PROMPT, sql.CONTINUED, sql.PROMPT]

@@ -1,0 +1,379 @@
+"""`imbrace_lake.Lake`: what it reads, in which form, as of which time, and that it reaches nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imbrace_lake import Lake, Result, ViewSettings
+from imbrace_lake.errors import InputError, InvalidPhoneNumber, SettingsError, StoreError
+from imbrace_lake.lake.schema import SCHEMA
+from imbrace_lake.phones.numbers import parse_phone, phone_hash
+from imbrace_lake.query import files, reader
+from imbrace_lake.query.table import TableSnapshot
+from imbrace_lake.store.contract import ObjectMeta
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import Bench
+from tests.core.s3_servers import options_for
+from tests.talks import make_entries, make_phones, make_rows, write_lake
+from tools.seaweed import Seaweed
+
+KEY = b"0123456789abcdef"
+NUMBER = "+886911425977"
+ROWS = make_rows(3, 30)
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talks") / "lake"
+    number = {
+        "organization_id": "org_0", "run_id": "run_2", "position": 9, "status": "resolved",
+        "phone_hash": phone_hash(parse_phone(NUMBER), KEY), "conversation_ids": ["conv_2", "conv_8"],
+        "resolved_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    write_lake(folder, ROWS, make_entries(30), [*make_phones(), number])
+    return folder
+
+
+@pytest.fixture
+def lake(made: Path) -> Iterator[Lake]:
+    with Lake.open(str(made), phone_key=KEY) as lake:
+        yield lake
+
+
+def ids(result: Result) -> list[str]:
+    return sorted(result.to_arrow().column("message_id").to_pylist())
+
+
+def expected(*, keep: Any = lambda row: True, deleted: bool = False) -> list[str]:
+    return sorted(row["message_id"] for row in ROWS if keep(row) and (deleted or not row["is_deleted"]))
+
+
+def test_messages_have_the_columns_and_types_of_the_lake(lake: Lake) -> None:
+    result = lake.messages()
+
+    assert result.schema == SCHEMA
+    assert result.to_arrow().schema == SCHEMA
+    assert ids(result) == expected()
+    assert ids(lake.messages(deleted=True)) == expected(deleted=True)
+    assert lake.messages(columns=["text", "created_at"]).to_arrow().schema.names == ["text", "created_at"]
+    roles = {row["sender_role"] for row in result.to_arrow().to_pylist() if row["sender_id"] == "pub_1"}
+    assert roles == {"bot"}
+
+
+def test_messages_of_a_span_of_time(lake: Lake) -> None:
+    since, until = datetime(2025, 3, 9, tzinfo=UTC), datetime(2025, 10, 26, tzinfo=UTC)
+    found = ids(lake.messages(since=since, until=until))
+
+    assert found == expected(keep=lambda row: row["created_at"] and since <= row["created_at"] < until)
+    assert 0 < len(found) < len(expected())
+
+
+def test_only_the_folders_of_wanted_conversations_are_read(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "lake")
+    for folder in (tmp_path / "lake/messages").glob("*/*"):
+        if folder.name not in ("conv=conv_2", "conv=conv_8", "conv=conv_4"):
+            for part in folder.iterdir():
+                part.write_bytes(b"damaged")
+    with Lake.open(str(tmp_path / "lake"), phone_key=KEY) as lake:
+        by_id = lake.messages(conversations=["conv_2", "conv_8", "conv_nobody"])
+        assert ids(by_id) == expected(keep=lambda row: row["conversation_id"] in ("conv_2", "conv_8"))
+        assert ids(lake.messages(phones=[NUMBER])) == ids(by_id)
+        both = lake.messages(phones=[NUMBER], conversations=["conv_4", "conv_8"])
+        assert ids(both) == expected(keep=lambda row: row["conversation_id"] == "conv_8")
+        assert ids(lake.messages(phones=["+85262602239"])) == ids(lake.messages(conversations=[])) == []
+        with pytest.raises((InputError, StoreError)):
+            lake.messages().to_arrow()
+
+
+@pytest.mark.parametrize("spelling", ["conv_{}", "tcu_{}", "{}"])
+def test_a_conversation_is_found_in_any_spelling(tmp_path: Path, spelling: str) -> None:
+    uuid = "5d1a4c7e-9f20-4a4b-8c6d-7e8f11111111"
+    for number, stored in enumerate(("conv_{}", "tcu_{}", "{}")):
+        row = {**ROWS[0], "conversation_id": stored.format(uuid), "message_id": "m", "is_deleted": False}
+        write_lake(tmp_path / f"{number}", [row], [], [])
+        with Lake.open(str(tmp_path / f"{number}")) as lake:
+            assert ids(lake.messages(conversations=[spelling.format(uuid)])) == ["m"]
+
+
+def test_only_one_organization_is_read_on_request(made: Path) -> None:
+    with Lake.open(str(made), organization="org_1") as lake:
+        assert ids(lake.messages()) == expected(keep=lambda row: row["organization_id"] == "org_1")
+        assert {*lake.conversations().to_arrow().column("organization_id").to_pylist()} == {"org_1"}
+        assert lake.phones().to_arrow().num_rows == 0
+
+
+def test_a_result_has_the_form_that_the_reader_needs(lake: Lake) -> None:
+    result = lake.messages(columns=["message_id", "created_at"])
+    table = result.to_arrow()
+
+    assert sum(batch.num_rows for batch in result.batches(10)) == table.num_rows
+    assert len([*lake.sql("FROM range(10000)").batches(2_048)]) > 1
+    from_arrow: Any = pd.DataFrame.from_arrow  # type: ignore[attr-defined]  # unknown to the stubs
+    for frame in (result.to_pandas(), from_arrow(result)):
+        assert [*frame.columns] == table.column_names
+        assert len(frame) == table.num_rows
+    for columns in (result.to_polars(), pl.DataFrame(result)):
+        assert columns.columns == table.column_names
+        assert columns.height == table.num_rows
+    assert pa.table(result).sort_by("message_id") == table.sort_by("message_id")
+    assert repr(result) == "Result(message_id, created_at)"
+
+
+def test_nothing_is_read_before_a_result_is_used(tmp_path: Path) -> None:
+    lake = Lake.open(str(tmp_path / "none"))
+    result = lake.messages()
+    assert result.schema == SCHEMA
+    assert not (tmp_path / "none").exists()
+
+    with pytest.raises(InputError, match="there is no lake at"):
+        result.to_arrow()
+
+    write_lake(tmp_path / "none", ROWS, [], [])
+    assert ids(result) == expected()
+    lake.close()
+    assert ids(result) == expected()
+    lake.close()
+
+
+def test_wrong_arguments_are_explained(lake: Lake) -> None:
+    with pytest.raises(SettingsError, match="no column 'texts'"):
+        lake.messages(columns=["texts"])
+    with pytest.raises(SettingsError, match="since has no time zone"):
+        lake.messages(since=datetime(2026, 1, 1))  # noqa: DTZ001
+    with pytest.raises(InvalidPhoneNumber):
+        lake.messages(phones=["12"])
+    with pytest.raises(SettingsError):
+        Lake.open("")
+
+
+def test_results_without_messages_name_no_source(lake: Lake) -> None:
+    result = lake.runs()
+
+    assert result.to_arrow().num_rows == 0
+    assert result.source is None
+
+
+ESCAPES = [
+    "FROM read_text('/etc/passwd')",
+    "FROM '/etc/passwd'",
+    "FROM glob('/etc/*')",
+    "FROM read_csv('https://example.com/a.csv')",
+    "FROM read_parquet('s3://bucket/a.parquet')",
+    "FROM read_parquet('{lake}/lake.json')",
+    "FROM read_json('{lake}/lake.json')",
+    "FROM read_blob('{lake}/**')",
+    "FROM parquet_metadata('{lake}/messages/**/*.parquet')",
+    "FROM sniff_csv('/etc/passwd')",
+    "FROM sqlite_scan('/tmp/a.db', 'a')",
+    "FROM ROWS",
+    "FROM duckdb_secrets()",
+    "SELECT getenv('HOME')",
+    "COPY messages TO '{lake}/copy.parquet'",
+    "COPY (SELECT 1) TO '/tmp/imbrace-lake-escape'",
+    "EXPORT DATABASE '/tmp/imbrace-lake-escape'",
+    "IMPORT DATABASE '/tmp/imbrace-lake-escape'",
+    "ATTACH '/tmp/imbrace-lake-escape.db'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "SET lock_configuration = false",
+    "RESET enable_external_access",
+    "PRAGMA enable_external_access",
+    "CREATE SECRET (TYPE s3)",
+    "CREATE TABLE a AS SELECT 1",
+    "CREATE OR REPLACE VIEW messages AS SELECT 1",
+    "DROP VIEW messages",
+    "INSERT INTO settings VALUES (1)",
+    "DELETE FROM messages",
+    "CALL pragma_version()",
+    "SELECT 1; COPY (SELECT 1) TO '/tmp/imbrace-lake-escape'",
+    "PREPARE a AS SELECT 1",
+    "BEGIN",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/imbrace-lake-escape'",
+    "CHECKPOINT",
+    "VACUUM",
+    "USE memory",
+    "",
+    "SELEC",
+]
+
+
+@pytest.mark.parametrize("attempt", ESCAPES)
+def test_a_query_reaches_nothing_but_the_lake(lake: Lake, made: Path, attempt: str) -> None:
+    before = sorted(path.name for path in made.iterdir())
+
+    with pytest.raises(InputError) as caught:
+        lake.sql(attempt.format(lake=made)).to_arrow()
+
+    assert "root:" not in str(caught.value)
+    assert "\n\n" not in str(caught.value)
+    assert sorted(path.name for path in made.iterdir()) == before
+    assert not [*Path("/tmp").glob("imbrace-lake-escape*")]  # noqa: S108
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SHOW TABLES", "DESCRIBE episodes", "SUMMARIZE turns", "EXPLAIN SELECT 1", "VALUES (1)",
+        "WITH a AS (SELECT 1) FROM a", "PIVOT busiest_hours ON weekday USING sum(contact_messages)",
+        'SELECT count(*) FROM "messages" JOIN "Conversations" USING (conversation_id)',
+    ],
+)  # fmt: skip
+def test_queries_that_only_read_are_allowed(lake: Lake, query: str) -> None:
+    assert lake.sql(query).to_arrow().num_rows > 0
+
+
+def test_parameters_are_values(lake: Lake) -> None:
+    query = "SELECT count(*) AS n FROM messages WHERE conversation_id = $id"
+
+    assert lake.sql(query, {"id": "' OR 1 = 1"}).to_arrow().to_pylist() == [{"n": 0}]
+    assert lake.sql(query, {"id": "conv_2"}).to_arrow().column("n")[0].as_py() > 0
+
+
+def test_settings_change_the_views(made: Path) -> None:
+    with Lake.open(str(made), settings=ViewSettings(gap=timedelta(seconds=1))) as lake:
+        many = lake.episodes().to_arrow().num_rows
+    with Lake.open(str(made)) as lake:
+        assert 0 < lake.episodes().to_arrow().num_rows < many
+        assert lake.replies().to_arrow().num_rows > 0
+
+
+# -- the compacted table --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the lake, and add a table with all rows but those of the last conversation."""
+    folder = tmp_path / "lake"
+    shutil.copytree(made, folder)
+    (folder / "tables/messages").mkdir(parents=True)
+    rows = [row for row in ROWS if row["conversation_id"] != "conv_29"]
+    path = folder / "tables/messages/one.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    meta = ObjectMeta(
+        "tables/messages/one.parquet", path.stat().st_size, "", datetime(2026, 1, 1, tzinfo=UTC)
+    )
+
+    async def snapshot(_: object) -> TableSnapshot:
+        return TableSnapshot((meta,), datetime(2026, 1, 2, tzinfo=UTC))
+
+    monkeypatch.setattr(reader, "read_table_snapshot", snapshot)
+    return folder
+
+
+def test_the_table_is_read_if_there_is_one(table: Path) -> None:
+    in_table = expected(keep=lambda row: row["conversation_id"] != "conv_29")
+    with Lake.open(str(table)) as lake:
+        result = lake.messages()
+        assert ids(result) == in_table != expected()
+        assert (result.source, result.as_of) == ("table", datetime(2026, 1, 2, tzinfo=UTC))
+        assert lake.messages(conversations=["conv_29"]).to_arrow().num_rows > 0
+        late = lake.messages(as_of=datetime(2026, 1, 3, tzinfo=UTC))
+        assert ids(late) == expected()
+        assert late.source == "parts"
+    with Lake.open(str(table), source="parts") as lake:
+        assert ids(lake.messages()) == expected()
+    with Lake.open(str(table), source="table", organization="org_0") as lake:
+        assert ids(lake.messages()) == expected(keep=lambda row: row["organization_id"] == "org_0")
+        with pytest.raises(InputError, match="the table is as of"):
+            lake.messages(as_of=datetime(2026, 1, 3, tzinfo=UTC)).to_arrow()
+
+
+def test_a_lake_without_a_table_says_so(made: Path) -> None:
+    with Lake.open(str(made), source="table") as lake, pytest.raises(InputError, match="no compacted table"):
+        lake.messages().to_arrow()
+
+
+# -- as of a time ---------------------------------------------------------------------------------
+
+
+def as_rows(table: pa.Table) -> Rows:
+    rows: Rows = table.sort_by([("conversation_id", "ascending"), ("message_id", "ascending")]).to_pylist()
+    return rows
+
+
+@pytest.mark.slow
+def test_as_of_any_time_equals_a_replay_of_the_runs(tmp_path: Path) -> None:
+    rng = Random(5)
+    with Sandbox(SandboxOptions(conversations=6, messages_max=30, publishers=True)) as box:
+        bench = Bench(box, str(tmp_path / "lake"), settings={"rewalk_days": 0})
+        names = [*box.conversations]
+        replay: list[tuple[datetime, Rows]] = []
+        for number in range(12):
+            for one in rng.sample(names[: 3 + number // 2], 2):
+                box.append(one, rng.randrange(3))
+                box.edit(one, 2)
+                if number % 3 == 1:
+                    box.delete(one, 1)
+            # A message that was deleted comes back.
+            if number % 4 == 3:
+                box.restore(names[0])
+            bench.run(names[: 3 + number // 2])
+            bench.now += timedelta(milliseconds=rng.randrange(5_000))
+            replay.append((max(row["finished_at"] for row in bench.ledger("runs")), as_rows(bench.rows())))
+    with Lake.open(str(tmp_path / "lake")) as lake:
+        assert lake.revisions().to_arrow().num_rows > 10
+        begin, end = replay[0][0] - timedelta(seconds=2), replay[-1][0] + timedelta(seconds=2)
+        instants = [begin + (end - begin) * rng.random() for _ in range(30)]
+        for instant in [*instants, *(moment for moment, _ in replay)]:
+            found = as_rows(lake.messages(as_of=instant, deleted=True).to_arrow())
+            earlier = [rows for moment, rows in replay if moment <= instant]
+            assert found == (earlier[-1] if earlier else [])
+        current = lake.messages(as_of=end).to_arrow()
+        assert current.num_rows == lake.messages().to_arrow().num_rows < len(replay[-1][1])
+
+
+def test_a_revision_of_a_killed_run_does_not_double_a_message(tmp_path: Path) -> None:
+    from imbrace_lake.lake.ledger_schema import REVISIONS
+
+    write_lake(tmp_path / "lake", ROWS[:5], [], [])
+    replaced_at = ROWS[0]["last_changed_at"] + timedelta(hours=2)
+    row = {**ROWS[0], "replaced_at": replaced_at, "replaced_by_run_id": "killed"}
+    journal = tmp_path / "lake/journal/killed/revisions"
+    journal.mkdir(parents=True)
+    body = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([row], schema=REVISIONS), body)
+    from imbrace_lake.lake.ledger import named_by_hash
+
+    name = named_by_hash("one", body.getvalue().to_pybytes())
+    (journal / name).write_bytes(body.getvalue().to_pybytes())
+    with Lake.open(str(tmp_path / "lake")) as lake:
+        assert lake.revisions().to_arrow().num_rows == 1
+        as_of = replaced_at - timedelta(hours=1)
+        assert lake.messages(as_of=as_of, deleted=True).to_arrow().num_rows == 5
+
+
+# -- S3 -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [files.MOST_BYTES, 1])
+def test_a_lake_on_s3_is_read_without_an_extension(
+    made: Path, s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", most)
+    client = s3.client()
+    for path in made.rglob("*"):
+        if path.is_file():
+            client.put_object(Bucket=bucket, Key=f"lake/{path.relative_to(made)}", Body=path.read_bytes())
+    with (
+        Lake.open(f"s3://{bucket}/lake", options=options_for(s3), phone_key=KEY) as lake,
+        Lake.open(str(made)) as local,
+    ):
+        assert ids(lake.messages()) == expected()
+        assert ids(lake.messages(phones=[NUMBER])) == expected(
+            keep=lambda row: row["conversation_id"] in ("conv_2", "conv_8")
+        )
+        for query in ("FROM episodes ORDER BY ALL", "FROM conversations ORDER BY ALL"):
+            assert lake.sql(query).to_arrow() == local.sql(query).to_arrow()

@@ -3,6 +3,9 @@
 A test takes every command from the pages: from blocks of code, and from sentences. It replaces the words that
 stand for values of the reader, such as `api_…`, and runs the command. Those that do not run here are listed
 with their reasons.
+
+A shell runs them; only calls of our program that need nothing of a shell run in this process, because most of
+the time of a call is the import of Prefect.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -18,11 +22,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import httpx
@@ -30,10 +35,13 @@ import pytest
 import typer.main
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from imbrace_cli.main import app
+from imbrace_cli.main import app, main
+from imbrace_cli.prefect_environment import prepare_client
 from imbrace_cli.terminal import PROGRAM
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.cli.conftest import prefect_leaks
 from tests.prefect_homes import make_home
+from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +148,13 @@ def find(table: Mapping[str, str], command: str) -> str | None:
     return next((found for pattern, found in table.items() if re.match(pattern, command)), None)
 
 
+def own_arguments(command: str) -> list[str] | None:
+    """The arguments of a call of our program that runs in this process; None if it runs in a shell."""
+    program, _, arguments = command.partition(" ")
+    is_plain = program == PROGRAM and not re.search(r"[|&;<>$*~]", command)
+    return shlex.split(arguments) if is_plain and find(SERVES, command) is None else None
+
+
 def is_name(command: str) -> bool:
     """Whether the text names a command of ours instead of calling it: `imbrace-lake export`."""
     return re.fullmatch(r"(\./dev|\./dev run|imbrace-lake)( [a-z-]+)*", command) is not None
@@ -178,6 +193,10 @@ class Machine:
     def run(self, command: str, exports: str = "") -> None:
         """Run a command, or start it, and expect success."""
         before, served = find(BEFORE, command), find(SERVES, command)
+        if (arguments := own_arguments(self.fill(command))) is not None:
+            subprocess.run(["sh", "-c", before or ":"], cwd=self.folder, check=True)
+            self._call(arguments, self.fill(exports))
+            return
         script = self.fill(f"{exports}{before or ':'}\n{command}")
         if served and "sandbox" in command and "--port" not in command:
             script += " --port 0"
@@ -202,6 +221,18 @@ class Machine:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         assert code in ({0, INTERRUPTED} if served else {0}), f"{script}\n{output.read_text()}"
+
+    def _call(self, arguments: list[str], exports: str) -> None:
+        exported = [word.partition("=") for line in exports.splitlines() for word in shlex.split(line)[1:]]
+        environment = {**self.environment, **{name: value for name, _, value in exported}}
+        # Only differences, because C code in other threads reads the environment; a fixture restores it.
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        for name, value in environment.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+        with chdir(self.folder):
+            assert main(arguments) == 0, arguments
 
     def _wait_for(self, line: str, process: subprocess.Popen[bytes], output: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -363,6 +394,21 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def client(server: LocalServer) -> Iterator[None]:
+    """Prefect in this process, with the server of all commands."""
+    with patch.dict(os.environ):
+        prepare_client(server.api_url)
+        # Its settings are fixed by the first import, in whichever test that is.
+        from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        yield
+        end_threads()
+
+
+@pytest.mark.usefixtures("client")
+@prefect_leaks
 @pytest.mark.parametrize("block", HERE, ids=lambda block: block.name)
 def test_commands_run(machine: Machine, block: Block) -> None:
     exports = ""

@@ -38,7 +38,7 @@ UNION ALL SELECT 7 AS weekday, CAST(0 AS BIGINT) AS opens_ms, CAST(0 AS BIGINT) 
 -- Every message of the lake, deleted ones included (is_deleted). A sender whose id begins with pub_, or that
 -- is in bots, has the role bot. is_machine: a bot's text that is nothing but JSON, an object or a list of
 -- objects or texts; no customer saw it. local_at: created_at in the time zone of the settings. Internal notes
--- of the team are no messages: they are in extra, under comments.
+-- of the team are not messages: they are in extra, under comments.
 CREATE OR REPLACE TEMPORARY VIEW messages AS
 SELECT m.message_id, m.conversation_id, m.organization_id, m.business_unit_id, m.sender_id, m.role AS sender_role, m.type, m.text, m.content, m.created_at, m.updated_at, m.extra, m.is_deleted, m.deleted_at, m.first_seen_at, m.last_changed_at, m.run_id,
        coalesce(m.role = 'bot' AND (m.bare LIKE '{%}' OR m.bare LIKE '[{%}]' OR m.bare LIKE '["%"]' OR m.bare = '[]'), false) AS is_machine,

@@ -181,7 +181,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         """Every message of the lake, deleted ones included (is_deleted). A sender whose id begins with
         pub_, or that is in bots, has the role bot. is_machine: a bot's text that is nothing but JSON,
         an object or a list of objects or texts; no customer saw it. local_at: created_at in the time
-        zone of the settings. Internal notes of the team are no messages: they are in extra, under
+        zone of the settings. Internal notes of the team are not messages: they are in extra, under
         comments.""",
         f"""
         SELECT {kept},

@@ -1,4 +1,4 @@
-"""`imbrace-lake sql`: formats, settings of the views, the prompt, and what it says about its data."""
+"""`imbrace-lake sql`: formats, settings of the views, the prompt, and what it reports about its data."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ def freshness(
             "stale": stale,
             "conversations": [*map(_values, found[:limit])],
             "visits": asdict(report),
+            "organization": _organization(visits),
         }
         typer.echo(json.dumps(values))
     elif not found:
@@ -178,6 +179,19 @@ def _outlook(report: VisitReport, visits: Visits, *, is_known: bool) -> list[str
             f" contrast {one.contrast:.2f}")
     )  # fmt: skip
     return [f"{name:<10}{text}" for name, text in rows]
+
+
+def _organization(visits: Visits) -> dict[str, object]:
+    """Return the numbers by which the next visit of a conversation can be worked out."""
+    one = visits.outlook.organization
+    return {
+        "rate": one.rate,
+        "messages": one.messages,
+        "contrast": one.contrast,
+        "price": visits.outlook.price,
+        "activity_by_hour_utc": one.day.round(3).tolist(),
+        "weight_by_day_from_thursday": one.week.round(3).tolist(),
+    }
 
 
 def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.flow import flow
 from imbrace_flows.observer import Observer, RunResult
-from imbrace_flows.params import IngestParams
+from imbrace_flows.params import ChangedParams, IngestParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_flows.run_name import run_name
 from imbrace_lake.export.visits import BudgetGiven
@@ -48,3 +48,29 @@ async def ingest_conversations(
         return read_conversations(selection, params, connection, observer)
 
     return await run_flow(work)
+
+
+@flow(
+    name="ingest-changed-conversations",
+    flow_run_name=run_name,
+    description="Adds new messages of the conversations that an event names, before the next ingestion.",
+    persist_result=False,
+    validate_parameters=True,
+)
+async def ingest_changed(
+    params: ChangedParams,
+    credentials: ImbraceCredentials | None = None,
+    lake: ConversationLake | None = None,
+) -> State[Any]:
+    """Add new messages of some conversations at once.
+
+    Args:
+        params: The conversations.
+        credentials: Organization and token; by default from the settings of the worker.
+        lake: The lake; by default from the settings of the worker.
+    """
+    return await run_flow(
+        lambda observer: read_conversations(
+            Selection(ids=params.ids()), params, connect(credentials, lake, **params.settings()), observer
+        )
+    )

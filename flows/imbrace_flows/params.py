@@ -46,6 +46,7 @@ Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 MOST_TYPED = 20
 # Fifteen digits, a plus, and some blanks, brackets and a comma.
 LONGEST_TYPED = 32 * MOST_TYPED
+LONGEST_HINT = 50_000
 _REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
 _FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
 
@@ -324,6 +325,24 @@ class IngestParams(ListParams):
     def settings(self) -> dict[str, object]:
         """Return the given parameters that win over the settings of the same name."""
         return {**super().settings(), "budget": self.budget}
+
+
+class ChangedParams(ReadParams):
+    """A visit of conversations that an event names."""
+
+    form_title = "What has changed"
+
+    conversations: str = Field(
+        min_length=1,
+        max_length=LONGEST_HINT,
+        title="Conversations",
+        description="The id of a conversation, or several separated by commas. An event fills this in.",
+        json_schema_extra=at_position(1),
+    )
+
+    def ids(self) -> list[str]:
+        """Return the ids, each once."""
+        return [*dict.fromkeys(filter(None, re.split(r"[\s,;]+", self.conversations)))]
 
 
 class BackfillParams(ChosenParams):

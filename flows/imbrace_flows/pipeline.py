@@ -101,7 +101,7 @@ class NotClosed(ImbraceLakeError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which conversations a run reads, by the first four fields, or everything the lake knows.
+    """Which conversations a run reads, by one of the first five fields, or everything the lake knows.
 
     Within a `budget`, a run over everything chooses what to visit. In a shard, `parent_run` is the run that
     it is a part of, and `conversations` a list in the lake.
@@ -111,6 +111,7 @@ class Selection:
     numbers: list[str] | None = None
     conversations: str | None = None
     rerun: str | None = None
+    ids: list[str] | None = None
     is_everything: bool = False
     parent_run: str | None = None
     column: str | None = None
@@ -533,6 +534,8 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
     if selection.conversations is not None:
         found = await asyncio.to_thread(partial(read_ids, **table), selection.conversations)
         return _Given(ids=found.ids, report=found.report)
+    if selection.ids is not None:
+        return _Given(ids=selection.ids)
     if selection.numbers is not None:
         numbers = read_phone_list(selection.numbers, region=settings.region, source_name="the typed numbers")
     elif selection.phones is not None:

@@ -197,6 +197,10 @@ def test_freshness_shows_what_runs_visit_next_and_what_the_promise_needs(run: Ru
     assert "forecast  news is found after " in chosen.out
     assert "promise   7 days: kept, needs 1 visits per run\n" in chosen.out
     assert "ages      oldest proof 48.0 h\n" in chosen.out
+    shown = json.loads(reported.out)["organization"]
+    assert len(shown["activity_by_hour_utc"]) == 24
+    assert len(shown["weight_by_day_from_thursday"]) == 7
+    assert shown["price"] > 0
     values = json.loads(reported.out)["visits"]
     assert (values["conversations"], values["requests"], values["needed"]) == (count, 5, 1)
     assert 48 < values["oldest"] < 50

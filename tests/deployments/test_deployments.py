@@ -135,6 +135,22 @@ def test_an_event_that_names_a_list_starts_an_export_of_that_list(
     assert new in messages(lake)
 
 
+def test_an_event_with_a_conversation_lets_a_run_visit_it(
+    deployed: Operator, exported: str, box: Sandbox, lake: Path
+) -> None:
+    one = next(iter(box.conversations))
+    deployed.run(
+        "prefect", "event", "emit", "imbrace.conversation.changed",
+        "--resource-id", f"imbrace.conversation.{one}", "--payload", f'{{"conversations": "{one}"}}',
+    )  # fmt: skip
+
+    deployment = deployed.deployment("ingest-changed")
+    runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
+    run = deployed.until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
+    assert run["parameters"]["params"] == {"conversations": one}
+    assert deployed.wait(run["id"])["name"] == "Completed"
+
+
 def test_a_lake_in_a_bucket_is_reached_with_the_keys_of_its_block(
     deployed: Operator,
     exported: str,

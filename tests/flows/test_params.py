@@ -20,8 +20,15 @@ from imbrace_flows.backfill import backfill_conversations, export_shard
 from imbrace_flows.compact import compact_lake_tables
 from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
 from imbrace_flows.flow import Rejected
-from imbrace_flows.ingest import ingest_conversations
-from imbrace_flows.params import MOST_TYPED, BackfillParams, ExportParams, ListParams, RetryParams
+from imbrace_flows.ingest import ingest_changed, ingest_conversations
+from imbrace_flows.params import (
+    MOST_TYPED,
+    BackfillParams,
+    ChangedParams,
+    ExportParams,
+    ListParams,
+    RetryParams,
+)
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
@@ -159,6 +166,7 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
         (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
         (ingest_conversations, {"budget": 500, "minutes": 10.5}),
         (backfill_conversations, {"everything": True, "walk_whole": False, "budget": 500, "minutes": 10}),
+        (ingest_changed, {"conversations": "conv_1, conv_2"}),
         (verify_lake, {"counts": True, "stale_hours": 24}),
         (compact_lake_tables, {"dry_run": True, "keep_hours": 0}),
     ],
@@ -231,6 +239,14 @@ def test_a_window_that_ends_before_it_begins_fails_in_one_sentence() -> None:
     assert found["params"] == Rejected("the window ends before it begins: Until must be later than From")
 
 
+def test_the_ids_of_a_hint_are_separated_and_each_is_read_once() -> None:
+    assert ChangedParams(conversations=" conv_1,conv_2;  conv_1\nconv_3,").ids() == [
+        "conv_1",
+        "conv_2",
+        "conv_3",
+    ]
+
+
 def test_flows_of_others_keep_their_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     export_conversations.validate_parameters({"params": None})
 
@@ -258,6 +274,7 @@ FORMS = {
         *("everything", "phones", "numbers", "conversations", "region", "since", "until"),
         *("ask_first", "column", "sheet"),
     ],
+    ingest_changed: ["conversations"],
     verify_lake: ["counts", "stale_hours"],
     compact_lake_tables: ["dry_run", "keep_hours"],
 }

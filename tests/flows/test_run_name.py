@@ -14,9 +14,10 @@ from pydantic import SecretStr
 from imbrace_flows.backfill import backfill_conversations
 from imbrace_flows.compact import compact_lake_tables
 from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
-from imbrace_flows.ingest import ingest_conversations
+from imbrace_flows.ingest import ingest_changed, ingest_conversations
 from imbrace_flows.params import (
     BackfillParams,
+    ChangedParams,
     CompactParams,
     ExportParams,
     RetryParams,
@@ -46,6 +47,8 @@ BACKFILL, EXPORT = backfill_conversations.name, export_conversations.name
         (EXPORT, {"phones": "a.csv", "rerun": RUN_ID}, "export", "export a.csv"),
         (EXPORT, 7, "export", "export"),
         (ingest_conversations.name, {"phones": "customers.csv"}, "ingest", "ingest"),
+        (ingest_changed.name, ChangedParams(conversations="conv_1"), "ingest-changed", "ingest-changed"),
+        (ingest_changed.name, ChangedParams(conversations="conv_1"), None, "ingest"),
         (verify_lake.name, VerifyParams(), "verify", "verify"),
         (verify_lake.name, VerifyParams(counts=True), None, "verify with counts"),
         (compact_lake_tables.name, CompactParams(), "compact", "compact"),

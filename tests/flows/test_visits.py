@@ -316,3 +316,17 @@ def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline)
     offline.ingest("second", budget=1, promise_days=1.0)
 
     assert "⚠️ The promise of 1 days needs 2 visits per run, and the budget allows 1.\n" in page_of(offline)
+
+
+# -- hints ------------------------------------------------------------------------------------------
+
+
+def test_a_hint_lets_a_run_visit_a_conversation_at_once(offline: Offline, box: Sandbox) -> None:
+    one, *_ = box.conversations
+    box.append(one, 1)
+
+    state = offline.ingest_changed("second", [one.replace("conv_", "tcu_"), one])
+
+    assert state.is_completed()
+    assert offline.outcomes("second") == Counter(complete=1)
+    assert offline.is_complete()

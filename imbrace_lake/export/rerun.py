@@ -26,7 +26,9 @@ RUN_ID = rf"^\s*(?:\S*/flow-run/)?{_UUID}(?:[/?#]\S*)?\s*$"
 def run_id_of(text: str) -> str:
     """Return the id of a run that is given by its id or by the address of its page."""
     found = re.search(rf"/flow-run/({_UUID})", text)
-    return found[1] if found else text.strip()
+    run_id = found[1] if found else text.strip()
+    # The ledgers have ids in lower case.
+    return run_id.lower() if re.fullmatch(_UUID, run_id) else run_id
 
 
 @dataclass(slots=True)
@@ -114,7 +116,10 @@ async def _check_complete(lake: Lake, runs: Sequence[dict[str, Any]]) -> None:
 
 def unknown_run(lake: Lake, run_id: str) -> InputError:
     """Return the error for a run that is not in the lake."""
-    return InputError(f"the lake at {lake.url} has no run {run_id}: look for its id in runs/")
+    return InputError(
+        f"the lake at {lake.url} has no run {run_id}: check the id; a run that failed before it read anything"
+        " is not in the lake, so start it again with its list"
+    )
 
 
 def _lost(

@@ -408,8 +408,10 @@ def test_a_rerun_reads_only_the_objects_of_its_run(failed_run: Path) -> None:
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "run", "1", "run-1-", "a/b", "*", "run-3", "\0"])
 def test_an_unknown_run_id_is_an_error(failed_run: Path, run_id: str) -> None:
-    with pytest.raises(InputError, match="has no run"):
+    with pytest.raises(InputError, match="has no run") as caught:
         dead_letters(failed_run, run_id)
+
+    assert "check the id; a run that failed before it read anything" in str(caught.value)
 
 
 # -- unusual files in a lake ----------------------------------------------------------------------

@@ -247,6 +247,15 @@ def test_the_ids_of_a_hint_are_separated_and_each_is_read_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("given", ["{}", " {} ", "https://ui.example/v2/runs/flow-run/{}?tab=Logs"])
+def test_a_run_is_found_by_its_id_in_either_case_and_by_the_address_of_its_page(given: str) -> None:
+    run_id = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+
+    for text in (run_id, run_id.upper()):
+        assert rejections(retry_failures, {"rerun": given.format(text)}) == []
+        assert RetryParams.model_validate({"rerun": given.format(text)}).rerun == run_id
+
+
 def test_flows_of_others_keep_their_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     export_conversations.validate_parameters({"params": None})
 

@@ -88,6 +88,8 @@ async def deploy(
             done += await _restore_schedules(client, one, earlier[one.name])
         elif one.name == INGEST:
             await _begin_soon(client, one, first_schedule)
+    for one in deployed:
+        await _reject_unknown_parameters(client, one)
     for one in outdated:
         await client.delete_resource_owned_automations(f"prefect.deployment.{one.id}")
         await client.delete_deployment(one.id)
@@ -167,6 +169,14 @@ async def _restore_schedules(
     if kept and (before.paused or not all(one.active for one in kept)):
         return [f"left the schedule of {deployment.name} paused"]
     return []
+
+
+async def _reject_unknown_parameters(client: PrefectClient, deployment: DeploymentResponse) -> None:
+    """Let the server reject parameters that the flow does not have: a run with them would crash."""
+    # The class of Prefect's command has no field for this.
+    schema = deployment.parameter_openapi_schema or {}
+    changed = DeploymentUpdate(parameter_openapi_schema={**schema, "additionalProperties": False})
+    await client.update_deployment(deployment.id, changed)
 
 
 async def _begin_soon(

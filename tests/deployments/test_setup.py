@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -327,6 +328,16 @@ def schedules(setup: Setup, deployed: Operator) -> Iterator[None]:
     deployed.ask("DELETE", f"/deployments/{deployed.deployment('ingest')['id']}")
     setup()
     deployed.set_clock("pause")
+
+
+def test_the_server_rejects_a_parameter_that_a_flow_does_not_have(deployed: Operator) -> None:
+    # As a script gives it, one level too high.
+    body = {"parameters": {"phones": "a.csv", "params": {"phones": "a.csv"}}}
+
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        deployed.ask("POST", f"/deployments/{deployed.deployment('export')['id']}/create_flow_run", body)
+
+    assert "'phones' was unexpected" in caught.value.response.text
 
 
 def test_a_schedule_stays_as_the_operator_left_it(

@@ -193,7 +193,7 @@ class Installation:
 
     def _describe_end(self) -> str:
         count = len(self._worker.processes) if self._worker is not None else 0
-        runs = {0: "", 1: ": the run in progress continues with the next `imbrace-lake up`"}
+        runs = {0: "", 1: ": the run in progress continues with the next call"}
         return "stopping" + runs.get(count, f": the {count} runs in progress continue with the next call")
 
     def _kill_runs(self) -> None:

@@ -27,6 +27,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from imbrace_flows.run_name import is_made_up
+
 RESTARTING = "Restarting"
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 _WORKER = "prefect.worker.name"
@@ -107,14 +109,20 @@ async def give_back_runs(pool: str, worker: str | None) -> list[str]:
         worker: The name of the worker, which is not running any more; None for all workers of the pool.
 
     Returns:
-        The names of the runs.
+        The names of the runs; for a run that has none yet, that of its deployment.
     """
     async with get_client() as client:
         runs = [run for run in await _unfinished(client, pool) if worker in (None, run.labels.get(_WORKER))]
         for run in runs:
             kill_process_of(run)
             await client.set_flow_run_state(run.id, _next_state(run), force=True)
-    return [run.name for run in runs]
+        return [await _name(client, run) for run in runs]
+
+
+async def _name(client: PrefectClient, run: FlowRun) -> str:
+    if run.deployment_id is None or not is_made_up(run.name):
+        return run.name
+    return (await client.read_deployment(run.deployment_id)).name
 
 
 async def _unfinished(client: PrefectClient, pool: str) -> list[FlowRun]:

@@ -54,7 +54,7 @@ def choose_name(present: str, flow_name: str, parameters: object, deployment_nam
         parameters: Its parameters, valid or not.
         deployment_name: The name of its deployment, if it has one.
     """
-    if present and not _MADE_UP.fullmatch(present):
+    if present and not is_made_up(present):
         return present
     given = _fields(parameters)
     command = flow_name.partition("-")[0]
@@ -77,6 +77,11 @@ def choose_name(present: str, flow_name: str, parameters: object, deployment_nam
     if window := _window(given.get("since"), given.get("until")):
         words.append(window)
     return " ".join(filter(None, words))
+
+
+def is_made_up(name: str) -> bool:
+    """Return whether Prefect made this name up for a run that nobody has named."""
+    return _MADE_UP.fullmatch(name) is not None
 
 
 def _deployment_name() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 from imbrace_cli.main import main
 from imbrace_deployments.automations import automations
 from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
+from imbrace_deployments.worker import RESTARTING, give_back_runs
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
@@ -338,6 +340,21 @@ def test_the_server_rejects_a_parameter_that_a_flow_does_not_have(deployed: Oper
         deployed.ask("POST", f"/deployments/{deployed.deployment('export')['id']}/create_flow_run", body)
 
     assert "'phones' was unexpected" in caught.value.response.text
+
+
+def test_a_run_that_was_cut_off_before_it_had_a_name_is_named_after_its_deployment(
+    setup: Setup, deployed: Operator
+) -> None:
+    run_id = deployed.start("ingest")
+    pending = {"state": {"type": "PENDING"}, "force": True}
+    deployed.ask("POST", f"/flow_runs/{run_id}/set_state", pending)
+
+    names = asyncio.run(give_back_runs("imbrace", None))
+
+    assert deployed.flow_run(run_id)["state"]["name"] == RESTARTING
+    # Or a worker of a later test starts it.
+    deployed.ask("DELETE", f"/flow_runs/{run_id}")
+    assert names == ["ingest"]
 
 
 def test_a_schedule_stays_as_the_operator_left_it(

@@ -9,11 +9,33 @@ from playwright.sync_api import Page
 
 from imbrace_sandbox import Sandbox
 from tests.browser.ui import NewUi, Ui, find_browser, open_page
-from tests.deployments.conftest import box, deployed, halted, hasty, lake, listed, operator, phones, server
+from tests.deployments.conftest import (
+    box,
+    deployed,
+    halted,
+    halted_too,
+    impatient,
+    lake,
+    listed,
+    operator,
+    phones,
+    server,
+)
 from tests.deployments.operator import Operator, Worker
 from tools.seaweed import Seaweed
 
-__all__ = ["box", "deployed", "halted", "hasty", "lake", "listed", "operator", "phones", "server"]
+__all__ = [
+    "box",
+    "deployed",
+    "halted",
+    "halted_too",
+    "impatient",
+    "lake",
+    "listed",
+    "operator",
+    "phones",
+    "server",
+]
 
 
 @pytest.fixture(scope="package")
@@ -46,11 +68,18 @@ def new(page: Page) -> Ui:
     return NewUi(page)
 
 
-@pytest.fixture(params=["classic", "new"])
-def ui(request: pytest.FixtureRequest) -> Ui:
+# By module, so that pytest runs the tests of one interface after those of the other: loading one takes long.
+@pytest.fixture(scope="module", params=[Ui, NewUi], ids=["classic", "new"])
+def interface(request: pytest.FixtureRequest) -> type[Ui]:
     """Each of the two."""
-    chosen: Ui = request.getfixturevalue(request.param)
+    chosen: type[Ui] = request.param
     return chosen
+
+
+@pytest.fixture
+def ui(interface: type[Ui], page: Page) -> Ui:
+    """Each of the two, before any click."""
+    return interface(page)
 
 
 @pytest.fixture(scope="package")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow.dataset as ds
 import pytest
@@ -21,11 +23,32 @@ from tests.browser.ui import SIZE, SUBMITTED_AT_MOST, NewUi, Ui
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import ROOT, Operator, Worker
+from tools.seaweed import Seaweed
 
 OPERATOR_PAGE = ROOT / "docs" / "operator.md"
 LIST = "List of phone numbers"
 TYPED = "A few phone numbers"
 LOCAL_NUMBER = "0911 000 888"
+MANY = ", ".join(f"+8869110001{number}" for number in range(10, 31))
+
+WRONG: Mapping[str, list[tuple[dict[str, str], str]]] = {
+    "export": [
+        ({}, "one of these: a list of phone numbers, a few phone numbers"),
+        ({LIST: "a.csv", TYPED: "+886911425977"}, "only one of these: a list of phone numbers"),
+        ({LIST: "a.csv", "Default country": "Taiwan"}, "two letters of a country"),
+        ({TYPED: MANY}, "at most 20 phone numbers"),
+    ],
+    "backfill": [
+        ({}, "one of these: everything, a list of phone numbers"),
+        ({LIST: "a.csv", "List of conversations": "b.csv"}, "only one of these: everything"),
+    ],
+    "export-on-upload": [({}, "should be non-empty")],
+    "retry-failed": [
+        ({}, "the id of a run, or the address of its page"),
+        ({"Run to retry": "the last one"}, "the id of a run, or the address of its page"),
+    ],
+    "verify": [({"Stale after": "-1"}, "-1 is less than or equal to the minimum of 0")],
+}
 
 pytestmark = pytest.mark.timeout(4_000)
 
@@ -68,17 +91,15 @@ class Exported:
 
 
 @pytest.fixture(scope="module")
-def exported(
-    page: Page, worker: Worker, box: Sandbox, phones: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Exported:
-    """A first export by the steps of the page; one number of the list lacks a country code."""
+def exported(page: Page, worker: Worker, box: Sandbox, s3: Seaweed, address: str) -> Exported:
+    """A first export by the steps of the page, of a list in a bucket; one number lacks a country code."""
     local = box.put([], phone="+886911000888")
     box.append(local)
-    numbers = tmp_path_factory.mktemp("browser") / "customers.txt"
-    numbers.write_text(phones.read_text(encoding="utf-8") + f"\n{LOCAL_NUMBER}\n", encoding="utf-8")
+    body = "\n".join([*box.phones, LOCAL_NUMBER]).encode()
+    s3.client().put_object(Bucket="example", Key="numbers.txt", Body=body)
     ui = Ui(page)
     form = ui.open_form("export")
-    form.write(LIST, str(numbers))
+    form.write(LIST, f"{address.rpartition('/')[0]}/numbers.txt")
     form.write("Default country", "TW")
     run_id = form.start()
     ui.expect_state("Completed")
@@ -203,67 +224,79 @@ def test_a_window_that_ends_before_it_begins_fails_at_once_with_one_sentence(
         expect(ui.page.get_by_text(reason, exact=True).first).to_be_visible()
 
 
-def test_a_run_that_asks_is_approved(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
-    number = f"+88691100077{isinstance(ui, NewUi):d}"
-    new = box.put([], phone=number)
-    box.append(new, 3)
+def test_a_plan_is_approved_or_declined(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
+    number = 886911000770 + 2 * isinstance(ui, NewUi)
+    declined, approved = (box.put([], phone=f"+{number + index}") for index in range(2))
+    box.append(approved, 3)
 
-    form = ui.open_form("export")
-    form.write(TYPED, number)
-    ui.words.clear()
-    form.switch("Ask before reading")
-    form.start()
+    first = _ask(ui, f"+{number}")
+    _ask(ui, f"+{number + 1}")
     ui.expect_state("Suspended")
     question = ui.resume()
     expect(question.dialog.get_by_text("1 new")).to_be_visible()
     question.choose("approve")
     _be_busy_once(ui, "resume")
     question.submit()
-
-    ui.expect_state("Completed")
-    assert messages(lake)[new] == 3
     assert ui.words == words("See the plan first", ui)
+    ui.expect_state("Completed")
+    assert messages(lake)[approved] == 3
 
-
-def test_a_plan_is_declined(new: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
-    unread = box.put([], phone="+886911000779")
-
-    form = new.open_form("export")
-    form.write(TYPED, "+886911000779")
-    form.switch("Ask before reading")
-    form.start()
-    new.expect_state("Suspended")
-    question = new.resume()
+    ui.open_run(first)
+    ui.expect_state("Suspended")
+    question = ui.resume()
     question.choose("decline")
     question.submit()
+    ui.expect_state("Declined")
+    assert declined not in messages(lake)
 
-    new.expect_state("Declined")
-    assert unread not in messages(lake)
 
-
-def test_the_failures_of_a_run_are_repaired(ui: Ui, exported: Exported, box: Sandbox, lake: Path) -> None:
-    number = f"+88691100033{isinstance(ui, NewUi):d}"
-    broken = box.put([], phone=number)
-    box.append(broken)
-    box.break_conversation(broken, "400")
+def _ask(ui: Ui, number: str) -> str:
     form = ui.open_form("export")
     form.write(TYPED, number)
+    ui.words.clear()
+    form.switch("Ask before reading")
+    return form.start()
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A run that failed, and the conversation that it could not read."""
+
+    run_id: str
+    url: str
+    conversation_id: str
+
+
+@pytest.fixture(scope="module")
+def unread(page: Page, exported: Exported, box: Sandbox) -> Unread:
+    """A failed run; the gateway answers again."""
+    broken = box.put([], phone="+886911000330")
+    box.append(broken)
+    box.break_conversation(broken, "400")
+    ui = Ui(page)
+    form = ui.open_form("export")
+    form.write(TYPED, "+886911000330")
     run_id = form.start()
     ui.expect_state("Failed")
-    # Either of them is accepted.
-    run = ui.page.url if isinstance(ui, NewUi) else run_id
-    ui.open_artifact(run_id, "export-failures")
-    expect(ui.page.get_by_text("send the request id to the vendor").first).to_be_visible()
     box.repair(broken)
+    return Unread(run_id, page.url, broken)
+
+
+def test_the_failures_of_a_run_are_repaired(ui: Ui, unread: Unread, box: Sandbox, lake: Path) -> None:
+    ui.open_artifact(unread.run_id, "export-failures")
+    expect(ui.page.get_by_text("send the request id to the vendor").first).to_be_visible()
     ui.words.clear()
+    box.reset_stats()
 
     form = ui.open_form("retry-failed")
-    form.write("Run to retry", run)
+    # Either of them is accepted.
+    form.write("Run to retry", unread.url if isinstance(ui, NewUi) else unread.run_id)
     form.start()
 
     ui.expect_state("Completed")
     assert ui.words == words("Export what is missing", ui)
-    assert broken in messages(lake)
+    assert {one for one, pages in box.stats().pages.items() if pages} == {unread.conversation_id}
+    assert unread.conversation_id in messages(lake)
 
 
 def test_a_run_is_cancelled_on_its_page(
@@ -283,46 +316,81 @@ def test_a_run_is_cancelled_on_its_page(
     assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"
 
 
-def test_the_budget_of_requests_is_changed(classic: Ui, deployed: Operator) -> None:
-    budget = 10
+def test_the_budget_of_requests_is_changed(ui: Ui, deployed: Operator) -> None:
+    budget = 10 + isinstance(ui, NewUi)
     for _ in range(SUBMITTED_AT_MOST):
-        classic.words.clear()
-        limit = classic.edit_limit("imbrace-requests")
+        ui.words.clear()
+        limit = ui.edit_limit("imbrace-requests")
         limit.write("Concurrency Limit", str(budget))
         limit.write("Slot Decay Per Second", str(budget))
         if limit.update():
             break
 
-    assert classic.words == words("Change the budget", classic)
+    assert ui.words == words("Change the budget", ui)
     found = deployed.ask("GET", "/v2/concurrency_limits/imbrace-requests")
     assert (found["limit"], found["slot_decay_per_second"]) == (budget, budget)
 
 
-@pytest.mark.parametrize(
-    ("title", "text", "message"),
-    [
-        (TYPED, "+886911425977", "only one of these: a list of phone numbers"),
-        ("Default country", "Taiwan", "two letters of a country"),
-    ],
-)
-def test_wrong_input_is_rejected_with_a_message_before_a_run(
-    classic: Ui, deployed: Operator, phones: Path, title: str, text: str, message: str
+def test_ingestion_uploads_and_verification_are_started_by_their_forms(
+    ui: Ui, exported: Exported, address: str, box: Sandbox, listed: set[str], deployed: Operator
 ) -> None:
-    before = _runs(deployed, "export")
-    form = classic.open_form("export")
-    form.write(LIST, str(phones))
-    form.write(title, text)
+    box.reset_stats()
+    form = ui.open_form("export-on-upload")
+    form.write(LIST, address)
+    uploaded = form.start()
+    ingested = ui.open_form("ingest").start()
+    form = ui.open_form("verify")
+    form.switch("Ask the gateway for every count")
+    verified = form.start()
 
-    shown = classic.page.get_by_text(message).first
-    for _ in range(SUBMITTED_AT_MOST):
-        form.submit()
-        # A busy server gives another answer, after which the page asks to submit again.
-        expect(shown.or_(classic.page.get_by_text("Something went wrong").first).first).to_be_visible()
-        if shown.is_visible():
-            break
+    # The runs work at the same time.
+    ui.expect_state("Completed")
+    assert [deployed.wait(one)["name"] for one in (uploaded, ingested)] == ["Completed", "Completed"]
+    pages = box.stats().pages
+    assert {pages[one] for one in listed} == {3}, "one request for each conversation by each run"
+    ui.open_artifact(verified, "verify-summary")
+    expect(ui.page.get_by_text("counts").first).to_be_visible()
 
-    expect(shown).to_be_visible()
-    assert _runs(deployed, "export") == before
+
+def test_the_run_that_an_event_started_is_shown(
+    classic: Ui, new: Ui, exported: Exported, phones: Path, deployed: Operator
+) -> None:
+    uploads = {"deployments": {"name": {"any_": ["export-on-upload"]}}}
+    before = [run["id"] for run in deployed.ask("POST", "/flow_runs/filter", uploads)]
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "imbrace.phones.uploaded",
+        "resource": {"prefect.resource.id": "imbrace.phones.today"},
+        "payload": {"list": str(phones)},
+    }
+    deployed.ask("POST", "/events", [event])
+
+    def started() -> str | None:
+        runs = deployed.ask("POST", "/flow_runs/filter", uploads)
+        return next((run["id"] for run in runs if run["id"] not in before), None)
+
+    run_id = deployed.until(started, "the run of the automation")
+    for ui in (classic, new):
+        ui.open_run(run_id)
+        ui.expect_state("Completed")
+        expect(ui.page.get_by_text(f"export-on-upload {phones.name}").first).to_be_visible()
+
+
+@pytest.mark.parametrize("deployment", WRONG)
+def test_wrong_input_is_rejected_with_a_message_before_a_run(
+    ui: Ui, deployed: Operator, deployment: str
+) -> None:
+    before = _runs(deployed, deployment)
+    form = ui.open_form(deployment)
+    filled: dict[str, str] = {}
+    for fields, message in WRONG[deployment]:
+        for title, text in (dict.fromkeys(filled, "") | fields).items():
+            form.write(title, text)
+        filled = fields
+        form.expect_rejection(message)
+
+    assert _runs(deployed, deployment) == before
 
 
 @pytest.mark.parametrize("asked", ["schemas/validate", "create_flow_run"])
@@ -339,10 +407,8 @@ def test_a_busy_server_shows_the_message_of_the_page(
     expect(classic.page.get_by_text(reported).first).to_be_visible()
 
 
-def test_a_form_begins_with_the_most_important_fields_and_explains_each(
-    classic: Ui, deployed: Operator
-) -> None:
-    form = classic.open_form("backfill")
+def test_a_form_begins_with_the_most_important_fields_and_explains_each(ui: Ui, deployed: Operator) -> None:
+    form = ui.open_form("backfill")
     # Prefect shows them when it has found the blocks.
     for block in ("iMBrace credentials", "Conversation lake"):
         expect(form.field(block)).to_be_visible()
@@ -354,6 +420,43 @@ def test_a_form_begins_with_the_most_important_fields_and_explains_each(
     assert titles[-2:] == ["iMBrace credentials", "Conversation lake"]
     for title in titles:
         assert re.search(r"\w+ \w+", form.description(title)), title
+
+
+def test_runs_whose_process_or_worker_is_killed_restart_and_complete(
+    classic: Ui,
+    new: Ui,
+    exported: Exported,
+    impatient: Operator,
+    worker: Worker,
+    box: Sandbox,
+    lake: Path,
+    halted: Halted,
+    halted_too: Halted,
+) -> None:
+    runs = [_halt(new, impatient, lake, halted), _halt(classic, impatient, lake, halted_too)]
+
+    worker.kill_run(impatient.flow_run(runs[1]))
+    classic.expect_state("AwaitingRestart")
+    worker.kill()
+    for numbers in (halted, halted_too):
+        numbers.release(box)
+    worker.start()
+
+    for ui, run_id in zip((new, classic), runs, strict=True):
+        assert impatient.wait_for_restart(run_id)["name"] == "Completed"
+        ui.open_run(run_id)
+        ui.expect_state("Completed")
+    assert messages(lake).keys() >= {*halted.quick, *halted.stuck, *halted_too.quick, *halted_too.stuck}
+
+
+def _halt(ui: Ui, operator: Operator, lake: Path, halted: Halted) -> str:
+    """Start a run that stops in the middle of its work, and return its id."""
+    form = ui.open_form("export")
+    form.write(LIST, str(halted.phones))
+    run_id = form.start()
+    ui.expect_state("Running")
+    operator.until(lambda: set(halted.quick) <= messages(lake).keys() or None, "what is answered")
+    return run_id
 
 
 def _be_busy_once(ui: Ui, asked: str) -> None:

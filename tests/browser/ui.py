@@ -87,8 +87,19 @@ class Ui:
 
     def choose_page(self, name: str) -> None:
         """Go to one of the pages in the menu."""
-        self.page.goto("/dashboard")
-        self.press(self.page.get_by_role("button", name=name, exact=True), name)
+        # Loading a page takes long, and following a link does not.
+        if not self._is_shown():
+            self.page.goto(f"{self.root}/settings")
+        self.press(self._in_menu(name), name)
+
+    def _is_shown(self) -> bool:
+        """Whether the browser shows a page of this interface, and no message about an earlier run."""
+        _, _, path = self.page.url.partition("://")[2].partition("/")
+        is_ours = bool(path) and path.startswith("v2/") == bool(self.root)
+        return is_ours and not self.page.get_by_role("button", name="View run").count()
+
+    def _in_menu(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
 
     def open_deployment(self, name: str) -> None:
         """Go from the list of deployments to the page of one."""
@@ -128,7 +139,10 @@ class Ui:
         self.choose_page("Concurrency")
         self.press(self.page.get_by_role("row", name=name).get_by_role("button").last, "⋮")
         self.press(self._menu_item("Edit"), "Edit")
-        return Limit(self, self.page.get_by_role("dialog"))
+        return self._limit(self.page.get_by_role("dialog"))
+
+    def _limit(self, dialog: Locator) -> Limit:
+        return Limit(self, dialog)
 
     def _menu_item(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
@@ -177,13 +191,14 @@ class NewUi(Ui):
     def _was_rejected(self) -> bool:
         return self.page.get_by_text("was expected").count() > 0
 
-    def choose_page(self, name: str) -> None:
-        """Go to one of the pages in the menu."""
-        self.page.goto(f"{self.root}/dashboard")
-        self.press(self.page.get_by_role("link", name=name, exact=True).first, name)
+    def _in_menu(self, name: str) -> Locator:
+        return self.page.get_by_role("link", name=name, exact=True).first
 
     def _form(self) -> Form:
         return NewForm(self)
+
+    def _limit(self, dialog: Locator) -> Limit:
+        return NewLimit(self, dialog)
 
     def cancel(self) -> None:
         """Cancel the shown run."""
@@ -351,9 +366,12 @@ class Limit:
     def write(self, title: str, number: str) -> None:
         """Write a number into the field with that title."""
         self.ui.words.append(title)
+        self._field(title).fill(number)
+
+    def _field(self, title: str) -> Locator:
         # The label does not name its field.
         label = self.ui.page.get_by_text(title, exact=True)
-        self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton").fill(number)
+        return self.dialog.locator(".p-label").filter(has=label).get_by_role("spinbutton")
 
     def update(self) -> bool:
         """Save the value; False if the server was too busy, which the UI does not show."""
@@ -361,6 +379,15 @@ class Limit:
             self.ui.press(self.dialog.get_by_role("button", name="Update"), "Update")
         expect(self.dialog).to_be_hidden()
         return answer.value.ok
+
+
+class NewLimit(Limit):
+    """The same dialog in the new UI."""
+
+    __slots__ = ()
+
+    def _field(self, title: str) -> Locator:
+        return self.dialog.get_by_label(title, exact=True)
 
 
 def _is_change(answer: Response) -> bool:

@@ -232,6 +232,10 @@ class Worker:
             self._process.wait()
             self._process = None
 
+    def kill_run(self, run: Mapping[str, Any]) -> None:
+        """Kill the process of one of its runs."""
+        os.kill(int(run["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
+
     def kill_runs(self) -> None:
         """Kill the processes of its runs, as when the machine has no more memory."""
         assert self._process is not None

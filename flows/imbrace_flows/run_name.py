@@ -80,7 +80,7 @@ def choose_name(present: str, flow_name: str, parameters: object, deployment_nam
 
 
 def is_made_up(name: str) -> bool:
-    """Return whether Prefect made this name up for a run that nobody has named."""
+    """Return whether Prefect made this name up, because the run was not given one."""
     return _MADE_UP.fullmatch(name) is not None
 
 

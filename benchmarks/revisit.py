@@ -26,6 +26,8 @@ import pyarrow as pa
 
 from benchmarks.environment import machine
 from benchmarks.memory import most_memory_bytes
+from imbrace_lake.export.visits import choose_visits
+from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.revisit import (
     ABSENT,
     COLUMNS,
@@ -36,7 +38,6 @@ from imbrace_lake.revisit import (
     RevisitPolicy,
     as_time,
     count_hours,
-    known_of,
     pick,
     rates,
     weigh_hours,
@@ -494,10 +495,11 @@ def choose(path: Path) -> str:
     policy = RevisitPolicy()
     with pa.memory_map(str(path)) as file:
         states = pa.ipc.open_file(file).read_all()
+        lake = ConversationStates(states)
         began, cpu = time.perf_counter(), time.process_time()
-        choice = Outlook.of(known_of(states, policy), datetime.now(UTC), policy, 72_000).choose()
+        visits = choose_visits(lake, (), (), policy, datetime.now(UTC), 72_000)
     return (
-        f"{len(choice.rows):,} of {states.num_rows:,} chosen in {time.perf_counter() - began:.1f} s"
+        f"{len(visits.ids):,} of {states.num_rows:,} chosen in {time.perf_counter() - began:.1f} s"
         f" ({time.process_time() - cpu:.1f} s of CPU);"
         f" peak memory {most_memory_bytes() / 1e6:,.0f} MB, with the states ({states.nbytes / 1e6:,.0f} MB)"
     )

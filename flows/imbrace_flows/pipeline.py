@@ -56,7 +56,7 @@ from imbrace_lake.export.resolve import Recording, ResolveResult, note_unresolve
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, closed_summary, open_run, utc_now
 from imbrace_lake.export.shards import plan_shards, read_list
 from imbrace_lake.export.visits import BudgetGiven, RunBudget, Visits, choose_visits
-from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
+from imbrace_lake.lake.conversation_states import ConversationStates, read_unrecorded
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
@@ -341,14 +341,16 @@ class _Job:
         what = ("everything", *ids) if self.selection.is_everything else ids
         await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
-            recorded = run.recorded_ids()
-            every = await read_every_id(run.lake, run.organization_id, run.partitions, recorded)
-            if self._has_budget(len({*every, *ids})):
-                await self._visit(every, ids)
+            recorded = {*run.recorded_ids()}
+            found = await read_unrecorded(run.lake, run.organization_id, run.partitions, recorded)
+            unproven = [*run.unproven, *found]
+            if self._has_budget(len(recorded.union(found, ids))):
+                del recorded
+                await self._visit(unproven, ids)
                 return
-            ids = [*every, *ids]
+            ids = [*sorted(recorded | found), *ids]
             if self.selection.budget.is_automatic:
-                visits = await self._look_at(every, (), None)
+                visits = await self._look_at(unproven, (), None)
         ids = await run.found(ids)
         logger.info("found: %s", counted([(len(ids), "conversations")]))
         if await has_shards(run, self.settings, len(ids)):
@@ -384,13 +386,13 @@ class _Job:
         run.budget = RunBudget(run.gateway.traffic, requests, until)
         return True
 
-    async def _look_at(self, every: Sequence[str], listed: Sequence[str], left: int | None) -> Visits:
+    async def _look_at(self, unproven: Sequence[str], listed: Sequence[str], left: int | None) -> Visits:
         """Choose what to visit with the requests that are left."""
         run = self.run
         return await asyncio.to_thread(
             choose_visits,
             run.states,
-            every,
+            unproven,
             listed,
             self.settings.revisit_policy(),
             run.clock(),
@@ -398,7 +400,7 @@ class _Job:
             run.as_stored,
         )
 
-    async def _visit(self, every: Sequence[str], listed: Sequence[str]) -> None:
+    async def _visit(self, unproven: Sequence[str], listed: Sequence[str]) -> None:
         """Visit what the run chooses within its budget, first the conversations that only the list has."""
         run, budget = self.run, self.run.budget
         assert budget is not None  # noqa: S101 - narrows the type for mypy
@@ -412,7 +414,7 @@ class _Job:
             )
         # An outcome of a killed run can be an hour old.
         run.resumed = ConversationStates.empty()
-        visits = await self._look_at(every, listed, left)
+        visits = await self._look_at(unproven, listed, left)
         # Those that an earlier attempt has visited have an outcome.
         ids = [one for one in run.as_stored(visits.ids) if one not in run.accounts.recorded]
         logger.info(

@@ -20,7 +20,7 @@ from imbrace_lake.export.humanize import span
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.gateway.ids import canonical_conversation_id, stored_ids
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.conversation_states import ConversationStates, read_every_id
+from imbrace_lake.lake.conversation_states import ConversationStates, read_unrecorded
 from imbrace_lake.lake.freshness import CLASSES, NEVER, OLDER
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.revisit import (
@@ -330,7 +330,7 @@ class Visits:
 
 def choose_visits(
     states: ConversationStates,
-    every: Iterable[str],
+    unproven: Iterable[str],
     first: Iterable[str],
     policy: RevisitPolicy,
     now: datetime,
@@ -341,7 +341,7 @@ def choose_visits(
 
     Args:
         states: The last proof of each conversation.
-        every: All conversations.
+        unproven: All other conversations.
         first: Conversations that come first if they were never proven; the others take part in the choice.
         policy: The promise and the time between runs.
         now: The time.
@@ -349,13 +349,16 @@ def choose_visits(
         spell: Returns the id under which each conversation continues, each once.
     """
     table = states.table(COLUMNS)
-    proven = table.column("conversation_id").to_pylist()
-    current = {*spell(proven)}
-    if len(current) < len(proven):
-        # An earlier release stored a conversation under two spellings; one of them is out of date.
-        table = table.filter(pc.is_in(table.column("conversation_id"), pa.array([*current])))
-    new = [one for one in spell([*first]) if one not in current]
-    rest = sorted({*spell([*every])} - current - {*new})
+    if any(canonical_conversation_id(one) != one for one in states.iter_ids()):
+        # An earlier release may have stored a conversation under two spellings; one of them is out of date.
+        current = pa.array(spell(states.ids()))
+        table = table.filter(pc.is_in(table.column("conversation_id"), current))
+    listed = spell([*first])
+    there = states.known(listed)
+    new = [one for one in listed if one not in there]
+    others = {*spell([*unproven])} - {*new}
+    proven = states.known(others.union(map(canonical_conversation_id, others)))
+    rest = sorted(one for one in others if not proven & {one, canonical_conversation_id(one)})
     known = known_of(table, policy)
     left = len(known) + len(rest) if requests is None else max(0, requests - len(new))
     outlook = Outlook.of(known, now, policy, left, len(rest))
@@ -371,5 +374,6 @@ async def read_visits(
     """Return what a run would visit now; for the arguments see `choose_visits`."""
     state = await read_state(lake, organization_id, COLUMNS, now)
     partitions = await lake.list_partitions(organization_id)
-    every = await read_every_id(lake, organization_id, partitions, state.ids())
-    return await asyncio.to_thread(choose_visits, state.states, every, (), policy, now, requests)
+    unrecorded = await read_unrecorded(lake, organization_id, partitions, {*state.ids()})
+    unproven = [*state.unproven, *unrecorded]
+    return await asyncio.to_thread(choose_visits, state.states, unproven, (), policy, now, requests)

@@ -167,7 +167,7 @@ async def read_state(
         with TemporaryDirectory(prefix="imbrace-checkpoint-") as folder:
             # Before the ledgers are listed: rows of journals closed meanwhile are seen twice, not missed.
             noted, shapes = await _read_journals(lake, needed)
-            base = await _load_newest(lake, Path(folder))
+            base = await _load_newest(lake, Path(folder), now)
             newer = await _list_after_checkpoint(lake, base)
             if len(newer) > MOST_AT_ONCE:
                 base = await _merge(lake, base, newer, Path(folder), now)
@@ -213,9 +213,11 @@ def _state_of(
     return LakeState(states, tuple(unproven), shapes, ahead)
 
 
-async def _load_newest(lake: Lake, folder: Path) -> Checkpoint:
-    """Download the newest checkpoint that is not damaged."""
-    keys = sorted((meta.key for meta in await lake.store.list(FOLDER)), reverse=True)
+async def _load_newest(lake: Lake, folder: Path, now: datetime | None) -> Checkpoint:
+    """Download the newest checkpoint that is not damaged, and not ahead of the clock."""
+    found = sorted((meta.key for meta in await lake.store.list(FOLDER)), reverse=True)
+    # One that is ahead also claims to cover the ledger objects of later runs.
+    keys = [key for key in found if not _is_key_ahead(key, now)]
     for number, key in enumerate(keys):
         path = folder / f"checkpoint-{number}"
         try:
@@ -307,6 +309,11 @@ def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Sc
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def _is_key_ahead(key: str, now: datetime | None) -> bool:
+    """Whether the time in the name of a checkpoint is ahead of the clock."""
+    return now is not None and key > f"{FOLDER}{(now + CLOCK_SKEW).strftime(_STAMP)}~"
+
+
 def _is_ahead(times: pa.ChunkedArray, now: datetime | None) -> pa.ChunkedArray:
     """Return a mask of the times that are ahead of the clock."""
     if now is None:
@@ -356,7 +363,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
         with TemporaryDirectory(prefix="checkpoint-", dir=lake.store.temporary_directory()) as folder:
             # Before the ledgers are listed: a run that closes after that has a journal now, or begins later.
             since = await _earliest_open(lake, now)
-            base = await _load_newest(lake, Path(folder))
+            base = await _load_newest(lake, Path(folder), now)
             newer = await _list_after_checkpoint(lake, base)
             if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
                 return
@@ -366,7 +373,8 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
             with suppress(ObjectExists):
                 await lake.store.create(key, merged.path)
         keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
-        unneeded = [key for key in keys if key in lake.damaged or key in keys[:-KEPT_CHECKPOINTS]]
+        kept = [key for key in keys if key not in lake.damaged and not _is_key_ahead(key, now)]
+        unneeded = {*keys} - {*kept[-KEPT_CHECKPOINTS:]}
         await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
     except (StoreError, OSError) as exc:
         reason = exc if isinstance(exc, StoreError) else exc.strerror or type(exc).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class ConversationStates:
         # Neither joined nor sorted, because these rows can take most of the memory, and a copy as much again.
         self._batches = rows.to_batches()
         self._schema = rows.schema
-        self._index = HashIndex(self._iter_ids(), self._count)
+        self._index = HashIndex(self.iter_ids(), self._count)
 
     @classmethod
     def empty(cls) -> ConversationStates:
@@ -40,16 +40,28 @@ class ConversationStates:
     def of_each(self, conversation_ids: Iterable[str]) -> dict[str, ConversationEntry]:
         """Return the entries of some conversations by their ids, without those that have none."""
         wanted = {*conversation_ids}
-        positions = self._index.find(wanted)
         found: dict[str, ConversationEntry] = {}
+        for rows in self._find(wanted, self._schema.names):
+            entries = map(entry_of, rows.to_pylist())
+            found.update((one.conversation_id, one) for one in entries if one.conversation_id in wanted)
+        return found
+
+    def known(self, conversation_ids: Iterable[str]) -> set[str]:
+        """Return those of some conversations that have an entry."""
+        wanted = {*conversation_ids}
+        columns = ["conversation_id"]
+        found = (rows.column(0).to_pylist() for rows in self._find(wanted, columns))
+        return wanted.intersection(one for ids in found for one in ids)
+
+    def _find(self, wanted: Collection[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of the rows of conversations, and perhaps of others with the same hash."""
+        positions = self._index.find(wanted)
         start = 0
         for batch in self._batches:
             begin, end = np.searchsorted(positions, [start, start + batch.num_rows])
             if begin < end:
-                entries = map(entry_of, batch.take(pa.array(positions[begin:end] - start)).to_pylist())
-                found.update((one.conversation_id, one) for one in entries if one.conversation_id in wanted)
+                yield batch.select([*columns]).take(pa.array(positions[begin:end] - start))
             start += batch.num_rows
-        return found
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Return some columns of all rows, without a copy."""
@@ -57,9 +69,10 @@ class ConversationStates:
 
     def ids(self) -> list[str]:
         """Return the id of every conversation that has an entry."""
-        return [*self._iter_ids()]
+        return [*self.iter_ids()]
 
-    def _iter_ids(self) -> Iterator[str]:
+    def iter_ids(self) -> Iterator[str]:
+        """Yield the id of every conversation that has an entry."""
         for some in self._some():
             yield from some.column("conversation_id").to_pylist()
 
@@ -117,9 +130,20 @@ async def read_every_id(
         partitions: The organization's parts, as listed.
         recorded: Ids of all conversations that a ledger names.
     """
-    found = {*recorded}
-    unrecorded = partitions.first_parts_except(organization_id, found)
+    known = {*recorded}
+    return sorted(known | await read_unrecorded(lake, organization_id, partitions, known))
+
+
+async def read_unrecorded(
+    lake: Lake, organization_id: str, partitions: Partitions, recorded: set[str]
+) -> set[str]:
+    """Return the ids of all conversations that have a partition, and no row in a ledger.
+
+    The arguments are those of `read_every_id`.
+    """
+    found: set[str] = set()
+    unrecorded = partitions.first_parts_except(organization_id, recorded)
     for start in range(0, len(unrecorded), OBJECTS_AT_A_TIME):
         for _, messages in await lake.read_parts(unrecorded[start : start + OBJECTS_AT_A_TIME]):
             found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
-    return sorted(found)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.revisit import (
     Messages,
     Recorded,
     Visits,
+    _choose_in_process,
     simulate,
 )
 from imbrace_lake.revisit import Outlook, RevisitPolicy
@@ -107,3 +109,14 @@ def test_the_forecast_is_that_of_the_simulation() -> None:
 
     assert forecast.mean == pytest.approx(mean(ages), rel=0.2)
     assert forecast.fresh == pytest.approx(ages.fresh / ages.count, rel=0.2)
+
+
+def test_the_visits_of_an_hour_are_chosen_from_a_million_conversations_in_seconds_and_little_memory() -> None:
+    found = _choose_in_process(1_000_000, 1)
+
+    numbers = re.fullmatch(
+        r"72,000 of 1,000,000 chosen in .* s \((.*) s of CPU\); peak memory (.*) MB, with .*", found
+    )
+    assert numbers is not None, found
+    assert float(numbers[1]) < 10
+    assert float(numbers[2]) < 512

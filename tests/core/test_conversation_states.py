@@ -99,6 +99,43 @@ def test_the_last_proof_counts_and_later_failures_do_not(tmp_path: Path) -> None
     in_lake(tmp_path, job)
 
 
+YEAR = 365 * 24
+
+
+def test_an_entry_of_a_clock_that_was_ahead_hides_no_other_entry(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1), entry("b", 1))
+        await end_run(lake, YEAR, entry("a", YEAR), entry("b", YEAR), entry("c", YEAR))
+        await end_run(lake, 2, entry("a", 2))
+
+        state = await read_state(lake, "org", now=START + 3 * HOUR)
+        counts = {one.conversation_id: one.distinct_messages for one in state.states}
+        assert counts == {"a": 2, "b": 1, "c": YEAR}
+        assert state.ahead == 3
+        assert (await read_state(lake, "org", now=START + 2 * YEAR * HOUR)).ahead == 0
+
+    in_lake(tmp_path, job)
+
+
+def test_a_checkpoint_of_a_clock_that_was_ahead_hides_no_later_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 1)
+
+    async def job(lake: Lake) -> None:
+        await end_run(lake, 1, entry("a", 1))
+        await end_run(lake, YEAR, entry("a", YEAR))
+        checkpoints = {meta.key for meta in await lake.store.list("checkpoints/")}
+        await end_run(lake, 2, entry("a", 2), entry("b", 2))
+
+        counts = {one.conversation_id: one.distinct_messages for one in (await read_states(lake, "org"))}
+        assert counts == {"a": 2, "b": 2}
+        (wrong,) = [key for key in checkpoints if "2026" not in key]
+        assert wrong not in {meta.key for meta in await lake.store.list("checkpoints/")}
+
+    in_lake(tmp_path, job)
+
+
 @pytest.mark.parametrize("hash_of", [hash, lambda text: 7])
 def test_entries_are_found_in_several_batches_and_whatever_their_hashes(
     monkeypatch: pytest.MonkeyPatch, hash_of: Callable[[str], int]

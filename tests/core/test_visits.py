@@ -48,7 +48,7 @@ def choose(
     first: tuple[str, ...] = (),
     more: tuple[str, ...] = (),
 ) -> Visits:
-    return choose_visits(states, [*states.ids(), *more], first, POLICY, NOW, requests)
+    return choose_visits(states, more, first, POLICY, NOW, requests)
 
 
 # -- the budget -------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ class DeltaLog:
             await asyncio.to_thread(table.create_checkpoint)
             name = f"{table.version():020d}.checkpoint.parquet"
             log = Path(folder, "_delta_log")
-            # A checkpoint of this version, whichever process wrote it, has the same content.
+            # Another compaction may have written the checkpoint of this version, with the same content.
             with suppress(ObjectExists):
                 await self._store.create(f"{self._prefix}{name}", (log / name).read_bytes())
             await self._store.overwrite(

@@ -29,7 +29,16 @@ from imbrace_lake.lake.lake import Lake, Part, partition_key
 from imbrace_lake.lake.ledger import run_of
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
-from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_PROPERTY, TRIES, clean_up, recorded
+from imbrace_lake.tables.cleaning import (
+    AS_OF,
+    GRACE,
+    RUN,
+    STATE_FOLDER,
+    STATE_PROPERTY,
+    TRIES,
+    clean_up,
+    recorded,
+)
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableDifference, TableReport
 from imbrace_lake.tables.rows import (
@@ -64,10 +73,12 @@ from imbrace_lake.tables.state import (
 logger = logging.getLogger(__name__)
 
 FOLDER = "tables/messages/"
+# The number of the version whose steps were all proven.
+PROVEN_KEY = f"{STATE_FOLDER}proven-messages"
 # Parts of changed conversations of one step.
 STEP_BYTES = 2**30
 # Parts in memory at a time.
-READ_BYTES, READ_FOLDERS = 4 * 2**20, 64
+READ_BYTES, READ_FOLDERS = 2**20, 32
 LARGE_BYTES = 4 * 2**20
 # More files than this that are smaller than a quarter of a full one are merged.
 MOST_SMALL_FILES = 8
@@ -137,6 +148,7 @@ class MessagesCompaction:
         self._log = messages_log(lake)
         self._states: dict[str, ConversationStates] = {}
         self._keys: dict[tuple[str, str], str] = {}
+        self._proven: int | None = None
         # Conversations to write again; a conflict with another compaction must not forget them.
         self._wrong: set[str] = set()
         self.report = TableReport("messages")
@@ -202,6 +214,10 @@ class MessagesCompaction:
         state = await self._state_of(snapshot)
         parts = await self._lake.list_below()
         self._states = {}
+        self._proven = await self._proven_version()
+        if snapshot is not None and state is not None and self._proven != snapshot.version:
+            # The last compaction was killed between a commit and its proof, or another one is under way.
+            await self._check_all(snapshot, state)
         changes = (state or TableState()).changes(parts)
         report.conversations = changes.folder_count
         done = {} if state is None or snapshot is None else dict(snapshot.configuration)
@@ -209,8 +225,9 @@ class MessagesCompaction:
         state = state or TableState()
         steps = [*_steps(changes, None if is_rebuilt else STEP_BYTES)]
         final = {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run or ""}
-        if not steps and done.get(RUN) == final[RUN] and AS_OF in done:
+        if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             self.report.describe(snapshot)
+            await self._set_proven()
             return
         finished = 0
         for number, folders in enumerate(steps or [{}], 1):
@@ -225,6 +242,34 @@ class MessagesCompaction:
         if self._wrong:
             await self._repair(snapshot, state, parts, final, now)
         await self._merge_small(final, now)
+        await self._set_proven()
+
+    async def _proven_version(self) -> int | None:
+        """Return the version up to which all steps were proven."""
+        try:
+            return int(await self._store.get(PROVEN_KEY))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    async def _set_proven(self) -> None:
+        if not self._wrong and self.report.version not in (None, self._proven):
+            await self._store.overwrite(PROVEN_KEY, str(self.report.version).encode())
+
+    async def _check_all(self, snapshot: Snapshot, state: TableState) -> None:
+        """Compare the rows of all conversations with the state."""
+        found: dict[str, Sums] = {}
+        with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
+            for file in snapshot.files:
+                path = await self._download(file, Path(temporary))
+                self.report.read_bytes += file.size_bytes
+                for folder, sums in (await asyncio.to_thread(self._sums_of_file, path)).items():
+                    found[folder] = plus(found.get(folder, NOTHING), sums)
+                path.unlink()
+        expected = state.conversation_sums()
+        for folder in sorted(found.keys() | expected.keys()):
+            if found.get(folder, NOTHING) != expected.get(folder, NOTHING):
+                self._wrong.add(folder)
+                self._differs(folder, "has other rows than its parts")
 
     async def _repair(
         self,
@@ -243,6 +288,7 @@ class MessagesCompaction:
         _, _, again = await self._step(
             snapshot, state, folders, changes, properties, now, forced=frozenset(folders)
         )
+        self._wrong = again
         self.report.is_repaired = not again
 
     async def _state_of(self, snapshot: Snapshot | None) -> TableState | None:

@@ -24,8 +24,8 @@ _MILLISECONDS = pa.timestamp("ms", "UTC")
 MONTH = "month"
 FILE_BYTES = 128 * 2**20
 # The rows in memory while they are collected, and while they are sorted.
-SPILL_BYTES = 48 * 2**20
-SORTED_ROWS = 150_000
+SPILL_BYTES = 16 * 2**20
+SORTED_ROWS = 50_000
 SPILLED_ROWS = 16_384
 # The day of rows without a time, which are the first.
 _NO_DAY = np.iinfo(np.int32).min

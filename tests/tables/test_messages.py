@@ -218,7 +218,7 @@ def test_small_files_are_merged_and_old_ones_deleted_after_the_grace_period(
     assert report.files_deleted
     left = {path.name for path in table.glob("*.parquet")}
     assert left == {uri.rpartition("/")[2] for uri in open_table(bench).file_uris()}
-    assert len([*Path(bench.lake, "tables", "state").glob("*")]) == 1
+    assert len([*Path(bench.lake, "tables", "state").glob("messages-*")]) == 1
     assert difference(bench) == SAME
 
 
@@ -280,3 +280,26 @@ def test_rows_without_a_time_have_no_month(bench: Bench) -> None:
 
     assert difference(bench) == SAME
     assert [row["month"] for row in without] == [None]
+
+
+def test_a_step_that_was_killed_before_its_proof_is_proven_by_the_next_compaction(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*arguments: object) -> set[str]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(messages.MessagesCompaction, "_prove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compact(bench)
+    (path,) = Path(bench.lake, "tables", "messages").glob("*.parquet")
+    rows = pq.read_table(path)
+    pq.write_table(rows.slice(1), path)
+
+    report = compact(bench)
+
+    assert [rows.column("conversation_id")[0].as_py() in one.name for one in report.differences] == [True]
+    assert report.is_repaired
+    assert difference(bench) == SAME
+    again = compact(bench)
+    assert (again.differences, again.read_bytes) == ([], 0)

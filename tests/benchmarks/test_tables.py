@@ -1,0 +1,33 @@
+"""The benchmark of tables compacts a lake that the ledger proves, and asks both layouts the same."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables import Bench, query_lines
+from imbrace_sandbox import SandboxOptions
+from imbrace_sandbox.generated import iter_generated
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_change_of_the_lake_reaches_the_table_and_queries_agree(tmp_path: Path) -> None:
+    bench = Bench(str(tmp_path / "lake"))
+    asyncio.run(bench.write(iter_generated(SandboxOptions(conversations=12, messages_mean=5.0))))
+
+    first = bench.compact()
+    asyncio.run(bench.grow())
+    asyncio.run(bench.edit())
+    changed = bench.compact()
+
+    assert first.report["rows"] == first.report["rows_added"] > 12
+    assert not first.report["unproven"]
+    assert changed.report["rows"] == first.report["rows"] + 1
+    assert changed.report["rows_removed"]
+    assert first.memory_bytes > 0
+    assert bench.line_of("first", first, first).startswith("| first | 12 |")
+    # It raises an error if table and parts give different answers.
+    assert len([*query_lines(bench.url, bench.conversations[0])]) == 9

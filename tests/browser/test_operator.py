@@ -229,8 +229,9 @@ def test_a_plan_is_approved_or_declined(ui: Ui, exported: Exported, box: Sandbox
     declined, approved = (box.put([], phone=f"+{number + index}") for index in range(2))
     box.append(approved, 3)
 
-    first = _ask(ui, f"+{number}")
-    _ask(ui, f"+{number + 1}")
+    first, second = (_ask(ui, f"+{number + index}") for index in range(2))
+    # Opened again, or the message about the started run covers the dialog.
+    ui.open_run(second)
     ui.expect_state("Suspended")
     question = ui.resume()
     expect(question.dialog.get_by_text("1 new")).to_be_visible()

@@ -17,7 +17,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from imbrace_cli.prefect_environment import prepare_client
 from imbrace_cli.terminal import PROGRAM
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import prefect_leaks
+from tests.ports import free_port
 from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
@@ -377,7 +377,7 @@ def _environment(folder: Path, server: LocalServer, s3: Seaweed) -> dict[str, st
         "PATH": f"{folder / 'programs'}:{BIN}:{os.environ['PATH']}",
         "PREFECT_API_URL": server.api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_API_PORT": str(_free_port()),
+        "PREFECT_SERVER_API_PORT": str(free_port()),
         "AWS_ACCESS_KEY_ID": s3.key,
         "AWS_SECRET_ACCESS_KEY": s3.secret,
         "AWS_ENDPOINT_URL": s3.endpoint_url,
@@ -386,12 +386,6 @@ def _environment(folder: Path, server: LocalServer, s3: Seaweed) -> dict[str, st
         "DO_NOT_TRACK": "1",
     }
     return kept | own
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

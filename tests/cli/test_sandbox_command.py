@@ -17,11 +17,7 @@ from imbrace_cli.sandbox import parse_options
 from imbrace_lake.errors import UsageError
 from imbrace_sandbox import SandboxOptions
 from tests.cli.conftest import Run
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+from tests.ports import free_port
 
 
 def test_the_sandbox_serves_until_ctrl_c(run: Run) -> None:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from imbrace_cli import server_process
 from imbrace_cli.local_server import LocalServer, ServerFiles, is_answering, read_server
 from imbrace_cli.server_process import IdleServer, listen, poll_less, server_environment, watch_process
+from tests.ports import free_port
 
 A_CLIENT = """
 import sys, time
@@ -120,8 +121,8 @@ def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path
 
 
 def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
-    with running(tmp_path, idle_seconds=1.5) as (_, end, _):
-        for second in range(6):
+    with running(tmp_path, idle_seconds=3.0) as (_, end, _):
+        for second in range(9):
             os.utime(ServerFiles(tmp_path / "prefect").use_lock, (second, second))
             time.sleep(0.4)
         assert not end.done()
@@ -176,10 +177,15 @@ def test_servers_that_start_together_choose_different_ports() -> None:
         assert one.getsockname() != other.getsockname()
 
 
-def test_the_next_server_has_the_port_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listen on ports that the servers of other tests leave alone."""
+    monkeypatch.setattr(server_process, "FIRST_PORT", free_port())
+
+
+def test_the_next_server_has_the_port_of_the_last(own_ports: None) -> None:
     with listen() as free:
         port = free.getsockname()[1]
-        monkeypatch.setattr(server_process, "FIRST_PORT", port)
         # A connection that the server closes first keeps the port for a minute.
         with socket.create_connection(("127.0.0.1", port)) as client:
             free.accept()[0].close()
@@ -189,7 +195,7 @@ def test_the_next_server_has_the_port_of_the_last(monkeypatch: pytest.MonkeyPatc
         assert again.getsockname()[1] == port
 
 
-def test_a_server_takes_its_last_port_although_another_one_has_become_free() -> None:
+def test_a_server_takes_its_last_port_although_another_one_has_become_free(own_ports: None) -> None:
     with listen() as first, listen() as last:
         port = last.getsockname()[1]
         first.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from ruamel.yaml import YAML
 
 from imbrace_cli.local_server import STOP_SECONDS
 from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until
+from tests.ports import free_port
 
 LOGIN = "operator:a long random password"
 COMPOSE = ROOT / "deployments" / "docker" / "compose.yaml"
@@ -79,8 +79,7 @@ class ComposedServer:
 @contextmanager
 def composed_server(home: Path) -> Iterator[ComposedServer]:
     """Run `prefect server start` with the environment of the service `server`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (home / "server.log").open("wb") as log:
         server = ComposedServer(port, home)
         described = service("server")

@@ -178,7 +178,7 @@ class Bench:
             await Journal(lake, "run_0", started_at).add("conversations", rows)
 
     def compact(self) -> Measured:
-        """Compact the lake in a process of its own."""
+        """Compact the lake in a separate process."""
         program = Path(sys.executable).parent / "imbrace-lake"
         command = [str(program), "compact", "--lake", self.url, "--json"]
         began, before = time.monotonic(), os.times()

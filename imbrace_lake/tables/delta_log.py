@@ -33,6 +33,7 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _DELTA_TYPES = {
     pa.string(): "string",
     pa.bool_(): "boolean",
+    pa.int32(): "integer",
     pa.int64(): "long",
     pa.timestamp("us", "UTC"): "timestamp",
 }

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -281,7 +281,11 @@ class Lake:
     async def _messages(
         self, lake: lakes.Lake, conversations: frozenset[str] | None, as_of: datetime | None
     ) -> _Messages:
-        table = None if self._source == "parts" else await read_table_snapshot(lake)
+        table = None
+        if self._source != "parts":
+            # Without the package that reads the table, the parts are read, and named as the source.
+            with suppress(*(() if self._source == "table" else (InputError,))):
+                table = await read_table_snapshot(lake)
         if table is None and self._source == "table":
             raise InputError(f"the lake at {lake.url} has no compacted table: read its parts")
         if table is not None and as_of is not None and as_of > table.as_of:

@@ -7,6 +7,9 @@ from datetime import datetime
 
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.store.contract import ObjectMeta
+from imbrace_lake.tables.cleaning import AS_OF
+from imbrace_lake.tables.delta_log import require_deltalake
+from imbrace_lake.tables.messages import FOLDER, messages_log
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,20 @@ class TableSnapshot:
 
 
 async def read_table_snapshot(lake: Lake) -> TableSnapshot | None:
-    """Return the newest snapshot of `tables/messages/`; None if the lake has no such table.
+    """Return the newest snapshot of `tables/messages/`; None if the lake has no complete table.
 
-    No version writes the table yet, so there is none.
+    Raises:
+        InputError: The package `deltalake` is missing.
+        DamagedObject: The log of the table cannot be read.
     """
-    return None
+    if not await lake.store.list(f"{FOLDER}_delta_log/", most=1):
+        return None
+    require_deltalake()
+    snapshot = await messages_log(lake).read()
+    as_of = None if snapshot is None else snapshot.configuration.get(AS_OF)
+    if snapshot is None or as_of is None:
+        return None
+    files = (
+        ObjectMeta(f"{FOLDER}{file.path}", file.size_bytes, "", file.modified_at) for file in snapshot.files
+    )
+    return TableSnapshot(tuple(files), datetime.fromisoformat(as_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from imbrace_lake.store.contract import ObjectMeta
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.core.s3_servers import options_for
+from tests.tables.lakes import compact
 from tests.talks import make_entries, make_phones, make_rows, write_lake
 from tools.seaweed import Seaweed
 
@@ -293,6 +295,37 @@ def test_the_table_is_read_if_there_is_one(table: Path) -> None:
 
 def test_a_lake_without_a_table_says_so(made: Path) -> None:
     with Lake.open(str(made), source="table") as lake, pytest.raises(InputError, match="no compacted table"):
+        lake.messages().to_arrow()
+
+
+def test_a_compacted_lake_is_read_from_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(SandboxOptions(conversations=5, messages_max=30)) as box:
+        bench = Bench(box, str(tmp_path / "lake"))
+        bench.run()
+        compacted_at = bench.now + timedelta(milliseconds=500)
+        compact(bench, compacted_at)
+        names = [*box.conversations]
+        box.append(names[0], 3)
+        box.edit(names[1], 2)
+        bench.run()
+    with Lake.open(bench.lake) as lake, Lake.open(bench.lake, source="parts") as parts:
+        old = lake.messages()
+        before = as_rows(old.to_arrow())
+        assert (old.source, old.as_of) == ("table", compacted_at)
+        assert before == as_rows(parts.messages(as_of=old.as_of).to_arrow())
+        assert before != as_rows(parts.messages().to_arrow())
+        earlier = bench.now - timedelta(seconds=1, milliseconds=1)
+        assert lake.messages(as_of=earlier).to_arrow().num_rows == 0
+        compact(bench)
+        assert as_rows(lake.messages().to_arrow()) == as_rows(parts.messages().to_arrow())
+        query = "FROM episodes ORDER BY ALL"
+        assert lake.sql(query).to_arrow() == parts.sql(query).to_arrow()
+        # Without the package `deltalake`.
+        monkeypatch.setitem(sys.modules, "deltalake", None)
+        result = lake.messages()
+        assert as_rows(result.to_arrow()) == as_rows(parts.messages().to_arrow())
+        assert result.source == "parts"
+    with Lake.open(bench.lake, source="table") as lake, pytest.raises(InputError, match="package deltalake"):
         lake.messages().to_arrow()
 
 

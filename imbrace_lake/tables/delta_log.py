@@ -35,6 +35,7 @@ _DELTA_TYPES = {
     pa.bool_(): "boolean",
     pa.int32(): "integer",
     pa.int64(): "long",
+    pa.float64(): "double",
     pa.timestamp("us", "UTC"): "timestamp",
 }
 

@@ -228,7 +228,11 @@ class LedgerCompaction:
             path = await self._download(file, folder)
             self.report.read_bytes += file.size_bytes
             for rows in iter_file(path):
-                rows = rows.cast(self._schema)
+                # A later version may have added columns to the ledger.
+                for one in self._schema:
+                    if one.name not in rows.schema.names:
+                        rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
+                rows = rows.select(self._schema.names).cast(self._schema)
                 if choose is None:
                     await asyncio.to_thread(files.add, rows)
                 else:

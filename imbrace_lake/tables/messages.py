@@ -523,24 +523,20 @@ class MessagesCompaction:
 
     def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums]) -> FileWriter | None:
         """Write the copy of a file without the rows to remove; None if it has none of them."""
-        writer: FileWriter | None = None
-        kept_before: list[int] = []
-        for number, rows in enumerate(iter_file(path)):
+        ids = iter_file(path, ["organization_id", "conversation_id", "created_at"])
+        if not any(self._drop_mask(rows, step.drops).any() for rows in ids):
+            return None
+        writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
+        for rows in iter_file(path):
             mask = self._drop_mask(rows, step.drops)
-            if mask.any() and writer is None:
-                writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
-                if kept_before:
-                    for earlier in iter_file(path, groups=kept_before):
-                        _add_group(writer, earlier)
             if mask.any():
                 gone = with_digests(in_lake_schema(rows.filter(pa.array(mask))))
                 for (organization, conversation), sums in sums_by_conversation(gone).items():
                     folder = self._folder_of(organization, conversation)
                     dropped[folder] = plus(dropped.get(folder, NOTHING), sums)
-            if writer is None:
-                kept_before.append(number)
-            else:
-                _add_group(writer, rows.filter(pa.array(~mask)))
+                rows = rows.filter(pa.array(~mask))
+            if rows.num_rows:
+                writer.add(rows)
         return writer
 
     def _drop_mask(self, rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -622,11 +618,16 @@ class MessagesCompaction:
     def _is_copy(self, step: _Step, path: Path, original: Path) -> bool:
         """Return whether a file has exactly the rows of another one that are not removed, in its order."""
         copies = iter_file(path)
+        copy = MESSAGES_TABLE.empty_table()
         for rows in iter_file(original):
             kept = rows.filter(pa.array(~self._drop_mask(rows, step.drops)))
-            if kept.num_rows and not kept.equals(next(copies, None)):
-                return False
-        return next(copies, None) is None
+            while kept.num_rows:
+                copy = copy if copy.num_rows else next(copies, copy)
+                count = min(kept.num_rows, copy.num_rows)
+                if not count or not kept.slice(0, count).equals(copy.slice(0, count)):
+                    return False
+                kept, copy = kept.slice(count), copy.slice(count)
+        return not copy.num_rows and next(copies, None) is None
 
     async def _compare_with_ledger(self, state: TableState, step: _Step) -> None:
         """Compare rows and content hash of the changed conversations with the ledger's last proof."""
@@ -698,13 +699,6 @@ class MessagesCompaction:
         for rows in iter_file(path):
             step.spill.add(rows.cast(MESSAGES_TABLE))
         return self._sums_of_file(path)
-
-
-def _add_group(writer: FileWriter, rows: pa.Table) -> None:
-    """Write rows as a row group."""
-    if rows.num_rows:
-        writer.add(rows)
-        writer.flush()
 
 
 def _steps(changes: Changes, most_bytes: int | None) -> Iterator[dict[str, list[Part]]]:

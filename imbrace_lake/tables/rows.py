@@ -27,6 +27,7 @@ FILE_BYTES = 128 * 2**20
 SPILL_BYTES = 16 * 2**20
 SORTED_ROWS = 50_000
 SPILLED_ROWS = 16_384
+BATCH_ROWS = 8_192
 # The day of rows without a time, which are the first.
 _NO_DAY = np.iinfo(np.int32).min
 _DAY = "day"
@@ -314,11 +315,13 @@ def write_sorted(spill: Spill, folder: Path, now: datetime) -> list[tuple[TableF
     return done
 
 
-def iter_file(path: Path, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
-    """Yield the row groups of a data file, or some of them."""
+def iter_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of a data file, or some columns of them, a few thousand rows at a time."""
+    # Without `pre_buffer`, which would load a complete row group.
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-        for number in range(file.num_row_groups) if groups is None else groups:
-            yield file.read_row_group(number, use_threads=False)
+        names = columns and [*columns]
+        for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            yield pa.Table.from_batches([batch])
 
 
 def in_lake_schema(rows: pa.Table) -> pa.Table:

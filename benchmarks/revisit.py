@@ -42,6 +42,7 @@ from imbrace_lake.revisit import (
     rates,
     weigh_hours,
 )
+from imbrace_lake.tuning import tuned_process
 
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -493,7 +494,7 @@ def states_of(count: int, now: datetime, seed: int) -> pa.Table:
 def choose(path: Path) -> str:
     """Measure the choice of 72,000 visits, those of an hour at 20 requests per second."""
     policy = RevisitPolicy()
-    with pa.memory_map(str(path)) as file:
+    with tuned_process(), pa.memory_map(str(path)) as file:
         states = pa.ipc.open_file(file).read_all()
         lake = ConversationStates(states)
         began, cpu = time.perf_counter(), time.process_time()

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import chdir, suppress
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -231,7 +232,7 @@ class Machine:
         for name, value in environment.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
-        with chdir(self.folder):
+        with chdir(self.folder), patch("sys.stdin", StringIO()):
             assert main(arguments) == 0, arguments
 
     def _wait_for(self, line: str, process: subprocess.Popen[bytes], output: Path) -> None:

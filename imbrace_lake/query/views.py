@@ -611,5 +611,7 @@ def scripts() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(exist_ok=True)
     for name, text in scripts().items():
-        (Path(sys.argv[1]) / name).write_text(text, "utf-8")
+        (folder / name).write_text(text, "utf-8")

@@ -137,6 +137,8 @@ class Ui:
     def edit_limit(self, name: str) -> Limit:
         """Open the dialog of a global concurrency limit."""
         self.choose_page("Concurrency")
+        # The message of an earlier change can cover the button.
+        self.page.reload()
         self.press(self.page.get_by_role("row", name=name).get_by_role("button").last, "⋮")
         self.press(self._menu_item("Edit"), "Edit")
         return self._limit(self.page.get_by_role("dialog"))

@@ -185,7 +185,7 @@ def test_a_sound_lake_completes_its_verification(lake: Path, box: Sandbox, prefe
     assert "objects are as they were written" in message
     assert "no proof" not in message
     artifacts = artifacts_of(prefect, run_id)
-    assert set(artifacts) == {"verify-summary"}
+    assert set(artifacts) == {"verify-summary", "freshness"}
     counted = len({one for ids in box.links.values() for one in ids})
     assert f"{counted} counts were asked of the gateway" in artifacts["verify-summary"]
     assert f"| under an hour | {counted} |" in artifacts["verify-summary"]
@@ -228,7 +228,7 @@ def test_a_long_table_of_differences_is_cut_and_reports_it(
 
     run_id, _, _, message = verified()
 
-    assert message == "3 things differ, see the table of this run"
+    assert message.startswith("3 things differ, see the table of this run; oldest proof ")
     assert len(json.loads(artifacts_of(prefect, run_id)["verify-differences"])) == 2
 
 

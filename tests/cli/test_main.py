@@ -228,10 +228,11 @@ def test_another_error_is_not_reported_as_a_lack_of_memory(run: Run, monkeypatch
 def test_a_process_with_limited_memory_reports_it_without_a_traceback(workdir: Path) -> None:
     command = f"ulimit -v 260000; exec {sys.executable} -m imbrace_cli verify --lake ./lake"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for _ in range(3):
+    for _ in range(5):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
-        # A native library that does not check for memory can crash.
-        if done.returncode != -signal.SIGSEGV:
+        # A native library that does not check for memory can crash, and the interpreter's own clean-up of a
+        # lock can reach the limit, too.
+        if done.returncode != -signal.SIGSEGV and "Exception ignored in" not in done.stderr:
             break
 
     assert done.returncode == 1

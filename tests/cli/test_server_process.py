@@ -75,7 +75,7 @@ def running(
 
 def test_an_unused_server_ends(tmp_path: Path) -> None:
     with running(tmp_path, idle_seconds=0.2) as (_, end, port):
-        end.result(20)
+        end.result(120)
 
     assert not ServerFiles(tmp_path / "prefect").state.exists()
     assert not is_answering(port)
@@ -102,7 +102,7 @@ def test_a_client_keeps_the_server_alive_until_it_is_killed(tmp_path: Path) -> N
 
             client.kill()
 
-            end.result(20)
+            end.result(120)
 
 
 def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path
         assert files.state.exists()
         assert server._withdraw(1.0)
         assert not files.state.exists()
-        end.result(20)
+        end.result(120)
 
 
 def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
             time.sleep(0.4)
         assert not end.done()
 
-        end.result(20)
+        end.result(120)
 
 
 def test_a_server_that_was_just_used_records_before_it_ends(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_server_that_was_just_used_records_before_it_ends(tmp_path: Path) -> N
         # Meanwhile the next command does not find the server.
         wait_until(lambda: not files.state.exists())
         assert not server.should_exit
-        end.result(20)
+        end.result(120)
         assert time.monotonic() - began >= 0.4
 
 
@@ -158,7 +158,7 @@ def test_a_removed_folder_ends_the_server(tmp_path: Path) -> None:
             path.unlink()
         (tmp_path / "prefect").rmdir()
 
-        end.result(20)
+        end.result(120)
 
 
 def test_another_program_on_the_usual_port_is_avoided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,9 +137,11 @@ class Ui:
     def edit_limit(self, name: str) -> Limit:
         """Open the dialog of a global concurrency limit."""
         self.choose_page("Concurrency")
+        row = self.page.get_by_role("row", name=name)
+        expect(row).to_be_visible()
         # The message of an earlier change can cover the button.
-        self.page.reload()
-        self.press(self.page.get_by_role("row", name=name).get_by_role("button").last, "⋮")
+        self.page.locator(".p-toast__close").evaluate_all("all => all.forEach(one => one.click())")
+        self.press(row.get_by_role("button").last, "⋮")
         self.press(self._menu_item("Edit"), "Edit")
         return self._limit(self.page.get_by_role("dialog"))
 

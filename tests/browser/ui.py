@@ -139,10 +139,10 @@ class Ui:
         self.choose_page("Concurrency")
         row = self.page.get_by_role("row", name=name)
         expect(row).to_be_visible()
-        # The message of an earlier change can cover the button.
-        self.page.locator(".p-toast__close").evaluate_all("all => all.forEach(one => one.click())")
-        self.press(row.get_by_role("button").last, "⋮")
-        self.press(self._menu_item("Edit"), "Edit")
+        # By keyboard, because the message of an earlier change can cover both.
+        for where, word in ((row.get_by_role("button").last, "⋮"), (self._menu_item("Edit"), "Edit")):
+            self.words.append(word)
+            where.press("Enter")
         return self._limit(self.page.get_by_role("dialog"))
 
     def _limit(self, dialog: Locator) -> Limit:

@@ -16,7 +16,7 @@ import httpx
 from ruamel.yaml import YAML
 
 from imbrace_cli.local_server import STOP_SECONDS
-from tests.deployments.operator import BIN, CERTIFICATES, ROOT, until
+from tests.deployments.operator import BIN, CERTIFICATES, ROOT, patient_client, until
 from tests.ports import free_port
 
 LOGIN = "operator:a long random password"
@@ -62,9 +62,7 @@ class ComposedServer:
         """Open a client that is logged in and may change things, as Prefect's own is."""
         user, _, password = LOGIN.partition(":")
         name = str(uuid4())
-        with httpx.Client(
-            base_url=self.api_url, auth=(user, password), verify=CERTIFICATES, timeout=60
-        ) as client:
+        with patient_client(self.api_url, auth=(user, password), timeout=60) as client:
             answer = client.get("/csrf-token", params={"client": name}).raise_for_status()
             client.headers["Prefect-Csrf-Token"] = answer.json()["token"]
             client.headers["Prefect-Csrf-Client"] = name

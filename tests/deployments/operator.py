@@ -34,6 +34,24 @@ CERTIFICATES = httpx.create_ssl_context()
 T = TypeVar("T")
 
 
+class _Patient(httpx.HTTPTransport):
+    """Repeats requests that a busy server answers with 503, while its database is locked, as Prefect does."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for wait in (1, 2, 4, 8, 16):
+            answer = super().handle_request(request)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
+            answer.close()
+            time.sleep(wait)
+        return super().handle_request(request)
+
+
+def patient_client(url: str, **options: Any) -> httpx.Client:
+    """Return a client whose addresses are relative to a server's."""
+    return httpx.Client(base_url=url, transport=_Patient(verify=CERTIFICATES), **options)
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A person who works with a server from an empty folder; only its address is configured."""
@@ -71,13 +89,8 @@ class Operator:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """Send a request to the API, and return the answer as plain values."""
-        for wait in (1, 2, 4, 8, 0):
-            url = f"{self.server.api_url}{path}"
-            answer = httpx.request(method, url, json=body, timeout=120, verify=CERTIFICATES)
-            # A busy server answers so while its database is locked.
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
-            time.sleep(wait)
+        with patient_client(self.server.api_url, timeout=120) as client:
+            answer = client.request(method, path, json=body)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

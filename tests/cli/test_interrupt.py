@@ -55,7 +55,7 @@ sys.meta_path.insert(0, Interrupting())
 sys.exit(main())
 """)
 
-    out, err = program.communicate(timeout=120)
+    out, err = program.communicate(timeout=300)
 
     assert (program.returncode, out, err) == (INTERRUPTED, "", "\ninterrupted\n")
 
@@ -76,7 +76,7 @@ with interruptible():
     program.send_signal(signal.SIGINT)
     acknowledged = [program.stderr.readline(), program.stderr.readline()]
     program.send_signal(signal.SIGINT)
-    program.communicate(timeout=60)
+    program.communicate(timeout=300)
 
     assert acknowledged == ["\n", f"{ACKNOWLEDGED}\n"]
     assert program.returncode == INTERRUPTED

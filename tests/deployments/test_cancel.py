@@ -13,10 +13,8 @@ from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
 from tests.deployments.operator import BIN, CEILING_SECONDS, Operator, until
 
-# On an idle machine 15 s: at most 5 s until the run looks at its state, and the closing of its accounts.
-# Beside the rest of the suite, everything takes a multiple of that.
-CANCELLED_WITHIN_SECONDS = 30.0
-STOPPED_WITHIN_SECONDS = 30.0
+# On an idle machine 15 s; long enough for a busy one, and far less than a stuck run takes by itself.
+CANCELLED_WITHIN_SECONDS = 120.0
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.timeout(4_000)]
 
@@ -35,7 +33,7 @@ def test_a_cancelled_run_stops_and_the_next_run_exports_the_rest(
         return deployed.flow_run(run_id)["state"]["name"] == "Cancelled" or None
 
     until(is_cancelled, "the state Cancelled", CANCELLED_WITHIN_SECONDS)
-    until(lambda: not is_running(pid) or None, "the end of its process", STOPPED_WITHIN_SECONDS)
+    until(lambda: not is_running(pid) or None, "the end of its process")
     assert deployed.states(run_id)[-2:] == ["Cancelling", "Cancelled"]
     assert not any("Traceback" in line for line in deployed.logs(run_id))
     found = messages(lake)

@@ -125,7 +125,7 @@ def proofs(lake: Path, listed: Listed) -> dict[str, list[Any]]:
     }
 
 
-def test_four_shards_make_the_lake_of_one_process_and_one_report(
+def test_shards_make_the_lake_of_one_process_and_one_report(
     deployed: Operator, workers: list[Worker], twelve: Listed, lake: Path, tmp_path: Path
 ) -> None:
     before = count_runs(deployed)
@@ -135,19 +135,22 @@ def test_four_shards_make_the_lake_of_one_process_and_one_report(
     assert count_runs(deployed) == before
     assert not (alone / "shards").exists()
 
-    run_id = deployed.start("export", phones=twelve.phones, shard_size=3)
+    count = 4 if IS_FULL else 2
+    run_id = deployed.start("export", phones=twelve.phones, shard_size=12 // count)
     state = wait(deployed, run_id)
 
     assert state["name"] == "Completed", f"{state['message']}\n{workers[0].log.read_text()}"
-    assert states_of(deployed, run_id) == ["Completed"] * 4
+    assert states_of(deployed, run_id) == ["Completed"] * count
     assert rows(lake, twelve) == rows(alone, twelve)
     assert proofs(lake, twelve) == proofs(alone, twelve)
     assert not [path for path in lake.rglob("shards/**/*") if path.is_file()]
     name = deployed.flow_run(run_id)["name"]
     shards = shards_of(deployed, run_id)
-    assert [run["name"] for run in shards] == [f"{name} shard {number} of 4" for number in range(1, 5)]
+    assert [run["name"] for run in shards] == [
+        f"{name} shard {number} of {count}" for number in range(1, count + 1)
+    ]
     assert {"export-progress", "export-summary", "export-picture"} <= artifacts(deployed, run_id)
-    assert [artifacts(deployed, run["id"]) for run in shards] == [{"export-progress"}] * 4
+    assert [artifacts(deployed, run["id"]) for run in shards] == [{"export-progress"}] * count
     events = {"filter": {"event": {"name": ["imbrace.export.completed"]}}, "limit": 50}
     ids = {run_id, *(run["id"] for run in shards)}
 
@@ -284,6 +287,7 @@ def test_a_cancelled_run_cancels_its_shards_including_those_that_wait(
     assert states_of(deployed, run_id) == ["Cancelled"] * 6
 
 
+@pytest.mark.skipif(not IS_FULL, reason="waits for minutes: IMBRACE_ACCEPTANCE=full")
 @pytest.mark.usefixtures("workers")
 def test_shards_end_with_a_run_that_was_killed_before_it_could_cancel_them(
     deployed: Operator, twelve: Listed, box: Sandbox

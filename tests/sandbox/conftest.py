@@ -41,7 +41,7 @@ def connect(stack: ExitStack) -> Connect:
 
     def begin(box: Sandbox) -> httpx.Client:
         headers = {"x-access-token": box.options.token}
-        return stack.enter_context(httpx.Client(base_url=box.url, headers=headers, timeout=10.0, verify=TLS))
+        return stack.enter_context(httpx.Client(base_url=box.url, headers=headers, timeout=60.0, verify=TLS))
 
     return begin
 

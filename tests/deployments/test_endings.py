@@ -19,7 +19,7 @@ from imbrace_sandbox import Sandbox
 from tests.acceptance.scale import IS_FULL
 from tests.core.kills import Reader, counting
 from tests.deployments.operator import Operator, Worker, until
-from tests.deployments.test_cancel import STOPPED_WITHIN_SECONDS, is_running
+from tests.deployments.test_cancel import CANCELLED_WITHIN_SECONDS, is_running
 
 CONVERSATIONS = 60
 GROWING = 30
@@ -126,7 +126,7 @@ def _cancel(operator: Operator, run_id: str, pid: int) -> None:
     def is_over() -> bool | None:
         return (operator.flow_run(run_id)["state"]["name"] == "Cancelled" and not is_running(pid)) or None
 
-    until(is_over, "the end of a cancelled run", STOPPED_WITHIN_SECONDS)
+    until(is_over, "the end of a cancelled run", CANCELLED_WITHIN_SECONDS)
 
 
 def _is_completed(operator: Operator, run_id: str) -> bool | None:

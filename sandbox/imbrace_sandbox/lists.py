@@ -91,9 +91,15 @@ class Conversation:
         """Let the conversation vanish, or be found again."""
         self.is_vanished = vanished
 
-    def append(self, many: int) -> list[str]:
-        """Let messages arrive at the head; return their ids, oldest first."""
-        return [self._insert(len(self._order)) for _ in range(many)]
+    def append(self, many: int, at_ms: int | None = None) -> list[str]:
+        """Let messages arrive at the head, by default a second after the last one; return their ids.
+
+        Raises:
+            ValueError: A message is newer than `at_ms`.
+        """
+        if at_ms is not None and self._order and self._created_ms(self._order[-1]) > at_ms:
+            raise ValueError("the conversation has a newer message")
+        return [self._insert(len(self._order), at_ms) for _ in range(many)]
 
     def backdate(self, many: int) -> list[str]:
         """Let messages arrive among older ones; return their ids."""
@@ -141,10 +147,11 @@ class Conversation:
     def _rng(self) -> Random:
         return Random(f"{self._seed}/{self.senders.conversation_id}/{self.moves}")
 
-    def _insert(self, index: int) -> str:
+    def _insert(self, index: int, created_ms: int | None = None) -> str:
         """Add a message that is newer than those before `index`, and not newer than those after it."""
-        created_ms = self._created_ms(self._order[index - 1]) if index else self.start_ms - 2 * _STEP_MS
-        created_ms += _STEP_MS
+        if created_ms is None:
+            created_ms = self._created_ms(self._order[index - 1]) if index else self.start_ms - 2 * _STEP_MS
+            created_ms += _STEP_MS
         if index < len(self._order):
             created_ms = min(created_ms, self._created_ms(self._order[index]))
             # The order must be that of the times, also among messages with the same time.

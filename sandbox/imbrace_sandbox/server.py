@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -104,9 +105,14 @@ class Sandbox:
         """Count again."""
         self._call(self._state.stats.reset)
 
-    def append(self, conversation_id: str, many: int = 1) -> list[str]:
-        """Let messages arrive at the head; return their ids."""
-        return self._call(lambda: self._state.find(conversation_id).append(many))
+    def append(self, conversation_id: str, many: int = 1, at: datetime | None = None) -> list[str]:
+        """Let messages arrive at the head, by default a second after the last one; return their ids.
+
+        Raises:
+            ValueError: A message is newer than `at`.
+        """
+        at_ms = None if at is None else round(at.timestamp() * 1_000)
+        return self._call(lambda: self._state.find(conversation_id).append(many, at_ms))
 
     def backdate(self, conversation_id: str, many: int = 1) -> list[str]:
         """Let messages arrive among older ones; return their ids."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -73,6 +74,16 @@ def test_churn_never_deletes_more_messages_than_exist(start: StartBox, connect: 
     counts = [get_page(client, first_of(box)).json()["count"] for _ in range(3)]
 
     assert counts == [1, 0, 0]
+
+
+def test_an_arrival_has_the_given_time_unless_a_message_is_newer(box: Sandbox) -> None:
+    conversation_id, at = first_of(box), datetime(2040, 5, 6, 7, 8, 9, 500_000, tzinfo=UTC)
+
+    box.append(conversation_id, 2, at)
+
+    assert [one["created_at"] for one in box.truth(conversation_id)[-2:]] == ["2040-05-06T07:08:09.500Z"] * 2
+    with pytest.raises(ValueError, match="has a newer message"):
+        box.append(conversation_id, 1, at - timedelta(milliseconds=1))
 
 
 def test_an_arrival_is_the_newest_and_a_backdated_one_is_in_order_of_time(box: Sandbox) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, as_own_error
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
+from imbrace_lake.export.humanize import span
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.recovery import (
     ChunkJournal,
@@ -43,6 +44,7 @@ from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.policy import ReadPolicy, Window
 from imbrace_lake.printable import printable
+from imbrace_lake.revisit import SKEW
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_lake.store.lease import exclusive_lease
@@ -627,6 +629,7 @@ def _status(
     elif lost:
         remarks.insert(0, f"{lost} failed; the others are in the lake")
     remarks += run.accounts.lost_input
+    remarks += _wrong_clock(run.gateway.traffic.seconds_ahead)
     remarks += [] if run.visits is None or run.budget is None else [run.visits.sentence()]
     is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
     if is_partial or unreadable > tolerated_unreadable * given:
@@ -634,6 +637,13 @@ def _status(
     if not done and run.budget is None:
         remarks.insert(0, run.accounts.if_empty)
     return "complete", "; ".join(remarks) or None
+
+
+def _wrong_clock(seconds_ahead: float) -> list[str]:
+    if abs(seconds_ahead) <= SKEW * 3600:
+        return []
+    side = "ahead of" if seconds_ahead > 0 else "behind"
+    return [f"this machine's clock was {span(abs(seconds_ahead) / 3600)} {side} the gateway's: check it"]
 
 
 def _positions(first: Sequence[int], count: int) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
 from typing import Self, TypeVar
@@ -91,21 +93,38 @@ class GatewayOptions:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counters of requests and received bytes.
+    """Counters of requests and received bytes, and the difference between the clocks of both sides.
 
     Attributes:
         requests: The number of requests sent, including retries.
         retries: The number of retries.
         size_bytes: The received bytes of bodies, before decompression.
+        seconds_ahead: The most by which this machine's clock differed from the gateway's; negative if behind.
     """
 
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
+    seconds_ahead: float = 0.0
+    _date: str = ""
 
     def add_bytes(self, size_bytes: int) -> None:
         """Count received bytes."""
         self.size_bytes += size_bytes
+
+    def compare_clocks(self, date: str, sent_at: float) -> None:
+        """Compare the clocks, by the date of an answer that has just arrived and the time of its request."""
+        if date == self._date:
+            return
+        self._date = date
+        try:
+            theirs = parsedate_to_datetime(date).timestamp()
+        except (ValueError, OverflowError):
+            return
+        # The gateway has answered between the two times, however long that took.
+        ahead = max(sent_at - theirs, min(0.0, time.time() - theirs))
+        if abs(ahead) > abs(self.seconds_ahead):
+            self.seconds_ahead = ahead
 
 
 class _ShortBody(MalformedAnswer):
@@ -388,12 +407,13 @@ class GatewayClient:
             raise self._rate_limited(path) from None
         try:
             self.traffic.requests += 1
-            request_id = f"{self._ids}-{self.traffic.requests:x}"
+            request_id, sent_at = f"{self._ids}-{self.traffic.requests:x}", time.time()
             try:
                 answer = await self._http.get(path, query, request_id)
             except GatewayTimeout:
                 self.limiter.on_overload(ticket)
                 raise
+            self.traffic.compare_clocks(answer.headers.get("date", ""), sent_at)
             theirs = answer.headers.get("x-request-id")
             request_id = printable_request_id(theirs, request_id, self._secrets)
             if answer.status == 200:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from imbrace_lake.export.visits import BudgetGiven, RunBudget, VisitReport, Visi
 from imbrace_lake.gateway.client import Traffic
 from imbrace_lake.lake.conversation_states import STATE, ConversationStates
 from imbrace_lake.lake.ledger_schema import ConversationEntry, conversation_rows
-from imbrace_lake.revisit import RevisitPolicy, as_hours
+from imbrace_lake.revisit import RevisitPolicy, as_hours, as_time
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -107,6 +109,41 @@ def test_no_visit_begins_after_the_time_is_over() -> None:
 
     assert not budget.begin("a")
     assert budget.ended() == "time used"
+
+
+# -- clocks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "ahead"),
+    [(0, 9, 0), (-40, 9, 0), (500, 509, 500), (-900, -300, -300), (0.5, 0.6, 0.5)],
+)
+def test_the_time_of_an_answer_shows_whether_this_clock_is_wrong(
+    sent: float, received: float, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, traffic = NOW.timestamp(), Traffic()
+    monkeypatch.setattr(time, "time", lambda: theirs + received)
+
+    traffic.compare_clocks("Wed, 04 Mar 2026 12:00:00 GMT", theirs + sent)
+
+    assert traffic.seconds_ahead == ahead
+
+
+def test_the_largest_difference_of_clocks_is_kept() -> None:
+    traffic, now = Traffic(), time.time()
+    for seconds in (-3, -7_200, 60):
+        traffic.compare_clocks(format_datetime(as_time((now - seconds) / 3600)), now)
+
+    assert traffic.seconds_ahead == pytest.approx(-7_200, abs=5)
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Wed, 99 Mar 2026 12:00:00 GMT", "\x00" * 90])
+def test_answers_without_a_time_say_nothing_about_clocks(date: str) -> None:
+    traffic = Traffic()
+
+    traffic.compare_clocks(date, 0.0)
+
+    assert traffic.seconds_ahead == 0
 
 
 # -- the choice -------------------------------------------------------------------------------------

@@ -70,9 +70,11 @@ class Pattern:
     """
 
     has_equal_rates = False
+    # Messages with longer gaps, in hours, belong to different sessions; None if these do not begin at random.
+    session_gap: float | None = 0.0
 
     def __init__(self, count: int, seed: int) -> None:
-        self.count = count
+        self.count, self.seed = count, seed
         self.random = np.random.default_rng(seed)
         rate = np.ones(count)
         if not self.has_equal_rates:
@@ -82,7 +84,11 @@ class Pattern:
         self._later: Messages = (np.empty(0, np.int64), np.empty(0))
 
     def step(self, begin: float, end: float) -> Messages:
-        """Return the messages of a span of time, in hours; the spans of several calls follow each other."""
+        """Return the messages of a span of time, in hours; the spans of several calls follow each other.
+
+        The messages depend on the span alone, so that all schedules find the same ones.
+        """
+        self.random = np.random.default_rng([self.seed, 2**31 + round(60 * begin)])
         rows, times = self.write(begin, end)
         rows, times = np.concatenate([self._later[0], rows]), np.concatenate([self._later[1], times])
         is_now = times < end
@@ -96,8 +102,13 @@ class Pattern:
     def at_random(self, begin: float, end: float, factor: float) -> Messages:
         """Return random times, each of a random conversation by its rate."""
         number = self.random.poisson(self._sums[-1] * (end - begin) * factor)
-        chosen = np.searchsorted(self._sums, self.random.random(number) * self._sums[-1], side="right")
-        return np.minimum(chosen, self.count - 1), self.random.uniform(begin, end, number)
+        return self.choose(number), self.random.uniform(begin, end, number)
+
+    def choose(self, number: int) -> Rows:
+        """Return random conversations by their rate, sorted, because millions are then found much faster."""
+        at = np.sort(self.random.random(number)) * self._sums[-1]
+        found: Rows = np.minimum(np.searchsorted(self._sums, at, side="right"), self.count - 1)
+        return found
 
 
 class Equal(Pattern):
@@ -129,6 +140,7 @@ class Office(Pattern):
 class Bursts(Pattern):
     """Cases: one to several sessions within some days, each of about ten messages some minutes apart."""
 
+    session_gap = None
     sessions, messages = 3.0, 10
 
     def write(self, begin: float, end: float) -> Messages:
@@ -147,6 +159,7 @@ class Bursts(Pattern):
 class Seasonal(Pattern):
     """Customers who write for some weeks, then not for months."""
 
+    session_gap = None
     share = 0.15
 
     def __init__(self, count: int, seed: int) -> None:
@@ -168,6 +181,8 @@ class Recorded(Pattern):
         path: Lines of JSON, each with the `messages` of a conversation and the time of each (`at`).
     """
 
+    session_gap = 1.0
+
     def __init__(self, count: int, seed: int, path: Path) -> None:
         super().__init__(count, seed)
         sessions = [one for one in _read_times(path) if len(one)]
@@ -187,8 +202,7 @@ class Recorded(Pattern):
             low, high = np.searchsorted(self._start + shift, [begin, end])
             for number in range(low, high):
                 copies = self.random.poisson(self._copies)
-                at = self.random.random(copies) * self._sums[-1]
-                chosen = np.minimum(np.searchsorted(self._sums, at, side="right"), self.count - 1)
+                chosen = self.choose(copies)
                 session = self._sessions[number] + shift
                 rows.append(np.repeat(chosen, len(session)))
                 times.append(np.tile(session, copies) + np.repeat(self.random.random(copies), len(session)))
@@ -230,7 +244,13 @@ Visits = tuple[Rows, Floats]
 
 
 class Schedule:
-    """A way to choose conversations."""
+    """A way to choose conversations.
+
+    Attributes:
+        learns: Whether it needs the messages of the time before the simulation.
+    """
+
+    learns = False
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -252,7 +272,9 @@ class Schedule:
 
 
 class Lake(Schedule):
-    """The policy of the lake (imbrace_lake/revisit.py)."""
+    """The policy of the lake (imbrace_lake/revisit.py); it compares the conversations once a week."""
+
+    learns = True
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -263,15 +285,17 @@ class Lake(Schedule):
         # One column for each conversation, because each step needs two rows.
         self.added = np.zeros((25, count), np.float32)
         self.organization: Organization | None = None
-        self.fitted = NEVER
+        self.compared = NEVER
 
     def visit(self, now: float) -> Visits:
         job = self.job
-        if now >= self.fitted + 24:
+        if now >= self.compared + 168:
             known = self.known()
-            self.organization, self.fitted = Organization.of(known, now, job.policy), now
+            self.organization, self.compared = Organization.of(known, now, job.policy), now
             for some, _ in known.slices():
-                self.visited(np.arange(len(job.seen))[some])
+                rows = np.arange(len(job.seen))[some]
+                self.weigh(rows)
+                self.visited(rows)
         assert self.organization is not None  # noqa: S101 - narrows the type for mypy
         middle = now + job.policy.shortest / 2
         counted = count_hours(self.added.T, self.organization, middle) - self.mark
@@ -294,25 +318,70 @@ class Lake(Schedule):
         rows, hours = pairs >> 16, (pairs & (2**16 - 1)) - 2**15
         is_new = hours > self.hours[rows, -1]
         rows, hours = rows[is_new], hours[is_new]
-        self.active += np.bincount(rows, minlength=len(self.active)).astype(np.int32)
         changed, start, number = np.unique(rows, return_index=True, return_counts=True)
-        from_end = np.repeat(start + number, number) - np.arange(len(rows))
-        kept = np.minimum(number, LISTED_HOURS)
-        both = np.full((len(changed), LISTED_HOURS + kept.max(initial=0)), ABSENT, np.int16)
-        both[:, :LISTED_HOURS] = self.hours[changed]
-        is_kept = from_end <= LISTED_HOURS
-        at = LISTED_HOURS + np.repeat(kept, number) - from_end
-        both[np.repeat(np.arange(len(changed)), number)[is_kept], at[is_kept]] = hours[is_kept]
-        self.hours[changed] = np.take_along_axis(both, kept[:, None] + np.arange(LISTED_HOURS), 1)
+        self.active[changed] += number.astype(np.int32)
+        for place in range(number.max(initial=0)):
+            some = start[number > place] + place
+            self.hours[rows[some], :-1] = self.hours[rows[some], 1:]
+            self.hours[rows[some], -1] = hours[some]
+        if self.organization is not None:
+            self.weigh(changed)
+
+    def weigh(self, rows: Rows) -> None:
+        """Weigh the hours of the day again for conversations whose active hours have changed."""
+        assert self.organization is not None  # noqa: S101 - narrows the type for mypy
+        self.added[:, rows] = weigh_hours(self.hours[rows], self.organization).T
 
     def visited(self, rows: Rows) -> None:
-        if self.organization is None:
-            return
-        known = self.known().rows(rows)
-        self.rate[rows] = rates(known, self.organization)
-        added = weigh_hours(known.hours, self.organization)
-        self.added[:, rows] = added.T
-        self.mark[rows] = count_hours(added, self.organization, known.seen)
+        assert self.organization is not None  # noqa: S101 - narrows the type for mypy
+        self.rate[rows] = self.rates(rows)
+        self.mark[rows] = count_hours(self.added[:, rows].T, self.organization, self.job.seen[rows])
+
+    def rates(self, rows: Rows) -> Floats:
+        """Return the expected messages of conversations, per hour."""
+        assert self.organization is not None  # noqa: S101 - narrows the type for mypy
+        return rates(self.known().rows(rows), self.organization)
+
+
+class Learned(Lake):
+    """What can be learned: the policy with the best estimate of the rate that the messages so far allow.
+
+    It knows how many conversations have which rate, and counts the sessions of each conversation: its rate is
+    the mean of all rates, each weighted by the chance that it leads to this number of sessions. No other
+    function of the number of sessions has a smaller error, if sessions begin at random times.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        count = job.pattern.count
+        self.sessions, self.last = np.zeros(count, np.int32), np.full(count, NEVER)
+        numbers, edges = np.histogram(np.log(job.pattern.rate), 200)
+        is_there = numbers > 0
+        self.rate_of_all = np.exp((edges[:-1] + edges[1:]) / 2)[is_there]
+        self.share = numbers[is_there] / count
+
+    def learn(self, rows: Rows, times: Floats) -> None:
+        super().learn(rows, times)
+        order = np.lexsort((times, rows))
+        rows, times = rows[order], times[order]
+        before = np.concatenate([[NEVER], times[:-1]])
+        is_first = np.concatenate([[True], rows[1:] != rows[:-1]])[: len(rows)]
+        before = np.where(is_first, self.last[rows], before[: len(rows)])
+        begins = times > before + (self.job.pattern.session_gap or 0.0)
+        self.sessions += np.bincount(rows[begins], minlength=len(self.sessions)).astype(np.int32)
+        self.last[rows] = times
+
+    def rates(self, rows: Rows) -> Floats:
+        if not len(rows):
+            return np.empty(0)
+        # Without the message with which each conversation began.
+        numbers, which = np.unique(self.sessions[rows] - 1, return_inverse=True)
+        time = float((self.job.seen[rows] - self.job.since[rows]).mean())
+        expected = self.rate_of_all * time * self.sessions.sum() / self.messages.sum()
+        chance = numbers[:, None] * np.log(expected) - expected + np.log(self.share)
+        weight = np.exp(chance - chance.max(1, keepdims=True))
+        found: Floats = ((weight @ self.rate_of_all) / weight.sum(1))[which]
+        return found
 
 
 class RoundRobin(Schedule):
@@ -329,6 +398,8 @@ class RoundRobin(Schedule):
 
 class RecentFirst(Schedule):
     """Those with the most recent messages that the lake has."""
+
+    learns = True
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -348,7 +419,7 @@ class Limit(Schedule):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.interval = _best_intervals(job.pattern.rate, job.requests, job.policy)
-        self.next = job.pattern.random.random(job.pattern.count) * self.interval
+        self.next = np.random.default_rng(job.pattern.seed).random(job.pattern.count) * self.interval
 
     def visit(self, now: float) -> Visits:
         rows = np.flatnonzero(self.next < now + self.job.policy.shortest)
@@ -384,6 +455,8 @@ class Ages:
 
     def add(self, ages: Floats) -> None:
         """Add the ages of messages, in hours."""
+        # Times are kept to the second.
+        ages = np.maximum(ages, 0.0)
         self.counts += np.bincount(np.searchsorted(AGES, ages, side="right") - 1, minlength=len(AGES))
         self.total += float(ages.sum())
         self.fresh += int((ages <= 1).sum())
@@ -399,42 +472,95 @@ class Ages:
         return float(AGES[min(np.searchsorted(sums, share * sums[-1]) + 1, len(AGES) - 1)])
 
 
+class Waiting:
+    """The messages that no visit has found yet.
+
+    Each conversation has a chain of places from its last message to its first, so that a visit costs as much
+    as it finds, however many messages wait elsewhere.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._last = np.full(count, -1, np.int32)
+        self._times, self._before = np.empty(0, np.float32), np.empty(0, np.int32)
+        # The places that are free: the first `_left` of this array.
+        self._free, self._left = np.empty(0, np.int32), 0
+
+    def add(self, rows: Rows, times: Floats) -> None:
+        """Add messages."""
+        if len(rows) > self._left:
+            self._grow(len(rows))
+        order = np.argsort(rows, kind="stable")
+        rows, self._left = rows[order], self._left - len(rows)
+        places = self._free[self._left : self._left + len(rows)].copy()
+        before, is_same = self._last[rows], rows[1:] == rows[:-1]
+        before[1:][is_same] = places[:-1][is_same]
+        self._before[places], self._times[places] = before, times[order]
+        # Of several messages of a conversation, the last one stays.
+        self._last[rows] = places
+
+    def take(self, rows: Rows) -> Messages:
+        """Remove and return all messages of some conversations."""
+        found_rows, found = [rows[:0]], [self._last[:0]]
+        places, self._last[rows] = self._last[rows], -1
+        while (is_there := places >= 0).any():
+            rows, places = rows[is_there], places[is_there]
+            found_rows.append(rows)
+            found.append(places)
+            places = self._before[places]
+        taken = np.concatenate(found)
+        self._free[self._left : self._left + len(taken)] = taken
+        self._left += len(taken)
+        return np.concatenate(found_rows), self._times[taken].astype(np.float64)
+
+    def _grow(self, number: int) -> None:
+        size = len(self._times)
+        more = max(number, size // 2)
+        self._times, self._before = np.resize(self._times, size + more), np.resize(self._before, size + more)
+        self._free = np.resize(self._free, size + more)
+        self._free[self._left : self._left + more] = np.arange(size, size + more)
+        self._left += more
+
+
 def simulate(
     pattern: Pattern,
     schedule: Callable[[Job], Schedule],
     requests: int,
     policy: RevisitPolicy,
     *,
-    days: int = 60,
+    days: float = 60,
     history_days: int = 180,
 ) -> Ages:
     """Run a schedule over some days, after an export of everything, with its history, at the time 0."""
     count = pattern.count
     job = Job(pattern, requests, policy, np.zeros(count), np.full(count, -24.0 * history_days))
     chosen = schedule(job)
-    # The message with which each conversation began.
-    chosen.learn(np.arange(count), job.since)
-    for day in range(-history_days, 0):
-        chosen.learn(*pattern.step(24.0 * day, 24.0 * (day + 1)))
-    ages, period = Ages(), policy.shortest
-    rows, times = np.empty(0, np.int64), np.empty(0)
-    visit_of = np.full(count, NEVER)
+    if chosen.learns:
+        # The message with which each conversation began.
+        chosen.learn(np.arange(count), job.since)
+    # Sessions that have begun before continue, also for a schedule that does not learn.
+    for day in range(-history_days if chosen.learns else max(-history_days, -14), 0):
+        messages = pattern.step(24.0 * day, 24.0 * (day + 1))
+        if chosen.learns:
+            chosen.learn(*messages)
+    ages, period, waiting = Ages(), policy.shortest, Waiting(count)
+    visit_of = np.full(count, np.inf)
     for number in range(round(24 * days / period)):
         now = number * period
-        new_rows, new_times = pattern.step(now, now + period)
-        rows, times = np.concatenate([rows, new_rows]), np.concatenate([times, new_times])
         visited, at = chosen.visit(now)
-        visit_of[visited] = at
         ages.oldest = max(ages.oldest, float((at - job.seen[visited]).max(initial=0)))
-        job.seen[visited] = at
-        is_seen = visit_of[rows] >= times
-        ages.add(visit_of[rows[is_seen]] - times[is_seen])
-        chosen.learn(rows[is_seen], times[is_seen])
+        job.seen[visited] = visit_of[visited] = at
+        rows, times = pattern.step(now, now + period)
+        is_later = times > visit_of[rows]
+        waiting.add(rows[~is_later], times[~is_later])
+        found, written = waiting.take(visited)
+        ages.add(visit_of[found] - written)
+        chosen.learn(found, written)
         chosen.visited(visited)
-        rows, times = rows[~is_seen], times[~is_seen]
-        visit_of[visited] = NEVER
+        waiting.add(rows[is_later], times[is_later])
+        visit_of[visited] = np.inf
     # Messages that were not found are at least this old.
-    ages.add(24.0 * days - times)
+    _, written = waiting.take(np.arange(count))
+    ages.add(24.0 * days - written)
     ages.oldest = max(ages.oldest, float(24.0 * days - job.seen.min()))
     return ages
 
@@ -448,6 +574,7 @@ PATTERNS: dict[str, Callable[..., Pattern]] = {
 }
 SCHEDULES: dict[str, Callable[[Job], Schedule]] = {
     "lake": Lake,
+    "learned": Learned,
     "round robin": RoundRobin,
     "recent first": RecentFirst,
     "limit": Limit,
@@ -547,6 +674,8 @@ def main() -> None:
                 for schedule in reversed(arguments.schedules):
                     began = time.perf_counter()
                     job = pattern(count, arguments.seed)
+                    if schedule == "learned" and job.session_gap is None:
+                        continue
                     found[schedule] = simulate(
                         job, SCHEDULES[schedule], requests, policy,
                         days=arguments.days, history_days=arguments.history_days,

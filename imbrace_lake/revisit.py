@@ -463,9 +463,9 @@ class Explanation:
         estimates: The active hours per hour, by each of `ESTIMATES`.
         messages: The messages per active hour.
         rate: The messages per hour.
-        counted: The hours since the last proof.
+        counted: The hours from the last proof to the middle of the run.
         interval: The hours between two visits.
-        value: The value of a visit now.
+        value: The value of a visit in this run.
         price: The value from which on a visit is due.
         reason: ``everything``: a run visits all conversations; ``ahead``: the proof is from the future;
             ``promise``: it must be renewed; ``value``: the interval is over; ``waits``: not due.
@@ -491,7 +491,8 @@ class Outlook:
 
     Attributes:
         rate: The expected messages of each conversation, per hour.
-        counted: The weighted hours since its last proof.
+        counted: The weighted hours from its last proof to the middle of the run, because visits are spread
+            over the time until the next run.
         pace: The weighted hours in an hour, on average.
         left: The hours until its proof must be renewed; none if the proof is from the future.
         price: The value from which on a visit is due.
@@ -523,12 +524,13 @@ class Outlook:
             unproven: The number of conversations that were never proven.
         """
         time = as_hours(now)
+        middle = time + policy.shortest / 2
         organization = Organization.of(known, time, policy)
         rate, counted, pace = (np.empty(len(known)) for _ in range(3))
         for rows, some in known.slices():
             added = weigh_hours(some.hours, organization)
             rate[rows] = rates(some, organization)
-            counted[rows] = count_hours(added, organization, time) - count_hours(
+            counted[rows] = count_hours(added, organization, middle) - count_hours(
                 added, organization, some.seen
             )
             pace[rows] = added[:, 24] / 24 * organization.week.mean()
@@ -599,12 +601,11 @@ class Outlook:
         one, interval = self.known.rows(slice(row, row + 1)), float(self.interval[row])
         seen = float(one.seen[0])
         added = weigh_hours(one.hours, self.organization)
-        steps = np.arange(0.0, math.ceil(self.policy.longest) + 1)
-        hours = np.repeat(added, len(steps), 0)
-        counted = count_hours(hours, self.organization, seen + steps) - count_hours(
-            added, self.organization, seen
-        )
-        next_visit = seen + min(float(np.interp(interval, counted, steps)), self.policy.longest)
+        # Within a full hour, all times count alike.
+        times = np.append(seen, math.floor(seen) + np.arange(1.0, self.policy.longest + 2))
+        counted = count_hours(np.repeat(added, len(times), 0), self.organization, times)
+        next_visit = float(np.interp(interval, counted - counted[0], times))
+        next_visit = min(next_visit, seen + self.policy.longest)
         if self.is_everything:
             reason, next_visit = "everything", seen + self.policy.shortest
         elif seen > self.now + SKEW:

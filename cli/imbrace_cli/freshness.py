@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from imbrace_lake.export.humanize import duration
 if TYPE_CHECKING:
     from imbrace_lake.export.visits import VisitReport, Visits
     from imbrace_lake.lake.freshness import Freshness
+    from imbrace_lake.revisit import Explanation
     from imbrace_lake.settings import Settings
 
 EXAMPLES = """
@@ -176,7 +178,7 @@ def _outlook(report: VisitReport, visits: Visits, *, is_known: bool) -> list[str
     one = outlook.organization
     rows.append(
         ("average", f"{one.rate:.3g} active hours per hour, {one.messages:.3g} messages per active hour,"
-            f" contrast {one.contrast:.2f}")
+            f" contrast {one.contrast:.3g}")
     )  # fmt: skip
     return [f"{name:<10}{text}" for name, text in rows]
 
@@ -217,15 +219,24 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
         ("promised", f"again by {found.deadline:%Y-%m-%d %H:%M} UTC"),
         ("estimates", f"{one:.3g}, {two:.3g}, {three:.3g} active hours per hour (the last 1, 4, 20 active"
             f" hours; {found.listed} are known)"),
-        ("contrast", f"{organization.contrast:.2f}, with an average of {organization.rate:.3g}"),
+        ("contrast", f"{organization.contrast:.3g}, with an average of {organization.rate:.3g}"),
         ("messages", f"{found.messages:.3g} per active hour"),
         ("rate", f"{found.rate:.3g} messages per hour"),
-        ("interval", f"√(2 × {found.price:.3g} / {found.rate:.3g}) = {found.interval:.3g} weighted hours"),
-        ("counted", f"{found.counted:.3g} weighted hours since the proof"),
+        ("interval", _interval(found)),
+        ("counted", f"{found.counted:.3g} weighted hours from the proof to the middle of the run"),
         ("value", f"{found.value:.3g} hours; due from {found.price:.3g} on"),
         ("visit", f"{wait}: {REASONS[found.reason]}"),
     ]  # fmt: skip
     echo(*(f"{name:<10}{text}" for name, text in rows))
+
+
+def _interval(found: Explanation) -> str:
+    """Return the interval between two visits, and how it was worked out."""
+    hours = math.sqrt(2 * found.price / found.rate)
+    shown = f"√(2 × {found.price:.3g} / {found.rate:.3g}) = {hours:.3g} weighted hours"
+    if math.isclose(hours, found.interval):
+        return shown
+    return f"{shown}, but at {'least' if hours < found.interval else 'most'} {found.interval:.3g}"
 
 
 def _values(one: Freshness) -> dict[str, str | float | None]:

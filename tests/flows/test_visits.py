@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,6 +169,16 @@ def test_the_ledger_has_what_a_run_reached(offline: Offline) -> None:
 # -- killed, skipped and overlapping runs, and clocks ----------------------------------------------
 
 
+class Clock:
+    """A clock that an operator can set; replaces `datetime` in a module."""
+
+    ahead = timedelta()
+
+    @classmethod
+    def now(cls, zone: tzinfo) -> datetime:
+        return datetime.now(zone) + cls.ahead
+
+
 def kill_after(offline: Offline, monkeypatch: pytest.MonkeyPatch, run_id: str, budget: int) -> None:
     """Run until all visits are in the journal, and end as a kill does, without closing it."""
     with monkeypatch.context() as patch:
@@ -242,6 +254,9 @@ def test_two_runs_at_the_same_time_leave_a_lake_as_one_run(
         await export_chunks(*arguments)
 
     monkeypatch.setattr("imbrace_flows.pipeline.export_chunks", export_when_another_run_has)
+    # The first proofs are some hours old.
+    monkeypatch.setattr("imbrace_lake.export.run.datetime", Clock)
+    monkeypatch.setattr(Clock, "ahead", timedelta(hours=5))
     offline.ingest("outer", budget=30)
     offline.ingest("last", budget=20)
 
@@ -250,16 +265,6 @@ def test_two_runs_at_the_same_time_leave_a_lake_as_one_run(
     assert visited(offline, "outer") == visited(offline, "inner")
     assert visited(offline, "inner") | visited(offline, "last") == {*box.conversations}
     assert offline.is_complete()
-
-
-class Clock:
-    """A clock that an operator can set; replaces `datetime` in a module."""
-
-    ahead = timedelta()
-
-    @classmethod
-    def now(cls, zone: tzinfo) -> datetime:
-        return datetime.now(zone) + cls.ahead
 
 
 def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
@@ -280,6 +285,22 @@ def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
     assert "20 entries of the ledgers are from the future" in caplog.text
     assert visited(offline, "second") | visited(offline, "third") == {*box.conversations} - {new}
     assert len(wrong) == 20
+
+
+@pytest.mark.parametrize(("ahead", "side"), [(30.0, "ahead of"), (-30.0, "behind")])
+def test_a_clock_that_is_wrong_now_is_noticed_by_the_gateways(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch, ahead: float, side: str
+) -> None:
+    wrong = SimpleNamespace(time=lambda: time.time() + 3600 * ahead)
+    monkeypatch.setattr("imbrace_lake.gateway.client.time", wrong)
+
+    state = offline.ingest("second", budget=3)
+
+    assert state.is_completed()
+    assert state.message is not None
+    assert state.message.startswith(
+        f"this machine's clock was 30.0 h {side} the gateway's: check it; budget used"
+    )
 
 
 # -- the page of a run ------------------------------------------------------------------------------

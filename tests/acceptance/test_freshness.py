@@ -1,0 +1,141 @@
+"""Runs within a budget: ages as in the simulator, and nothing is missing after the promised age."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.revisit import Ages, Lake, Pattern, Rows, Visits, simulate
+from imbrace_lake.revisit import RevisitPolicy
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
+from tests.flows.offline import Offline
+
+# Conversations, and requests per second of hourly runs.
+CASES = [(20_000, 5.0), (20_000, 1.0)] if IS_FULL else [(200, 0.01)]
+ACTIVE = 0.02 if IS_FULL else 0.05
+HISTORY_DAYS = 20
+# A simulation begins on a Thursday, as the hours since 1970 do.
+START = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+# Hours in which messages arrive; later runs go on until the promise has ended.
+ARRIVALS = 24 if IS_FULL else 12
+PROMISE = 12
+
+
+class FewActive(Pattern):
+    """Conversations of which few write nearly all messages."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed)
+        is_active = self.random.random(count) < ACTIVE
+        self.rate = np.where(is_active, self.random.lognormal(-1.5, 1, count), 1 / 1_000)
+        self._sums = np.cumsum(self.rate)
+
+
+class AtOnce(Lake):
+    """The policy of the lake if a run takes no time."""
+
+    def spread(self, rows: Rows, now: float) -> Visits:
+        return rows, np.full(len(rows), now)
+
+
+class Clock:
+    """A clock that stands at a time while a run is going on; replaces `datetime` in a module."""
+
+    time = START
+
+    @classmethod
+    def now(cls, zone: tzinfo) -> datetime:
+        return cls.time.astimezone(zone)
+
+
+class Days:
+    """A gateway and its lake, hour by hour."""
+
+    def __init__(self, box: Sandbox, offline: Offline, pattern: Pattern, requests: int) -> None:
+        self.box, self.offline, self.pattern, self.requests = box, offline, pattern, requests
+        self.ids: list[str] = []
+        self.written: dict[str, list[datetime]] = defaultdict(list)
+
+    def first(self, numbers: Path) -> None:
+        """Export the history of all conversations at `START`."""
+        phones = [f"+88691{number:07}" for number in range(self.pattern.count)]
+        for number, phone in enumerate(phones):
+            # Between equal values, the id decides, and the order in the simulator.
+            one = self.box.put([], phone=phone, conversation_id=f"conv_{number:07}")
+            self.box.append(one, at=START - timedelta(days=HISTORY_DAYS))
+            self.ids.append(one)
+        for day in range(-HISTORY_DAYS, 0):
+            self.arrive(24 * day, 24 * day + 24)
+        self.written.clear()
+        numbers.write_text("\n".join(["phone", *phones]))
+        assert self.offline.ingest("first", phones=numbers).is_completed()
+
+    def arrive(self, begin: int, end: int) -> None:
+        """Let the messages of some hours arrive."""
+        rows, times = self.pattern.step(float(begin), float(end))
+        order = np.argsort(times)
+        for row, time in zip(rows[order].tolist(), times[order].tolist(), strict=True):
+            at = START + time * HOUR
+            self.box.append(self.ids[row], at=at)
+            self.written[self.ids[row]].append(at)
+
+    def run(self, hour: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Run at a full hour."""
+        monkeypatch.setattr(Clock, "time", START + hour * HOUR)
+        state = self.offline.ingest(f"hour-{hour}", budget=self.requests, promise_days=PROMISE / 24)
+        assert state.is_completed(), state.message
+
+    def ages(self, hours: int) -> Ages:
+        """Return the ages at which the runs of the first hours found messages."""
+        found, end = Ages(), START + hours * HOUR
+        proofs = defaultdict(list)
+        for row in self.offline.rows("conversations"):
+            if row["run_id"] != "first" and row["finished_at"] < end:
+                proofs[row["conversation_id"]].append(row["finished_at"])
+        for one, times in self.written.items():
+            ages = [min((proof for proof in proofs[one] if proof >= at), default=end) - at for at in times]
+            found.add(np.array([age / HOUR for age in ages]))
+        return found
+
+
+@pytest.mark.timeout(7_200)
+@pytest.mark.parametrize(("conversations", "per_second"), CASES)
+def test_measured_ages_are_those_of_the_simulator_and_nothing_is_missing_after_the_promised_age(
+    conversations: int, per_second: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, policy = round(0.9 * 3600 * per_second), RevisitPolicy(PROMISE * HOUR)
+    monkeypatch.setattr("imbrace_lake.export.run.datetime", Clock)
+    with Sandbox(SandboxOptions(conversations=0)) as box:
+        offline = Offline(box, tmp_path / "lake", monkeypatch)
+        days = Days(box, offline, FewActive(conversations, 1), requests)
+        days.first(tmp_path / "all.csv")
+        for hour in range(ARRIVALS):
+            days.run(hour, monkeypatch)
+            days.arrive(hour, hour + 1)
+        measured = days.ages(ARRIVALS)
+        for hour in range(ARRIVALS, ARRIVALS + PROMISE + 1):
+            days.run(hour, monkeypatch)
+
+        assert offline.is_complete()
+
+    simulated = simulate(
+        FewActive(conversations, 1), AtOnce, requests, policy, days=ARRIVALS / 24, history_days=HISTORY_DAYS
+    )
+    assert measured.count == simulated.count > 40
+    assert measured.quantile(1) < 1.02 * PROMISE
+    for share in (0.5, 0.95):
+        assert measured.quantile(share) == pytest.approx(simulated.quantile(share), rel=0.2)
+    assert measured.total == pytest.approx(simulated.total, rel=0.2)
+    assert measured.fresh == pytest.approx(simulated.fresh, rel=0.2)
+    print(  # noqa: T201 - the figures of a full run
+        f"{conversations:,} at {per_second:g}/s: median {measured.quantile(0.5):.2f} h"
+        f" (simulated {simulated.quantile(0.5):.2f}), 95 % {measured.quantile(0.95):.2f} h"
+        f" ({simulated.quantile(0.95):.2f}), {measured.fresh / measured.count:.0%} within an hour"
+        f" ({simulated.fresh / simulated.count:.0%})"
+    )

@@ -581,20 +581,15 @@ SCHEDULES: dict[str, Callable[[Job], Schedule]] = {
 }
 
 
-def table_of(found: dict[str, Ages]) -> Iterator[str]:
-    """Yield the lines of a table of the ages by schedule."""
-    limit, turns = found.get("limit"), found.get("round robin")
-    for name, ages in found.items():
-        mean = ages.total / max(1, ages.count)
-
-        def ratio(other: Ages | None, mean: float = mean) -> str:
-            return "" if other is None else f"{other.total / max(1, other.count) / mean:.2f}"
-
-        yield (
-            f"{name} | {mean:.2f} h | {ages.quantile(0.5):.2f} h | {ages.quantile(0.95):.2f} h"
-            f" | {ages.fresh / max(1, ages.count):.1%} | {ages.oldest / 24:.1f} d"
-            f" | {ratio(limit)} | {ratio(turns)}"
-        )
+def row_of(ages: Ages, others: dict[str, Ages]) -> str:
+    """Return the cells of a row: ages, and the mean of the limit and of a round robin divided by this one."""
+    mean = ages.total / max(1, ages.count)
+    compared = [others.get(name) for name in ("limit", "round robin")]
+    ratios = ["" if one is None else f"{one.total / max(1, one.count) / mean:.2f}" for one in compared]
+    return (
+        f"{mean:.2f} h | {ages.quantile(0.5):.2f} h | {ages.quantile(0.95):.2f} h"
+        f" | {ages.fresh / max(1, ages.count):.1%} | {ages.oldest / 24:.1f} d | {' | '.join(ratios)}"
+    )
 
 
 def states_of(count: int, now: datetime, seed: int) -> pa.Table:
@@ -671,7 +666,8 @@ def main() -> None:
                 policy = RevisitPolicy(timedelta(days=promise), period)
                 requests = round(per_second * 3600 * policy.shortest)
                 found: dict[str, Ages] = {}
-                for schedule in reversed(arguments.schedules):
+                # The limit comes first, because the others are compared with it.
+                for schedule in [one for one in reversed(SCHEDULES) if one in arguments.schedules]:
                     began = time.perf_counter()
                     job = pattern(count, arguments.seed)
                     if schedule == "learned" and job.session_gap is None:
@@ -680,10 +676,10 @@ def main() -> None:
                         job, SCHEDULES[schedule], requests, policy,
                         days=arguments.days, history_days=arguments.history_days,
                     )  # fmt: skip
-                    line = [*table_of(found)][-1]
+                    row = row_of(found[schedule], found)
                     memory = most_memory_bytes() / 1e6
                     print(
-                        f"| {name} | {count:,} | {per_second:g} | {promise:.3g} d | {line}"
+                        f"| {name} | {count:,} | {per_second:g} | {promise:.3g} d | {schedule} | {row}"
                         f" | {time.perf_counter() - began:.0f} s | {memory:,.0f} MB |",
                         flush=True,
                     )

@@ -424,14 +424,12 @@ class Choice:
         rows: Rows of the others.
         promised: How many of `rows` are visited for the promise.
         due: The number of conversations that are due.
-        not_reached: The number of these that the run does not visit.
     """
 
     unproven: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     promised: int
     due: int
-    not_reached: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,9 +568,7 @@ class Outlook:
         rows, promised = pick(
             self.rate, self.counted, self.left, self.policy, self.requests - first, self.known.ids
         )  # fmt: skip
-        is_due = self.is_due()
-        due = int(is_due.sum()) + self.unproven
-        return Choice(unproven, rows, promised, due, due - first - int(is_due[rows].sum()))
+        return Choice(unproven, rows, promised, int(self.is_due().sum()) + self.unproven)
 
     def forecast(self) -> Forecast:
         """Return what the budget achieves."""

@@ -23,7 +23,7 @@ from tests.prefect_homes import make_home
 
 PATIENCE_SECONDS = 240.0
 
-pytestmark = pytest.mark.timeout(1_800)
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1_800)]
 
 
 class Up:

@@ -39,7 +39,7 @@ UNION ALL SELECT 7 AS weekday, CAST(0 AS BIGINT) AS opens_ms, CAST(0 AS BIGINT) 
 -- of the team are not messages: they are in extra, under comments.
 CREATE OR REPLACE VIEW messages AS
 SELECT m.message_id, m.conversation_id, m.organization_id, m.business_unit_id, m.sender_id, m.role AS sender_role, m.type, m.text, m.content, m.created_at, m.updated_at, m.extra, m.is_deleted, m.deleted_at, m.first_seen_at, m.last_changed_at, m.run_id,
-       coalesce(m.role = 'bot' AND (m.bare LIKE '{%}' OR m.bare LIKE '[{%}]' OR m.bare LIKE '["%"]' OR m.bare = '[]'), false) AS is_machine,
+       CAST(coalesce(m.role = 'bot' AND (m.bare LIKE '{%}' OR m.bare LIKE '[{%}]' OR m.bare LIKE '["%"]' OR m.bare = '[]'), false) AS BOOLEAN) AS is_machine,
        CAST(at_timezone(m.created_at, s.time_zone) AS TIMESTAMP(3)) AS local_at
 FROM (
     SELECT raw.*, trim(replace(replace(replace(raw.text, chr(9), ' '), chr(10), ' '), chr(13), ' ')) AS bare,
@@ -119,7 +119,8 @@ FROM (
                    min(CASE WHEN sender_role = 'user' AND contacts_so_far > 0 THEN created_at END) AS first_reply_at,
                    min_by(message_id, CASE WHEN sender_role = 'user' AND contacts_so_far > 0 THEN turn_number END) AS first_reply_message_id,
                    min(CASE WHEN sender_role IN ('user', 'bot') AND contacts_so_far > 0 THEN created_at END) AS first_reply_with_bots_at,
-                   min_by(message_id, CASE WHEN sender_role IN ('user', 'bot') AND contacts_so_far > 0 THEN turn_number END) AS first_reply_with_bots_message_id
+                   min_by(message_id, CASE WHEN sender_role IN ('user', 'bot') AND contacts_so_far > 0 THEN turn_number END)
+                       AS first_reply_with_bots_message_id
             FROM turns GROUP BY organization_id, conversation_id, episode
         ) AS e
     ) AS x CROSS JOIN settings AS s
@@ -305,8 +306,8 @@ verdicts AS (
 SELECT coalesce(m.organization_id, v.organization_id) AS organization_id,
        coalesce(m.conversation_id, v.conversation_id) AS conversation_id,
        coalesce(m.messages, 0) AS messages, coalesce(m.deleted_messages, 0) AS deleted_messages, coalesce(m.contact_messages, 0) AS contact_messages, coalesce(m.user_messages, 0) AS user_messages, coalesce(m.bot_messages, 0) AS bot_messages, coalesce(m.machine_messages, 0) AS machine_messages, coalesce(m.unknown_messages, 0) AS unknown_messages,
-       m.first_message_at, m.last_message_at, e.last_role,
-       coalesce(e.last_role = 'contact', false) AS is_waiting,
+       m.first_message_at AS first_message_at, m.last_message_at AS last_message_at, e.last_role,
+       CAST(coalesce(e.last_role = 'contact', false) AS BOOLEAN) AS is_waiting,
        coalesce(e.episodes, 0) AS episodes, coalesce(e.contact_episodes, 0) AS contact_episodes, coalesce(e.answered_episodes, 0) AS answered_episodes, e.first_response_ms, e.longest_first_response_ms,
        v.status, v.proof_method, v.is_dead_letter, v.reason, v.server_count,
        v.finished_at AS verified_at

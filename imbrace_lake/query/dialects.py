@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar
 
 # A Monday before every time in a lake, so that differences in days are never negative.
@@ -17,15 +16,23 @@ class Dialect(ABC):
         name: The name of the engine, and of its file in `sql/`.
         create: The beginning of a statement that makes a view.
         text: The type of a text.
+        character: The function that returns the character of a number.
+        zone: The time zone in the row `s` of the settings; None if the engine needs it in the statement.
         preamble: Statements before the views.
-        sources: The statement behind each source, for a lake in the folder `lake`.
+        source: The query of a source, for a lake in the folder `lake`.
     """
 
     name: str
     create = "CREATE OR REPLACE VIEW"
     text = "VARCHAR"
+    character = "chr"
+    zone: str | None = "s.time_zone"
     preamble: ClassVar[tuple[str, ...]] = ()
-    sources: ClassVar[Mapping[str, str]]
+    source: str
+
+    def source_statement(self, name: str) -> str:
+        """Return the statement that makes the source of a folder of the lake."""
+        return f"{self.create} lake_{name} AS\n{self.source.format(name=name)}"
 
     @abstractmethod
     def milliseconds(self, start: str, end: str) -> str:
@@ -47,16 +54,24 @@ class Dialect(ABC):
         """Return the milliseconds since midnight of a local time."""
         return self.milliseconds(f"date_trunc('day', {local})", local)
 
+    def minute(self, local: str) -> str:
+        """Return a local time as a text to the minute: `2026-01-31 09:05`."""
+        return f"substr(CAST({local} AS {self.text}), 1, 16)"
+
+    def min_by(self, value: str, key: str) -> str:
+        """Return the aggregate with the value in the row of the smallest key that is not null."""
+        return f"min_by({value}, {key})"
+
+    def max_by(self, value: str, key: str) -> str:
+        """Return the aggregate with the value in the row of the largest key that is not null."""
+        return f"max_by({value}, {key})"
+
 
 class DuckDB(Dialect):
     """DuckDB, in this process or its command line."""
 
     name = "duckdb"
-    sources: ClassVar = {
-        "lake_messages": "SELECT * FROM read_parquet('lake/messages/**/*.parquet')",
-        "lake_conversations": "SELECT * FROM read_parquet('lake/conversations/*.parquet')",
-        "lake_phones": "SELECT * FROM read_parquet('lake/phones/*.parquet')",
-    }
+    source = "SELECT * FROM read_parquet('lake/{name}/**/*.parquet')"
 
     def milliseconds(self, start: str, end: str) -> str:
         """Return the milliseconds from one time to another."""
@@ -83,11 +98,7 @@ class Spark(Dialect):
     text = "STRING"
     # Spark shows and takes apart times in the zone of the session.
     preamble = ("SET TIME ZONE 'UTC'",)
-    sources: ClassVar = {
-        "lake_messages": "SELECT * FROM parquet.`lake/messages`",
-        "lake_conversations": "SELECT * FROM parquet.`lake/conversations`",
-        "lake_phones": "SELECT * FROM parquet.`lake/phones`",
-    }
+    source = "SELECT * FROM parquet.`lake/{name}`"
 
     def milliseconds(self, start: str, end: str) -> str:
         """Return the milliseconds from one time to another."""
@@ -111,11 +122,7 @@ class Trino(Dialect):
     """Trino and Athena, over tables whose times have a zone, as those of Delta have."""
 
     name = "trino"
-    sources: ClassVar = {
-        "lake_messages": "SELECT * FROM lake.messages",
-        "lake_conversations": "SELECT * FROM lake.conversations",
-        "lake_phones": "SELECT * FROM lake.phones",
-    }
+    source = "SELECT * FROM lake.{name}"
 
     def milliseconds(self, start: str, end: str) -> str:
         """Return the milliseconds from one time to another."""
@@ -134,4 +141,78 @@ class Trino(Dialect):
         return f"array_join(array_agg({line} ORDER BY {order}), chr(10))"
 
 
-DIALECTS: tuple[Dialect, ...] = (DuckDB(), Spark(), Trino())
+class DataFusion(Dialect):
+    """DataFusion, in Python or its command line."""
+
+    name = "datafusion"
+    zone = None
+
+    def source_statement(self, name: str) -> str:
+        """Return the statement that makes the source of a folder of the lake."""
+        return f"CREATE OR REPLACE EXTERNAL TABLE lake_{name} STORED AS PARQUET LOCATION 'lake/{name}/'"
+
+    def milliseconds(self, start: str, end: str) -> str:
+        """Return the milliseconds from one time to another."""
+        first, last = (
+            f"CAST(arrow_cast({moment}, 'Timestamp(Millisecond, None)') AS BIGINT)" for moment in (start, end)
+        )
+        return f"({last} - {first})"
+
+    def local(self, moment: str, time_zone: str) -> str:
+        """Return a moment as the local time of a zone, without a zone."""
+        return f"to_local_time({moment} AT TIME ZONE {time_zone})"
+
+    def days(self, local: str) -> str:
+        """Return the days from `FIRST_MONDAY` to a local time."""
+        return f"CAST(CAST({local} AS DATE) - DATE '{FIRST_MONDAY}' AS BIGINT)"
+
+    def lines(self, line: str, order: str) -> str:
+        """Return the aggregate that joins lines in an order."""
+        return f"string_agg({line}, chr(10) ORDER BY {order})"
+
+    def minute(self, local: str) -> str:
+        """Return a local time as a text to the minute: `2026-01-31 09:05`."""
+        return f"to_char({local}, '%Y-%m-%d %H:%M')"
+
+    def min_by(self, value: str, key: str) -> str:
+        """Return the aggregate with the value in the row of the smallest key that is not null."""
+        return f"first_value({value} ORDER BY {key}) FILTER (WHERE {key} IS NOT NULL)"
+
+    def max_by(self, value: str, key: str) -> str:
+        """Return the aggregate with the value in the row of the largest key that is not null."""
+        return f"last_value({value} ORDER BY {key}) FILTER (WHERE {key} IS NOT NULL)"
+
+
+class ClickHouse(Dialect):
+    """ClickHouse 26 and later, and chDB, which is ClickHouse in a Python process."""
+
+    name = "clickhouse"
+    text = "Nullable(String)"
+    character = "char"
+    zone = "(SELECT time_zone FROM settings)"
+    # As in the standard: rows without a partner and casts of null are null, and columns come before aliases.
+    preamble = (
+        "SET schema_inference_make_columns_nullable = 1, join_use_nulls = 1, cast_keep_nullable = 1,"
+        " prefer_column_name_to_alias = 1",
+    )
+    source = "SELECT * FROM file('lake/{name}/**/*.parquet', Parquet)"
+
+    def milliseconds(self, start: str, end: str) -> str:
+        """Return the milliseconds from one time to another."""
+        return f"date_diff('millisecond', {start}, {end})"
+
+    def local(self, moment: str, time_zone: str) -> str:
+        """Return a moment as the local time of a zone, which is in UTC, because every time has a zone."""
+        return f"({moment} + toIntervalSecond(timeZoneOffset(toTimeZone({moment}, {time_zone}))))"
+
+    def days(self, local: str) -> str:
+        """Return the days from `FIRST_MONDAY` to a local time."""
+        return f"date_diff('day', toDate32('{FIRST_MONDAY}'), toDate32({local}))"
+
+    def lines(self, line: str, order: str) -> str:
+        """Return the aggregate that joins lines in an order."""
+        pairs = f"arraySort(groupArray(({order}, {line})))"
+        return f"arrayStringConcat(arrayMap(one -> one.2, {pairs}), char(10))"
+
+
+DIALECTS: tuple[Dialect, ...] = (DuckDB(), Spark(), Trino(), DataFusion(), ClickHouse())

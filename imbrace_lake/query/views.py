@@ -26,6 +26,8 @@ from imbrace_lake.query.dialects import DIALECTS, Dialect
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 DAY_MINUTES = 24 * 60
+# The folders of the lake that the views read, as `lake_messages` and so on.
+SOURCES = ("messages", "conversations", "phones")
 _OFFICE = (9 * 60, 18 * 60)
 
 
@@ -114,14 +116,24 @@ def _bots(dialect: Dialect, settings: ViewSettings) -> str:
     return "\nUNION ALL ".join(f"SELECT {_text(one)} AS sender_id" for one in sorted({*settings.bots}))
 
 
-# A text without the white space around it, which Trino's `trim` of spaces would leave.
-_BARE = "trim(replace(replace(replace(raw.text, chr(9), ' '), chr(10), ' '), chr(13), ' '))"
 # Patterns instead of a parser, because the parsers of engines accept different texts.
 _JSON = """(m.bare LIKE '{%}' OR m.bare LIKE '[{%}]' OR m.bare LIKE '["%"]' OR m.bare = '[]')"""
 _OFFER = """content LIKE '%"quick_replies":[{%'"""
 _CONVERSATION = "organization_id, conversation_id"
 _EPISODE = f"{_CONVERSATION}, episode"
 _UNTIL_NOW = "ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"
+
+
+def _zone(dialect: Dialect, settings: ViewSettings) -> str:
+    """Return the time zone as SQL, in a query with the settings as `s`."""
+    return dialect.zone or _text(settings.time_zone)
+
+
+def _bare(dialect: Dialect, text: str) -> str:
+    """Return a text without the white space around it, of which Trino's `trim` removes only spaces."""
+    for code in (9, 10, 13):
+        text = f"replace({text}, {dialect.character}({code}), ' ')"
+    return f"trim({text})"
 
 
 def _open_since_start(dialect: Dialect, local: str, hours: str) -> str:
@@ -132,9 +144,8 @@ def _open_since_start(dialect: Dialect, local: str, hours: str) -> str:
     return f"({weeks} + {hours}.before_ms + {today})"
 
 
-def _business(dialect: Dialect, source: str, columns: str, start: str, end: str, name: str) -> str:
+def _business(dialect: Dialect, zone: str, source: str, columns: str, start: str, end: str, name: str) -> str:
     """Return a query that adds the milliseconds of business hours between two times, null without an end."""
-    zone = "s.time_zone"
     opened, closed = (
         _open_since_start(dialect, f"t.{local}", hours)
         for local, hours in (("local_start", "b"), ("local_end", "e"))
@@ -152,6 +163,7 @@ LEFT JOIN business_hours AS e ON e.weekday = {dialect.days("t.local_end")} % 7 +
 
 
 def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str, str]]:
+    zone = _zone(dialect, settings)
     silence = dialect.milliseconds("previous_at", "created_at")
     yield (
         "settings",
@@ -185,10 +197,10 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         comments.""",
         f"""
         SELECT {kept},
-               coalesce(m.role = 'bot' AND {_JSON}, false) AS is_machine,
-               {dialect.local("m.created_at", "s.time_zone")} AS local_at
+               CAST(coalesce(m.role = 'bot' AND {_JSON}, false) AS BOOLEAN) AS is_machine,
+               {dialect.local("m.created_at", zone)} AS local_at
         FROM (
-            SELECT raw.*, {_BARE} AS bare,
+            SELECT raw.*, {_bare(dialect, "raw.text")} AS bare,
                    CASE WHEN substr(raw.sender_id, 1, 4) = 'pub_' OR b.sender_id IS NOT NULL THEN 'bot'
                         ELSE raw.sender_role END AS role
             FROM lake_messages AS raw LEFT JOIN bots AS b ON b.sender_id = raw.sender_id
@@ -243,6 +255,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         from the first message to the last, and not handling time.""",
         _business(
             dialect,
+            zone,
             "(" + _episodes(dialect) + ")",
             "t.organization_id, t.conversation_id, t.episode, t.started_at, t.ended_at, t.duration_ms,"
             "\n       t.messages, t.contact_messages, t.user_messages, t.bot_messages, t.users, t.opened_by,"
@@ -262,6 +275,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         bots have the first message of a person or a bot instead.""",
         _business(
             dialect,
+            zone,
             "(" + _replies(dialect) + ")",
             "t.organization_id, t.conversation_id, t.episode, t.reply_number, t.contact_message_id,"
             "\n       t.contact_at, t.contact_messages, t.reply_message_id, t.reply_at,"
@@ -279,7 +293,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         share that no person answered; median and 90th percentile of the answered ones. A percentile is
         the smallest value that at least this share of the values do not exceed. The same with bots, and
         in business hours. Episodes that have just begun count as unanswered.""",
-        _response_times(dialect),
+        _response_times(dialect, zone),
     )
     yield (
         "daily_volumes",
@@ -346,7 +360,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         is_waiting: the last message is the contact's. The verdict is the last entry of the ledger that
         is not about a window of time: status, proof_method, is_dead_letter, reason, server_count, and
         when (verified_at).""",
-        _conversations(),
+        _conversations(dialect),
     )
     yield (
         "phones",
@@ -371,7 +385,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         type in brackets. Texts are as they were written, and can contain personal data.""",
         f"""
         WITH spoken AS (
-            SELECT t.*, substr(CAST(local_at AS {dialect.text}), 1, 16) || ' ' || sender_role || ': '
+            SELECT t.*, {dialect.minute("local_at")} || ' ' || sender_role || ': '
                         || coalesce(text, '[' || coalesce(type, 'message') || ']') AS line
             FROM turns AS t
         ),
@@ -389,8 +403,8 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         )
         SELECT organization_id, conversation_id, episode, chunk, min(created_at) AS started_at,
                max(created_at) AS ended_at, count(*) AS messages,
-               min_by(message_id, turn_number) AS first_message_id,
-               max_by(message_id, turn_number) AS last_message_id,
+               {dialect.min_by("message_id", "turn_number")} AS first_message_id,
+               {dialect.max_by("message_id", "turn_number")} AS last_message_id,
                {dialect.lines("line", "turn_number")} AS text
         FROM chunked GROUP BY {_EPISODE}, chunk""",
     )
@@ -413,14 +427,15 @@ def _episodes(dialect: Dialect) -> str:
                    count(CASE WHEN sender_role = 'user' THEN 1 END) AS user_messages,
                    count(CASE WHEN sender_role = 'bot' THEN 1 END) AS bot_messages,
                    count(DISTINCT CASE WHEN sender_role = 'user' THEN sender_id END) AS users,
-                   min_by(sender_role, turn_number) AS opened_by,
-                   max_by(sender_role, turn_number) AS closed_by,
+                   {dialect.min_by("sender_role", "turn_number")} AS opened_by,
+                   {dialect.max_by("sender_role", "turn_number")} AS closed_by,
                    min({contact.format("created_at")}) AS first_contact_at,
-                   min_by(message_id, {contact.format("turn_number")}) AS first_contact_message_id,
+                   {dialect.min_by("message_id", contact.format("turn_number"))} AS first_contact_message_id,
                    min({person.format("created_at")}) AS first_reply_at,
-                   min_by(message_id, {person.format("turn_number")}) AS first_reply_message_id,
+                   {dialect.min_by("message_id", person.format("turn_number"))} AS first_reply_message_id,
                    min({anyone.format("created_at")}) AS first_reply_with_bots_at,
-                   min_by(message_id, {anyone.format("turn_number")}) AS first_reply_with_bots_message_id
+                   {dialect.min_by("message_id", anyone.format("turn_number"))}
+                       AS first_reply_with_bots_message_id
             FROM turns GROUP BY {_EPISODE}
         ) AS e
     """
@@ -441,15 +456,15 @@ def _replies(dialect: Dialect) -> str:
                {dialect.milliseconds("contact_at", "reply_with_bots_at")} AS reply_with_bots_ms
         FROM (
             SELECT organization_id, conversation_id, episode, replies_before,
-                   min_by(message_id, {contact.format("turn_number")}) AS contact_message_id,
+                   {dialect.min_by("message_id", contact.format("turn_number"))} AS contact_message_id,
                    min({contact.format("created_at")}) AS contact_at,
                    count({contact.format(1)}) AS contact_messages,
-                   min_by(message_id, {person.format("turn_number")}) AS reply_message_id,
+                   {dialect.min_by("message_id", person.format("turn_number"))} AS reply_message_id,
                    min({person.format("created_at")}) AS reply_at,
-                   min_by(sender_id, {person.format("turn_number")}) AS reply_sender_id,
-                   min_by(message_id, {anyone.format("turn_number")}) AS reply_with_bots_message_id,
+                   {dialect.min_by("sender_id", person.format("turn_number"))} AS reply_sender_id,
+                   {dialect.min_by("message_id", anyone.format("turn_number"))} AS reply_with_bots_message_id,
                    min({anyone.format("created_at")}) AS reply_with_bots_at,
-                   min_by(sender_role, {anyone.format("turn_number")}) AS reply_with_bots_role
+                   {dialect.min_by("sender_role", anyone.format("turn_number"))} AS reply_with_bots_role
             FROM (
                 SELECT turns.*, count({contact.format(1)}) OVER (
                            PARTITION BY {_EPISODE}, replies_before ORDER BY turn_number {_UNTIL_NOW}
@@ -462,8 +477,8 @@ def _replies(dialect: Dialect) -> str:
     """
 
 
-def _response_times(dialect: Dialect) -> str:
-    week = f"CAST(date_trunc('week', {dialect.local('e.first_contact_at', 's.time_zone')}) AS DATE)"
+def _response_times(dialect: Dialect, zone: str) -> str:
+    week = f"CAST(date_trunc('week', {dialect.local('e.first_contact_at', zone)}) AS DATE)"
     measures = {
         "": "first_response_ms",
         "_with_bots": "first_response_with_bots_ms",
@@ -502,7 +517,7 @@ def _response_times(dialect: Dialect) -> str:
     """
 
 
-def _conversations() -> str:
+def _conversations(dialect: Dialect) -> str:
     counts = ",\n".join(
         f"                   count(CASE WHEN NOT is_deleted AND {condition} THEN 1 END) AS {name}_messages"
         for name, condition in {
@@ -533,7 +548,7 @@ def _conversations() -> str:
                    count(first_contact_at) AS contact_episodes, count(first_response_ms) AS answered_episodes,
                    max(CASE WHEN contact_rank = 1 THEN first_response_ms END) AS first_response_ms,
                    max(first_response_ms) AS longest_first_response_ms,
-                   max_by(closed_by, episode) AS last_role
+                   {dialect.max_by("closed_by", "episode")} AS last_role
             FROM (
                 SELECT e.*, row_number() OVER (
                            PARTITION BY {_CONVERSATION}
@@ -552,8 +567,8 @@ def _conversations() -> str:
         SELECT coalesce(m.organization_id, v.organization_id) AS organization_id,
                coalesce(m.conversation_id, v.conversation_id) AS conversation_id,
                {numbers},
-               m.first_message_at, m.last_message_at, e.last_role,
-               coalesce(e.last_role = 'contact', false) AS is_waiting,
+               m.first_message_at AS first_message_at, m.last_message_at AS last_message_at, e.last_role,
+               CAST(coalesce(e.last_role = 'contact', false) AS BOOLEAN) AS is_waiting,
                {episodes}, e.first_response_ms, e.longest_first_response_ms,
                v.status, v.proof_method, v.is_dead_letter, v.reason, v.server_count,
                v.finished_at AS verified_at
@@ -593,7 +608,7 @@ def script(dialect: Dialect, settings: ViewSettings | None = None) -> str:
         "-- `business_hours`.",
     ]
     statements = [*dialect.preamble]
-    statements += [f"{dialect.create} {name} AS\n{query}" for name, query in dialect.sources.items()]
+    statements += map(dialect.source_statement, SOURCES)
     for view in views(dialect, settings or ViewSettings()):
         comment = textwrap.fill(view.definition, 110, initial_indent="-- ", subsequent_indent="-- ")
         statements.append(f"{comment}\n{dialect.create} {view.name} AS\n{view.query}")

@@ -263,7 +263,9 @@ def spark(messages: str) -> Answers:
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.shuffle.partitions": "1",
+        "spark.sql.warehouse.dir": f"{messages}/../spark-warehouse",
         "spark.sql.session.timeZone": "Asia/Taipei",
         # Spark 3 rejects dates before 1900 by default, and this setting is its default.
         "spark.sql.parquet.datetimeRebaseModeInRead": "EXCEPTION",

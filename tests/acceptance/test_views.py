@@ -1,4 +1,4 @@
-"""Spark and DuckDB return the same rows for every view, from the files of their engines."""
+"""All query engines return the same rows for every view, from the files of their languages."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
-from imbrace_lake.query.dialects import Dialect, DuckDB, Spark
+from imbrace_lake.query.dialects import DIALECTS
 from imbrace_lake.query.views import ViewSettings, script, views
 from tests.acceptance.exporter import ROOT
+from tests.acceptance.scale import IS_FULL
 from tests.core.test_views import SETTINGS
 from tests.talks import make_entries, make_phones, make_rows, write_lake
 
-CONVERSATIONS = 40
-VIEWS = [view.name for view in views(DuckDB(), ViewSettings())]
+CONVERSATIONS = 2_000 if IS_FULL else 20
+PLACES = [*SETTINGS] if IS_FULL else ["Berlin"]
+BY_NAME = {dialect.name: dialect for dialect in DIALECTS}
+VIEWS = [view.name for view in views(BY_NAME["duckdb"], ViewSettings())]
+MODULES = {"clickhouse": "chdb", "datafusion": "datafusion", "spark": "pyspark"}
 
 
 @pytest.fixture(scope="module")
@@ -31,52 +34,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def script_for(dialect: Dialect, settings: ViewSettings, folder: Path) -> str:
-    text = script(dialect, settings)
-    assert "lake/" in text
-    return (
-        text.replace("lake/messages", f"{folder}/lake/messages")
-        .replace("lake/conversations", f"{folder}/lake/conversations")
-        .replace("lake/phones", f"{folder}/lake/phones")
-    )
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Return the rows of DuckDB, which `tests/core/test_views.py` compares with plain Python."""
+    return {place: rows_of("duckdb", SETTINGS[place], folder) for place in PLACES}
 
 
-def in_duckdb(settings: ViewSettings, folder: Path) -> dict[str, Any]:
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'America/New_York'")
-        connection.execute(script_for(DuckDB(), settings, folder))
-        connection.execute("SET TimeZone = 'UTC'")
-        return {name: connection.sql(f"FROM {name}").to_arrow_table().to_pylist() for name in VIEWS}
-
-
-def in_spark(settings: ViewSettings, folder: Path) -> dict[str, Any]:
-    path = folder / "spark.sql"
-    path.write_text(script_for(Spark(), settings, folder))
-    command = [sys.executable, "-m", "tests.acceptance.views_in_spark", str(path), *VIEWS]
-    environment = {**os.environ, "TZ": "UTC"}
+def rows_of(engine: str, settings: ViewSettings, folder: Path) -> dict[str, list[str]]:
+    """Return the rows of each view as sorted texts; the order and the zone of engines do not matter."""
+    path = folder / f"{engine}.sql"
+    path.write_text(script(BY_NAME[engine], settings), "utf-8")
+    command = [sys.executable, "-m", "tests.acceptance.view_engines", engine, str(path), *VIEWS]
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1_500,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3_000:]
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    found: dict[str, list[dict[str, Any]]] = json.loads(result.stdout.splitlines()[-1])
+    return {name: sorted(map(_text, rows)) for name, rows in found.items()}
 
 
-def in_order(rows: list[dict[str, Any]]) -> list[str]:
-    """Return rows as sorted texts, so that the order and the zone of engines do not matter."""
-    return sorted(json.dumps(row, default=str, sort_keys=True).replace("+00:00", "") for row in rows)
+def _text(row: dict[str, Any]) -> str:
+    if "conversation_ids" in row:
+        # ClickHouse has empty lists instead of null.
+        row["conversation_ids"] = row["conversation_ids"] or []
+    return json.dumps(row, sort_keys=True).replace("+00:00", "")
 
 
-@pytest.mark.parametrize("place", ["Berlin"])
-def test_spark_and_duckdb_return_the_same_rows(place: str, folder: Path) -> None:
-    if find_spec("pyspark") is None:
-        pytest.skip("pyspark is not installed: `.uv/bin/uv sync --group engines` installs it")
-    if shutil.which("java") is None:
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("engine", MODULES)
+def test_all_engines_return_the_same_rows(
+    engine: str, place: str, folder: Path, expected: dict[str, dict[str, list[str]]]
+) -> None:
+    if find_spec(MODULES[engine]) is None:
+        pytest.skip(f"{MODULES[engine]} is not installed: `.uv/bin/uv sync --group engines` installs it")
+    if engine == "spark" and shutil.which("java") is None:
         pytest.skip("Spark needs Java 17 on the PATH (Debian: apt install openjdk-17-jre-headless)")
-    here = in_duckdb(SETTINGS[place], folder)
 
-    there = in_spark(SETTINGS[place], folder)
+    found = rows_of(engine, SETTINGS[place], folder)
 
     for name in VIEWS:
-        assert in_order(there[name]) == in_order(here[name]), name
-        assert here[name]
+        assert found[name] == expected[place][name], name
+        assert found[name]

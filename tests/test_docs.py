@@ -65,12 +65,16 @@ def test_a_table_that_differs_from_the_code_is_found_and_written(
     page = tmp_path / "page.md"
     page.write_text("Before\n<!-- generated: exit-codes -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(generated, "PAGES", [page])
+    whole = tmp_path / "whole.sql"
+    monkeypatch.setattr(generated, "files", lambda: [(whole, "SELECT 1")])
 
-    ((changed, fresh),) = generated.outdated()
+    (changed, fresh), new = generated.outdated()
     changed.write_text(fresh)
+    whole.write_text("SELECT 1")
 
     assert re.fullmatch(r"Before\n.*\| 130 \| interrupted \|.*\nafter\n", fresh, re.DOTALL)
     assert "old" not in fresh
+    assert new == (whole, "SELECT 1")
     assert [*generated.outdated()] == []
 
 

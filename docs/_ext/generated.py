@@ -7,7 +7,7 @@ A page names its table in a comment:
     <!-- end -->
 
 The table between the comments is in the repository too, for readers on GitHub. The build fails if it
-differs from the code; `./dev docs --write` updates it.
+differs from the code; `./dev docs --write` updates it, and the files in `sql/` and `dbt/`.
 """
 
 from __future__ import annotations
@@ -225,11 +225,24 @@ def refreshed(text: str) -> str:
 
 
 def outdated() -> Iterator[tuple[Path, str]]:
-    """Yield each page with a table that differs from the code, and its new text."""
+    """Yield each page or file that differs from the code, and its new text."""
     for page in PAGES:
         text = page.read_text("utf-8")
         if (fresh := refreshed(text)) != text:
             yield page, fresh
+    for path, fresh in files():
+        if not path.exists() or path.read_text("utf-8") != fresh:
+            yield path, fresh
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Yield the files that are generated as a whole."""
+    import dbt_package
+
+    from imbrace_lake.query.views import scripts
+
+    yield from ((ROOT / "sql" / name, text) for name, text in scripts().items())
+    yield from dbt_package.files()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -243,9 +256,7 @@ def _check(_app: Sphinx) -> None:
     from sphinx.util import logging
 
     for page, _fresh in outdated():
-        logging.getLogger(__name__).warning(
-            "%s has a table that differs from the code: %s", page.relative_to(ROOT), WRITE
-        )
+        logging.getLogger(__name__).warning("%s differs from the code: %s", page.relative_to(ROOT), WRITE)
 
 
 def _adapt_links(_app: Sphinx, doctree: nodes.document) -> None:

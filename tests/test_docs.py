@@ -8,11 +8,14 @@ import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import entities
 import generated
 import pytest
 import typer.main
 from columns import DESCRIPTIONS, SCHEMAS
+from views import KEYS, described_views
 
 from imbrace_cli.main import app
 from imbrace_flows import events
@@ -104,6 +107,19 @@ def test_events_have_the_fields_that_the_reference_names(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("table", SCHEMAS)
 def test_every_column_has_a_description(table: str) -> None:
     assert [*DESCRIPTIONS[table]] == SCHEMAS[table].names
+
+
+def test_the_dictionary_and_the_pictures_have_every_table_and_view() -> None:
+    names = {view.name for view, _ in described_views()}
+
+    assert {*entities.TABLES} == {*SCHEMAS}
+    assert {*entities.VIEWS} == names == {*KEYS}
+    drawn = [
+        {name for column in diagram.columns for name in column} for diagram in entities.DIAGRAMS.values()
+    ]
+    assert drawn == [{*SCHEMAS}, names - {"settings", "bots", "business_hours"}]
+    for _, picture in entities.files():
+        assert ElementTree.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own
 
 
 def test_the_readme_names_every_command() -> None:

@@ -47,8 +47,16 @@ from tools.seaweed import Seaweed
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "sandbox/README.md", "benchmarks/README.md")
-PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "sandbox/README.md",
+    "benchmarks/README.md",
+    "dbt/README.md",
+)
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 
 # Commands begin with one of these programs.
 RUN_HERE = ("./dev", PROGRAM, "imbrace-sandbox", "prefect", "python", "curl", "mkdir", "chmod")
@@ -61,6 +69,7 @@ NOT_HERE = {
     "ruff .* && mypy |coverage run -m pytest ": "`./dev test` runs it",
     r"(IMBRACE_TEST_DATABASE=\S+ )?pytest ": "part of the tests, or needs PostgreSQL or a browser",
     "python -m benchmarks": "takes minutes",
+    "dbt ": "installs dbt: tests/acceptance/test_dbt.py",
     "imbrace-lake notify (slack|teams|email)": "needs a receiver: tests/deployments/test_notifications.py",
     "prefect deployment run --flow-run-name$": "names an option",
 }
@@ -133,6 +142,14 @@ def read_spans(page: Path) -> Iterator[Block]:
         yield Block(page, text.count("\n", 0, found.start()) + 1, "sh", " ".join(found[1].split()))
 
 
+def read_notebook(path: Path) -> Block:
+    """Return the code of a notebook as one program."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return Block(
+        path, 1, "python", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    )
+
+
 def begins_with_a_program(command: str) -> bool:
     """Whether a command begins with a known program and an argument."""
     program, _, arguments = command.partition(" ")
@@ -161,7 +178,7 @@ def is_name(command: str) -> bool:
     return re.fullmatch(r"(\./dev|\./dev run|imbrace-lake)( [a-z-]+)*", command) is not None
 
 
-BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+BLOCKS = [block for page in PAGES for block in read_blocks(page)] + [*map(read_notebook, NOTEBOOKS)]
 SCRIPTS = [block for block in BLOCKS if block.kind == "sh"]
 _in_blocks = {command for block in SCRIPTS for command in block.commands}
 SPANS = [span for page in PAGES for span in read_spans(page)]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from views import described_views
+from views import KEYS, described_views
 
 from imbrace_lake.query.dialects import Dialect, DuckDB, Spark
 from imbrace_lake.query.views import SOURCES, ViewSettings, views
@@ -21,23 +21,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "dbt"
 BY_HAND = ("settings", "bots", "business_hours")
 MACROS = ("milliseconds", "local", "days", "lines", "minute")
 _WRITTEN = "Written by `./dev docs --write` from imbrace_lake/query/views.py."
-_EPISODE = ("organization_id", "conversation_id", "episode")
-KEYS: Mapping[str, Sequence[str]] = {
-    "settings": ("time_zone",),
-    "bots": ("sender_id",),
-    "business_hours": ("weekday",),
-    "messages": ("organization_id", "conversation_id", "message_id"),
-    "turns": (*_EPISODE, "turn_number"),
-    "episodes": _EPISODE,
-    "replies": (*_EPISODE, "reply_number"),
-    "response_times": ("organization_id", "week_start"),
-    "daily_volumes": ("organization_id", "day"),
-    "busiest_hours": ("organization_id", "weekday", "hour_of_day"),
-    "quick_reply_funnel": ("organization_id",),
-    "conversations": ("organization_id", "conversation_id"),
-    "phones": ("organization_id", "phone_hash"),
-    "documents": (*_EPISODE, "chunk"),
-}
 # Values that a column can have.
 _ROLES = ("contact", "user", "bot")
 _VALUES: Mapping[tuple[str, str], Sequence[str]] = {

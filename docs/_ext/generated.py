@@ -7,7 +7,8 @@ A page names its table in a comment:
     <!-- end -->
 
 The table between the comments is in the repository too, for readers on GitHub. The build fails if it
-differs from the code; `./dev docs --write` updates it, and the files in `sql/` and `dbt/`.
+differs from the code; `./dev docs --write` updates it, and the files in `sql/` and `dbt/`, and
+diagrams.
 """
 
 from __future__ import annotations
@@ -183,6 +184,13 @@ def views() -> str:
     return "\n\n".join(parts)
 
 
+def dictionary() -> str:
+    """Return what a row of each table and view is, and where each column is."""
+    import entities
+
+    return entities.dictionary()
+
+
 TABLES: Mapping[str, Callable[..., str]] = {
     "settings": settings,
     "commands": commands,
@@ -190,6 +198,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "columns": columns,
     "events": events,
     "views": views,
+    "dictionary": dictionary,
 }
 
 
@@ -238,11 +247,13 @@ def outdated() -> Iterator[tuple[Path, str]]:
 def files() -> Iterator[tuple[Path, str]]:
     """Yield the files that are generated as a whole."""
     import dbt_package
+    import entities
 
     from imbrace_lake.query.views import scripts
 
     yield from ((ROOT / "sql" / name, text) for name, text in scripts().items())
     yield from dbt_package.files()
+    yield from entities.files()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

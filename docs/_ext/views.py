@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import duckdb
 from columns import DESCRIPTIONS
@@ -12,6 +12,24 @@ from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.query.dialects import DuckDB
 from imbrace_lake.query.views import View, ViewSettings, views
 
+# Columns of which each row of a view has different values.
+_EPISODE = ("organization_id", "conversation_id", "episode")
+KEYS: Mapping[str, Sequence[str]] = {
+    "settings": ("time_zone",),
+    "bots": ("sender_id",),
+    "business_hours": ("weekday",),
+    "messages": ("organization_id", "conversation_id", "message_id"),
+    "turns": (*_EPISODE, "turn_number"),
+    "episodes": _EPISODE,
+    "replies": (*_EPISODE, "reply_number"),
+    "response_times": ("organization_id", "week_start"),
+    "daily_volumes": ("organization_id", "day"),
+    "busiest_hours": ("organization_id", "weekday", "hour_of_day"),
+    "quick_reply_funnel": ("organization_id",),
+    "conversations": ("organization_id", "conversation_id"),
+    "phones": ("organization_id", "phone_hash"),
+    "documents": (*_EPISODE, "chunk"),
+}
 # Columns with one meaning in every view that has them.
 _COMMON: Mapping[str, str] = {
     **DESCRIPTIONS["phones"],

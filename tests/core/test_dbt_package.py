@@ -15,6 +15,7 @@ import pytest
 from dbt_package import BY_HAND, FOLDER
 from jinja2 import Environment
 from ruamel.yaml import YAML
+from views import KEYS
 
 from imbrace_lake.query.dialects import Dialect, DuckDB, Spark
 from imbrace_lake.query.views import ViewSettings, views
@@ -72,7 +73,9 @@ def test_variables_make_the_rows_of_the_settings(place: str) -> None:
 
     for name in BY_HAND:
         rendered = render(name, "duckdb", variables_of(settings))
-        assert sorted(duckdb.sql(rendered).fetchall()) == sorted(duckdb.sql(queries[name]).fetchall())
+        with duckdb.connect() as connection:
+            expected = connection.execute(queries[name]).fetchall()
+            assert sorted(connection.execute(rendered).fetchall()) == sorted(expected)
 
 
 def test_variables_have_the_defaults_of_the_settings() -> None:
@@ -92,7 +95,7 @@ def test_the_package_has_no_other_files_and_describes_every_model() -> None:
     }
     for path, text in generated.items():
         assert path.read_text("utf-8") == text
-    assert [model["name"] for model in described] == [*dbt_package.KEYS]
+    assert [model["name"] for model in described] == [*KEYS]
     assert not re.search("QUALIFY", "".join(generated.values()))
     for model in described:
         assert all(column["description"] for column in [model, *model["columns"]])

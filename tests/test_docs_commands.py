@@ -32,6 +32,7 @@ from unittest.mock import patch
 import duckdb
 import httpx
 import pytest
+import sqlglot
 import typer.main
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
@@ -189,7 +190,13 @@ CALLS = {
 }
 SHELL = [*SCRIPTS, *CALLS.values()]
 HERE = [block for block in SHELL if not all(map(why_not, block.commands))]
-SQL, PYTHON = ([block for block in BLOCKS if block.kind == kind] for kind in ("sql", "python"))
+# Engines that do not run here have their pages from their documentation.
+FOREIGN = [
+    block for block in BLOCKS if block.kind == "sql" and "**Not run here:**" in block.page.read_text("utf-8")
+]
+SQL = [block for block in BLOCKS if block.kind == "sql" and block not in FOREIGN]
+# tests/acceptance/test_views.py runs the page of Spark, which starts a virtual machine.
+PYTHON = [block for block in BLOCKS if block.kind == "python" and block.page.name != "spark.md"]
 ELSEWHERE = sorted({command for block in SHELL for command in block.commands if why_not(command)})
 
 
@@ -373,6 +380,8 @@ def _clone(folder: Path) -> None:
     """Write a clone with an environment in which `./dev` has nothing to install."""
     for name in ("dev", "pyproject.toml", "uv.lock", "prefect.yaml"):
         shutil.copy(ROOT / name, folder)
+    if not (folder / "sql").exists():
+        (folder / "sql").symlink_to(ROOT / "sql")
     (folder / ".venv").mkdir(exist_ok=True)
     if not (folder / ".venv/bin").exists():
         (folder / ".venv/bin").symlink_to(BIN)
@@ -440,6 +449,14 @@ def test_queries_run(machine: Machine, monkeypatch: pytest.MonkeyPatch, block: B
 
     with duckdb.connect() as connection:
         connection.execute(machine.fill(query))
+
+
+@pytest.mark.parametrize("block", FOREIGN, ids=lambda block: block.name)
+def test_statements_of_other_engines_are_in_their_languages(block: Block) -> None:
+    statements = sqlglot.parse(block.text, read=block.page.stem)
+
+    assert [*filter(None, statements)]
+    assert not re.search("QUALIFY", block.text)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.name)

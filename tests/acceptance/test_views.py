@@ -42,7 +42,8 @@ def expected(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 def rows_of(engine: str, settings: ViewSettings, folder: Path) -> dict[str, list[str]]:
     """Return the rows of each view as sorted texts; the order and the zone of engines do not matter."""
-    path = folder / f"{engine}.sql"
+    path = folder / "sql" / f"{engine}.sql"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(script(BY_NAME[engine], settings), "utf-8")
     command = [sys.executable, "-m", "tests.acceptance.view_engines", engine, str(path), *VIEWS]
     result = subprocess.run(

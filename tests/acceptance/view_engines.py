@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from tests.acceptance.scale import IS_FULL
 
+ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, Any]]
 ENGINES: dict[str, Callable[[list[str], list[str]], Iterator[Rows]]] = {}
 
@@ -71,13 +71,12 @@ def clickhouse(statements: list[str], views: list[str]) -> Iterator[Rows]:
 
 
 @engine
-def spark(statements: list[str], views: list[str]) -> Iterator[Rows]:
-    """Run Spark in local mode."""
-    from pyspark.sql import SparkSession
-
+def spark(_: list[str], views: list[str]) -> Iterator[Rows]:
+    """Run the program of docs/engines/spark.md, which runs the file, in local mode."""
     # Python receives times in the zone of the process.
     os.environ["TZ"] = "UTC"
     settings = {
+        "spark.master": "local[1]",
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
@@ -91,20 +90,18 @@ def spark(statements: list[str], views: list[str]) -> Iterator[Rows]:
             "spark.sql.codegen.factoryMode": "NO_CODEGEN",
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
-    builder = SparkSession.builder.master("local[1]")
-    for name, value in settings.items():
-        builder = builder.config(name, value)
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("OFF")
-    for statement in statements:
-        session.sql(statement)
+    defaults = Path("spark-defaults.conf").resolve()
+    defaults.write_text("".join(f"{name} {value}\n" for name, value in settings.items()), "utf-8")
+    os.environ["SPARK_CONF_DIR"] = str(defaults.parent)
+    page = (ROOT / "docs/engines/spark.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)  # noqa: S102 - our own page
     for view in views:
-        yield [row.asDict() for row in session.table(view).collect()]
+        yield [row.asDict() for row in names["spark"].table(view).collect()]
 
 
 if __name__ == "__main__":
     name, script, *views = sys.argv[1:]
-    text = re.sub(r"^--.*$", "", Path(script).read_text("utf-8"), flags=re.MULTILINE)
-    statements = [statement for statement in text.split(";\n") if statement.strip()]
+    statements = Path(script).read_text("utf-8").split(";\n\n")
     found = dict(zip(views, ENGINES[name](statements, views), strict=True))
     sys.stdout.write("\n" + json.dumps(found, default=str) + "\n")

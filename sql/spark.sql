@@ -1,4 +1,4 @@
--- The views over a lake, written by `python -m imbrace_lake.query.views sql`; see docs/views.md.
+-- The views over a lake, written from imbrace_lake/query/views.py; see docs/views.md.
 -- Change the folder `lake` in the sources, and the values in the views `settings`, `bots` and
 -- `business_hours`.
 

@@ -1,9 +1,9 @@
 """The SQL views over a lake, from one source for all engines.
 
-Each view has its definition beside it. The files in `sql/` have the same statements, and this module writes
-them again:
+Each view has its definition beside it. The files in `sql/` and the models in `dbt/` have the same statements;
+`./dev docs --write` writes them again. With an installed package, this module writes the files:
 
-    python -m imbrace_lake.query.views sql
+    python -m imbrace_lake.query.views FOLDER
 """
 
 # The statements are built from constants of this module and from checked settings.
@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -52,7 +52,6 @@ class ViewSettings:
     business_hours: tuple[tuple[int, int] | None, ...] = (*(_OFFICE,) * 5, None, None)
     bots: tuple[str, ...] = ()
     document_characters: int = 4_000
-    gap_ms: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -71,7 +70,6 @@ class ViewSettings:
                 )
         if self.document_characters < 1:
             raise SettingsError("a document must have at least 1 character")
-        object.__setattr__(self, "gap_ms", self.gap // timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True)
@@ -165,12 +163,13 @@ LEFT JOIN business_hours AS e ON e.weekday = {dialect.days("t.local_end")} % 7 +
 def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str, str]]:
     zone = _zone(dialect, settings)
     silence = dialect.milliseconds("previous_at", "created_at")
+    gap_ms = settings.gap // timedelta(milliseconds=1)
     yield (
         "settings",
         """The settings of the views, in one row: the time zone of days, weeks and hours; the silence in
         milliseconds after which a new episode begins; about how many characters a document has.""",
         f"""
-        SELECT {_text(settings.time_zone)} AS time_zone, CAST({settings.gap_ms} AS BIGINT) AS gap_ms,
+        SELECT {_text(settings.time_zone)} AS time_zone, CAST({gap_ms} AS BIGINT) AS gap_ms,
                CAST({settings.document_characters} AS BIGINT) AS document_characters""",
     )
     yield (
@@ -603,7 +602,7 @@ def _words(sql: str) -> set[str]:
 def script(dialect: Dialect, settings: ViewSettings | None = None) -> str:
     """Return the file with all views for one engine."""
     head = [
-        "-- The views over a lake, written by `python -m imbrace_lake.query.views sql`; see docs/views.md.",
+        "-- The views over a lake, written from imbrace_lake/query/views.py; see docs/views.md.",
         "-- Change the folder `lake` in the sources, and the values in the views `settings`, `bots` and",
         "-- `business_hours`.",
     ]
@@ -612,12 +611,7 @@ def script(dialect: Dialect, settings: ViewSettings | None = None) -> str:
     for view in views(dialect, settings or ViewSettings()):
         comment = textwrap.fill(view.definition, 110, initial_indent="-- ", subsequent_indent="-- ")
         statements.append(f"{comment}\n{dialect.create} {view.name} AS\n{view.query}")
-    return (
-        "\n".join(head)
-        + "\n\n"
-        + "".join(f"{statement};\n\n" for statement in statements).rstrip("\n")
-        + "\n"
-    )
+    return "\n".join(head) + "\n\n" + ";\n\n".join(statements) + ";\n"
 
 
 def scripts() -> Mapping[str, str]:

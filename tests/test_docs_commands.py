@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, suppress
+from contextlib import chdir, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
@@ -167,16 +167,46 @@ def find(table: Mapping[str, str], command: str) -> str | None:
     return next((found for pattern, found in table.items() if re.match(pattern, command)), None)
 
 
-def own_arguments(command: str) -> list[str] | None:
-    """The arguments of a call of our program that runs in this process; None if it runs in a shell."""
-    program, _, arguments = command.partition(" ")
-    is_plain = program == PROGRAM and not re.search(r"[|&;<>$*~]", command)
-    return shlex.split(arguments) if is_plain and find(SERVES, command) is None else None
+def without_dev(command: str) -> str:
+    """The call of our program that `./dev` makes (tests/test_dev_script.py); other commands as they are."""
+    return re.sub(r"^\./dev (run |(?=demo))", f"{PROGRAM} ", command)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of our program that runs in this process, with what a shell would add to it."""
+
+    arguments: list[str]
+    input: str | None
+    output: str | None
+    filter: str | None
+
+
+def own_call(command: str) -> Call | None:
+    """The call of a command; None if it runs in a shell."""
+    form = rf"{PROGRAM} ([^|&;<>$*~]*?)(?: < (\S+))?(?: > (\S+))?(?: \| (jq \S+))?"
+    found = re.fullmatch(form, without_dev(command))
+    if found is None or find(SERVES, command) is not None:
+        return None
+    return Call(shlex.split(found[1]), *found.groups()[1:])
 
 
 def is_name(command: str) -> bool:
     """Whether the text names a command of ours instead of calling it: `imbrace-lake export`."""
     return re.fullmatch(r"(\./dev|\./dev run|imbrace-lake)( [a-z-]+)*", command) is not None
+
+
+def is_repeated(block: Block, command: str) -> bool:
+    """Whether a server or a worker is started by an earlier block too, in the same environment."""
+    if find(SERVES, command) is None:
+        return False
+    others = [one for one in HERE[: HERE.index(block)] if _exports(one) == _exports(block)]
+    return any(without_dev(command) in map(without_dev, one.commands) for one in others)
+
+
+def _exports(block: Block) -> list[str]:
+    # The token is in the clone's `.env`.
+    return [one for one in block.commands if one.startswith("export ") and "IMBRACE_TOKEN=" not in one]
 
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)] + [*map(read_notebook, NOTEBOOKS)]
@@ -189,14 +219,18 @@ CALLS = {
     if begins_with_a_program(span.text) and not is_name(span.text) and span.text not in _in_blocks
 }
 SHELL = [*SCRIPTS, *CALLS.values()]
-HERE = [block for block in SHELL if not all(map(why_not, block.commands))]
+# A page whose blocks continue each other, from an empty terminal on.
+JOURNEY = [block for block in BLOCKS if block.page.name == "analysts.md"]
+HERE = [block for block in SHELL if not all(map(why_not, block.commands)) and block not in JOURNEY]
 # Engines that do not run here have their pages from their documentation.
 FOREIGN = [
     block for block in BLOCKS if block.kind == "sql" and "**Not run here:**" in block.page.read_text("utf-8")
 ]
 SQL = [block for block in BLOCKS if block.kind == "sql" and block not in FOREIGN]
 # tests/acceptance/test_views.py runs the page of Spark, which starts a virtual machine.
-PYTHON = [block for block in BLOCKS if block.kind == "python" and block.page.name != "spark.md"]
+PYTHON = [
+    block for block in BLOCKS if block.kind == "python" and block.page.name not in ("spark.md", "analysts.md")
+]
 ELSEWHERE = sorted({command for block in SHELL for command in block.commands if why_not(command)})
 
 
@@ -215,12 +249,13 @@ class Machine:
         assert "…" not in text, f"the test has no value for a word in {text!r}"
         return text
 
-    def run(self, command: str, exports: str = "") -> None:
+    def run(self, command: str, exports: str = "", in_shell: bool = False) -> None:
         """Run a command, or start it, and expect success."""
         before, served = find(BEFORE, command), find(SERVES, command)
-        if (arguments := own_arguments(self.fill(command))) is not None:
+        call = None if in_shell else own_call(self.fill(command))
+        if call is not None:
             subprocess.run(["sh", "-c", before or ":"], cwd=self.folder, check=True)
-            self._call(arguments, self.fill(exports))
+            self._call(call, self.fill(exports))
             return
         script = self.fill(f"{exports}{before or ':'}\n{command}")
         if served and "sandbox" in command and "--port" not in command:
@@ -247,7 +282,7 @@ class Machine:
                 os.killpg(process.pid, signal.SIGKILL)
         assert code in ({0, INTERRUPTED} if served else {0}), f"{script}\n{output.read_text()}"
 
-    def _call(self, arguments: list[str], exports: str) -> None:
+    def _call(self, call: Call, exports: str) -> None:
         exported = [word.partition("=") for line in exports.splitlines() for word in shlex.split(line)[1:]]
         environment = {**self.environment, **{name: value for name, _, value in exported}}
         # Only differences, because C code in other threads reads the environment; a fixture restores it.
@@ -256,8 +291,15 @@ class Machine:
         for name, value in environment.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
-        with chdir(self.folder), patch("sys.stdin", StringIO()):
-            assert main(arguments) == 0, arguments
+        given = "" if call.input is None else (self.folder / call.input).read_text()
+        output = StringIO()
+        with chdir(self.folder), patch("sys.stdin", StringIO(given)), redirect_stdout(output):
+            assert main(call.arguments) == 0, call
+        if call.output is not None:
+            (self.folder / call.output).write_text(output.getvalue())
+        if call.filter is not None:
+            command = shlex.split(call.filter)
+            subprocess.run(command, input=output.getvalue(), text=True, check=True, capture_output=True)
 
     def _wait_for(self, line: str, process: subprocess.Popen[bytes], output: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -380,8 +422,7 @@ def _clone(folder: Path) -> None:
     """Write a clone with an environment in which `./dev` has nothing to install."""
     for name in ("dev", "pyproject.toml", "uv.lock", "prefect.yaml"):
         shutil.copy(ROOT / name, folder)
-    if not (folder / "sql").exists():
-        (folder / "sql").symlink_to(ROOT / "sql")
+    shutil.copytree(ROOT / "sql", folder / "sql", dirs_exist_ok=True)
     (folder / ".venv").mkdir(exist_ok=True)
     if not (folder / ".venv/bin").exists():
         (folder / ".venv/bin").symlink_to(BIN)
@@ -432,13 +473,33 @@ def client(server: LocalServer) -> Iterator[None]:
 @prefect_leaks
 @pytest.mark.parametrize("block", HERE, ids=lambda block: block.name)
 def test_commands_run(machine: Machine, block: Block) -> None:
+    run_commands(machine, block)
+
+
+@pytest.mark.usefixtures("client")
+@prefect_leaks
+def test_the_analysts_page_leads_from_an_empty_terminal_to_response_times(machine: Machine) -> None:
+    shutil.rmtree(machine.folder / "lake")
+
+    for block in JOURNEY:
+        if block.kind == "python":
+            run_program(machine, block)
+        else:
+            run_commands(machine, block)
+
+    weeks = (machine.folder / "weeks.csv").read_text().splitlines()
+    assert weeks[0].startswith("week_start,episodes,answered,share_unanswered,median_minutes")
+    assert len(weeks) > 10
+
+
+def run_commands(machine: Machine, block: Block) -> None:
     exports = ""
     for command in block.commands:
         if command.startswith("export "):
             exports += f"{command}\n"
-        elif why_not(command) is None:
+        elif why_not(command) is None and not is_repeated(block, command):
             assert command.split()[0] in RUN_HERE, f"the test does not know how to run {command!r}"
-            machine.run(command, exports)
+            machine.run(command, exports, in_shell=(block.page.name, command) == ("README.md", "./dev demo"))
 
 
 @pytest.mark.parametrize("block", SQL, ids=lambda block: block.name)
@@ -461,6 +522,10 @@ def test_statements_of_other_engines_are_in_their_languages(block: Block) -> Non
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.name)
 def test_python_runs(machine: Machine, block: Block) -> None:
+    run_program(machine, block)
+
+
+def run_program(machine: Machine, block: Block) -> None:
     program = machine.folder / "program.py"
     program.write_text(block.text.replace("...  # a client reads", "read = box.truth(conversation_id)  #"))
 
@@ -531,7 +596,7 @@ def _is_known(command: Any, words: list[str]) -> bool:
 
 
 def test_no_reason_is_left_over() -> None:
-    here = [command for block in HERE for command in block.commands]
+    here = [command for block in [*HERE, *JOURNEY] for command in block.commands]
 
     unused = [pattern for pattern in NOT_HERE if not any(re.match(pattern, one) for one in ELSEWHERE)]
     unused += [pattern for pattern in (*SERVES, *BEFORE) if not any(re.match(pattern, one) for one in here)]

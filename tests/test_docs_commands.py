@@ -249,10 +249,10 @@ class Machine:
         assert "…" not in text, f"the test has no value for a word in {text!r}"
         return text
 
-    def run(self, command: str, exports: str = "", in_shell: bool = False) -> None:
+    def run(self, command: str, exports: str = "") -> None:
         """Run a command, or start it, and expect success."""
         before, served = find(BEFORE, command), find(SERVES, command)
-        call = None if in_shell else own_call(self.fill(command))
+        call = own_call(self.fill(command))
         if call is not None:
             subprocess.run(["sh", "-c", before or ":"], cwd=self.folder, check=True)
             self._call(call, self.fill(exports))
@@ -499,7 +499,7 @@ def run_commands(machine: Machine, block: Block) -> None:
             exports += f"{command}\n"
         elif why_not(command) is None and not is_repeated(block, command):
             assert command.split()[0] in RUN_HERE, f"the test does not know how to run {command!r}"
-            machine.run(command, exports, in_shell=(block.page.name, command) == ("README.md", "./dev demo"))
+            machine.run(command, exports)
 
 
 @pytest.mark.parametrize("block", SQL, ids=lambda block: block.name)

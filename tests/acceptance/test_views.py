@@ -7,14 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.lake.schema import SCHEMA, Origin, to_rows
 from imbrace_lake.query.dialects import DIALECTS
 from imbrace_lake.query.views import ViewSettings, script, views
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.exporter import ROOT
 from tests.acceptance.scale import IS_FULL
 from tests.core.test_views import SETTINGS
@@ -27,11 +32,33 @@ VIEWS = [view.name for view in views(BY_NAME["duckdb"], ViewSettings())]
 MODULES = {"clickhouse": "chdb", "datafusion": "datafusion", "spark": "pyspark"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["generated", "real"] if IS_FULL else ["generated"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a lake: small objects, or for full runs one object with all messages."""
     folder = tmp_path_factory.mktemp("talks")
-    write_lake(folder / "lake", make_rows(11, CONVERSATIONS), make_entries(CONVERSATIONS), make_phones())
+    rows = make_rows(11, CONVERSATIONS)
+    write_lake(folder / "lake", [] if IS_FULL else rows, make_entries(CONVERSATIONS), make_phones())
+    if IS_FULL:
+        messages = pa.Table.from_pylist(rows, schema=SCHEMA)
+        if request.param == "real":
+            messages = read_real(request.getfixturevalue("real_conversations"))
+        path = folder / "lake/messages/org=all/conv=all/part-00000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(messages, path)
     return folder
+
+
+def read_real(file: Path) -> pa.Table:
+    """Return the real messages as rows of a lake."""
+    pages = []
+    with Sandbox(SandboxOptions(file=file)) as box:
+        for conversation in box.conversations:
+            items = box.truth(conversation)
+            origin = Origin(
+                box.options.organization_id, conversation, "run", datetime(2026, 1, 1, tzinfo=UTC)
+            )
+            pages.append(to_rows(items, [item["_id"] for item in items], origin))
+    return pa.concat_tables(pages).select(SCHEMA.names)
 
 
 @pytest.fixture(scope="module")

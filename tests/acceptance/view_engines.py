@@ -81,6 +81,7 @@ def spark(_: list[str], views: list[str]) -> Iterator[Rows]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.sql.shuffle.partitions": "1",
+        "spark.driver.memory": "4g",
     }
     if not IS_FULL:
         # For a few rows, compiling takes three quarters of the time.

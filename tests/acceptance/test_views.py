@@ -108,4 +108,5 @@ def test_all_engines_return_the_same_rows(
 
     for name in VIEWS:
         assert found[name] == expected[place][name], name
-        assert found[name]
+        # The real conversations have no offers of quick replies.
+        assert found[name] or IS_FULL

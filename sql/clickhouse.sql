@@ -343,7 +343,7 @@ WITH spoken AS (
     FROM turns AS t
 ),
 placed AS (
-    SELECT spoken.*, coalesce(CAST(sum(length(line)) OVER (
+    SELECT spoken.*, coalesce(CAST(sum(lengthUTF8(line)) OVER (
                PARTITION BY organization_id, conversation_id, episode ORDER BY turn_number
                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS BIGINT), 0) AS begins
     FROM spoken

@@ -17,6 +17,7 @@ class Dialect(ABC):
         create: The beginning of a statement that makes a view.
         text: The type of a text.
         character: The function that returns the character of a number.
+        length: The function that returns the number of characters of a text.
         zone: The time zone in the row `s` of the settings; None if the engine needs it in the statement.
         preamble: Statements before the views.
         source: The query of a source, for a lake in the folder `lake`.
@@ -26,6 +27,7 @@ class Dialect(ABC):
     create = "CREATE OR REPLACE VIEW"
     text = "VARCHAR"
     character = "chr"
+    length = "length"
     zone: str | None = "s.time_zone"
     preamble: ClassVar[tuple[str, ...]] = ()
     source: str
@@ -189,6 +191,7 @@ class ClickHouse(Dialect):
     name = "clickhouse"
     text = "Nullable(String)"
     character = "char"
+    length = "lengthUTF8"
     zone = "(SELECT time_zone FROM settings)"
     # As in the standard: rows without a partner and casts of null are null, and columns come before aliases.
     preamble = (

@@ -389,7 +389,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
             FROM turns AS t
         ),
         placed AS (
-            SELECT spoken.*, coalesce(CAST(sum(length(line)) OVER (
+            SELECT spoken.*, coalesce(CAST(sum({dialect.length}(line)) OVER (
                        PARTITION BY {_EPISODE} ORDER BY turn_number
                        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS BIGINT), 0) AS begins
             FROM spoken

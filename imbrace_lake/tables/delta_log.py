@@ -114,7 +114,7 @@ class DeltaLog:
         self, store: Store, folder: str, schema: pa.Schema, configuration: Mapping[str, str]
     ) -> None:
         self._store = store
-        self._folder = folder
+        self.folder = folder
         self._prefix = f"{folder}_delta_log/"
         self._schema = schema
         self._configuration = configuration
@@ -280,7 +280,7 @@ class DeltaLog:
 
     def _damaged(self) -> DamagedObject:
         return DamagedObject(
-            f"the log {self._store.url}/{self._prefix} cannot be read: delete {self._folder}, which"
+            f"the log {self._store.url}/{self._prefix} cannot be read: delete {self.folder}, which"
             " `imbrace-lake compact` then writes again"
         )
 

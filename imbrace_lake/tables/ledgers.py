@@ -2,6 +2,10 @@
 
 Ledger objects are never changed, so a table of all rows only grows: a compaction reads the objects that the
 table does not have yet. A table of current rows is one file, which is written again with each change.
+
+The name of a ledger object has the hash of its bytes, and the state of a table has the hash of the rows of
+each data file. A new file is read back from the store before it is committed. A file that is read because it
+is replaced must have the rows that were written into it; otherwise the table is built again from its ledger.
 """
 
 from __future__ import annotations
@@ -9,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,24 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imbrace_lake.errors import DamagedObject, ObjectExists, StoreUnavailable
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_hash, read_objects, run_of
+from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_hash, read_objects
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, Ledger
 from imbrace_lake.lake.parquet import encode
-from imbrace_lake.store.contract import ObjectMeta
-from imbrace_lake.tables.cleaning import (
-    AS_OF,
-    GRACE,
-    RUN,
-    STATE_FOLDER,
-    STATE_PROPERTY,
-    TRIES,
-    clean_up,
-    recorded,
-)
+from imbrace_lake.store.contract import ObjectMeta, Store
+from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, recorded
+from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
-from imbrace_lake.tables.report import TableDifference, TableReport
+from imbrace_lake.tables.report import TableReport
 from imbrace_lake.tables.rows import (
     FILE_BYTES,
     STATISTICS,
@@ -48,8 +42,7 @@ from imbrace_lake.tables.rows import (
     properties_of,
     table_schema,
 )
-
-logger = logging.getLogger(__name__)
+from imbrace_lake.tables.rows_hash import RowsHash, hash_of_file
 
 # Ledger objects that are read at a time.
 GROUP_BYTES, GROUP_OBJECTS = 4 * 2**20, 64
@@ -96,16 +89,74 @@ LEDGER_TABLES = (
 )
 
 
+def ledger_log(store: Store, table: LedgerTable) -> DeltaLog:
+    """Return the log of a table of a ledger."""
+    schema = table_schema(LEDGER_SCHEMAS[table.ledger])
+    columns = [name for name in STATISTICS if name in schema.names]
+    return DeltaLog(store, f"tables/{table.name}/", schema, properties_of(columns))
+
+
 @dataclass(slots=True)
 class LedgerTableState:
-    """The ledger objects that a table contains, and the objects that only its earlier versions need."""
+    """What a version of a table of a ledger contains.
 
+    Attributes:
+        table: The name of the table.
+        keys: The ledger objects.
+        hashes: The hash of the rows of each data file, by path.
+        removed: Keys of objects that only earlier versions need, and when they were replaced.
+    """
+
+    table: str
     keys: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
     removed: dict[str, datetime] = field(default_factory=dict)
-    key: str = ""
+
+    async def write(self, store: Store) -> str:
+        """Write the state and return its key."""
+        metadata = {
+            "hashes": json.dumps(self.hashes),
+            "removed": json.dumps({key: moment.isoformat() for key, moment in self.removed.items()}),
+        }
+        rows = pa.table({"key": pa.array(sorted(self.keys), pa.string())})
+        body = encode(rows, metadata, compression="zstd")
+        key = named_by_hash(f"{STATE_FOLDER}{self.table}", body)
+        await store.overwrite(key, body)
+        return key
 
 
-class LedgerCompaction:
+async def read_ledger_state(
+    store: Store, table: LedgerTable, snapshot: Snapshot | None
+) -> LedgerTableState | None:
+    """Return the state of a version of a table; None if it is lost, an empty one without a table."""
+    if snapshot is None:
+        return LedgerTableState(table.name)
+    key = snapshot.configuration.get(STATE_PROPERTY, "")
+    try:
+        body = await store.get(key) if key else b""
+    except FileNotFoundError:
+        return None
+    if not key or not has_hash(key, body):
+        return None
+    rows = pq.read_table(io.BytesIO(body))
+    metadata = pq.read_metadata(io.BytesIO(body)).metadata
+    if b"hashes" not in metadata:
+        # A table of an earlier version.
+        return None
+    removed = json.loads(metadata[b"removed"])
+    return LedgerTableState(
+        table.name,
+        {*rows.column("key").to_pylist()},
+        json.loads(metadata[b"hashes"]),
+        {one: datetime.fromisoformat(moment) for one, moment in removed.items()},
+    )
+
+
+class _OtherRows(Exception):
+    """A file of the table has other rows than were written into it; the argument is its path."""
+
+
+class LedgerCompaction(Compaction[LedgerTableState]):
     """One compaction of a table of a ledger.
 
     Args:
@@ -118,22 +169,16 @@ class LedgerCompaction:
     def __init__(
         self, lake: Lake, table: LedgerTable, clock: Callable[[], datetime], *, grace: timedelta = GRACE
     ) -> None:
-        self._lake = lake
-        self._store = lake.store
+        report = TableReport(table.name, unit="ledger objects")
+        super().__init__(lake, ledger_log(lake.store, table), report, clock, grace)
         self._table = table
-        self._clock = clock
-        self._grace = grace
-        self._folder = f"tables/{table.name}/"
         self._schema = table_schema(LEDGER_SCHEMAS[table.ledger])
-        columns = [name for name in STATISTICS if name in self._schema.names]
-        self._log = DeltaLog(lake.store, self._folder, self._schema, properties_of(columns))
-        self.report = TableReport(table.name, unit="ledger objects")
 
     async def plan(self) -> TableReport:
         """Find out what a compaction would read and write, and write nothing."""
         snapshot = await self._log.read()
-        state = await self._read_state(snapshot) or LedgerTableState()
-        new = await self._new_objects(state)
+        state = await read_ledger_state(self._store, self._table, snapshot)
+        new = await self._new_objects(state or LedgerTableState(self._table.name))
         report = self.report
         report.is_dry_run = True
         report.describe(snapshot)
@@ -147,102 +192,110 @@ class LedgerCompaction:
         report.requests = len(new) + (5 if new else 0)
         return report
 
-    async def run(self) -> TableReport:
-        """Add the new objects, prove it, and delete what no reader needs any more."""
-        for _ in range(TRIES):
-            try:
-                await self._run_once()
-            except ObjectExists:
-                self.report.conflicts += 1
-                logger.info("another compaction committed first table=%s", self._table.name)
-            else:
-                break
-        else:
-            raise StoreUnavailable(
-                f"{self._store.url}/{self._folder}: other compactions kept committing, so try again"
-            )
-        snapshot = await self._log.read()
-        state = await self._read_state(snapshot)
-        if snapshot is not None and state is not None:
-            self.report.files_deleted += await clean_up(
-                self._store, self._log, self._folder, snapshot, state.removed, self._clock(), self._grace
-            )
-        return self.report
-
-    async def _run_once(self) -> None:
+    async def _run_once(self) -> tuple[Snapshot | None, LedgerTableState | None]:
         now = self._clock()
-        runs = [meta.key for meta in await self._store.list("runs/")]
-        last_run = (run_of(runs[-1]) if runs else None) or ""
+        properties = await self._properties(now)
         before = await self._log.read()
-        state = await self._read_state(before)
-        # A table whose state is lost is built again.
-        gone = list(before.files) if before is not None and state is None else []
-        state = state or LedgerTableState()
-        new = await self._new_objects(state)
-        done = {} if before is None else recorded(before.configuration)
-        if not new and not gone and done.get(RUN) == last_run:
-            self.report.describe(before)
-            return
-        with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
-            folder = Path(temporary)
-            added, expected, covered = await self._write(folder, before, gone, new, now)
-            for file, path in added:
-                await self._store.create(f"{self._folder}{file.path}", path)
-                self.report.written_bytes += file.size_bytes
-            properties = {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run}
-            files = [file for file, _ in added]
-            after_state = LedgerTableState(state.keys | covered, dict(state.removed))
-            await self._commit(before, after_state, files, gone, properties, now)
-            after = await self._log.read()
-            found: Counter[str] = Counter()
-            for file in files:
-                found += await self._runs_of(file, folder)
-            if found != expected:
-                runs_of = sorted((found - expected) | (expected - found))
-                self._differs(f"rows of {len(runs_of)} runs differ from the ledger: delete {self._folder}")
-        self.report.changed += len(new)
-        self.report.rows_added += sum(expected.values())
-        self.report.rows_removed += sum(one.rows for one in gone)
-        self.report.describe(after)
+        state = await read_ledger_state(self._store, self._table, before)
+        if state is not None:
+            try:
+                return await self._add_new(before, state, properties, now)
+            except _OtherRows as exc:
+                problem = "had other rows than the ledger, and the table was built again"
+                self._differs(f"{self._folder}{exc}", problem)
+        # The state is lost, or a file is damaged.
+        removed = {} if state is None else state.removed
+        empty = LedgerTableState(self._table.name, removed=removed)
+        gone = () if before is None else before.files
+        return await self._add_new(before, empty, properties, now, gone)
 
-    async def _write(
+    async def _add_new(
         self,
-        folder: Path,
         before: Snapshot | None,
-        gone: list[TableFile],
-        new: Sequence[ObjectMeta],
+        state: LedgerTableState,
+        properties: dict[str, str],
         now: datetime,
-    ) -> tuple[list[tuple[TableFile, Path]], Counter[str], set[str]]:
-        """Write the new files; add to `gone` the files that they replace.
+        gone: Sequence[TableFile] | None = None,
+    ) -> tuple[Snapshot | None, LedgerTableState]:
+        """Add the ledger objects that a state does not have, in one commit.
+
+        Args:
+            before: The newest version of the table.
+            state: Its state, or an empty one to build the table again.
+            properties: Properties of the new version.
+            now: The time.
+            gone: All files of the table, to build it again.
 
         Returns:
-            The files, the number of their rows for each run, and the ledger objects that were read.
+            The new version and state; the old ones if there is nothing to do.
+
+        Raises:
+            _OtherRows: A file that is read to be replaced has other rows than were written.
+            DamagedObject: The store returns other rows than were written.
+            ObjectExists: Another compaction committed first; nothing was changed.
         """
-        files = _Files(folder, self._schema)
+        new = await self._new_objects(state)
+        is_current = before is not None and recorded(before.configuration).get(RUN) == properties[RUN]
+        if is_current and not new and gone is None:
+            return before, state
+        state = replace(state, keys={*state.keys}, hashes=dict(state.hashes), removed=dict(state.removed))
+        with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
+            folder = Path(temporary)
+            files = _Files(folder, self._schema)
+            old = () if before is None or gone is not None else before.files
+            gone = [*(gone or ()), *await self._write(files, old, new, state)]
+            added = []
+            for written in files.close(now):
+                file = await self._store_file(written, folder)
+                added.append(file)
+                state.hashes[file.path] = written.rows_hash
+        for one in gone:
+            state.hashes.pop(one.path, None)
+        after = await self._commit(before, state, added, gone, properties, now)
+        report = self.report
+        report.changed += len(new)
+        report.rows_added += sum(one.rows for one in added)
+        report.rows_removed += sum(one.rows for one in gone)
+        report.is_repaired = bool(report.differences)
+        return after, state
+
+    async def _write(
+        self, files: _Files, old: Sequence[TableFile], new: Sequence[ObjectMeta], state: LedgerTableState
+    ) -> list[TableFile]:
+        """Write the rows of new ledger objects, and of old files that are too many or have outdated rows.
+
+        Args:
+            files: The new files.
+            old: The files of the table.
+            new: The ledger objects; those that are not damaged are added to the keys of the state.
+            state: The state.
+
+        Returns:
+            The old files whose rows are in the new ones now.
+
+        Raises:
+            _OtherRows: An old file has other rows than were written.
+        """
         choose = self._table.choose
-        current: list[pa.Table] = []
-        old = [] if before is None or gone else list(before.files)
         small = [one for one in old if one.size_bytes < FILE_BYTES // 4]
-        replaced = old if choose is not None else small if len(small) > MOST_SMALL_FILES else []
+        replaced = [*old] if choose is not None else small if len(small) > MOST_SMALL_FILES else []
+        current: list[pa.Table] = []
         for file in replaced:
-            path = await self._download(file, folder)
+            path = await self._download(file, files.folder)
             self.report.read_bytes += file.size_bytes
+            if not await _has_rows(path, state.hashes.get(file.path)):
+                raise _OtherRows(file.path)
             for rows in iter_file(path):
-                # A later version may have added columns to the ledger.
-                for one in self._schema:
-                    if one.name not in rows.schema.names:
-                        rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
-                rows = rows.select(self._schema.names).cast(self._schema)
+                rows = _in_schema(rows, self._schema)
                 if choose is None:
                     await asyncio.to_thread(files.add, rows)
                 else:
                     current.append(rows)
-        gone += replaced
-        covered: set[str] = set()
+            path.unlink()
         for group in _groups(new):
             keys = [one.key for one in group]
             tables = await read_objects(self._lake, keys)
-            covered.update(key for key in keys if key not in self._lake.damaged)
+            state.keys.update(key for key in keys if key not in self._lake.damaged)
             self.report.objects_read += len(keys)
             self.report.read_bytes += sum(one.size_bytes for one in group)
             self.report.requests += len(keys)
@@ -254,117 +307,85 @@ class LedgerCompaction:
                     current = [await asyncio.to_thread(choose, pa.concat_tables([*current, rows]))]
         for rows in current:
             files.add(rows)
-        return files.close(now), files.runs, covered
+        return replaced
 
-    async def _commit(
-        self,
-        before: Snapshot | None,
-        state: LedgerTableState,
-        added: Sequence[TableFile],
-        gone: Sequence[TableFile],
-        properties: dict[str, str],
-        now: datetime,
-    ) -> None:
-        if before is not None and before.configuration.get(STATE_PROPERTY):
-            state.removed[before.configuration[STATE_PROPERTY]] = now
-        state.removed = {key: at for key, at in state.removed.items() if now - at <= self._grace + GRACE}
-        state.removed |= {f"{self._folder}{one.path}": now for one in gone}
-        key = await self._write_state(state)
-        await self._log.commit(before, added, gone, {**properties, STATE_PROPERTY: key}, now)
-        self.report.commits += 1
-        self.report.requests += 2
-        self.report.files_added += len(added)
-        self.report.files_removed += len(gone)
+    async def _store_file(self, written: _Written, folder: Path) -> TableFile:
+        """Write a file into the store, and prove that it has the rows that were written.
+
+        Raises:
+            DamagedObject: It had other rows twice.
+        """
+        for _ in range(2):
+            file = replace(written.file, path=f"part-{uuid4().hex}.parquet")
+            await self._upload(file, written.path)
+            path = await self._download(file, folder)
+            if await _has_rows(path, written.rows_hash):
+                path.unlink()
+                return file
+            path.unlink()
+            problem = "had other rows than the ledger, and was written again"
+            self._differs(f"{self._folder}{file.path}", problem)
+        raise DamagedObject(
+            f"{self._store.url}/{self._folder}: files do not have the rows that were written into them"
+        )
 
     async def _new_objects(self, state: LedgerTableState) -> list[ObjectMeta]:
         """Return the objects of the ledger that the table does not have."""
         listing = await self._store.list(f"{self._table.ledger}/")
         return [meta for meta in listing if meta.key not in state.keys and not meta.key.endswith(DAMAGED)]
 
-    async def _read_state(self, snapshot: Snapshot | None) -> LedgerTableState | None:
-        """Return the state of a version; None if it is lost, an empty one if there is no table."""
-        if snapshot is None:
-            return LedgerTableState()
-        key = snapshot.configuration.get(STATE_PROPERTY, "")
-        try:
-            body = await self._store.get(key) if key else b""
-        except FileNotFoundError:
-            return None
-        if not key or not has_hash(key, body):
-            return None
-        rows = pq.read_table(io.BytesIO(body))
-        removed = json.loads(pq.read_metadata(io.BytesIO(body)).metadata[b"removed"])
-        return LedgerTableState(
-            {*rows.column("key").to_pylist()},
-            {one: datetime.fromisoformat(moment) for one, moment in removed.items()},
-            key,
-        )
 
-    async def _write_state(self, state: LedgerTableState) -> str:
-        removed = json.dumps({key: moment.isoformat() for key, moment in state.removed.items()})
-        rows = pa.table({"key": pa.array(sorted(state.keys), pa.string())})
-        body = encode(rows, {"removed": removed}, compression="zstd")
-        key = named_by_hash(f"{STATE_FOLDER}{self._table.name}", body)
-        await self._store.overwrite(key, body)
-        return key
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A finished file that is not in the store yet."""
 
-    async def _download(self, file: TableFile, folder: Path) -> Path:
-        path = folder / f"read-{uuid4().hex}"
-        try:
-            await self._store.download(f"{self._folder}{file.path}", path)
-        except FileNotFoundError:
-            raise DamagedObject(
-                f"{self._store.url}/{self._folder}{file.path} is missing: delete {self._folder}, which"
-                " `imbrace-lake compact` then writes again"
-            ) from None
-        self.report.requests += 1
-        return path
-
-    async def _runs_of(self, file: TableFile, folder: Path) -> Counter[str]:
-        """Return the number of rows for each run in a file, as it is in the store."""
-        path = await self._download(file, folder)
-        found: Counter[str] = Counter()
-        for rows in iter_file(path):
-            found += _count_runs(rows)
-        return found
-
-    def _differs(self, problem: str) -> None:
-        self.report.differences.append(TableDifference(self._table.name, problem))
-        logger.warning("table differs name=%s problem=%s", self._table.name, problem)
+    file: TableFile
+    path: Path
+    rows_hash: str
 
 
 class _Files:
     """Writes rows into data files of limited size, in their order.
 
     Attributes:
-        runs: The number of rows for each run.
+        folder: A folder for temporary files.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self._folder = folder
+        self.folder = folder
         self._schema = schema
-        self._writers: list[FileWriter] = []
-        self.runs: Counter[str] = Counter()
+        self._files: list[tuple[FileWriter, RowsHash]] = []
 
     def add(self, rows: pa.Table) -> None:
         """Write rows."""
         if not rows.num_rows:
             return
-        if not self._writers or self._writers[-1].size_bytes >= FILE_BYTES:
-            if self._writers:
-                self._writers[-1].flush()
-            self._writers.append(FileWriter(self._folder / f"file-{uuid4().hex}", self._schema))
-        self._writers[-1].add(rows)
-        self.runs += _count_runs(rows)
+        if not self._files or self._files[-1][0].size_bytes >= FILE_BYTES:
+            if self._files:
+                self._files[-1][0].flush()
+            self._files.append((FileWriter(self.folder / f"file-{uuid4().hex}", self._schema), RowsHash()))
+        for one in self._files[-1]:
+            one.add(rows)
 
-    def close(self, now: datetime) -> list[tuple[TableFile, Path]]:
+    def close(self, now: datetime) -> list[_Written]:
         """Finish all files."""
-        return [(writer.close(now), writer.path) for writer in self._writers]
+        return [_Written(one.close(now), one.path, rows_hash.hexdigest()) for one, rows_hash in self._files]
 
 
-def _count_runs(rows: pa.Table) -> Counter[str]:
-    pairs = pc.value_counts(rows.column("run_id")).to_pylist()
-    return Counter({pair["values"] or "": pair["counts"] for pair in pairs})
+async def _has_rows(path: Path, rows_hash: str | None) -> bool:
+    """Return whether a data file can be read and has the rows with this hash."""
+    try:
+        return await asyncio.to_thread(hash_of_file, path) == rows_hash
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with all columns, some of which a later version may have added to the ledger."""
+    for one in schema:
+        if one.name not in rows.schema.names:
+            rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
+    return rows.select(schema.names).cast(schema)
 
 
 def _groups(objects: Iterable[ObjectMeta]) -> Iterator[list[ObjectMeta]]:

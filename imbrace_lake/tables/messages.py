@@ -10,7 +10,6 @@ them.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -21,26 +20,17 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from imbrace_lake.errors import DamagedObject, ObjectExists, StoreUnavailable
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, partition_key
-from imbrace_lake.lake.ledger import run_of
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
-from imbrace_lake.tables.cleaning import (
-    AS_OF,
-    GRACE,
-    RUN,
-    STATE_FOLDER,
-    STATE_PROPERTY,
-    TRIES,
-    clean_up,
-    recorded,
-)
+from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, recorded
+from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
-from imbrace_lake.tables.report import TableDifference, TableReport
+from imbrace_lake.tables.report import TableReport
 from imbrace_lake.tables.rows import (
     FILE_BYTES,
     MESSAGES_TABLE,
@@ -56,6 +46,7 @@ from imbrace_lake.tables.rows import (
     table_rows,
     write_sorted,
 )
+from imbrace_lake.tables.rows_hash import RowsHash, hash_of_file
 from imbrace_lake.tables.state import (
     NOTHING,
     Changes,
@@ -70,8 +61,6 @@ from imbrace_lake.tables.state import (
     sums_by_month,
 )
 
-logger = logging.getLogger(__name__)
-
 FOLDER = "tables/messages/"
 # The number of the version whose steps were all proven.
 PROVEN_KEY = f"{STATE_FOLDER}proven-messages"
@@ -83,15 +72,25 @@ LARGE_BYTES = 4 * 2**20
 # More files than this that are smaller than a quarter of a full one are merged.
 MOST_SMALL_FILES = 8
 
+# Organization and conversation.
+Names: TypeAlias = tuple[str, str]
 # Yields the rows of a part, in `SCHEMA`; can be called again.
 Source: TypeAlias = Callable[[], Iterator[pa.Table]]
-# The months of a conversation whose rows are replaced; None for all rows.
-Drops: TypeAlias = Mapping[str, frozenset[int] | None]
+# The months of conversations whose rows are replaced; None for all rows.
+Drops: TypeAlias = Mapping[Names, frozenset[int] | None]
 
 
 def messages_log(lake: Lake) -> DeltaLog:
     """Return the log of the table of messages."""
     return DeltaLog(lake.store, FOLDER, MESSAGES_TABLE, properties_of(STATISTICS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A copy of a file without the rows to remove: the original, and the hash of the rows of the copy."""
+
+    original: TableFile
+    rows_hash: str
 
 
 @dataclass(slots=True)
@@ -103,26 +102,26 @@ class _Step:
         spill: The rows to add.
         names: Organization and conversation, by folder.
         parts: All parts of each changed conversation, by folder.
-        drops: The rows to remove.
+        drops: The months whose rows are removed, by folder; None for all months.
         added, removed: The expected sums of the rows that are added and removed, by folder.
-        files: New files, and for a copy the file that it replaces.
+        files: New files, and which of them are copies.
         gone: The files that are removed.
         wrong: Conversations whose rows in the table were not those that its state records.
     """
 
     folder: Path
     spill: Spill
-    names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    names: dict[str, Names] = field(default_factory=dict)
     parts: dict[str, list[ReadPart]] = field(default_factory=dict)
     drops: dict[str, frozenset[int] | None] = field(default_factory=dict)
     added: dict[str, Sums] = field(default_factory=dict)
     removed: dict[str, Sums] = field(default_factory=dict)
-    files: list[tuple[TableFile, Path | None]] = field(default_factory=list)
+    files: list[tuple[TableFile, _Copy | None]] = field(default_factory=list)
     gone: list[TableFile] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
 
 
-class MessagesCompaction:
+class MessagesCompaction(Compaction[TableState]):
     """One compaction of the messages of a lake.
 
     Args:
@@ -140,18 +139,13 @@ class MessagesCompaction:
         grace: timedelta = GRACE,
         on_progress: Callable[[int, int], None] = lambda done, all: None,
     ) -> None:
-        self._lake = lake
-        self._store = lake.store
-        self._clock = clock
-        self._grace = grace
+        super().__init__(lake, messages_log(lake), TableReport("messages"), clock, grace)
         self._on_progress = on_progress
-        self._log = messages_log(lake)
         self._states: dict[str, ConversationStates] = {}
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[Names, str] = {}
         self._proven: int | None = None
         # Conversations to write again; a conflict with another compaction must not forget them.
         self._wrong: set[str] = set()
-        self.report = TableReport("messages")
 
     # -- the course of a compaction ---------------------------------------------------------------
 
@@ -182,34 +176,10 @@ class MessagesCompaction:
         report.requests = len(changes.new) + 3 * new_files + (4 if changes.folders else 0)
         return report
 
-    async def run(self) -> TableReport:
-        """Compact what has changed, prove it, and delete what no reader needs any more."""
-        for _ in range(TRIES):
-            try:
-                await self._run_once()
-            except ObjectExists:
-                # Another compaction has committed: what it did is in the table now.
-                self.report.conflicts += 1
-                logger.info("another compaction committed first table=messages")
-            else:
-                break
-        else:
-            raise StoreUnavailable(
-                f"{self._store.url}/{FOLDER}: other compactions kept committing, so try again"
-            )
-        snapshot = await self._log.read()
-        state = await self._state_of(snapshot)
-        if snapshot is not None and state is not None:
-            self.report.files_deleted += await clean_up(
-                self._store, self._log, FOLDER, snapshot, state.removed, self._clock(), self._grace
-            )
-        return self.report
-
-    async def _run_once(self) -> None:
+    async def _run_once(self) -> tuple[Snapshot | None, TableState | None]:
         report = self.report
         now = self._clock()
-        runs = [meta.key for meta in await self._store.list("runs/")]
-        last_run = run_of(runs[-1]) if runs else None
+        final = await self._properties(now)
         snapshot = await self._log.read()
         state = await self._state_of(snapshot)
         parts = await self._lake.list_below()
@@ -224,11 +194,9 @@ class MessagesCompaction:
         is_rebuilt = snapshot is not None and state is None
         state = state or TableState()
         steps = [*_steps(changes, None if is_rebuilt else STEP_BYTES)]
-        final = {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run or ""}
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
-            self.report.describe(snapshot)
-            await self._set_proven()
-            return
+            await self._set_proven(snapshot)
+            return snapshot, state
         finished = 0
         for number, folders in enumerate(steps or [{}], 1):
             properties = final if number >= len(steps) else recorded(done)
@@ -240,9 +208,10 @@ class MessagesCompaction:
             finished += len(folders)
             self._on_progress(finished, len(changes.folders))
         if self._wrong:
-            await self._repair(snapshot, state, parts, final, now)
-        await self._merge_small(final, now)
-        await self._set_proven()
+            state, snapshot = await self._repair(snapshot, state, parts, final, now)
+        state, snapshot = await self._merge_small(snapshot, state, final, now)
+        await self._set_proven(snapshot)
+        return snapshot, state
 
     async def _proven_version(self) -> int | None:
         """Return the version up to which all steps were proven."""
@@ -251,9 +220,9 @@ class MessagesCompaction:
         except (FileNotFoundError, ValueError):
             return None
 
-    async def _set_proven(self) -> None:
-        if not self._wrong and self.report.version not in (None, self._proven):
-            await self._store.overwrite(PROVEN_KEY, str(self.report.version).encode())
+    async def _set_proven(self, snapshot: Snapshot | None) -> None:
+        if snapshot is not None and not self._wrong and snapshot.version != self._proven:
+            await self._store.overwrite(PROVEN_KEY, str(snapshot.version).encode())
 
     async def _check_all(self, snapshot: Snapshot, state: TableState) -> None:
         """Compare the rows of all conversations with the state."""
@@ -278,18 +247,19 @@ class MessagesCompaction:
         parts: Sequence[Part],
         properties: Mapping[str, str],
         now: datetime,
-    ) -> None:
+    ) -> tuple[TableState, Snapshot | None]:
         """Write conversations again whose rows differed from the parts."""
         folders: dict[str, list[Part]] = {folder: [] for folder in sorted(self._wrong)}
         for part in parts:
             if folder_of(part.key) in folders:
                 folders[folder_of(part.key)].append(part)
         changes = Changes(folders, {one.key for some in folders.values() for one in some})
-        _, _, again = await self._step(
+        state, snapshot, again = await self._step(
             snapshot, state, folders, changes, properties, now, forced=frozenset(folders)
         )
         self._wrong = again
         self.report.is_repaired = not again
+        return state, snapshot
 
     async def _state_of(self, snapshot: Snapshot | None) -> TableState | None:
         """Return the state of a version; None if it is lost, an empty one if there is no table."""
@@ -334,61 +304,13 @@ class MessagesCompaction:
                 step.files.append((file, None))
             new_state = state.with_folders(step.parts)
             added = [file for file, _ in step.files]
-            new_state = await self._commit(before, new_state, added, step.gone, properties, now)
-            after = await self._log.read()
-            wrong = step.wrong | await self._prove(step, before, after)
+            after = await self._commit(before, new_state, added, step.gone, properties, now)
+            wrong = step.wrong | await self._prove(step)
         await self._compare_with_ledger(new_state, step)
         report = self.report
         report.rows_added += sum(sums[0] for sums in step.added.values())
         report.rows_removed += sum(sums[0] for sums in step.removed.values())
-        self.report.describe(after)
         return new_state, after, wrong
-
-    async def _commit(
-        self,
-        before: Snapshot | None,
-        state: TableState,
-        added: Sequence[TableFile],
-        gone: Sequence[TableFile],
-        properties: Mapping[str, str],
-        now: datetime,
-        *,
-        operation: str = "WRITE",
-    ) -> TableState:
-        """Write the state, then commit it with the files."""
-        if before is not None and before.configuration.get(STATE_PROPERTY):
-            state.removed[before.configuration[STATE_PROPERTY]] = now
-        state.removed = {key: at for key, at in state.removed.items() if now - at <= self._grace + GRACE}
-        state.removed |= {f"{FOLDER}{one.path}": now for one in gone}
-        key = await state.write(self._store)
-        # A new state with the content of an old one has its key.
-        state.removed.pop(key, None)
-        await self._log.commit(
-            before, added, gone, {**properties, STATE_PROPERTY: key}, now, operation=operation
-        )
-        report = self.report
-        report.commits += 1
-        report.requests += 2
-        report.files_added += len(added)
-        report.files_removed += len(gone)
-        return state
-
-    async def _upload(self, file: TableFile, path: Path) -> None:
-        await self._store.create(f"{FOLDER}{file.path}", path)
-        self.report.written_bytes += file.size_bytes
-        self.report.requests += 1
-
-    async def _download(self, file: TableFile, folder: Path) -> Path:
-        path = folder / f"read-{uuid4().hex}"
-        try:
-            await self._store.download(f"{FOLDER}{file.path}", path)
-        except FileNotFoundError:
-            raise DamagedObject(
-                f"{self._store.url}/{FOLDER}{file.path} is missing: delete the folder tables, which"
-                " `imbrace-lake compact` then writes again"
-            ) from None
-        self.report.requests += 1
-        return path
 
     # -- reading the changed conversations --------------------------------------------------------
 
@@ -503,16 +425,18 @@ class MessagesCompaction:
         dropped: dict[str, Sums] = {}
         for file in files if forced else _overlapping(files, months):
             path = await self._download(file, step.folder)
-            copy = await asyncio.to_thread(self._copy, step, path, dropped)
+            copied = RowsHash()
+            copy = await asyncio.to_thread(self._copy, step, path, dropped, copied)
+            path.unlink()
             if copy is None:
-                path.unlink()
                 continue
             step.gone.append(file)
             self.report.read_bytes += file.size_bytes
             if copy.rows:
                 written = copy.close(self._clock())
                 await self._upload(written, copy.path)
-                step.files.append((written, path))
+                step.files.append((written, _Copy(file, copied.hexdigest())))
+                copy.path.unlink()
             else:
                 copy.abort()
         for folder, expected in step.removed.items():
@@ -521,45 +445,46 @@ class MessagesCompaction:
                 step.wrong.add(folder)
                 self._differs(folder, f"had {found[0]} rows where its state records {expected[0]}, or others")
 
-    def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums]) -> FileWriter | None:
-        """Write the copy of a file without the rows to remove; None if it has none of them."""
+    def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums], copied: RowsHash) -> FileWriter | None:
+        """Write the copy of a file without the rows to remove; None if it has none of them.
+
+        Args:
+            step: The step.
+            path: The file.
+            dropped: The sums of the removed rows by folder, which are added.
+            copied: The hash of the rows of the copy, which are added.
+        """
+        drops = self._drops_in(step, path)
         ids = iter_file(path, ["organization_id", "conversation_id", "created_at"])
-        if not any(self._drop_mask(rows, step.drops).any() for rows in ids):
+        if not any(_drop_mask(rows, drops).any() for rows in ids):
             return None
         writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
         for rows in iter_file(path):
-            mask = self._drop_mask(rows, step.drops)
+            mask = _drop_mask(rows, drops)
             if mask.any():
                 gone = with_digests(in_lake_schema(rows.filter(pa.array(mask))))
-                for (organization, conversation), sums in sums_by_conversation(gone).items():
-                    folder = self._folder_of(organization, conversation)
+                for names, sums in sums_by_conversation(gone).items():
+                    folder = self._folder_of(*names)
                     dropped[folder] = plus(dropped.get(folder, NOTHING), sums)
                 rows = rows.filter(pa.array(~mask))
             if rows.num_rows:
                 writer.add(rows)
+                copied.add(rows)
         return writer
 
-    def _drop_mask(self, rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Return a mask of the rows to remove."""
-        found = np.zeros(rows.num_rows, bool)
-        months = months_of(rows)
-        offset = 0
-        for batch in rows.select(["organization_id", "conversation_id"]).to_batches():
-            names = [batch.column(index).dictionary_encode() for index in (0, 1)]
-            organizations, conversations = (one.dictionary.to_pylist() for one in names)
-            width = max(1, len(conversations))
-            codes = names[0].indices.to_numpy().astype(np.int64) * width + names[1].indices.to_numpy()
-            own = months[offset : offset + batch.num_rows]
-            for code in np.unique(codes).tolist():
-                folder = self._folder_of(organizations[code // width], conversations[code % width])
-                if folder in drops:
-                    which = drops[folder]
-                    mask = codes == code
-                    if which is not None:
-                        mask &= np.isin(own, [*which])
-                    found[offset : offset + batch.num_rows] |= mask
-            offset += batch.num_rows
-        return found
+    def _drops_in(self, step: _Step, path: Path) -> Drops:
+        """Return the months to remove of the conversations that may have rows in a file."""
+        drops = {step.names[folder]: months for folder, months in step.drops.items() if folder in step.names}
+        nameless = step.drops.keys() - step.names.keys()
+        if nameless:
+            # Conversations without parts, whose ids only the table knows.
+            for rows in iter_file(path, ["organization_id", "conversation_id"]):
+                distinct = rows.group_by(["organization_id", "conversation_id"]).aggregate([])
+                for names in zip(*(one.to_pylist() for one in distinct.columns), strict=True):
+                    folder = self._folder_of(*names)
+                    if folder in nameless:
+                        drops[names] = step.drops[folder]
+        return drops
 
     def _folder_of(self, organization_id: str, conversation_id: str) -> str:
         """Return the folder of a conversation's parts."""
@@ -570,29 +495,20 @@ class MessagesCompaction:
 
     # -- the proof --------------------------------------------------------------------------------
 
-    async def _prove(self, step: _Step, before: Snapshot | None, after: Snapshot | None) -> set[str]:
-        """Compare the committed files with the parts, from a fresh snapshot; return wrong conversations."""
-        expected = {one.path for one in (() if before is None else before.files)}
-        expected -= {one.path for one in step.gone}
-        expected |= {one.path for one, _ in step.files}
-        version = 0 if before is None else before.version + 1
-        if after is None or after.version < version:
-            raise DamagedObject(
-                f"{self._store.url}/{FOLDER} does not show version {version} after its commit"
-            )
-        # Another compaction may have committed meanwhile; the files of this one are still there.
-        if after.version == version and {one.path for one in after.files} != expected:
-            raise DamagedObject(f"version {version} of {self._store.url}/{FOLDER} does not name its files")
+    async def _prove(self, step: _Step) -> set[str]:
+        """Compare the files in the store with the parts; return the conversations that are wrong."""
         wrong: set[str] = set()
         found: dict[str, Sums] = {}
-        for file, original in step.files:
+        for file, copy in step.files:
             path = await self._download(file, step.folder)
-            if original is None:
+            if copy is None:
                 for folder, sums in (await asyncio.to_thread(self._sums_of_file, path)).items():
                     found[folder] = plus(found.get(folder, NOTHING), sums)
-            elif not await asyncio.to_thread(self._is_copy, step, path, original):
+            elif await asyncio.to_thread(hash_of_file, path) != copy.rows_hash:
                 # No conversation of this file is certain any more.
+                original = await self._download(copy.original, step.folder)
                 folders = {*(await asyncio.to_thread(self._sums_of_file, original))}
+                original.unlink()
                 for folder in sorted(folders):
                     self._differs(folder, f"is not as before in the copy {file.path}")
                 wrong |= folders
@@ -614,20 +530,6 @@ class MessagesCompaction:
                     folder = self._folder_of(*names)
                     found[folder] = plus(found.get(folder, NOTHING), sums)
         return found
-
-    def _is_copy(self, step: _Step, path: Path, original: Path) -> bool:
-        """Return whether a file has exactly the rows of another one that are not removed, in its order."""
-        copies = iter_file(path)
-        copy = MESSAGES_TABLE.empty_table()
-        for rows in iter_file(original):
-            kept = rows.filter(pa.array(~self._drop_mask(rows, step.drops)))
-            while kept.num_rows:
-                copy = copy if copy.num_rows else next(copies, copy)
-                count = min(kept.num_rows, copy.num_rows)
-                if not count or not kept.slice(0, count).equals(copy.slice(0, count)):
-                    return False
-                kept, copy = kept.slice(count), copy.slice(count)
-        return not copy.num_rows and next(copies, None) is None
 
     async def _compare_with_ledger(self, state: TableState, step: _Step) -> None:
         """Compare rows and content hash of the changed conversations with the ledger's last proof."""
@@ -653,25 +555,20 @@ class MessagesCompaction:
                         " in the ledger, or others: run `imbrace-lake verify`",
                     )
 
-    def _differs(self, name: str, problem: str) -> None:
-        self.report.differences.append(TableDifference(name, problem))
-        logger.warning("table differs name=%s problem=%s", ascii(name)[1:-1], problem)
-
     # -- few files --------------------------------------------------------------------------------
 
-    async def _merge_small(self, properties: Mapping[str, str], now: datetime) -> None:
+    async def _merge_small(
+        self, before: Snapshot | None, state: TableState, properties: Mapping[str, str], now: datetime
+    ) -> tuple[TableState, Snapshot | None]:
         """Merge small files into sorted ones, if there are too many.
 
         Raises:
             ObjectExists: Another compaction committed first; nothing was changed.
         """
-        before = await self._log.read()
-        state = await self._state_of(before)
-        if before is None or state is None:
-            return
-        small = [one for one in before.files if one.size_bytes < FILE_BYTES // 4]
-        if len(small) <= MOST_SMALL_FILES:
-            return
+        files = () if before is None else before.files
+        small = [one for one in files if one.size_bytes < FILE_BYTES // 4]
+        if before is None or len(small) <= MOST_SMALL_FILES:
+            return state, before
         with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
             step = _Step(Path(temporary), Spill(Path(temporary)), gone=small)
             for file in small:
@@ -685,20 +582,33 @@ class MessagesCompaction:
                 step.files.append((file, None))
             added = [file for file, _ in step.files]
             state = TableState(state.rows, dict(state.removed))
-            await self._commit(
+            after = await self._commit(
                 before, state, added, small, recorded(before.configuration), now, operation="OPTIMIZE"
             )
-            after = await self._log.read()
-            wrong = await self._prove(step, before, after)
-            self.report.describe(after)
-        if wrong:
-            self._wrong |= wrong
-            await self._repair(after, state, await self._lake.list_below(), properties, now)
+            wrong = await self._prove(step)
+        if not wrong:
+            return state, after
+        self._wrong |= wrong
+        return await self._repair(after, state, await self._lake.list_below(), properties, now)
 
     def _spill_file(self, step: _Step, path: Path) -> dict[str, Sums]:
         for rows in iter_file(path):
             step.spill.add(rows.cast(MESSAGES_TABLE))
         return self._sums_of_file(path)
+
+
+def _drop_mask(rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return a mask of the rows to remove."""
+    found = np.zeros(rows.num_rows, bool)
+    conversations = pa.array(sorted({conversation for _, conversation in drops}), pa.string())
+    is_candidate = pc.is_in(rows.column("conversation_id"), value_set=conversations)
+    candidates = np.flatnonzero(is_candidate.to_numpy())
+    some = rows.select(["organization_id", "conversation_id", "created_at"]).take(pa.array(candidates))
+    ids = (some.column(name).to_pylist() for name in ("organization_id", "conversation_id"))
+    for index, names, month in zip(candidates, zip(*ids, strict=True), months_of(some), strict=True):
+        months = drops.get(names, frozenset())
+        found[index] = months is None or int(month) in months
+    return found
 
 
 def _steps(changes: Changes, most_bytes: int | None) -> Iterator[dict[str, list[Part]]]:

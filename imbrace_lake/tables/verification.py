@@ -1,30 +1,32 @@
-"""Compare the tables of a lake with their logs, and the table of messages with its state."""
+"""Compare the tables of a lake with their logs and their states."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
-from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.tables.cleaning import STATE_PROPERTY
-from imbrace_lake.tables.delta_log import DeltaLog, TableFile, require_deltalake
-from imbrace_lake.tables.ledgers import LEDGER_TABLES
+from imbrace_lake.tables.delta_log import Snapshot, TableFile, require_deltalake
+from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerTable, ledger_log, read_ledger_state
 from imbrace_lake.tables.messages import FOLDER, messages_log
 from imbrace_lake.tables.report import TableDifference
-from imbrace_lake.tables.rows import in_lake_schema, iter_file, table_schema
+from imbrace_lake.tables.rows import in_lake_schema, iter_file
+from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
 
 TABLES = "tables/"
 _AGAIN = "delete the folder tables, and run `imbrace-lake compact`"
+_NO_STATE = "its state is missing or damaged: the next `imbrace-lake compact` writes it again"
 
 
 @dataclass(slots=True)
@@ -50,13 +52,16 @@ async def verify_tables(lake: Lake) -> TableVerification:
     """Read every file of the tables.
 
     Each must have the rows that the log states. Number and content hash of the messages of each conversation
-    must be those that its parts had when they were read. That the tables are older than the lake is not a
-    difference.
+    must be those that its parts had when they were read, and the rows of the ledgers those that were written.
+    That the tables are older than the lake is not a difference.
     """
     found = TableVerification()
-    logs = {f"{TABLES}{one.name}/": _ledger_log(lake, one.name, one.ledger) for one in LEDGER_TABLES}
-    folders = [FOLDER, *logs]
-    there = {folder for folder in folders if await lake.store.list(folder, most=1)}
+    logs = {FOLDER: messages_log(lake)}
+    tables = {}
+    for table in LEDGER_TABLES:
+        log = ledger_log(lake.store, table)
+        logs[log.folder], tables[log.folder] = log, table
+    there = [folder for folder in logs if await lake.store.list(folder, most=1)]
     if not there:
         return found
     try:
@@ -64,42 +69,29 @@ async def verify_tables(lake: Lake) -> TableVerification:
     except InputError as exc:
         found.not_verified = str(exc)
         return found
-    if FOLDER in there:
-        await _verify(lake, FOLDER, messages_log(lake), found)
-    for folder, log in logs.items():
-        if folder in there:
-            await _verify(lake, folder, log, found)
+    for folder in there:
+        try:
+            snapshot = await logs[folder].read()
+        except DamagedObject as exc:
+            found.add(folder, str(exc))
+            continue
+        # Without a snapshot, a first compaction was killed before its first commit.
+        if snapshot is not None and folder == FOLDER:
+            await _verify_messages(lake, snapshot, found)
+        elif snapshot is not None:
+            await _verify_ledger(lake, tables[folder], folder, snapshot, found)
     return found
 
 
-def _ledger_log(lake: Lake, name: str, ledger: str) -> DeltaLog:
-    return DeltaLog(lake.store, f"{TABLES}{name}/", table_schema(LEDGER_SCHEMAS[ledger]), {})
-
-
-async def _verify(lake: Lake, folder: str, log: DeltaLog, found: TableVerification) -> None:
-    try:
-        snapshot = await log.read()
-    except DamagedObject as exc:
-        found.add(folder, str(exc))
-        return
-    if snapshot is None:
-        # A first compaction was killed before its first commit.
-        return
+async def _verify_messages(lake: Lake, snapshot: Snapshot, found: TableVerification) -> None:
+    """Compare the rows of each conversation with its parts, as they were when they were read."""
     sums: dict[str, Sums] = {}
-    with TemporaryDirectory(prefix="verify-tables-", dir=lake.store.temporary_directory()) as temporary:
-        for file in snapshot.files:
-            problem = await _file_problem(
-                lake, folder, file, Path(temporary), sums if folder == FOLDER else None
-            )
-            found.files += 1
-            if problem is not None:
-                found.add(f"{folder}{file.path}", problem)
-                return
-    if folder != FOLDER:
-        return
+    for file in snapshot.files:
+        if not await _is_read(lake, FOLDER, file, found, partial(_add_sums, sums=sums)):
+            return
     state = await read_state(lake.store, snapshot.configuration.get(STATE_PROPERTY, "-"))
     if state is None:
-        found.add(folder, "its state is missing or damaged: the next `imbrace-lake compact` writes it again")
+        found.add(FOLDER, _NO_STATE)
         return
     expected = {key: value for key, value in state.conversation_sums().items() if value != NOTHING}
     for name in sorted(expected.keys() | sums.keys()):
@@ -108,41 +100,73 @@ async def _verify(lake: Lake, folder: str, log: DeltaLog, found: TableVerificati
             found.add(name, f"has {counts[0]} rows in the table, of {counts[1]}, or others: {_AGAIN}")
 
 
-async def _file_problem(
-    lake: Lake, folder: str, file: TableFile, temporary: Path, sums: dict[str, Sums] | None
-) -> str | None:
-    """Read a file, and return what is wrong with it; None if nothing is."""
-    path = temporary / uuid4().hex
-    try:
-        await lake.store.download(f"{folder}{file.path}", path)
-        await asyncio.to_thread(_read, path, file, sums)
-    except FileNotFoundError:
-        return f"is missing: {_AGAIN}"
-    except StoreError as exc:
-        if exc.is_transient:
-            raise
-        return f"cannot be read: {exc}"
-    except (pa.ArrowException, OSError, ValueError):
-        return f"is damaged: {_AGAIN}"
-    return None
+async def _verify_ledger(
+    lake: Lake, table: LedgerTable, folder: str, snapshot: Snapshot, found: TableVerification
+) -> None:
+    """Compare the rows of each file with those that were written into it."""
+    hashes: dict[str, str] = {}
+
+    def add_hash(path: Path, name: str) -> None:
+        hashes[name] = hash_of_file(path)
+
+    for file in snapshot.files:
+        await _is_read(lake, folder, file, found, partial(add_hash, name=file.path))
+    state = await read_ledger_state(lake.store, table, snapshot)
+    if state is None:
+        found.add(folder, _NO_STATE)
+        return
+    for name, rows_hash in hashes.items():
+        if state.hashes.get(name) != rows_hash:
+            found.add(f"{folder}{name}", f"has other rows than the ledger: {_AGAIN}")
 
 
-def _read(path: Path, file: TableFile, sums: dict[str, Sums] | None) -> None:
-    """Read a file, and add the sums of its conversations.
+async def _is_read(
+    lake: Lake, folder: str, file: TableFile, found: TableVerification, read: Callable[[Path], object]
+) -> bool:
+    """Read a file, and return whether it could be read; report it if not.
 
-    Raises:
-        ValueError, OSError, pa.ArrowException: It is damaged, or is not the file that the log names.
+    Args:
+        lake: The lake.
+        folder: The folder of the table.
+        file: The file.
+        found: The result so far.
+        read: Reads a downloaded file.
     """
-    if pq.read_metadata(path).num_rows != file.rows or path.stat().st_size != file.size_bytes:
-        raise ValueError("not the file that the log names")
+    found.files += 1
+    problem = None
+    with TemporaryDirectory(prefix="verify-tables-", dir=lake.store.temporary_directory()) as temporary:
+        path = Path(temporary, "file")
+        try:
+            await lake.store.download(f"{folder}{file.path}", path)
+            if await asyncio.to_thread(_is_file, path, file):
+                await asyncio.to_thread(read, path)
+            else:
+                problem = f"is not the file that the log names: {_AGAIN}"
+        except FileNotFoundError:
+            problem = f"is missing: {_AGAIN}"
+        except StoreError as exc:
+            if exc.is_transient:
+                raise
+            problem = f"cannot be read: {exc}"
+        except (pa.ArrowException, OSError, ValueError):
+            problem = f"is damaged: {_AGAIN}"
+    if problem is not None:
+        found.add(f"{folder}{file.path}", problem)
+    return problem is None
+
+
+def _is_file(path: Path, file: TableFile) -> bool:
+    """Return whether a file has the size and the number of rows that the log states."""
+    return path.stat().st_size == file.size_bytes and pq.read_metadata(path).num_rows == file.rows
+
+
+def _add_sums(path: Path, sums: dict[str, Sums]) -> None:
+    """Add the sums of the rows of each conversation in a file, by folder."""
     keys: dict[tuple[str, str], str] = {}
     for rows in iter_file(path):
-        if sums is None:
-            continue
         for batch in rows.to_batches(max_chunksize=4_096):
             digests = with_digests(in_lake_schema(pa.Table.from_batches([batch])))
             for names, values in sums_by_conversation(digests).items():
                 if names not in keys:
                     keys[names] = partition_key(*names)
                 sums[keys[names]] = plus(sums.get(keys[names], NOTHING), values)
-    path.unlink()

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, PHONES, Ledger
 from imbrace_lake.tables import ledgers
+from imbrace_lake.tables.rows_hash import RowsHash
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import START, Bench
 from tests.tables.lakes import compact_all, open_table
@@ -129,3 +131,90 @@ def test_a_lost_state_is_built_again(bench: Bench) -> None:
 
     for ledger in ALL:
         assert rows_of(bench, ledger, ledger) == ledger_of(bench, ledger)
+
+
+def change_a_row(bench: Bench, name: str, column: str) -> str:
+    """Give the first row of a table another text, behind the back of the compaction; return the file."""
+    (path,) = Path(bench.lake, "tables", name).glob("*.parquet")
+    rows = pq.read_table(path)
+    index = rows.schema.get_field_index(column)
+    texts = ["other", *rows.column(column).to_pylist()[1:]]
+    pq.write_table(rows.set_column(index, rows.schema.field(index), pa.array(texts)), path)
+    return str(path.relative_to(bench.lake))
+
+
+@pytest.mark.parametrize("damage", ["another value", "no Parquet"])
+def test_a_table_with_other_rows_than_its_ledger_is_built_again(bench: Bench, damage: str) -> None:
+    compact_all(bench)
+    name = change_a_row(bench, "conversations_current", "status")
+    if damage == "no Parquet":
+        Path(bench.lake, name).write_bytes(b"x")
+    bench.run()
+
+    reports = {one.table: one for one in compact_all(bench)}
+
+    found = reports["conversations_current"]
+    assert [one.name for one in found.differences] == [name]
+    assert found.is_repaired
+    rows = open_table(bench, "conversations_current").to_pyarrow_table().to_pylist()
+    assert {row["status"] for row in rows} == {"complete"}
+    assert not [one for report in compact_all(bench) for one in report.differences]
+
+
+def test_a_new_file_with_other_rows_is_written_again_before_a_reader_sees_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact_all(bench)
+    bench.run()
+    upload = ledgers.LedgerCompaction._upload
+    damaged: list[str] = []
+
+    async def damaging(self: ledgers.LedgerCompaction, file: Any, path: Path) -> None:
+        await upload(self, file, path)
+        if self.report.table == "runs" and not damaged:
+            # The file in the lake may be a hard link to the one that was written.
+            pq.write_table(pq.read_table(path).slice(1), f"{path}-other")
+            await self._store.delete(f"{self._folder}{file.path}")
+            await self._store.create(f"{self._folder}{file.path}", Path(f"{path}-other"))
+            damaged.append(f"{self._folder}{file.path}")
+
+    monkeypatch.setattr(ledgers.LedgerCompaction, "_upload", damaging)
+
+    reports = {one.table: one for one in compact_all(bench)}
+
+    assert [one.name for one in reports["runs"].differences] == damaged
+    assert reports["runs"].is_repaired
+    assert rows_of(bench, "runs", "runs") == ledger_of(bench, "runs")
+    assert not set(damaged) & {
+        f"tables/runs/{Path(uri).name}" for uri in open_table(bench, "runs").file_uris()
+    }
+
+
+def test_the_hash_of_rows_depends_on_values_and_order_only() -> None:
+    rows = pa.Table.from_pylist(
+        [
+            {"a": "x", "b": [1, None], "c": {"d": None, "e": True}, "f": 1.5},
+            {"a": None, "b": None, "c": None, "f": None},
+            {"a": "", "b": [], "c": {"d": "y", "e": None}, "f": 0.0},
+        ]
+    )
+
+    def hash_of(*tables: pa.Table) -> str:
+        found = RowsHash()
+        for one in tables:
+            found.add(one)
+        return found.hexdigest()
+
+    same = {
+        hash_of(rows),
+        hash_of(rows.slice(0, 1), rows.slice(1)),
+        hash_of(*(rows.slice(n, 1) for n in range(3))),
+    }
+    others = {hash_of(rows.take([1, 0, 2])), hash_of(rows.slice(0, 2)), hash_of(rows.slice(1, 1))}
+    for name in rows.schema.names:
+        others.add(hash_of(rows.drop_columns([name])))
+        column = rows.column(name).take(pa.array([0, 1, 1]))
+        others.add(hash_of(rows.set_column(rows.schema.get_field_index(name), name, column)))
+
+    assert len(same) == 1
+    assert len(others | same) == 12

@@ -16,6 +16,7 @@ import pytest
 
 from imbrace_lake.errors import InputError
 from imbrace_lake.tables import delta_log, messages
+from imbrace_lake.tables.delta_log import TableFile
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import SAME, compact, difference, log_texts, open_table
@@ -257,6 +258,33 @@ def test_a_damaged_row_is_found_and_written_again(bench: Bench) -> None:
     report = compact(bench)
 
     assert [owner in one.name for one in report.differences] == [True]
+    assert report.is_repaired
+    assert difference(bench) == SAME
+
+
+def test_a_copy_with_other_rows_is_found_and_its_conversations_are_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    upload = messages.MessagesCompaction._upload
+
+    async def damaging(self: messages.MessagesCompaction, file: TableFile, path: Path) -> None:
+        if path.name.startswith("copy-"):
+            monkeypatch.undo()
+            pq.write_table(pq.read_table(path).slice(1), f"{path}-other")
+            path = Path(f"{path}-other")
+        await upload(self, file, path)
+
+    monkeypatch.setattr(messages.MessagesCompaction, "_upload", damaging)
+    owner = next(iter(bench.box.conversations))
+    bench.box.edit(owner, [bench.box.truth(owner)[-1]["_id"]])
+    bench.settings["rewalk_days"] = 0
+    bench.run()
+
+    report = compact(bench)
+
+    assert {"is not as before" in one.problem for one in report.differences} == {True}
+    assert len(report.differences) == len(bench.box.conversations)
     assert report.is_repaired
     assert difference(bench) == SAME
 

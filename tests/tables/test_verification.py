@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.tables.ledgers import LEDGER_TABLES
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import compact_all, open_table
@@ -72,12 +73,33 @@ def test_a_row_that_is_not_that_of_the_part_is_reported(bench: Bench) -> None:
     assert "rows in the table" in found.problem
 
 
+def test_a_row_that_is_not_that_of_the_ledger_is_reported(bench: Bench) -> None:
+    path = a_file(bench, "conversations")
+    rows = pq.read_table(path)
+    index = rows.schema.get_field_index("distinct_messages")
+    values = [9_999, *rows.column(index).to_pylist()[1:]]
+    size = path.stat().st_size
+    pq.write_table(
+        rows.set_column(index, rows.schema.field(index), pa.array(values, rows.schema.field(index).type)),
+        path,
+    )
+    log = next(Path(bench.lake, "tables", "conversations", "_delta_log").glob("*.json"))
+    log.write_text(log.read_text().replace(f'"size":{size}', f'"size":{path.stat().st_size}'))
+
+    (found,) = bench.verify().differences
+
+    assert found.name == str(path.relative_to(bench.lake))
+    assert "other rows than the ledger" in found.problem
+
+
 def test_a_lost_state_and_a_damaged_log_are_reported(bench: Bench) -> None:
     shutil.rmtree(Path(bench.lake, "tables", "state"))
-    assert [one.name for one in bench.verify().differences] == ["tables/messages/"]
+    lost = {one.name for one in bench.verify().differences}
+    assert lost == {f"tables/{name}/" for name in ("messages", *(one.name for one in LEDGER_TABLES))}
 
+    compact_all(bench)
     next(Path(bench.lake, "tables", "runs", "_delta_log").glob("*.json")).write_text("{")
-    assert [one.name for one in bench.verify().differences] == ["tables/messages/", "tables/runs/"]
+    assert [one.name for one in bench.verify().differences] == ["tables/runs/"]
 
 
 def test_without_deltalake_the_rest_is_verified(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 import threading
@@ -17,12 +18,14 @@ import pyarrow.fs as pafs
 
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.store.local import LocalStore
+from imbrace_lake.tables.cleaning import TABLES
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
 
-# Larger objects are downloaded once; a smaller one is read in one request, so its versions are never mixed.
-MOST_BYTES = 16 * 2**20
+# A smaller object is read in one request. Of a larger file of a table, which is never replaced, a query reads
+# only the column chunks that it needs. Other objects are downloaded once, so that no two versions are mixed.
+MOST_BYTES = 4 * 2**20
 
 
 def dataset_of(
@@ -43,11 +46,56 @@ def dataset_of(
         files: pafs.FileSystem = pafs.SubTreeFileSystem(store.url, pafs.LocalFileSystem())
         keys = [meta.key for meta in objects]
     else:
-        sizes = {meta.key: meta.size_bytes for meta in objects}
-        files, keys = pafs.PyFileSystem(_StoreFiles(store, run, sizes)), [*sizes]
+        metas = {meta.key: meta for meta in objects}
+        files, keys = pafs.PyFileSystem(_StoreFiles(store, run, metas)), [*metas]
     format_ = ds.ParquetFileFormat()
     fragments = [format_.make_fragment(key, files) for key in keys]
     return ds.FileSystemDataset(fragments, schema, format_, files)
+
+
+class _Ranges(io.RawIOBase):
+    """An object of a store, of which each read requests only its bytes.
+
+    Args:
+        store: The open store.
+        run: Runs a coroutine in the event loop of the store.
+        key: The object, which is never replaced.
+        size_bytes: Its length.
+    """
+
+    def __init__(
+        self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any], key: str, size_bytes: int
+    ) -> None:
+        self._store, self._run, self._key, self._size_bytes = store, run, key, size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next byte."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set and return the position of the next byte."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, all by default; fewer at the end of the object."""
+        rest = max(0, self._size_bytes - self._position)
+        length = rest if size < 0 else min(size, rest)
+        if not length:
+            return b""
+        data: bytes = self._run(self._store.get_range(self._key, self._position, length))
+        self._position += len(data)
+        return data
 
 
 class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
@@ -56,20 +104,23 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
     Args:
         store: The open store.
         run: Runs a coroutine in the event loop of the store.
-        sizes: The sizes of the objects that can be read.
+        metas: The objects that can be read.
     """
 
     def __init__(
-        self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any], sizes: dict[str, int]
+        self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any], metas: dict[str, ObjectMeta]
     ) -> None:
-        self._store, self._run, self._sizes = store, run, sizes
+        self._store, self._run, self._metas = store, run, metas
         self._downloads: Path | None = None
         self._lock = threading.Lock()
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Return the content of an object."""
-        if self._sizes[path] <= MOST_BYTES:
+        size_bytes = self._metas[path].size_bytes
+        if size_bytes <= MOST_BYTES:
             return pa.BufferReader(self._run(self._store.get(path)))
+        if path.startswith(TABLES):
+            return pa.PythonFile(_Ranges(self._store, self._run, path, size_bytes), mode="r")
         # Engines open an object in several threads.
         with self._lock:
             if self._downloads is None:
@@ -95,8 +146,8 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
     def get_file_info(self, paths: Sequence[str]) -> list[pafs.FileInfo]:
         """Return what is known of objects."""
         return [
-            pafs.FileInfo(path, pafs.FileType.File, size=self._sizes[path])
-            if path in self._sizes
+            pafs.FileInfo(path, pafs.FileType.File, size=self._metas[path].size_bytes)
+            if path in self._metas
             else pafs.FileInfo(path, pafs.FileType.NotFound)
             for path in paths
         ]

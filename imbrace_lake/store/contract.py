@@ -127,6 +127,19 @@ class Store(Protocol):
         """
         ...
 
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read bytes of an object that is never replaced.
+
+        Args:
+            key: The object.
+            start: The position of the first byte.
+            length: The number of bytes, at least 1; fewer are returned at the end of the object.
+
+        Raises:
+            FileNotFoundError: There is no such object; the argument is the key.
+        """
+        return (await self.get(key))[start : start + length]
+
     async def download(self, key: str, path: Path) -> None:
         """Download one version of an object of any size into a new file.
 

@@ -108,6 +108,13 @@ class FsspecStore(Store):
             raise FileNotFoundError(key)
         return data
 
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        check_key(key)
+        data = await self._run(self._read, key, start, start + length)
+        if data is None:
+            raise FileNotFoundError(key)
+        return data
+
     async def download(self, key: str, path: Path) -> None:
         check_key(key)
         if not await self._run(self._copy, key, path):
@@ -187,9 +194,9 @@ class FsspecStore(Store):
             key=lambda meta: meta.key,
         )
 
-    def _read(self, key: str) -> bytes | None:
+    def _read(self, key: str, start: int | None = None, end: int | None = None) -> bytes | None:
         try:
-            return bytes(self._files.cat_file(self._path(key)))
+            return bytes(self._files.cat_file(self._path(key), start=start, end=end))
         except FileNotFoundError:
             return None
 

@@ -107,6 +107,13 @@ class S3Store(Store):
         except ObjectMissing as exc:
             raise FileNotFoundError(key) from exc
 
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        check_key(key)
+        try:
+            return await self._bucket.read(self._base + key, Range=f"bytes={start}-{start + length - 1}")
+        except ObjectMissing as exc:
+            raise FileNotFoundError(key) from exc
+
     async def download(self, key: str, path: Path) -> None:
         check_key(key)
         try:

@@ -92,11 +92,11 @@ class Bucket:
         if client is not None:
             await client.close()
 
-    async def read(self, key: str) -> bytes:
-        """Read an object by one request; raises as :meth:`call` does."""
+    async def read(self, key: str, **kwargs: str) -> bytes:
+        """Read an object, or its `Range`, by one request; raises as :meth:`call` does."""
 
         async def once(deadline: asyncio.Timeout) -> bytes:
-            async with await self._get(key, deadline) as body:
+            async with await self._get(key, deadline, **kwargs) as body:
                 return bytes(await body.read())
 
         return await self._with_retries(once, self._options.timeout_seconds)
@@ -113,9 +113,9 @@ class Bucket:
 
         await self._with_retries(once, self._options.timeout_seconds)
 
-    async def _get(self, key: str, deadline: asyncio.Timeout) -> Any:
+    async def _get(self, key: str, deadline: asyncio.Timeout, **kwargs: str) -> Any:
         """Request an object, and return its body; a large one gets more time."""
-        answer = await self._client.get_object(Bucket=self.name, Key=key)
+        answer = await self._client.get_object(Bucket=self.name, Key=key, **kwargs)
         deadline.reschedule(asyncio.get_running_loop().time() + self.seconds(answer["ContentLength"]))
         return answer["Body"]
 

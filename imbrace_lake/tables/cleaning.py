@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from imbrace_lake.store.contract import Store
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot
 
-STATE_FOLDER = "tables/state/"
+TABLES = "tables/"
+STATE_FOLDER = f"{TABLES}state/"
 # Properties of a table: its state, up to when it has everything, and the last run until then.
 STATE_PROPERTY, AS_OF, RUN = "imbrace.state", "imbrace.as_of", "imbrace.run"
 GRACE = timedelta(hours=24)

@@ -24,7 +24,6 @@ from imbrace_lake.tables.rows import in_lake_schema, iter_file
 from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
 
-TABLES = "tables/"
 _AGAIN = "delete the folder tables, and run `imbrace-lake compact`"
 _NO_STATE = "its state is missing or damaged: the next `imbrace-lake compact` writes it again"
 

@@ -26,7 +26,8 @@ from imbrace_lake.lake.ledger import (
 )
 from imbrace_lake.lake.ledger_schema import LEDGERS
 from imbrace_lake.store.factory import ObjectMeta
-from imbrace_lake.tables.verification import TABLES, verify_tables
+from imbrace_lake.tables.cleaning import TABLES
+from imbrace_lake.tables.verification import verify_tables
 from imbrace_lake.verify.expected import ExpectedObjects
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part

@@ -238,6 +238,18 @@ def test_a_finished_file_is_written_completely_and_stays(lake: OpenStore, tmp_pa
     asyncio.run(write())
 
 
+def test_a_range_of_an_object_is_read(lake: OpenStore) -> None:
+    async def read() -> None:
+        async with lake() as store:
+            await store.create("tables/a", b"0123456789")
+            assert await store.get_range("tables/a", 0, 3) == b"012"
+            assert await store.get_range("tables/a", 8, 5) == b"89"
+            with pytest.raises(FileNotFoundError, match="tables/b"):
+                await store.get_range("tables/b", 0, 1)
+
+    asyncio.run(read())
+
+
 def test_a_downloaded_file_does_not_change_with_the_object(lake: OpenStore, tmp_path: Path) -> None:
     path = tmp_path / "fetched"
 

@@ -56,6 +56,9 @@ def test_objects_are_written_read_listed_and_deleted(url: str, tmp_path: Path) -
                 await store.list("messages/conv=1/") == [replaced] == [await store.head("messages/conv=1/a")]
             )
             assert await store.get("messages/conv=2/a") == b"from a file"
+            assert await store.get_range("messages/conv=2/a", 5, 2) == b"a "
+            with pytest.raises(FileNotFoundError, match="messages/b"):
+                await store.get_range("messages/b", 0, 1)
             await store.download("messages/conv=2/a", tmp_path / "fetched")
             assert (tmp_path / "fetched").read_bytes() == b"from a file"
             with pytest.raises(FileNotFoundError, match="messages/b"):

@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.tables.compact import compact_lake
+from imbrace_lake.tables.messages import MessagesCompaction
 from imbrace_lake.tables.report import TableReport
 from imbrace_lake.tables.rows import in_lake_schema
 from tests.core.lake_runs import Bench, Row, by_message
@@ -28,9 +29,14 @@ def compact_all(bench: Bench, now: datetime | None = None, **options: Any) -> li
     return bench.look(job)
 
 
-def compact(bench: Bench, now: datetime | None = None, **options: Any) -> TableReport:
-    """Compact a lake, a second after the last run; return the report of the table of messages."""
-    return next(one for one in compact_all(bench, now, **options) if one.table == "messages")
+def compact(bench: Bench, now: datetime | None = None) -> TableReport:
+    """Compact the messages of a lake only, a second after the last run."""
+    moment = now or bench.now + timedelta(seconds=1)
+
+    async def job(lake: Lake) -> TableReport:
+        return await MessagesCompaction(lake, lambda: moment).run()
+
+    return bench.look(job)
 
 
 def open_table(bench: Bench, name: str = "messages", options: Mapping[str, str] | None = None) -> DeltaTable:

@@ -17,6 +17,7 @@ from imbrace_lake.tables.messages import MessagesCompaction
 from imbrace_lake.tables.report import TableReport
 from imbrace_lake.tables.rows import in_lake_schema
 from tests.core.lake_runs import Bench, Row, by_message
+from tools.seaweed import Seaweed
 
 
 def compact_all(bench: Bench, now: datetime | None = None, **options: Any) -> list[TableReport]:
@@ -59,6 +60,17 @@ def difference(bench: Bench, options: Mapping[str, str] | None = None) -> dict[s
         "missing": sorted(other.keys() - one.keys()),
         "extra": sorted(one.keys() - other.keys()),
         "different": [key for key in one.keys() & other.keys() if one[key] != other[key]],
+    }
+
+
+def storage_options(s3: Seaweed) -> Mapping[str, str]:
+    """Return how deltalake and Polars reach a store."""
+    return {
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_ACCESS_KEY_ID": s3.key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
     }
 
 

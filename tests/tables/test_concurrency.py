@@ -28,7 +28,7 @@ from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.s3_servers import FakeS3, options_for
 from tests.tables.kills import compact_and_kill, compact_tables
-from tests.tables.lakes import SAME, compact, difference, open_table
+from tests.tables.lakes import SAME, compact, difference, open_table, storage_options
 from tools.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
@@ -110,16 +110,6 @@ def test_two_at_once_write_each_row_once(bench: Bench) -> None:
         assert sum(commits) >= 1
         assert difference(bench) == SAME
         change(bench)
-
-
-def storage_options(s3: Seaweed) -> Mapping[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": s3.endpoint_url,
-        "AWS_ACCESS_KEY_ID": s3.key,
-        "AWS_SECRET_ACCESS_KEY": s3.secret,
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
 
 
 def ids_by_conversation(rows: pa.Table) -> Ids:

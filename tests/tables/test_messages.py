@@ -154,21 +154,6 @@ def test_a_dry_run_writes_nothing_and_counts_what_would_be_read(bench: Bench) ->
     assert not Path(bench.lake, "tables").exists()
 
 
-def test_a_copied_lake_continues(bench: Bench, tmp_path: Path) -> None:
-    compact(bench)
-    # Not the times of the files, by which the lake recognizes their versions.
-    shutil.copytree(bench.lake, tmp_path / "copy", copy_function=shutil.copyfile)
-    copy = Bench(bench.box, str(tmp_path / "copy"), now=bench.now)
-    bench.box.append(next(iter(bench.box.conversations)), 1)
-    copy.run()
-
-    report = compact(copy)
-
-    assert (report.rows_added, report.rows_removed) == (1, 0)
-    assert difference(copy) == SAME
-    assert not report.differences
-
-
 def test_tables_can_be_deleted_and_a_lost_state_is_built_again(bench: Bench) -> None:
     compact(bench)
     shutil.rmtree(Path(bench.lake, "tables", "state"))

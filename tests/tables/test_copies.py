@@ -1,0 +1,73 @@
+"""A lake that is copied elsewhere, tables included, is readable and continues."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from imbrace_lake.query.reader import Lake
+from imbrace_lake.tables.ledgers import LEDGER_TABLES
+from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.lake_runs import Bench
+from tests.core.s3_servers import options_for
+from tests.tables.lakes import SAME, compact_all, difference, open_table, storage_options
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Iterator[Bench]:
+    with Sandbox(SandboxOptions(conversations=3, sizes=(3, 40))) as box:
+        made = Bench(box, str(tmp_path / "lake"), settings={"rewalk_days": 0})
+        made.run()
+        yield made
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def copy(original: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Bench, Mapping[str, str]]:
+    """Compact a lake, move it elsewhere as a copy does, and return it and how readers reach it."""
+    compact_all(original)
+    options: Mapping[str, str] = {}
+    if request.param == "folder":
+        made = Bench(original.box, str(tmp_path / "copy"))
+        # Not the times of the files, by which the lake recognizes their versions.
+        shutil.copytree(original.lake, made.lake, copy_function=shutil.copyfile)
+    else:
+        s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+        made = Bench(original.box, f"s3://{bucket}/copy", store=options_for(s3))
+        options = storage_options(s3)
+        client = s3.client()
+        for path in Path(original.lake).rglob("*"):
+            key = path.relative_to(original.lake).as_posix()
+            if path.is_file() and not key.startswith("."):
+                client.put_object(Bucket=bucket, Key=f"copy/{key}", Body=path.read_bytes())
+    made.now, made.settings = original.now, original.settings
+    shutil.rmtree(original.lake)
+    return made, options
+
+
+def test_a_copy_is_readable_and_continues(copy: tuple[Bench, Mapping[str, str]]) -> None:
+    bench, options = copy
+    assert difference(bench, options) == SAME
+    with Lake.open(bench.lake, options=bench.store, source="table") as lake:
+        assert lake.messages(deleted=True).to_arrow().num_rows == bench.rows().num_rows
+    names = [one.name for one in LEDGER_TABLES]
+    before = {name: pa.table(open_table(bench, name, options).to_pyarrow_table()).num_rows for name in names}
+    assert before["conversations"] == before["conversations_current"] == len(bench.box.conversations)
+    ids = list(bench.box.conversations)
+    bench.box.append(ids[0], 1)
+    bench.box.edit(ids[1], [bench.box.truth(ids[1])[0]["_id"]])
+    bench.run()
+
+    reports = {one.table: one for one in compact_all(bench)}
+
+    assert not [one for report in reports.values() for one in report.differences]
+    assert reports["messages"].rows_added == reports["messages"].rows_removed + 1
+    assert difference(bench, options) == SAME
+    # Ledger objects have the same names in the copy, and are not read again.
+    assert [reports[name].objects_read for name in ("conversations", "runs", "revisions")] == [1, 1, 1]
+    assert bench.verify().is_sound

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import Bench, query_lines
+from benchmarks.tables import Bench, promises, run_queries
 from imbrace_sandbox import SandboxOptions
 from imbrace_sandbox.generated import iter_generated
 
@@ -30,4 +31,12 @@ def test_a_change_of_the_lake_reaches_the_table_and_queries_agree(tmp_path: Path
     assert first.memory_bytes > 0
     assert bench.line_of("first", first, first).startswith("| first | 12 |")
     # It raises an error if table and parts give different answers.
-    assert len([*query_lines(bench.url, bench.conversations[0])]) == 9
+    queries = [*run_queries(bench.url, bench.conversations[0])]
+    assert len(queries) == 9
+    assert queries[0].line().startswith("| count and latest per conversation | DuckDB")
+    start = replace(first, cpu_seconds=first.cpu_seconds / 2)
+    slow = replace(changed, cpu_seconds=first.cpu_seconds / 1.5)
+    measured = {"start": start, "first": first, "1 % grown": start, "1 % edited": slow}
+    lines = [*promises(measured, queries)]
+    assert [line.partition(":")[0] for line in lines] == ["kept", "NOT KEPT", "NOT KEPT", "NOT KEPT"]
+    assert "66.7% of the first CPU time, of 5% (33.3% without the start)" in lines[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from imbrace_lake.tables.delta_log import TableFile
 TIME = pa.timestamp("us", "UTC")
 _MILLISECONDS = pa.timestamp("ms", "UTC")
 MONTH = "month"
+# The number of the month of rows without a time.
+NO_MONTH = -(2**31)
 FILE_BYTES = 128 * 2**20
 # The rows in memory while they are collected, and while they are sorted.
 SPILL_BYTES = 16 * 2**20
@@ -59,9 +61,6 @@ def months_of(rows: pa.Table) -> np.ndarray[Any, Any]:
     months = numbers.astype("datetime64[M]").astype(np.int32)
     months[times.is_null().to_numpy(zero_copy_only=False)] = NO_MONTH
     return np.asarray(months)
-
-
-NO_MONTH = -(2**31)
 
 
 def month_name(month: int) -> str | None:
@@ -114,7 +113,6 @@ class Spill:
         self._pending: list[pa.Table] = []
         self._pending_bytes = 0
         self._chunks: list[_Chunk] = []
-        self.rows = 0
 
     def add(self, rows: pa.Table) -> None:
         """Add rows."""
@@ -122,7 +120,6 @@ class Spill:
             return
         self._pending.append(rows)
         self._pending_bytes += rows.nbytes
-        self.rows += rows.num_rows
         if self._pending_bytes >= SPILL_BYTES:
             self._flush()
 
@@ -149,8 +146,8 @@ class Spill:
                     self._chunks.append(_Chunk(*place, path, position))
                     position += 1
 
-    def months(self) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-        """Yield each month and its rows, sorted, in tables of about `SORTED_ROWS`."""
+    def months(self) -> Iterator[Iterator[pa.Table]]:
+        """Yield the rows of each month, sorted, in tables of about `SORTED_ROWS`."""
         if not self._chunks:
             if self._pending:
                 rows = pa.concat_tables(self._pending)
@@ -163,7 +160,7 @@ class Spill:
         for chunk in self._chunks:
             by_month.setdefault(chunk.month, []).append(chunk)
         for month in sorted(by_month):
-            yield month, self._month(by_month[month])
+            yield self._month(by_month[month])
 
     def _month(self, chunks: Sequence[_Chunk]) -> Iterator[pa.Table]:
         first, last = min(one.first_day for one in chunks), max(one.last_day for one in chunks)
@@ -189,11 +186,12 @@ def _read_chunk(chunk: _Chunk) -> pa.Table:
         return pa.Table.from_batches([reader.get_batch(chunk.position)])
 
 
-def _split(rows: pa.Table) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+def _split(rows: pa.Table) -> Iterator[Iterator[pa.Table]]:
+    """Yield the rows of each month."""
     months = months_of(rows)
     starts = np.flatnonzero(np.append(True, months[1:] != months[:-1]))
     for start, end in zip(starts, [*starts[1:], len(months)], strict=True):
-        yield int(months[start]), iter([rows.slice(int(start), int(end - start))])
+        yield iter([rows.slice(int(start), int(end - start))])
 
 
 class FileWriter:
@@ -302,7 +300,7 @@ def write_sorted(spill: Spill, folder: Path, now: datetime) -> list[tuple[TableF
             done.append((writer.close(now), writer.path))
         writer = None
 
-    for _, tables in spill.months():
+    for tables in spill.months():
         if writer is not None and writer.size_bytes >= FILE_BYTES // 2:
             finish()
         for table in tables:
@@ -327,11 +325,6 @@ def iter_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
 def in_lake_schema(rows: pa.Table) -> pa.Table:
     """Return rows of the table of messages with the columns of parts."""
     return rows.select(SCHEMA.names).cast(SCHEMA, safe=False)
-
-
-def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    """Return all rows of some tables."""
-    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def properties_of(names: Sequence[str]) -> Mapping[str, str]:

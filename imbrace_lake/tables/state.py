@@ -140,12 +140,10 @@ class TableState:
     Attributes:
         rows: Rows of `STATE`.
         removed: Keys of objects that earlier versions of the table need, and when they were replaced.
-        key: The key of this state in the lake; empty if it is not written yet.
     """
 
     rows: pa.Table = field(default_factory=STATE.empty_table)
     removed: dict[str, datetime] = field(default_factory=dict)
-    key: str = ""
 
     def changes(self, parts: Sequence[Part]) -> Changes:
         """Compare the table with all parts of the lake, as listed."""
@@ -236,9 +234,9 @@ class TableState:
         body = encode(
             rows, {"removed": removed}, compression="zstd", use_dictionary=["key", "etag", "sha256"]
         )
-        self.key = named_by_hash(f"{STATE_FOLDER}messages", body)
-        await store.overwrite(self.key, body)
-        return self.key
+        key = named_by_hash(f"{STATE_FOLDER}messages", body)
+        await store.overwrite(key, body)
+        return key
 
 
 _PLAIN = pa.schema([one.with_type(pa.string()) if pa.types.is_dictionary(one.type) else one for one in STATE])
@@ -258,7 +256,6 @@ async def read_state(store: Store, key: str) -> TableState | None:
     return TableState(
         rows.cast(STATE).unify_dictionaries().combine_chunks(),
         {key: datetime.fromisoformat(moment) for key, moment in removed.items()},
-        key,
     )
 
 

@@ -75,6 +75,7 @@ async def deploy(
     found = await _our_deployments(client)
     fingerprint = await _fingerprint(client, prefect_file)
     if await _saved_state(client) == _state(fingerprint, found):
+        await _reject_unknown_parameters(client, found)
         return [f"found {_names(found)}"]
     # Only this command leads from the file to the server.
     await _call_prefect("deploy", "--all", "--prefect-file", str(prefect_file))
@@ -88,8 +89,7 @@ async def deploy(
             done += await _restore_schedules(client, one, earlier[one.name])
         elif one.name == INGEST:
             await _begin_soon(client, one, first_schedule)
-    for one in deployed:
-        await _reject_unknown_parameters(client, one)
+    await _reject_unknown_parameters(client, deployed)
     for one in outdated:
         await client.delete_resource_owned_automations(f"prefect.deployment.{one.id}")
         await client.delete_deployment(one.id)
@@ -171,12 +171,19 @@ async def _restore_schedules(
     return []
 
 
-async def _reject_unknown_parameters(client: PrefectClient, deployment: DeploymentResponse) -> None:
-    """Let the server reject parameters that the flow does not have: a run with them would crash."""
-    # The class of Prefect's command has no field for this.
-    schema = deployment.parameter_openapi_schema or {}
-    changed = DeploymentUpdate(parameter_openapi_schema={**schema, "additionalProperties": False})
-    await client.update_deployment(deployment.id, changed)
+async def _reject_unknown_parameters(
+    client: PrefectClient, deployments: Sequence[DeploymentResponse]
+) -> None:
+    """Let the server reject parameters that the flows do not have: runs with them would fail.
+
+    `prefect deploy` removes this again, because its class of a schema has no field for it.
+    """
+    rule = {"additionalProperties": False}
+    for one in deployments:
+        schema = one.parameter_openapi_schema or {}
+        if not rule.items() <= schema.items():
+            changed = DeploymentUpdate(parameter_openapi_schema={**schema, **rule})
+            await client.update_deployment(one.id, changed)
 
 
 async def _begin_soon(

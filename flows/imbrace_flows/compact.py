@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from imbrace_flows.best_effort import best_effort
-from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
+from imbrace_flows.blocks import Connection, ConversationLake, connect
 from imbrace_flows.flow import flow
 from imbrace_flows.params import CompactParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
@@ -33,14 +33,12 @@ from imbrace_tasks.retry import TaskError, result_of
 )
 async def compact_lake_tables(
     params: CompactParams,
-    credentials: ImbraceCredentials | None = None,
     lake: ConversationLake | None = None,
 ) -> State[Any]:
     """Bring the tables of the lake up to date.
 
     Args:
-        params: Whether to write, and how long old files are kept.
-        credentials: Not used; the deployments give all flows the same blocks.
+        params: All fields can stay as they are.
         lake: The lake; by default from the settings of the worker.
     """
     show_log_lines()
@@ -50,7 +48,7 @@ async def compact_lake_tables(
         # The schedule of a worker without the package is not a failure every hour.
         return Completed(name="Skipped", message=str(exc))
     try:
-        return await _compact(params, connect(credentials, lake))
+        return await _compact(params, connect(None, lake))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         return failed_early(exc)
 

@@ -65,7 +65,7 @@ async def ingest_changed(
     """Add new messages of some conversations at once.
 
     Args:
-        params: The conversations.
+        params: Conversations whose new messages are read before the next ingestion.
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """

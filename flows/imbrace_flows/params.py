@@ -308,17 +308,17 @@ class IngestParams(ListParams):
 
     budget: Count = Field(
         None,
-        title="Budget",
+        title="Most requests",
         description=(
-            "Most requests of a run. If it is not sufficient for all conversations, the run visits those with"
-            " the most expected news. If empty, as many as the limit of requests allows until the next run."
+            "If these are not sufficient for all conversations, the run visits those with the most expected"
+            " news. If empty, as many as the limit of requests allows until the next run."
         ),
         json_schema_extra=at_position(5),
     )
     minutes: Minutes = Field(
         None,
-        title="Minutes",
-        description="The run begins no further visit after this time. If empty, shortly before the next run.",
+        title="Most minutes",
+        description="After this time, the run begins no further visit. If empty, until the next run is near.",
         json_schema_extra=at_position(6),
     )
 
@@ -398,13 +398,13 @@ class BackfillParams(ChosenParams):
     )
     budget: Count = Field(
         None,
-        title="Budget",
+        title="Most requests",
         description="Most requests of a run that reads new messages of everything.",
         json_schema_extra=ONLY_IN_SCRIPTS,
     )
     minutes: Minutes = Field(
         None,
-        title="Minutes",
+        title="Most minutes",
         description="Most minutes of such a run.",
         json_schema_extra=ONLY_IN_SCRIPTS,
     )
@@ -490,14 +490,14 @@ class CompactParams(RunParams):
 
     dry_run: bool = Field(
         False,
-        title="Only report what it would read and write",
-        description="Reports bytes and requests, and writes nothing.",
+        title="Dry run",
+        description="Only report what the run would read and write.",
         json_schema_extra=at_position(1),
     )
     keep_hours: float = Field(
         24.0,
         ge=0.0,
-        title="Keep old files",
-        description="How long files of earlier versions stay for queries that are reading them, in hours.",
+        title="Hours to keep old files",
+        description="Files of earlier versions stay so long, for queries that are reading them.",
         json_schema_extra=at_position(2),
     )

@@ -572,7 +572,7 @@ async def _ask_for_approval(selection: Selection, connection: Connection, given:
         organization=settings.require("organization"),
     )
     await publish_plan(page)
-    logger.info("waits for approval of the plan")
+    logger.info("waits for approval of the plan: press Resume")
     await wait_for_approval(page)
 
 

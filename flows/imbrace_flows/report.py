@@ -79,13 +79,21 @@ def _of(count: int) -> str:
 
 async def publish_verification(lake: str, found: Verification, ages: Sequence[Freshness]) -> None:
     """Create the artifacts of a verification: a summary, and a table of the differences."""
-    counts = f"{found.counts:,} counts were asked of the gateway, and " if found.counts else ""
     page = [
         "# ✅ Sound" if found.is_sound else "# ❌ Differs",
         "",
-        f"In the lake at `{lake}`, {found.parts:,} parts, {found.ledger_objects:,} objects of the ledgers and"
-        f" {found.table_files:,} files of tables were read, {counts}{len(found.differences):,} things differ."
-        f" {found.unrecorded:,} parts are as killed runs left them: complete, and not yet in a ledger.",
+        f"- **Read:** {plural(found.parts, 'part')}, {plural(found.ledger_objects, 'object')} of the ledgers,"
+        f" {plural(found.table_files, 'file')} of tables",
+    ]
+    if found.counts:
+        page += [f"- **Counts:** {found.counts:,} compared with the gateway"]
+    page += [f"- **Differences:** {len(found.differences):,}"]
+    if found.unrecorded:
+        page += [
+            f"- **Not yet in a ledger:** {plural(found.unrecorded, 'complete part')} of runs that were killed"
+        ]
+    page += [
+        f"- **Lake:** {as_code(lake)}",
         "",
         "| last proven | conversations |",
         "|---|--:|",
@@ -124,14 +132,17 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
         f"- **Changed:** {messages.changed:,} of {plural(messages.conversations, 'conversation')}",
         f"- **Lake:** {as_code(lake)}",
         "",
-        "| table | rows | files | changed | read | written | rows added | removed |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    lines += [
-        f"| `{one.table}` | {one.rows:,} | {one.files:,} | {one.changed:,} | {size(one.read_bytes)} |"
-        f" {size(one.written_bytes)} | {one.rows_added:,} | {one.rows_removed:,} |"
-        for one in reports
-    ]
+    if is_dry_run:
+        lines += ["Nothing was written. A compaction would read and write:", ""]
+        lines += ["| table | rows now | files | read | written |", "|---|--:|--:|--:|--:|"]
+    else:
+        lines += ["| table | rows | files | read | written | added | removed |"]
+        lines += ["|---|--:|--:|--:|--:|--:|--:|"]
+    for one in reports:
+        row = f"| `{one.table}` | {one.rows:,} | {one.files:,} | {size(one.read_bytes)} |"
+        row += f" {size(one.written_bytes)} |"
+        lines.append(row if is_dry_run else f"{row} {one.rows_added:,} | {one.rows_removed:,} |")
     if differences:
         shown = differences[:MOST_EXAMPLES]
         lines += [
@@ -159,7 +170,7 @@ def summary_markdown(summary: RunSummary) -> str:
         sentence(summary),
         "",
         *([f"- **Phone numbers:** {add_up(numbers, 'given', _phones(totals))}"] if numbers else []),
-        f"- **Conversations:** {add_up(totals.found, 'found', _outcomes(totals))}",
+        f"- **Conversations:** {add_up(totals.found, _reached(summary), _outcomes(totals))}",
         f"- **Messages:** {totals.messages_new:,} new, {totals.messages_total:,} in these conversations",
         f"- **Cost:** {requests}, {size(totals.received_bytes)} received,"
         f" {size(totals.written_bytes)} written, {duration(totals.seconds)}",
@@ -189,23 +200,26 @@ async def publish_freshness(visits: VisitReport) -> None:
 def freshness_markdown(visits: VisitReport) -> str:
     """Return the ages of the lake, the promise, the forecast and what limits it, as a page."""
     limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
-    active = "none" if visits.active_age is None else f"seen within {span(visits.active_age)}"
-    rows = [
-        (f"95 % of {visits.active:,} active conversations", f"**{active}**"),
-        ("oldest proof", "none" if visits.oldest is None else span(visits.oldest)),
-        ("visited", f"{visits.visited:,} of {visits.conversations:,}"),
-        ("due", f"{visits.due:,}; {visits.not_reached:,} of them not reached"),
-        ("promise", visits.promise()),
-        ("forecast", visits.forecast()),
-        ("limited by", limit.get(visits.ended, "the choice of this run")),
-    ]
+    if visits.active_age is None:
+        active = "none"
+    else:
+        active = f"95 % of {visits.active:,} seen within {span(visits.active_age)}"
+    if visits.visited or visits.ended:
+        visited = f"**Visited:** {visits.visited:,} of {visits.conversations:,}"
+        visited += f"; {visits.not_reached:,} due and not reached"
+    else:
+        # A verification looks ahead, and visits nothing.
+        visited = f"**Due at the next run:** {visits.due:,} of {visits.conversations:,}"
     return "\n".join(
         [
             "# Freshness",
             "",
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {text} |" for name, text in rows),
+            f"- **Active conversations:** {active}",
+            f"- **Oldest proof:** {'none' if visits.oldest is None else span(visits.oldest)}",
+            f"- {visited}",
+            f"- **Promise:** {visits.promise()}",
+            f"- **Forecast:** {visits.forecast()}",
+            f"- **Limited by:** {limit.get(visits.ended, 'the choice of this run')}",
             "",
             *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in visits.warnings()),
             "| last proven | conversations |",
@@ -239,7 +253,7 @@ def next_steps(summary: RunSummary) -> list[str]:
 def counts_in_words(summary: RunSummary) -> str:
     """Return the counts of a run in one line, for the log."""
     totals = summary.totals
-    conversations = add_up(totals.found, "conversations found", _outcomes(totals))
+    conversations = add_up(totals.found, f"conversations {_reached(summary)}", _outcomes(totals))
     return (
         f"{conversations}; {totals.messages_new:,} new messages, {totals.requests:,} requests,"
         f" {duration(totals.seconds)}"
@@ -277,10 +291,13 @@ def failures_markdown(summary: RunSummary) -> str:
             "",
             "```sql",
             "SELECT conversation_id, status, reason",
-            f"FROM read_parquet('{rows}', union_by_name = true)",
+            f"FROM read_parquet('{rows}',",
+            "  union_by_name = true)",
             "WHERE is_dead_letter AND run_id IN (SELECT run_id",
-            f"  FROM read_parquet('{runs}', union_by_name = true)",
-            f"  WHERE '{summary.run_id}' IN (run_id, parent_run_id));",
+            f"  FROM read_parquet('{runs}',",
+            "    union_by_name = true)",
+            f"  WHERE '{summary.run_id}'",
+            "    IN (run_id, parent_run_id));",
             "```",
         ]
     return "\n".join(lines)
@@ -322,6 +339,13 @@ def sentence(summary: RunSummary) -> str:
     if summary.reason is None:
         return "Every conversation was read and proven complete."
     return f"{summary.reason[:1].upper()}{summary.reason[1:]}."
+
+
+def _reached(summary: RunSummary) -> str:
+    """Return how the conversations became those of the run: an ingestion with a budget leaves some out."""
+    visits, found = summary.visits, summary.totals.found
+    is_choice = visits is not None and found == visits.visited and found < visits.conversations
+    return "visited" if is_choice else "found"
 
 
 def damage(summary: RunSummary) -> str:

@@ -221,16 +221,22 @@ class VisitReport:
 
     def forecast(self) -> str:
         """Return the forecast as a sentence."""
+        fresh = f"{100 * self.forecast_hour:.0f} %"
         return (
             f"news is found after {span(self.forecast_mean)} on average, half of it within"
-            f" {span(self.forecast_median)}, 95 % within {span(self.forecast_95)}; {self.forecast_hour:.0%}"
-            " within an hour"
+            f" {span(self.forecast_median)}, 95 % within {span(self.forecast_95)}; {fresh} within an hour"
         )
 
     def promise(self) -> str:
         """Return the promise, and whether the budget is sufficient for it."""
         kept = "kept" if self.is_promise_kept else "broken"
-        return f"{self.promise_days:g} days: {kept}, needs {self.needed:,} visits per run"
+        return f"{self._promised()}: {kept}, needs {self._needed()} per run"
+
+    def _promised(self) -> str:
+        return "1 day" if self.promise_days == 1 else f"{self.promise_days:g} days"
+
+    def _needed(self) -> str:
+        return "1 visit" if self.needed == 1 else f"{self.needed:,} visits"
 
     def sentence(self) -> str:
         """Return what a run with a budget did, and what it left."""
@@ -253,8 +259,8 @@ class VisitReport:
         found = []
         if not self.is_promise_kept:
             found.append(
-                f"the promise of {self.promise_days:g} days needs {self.needed:,} visits per run, and the"
-                f" budget allows {self.requests:,}"
+                f"the promise of {self._promised()} needs {self._needed()} per run, and the budget allows"
+                f" {self.requests:,}"
             )
         if self.ahead:
             found.append(

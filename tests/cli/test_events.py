@@ -187,7 +187,7 @@ def test_a_sound_lake_completes_its_verification(lake: Path, box: Sandbox, prefe
     artifacts = artifacts_of(prefect, run_id)
     assert set(artifacts) == {"verify-summary", "freshness"}
     counted = len({one for ids in box.links.values() for one in ids})
-    assert f"{counted} counts were asked of the gateway" in artifacts["verify-summary"]
+    assert f"**Counts:** {counted} compared with the gateway" in artifacts["verify-summary"]
     assert f"| under an hour | {counted} |" in artifacts["verify-summary"]
 
 

@@ -222,7 +222,9 @@ def test_a_compaction_brings_the_tables_up_to_date(offline: Offline) -> None:
     assert (planned.name, state.name) == ("Completed", "Completed")
     assert plan.startswith("# 📋 Dry run")
     assert page.startswith("# ✅ Up to date")
-    assert "| `runs` | 1 | 1 | 1 |" in page
+    assert "\n| `runs` | 1 | 1 | " in page
+    assert "rows now" in plan
+    assert "rows now" not in page
     assert len(page.splitlines()) < 30
     assert "rows in 1 file" in (state.message or "")
 

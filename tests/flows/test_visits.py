@@ -154,7 +154,7 @@ def test_a_run_says_which_budget_its_promise_needs(offline: Offline) -> None:
 
     assert state.is_completed()
     assert state.message is not None
-    assert state.message.endswith("the promise of 1 days needs 2 visits per run, and the budget allows 1")
+    assert state.message.endswith("the promise of 1 day needs 2 visits per run, and the budget allows 1")
     assert (visits(offline)["needed"], visits(offline)["is_promise_kept"]) == (2, False)
 
 
@@ -319,24 +319,24 @@ def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offlin
 
     page = page_of(offline)
     assert page.startswith("# Freshness\n")
-    assert "| oldest proof | " in page
-    assert f"| visited | 10 of {COUNT} |" in page
-    assert "| promise | 7 days: kept, needs 1 visits per run |" in page
-    assert "| forecast | news is found after " in page
-    assert "| limited by | the budget |" in page
+    assert "\n- **Oldest proof:** " in page
+    assert f"- **Visited:** 10 of {COUNT}; 0 due and not reached\n" in page
+    assert "- **Promise:** 7 days: kept, needs 1 visit per run\n" in page
+    assert "- **Forecast:** news is found after " in page
+    assert "- **Limited by:** the budget\n" in page
     assert f"| under an hour | {COUNT} |" in page
 
 
 def test_a_run_that_visits_everything_shows_the_ages_too(offline: Offline) -> None:
     offline.ingest("second")
 
-    assert "| limited by | nothing: a run visits everything |" in page_of(offline)
+    assert "- **Limited by:** nothing: a run visits everything\n" in page_of(offline)
 
 
 def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline) -> None:
     offline.ingest("second", budget=1, promise_days=1.0)
 
-    assert "⚠️ The promise of 1 days needs 2 visits per run, and the budget allows 1.\n" in page_of(offline)
+    assert "⚠️ The promise of 1 day needs 2 visits per run, and the budget allows 1.\n" in page_of(offline)
 
 
 # -- hints ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
+import logging
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +23,9 @@ from imbrace_lake.tables.delta_log import require_deltalake
 from imbrace_lake.tables.report import describe
 from imbrace_tasks.compact import compact_tables
 from imbrace_tasks.retry import TaskError, result_of
+
+# By this name, its lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
 
 
 @flow(
@@ -56,6 +60,7 @@ async def compact_lake_tables(
 async def _compact(params: CompactParams, connection: Connection) -> State[Any]:
     settings = connection.settings
     async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
+        logger.info("lake %s", lake.url)
         run_id = str(flow_run.id or uuid4())
         compacting = with_retries(compact_tables, settings)
         state = await compacting(lake, run_id, params.dry_run, params.keep_hours, return_state=True)

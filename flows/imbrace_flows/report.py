@@ -201,7 +201,7 @@ def freshness_markdown(visits: VisitReport) -> str:
     """Return the ages of the lake, the promise, the forecast and what limits it, as a page."""
     limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
     if visits.active_age is None:
-        active = "none"
+        active = "none with messages of the last seven days"
     else:
         active = f"95 % of {visits.active:,} seen within {span(visits.active_age)}"
     if visits.visited or visits.ended:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +21,15 @@ from imbrace_lake.export.run import utc_now
 from imbrace_lake.export.visits import BudgetGiven, VisitReport, read_visits
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.printable import printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.findings import Verification
 from imbrace_tasks.budget import read_shared_limit
 from imbrace_tasks.retry import TaskError, result_of
 from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
+
+# By this name, its lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
 
 
 @flow(
@@ -57,6 +62,7 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
     settings = connection.settings
     organization = settings.require("organization")
     async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
+        logger.info("organization %s, lake %s", printable(organization), lake.url)
         states = [await with_retries(verify_lake_objects, settings)(lake, return_state=True)]
         if params.counts:
             warn_of_expiry(settings)

@@ -48,11 +48,17 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(browser: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+def has_graphs() -> bool:
+    """Whether the pages of runs show their graphs."""
+    return False
+
+
+@pytest.fixture(scope="module")
+def page(browser: str, has_graphs: bool, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page of the server, with everything deployed."""
     # Not an argument, so that a server is started only where there is a browser.
     operator: Operator = request.getfixturevalue("deployed")
-    with open_page(browser, operator.server.ui_url) as page:
+    with open_page(browser, operator.server.ui_url, has_graphs=has_graphs) as page:
         yield page
 
 

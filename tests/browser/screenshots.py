@@ -40,6 +40,12 @@ def operator(
     return Operator(server, tmp_path_factory.mktemp("operator"), settings | keys)
 
 
+@pytest.fixture(scope="module")
+def has_graphs() -> bool:
+    """Pictures show them."""
+    return True
+
+
 @pytest.fixture(scope="package")
 def phones(address: str) -> str:
     """The list of the hourly ingestion."""

@@ -95,8 +95,15 @@ def test_a_page_whose_name_was_made_to_lead_to_the_local_server_can_do_nothing(
         assert planted(api) == []
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-@pytest.mark.parametrize("path", ["/dashboard", "/variables", "/v2/dashboard", "/v2/variables"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("127.0.0.1", "/dashboard"),
+        ("localhost", "/variables"),
+        ("localhost", "/v2/dashboard"),
+        ("127.0.0.1", "/v2/variables"),
+    ],
+)
 def test_the_pages_of_the_local_server_work_and_reach_no_other_server(
     name: str, path: str, pages: Attacker, local: LocalServer
 ) -> None:

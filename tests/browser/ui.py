@@ -29,6 +29,14 @@ document.addEventListener("DOMContentLoaded", () => {
     document.head.append(style);
 });
 """
+# Even so, the graph takes a sixth of a core while a test waits for a run.
+WITHOUT_GRAPHS = """
+document.addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "canvas { display: none !important; }";
+    document.head.append(style);
+});
+"""
 # A busy machine needs long to draw a page, and longer to start a run.
 PAGE_MS = 60_000
 RUN_MS = 240_000
@@ -41,14 +49,16 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def open_page(browser: str, url: str) -> Iterator[Page]:
-    """A page in a new browser; addresses are relative to the server's."""
+def open_page(browser: str, url: str, *, has_graphs: bool) -> Iterator[Page]:
+    """A page in a new browser, with or without the graphs of runs; addresses are relative to the server's."""
     # Chromium does not support its sandbox for root, often the only user of a container.
     with sync_playwright() as playwright, playwright.chromium.launch(
         executable_path=browser, args=["--no-sandbox"], timeout=2 * PAGE_MS
     ) as chromium:  # fmt: skip
         page = chromium.new_page(base_url=url, viewport=SIZE, timezone_id="UTC", locale="en-US")
         page.add_init_script(HARDLY_MOVING)
+        if not has_graphs:
+            page.add_init_script(WITHOUT_GRAPHS)
         page.set_default_timeout(PAGE_MS)
         expect.set_options(timeout=PAGE_MS)
         yield page

@@ -19,13 +19,16 @@ from playwright.sync_api import Locator, Page, Response, ViewportSize, expect, s
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = ViewportSize(width=1200, height=900)
 # The graph of a run is drawn 60 times per second, which without a graphics card takes three quarters of a
-# core, and animations take half of the rest.
+# core, and animations take half of the rest. Messages let clicks through: they appear at any time and cover
+# buttons, for which a person waits.
 HARDLY_MOVING = """
 window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 250);
 window.cancelAnimationFrame = clearTimeout;
 document.addEventListener("DOMContentLoaded", () => {
     const style = document.createElement("style");
-    style.textContent = "*, ::before, ::after { animation: none !important; transition: none !important; }";
+    style.textContent = "*, ::before, ::after { animation: none !important; transition: none !important; }"
+        + "[data-sonner-toast], [data-sonner-toast] *, [class*=p-toast], [class*=p-toast] * {"
+        + " pointer-events: none !important; }";
     document.head.append(style);
 });
 """

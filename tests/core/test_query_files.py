@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -59,7 +60,7 @@ def test_only_the_column_chunks_of_a_query_are_read(
     pq.write_table(rows, tmp_path / "file", row_group_size=ROWS // GROUPS, use_dictionary=False)
     body = (tmp_path / "file").read_bytes()
     expected = answer(rows, query)
-    store = open_store(f"memory://ranges-{id(tmp_path)}")
+    store = open_store(f"memory://{uuid4().hex}")
     read_bytes: list[int] = []
 
     async def prepare() -> None:

@@ -36,6 +36,7 @@ from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
     HEADER,
     JOURNAL,
+    groups_of,
     has_hash,
     last_of_each,
     ledger_of,
@@ -45,6 +46,7 @@ from imbrace_lake.lake.ledger import (
 )
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
 from imbrace_lake.lake.parquet import write_row_groups
+from imbrace_lake.store.contract import ObjectMeta
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ MOST_AT_ONCE = 32
 KEPT_CHECKPOINTS = 3
 # A run can add objects for this long after the time in their keys, which is that of its start.
 LONGEST_RUN = timedelta(days=7)
-READ_AT_A_TIME = 8
+# The objects that are read at a time; their rows take about eight times as much memory.
+AT_A_TIME_BYTES = 2**20
 # A time that is further ahead shows a wrong clock.
 CLOCK_SKEW = timedelta(hours=1)
 _LONG = 2**50  # milliseconds
@@ -239,29 +242,29 @@ async def _load_newest(lake: Lake, folder: Path, now: datetime | None) -> Checkp
     return Checkpoint()
 
 
-async def _list_after_checkpoint(lake: Lake, base: Checkpoint) -> list[str]:
-    """Return the keys of the ledger objects that are not in a checkpoint."""
+async def _list_after_checkpoint(lake: Lake, base: Checkpoint) -> list[ObjectMeta]:
+    """Return the ledger objects that are not in a checkpoint."""
     found = []
     for ledger in READ:
         start_after = f"{ledger}/{base.since}" if base.since else ""
-        keys = [one.key for one in await lake.store.list(f"{ledger}/", start_after=start_after)]
-        found += [key for key in keys if key not in base.objects and key not in base.missed]
-    missed = [key for key in sorted(base.missed) if await lake.store.head(key) is not None]
-    return [*found, *missed]
+        objects = await lake.store.list(f"{ledger}/", start_after=start_after)
+        found += [one for one in objects if one.key not in base.objects and one.key not in base.missed]
+    missed = [await lake.store.head(key) for key in sorted(base.missed)]
+    return [*found, *(one for one in missed if one is not None)]
 
 
 async def _read_journals(lake: Lake, columns: Sequence[str]) -> tuple[list[pa.Table], frozenset[str]]:
-    keys = [one.key for objects in (await list_journals(lake)).values() for one in objects]
+    noted = [one for objects in (await list_journals(lake)).values() for one in objects]
     tables: list[pa.Table] = []
     shapes: frozenset[str] = frozenset()
-    async for rows, found in _read_rows(lake, keys, columns, at_a_time=len(keys)):
+    async for rows, found in _read_rows(lake, noted, columns):
         tables += rows
         shapes |= found
     return tables, shapes
 
 
 async def _read_rows(
-    lake: Lake, keys: Sequence[str], columns: Sequence[str], *, at_a_time: int = READ_AT_A_TIME
+    lake: Lake, objects: Sequence[ObjectMeta], columns: Sequence[str]
 ) -> AsyncIterator[tuple[list[pa.Table], frozenset[str]]]:
     """Yield the content of ledger objects as rows of a checkpoint and as shapes, a few objects at a time."""
     schema = pa.schema([ROWS.field(name) for name in columns])
@@ -270,9 +273,9 @@ async def _read_rows(
         ("phones", ["organization_id", "conversation_ids"]),
         ("shapes", ["shape"]),
     ):
-        own = [key for key in keys if ledger_of(key) == ledger]
-        for start in range(0, len(own), max(1, at_a_time)):
-            tables = await read_objects(lake, own[start : start + at_a_time], needed)
+        own = [one for one in objects if ledger_of(one.key) == ledger]
+        for group in groups_of(own, AT_A_TIME_BYTES):
+            tables = await read_objects(lake, [one.key for one in group], needed)
             if ledger == "shapes":
                 yield [], frozenset(one for table in tables for one in table.column("shape").to_pylist())
             elif ledger == "phones":
@@ -365,7 +368,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
             since = await _earliest_open(lake, now)
             base = await _load_newest(lake, Path(folder), now)
             newer = await _list_after_checkpoint(lake, base)
-            if len([key for key in newer if key not in base.missed]) < MAX_AFTER_CHECKPOINT:
+            if len([one for one in newer if one.key not in base.missed]) < MAX_AFTER_CHECKPOINT:
                 return
             merged = await _merge(lake, base, newer, Path(folder), now, since=max(since, base.since))
             assert merged.path is not None  # noqa: S101 - narrows the type for mypy
@@ -398,7 +401,7 @@ async def _earliest_open(lake: Lake, now: datetime) -> str:
 async def _merge(
     lake: Lake,
     base: Checkpoint,
-    keys: Sequence[str],
+    objects: Sequence[ObjectMeta],
     folder: Path,
     now: datetime | None,
     *,
@@ -407,7 +410,7 @@ async def _merge(
     """Merge ledger objects into a checkpoint; neither needs to fit into memory."""
     merged, shapes = base, set(base.shapes)
     buckets = await asyncio.to_thread(_open_buckets, merged, folder)
-    async for tables, found in _read_rows(lake, keys, STATE):
+    async for tables, found in _read_rows(lake, objects, STATE):
         shapes |= found
         await asyncio.to_thread(buckets.add, tables)
         if buckets.num_rows > _most_rows(merged):
@@ -415,11 +418,12 @@ async def _merge(
             # Every run names the same conversations again, so merging now makes the buckets smaller.
             merged = Checkpoint(path, pq.read_metadata(path).num_rows)
             buckets = await asyncio.to_thread(_open_buckets, merged, folder)
+    keys = {one.key for one in objects}
     missed = [key for key in keys if key in lake.damaged]
-    objects = {*base.objects, *keys} - {*missed}
+    covered = {*base.objects, *keys} - {*missed}
     covers = {
         "since": since,
-        "objects": sorted(key for key in objects if key.partition("/")[2] >= since),
+        "objects": sorted(key for key in covered if key.partition("/")[2] >= since),
         "missed": sorted(missed),
         "shapes": sorted(shapes),
     }

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+ROWS_AT_A_TIME = 16_384
+
 
 class HashIndex:
     """Finds the rows of a column by text, with 16 bytes per row; a dict takes ten times the memory.
@@ -52,16 +54,17 @@ class Buckets:
 
     def add(self, tables: Iterable[pa.Table]) -> None:
         """Write rows to the files that their ids select."""
-        for table in tables:
-            ids = table.column(self._column).to_pylist()
+        # A few rows at a time, because they are copied.
+        for rows in (batch for table in tables for batch in table.to_batches(max_chunksize=ROWS_AT_A_TIME)):
+            ids = rows.column(self._column).to_pylist()
             owner = np.fromiter(map(hash, ids), np.int64, len(ids)) % len(self.paths)
             order = np.argsort(owner, kind="stable")
             bounds = np.searchsorted(owner[order], np.arange(len(self.paths) + 1))
-            rows = table.take(pa.array(order)).combine_chunks()
+            ordered = rows.take(pa.array(order))
             for number in np.flatnonzero(np.diff(bounds)).tolist():
                 begin, end = bounds[number : number + 2].tolist()
-                self._writers[number].write_table(rows.slice(begin, end - begin))
-            self.num_rows += table.num_rows
+                self._writers[number].write_batch(ordered.slice(begin, end - begin))
+            self.num_rows += rows.num_rows
 
     def close(self) -> None:
         """Complete the files."""

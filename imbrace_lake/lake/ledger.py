@@ -153,7 +153,7 @@ class Journal:
 
     async def _latest(self, ledger: Ledger, own: Sequence[ObjectMeta]) -> AsyncIterator[pa.Table]:
         """Yield the latest version of each row in the journal, as many at a time as fit into memory."""
-        groups = [[meta.key for meta in group] for group in _groups(own)]
+        groups = [[meta.key for meta in group] for group in groups_of(own)]
         same, at = _VERSIONS[ledger]
         marks = None
         if len(groups) > 1:
@@ -211,14 +211,19 @@ def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
     return marks.combine_chunks()
 
 
-def _groups(objects: Sequence[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
-    """Yield the objects in groups that fit into memory."""
+def groups_of(objects: Iterable[ObjectMeta], most_bytes: int = GROUP_BYTES) -> Iterator[list[ObjectMeta]]:
+    """Yield ledger objects in groups that fit into memory.
+
+    Args:
+        objects: Objects of one ledger.
+        most_bytes: The size of a group's objects in the store, which one large object alone may exceed.
+    """
     group: list[ObjectMeta] = []
     size_bytes = 0
     for meta in objects:
         # Lines have less than half as many rows as Parquet of the same size.
         size = meta.size_bytes * 2 // 5 if meta.key.endswith(LINES) else meta.size_bytes
-        if group and size_bytes + size > GROUP_BYTES:
+        if group and size_bytes + size > most_bytes:
             yield group
             group, size_bytes = [], 0
         group.append(meta)

@@ -72,12 +72,18 @@ SERVER_SETTINGS = {
 def listen(last_port: int | None = None) -> socket.socket:
     """Listen on a free port, the same each time if possible, so that UI and runs find their server again."""
     for port in (last_port, *range(FIRST_PORT, FIRST_PORT + PORTS_TRIED)):
-        try:
+        with suppress(OSError):
             if port is not None:
-                return socket.create_server(("127.0.0.1", port))
-        except OSError:
-            continue
-    return socket.create_server(("127.0.0.1", 0))
+                return _listen_on(port)
+    return _listen_on(0)
+
+
+def _listen_on(port: int) -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", port))
+    # Connections inherit it. Without it each answer takes 40 ms longer, because its body waits until the
+    # client has confirmed its headers; asyncio sets it only for sockets that name their protocol.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _read_port(path: Path) -> int | None:

@@ -177,6 +177,13 @@ def test_servers_that_start_together_choose_different_ports() -> None:
         assert one.getsockname() != other.getsockname()
 
 
+def test_answers_are_sent_at_once() -> None:
+    with listen() as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.fixture
 def own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Listen on ports that the servers of other tests leave alone."""

@@ -22,6 +22,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -162,7 +163,7 @@ class Journal:
         for group in groups:
             # No object is left if another run closes the same journal.
             rows = pa.concat_tables([empty_ledger(ledger), *await read_objects(self._lake, group)])
-            rows = rows if marks is None else rows.filter(pc.is_in(_marks(rows, same, at), marks))
+            rows = rows if marks is None else rows.filter(np.isin(_marks(rows, same, at), marks))
             if rows.num_rows:
                 yield last_of_each(rows, same, at)
 
@@ -203,12 +204,14 @@ class Journal:
                 await self._lake.store.create(kept, body)
 
 
-def _marks(rows: pa.Table, same: list[str], at: str) -> pa.Array:
-    """Return one text per row that identifies this version of the row."""
-    names = [rows.column(name).cast(pa.string()) for name in same]
-    moments = rows.column(at).cast(pa.int64()).cast(pa.string())
-    marks = pc.binary_join_element_wise(*names, moments, "\0", null_handling="replace")
-    return marks.combine_chunks()
+def _marks(rows: pa.Table, same: list[str], at: str) -> npt.NDArray[np.int64]:
+    """Return a hash per row of what identifies this version of the row.
+
+    An older version with the hash of a latest one would be kept, which readers tolerate.
+    """
+    versions = rows.select([*same, at])
+    versions = versions.set_column(len(same), at, versions.column(at).cast(pa.int64()))
+    return np.fromiter(map(hash, _tuples(versions)), np.int64, rows.num_rows)
 
 
 def groups_of(objects: Iterable[ObjectMeta], most_bytes: int = GROUP_BYTES) -> Iterator[list[ObjectMeta]]:

@@ -16,6 +16,7 @@ from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
 from imbrace_lake.gateway import http_client
+from tests.environment import restored_environment
 from tools.seaweed import Seaweed
 
 # On a busy machine an example may take seconds.
@@ -107,14 +108,8 @@ def _read_files_of_clients_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """Restore the environment variables after each test."""
-    before = dict(os.environ)
-    yield
-    # Only differences, because C code in other threads reads the environment and crashes on a change.
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    for name, value in before.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

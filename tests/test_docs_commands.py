@@ -41,6 +41,7 @@ from imbrace_cli.prefect_environment import prepare_client
 from imbrace_cli.terminal import PROGRAM
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import prefect_leaks
+from tests.environment import restored_environment
 from tests.ports import free_port
 from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
@@ -459,7 +460,7 @@ def _environment(folder: Path, server: LocalServer, s3: Seaweed) -> dict[str, st
 @pytest.fixture(scope="module")
 def client(server: LocalServer) -> Iterator[None]:
     """Prefect in this process, with the server of all commands."""
-    with patch.dict(os.environ):
+    with restored_environment():
         prepare_client(server.api_url)
         # Its settings are fixed by the first import, in whichever test that is.
         from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings

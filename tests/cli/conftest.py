@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
@@ -16,6 +15,7 @@ from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, sto
 from imbrace_cli.main import main
 from imbrace_cli.prefect_environment import prepare_client
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.environment import restored_environment
 from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
 
@@ -38,17 +38,17 @@ prefect_leaks = pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in an empty folder without any configuration; restore the variables that a command sets."""
-    with patch.dict(os.environ):
-        for name in list(os.environ):
-            if name.startswith(("PREFECT_", "IMBRACE_", "AWS_")):
-                del os.environ[name]
-        os.environ["HOME"] = os.environ["IMBRACE_HOME"] = str(tmp_path / "home")
-        folder = tmp_path / "here"
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        yield folder
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder without any configuration."""
+    for name in list(os.environ):
+        if name.startswith(("PREFECT_", "IMBRACE_", "AWS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("IMBRACE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
     home = make_home(tmp_path_factory, "prefect")
     server = ensure_server(home)
     with keep_alive(home):
-        with patch.dict(os.environ):
+        with restored_environment():
             prepare_client(server.api_url, server.directory)
             # Its settings are fixed by the first import, in whichever test that is.
             import prefect  # noqa: F401

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -236,8 +235,8 @@ def test_the_server_keeps_its_data_in_its_folder_and_its_answers_from_other_page
 def test_prefect_knows_the_settings_of_the_server(tmp_path: Path) -> None:
     from prefect.settings import Settings
 
-    with patch.dict(os.environ, server_environment(tmp_path, 4280, 12 * 86_400.0)):
-        services = Settings().server.services
+    os.environ.update(server_environment(tmp_path, 4280, 12 * 86_400.0))
+    services = Settings().server.services
 
     assert services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
     assert services.db_vacuum.retention_period == timedelta(days=12)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 import pytest
@@ -21,6 +20,7 @@ from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
+from tests.environment import restored_environment
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
@@ -33,7 +33,7 @@ pytestmark = [prefect_leaks, pytest.mark.timeout(1_200)]
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in an empty folder, with nothing configured."""
     monkeypatch.chdir(tmp_path)
-    with patch.dict(os.environ):
+    with restored_environment():
         for name in [name for name in os.environ if name.startswith(("PREFECT_", "IMBRACE_", "AWS_"))]:
             del os.environ[name]
         os.environ["PREFECT_HOME"] = str(tmp_path)

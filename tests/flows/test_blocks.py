@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
@@ -32,12 +31,11 @@ LAKE = ConversationLake(
 
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with its own settings."""
     monkeypatch.chdir(tmp_path)
     settings = {"TOKEN": "api_of_machine", "ORGANIZATION": "org_of_machine", "LAKE": "lake", "PAGE_SIZE": "7"}
-    with patch.dict(os.environ, {f"IMBRACE_{name}": value for name, value in settings.items()}):
-        yield
+    os.environ.update({f"IMBRACE_{name}": value for name, value in settings.items()})
 
 
 def test_blocks_win_over_the_settings_of_the_machine() -> None:
@@ -68,10 +66,10 @@ def test_without_a_block_the_settings_of_the_machine_apply() -> None:
 
 def test_the_expiry_of_a_token_comes_from_its_own_block() -> None:
     own = CREDENTIALS.model_copy(update={"expires_at": date(2027, 1, 31)})
-    with patch.dict(os.environ, {"IMBRACE_TOKEN_EXPIRES": "2026-12-31"}):
-        assert connect(own, None).settings.token_expires == date(2027, 1, 31)
-        assert connect(CREDENTIALS, None).settings.token_expires is None
-        assert connect(None, None).settings.token_expires == date(2026, 12, 31)
+    os.environ["IMBRACE_TOKEN_EXPIRES"] = "2026-12-31"
+    assert connect(own, None).settings.token_expires == date(2027, 1, 31)
+    assert connect(CREDENTIALS, None).settings.token_expires is None
+    assert connect(None, None).settings.token_expires == date(2026, 12, 31)
 
 
 def test_the_expiry_can_be_given_as_the_time_that_the_vendor_shows() -> None:

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import botocore.session
 import pytest
-from coverage import Coverage
 from hypothesis import HealthCheck, settings
 
 from imbrace_lake.gateway import http_client
@@ -50,7 +49,6 @@ FIRST = (
     "benchmarks",
     "core",
 )
-PAUSED = pytest.StashKey[Coverage]()
 
 
 # Fixtures that start a Prefect server, an S3 server or a browser.
@@ -76,22 +74,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _measure_only_this_process() -> None:
     """Start processes without coverage: they add almost nothing to it."""
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Measure the coverage of the fast tests only, because it makes a process 1.5 to 1.8 times as slow.
-
-    It is paused before the fixtures of a test, because threads that they start stay measured.
-    """
-    coverage, stash = Coverage.current(), item.config.stash
-    if any(item.iter_markers("slow")) or any(item.iter_markers("server")):
-        if coverage is not None:
-            coverage.stop()
-            stash[PAUSED] = coverage
-    elif PAUSED in stash:
-        stash[PAUSED].start()
-        del stash[PAUSED]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -68,7 +68,7 @@ NOT_HERE = {
     "git clone ": "needs the network",
     r"apt |pip |(\.uv/bin/)?uv |pre-commit ": "installs, builds or publishes packages",
     r"\./dev (test|lint|docs|unlocked|audit|sbom)": "takes minutes, or needs the network",
-    "ruff .* && mypy |coverage run -m pytest ": "`./dev test` runs it",
+    "ruff .* && mypy |pytest -n 4 ": "`./dev test` runs it",
     r"(IMBRACE_TEST_DATABASE=\S+ )?pytest ": "part of the tests, or needs PostgreSQL or a browser",
     "python -m benchmarks": "takes minutes",
     "dbt ": "installs dbt: tests/acceptance/test_dbt.py",

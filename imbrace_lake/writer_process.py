@@ -54,11 +54,11 @@ class WriterProcess:
     The first calls run in threads of this process, and all others do if the second process ends early.
 
     Args:
-        start_after: The number of calls before the process starts.
+        start_after: The number of calls before the process starts; None means ``START_AFTER``.
     """
 
-    def __init__(self, start_after: int = START_AFTER) -> None:
-        self._start_after = start_after
+    def __init__(self, start_after: int | None = None) -> None:
+        self._start_after = START_AFTER if start_after is None else start_after
         self._calls = 0
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[Any]] = {}

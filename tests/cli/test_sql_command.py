@@ -6,6 +6,7 @@ import builtins
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,16 @@ from tests.cli.conftest import Run
 from tests.talks import make_entries, make_phones, make_rows, write_lake
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "lake"
+    write_lake(folder, make_rows(5, 20), make_entries(20), make_phones())
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def lake(workdir: Path) -> None:
-    write_lake(workdir / "lake", make_rows(5, 20), make_entries(20), make_phones())
+def lake(made: Path, workdir: Path) -> None:
+    shutil.copytree(made, workdir / "lake")
 
 
 @pytest.fixture

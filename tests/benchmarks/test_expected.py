@@ -65,6 +65,7 @@ def test_files_without_the_lakes_columns_are_rejected(tmp_path: Path) -> None:
         check(Contender("some", ()), str(tmp_path), SERVED)
 
 
+@pytest.mark.slow
 def test_the_expected_ids_are_those_that_the_fake_gateway_serves() -> None:
     with fake_gateway(conversations=3, sizes=(120,)) as gateway:
         served = gateway.ids_now()

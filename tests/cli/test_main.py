@@ -64,6 +64,7 @@ def test_help_and_hints_call_the_program_as_the_environment_names_it(named: str,
     assert f"run `{named} new-key`" in as_called("run `imbrace-lake new-key`")
 
 
+@pytest.mark.slow
 def test_hints_call_the_program_as_the_user_typed_it(workdir: Path) -> None:
     place, name = Path(sys.executable).parent, Path(sys.executable).name
     program = workdir / "imbrace-lake"

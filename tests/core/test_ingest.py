@@ -25,6 +25,7 @@ from imbrace_lake.store.contract import StoreOptions
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
 from tests.core.conftest import client_of
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
@@ -555,7 +556,7 @@ def test_runs_that_are_killed_and_started_again_leave_the_lake_as_without_kills(
     killing = Killing(bench, tmp_path, settings={"max_in_flight": 2})
 
     rng = Random(9)
-    for _ in range(10):
+    for _ in range(10 if IS_FULL else 5):
         killing.kill_once(rng)
 
     # The cost of a kill does not depend on the length of the run: the results that were not recorded, and the

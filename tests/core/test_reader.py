@@ -24,6 +24,7 @@ from imbrace_lake.query import files, reader
 from imbrace_lake.query.table import TableSnapshot
 from imbrace_lake.store.contract import ObjectMeta
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.s3_servers import options_for
 from tests.tables.lakes import compact
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lake(made: Path) -> Iterator[Lake]:
     with Lake.open(str(made), phone_key=KEY) as lake:
         yield lake
@@ -344,7 +345,7 @@ def test_as_of_any_time_equals_a_replay_of_the_runs(tmp_path: Path) -> None:
         bench = Bench(box, str(tmp_path / "lake"), settings={"rewalk_days": 0})
         names = [*box.conversations]
         replay: list[tuple[datetime, Rows]] = []
-        for number in range(12):
+        for number in range(12 if IS_FULL else 8):
             for one in rng.sample(names[: 3 + number // 2], 2):
                 box.append(one, rng.randrange(3))
                 box.edit(one, 2)
@@ -359,7 +360,7 @@ def test_as_of_any_time_equals_a_replay_of_the_runs(tmp_path: Path) -> None:
     with Lake.open(str(tmp_path / "lake")) as lake:
         assert lake.revisions().to_arrow().num_rows > 10
         begin, end = replay[0][0] - timedelta(seconds=2), replay[-1][0] + timedelta(seconds=2)
-        instants = [begin + (end - begin) * rng.random() for _ in range(30)]
+        instants = [begin + (end - begin) * rng.random() for _ in range(30 if IS_FULL else 8)]
         for instant in [*instants, *(moment for moment, _ in replay)]:
             found = as_rows(lake.messages(as_of=instant, deleted=True).to_arrow())
             earlier = [rows for moment, rows in replay if moment <= instant]

@@ -240,6 +240,7 @@ def test_a_temporary_error_for_a_header_leaves_the_journal_unchanged(
     in_lake(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_two_runs_that_close_the_same_journal_at_once_write_the_same(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await asyncio.gather(*(die(lake, f"dead-{number}") for number in range(12)))

@@ -23,6 +23,7 @@ from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import Origin, to_rows
 from imbrace_lake.lake.sorting import in_order, without_repeats
+from tests.acceptance.scale import IS_FULL
 
 ORIGIN = Origin("org_1", "c1", "run-1", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -62,7 +63,7 @@ def spilled(rows: Rows) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(12 if IS_FULL else 3))
 def test_spilled_rows_equal_rows_in_memory(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -19,6 +19,7 @@ from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake import sorting
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.acceptance.scale import IS_FULL
 from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.test_ingest import OpenBench, is_equal, open_bench, s3_options
@@ -65,7 +66,8 @@ def parts(bench: Bench) -> list[tuple[str, int]]:
     )
 
 
-@pytest.fixture(params=["local", "s3"])
+# The other tests have a local lake.
+@pytest.fixture(params=["local", "s3"] if IS_FULL else ["s3"])
 def benches(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Bench, Bench]]:
     """Return two lakes of one gateway; the runs of the second have little memory."""
     options = SandboxOptions(conversations=0, sizes=(300, 130, 7, 1, 0), surprises=0.1)

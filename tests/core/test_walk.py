@@ -18,10 +18,11 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.passes import Moved, PositionReading
 from imbrace_lake.gateway.read_ahead import MOST_AHEAD_BYTES
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
+from tests.acceptance.scale import IS_FULL
 from tests.core.moving_list import MovingList, plain_offset_walk
 
 CAPS = (5, 7, 50, 100, None)
-WALKS, GROUPS = 3_000, 15
+WALKS, GROUPS = (3_000, 15) if IS_FULL else (800, 4)
 LENGTHS = (
     *range(26),
     49,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from imbrace_lake.errors import StoreError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
+from tests.acceptance.scale import IS_FULL
 from tests.flows.offline import Offline
 
 pytestmark = pytest.mark.slow
@@ -63,9 +64,18 @@ SHOWING = (
 CERTIFICATES = httpx.create_ssl_context()
 # Each of these behaves like one of the others here.
 LEFT_OUT = {"RuntimeError", "SSLError", "AssertionError", "StopAsyncIteration"}
-each_exception = pytest.mark.parametrize(
-    "number", [place for place, make in enumerate(EXCEPTIONS) if type(make()).__name__ not in LEFT_OUT]
-)
+NUMBERS = [place for place, make in enumerate(EXCEPTIONS) if type(make()).__name__ not in LEFT_OUT]
+each_exception = pytest.mark.parametrize("number", NUMBERS)
+
+
+def each_step_and_exception(steps: Sequence[str]) -> pytest.MarkDecorator:
+    """Combine each step with a quarter of the exceptions, by turns; in full runs with all."""
+    cases = [
+        (step, number)
+        for first, step in enumerate(steps)
+        for number in (NUMBERS if IS_FULL else NUMBERS[first % 4 :: 4])
+    ]
+    return pytest.mark.parametrize(("step", "number"), cases)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +119,7 @@ def check_secrets(offline: Offline, state: Any, log: str) -> None:
     assert state.data is None or run_result(state) is not None
 
 
-@pytest.mark.parametrize("step", BEGINNING)
-@each_exception
+@each_step_and_exception(BEGINNING)
 def test_an_exception_before_anything_is_found_fails_the_run(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,8 +131,7 @@ def test_an_exception_before_anything_is_found_fails_the_run(
     check_secrets(offline, state, caplog.text)
 
 
-@pytest.mark.parametrize("step", RESOLVING)
-@each_exception
+@each_step_and_exception(RESOLVING)
 def test_an_exception_while_numbers_are_resolved_leaves_all_of_them_to_the_rerun(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,8 +144,7 @@ def test_an_exception_while_numbers_are_resolved_leaves_all_of_them_to_the_rerun
     assert offline.is_complete()
 
 
-@pytest.mark.parametrize("step", READING)
-@each_exception
+@each_step_and_exception(READING)
 def test_an_exception_before_anything_is_read_leaves_every_conversation_to_the_rerun(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,8 +157,7 @@ def test_an_exception_before_anything_is_read_leaves_every_conversation_to_the_r
     assert offline.is_complete()
 
 
-@pytest.mark.parametrize("step", CLOSING)
-@each_exception
+@each_step_and_exception(CLOSING)
 def test_a_run_that_cannot_be_closed_reports_it_and_its_rerun_closes_it(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,8 +173,7 @@ def test_a_run_that_cannot_be_closed_reports_it_and_its_rerun_closes_it(
     assert offline.is_complete()
 
 
-@pytest.mark.parametrize("step", SHOWING)
-@each_exception
+@each_step_and_exception(SHOWING)
 def test_an_exception_while_a_run_is_displayed_or_cleaned_up_leaves_it_complete(
     step: str, number: int, offline: Offline, caplog: pytest.LogCaptureFixture
 ) -> None:

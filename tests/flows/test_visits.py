@@ -209,6 +209,7 @@ def test_the_visits_of_a_killed_run_count_and_the_others_stay_due(
     assert visited(offline, "killed") | visited(offline, "second") == {*box.conversations}
 
 
+@pytest.mark.slow
 def test_an_outcome_of_a_killed_run_does_not_replace_a_visit(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def visited_in_journal(offline: Offline, run_id: str) -> set[str]:
     return {json.loads(line)["conversation_id"] for line in lines}
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_leave_a_lake_as_one_run(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

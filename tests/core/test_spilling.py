@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -112,7 +113,7 @@ def test_a_series_of_runs_makes_the_same_lake_with_little_memory_as_with_much(
 def test_edits_of_all_messages_are_replaced_with_little_memory(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "GROUP_BYTES", 1)
+    monkeypatch.setattr(ledger_module, "groups_of", partial(ledger_module.groups_of, most_bytes=1))
     monkeypatch.setattr(sorting, "BATCH_ROWS", 10)
     bench = open_bench(LITTLE, conversations=0, sizes=(300,))
     one = next(iter(bench.box.conversations))

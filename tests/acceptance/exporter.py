@@ -99,23 +99,43 @@ class Exporter:
 
     def begin(self, environment: Mapping[str, str], **params: Any) -> None:
         """Start a run without waiting for its end."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        job = {"environment": dict(environment), "params": params}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        self._send(environment, params=params)
 
     def finish(self) -> Outcome:
         """Wait for the end of the run."""
-        assert self._answers is not None
-        line = self._answers.readline()
-        assert line, f"the process that runs flows has ended:\n{self.console.read_text()[-4000:]}"
-        return Outcome(**json.loads(line))
+        return Outcome(**self._receive())
 
     def run(self, environment: Mapping[str, str], **params: Any) -> Outcome:
         """Run the flow with its settings in the environment, as an operator gives them."""
         self.begin(environment, **params)
         return self.finish()
+
+    def command(self, environment: Mapping[str, str], *arguments: str) -> dict[str, Any]:
+        """Call the command line, and return its summary."""
+        self._send(environment, arguments=[*arguments, "--json"])
+        answer = self._receive()
+        assert answer["output"], answer
+        summary: dict[str, Any] = json.loads(answer["output"])
+        return summary
+
+    def backfill(self, environment: Mapping[str, str], parameters: Mapping[str, Any]) -> tuple[str, str]:
+        """Run the backfill with the parameters of a deployment; return the state and its message."""
+        self._send(environment, parameters=parameters)
+        answer = self._receive()
+        return answer["name"], answer["message"]
+
+    def _send(self, environment: Mapping[str, str], **job: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"environment": dict(environment), **job}) + "\n")
+        self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._answers is not None
+        line = self._answers.readline()
+        assert line, f"the process that runs flows has ended:\n{self.console.read_text()[-4000:]}"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def watched(self) -> AbstractContextManager[Peaks]:
         """Watch the memory of the process, and of those that it starts, until the block ends."""

@@ -1,4 +1,4 @@
-"""A process that runs the export flow for the acceptance tests, as the command line would run it.
+"""A process that runs flows and commands for the acceptance tests, as the command line would run it.
 
 It is a separate process because Prefect reads its settings when it is imported, because a test searches
 its output, and because a test kills it.
@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,35 @@ def main() -> None:
         for name in [name for name in os.environ if name.startswith(OURS)]:
             del os.environ[name]
         os.environ.update(job["environment"])
-        print(json.dumps(_export(job["params"])), file=answers, flush=True)
+        print(json.dumps(_do(job)), file=answers, flush=True)
+
+
+def _do(job: dict[str, Any]) -> dict[str, Any]:
+    if "arguments" in job:
+        return _call(job["arguments"])
+    if "parameters" in job:
+        return _backfill(job["parameters"])
+    return _export(job["params"])
+
+
+def _call(arguments: list[str]) -> dict[str, Any]:
+    """Call the command line, and return what it printed."""
+    from imbrace_cli.main import main
+
+    with redirect_stdout(StringIO()) as output:
+        code = main(arguments)
+    return {"code": code, "output": output.getvalue()}
+
+
+def _backfill(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Call the flow with the parameters of a deployment, as the process of its run does."""
+    from imbrace_flows.backfill import backfill_conversations
+
+    async def backfill() -> State[Any]:
+        return await backfill_conversations(**parameters, return_state=True)
+
+    state = asyncio.run(backfill())
+    return {"name": state.name, "message": state.message}
 
 
 def _export(params: dict[str, Any]) -> dict[str, Any]:

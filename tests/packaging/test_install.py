@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -114,7 +115,10 @@ class Neighbour:
 
 @pytest.fixture(scope="module")
 def neighbour(uv: Uv, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Neighbour:
-    """The project, installed beside imbrace-lake with what uv.lock lists."""
+    """The project, installed beside imbrace-lake and what uv.lock lists.
+
+    By default that is what the tests have, without our packages: to install and compile it takes long.
+    """
     folder = tmp_path_factory.mktemp("beside")
     project, place = folder / "project", folder / "venv"
     for name in PACKAGES:
@@ -122,10 +126,16 @@ def neighbour(uv: Uv, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (project / name / "__init__.py").write_text("")
     (project / "flows" / "export.py").write_text(THEIR_FLOW)
     (project / "pyproject.toml").write_text(THEIR_PROJECT)
-    uv(
-        *("sync", "--quiet", "--locked", "--no-dev", "--no-install-project", "--python", sys.executable),
-        UV_PROJECT_ENVIRONMENT=str(place),
-    )
+    if IS_FULL:
+        uv(
+            *("sync", "--quiet", "--locked", "--no-dev", "--no-install-project", "--python", sys.executable),
+            UV_PROJECT_ENVIRONMENT=str(place),
+        )
+    else:
+        uv.environment_at(place)
+        (site,) = place.glob("lib/python3.*/site-packages")
+        # Files like this one are not read in the folder that it names, so our packages stay out.
+        (site / "locked.pth").write_text(sysconfig.get_path("purelib"))
     uv("pip", "install", "--quiet", "--no-deps", "--python", place / "bin" / "python", wheel, project)
     return Neighbour(project, place, uv.environment)
 

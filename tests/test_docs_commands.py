@@ -47,6 +47,7 @@ from tests.prefect_homes import make_home
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
+pytestmark = prefect_leaks
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NAMES = (
@@ -256,7 +257,7 @@ class Machine:
         call = own_call(self.fill(command))
         if call is not None:
             subprocess.run(["sh", "-c", before or ":"], cwd=self.folder, check=True)
-            self._call(call, self.fill(exports))
+            self.call(call, self.fill(exports))
             return
         script = self.fill(f"{exports}{before or ':'}\n{command}")
         if served and "sandbox" in command and "--port" not in command:
@@ -283,7 +284,8 @@ class Machine:
                 os.killpg(process.pid, signal.SIGKILL)
         assert code in ({0, INTERRUPTED} if served else {0}), f"{script}\n{output.read_text()}"
 
-    def _call(self, call: Call, exports: str) -> None:
+    def call(self, call: Call, exports: str = "", code: int = 0) -> str:
+        """Call our program in this process, and return its output."""
         exported = [word.partition("=") for line in exports.splitlines() for word in shlex.split(line)[1:]]
         environment = {**self.environment, **{name: value for name, _, value in exported}}
         # Only differences, because C code in other threads reads the environment; a fixture restores it.
@@ -295,12 +297,13 @@ class Machine:
         given = "" if call.input is None else (self.folder / call.input).read_text()
         output = StringIO()
         with chdir(self.folder), patch("sys.stdin", StringIO(given)), redirect_stdout(output):
-            assert main(call.arguments) == 0, call
+            assert main(call.arguments) == code, call
         if call.output is not None:
             (self.folder / call.output).write_text(output.getvalue())
         if call.filter is not None:
             command = shlex.split(call.filter)
             subprocess.run(command, input=output.getvalue(), text=True, check=True, capture_output=True)
+        return output.getvalue()
 
     def _wait_for(self, line: str, process: subprocess.Popen[bytes], output: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -340,7 +343,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="module")
 def exported(
-    box: Sandbox, server: LocalServer, s3: Seaweed, tmp_path_factory: pytest.TempPathFactory
+    box: Sandbox, server: LocalServer, client: None, s3: Seaweed, tmp_path_factory: pytest.TempPathFactory
 ) -> Machine:
     """The reader's clone, and a lake in a folder and a bucket, from a run with a failed conversation."""
     folder = tmp_path_factory.mktemp("clone")
@@ -353,12 +356,13 @@ def exported(
     environment["PREFECT_HOME"] = str(home)
     failing = box.links[CUSTOMER][0]
     box.break_conversation(failing, "400")
-    export = [str(BIN / PROGRAM), "export", "--phones", "customers.csv", "--lake", "lake", "--json"]
-    run = subprocess.run(export, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 3, run.stderr
-    box.repair(failing)
-    compact = [str(BIN / PROGRAM), "compact", "--lake", "lake"]
-    subprocess.run(compact, cwd=folder, env=environment, capture_output=True, check=True)
+    machine = Machine(folder, environment, {})
+    export = ["export", "--phones", "customers.csv", "--lake", "lake", "--json"]
+    compact = ["compact", "--lake", "lake"]
+    with patch.dict(os.environ):
+        run_id = json.loads(machine.call(Call(export, None, None, None), code=3))["run_id"]
+        box.repair(failing)
+        machine.call(Call(compact, None, None, None))
     client = s3.client()
     for bucket in ("bucket", "example"):
         s3.create_bucket(bucket)
@@ -383,11 +387,11 @@ def exported(
         "http://127.0.0.1:8899": box.url.removesuffix("/3rd"),
         "--port 8899": "--port 0",
         "--conversations 1000 --lake /tmp/lake": "--conversations 20 --lake other-lake",
-        "RUN_ID": json.loads(run.stdout)["run_id"],
+        "RUN_ID": run_id,
         "--object COPY": "--object part-00000.parquet",
         "--phones FILE": "--phones customers.csv",
         "COMMAND": "export",
-        "'…' IN": f"'{json.loads(run.stdout)['run_id']}' IN",
+        "'…' IN": f"'{run_id}' IN",
         "chgrp analysts": f"chgrp {os.getgid()}",
     }
     return Machine(folder, environment, values)
@@ -470,15 +474,11 @@ def client(server: LocalServer) -> Iterator[None]:
         end_threads()
 
 
-@pytest.mark.usefixtures("client")
-@prefect_leaks
 @pytest.mark.parametrize("block", HERE, ids=lambda block: block.name)
 def test_commands_run(machine: Machine, block: Block) -> None:
     run_commands(machine, block)
 
 
-@pytest.mark.usefixtures("client")
-@prefect_leaks
 def test_the_analysts_page_leads_from_an_empty_terminal_to_response_times(machine: Machine) -> None:
     shutil.rmtree(machine.folder / "lake")
 

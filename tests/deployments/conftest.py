@@ -88,6 +88,7 @@ def deployed(operator: Operator, phones: Path) -> Operator:
     assert done.returncode == 0, done.stdout + done.stderr
     # Scheduled runs would get in the way of the runs that the tests start.
     operator.set_clock("pause")
+    operator.start_runs_directly("imbrace")
     return operator
 
 
@@ -149,23 +150,11 @@ _numbers = itertools.count(886911500000)
 @pytest.fixture
 def halted(box: Sandbox, tmp_path: Path) -> Iterator[Halted]:
     """Conversations that no run has seen, half of them behind a gateway that does not answer."""
-    with _halted(box, tmp_path / "numbers.txt") as halted:
-        yield halted
-
-
-@pytest.fixture
-def halted_too(box: Sandbox, tmp_path: Path) -> Iterator[Halted]:
-    """Other conversations of the same kind."""
-    with _halted(box, tmp_path / "others.txt") as halted:
-        yield halted
-
-
-@contextmanager
-def _halted(box: Sandbox, path: Path) -> Iterator[Halted]:
     numbers = [f"+{next(_numbers)}" for _ in range(12)]
     ids = [box.put([], phone=number) for number in numbers]
     for conversation_id in ids:
         box.append(conversation_id, 3)
+    path = tmp_path / "numbers.txt"
     path.write_text("\n".join(numbers), encoding="utf-8")
     halted = Halted(path, ids[:6], ids[6:])
     for conversation_id in halted.stuck:

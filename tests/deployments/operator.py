@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,9 @@ PATIENCE_SECONDS = 240.0
 CEILING_SECONDS = 1_800.0
 SIGNS_SECONDS = 5.0
 # Each look is work for the server and for the busy machine.
-LOOK_SECONDS = 0.4
+LOOK_SECONDS = 0.7
+# In its own session, as the supervisor.
+ENGINE = "import os, runpy; os.setsid(); runpy.run_module('prefect.engine', run_name='__main__')"
 # Not needed here, and reading them takes longer than a request.
 CERTIFICATES = httpx.create_ssl_context()
 
@@ -104,6 +107,19 @@ class Operator:
         """Pause or resume the schedules of all deployments."""
         for deployment in self.ask("POST", "/deployments/filter", {}):
             self.ask("POST", f"/deployments/{deployment['id']}/{to}_deployment")
+
+    def start_runs_directly(self, pool: str) -> None:
+        """Let the workers of a pool start the program of a run without Prefect's supervisor.
+
+        The supervisor fetches the code of a run, and there is none to fetch; then it becomes the program. Its
+        imports cost as much CPU as the run itself. The runs of `imbrace-lake up` have it in their tests.
+        """
+        # Imported here, because others import this module before they set Prefect up.
+        from prefect.workers.process import ProcessWorker
+
+        template = ProcessWorker.get_default_base_job_template()
+        template["variables"]["properties"]["command"]["default"] = shlex.join([sys.executable, "-c", ENGINE])
+        self.ask("PATCH", f"/work_pools/{pool}", {"base_job_template": template})
 
     def start(self, name: str, **params: object) -> str:
         """Start a run of a deployment, as its form does, and return the run's id."""

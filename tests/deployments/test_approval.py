@@ -11,6 +11,7 @@ from prefect.events.schemas.automations import EventTrigger
 
 from imbrace_deployments.automations import automations
 from imbrace_sandbox import Sandbox
+from tests.acceptance.scale import IS_FULL
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker
 
@@ -86,6 +87,7 @@ def test_an_approved_run_reads_what_it_planned(
     assert len(artifact(deployed, run_id, "export-plan")) == 1
 
 
+@pytest.mark.skipif(not IS_FULL, reason="the browser tests do this: IMBRACE_ACCEPTANCE=full")
 def test_a_declined_run_reads_nothing_and_is_shown_as_declined(
     deployed: Operator, worker: Worker, box: Sandbox, lake: Path
 ) -> None:

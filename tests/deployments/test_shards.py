@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from imbrace_sandbox import Sandbox
+from tests.acceptance.lakes import export_with_core
 from tests.acceptance.scale import IS_FULL
 from tests.deployments.lakes import messages
 from tests.deployments.operator import Operator, Worker
@@ -56,7 +57,8 @@ def twelve(box: Sandbox, tmp_path: Path) -> Iterator[Listed]:
         box.repair(conversation_id)
 
 
-@pytest.fixture
+# The long tests kill workers of their own.
+@pytest.fixture(scope="function" if IS_FULL else "module")
 def workers(deployed: Operator) -> Iterator[list[Worker]]:
     """Two workers, which together have slots for a run and three of its shards."""
     bare = Operator(deployed.server, deployed.folder)
@@ -84,13 +86,6 @@ def shards_of(operator: Operator, run_id: str) -> list[dict[str, Any]]:
 def states_of(operator: Operator, run_id: str) -> list[str]:
     """The names of the states of a run's shards."""
     return [run["state"]["name"] for run in shards_of(operator, run_id)]
-
-
-def count_runs(operator: Operator) -> int:
-    """The number of all runs of shards on the server."""
-    return int(
-        operator.ask("POST", "/flow_runs/count", {"deployments": {"name": {"any_": ["export-shard"]}}})
-    )
 
 
 def artifacts(operator: Operator, run_id: str) -> set[str]:
@@ -126,13 +121,10 @@ def proofs(lake: Path, listed: Listed) -> dict[str, list[Any]]:
 
 
 def test_shards_make_the_lake_of_one_process_and_one_report(
-    deployed: Operator, workers: list[Worker], twelve: Listed, lake: Path, tmp_path: Path
+    deployed: Operator, workers: list[Worker], twelve: Listed, box: Sandbox, lake: Path, tmp_path: Path
 ) -> None:
-    before = count_runs(deployed)
     alone = tmp_path / "alone"
-    done = deployed.run("imbrace-lake", "export", "--phones", twelve.phones, "--lake", str(alone))
-    assert done.returncode == 0, done.stderr
-    assert count_runs(deployed) == before
+    export_with_core(box, alone, twelve.phones)
     assert not (alone / "shards").exists()
 
     count = 4 if IS_FULL else 2

@@ -363,15 +363,15 @@ def exported(
         run_id = json.loads(machine.call(Call(export, None, None, None), code=3))["run_id"]
         box.repair(failing)
         machine.call(Call(compact, None, None, None))
-    client = s3.client()
+    objects = s3.client()
     for bucket in ("bucket", "example"):
         s3.create_bucket(bucket)
-        client.put_object(Bucket=bucket, Key="customers.csv", Body=(folder / "customers.csv").read_bytes())
+        objects.put_object(Bucket=bucket, Key="customers.csv", Body=(folder / "customers.csv").read_bytes())
     for path in (folder / "lake").rglob("*"):
         if path.is_file() and ".tmp" not in path.parts:
             for lake in ("prefix", "conversations"):
                 key = f"{lake}/{path.relative_to(folder / 'lake')}"
-                client.put_object(Bucket="bucket", Key=key, Body=path.read_bytes())
+                objects.put_object(Bucket="bucket", Key=key, Body=path.read_bytes())
     part = next(folder.glob("lake/messages/*/*/part-00000.parquet"))
     shutil.copy(part, folder / "part-00000.parquet")
     values = {

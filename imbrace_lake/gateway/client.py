@@ -6,6 +6,7 @@ The client retries a request for seconds, and the orchestrator a task for minute
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -63,6 +64,8 @@ MAX_URL_BYTES = 7_500
 SMALLEST_PAGE = 10
 TOKEN_TRIES = 4
 SHORT_BODY_TRIES = 3
+# A longer number of seconds is no age.
+MOST_AGE_DIGITS = 10
 # One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
 HARMLESS = PhoneNumber("+12025550123")
 
@@ -99,21 +102,41 @@ class Traffic:
         requests: The number of requests sent, including retries.
         retries: The number of retries.
         size_bytes: The received bytes of bodies, before decompression.
-        seconds_ahead: The most by which this machine's clock differed from the gateway's; negative if behind.
     """
 
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
-    seconds_ahead: float = 0.0
     _date: str = ""
+    # The most by which this machine's clock, and the gateway's, were ahead of a clock that does not jump.
+    _ours: float = -math.inf
+    _theirs: float = -math.inf
+    # The most by which this machine's clock was behind the gateway's.
+    _behind: float = 0.0
 
     def add_bytes(self, size_bytes: int) -> None:
         """Count received bytes."""
         self.size_bytes += size_bytes
 
-    def compare_clocks(self, date: str, sent_at: float) -> None:
-        """Compare the clocks, by the date of an answer that has just arrived and the time of its request."""
+    @property
+    def seconds_ahead(self) -> float:
+        """The most by which this machine's clock differed from the gateway's; negative if behind."""
+        if self._theirs == -math.inf:
+            return 0.0
+        ahead = self._ours - self._theirs
+        return ahead if ahead > self._behind else -self._behind
+
+    def compare_clocks(self, date: str, sent_at: float, age: str = "") -> None:
+        """Compare the clocks, by an answer that has just arrived.
+
+        An answer from a cache is older than its request, so its date alone shows no clock that is ahead: the
+        answer of the run with the latest date for its time decides.
+
+        Args:
+            date: The time at which the gateway made the answer.
+            sent_at: The time of the request, by this machine's clock.
+            age: The seconds for which caches have kept the answer; empty if no cache has said it.
+        """
         if date == self._date:
             return
         self._date = date
@@ -121,10 +144,13 @@ class Traffic:
             theirs = parsedate_to_datetime(date).timestamp()
         except (ValueError, OverflowError):
             return
+        now, steady = time.time(), time.monotonic()
         # The gateway has answered between the two times, however long that took.
-        ahead = max(sent_at - theirs, min(0.0, time.time() - theirs))
-        if abs(ahead) > abs(self.seconds_ahead):
-            self.seconds_ahead = ahead
+        self._behind = max(self._behind, theirs - now)
+        if age.isascii() and age.isdecimal() and len(age) <= MOST_AGE_DIGITS:
+            theirs += int(age)
+        self._ours = max(self._ours, now - steady)
+        self._theirs = max(self._theirs, theirs + (now - sent_at) - steady)
 
 
 class _ShortBody(MalformedAnswer):
@@ -413,7 +439,9 @@ class GatewayClient:
             except GatewayTimeout:
                 self.limiter.on_overload(ticket)
                 raise
-            self.traffic.compare_clocks(answer.headers.get("date", ""), sent_at)
+            self.traffic.compare_clocks(
+                answer.headers.get("date", ""), sent_at, answer.headers.get("age", "")
+            )
             theirs = answer.headers.get("x-request-id")
             request_id = printable_request_id(theirs, request_id, self._secrets)
             if answer.status == 200:

@@ -85,6 +85,22 @@ def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
     return {"items": items, "count": len(ids), "total": len(ids), "has_more": False} | fields
 
 
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+def test_an_answer_from_a_cache_shows_no_wrong_clock() -> None:
+    made = format_datetime(datetime.now(UTC) - timedelta(hours=3))
+
+    def play(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=body_of(["a"]), headers={"Date": made, "Age": "10800"})
+
+    async def job(client: GatewayClient) -> float:
+        await client.get_page("one")
+        return client.traffic.seconds_ahead
+
+    assert ask(playing(play), job) == pytest.approx(0, abs=60)
+
+
 # -- conditional requests --------------------------------------------------------------------------
 
 

@@ -129,12 +129,79 @@ def test_the_time_of_an_answer_shows_whether_this_clock_is_wrong(
     assert traffic.seconds_ahead == ahead
 
 
-def test_the_largest_difference_of_clocks_is_kept() -> None:
-    traffic, now = Traffic(), time.time()
-    for seconds in (-3, -7_200, 60):
-        traffic.compare_clocks(format_datetime(as_time((now - seconds) / 3600)), now)
+class Clocks:
+    """The clock of this machine and one that does not jump; in seconds, and the gateway is right."""
 
-    assert traffic.seconds_ahead == pytest.approx(-7_200, abs=5)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.true, self.ahead = NOW.timestamp(), 0.0
+        monkeypatch.setattr(time, "time", lambda: self.true + self.ahead)
+        monkeypatch.setattr(time, "monotonic", lambda: self.true - NOW.timestamp() + 50.0)
+
+    def answer(self, traffic: Traffic, *, late: float = 0.0, age: str = "", took: float = 0.0) -> None:
+        """Let an answer arrive a minute after the last one, made `late` seconds ago."""
+        self.true += 60
+        date = format_datetime(as_time((self.true - late) / 3600))
+        traffic.compare_clocks(date, time.time() - took, age)
+
+
+HOUR_SECONDS = 3_600.0
+
+
+@pytest.mark.parametrize("ages", [("10800", "0", "7200"), ("", "", "7200"), ("10800",), ("7200", "10800")])
+def test_the_age_of_an_answer_from_a_cache_is_added_to_its_time(
+    ages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic, clocks = Traffic(), Clocks(monkeypatch)
+    for age in ages:
+        clocks.answer(traffic, late=float(age or 0), age=age)
+
+    assert traffic.seconds_ahead == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("order", [(3.0, 0.0), (0.0, 3.0), (3.0, 2.0, 0.0, 5.0), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("ahead", [0.0, 2.0, -2.0])
+def test_an_old_time_that_another_answer_contradicts_shows_no_wrong_clock(
+    order: tuple[float, ...], ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic, clocks = Traffic(), Clocks(monkeypatch)
+    clocks.ahead = ahead * HOUR_SECONDS
+    for hours in order:
+        clocks.answer(traffic, late=hours * HOUR_SECONDS)
+
+    # No cache hides a clock that is wrong, either.
+    assert traffic.seconds_ahead == pytest.approx(ahead * HOUR_SECONDS, abs=2)
+
+
+@pytest.mark.parametrize("jumps", [(2.0, 0.0), (0.0, 2.0), (0.0, 2.0, 0.0), (0.0, -2.0), (-2.0, 0.0)])
+def test_a_clock_that_jumps_during_a_run_is_noticed(
+    jumps: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic, clocks = Traffic(), Clocks(monkeypatch)
+    for hours in jumps:
+        clocks.ahead = hours * HOUR_SECONDS
+        clocks.answer(traffic, took=20.0)
+
+    # The gateway may have answered at any time of the 20 seconds.
+    assert traffic.seconds_ahead == pytest.approx(sum({*jumps}) * HOUR_SECONDS, abs=21)
+
+
+def test_the_largest_difference_of_clocks_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic, clocks = Traffic(), Clocks(monkeypatch)
+    for clocks.ahead in (3.0, -7_200.0, 60.0):
+        clocks.answer(traffic)
+
+    assert traffic.seconds_ahead == pytest.approx(-7_200, abs=2)
+
+
+@pytest.mark.parametrize("age", ["-5", "soon", "1e9", "²", "9" * 11, "5, 7", ""])
+def test_an_age_that_is_no_number_of_seconds_does_not_count(
+    age: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic, clocks = Traffic(), Clocks(monkeypatch)
+    clocks.ahead = HOUR_SECONDS
+    clocks.answer(traffic, age=age)
+
+    assert traffic.seconds_ahead == pytest.approx(HOUR_SECONDS, abs=2)
 
 
 @pytest.mark.parametrize("date", ["", "soon", "Wed, 99 Mar 2026 12:00:00 GMT", "\x00" * 90])

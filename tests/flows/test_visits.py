@@ -293,7 +293,7 @@ def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
 def test_a_clock_that_is_wrong_now_is_noticed_by_the_gateways(
     offline: Offline, monkeypatch: pytest.MonkeyPatch, ahead: float, side: str
 ) -> None:
-    wrong = SimpleNamespace(time=lambda: time.time() + 3600 * ahead)
+    wrong = SimpleNamespace(time=lambda: time.time() + 3600 * ahead, monotonic=time.monotonic)
     monkeypatch.setattr("imbrace_lake.gateway.client.time", wrong)
 
     state = offline.ingest("second", budget=3)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ HOUR = timedelta(hours=1)
 # Hours in which messages arrive; later runs go on until the promise has ended.
 ARRIVALS = 24 if IS_FULL else 12
 PROMISE = 12
+MINUTE = timedelta(minutes=1)
 
 
 class FewActive(Pattern):
@@ -57,43 +61,54 @@ class Clock:
 class Days:
     """A gateway and its lake, hour by hour."""
 
-    def __init__(self, box: Sandbox, offline: Offline, pattern: Pattern, requests: int) -> None:
+    def __init__(
+        self,
+        box: Sandbox,
+        offline: Offline,
+        pattern: Pattern,
+        requests: int,
+        *,
+        start: datetime = START,
+        history_days: int = HISTORY_DAYS,
+    ) -> None:
         self.box, self.offline, self.pattern, self.requests = box, offline, pattern, requests
+        self.start, self.history_days = start, history_days
         self.ids: list[str] = []
         self.written: dict[str, list[datetime]] = defaultdict(list)
 
     def first(self, numbers: Path) -> None:
-        """Export the history of all conversations at `START`."""
+        """Export the history of all conversations."""
         phones = [f"+88691{number:07}" for number in range(self.pattern.count)]
         for number, phone in enumerate(phones):
             # Between equal values, the id decides, and the order in the simulator.
             one = self.box.put([], phone=phone, conversation_id=f"conv_{number:07}")
-            self.box.append(one, at=START - timedelta(days=HISTORY_DAYS))
+            self.box.append(one, at=self.start - timedelta(days=self.history_days))
             self.ids.append(one)
-        for day in range(-HISTORY_DAYS, 0):
+        for day in range(-self.history_days, 0):
             self.arrive(24 * day, 24 * day + 24)
         self.written.clear()
         numbers.write_text("\n".join(["phone", *phones]))
         assert self.offline.ingest("first", phones=numbers).is_completed()
 
-    def arrive(self, begin: int, end: int) -> None:
-        """Let the messages of some hours arrive."""
-        rows, times = self.pattern.step(float(begin), float(end))
+    def arrive(self, begin: float, end: float, wait: Callable[[datetime], None] = lambda at: None) -> None:
+        """Let the messages of some hours arrive, after a wait for each."""
+        rows, times = self.pattern.step(begin, end)
         order = np.argsort(times)
-        for row, time in zip(rows[order].tolist(), times[order].tolist(), strict=True):
-            at = START + time * HOUR
+        for row, hours in zip(rows[order].tolist(), times[order].tolist(), strict=True):
+            at = self.start + hours * HOUR
+            wait(at)
             self.box.append(self.ids[row], at=at)
             self.written[self.ids[row]].append(at)
 
     def run(self, hour: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Run at a full hour."""
-        monkeypatch.setattr(Clock, "time", START + hour * HOUR)
+        monkeypatch.setattr(Clock, "time", self.start + hour * HOUR)
         state = self.offline.ingest(f"hour-{hour}", budget=self.requests, promise_days=PROMISE / 24)
         assert state.is_completed(), state.message
 
-    def ages(self, hours: int) -> Ages:
+    def ages(self, hours: float) -> Ages:
         """Return the ages at which the runs of the first hours found messages."""
-        found, end = Ages(), START + hours * HOUR
+        found, end = Ages(), self.start + hours * HOUR
         proofs = defaultdict(list)
         for row in self.offline.rows("conversations"):
             if row["run_id"] != "first" and row["finished_at"] < end:
@@ -139,3 +154,81 @@ def test_measured_ages_are_those_of_the_simulator_and_nothing_is_missing_after_t
         f" ({simulated.quantile(0.95):.2f}), {measured.fresh / measured.count:.0%} within an hour"
         f" ({simulated.fresh / simulated.count:.0%})"
     )
+
+
+# -- the pace, by a real clock -----------------------------------------------------------------------
+
+
+class FewBusy(Pattern):
+    """The same in a sixtieth of the time: a few conversations write every few minutes."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed)
+        is_busy = self.random.random(count) < 0.02
+        self.rate = np.where(is_busy, self.random.lognormal(2.5, 1, count), 1 / 20)
+        self._sums = np.cumsum(self.rate)
+
+
+@pytest.mark.skipif(not IS_FULL, reason="takes 27 minutes by the clock: IMBRACE_ACCEPTANCE=full")
+@pytest.mark.timeout(3_600)
+def test_at_the_pace_of_five_requests_per_second_ages_are_those_of_the_simulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversations, per_second, arrivals, promise = 2_000, 5, 10, 15
+    policy = RevisitPolicy(promise * MINUTE, MINUTE)
+    pattern = FewBusy(conversations, 1)
+    with Sandbox(SandboxOptions(conversations=0)) as box:
+        offline = Offline(box, tmp_path / "lake", monkeypatch)
+        days = Days(box, offline, pattern, 0, start=datetime.now(UTC), history_days=1)
+        days.first(tmp_path / "all.csv")
+        # More than five requests in a second are answered with 429.
+        box.set_options(budget_requests=per_second, budget_window_seconds=1.0, budget_kind="bucket")
+        box.reset_stats()
+        days.start = datetime.now(UTC)
+
+        def let_arrive() -> None:
+            for minute in range(arrivals):
+                days.arrive(minute / 60, (minute + 1) / 60, sleep_until)
+
+        arriving = Thread(target=let_arrive)
+        arriving.start()
+        taken = []
+        for minute in range(arrivals + promise + 1):
+            sleep_until(days.start + minute * MINUTE)
+            began = time.monotonic()
+            state = offline.ingest(
+                f"minute-{minute}", requests_per_second=per_second, tries=6,
+                period_minutes=1, promise_days=promise / 1_440,
+            )  # fmt: skip
+            taken.append(time.monotonic() - began)
+            assert state.is_completed(), state.message
+        arriving.join()
+        measured, stats = days.ages(arrivals / 60), box.stats()
+
+        assert offline.is_complete()
+
+    simulated = simulate(
+        FewBusy(conversations, 1), Lake, round(0.9 * 60 * per_second), policy,
+        days=arrivals / 1_440, history_days=1,
+    )  # fmt: skip
+    print(  # noqa: T201 - the figures of a full run
+        f"{conversations:,} at {per_second:g}/s by the clock: {minutes(measured)}; simulated:"
+        f" {minutes(simulated)}; {measured.count} messages; runs of {min(taken):.0f} to {max(taken):.0f} s;"
+        f" {stats.accepted:,} requests, {stats.refused} too many"
+    )
+    assert measured.count == simulated.count > 40
+    assert measured.total == pytest.approx(simulated.total, rel=0.2)
+    assert measured.quantile(0.95) == pytest.approx(simulated.quantile(0.95), rel=0.2)
+
+
+def minutes(ages: Ages) -> str:
+    """Return ages in minutes."""
+    return (
+        f"mean {60 * ages.total / ages.count:.2f} min, median {60 * ages.quantile(0.5):.2f}, 95 %"
+        f" {60 * ages.quantile(0.95):.2f}"
+    )
+
+
+def sleep_until(at: datetime) -> None:
+    """Wait for a time."""
+    time.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))

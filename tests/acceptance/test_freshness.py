@@ -206,7 +206,7 @@ def test_at_the_pace_of_five_requests_per_second_ages_are_those_of_the_simulator
         arriving.join()
         measured, stats = days.ages(arrivals / 60), box.stats()
         runs = [offline.row(f"minute-{minute}") for minute in range(arrivals)]
-        # A visit that finds news costs more than one request, so fewer are visited than the budget has requests.
+        # A visit that finds news costs more than one request, so a run visits fewer than its budget.
         reached = [json.loads(run["parameters"])["visits"]["visited"] for run in runs if run is not None]
 
         assert offline.is_complete()

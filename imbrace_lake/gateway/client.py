@@ -64,7 +64,7 @@ MAX_URL_BYTES = 7_500
 SMALLEST_PAGE = 10
 TOKEN_TRIES = 4
 SHORT_BODY_TRIES = 3
-# A longer number of seconds is no age.
+# The most digits of an `Age`; a longer one is ignored.
 MOST_AGE_DIGITS = 10
 # One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
 HARMLESS = PhoneNumber("+12025550123")

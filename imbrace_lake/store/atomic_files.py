@@ -107,20 +107,25 @@ class AtomicFiles:
 
     def _walk(self, prefix: str, linked: set[Path]) -> Iterator[ObjectMeta]:
         """Iterate over the files below a folder; `linked` are the folders that links led to so far."""
-        folder = self.root / prefix
+        # A path as text, because a listing opens one folder per conversation.
+        folder = f"{self.root}/{prefix}"
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    yield from self._walk_entry(entry, prefix, linked)
+                    if entry.is_dir(follow_symlinks=False) and _is_utf8(entry.name):
+                        if prefix or entry.name != TEMPORARY:
+                            yield from self._walk(f"{prefix}{entry.name}/", linked)
+                    else:
+                        yield from self._walk_entry(entry, prefix, linked)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
             if exc.errno != errno.ELOOP:
                 raise
-            _warn(folder, "is a link that leads to itself")
+            _warn(Path(folder), "is a link that leads to itself")
 
     def _walk_entry(self, entry: os.DirEntry[str], prefix: str, linked: set[Path]) -> Iterator[ObjectMeta]:
-        """Iterate over the file of an entry, or over the files below its folder."""
+        """Iterate over the file of an entry, or over the files below a folder that a link leads to."""
         key = prefix + entry.name
         try:
             status = entry.stat()
@@ -312,6 +317,8 @@ def _is_new_folder(link: Path, linked: set[Path]) -> bool:
 
 
 def _is_utf8(name: str) -> bool:
+    if name.isascii():
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:

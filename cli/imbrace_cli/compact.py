@@ -53,8 +53,10 @@ def compact(
     It reads only what has changed since the last compaction. Exports and queries may run at the same time.
     After an interruption, run the command again. Needs the package deltalake: imbrace-lake[tables].
     """
+    from imbrace_lake.tuning import tuned_process
+
     settings = lake_settings(lake=lake)
-    with _progress() as show_progress:
+    with _progress() as show_progress, tuned_process():
         reports = run_interruptibly(_compact(settings, dry_run, keep_hours, show_progress))
     differs = any(one.differences for one in reports)
     if as_json:

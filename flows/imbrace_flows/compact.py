@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
 import logging
+from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from prefect.states import Completed, Failed
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection, ConversationLake, connect
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.flow import flow
 from imbrace_flows.params import CompactParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
@@ -21,6 +23,7 @@ from imbrace_lake.errors import InputError
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.tables.delta_log import require_deltalake
 from imbrace_lake.tables.report import describe
+from imbrace_lake.tuning import tuned_process
 from imbrace_tasks.compact import compact_tables
 from imbrace_tasks.retry import TaskError, result_of
 
@@ -52,7 +55,9 @@ async def compact_lake_tables(
         # The schedule of a worker without the package is not a failure every hour.
         return Completed(name="Skipped", message=str(exc))
     try:
-        return await _compact(params, connect(None, lake))
+        # A worker starts a process for each run.
+        with tuned_process() if is_deployment_run() else nullcontext():
+            return await _compact(params, connect(None, lake))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         return failed_early(exc)
 

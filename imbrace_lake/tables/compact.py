@@ -10,7 +10,7 @@ from imbrace_lake.lake.lake import Lake
 from imbrace_lake.store.lease import exclusive_lease
 from imbrace_lake.tables.cleaning import GRACE
 from imbrace_lake.tables.delta_log import require_deltalake
-from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerCompaction
+from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerCompaction, LedgerTable
 from imbrace_lake.tables.messages import MessagesCompaction
 from imbrace_lake.tables.report import TableReport
 
@@ -40,10 +40,16 @@ async def compact_lake(
         StoreError: An object cannot be read or written; the message names it.
     """
     require_deltalake()
-    messages = MessagesCompaction(lake, clock, grace=grace, on_progress=on_progress)
-    ledgers = [LedgerCompaction(lake, table, clock, grace=grace) for table in LEDGER_TABLES]
+
+    def messages() -> MessagesCompaction:
+        return MessagesCompaction(lake, clock, grace=grace, on_progress=on_progress)
+
+    def ledger(table: LedgerTable) -> LedgerCompaction:
+        return LedgerCompaction(lake, table, clock, grace=grace)
+
     if is_dry_run:
-        return [await messages.plan(), *[await ledger.plan() for ledger in ledgers]]
+        return [await messages().plan(), *[await ledger(table).plan() for table in LEDGER_TABLES]]
     probe = await lake.store.probe()
     async with nullcontext() if probe.is_conditional else exclusive_lease(lake.store, run_id, clock):
-        return [await messages.run(), *[await ledger.run() for ledger in ledgers]]
+        # Nothing keeps a compaction, so its memory is free for the next one.
+        return [await messages().run(), *[await ledger(table).run() for table in LEDGER_TABLES]]

@@ -1,10 +1,10 @@
 """Compact the parts of a lake into the table of messages.
 
-A step reads the changed conversations, a gigabyte of parts at most, and commits once: rows of new parts are
-added in new files, sorted; of files with edited or deleted rows, copies without these rows are written. Then
-the step is proven from a fresh snapshot. Two compactions race for the next version of the table: the loser
-begins again with what is still missing. A kill leaves files that no version names; later compactions delete
-them.
+A step reads some of the changed conversations, as many as fit into memory, and commits once: rows of new
+parts are added in new files, sorted; of files with edited or deleted rows, copies without these rows are
+written. Then the step is proven from a fresh snapshot. Two compactions race for the next version of the
+table: the loser begins again with what is still missing. A kill leaves files that no version names; later
+compactions delete them.
 """
 
 from __future__ import annotations
@@ -64,13 +64,14 @@ from imbrace_lake.tables.state import (
 FOLDER = "tables/messages/"
 # The number of the version whose steps were all proven.
 PROVEN_KEY = f"{STATE_FOLDER}proven-messages"
-# Parts of changed conversations of one step.
-STEP_BYTES = 2**30
+# Parts of changed conversations of one step, and their number: a conversation takes 6 kB of memory in a step.
+STEP_BYTES, STEP_CONVERSATIONS = 2**30, 16_384
 # Parts in memory at a time.
 READ_BYTES, READ_FOLDERS = 2**20, 32
 LARGE_BYTES = 4 * 2**20
-# More files than this that are smaller than a quarter of a full one are merged.
+# More files than this that are smaller than `SMALL_BYTES` are merged.
 MOST_SMALL_FILES = 8
+SMALL_BYTES = FILE_BYTES // 8
 
 # Organization and conversation.
 Names: TypeAlias = tuple[str, str]
@@ -193,7 +194,8 @@ class MessagesCompaction(Compaction[TableState]):
         done = {} if state is None or snapshot is None else dict(snapshot.configuration)
         is_rebuilt = snapshot is not None and state is None
         state = state or TableState()
-        steps = [*_steps(changes, None if is_rebuilt else STEP_BYTES)]
+        # All files are replaced in one commit, so that readers never meet a part of the messages.
+        steps = [changes.folders] if is_rebuilt else [*_steps(changes)]
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             await self._set_proven(snapshot)
             return snapshot, state
@@ -204,6 +206,7 @@ class MessagesCompaction(Compaction[TableState]):
                 snapshot, state, folders, changes, properties, now, is_rebuilt=is_rebuilt
             )
             self._wrong |= found
+            self._keys.clear()
             report.changed += len(folders)
             finished += len(folders)
             self._on_progress(finished, len(changes.folders))
@@ -566,7 +569,7 @@ class MessagesCompaction(Compaction[TableState]):
             ObjectExists: Another compaction committed first; nothing was changed.
         """
         files = () if before is None else before.files
-        small = [one for one in files if one.size_bytes < FILE_BYTES // 4]
+        small = [one for one in files if one.size_bytes < SMALL_BYTES]
         if before is None or len(small) <= MOST_SMALL_FILES:
             return state, before
         with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
@@ -611,13 +614,13 @@ def _drop_mask(rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[
     return found
 
 
-def _steps(changes: Changes, most_bytes: int | None) -> Iterator[dict[str, list[Part]]]:
+def _steps(changes: Changes) -> Iterator[dict[str, list[Part]]]:
     """Yield the changed conversations in steps of limited size."""
     step: dict[str, list[Part]] = {}
     size_bytes = 0
     for folder, parts in changes.folders.items():
         size = sum(one.size_bytes for one in parts)
-        if step and most_bytes is not None and size_bytes + size > most_bytes:
+        if step and (size_bytes + size > STEP_BYTES or len(step) >= STEP_CONVERSATIONS):
             yield step
             step, size_bytes = {}, 0
         step[folder] = parts

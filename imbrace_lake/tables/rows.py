@@ -26,10 +26,11 @@ MONTH = "month"
 NO_MONTH = -(2**31)
 FILE_BYTES = 128 * 2**20
 # The rows in memory while they are collected, and while they are sorted.
-SPILL_BYTES = 16 * 2**20
-SORTED_ROWS = 50_000
+SPILL_BYTES = 8 * 2**20
+SORTED_ROWS = 25_000
 SPILLED_ROWS = 16_384
-BATCH_ROWS = 8_192
+# The rows of a file in memory at a time; large batches take less time per row.
+BATCH_BYTES, BATCH_ROWS = 8 * 2**20, 16_384
 # The day of rows without a time, which are the first.
 _NO_DAY = np.iinfo(np.int32).min
 _DAY = "day"
@@ -314,11 +315,14 @@ def write_sorted(spill: Spill, folder: Path, now: datetime) -> list[tuple[TableF
 
 
 def iter_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a data file, or some columns of them, a few thousand rows at a time."""
+    """Yield the rows of a data file, or some columns of them, some megabytes at a time."""
     # Without `pre_buffer`, which would load a complete row group.
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         names = columns and [*columns]
-        for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        most = max((one.total_byte_size // max(1, one.num_rows) for one in groups), default=0)
+        count = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, most)))
+        for batch in file.iter_batches(count, columns=names, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 

@@ -17,6 +17,7 @@ import pytest
 from imbrace_lake.errors import InputError
 from imbrace_lake.tables import delta_log, messages
 from imbrace_lake.tables.delta_log import TableFile
+from imbrace_lake.tables.rows import iter_file
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import SAME, compact, compact_all, difference, log_texts, open_table
@@ -225,6 +226,30 @@ def test_months_larger_than_memory_are_sorted_in_files(bench: Bench, monkeypatch
     for path in Path(bench.lake, "tables", "messages").glob("*.parquet"):
         days = pq.read_table(path, columns=["created_at"]).column(0).cast(pa.date32()).to_pylist()
         assert days == sorted(days)
+
+
+def test_a_first_compaction_takes_some_conversations_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "STEP_CONVERSATIONS", 2)
+
+    report = compact(bench)
+
+    assert report.commits == -(-report.conversations // 2) > 1
+    assert difference(bench) == SAME
+
+
+@pytest.mark.parametrize(("letters", "count", "most"), [(10, 2_000, 2_000), (100_000, 200, 83)])
+def test_large_rows_are_read_few_at_a_time(letters: int, count: int, most: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.parquet"
+    pq.write_table(
+        pa.table({"text": [f"{number:0{letters}}" for number in range(count)]}), path, use_dictionary=False
+    )
+
+    sizes = [rows.num_rows for rows in iter_file(path)]
+
+    assert sum(sizes) == count
+    assert max(sizes) == most
 
 
 def test_a_damaged_row_is_found_and_written_again(bench: Bench) -> None:

@@ -34,6 +34,7 @@ from tools.seaweed import Seaweed
 KEY = b"0123456789abcdef"
 NUMBER = "+886911425977"
 ROWS = make_rows(3, 30)
+INSTANTS = 200 if IS_FULL else 8
 Rows = list[dict[str, Any]]
 
 
@@ -360,7 +361,7 @@ def test_as_of_any_time_equals_a_replay_of_the_runs(tmp_path: Path) -> None:
     with Lake.open(str(tmp_path / "lake")) as lake:
         assert lake.revisions().to_arrow().num_rows > 10
         begin, end = replay[0][0] - timedelta(seconds=2), replay[-1][0] + timedelta(seconds=2)
-        instants = [begin + (end - begin) * rng.random() for _ in range(30 if IS_FULL else 8)]
+        instants = [begin + (end - begin) * rng.random() for _ in range(INSTANTS)]
         for instant in [*instants, *(moment for moment, _ in replay)]:
             found = as_rows(lake.messages(as_of=instant, deleted=True).to_arrow())
             earlier = [rows for moment, rows in replay if moment <= instant]

@@ -13,11 +13,12 @@ from imbrace_lake import Lake, ViewSettings
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.query.dialects import DIALECTS
 from imbrace_lake.query.views import SOURCES, scripts, views
+from tests.acceptance.scale import IS_FULL
 from tests.talks import BOT_TEXTS, EXTRA_BOT, make_entries, make_phones, make_rows, write_lake
 from tests.talks_in_python import Book
 
 ROOT = Path(__file__).parents[2]
-CONVERSATIONS = 100
+CONVERSATIONS = 200 if IS_FULL else 100
 KEYS = {
     "episodes": ("organization_id", "conversation_id", "episode"),
     "replies": ("organization_id", "conversation_id", "episode", "reply_number"),

@@ -29,8 +29,8 @@ FILE_BYTES = 128 * 2**20
 SPILL_BYTES = 8 * 2**20
 SORTED_ROWS = 25_000
 SPILLED_ROWS = 16_384
-# The rows of a file in memory at a time; large batches take less time per row.
-BATCH_BYTES, BATCH_ROWS = 8 * 2**20, 16_384
+# The rows of a file in memory at a time, fewer if they are large.
+BATCH_BYTES, BATCH_ROWS = 8 * 2**20, 8_192
 # The day of rows without a time, which are the first.
 _NO_DAY = np.iinfo(np.int32).min
 _DAY = "day"

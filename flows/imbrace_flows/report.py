@@ -204,6 +204,9 @@ def freshness_markdown(visits: VisitReport) -> str:
         active = "none with messages of the last seven days"
     else:
         active = f"95 % of {visits.active:,} seen within {span(visits.active_age)}"
+    oldest = "none" if visits.oldest is None else span(visits.oldest)
+    if visits.unproven:
+        oldest += f"; {visits.unproven:,} never proven"
     if visits.visited or visits.ended:
         visited = f"**Visited:** {visits.visited:,} of {visits.conversations:,}"
         visited += f"; {visits.not_reached:,} due and not reached"
@@ -215,7 +218,7 @@ def freshness_markdown(visits: VisitReport) -> str:
             "# Freshness",
             "",
             f"- **Active conversations:** {active}",
-            f"- **Oldest proof:** {'none' if visits.oldest is None else span(visits.oldest)}",
+            f"- **Oldest proof:** {oldest}",
             f"- {visited}",
             f"- **Promise:** {visits.promise()}",
             f"- **Forecast:** {visits.forecast()}",

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from imbrace_flows.pipeline import export_chunks
+from imbrace_flows.report import freshness_markdown
+from imbrace_lake.export.visits import VisitReport
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.flows.offline import Offline
 
@@ -339,6 +341,19 @@ def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline)
     offline.ingest("second", budget=1, promise_days=1.0)
 
     assert "⚠️ The promise of 1 day needs 2 visits per run, and the budget allows 1.\n" in page_of(offline)
+
+
+@pytest.mark.parametrize(
+    ("oldest", "shown"), [(None, "none; 2 never proven"), (0.0, "0 min; 2 never proven")]
+)
+def test_a_page_shows_how_many_conversations_were_never_proven(oldest: float | None, shown: str) -> None:
+    visits = VisitReport(
+        conversations=9, requests=10, visited=9, due=9, not_reached=0, unproven=2, oldest=oldest, active=0,
+        active_age=None, promise_days=7.0, needed=1, is_promise_kept=True, ahead=0, forecast_mean=0.0,
+        forecast_median=0.0, forecast_95=0.0, forecast_hour=1.0, by_age={"never proven": 2},
+    )  # fmt: skip
+
+    assert f"- **Oldest proof:** {shown}\n" in freshness_markdown(visits)
 
 
 # -- hints ------------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def processes(home: Path) -> list[str]:
 
 def nothing_is_left(home: Path) -> bool:
     files = ServerFiles(home / "prefect")
-    assert not processes(home)
+    # The system takes a moment to end a killed process.
+    until(lambda: not processes(home) or None, "nothing to be left")
     assert not any(is_locked(lock) for lock in (files.lock, files.start_lock, home / "up.lock"))
     return True
 

@@ -119,6 +119,7 @@ def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path
         end.result(120)
 
 
+@pytest.mark.slow
 def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
     with running(tmp_path, idle_seconds=3.0) as (_, end, _):
         for second in range(9):
@@ -248,6 +249,7 @@ def test_prefect_knows_the_settings_of_the_server(tmp_path: Path) -> None:
     assert services.cancellation_cleanup.loop_seconds == 20
 
 
+@pytest.mark.slow
 def test_the_server_polls_for_its_own_work_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     from docket import Docket, Worker
     from prefect.server.api import background_workers
@@ -293,6 +295,7 @@ def test_a_working_process_touches_its_state_file_and_a_hanging_one_ends(
     assert exits == [1]
 
 
+@pytest.mark.slow
 def test_a_second_server_of_one_folder_gives_up(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path)
 

@@ -120,6 +120,7 @@ def test_an_unreachable_gateway_is_reported(box: Sandbox, tmp_path: Path) -> Non
     assert "check IMBRACE_GATEWAY" in findings["gateway"][0].message
 
 
+@pytest.mark.slow
 def test_a_gateway_that_never_answers_is_reported_in_time(tmp_path: Path, box: Sandbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/3rd"
@@ -129,6 +130,7 @@ def test_a_gateway_that_never_answers_is_reported_in_time(tmp_path: Path, box: S
     assert "sent no complete answer in 0.3 s" in findings["gateway"][0].message
 
 
+@pytest.mark.slow
 def test_a_slow_gateway_is_reported_as_slow_and_not_as_an_error(
     tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_short_conversation_is_reported_as_too_short_for_findings(box: Sandbox
 @pytest.mark.parametrize(
     ("fault", "reported"), [("404", "cannot be read"), ("stall", "sent no complete answer in 0.5 s")]
 )
+@pytest.mark.slow
 def test_messages_that_cannot_be_read_are_reported(
     fault: str, reported: str, box: Sandbox, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_an_unreadable_file_of_certificates_is_reported(
     assert caught.value.__context__ is None
 
 
+@pytest.mark.slow
 def test_a_server_without_tls_is_reported(environment: Environment) -> None:
     with raw_server(lambda _: [answer()]) as server:
         error, _ = failure_at(f"https://127.0.0.1:{server.port}/3rd", tries=1, timeout_seconds=2.0)

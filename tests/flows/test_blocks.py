@@ -132,6 +132,7 @@ def test_the_representation_of_a_block_contains_no_secret() -> None:
     assert "secret" not in repr(LAKE.secret_key)
 
 
+@pytest.mark.slow
 def test_the_check_of_credentials_reports_that_they_work_or_what_to_fix() -> None:
     # Without a server there is no limit to respect.
     os.environ["IMBRACE_REQUEST_LIMIT"] = ""

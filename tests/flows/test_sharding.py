@@ -519,6 +519,7 @@ def test_a_shard_is_not_split_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not in_run(str(tmp_path), job)
 
 
+@pytest.mark.slow
 def test_a_store_that_supports_one_run_at_a_time_has_no_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

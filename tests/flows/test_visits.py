@@ -90,6 +90,7 @@ def test_a_run_that_can_visit_everything_by_itself_does_so(offline: Offline, box
     assert visits(offline)["by_age"]["under an hour"] == COUNT
 
 
+@pytest.mark.slow
 def test_a_budget_follows_from_the_limit_of_requests_and_the_time_between_runs(offline: Offline) -> None:
     # 10 per second in 90 % of two seconds.
     state = offline.ingest("second", requests_per_second=10.0, period_minutes=1 / 30)

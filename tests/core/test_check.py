@@ -79,7 +79,10 @@ def test_without_faults_everything_is_ok(box: Sandbox, tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".tmp"] == []
 
 
-def test_all_missing_settings_are_reported_at_once() -> None:
+def test_all_missing_settings_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOKEN", "ORGANIZATION", "GATEWAY", "LAKE"):
+        monkeypatch.delenv(f"IMBRACE_{name}", raising=False)
+
     findings = look(Settings(_env_file=None))
 
     assert verdicts(findings) == {

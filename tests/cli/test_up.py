@@ -17,7 +17,6 @@ import pytest
 
 from imbrace_cli.local_server import LocalServer, ServerFiles, is_locked, server_status
 from imbrace_sandbox import Sandbox, SandboxOptions
-from tests.acceptance.scale import IS_FULL
 from tests.cli.conftest import Run
 from tests.deployments.operator import BIN, Operator, until
 from tests.prefect_homes import make_home
@@ -176,14 +175,14 @@ def let_ingestion_be_due(operator: Operator) -> None:
     operator.ask("PATCH", f"/deployments/{ingest['id']}", body)
 
 
-def test_ended_at_any_moment_and_called_again_it_continues(
+def test_killed_at_any_moment_and_called_again_it_continues(
     start: Callable[[], Up], operator: Callable[[], Operator], box: Sandbox, home: Path
 ) -> None:
     stuck = box.put([], phone="+886911500001")
     box.append(stuck, 3)
     box.break_conversation(stuck, "stall")
     (home / "more.txt").write_text("+886911500001\n", encoding="utf-8")
-    for moment in ("server ", "worker ") if IS_FULL else ("server ",):
+    for moment in ("server ", "worker "):
         with start() as up:
             up.shows(moment)
             up.end(signal.SIGKILL)
@@ -195,22 +194,9 @@ def test_ended_at_any_moment_and_called_again_it_continues(
         up.end(signal.SIGKILL)
     assert processes(home), "the run goes on without its worker"
 
-    box.reset_stats()
-    with start() as up:
-        up.shows("cut off earlier, to be continued now")
-        # The earlier process of the run also reads pages until it notices that another one continues it.
-        up.shows("export: started")
-        until(lambda: box.stats().pages[stuck] or None, "the run to be stuck again")
-        up.process.send_signal(signal.SIGINT)
-        up.shows("stopping: the ")
-        # The second Ctrl-C ends everything at once.
-        code, seconds = up.end(signal.SIGINT)
-    assert (code, nothing_is_left(home)) == (130, True), up.output
-    assert seconds < 30
-    assert re.search("stopping: the .*run.* in progress continues? with the next", up.output), up.output
-
     box.repair(stuck)
     with start() as up:
+        up.shows("cut off earlier, to be continued now")
         up.shows("export: Completed")
         workers = operator().ask("POST", "/work_pools/imbrace/workers/filter", {})
         states = operator().states(run_id)
@@ -222,13 +208,38 @@ def test_ended_at_any_moment_and_called_again_it_continues(
         code, _ = up.end(signal.SIGTERM)
 
     assert [name for name in states if name in ("Running", "Restarting", "Crashed", "Completed")] == [
-        *("Running", "Restarting") * 2,
+        "Running",
+        "Restarting",
         "Running",
         "Completed",
     ]
     assert len(workers) == 1
     assert state["name"] == "Completed"
     assert (code, nothing_is_left(home)) == (0, True), up.output
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_run_continues_later(
+    start: Callable[[], Up], operator: Callable[[], Operator], box: Sandbox, home: Path
+) -> None:
+    stuck = box.put([], phone="+886911500002")
+    box.append(stuck, 3)
+    box.break_conversation(stuck, "stall")
+    (home / "others.txt").write_text("+886911500002\n", encoding="utf-8")
+    with start() as up:
+        up.shows("worker ")
+        run_id = operator().start("export", phones=str(home / "others.txt"))
+        up.shows("export: started")
+        until(lambda: box.stats().pages[stuck] or None, "the run to be stuck")
+        code, seconds = up.end(signal.SIGINT, signal.SIGINT)
+    assert (code, nothing_is_left(home)) == (130, True), up.output
+    assert seconds < 30
+    assert re.search("stopping: the .*run.* in progress continues? with the next", up.output), up.output
+
+    box.repair(stuck)
+    with start() as up:
+        up.shows("export: Completed")
+        assert operator().states(run_id)[-1] == "Completed"
+        up.end(signal.SIGTERM)
 
 
 def test_a_configured_server_stays_and_a_wrong_token_stops_everything(

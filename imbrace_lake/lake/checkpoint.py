@@ -59,7 +59,7 @@ MOST_AT_ONCE = 32
 KEPT_CHECKPOINTS = 3
 # A run can add objects for this long after the time in their keys, which is that of its start.
 LONGEST_RUN = timedelta(days=7)
-# The objects that are read at a time; their rows take about eight times as much memory.
+# The objects that are read at a time; their rows take about three times as much memory.
 AT_A_TIME_BYTES = 2**20
 # A time that is further ahead shows a wrong clock.
 CLOCK_SKEW = timedelta(hours=1)

@@ -137,7 +137,9 @@ class IdleServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and write that the server is ready."""
         await super().startup(sockets)
-        replace(self._server, is_ready=True).write()
+        # A server whose folder was removed meanwhile ends with its first look at the state file.
+        with suppress(FileNotFoundError):
+            replace(self._server, is_ready=True).write()
         threading.Thread(target=self._end_when_unused, daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

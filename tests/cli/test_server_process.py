@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def running(
         )
         end = pool.submit(server.run, [listener])
         try:
-            wait_until(lambda: server.started)
+            ready = replace(described, is_ready=True)
+            wait_until(lambda: end.done() or read_server(ServerFiles(directory)) == ready)
             yield server, end, port
         finally:
             server.handle_exit(signal.SIGTERM, None)
@@ -159,6 +161,13 @@ def test_a_removed_folder_ends_the_server(tmp_path: Path) -> None:
         (tmp_path / "prefect").rmdir()
 
         end.result(120)
+
+
+def test_a_folder_removed_during_the_start_ends_the_server(tmp_path: Path) -> None:
+    removed = LocalServer(tmp_path / "prefect", os.getpid(), free_port(), "3", is_ready=False)
+    server = IdleServer(healthy, removed, idle_seconds=60.0, tick_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool, listen() as listener:
+        pool.submit(server.run, [listener]).result(120)
 
 
 def test_another_program_on_the_usual_port_is_avoided(monkeypatch: pytest.MonkeyPatch) -> None:

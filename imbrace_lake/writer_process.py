@@ -27,8 +27,10 @@ from typing import Any, Self, TypeVar
 
 from imbrace_lake.tuning import tuned_process
 
-# The start takes 0.3 s of another core, which short runs do not earn back.
+# The start takes 0.3 s of another core, and the process takes 80 MB: a run earns them back if it encodes many
+# objects in a short time, not if it writes a journal every second and deletes a hundred in the end.
 START_AFTER = 32
+WITHIN_SECONDS = 4.0
 # Larger bodies are encoded and written in a thread of this process, where they are in memory only once.
 MOST_BYTES = 2**20
 # On a slow disk or a network mount several threads write; on a fast disk a single one does, because threads
@@ -49,17 +51,19 @@ _HEADER = struct.Struct(">Q?Q")
 
 
 class WriterProcess:
-    """Runs functions in a second process once there are many calls; open it with ``async with``.
+    """Runs functions in a second process once many calls encode; open it with ``async with``.
 
     The first calls run in threads of this process, and all others do if the second process ends early.
 
     Args:
-        start_after: The number of calls before the process starts; None means ``START_AFTER``.
+        start_after: The process starts when this number of calls encode within ``WITHIN_SECONDS``; None means
+            ``START_AFTER``.
     """
 
     def __init__(self, start_after: int | None = None) -> None:
-        self._start_after = START_AFTER if start_after is None else start_after
-        self._calls = 0
+        # When the latest calls that encode came.
+        self._encoded: deque[float] = deque(maxlen=START_AFTER if start_after is None else start_after)
+        self._is_started = False
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,9 +101,9 @@ class WriterProcess:
             args: Its arguments.
             make: Returns a further argument, the last one, by work that needs no thread.
         """
-        self._calls += 1
-        is_first = self._calls == self._start_after
+        is_first = not self._is_started and self._is_busy(encodes=make is not None or threads is None)
         if is_first:
+            self._is_started = True
             with suppress(OSError):  # a process cannot be started, so this one does everything
                 await self._start()
         if self._connection is not None and (self._is_ready or is_first):
@@ -113,6 +117,14 @@ class WriterProcess:
         if threads is None:
             return func(*args)
         return await asyncio.get_running_loop().run_in_executor(threads, func, *args)
+
+    def _is_busy(self, *, encodes: bool) -> bool:
+        """Count a call that encodes; return whether many came within a short time."""
+        if not encodes:
+            return False
+        now = time.monotonic()
+        self._encoded.append(now)
+        return len(self._encoded) == self._encoded.maxlen and now - self._encoded[0] <= WITHIN_SECONDS
 
     async def _start(self) -> None:
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}

@@ -261,10 +261,9 @@ class RunContext:
         self.earlier_found = recovery.own_found
         if self.heartbeat is not None:
             await self.heartbeat.send(job)
-        state, self.partitions = await asyncio.gather(
-            read_state(self.lake, self.organization_id, now=self.clock()),
-            self.lake.list_partitions(self.organization_id),
-        )
+        # One after the other, because each takes several times the memory of its result.
+        self.partitions = await self.lake.list_partitions(self.organization_id)
+        state = await read_state(self.lake, self.organization_id, now=self.clock())
         if state.ahead:
             logger.warning(
                 "%d entries of the ledgers are from the future, because a clock was or is wrong: check the"
@@ -279,7 +278,7 @@ class RunContext:
             there = {*partitions}
             kept = {one: other for one, other in recorded.items() if one not in there}
             self.spellings = kept | self.spellings
-        # Reading took several times the memory of the result, and Arrow would keep it.
+        # Arrow would keep the memory.
         pa.default_memory_pool().release_unused()
 
     def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import pytest
 
+from imbrace_lake import writer_process
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.export.run import RunContext, RunSummary
 from imbrace_lake.gateway.models import Page
@@ -96,6 +97,22 @@ def test_a_short_run_starts_no_process() -> None:
             return {await writer.run(None, os.getpid) for _ in range(2)}
 
     assert asyncio.run(run()) == {os.getpid()}
+
+
+def test_only_many_encodings_in_a_short_time_start_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            async with WriterProcess(start_after=3) as writer:
+                for _ in range(9):
+                    assert await writer.run(threads, os.getpid) == os.getpid()
+                monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 0.05)
+                for _ in range(9):
+                    assert await writer.run(None, os.getpid) == os.getpid()
+                    await asyncio.sleep(0.03)
+                monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 600.0)
+                assert await writer.run(None, os.getpid) != os.getpid()
+
+    asyncio.run(run())
 
 
 def test_the_process_ends_with_its_block() -> None:

@@ -30,7 +30,7 @@ from imbrace_lake.tuning import tuned_process
 # The start takes 0.3 s of another core, and the process takes 80 MB: a run earns them back if it encodes many
 # objects in a short time, not if it writes a journal every second and deletes a hundred in the end.
 START_AFTER = 32
-WITHIN_SECONDS = 4.0
+WITHIN_SECONDS = 1.0
 # Larger bodies are encoded and written in a thread of this process, where they are in memory only once.
 MOST_BYTES = 2**20
 # On a slow disk or a network mount several threads write; on a fast disk a single one does, because threads

@@ -237,7 +237,10 @@ def _is_running(process: int) -> bool:
         return False
 
 
-def test_a_run_whose_second_process_is_killed_completes(tmp_path: Path) -> None:
+def test_a_run_whose_second_process_is_killed_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 600.0)
     tasks: list[asyncio.Task[None]] = []
 
     async def kill(writer: WriterProcess) -> None:

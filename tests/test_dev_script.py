@@ -160,7 +160,7 @@ def test_the_pictures_of_the_documentation_are_made_again(repository: Path) -> N
 
     assert run.returncode == 0
     assert run.stdout == "-n|0|tests/browser/screenshots.py|"
-    assert "--all-extras" in calls(repository)[0]
+    assert "--all-groups" in calls(repository)[0]
 
 
 def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:

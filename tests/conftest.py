@@ -14,6 +14,7 @@ from uuid import uuid4
 import botocore.session
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from imbrace_lake import writer_process
 from imbrace_lake.gateway import http_client
@@ -53,6 +54,14 @@ FIRST = (
 )
 
 
+# Modules that one worker runs, one after the other: each worker that runs one of them installs a server with
+# deployments, which takes it 15 s of CPU.
+TOGETHER = (
+    ("deployments/test_setup.py", "deployments/test_deployments.py", "deployments/test_approval.py"),
+    ("deployments/test_shards.py", "deployments/test_death.py", "deployments/test_cancel.py"),
+)
+
+
 # Fixtures that start a Prefect server, an S3 server or a browser.
 SERVERS = frozenset({"s3", "prefect_server", "server", "composed", "browser"})
 SLOW_FOLDERS = frozenset({"acceptance", "packaging"})
@@ -69,7 +78,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name in SLOW_FOLDERS:
             item.add_marker("slow")
     rank = {name: position for position, name in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+    group = {module: number for number, modules in enumerate(TOGETHER) for module in modules}
+
+    def position(item: pytest.Item) -> tuple[int, int]:
+        folder = item.path.parent.name
+        return rank.get(folder, len(rank)), group.get(f"{folder}/{item.path.name}", len(group))
+
+    items.sort(key=position)
+
+
+class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """Gives each worker a module at a time, or one of the groups `TOGETHER`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        groups = (group[0] for group in TOGETHER if module.endswith(group))
+        return next(groups, module)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ModuleScheduling:
+    """Replace the scheduler of `--dist`."""
+    return ModuleScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,8 +109,11 @@ def _measure_only_this_process() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write in threads in the fast tests: the second process, which writes the same, takes 0.4 s to start."""
-    if not any(request.node.get_closest_marker(name) for name in ("slow", "server")):
+    """Write in threads: the second process, which writes the same, takes 0.4 s to start.
+
+    It has separate tests; the acceptance tests, and all processes that tests start, have it, too.
+    """
+    if request.path.parent.name != "acceptance" and request.path.name != "test_writer_process.py":
         monkeypatch.setattr(writer_process, "START_AFTER", sys.maxsize)
 
 

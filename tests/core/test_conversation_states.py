@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.lake import checkpoint, hash_index, ledger
 from imbrace_lake.lake import conversation_states as states_module
-from imbrace_lake.lake import hash_index
 from imbrace_lake.lake.checkpoint import (
     KEPT_CHECKPOINTS,
     MAX_AFTER_CHECKPOINT,
@@ -220,6 +220,27 @@ def test_a_checkpoint_has_the_states_of_earlier_ledgers_and_later_ledgers_are_re
         assert await known_counts(lake) == KNOWN_AFTER_YEARS
 
     in_lake(years, job)
+
+
+def test_ledger_objects_that_are_read_one_at_a_time_give_the_same_states(
+    years: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(lake: Lake) -> None:
+        for stored in await lake.store.list("checkpoints/"):
+            await lake.store.delete(stored.key)
+        assert await known_counts(lake) == KNOWN_AFTER_YEARS
+
+    read: list[int] = []
+    read_objects = ledger.read_objects
+
+    async def note(lake: Lake, keys: Sequence[str], columns: Sequence[str]) -> list[pa.Table]:
+        read.append(len(keys))
+        return await read_objects(lake, keys, columns)
+
+    monkeypatch.setattr(checkpoint, "read_objects", note)
+    monkeypatch.setattr(checkpoint, "AT_A_TIME_BYTES", 1)
+    in_lake(years, job)
+    assert {*read} == {1}
 
 
 def test_a_deleted_checkpoint_changes_nothing(years: Path) -> None:

@@ -247,6 +247,34 @@ def test_of_rows_with_the_same_key_the_latest_counts_even_if_hashes_collide(
     assert found.to_pylist() == table.take(pa.array(sorted(latest.values()), pa.int64())).to_pylist()
 
 
+@pytest.mark.parametrize("is_colliding", [False, True])
+def test_a_journal_that_is_published_in_groups_gives_each_row_its_latest_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_colliding: bool
+) -> None:
+    one_each = ledger_module.groups_of
+    monkeypatch.setattr(ledger_module, "groups_of", lambda objects: one_each(objects, 1))
+    if is_colliding:
+        monkeypatch.setattr(ledger_module, "hash", lambda version: 7, raising=False)
+
+    async def job(lake: Lake) -> tuple[int, list[int], dict[str, int | None]]:
+        journal = Journal(lake, "run_1", NOW)
+        for minute in range(3):
+            entries = [entry(one, minute, server_count=minute) for one in ("each", f"only-{minute}")]
+            await journal.note_entries(f"chunk-{minute}", entries)
+        await close(journal)
+        rows = (await read_ledger(lake, "conversations")).to_pylist()
+        known = {one.conversation_id: one.server_count for one in await read_states(lake, ORG)}
+        counts = [row["server_count"] for row in rows if row["conversation_id"] == "each"]
+        return len(await lake.store.list("conversations/")), counts, known
+
+    objects, counts, known = in_lake(tmp_path, job)
+
+    assert objects == 3
+    # Hashes that collide keep older versions, which count for no reader.
+    assert sorted(counts) == ([0, 1, 2] if is_colliding else [2])
+    assert known == {"each": 2, "only-0": 0, "only-1": 1, "only-2": 2}
+
+
 def test_organizations_are_separate(tmp_path: Path) -> None:
     async def job(lake: Lake) -> list[str]:
         await record(lake, "1", entry("a"), replace(entry("b"), organization_id="org_2"))

@@ -28,6 +28,7 @@ from imbrace_flows.params import (
     ExportParams,
     ListParams,
     RetryParams,
+    RunParams,
 )
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
@@ -155,22 +156,22 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
     assert all(len(one) < 150 and NUMBER not in one for one in found)
 
 
-@pytest.mark.parametrize(
-    ("flow", "given"),
-    [
-        (export_conversations, {"phones": "a.csv", "numbers": "", "region": "", "column": None}),
-        (export_conversations, {"numbers": f"{NUMBER}, " * MOST_TYPED, "region": "tw", "shard_size": 3}),
-        (export_uploaded_list, {"phones": "s3://bucket/a.csv"}),
-        (backfill_conversations, {"everything": True, "phones": " ", "since": "2026-01-31T08:00:00+08:00"}),
-        (backfill_conversations, {"everything": False, "conversations": "ids.txt", "until": None}),
-        (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
-        (ingest_conversations, {"budget": 500, "minutes": 10.5}),
-        (backfill_conversations, {"everything": True, "walk_whole": False, "budget": 500, "minutes": 10}),
-        (ingest_changed, {"conversations": "conv_1, conv_2"}),
-        (verify_lake, {"counts": True, "stale_hours": 24}),
-        (compact_lake_tables, {"dry_run": True, "keep_hours": 0}),
-    ],
-)
+ACCEPTED: list[tuple[Flow[..., Any], dict[str, object]]] = [
+    (export_conversations, {"phones": "a.csv", "numbers": "", "region": "", "column": None}),
+    (export_conversations, {"numbers": f"{NUMBER}, " * MOST_TYPED, "region": "tw", "shard_size": 3}),
+    (export_uploaded_list, {"phones": "s3://bucket/a.csv"}),
+    (backfill_conversations, {"everything": True, "phones": " ", "since": "2026-01-31T08:00:00+08:00"}),
+    (backfill_conversations, {"everything": False, "conversations": "ids.txt", "until": None}),
+    (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
+    (ingest_conversations, {"budget": 500, "minutes": 10.5}),
+    (backfill_conversations, {"everything": True, "walk_whole": False, "budget": 500, "minutes": 10}),
+    (ingest_changed, {"conversations": "conv_1, conv_2"}),
+    (verify_lake, {"counts": True, "stale_hours": 24}),
+    (compact_lake_tables, {"dry_run": True, "keep_hours": 0}),
+]
+
+
+@pytest.mark.parametrize(("flow", "given"), ACCEPTED)
 def test_a_form_accepts_what_its_flow_accepts(flow: Flow[..., Any], given: dict[str, object]) -> None:
     assert rejections(flow, given) == []
     assert not isinstance(flow.validate_parameters({"params": given})["params"], Rejected)
@@ -182,6 +183,16 @@ def test_a_form_accepts_what_its_flow_accepts(flow: Flow[..., Any], given: dict[
 def test_a_flow_rejects_what_its_form_rejects(flow: Flow[..., Any], given: dict[str, object]) -> None:
     # As without the check of the form, which an operator can switch off.
     assert isinstance(flow.validate_parameters({"params": given})["params"], Rejected)
+
+
+@pytest.mark.parametrize(("flow", "given"), ACCEPTED)
+def test_the_parameters_that_a_flow_sends_are_those_that_prefect_would_send(
+    flow: Flow[..., Any], given: dict[str, object]
+) -> None:
+    values = flow.validate_parameters({"params": given})
+    assert isinstance(values["params"], RunParams)
+
+    assert flow.serialize_parameters(values) == Flow.serialize_parameters(flow, values)
 
 
 def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:

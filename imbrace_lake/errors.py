@@ -11,6 +11,7 @@
     │   ├── TokenRejected         401, believed after a few tries           fatal
     │   ├── OrganizationMismatch  403 that concerns every request           fatal
     │   ├── CertificateRejected   TLS: the certificate is not trusted       fatal
+    │   ├── GatewayDown           no request has succeeded for too long     fatal
     │   ├── BadRequest            400 and any other status without its own class
     │   │   └── WrongAddress      a redirect, or a 404 of another server
     │   ├── ConversationForbidden 403 that concerns one conversation
@@ -123,6 +124,13 @@ class CertificateRejected(GatewayError):
         "Set SSL_CERT_FILE to a file with the certificate authorities that your network uses, then rerun;"
         " if the certificate has expired, its owner must renew it."
     )
+
+
+class GatewayDown(GatewayError):
+    """No request has succeeded for so long that waiting for every other conversation would take days."""
+
+    is_fatal = True
+    advice = "Wait until the gateway works again, then rerun."
 
 
 class BadRequest(GatewayError):

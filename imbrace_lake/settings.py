@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
     patience_seconds: float = Field(2_100.0, ge=0, description="How long to keep retrying after status 429.")
+    outage_seconds: float = Field(
+        2_100.0, gt=0, description="How long a run continues although no request succeeds."
+    )
     answer_megabytes: float = Field(
         4.0, gt=0, le=1_024, description="Longest answer; a larger page is requested in smaller pieces."
     )
@@ -191,6 +194,7 @@ class Settings(BaseSettings):
             timeout_seconds=self.timeout_seconds,
             tries=self.tries,
             patience_seconds=self.patience_seconds,
+            outage_seconds=self.outage_seconds,
             most_answer_bytes=int(self.answer_megabytes * 2**20),
         )
 

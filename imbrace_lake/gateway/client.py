@@ -27,6 +27,7 @@ from imbrace_lake.errors import (
     BadRequest,
     ConversationForbidden,
     ConversationNotFound,
+    GatewayDown,
     GatewayError,
     GatewayTimeout,
     GatewayUnavailable,
@@ -79,6 +80,7 @@ class GatewayOptions:
         timeout_seconds: Longest wait for a complete answer; the gateway's proxy gives up after 30.
         tries: How often a request is sent before it fails.
         patience_seconds: How long to keep retrying after 429; the vendor's window is 30 minutes.
+        outage_seconds: How long to send requests although none succeeds.
         first_delay_seconds: The wait before the second try; each further wait is twice as long, with jitter.
         most_answer_bytes: Longest body of an answer, as received and as decoded.
     """
@@ -89,6 +91,7 @@ class GatewayOptions:
     timeout_seconds: float = 35.0
     tries: int = 6
     patience_seconds: float = 2_100.0
+    outage_seconds: float = 2_100.0
     first_delay_seconds: float = 0.5
     longest_delay_seconds: float = 20.0
     most_answer_bytes: int = 4 << 20
@@ -182,6 +185,8 @@ class GatewayClient:
         self._probing = asyncio.Lock()
         self._is_forbidden = False
         self._is_token_rejected = False
+        # Since when requests have been failing and none has succeeded.
+        self._failing_since: float | None = None
         # Two, so that one of them is another path than that of the rejected request.
         self._accepted_paths: deque[str] = deque(maxlen=2)
         self._longest_page = 0
@@ -318,7 +323,7 @@ class GatewayClient:
         while True:
             sent = query(overdue, oversized)
             try:
-                return await self._try(path, sent, parse)
+                result = await self._try(path, sent, parse)
             except RateLimited:
                 # Does not count as one of the tries: the limiter pauses all requests.
                 if self._is_rate_limited_for_good():
@@ -336,12 +341,28 @@ class GatewayClient:
                 delay = 0.0
             except GatewayError as exc:
                 tries += 1
+                self._raise_if_down(exc)
                 if not exc.is_transient or tries >= self.options.tries:
                     raise
                 overdue += isinstance(exc, GatewayTimeout)
                 delay = self._delay(tries)
+            else:
+                self._failing_since = None
+                return result
             self.traffic.retries += 1
             await asyncio.sleep(delay)
+
+    def _raise_if_down(self, exc: GatewayError) -> None:
+        """Raise the error that ends the run if requests have been failing for long and none has succeeded."""
+        now = time.monotonic()
+        if not exc.is_transient:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > self.options.outage_seconds:
+            seconds = f"{self.options.outage_seconds:g} s"
+            reason = f"no request has succeeded for over {seconds}, and of the last one: {exc.reason}"
+            raise GatewayDown(exc.path, reason, exc.request_id) from None
 
     async def _explained(self, exc: Forbidden) -> GatewayError:
         """Return the error for a 403, which concerns either one conversation or every request.

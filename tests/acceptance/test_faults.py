@@ -151,15 +151,22 @@ def test_a_wrong_organization_ends_the_run_within_30_seconds_with_one_sentence(
     assert "the token belongs to organization org_sandbox, not to org_other" in outcome.message
 
 
-@pytest.mark.parametrize(("fault", "reported"), [("401", "the token"), ("403", "nothing was exported")])
-def test_a_token_that_is_revoked_for_messages_ends_the_run_within_30_seconds_with_one_sentence(
+@pytest.mark.parametrize(
+    ("fault", "reported"),
+    [
+        ("401", "the token"),
+        ("403", "nothing was exported"),
+        ("500:html", "no request has succeeded for over 2 s"),
+    ],
+)
+def test_what_every_conversation_meets_ends_the_run_within_30_seconds_with_one_sentence(
     fault: str, reported: str, exporter: Exporter, tmp_path: Path
 ) -> None:
     with Sandbox(_options(broken={})) as box:
         # The phones are resolved first; then every conversation has this answer.
         for conversation_id in linked(box):
             box.break_conversation(conversation_id, fault)
-        outcome = _run_that_is_rejected(exporter, box, tmp_path)
+        outcome = _run_that_is_rejected(exporter, box, tmp_path, outage_seconds="2")
 
     assert reported in outcome.message
 

@@ -7,6 +7,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from imbrace_lake.errors import (
     BadRequest,
     ConversationForbidden,
     ConversationNotFound,
+    GatewayDown,
     GatewayError,
     GatewayUnavailable,
     MalformedAnswer,
@@ -651,6 +653,62 @@ def test_requests_wait_for_endless_429_answers_no_longer_than_the_patience(
         page_of(client, "c")
 
     assert 2 <= client.traffic.requests < 20
+
+
+# -- outages --------------------------------------------------------------------------------------
+
+
+def disconnect(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("no server listens", request=request)
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        disconnect,
+        lambda request: httpx.Response(503),
+        lambda request: httpx.Response(502, html="<h1>Bad gateway</h1>"),
+        lambda request: httpx.Response(200, html="<h1>Maintenance</h1>"),
+    ],
+    ids=["connection", "503", "502", "page"],
+)
+def test_an_outage_ends_the_run_once_no_request_has_succeeded_for_long(fail: Play) -> None:
+    async def job(client: GatewayClient) -> tuple[list[GatewayError], GatewayError]:
+        failed: list[GatewayError] = []
+        while True:
+            try:
+                await client.get_page(f"c{len(failed)}")
+            except GatewayDown as exc:
+                return failed, exc
+            except GatewayError as exc:
+                failed.append(exc)
+
+    failed, last = ask(playing(fail, tries=2, outage_seconds=0.2), job)
+
+    assert failed
+    assert all(one.is_transient and not one.is_fatal for one in failed)
+    assert (last.is_transient, last.is_fatal) == (False, True)
+    assert last.reason.startswith("no request has succeeded for over 0.2 s, and of the last one: ")
+
+
+@pytest.mark.parametrize("works", [200, 404])
+def test_a_failure_long_after_another_is_no_outage_if_a_request_succeeded_between_them(works: int) -> None:
+    statuses = iter([503, works, 503, works])
+
+    def play(request: httpx.Request) -> httpx.Response:
+        status = next(statuses)
+        body = {"message": "Conversation not found"} if status == 404 else body_of(["a"])
+        return httpx.Response(status, json=body)
+
+    async def job(client: GatewayClient) -> None:
+        for _ in range(2):
+            with suppress(ConversationNotFound):
+                await client.get_page("c")
+            await asyncio.sleep(0.06)
+
+    ask(playing(play, tries=2, outage_seconds=0.05), job)
+
+    assert next(statuses, None) is None
 
 
 # -- slow and short pages -------------------------------------------------------------------------

@@ -325,6 +325,7 @@ class GatewayClient:
             try:
                 result = await self._try(path, sent, parse)
             except RateLimited:
+                self._failing_since = None
                 # Does not count as one of the tries: the limiter pauses all requests.
                 if self._is_rate_limited_for_good():
                     raise

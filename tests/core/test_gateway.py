@@ -711,6 +711,17 @@ def test_a_failure_long_after_another_is_no_outage_if_a_request_succeeded_betwee
     assert next(statuses, None) is None
 
 
+def test_a_gateway_that_limits_the_rate_is_not_down() -> None:
+    statuses = iter([503, 429, 503, 200])
+
+    def play(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(next(statuses), json=body_of(["a"]), headers={"Retry-After": "1"})
+
+    page_of(playing(play, tries=3, outage_seconds=0.5), "c")
+
+    assert next(statuses, None) is None
+
+
 # -- slow and short pages -------------------------------------------------------------------------
 
 

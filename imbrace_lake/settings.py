@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.gateway.client import GatewayOptions
 from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
 from imbrace_lake.revisit import RevisitPolicy
+
+if TYPE_CHECKING:
+    from imbrace_lake.gateway.client import GatewayOptions
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
@@ -179,6 +181,9 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: Token or organization is missing, or the token or the address is invalid.
         """
+        # Commands without a gateway need no HTTP client, whose import takes 0.1 s.
+        from imbrace_lake.gateway.client import GatewayOptions
+
         if not self.gateway.startswith(("http://", "https://")):
             raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
         try:

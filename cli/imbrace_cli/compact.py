@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,10 +54,10 @@ def compact(
     It reads only what has changed since the last compaction. Exports and queries may run at the same time.
     After an interruption, run the command again. Needs the package deltalake: imbrace-lake[tables].
     """
-    from imbrace_lake.tuning import tuned_process
+    from imbrace_lake.tuning import TABLE_ALLOCATOR, tuned_process
 
     settings = lake_settings(lake=lake)
-    with _progress() as show_progress, tuned_process():
+    with _progress() as show_progress, tuned_process(TABLE_ALLOCATOR):
         reports = run_interruptibly(_compact(settings, dry_run, keep_hours, show_progress))
     differs = any(one.differences for one in reports)
     if as_json:
@@ -79,7 +80,6 @@ async def _compact(
 ) -> list[TableReport]:
     from uuid import uuid4
 
-    from imbrace_lake.export.run import utc_now
     from imbrace_lake.lake.lake import open_lake
     from imbrace_lake.tables.compact import compact_lake
 
@@ -87,7 +87,7 @@ async def _compact(
         return await compact_lake(
             lake,
             str(uuid4()),
-            utc_now,
+            partial(datetime.now, UTC),
             is_dry_run=is_dry_run,
             grace=timedelta(hours=keep_hours),
             on_progress=show_progress,

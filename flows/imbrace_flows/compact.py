@@ -23,7 +23,7 @@ from imbrace_lake.errors import InputError
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.tables.delta_log import require_deltalake
 from imbrace_lake.tables.report import describe
-from imbrace_lake.tuning import tuned_process
+from imbrace_lake.tuning import TABLE_ALLOCATOR, tuned_process
 from imbrace_tasks.compact import compact_tables
 from imbrace_tasks.retry import TaskError, result_of
 
@@ -56,7 +56,7 @@ async def compact_lake_tables(
         return Completed(name="Skipped", message=str(exc))
     try:
         # A worker starts a process for each run.
-        with tuned_process() if is_deployment_run() else nullcontext():
+        with tuned_process(TABLE_ALLOCATOR) if is_deployment_run() else nullcontext():
             return await _compact(params, connect(None, lake))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         return failed_early(exc)

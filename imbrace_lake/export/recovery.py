@@ -68,7 +68,6 @@ MOST_CLOSED_LETTERS = 100
 # The clocks of two workers differ by less.
 CLOCK_SKEW = timedelta(hours=1)
 OUTCOME_COLUMNS = ["conversation_id", "status", "is_dead_letter", "finished_at"]
-_IS_DONE = pc.is_in(pc.field("status"), pa.array([*PROVEN, "gone"])) & ~pc.field("is_dead_letter")
 
 
 @dataclass(slots=True)
@@ -339,7 +338,8 @@ async def _read_outcomes(
     if reusable_at is None:
         return rows
     since = pa.scalar(reusable_at - RESUME_WITHIN, rows.schema.field("finished_at").type)
-    return rows.filter(_IS_DONE & (pc.field("finished_at") > since))
+    is_done = pc.field("status").isin([*PROVEN, "gone"]) & ~pc.field("is_dead_letter")
+    return rows.filter(is_done & (pc.field("finished_at") > since))
 
 
 async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | None:

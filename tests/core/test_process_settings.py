@@ -6,6 +6,8 @@ import asyncio
 import csv
 import gc
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -109,3 +111,30 @@ def test_a_tuned_process_takes_its_memory_from_the_system_unless_a_pool_is_set(
 
     assert pa.default_memory_pool().backend_name == before
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("allocator", [*pa.supported_memory_backends(), "unknown"])
+def test_a_tuned_process_has_the_allocator_that_it_asks_for_or_that_of_the_system(
+    monkeypatch: pytest.MonkeyPatch, allocator: str
+) -> None:
+    monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
+
+    with tuned_process(allocator):
+        expected = "system" if allocator == "unknown" else allocator
+        assert pa.default_memory_pool().backend_name == expected
+
+
+def test_a_tuned_process_imports_pandas_only_for_its_data_frames() -> None:
+    program = """
+import sys
+import pyarrow as pa
+from imbrace_lake.tuning import tuned_process
+
+with tuned_process():
+    rows = pa.table({"number": pa.array([1])}).to_pylist()
+    print("pandas" in sys.modules)
+    print(type(pa.Table.from_pylist(rows).to_pandas()).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["False", "DataFrame"]

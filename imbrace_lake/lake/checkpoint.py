@@ -144,9 +144,9 @@ class Checkpoint:
 # -- reading --------------------------------------------------------------------------------------
 
 
-async def read_states(lake: Lake, organization_id: str) -> ConversationStates:
-    """Return the last proof of every conversation of an organization."""
-    return (await read_state(lake, organization_id)).states
+async def read_states(lake: Lake, organization_id: str, columns: Sequence[str] = STATE) -> ConversationStates:
+    """Return the last proof of every conversation of an organization, or some of its columns."""
+    return (await read_state(lake, organization_id, columns)).states
 
 
 async def read_state(

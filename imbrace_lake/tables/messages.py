@@ -73,6 +73,9 @@ LARGE_BYTES = 4 * 2**20
 MOST_SMALL_FILES = 8
 SMALL_BYTES = FILE_BYTES // 8
 
+# The columns of the ledger `conversations` with which the table is compared.
+_COMPARED = ["distinct_messages", "content_hash", "parts"]
+
 # Organization and conversation.
 Names: TypeAlias = tuple[str, str]
 # Yields the rows of a part, in `SCHEMA`; can be called again.
@@ -183,13 +186,12 @@ class MessagesCompaction(Compaction[TableState]):
         final = await self._properties(now)
         snapshot = await self._log.read()
         state = await self._state_of(snapshot)
-        parts = await self._lake.list_below()
         self._states = {}
         self._proven = await self._proven_version()
         if snapshot is not None and state is not None and self._proven != snapshot.version:
             # The last compaction was killed between a commit and its proof, or another one is under way.
             await self._check_all(snapshot, state)
-        changes = (state or TableState()).changes(parts)
+        changes = (state or TableState()).changes(await self._lake.list_below())
         report.conversations = changes.folder_count
         done = {} if state is None or snapshot is None else dict(snapshot.configuration)
         is_rebuilt = snapshot is not None and state is None
@@ -199,19 +201,28 @@ class MessagesCompaction(Compaction[TableState]):
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             await self._set_proven(snapshot)
             return snapshot, state
-        finished = 0
-        for number, folders in enumerate(steps or [{}], 1):
-            properties = final if number >= len(steps) else recorded(done)
+        changed, finished = len(changes.folders), 0
+        # The list of a step is freed with the step.
+        changes.folders = {}
+        steps = steps or [{}]
+        while steps:
+            folders = steps.pop(0)
             state, snapshot, found = await self._step(
-                snapshot, state, folders, changes, properties, now, is_rebuilt=is_rebuilt
+                snapshot,
+                state,
+                folders,
+                changes,
+                recorded(done) if steps else final,
+                now,
+                is_rebuilt=is_rebuilt,
             )
             self._wrong |= found
             self._keys.clear()
             report.changed += len(folders)
             finished += len(folders)
-            self._on_progress(finished, len(changes.folders))
+            self._on_progress(finished, changed)
         if self._wrong:
-            state, snapshot = await self._repair(snapshot, state, parts, final, now)
+            state, snapshot = await self._repair(snapshot, state, final, now)
         state, snapshot = await self._merge_small(snapshot, state, final, now)
         await self._set_proven(snapshot)
         return snapshot, state
@@ -247,13 +258,12 @@ class MessagesCompaction(Compaction[TableState]):
         self,
         snapshot: Snapshot | None,
         state: TableState,
-        parts: Sequence[Part],
         properties: Mapping[str, str],
         now: datetime,
     ) -> tuple[TableState, Snapshot | None]:
         """Write conversations again whose rows differed from the parts."""
         folders: dict[str, list[Part]] = {folder: [] for folder in sorted(self._wrong)}
-        for part in parts:
+        for part in await self._lake.list_below():
             if folder_of(part.key) in folders:
                 folders[folder_of(part.key)].append(part)
         changes = Changes(folders, {one.key for some in folders.values() for one in some})
@@ -457,13 +467,14 @@ class MessagesCompaction(Compaction[TableState]):
             dropped: The sums of the removed rows by folder, which are added.
             copied: The hash of the rows of the copy, which are added.
         """
-        drops = self._drops_in(step, path)
-        ids = iter_file(path, ["organization_id", "conversation_id", "created_at"])
-        if not any(_drop_mask(rows, drops).any() for rows in ids):
+        all_dropped = _drop_mask(path, self._drops_in(step, path))
+        if not all_dropped.any():
             return None
         writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
+        position = 0
         for rows in iter_file(path):
-            mask = _drop_mask(rows, drops)
+            mask = all_dropped[position:][: rows.num_rows]
+            position += rows.num_rows
             if mask.any():
                 gone = with_digests(in_lake_schema(rows.filter(pa.array(mask))))
                 for names, sums in sums_by_conversation(gone).items():
@@ -538,7 +549,7 @@ class MessagesCompaction(Compaction[TableState]):
         """Compare rows and content hash of the changed conversations with the ledger's last proof."""
         for organization in {names[0] for names in step.names.values()}:
             if organization not in self._states:
-                self._states[organization] = await read_states(self._lake, organization)
+                self._states[organization] = await read_states(self._lake, organization, _COMPARED)
         by_organization: dict[str, dict[str, str]] = {}
         for folder, (organization, conversation) in step.names.items():
             by_organization.setdefault(organization, {})[conversation] = folder
@@ -592,7 +603,7 @@ class MessagesCompaction(Compaction[TableState]):
         if not wrong:
             return state, after
         self._wrong |= wrong
-        return await self._repair(after, state, await self._lake.list_below(), properties, now)
+        return await self._repair(after, state, properties, now)
 
     def _spill_file(self, step: _Step, path: Path) -> dict[str, Sums]:
         for rows in iter_file(path):
@@ -600,18 +611,21 @@ class MessagesCompaction(Compaction[TableState]):
         return self._sums_of_file(path)
 
 
-def _drop_mask(rows: pa.Table, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return a mask of the rows to remove."""
-    found = np.zeros(rows.num_rows, bool)
-    conversations = pa.array(sorted({conversation for _, conversation in drops}), pa.string())
-    is_candidate = pc.is_in(rows.column("conversation_id"), value_set=conversations)
-    candidates = np.flatnonzero(is_candidate.to_numpy())
-    some = rows.select(["organization_id", "conversation_id", "created_at"]).take(pa.array(candidates))
-    ids = (some.column(name).to_pylist() for name in ("organization_id", "conversation_id"))
-    for index, names, month in zip(candidates, zip(*ids, strict=True), months_of(some), strict=True):
-        months = drops.get(names, frozenset())
-        found[index] = months is None or int(month) in months
-    return found
+def _drop_mask(path: Path, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return a mask of the rows of a file to remove."""
+    conversations = pa.array({conversation for _, conversation in drops}, pa.string())
+    masks = [np.zeros(0, bool)]
+    for rows in iter_file(path, ["organization_id", "conversation_id", "created_at"]):
+        found = np.zeros(rows.num_rows, bool)
+        is_candidate = pc.is_in(rows.column("conversation_id"), value_set=conversations)
+        candidates = np.flatnonzero(is_candidate.to_numpy())
+        some = rows.take(pa.array(candidates))
+        ids = (some.column(name).to_pylist() for name in ("organization_id", "conversation_id"))
+        for index, names, month in zip(candidates, zip(*ids, strict=True), months_of(some), strict=True):
+            months = drops.get(names, frozenset())
+            found[index] = months is None or int(month) in months
+        masks.append(found)
+    return np.concatenate(masks)
 
 
 def _steps(changes: Changes) -> Iterator[dict[str, list[Part]]]:

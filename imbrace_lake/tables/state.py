@@ -220,11 +220,13 @@ class TableState:
 
     def _mask(self, folders: Iterable[str]) -> pa.ChunkedArray:
         """Return a mask of the rows of some conversations."""
-        wanted = {*folders}
+        wanted = pa.array([*folders], pa.string())
         chunks = []
         for chunk in self.rows.column("key").chunks:
-            inside = np.array([folder_of(key) in wanted for key in chunk.dictionary.to_pylist()], bool)
-            chunks.append(pa.array(inside[chunk.indices.to_numpy()] if len(chunk) else [], pa.bool_()))
+            # As `folder_of`, for each key once.
+            split = pc.split_pattern(chunk.dictionary, "/", max_splits=1, reverse=True)
+            is_wanted = pc.is_in(pc.list_element(split, 0), value_set=wanted)
+            chunks.append(is_wanted.take(chunk.indices))
         return pa.chunked_array(chunks, pa.bool_())
 
     async def write(self, store: Store) -> str:

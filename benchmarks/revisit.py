@@ -312,13 +312,15 @@ class Lake(Schedule):
         return Known(self.job.seen, self.job.since, self.hours, self.messages, self.active)
 
     def learn(self, rows: Rows, times: Floats) -> None:
-        self.messages += np.bincount(rows, minlength=len(self.messages)).astype(np.int32)
+        np.add.at(self.messages, rows, 1)
         # One number for each conversation and hour.
-        pairs = np.unique(rows * 2**16 + np.floor(times).astype(np.int64) + 2**15)
+        pairs = np.sort(rows * 2**16 + np.floor(times).astype(np.int64) + 2**15)
+        pairs = pairs[_first_of_equal(pairs)]
         rows, hours = pairs >> 16, (pairs & (2**16 - 1)) - 2**15
         is_new = hours > self.hours[rows, -1]
         rows, hours = rows[is_new], hours[is_new]
-        changed, start, number = np.unique(rows, return_index=True, return_counts=True)
+        start = _first_of_equal(rows)
+        changed, number = rows[start], np.diff(start, append=len(rows))
         self.active[changed] += number.astype(np.int32)
         for place in range(number.max(initial=0)):
             some = start[number > place] + place
@@ -341,6 +343,11 @@ class Lake(Schedule):
         """Return the expected messages of conversations, per hour."""
         assert self.organization is not None  # noqa: S101 - narrows the type for mypy
         return rates(self.known().rows(rows), self.organization)
+
+
+def _first_of_equal(ordered: Rows) -> Rows:
+    """Return where each number of an ordered array begins; `np.unique` takes several times as long."""
+    return np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
 
 
 class Learned(Lake):

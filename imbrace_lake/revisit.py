@@ -26,8 +26,10 @@ LISTED_HOURS = 20
 ABSENT = -(2**15)
 # How many of the last active hours each estimate of the rate uses, and the weight of the estimate.
 ESTIMATES = ((1, 0.05), (4, 0.15), (20, 0.8))
-# How many active hours a conversation without any is expected to have in the time since its first message.
+# How many active hours a silent conversation is expected to have in a time as long as that of its silence,
+# if the lake does not show it, and how many such times of the lake's conversations count as much as that.
 UNSEEN = 0.25
+UNSEEN_TIMES = 10
 # The spans, in hours, in which the active hours of conversations are compared.
 SPANS = (24, 168, 672)
 # The organization's messages per active hour count as much as this many active hours of the conversation.
@@ -213,6 +215,8 @@ class Organization:
         rate: Active hours per hour of one conversation, on average.
         messages: Messages per active hour, on average.
         contrast: The share of the differences between conversations that is not chance, from 0 to 1.
+        unseen: The active hours of a conversation that was silent since its first message, on average, in a
+            further time as long as that.
         day: The activity in each hour of the day (UTC), 1 on average.
         week: The weight of each day of the week, Thursday first: the root of its activity.
     """
@@ -220,6 +224,7 @@ class Organization:
     rate: float
     messages: float
     contrast: float
+    unseen: float
     day: Floats
     week: Floats
 
@@ -228,6 +233,7 @@ class Organization:
         """Return the common properties of conversations."""
         until, weeks = math.floor(now - policy.longest), 4 * 168
         sums, profile = np.zeros((len(SPANS), 5)), np.zeros(168)
+        silent_hours, silent_times = UNSEEN_TIMES * UNSEEN, float(UNSEEN_TIMES)
         for _, some in known.slices():
             # One row for each place in the lists: long rows are compared several times faster.
             hours = np.ascontiguousarray(some.hours.T)
@@ -238,6 +244,11 @@ class Organization:
                 sums[number] += [
                     count.sum(), time.sum(), count @ count, count @ time, time @ time
                 ]  # fmt: skip
+            # Those that were silent from their first message until the last span began, for a week at least.
+            before = some.seen - some.since - SPANS[-1]
+            is_silent = ((hours > ABSENT).sum(0) - count == 1) & (hours[0] == ABSENT) & (before >= 168)
+            silent_hours += count[is_silent].sum()
+            silent_times += (SPANS[-1] / before[is_silent]).sum()
             # Four weeks of which all active hours are listed, so that all weekdays have the same chance.
             is_complete = (hours[0] == ABSENT) | (hours[0] <= until - weeks)
             is_in = (hours > until - weeks) & (hours <= until) & is_complete
@@ -249,6 +260,7 @@ class Organization:
             rate=max(count, 0.5) / max(time, 1.0),
             messages=max(float(known.messages.sum()), 1.0) / max(float(known.active.sum()), 1.0),
             contrast=1 - 1 / _dispersion(sums) ** 2,
+            unseen=float(silent_hours / silent_times),
             day=day / day.mean(),
             week=np.sqrt(week / week.mean()),
         )
@@ -271,7 +283,7 @@ def rates(known: Known, organization: Organization) -> Floats:
     """Return the expected messages of each conversation, per hour, as of its last proof."""
     raw = np.zeros(len(known))
     for number, weight in ESTIMATES:
-        raw += weight * estimate(known, number)
+        raw += weight * estimate(known, number, organization)
     active = organization.rate * (raw / organization.rate) ** organization.contrast
     found: Floats = active * messages_per_active_hour(known, organization)
     return found
@@ -285,15 +297,18 @@ def messages_per_active_hour(known: Known, organization: Organization) -> Floats
     return found
 
 
-def estimate(known: Known, number: int) -> Floats:
+def estimate(known: Known, number: int, organization: Organization) -> Floats:
     """Return the active hours per hour: the last `number` of them, in the time since the first of these.
 
-    A conversation with fewer has those after its first message, and `UNSEEN` more, since its first message.
+    A conversation with fewer has those after its first message, since its first message. If there are none,
+    it has those that the organization's conversations have after a silence of the same length.
     """
     start = known.hours[:, -number]
     is_listed = start > ABSENT
-    count = np.where(is_listed, number, np.maximum((known.hours > ABSENT).sum(1) - 1, 0) + UNSEEN)
-    found: Floats = count / np.maximum(known.seen - np.where(is_listed, start, known.since), 1.0)
+    further = np.maximum((known.hours > ABSENT).sum(1) - 1, organization.unseen)
+    found: Floats = np.where(is_listed, number, further) / np.maximum(
+        known.seen - np.where(is_listed, start, known.since), 1.0
+    )
     return found
 
 
@@ -616,7 +631,7 @@ class Outlook:
             deadline=as_time(seen) + self.policy.promise,
             next_visit=as_time(next_visit),
             listed=int((one.hours > ABSENT).sum()),
-            estimates=tuple(float(estimate(one, number)[0]) for number, _ in ESTIMATES),
+            estimates=tuple(float(estimate(one, number, self.organization)[0]) for number, _ in ESTIMATES),
             messages=float(messages_per_active_hour(one, self.organization)[0]),
             rate=float(self.rate[row]),
             counted=float(self.counted[row]),

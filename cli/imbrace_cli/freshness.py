@@ -190,6 +190,7 @@ def _organization(visits: Visits) -> dict[str, object]:
         "rate": one.rate,
         "messages": one.messages,
         "contrast": one.contrast,
+        "unseen": one.unseen,
         "price": visits.outlook.price,
         "activity_by_hour_utc": one.day.round(3).tolist(),
         "weight_by_day_from_thursday": one.week.round(3).tolist(),

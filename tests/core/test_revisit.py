@@ -277,10 +277,12 @@ def test_the_example_of_the_documentation_is_right() -> None:
     one = known(0.0, [[*listed, 360.0]])
     one = replace(one, seen=np.array([noon]), messages=np.array([400]), active=np.array([100]))
     day = np.where((np.arange(24) >= 12) & (np.arange(24) < 17), 1.8, 0.79)
-    organization = Organization(0.004, 5.0, 0.99, day, np.sqrt([1.0, 1, 1, 1, 1, 1, 1.21]))
+    organization = Organization(0.004, 5.0, 0.99, 0.4, day, np.sqrt([1.0, 1, 1, 1, 1, 1, 1.21]))
 
     assert len(listed) == 19
-    assert [estimate(one, number)[0] for number, _ in ESTIMATES] == pytest.approx([1, 4 / 21, 20 / 360])
+    assert [estimate(one, number, organization)[0] for number, _ in ESTIMATES] == pytest.approx(
+        [1, 4 / 21, 20 / 360]
+    )
     assert messages_per_active_hour(one, organization)[0] == pytest.approx(4.04, abs=0.005)
     rate = rates(one, organization)[0]
     assert rate == pytest.approx(0.480, abs=0.001)
@@ -299,8 +301,28 @@ def test_the_estimates_of_a_conversation_with_few_active_hours() -> None:
     found = outlook(lake, 0).explain(0)
 
     # The last active hour, the last four, and since the first message those after it.
-    assert found.estimates == pytest.approx((1 / 1, 4 / 29, 5.25 / 999))
+    assert found.estimates == pytest.approx((1 / 1, 4 / 29, 5 / 999))
     assert found.listed == 6
+
+
+def test_silent_conversations_are_expected_to_write_as_often_as_others_did_after_the_same_silence() -> None:
+    # Of those silent for 672 hours before the last 672, a quarter then wrote in two hours.
+    lists = [[1_344.0, *([5.0, 400] if row % 4 == 0 else [])] for row in range(400)]
+    lake = known(0.0, lists, since=1_344)
+
+    found = outlook(lake, 10)
+
+    assert found.organization.unseen == pytest.approx((200 + 2.5) / (400 + 10))
+    # The last active hour began with the first message.
+    first, four, all_listed = found.explain(1).estimates
+    assert first == pytest.approx(1 / 1_344)
+    assert four == all_listed == pytest.approx(found.organization.unseen / 1_344)
+
+
+def test_a_lake_that_does_not_show_what_follows_silence_expects_a_quarter() -> None:
+    lake = known(0.0, [[700.0], [700.0, 3]], since=700)
+
+    assert outlook(lake, 1).organization.unseen == 0.25
 
 
 def test_of_conversations_that_are_active_as_often_those_with_more_messages_are_visited_first() -> None:
@@ -386,7 +408,7 @@ def test_a_reader_of_the_documentation_can_work_out_the_next_visit() -> None:
         estimates = [
             number / max(1, proof - listed[-number])
             if len(listed) >= number
-            else (max(len(listed) - 1, 0) + 0.25) / max(1, proof - first)
+            else max(len(listed) - 1, organization.unseen) / max(1, proof - first)
             for number in (1, 4, 20)
         ]
         weighted = 0.05 * estimates[0] + 0.15 * estimates[1] + 0.8 * estimates[2]
@@ -508,7 +530,7 @@ def test_a_conversation_that_was_deleted_upstream_is_visited_for_the_promise_onl
         active_hours=[hours, hours],
     )
 
-    organization = Organization(0.01, 1.0, 1.0, np.ones(24), np.ones(7))
+    organization = Organization(0.01, 1.0, 1.0, 0.25, np.ones(24), np.ones(7))
     gone, active = rates(known_of(table, POLICY), organization)
 
     assert gone < active / 100_000

@@ -321,14 +321,17 @@ class Visits:
         seen[rows[is_proven]] = as_hours(now)
         due = self.choice.due + self.first
         done = VisitReport.of(outlook, replace(outlook.known, seen=seen), now)
-        unproven = outlook.unproven + self.first - sum(one in proven for one in before)
+        newly = sum(one in proven for one in before)
+        unproven = outlook.unproven + self.first - newly
+        by_age = done.by_age | {NEVER: unproven}
+        by_age[next(iter(CLASSES))] += newly
         return replace(
             done,
             visited=reached + int(is_visited.sum()),
             due=due,
             not_reached=due - reached - int(outlook.is_due()[rows[is_visited]].sum()),
             unproven=unproven,
-            by_age=done.by_age | {NEVER: unproven},
+            by_age=by_age,
             conversations=done.conversations + self.first,
             ended=ended,
         )

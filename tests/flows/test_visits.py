@@ -137,6 +137,8 @@ def test_conversations_that_only_the_list_has_come_first(
     # Finding the conversations of the numbers counts, too.
     assert box.stats().accepted == 8
     assert len(found) < 8
+    shown = visits(offline)
+    assert sum(shown["by_age"].values()) == shown["conversations"] == COUNT + 1
 
 
 def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offline, box: Sandbox) -> None:

@@ -231,7 +231,7 @@ class Organization:
     @classmethod
     def of(cls, known: Known, now: float, policy: RevisitPolicy) -> Organization:
         """Return the common properties of conversations."""
-        until, weeks = math.floor(now - policy.longest), 4 * 168
+        until = math.floor(now - policy.longest)
         sums, profile = np.zeros((len(SPANS), 5)), np.zeros(168)
         silent_hours, silent_times = UNSEEN_TIMES * UNSEEN, float(UNSEEN_TIMES)
         for _, some in known.slices():
@@ -249,9 +249,11 @@ class Organization:
             is_silent = ((hours > ABSENT).sum(0) - count == 1) & (hours[0] == ABSENT) & (before >= 168)
             silent_hours += count[is_silent].sum()
             silent_times += (SPANS[-1] / before[is_silent]).sum()
-            # Four weeks of which all active hours are listed, so that all weekdays have the same chance.
-            is_complete = (hours[0] == ABSENT) | (hours[0] <= until - weeks)
-            is_in = (hours > until - weeks) & (hours <= until) & is_complete
+            # Whole weeks, four at most, of which all active hours are listed, so that all weekdays have the
+            # same chance, in a young lake too.
+            begin = until - 168 * np.clip((until - some.since) // 168, 0, 4).astype(hours.dtype)
+            is_complete = (hours[0] == ABSENT) | (hours[0] <= begin)
+            is_in = (hours > begin) & (hours <= until) & is_complete
             profile += np.bincount(hours[is_in] % 168, minlength=168)
         by_day = profile.reshape(7, 24)
         day, week = by_day.sum(0) + SMOOTHING, by_day.sum(1) + SMOOTHING

@@ -368,6 +368,15 @@ def test_weekdays_are_those_of_the_organization() -> None:
     assert organization.week[6] > 2 * organization.week[5]
 
 
+@pytest.mark.parametrize("days", [8, 10, 13, 19, 20])
+def test_a_lake_of_a_few_days_has_no_weekday_that_it_never_saw(days: int) -> None:
+    # Active at every full hour for some days.
+    lists = [[24.0 * days, *range(first, 24 * days, 40)] for first in range(1, 41)] * 20
+    organization = Organization.of(known(1.0, lists, since=24 * days), HOUR, POLICY)
+
+    assert organization.week == pytest.approx(1, abs=0.05)
+
+
 # -- explanations -----------------------------------------------------------------------------------
 
 

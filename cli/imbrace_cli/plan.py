@@ -88,4 +88,4 @@ def _echo_plan(found: Plan, settings: Settings) -> None:
         lake += " (has none of these conversations yet)"
     rows = [*found.rows(), ("lake", lake)]
     echo("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
-    echo(f"An estimate. It took {found.planning_requests:,} of these requests and wrote nothing.")
+    echo(f"An estimate, which took {found.planning_requests:,} more requests. Nothing was written.")

@@ -7,6 +7,7 @@ beginning and reads the answer.
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Literal
 
@@ -20,6 +21,9 @@ from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.words import as_code
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
+
+# By this name, its lines reach the server and the terminal as those of the core do.
+logger = logging.getLogger("imbrace_lake.runs")
 
 PLAN_KEY = "export-plan"
 QUESTION = "approve-plan"
@@ -74,7 +78,7 @@ def plan_markdown(plan: Plan, *, reads: str, lake: str, organization: str) -> st
     if requester := _requester():
         about.append(("requested by", as_code(requester)))
     rows = (f"- **{name}:** {value}" for name, value in [*about, *plan.rows()])
-    remark = f"An estimate; it took {plan.planning_requests:,} of these requests. Nothing was written."
+    remark = f"An estimate, which took {plan.planning_requests:,} more requests. Nothing was written."
     return "\n".join(["The run would read", "", *rows, "", remark])
 
 
@@ -107,3 +111,4 @@ async def wait_for_approval(page: str | None) -> None:
     )
     if answer.decision == "decline":
         raise Declined("declined: the plan was not approved, and nothing was read into the lake")
+    logger.info("the plan was approved")

@@ -16,10 +16,15 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
+from imbrace_flows.best_effort import best_effort
+from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.concurrency import every
 
 POLL_SECONDS = 5.0
+CANCELLED = "Cancelled. Start it again for the rest."
 
 # By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.cancelling")
@@ -98,6 +103,24 @@ async def cancelled_with(
             block.uncancel()
         if by_caller is not None:
             by_caller.bind(None)
+
+
+@asynccontextmanager
+async def reported_when_cancelled() -> AsyncIterator[None]:
+    """Report the end of a run that its worker cancels with a signal.
+
+    The worker reports it too, but before that waits up to 3 s for the end of the process, and starts another
+    one that looks for hooks.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        run_id = str(flow_run.id)
+        if is_deployment_run() and await is_cancelling(run_id):
+            with best_effort("the end of this run"):
+                async with get_client() as client:
+                    await client.set_flow_run_state(UUID(run_id), Cancelled(message=CANCELLED))
+        raise
 
 
 async def is_cancelling(run_id: str) -> bool:

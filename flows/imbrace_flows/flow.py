@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from imbrace_flows.cancellation import reported_when_cancelled
+from imbrace_flows.earlier_reports import earlier_reports_replaced
 from imbrace_flows.params import RunParams
 from imbrace_lake.printable import printable
 
@@ -103,7 +105,8 @@ def flow(**options: Any) -> Callable[[Callable[P, Awaitable[State[Any]]]], LakeF
                 if isinstance(given, Rejected):
                     logger.error("%s", given.reason)
                     return Failed(message=given.reason)
-            return await function(*args, **kwargs)
+            async with reported_when_cancelled(), earlier_reports_replaced():
+                return await function(*args, **kwargs)
 
         return LakeFlow(run, **options)
 

@@ -37,7 +37,8 @@ def input_markdown(report: dict[str, Any]) -> str:
         report: From `ListReport.as_json`, whose lists have a bounded length.
     """
     counts = [(report["numbers"].get(status, 0), name) for status, name in NAMES.items()]
-    lines = [f"# {add_up(sum(count for count, _ in counts), 'entries', counts)}", ""]
+    entries = sum(count for count, _ in counts)
+    lines = [f"# {add_up(entries, 'entry' if entries == 1 else 'entries', counts)}", ""]
     if report["rejected"]:
         lines += ["## Unreadable", ""]
         lines += [
@@ -47,7 +48,9 @@ def input_markdown(report: dict[str, Any]) -> str:
         lines += ["", "Correct these entries, and export them.", ""]
     lines += ["## Read", ""]
     for file in report["files"]:
-        lines.append(f"- {as_code(file['name'])}: {file['rows']:,} rows, {as_code(file['description'])}")
+        lines.append(
+            f"- {as_code(file['name'])}: {plural(file['rows'], 'row')}, {as_code(file['description'])}"
+        )
         lines += [f"    - {line}" for line in _left_out(file)]
     more = report["file_count"] - len(report["files"])
     lines += [f"- and {more:,} more files"] * (more > 0)

@@ -34,7 +34,7 @@ from imbrace_flows.approval import (
 )
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
-from imbrace_flows.cancellation import RunCancelled, cancelled_with, is_cancelling
+from imbrace_flows.cancellation import CANCELLED, RunCancelled, cancelled_with, is_cancelling
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
@@ -43,6 +43,7 @@ from imbrace_flows.params import ReadParams
 from imbrace_flows.report import counts_in_words, publish_report
 from imbrace_flows.run_name import list_name
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
+from imbrace_flows.words import plural
 from imbrace_lake.concurrency import every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
@@ -74,7 +75,6 @@ from imbrace_tasks.retry import TaskError, is_transient, result_of
 # By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.runs")
 
-CANCELLED = "Cancelled. Start it again to export the rest."
 UNREADABLE = "Completed with unreadable input"
 PROGRESS_KEY = "export-progress"
 PROGRESS_SECONDS = 2.0
@@ -284,15 +284,15 @@ class _Given:
     def described(self) -> str:
         """Return the number of entries of each kind; empty for a run that needs no input."""
         numbers = self.numbers
-        counts = [(len(self.ids), "conversations")]
+        parts = [plural(len(self.ids), "conversation")] if self.ids else []
         if numbers is not None:
-            counts = [
-                (numbers.valid, "phone numbers"),
-                (numbers.duplicates, "repeated"),
-                (numbers.invalid, "unreadable"),
-                *counts,
+            more = [(numbers.duplicates, "repeated"), (numbers.invalid, "unreadable")]
+            parts = [
+                plural(numbers.valid, "phone number"),
+                *(f"{count:,} {what}" for count, what in more if count),
+                *parts,
             ]
-        return counted(counts) if numbers is not None or self.ids else ""
+        return " · ".join(parts)
 
 
 @dataclass(slots=True)
@@ -352,7 +352,7 @@ class _Job:
             if self.selection.budget.is_automatic:
                 visits = await self._look_at(unproven, (), None)
         ids = await run.found(ids)
-        logger.info("found: %s", counted([(len(ids), "conversations")]))
+        logger.info("found: %s", plural(len(ids), "conversation"))
         if await has_shards(run, self.settings, len(ids)):
             await export_by_shards(
                 run,

@@ -256,9 +256,10 @@ def next_steps(summary: RunSummary) -> list[str]:
 def counts_in_words(summary: RunSummary) -> str:
     """Return the counts of a run in one line, for the log."""
     totals = summary.totals
-    conversations = add_up(totals.found, f"conversations {_reached(summary)}", _outcomes(totals))
+    noun = "conversation" if totals.found == 1 else "conversations"
     return (
-        f"{conversations}; {totals.messages_new:,} new messages, {totals.requests:,} requests,"
+        f"{add_up(totals.found, f'{noun} {_reached(summary)}', _outcomes(totals))};"
+        f" {plural(totals.messages_new, 'new message')}, {plural(totals.requests, 'request')},"
         f" {duration(totals.seconds)}"
     )
 
@@ -296,11 +297,15 @@ def failures_markdown(summary: RunSummary) -> str:
             "SELECT conversation_id, status, reason",
             f"FROM read_parquet('{rows}',",
             "  union_by_name = true)",
-            "WHERE is_dead_letter AND run_id IN (SELECT run_id",
+            "WHERE run_id IN (SELECT run_id",
             f"  FROM read_parquet('{runs}',",
             "    union_by_name = true)",
             f"  WHERE '{summary.run_id}'",
-            "    IN (run_id, parent_run_id));",
+            "    IN (run_id, parent_run_id))",
+            # A run that was started over has an outcome of each start.
+            "QUALIFY is_dead_letter AND row_number() OVER (",
+            "  PARTITION BY conversation_id",
+            "  ORDER BY finished_at DESC) = 1;",
             "```",
         ]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
 from imbrace_flows.report import publish_freshness, publish_verification
 from imbrace_flows.run_name import run_name
+from imbrace_flows.words import plural
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.export.visits import BudgetGiven, VisitReport, read_visits
 from imbrace_lake.lake.freshness import count_stale, read_freshness
@@ -120,7 +121,11 @@ def _merge_results(results: list[Verification]) -> Verification:
 def _ended(found: Verification, stale: int, stale_hours: float | None) -> State[Any]:
     """Return the final state, with the result in one sentence."""
     objects = found.parts + found.ledger_objects
-    message = f"; {stale:,} conversations have no proof of the last {stale_hours:g} hours" if stale else ""
+    message = ""
+    if stale:
+        hours = "hour" if stale_hours == 1 else f"{stale_hours:g} hours"
+        has = "has" if stale == 1 else "have"
+        message = f"; {plural(stale, 'conversation')} {has} no proof of the last {hours}"
     if found.is_sound:
         return Completed(message=f"{objects:,} objects are as they were written{message}")
     differ = len(found.differences)

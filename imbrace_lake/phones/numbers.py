@@ -78,7 +78,7 @@ _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
 _MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
 _INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
-_NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default region"
+_NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default country"
 _IMPOSSIBLE = {
     ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "it lacks its area code",
     ValidationResult.INVALID_COUNTRY_CODE: "there is no such country code",

@@ -95,15 +95,14 @@ def _versions() -> list[Finding]:
 def _check_server(api_url: str, ours: str) -> Finding:
     import httpx
 
-    from imbrace_cli.prefect_session import LOGIN_ADVICE, ask_server, shown_url
+    from imbrace_cli.prefect_session import LOGIN_ADVICE, ask_server, shown_url, why_unavailable
     from imbrace_lake.check import Finding
 
     shown = shown_url(api_url)
     try:
         answer = ask_server(api_url, SERVER_SECONDS)
     except httpx.HTTPError as exc:
-        message = f"{shown} does not answer ({type(exc).__name__}): start it, or unset PREFECT_API_URL"
-        return Finding("prefect server", "error", message)
+        return Finding("prefect server", "error", why_unavailable(exc, api_url))
     if answer.status_code in (401, 403):
         return Finding("prefect server", "error", f"{shown} asks for a login: {LOGIN_ADVICE}")
     theirs = answer.text.strip().strip('"') if answer.status_code == 200 else ""

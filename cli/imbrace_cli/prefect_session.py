@@ -106,15 +106,18 @@ def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
     """Request the version of a configured server; all but the hosted service have this page.
 
     Raises:
-        httpx.HTTPError: It does not answer, or the address is not valid.
+        httpx.HTTPError: It does not answer, or the address is not valid or not that of an API.
     """
     import httpx
 
     url = f"{api_url.rstrip('/')}/admin/version"
     try:
-        return httpx.get(url, headers=configured_login(), timeout=timeout_seconds)
+        answer = httpx.get(url, headers=configured_login(), timeout=timeout_seconds)
     except httpx.InvalidURL as exc:
         raise httpx.UnsupportedProtocol(str(exc)) from exc
+    if answer.status_code == httpx.codes.NOT_FOUND and "/api" not in answer.url.path:
+        answer.raise_for_status()
+    return answer
 
 
 def shown_url(api_url: str) -> str:
@@ -131,22 +134,28 @@ def _opened(session: Session, say: Callable[[str], object]) -> Session:
 
 def server_unavailable(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
     """Describe why a server is unavailable; `configured` is its address, None for the local server."""
-    import httpx
-
-    kind = type(exc).__name__
     if configured is None:
+        kind = type(exc).__name__
         return ServerUnavailable(
             f"the local Prefect server failed ({kind}): try again; `imbrace-lake server status` shows its"
             " state and its log"
         )
-    server = f"the Prefect server at {shown_url(configured)}"
+    return ServerUnavailable(f"the Prefect server at {why_unavailable(exc, configured)}")
+
+
+def why_unavailable(exc: httpx.HTTPError, api_url: str) -> str:
+    """Describe why a configured server is unavailable, and what to do; begins with its address."""
+    import httpx
+
+    server = shown_url(api_url)
+    if isinstance(exc, httpx.UnsupportedProtocol):
+        return f"{server} is not an address: write PREFECT_API_URL as http://host:4200/api"
     if not isinstance(exc, httpx.HTTPStatusError):
-        return ServerUnavailable(
-            f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use a local one"
-        )
+        kind = type(exc).__name__
+        return f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use a local one"
     if exc.response.status_code in (401, 403):
-        return ServerUnavailable(f"{server} asks for a login: {LOGIN_ADVICE}")
-    return ServerUnavailable(
+        return f"{server} asks for a login: {LOGIN_ADVICE}"
+    return (
         f"{server} answered with status {exc.response.status_code}: PREFECT_API_URL ends with /api, and the"
         " server must be as new as this Prefect"
     )

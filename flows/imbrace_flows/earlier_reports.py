@@ -1,8 +1,8 @@
 """Shows each report of a run once, although a run can start more than once.
 
 A run that is resumed, restarted after a crash or started over by Prefect's *Retry* keeps the artifacts of its
-earlier starts, and its page lists them in no order: the summary of a complete run beside an earlier one that
-says *Partial*.
+earlier starts, and its page lists them in no order: the summary of a complete run beside an earlier one with
+the verdict *Partial*.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLAN, PROGRESS, SUMMARY = "export-plan", "-progress", "-summary"
 async def earlier_reports_replaced() -> AsyncIterator[None]:
     """Remove the reports of earlier starts of this run that those of the block replace.
 
-    A start that ends before it has a report of its own leaves them as they are.
+    A start that ends before it shows a report leaves them as they are.
     """
     context = FlowRunContext.get()
     found = context.flow_run if context is not None else None

@@ -350,6 +350,25 @@ def test_the_failures_of_a_run_are_repaired(
     assert unread.conversation_id in messages(lake)
 
 
+def test_a_run_is_started_over_and_shows_each_report_once(ui: Ui, unread: Unread, deployed: Operator) -> None:
+    # Afterwards its failures are not shown any more, which the other interface needs.
+    is_last = isinstance(ui, NewUi)
+    before = len(deployed.states(unread.run_id))
+    ui.open_run(unread.run_id)
+    with nullcontext() if is_last else paused(deployed):
+        ui.retry()
+
+        deployed.until(lambda: deployed.states(unread.run_id)[before:] or None, "the state of a retry")
+        assert deployed.states(unread.run_id)[before] == "AwaitingRetry"
+        if not is_last:
+            put_in_state(deployed, unread.run_id, "FAILED")
+            return
+    ui.expect_state("Completed")
+    found = {"artifacts": {"flow_run_id": {"any_": [unread.run_id]}}}
+    shown = [one["key"] for one in deployed.ask("POST", "/artifacts/filter", found)]
+    assert sorted(shown) == ["export-input", "export-picture", "export-progress", "export-summary"]
+
+
 def test_a_run_is_cancelled_on_its_page(
     ui: Ui, exported: Exported, deployed: Operator, halted: Halted, works: bool
 ) -> None:

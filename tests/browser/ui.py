@@ -142,6 +142,12 @@ class Ui:
         confirm = self.page.get_by_role("dialog").get_by_role("button", name="Confirm")
         self.send(lambda: self.press(confirm, "Confirm"), "/set_state")
 
+    def retry(self) -> None:
+        """Let Prefect start the shown run over."""
+        self.press(self.page.get_by_role("banner").get_by_role("button", name="Retry"), "Retry")
+        confirm = self.page.get_by_role("dialog").get_by_role("button", name="Retry")
+        self.send(lambda: self.press(confirm, "Retry"), "/set_state")
+
     def resume(self) -> Answer:
         """Open the question of the shown run."""
         self.press(self.page.get_by_role("banner").get_by_role("button", name="Resume"), "Resume")
@@ -222,6 +228,12 @@ class NewUi(Ui):
         self._open_menu("Cancel")
         confirm = self.page.get_by_role("alertdialog").get_by_role("button", name="Cancel Flow Run")
         self.send(lambda: self.press(confirm, "Cancel Flow Run"), "/set_state")
+
+    def retry(self) -> None:
+        """Let Prefect start the shown run over."""
+        self._open_menu("Retry")
+        confirm = self.page.get_by_role("alertdialog").get_by_role("button", name="Retry")
+        self.send(lambda: self.press(confirm, "Retry"), "/set_state")
 
     def resume(self) -> Answer:
         """Open the question of the shown run."""

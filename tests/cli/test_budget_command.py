@@ -13,6 +13,7 @@ import pytest
 from imbrace_cli.budget import Budget, _lines
 from imbrace_cli.local_server import LocalServer
 from tests.cli.conftest import Run, prefect_leaks
+from tests.cli.fake_server import fake_server
 
 pytestmark = prefect_leaks
 
@@ -109,6 +110,21 @@ def test_a_server_that_does_not_answer_is_a_failure(run: Run, workdir: object) -
 
     assert result.code == 1
     assert "the Prefect server at http://127.0.0.1:9/api does not answer" in result.err
+
+
+def test_an_address_that_is_none_of_an_api_is_named_with_advice(run: Run) -> None:
+    with fake_server(404, "Not Found") as api_url:
+        os.environ["PREFECT_API_URL"] = api_url.removesuffix("/api")
+        wrong, checked = run("budget"), run("check")
+    os.environ["PREFECT_API_URL"] = "localhost:4200"
+    invalid = run("budget")
+
+    advice = f"{api_url.removesuffix('/api')} answered with status 404: PREFECT_API_URL ends with /api"
+    assert wrong.err.startswith(f"error: the Prefect server at {advice}")
+    assert f"prefect server: {advice}" in checked.out
+    advice = "localhost:4200 is not an address: write PREFECT_API_URL as http://host:4200/api"
+    assert invalid.err == f"error: the Prefect server at {advice}\n"
+    assert [one.code for one in (wrong, checked, invalid)] == [1, 1, 1]
 
 
 def test_without_a_page_of_the_ui_none_is_shown() -> None:

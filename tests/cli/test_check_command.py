@@ -93,11 +93,17 @@ def test_a_configured_server_is_tested(status: int, body: str, reported: str, co
     assert "secret" not in result.out
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://host:port/api"])
-def test_a_configured_server_that_does_not_answer_is_reported(url: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("http://127.0.0.1:9/api", "start it, or unset PREFECT_API_URL"),
+        ("http://host:port/api", "write PREFECT_API_URL as http://host:4200/api"),
+    ],
+)
+def test_a_configured_server_that_does_not_answer_is_reported(url: str, advice: str, run: Run) -> None:
     os.environ["PREFECT_API_URL"] = url
 
     result = run("check")
 
     assert result.code == 1
-    assert "start it, or unset PREFECT_API_URL" in result.out
+    assert advice in result.out

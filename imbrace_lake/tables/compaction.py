@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreUnavailable
@@ -36,6 +39,7 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
 
 
 class Compaction(ABC, Generic[S]):
@@ -58,6 +62,8 @@ class Compaction(ABC, Generic[S]):
         self._folder = log.folder
         self._clock = clock
         self._grace = grace
+        # Allocators keep some tens of megabytes for each thread that has read a file.
+        self._thread = ThreadPoolExecutor(1, "compaction")
         self.report = report
 
     @abstractmethod
@@ -98,6 +104,10 @@ class Compaction(ABC, Generic[S]):
                 self._store, self._log, self._folder, snapshot, state.removed, self._clock(), self._grace
             )
         return report
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call a function in the thread of this compaction."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **options))
 
     async def _properties(self, now: datetime) -> dict[str, str]:
         """Return the properties of a table that has everything that is in the lake now."""

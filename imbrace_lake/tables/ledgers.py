@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -51,8 +52,12 @@ MOST_SMALL_FILES = 8
 
 def _current_conversations(rows: pa.Table) -> pa.Table:
     """Return the latest row of each conversation."""
-    # Of rows with the same time, the last one counts.
-    return last_of_each(rows.sort_by("run_id"), ["organization_id", "conversation_id"], "finished_at")
+    same = ["organization_id", "conversation_id"]
+    keys = rows.select([*same, "finished_at", "run_id"])
+    keys = keys.append_column("row", pa.array(np.arange(rows.num_rows)))
+    # Of rows with the same time, the last one counts. Only keys are sorted: rows take most of the memory.
+    kept = last_of_each(keys.sort_by("run_id"), same, "finished_at").column("row").to_numpy()
+    return rows if len(kept) == rows.num_rows else rows.take(pa.array(np.sort(kept)))
 
 
 def _current_phones(rows: pa.Table) -> pa.Table:
@@ -288,7 +293,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             for rows in iter_file(path):
                 rows = _in_schema(rows, self._schema)
                 if choose is None:
-                    await asyncio.to_thread(files.add, rows)
+                    await self._in_thread(files.add, rows)
                 else:
                     current.append(rows)
             path.unlink()
@@ -302,9 +307,9 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             for rows in tables:
                 rows = rows.cast(self._schema)
                 if choose is None:
-                    await asyncio.to_thread(files.add, rows)
+                    await self._in_thread(files.add, rows)
                 else:
-                    current = [await asyncio.to_thread(choose, pa.concat_tables([*current, rows]))]
+                    current = [await self._in_thread(choose, pa.concat_tables([*current, rows]))]
         for rows in current:
             files.add(rows)
         return replaced

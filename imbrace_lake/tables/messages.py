@@ -245,7 +245,7 @@ class MessagesCompaction(Compaction[TableState]):
             for file in snapshot.files:
                 path = await self._download(file, Path(temporary))
                 self.report.read_bytes += file.size_bytes
-                for folder, sums in (await asyncio.to_thread(self._sums_of_file, path)).items():
+                for folder, sums in (await self._in_thread(self._sums_of_file, path)).items():
                     found[folder] = plus(found.get(folder, NOTHING), sums)
                 path.unlink()
         expected = state.conversation_sums()
@@ -311,7 +311,7 @@ class MessagesCompaction(Compaction[TableState]):
                 step.gone += files
             else:
                 await self._copy_without(step, files, forced)
-            written = await asyncio.to_thread(write_sorted, step.spill, step.folder, now)
+            written = await self._in_thread(write_sorted, step.spill, step.folder, now)
             for file, path in written:
                 await self._upload(file, path)
                 step.files.append((file, None))
@@ -353,7 +353,7 @@ class MessagesCompaction(Compaction[TableState]):
             for (folder, _), (part, source) in zip(wanted, sources, strict=True):
                 read.setdefault(folder, {})[part.key] = (part, source)
             for folder in some:
-                await asyncio.to_thread(
+                await self._in_thread(
                     self._add, step, folder, folders[folder], known.get(folder, {}), read.get(folder, {}),
                     is_forced=folder in forced,
                 )  # fmt: skip
@@ -439,7 +439,7 @@ class MessagesCompaction(Compaction[TableState]):
         for file in files if forced else _overlapping(files, months):
             path = await self._download(file, step.folder)
             copied = RowsHash()
-            copy = await asyncio.to_thread(self._copy, step, path, dropped, copied)
+            copy = await self._in_thread(self._copy, step, path, dropped, copied)
             path.unlink()
             if copy is None:
                 continue
@@ -516,12 +516,12 @@ class MessagesCompaction(Compaction[TableState]):
         for file, copy in step.files:
             path = await self._download(file, step.folder)
             if copy is None:
-                for folder, sums in (await asyncio.to_thread(self._sums_of_file, path)).items():
+                for folder, sums in (await self._in_thread(self._sums_of_file, path)).items():
                     found[folder] = plus(found.get(folder, NOTHING), sums)
-            elif await asyncio.to_thread(hash_of_file, path) != copy.rows_hash:
+            elif await self._in_thread(hash_of_file, path) != copy.rows_hash:
                 # No conversation of this file is certain any more.
                 original = await self._download(copy.original, step.folder)
-                folders = {*(await asyncio.to_thread(self._sums_of_file, original))}
+                folders = {*(await self._in_thread(self._sums_of_file, original))}
                 original.unlink()
                 for folder in sorted(folders):
                     self._differs(folder, f"is not as before in the copy {file.path}")
@@ -588,10 +588,10 @@ class MessagesCompaction(Compaction[TableState]):
             for file in small:
                 path = await self._download(file, step.folder)
                 self.report.read_bytes += file.size_bytes
-                for folder, sums in (await asyncio.to_thread(self._spill_file, step, path)).items():
+                for folder, sums in (await self._in_thread(self._spill_file, step, path)).items():
                     step.added[folder] = plus(step.added.get(folder, NOTHING), sums)
                 path.unlink()
-            for file, path in await asyncio.to_thread(write_sorted, step.spill, step.folder, now):
+            for file, path in await self._in_thread(write_sorted, step.spill, step.folder, now):
                 await self._upload(file, path)
                 step.files.append((file, None))
             added = [file for file, _ in step.files]

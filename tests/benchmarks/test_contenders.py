@@ -16,6 +16,7 @@ from benchmarks.gateway import FakeGateway, fake_gateway
 from benchmarks.peers import peers_python
 from benchmarks.revisions import checked_out
 from benchmarks.runner import Contender, check, run
+from tests.acceptance.scale import IS_FULL
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def gateway() -> Iterator[FakeGateway]:
         yield running
 
 
-@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("is_whole", [False, True] if IS_FULL else [True])
 def test_a_contender_exports_every_message_and_its_cost_is_measured(
     gateway: FakeGateway, tmp_path: Path, *, is_whole: bool
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from imbrace_sandbox import Sandbox
+from tests.acceptance.scale import IS_FULL
 from tests.browser.ui import NewUi, Ui, find_browser, open_page
 from tests.deployments.conftest import (
     box,
@@ -34,6 +35,16 @@ __all__ = [
     "phones",
     "server",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what both interfaces show alike to the classic one, except in full runs."""
+    if not IS_FULL:
+        items[:] = [one for one in items if not (one.get_closest_marker("classic_first") and _is_new(one))]
+
+
+def _is_new(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and item.callspec.params.get("interface") is NewUi
 
 
 @pytest.fixture(scope="package")

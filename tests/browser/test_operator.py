@@ -152,6 +152,7 @@ def test_a_first_export(exported: Exported, lake: Path, listed: set[str], deploy
     assert deployed.flow_run(exported.run_id)["state"]["name"] == "Completed"
 
 
+@pytest.mark.classic_first
 def test_what_a_run_leaves_behind_is_where_the_page_says(ui: Ui, exported: Exported) -> None:
     shown = {
         "export-progress": "Progress: 100%",
@@ -163,6 +164,7 @@ def test_what_a_run_leaves_behind_is_where_the_page_says(ui: Ui, exported: Expor
         expect(ui.page.get_by_text(text).first).to_be_visible()
 
 
+@pytest.mark.classic_first
 def test_the_summary_fits_a_screen_and_its_numbers_add_up_to_the_ledger(
     ui: Ui, exported: Exported, deployed: Operator, lake: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_the_summary_fits_a_screen_and_its_numbers_add_up_to_the_ledger(
     assert sum(statuses.values()) == int(total)
 
 
+@pytest.mark.classic_first
 def test_the_picture_of_a_run_is_an_image_without_text_around_it(
     ui: Ui, exported: Exported, deployed: Operator
 ) -> None:
@@ -238,6 +241,7 @@ def test_a_number_that_prefect_must_not_store_is_given_in_a_list(
     assert number.lstrip("+") not in str(deployed.flow_run(run_id))
 
 
+@pytest.mark.classic_first
 @pytest.mark.usefixtures("waiting")
 def test_a_window_of_time_again(ui: Ui, deployed: Operator) -> None:
     form = ui.open_form("backfill")
@@ -327,6 +331,7 @@ def unread(page: Page, exported: Exported, box: Sandbox) -> Unread:
     return Unread(run_id, page.url, broken)
 
 
+@pytest.mark.classic_first
 def test_the_failures_of_a_run_are_repaired(
     ui: Ui, unread: Unread, box: Sandbox, lake: Path, deployed: Operator, works: bool
 ) -> None:
@@ -391,6 +396,7 @@ def test_a_run_is_cancelled_on_its_page(
     assert deployed.flow_run(run_id)["state"]["name"] == "Cancelled"
 
 
+@pytest.mark.classic_first
 def test_the_budget_of_requests_is_changed(ui: Ui, deployed: Operator) -> None:
     budget = 10 + isinstance(ui, NewUi)
     for _ in range(SUBMITTED_AT_MOST):
@@ -406,6 +412,7 @@ def test_the_budget_of_requests_is_changed(ui: Ui, deployed: Operator) -> None:
     assert (found["limit"], found["slot_decay_per_second"]) == (budget, budget)
 
 
+@pytest.mark.classic_first
 def test_ingestion_uploads_and_verification_are_started_by_their_forms(
     ui: Ui,
     exported: Exported,

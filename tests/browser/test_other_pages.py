@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Request, Response, expect
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
+from tests.acceptance.scale import IS_FULL
 from tests.browser.attacks import FOREIGN_HOST, MARK, Attacker, attacker
 from tests.browser.ui import PAGE_MS
 from tests.deployments.composed import LOGIN, ComposedServer, composed_server
@@ -17,6 +18,8 @@ from tests.prefect_homes import make_home
 
 pytestmark = pytest.mark.timeout(600)
 
+# Its login is also tested without a browser, and it takes 40 s of CPU.
+full = pytest.mark.skipif(not IS_FULL, reason="the composed server in a browser: IMBRACE_ACCEPTANCE=full")
 SECRET = {"name": "secret", "value": "not for other pages"}
 
 
@@ -134,6 +137,7 @@ def test_the_pages_of_the_local_server_work_and_reach_no_other_server(
     assert not outside
 
 
+@full
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", FOREIGN_HOST])
 def test_a_page_of_another_server_can_do_nothing_to_the_composed_one(
     host: str, pages: Attacker, composed: ComposedServer, logged_in: BrowserContext
@@ -147,6 +151,7 @@ def test_a_page_of_another_server_can_do_nothing_to_the_composed_one(
         assert planted(api) == []
 
 
+@full
 def test_a_page_whose_name_was_made_to_lead_to_the_composed_server_cannot_log_in(
     pages: Attacker, composed: ComposedServer, logged_in: BrowserContext
 ) -> None:
@@ -162,6 +167,7 @@ def test_a_page_whose_name_was_made_to_lead_to_the_composed_server_cannot_log_in
         assert planted(api) == []
 
 
+@full
 @pytest.mark.parametrize("path", ["/variables", "/v2/variables"])
 def test_the_pages_of_the_composed_server_work_after_a_login(
     path: str, composed: ComposedServer, logged_in: BrowserContext

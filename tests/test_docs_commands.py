@@ -511,6 +511,7 @@ def test_queries_run(machine: Machine, monkeypatch: pytest.MonkeyPatch, block: B
 
     with duckdb.connect() as connection:
         connection.execute(machine.fill(query))
+    assert "QUALIFY" not in query.upper()
 
 
 @pytest.mark.parametrize("block", FOREIGN, ids=lambda block: block.name)

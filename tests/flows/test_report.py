@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Suspended
 from pydantic import SecretStr
@@ -92,6 +93,11 @@ def test_the_numbers_of_each_page_add_up_to_those_of_the_ledgers(offline: Offlin
     failed = [_number(one) for one in re.findall(r"## ([\d,]+) conversation", pages["export-failures"])]
     assert "# Not exported: 2 conversations\n" in pages["export-failures"]
     assert sum(failed) == outcomes["failed"]
+    query = pages["export-failures"].partition("```sql\n")[2].partition("```")[0]
+    assert "QUALIFY" not in query
+    missing = duckdb.execute(query).fetchall()
+    assert [status for _, status, _ in missing] == ["failed"] * 2
+    assert all(one in pages["export-failures"] for one, _, _ in missing)
     chart = b64decode(pages["export-picture"].partition("base64,")[2].rstrip(")")).decode()
     new = sum(row["new_messages"] for row in offline.rows("conversations"))
     assert f">{new:,} new messages" in chart

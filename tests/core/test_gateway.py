@@ -662,15 +662,20 @@ def disconnect(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("no server listens", request=request)
 
 
+def time_out(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("no answer", request=request)
+
+
 @pytest.mark.parametrize(
     "fail",
     [
         disconnect,
+        time_out,
         lambda request: httpx.Response(503),
         lambda request: httpx.Response(502, html="<h1>Bad gateway</h1>"),
         lambda request: httpx.Response(200, html="<h1>Maintenance</h1>"),
     ],
-    ids=["connection", "503", "502", "page"],
+    ids=["connection", "time-out", "503", "502", "page"],
 )
 def test_an_outage_ends_the_run_once_no_request_has_succeeded_for_long(fail: Play) -> None:
     async def job(client: GatewayClient) -> tuple[list[GatewayError], GatewayError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -259,17 +260,37 @@ def test_prefect_knows_the_settings_of_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_server_polls_for_its_own_work_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_polls_for_its_own_work_every_three_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from burner_redis import BurnerRedis, PubSub
     from docket import Docket, Worker
     from prefect.server.api import background_workers
 
-    # Fails if Prefect's module no longer has the name that is replaced.
+    # Fails if a module no longer has the name that is replaced.
     monkeypatch.setattr(background_workers, "Worker", Worker)
+    monkeypatch.setattr(PubSub, "get_message", PubSub.get_message)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
 
     poll_less()
 
     worker = vars(background_workers)["Worker"](Docket("any", "memory://"))
-    assert worker.minimum_check_interval == worker.scheduling_resolution == timedelta(seconds=2)
+    assert worker.minimum_check_interval == worker.scheduling_resolution == timedelta(seconds=3)
+
+    async def listen_to_all() -> list[Any]:
+        channels = BurnerRedis().pubsub()
+        await channels.psubscribe("*")
+        messages = [await channels.get_message(timeout=0.1) for _ in range(2)]
+        await channels.aclose()
+        return messages
+
+    subscribed, nothing = asyncio.run(listen_to_all())
+    assert subscribed["type"] == "psubscribe"
+    assert nothing is None
+    assert slept == [3.0]
 
 
 def test_a_working_process_touches_its_state_file_and_a_hanging_one_ends(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,23 @@ def test_packages_that_cannot_be_installed_are_tried_again(repository: Path) -> 
     assert dev(repository, "run").returncode == 0
 
 
-def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
-    for program, code in (("ruff", 0), ("mypy", 3), ("lint-imports", 0), ("codespell", 0), ("pytest", 0)):
-        path = repository / ".venv" / "bin" / program
-        path.write_text(f"#!/bin/sh\necho {program} $*\nexit {code}\n")
-        path.chmod(0o755)
+@pytest.fixture
+def checks(repository: Path) -> Callable[..., None]:
+    """Replace the programs of all checks by ones that print their arguments and end with these codes."""
     (repository / "tools").mkdir()
     (repository / "tools/prose.py").touch()
+
+    def replace(**codes: int) -> None:
+        for program in ("ruff", "mypy", "lint-imports", "codespell", "pytest"):
+            path = repository / ".venv" / "bin" / program
+            path.write_text(f"#!/bin/sh\necho {program} $*\nexit {codes.get(program, 0)}\n")
+            path.chmod(0o755)
+
+    return replace
+
+
+def test_the_first_failing_check_ends_the_test(repository: Path, checks: Callable[..., None]) -> None:
+    checks(codespell=3)
 
     run = dev(repository, "test", "-k", "x")
 
@@ -117,14 +128,35 @@ def test_the_first_failing_check_ends_the_test(repository: Path) -> None:
     assert run.stdout.split("\n== ")[1:] == [
         "format\nruff format --check .\n",
         "lint\nruff check .\n",
-        "types\nmypy\n",
+        "import contracts\nlint-imports\n",
+        "spelling\ncodespell\n",
     ]
 
-    (repository / ".venv" / "bin" / "mypy").write_text("#!/bin/sh\n")
+    checks(pytest=4)
+    assert dev(repository, "test").returncode == 4
+
+    checks()
     run = dev(repository, "test", "-k", "x")
     assert run.returncode == 0
     assert re.search("\npytest -n .* -k x\n", run.stdout)
-    assert run.stdout.endswith("== all checks passed\n")
+    assert run.stdout.endswith("\n== types\nmypy\n\n== all checks passed\n")
+
+
+def test_types_are_checked_beside_the_tests_and_alone(repository: Path, checks: Callable[..., None]) -> None:
+    checks(mypy=5)
+
+    run = dev(repository, "test")
+    assert run.returncode == 5
+    assert "\npytest -n " in run.stdout
+    assert run.stdout.endswith("\n== types\nmypy\n")
+
+    assert dev(repository, "lint").returncode == 5
+
+    checks()
+    lint = dev(repository, "lint")
+    assert lint.returncode == 0
+    assert "\n== types\nmypy\n" in lint.stdout
+    assert "\n== spelling\ncodespell\n" in lint.stdout
 
 
 def test_the_fast_tests_need_no_server_and_take_arguments(repository: Path) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import httpx
-
 MOST_CHARACTERS = 80
 # A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them.
 _LONG_NUMBER = re.compile(r"\d(?:[ ().+_-]{0,2}\d){6,}")
@@ -59,6 +57,9 @@ def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = (
 
 def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     """Return scheme, host, port and path of a URL: no user, no query, no fragment, no long number."""
+    # Imported late, because it takes 0.2 s, and the writer process imports this module.
+    import httpx
+
     try:
         parts = httpx.URL(url)
         host, port = parts.host, parts.port

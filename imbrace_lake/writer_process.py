@@ -1,4 +1,4 @@
-"""A second process that does short, blocking work for an event loop: it encodes and writes objects.
+"""A second process that does short, blocking work for an event loop: it writes objects to a local disk.
 
 In a thread, each system call gives the interpreter's lock away and has to win it back from the event loop,
 which takes two switches between threads: a written part took about 30 of them.
@@ -22,16 +22,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from statistics import median
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from imbrace_lake.tuning import tuned_process
-
-# The start takes 0.3 s of another core, and the process takes 80 MB: a run earns them back if it encodes many
-# objects in a short time, not if it writes a journal every second and deletes a hundred in the end.
+# The start takes 0.1 s: a run earns that back if it writes many objects in a short time, not if it writes a
+# journal every second.
 START_AFTER = 32
 WITHIN_SECONDS = 1.0
-# Larger bodies are encoded and written in a thread of this process, where they are in memory only once.
+# Larger bodies are written in a thread of this process, where they are in memory only once.
 MOST_BYTES = 2**20
 # On a slow disk or a network mount several threads write; on a fast disk a single one does, because threads
 # that share the interpreter's lock took a fifth more of the run's time.
@@ -46,23 +43,23 @@ _VARIABLES = (
     "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LC_ALL", "LC_CTYPE", "LANG", "TZ",
     "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START",
 )  # fmt: skip
-# The number of a call, whether it needs a thread, and the length of the pickled call or result that follows.
-_HEADER = struct.Struct(">Q?Q")
+# The number of a call, and the length of the pickled call or result that follows.
+_HEADER = struct.Struct(">QQ")
 
 
 class WriterProcess:
-    """Runs functions in a second process once many calls encode; open it with ``async with``.
+    """Runs functions in a second process once there are many calls; open it with ``async with``.
 
     The first calls run in threads of this process, and all others do if the second process ends early.
 
     Args:
-        start_after: The process starts when this number of calls encode within ``WITHIN_SECONDS``; None means
+        start_after: The process starts at this number of calls within ``WITHIN_SECONDS``; None means
             ``START_AFTER``.
     """
 
     def __init__(self, start_after: int | None = None) -> None:
-        # When the latest calls that encode came.
-        self._encoded: deque[float] = deque(maxlen=START_AFTER if start_after is None else start_after)
+        # When the latest calls came.
+        self._called: deque[float] = deque(maxlen=START_AFTER if start_after is None else start_after)
         self._is_started = False
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[Any]] = {}
@@ -73,58 +70,45 @@ class WriterProcess:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the process, once it has made the calls that it has received."""
         if self._process is not None:
             if self._connection is None:
                 self._process.kill()
             else:
-                # The process finishes the calls that it has received, and ends.
                 self._connection.close()
             await asyncio.to_thread(_wait, self._process)
 
-    async def run(
-        self,
-        threads: Executor | None,
-        func: Callable[..., T],
-        *args: object,
-        make: Callable[[], object] | None = None,
-    ) -> T:
+    async def run(self, threads: Executor | None, func: Callable[..., T], *args: object) -> T:
         """Call a function that may be called twice; it is pickled, with its arguments, result or error.
 
         Args:
-            threads: The threads of this process that make the call if the second process does not; on a slow
-                disk, the second process also makes it in a thread. None for work of less than a millisecond
-                that does not wait for a disk: it needs no thread.
+            threads: The threads of this process that make the call if the second process does not; None for
+                those of the event loop.
             func: The function.
             args: Its arguments.
-            make: Returns a further argument, the last one, by work that needs no thread.
         """
-        is_first = not self._is_started and self._is_busy(encodes=make is not None or threads is None)
+        is_first = not self._is_started and self._is_busy()
         if is_first:
             self._is_started = True
             with suppress(OSError):  # a process cannot be started, so this one does everything
                 await self._start()
         if self._connection is not None and (self._is_ready or is_first):
             with suppress(_Ended):
-                result: T = await self._call(threads is not None, func, args, make)
+                result: T = await self._call(func, args)
                 # Until the process has imported what its first call needs, this one makes the calls.
                 self._is_ready = self._connection is not None
                 return result
-        if make is not None:
-            args = (*args, make())
-        if threads is None:
-            return func(*args)
         return await asyncio.get_running_loop().run_in_executor(threads, func, *args)
 
-    def _is_busy(self, *, encodes: bool) -> bool:
-        """Count a call that encodes; return whether many came within a short time."""
-        if not encodes:
-            return False
+    def _is_busy(self) -> bool:
+        """Count a call; return whether many came within a short time."""
         now = time.monotonic()
-        self._encoded.append(now)
-        return len(self._encoded) == self._encoded.maxlen and now - self._encoded[0] <= WITHIN_SECONDS
+        self._called.append(now)
+        return len(self._called) == self._called.maxlen and now - self._called[0] <= WITHIN_SECONDS
 
     async def _start(self) -> None:
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
@@ -143,17 +127,11 @@ class WriterProcess:
             lambda: _Results(self._pending, self._on_end), sock=ours
         )
 
-    async def _call(
-        self,
-        is_blocking: bool,
-        func: Callable[..., Any],
-        args: tuple[object, ...],
-        make: Callable[[], object] | None,
-    ) -> Any:
+    async def _call(self, func: Callable[..., Any], args: tuple[object, ...]) -> Any:
         number = next(self._numbers)
         result = self._pending[number] = asyncio.get_running_loop().create_future()
         assert self._connection is not None  # noqa: S101 - narrows the type for mypy
-        self._connection.writelines(_framed(number, is_blocking, (func, args, make)))
+        self._connection.writelines(_framed(number, (func, args)))
         return await result
 
     def _on_end(self) -> None:
@@ -180,7 +158,7 @@ class _Results(asyncio.Protocol):
         received = self._received
         received += data
         while len(received) >= _HEADER.size:
-            number, _, length = _HEADER.unpack_from(received)
+            number, length = _HEADER.unpack_from(received)
             end = _HEADER.size + length
             if len(received) < end:
                 return
@@ -198,9 +176,9 @@ class _Results(asyncio.Protocol):
         self._on_end()
 
 
-def _framed(number: int, is_blocking: bool, message: object) -> tuple[bytes, bytes]:
+def _framed(number: int, message: object) -> tuple[bytes, bytes]:
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return _HEADER.pack(number, is_blocking, len(body)), body
+    return _HEADER.pack(number, len(body)), body
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
@@ -228,7 +206,7 @@ def serve(connection: socket.socket, caller: int) -> None:
             send(number, None, exc)
 
     def send(number: int, result: object, error: Exception | None) -> None:
-        frame = b"".join(_framed(number, False, (result, error)))
+        frame = b"".join(_framed(number, (result, error)))
         with lock, suppress(OSError):  # the other process has ended
             connection.sendall(frame)
 
@@ -236,33 +214,26 @@ def serve(connection: socket.socket, caller: int) -> None:
     is_slow = False
     with connection.makefile("rb") as calls, ThreadPoolExecutor(THREADS) as threads:
         while header := calls.read(_HEADER.size):
-            number, is_blocking, length = _HEADER.unpack(header)
+            number, length = _HEADER.unpack(header)
             body = calls.read(length)
             if len(body) < length:
                 return  # the other process was killed in the middle of a call
-            func, args, make = pickle.loads(body)  # noqa: S301 - our own process
-            # In one thread, because each thread that encodes keeps 5 MB.
-            try:
-                args = args if make is None else (*args, make())
-            except Exception as exc:  # noqa: BLE001 - as above
-                send(number, None, exc)
-                continue
-            if is_slow and is_blocking:
+            func, args = pickle.loads(body)  # noqa: S301 - our own process
+            if is_slow:
                 threads.submit(answer, number, func, args)
                 continue
             began = time.monotonic() - time.thread_time()
             answer(number, func, args)
-            if is_blocking:
-                waits.append(time.monotonic() - time.thread_time() - began)
-                # The median, because on a busy machine some writes wait for a core.
-                is_slow = len(waits) == RECENT_WRITES and median(waits) > SLOW_SECONDS
+            waits.append(time.monotonic() - time.thread_time() - began)
+            # The median, because on a busy machine some writes wait for a core.
+            is_slow = len(waits) == RECENT_WRITES and median(waits) > SLOW_SECONDS
 
 
 def main() -> None:
     """Serve the process that has started this one."""
     # Ctrl-C goes to both processes; the other one decides what remains to be written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with tuned_process(), socket.socket(fileno=int(sys.argv[1])) as connection:
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
         serve(connection, int(sys.argv[2]))
 
 

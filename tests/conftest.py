@@ -129,7 +129,7 @@ def _measure_only_this_process() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write in threads: the second process, which writes the same, takes 0.4 s to start.
+    """Write in threads: the second process, which writes the same, takes 0.1 s to start.
 
     It has separate tests; the acceptance tests, and all processes that tests start, have it, too.
     """

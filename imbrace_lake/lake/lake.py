@@ -33,9 +33,8 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import Body, Encoding, ObjectMeta
+from imbrace_lake.store.contract import Body, ObjectMeta
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
-from imbrace_lake.writer_process import WriterProcess
 
 logger = logging.getLogger(__name__)
 
@@ -134,15 +133,13 @@ class Lake:
 
     Attributes:
         store: The store of its objects.
-        writer: Encodes parts, and writes new ones to a local disk.
         schema_version: The schema version of the lake.
         phone_key: The key of the phone numbers' hashes, unless the settings have another.
         damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
-    def __init__(self, store: Store, schema_version: int, phone_key: bytes, writer: WriterProcess) -> None:
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
         self.store = store
-        self.writer = writer
         self.schema_version = schema_version
         self.phone_key = phone_key
         self.damaged: dict[str, str] = {}
@@ -217,38 +214,32 @@ class Lake:
         except (pa.ArrowInvalid, OSError) as exc:
             raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
 
-    async def replace_part(self, part: Part, body: Body | Encoding) -> Part:
+    async def replace_part(self, part: Part, body: Body) -> Part:
         """Replace a part with the same number of rows, some of them edited, marked deleted or repaired.
 
         Raises:
             ObjectChanged: Another writer replaced it first: read it again.
         """
-        if not isinstance(body, bytes | Path):
-            body = await self.writer.run(None, body)
         meta = await self.store.update(part.key, body, part.etag)
         return replace(part, size_bytes=meta.size_bytes, sha256=await _hash_of(body), etag=meta.etag)
 
     async def add_part(
-        self, organization_id: str, conversation_id: str, number: int, body: Body | Encoding, rows: int
+        self, organization_id: str, conversation_id: str, number: int, body: Body, rows: int
     ) -> Part:
         """Add a part to a conversation's partition; this is the commit.
 
         Args:
             organization_id, conversation_id: The conversation.
             number: One more than the highest number of a part that was read.
-            body: The Parquet file, `rows` rows in `SCHEMA`, none in an earlier part; or what encodes it
-                in the writer process.
+            body: The Parquet file, `rows` rows in `SCHEMA`, none in an earlier part.
             rows: The number of rows.
 
         Raises:
             ObjectExists: Another writer used this number: read the partition again.
         """
         key = f"{partition_key(organization_id, conversation_id)}/part-{number:05d}.parquet"
-        if isinstance(body, bytes | Path):
-            meta, digest = await self.store.create(key, body), await _hash_of(body)
-        else:
-            meta, digest = await self.store.create_encoded(key, body)
-        return Part(key, meta.size_bytes, rows, digest, meta.etag)
+        meta = await self.store.create(key, body)
+        return Part(key, meta.size_bytes, rows, await _hash_of(body), meta.etag)
 
 
 @asynccontextmanager
@@ -262,7 +253,7 @@ async def open_lake(
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
-    async with WriterProcess() as writer, open_store(url, options, writer) as store:
+    async with open_store(url, options) as store:
         marker = await _read_marker(store)
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
@@ -280,7 +271,7 @@ async def open_lake(
                 f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
-        yield Lake(store, version, phone_key, writer)
+        yield Lake(store, version, phone_key)
 
 
 async def has_lake(store: Store) -> bool:

@@ -35,12 +35,6 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     return encode(table, metadata, **_PART_OPTIONS)
 
 
-def encode_stream(stream: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Encode rows of `SCHEMA` that are an Arrow stream; the bytes are those of `to_parquet`."""
-    with pa.ipc.open_stream(stream) as reader:
-        return to_parquet(reader.read_all(), metadata)
-
-
 def write_parquet(path: Path, tables: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
     """Write rows of `SCHEMA` to a file, with one row group in memory; the bytes are those of `to_parquet`.
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
@@ -20,12 +19,10 @@ from imbrace_lake.lake.lake import Lake, Part, encoded
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import REVISIONS
 from imbrace_lake.lake.memory import Reservation
-from imbrace_lake.lake.parquet import encode_stream
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.schema import as_written_today, with_digests
 from imbrace_lake.lake.snapshot import PartitionSnapshot
-from imbrace_lake.store.contract import Body, Encoding
-from imbrace_lake.writer_process import MOST_BYTES
+from imbrace_lake.store.contract import Body
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +31,8 @@ T = TypeVar("T")
 TRIES = 20
 # Longer parts are rewritten in a thread: the digest of a row takes 10 µs.
 FEW_ROWS = 1_000
+# More rows are encoded in a thread: this many take 10 ms, and those of most conversations less than one.
+FEW_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -104,7 +103,7 @@ async def publish(
                 # Before the part is replaced: a crash in between can repeat a revision, but not lose one.
                 await _note_revisions(journal, parts[index], claim.conversation_id, rewrite, now)
                 metadata = replace(claim, content_hash=rewrite.content_hash).metadata()
-                body = await _body_of(rewrite.after.rows(), reservation, metadata)
+                body = await _encode(rewrite.after.rows(), reservation, metadata)
                 parts[index] = await lake.replace_part(parts[index], body)
                 result.size_bytes += parts[index].size_bytes
                 result.edited += rewrite.edited
@@ -113,7 +112,7 @@ async def publish(
                 result.removed_hashes.append(rewrite.removed_hash)
             if diff.new is not None:
                 metadata = replace(claim, content_hash=diff.new.content_hash).metadata()
-                body = await _body_of(diff.new, reservation, metadata)
+                body = await _encode(diff.new, reservation, metadata)
                 number = max((part.number for part in parts), default=-1) + 1
                 added = await lake.add_part(
                     claim.organization_id, claim.conversation_id, number, body, diff.new.num_rows
@@ -190,11 +189,10 @@ async def _note_revisions(
         await journal.note("revisions", f"{name}-{number}", rows)
 
 
-async def _body_of(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> Body | Encoding:
-    """Encode the rows of a part, or return what encodes them in the writer process."""
-    if rows.table is None or rows.size_bytes > MOST_BYTES:
-        return await asyncio.to_thread(rows.encode, reservation, metadata)
-    return partial(encode_stream, rows.to_stream(), metadata)
+async def _encode(rows: Rows, reservation: Reservation, metadata: Mapping[str, str]) -> Body:
+    """Encode the rows of a part; see `Rows.encode`."""
+    is_small = rows.table is not None and rows.size_bytes <= FEW_BYTES
+    return await in_thread_unless(is_small, rows.encode, reservation, metadata)
 
 
 async def in_thread_unless(is_small: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

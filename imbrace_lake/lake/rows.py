@@ -69,19 +69,6 @@ class Rows:
         write_parquet(path, (batch.select(SCHEMA.names) for batch in self.batches()), metadata)
         return path
 
-    def to_stream(self) -> bytes:
-        """Return the rows, which are in memory, without digests, as an Arrow stream.
-
-        Another process reads it in a sixth of the time that a pickled table takes.
-        """
-        assert self.table is not None  # noqa: S101 - narrows the type for mypy
-        rows = self.table.select(SCHEMA.names)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows)
-        stream: bytes = sink.getvalue().to_pybytes()
-        return stream
-
     @property
     def size_bytes(self) -> int:
         """The approximate size of the rows in memory, also if they are in files."""

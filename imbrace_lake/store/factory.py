@@ -9,19 +9,17 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.store.contract import ObjectMeta, Probe, Store, StoreOptions
 from imbrace_lake.store.local import LocalStore
-from imbrace_lake.writer_process import WriterProcess
 
 __all__ = ["ObjectMeta", "Probe", "Store", "StoreOptions", "open_store"]
 
 
-def open_store(url: str, options: StoreOptions | None = None, writer: WriterProcess | None = None) -> Store:
+def open_store(url: str, options: StoreOptions | None = None) -> Store:
     """Return the store for a URL; nothing is read or written before ``async with``.
 
     Args:
         url: ``./lake``, ``/data/lake``, ``file:///data/lake``, ``s3://bucket/prefix``, or the URL of
             any other fsspec file system whose driver is installed.
         options: How to reach an S3 store; other stores ignore it.
-        writer: The process that encodes and writes; by default, this one.
 
     Raises:
         SettingsError: The URL cannot be a lake's, or contains credentials.
@@ -29,7 +27,7 @@ def open_store(url: str, options: StoreOptions | None = None, writer: WriterProc
     if not url.strip():
         raise SettingsError("the lake's URL is empty: write a folder or s3://bucket/prefix")
     if "://" not in url:
-        return LocalStore(Path(os.path.abspath(Path(url).expanduser())), writer)  # noqa: PTH100
+        return LocalStore(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100
     if "::" in url:
         raise SettingsError("a lake's URL cannot be a chain of file systems ('::'): name the store alone")
     parts = _split(url)
@@ -38,15 +36,15 @@ def open_store(url: str, options: StoreOptions | None = None, writer: WriterProc
             raise SettingsError(
                 f"a file URL names no host: write {parts.scheme}:///{parts.netloc}{parts.path}"
             )
-        return LocalStore(Path(os.path.normpath(unquote(parts.path))), writer)
+        return LocalStore(Path(os.path.normpath(unquote(parts.path))))
     # Imported late: an S3 client takes 0.5 s, which a local lake does not need.
     if parts.scheme in ("s3", "s3a"):
         from imbrace_lake.store.s3 import S3Store
 
-        return S3Store(parts.netloc, parts.path, options or StoreOptions(), writer)
+        return S3Store(parts.netloc, parts.path, options or StoreOptions())
     from imbrace_lake.store.fsspec_store import FsspecStore
 
-    return FsspecStore(url, writer)
+    return FsspecStore(url)
 
 
 def _split(url: str) -> SplitResult:

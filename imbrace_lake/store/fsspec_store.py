@@ -28,7 +28,6 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.writer_process import WriterProcess
 
 THREADS = 8
 # These drivers write a file piece by piece under its name, but rename in one step. For object stores it is
@@ -51,7 +50,7 @@ class FsspecStore(Store):
         SettingsError: The protocol is unknown, or its driver is not installed.
     """
 
-    def __init__(self, url: str, writer: WriterProcess | None = None) -> None:
+    def __init__(self, url: str) -> None:
         protocol = urlsplit(url).scheme
         try:
             driver = fsspec.get_filesystem_class(protocol)
@@ -63,7 +62,6 @@ class FsspecStore(Store):
             raise SettingsError(f"the driver for {protocol}:// is not installed: {exc}") from exc
         self.url = url.rstrip("/")
         self.is_conditional: bool | None = None
-        self.writer = writer
         self._driver = driver
         self._protocol = protocol
         self._files: Any = None

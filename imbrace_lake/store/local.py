@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -18,7 +17,6 @@ from imbrace_lake.errors import StoreError, StoreUnavailable
 from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.contract import (
     Body,
-    Encoding,
     Listing,
     ObjectMeta,
     Probe,
@@ -39,15 +37,17 @@ T = TypeVar("T")
 class LocalStore(Store):
     """Objects are files under a folder; a write is temporary file, fsync, then one link or rename.
 
-    Blocking calls run in threads, so that a slow disk does not block the event loop. A thread cannot be
-    stopped: after a cancelled call, the complete object may still appear a moment later.
+    Blocking calls run in threads, and many writes in a second process, so that a slow disk does not block
+    the event loop. Neither can be stopped: after a cancelled call, the complete object may still appear a
+    moment later.
     """
 
-    def __init__(self, root: Path, writer: WriterProcess | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self._disk = AtomicFiles(root)
         self.url = str(root)
         self.is_conditional: bool | None = None
-        self.writer = writer
+        # None for a moment: this process writes.
+        self._writer: WriterProcess | None = None
         self._threads: ThreadPoolExecutor | None = None
 
     def __repr__(self) -> str:
@@ -55,6 +55,7 @@ class LocalStore(Store):
 
     async def __aenter__(self) -> Self:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lake")
+        self._writer = WriterProcess()
         try:
             await self._run(self._disk.sweep)
         except BaseException:
@@ -63,6 +64,9 @@ class LocalStore(Store):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
         if self._threads is not None:
             await asyncio.to_thread(self._threads.shutdown)
             self._threads = None
@@ -94,13 +98,6 @@ class LocalStore(Store):
         check_key(key)
         return await self._write(self._disk.write_new, key, data)
 
-    async def create_encoded(self, key: str, encode: Encoding) -> tuple[ObjectMeta, str]:
-        if self.writer is None:
-            return await super().create_encoded(key, encode)
-        check_key(key)
-        with self._explained():
-            return await self.writer.run(self._threads, _write_new, self._disk, key, make=encode)
-
     async def update(self, key: str, data: Body, etag: str) -> ObjectMeta:
         check_key(key)
         return await self._write(self._disk.write_over, key, data, etag)
@@ -121,11 +118,11 @@ class LocalStore(Store):
 
     async def probe(self) -> Probe:
         # This process has to notice whether the file system has links.
-        writer, self.writer = self.writer, None
+        writer, self._writer = self._writer, None
         try:
             works = await probe_conditions(self)
         finally:
-            self.writer = writer
+            self._writer = writer
         self.is_conditional = works and self._disk.has_links
         if not works:
             note = f"{self.url} is on a disk with unreliable modification times: run one export at a time."
@@ -138,10 +135,10 @@ class LocalStore(Store):
     async def _write(self, func: Callable[..., T], key: str, *args: Body | str | None) -> T:
         """Run a function that writes: in the writer process, unless it writes much."""
         is_small = not args or (isinstance(args[0], bytes) and len(args[0]) <= MOST_BYTES)
-        if self.writer is None or not is_small:
+        if self._writer is None or not is_small:
             return await self._run(func, key, *args)
         with self._explained():
-            return await self.writer.run(self._threads, func, key, *args)
+            return await self._writer.run(self._threads, func, key, *args)
 
     async def _run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._threads is None:
@@ -156,10 +153,6 @@ class LocalStore(Store):
             yield
         except OSError as exc:
             raise explain(exc, self.url) from exc
-
-
-def _write_new(disk: AtomicFiles, key: str, body: bytes) -> tuple[ObjectMeta, str]:
-    return disk.write_new(key, body), sha256(body).hexdigest()
 
 
 def explain(exc: OSError, url: str) -> StoreError:

@@ -27,7 +27,6 @@ from imbrace_lake.store.contract import (
 )
 from imbrace_lake.store.s3_client import Bucket
 from imbrace_lake.store.s3_errors import ConditionFailed, ObjectMissing
-from imbrace_lake.writer_process import WriterProcess
 
 FIRST_CALL_SECONDS = 5.0
 SINGLE_PUT_BYTES = 32 * 2**20
@@ -44,21 +43,17 @@ class S3Store(Store):
         bucket: Its name.
         prefix: The folder of the lake in the bucket; empty for the complete bucket.
         options: How to reach the server.
-        writer: Encodes objects; None does so in this process.
 
     Raises:
         SettingsError: The options are malformed or contradict each other.
     """
 
-    def __init__(
-        self, bucket: str, prefix: str, options: StoreOptions, writer: WriterProcess | None = None
-    ) -> None:
+    def __init__(self, bucket: str, prefix: str, options: StoreOptions) -> None:
         if not bucket or ":" in bucket:
             raise SettingsError("an S3 lake's URL is s3://bucket/prefix: name the bucket, not the server")
         segments = [segment for segment in prefix.split("/") if segment]
         self.url = "/".join([f"s3://{bucket}", *segments])
         self.is_conditional: bool | None = None
-        self.writer = writer
         self._bucket = Bucket(bucket, options)
         self._base = "".join(f"{segment}/" for segment in segments)
         self._temporary: Path | None = None

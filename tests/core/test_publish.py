@@ -322,7 +322,7 @@ def test_encoding_a_large_part_does_not_block_the_event_loop(
         return encode(*args)
 
     monkeypatch.setattr(Rows, "encode", encode_slowly)
-    monkeypatch.setattr(lake_publish, "MOST_BYTES", 0)
+    monkeypatch.setattr(lake_publish, "FEW_BYTES", 0)
     ticks: list[float] = []
 
     async def tick() -> None:

@@ -1,4 +1,4 @@
-"""The second process that encodes and writes objects."""
+"""The second process that writes objects to a local disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,10 +18,6 @@ import pytest
 from imbrace_lake import writer_process
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.export.run import RunContext, RunSummary
-from imbrace_lake.gateway.models import Page
-from imbrace_lake.lake.parquet import encode_stream, to_parquet
-from imbrace_lake.lake.rows import Rows
-from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
 from imbrace_lake.store.local import LocalStore
 from imbrace_lake.writer_process import RECENT_WRITES, SLOW_SECONDS, WriterProcess
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -59,9 +52,6 @@ def test_an_error_of_a_call_is_raised() -> None:
     async def work(writer: WriterProcess) -> None:
         with pytest.raises(ZeroDivisionError):
             await writer.run(None, divmod, 1, 0)
-        with pytest.raises(ZeroDivisionError):
-            await writer.run(None, bytes, make=partial(divmod, 1, 0))
-        assert await writer.run(None, divmod, 7, make=partial(int, 2)) == (3, 1)
 
     with_writer(work)
 
@@ -99,18 +89,15 @@ def test_a_short_run_starts_no_process() -> None:
     assert asyncio.run(run()) == {os.getpid()}
 
 
-def test_only_many_encodings_in_a_short_time_start_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_many_calls_in_a_short_time_start_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        with ThreadPoolExecutor(1) as threads:
-            async with WriterProcess(start_after=3) as writer:
-                for _ in range(9):
-                    assert await writer.run(threads, os.getpid) == os.getpid()
-                monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 0.05)
-                for _ in range(9):
-                    assert await writer.run(None, os.getpid) == os.getpid()
-                    await asyncio.sleep(0.03)
-                monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 600.0)
-                assert await writer.run(None, os.getpid) != os.getpid()
+        async with WriterProcess(start_after=3) as writer:
+            monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 0.05)
+            for _ in range(9):
+                assert await writer.run(None, os.getpid) == os.getpid()
+                await asyncio.sleep(0.03)
+            monkeypatch.setattr(writer_process, "WITHIN_SECONDS", 600.0)
+            assert await writer.run(None, os.getpid) != os.getpid()
 
     asyncio.run(run())
 
@@ -144,68 +131,76 @@ def test_the_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the secret of this test" not in seen
 
 
-# -- parts ----------------------------------------------------------------------------------------
+def test_the_process_imports_neither_arrow_nor_an_http_client() -> None:
+    code = (
+        "import sys, imbrace_lake.writer_process, imbrace_lake.store.atomic_files;"
+        "print(*({'pyarrow', 'numpy', 'pydantic', 'httpx', 'aiohttp'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "", "its start takes longer"
 
 
-def test_rows_that_cross_processes_are_encoded_as_the_same_bytes() -> None:
-    items = [
-        {"_id": f"m{number}", "content": {"text": "é" * number} if number % 3 else None, "extra": number}
-        for number in range(50)
-    ]
-    page = Page(0, items, [str(item["_id"]) for item in items], 50, has_more=False, count_matches=True)
-    rows = Rows.of(rows_of_page(page, Origin("org", "c1", "run", datetime(2026, 1, 1, tzinfo=UTC))).slice(7))
-    assert rows.table is not None
-
-    encoded = with_writer(lambda writer: writer.run(None, encode_stream, rows.to_stream(), {"a": "b"}))
-
-    assert encoded == to_parquet(rows.table.select(SCHEMA.names), {"a": "b"})
+# -- objects --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_process, "START_AFTER", 1)
+
+
+async def process_of(store: LocalStore) -> int:
+    assert store._writer is not None
+    return await store._writer.run(None, os.getpid)
+
+
+@pytest.mark.usefixtures("_start_at_once")
 def test_an_object_that_the_process_writes_is_like_any_other(tmp_path: Path) -> None:
-    async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path, writer) as store:
-            meta, digest = await store.create_encoded("a/b", partial(bytes, b"1"))
-            assert (meta, digest) == (await store.head("a/b"), sha256(b"1").hexdigest())
+    async def run() -> None:
+        async with asyncio.timeout(60), LocalStore(tmp_path) as store:
+            assert await process_of(store) != os.getpid()
+            assert await store.create("a/b", b"1") == await store.head("a/b")
             assert await store.get("a/b") == b"1"
             with pytest.raises(ObjectExists):
-                await store.create_encoded("a/b", partial(bytes, b"2"))
+                await store.create("a/b", b"2")
             with pytest.raises(StoreError, match="is a file where the lake needs a folder"):
-                await store.create_encoded("a/b/c", partial(bytes, b"3"))
+                await store.create("a/b/c", b"3")
             assert [one.key for one in await store.list("")] == ["a/b"]
 
-    with_writer(work)
+    asyncio.run(run())
 
 
+@pytest.mark.usefixtures("_start_at_once")
 def test_objects_are_written_although_the_process_is_killed(tmp_path: Path) -> None:
-    async def work(writer: WriterProcess) -> None:
-        async with LocalStore(tmp_path, writer) as store:
-            process = await writer.run(None, os.getpid)
+    async def run() -> None:
+        async with asyncio.timeout(60), LocalStore(tmp_path) as store:
+            process = await process_of(store)
             os.kill(process, signal.SIGSTOP)
-            one = partial(bytes, b"1")
-            writing = asyncio.gather(*(store.create_encoded(f"before/{number}", one) for number in range(9)))
+            writing = asyncio.gather(*(store.create(f"before/{number}", b"1") for number in range(9)))
             await asyncio.sleep(0.1)
             os.kill(process, signal.SIGKILL)
             await writing
-            await store.create_encoded("after", one)
-            assert await writer.run(None, os.getpid) == os.getpid()
+            await store.create("after", b"1")
+            assert await process_of(store) == os.getpid()
             assert len(await store.list("")) == 10
 
-    with_writer(work)
+    asyncio.run(run())
 
 
 KILLED = """
 import asyncio, os, signal, sys
-from functools import partial
 from pathlib import Path
+from imbrace_lake import writer_process
 from imbrace_lake.store.local import LocalStore
-from imbrace_lake.writer_process import WriterProcess
+
+writer_process.START_AFTER = 1
 
 async def main():
-    async with WriterProcess(start_after=1) as writer, LocalStore(Path(sys.argv[1]), writer) as store:
-        process = await writer.run(None, os.getpid)
+    async with LocalStore(Path(sys.argv[1])) as store:
+        process = await store._writer.run(None, os.getpid)
         print(process, flush=True)
         os.kill(process, signal.SIGSTOP)
-        tasks = [asyncio.create_task(store.create_encoded(str(one), partial(bytes, 1))) for one in range(50)]
+        tasks = [asyncio.create_task(store.create(str(one), b"1")) for one in range(50)]
         await asyncio.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -250,7 +245,9 @@ def test_a_run_whose_second_process_is_killed_completes(
         writer._process.kill()
 
     def prepare(run: RunContext) -> None:
-        tasks.append(asyncio.create_task(kill(run.lake.writer)))
+        assert isinstance(run.lake.store, LocalStore)
+        assert run.lake.store._writer is not None
+        tasks.append(asyncio.create_task(kill(run.lake.store._writer)))
 
     with Sandbox(SandboxOptions(conversations=150, messages_mean=3, latency_seconds=0.3)) as box:
         settings = settings_for(box, str(tmp_path / "lake"), max_in_flight=8)

@@ -16,7 +16,9 @@ from __future__ import annotations
 import errno
 import re
 import resource
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
+from copy import copy
 from typing import Annotated, Any
 
 import typer
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from imbrace_lake.errors import ImbraceLakeError, UsageError
 
     try:
-        code = _command()(args=arguments, prog_name=program(), standalone_mode=False)
+        code = _command(arguments)(args=arguments, prog_name=program(), standalone_mode=False)
     except typer.TyperException as exc:
         echo_error(_explained(exc))
         return WRONG_USE
@@ -163,9 +165,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-def _command() -> Callable[..., Any]:
-    """Return the command, with examples as the user would call them."""
-    command = typer.main.get_command(app)
+def _command(arguments: Sequence[str] | None) -> Any:
+    """Return the command, with examples as the user would call them.
+
+    If the first argument names a command, the result has only that one: to build all takes 20 ms.
+    """
+    first = (sys.argv[1:] if arguments is None else arguments)[:1]
+    chosen = copy(app)
+    chosen.registered_commands = [one for one in app.registered_commands if [one.name] == first]
+    if not chosen.registered_commands:
+        chosen = app
+    command = typer.main.get_command(chosen)
     for one in (command, *getattr(command, "commands", {}).values()):
         one.epilog = one.epilog and as_called(one.epilog)
     return command

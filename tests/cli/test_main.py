@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imbrace_cli import plan as plan_command
-from imbrace_cli.main import main
+from imbrace_cli.main import _command, main
 from imbrace_cli.run import Outcome
 from imbrace_cli.terminal import as_called, prepare_streams, program
 from imbrace_lake.export.run import RunStatus, RunSummary
@@ -29,6 +29,12 @@ def test_the_version_is_that_of_the_package(run: Run) -> None:
     result = run("--version")
 
     assert (result.code, result.out) == (0, f"imbrace-lake {version('imbrace-lake')}\n")
+
+
+def test_only_the_command_that_is_called_is_built() -> None:
+    assert _command(["export", "--help"]).commands.keys() == {"export", "server"}
+    assert _command(["--help"]).commands.keys() > {*COMMANDS}
+    assert _command([]).commands.keys() == _command(["unknown"]).commands.keys()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])

@@ -16,6 +16,8 @@ MEMORY_POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
 # For compactions. With the system's allocator, the large buffers of table files took a quarter more CPU time,
 # and the free memory between them grew with each step.
 TABLE_ALLOCATOR = "jemalloc"
+# CPython's own thresholds; a program may have raised them while it loaded its modules.
+_COLLECT_AFTER = (700, 10, 10)
 # The number of the setting in <malloc.h>, and its value here.
 _MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 16
 
@@ -58,8 +60,11 @@ def tuned_process(allocator: str = "system") -> Iterator[None]:
         pa.set_memory_pool(getattr(pa, f"{allocator if is_built_in else 'system'}_memory_pool")())
     # A full garbage collection of the objects that are loaded by now takes 0.1 s.
     gc.freeze()
+    threshold = gc.get_threshold()
+    gc.set_threshold(*_COLLECT_AFTER)
     try:
         yield
     finally:
+        gc.set_threshold(*threshold)
         gc.unfreeze()
         pa.set_memory_pool(pool)

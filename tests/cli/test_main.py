@@ -37,6 +37,19 @@ def test_only_the_command_that_is_called_is_built() -> None:
     assert _command([]).commands.keys() == _command(["unknown"]).commands.keys()
 
 
+def test_the_program_does_not_collect_garbage_while_it_loads_modules_or_ends() -> None:
+    program = """
+import gc, sys
+from imbrace_cli.__main__ import main
+sys.argv = ["imbrace-lake", "--version"]
+main()
+print(gc.isenabled(), gc.get_threshold()[0] > 10_000, gc.get_freeze_count() > 10_000)
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert answer.stdout.splitlines()[-1] == "True True True", answer.stderr
+
+
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
 def test_without_a_command_the_commands_are_listed(arguments: tuple[str, ...], run: Run) -> None:
     result = run(*arguments)

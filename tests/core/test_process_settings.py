@@ -113,6 +113,18 @@ def test_a_tuned_process_takes_its_memory_from_the_system_unless_a_pool_is_set(
     assert gc.get_freeze_count() == 0
 
 
+def test_a_tuned_process_collects_garbage_as_often_as_usual_also_after_a_start_that_did_not() -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(50_000)
+    try:
+        with tuned_process():
+            assert gc.get_threshold() == (700, 10, 10)
+
+        assert gc.get_threshold()[0] == 50_000
+    finally:
+        gc.set_threshold(*before)
+
+
 @pytest.mark.parametrize("allocator", [*pa.supported_memory_backends(), "unknown"])
 def test_a_tuned_process_has_the_allocator_that_it_asks_for_or_that_of_the_system(
     monkeypatch: pytest.MonkeyPatch, allocator: str

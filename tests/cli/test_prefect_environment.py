@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,19 @@ def test_the_preparation_sets_the_environment_and_silences_prefect_at_the_end_of
     assert os.environ["PREFECT_API_URL"] == URL
     assert not logger.isEnabledFor(logging.WARNING)
     logger.setLevel(logging.NOTSET)
+
+
+def test_clients_of_the_local_server_read_a_single_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    for _ in range(2):
+        prepare_client(URL, tmp_path)
+
+    file = os.environ["PREFECT_API_SSL_CERT_FILE"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(file)
+    assert len(context.get_ca_certs()) == 1
+    assert [one.name for one in tmp_path.iterdir()] == [Path(file).name]
+    assert "PREFECT_API_SSL_CERT_FILE" not in client_environment(URL)

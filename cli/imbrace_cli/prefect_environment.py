@@ -75,6 +75,9 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
             # The local server speaks plain HTTP, but each of Prefect's clients, six in a run, reads the
             # certificates of all authorities first, 20 ms each.
             "PREFECT_API_SSL_CERT_FILE": str(directory / CERTIFICATE),
+            # Its version is checked before it is used, and it gives no tokens: four requests of a run.
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
         }
     environment = {name: value for name, value in desired.items() if name not in os.environ}
     environment["PREFECT_API_URL"] = api_url

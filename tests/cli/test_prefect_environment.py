@@ -153,4 +153,13 @@ def test_clients_of_the_local_server_read_a_single_certificate(
     context.load_verify_locations(file)
     assert len(context.get_ca_certs()) == 1
     assert [one.name for one in tmp_path.iterdir()] == [Path(file).name]
+
+
+def test_only_the_local_server_is_trusted_without_a_check(tmp_path: Path) -> None:
+    local = client_environment(URL, tmp_path).items() - client_environment(URL).items()
+
+    assert {name for name, value in local if value == "false"} == {
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED",
+    }
     assert "PREFECT_API_SSL_CERT_FILE" not in client_environment(URL)

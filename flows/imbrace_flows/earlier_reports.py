@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
 
 from imbrace_flows.best_effort import best_effort
+from imbrace_flows.deployment_run import is_deployment_run
 
 PLAN, PROGRESS, SUMMARY = "export-plan", "-progress", "-summary"
 
@@ -29,8 +30,8 @@ async def earlier_reports_replaced() -> AsyncIterator[None]:
     """
     context = FlowRunContext.get()
     found = context.flow_run if context is not None else None
-    if found is None or not found.run_count:
-        # The first start costs no request.
+    # The count includes this start, but not the resumption of a run. Only runs of deployments can be resumed.
+    if found is None or (found.run_count <= 1 and not is_deployment_run()):
         yield
         return
     before: set[UUID] = set()

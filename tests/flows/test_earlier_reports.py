@@ -54,8 +54,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, earlier_starts: int) -> None:
-    context = SimpleNamespace(flow_run=SimpleNamespace(id=uuid4(), run_count=earlier_starts))
+def begun(monkeypatch: pytest.MonkeyPatch, starts: int, *, is_deployment: bool = True) -> None:
+    context = SimpleNamespace(flow_run=SimpleNamespace(id=uuid4(), run_count=starts))
+    monkeypatch.setattr(earlier_reports, "is_deployment_run", lambda: is_deployment)
     monkeypatch.setattr(FlowRunContext, "get", lambda: context)
 
 
@@ -92,8 +93,8 @@ def test_a_start_that_is_suspended_or_fails_early_replaces_what_it_shows(
     assert sorted(server.shown_keys()) == ["export-failures", "export-input", "export-plan", "export-summary"]
 
 
-def test_the_first_start_costs_no_request(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(monkeypatch, 0)
+def test_a_run_of_the_command_line_costs_no_request(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(monkeypatch, 1, is_deployment=False)
 
     async def run() -> None:
         async with earlier_reports_replaced():

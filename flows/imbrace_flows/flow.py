@@ -16,6 +16,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Failed
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
@@ -108,7 +109,9 @@ def flow(**options: Any) -> Callable[[Callable[P, Awaitable[State[Any]]]], LakeF
             async with reported_when_cancelled(), earlier_reports_replaced():
                 return await function(*args, **kwargs)
 
-        return LakeFlow(run, **options)
+        # Results stay in the process, but without a storage Prefect asks the server for its default, twice.
+        storage = PREFECT_LOCAL_STORAGE_PATH.value()
+        return LakeFlow(run, result_storage=storage, **options)
 
     return decorate
 

@@ -350,3 +350,10 @@ def schema_of(flow: Flow[..., Any]) -> dict[str, Any]:
 def rejections(flow: Flow[..., Any], given: dict[str, object]) -> list[str]:
     """The messages of the server about the form of a deployment."""
     return [error.message for error in validate({"params": given}, schema_of(flow))]
+
+
+def test_a_form_is_made_only_when_it_is_needed() -> None:
+    assert "parameters" not in vars(export_conversations)
+
+    for one in (export_conversations, export_conversations.with_options(name="another")):
+        assert one.parameters.properties.keys() == {"params", "credentials", "lake"}

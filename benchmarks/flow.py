@@ -20,6 +20,7 @@ from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import load_settings
 from imbrace_lake.tuning import tuned_process
 
+CLIENT = ("imbrace_lake.gateway.http_client",)
 # Prefect imports FastAPI when it starts its first run.
 PREFECTS = ("fastapi", "prefect.flow_engine", "prefect.task_engine")
 
@@ -64,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     job = Job.read()
     if arguments.without_prefect:
-        measure(lambda: _tuned(run_core(job)))
+        measure(lambda: _tuned(run_core(job)), CLIENT)
         return
     with prefect_session(lambda _: None):
         # Only now, because Prefect reads its settings from the environment when it is imported.
@@ -75,7 +76,7 @@ def main() -> None:
             state = await export_conversations(ExportParams(phones=job.phones), return_state=True)
             return SUCCESS if state.is_completed() else (state.name or state.type.value).lower()
 
-        measure(lambda: _tuned(work()), PREFECTS)
+        measure(lambda: _tuned(work()), (*PREFECTS, *CLIENT))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from imbrace_lake import writer_process
-from imbrace_lake.gateway import http_client
 from tests.environment import restored_environment
 from tools.seaweed import Seaweed
 
@@ -139,11 +138,8 @@ def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session", autouse=True)
 def _read_files_of_clients_once() -> Iterator[None]:
-    """Share what each client reads: certificates (20 ms), and for S3 the description of the API (60 ms)."""
-    certificates = http_client._certificates
-    read = cache(lambda *paths: certificates())
+    """Share what each client of S3 reads: the description of the API (60 ms)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_client, "_certificates", lambda: read(*map(os.environ.get, CERTIFICATES)))
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from imbrace_cli.interrupt import Interrupt, current_interrupt
 from imbrace_cli.options import environment
 from imbrace_cli.prefect_session import prefect_session
 from imbrace_lake.concurrency import every
-from imbrace_lake.errors import ImbraceLakeError
+from imbrace_lake.errors import ImbraceLakeError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -102,6 +103,7 @@ def run_watched(
         token = current_observer.set(observer)
         try:
             flow = load()
+            threading.Thread(target=_prepare_client, daemon=True).start()
             with tuned_process():
                 state = asyncio.run(_watched(flow, params, observer, view, interrupt))
                 result = run_result(state)
@@ -114,6 +116,15 @@ def run_watched(
         result = result or RunResult(_failed(settings, state))
         result.summary.flow_run_url = session.run_url(result.summary.run_id)
     return Outcome(result.summary, result.problems)
+
+
+def _prepare_client() -> None:
+    """Load the gateway's client and its certificates, while the main thread waits for the Prefect server."""
+    from imbrace_lake.gateway.http_client import certificates
+
+    # The run itself reports it.
+    with suppress(SettingsError):
+        certificates()
 
 
 def _interrupted_message(observer: Observer) -> str:

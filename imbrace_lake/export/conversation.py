@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.export.window import export_window, incomplete
-from imbrace_lake.gateway.http_client import LARGE_BYTES
 from imbrace_lake.gateway.id_set import IdSet
-from imbrace_lake.gateway.models import Page
+from imbrace_lake.gateway.models import LARGE_BYTES, Page
 from imbrace_lake.gateway.walk import REACHED_KNOWN, REPEATS, Proof, Walk
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.hashes import content_hash, hash_sum

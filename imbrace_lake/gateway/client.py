@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -38,7 +38,6 @@ from imbrace_lake.errors import (
     UnusableId,
 )
 from imbrace_lake.gateway.content_coding import ACCEPTED
-from imbrace_lake.gateway.http_client import Answer, HttpClient
 from imbrace_lake.gateway.limiter import RequestLimiter, WaitersRejected
 from imbrace_lake.gateway.models import (
     Counts,
@@ -54,6 +53,9 @@ from imbrace_lake.gateway.models import (
 from imbrace_lake.gateway.response_errors import Forbidden, error_from_response, retry_after
 from imbrace_lake.phones.numbers import PhoneNumber, digits
 from imbrace_lake.printable import printable_request_id
+
+if TYPE_CHECKING:
+    from imbrace_lake.gateway.http_client import Answer
 
 T = TypeVar("T")
 # From the number of answers that timed out, and of those that were too large, to the query of the next try.
@@ -175,6 +177,9 @@ class GatewayClient:
         limiter: RequestLimiter,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        # Not above: aiohttp reads certificates on import, so that programs import it in another thread.
+        from imbrace_lake.gateway.http_client import HttpClient
+
         self.options = options
         self.traffic = Traffic()
         self.limiter = limiter

@@ -9,11 +9,13 @@ the original.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -34,10 +36,10 @@ from imbrace_lake.errors import (
     SettingsError,
 )
 from imbrace_lake.gateway.content_coding import BodyDecoder, Undecodable
+from imbrace_lake.gateway.models import LARGE_BYTES
 from imbrace_lake.printable import printable_address
 
-# Only a few larger answers are received at a time, so that they fit into memory.
-LARGE_BYTES = 1 << 19
+# Of large answers, only a few are received at a time, so that they fit into memory.
 LARGE_AT_A_TIME = 2
 # Of the answer to a failed request, one sentence is enough.
 MOST_ERROR_BYTES = 1 << 16
@@ -199,8 +201,7 @@ class HttpClient:
 
 def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
     """Return a transport without its own limit of connections, because the limiter bounds the requests."""
-    # Shared by transport and connector, because reading the certificates takes 30 ms.
-    context = _certificates()
+    context = certificates()
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=0, ssl=context)
@@ -209,7 +210,17 @@ def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
     return AiohttpTransport(verify=context, client=session, proxy=proxy)
 
 
-def _certificates() -> ssl.SSLContext:
+def certificates() -> ssl.SSLContext:
+    """Return the trusted certificates; to read them takes 30 ms, so it is done once for the same variables.
+
+    Raises:
+        SettingsError: The environment names certificates that cannot be used.
+    """
+    return _read_certificates(*(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")))
+
+
+@lru_cache(maxsize=4)
+def _read_certificates(*_variables: str | None) -> ssl.SSLContext:
     try:
         return httpx.create_ssl_context()
     except OSError as exc:  # ssl.SSLError is one

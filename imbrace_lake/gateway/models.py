@@ -18,6 +18,9 @@ from imbrace_lake.phones.numbers import PhoneNumber, digits
 
 Item = dict[str, Any]
 
+LARGE_BYTES = 1 << 19
+"""Answers that are larger need care to fit into memory."""
+
 
 class Malformed(ValueError):
     """The body does not have the endpoint's form; the message describes how, without quoting the body."""

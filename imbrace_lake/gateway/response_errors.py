@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -18,9 +18,11 @@ from imbrace_lake.errors import (
     TokenRejected,
     WrongAddress,
 )
-from imbrace_lake.gateway.http_client import Answer
 from imbrace_lake.gateway.models import Malformed, decode_json
 from imbrace_lake.printable import printable, printable_address
+
+if TYPE_CHECKING:
+    from imbrace_lake.gateway.http_client import Answer
 
 
 class Forbidden(GatewayError):

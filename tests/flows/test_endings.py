@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.exceptions import CancelledRun, FailedRun
 from prefect.states import aget_state_exception
@@ -61,7 +60,6 @@ SHOWING = (
     "imbrace_lake.export.run.write_checkpoint",
 )
 # Loading them takes as long as everything else in a run of four conversations.
-CERTIFICATES = httpx.create_ssl_context()
 # Each of these behaves like one of the others here.
 LEFT_OUT = {"RuntimeError", "SSLError", "AssertionError", "StopAsyncIteration"}
 NUMBERS = [place for place, make in enumerate(EXCEPTIONS) if type(make()).__name__ not in LEFT_OUT]
@@ -94,7 +92,6 @@ def offline(
 ) -> Offline:
     """Runs without a server, each in a process that has ended when the next begins."""
     monkeypatch.setattr("imbrace_lake.export.recovery._is_running", lambda pid: False)
-    monkeypatch.setattr("imbrace_lake.gateway.http_client._certificates", lambda: CERTIFICATES)
     caplog.set_level(logging.DEBUG)
     return Offline(box, tmp_path / "lake", monkeypatch)
 

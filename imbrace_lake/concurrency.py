@@ -1,9 +1,9 @@
-"""Tasks that end with the block that started them: bounded fan-out, and an action every few seconds."""
+"""Tasks that end with the block that started them: bounded fan-out, work beside a block, once or repeated."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -46,6 +46,20 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
     for worker in workers:
         worker.result()  # raises if something else cancelled a job
     return results
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Do work, which handles its errors, beside the block; wait for its end, or cancel it with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        await asyncio.wait([task])
 
 
 @asynccontextmanager

@@ -44,7 +44,7 @@ from imbrace_flows.report import counts_in_words, publish_report
 from imbrace_flows.run_name import list_name
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
 from imbrace_flows.words import plural
-from imbrace_lake.concurrency import every, run_bounded
+from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
@@ -212,45 +212,47 @@ async def read_conversations(
     token_warning = warn_of_expiry(settings) if selection.parent_run is None else None
     await check_can_shard(settings)
     given = await _read_selection(selection, connection)
-    await publish_input(given.report)
-    if what := given.described():
-        logger.info("given: %s", what)
-    if ask_first:
-        await _ask_for_approval(selection, connection, given)
-    async with (
-        # A run that is killed while it is cancelled cannot cancel its shards.
-        nullcontext()
-        if selection.parent_run is None
-        else cancelled_with(selection.parent_run, StateType.FAILED),
-        open_gateway(settings) as gateway,
-        open_run(
-            settings,
-            gateway,
-            str(flow_run.id),
-            window=selection.window,
-            drift=params.drift,
-            parent_run_id=selection.parent_run,
-            progress=observer.progress,
-            store_options=connection.store,
-        ) as run,
-    ):
-        job = _Job(run, settings, params, selection, given, connection.blocks)
-        job.record_input()
-        logger.info("organization %s, lake %s", printable(run.organization_id), run.lake.url)
-        failure, is_cancelled = None, False
-        # The accounts are closed after any error.
-        try:
-            async with progress_artifact(run.progress):
-                await job.read()
-        except asyncio.CancelledError:
-            is_cancelled = True
-        except Exception as exc:  # noqa: BLE001 - as above
-            failure = str(as_own_error(exc))
-        summary = await job.close(failure, is_cancelled=is_cancelled)
-        summary.token_warning = token_warning
-        logger.info("%s: %s", summary.status, counts_in_words(summary))
-        await publish(summary, run)
-        return RunResult(summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)])
+    async with beside(publish_input(given.report)):
+        if what := given.described():
+            logger.info("given: %s", what)
+        if ask_first:
+            await _ask_for_approval(selection, connection, given)
+        async with (
+            # A run that is killed while it is cancelled cannot cancel its shards.
+            nullcontext()
+            if selection.parent_run is None
+            else cancelled_with(selection.parent_run, StateType.FAILED),
+            open_gateway(settings) as gateway,
+            open_run(
+                settings,
+                gateway,
+                str(flow_run.id),
+                window=selection.window,
+                drift=params.drift,
+                parent_run_id=selection.parent_run,
+                progress=observer.progress,
+                store_options=connection.store,
+            ) as run,
+        ):
+            job = _Job(run, settings, params, selection, given, connection.blocks)
+            job.record_input()
+            logger.info("organization %s, lake %s", printable(run.organization_id), run.lake.url)
+            failure, is_cancelled = None, False
+            # The accounts are closed after any error.
+            try:
+                async with progress_artifact(run.progress):
+                    await job.read()
+            except asyncio.CancelledError:
+                is_cancelled = True
+            except Exception as exc:  # noqa: BLE001 - as above
+                failure = str(as_own_error(exc))
+            summary = await job.close(failure, is_cancelled=is_cancelled)
+            summary.token_warning = token_warning
+            logger.info("%s: %s", summary.status, counts_in_words(summary))
+            await publish(summary, run)
+            return RunResult(
+                summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)]
+            )
 
 
 async def publish(summary: RunSummary, run: RunContext) -> None:
@@ -614,6 +616,8 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
     """Update a progress artifact while the block runs; errors of the server are only logged."""
     line = ProgressLine()
     artifact: UUID | None = None
+    # On a slow server, the first artifact may not exist yet when the next description is due.
+    showing = asyncio.Lock()
     logged_at, logged_percent = time.monotonic(), 0.0
 
     def log(description: str, percent: float) -> None:
@@ -627,19 +631,21 @@ async def progress_artifact(progress: Progress) -> AsyncIterator[None]:
     async def show(describe: Callable[[Progress], str], *, is_read: bool = False) -> None:
         nonlocal artifact
         with best_effort("the progress", logging.DEBUG):
-            # A run that found no conversations has read all of them.
-            share = 1.0 if is_read and not progress.conversations else progress.share()
-            description, percent = describe(progress), round(100 * share, 1)
-            log(description, percent)
-            if artifact is None:
-                artifact = await acreate_progress_artifact(percent, key=PROGRESS_KEY, description=description)
-            else:
-                await aupdate_progress_artifact(artifact, percent, description=description)
+            async with showing:
+                # A run that found no conversations has read all of them.
+                share = 1.0 if is_read and not progress.conversations else progress.share()
+                description, percent = describe(progress), round(100 * share, 1)
+                log(description, percent)
+                if artifact is None:
+                    artifact = await acreate_progress_artifact(
+                        percent, key=PROGRESS_KEY, description=description
+                    )
+                else:
+                    await aupdate_progress_artifact(artifact, percent, description=description)
 
-    await show(lambda _: "starting")
     is_read = False
     try:
-        async with every(PROGRESS_SECONDS, partial(show, line.describe)):
+        async with beside(show(lambda _: "starting")), every(PROGRESS_SECONDS, partial(show, line.describe)):
             yield
         is_read = True
     finally:

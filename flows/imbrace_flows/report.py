@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date
+from functools import partial
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from imbrace_flows.chart import chart_markdown
 from imbrace_flows.words import add_up, as_code, plural
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
 from imbrace_lake.export.visits import VisitReport
@@ -51,26 +53,30 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         summary: The summary of the run.
         days: New messages by the day they were created, UTC.
     """
-    await acreate_markdown_artifact(
-        summary_markdown(summary),
-        key=SUMMARY_KEY,
-        description=f"What the run found, read and wrote · run {summary.run_id}",
-    )
-    await acreate_markdown_artifact(
-        chart_markdown(days, summary.totals.conversations),
-        key=CHART_KEY,
-        description="New messages by day, conversations by status",
-    )
+    artifacts: list[Callable[[], Awaitable[object]]] = [
+        partial(
+            acreate_markdown_artifact,
+            summary_markdown(summary),
+            key=SUMMARY_KEY,
+            description=f"What the run found, read and wrote · run {summary.run_id}",
+        ),
+        partial(
+            acreate_markdown_artifact,
+            chart_markdown(days, summary.totals.conversations),
+            key=CHART_KEY,
+            description="New messages by day, conversations by status",
+        ),
+    ]
     if summary.visits is not None:
-        await publish_freshness(summary.visits)
+        artifacts.append(partial(publish_freshness, summary.visits))
     if failures := failures_markdown(summary):
-        await acreate_markdown_artifact(
-            failures, key=FAILURES_KEY, description="What is missing, why, and what to do"
-        )
+        message = "What is missing, why, and what to do"
+        artifacts.append(partial(acreate_markdown_artifact, failures, key=FAILURES_KEY, description=message))
     if summary.new_shapes:
         shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
         message = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing is lost"
-        await acreate_table_artifact(shapes, key=DRIFT_KEY, description=message)
+        artifacts.append(partial(acreate_table_artifact, shapes, key=DRIFT_KEY, description=message))
+    await run_bounded(len(artifacts), artifacts)
 
 
 def _of(count: int) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial, wraps
 from typing import NoReturn
 
 import pytest
 
-from imbrace_lake.concurrency import every, run_bounded
+from imbrace_lake.concurrency import beside, every, run_bounded
 
 
 def in_loop(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
@@ -136,6 +137,45 @@ async def test_a_job_that_was_cancelled_from_outside_is_not_done() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await run_bounded(2, [cancelled])
+
+
+@in_loop
+async def test_work_beside_a_block_ends_before_what_follows_the_block() -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+        steps.append("work")
+
+    for error in (None, Broken()):
+        with suppress(Broken):
+            async with beside(work()):
+                steps.append("block")
+                if error is not None:
+                    raise error
+        steps.append("after")
+
+    assert steps == ["block", "work", "after"] * 2
+
+
+@pytest.mark.parametrize("block_seconds", [0, 10])
+def test_work_beside_a_block_is_cancelled_with_it(block_seconds: int) -> None:
+    ended: list[str] = []
+
+    async def block() -> None:
+        async with beside(forever(ended)):
+            await asyncio.sleep(block_seconds)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(block())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not others()
+
+    asyncio.run(cancelled())
+    assert ended == ["forever"]
 
 
 @in_loop

@@ -57,7 +57,8 @@ def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = (
 
 def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     """Return scheme, host, port and path of a URL: no user, no query, no fragment, no long number."""
-    # Imported late, because it takes 0.2 s, and the writer process imports this module.
+    # Imported late, because it takes 0.1 s: commands that need only the lake and the writer process show no
+    # address.
     import httpx
 
     try:

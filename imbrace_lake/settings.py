@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -182,6 +181,8 @@ class Settings(BaseSettings):
             SettingsError: Token or organization is missing, or the token or the address is invalid.
         """
         # Commands without a gateway need no HTTP client, whose import takes 0.1 s.
+        import httpx
+
         from imbrace_lake.gateway.client import GatewayOptions
 
         if not self.gateway.startswith(("http://", "https://")):

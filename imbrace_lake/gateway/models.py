@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import parse_qs, urlsplit
 
 from imbrace_lake.gateway import exact_json
 from imbrace_lake.gateway.ids import are_plain, canonical_conversation_id, is_encodable, message_id
-from imbrace_lake.phones.numbers import PhoneNumber, digits
+
+if TYPE_CHECKING:
+    from imbrace_lake.phones.numbers import PhoneNumber
 
 Item = dict[str, Any]
 
@@ -199,6 +201,9 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
     Raises:
         Malformed: Neither shape.
     """
+    # Messages need no phone numbers, and the metadata of all countries takes 40 ms to import.
+    from imbrace_lake.phones.numbers import digits
+
     by_digits = {digits(phone): phone for phone in asked}
     answer = decode_json(body)
     if isinstance(answer, list):

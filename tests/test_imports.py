@@ -110,7 +110,10 @@ def test_importing_our_packages_does_not_change_the_process() -> None:
 def test_a_compaction_imports_neither_an_http_client_nor_the_metadata_of_phone_numbers() -> None:
     program = """
 import json, sys
-import imbrace_cli.main, imbrace_lake.lake.lake, imbrace_lake.settings, imbrace_lake.tables.compact
+import imbrace_cli.main, imbrace_cli.compact
+# The command chooses the allocator with which Arrow is loaded.
+assert "pyarrow" not in sys.modules
+import imbrace_lake.lake.lake, imbrace_lake.settings, imbrace_lake.tables.compact
 print(json.dumps([name for name in ("httpx", "phonenumbers", "prefect", "rich") if name in sys.modules]))
 """
 

@@ -54,8 +54,9 @@ def compact(
     It reads only what has changed since the last compaction. Exports and queries may run at the same time.
     After an interruption, run the command again. Needs the package deltalake: imbrace-lake[tables].
     """
-    from imbrace_lake.tuning import TABLE_ALLOCATOR, tuned_process
+    from imbrace_lake.tuning import TABLE_ALLOCATOR, load_arrow, tuned_process
 
+    load_arrow(TABLE_ALLOCATOR)
     settings = lake_settings(lake=lake)
     with _progress() as show_progress, tuned_process(TABLE_ALLOCATOR):
         reports = run_interruptibly(_compact(settings, dry_run, keep_hours, show_progress))

@@ -136,6 +136,28 @@ def test_a_tuned_process_has_the_allocator_that_it_asks_for_or_that_of_the_syste
         assert pa.default_memory_pool().backend_name == expected
 
 
+@pytest.mark.parametrize(("wish", "expected"), [(None, "jemalloc"), ("system", "system")])
+def test_arrow_is_loaded_with_an_allocator_unless_the_environment_names_one(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str
+) -> None:
+    if wish is None:
+        monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(MEMORY_POOL_VARIABLE, wish)
+    program = """
+import os
+from imbrace_lake.tuning import MEMORY_POOL_VARIABLE, load_arrow
+
+load_arrow("jemalloc")
+import pyarrow as pa
+print(os.environ.get(MEMORY_POOL_VARIABLE), pa.default_memory_pool().backend_name)
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == [str(wish), expected]
+
+
 def test_a_tuned_process_imports_pandas_only_for_its_data_frames() -> None:
     program = """
 import sys

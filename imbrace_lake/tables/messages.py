@@ -66,6 +66,8 @@ FOLDER = "tables/messages/"
 PROVEN_KEY = f"{STATE_FOLDER}proven-messages"
 # Parts of changed conversations of one step, and their number: a conversation takes 6 kB of memory in a step.
 STEP_BYTES, STEP_CONVERSATIONS = 2**30, 16_384
+# Conversations whose ledger entries are in memory at a time.
+COMPARED_CONVERSATIONS = 4_096
 # Parts in memory at a time.
 READ_BYTES, READ_FOLDERS = 2**20, 32
 LARGE_BYTES = 4 * 2**20
@@ -196,8 +198,7 @@ class MessagesCompaction(Compaction[TableState]):
         done = {} if state is None or snapshot is None else dict(snapshot.configuration)
         is_rebuilt = snapshot is not None and state is None
         state = state or TableState()
-        # All files are replaced in one commit, so that readers never meet a part of the messages.
-        steps = [changes.folders] if is_rebuilt else [*_steps(changes)]
+        steps = [*_steps(changes)]
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             await self._set_proven(snapshot)
             return snapshot, state
@@ -206,11 +207,13 @@ class MessagesCompaction(Compaction[TableState]):
         changes.folders = {}
         steps = steps or [{}]
         while steps:
-            folders = steps.pop(0)
+            # All files are replaced in one commit, so that readers never meet a part of the messages.
+            portions, steps = (steps, []) if is_rebuilt else (steps[:1], steps[1:])
+            count = sum(map(len, portions))
             state, snapshot, found = await self._step(
                 snapshot,
                 state,
-                folders,
+                portions,
                 changes,
                 recorded(done) if steps else final,
                 now,
@@ -218,8 +221,8 @@ class MessagesCompaction(Compaction[TableState]):
             )
             self._wrong |= found
             self._keys.clear()
-            report.changed += len(folders)
-            finished += len(folders)
+            report.changed += count
+            finished += count
             self._on_progress(finished, changed)
         if self._wrong:
             state, snapshot = await self._repair(snapshot, state, final, now)
@@ -268,7 +271,7 @@ class MessagesCompaction(Compaction[TableState]):
                 folders[folder_of(part.key)].append(part)
         changes = Changes(folders, {one.key for some in folders.values() for one in some})
         state, snapshot, again = await self._step(
-            snapshot, state, folders, changes, properties, now, forced=frozenset(folders)
+            snapshot, state, [folders], changes, properties, now, forced=frozenset(folders)
         )
         self._wrong = again
         self.report.is_repaired = not again
@@ -287,7 +290,7 @@ class MessagesCompaction(Compaction[TableState]):
         self,
         before: Snapshot | None,
         state: TableState,
-        folders: Mapping[str, Sequence[Part]],
+        portions: list[dict[str, list[Part]]],
         changes: Changes,
         properties: Mapping[str, str],
         now: datetime,
@@ -297,6 +300,15 @@ class MessagesCompaction(Compaction[TableState]):
     ) -> tuple[TableState, Snapshot | None, set[str]]:
         """Bring some conversations up to date with one commit, and prove it.
 
+        Args:
+            before, state: The newest version of the table.
+            portions: The parts of the conversations, by folder; emptied, as each is read after the other.
+            changes: The new parts.
+            properties: Properties of the new version.
+            now: The time.
+            forced: Conversations of which all rows are written again.
+            is_rebuilt: Replace all files.
+
         Returns:
             The new state and snapshot, and the conversations whose rows in the table are wrong.
 
@@ -305,7 +317,12 @@ class MessagesCompaction(Compaction[TableState]):
         """
         with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
             step = _Step(Path(temporary), Spill(Path(temporary)))
-            await self._read(step, state, folders, changes, forced)
+            new_state = state
+            while portions:
+                await self._read(step, state, portions.pop(0), changes, forced)
+                new_state = new_state.with_folders(step.parts)
+                # They are in the state now, where they take less memory.
+                step.parts.clear()
             files = () if before is None else before.files
             if is_rebuilt:
                 step.gone += files
@@ -315,7 +332,6 @@ class MessagesCompaction(Compaction[TableState]):
             for file, path in written:
                 await self._upload(file, path)
                 step.files.append((file, None))
-            new_state = state.with_folders(step.parts)
             added = [file for file, _ in step.files]
             after = await self._commit(before, new_state, added, step.gone, properties, now)
             wrong = step.wrong | await self._prove(step)
@@ -550,24 +566,30 @@ class MessagesCompaction(Compaction[TableState]):
         for organization in {names[0] for names in step.names.values()}:
             if organization not in self._states:
                 self._states[organization] = await read_states(self._lake, organization, _COMPARED)
-        by_organization: dict[str, dict[str, str]] = {}
-        for folder, (organization, conversation) in step.names.items():
-            by_organization.setdefault(organization, {})[conversation] = folder
-        for organization, own in by_organization.items():
-            entries = self._states[organization].of_each(own)
-            for conversation, folder in own.items():
-                entry = entries.get(conversation)
-                parts = step.parts[folder]
-                if entry is None or not _is_of(entry, parts):
-                    self.report.unproven += 1
-                    continue
-                sums = _total(parts, None)
-                if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
-                    self._differs(
-                        folder,
-                        f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
-                        " in the ledger, or others: run `imbrace-lake verify`",
-                    )
+        names = [*step.names.items()]
+        for start in range(0, len(names), COMPARED_CONVERSATIONS):
+            by_organization: dict[str, dict[str, str]] = {}
+            for folder, (organization, conversation) in names[start:][:COMPARED_CONVERSATIONS]:
+                by_organization.setdefault(organization, {})[conversation] = folder
+            for organization, own in by_organization.items():
+                entries = self._states[organization].of_each(own)
+                known = state.of_folders(own.values())
+                for conversation, folder in own.items():
+                    parts = [*known.get(folder, {}).values()]
+                    self._compare(folder, parts, entries.get(conversation))
+
+    def _compare(self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry | None) -> None:
+        """Compare the rows of a conversation with its ledger entry."""
+        if entry is None or not _is_of(entry, parts):
+            self.report.unproven += 1
+            return
+        sums = _total(parts, None)
+        if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
+            self._differs(
+                folder,
+                f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
+                " in the ledger, or others: run `imbrace-lake verify`",
+            )
 
     # -- few files --------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
+import aiohttp
 import grimp  # installed with import-linter
-import httpx
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "imbrace_lake"
@@ -180,18 +180,18 @@ def frames_to_a_get() -> list[str]:
         thread.run = lambda: context.run(run)  # type: ignore[method-assign]
         start(thread)
 
-    send = AiohttpTransport.handle_async_request
+    send = aiohttp.ClientSession.get
 
-    async def sending(transport: AiohttpTransport, request: httpx.Request) -> httpx.Response:
-        if not found and request.url.path.endswith("/messages"):
+    def sending(session: aiohttp.ClientSession, url: URL, **options: Any) -> Any:
+        if not found and url.path.endswith("/messages"):
             found.extend(so_far())
-        return await send(transport, request)
+        return send(session, url, **options)
 
     with (
         patch("contextvars.copy_context", copying),
         patch("asyncio.BaseEventLoop.create_task", creating),
         patch("threading.Thread.start", starting),
-        patch.object(AiohttpTransport, "handle_async_request", sending),
+        patch.object(aiohttp.ClientSession, "get", sending),
     ):
         _export()
     return found

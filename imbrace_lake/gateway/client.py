@@ -55,7 +55,7 @@ from imbrace_lake.phones.numbers import PhoneNumber, digits
 from imbrace_lake.printable import printable_request_id
 
 if TYPE_CHECKING:
-    from imbrace_lake.gateway.http_client import Answer
+    from imbrace_lake.gateway.http_client import Answer, OpenSession
 
 T = TypeVar("T")
 # From the number of answers that timed out, and of those that were too large, to the query of the next try.
@@ -168,14 +168,14 @@ class GatewayClient:
     Args:
         options: Address, token and retries.
         limiter: The limiter that all clients of the process share.
-        transport: Replaces the network; for answers that a healthy server cannot send.
+        open_session: Replaces the network; for answers that a healthy server cannot send.
     """
 
     def __init__(
         self,
         options: GatewayOptions,
         limiter: RequestLimiter,
-        transport: httpx.AsyncBaseTransport | None = None,
+        open_session: OpenSession | None = None,
     ) -> None:
         # Not above: aiohttp reads certificates on import, so that programs import it in another thread.
         from imbrace_lake.gateway.http_client import HttpClient
@@ -210,7 +210,7 @@ class GatewayClient:
             timeout_seconds=options.timeout_seconds,
             most_bytes=options.most_answer_bytes,
             on_received=self.traffic.add_bytes,
-            transport=transport,
+            open_session=open_session,
         )
 
     async def __aenter__(self) -> Self:

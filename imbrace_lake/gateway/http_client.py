@@ -17,14 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
 from aiohttp.http_exceptions import HttpProcessingError
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from imbrace_lake.errors import (
     AnswerTooLarge,
@@ -53,18 +52,23 @@ _VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
 # Codes of OpenSSL's verify(1). All other codes: no trusted authority signed the certificate.
 _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
+OpenSession: TypeAlias = Callable[[], aiohttp.ClientSession]
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Status, headers and decoded body; for an error status, at most `MOST_ERROR_BYTES` of the body."""
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: bytes
 
 
 class HttpClient:
     """Sends requests to one gateway from one event loop.
+
+    By aiohttp, because `httpx.AsyncClient` logs phone numbers, and takes twice the time under load
+    (encode/httpx issue 3215).
 
     Args:
         base: The gateway's address, with its ``/3rd``, without a slash at the end.
@@ -72,7 +76,7 @@ class HttpClient:
         timeout_seconds: Longest wait for one complete answer.
         most_bytes: Longest body, as received and as decoded.
         on_received: Receives the length of each body, complete or not, before decoding.
-        transport: Replaces the network.
+        open_session: Returns what replaces the network.
 
     Raises:
         SettingsError: The environment names certificates or a proxy that cannot be used.
@@ -86,36 +90,35 @@ class HttpClient:
         timeout_seconds: float,
         most_bytes: int,
         on_received: Callable[[int], None],
-        transport: httpx.AsyncBaseTransport | None = None,
+        open_session: OpenSession | None = None,
     ) -> None:
-        self._base = base
+        # With a host name of other letters in its ASCII form.
+        self._base = str(httpx.URL(base))
         self._shown = printable_address(base)
-        self._headers = headers
         self._timeout_seconds = timeout_seconds
         self._most_bytes = most_bytes
         self._most_values = max(MOST_VALUES, most_bytes // BYTES_PER_VALUE)
         self._on_received = on_received
         self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
-        # The time-out covers the whole request and not each read.
-        timeout = httpx.Timeout(None, connect=timeout_seconds)
-        self._extensions = {"timeout": timeout.as_dict()}
-        # Only the transport: httpx.AsyncClient logs phone numbers, and its cookies, redirects and
-        # authentication take a third of a request's time. That of aiohttp, because httpx's connection pool
-        # takes twice the time under load (encode/httpx issue 3215).
-        proxy = None if transport else _proxy_to(base)
-        if proxy is not None and base.startswith("http://"):
-            # Without a tunnel, the request itself must have the proxy's headers.
-            self._headers = {**headers, **proxy.headers}
-        self._transport = transport or _connections(proxy)
+        proxy = None if open_session else _proxy_to(base)
+        self._options: dict[str, Any] = {"allow_redirects": False}
+        if proxy is not None:
+            self._options |= {"proxy": str(proxy.url), "proxy_headers": proxy.headers}
+            if base.startswith("http://"):
+                # Without a tunnel, the request itself must have the proxy's headers.
+                headers = {**headers, **proxy.headers}
+        self._headers = headers
+        self._open_session = open_session or _sessions(timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
+        # A session needs a running event loop.
+        self._session = self._open_session()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._transport.__aexit__(kind, exc, trace)
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._session is not None:
+            await self._session.close()
 
     async def get(self, path: str, query: str, request_id: str) -> Answer:
         """Send one request, and return its answer, whatever the status.
@@ -127,40 +130,39 @@ class HttpClient:
             CertificateRejected: The gateway's certificate is not trusted.
             GatewayUnavailable: The connection failed.
         """
+        if self._session is None:
+            raise RuntimeError("open the client with `async with` first")
         try:
-            # Without a variable for the headers: a traceback that shows variables must not show the token.
-            request = httpx.Request(
-                "GET",
-                f"{self._base}{path}?{query}",
-                headers={**self._headers, "x-request-id": request_id},
-                extensions=self._extensions,
-            )
-            async with asyncio.timeout(self._timeout_seconds) as deadline:
-                response = await self._transport.handle_async_request(request)
-                try:
-                    body = await self._receive(response, deadline)
-                finally:
-                    await response.aclose()
-            return Answer(response.status_code, response.headers, body)
+            # Path and query are encoded already.
+            url = URL(f"{self._base}{path}?{query}", encoded=True)
+            async with (
+                asyncio.timeout(self._timeout_seconds) as deadline,
+                # Not in the session, whose headers a proxy would see, too. And not in a variable: a traceback
+                # that shows variables must not show the token.
+                self._session.get(
+                    url, headers={**self._headers, "x-request-id": request_id}, **self._options
+                ) as response,
+            ):
+                body = await self._receive(response, deadline)
+            return Answer(response.status, response.headers, body)
         except MemoryError:
             raise  # a fault of this process, and not of the answer
         except Exception as exc:  # noqa: BLE001 - hostile answers make parsers raise anything
             kind, reason = _explain(exc, self._shown, self._timeout_seconds)
         raise kind(path, reason, request_id)
 
-    async def _receive(self, response: httpx.Response, deadline: asyncio.Timeout) -> bytes:
+    async def _receive(self, response: aiohttp.ClientResponse, deadline: asyncio.Timeout) -> bytes:
         """Return the decoded body; the caller closes the connection if it was not read to its end."""
-        is_error = response.status_code != 200
+        is_error = response.status != 200
         most = MOST_ERROR_BYTES if is_error else self._most_bytes
         if not is_error and int(response.headers.get("content-length", 0)) > most:
             raise self._too_large()
-        decoder = BodyDecoder(response.headers.get("content-encoding", ""))
-        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - narrows for the type checker
+        decoder = BodyDecoder(", ".join(response.headers.getall("content-encoding", ())))
         chunks: list[bytes] = []
         size = received = 0
         is_large = False
         try:
-            async for data in response.stream:
+            async for data in response.content.iter_any():
                 received += len(data)
                 for chunk in decoder.decode(data):
                     chunks.append(chunk)
@@ -199,15 +201,20 @@ class HttpClient:
         return _TooLarge(f"the answer has more than {self._most_bytes / 2**20:g} MiB")
 
 
-def _connections(proxy: httpx.Proxy | None) -> AiohttpTransport:
-    """Return a transport without its own limit of connections, because the limiter bounds the requests."""
+def _sessions(timeout_seconds: float) -> OpenSession:
+    """Return what opens sessions without a limit of connections, because the limiter bounds the requests."""
     context = certificates()
 
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, ssl=context)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    def open_session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            # The time-out of a request covers the whole of it and not each read.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_seconds),
+        )
 
-    return AiohttpTransport(verify=context, client=session, proxy=proxy)
+    return open_session
 
 
 def certificates() -> ssl.SSLContext:
@@ -246,7 +253,7 @@ def _proxy_to(base: str) -> httpx.Proxy | None:
         raise SettingsError(f"{name} is not the address of a proxy: it must be http://host:port")
     if proxy.auth is None:
         return proxy
-    # As a header, because aiohttp deprecates the way in which httpx-aiohttp passes the user on.
+    # As a header, because aiohttp deprecates its parameter for the user.
     return httpx.Proxy(proxy.url, headers={"proxy-authorization": aiohttp.encode_basic_auth(*proxy.auth)})
 
 
@@ -273,11 +280,9 @@ def _explain(exc: Exception, gateway: str, timeout_seconds: float) -> tuple[type
     for one in chain:
         if known := _explain_known(one, name, gateway):
             return known
-    # httpx-aiohttp raises ConnectTimeout for any failed connection, where a smaller page does not help.
-    kinds = TimeoutError if isinstance(exc, httpx.ConnectTimeout) else TimeoutError | httpx.TimeoutException
-    if any(isinstance(one, kinds) for one in chain):
+    if any(isinstance(one, TimeoutError) for one in chain):
         return GatewayTimeout, f"the gateway sent no complete answer in {timeout_seconds:g} s"
-    if isinstance(exc, httpx.TransportError | OSError):
+    if isinstance(exc, aiohttp.ClientConnectionError | OSError):
         return GatewayUnavailable, f"the connection to the gateway failed ({name})"
     return MalformedAnswer, f"the gateway sent an answer that cannot be read ({name})"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-
-import httpx
 
 from imbrace_lake.errors import (
     BadRequest,
@@ -90,7 +89,7 @@ def error_from_response(
     return BadRequest(path, f"the gateway rejects this request with status {status}", request_id)
 
 
-def retry_after(headers: httpx.Headers) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait from `Retry-After`, which is a number or a date (RFC 9110, 10.2.3)."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():

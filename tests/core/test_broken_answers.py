@@ -82,7 +82,6 @@ BROKEN = {
     "status 999": answer(status=b"999 886911425977"),
     "status 000": answer(status=b"000 None"),
     "status line of 100 KB": answer(status=b"200 " + b"x" * 100_000),
-    "reason that is not UTF-8": answer(status=b"200 \xff\xfe"),
     "status line cut off": b"HTTP/1.1 2",
     "informational without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 500,
     "switching protocols": answer(b"", b"upgrade: websocket", b"connection: upgrade", status=b"101 Other"),
@@ -160,6 +159,7 @@ BROKEN = {
 }  # fmt: skip
 
 ODD = {
+    "reason that is not UTF-8": answer(status=b"200 \xff\xfe"),
     "reason with NUL": answer(status=b"200 O\x00K"),
     "folded header": answer(BODY, b"x-a: 1\r\n 886911425977\r\n\t2"),
     "chunk extension of 100 KB": chunked(b"%x;" % len(BODY), b"x" * 100_000, b"\r\n", BODY, b"\r\n0\r\n\r\n"),

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, TypeVar
 
+import aiohttp
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -35,7 +36,7 @@ from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.phones.numbers import PhoneNumber
 from imbrace_sandbox import Sandbox, SandboxOptions
-from tests.core.conftest import StartBox, client_of
+from tests.core.conftest import StartBox, client_of, played
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ NOWHERE = Sandbox(SandboxOptions(conversations=0))
 
 
 def playing(play: Play, **options: Any) -> GatewayClient:
-    return client_of(NOWHERE, transport=httpx.MockTransport(play), **{"url": "http://played/3rd"} | options)
+    return client_of(NOWHERE, open_session=played(play), **{"url": "http://played/3rd"} | options)
 
 
 def body_of(ids: list[str], **fields: Any) -> dict[str, Any]:
@@ -659,11 +660,11 @@ def test_requests_wait_for_endless_429_answers_no_longer_than_the_patience(
 
 
 def disconnect(request: httpx.Request) -> httpx.Response:
-    raise httpx.ConnectError("no server listens", request=request)
+    raise aiohttp.ServerDisconnectedError("no server listens")
 
 
 def time_out(request: httpx.Request) -> httpx.Response:
-    raise httpx.ReadTimeout("no answer", request=request)
+    raise aiohttp.SocketTimeoutError("no answer")
 
 
 @pytest.mark.parametrize(
@@ -737,7 +738,7 @@ def test_a_slow_page_is_requested_again_at_half_its_length_down_to_a_minimum(lim
     def late(request: httpx.Request) -> httpx.Response:
         asked.append(int(request.url.params["limit"]))
         if len(asked) == 2:
-            raise httpx.ReadTimeout("late", request=request)
+            raise aiohttp.SocketTimeoutError("late")
         return httpx.Response(504, text="upstream request timeout")
 
     with pytest.raises(GatewayUnavailable):

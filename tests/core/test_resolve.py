@@ -21,7 +21,7 @@ from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber, phone_hash
 from imbrace_sandbox import Sandbox, SandboxOptions
-from tests.core.conftest import StartBox, client_of
+from tests.core.conftest import StartBox, client_of, played
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 KEY = b"k" * 32
@@ -54,7 +54,7 @@ def playing(answer: Callable[[list[str]], httpx.Response]) -> GatewayClient:
     def play(request: httpx.Request) -> httpx.Response:
         return answer(request.url.params.get_list("phone_numbers"))
 
-    return client_of(NOWHERE, transport=httpx.MockTransport(play), url="http://played/3rd", tries=2)
+    return client_of(NOWHERE, open_session=played(play), url="http://played/3rd", tries=2)
 
 
 def link(conversation_id: str) -> dict[str, str]:

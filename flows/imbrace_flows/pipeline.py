@@ -262,16 +262,20 @@ async def publish(summary: RunSummary, run: RunContext) -> None:
     make the run a failure.
     """
     is_shard = summary.parent_run_id is not None
-    if not is_shard:
+
+    async def report() -> None:
         with best_effort("the report of this run"):
             await publish_report(summary, run.progress.days)
-    for one in (*(closed_summary(closed, run.lake.url) for closed in run.recovered), summary):
-        if one.parent_run_id is None:
-            with best_effort(f"the event of run {one.run_id}"):
-                emit_run_events(one)
-    if not is_shard:
-        with best_effort("the lineage of this run"):
-            await record_tables(summary)
+
+    # The task of the lineage takes as long as the server takes for the report.
+    async with nullcontext() if is_shard else beside(report()):
+        for one in (*(closed_summary(closed, run.lake.url) for closed in run.recovered), summary):
+            if one.parent_run_id is None:
+                with best_effort(f"the event of run {one.run_id}"):
+                    emit_run_events(one)
+        if not is_shard:
+            with best_effort("the lineage of this run"):
+                await record_tables(summary)
 
 
 @dataclass(frozen=True, slots=True)

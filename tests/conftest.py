@@ -106,6 +106,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let it collect them at the end: DuckDB reports objects that are never collected."""
+    gc.unfreeze()
+
+
 class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """Gives each worker a module at a time, or one of the groups `TOGETHER`."""
 

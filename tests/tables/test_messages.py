@@ -168,6 +168,24 @@ def test_tables_can_be_deleted_and_a_lost_state_is_built_again(bench: Bench) -> 
     assert difference(bench) == SAME
 
 
+def test_a_lost_state_is_built_again_in_one_commit_however_many_conversations_there_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "STEP_CONVERSATIONS", 2)
+    monkeypatch.setattr(messages, "COMPARED_CONVERSATIONS", 1)
+    first = compact(bench)
+    assert first.commits > 2
+    shutil.rmtree(Path(bench.lake, "tables", "state"))
+
+    rebuilt = compact(bench)
+
+    assert difference(bench) == SAME
+    assert (rebuilt.commits, rebuilt.changed, rebuilt.files) == (1, first.changed, 1)
+    assert not rebuilt.differences
+    assert not rebuilt.unproven
+    assert compact(bench).commits == 0
+
+
 def test_removed_conversations_leave_the_table(bench: Bench) -> None:
     compact(bench)
     folder = next(Path(bench.lake, "messages").glob("*/*"))

@@ -378,6 +378,8 @@ def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
     monkeypatch.setattr("imbrace_flows.export.read_conversations", read)
     monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
     before = pa.default_memory_pool().backend_name
+    # What tests/conftest.py has frozen.
+    gc.unfreeze()
 
     run("export", "--phones", str(phones))
 

@@ -64,8 +64,7 @@ def stdout_console() -> Console:
 
 def is_watched() -> bool:
     """Return whether a person watches standard error while the command works."""
-    # In a pipe or a file, the answer needs no console, which takes 0.05 s to import.
-    return sys.stderr.isatty() and stderr_console().is_interactive
+    return stderr_console().is_interactive
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def test_prefect_knows_the_settings_of_the_server(tmp_path: Path) -> None:
     assert services.db_vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
     assert services.db_vacuum.retention_period == timedelta(days=12)
     slowed = (services.cleanup_reconciler, services.foreman, services.late_runs, services.pause_expirations)
-    assert [service.loop_seconds for service in slowed] == [60, 30, 15, 60]
+    assert [service.loop_seconds for service in slowed] == [60, 30, 30, 60]
     assert services.repossessor.loop_seconds == 30
     assert services.scheduler.recent_deployments_loop_seconds == 15
     # Cancelled runs with shards wait for this one.

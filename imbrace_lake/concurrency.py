@@ -1,9 +1,11 @@
-"""Tasks that end with the block that started them: bounded fan-out, work beside a block, once or repeated."""
+"""Tasks and threads that end with the block that started them: bounded fan-out, work beside a block."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -46,6 +48,16 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
     for worker in workers:
         worker.result()  # raises if something else cancelled a job
     return results
+
+
+def read_ahead(items: Iterator[T], most: int) -> Iterator[T]:
+    """Yield the items of an iterator, while a thread gets up to `most` of the next ones."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, "read-ahead") as thread:
+        following = deque(thread.submit(next, items, end) for _ in range(most))
+        while (item := following.popleft().result()) is not end:
+            following.append(thread.submit(next, items, end))
+            yield item
 
 
 @asynccontextmanager

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import read_ahead
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, partition_key
@@ -71,6 +72,8 @@ COMPARED_CONVERSATIONS = 4_096
 # Parts in memory at a time.
 READ_BYTES, READ_FOLDERS = 2**20, 32
 LARGE_BYTES = 4 * 2**20
+# Batches of a file that are read while a row group is encoded; usually they are one row group.
+BATCHES_AHEAD = 6
 # More files than this that are smaller than `SMALL_BYTES` are merged.
 MOST_SMALL_FILES = 8
 SMALL_BYTES = FILE_BYTES // 8
@@ -487,6 +490,15 @@ class MessagesCompaction(Compaction[TableState]):
         if not all_dropped.any():
             return None
         writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
+        # Encoding a row group takes as long as reading it.
+        for rows in read_ahead(self._kept(path, all_dropped, dropped, copied), BATCHES_AHEAD):
+            writer.add(rows)
+        return writer
+
+    def _kept(
+        self, path: Path, all_dropped: np.ndarray[Any, Any], dropped: dict[str, Sums], copied: RowsHash
+    ) -> Iterator[pa.Table]:
+        """Yield the rows of a file that are not removed; `dropped` and `copied` as in `_copy`."""
         position = 0
         for rows in iter_file(path):
             mask = all_dropped[position:][: rows.num_rows]
@@ -498,9 +510,8 @@ class MessagesCompaction(Compaction[TableState]):
                     dropped[folder] = plus(dropped.get(folder, NOTHING), sums)
                 rows = rows.filter(pa.array(~mask))
             if rows.num_rows:
-                writer.add(rows)
                 copied.add(rows)
-        return writer
+                yield rows
 
     def _drops_in(self, step: _Step, path: Path) -> Drops:
         """Return the months to remove of the conversations that may have rows in a file."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import read_ahead
 from imbrace_lake.tables.rows import iter_file
 
 
@@ -68,6 +69,6 @@ class RowsHash:
 def hash_of_file(path: Path) -> str:
     """Return the hash of the rows of a data file."""
     found = RowsHash()
-    for rows in iter_file(path):
+    for rows in read_ahead(iter_file(path), 1):
         found.add(rows)
     return found.hexdigest()

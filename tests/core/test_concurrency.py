@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial, wraps
@@ -10,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from imbrace_lake.concurrency import beside, every, run_bounded
+from imbrace_lake.concurrency import beside, every, read_ahead, run_bounded
 
 
 def in_loop(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
@@ -294,3 +296,54 @@ async def test_a_block_that_fails_while_it_is_cancelled_does_not_cancel_the_clea
         await working
     assert cleaned == ["all"]
     assert ended == ["forever"]
+
+
+def test_items_are_read_ahead_in_their_order_by_another_thread_and_never_too_many() -> None:
+    read: list[int] = []
+    threads: set[int] = set()
+
+    def numbers() -> Iterator[int]:
+        for number in range(10):
+            read.append(number)
+            threads.add(threading.get_ident())
+            yield number
+
+    used: list[int] = []
+    for number in read_ahead(numbers(), 3):
+        assert len(read) <= len(used) + 1 + 3
+        used.append(number)
+    assert used == [*range(10)]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_the_next_items_are_read_while_one_is_used() -> None:
+    read = [threading.Event() for _ in range(4)]
+
+    def numbers() -> Iterator[int]:
+        for number, event in enumerate(read):
+            event.set()
+            yield number
+
+    for number in read_ahead(numbers(), 2):
+        assert all(event.wait(10) for event in read[: number + 3])
+
+
+def test_an_error_of_an_item_read_ahead_comes_in_its_turn() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise Broken("after the first")
+
+    items = read_ahead(numbers(), 4)
+    assert next(items) == 1
+    with pytest.raises(Broken, match="after the first"):
+        next(items)
+
+
+def test_a_reader_that_stops_ends_the_thread() -> None:
+    before = threading.active_count()
+    for _ in read_ahead(iter(range(100)), 2):
+        assert threading.active_count() == before + 1
+        break
+    gc.collect()
+    assert threading.active_count() == before

@@ -34,9 +34,9 @@ def test_a_change_of_the_lake_reaches_the_table_and_queries_agree(tmp_path: Path
     queries = [*run_queries(bench.url, bench.conversations[0])]
     assert len(queries) == 9
     assert queries[0].line().startswith("| count and latest per conversation | DuckDB")
-    start = replace(first, cpu_seconds=first.cpu_seconds / 2)
-    slow = replace(changed, cpu_seconds=first.cpu_seconds / 1.5)
+    start = replace(first, wall_seconds=first.wall_seconds / 2)
+    slow = replace(changed, wall_seconds=first.wall_seconds / 1.5, cpu_seconds=first.cpu_seconds / 4)
     measured = {"start": start, "first": first, "1 % grown": start, "1 % edited": slow}
     lines = [*promises(measured, queries)]
     assert [line.partition(":")[0] for line in lines] == ["kept", "NOT KEPT", "NOT KEPT", "NOT KEPT"]
-    assert "66.7% of the first CPU time, of 5% (33.3% without the start)" in lines[2]
+    assert "66.7% of the first time, of 5% (33.3% without the start; 25.0% of its CPU time)" in lines[2]

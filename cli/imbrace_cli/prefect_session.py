@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 1.0
 VERY_SLOW_SECONDS = 30.0
 SLOW_ANSWER_SECONDS = 10.0
+BUSY_PAUSE_SECONDS = 0.5
 BY_CTRL_C = "Ended by Ctrl-C, without waiting for the accounts; start it again to export the rest"
 LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
 
@@ -45,8 +47,13 @@ class Session:
         body = {"state": {"type": "CANCELLED", "name": "Cancelled", "message": BY_CTRL_C}, "force": True}
         url = f"{self.api_url.rstrip('/')}/flow_runs/{flow_run_id}/set_state"
         login = {} if self.ui_url else configured_login()
+        end = time.monotonic() + SLOW_ANSWER_SECONDS
         try:
-            answer = httpx.post(url, json=body, headers=login, timeout=SLOW_ANSWER_SECONDS)
+            # Prefect's server answers 503 while its database is locked.
+            while (
+                answer := httpx.post(url, json=body, headers=login, timeout=SLOW_ANSWER_SECONDS)
+            ).status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < end:
+                time.sleep(BUSY_PAUSE_SECONDS)
         except httpx.HTTPError:
             return
         if answer.status_code == httpx.codes.FORBIDDEN:

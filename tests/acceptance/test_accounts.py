@@ -23,6 +23,7 @@ from tests.acceptance.lakes import messages_in
 from tests.acceptance.runner import ACCIDENTS, BROKEN_STEP
 from tests.acceptance.scale import IS_FULL
 from tests.acceptance.test_privacy import everything_of_prefect
+from tests.prefect_api import send
 
 KINDS = ("fatal", "transient", "unexpected", "cancelled", "killed")
 SEEDS = 100 if IS_FULL else 5
@@ -148,7 +149,7 @@ def _end(
         process.kill()
         return run_id, None
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-    httpx.post(f"{server.api_url}/flow_runs/{run_id}/set_state", json=state).raise_for_status()
+    send("POST", f"{server.api_url}/flow_runs/{run_id}/set_state", state)
     outcome = process.finish()
     assert outcome.state_type == "CANCELLED", outcome.message
     return run_id, outcome

@@ -24,6 +24,7 @@ from tests.acceptance.lakes import messages_in
 from tests.acceptance.runner import OURS
 from tests.acceptance.scale import IS_FULL
 from tests.acceptance.served import DEPLOYMENT
+from tests.prefect_api import send
 
 TRIES = {"tries": "2", "task_retries": "0"}
 
@@ -69,13 +70,7 @@ class Stage:
         name = f"{api}/deployments/name/backfill-conversations/{DEPLOYMENT}"
         deployment = httpx.get(name).raise_for_status().json()["id"]
         body = {"parameters": parameters_of(lake, params)}
-        for _ in range(20):
-            answer = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body)
-            # The server's answer while its database is busy; Prefect's clients retry it too.
-            if answer.status_code != 503:
-                break
-            time.sleep(0.5)
-        return str(answer.raise_for_status().json()["id"])
+        return str(send("POST", f"{api}/deployments/{deployment}/create_flow_run", body).json()["id"])
 
     def end_of(self, run_id: str) -> tuple[str, str]:
         """Wait for a run's end and return its state and message."""

@@ -14,6 +14,7 @@ from imbrace_cli.budget import Budget, _lines
 from imbrace_cli.local_server import LocalServer
 from tests.cli.conftest import Run, prefect_leaks
 from tests.cli.fake_server import fake_server
+from tests.prefect_api import send
 
 pytestmark = prefect_leaks
 
@@ -23,7 +24,7 @@ def limit(prefect: LocalServer) -> Iterator[str]:
     """A limit's name that no other test uses."""
     name = os.environ["IMBRACE_REQUEST_LIMIT"] = f"limit-{uuid4().hex[:8]}"
     yield name
-    httpx.delete(f"{prefect.api_url}/v2/concurrency_limits/{name}")
+    send("DELETE", f"{prefect.api_url}/v2/concurrency_limits/{name}")
 
 
 def stored(server: LocalServer, name: str) -> tuple[int, float, bool]:
@@ -54,7 +55,7 @@ def test_an_inactive_limit_becomes_active_and_zero_pauses_all_runs(
 ) -> None:
     url = f"{prefect.api_url}/v2/concurrency_limits/"
     body = {"name": limit, "limit": 9, "slot_decay_per_second": 9, "active": False}
-    httpx.post(url, json=body).raise_for_status()
+    send("POST", url, body)
 
     paused = run("budget", "0")
 
@@ -68,7 +69,7 @@ def test_the_use_counts_the_leases_of_present_runs(run: Run, prefect: LocalServe
     for name, (rate, wanted) in leases.items():
         body = {"name": f"share-{limit}-{name}", "value": {"rate": rate, "wanted": wanted},
                 "tags": ["imbrace-request-share", limit]}  # fmt: skip
-        httpx.post(f"{prefect.api_url}/variables/", json=body).raise_for_status()
+        send("POST", f"{prefect.api_url}/variables/", body)
 
     assert "  in use   up to 5.5 requests per second, by 2 runs\n" in run("budget").out
 

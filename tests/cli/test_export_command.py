@@ -24,6 +24,7 @@ from imbrace_lake.tuning import MEMORY_POOL_VARIABLE
 from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
 from tests.deployments.operator import until
+from tests.prefect_api import send
 
 pytestmark = [pytest.mark.usefixtures("settings", "prefect"), prefect_leaks]
 
@@ -165,13 +166,8 @@ def test_standard_input_and_json_write_one_object_to_standard_output(
 
 
 def made(prefect: LocalServer, kind: str, **fields: str) -> str:
-    """Create an object in Prefect, which answers 503 while SQLite is busy, and return its id."""
-
-    def make() -> httpx.Response | None:
-        answer = httpx.post(f"{prefect.api_url}/{kind}/", json=fields)
-        return answer if answer.is_success else None
-
-    return str(until(make, f"one of the {kind}").json()["id"])
+    """Create an object in Prefect, and return its id."""
+    return str(send("POST", f"{prefect.api_url}/{kind}/", fields).json()["id"])
 
 
 def test_shards_without_a_worker_are_reported_before_anything_is_read(
@@ -182,8 +178,7 @@ def test_shards_without_a_worker_are_reported_before_anything_is_read(
     deployment = made(prefect, "deployments", name="export-shard", flow_id=flow)
     os.environ["IMBRACE_SHARD_SIZE"] = "5"
     idle = run("export", "--phones", str(phones))
-    address = f"{prefect.api_url}/deployments/{deployment}"
-    until(lambda: httpx.delete(address).is_success or None, "the end of the deployment")
+    send("DELETE", f"{prefect.api_url}/deployments/{deployment}")
 
     assert (unknown.code, idle.code) == (1, 1)
     assert "no deployment export-shard/export-shard" in unknown.out + unknown.err

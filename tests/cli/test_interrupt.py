@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from imbrace_cli import interrupt as module
+from imbrace_cli import prefect_session
 from imbrace_cli.interrupt import (
     ACKNOWLEDGED,
     INTERRUPTED,
@@ -28,6 +29,8 @@ from imbrace_cli.interrupt import (
 from imbrace_cli.local_server import LocalServer
 from imbrace_cli.prefect_session import Session
 from tests.cli.conftest import prefect_leaks
+from tests.cli.fake_server import fake_server
+from tests.prefect_api import send
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,14 +173,25 @@ def test_a_process_that_does_not_stop_in_time_is_ended(
 
 @prefect_leaks
 def test_the_last_attempt_sets_the_state_of_the_run(prefect: LocalServer) -> None:
-    flow = httpx.post(f"{prefect.api_url}/flows/", json={"name": f"flow-{uuid4()}"}).json()
+    flow = send("POST", f"{prefect.api_url}/flows/", {"name": f"flow-{uuid4()}"}).json()
     body = {"flow_id": flow["id"], "state": {"type": "RUNNING"}}
-    run_id = httpx.post(f"{prefect.api_url}/flow_runs/", json=body).json()["id"]
+    run_id = send("POST", f"{prefect.api_url}/flow_runs/", body).json()["id"]
 
     Session(prefect.api_url, prefect.ui_url).cancel_run(run_id)
 
     state = httpx.get(f"{prefect.api_url}/flow_runs/{run_id}").json()["state"]
     assert (state["type"], state["name"]) == ("CANCELLED", "Cancelled")
+
+
+def test_the_last_attempt_is_repeated_while_the_database_of_the_server_is_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefect_session, "BUSY_PAUSE_SECONDS", 0.01)
+    answers = iter([503, 503, 201, 201])
+    with fake_server(404, "{}", first=answers) as api_url:
+        Session(api_url, "http://ui").cancel_run(str(uuid4()))
+
+    assert [*answers] == [201]
 
 
 @prefect_leaks

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from imbrace_cli.local_server import LocalServer
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
+from tests.prefect_api import send
 
 pytestmark = [prefect_leaks, pytest.mark.timeout(900)]
 
@@ -32,9 +32,9 @@ def limited(server: LocalServer, per_second: int) -> Iterator[str]:
     url = f"{server.api_url}/v2/concurrency_limits/"
     name = f"limit-{uuid4().hex[:8]}"
     body = {"name": name, "limit": per_second, "slot_decay_per_second": per_second}
-    httpx.post(url, json=body, timeout=60).raise_for_status()
+    send("POST", url, body)
     yield name
-    httpx.delete(f"{url}{name}", timeout=60)
+    send("DELETE", f"{url}{name}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tests.core.kills import Killing
 from tests.core.lake_runs import Bench
 from tests.core.timeline import Amounts, Timeline
 
-KILLS = 100 if IS_FULL else 3
+KILLS = 100 if IS_FULL else 2
 MOST_READ_AGAIN = 0.10
 
 

@@ -23,6 +23,7 @@ from playwright.sync_api import Page, expect
 
 from imbrace_flows.params import BackfillParams
 from imbrace_sandbox import Sandbox
+from tests.acceptance.scale import IS_FULL
 from tests.browser.ui import SIZE, SUBMITTED_AT_MOST, NewUi, Ui
 from tests.deployments.conftest import Halted
 from tests.deployments.lakes import messages
@@ -206,6 +207,7 @@ def test_the_event_feed_names_the_run_of_each_event(
     expect(classic.page.get_by_role("link", name=name).first).to_be_visible()
 
 
+@pytest.mark.classic_first
 def test_one_customer_again(
     ui: Ui, exported: Exported, box: Sandbox, deployed: Operator, works: bool
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_window_that_ends_before_it_begins_fails_at_once_with_one_sentence(
         expect(ui.page.get_by_text(reason, exact=True).first).to_be_visible()
 
 
+@pytest.mark.classic_first
 def test_a_plan_is_approved_in_one_interface_and_declined_in_the_other(
     ui: Ui, exported: Exported, box: Sandbox, lake: Path, deployed: Operator
 ) -> None:
@@ -374,6 +377,7 @@ def test_a_run_is_started_over_and_shows_each_report_once(ui: Ui, unread: Unread
     assert sorted(shown) == ["export-input", "export-picture", "export-progress", "export-summary"]
 
 
+@pytest.mark.classic_first
 def test_a_run_is_cancelled_on_its_page(
     ui: Ui, exported: Exported, deployed: Operator, halted: Halted, works: bool
 ) -> None:
@@ -518,6 +522,7 @@ def test_a_form_begins_with_the_most_important_fields_and_explains_each(ui: Ui, 
         assert re.search(r"\w+ \w+", form.description(title)), title
 
 
+@pytest.mark.skipif(not IS_FULL, reason="test_death.py does so without a browser: IMBRACE_ACCEPTANCE=full")
 def test_a_run_whose_process_and_worker_are_killed_restarts_and_completes(
     classic: Ui,
     new: Ui,

@@ -175,5 +175,5 @@ def test_runs_that_are_killed_while_they_spill_leave_the_lake_as_without_kills(
     killing = Killing(bench, tmp_path, settings={"max_in_flight": 2, **LITTLE})
 
     rng = Random(9)
-    for _ in range(4):
+    for _ in range(8 if IS_FULL else 2):
         killing.kill_once(rng)

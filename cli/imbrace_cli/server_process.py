@@ -10,6 +10,7 @@ command, so that a failed start leaves no reason.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 import uvicorn
 from filelock import FileLock, Timeout
 
+from imbrace_cli.__main__ import LOADING_THRESHOLD
 from imbrace_cli.local_server import (
     RECORDING_SECONDS,
     STOP_SECONDS,
@@ -226,6 +228,7 @@ def poll_less() -> None:
 
 def serve(files: ServerFiles, idle_seconds: float, keep_seconds: float) -> None:
     """Be the local Prefect server of a folder until its end; remove runs that ended so long ago."""
+    threshold = gc.get_threshold()
     # A process that checks whether there is a server holds the lock for an instant.
     with FileLock(files.lock, timeout=2.0, mode=0o600), listen(_read_port(files.port)) as listener:
         port = listener.getsockname()[1]
@@ -234,12 +237,15 @@ def serve(files: ServerFiles, idle_seconds: float, keep_seconds: float) -> None:
         server.write()
         threading.Thread(target=watch_process, args=(files.state,), daemon=True).start()
         os.environ.update(server_environment(files.directory, port, keep_seconds))
+        gc.set_threshold(LOADING_THRESHOLD)
         create_database(files.directory)
         from prefect.server.api.server import create_app
 
         poll_less()
         # As `prefect server start` does it; Prefect itself calls its application unguarded, in this process.
         application = Guard(create_app(final=True), port)
+        gc.freeze()
+        gc.set_threshold(*threshold)
         try:
             IdleServer(application, server, idle_seconds).run([listener])
         finally:

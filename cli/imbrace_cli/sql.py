@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
 from enum import StrEnum
-from itertools import islice
+from itertools import count, islice
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +23,8 @@ from imbrace_lake.errors import InputError, SettingsError, UsageError
 from imbrace_lake.export.humanize import duration
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatchReader
+
     from imbrace_lake import Lake, Result, ViewSettings
 
 EXAMPLES = """
@@ -38,6 +42,7 @@ Exit codes:
 
 PROMPT, CONTINUED = "lake> ", "  ...> "
 MOST_ROWS = 100
+MOST_GAP_HOURS = 87_600
 
 
 class Format(StrEnum):
@@ -108,6 +113,8 @@ def _view_settings(
 ) -> ViewSettings:
     from imbrace_lake import ViewSettings
 
+    if not 0 < gap_hours <= MOST_GAP_HOURS:
+        raise SettingsError(f"--gap-hours {gap_hours:g} is not between 0 and {MOST_GAP_HOURS:,}")
     try:
         opens, closes = (_minutes(text) for text in hours.split("-"))
     except ValueError:
@@ -134,21 +141,41 @@ def _show(result: Result, format_: Format) -> None:
     """Write the rows of a result, and to standard error what was read."""
     reader = result.to_reader(MOST_ROWS if format_ is Format.TABLE else 10_000)
     names = reader.schema.names
-    rows = (tuple(row.values()) for batch in reader for row in batch.to_pylist())
+    rows = _rows(reader)
     if format_ is Format.TABLE:
         _table(names, rows)
     elif format_ is Format.CSV:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
-        writer.writerows([_plain(value) for value in row] for row in rows)
+        writer.writerows([_text(value) for value in row] for row in rows)
     else:
+        names = _distinct(names)
         for row in rows:
-            sys.stdout.write(
-                json.dumps(dict(zip(names, row, strict=True)), default=_plain, ensure_ascii=False)
-            )
-            sys.stdout.write("\n")
+            values = dict(zip(names, map(_plain, row), strict=True))
+            sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
     if result.source is not None:
         echo_status(_origin(result))
+
+
+def _rows(reader: RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of each row, by position: two columns can have the same name."""
+    for batch in reader:
+        try:
+            columns = [column.to_pylist() for column in batch.columns]
+        except (OverflowError, ValueError):
+            raise UsageError(
+                "a date or time of the result is not in the years 1 to 9999: cast it to VARCHAR in the query"
+            ) from None
+        yield from zip(*columns, strict=True)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Return names of which each occurs once: `text`, `text_1`."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_{number}" for number in count(1))
+        found.append(name if name not in found else next(one for one in others if one not in names + found))
+    return found
 
 
 def _origin(result: Result) -> str:
@@ -168,21 +195,42 @@ def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
     for name in names:
         table.add_column(name)
     for row in islice(rows, MOST_ROWS):
-        table.add_row(*(Text("" if value is None else str(_plain(value))) for value in row))
+        table.add_row(*(Text("" if value is None else str(_text(value))) for value in row))
     stdout_console().print(table)
     if next(rows, None) is not None:
         echo_status(f"the first {MOST_ROWS} rows; --format csv writes all")
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as CSV and JSON write it."""
+    """Return a value of a result as JSON has it."""
+    if isinstance(value, float):
+        # JSON has neither infinity nor NaN.
+        return value if isfinite(value) else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if value is None or isinstance(value, str | int | float):
+        # The lake has milliseconds.
+        precision = "microseconds" if value.microsecond % 1_000 else "milliseconds"
+        return value.isoformat(timespec=precision).replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "nanoseconds"):
+        # An interval, in the form of ISO 8601.
+        return f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:g}S"
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _text(value: Any) -> Any:
+    """Return a value of a result as CSV and tables have it."""
+    if isinstance(value, float):
         return value
-    if isinstance(value, list | dict):
-        return json.dumps(value, default=_plain, ensure_ascii=False)
-    return str(value)
+    value = _plain(value)
+    is_json = isinstance(value, list | dict | bool)
+    return json.dumps(value, ensure_ascii=False) if is_json else value
 
 
 def _prompt(reader: Lake, format_: Format) -> None:

@@ -300,6 +300,7 @@ def _as_it_stands(number: str) -> PhoneNumber | None:
 
 
 def _country_code(number: str) -> str:
+    """Return the country code with which digits begin; none begins with 0, as national numbers do."""
     for width in (1, 2, 3):
         if _plan(number[:width]) is not None:
             return number[:width]
@@ -308,7 +309,8 @@ def _country_code(number: str) -> str:
 
 @functools.cache
 def _plan(code: str) -> _Plan | None:
-    regions = phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(code or 0))
+    is_national = code.startswith("0")
+    regions = None if is_national else phonenumbers.COUNTRY_CODE_TO_REGION_CODE.get(int(code or 0))
     metadata = PhoneMetadata.metadata_for_region_or_calling_code(int(code), regions[0]) if regions else None
     if metadata is None or metadata.general_desc is None:
         return None

@@ -209,6 +209,20 @@ def test_any_text_is_either_a_phone_number_or_rejected(text: str) -> None:
     assert phone is None or re.fullmatch(r"\+[1-9]\d{5,18}", phone)
 
 
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("form", ["{}", "+{}", "({}", "+{} "])
+def test_a_national_number_that_begins_with_0_is_not_completed_by_a_guess(region: str, form: str) -> None:
+    kinds = phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE
+    for kind in kinds:
+        number = phonenumbers.example_number_for_type(region, kind)
+        if number is None:
+            continue
+        written = f"0{number.national_number}"
+        for text in (form.format(written), form.format(f"{written[:4]} {written[4:]}")):
+            with pytest.raises(InvalidPhoneNumber):
+                parse_phone(text)
+
+
 def test_the_gateway_gets_digits_without_the_plus_sign() -> None:
     assert digits(parse_phone(TAIWAN)) == "886911425977"
 

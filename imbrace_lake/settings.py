@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
@@ -53,6 +53,16 @@ def expiry_warning(expires: date | None, today: date) -> str | None:
         return f"the token expired on {expires}, according to the settings: {advice}"
     when = "today" if days == 0 else "tomorrow" if days == 1 else f"in {days} days"
     return f"the token expires {when}, on {expires}: {advice}"
+
+
+# In place of Pydantic's sentences, by the type of error.
+_REASONS = {
+    "bool_parsing": "it must be true or false",
+    "int_parsing": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_parsing": "it must be a number",
+    "too_short": "it must have at least 16 characters",
+}
 
 
 class Settings(BaseSettings):
@@ -159,6 +169,17 @@ class Settings(BaseSettings):
             return value[1:-1]
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _in_their_place(cls, value: object, info: ValidationInfo) -> object:
+        """Reject a token in another setting, which logs and ledgers would show, and an id as the token."""
+        if isinstance(value, str) and value.startswith("api_"):
+            raise ValueError("it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain")
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else ""
+        if info.field_name == "token" and secret.startswith("org_"):
+            raise ValueError("it begins with org_, so it is an organization's id: a token begins with api_")
+        return value
+
     def schemes(self) -> frozenset[str]:
         """Return the kinds of addresses that lists are read from besides files and S3."""
         return frozenset(filter(None, (name.strip().lower() for name in self.list_schemes.split(","))))
@@ -188,10 +209,14 @@ class Settings(BaseSettings):
         if not self.gateway.startswith(("http://", "https://")):
             raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
         try:
-            has_host = bool(httpx.URL(self.gateway).host)
+            address = httpx.URL(self.gateway)
         except httpx.InvalidURL:
-            has_host = False
-        if not has_host:
+            address = httpx.URL()
+        if address.userinfo:
+            raise SettingsError(
+                f"{PREFIX}GATEWAY contains a user or a password, which logs would show: remove it"
+            )
+        if not address.host:
             raise SettingsError(f"{PREFIX}GATEWAY is not an address: {self.gateway}")
         return GatewayOptions(
             url=self.gateway,
@@ -257,4 +282,5 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = PREFIX + str(first["loc"][0]).upper()
-        raise SettingsError(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {reason[0].lower()}{reason[1:]}") from None

@@ -40,12 +40,12 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"tries": "many"}, "IMBRACE_TRIES: input should be a valid integer"),
+        ({"tries": "many"}, "IMBRACE_TRIES: it must be a whole number"),
         ({"tries": 0}, "IMBRACE_TRIES: input should be greater than or equal to 1"),
         ({"page_size": 5_000}, "IMBRACE_PAGE_SIZE: input should be less than or equal to 1000"),
         ({"requests_per_second": 0}, "IMBRACE_REQUESTS_PER_SECOND: input should be greater than 0"),
-        ({"phone_key": SECRET[:5]}, "IMBRACE_PHONE_KEY: value should have at least 16 items"),
-        ({"timeout_seconds": "soon"}, "IMBRACE_TIMEOUT_SECONDS: input should be a valid number"),
+        ({"phone_key": SECRET[:5]}, "IMBRACE_PHONE_KEY: it must have at least 16 characters"),
+        ({"timeout_seconds": "soon"}, "IMBRACE_TIMEOUT_SECONDS: it must be a number"),
     ],
 )
 def test_the_error_of_an_invalid_value_names_the_setting_and_not_the_value(
@@ -110,6 +110,55 @@ def test_an_invalid_address_is_reported_before_anything_is_sent(address: str) ->
 
     with pytest.raises(SettingsError, match="IMBRACE_GATEWAY"):
         settings.gateway_options()
+
+
+@pytest.mark.parametrize("name", ["organization", "lake", "gateway", "region"])
+def test_a_token_in_another_setting_is_reported_without_the_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError) as given:
+        load_settings(**{name: SECRET})
+    monkeypatch.setenv(f"IMBRACE_{name.upper()}", SECRET)
+    with pytest.raises(SettingsError) as set_:
+        load_settings()
+
+    for caught in (given, set_):
+        reason = "it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain"
+        assert str(caught.value) == f"IMBRACE_{name.upper()}: {reason}"
+
+
+def test_an_id_as_token_is_reported() -> None:
+    with pytest.raises(SettingsError, match="IMBRACE_TOKEN: it begins with org_, so it is an organization's"):
+        load_settings(token="org_00000000-0000-4000-8000-000000000000")
+
+
+def test_a_password_in_the_address_is_reported_without_the_password() -> None:
+    settings = load_settings(gateway="http://user:geheim@host/3rd", token=SECRET, organization="org_1")
+
+    with pytest.raises(SettingsError, match="IMBRACE_GATEWAY contains a user or a password") as caught:
+        settings.gateway_options()
+
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("mask_phones", "yess", "it must be true or false"),
+        ("page_size", "many", "it must be a whole number"),
+        ("page_size", "1.5", "it must be a whole number"),
+        ("timeout_seconds", "soon", "it must be a number"),
+        ("phone_key", "short", "it must have at least 16 characters"),
+    ],
+)
+def test_a_value_of_another_kind_is_reported_in_plain_words(
+    name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"IMBRACE_{name.upper()}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    assert str(caught.value) == f"IMBRACE_{name.upper()}: {reason}"
 
 
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "api_é", "\x00", "api_1\r\nx-evil: 1"])

@@ -51,6 +51,8 @@ from imbrace_lake.phones.tables import (
 Source = str | Path | TextIO | Iterable[str]
 
 ID_COLUMN = "conversation_id"
+# Digits as numbers are written; ids have 32 hexadecimal digits.
+_PHONE_NUMBER = re.compile(r"(?:\+|00)?\(?\d[\d\s()./-]{5,18}\d")
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}
 _PARQUET = {".parquet", ".pq"}
@@ -208,13 +210,21 @@ def read_ids(
         sheet, schemes: As for :func:`iter_numbers`.
 
     Raises:
-        InputError: The source cannot be read, has no such column, or has no id at all.
+        InputError: The source cannot be read, has no such column, has no id at all, or has phone numbers,
+            which would become ids in requests and in the lake.
     """
     report = ListReport(_short_name(source))
     cells = _iter_cells(source, Wanted(column, ID_COLUMN, None, sheet), report, schemes)
     found = [text for _, cell in cells if (text := cell.strip())]
     if not found:
         raise _empty(report, "conversation id")
+    numbers = [position for position, text in enumerate(found, 1) if _PHONE_NUMBER.fullmatch(text)]
+    if numbers:
+        shown = ", ".join(map(str, numbers[:3])) + ", …" * (len(numbers) > 3)
+        raise InputError(
+            f"{report.source} should contain conversation ids, but {len(numbers)} of {len(found)} entries"
+            f" look like phone numbers (entries {shown}): give numbers as a list of phone numbers."
+        )
     ids = [*dict.fromkeys(found)]
     report.counts = {"given": len(found), "valid": len(ids), "duplicate": len(found) - len(ids), "invalid": 0}
     return IdList(ids, report)

@@ -516,7 +516,21 @@ class TestConversationIds:
 
         assert read_ids(str(text)).ids == read_ids(str(table)).ids == ["conv_2", "conv_1"]
         assert read_ids(str(parquet)).ids == ["7", "007"]
-        assert read_ids(str(table), column="1").ids == [A]
+        assert read_ids(str(table), column="2").ids == ["conv_2", "conv_1"]
+
+    @pytest.mark.parametrize("number", [A, "886911425977", "0911 425 977", "+886 (0)911-425977"])
+    def test_phone_numbers_in_place_of_ids_are_reported_and_not_repeated(
+        self, tmp_path: Path, number: str
+    ) -> None:
+        ids = ["conv_1", "12345678-1234-1234-1234-123456789012", *[number] * 4]
+        with pytest.raises(InputError) as caught:
+            read_ids(str(write(tmp_path / "ids.txt", "\n".join(ids) + "\n")))
+
+        assert str(caught.value) == (
+            "ids.txt should contain conversation ids, but 4 of 6 entries look like phone numbers"
+            " (entries 3, 4, 5, …): give numbers as a list of phone numbers."
+        )
+        assert number not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),

@@ -1,4 +1,4 @@
-"""Ctrl-C: acknowledged at once; the command stops in order, and a second Ctrl-C ends the process.
+"""Ctrl-C and SIGTERM: acknowledged at once; the command stops in order, and a second one ends the process.
 
 Python runs the handler of a signal between two instructions of the main thread, which can be busy in a
 library for a long time. So a thread acknowledges the signal, and ends a process that does not end by itself.
@@ -25,6 +25,8 @@ LAST_SECONDS = 5.0
 """How long the last attempt to report the end of a run may take."""
 _SHOW_CURSOR = b"\x1b[?25h"
 ACKNOWLEDGED = "interrupted: stopping; press Ctrl-C again to end at once"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what systemd, containers and `timeout` send."""
 _GIVEN_UP = (
     "interrupted: ended without waiting any longer for the lake or the Prefect server; the same command"
     " continues"
@@ -56,7 +58,7 @@ class Interrupt:
             self._cancel = None
 
     def on_signal(self, *_: object) -> None:
-        """Handle SIGINT in the main thread."""
+        """Handle a signal in the main thread."""
         if self.is_requested:
             return
         self.is_requested = True
@@ -74,7 +76,7 @@ class Interrupt:
             received = os.read(signals, 1)
             if not received:
                 return
-            if received[0] != signal.SIGINT:
+            if received[0] not in _SIGNALS:
                 continue
             if deadline is not None:
                 # Without waiting for threads or a server: the lake is consistent, as after any kill.
@@ -100,29 +102,29 @@ def current_interrupt() -> Interrupt:
 
 @contextmanager
 def interruptible(*, until_interrupted: bool = False) -> Iterator[Interrupt]:
-    """Handle Ctrl-C while the block runs; only the main thread of a process gets it.
+    """Handle Ctrl-C and SIGTERM while the block runs; only the main thread of a process gets them.
 
     Args:
         until_interrupted: Ctrl-C is the usual end of the block, which handles it itself.
     """
     global _current
     interrupt = _current = Interrupt()
-    is_main = threading.current_thread() is threading.main_thread()
-    # `nohup`, and shells that start a command in the background, make it ignore Ctrl-C.
-    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if until_interrupted or is_ignored or not is_main:
+    if until_interrupted or threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
+    # `nohup`, and shells that start a command in the background, make it ignore Ctrl-C.
+    handled = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     signals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     thread = threading.Thread(target=interrupt.watch, args=(signals,), name="interrupt", daemon=True)
     thread.start()
     earlier_wakeup = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    before = signal.signal(signal.SIGINT, interrupt.on_signal)
+    before = {one: signal.signal(one, interrupt.on_signal) for one in handled}
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
         signal.set_wakeup_fd(earlier_wakeup)
         os.close(wakeup)
         thread.join()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,7 @@ def run_watched(
         environment(overrides),
         open_view() as view,
         prefect_session(view.say) as session,
+        _own_sigterm(),
     ):
         from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
         from imbrace_lake.tuning import tuned_process
@@ -116,6 +117,19 @@ def run_watched(
         result = result or RunResult(_failed(settings, state))
         result.summary.flow_run_url = session.run_url(result.summary.run_id)
     return Outcome(result.summary, result.problems)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Let a run in this process end at SIGTERM as at Ctrl-C: Prefect's handler raises an error of its own."""
+    from prefect import flow_engine
+
+    before = flow_engine.capture_sigterm  # type: ignore[attr-defined] # it is imported there
+    flow_engine.capture_sigterm = nullcontext  # type: ignore[assignment, attr-defined]
+    try:
+        yield
+    finally:
+        flow_engine.capture_sigterm = before  # type: ignore[attr-defined]
 
 
 def _prepare_client() -> None:

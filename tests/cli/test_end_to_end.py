@@ -83,14 +83,15 @@ def last_run(server: LocalServer) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("settings")
-def test_ctrl_c_is_acknowledged_and_ends_the_run_as_cancelled(
-    box: Sandbox, phones: Path, prefect_server: LocalServer
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_are_acknowledged_and_end_the_run_as_cancelled(
+    box: Sandbox, phones: Path, prefect_server: LocalServer, sent: signal.Signals
 ) -> None:
     process = export_until_stuck(box, phones)
     assert process.stderr is not None
     assert process.stdout is not None
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
 
     # These lines come while the gateway still does not answer.
     assert process.stderr.readline() == "\n"

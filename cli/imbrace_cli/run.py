@@ -121,7 +121,7 @@ def run_watched(
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Let a run in this process end at SIGTERM as at Ctrl-C: Prefect's handler raises an error of its own."""
+    """Let a run in this process end at SIGTERM as at Ctrl-C: Prefect's handler raises a separate error."""
     from prefect import flow_engine
 
     before = flow_engine.capture_sigterm  # type: ignore[attr-defined] # it is imported there

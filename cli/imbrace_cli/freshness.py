@@ -51,7 +51,9 @@ REASONS = {
 def freshness(
     stale_hours: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="N", help="End with exit code 3 if a proof is older than this."),
+        typer.Option(
+            min=0.0, metavar="N", help="End with exit code 3 if a proof is older than this, or there is none."
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Conversations to list, the oldest proof first.")
@@ -110,7 +112,9 @@ def freshness(
                 "",
                 f"{stale:,} of {len(found):,} conversations: no proof in the last {stale_hours:g} hours",
             )
-    raise typer.Exit(STALE if stale else 0)
+    # A monitor with a mistake in the lake or the organization must not be silent.
+    is_empty = stale is not None and not found
+    raise typer.Exit(STALE if stale or is_empty else 0)
 
 
 async def _read(settings: Settings) -> list[Freshness]:

@@ -37,11 +37,15 @@ def test_a_lake_that_does_not_exist_is_a_failure_in_one_sentence(arguments: list
     assert len(result.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["freshness"], ["freshness", "--stale-hours", "1"]])
-def test_the_freshness_of_an_empty_lake_is_one_sentence(arguments: list[str], empty: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["freshness"], 0), (["freshness", "--stale-hours", "1"], 3)]
+)
+def test_the_freshness_of_an_empty_lake_is_one_sentence_and_stale(
+    arguments: list[str], code: int, empty: str, run: Run
+) -> None:
     result = run(*arguments)
 
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (code, "")
     assert result.out.startswith(f"the lake at {empty} has no conversation of org_")
     assert len(result.out.splitlines()) == 1
 
@@ -50,7 +54,7 @@ def test_programs_get_an_empty_list(empty: str, run: Run) -> None:
     result = run("freshness", "--json", "--stale-hours", "1")
 
     found = json.loads(result.out)
-    assert (result.code, found["stale"], found["conversations"]) == (0, 0, [])
+    assert (result.code, found["stale"], found["conversations"]) == (3, 0, [])
 
 
 @pytest.mark.parametrize("arguments", [["verify"], ["verify", "--counts"]])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dotenv.parser import parse_stream
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -270,6 +272,7 @@ def load_settings(**given: Any) -> Settings:
         SettingsError: A value, or the file `.env`, cannot be used; the message does not repeat any value.
     """
     try:
+        _check_env_file(Path(".env"))
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except UnicodeError:
         raise SettingsError(
@@ -284,3 +287,19 @@ def load_settings(**given: Any) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{name}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _check_env_file(path: Path) -> None:
+    """Reject a file of settings with a line that would be left out, as one without its closing quote."""
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder where a file of settings belongs: rename it")
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for binding in parse_stream(file):
+            if binding.error:
+                text = binding.original.string
+                line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+                raise SettingsError(
+                    f"line {line} of {path} cannot be read: write NAME=value, and close quotes"
+                )

@@ -191,3 +191,24 @@ def test_printed_settings_contain_no_secret() -> None:
 
     shown = f"{settings!r} {settings} {settings.gateway_options()!r} {settings.model_dump_json()}"
     assert SECRET not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('IMBRACE_REGION="TW\n', 1), ("# ours\n\nIMBRACE_REGION='TW\nIMBRACE_TOKEN=a\n", 3)]
+)
+def test_a_line_of_the_file_that_cannot_be_read_is_reported_with_its_number(
+    text: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+
+    with pytest.raises(SettingsError, match=rf"line {line} of \.env cannot be read"):
+        load_settings()
+
+
+def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").mkdir()
+
+    with pytest.raises(SettingsError, match=r"\.env is a folder"):
+        load_settings()

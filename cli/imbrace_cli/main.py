@@ -156,9 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if current_interrupt().is_requested:
             echo_error(STOPPED, "interrupted")
             return INTERRUPTED
-        if not _is_out_of_memory(exc):
+        reason = _reason(exc)
+        if reason is None:
             raise
-        echo_error(f"this process gets no more memory{_limit()}: raise the limit, or free memory")
+        echo_error(reason)
         return FAILED
     if code == INTERRUPTED:
         echo_error(STOPPED, "interrupted")
@@ -181,22 +182,34 @@ def _command(arguments: Sequence[str] | None) -> Any:
     return command
 
 
-def _is_out_of_memory(exc: BaseException | None) -> bool:
-    """Return whether an exception, or one of its causes, means that the system gives no more memory."""
+def _reason(exc: BaseException | None) -> str | None:
+    """Return a sentence for an exception, or one of its causes, that the environment explains."""
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         match exc:
             case MemoryError() | OSError(errno=errno.ENOMEM):
-                return True
+                return _no_memory()
             # From libraries that cannot be loaded, and from threads without memory for a stack.
             case ImportError() | RuntimeError() if _NO_MEMORY.search(str(exc)):
-                return True
+                return _no_memory()
             # CPython raises it if there is no memory for the exception itself.
             case SystemError() if _limit():
-                return True
+                return _no_memory()
+            case OSError(errno=errno.ENOSPC, filename=None):
+                return "the output cannot be written: no space is left where standard output goes"
+            case ImportError() if "socksio" in str(exc):
+                return (
+                    "a SOCKS proxy needs the package socksio: install it, or set another proxy than ALL_PROXY"
+                )
+            case RuntimeError() if str(exc).startswith("Found incompatible versions"):
+                return f"the Prefect server cannot be used: {str(exc).rstrip('.')}"
         exc = exc.__cause__ or exc.__context__
-    return False
+    return None
+
+
+def _no_memory() -> str:
+    return f"this process gets no more memory{_limit()}: raise the limit, or free memory"
 
 
 def _limit() -> str:

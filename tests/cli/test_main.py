@@ -234,6 +234,36 @@ def test_a_lack_of_memory_is_one_sentence(exc: Exception, run: Run, monkeypatch:
 
 
 @pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    ("exc", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the output cannot be written: no space is left"),
+        (
+            ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
+            "a SOCKS proxy needs",
+        ),
+        (
+            RuntimeError("Found incompatible versions: client: 3.9.1, server: 2.20.3. Major versions differ"),
+            "the Prefect server cannot be used: Found incompatible versions: client: 3.9.1, server: 2.20.3",
+        ),
+    ],
+)
+def test_what_the_environment_explains_is_one_sentence(
+    exc: Exception, sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise exc
+
+    monkeypatch.setattr(plan_command, "_made", fail)
+
+    result = run("plan", "+886911425977")
+
+    assert result.code == 1
+    assert result.err.startswith(f"error: {sentence}")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.usefixtures("settings")
 def test_another_error_is_not_reported_as_a_lack_of_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")

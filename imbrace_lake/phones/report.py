@@ -109,6 +109,12 @@ class FileReport:
             names = ", ".join(short(name) for name in self.other_sheets[:MOST_COLUMNS])
             sheet = short(self.sheet or "")
             yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with {SHEET_SETTING}"
+        if self.sheet is not None and self.empty.count:
+            rows = f"{self.empty.count:,} row{'s have' if self.empty.count != 1 else ' has'} no number"
+            yield (
+                f"{self.name}: {rows} in these columns; errors (#N/A) and formulas without a stored value are"
+                " blank here: open and save the file if there should be a number"
+            )
         if self.titles:
             yield f"{self.name}: {self.titles} row{'s' * (self.titles > 1)} above the header skipped"
         if self.comments:

@@ -444,6 +444,20 @@ def workbook(path: Path, *sheets: tuple[str, list[list[Any]]]) -> Path:
     return path
 
 
+def test_errors_and_formulas_without_a_value_are_reported_as_rows_without_a_number(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for value in ("phone", "#N/A", '="+886"&"911425977"', A):
+        book.active.append([value])
+    book.save(tmp_path / "n.xlsx")
+
+    phones = read_phone_list(str(tmp_path / "n.xlsx"))
+
+    assert [str(one) for one in phones.table.column("phone").to_pylist()] == [A]
+    assert [
+        line.partition(";")[0].rpartition("/")[2] for line in phones.report.warnings() if "no number" in line
+    ] == ["n.xlsx: 2 rows have no number in these columns"]
+
+
 def write_xlsx(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None:
     book = openpyxl.Workbook()
     book.remove(book.active)

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists
 from imbrace_lake.store.contract import ObjectMeta, Store
+from imbrace_lake.tables.temporary import reading_folder
 
 # A checkpoint after this many commits, so that readers open few objects of the log.
 COMMITS_PER_CHECKPOINT = 10
@@ -126,9 +127,8 @@ class DeltaLog:
             DamagedObject: The log cannot be read.
         """
         for _ in range(READ_TRIES):
-            parent = self._store.temporary_directory()
             # An object of the log is missing if another process has just deleted old ones.
-            with TemporaryDirectory(prefix="delta-log-", dir=parent) as folder, suppress(FileNotFoundError):
+            with reading_folder(self._store, "delta-log-") as folder, suppress(FileNotFoundError):
                 commits = await self._copy(Path(folder))
                 return None if commits is None else await asyncio.to_thread(self._load, folder, commits)
         raise self._damaged()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from imbrace_lake.tables.report import TableDifference
 from imbrace_lake.tables.rows import in_lake_schema, iter_file
 from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
+from imbrace_lake.tables.temporary import reading_folder
 
 _AGAIN = "delete the folder tables, and run `imbrace-lake compact`"
 _NO_STATE = "its state is missing or damaged: the next `imbrace-lake compact` writes it again"
@@ -133,7 +133,7 @@ async def _is_read(
     """
     found.files += 1
     problem = None
-    with TemporaryDirectory(prefix="verify-tables-", dir=lake.store.temporary_directory()) as temporary:
+    with reading_folder(lake.store, "verify-tables-") as temporary:
         path = Path(temporary, "file")
         try:
             await lake.store.download(f"{folder}{file.path}", path)

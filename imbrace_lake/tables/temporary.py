@@ -1,0 +1,38 @@
+"""The temporary folders of readers, who may not be allowed to write into the lake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+from imbrace_lake.errors import StoreError
+from imbrace_lake.store.contract import Store
+
+
+@contextmanager
+def reading_folder(store: Store, prefix: str) -> Iterator[str]:
+    """Yield a temporary folder for files that are only read.
+
+    It is in the folder of the store, where a local lake links its files instead of copying them, or in that
+    of the system if this user may not write there.
+
+    Args:
+        store: The store of the files.
+        prefix: The beginning of the folder's name.
+
+    Raises:
+        StoreError: There is no temporary folder that this user may write.
+    """
+    try:
+        made = TemporaryDirectory(prefix=prefix, dir=store.temporary_directory())
+    except (StoreError, OSError):
+        try:
+            made = TemporaryDirectory(prefix=f"imbrace-{prefix}")
+        except OSError as exc:
+            raise StoreError(
+                f"no temporary folder can be made ({exc.strerror or type(exc).__name__}): set TMPDIR to a"
+                " folder that this user may write"
+            ) from exc
+    with made as folder:
+        yield folder

@@ -72,7 +72,7 @@ def compact(
         for one in reports:
             echo_status(describe(one))
         if differs:
-            echo_status("what differed was written again; run `imbrace-lake verify`")
+            echo_status("what differed from the parts was written again; run `imbrace-lake verify`")
     raise typer.Exit(DIFFERS if differs else 0)
 
 

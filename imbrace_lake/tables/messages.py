@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.concurrency import read_ahead
+from imbrace_lake.concurrency import read_ahead, run_bounded
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, partition_key
@@ -77,6 +78,8 @@ BATCHES_AHEAD = 6
 # More files than this that are smaller than `SMALL_BYTES` are merged.
 MOST_SMALL_FILES = 8
 SMALL_BYTES = FILE_BYTES // 8
+# Lost parts that a difference names.
+MOST_NAMES = 3
 
 # The columns of the ledger `conversations` with which the table is compared.
 _COMPARED = ["distinct_messages", "content_hash", "parts"]
@@ -524,6 +527,7 @@ class MessagesCompaction(Compaction[TableState]):
                 for names in zip(*(one.to_pylist() for one in distinct.columns), strict=True):
                     folder = self._folder_of(*names)
                     if folder in nameless:
+                        step.names[folder] = names
                         drops[names] = step.drops[folder]
         return drops
 
@@ -585,14 +589,26 @@ class MessagesCompaction(Compaction[TableState]):
             for organization, own in by_organization.items():
                 entries = self._states[organization].of_each(own)
                 known = state.of_folders(own.values())
-                for conversation, folder in own.items():
-                    parts = [*known.get(folder, {}).values()]
-                    self._compare(folder, parts, entries.get(conversation))
+                comparisons = (
+                    partial(
+                        self._compare, folder, [*known.get(folder, {}).values()], entries.get(conversation)
+                    )
+                    for conversation, folder in own.items()
+                )
+                await run_bounded(READ_FOLDERS, comparisons)
 
-    def _compare(self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry | None) -> None:
+    async def _compare(self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry | None) -> None:
         """Compare the rows of a conversation with its ledger entry."""
         if entry is None or not _is_of(entry, parts):
-            self.report.unproven += 1
+            lost = [] if entry is None else await self._lost_parts(folder, parts, entry)
+            if lost:
+                names = ", ".join(key.rpartition("/")[2] for key in lost[:MOST_NAMES])
+                more = f" and {len(lost) - MOST_NAMES} more" if len(lost) > MOST_NAMES else ""
+                self._differs(
+                    folder, f"has lost {names}{more}, which the ledger names: run `imbrace-lake verify`"
+                )
+            else:
+                self.report.unproven += 1
             return
         sums = _total(parts, None)
         if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
@@ -601,6 +617,16 @@ class MessagesCompaction(Compaction[TableState]):
                 f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
                 " in the ledger, or others: run `imbrace-lake verify`",
             )
+
+    async def _lost_parts(
+        self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry
+    ) -> list[str]:
+        """Return the keys of the parts that a ledger entry proves and the lake does not have."""
+        missing = {one.key for one in entry.parts} - {one.part.key for one in parts}
+        if entry.status not in PROVEN or not missing:
+            return []
+        # A run may have added them and recorded them since the parts were listed.
+        return sorted(missing - {one.key for one in await self._lake.list_below(f"{folder}/")})
 
     # -- few files --------------------------------------------------------------------------------
 

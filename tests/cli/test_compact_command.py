@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run
+from tests.core.lake_runs import Bench
 from tests.fixtures import make_hostile_lake
 
 
@@ -45,3 +47,21 @@ def test_a_folder_without_a_lake_is_an_error(run: Run, tmp_path: Path) -> None:
 
     assert result.code == 1
     assert "there is no lake" in result.err
+
+
+def test_a_lost_conversation_is_a_difference(run: Run, tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    with Sandbox(SandboxOptions(conversations=2, sizes=(3,))) as box:
+        Bench(box, str(lake)).run()
+    run("compact", "--lake", str(lake))
+    copy = shutil.copytree(lake, tmp_path / "copy")
+    for root in (lake, copy):
+        shutil.rmtree(sorted(root.glob("messages/*/*"))[0])
+
+    as_text = run("compact", "--lake", str(lake))
+    as_json = run("compact", "--lake", str(copy), "--json")
+
+    assert (as_text.code, as_json.code) == (3, 3)
+    assert "has lost part-00000.parquet, which the ledger names: run `imbrace-lake verify`" in as_text.out
+    (found,) = json.loads(as_json.out)["tables"][0]["differences"]
+    assert as_text.out == f"{found['name']}: {found['problem']}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import InputError
+from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.tables import delta_log, messages
 from imbrace_lake.tables.delta_log import TableFile
 from imbrace_lake.tables.rows import iter_file
@@ -195,6 +197,67 @@ def test_removed_conversations_leave_the_table(bench: Bench) -> None:
     report = compact(bench, bench.now + timedelta(minutes=1))
 
     assert report.rows_removed
+    assert difference(bench) == SAME
+    ((name, problem),) = [(one.name, one.problem) for one in report.differences]
+    assert name == str(folder.relative_to(bench.lake))
+    assert "part-00000.parquet" in problem
+    assert "imbrace-lake verify" in problem
+    assert not report.unproven
+
+
+def test_a_lost_part_is_reported(bench: Bench) -> None:
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 3)
+    bench.run()
+    compact(bench)
+    (path,) = Path(bench.lake, "messages").glob("*/*/part-00001.parquet")
+    path.unlink()
+
+    report = compact(bench)
+
+    ((name, problem),) = [(one.name, one.problem) for one in report.differences]
+    assert name == str(path.parent.relative_to(bench.lake))
+    assert report.rows_removed - report.rows_added == 3
+    assert path.name in problem
+    assert difference(bench) == SAME
+
+
+def test_a_part_that_is_not_proven_yet_is_no_difference(bench: Bench) -> None:
+    compact(bench)
+    bench.box.append(next(iter(bench.box.conversations)), 3)
+    ledgers = Path(bench.lake, "conversations")
+    before = {*ledgers.iterdir()}
+    bench.run()
+    (entries,) = {*ledgers.iterdir()} - before
+    entries.unlink()
+
+    report = compact(bench)
+
+    assert (report.differences, report.unproven, report.rows_added) == ([], 1, 3)
+
+
+def test_a_part_that_was_proven_after_the_list_of_parts_is_no_difference(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 3)
+    bench.run()
+    bench.box.append(one, 2)
+    list_below = Lake.list_below
+
+    async def run_after(lake: Lake) -> list[Part]:
+        monkeypatch.undo()
+        listed = await list_below(lake)
+        await asyncio.to_thread(bench.run)
+        return listed
+
+    monkeypatch.setattr(Lake, "list_below", run_after)
+
+    report = compact(bench)
+
+    assert (report.differences, report.unproven, report.rows_added) == ([], 1, 3)
+    assert compact(bench).rows_added == 2
     assert difference(bench) == SAME
 
 

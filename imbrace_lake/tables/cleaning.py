@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.store.contract import Store
-from imbrace_lake.tables.delta_log import DeltaLog, Snapshot
+from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 
 TABLES = "tables/"
 STATE_FOLDER = f"{TABLES}state/"
@@ -44,12 +45,16 @@ async def clean_up(
 
     Returns:
         The number of deleted objects.
+
+    Raises:
+        DamagedObject: A data file is missing, or has another size than the log states.
     """
     await log.checkpoint(snapshot)
     deleted = await log.delete_old(now, grace)
     state = snapshot.configuration[STATE_PROPERTY]
     needed = {f"{folder}{one.path}" for one in snapshot.files} | {state}
     objects = [meta for meta in await store.list(folder) if "/_delta_log/" not in meta.key]
+    await _check_files(store, log, folder, snapshot, {meta.key: meta.size_bytes for meta in objects})
     # `tables/state/messages-…`
     own = f"{STATE_FOLDER}{folder.split('/')[1]}-"
     objects += [meta for meta in await store.list(STATE_FOLDER) if meta.key.startswith(own)]
@@ -63,3 +68,31 @@ async def clean_up(
             await store.delete(meta.key)
             deleted += 1
     return deleted
+
+
+async def _check_files(
+    store: Store, log: DeltaLog, folder: str, snapshot: Snapshot, sizes: Mapping[str, int]
+) -> None:
+    """Compare the sizes of the data files with those that the log states; the other arguments as above.
+
+    Args:
+        sizes: The sizes of the objects in the folder, by key.
+    """
+    for file in snapshot.files:
+        size = sizes.get(f"{folder}{file.path}")
+        if size == file.size_bytes:
+            continue
+        newest = await log.read()
+        if newest is None or newest.version != snapshot.version:
+            # Another compaction may have deleted it; it checks its own version.
+            return
+        problem = "is missing" if size is None else f"has {size:,} bytes, not {file.size_bytes:,}"
+        raise damaged_file(store, folder, file, problem)
+
+
+def damaged_file(store: Store, folder: str, file: TableFile, problem: str) -> DamagedObject:
+    """Return an error that states what is wrong with a data file, and what to do."""
+    return DamagedObject(
+        f"{store.url}/{folder}{file.path} {problem}: delete the folder {folder}, which `imbrace-lake compact`"
+        " then writes again"
+    )

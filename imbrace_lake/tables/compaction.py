@@ -17,7 +17,7 @@ from imbrace_lake.errors import DamagedObject, ObjectExists, StoreUnavailable
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import run_of
 from imbrace_lake.store.contract import Store
-from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_PROPERTY, TRIES, clean_up
+from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_PROPERTY, TRIES, clean_up, damaged_file
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableDifference, TableReport
 
@@ -181,10 +181,7 @@ class Compaction(ABC, Generic[S]):
         try:
             await self._store.download(f"{self._folder}{file.path}", path)
         except FileNotFoundError:
-            raise DamagedObject(
-                f"{self._store.url}/{self._folder}{file.path} is missing: delete the folder {self._folder},"
-                " which `imbrace-lake compact` then writes again"
-            ) from None
+            raise damaged_file(self._store, self._folder, file, "is missing") from None
         self.report.requests += 1
         return path
 

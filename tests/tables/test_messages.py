@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.errors import InputError
+from imbrace_lake.errors import DamagedObject, InputError
 from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.tables import delta_log, messages
 from imbrace_lake.tables.delta_log import TableFile
@@ -351,6 +351,28 @@ def test_a_damaged_row_is_found_and_written_again(bench: Bench) -> None:
     assert [owner in one.name for one in report.differences] == [True]
     assert report.is_repaired
     assert difference(bench) == SAME
+
+
+@pytest.mark.parametrize("table", ["messages", "conversations"])
+@pytest.mark.parametrize(
+    ("damage", "problem"), [("missing", "is missing"), ("empty", "has 0 bytes"), ("cut", "has 100 bytes")]
+)
+def test_a_table_without_one_of_its_files_is_not_up_to_date(
+    bench: Bench, table: str, damage: str, problem: str
+) -> None:
+    compact_all(bench)
+    (path,) = Path(bench.lake, "tables", table).glob("*.parquet")
+    body = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else body[:100])
+
+    with pytest.raises(DamagedObject, match=rf"{path.name} {problem}.*: delete the folder tables/{table}/,"):
+        compact_all(bench)
+
+    shutil.rmtree(path.parent)
+    compact_all(bench)
+    assert [one.commits for one in compact_all(bench)] == [0] * 7
 
 
 def test_a_copy_with_other_rows_is_found_and_its_conversations_are_written_again(

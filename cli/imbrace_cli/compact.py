@@ -33,6 +33,8 @@ Exit codes:
 """
 
 DIFFERS = 3
+# A century.
+MOST_HOURS = 876_000
 ShowProgress = Callable[[int, int], None]
 
 
@@ -43,7 +45,10 @@ def compact(
     keep_hours: Annotated[
         float,
         typer.Option(
-            min=0, metavar="N", help="How long files of earlier versions are kept for their readers."
+            min=0,
+            max=MOST_HOURS,
+            metavar="N",
+            help="How long files of earlier versions are kept for their readers.",
         ),
     ] = 24,
     lake: options.Lake = None,

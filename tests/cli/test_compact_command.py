@@ -65,3 +65,13 @@ def test_a_lost_conversation_is_a_difference(run: Run, tmp_path: Path) -> None:
     assert "has lost part-00000.parquet, which the ledger names: run `imbrace-lake verify`" in as_text.out
     (found,) = json.loads(as_json.out)["tables"][0]["differences"]
     assert as_text.out == f"{found['name']}: {found['problem']}\n"
+
+
+@pytest.mark.parametrize("hours", ["-1", "1e400", "99999999999", "nan"])
+def test_hours_that_are_no_time_are_wrong_use(run: Run, lake: Path, hours: str) -> None:
+    result = run("compact", "--lake", str(lake), "--keep-hours", hours)
+
+    assert result.code == 2
+    assert result.err.startswith("error: Invalid value for '--keep-hours': ")
+    assert result.err.count("\n") == 1
+    assert not (lake / "tables").exists()

@@ -68,7 +68,7 @@ def compact(
     differs = any(one.differences for one in reports)
     if as_json:
         tables = [asdict(one) for one in reports]
-        typer.echo(json.dumps({"dry_run": dry_run, "tables": tables}, default=str))
+        typer.echo(json.dumps({"dry_run": dry_run, "tables": tables}, default=_iso))
     else:
         for one in reports:
             echo(*(f"{found.name}: {found.problem}" for found in one.differences))
@@ -79,6 +79,10 @@ def compact(
         if differs:
             echo_status("what differed from the parts was written again; run `imbrace-lake verify`")
     raise typer.Exit(DIFFERS if differs else 0)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def _compact(

@@ -84,22 +84,29 @@ class TableReport:
 
 def describe(report: TableReport) -> str:
     """Return a report in one line."""
-    changed = f"{report.changed:,} changed {report.unit}"
+    noun = report.unit.removesuffix("s")
+    is_ledger = noun == "ledger object"
+    # The changes of a ledger are the objects that are read.
+    changed = _count(report.changed, f"new {noun}" if is_ledger else f"changed {noun}")
     if report.is_dry_run:
+        read = changed if is_ledger else f"{_count(report.objects_read, 'object')} of {changed}"
         return (
-            f"{report.table}: would read {report.objects_read:,} objects of {changed} and"
-            f" {report.files_removed:,} files of the table ({_size(report.read_bytes)}), and write about"
-            f" {_size(report.written_bytes)}, with about {report.requests:,} requests"
+            f"{report.table}: would read {read} and {_count(report.files_removed, 'file')} of the table"
+            f" ({_size(report.read_bytes)}), and write about {_size(report.written_bytes)}, with about"
+            f" {_count(report.requests, 'request')}"
         )
-    files = "1 file" if report.files == 1 else f"{report.files:,} files"
-    content = f"{report.rows:,} rows in {files} ({_size(report.size_bytes)})"
+    content = f"{_count(report.rows, 'row')} in {_count(report.files, 'file')} ({_size(report.size_bytes)})"
     as_of = "" if report.as_of is None else f", as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC"
     if not report.commits:
         return f"{report.table}: up to date, {content}{as_of}"
     return (
-        f"{report.table}: {changed}, {report.rows_added:,} rows added, {report.rows_removed:,} removed;"
-        f" {content}{as_of}"
+        f"{report.table}: {changed}, {_count(report.rows_added, 'row')} added,"
+        f" {report.rows_removed:,} removed; {content}{as_of}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _size(size_bytes: int) -> str:

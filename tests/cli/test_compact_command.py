@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_compact_writes_the_tables_and_finds_nothing_to_do_afterwards(run: Run, 
     assert first.err.startswith("messages: 2 changed conversations, ")
     report = json.loads(second.out)["tables"][0]
     assert (second.code, report["commits"], report["changed"]) == (0, 0, 0)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", report["as_of"])
     assert DeltaTable(lake / "tables" / "messages").to_pyarrow_table().num_rows == report["rows"]
 
 

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -197,12 +197,11 @@ class Lake:
                 found = self._conversations_of(numbers)
                 wanted = found if wanted is None else found & {*map(canonical_conversation_id, wanted)}
             with self._query(
-                query, values, size, result, conversations=wanted, as_of=as_of, with_views=False
+                query, values, size, conversations=wanted, as_of=as_of, with_views=False
             ) as rows:
                 yield rows
 
-        result = Result(read, pa.schema([SCHEMA.field(name) for name in names]))
-        return result
+        return Result(read, pa.schema([SCHEMA.field(name) for name in names]))
 
     def conversations(self) -> Result:
         """Return one row for each conversation: counts, times, roles, response times and verdict."""
@@ -240,11 +239,10 @@ class Lake:
 
         @contextmanager
         def read(size: int) -> Iterator[Rows]:
-            with self._query(query, dict(parameters or {}), size, result) as rows:
+            with self._query(query, dict(parameters or {}), size) as rows:
                 yield rows
 
-        result = Result(read)
-        return result
+        return Result(read)
 
     @contextmanager
     def _query(
@@ -252,13 +250,12 @@ class Lake:
         query: str,
         values: Mapping[str, Any],
         size: int,
-        result: Result,
         *,
         conversations: frozenset[str] | None = None,
         as_of: datetime | None = None,
         with_views: bool = True,
     ) -> Iterator[Rows]:
-        """Run a query over the lake as it is now, and note in its result what was read."""
+        """Run a query over the lake as it is now."""
         lake = self._connection.lake()
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
         sources: dict[str, Any] = {
@@ -266,13 +263,13 @@ class Lake:
             for name, ledger in _SOURCES.items()
             if ledger is not None
         }
-        result.source = result.as_of = None
+        messages = None
         if "lake_messages" in used:
             messages = self._connection.run(self._messages(lake, conversations, as_of))
             sources["lake_messages"] = messages.dataset
-            result.source, result.as_of = messages.source, messages.as_of
         with Engine(sources, [view for view in defined if view.name in used]) as engine:
-            yield engine.query(query, values, size)
+            rows = engine.query(query, values, size)
+            yield rows if messages is None else replace(rows, source=messages.source, as_of=messages.as_of)
 
     def _views(self) -> list[View]:
         ledgers = [View(name, "", f"SELECT * FROM lake_{name}") for name in _ONLY_LEDGERS]  # noqa: S608
@@ -446,49 +443,83 @@ class _Connection:
     def __init__(self, url: str, options: StoreOptions | None) -> None:
         self._url, self._options = url, options
         self._lock = threading.Lock()
-        self._opened: tuple[asyncio.AbstractEventLoop, AsyncExitStack, lakes.Lake] | None = None
+        self._opened: tuple[_Loop, lakes.Lake] | None = None
         self._end: weakref.finalize[Any, Any] | None = None
 
     def lake(self) -> lakes.Lake:
         """Return the lake, opened."""
         with self._lock:
             if self._opened is None:
-                loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="lake-reader", daemon=True)
-                thread.start()
-                stack = AsyncExitStack()
-                self._end = weakref.finalize(self, _close, loop, thread, stack)
+                loop = _Loop()
+                try:
+                    opened = lakes.open_lake(self._url, now=None, options=self._options)
+                    lake = loop.run(loop.stack.enter_async_context(opened))
+                except BaseException:
+                    loop.close()
+                    raise
+                self._opened = (loop, lake)
+                self._end = weakref.finalize(self, loop.end)
                 # At the end of the process its threads cannot work any more, and need not.
                 self._end.atexit = False
-                opened = lakes.open_lake(self._url, now=None, options=self._options)
-                try:
-                    lake = asyncio.run_coroutine_threadsafe(stack.enter_async_context(opened), loop).result()
-                except BaseException:
-                    self._end()
-                    raise
-                self._opened = (loop, stack, lake)
-            return self._opened[2]
+            return self._opened[1]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop, from any other thread."""
         assert self._opened is not None  # noqa: S101 - `lake` was called
-        return asyncio.run_coroutine_threadsafe(work, self._opened[0]).result()
+        return self._opened[0].run(work)
 
     def close(self) -> None:
         """Close the lake, if it is open."""
         with self._lock:
             if self._opened is not None and self._end is not None:
-                self._end()
+                self._end.detach()
+                self._opened[0].close()
             self._opened = None
 
 
-def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, stack: AsyncExitStack) -> None:
-    """Close a lake and end its event loop."""
-    if threading.current_thread() is thread:
-        # The garbage collector can run in any thread, and this one cannot wait for itself.
-        loop.stop()
-        return
-    asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+class _Loop:
+    """An event loop that runs in a thread of its own.
+
+    Attributes:
+        stack: What the thread closes at the end.
+    """
+
+    def __init__(self) -> None:
+        self.stack = AsyncExitStack()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=_serve, args=(self._loop, self.stack), name="lake-reader", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def end(self) -> None:
+        """Tell the thread to close everything, and wait for nothing.
+
+        The garbage collector can call this in any thread and at any place, even where the thread has a lock
+        that closing needs.
+        """
+        with suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def close(self) -> None:
+        """Close everything and wait for that."""
+        try:
+            self.run(self.stack.aclose())
+        finally:
+            self.end()
+            self._thread.join()
+
+
+def _serve(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
+    """Run an event loop until it is told to stop, then close what is still open."""
+    try:
+        loop.run_forever()
+        # Nobody is there to receive an error; at the end of the process, no thread can start any more.
+        with suppress(Exception):
+            loop.run_until_complete(stack.aclose())
+    finally:
+        loop.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,13 @@ class Rows:
     Attributes:
         schema: Their columns.
         batches: The rows, read as they are consumed.
+        source, as_of: Those of the `Result`.
     """
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
+    source: str | None = None
+    as_of: datetime | None = None
 
 
 Open = Callable[[int], AbstractContextManager[Rows]]
@@ -56,7 +59,7 @@ class Result:
     def schema(self) -> pa.Schema:
         """The names and types of the columns."""
         if self._schema is None:
-            with self._open(BATCH_ROWS) as found:
+            with self._begin(BATCH_ROWS) as found:
                 self._schema = found.schema
         return self._schema
 
@@ -67,7 +70,7 @@ class Result:
     def to_reader(self, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
         """Return a reader of Arrow batches of about this many rows, for one reading."""
         with ExitStack() as stack:
-            found = stack.enter_context(self._open(rows))
+            found = stack.enter_context(self._begin(rows))
             self._schema = schema = self._schema or found.schema
             opened = stack.pop_all()
 
@@ -77,6 +80,14 @@ class Result:
                     yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
         return pa.RecordBatchReader.from_batches(schema, read())
+
+    @contextmanager
+    def _begin(self, rows: int) -> Iterator[Rows]:
+        """Begin to read, and note what is read."""
+        self.source = self.as_of = None
+        with self._open(rows) as found:
+            self.source, self.as_of = found.source, found.as_of
+            yield found
 
     def to_arrow(self) -> pa.Table:
         """Return all rows as a table of pyarrow."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,6 +152,53 @@ def test_nothing_is_read_before_a_result_is_used(tmp_path: Path) -> None:
     lake.close()
     assert ids(result) == expected()
     lake.close()
+
+
+# Lakes that the garbage collector closes, at any place and in any thread, and one that is open at the end.
+NOT_CLOSED = """
+import gc, sys
+from imbrace_lake import Lake
+
+gc.set_threshold(50, 2, 2)
+kept = []
+for _ in range(int(sys.argv[2])):
+    lake = Lake.open(sys.argv[1])
+    lake.itself = lake
+    kept = [lake, lake.sql("FROM settings"), lake.messages()]
+    assert kept[1].to_arrow().num_rows == 1
+    next(kept[2].batches(1))
+print("read")
+"""
+
+
+def test_lakes_that_are_not_closed_do_not_stop_the_process(made: Path) -> None:
+    rounds = 400 if IS_FULL else 80
+    ended = subprocess.run(
+        [sys.executable, "-W", "default", "-c", NOT_CLOSED, str(made), str(rounds)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
+
+
+def test_a_lake_is_closed_when_it_is_not_used_any_more(made: Path) -> None:
+    before = {*threading.enumerate()}
+    gc.disable()
+    try:
+        lake = Lake.open(str(made))
+        result = lake.messages()
+        assert result.to_arrow().num_rows > 0
+        threads = {*threading.enumerate()} - before
+        del lake, result
+        assert threads
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    finally:
+        gc.enable()
 
 
 def test_wrong_arguments_are_explained(lake: Lake) -> None:

@@ -70,12 +70,12 @@ class Engine:
         """Close the connection and delete its temporary files."""
         self.close()
 
-    def query(self, sql: str, parameters: Mapping[str, Any], rows: int) -> Rows:
+    def query(self, sql: str, parameters: dict[str, Any] | list[Any], rows: int) -> Rows:
         """Return the result of one query, which is read as it is consumed.
 
         Args:
             sql: The query.
-            parameters: The values of its parameters.
+            parameters: The values of its parameters, by name or in their order.
             rows: About how many rows a batch has.
 
         Raises:
@@ -92,7 +92,7 @@ class Engine:
             # A PIVOT has several statements.
             if statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
                 raise InputError(READ_ONLY)
-            relation = self._connection.sql(statements[0].query, params=dict(parameters))
+            relation = self._connection.sql(statements[0].query, params=parameters)
             if relation is None:
                 raise InputError(READ_ONLY)
             reader = relation.to_arrow_reader(rows)

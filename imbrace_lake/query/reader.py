@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,15 @@ from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_ledger
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, LEDGERS, Ledger
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.phones.numbers import parse_phone, phone_hash
+from imbrace_lake.query.arguments import (
+    address,
+    check_characters,
+    check_time,
+    check_type,
+    kind,
+    parameter_values,
+    texts,
+)
 from imbrace_lake.query.dialects import DuckDB
 from imbrace_lake.query.engine import Engine
 from imbrace_lake.query.files import dataset_of
@@ -76,7 +86,7 @@ class Lake:
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         *,
         organization: str | None,
         settings: ViewSettings,
@@ -84,6 +94,16 @@ class Lake:
         options: StoreOptions | None,
         phone_key: bytes | None,
     ) -> None:
+        url = address(url)
+        check_type("organization", organization, str, "a text")
+        check_characters("organization", organization or "")
+        check_type("settings", settings, ViewSettings, "ViewSettings")
+        check_type("options", options, StoreOptions, "StoreOptions")
+        check_type("phone_key", phone_key, bytes, "bytes")
+        if source is not None and source not in get_args(Source):
+            raise SettingsError(
+                "source must be 'table' or 'parts'; leave it out for the table if there is one"
+            )
         self.url = open_store(url, options).url
         self.settings = settings
         self._organization = organization
@@ -94,7 +114,7 @@ class Lake:
     @classmethod
     def open(
         cls,
-        url: str,
+        url: str | os.PathLike[str],
         *,
         organization: str | None = None,
         settings: ViewSettings | None = None,
@@ -105,7 +125,7 @@ class Lake:
         """Return a lake to read, without reading anything yet.
 
         Args:
-            url: A folder, `s3://bucket/prefix`, or the URL of an installed fsspec driver.
+            url: A folder, as text or `Path`, `s3://bucket/prefix`, or the URL of an installed fsspec driver.
             organization: Read only this organization; all by default.
             settings: Time zone, gap, business hours and bots of the views.
             source: Read the compacted `table` or the `parts`; by default the table if there is one.
@@ -114,12 +134,12 @@ class Lake:
                 `IMBRACE_PHONE_KEY`.
 
         Raises:
-            SettingsError: The URL cannot be that of a lake.
+            SettingsError: The URL cannot be that of a lake, or another argument is wrong.
         """
         return cls(
             url,
             organization=organization,
-            settings=settings or ViewSettings(),
+            settings=ViewSettings() if settings is None else settings,
             source=source,
             options=options,
             phone_key=phone_key,
@@ -148,16 +168,17 @@ class Lake:
         *,
         since: datetime | None = None,
         until: datetime | None = None,
-        conversations: Iterable[str] | None = None,
-        phones: Iterable[str] | None = None,
-        columns: Sequence[str] | None = None,
+        conversations: str | Iterable[str] | None = None,
+        phones: str | Iterable[str] | None = None,
+        columns: str | Iterable[str] | None = None,
         deleted: bool = False,
         as_of: datetime | None = None,
     ) -> Result:
         """Return messages, with the columns and types of the lake.
 
         Only the folders of the conversations are read if they are given, by id or phone number; times are
-        compared with the statistics of each object before it is read.
+        compared with the statistics of each object before it is read. A single text is the same as a list
+        with only this text.
 
         Args:
             since, until: Only messages created at or after the first and before the second time.
@@ -169,19 +190,21 @@ class Lake:
                 then.
 
         Raises:
-            SettingsError: A column does not exist, or a time has no time zone.
+            SettingsError: A column does not exist, a time has no time zone, or an argument has another type.
             InvalidPhoneNumber: A number is not a phone number.
         """
         for name, moment in {"since": since, "until": until, "as_of": as_of}.items():
-            if moment is not None and moment.tzinfo is None:
-                raise SettingsError(f"{name} has no time zone: write datetime(…, tzinfo=UTC)")
-        if unknown := set(columns or ()) - {*SCHEMA.names}:
+            check_time(name, moment)
+        check_type("deleted", deleted, bool, "True or False")
+        names = SCHEMA.names if columns is None else texts("columns", columns, "text")
+        if unknown := {*names} - {*SCHEMA.names}:
             raise SettingsError(
                 f"messages have no column {min(unknown)!r}: the columns are {', '.join(SCHEMA.names)}"
             )
-        names = [*(columns or SCHEMA.names)]
-        ids = None if conversations is None else frozenset(conversations)
-        numbers = None if phones is None else frozenset(map(parse_phone, phones))
+        if not names or len({*names}) < len(names):
+            raise SettingsError("columns must name each column once, and at least one; leave it out for all")
+        ids = None if conversations is None else frozenset(texts("conversations", conversations, "conv_…"))
+        numbers = None if phones is None else frozenset(map(parse_phone, texts("phones", phones, "+886…")))
         condition, values = _conditions(since=since, until=until, deleted=deleted)
         selected = ", ".join(f'"{name}"' for name in names)
         if as_of is None:
@@ -227,19 +250,26 @@ class Lake:
         """Return the replies to contacts, with the ids of both messages."""
         return self.sql("SELECT * FROM replies")
 
-    def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> Result:
+    def sql(self, query: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> Result:
         """Return the result of one query in DuckDB's SQL over the views.
 
         The query can read the lake and reach nothing else.
 
         Args:
-            query: The query; `$name` stands for a parameter.
-            parameters: The values of the parameters.
+            query: The query; `$name` stands for a parameter, or `?` for each in their order.
+            parameters: The values of the parameters, by name or in their order.
+
+        Raises:
+            SettingsError: An argument has another type.
         """
+        if not isinstance(query, str):
+            raise SettingsError(f"the query must be a text, and is {kind(query)}")
+        check_characters("the query", query)
+        values = parameter_values(parameters)
 
         @contextmanager
         def read(size: int) -> Iterator[Rows]:
-            with self._query(query, dict(parameters or {}), size) as rows:
+            with self._query(query, values, size) as rows:
                 yield rows
 
         return Result(read)
@@ -248,7 +278,7 @@ class Lake:
     def _query(
         self,
         query: str,
-        values: Mapping[str, Any],
+        values: dict[str, Any] | list[Any],
         size: int,
         *,
         conversations: frozenset[str] | None = None,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from imbrace_lake.query.arguments import check_rows
+
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
@@ -64,11 +66,25 @@ class Result:
         return self._schema
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in batches of about this many, without loading them all."""
-        yield from self.to_reader(rows)
+        """Yield the rows in batches of about this many, without loading them all.
+
+        Raises:
+            SettingsError: The number is below 1.
+        """
+        check_rows(rows)
+
+        def read() -> Iterator[pa.RecordBatch]:
+            yield from self.to_reader(rows)
+
+        return read()
 
     def to_reader(self, rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
-        """Return a reader of Arrow batches of about this many rows, for one reading."""
+        """Return a reader of Arrow batches of about this many rows, for one reading.
+
+        Raises:
+            SettingsError: The number is below 1.
+        """
+        check_rows(rows)
         with ExitStack() as stack:
             found = stack.enter_context(self._begin(rows))
             self._schema = schema = self._schema or found.schema

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.lake.schema import SCHEMA
+from imbrace_lake.query.arguments import check_characters, check_type, texts
 from imbrace_lake.query.dialects import DIALECTS, Dialect
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -40,7 +41,7 @@ class ViewSettings:
         gap: A silence longer than this ends an episode.
         business_hours: Minutes from midnight at which the business opens and closes, from Monday to
             Sunday, in local time; None for a closed day.
-        bots: Senders that are bots, besides those whose id begins with `pub_`.
+        bots: Senders that are bots, besides those whose id begins with `pub_`; one as text, or several.
         document_characters: About how many characters a document has.
 
     Raises:
@@ -50,11 +51,18 @@ class ViewSettings:
     time_zone: str = "UTC"
     gap: timedelta = timedelta(hours=24)
     business_hours: tuple[tuple[int, int] | None, ...] = (*(_OFFICE,) * 5, None, None)
-    bots: tuple[str, ...] = ()
+    bots: Sequence[str] = ()
     document_characters: int = 4_000
 
     def __post_init__(self) -> None:
         """Check the values."""
+        for name, wanted, what in _TYPES:
+            if (value := getattr(self, name)) is None:
+                raise SettingsError(f"{name} must be {what}, and is None")
+            check_type(name, value, wanted, what)
+        object.__setattr__(self, "bots", tuple(texts("bots", self.bots, "u_…")))
+        for bot in self.bots:
+            check_characters("the id of a bot", bot)
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -64,12 +72,32 @@ class ViewSettings:
         if len(self.business_hours) != len(WEEKDAYS):
             raise SettingsError("business hours have 7 days, from Monday to Sunday")
         for day, hours in zip(WEEKDAYS, self.business_hours, strict=True):
-            if hours is not None and not 0 <= hours[0] < hours[1] <= DAY_MINUTES:
+            if hours is not None and not _are_hours(hours):
                 raise SettingsError(
-                    f"the business hours of {day} must be two times of a day, first the earlier"
+                    f"the business hours of {day} must be two times of a day in minutes, first the earlier,"
+                    " such as (540, 1080), or None"
                 )
         if self.document_characters < 1:
             raise SettingsError("a document must have at least 1 character")
+
+
+# The types of the settings that are one value, and what to write.
+_TYPES: tuple[tuple[str, type, str], ...] = (
+    ("time_zone", str, "the name of a time zone, such as 'Asia/Taipei'"),
+    ("gap", timedelta, "a timedelta, such as timedelta(hours=24)"),
+    ("business_hours", Sequence, "7 days, from Monday to Sunday"),
+    ("document_characters", int, "a number"),
+)
+
+
+def _are_hours(hours: object) -> bool:
+    """Whether a day has two times, first the earlier."""
+    return (
+        isinstance(hours, tuple | list)
+        and len(hours) == 2
+        and all(isinstance(minute, int) for minute in hours)
+        and 0 <= hours[0] < hours[1] <= DAY_MINUTES
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -201,15 +201,78 @@ def test_a_lake_is_closed_when_it_is_not_used_any_more(made: Path) -> None:
         gc.enable()
 
 
-def test_wrong_arguments_are_explained(lake: Lake) -> None:
-    with pytest.raises(SettingsError, match="no column 'texts'"):
-        lake.messages(columns=["texts"])
-    with pytest.raises(SettingsError, match="since has no time zone"):
-        lake.messages(since=datetime(2026, 1, 1))  # noqa: DTZ001
+NO_ZONE = datetime(2026, 1, 1)  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"columns": ["texts"]}, "no column 'texts'"),
+        ({"columns": []}, "columns must name each column once, and at least one"),
+        ({"columns": ["text", "text"]}, "columns must name each column once"),
+        ({"columns": 5}, "columns must be a list of texts"),
+        ({"conversations": [5]}, "conversations must be texts, such as 'conv_…', and one is of type int"),
+        ({"conversations": b"conv_2"}, "conversations must be a list of texts"),
+        ({"phones": [886911425977]}, "phones must be texts, .* and one is of type int"),
+        ({"since": NO_ZONE}, "since has no time zone"),
+        ({"since": pd.NaT}, "since has no time zone"),
+        ({"since": date(2023, 3, 1)}, r"since must .* write datetime\(2023, 3, 1, tzinfo=UTC\)"),
+        ({"until": "2023-03-01"}, "until must be a datetime with a time zone, and is of type str"),
+        ({"as_of": 5}, "as_of must be a datetime with a time zone, and is of type int"),
+        ({"deleted": "no"}, "deleted must be True or False"),
+    ],
+)
+def test_wrong_arguments_of_messages_are_explained(lake: Lake, given: Any, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence) as caught:
+        lake.messages(**given)
+
+    assert "886911425977" not in str(caught.value)
+
+
+def test_wrong_phone_numbers_are_rejected(lake: Lake) -> None:
     with pytest.raises(InvalidPhoneNumber):
         lake.messages(phones=["12"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": ""}, {"url": None}, {"url": "a\0"}, {"url": "\ud800"}, {"organization": "\ud800"},
+        {"organization": ["org_1"]}, {"source": "foo"}, {"phone_key": "key"}, {"settings": {}},
+        {"options": {}},
+    ],
+)  # fmt: skip
+def test_a_lake_is_not_opened_with_wrong_arguments(given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
-        Lake.open("")
+        Lake.open(**{"url": "lake", **given})
+
+
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [(None, None), (b"SELECT 1", None), ("\ud800", None), ("SELECT ?", 5), ("SELECT ?", "a"), ("$a", {1: 2})],
+)
+def test_wrong_arguments_of_queries_are_explained(lake: Lake, query: Any, values: Any) -> None:
+    with pytest.raises(SettingsError):
+        lake.sql(query, values)
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2**31, 1.5, "5", None])
+def test_a_batch_has_rows(lake: Lake, rows: Any) -> None:
+    for read in (lake.runs().batches, lake.runs().to_reader):
+        with pytest.raises(SettingsError, match="the rows of a batch must be a number from 1"):
+            read(rows)
+
+
+def test_a_single_text_is_the_same_as_a_list_with_it(made: Path, lake: Lake) -> None:
+    of_one = ids(lake.messages(conversations=["conv_2"]))
+
+    assert of_one
+    assert ids(lake.messages(conversations="conv_2")) == of_one
+    assert ids(lake.messages(conversations=pa.array(["conv_2"]))) == of_one
+    assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(phones=[NUMBER])) != []
+    assert lake.messages(columns="text").schema.names == ["text"]
+    with Lake.open(made) as opened:
+        assert opened.url == lake.url
 
 
 def test_results_without_messages_name_no_source(lake: Lake) -> None:
@@ -293,7 +356,10 @@ def test_parameters_are_values(lake: Lake) -> None:
     query = "SELECT count(*) AS n FROM messages WHERE conversation_id = $id"
 
     assert lake.sql(query, {"id": "' OR 1 = 1"}).to_arrow().to_pylist() == [{"n": 0}]
-    assert lake.sql(query, {"id": "conv_2"}).to_arrow().column("n")[0].as_py() > 0
+    count = lake.sql(query, {"id": "conv_2"}).to_arrow()
+    assert count.column("n")[0].as_py() > 0
+    assert lake.sql(query.replace("$id", "?"), ["conv_2"]).to_arrow() == count
+    assert lake.sql(query.replace("$id", "$1"), ("conv_2",)).to_arrow() == count
 
 
 def test_settings_change_the_views(made: Path) -> None:

@@ -123,9 +123,24 @@ def test_files_are_in_the_language_of_their_engine(dialect: Any) -> None:
         {"business_hours": ((0, 1),)},
         {"business_hours": ((10, 9), *(None,) * 6)},
         {"business_hours": ((0, 1441), *(None,) * 6)},
+        {"business_hours": ("09:00-18:00",) * 7},
+        {"business_hours": ((9.5, 18.5),) * 7},
+        {"business_hours": "09:00-18:00"},
+        {"business_hours": 5},
         {"document_characters": 0},
+        {"document_characters": "5"},
+        {"time_zone": 5},
+        {"time_zone": None},
+        {"gap": 5},
+        {"bots": [5]},
+        {"bots": None},
+        {"bots": ["\ud800"]},
     ],
 )
 def test_wrong_settings_are_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         ViewSettings(**given)
+
+
+def test_bots_are_one_text_or_several() -> None:
+    assert ViewSettings(bots="u_abc") == ViewSettings(bots=["u_abc"]) == ViewSettings(bots=("u_abc",))

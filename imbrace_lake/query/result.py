@@ -47,8 +47,9 @@ class Result:
 
     Attributes:
         source: What is read: `table`, the compacted table, or `parts`. None before the first read.
-        as_of: How new it is: the end of the last run in it. None if that is not known, and before the first
-            read.
+        as_of: How new it is. Of the parts, the end of the last run; of the table, the beginning of the
+            compaction that wrote it, which has everything that runs had written by then. None if no run has
+            ended, and before the first read.
     """
 
     def __init__(self, open_rows: Open, schema: pa.Schema | None = None) -> None:

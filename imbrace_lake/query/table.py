@@ -18,7 +18,7 @@ class TableSnapshot:
 
     Attributes:
         files: Its Parquet files, with keys relative to the lake's root.
-        as_of: The end of the last run whose messages it has.
+        as_of: It has everything that runs had written by this time, at which its compaction began.
     """
 
     files: tuple[ObjectMeta, ...]

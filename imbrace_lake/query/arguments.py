@@ -53,7 +53,7 @@ def check_characters(name: str, text: str) -> None:
         SettingsError: It has half of a surrogate pair.
     """
     if not is_encodable(text):
-        raise SettingsError(f"{name} has half of a surrogate pair, which is no character")
+        raise SettingsError(f"{name} has half of a surrogate pair, which UTF-8 does not have")
 
 
 def texts(name: str, given: str | Iterable[str], example: str) -> list[str]:

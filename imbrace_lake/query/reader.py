@@ -508,7 +508,7 @@ class _Connection:
 
 
 class _Loop:
-    """An event loop that runs in a thread of its own.
+    """An event loop that runs in a separate thread.
 
     Attributes:
         stack: What the thread closes at the end.
@@ -545,10 +545,10 @@ class _Loop:
 
 
 def _serve(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:
-    """Run an event loop until it is told to stop, then close what is still open."""
+    """Run an event loop until `end` stops it, then close what is still open."""
     try:
         loop.run_forever()
-        # Nobody is there to receive an error; at the end of the process, no thread can start any more.
+        # An error has no receiver here; at the end of the process, no thread can start any more.
         with suppress(Exception):
             loop.run_until_complete(stack.aclose())
     finally:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from imbrace_lake.errors import DamagedObject
-from imbrace_lake.store.contract import Store
+from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 
 TABLES = "tables/"
@@ -54,7 +54,7 @@ async def clean_up(
     state = snapshot.configuration[STATE_PROPERTY]
     needed = {f"{folder}{one.path}" for one in snapshot.files} | {state}
     objects = [meta for meta in await store.list(folder) if "/_delta_log/" not in meta.key]
-    await _check_files(store, log, folder, snapshot, {meta.key: meta.size_bytes for meta in objects})
+    await check_files(store, log, folder, snapshot, objects)
     # `tables/state/messages-…`
     own = f"{STATE_FOLDER}{folder.split('/')[1]}-"
     objects += [meta for meta in await store.list(STATE_FOLDER) if meta.key.startswith(own)]
@@ -70,14 +70,30 @@ async def clean_up(
     return deleted
 
 
-async def _check_files(
-    store: Store, log: DeltaLog, folder: str, snapshot: Snapshot, sizes: Mapping[str, int]
+async def check_files(
+    store: Store,
+    log: DeltaLog,
+    folder: str,
+    snapshot: Snapshot | None,
+    objects: Sequence[ObjectMeta] | None = None,
 ) -> None:
-    """Compare the sizes of the data files with those that the log states; the other arguments as above.
+    """Compare the sizes of the data files with those that the log states.
 
     Args:
-        sizes: The sizes of the objects in the folder, by key.
+        store: The store of the lake.
+        log: The log of the table.
+        folder: The folder of the table.
+        snapshot: The newest version; None if there is no table.
+        objects: The objects in the folder, which is listed by default.
+
+    Raises:
+        DamagedObject: A data file is missing, or has another size.
     """
+    if snapshot is None:
+        return
+    if objects is None:
+        objects = await store.list(folder)
+    sizes = {meta.key: meta.size_bytes for meta in objects}
     for file in snapshot.files:
         size = sizes.get(f"{folder}{file.path}")
         if size == file.size_bytes:

@@ -20,6 +20,7 @@ from imbrace_lake.store.contract import Store
 from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_PROPERTY, TRIES, clean_up, damaged_file
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableDifference, TableReport
+from imbrace_lake.tables.rows import UnreadableFile
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Compaction(ABC, Generic[S]):
         # Allocators keep some tens of megabytes for each thread that has read a file.
         self._thread = ThreadPoolExecutor(1, "compaction")
         self.report = report
+        # The data files that were read, by the path of the copy.
+        self._downloaded: dict[Path, TableFile] = {}
 
     @abstractmethod
     async def plan(self) -> TableReport:
@@ -94,6 +97,11 @@ class Compaction(ABC, Generic[S]):
                 # What the other one did is in the table now.
                 report.conflicts += 1
                 logger.info("another compaction committed first table=%s", report.table)
+            except UnreadableFile as exc:
+                if exc.path not in self._downloaded:
+                    raise
+                file = self._downloaded[exc.path]
+                raise damaged_file(self._store, self._folder, file, "is damaged") from exc
         else:
             raise StoreUnavailable(
                 f"{self._store.url}/{self._folder}: other compactions kept committing, so try again"
@@ -183,6 +191,7 @@ class Compaction(ABC, Generic[S]):
         except FileNotFoundError:
             raise damaged_file(self._store, self._folder, file, "is missing") from None
         self.report.requests += 1
+        self._downloaded[path] = file
         return path
 
     def _differs(self, name: str, problem: str) -> None:

@@ -31,7 +31,7 @@ from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_h
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, Ledger
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import ObjectMeta, Store
-from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, recorded
+from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, check_files, recorded
 from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableReport
@@ -182,6 +182,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
     async def plan(self) -> TableReport:
         """Find out what a compaction would read and write, and write nothing."""
         snapshot = await self._log.read()
+        await check_files(self._store, self._log, self._folder, snapshot)
         state = await read_ledger_state(self._store, self._table, snapshot)
         new = await self._new_objects(state or LedgerTableState(self._table.name))
         report = self.report

@@ -29,7 +29,15 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, partition_key
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
-from imbrace_lake.tables.cleaning import AS_OF, GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, recorded
+from imbrace_lake.tables.cleaning import (
+    AS_OF,
+    GRACE,
+    RUN,
+    STATE_FOLDER,
+    STATE_PROPERTY,
+    check_files,
+    recorded,
+)
 from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
 from imbrace_lake.tables.report import TableReport
@@ -166,6 +174,7 @@ class MessagesCompaction(Compaction[TableState]):
         report = self.report
         report.is_dry_run = True
         snapshot = await self._log.read()
+        await check_files(self._store, self._log, self._folder, snapshot)
         state = await self._state_of(snapshot)
         changes = (state or TableState()).changes(await self._lake.list_below())
         files: set[TableFile] = set()
@@ -494,8 +503,12 @@ class MessagesCompaction(Compaction[TableState]):
             return None
         writer = FileWriter(step.folder / f"copy-{uuid4().hex}", MESSAGES_TABLE)
         # Encoding a row group takes as long as reading it.
-        for rows in read_ahead(self._kept(path, all_dropped, dropped, copied), BATCHES_AHEAD):
-            writer.add(rows)
+        try:
+            for rows in read_ahead(self._kept(path, all_dropped, dropped, copied), BATCHES_AHEAD):
+                writer.add(rows)
+        except BaseException:
+            writer.abort()
+            raise
         return writer
 
     def _kept(

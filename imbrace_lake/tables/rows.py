@@ -314,16 +314,38 @@ def write_sorted(spill: Spill, folder: Path, now: datetime) -> list[tuple[TableF
     return done
 
 
+class UnreadableFile(OSError):
+    """A data file is damaged.
+
+    Attributes:
+        path: The downloaded file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is damaged")
+        self.path = path
+
+
 def iter_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a data file, or some columns of them, some megabytes at a time."""
-    # Without `pre_buffer`, which would load a complete row group.
-    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-        names = columns and [*columns]
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        most = max((one.total_byte_size // max(1, one.num_rows) for one in groups), default=0)
-        count = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, most)))
-        for batch in file.iter_batches(count, columns=names, use_threads=False):
-            yield pa.Table.from_batches([batch])
+    """Yield the rows of a data file, or some columns of them, some megabytes at a time.
+
+    Raises:
+        UnreadableFile: The file is damaged.
+    """
+    try:
+        # Without `pre_buffer`, which would load a complete row group.
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            names = columns and [*columns]
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            most = max((one.total_byte_size // max(1, one.num_rows) for one in groups), default=0)
+            count = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, most)))
+            for batch in file.iter_batches(count, columns=names, use_threads=False):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            # An error of the disk, which shows nothing about the file.
+            raise
+        raise UnreadableFile(path) from exc
 
 
 def in_lake_schema(rows: pa.Table) -> pa.Table:

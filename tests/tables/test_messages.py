@@ -367,12 +367,27 @@ def test_a_table_without_one_of_its_files_is_not_up_to_date(
     if damage != "missing":
         path.write_bytes(b"" if damage == "empty" else body[:100])
 
-    with pytest.raises(DamagedObject, match=rf"{path.name} {problem}.*: delete the folder tables/{table}/,"):
-        compact_all(bench)
+    for is_dry_run in (True, False):
+        with pytest.raises(
+            DamagedObject, match=rf"{path.name} {problem}.*: delete the folder tables/{table}/,"
+        ):
+            compact_all(bench, is_dry_run=is_dry_run)
 
     shutil.rmtree(path.parent)
     compact_all(bench)
     assert [one.commits for one in compact_all(bench)] == [0] * 7
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_file_that_is_read_is_an_error_in_one_sentence(bench: Bench, damage: str) -> None:
+    compact(bench)
+    (path,) = Path(bench.lake, "tables", "messages").glob("*.parquet")
+    body = path.read_bytes()
+    path.write_bytes(body[:2_000] if damage == "cut" else body[:2_000] + b"damage" + body[2_006:])
+    shutil.rmtree(next(Path(bench.lake, "messages").glob("*/*")))
+
+    with pytest.raises(DamagedObject, match=rf"{path.name} is damaged: delete the folder tables/messages/,"):
+        compact(bench)
 
 
 def test_a_copy_with_other_rows_is_found_and_its_conversations_are_written_again(

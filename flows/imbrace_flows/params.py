@@ -497,6 +497,7 @@ class CompactParams(RunParams):
     keep_hours: float = Field(
         24.0,
         ge=0.0,
+        le=876_000.0,
         title="Hours to keep old files",
         description="Files of earlier versions stay so long, for queries that are reading them.",
         json_schema_extra=at_position(2),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import atexit
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,18 @@ class Rows:
     batches: Iterator[pa.RecordBatch]
     source: str | None = None
     as_of: datetime | None = None
+
+
+# What readers have not yet read.
+_unread: weakref.WeakSet[Generator[pa.RecordBatch]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_unread() -> None:
+    """Close the queries that are not read to their end; else Arrow keeps them, and DuckDB reports leaks."""
+    for rest in [*_unread]:
+        with suppress(Exception):  # another thread reads it
+            rest.close()
 
 
 Open = Callable[[int], AbstractContextManager[Rows]]
@@ -91,12 +105,13 @@ class Result:
             self._schema = schema = self._schema or found.schema
             opened = stack.pop_all()
 
-        def read() -> Iterator[pa.RecordBatch]:
+        def read() -> Generator[pa.RecordBatch]:
             with opened:
                 for batch in found.batches:
                     yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
-        return pa.RecordBatchReader.from_batches(schema, read())
+        _unread.add(rest := read())
+        return pa.RecordBatchReader.from_batches(schema, rest)
 
     @contextmanager
     def _begin(self, rows: int) -> Iterator[Rows]:

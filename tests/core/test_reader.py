@@ -166,7 +166,8 @@ for _ in range(int(sys.argv[2])):
     lake.itself = lake
     kept = [lake, lake.sql("FROM settings"), lake.messages()]
     assert kept[1].to_arrow().num_rows == 1
-    next(kept[2].batches(1))
+    kept += [kept[2].batches(1), kept[2].to_reader()]
+    next(kept[3])
 print("read")
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,6 +58,8 @@ def expiry_warning(expires: date | None, today: date) -> str | None:
     return f"the token expires {when}, on {expires}: {advice}"
 
 
+# A lake can be a folder `api_exports`.
+_TOKEN = re.compile(r"api_[0-9a-f]{8}-", re.IGNORECASE)
 # In place of Pydantic's sentences, by the type of error.
 _REASONS = {
     "bool_parsing": "it must be true or false",
@@ -175,7 +178,8 @@ class Settings(BaseSettings):
     @classmethod
     def _in_their_place(cls, value: object, info: ValidationInfo) -> object:
         """Reject a token in another setting, which logs and ledgers would show, and an id as the token."""
-        if isinstance(value, str) and value.startswith("api_"):
+        is_organization = info.field_name == "organization"
+        if isinstance(value, str) and (value.startswith("api_") if is_organization else _TOKEN.match(value)):
             raise ValueError("it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain")
         secret = value.get_secret_value() if isinstance(value, SecretStr) else ""
         if info.field_name == "token" and secret.startswith("org_"):

@@ -22,7 +22,7 @@ def reading_folder(store: Store, prefix: str) -> Iterator[str]:
         prefix: The beginning of the folder's name.
 
     Raises:
-        StoreError: There is no temporary folder that this user may write.
+        StoreError: This user may not write to any temporary folder.
     """
     try:
         made = TemporaryDirectory(prefix=prefix, dir=store.temporary_directory())

@@ -22,6 +22,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 SECRET = "api_secret-never-to-be-shown"
+TOKEN = "api_00000000-0000-4000-8000-000000000000"
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(
@@ -117,14 +118,18 @@ def test_a_token_in_another_setting_is_reported_without_the_token(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingsError) as given:
-        load_settings(**{name: SECRET})
-    monkeypatch.setenv(f"IMBRACE_{name.upper()}", SECRET)
+        load_settings(**{name: TOKEN})
+    monkeypatch.setenv(f"IMBRACE_{name.upper()}", TOKEN)
     with pytest.raises(SettingsError) as set_:
         load_settings()
 
     for caught in (given, set_):
         reason = "it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain"
         assert str(caught.value) == f"IMBRACE_{name.upper()}: {reason}"
+
+
+def test_a_lake_can_have_a_name_that_begins_like_a_token() -> None:
+    assert load_settings(lake="api_exports").lake == "api_exports"
 
 
 def test_an_id_as_token_is_reported() -> None:

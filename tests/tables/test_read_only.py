@@ -11,20 +11,10 @@ import pytest
 
 from imbrace_lake import Lake
 from imbrace_lake.errors import StoreError
-from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import compact_all
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Sandbox(SandboxOptions(conversations=2, sizes=(3, 40))) as box:
-        made = Bench(box, str(tmp_path / "lake"))
-        made.run()
-        compact_all(made)
-        yield made
 
 
 @pytest.fixture(params=["no permission", "no folder"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,20 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.tables.ledgers import LEDGER_TABLES
-from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import compact_all, open_table
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Sandbox(SandboxOptions(conversations=2, sizes=(3, 40))) as box:
-        made = Bench(box, str(tmp_path / "lake"))
-        made.run()
-        compact_all(made)
-        yield made
 
 
 def a_file(bench: Bench, table: str) -> Path:

@@ -54,6 +54,15 @@ _VERSIONS: dict[Ledger, tuple[list[str], str]] = {
     "revisions": (["organization_id", "conversation_id", "message_id", "replaced_at"], "replaced_at"),
 }
 
+# When each row was known.
+_KNOWN_AT: dict[Ledger, str] = {
+    "phones": "resolved_at",
+    "conversations": "finished_at",
+    "runs": "finished_at",
+    "revisions": "replaced_at",
+    "shapes": "seen_at",
+}
+
 # The sources of the views; None for the messages.
 _SOURCES: dict[str, Ledger | None] = {"lake_messages": None} | {f"lake_{name}": name for name in LEDGERS}
 # Ledgers whose rows a query sees as they are.
@@ -288,14 +297,17 @@ class Lake:
         """Run a query over the lake as it is now."""
         lake = self._connection.lake()
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
-        sources: dict[str, Any] = {
-            name: _LazyLedger(self._connection, lake, ledger, self._organization)
-            for name, ledger in _SOURCES.items()
-            if ledger is not None
-        }
         messages = None
         if "lake_messages" in used:
             messages = self._connection.run(self._messages(lake, conversations, as_of))
+        # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
+        until = messages.as_of if messages is not None and messages.source == "table" else None
+        sources: dict[str, Any] = {
+            name: _LazyLedger(self._connection, lake, ledger, self._organization, until)
+            for name, ledger in _SOURCES.items()
+            if ledger is not None
+        }
+        if messages is not None:
             sources["lake_messages"] = messages.dataset
         with Engine(sources, [view for view in defined if view.name in used]) as engine:
             rows = engine.query(query, values, size)
@@ -434,17 +446,26 @@ async def _newest_run(lake: lakes.Lake) -> datetime | None:
 
 
 class _LazyLedger:
-    """A ledger that is read when a query needs it."""
+    """A ledger that is read when a query needs it.
+
+    Args:
+        connection: The open lake.
+        lake: The lake.
+        ledger: The ledger.
+        organization: Only rows of this organization; None for all.
+        until: Only rows that were known at this time; None for all.
+    """
 
     def __init__(
-        self, connection: _Connection, lake: lakes.Lake, ledger: Ledger, organization: str | None
+        self,
+        connection: _Connection,
+        lake: lakes.Lake,
+        ledger: Ledger,
+        organization: str | None,
+        until: datetime | None,
     ) -> None:
-        self._connection, self._lake, self._ledger, self._organization = (
-            connection,
-            lake,
-            ledger,
-            organization,
-        )
+        self._connection, self._lake, self._ledger = connection, lake, ledger
+        self._organization, self._until = organization, until
         self._rows: pa.Table | None = None
 
     def __arrow_c_schema__(self) -> object:
@@ -461,6 +482,9 @@ class _LazyLedger:
         rows: pa.Table = self._connection.run(read_ledger(self._lake, self._ledger))
         if self._organization is not None:
             rows = rows.filter(pc.equal(rows.column("organization_id"), self._organization))
+        if self._until is not None:
+            is_known = pc.less_equal(rows.column(_KNOWN_AT[self._ledger]), pa.scalar(self._until))
+            rows = rows.filter(pc.fill_null(is_known, True))
         if self._ledger in _VERSIONS:
             # A row of a run that has just ended can be in its journal and in the ledger.
             rows = last_of_each(rows, *_VERSIONS[self._ledger])

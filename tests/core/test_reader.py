@@ -432,6 +432,13 @@ def test_a_compacted_lake_is_read_from_its_table(tmp_path: Path, monkeypatch: py
         before = as_rows(old.to_arrow())
         assert (old.source, old.as_of) == ("table", compacted_at)
         assert before == as_rows(parts.messages(as_of=old.as_of).to_arrow())
+        # A query over the table and the ledgers sees one state of the lake, that of the table.
+        for counted in lake.conversations().to_arrow().to_pylist():
+            assert counted["messages"] == counted["server_count"]
+            assert counted["verified_at"] <= compacted_at
+        together = lake.sql("SELECT DISTINCT r.finished_at FROM runs AS r, messages")
+        assert together.to_arrow().num_rows == 1
+        assert lake.runs().to_arrow().num_rows == 2
         new = parts.messages()
         assert before != as_rows(new.to_arrow())
         assert (new.source, new.as_of) == ("parts", max(row["finished_at"] for row in bench.ledger("runs")))

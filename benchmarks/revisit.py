@@ -54,6 +54,8 @@ MEAN_RATE = 3 / 168
 # The spread of the logarithm of rates; 1 % of the conversations write 57 % of the messages.
 SPREAD = 2.5
 MOST_RATE = 30.0
+# An export reads all messages of a conversation, so a lake knows years of its customers from the first day.
+HISTORY_DAYS = 365
 AGES = np.concatenate([[0.0], np.geomspace(1 / 60, 24 * 365, 700)])
 NEVER = -np.inf
 
@@ -535,7 +537,7 @@ def simulate(
     policy: RevisitPolicy,
     *,
     days: float = 60,
-    history_days: int = 180,
+    history_days: int = HISTORY_DAYS,
 ) -> Ages:
     """Run a schedule over some days, after an export of everything, with its history, at the time 0."""
     count = pattern.count
@@ -703,7 +705,13 @@ def _arguments() -> argparse.Namespace:
         "--per-second", "requests per second; default: 0.2", nargs="+", type=float, default=[0.2], metavar="N"
     )
     add("--days", "simulated days; default: 60", type=int, default=60, metavar="N")
-    add("--history-days", "before them; default: 180", type=int, default=180, metavar="N")
+    add(
+        "--history-days",
+        f"of messages before them; default: {HISTORY_DAYS}",
+        type=int,
+        default=HISTORY_DAYS,
+        metavar="N",
+    )
     add(
         "--promise-days",
         "oldest proof, or what half of the requests can keep; default: 7",

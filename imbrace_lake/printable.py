@@ -17,6 +17,26 @@ _AUTOLINK = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
 # The groups of a UUID can be all digits by chance.
 _UUID = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-z])", re.IGNORECASE)
 _UUID_OR_LONG_NUMBER = re.compile(f"({_UUID.pattern})|{_LONG_NUMBER.pattern}", re.IGNORECASE)
+_MONTH_DAY = (r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])")
+# Parts of a name with many digits that stay: a UUID or a hash, a day or a time, although a
+# number can have as many digits, and a server or a bucket, whose name can contain the number of an account.
+_NO_NUMBER = "|".join(
+    (
+        _UUID.pattern,
+        r"(?<![0-9a-z])(?:[0-9a-f]{8}){4,8}(?![0-9a-z])",
+        r"(?<![+\d])20[2-9]\d(?:"
+        + "|".join(one.join(("", *_MONTH_DAY)) for one in ("-", "_", r"\."))
+        + r")(?!\d)",
+        r"(?<![+\d])20[2-9]\d"
+        + "".join(_MONTH_DAY)
+        + r"(?:[ _.t-]?[0-2]\d[0-5]\d(?:[0-5]\d)?)?(?![ _.-]?\d)",
+        r"(?<=://)(?:(?=[^/]*[a-z])[^/]+|\d{1,3}(?:\.\d{1,3}){3}(?=[:/]))",
+    )
+)
+_NUMBER_IN_NAME = rf"\d(?:[ ().+_-]{{0,2}}(?!{_NO_NUMBER})\d){{6,}}"
+_KEPT_OR_NUMBER = re.compile(f"({_NO_NUMBER})|{_NUMBER_IN_NAME}", re.IGNORECASE)
+NAME_WITHOUT_NUMBERS = rf"^(?i:{_NO_NUMBER}|(?!{_NO_NUMBER}|{_NUMBER_IN_NAME})[\s\S])*$"
+"""Matches what `without_numbers` returns unchanged, for the schema of a form."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 
@@ -73,9 +93,12 @@ def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     return f"{scheme}{_plain(host[:MOST_CHARACTERS])}{f':{port}' if port else ''}{path}"
 
 
-def has_long_number(text: str) -> bool:
-    """Whether a text contains seven digits or more in a row, which may be a phone number."""
-    return _LONG_NUMBER.search(text) is not None
+def without_numbers(name: str) -> str:
+    """Return the name of a list, a column or a sheet with ``…`` for what may be a phone number.
+
+    Lists are often named after their day, which stays.
+    """
+    return _KEPT_OR_NUMBER.sub(lambda found: found[1] or "…", name)
 
 
 def _plain(text: str) -> str:

@@ -60,6 +60,18 @@ def expiry_warning(expires: date | None, today: date) -> str | None:
 
 # A lake can be a folder `api_exports`.
 _TOKEN = re.compile(r"api_[0-9a-f]{8}-", re.IGNORECASE)
+
+
+def reject_token(value: str, *, is_organization: bool = False) -> None:
+    """Reject a token that is not given as the token.
+
+    Raises:
+        ValueError: The value is a token.
+    """
+    if value.startswith("api_") if is_organization else _TOKEN.match(value):
+        raise ValueError("it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain")
+
+
 # In place of Pydantic's sentences, by the type of error.
 _REASONS = {
     "bool_parsing": "it must be true or false",
@@ -178,9 +190,8 @@ class Settings(BaseSettings):
     @classmethod
     def _in_their_place(cls, value: object, info: ValidationInfo) -> object:
         """Reject a token in another setting, which logs and ledgers would show, and an id as the token."""
-        is_organization = info.field_name == "organization"
-        if isinstance(value, str) and (value.startswith("api_") if is_organization else _TOKEN.match(value)):
-            raise ValueError("it begins with api_, so it is a token, which only IMBRACE_TOKEN may contain")
+        if isinstance(value, str):
+            reject_token(value, is_organization=info.field_name == "organization")
         secret = value.get_secret_value() if isinstance(value, SecretStr) else ""
         if info.field_name == "token" and secret.startswith("org_"):
             raise ValueError("it begins with org_, so it is an organization's id: a token begins with api_")

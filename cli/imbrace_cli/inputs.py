@@ -2,7 +2,7 @@
 
 Prefect stores and shows the parameters of a flow in clear, so numbers from arguments or standard input never
 become parameters: the command writes them to a file system in the memory of this process, and the flow, which
-runs in this process, gets the address.
+runs in this process, gets the address. A list whose own address may contain a number gets another one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from imbrace_lake.errors import InputError, UsageError
+from imbrace_lake.printable import without_numbers
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
@@ -25,10 +26,22 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """The part of a table that is the list: columns, separated by commas, and the sheet of a spreadsheet."""
+    """The part of a table that is the list: columns, separated by commas, and the sheet of a spreadsheet.
+
+    Raises:
+        UsageError: Prefect would store a phone number.
+    """
 
     column: str | None = None
     sheet: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("column", self.column), ("sheet", self.sheet)):
+            if value is not None and without_numbers(value) != value:
+                raise UsageError(
+                    f"the name of the {name} may contain a phone number, which Prefect would store: give its"
+                    " position"
+                )
 
 
 def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions, settings: Settings) -> str:
@@ -78,7 +91,7 @@ def ids_address(
 
 
 def _address(given: str | None, items: Sequence[str], what: str) -> str:
-    from imbrace_lake.phones.sources import is_pipe
+    from imbrace_lake.phones.sources import is_pipe, renamed
 
     if given is None:
         return stage_in_memory(
@@ -92,7 +105,7 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
     if is_pipe(given):
         # A pipe, such as the shell's <(command), can be read only once.
         return stage_in_memory(Path(given).read_bytes(), "the pipe")
-    return given
+    return given if without_numbers(given) == given else renamed(given)
 
 
 def stage_in_memory(body: bytes, name: str) -> str:

@@ -132,6 +132,7 @@ def check_settings(settings: Settings, phones: str | None, pool: str, queue: str
         UsageError: A setting is invalid; the message shows what to change.
     """
     from imbrace_cli.inputs import reject_secrets
+    from imbrace_lake.printable import without_numbers
     from imbrace_lake.store.factory import open_store
 
     if settings.token is not None and settings.organization is not None:
@@ -140,6 +141,11 @@ def check_settings(settings: Settings, phones: str | None, pool: str, queue: str
         open_store(settings.lake)
     if phones is not None:
         reject_secrets(phones)
+        if without_numbers(phones) != phones:
+            raise UsageError(
+                "the address of the list may contain a phone number, which Prefect would store: rename the"
+                " list"
+            )
     for name in (pool, queue):
         if not name or set(name) & set("/%&<>"):
             raise UsageError(f"{name!r} is not a valid name of a work pool or queue: leave out / % & < and >")

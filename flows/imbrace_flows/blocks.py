@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal
 
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_UI_URL
-from pydantic import BeforeValidator, Field, HttpUrl, SecretStr
+from pydantic import BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, ValidationInfo, field_validator
+from pydantic.config import JsonDict
 
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.form import OrNone, Secret, Text
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings
+from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings, reject_token
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
 
@@ -43,14 +44,23 @@ def icon_url() -> HttpUrl | None:
     return HttpUrl(f"{ui.rstrip('/')}/ico/android-chrome-192x192.png") if ui else None
 
 
+# For forms, which know nothing of a validator.
+_NO_TOKEN: JsonDict = {"pattern": r"^(?!\s*api_)"}
+
+
 class ImbraceCredentials(Block):
     """An organization of iMBrace, and the token with which its conversations are read."""
+
+    # Of `organization`, which can be a token.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name = "iMBrace Credentials"
     _block_type_slug = "imbrace-credentials"
     _description = "The organization whose conversations are exported, and its API token."
 
-    organization: str = Field(min_length=1, title="Organization", description="Its id, org_…")
+    organization: str = Field(
+        min_length=1, title="Organization", description="Its id, org_…", json_schema_extra=_NO_TOKEN
+    )
     token: SecretStr = Field(min_length=1, title="Token", description="The organization's API token, api_…")
     expires_at: Expiry | OrNone = Field(
         None,
@@ -62,6 +72,13 @@ class ImbraceCredentials(Block):
         title="Gateway",
         description="Production, unless you give the address of another environment, with its /3rd.",
     )
+
+    @field_validator("organization", "gateway")
+    @classmethod
+    def _no_token(cls, value: str, info: ValidationInfo) -> str:
+        # Prefect stores these fields in clear, and shows them.
+        reject_token(value.strip(), is_organization=info.field_name == "organization")
+        return value
 
     async def findings(self) -> list[Finding]:
         """Check the token with a request to the gateway, within the budget of all runs."""

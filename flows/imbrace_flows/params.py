@@ -39,7 +39,9 @@ from imbrace_flows.form import (
 from imbrace_lake.errors import UsageError
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.rerun import RUN_ID, run_id_of
+from imbrace_lake.phones.lists import PHONE_LIKE
 from imbrace_lake.phones.numbers import REGIONS, parse_region
+from imbrace_lake.printable import NAME_WITHOUT_NUMBERS, without_numbers
 
 Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 
@@ -49,6 +51,21 @@ LONGEST_TYPED = 32 * MOST_TYPED
 LONGEST_HINT = 50_000
 _REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
 _FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
+# Blanks also separate the groups of a phone number.
+_ALL_IDS = rf"^(?![\s\S]*(?:^|[\s,;]){PHONE_LIKE}(?:$|[\s,;]))"
+
+
+def _name(text: str | None) -> str | None:
+    if text is not None and without_numbers(text) != text:
+        raise ValueError(
+            "its name may contain a phone number, which Prefect would store: rename it, or give the position"
+            " of a column or sheet"
+        )
+    return text
+
+
+def _named(*fields: str) -> list[JsonDict]:
+    return [matches(field, NAME_WITHOUT_NUMBERS, "a name without a phone number") for field in fields]
 
 
 def _run_id(text: str) -> str:
@@ -58,6 +75,7 @@ def _run_id(text: str) -> str:
     return run_id_of(text)
 
 
+Name = Annotated[Text, AfterValidator(_name)]
 RunId = Annotated[str, AfterValidator(_run_id)]
 Moment = Annotated[AwareDatetime | OrNone, Blankable]
 Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
@@ -147,9 +165,10 @@ class ListParams(ReadParams):
 
     rules: ClassVar[Sequence[JsonDict]] = (
         matches("region", _REGION, "two letters of a country, such as TW"),
+        *_named("phones", "column", "sheet"),
     )
 
-    phones: Text = Field(
+    phones: Name = Field(
         None,
         title="List of phone numbers",
         description=(
@@ -164,7 +183,7 @@ class ListParams(ReadParams):
         description="Country of numbers written without a country code, as two letters, such as TW.",
         json_schema_extra=at_position(4),
     )
-    column: Text = Field(
+    column: Name = Field(
         None,
         title="Columns",
         description=(
@@ -173,7 +192,7 @@ class ListParams(ReadParams):
         ),
         json_schema_extra=at_position(21),
     )
-    sheet: Text = Field(
+    sheet: Name = Field(
         None,
         title="Sheet",
         description="The sheet of a spreadsheet to read, by name or position. If empty, the first.",
@@ -275,7 +294,7 @@ class UploadParams(ListParams):
 
     form_title = "What to export"
 
-    phones: str = Field(
+    phones: Annotated[str, AfterValidator(_name)] = Field(
         min_length=1,
         title="List of phone numbers",
         description=(
@@ -331,6 +350,9 @@ class ChangedParams(ReadParams):
     """A visit of conversations that an event names."""
 
     form_title = "What has changed"
+    rules: ClassVar[Sequence[JsonDict]] = (
+        matches("conversations", _ALL_IDS, "ids of conversations, not phone numbers"),
+    )
 
     conversations: str = Field(
         min_length=1,
@@ -339,6 +361,13 @@ class ChangedParams(ReadParams):
         description="The id of a conversation, or several separated by commas. An event fills this in.",
         json_schema_extra=at_position(1),
     )
+
+    @field_validator("conversations")
+    @classmethod
+    def _no_numbers(cls, conversations: str) -> str:
+        if not re.search(_ALL_IDS, conversations):
+            raise ValueError("give ids of conversations, not phone numbers")
+        return conversations
 
     def ids(self) -> list[str]:
         """Return the ids, each once."""
@@ -351,6 +380,7 @@ class BackfillParams(ChosenParams):
     form_title = "What to read again"
     rules: ClassVar[Sequence[JsonDict]] = (
         *ChosenParams.rules,
+        *_named("conversations"),
         *exactly_one(
             *("everything", "phones", "numbers", "conversations", "rerun"),
             words="everything, a list of phone numbers, a few phone numbers, a list of conversations",
@@ -363,7 +393,7 @@ class BackfillParams(ChosenParams):
         description="All conversations that the lake knows.",
         json_schema_extra=at_position(0),
     )
-    conversations: Text = Field(
+    conversations: Name = Field(
         None,
         title="List of conversations",
         description=(

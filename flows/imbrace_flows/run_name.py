@@ -18,18 +18,13 @@ from pydantic import BaseModel
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.phones.sources import STAGED
-from imbrace_lake.printable import has_long_number
+from imbrace_lake.printable import without_numbers
 
 LONGEST_FILE_NAME = 60
 # Prefect makes up two words for a run without a name (`sandy-dragonfly`), the form of the new UI likewise
 # (`Handmade-Horse`), and that of the classic UI a star (`omega2-orionis-vector`).
 _MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+){1,2}", re.IGNORECASE)
 _RUN_ID = re.compile(r"\b([0-9a-f]{8})-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\b", re.IGNORECASE)
-# Lists are often named after their day, which is shown although a phone number can have as many digits.
-_DAY = re.compile(
-    r"(?<![+\d])20[2-9]\d([-_.])(0[1-9]|1[0-2])\1(0[1-9]|[12]\d|3[01])(?!\d)"
-    r"|(?<![+\d])20[2-9]\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?![ _.-]?\d)"
-)
 _BEGIN_OF_TIME = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2})?")
 
 
@@ -124,7 +119,7 @@ def list_name(address: str, kind: str = "phones") -> str:
     # The name of a pattern alone does not identify the list.
     shown = "/".join(parts[-2:] if parts and re.search(r"[*?\[]", parts[-1]) else parts[-1:])
     has_secret = "://" in address and re.search(r"[@?#]", address)
-    if not shown or has_secret or not shown.isprintable() or has_long_number(_DAY.sub("", shown)):
+    if not shown or has_secret or not shown.isprintable() or without_numbers(shown) != shown:
         return "list"
     return shown if len(shown) <= LONGEST_FILE_NAME else shown[: LONGEST_FILE_NAME - 1] + "…"
 

@@ -29,7 +29,7 @@ from imbrace_lake.phones.formats import (
     take,
 )
 from imbrace_lake.phones.numbers import parse_cell, parse_region
-from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport
+from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport, short
 from imbrace_lake.phones.sources import (
     Readable,
     byte_chunks,
@@ -51,8 +51,9 @@ from imbrace_lake.phones.tables import (
 Source = str | Path | TextIO | Iterable[str]
 
 ID_COLUMN = "conversation_id"
-# Digits as numbers are written; ids have 32 hexadecimal digits.
-_PHONE_NUMBER = re.compile(r"(?:\+|00)?\(?\d[\d\s()./-]{5,18}\d")
+PHONE_LIKE = r"(?:\+|00)?\(?\d[\d\s()./-]{5,18}\d"
+"""Digits as numbers are written; ids have 32 hexadecimal digits."""
+_PHONE_NUMBER = re.compile(PHONE_LIKE)
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}
 _PARQUET = {".parquet", ".pq"}
@@ -236,7 +237,11 @@ def _short_name(source: Source) -> str:
 
 def _empty(report: ListReport, what: str) -> InputError:
     sheets = [name for file in report.files for name in file.other_sheets]
-    other = f", or choose another sheet with {SHEET_SETTING}: {', '.join(sheets[:20])}" if sheets else ""
+    other = (
+        f", or choose another sheet with {SHEET_SETTING}: {', '.join(map(short, sheets[:20]))}"
+        if sheets
+        else ""
+    )
     return InputError(f"{report.source} contains no {what}: give at least one{other}.")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from imbrace_lake.printable import without_numbers
+
 MOST_POSITIONS = 20
 MOST_FILES = 20
 MOST_COLUMNS = 20
@@ -75,8 +77,8 @@ class FileReport:
             "rows": self.rows,
             "encoding": self.encoding,
             "delimiter": self.delimiter,
-            "sheet": self.sheet,
-            "other_sheets": self.other_sheets[:MOST_COLUMNS],
+            "sheet": self.sheet and without_numbers(self.sheet),
+            "other_sheets": [*map(without_numbers, self.other_sheets[:MOST_COLUMNS])],
             "header_row": self.header_row,
             "titles_skipped": self.titles,
             "columns": [short(name) for name in self.columns[:MOST_COLUMNS]],
@@ -194,6 +196,6 @@ class ListReport:
 
 
 def short(name: str) -> str:
-    """Return a name from a file as printable text on one line, cut if long."""
-    printable = "".join(char if char.isprintable() else " " for char in name)
+    """Return a name from a file as printable text on one line, without phone numbers, cut if long."""
+    printable = "".join(char if char.isprintable() else " " for char in without_numbers(name))
     return " ".join(printable.split())[:MOST_CHARACTERS] or "(no name)"

@@ -13,12 +13,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
+from uuid import uuid4
 
 import fsspec
 import pyarrow as pa
 
 from imbrace_lake.aws_login import expired_session, quiet_logins
 from imbrace_lake.errors import InputError, UsageError
+from imbrace_lake.printable import without_numbers
 
 CHUNK_BYTES = 1 << 20
 SCHEMES = frozenset({"file", "s3"})
@@ -26,6 +28,8 @@ SCHEMES = frozenset({"file", "s3"})
 STAGED = "memory://imbrace-lake/"
 """The folder, in the memory of this process, of typed and piped lists."""
 _OWN_SCHEME = "memory"
+_RENAMED = "memory://imbrace-lake-renamed/"
+_renamed: dict[str, str] = {}
 
 _REASONS = {
     "OSError": "it is damaged or incomplete, or its storage failed",
@@ -58,18 +62,26 @@ class SourceFile:
 
 
 def display_name(source: object) -> str:
-    """Return the name of a source in messages, without the credentials and signatures of a URL."""
+    """Return the name of a source in messages: no phone number, no credentials or signature of a URL."""
     if hasattr(source, "read"):
         return "standard input"
     if not isinstance(source, str | Path):
         return "the arguments"
     name = str(source)
     if "://" not in name:
-        return name
-    if name.startswith(STAGED):
+        return without_numbers(name)
+    if name.startswith((STAGED, _RENAMED)):
         return name.rpartition("/")[2]
     # Secrets can contain slashes, and keys @; of such a key the name shows too little rather than a secret.
-    return re.sub(r"://.*@", "://***@", name).partition("?")[0]
+    return without_numbers(re.sub(r"://.*@", "://***@", name).partition("?")[0])
+
+
+def renamed(address: str) -> str:
+    """Return the address of the same list, in this process only, whose name has no phone number."""
+    name = re.split(r"[/\\]", display_name(address).rstrip("/\\"))[-1]
+    other = f"{_RENAMED}{uuid4().hex}/{name}"
+    _renamed[other] = address
+    return other
 
 
 @contextlib.contextmanager
@@ -115,6 +127,7 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
         InputError: There is no file.
         OSError: The address cannot be read.
     """
+    source = _renamed.get(str(source), source)
     if isinstance(source, Path) or "://" not in source:
         return _local_files(Path(source).expanduser(), display_name(source))
     # Before anything is fetched.

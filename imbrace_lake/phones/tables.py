@@ -240,7 +240,7 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
         kind = _value_type(schema.field(index).type)
         if not _is_readable(kind) and not pa.types.is_null(kind):
             raise InputError(
-                f"Column {schema.names[index]!r} of {report.name} has neither text nor numbers:"
+                f"Column {short(schema.names[index])!r} of {report.name} has neither text nor numbers:"
                 " choose another."
             )
         if pa.types.is_float16(kind) or pa.types.is_float32(kind):

@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,6 +51,28 @@ def flow_run(server: LocalServer, run_id: str) -> Any:
             break
         time.sleep(0.1)
     return found
+
+
+def test_a_phone_number_in_the_name_of_a_list_reaches_neither_prefect_nor_the_ledgers(
+    run: Run, box: Sandbox, prefect: LocalServer, workdir: Path
+) -> None:
+    name, spoken = "export 0988 752 959.csv", re.compile("0988.{0,3}752.{0,3}959")
+    rows = [f"{phone},0988752959" for phone in box.phones]
+    (workdir / name).write_text("\n".join(["phone,number of 0988752959", *rows]), encoding="utf-8")
+
+    result = run("export", "--phones", name, "--column", "1", "--json")
+    by_name = run("export", "--phones", name, "--column", "number of 0988752959")
+
+    summary = json.loads(result.out)
+    assert (result.code, exported(workdir)) == (0, linked(box))
+    assert summary["input"]["files"][0]["name"] == "export ….csv"
+    found = flow_run(prefect, summary["run_id"])
+    artifacts = send("POST", f"{prefect.api_url}/artifacts/filter", {}).json()
+    ledger = ds.dataset(workdir / "lake" / "runs").to_table().to_pylist()
+    assert not spoken.search(f"{result}{found}{artifacts}{ledger}")
+    assert found["name"] == "export export ….csv"
+    assert by_name.code == 2
+    assert "the name of the column may contain a phone number" in by_name.err
 
 
 def test_a_file_is_exported_and_its_flaws_are_listed(

@@ -247,3 +247,14 @@ def test_a_backfill_of_nothing_of_too_much_or_of_no_time_is_reported(
     assert "secret" not in result.err
     assert not (workdir / "lake").exists()
     assert not (workdir.parent / "home").exists()
+
+
+@pytest.mark.parametrize("command", ["setup", "up"])
+def test_deployments_get_no_list_whose_address_may_contain_a_phone_number(command: str, run: Run) -> None:
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+
+    result = run(command, "--phones", f"s3://bucket/{NUMBER}.csv")
+
+    assert result.code == 2
+    assert "the address of the list may contain a phone number, which Prefect would store" in result.err
+    assert NUMBER[1:] not in result.err

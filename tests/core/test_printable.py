@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.printable import printable, printable_address, printable_request_id
+from imbrace_lake.printable import (
+    NAME_WITHOUT_NUMBERS,
+    printable,
+    printable_address,
+    printable_request_id,
+    without_numbers,
+)
 
 TOKEN = "api_5f0c1f4e-98a1-4a1b-8f1e-0123456789ab"
 
@@ -89,3 +95,34 @@ def test_any_address_is_shown_as_plain_text(url: str) -> None:
 )  # fmt: skip
 def test_a_request_id_is_kept_or_replaced(theirs: str | None, is_kept: bool) -> None:
     assert printable_request_id(theirs, "ours-1", [TOKEN]) == (theirs if is_kept else "ours-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("export 0988 752 959.csv", "export ….csv"),
+        ("/lists/+886988752959.txt", "/lists/+….txt"),
+        ("s3://bucket/886-911-425-977/a.csv", "s3://bucket/…/a.csv"),
+        ("s3://0988752959/a.csv", "s3://…/a.csv"),
+        ("20261127 425.csv", "….csv"),
+        ("２０２６０９８８７５.csv", "….csv"),
+    ],
+)
+def test_the_name_of_a_list_is_shown_without_phone_numbers(name: str, shown: str) -> None:
+    assert without_numbers(name) == shown
+    assert not re.search(NAME_WITHOUT_NUMBERS, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s3://bucket-123456789012-eu/customers_20261127.csv",
+        "http://192.168.100.25:9000/2026-11-27-1530.csv",
+        "export_20261127_153000.csv",
+        "part-00000-12345678-4f89-11d3-9a0c-0305e82c3301.csv",
+        "1234567890abcdef1234567890abcdef.csv",
+    ],
+)
+def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> None:
+    assert without_numbers(name) == name
+    assert re.search(NAME_WITHOUT_NUMBERS, name)

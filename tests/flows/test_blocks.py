@@ -11,7 +11,7 @@ from uuid import UUID
 import prefect
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, icon_url
 from imbrace_lake.errors import SettingsError
@@ -54,6 +54,17 @@ def test_blocks_win_over_the_settings_of_the_machine() -> None:
     assert store.key is not None
     assert store.secret is not None
     assert (store.key.get_secret_value(), store.secret.get_secret_value()) == ("key", "secret")
+
+
+@pytest.mark.parametrize("field", ["organization", "gateway"])
+def test_a_token_in_a_field_that_prefect_stores_in_clear_cannot_be_saved(field: str) -> None:
+    token = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
+    values = {"organization": "org_of_block", "token": token} | {field: token}
+
+    with pytest.raises(ValidationError, match="so it is a token") as caught:
+        ImbraceCredentials.model_validate(values)
+
+    assert token[4:] not in str(caught.value)
 
 
 def test_without_a_block_the_settings_of_the_machine_apply() -> None:

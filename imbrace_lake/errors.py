@@ -16,6 +16,7 @@
     │   │   └── WrongAddress      a redirect, or a 404 of another server
     │   ├── ConversationForbidden 403 that concerns one conversation
     │   ├── ConversationNotFound  404 on messages
+    │   │   └── NeverFound        of an id that only the input of the run names
     │   ├── UnusableId            an id that cannot be part of a URL
     │   ├── AnswerTooLarge        more bytes or values than the settings allow
     │   ├── RateLimited           429                                       transient
@@ -167,6 +168,12 @@ class ConversationNotFound(GatewayError):
     """404 on messages: the gateway does not have this conversation (any more)."""
 
     advice = "Nothing: the gateway does not have it. Later runs do not count it as a failure."
+
+
+class NeverFound(ConversationNotFound):
+    """The same for an id that neither a phone number nor an earlier run has named."""
+
+    advice = "Check the id: the gateway does not have it, and the lake has never had it."
 
 
 class RateLimited(GatewayError):

@@ -84,7 +84,8 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "proof_method": (
             "`overlap`: overlapping pages; `count`: pages read edge to edge, with an unchanged count;"
             " `joined`: read down to the messages that the lake had; `repeats`: a list that repeats messages,"
-            " accepted as it is; `window`: a span of time only"
+            " accepted as it is; `window`: a span of time only; `never_found`: no proof, and neither the"
+            " gateway nor the lake has this id"
         ),
         "is_still": "whether the list was unchanged while the run read it",
         "content_hash": (

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import ImbraceLakeError, WalkIncomplete, as_own_error
+from imbrace_lake.errors import ImbraceLakeError, NeverFound, WalkIncomplete, as_own_error
 from imbrace_lake.export.conversation import export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run import PriorState, RunContext
-from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.lake.ledger_schema import NEVER_FOUND, ConversationEntry
 from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ async def _record_failures(
             status="incomplete" if isinstance(error, WalkIncomplete) else "failed",
             reason=str(error),
             is_dead_letter=True,
+            proof_method=NEVER_FOUND if isinstance(error, NeverFound) else None,
             requests=run.accounts.pages_requested[conversation_id],
             finished_at=run.clock(),
         )

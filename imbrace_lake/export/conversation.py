@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import ConversationNotFound
+from imbrace_lake.errors import ConversationNotFound, NeverFound
 from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.export.window import export_window, incomplete
 from imbrace_lake.gateway.id_set import IdSet
@@ -50,12 +50,14 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
         Its entry, ``complete``, ``unchanged`` or ``gone``.
 
     Raises:
+        NeverFound: Neither the gateway nor the lake has it.
         WalkIncomplete: It could not be proven complete; nothing was written.
         RepeatedMessages: The same, because the gateway lists messages more than once.
         ImbraceLakeError: The gateway or the store failed; every object that was written is complete.
     """
     with run.new_reservation() as reservation:
         export = _Export(run, conversation_id, prior, reservation)
+        requested = run.accounts.pages_requested[conversation_id]
         try:
             if not run.window.is_open:
                 return await export_window(run, conversation_id, run.window, prior.parts, reservation)
@@ -86,6 +88,11 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
                 return await export.complete(collector, proof, rows, snapshot, published)
         except ConversationNotFound as exc:
             is_first_report = prior.state is None and not prior.parts
+            # A second page is requested after the first has arrived.
+            has_answered = run.accounts.pages_requested[conversation_id] > requested + 1
+            if is_first_report and not run.is_named(conversation_id) and not has_answered:
+                reason = "neither the gateway nor the lake has this conversation"
+                raise NeverFound(exc.path, reason, exc.request_id) from None
             return export.settled("gone", reason=str(exc), is_dead_letter=is_first_report)
 
 

@@ -32,11 +32,12 @@ from imbrace_lake.export.recovery import (
 )
 from imbrace_lake.export.visits import RunBudget, VisitReport
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
+from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.lake.checkpoint import read_state, write_checkpoint
 from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.lake import Lake, Part, Partitions, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
@@ -95,6 +96,7 @@ class RunContext:
         slots: Bounds the conversations that are in memory at a time.
         states: The last proven state of each conversation; see `load_prior_state`.
         unproven: Ids of the other conversations that the ledgers name.
+        index: Finds them; made when it is first needed.
         partitions: Which parts each conversation has, as listed when the run began.
         heartbeat: Heartbeat that keeps other runs from recovering this journal.
         spellings: The ids under which the lake has conversations, where they differ from the canonical ids.
@@ -134,6 +136,7 @@ class RunContext:
     slots: asyncio.Semaphore
     states: ConversationStates = field(default_factory=ConversationStates.empty)
     unproven: Sequence[str] = ()
+    index: HashIndex | None = None
     partitions: Partitions = field(default_factory=Partitions.empty)
     heartbeat: Heartbeat | None = None
     spellings: dict[str, str] = field(default_factory=dict)
@@ -175,6 +178,14 @@ class RunContext:
     def recorded_ids(self) -> list[str]:
         """Return every conversation that the ledgers named when the run began."""
         return [*self.states.ids(), *self.unproven]
+
+    def is_named(self, conversation_id: str) -> bool:
+        """Whether a phone number or an earlier run has named a conversation that was never proven."""
+        if self.index is None:
+            self.index = HashIndex(map(canonical_conversation_id, self.unproven), len(self.unproven))
+        wanted = canonical_conversation_id(conversation_id)
+        found = (self.unproven[row] for row in self.index.find([wanted]))
+        return any(canonical_conversation_id(one) == wanted for one in found)
 
     def new_reservation(self) -> Reservation:
         """Return a new conversation's share of the memory budget, for a `with` statement."""
@@ -320,7 +331,7 @@ class RunContext:
             ConversationStates.empty(),
             Partitions.empty(),
         )
-        self.unproven = ()
+        self.unproven, self.index = (), None
         pa.default_memory_pool().release_unused()
 
 

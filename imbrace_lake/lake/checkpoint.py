@@ -44,7 +44,7 @@ from imbrace_lake.lake.ledger import (
     named_by_hash,
     read_objects,
 )
-from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
+from imbrace_lake.lake.ledger_schema import CONVERSATIONS, NEVER_FOUND, Ledger
 from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.store.contract import ObjectMeta
 
@@ -289,7 +289,9 @@ def _state_rows(entries: pa.Table, schema: pa.Schema) -> pa.Table:
     proofs = is_state(entries)
     if pc.all(proofs).as_py():
         return entries.cast(schema)
-    others = entries.filter(pc.invert(proofs))
+    # An id that may be a mistake does not become a conversation of the lake.
+    is_real = pc.fill_null(pc.not_equal(entries.column("proof_method"), NEVER_FOUND), True)
+    others = entries.filter(pc.and_(pc.invert(proofs), is_real))
     rows = _id_rows(others.column("organization_id"), others.column("conversation_id"), schema)
     return pa.concat_tables([entries.filter(proofs).cast(schema), rows])
 

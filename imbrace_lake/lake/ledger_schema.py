@@ -134,6 +134,8 @@ OUTCOMES: tuple[ConversationStatus, ...] = get_args(ConversationStatus)
 PROVEN: tuple[ConversationStatus, ...] = ("complete", "unchanged")
 # The proof method of a run that read only a span of time.
 WINDOW = "window"
+# Of an id that the gateway does not have, and that nothing but the input of a run names.
+NEVER_FOUND = "never_found"
 
 
 @dataclass(frozen=True, slots=True)

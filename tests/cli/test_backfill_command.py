@@ -147,3 +147,27 @@ def test_a_budget_is_for_new_messages_of_everything(run: Run, option: str, other
 
     assert result.code == 2
     assert "--budget and --minutes are for runs with --everything --new-only" in result.err
+
+
+def test_a_mistyped_id_is_never_complete_and_leaves_nothing_to_visit(
+    run: Run, box: Sandbox, phones: Path
+) -> None:
+    mistyped = [run("backfill", "--conversation", "nope", "--json") for _ in range(2)]
+    run_id = json.loads(mistyped[0].out)["run_id"]
+    mistyped.append(run("backfill", "--rerun", run_id, "--json"))
+    linked = next(each[0] for each in box.links.values() if each)
+    box.vanish(linked)
+    exports = [run("export", "--phones", str(phones), "--json") for _ in range(2)]
+    everything = run("backfill", "--everything", "--json")
+
+    for result in mistyped:
+        summary = json.loads(result.out)
+        assert (result.code, summary["totals"]["conversations"]) == (1, {"failed": 1})
+        assert (
+            "neither the gateway nor the lake has this conversation" in summary["dead_letters"][0]["reason"]
+        )
+        assert summary["dead_letters"][0]["advice"].startswith("Check the id")
+    assert [result.code for result in exports] == [3, 0]
+    assert json.loads(exports[0].out)["totals"]["conversations"]["gone"] == 1
+    assert everything.code == 0
+    assert json.loads(everything.out)["totals"]["conversations"]["gone"] == 1

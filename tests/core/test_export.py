@@ -24,7 +24,7 @@ from imbrace_lake.gateway.walk import REACHED_KNOWN
 from imbrace_lake.lake import publish
 from imbrace_lake.lake.lake import Lake, Part, Partitions
 from imbrace_lake.lake.ledger import read_ledger
-from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.lake.ledger_schema import NEVER_FOUND, ConversationEntry
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
@@ -407,7 +407,11 @@ def test_a_conversation_that_is_not_found_is_a_dead_letter_only_if_the_lake_neve
     box.vanish(states)
     box.vanish(new)
 
-    first = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states, new]), "run_2")
+    async def export_linked(run: RunContext) -> ChunkResult:
+        run.unproven = [new]
+        return await export_chunk(run, "chunk", [states, new])
+
+    first = exporting(box, tmp_path, export_linked, "run_2")
     second = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states, new]), "run_3")
 
     assert first.statuses == second.statuses == {"gone": 2}
@@ -421,6 +425,21 @@ def test_a_conversation_that_is_not_found_is_a_dead_letter_only_if_the_lake_neve
     back = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", [states]), "run_4")
     assert back.statuses == {"complete": 1}
     assert by_id(items_of(tmp_path, states)) == by_id(box.truth(states))
+
+
+def test_an_id_that_neither_the_gateway_nor_the_lake_has_ever_had_fails_in_each_run(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    for number in range(3):
+        result = exporting(box, tmp_path, lambda run: export_chunk(run, "chunk", ["nope"]), f"run_{number}")
+        (dead,) = result.dead_letters
+        assert (dead.status, dead.proof_method) == ("failed", NEVER_FOUND)
+        assert str(dead.reason).startswith("neither the gateway nor the lake has this conversation (GET")
+
+    async def recorded(run: RunContext) -> list[str]:
+        return run.recorded_ids()
+
+    assert exporting(box, tmp_path, recorded, "run_3") == []
 
 
 def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings
+from imbrace_lake.errors import InputError
 
 if TYPE_CHECKING:
     from imbrace_lake.export.plan import Plan
@@ -58,6 +59,9 @@ def plan(
     )
     list_problems(given.problems(), given.invalid)
     show_input(given.report.as_json())
+    if not given.valid:
+        # An export of the list would fail with the same words.
+        raise InputError("nothing in the input could be read as a phone number: check the list")
     found = _made(settings, given)
     if as_json:
         typer.echo(json.dumps(found.as_json() | {"input": given.report.as_json()}, ensure_ascii=False))

@@ -52,6 +52,19 @@ def test_a_plan_with_nothing_new_reports_it(run: Run, box: Sandbox) -> None:
     assert "none that are new" in run("plan", number).out
 
 
+def test_a_plan_of_a_list_without_any_phone_number_fails_as_its_export_would(
+    run: Run, box: Sandbox, workdir: Path
+) -> None:
+    (workdir / "phones.txt").write_text("12\nnot a number\n")
+
+    result = run("plan", "--phones", "phones.txt", "--json")
+
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("input:") == 2
+    assert "\nerror: nothing in the input could be read as a phone number: check the list\n" in result.err
+    assert box.stats().requests == {}
+
+
 @pytest.mark.parametrize("fault", ["301", "302", "307", "308"])
 def test_a_plan_for_a_gateway_that_redirects_fails_and_shows_the_address(
     fault: str, run: Run, box: Sandbox

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
-from imbrace_cli.export import find_run
+from imbrace_cli.export import find_lake
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
 
@@ -122,8 +122,8 @@ def backfill(
         phones = list_address(phones, numbers or [], table, settings)
     elif source == "conversations":
         conversations = ids_address(conversations, conversation or [], table, settings)
-    elif rerun is not None:
-        find_run(settings, rerun)
+    else:
+        find_lake(settings, rerun)
     params = BackfillParams(
         everything=everything, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
         sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,

@@ -102,12 +102,12 @@ def _list_or_none(
         return list_address(phones, numbers, table, settings)
     if phones is not None or numbers:
         raise UsageError("give either phone numbers or --rerun, not both")
-    find_run(settings, rerun)
+    find_lake(settings, rerun)
     return None
 
 
-def find_run(settings: Settings, run_id: str) -> None:
-    """Check that the lake knows a run.
+def find_lake(settings: Settings, run_id: str | None) -> None:
+    """Check that there is a lake, and that it knows a run, if one is given.
 
     Raises:
         InputError: The lake does not know it, or there is no lake.
@@ -118,7 +118,7 @@ def find_run(settings: Settings, run_id: str) -> None:
 
     async def find() -> None:
         async with open_lake(settings.require("lake"), now=None) as lake:
-            if not await knows_run(lake, run_id_of(run_id)):
+            if run_id is not None and not await knows_run(lake, run_id_of(run_id)):
                 raise unknown_run(lake, run_id)
 
     run_interruptibly(find())

@@ -550,6 +550,10 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
         read = partial(read_phone_list, region=settings.region, **table)
         numbers = await asyncio.to_thread(read, selection.phones)
     else:
+        if not selection.budget.is_automatic:
+            # A backfill reads what a lake has. An ingestion may be the first run of its lake.
+            async with open_lake(settings.require("lake"), now=None, options=connection.store):
+                pass
         return _Given()
     return _Given(numbers, report=numbers.report)
 

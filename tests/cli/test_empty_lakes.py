@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -25,16 +26,34 @@ def empty(settings: dict[str, str]) -> str:
     return settings["IMBRACE_LAKE"]
 
 
-@pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize(
-    "arguments", [["freshness"], ["freshness", "--json"], ["verify"], ["verify", "--counts"], ["repair"]]
+    "arguments",
+    [
+        ["freshness"],
+        ["freshness", "--json"],
+        ["verify"],
+        ["verify", "--counts"],
+        ["repair"],
+        ["repair", "--apply"],
+        ["compact"],
+        ["compact", "--dry-run"],
+        ["sql", "SELECT 1 FROM messages"],
+        ["new-key"],
+        ["export", "--rerun", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"],
+        ["backfill", "--rerun", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"],
+        ["backfill", "--everything"],
+        ["backfill", "--everything", "--new-only", "--budget", "5"],
+    ],
 )
-def test_a_lake_that_does_not_exist_is_a_failure_in_one_sentence(arguments: list[str], run: Run) -> None:
+def test_a_lake_that_does_not_exist_is_a_failure_in_one_sentence_and_is_not_created(
+    arguments: list[str], settings: dict[str, str], run: Run
+) -> None:
     result = run(*arguments)
 
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("error: there is no lake at ")
     assert len(result.err.splitlines()) == 1
+    assert not Path(settings["IMBRACE_LAKE"]).exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,14 @@ from prefect.utilities.annotations import quote
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.observer import Observer, RunResult, current_observer, run_result
-from imbrace_flows.params import ChangedParams, ExportParams, IngestParams, ReadParams, ShardParams
+from imbrace_flows.params import (
+    BackfillParams,
+    ChangedParams,
+    ExportParams,
+    IngestParams,
+    ReadParams,
+    ShardParams,
+)
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
 from imbrace_lake.export.visits import BudgetGiven
 from imbrace_sandbox import Sandbox
@@ -99,6 +106,10 @@ class Offline:
         listed = None if phones is None else str(phones)
         selection = Selection(phones=listed, is_everything=True, budget=budget)
         return self._run(run_id, selection, IngestParams(), **given)
+
+    def backfill_everything(self, run_id: str) -> State[Any]:
+        """Read everything again that the lake knows."""
+        return self._run(run_id, Selection(is_everything=True), BackfillParams(everything=True))
 
     def ingest_changed(self, run_id: str, ids: list[str]) -> State[Any]:
         """Add new messages of the conversations that an event names."""

@@ -371,3 +371,16 @@ def test_a_hint_lets_a_run_visit_a_conversation_at_once(offline: Offline, box: S
     assert state.is_completed()
     assert offline.outcomes("second") == Counter(complete=1)
     assert offline.is_complete()
+
+
+def test_an_ingestion_can_be_the_first_run_of_a_lake_and_a_backfill_of_everything_cannot(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = Offline(box, tmp_path / "new", monkeypatch)
+
+    backfill = offline.backfill_everything("first")
+
+    assert (backfill.is_failed(), str(backfill.message).startswith("there is no lake at")) == (True, True)
+    assert not offline.lake.exists()
+    assert offline.ingest("second").is_completed()
+    assert offline.backfill_everything("third").is_completed()

@@ -71,7 +71,18 @@ class InvalidPhoneNumber(UsageError):
 
 
 class SettingsError(UsageError):
-    """A setting is missing or its value is invalid."""
+    """Settings are missing or their values invalid.
+
+    Args:
+        problems: A sentence for each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
 
 
 class InputError(ImbraceLakeError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
+from imbrace_lake.printable import printable
 from imbrace_lake.revisit import RevisitPolicy
 
 if TYPE_CHECKING:
@@ -24,6 +27,16 @@ if TYPE_CHECKING:
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
 EXPIRY_WARNING = timedelta(days=14)
+ENV_FILE = ".env"
+OTHER_VARIABLES = frozenset(
+    PREFIX + name
+    for name in (
+        "CALLED_AS", "HOME", "PHONES", "PREFECT_FILE", "SERVER_IDLE_MINUTES", "SERVER_KEEP_DAYS", "SLACK_URL",
+        "SMTP_PASSWORD", "TEAMS_URL", "WORK_POOL", "WORK_QUEUE",
+    )
+)  # fmt: skip
+"""The variables of the command line and of the composed server, which are not settings of a run."""
+FOR_TESTS = (f"{PREFIX}ACCEPTANCE", f"{PREFIX}TEST_")
 
 
 def _day(value: object) -> object:
@@ -86,7 +99,7 @@ class Settings(BaseSettings):
     """The settings of a run; each field is the environment variable `IMBRACE_` + its name."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     token: SecretStr | None = Field(None, description="The organization's API token, `api_…`.")
@@ -219,25 +232,13 @@ class Settings(BaseSettings):
             SettingsError: Token or organization is missing, or the token or the address is invalid.
         """
         # Commands without a gateway need no HTTP client, whose import takes 0.1 s.
-        import httpx
-
         from imbrace_lake.gateway.client import GatewayOptions
 
-        if not self.gateway.startswith(("http://", "https://")):
-            raise SettingsError(f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}")
-        try:
-            address = httpx.URL(self.gateway)
-        except httpx.InvalidURL:
-            address = httpx.URL()
-        if address.userinfo:
-            raise SettingsError(
-                f"{PREFIX}GATEWAY contains a user or a password, which logs would show: remove it"
-            )
-        if not address.host:
-            raise SettingsError(f"{PREFIX}GATEWAY is not an address: {self.gateway}")
+        if problems := self.gateway_problems():
+            raise SettingsError(*problems)
         return GatewayOptions(
             url=self.gateway,
-            token=self._checked_token(),
+            token=self.require("token"),
             organization=self.require("organization"),
             timeout_seconds=self.timeout_seconds,
             tries=self.tries,
@@ -246,16 +247,34 @@ class Settings(BaseSettings):
             most_answer_bytes=int(self.answer_megabytes * 2**20),
         )
 
-    def _checked_token(self) -> SecretStr:
-        token: SecretStr = self.require("token")
-        text = token.get_secret_value()
+    def gateway_problems(self) -> list[str]:
+        """Return what is wrong with token and address, a sentence for each."""
+        problems = []
+        if address := self._address_problem():
+            problems.append(address)
+        text = self.token.get_secret_value() if self.token else ""
+        if not text:
+            problems.append(f"no token is set: set {PREFIX}TOKEN")
         # Secrets that are read from a file often end with a line break, which a header cannot contain.
-        if not text.isascii() or not text.isprintable() or " " in text:
-            raise SettingsError(
+        elif not text.isascii() or not text.isprintable() or " " in text:
+            problems.append(
                 f"{PREFIX}TOKEN contains a space, a line break or a character that tokens do not have: set it"
                 " again"
             )
-        return token
+        return problems
+
+    def _address_problem(self) -> str | None:
+        import httpx
+
+        if not self.gateway.startswith(("http://", "https://")):
+            return f"{PREFIX}GATEWAY must start with https:// (or http://): {self.gateway}"
+        try:
+            address = httpx.URL(self.gateway)
+        except httpx.InvalidURL:
+            address = httpx.URL()
+        if address.userinfo:
+            return f"{PREFIX}GATEWAY contains a user or a password, which logs would show: remove it"
+        return None if address.host else f"{PREFIX}GATEWAY is not an address: {self.gateway}"
 
     def policy(self) -> ReadPolicy:
         """Return which messages that are in the lake a run reads again."""
@@ -287,7 +306,7 @@ def load_settings(**given: Any) -> Settings:
         SettingsError: A value, or the file `.env`, cannot be used; the message does not repeat any value.
     """
     try:
-        _check_env_file(Path(".env"))
+        _check_env_file(Path(ENV_FILE))
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except UnicodeError:
         raise SettingsError(
@@ -298,10 +317,35 @@ def load_settings(**given: Any) -> Settings:
             f".env cannot be read ({type(exc).__name__}): check the file and its permissions"
         ) from None
     except ValidationError as exc:
-        first = exc.errors(include_input=False, include_url=False)[0]
-        name = PREFIX + str(first["loc"][0]).upper()
-        reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {reason[0].lower()}{reason[1:]}") from None
+        problems = []
+        for one in exc.errors(include_input=False, include_url=False):
+            reason = _REASONS.get(one["type"]) or one["msg"].removeprefix("Value error, ")
+            problems.append(f"{PREFIX}{str(one['loc'][0]).upper()}: {reason[0].lower()}{reason[1:]}")
+        raise SettingsError(*problems) from None
+
+
+def unknown_settings() -> list[str]:
+    """Return a sentence, without its value, for each variable with our prefix that nothing reads.
+
+    Raises:
+        OSError: The file `.env` cannot be read.
+        UnicodeError: It is not text.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    names = dict.fromkeys(environ, "")
+    if (path := Path(ENV_FILE)).is_file():
+        with path.open(encoding="utf-8") as file:
+            names = {one.key: f" in {path}" for one in parse_stream(file) if one.key} | names
+    sentences = []
+    for name, where in sorted(names.items()):
+        # As pydantic-settings, which ignores the case.
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known or upper.startswith(FOR_TESTS):
+            continue
+        near = get_close_matches(upper.removeprefix(PREFIX), (one.removeprefix(PREFIX) for one in known), 1)
+        advice = f"is {PREFIX}{near[0]} meant?" if near else "see docs/settings.md"
+        sentences.append(f"{printable(name)}{where} is not a setting: {advice}")
+    return sentences
 
 
 def _check_env_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from imbrace_cli.interrupt import run_interruptibly
-from imbrace_cli.options import AsJson
+from imbrace_cli.options import AsJson, read_settings
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
 
@@ -66,9 +66,8 @@ def budget(
     from imbrace_cli.prefect_session import prefect_session
     from imbrace_cli.terminal import waiting
     from imbrace_lake.gateway.shared_limit import LeasesUnreachable
-    from imbrace_lake.settings import load_settings
 
-    name = load_settings().request_limit
+    name = read_settings().request_limit
     if not name:
         raise SettingsError(
             "IMBRACE_REQUEST_LIMIT is empty, so runs ignore all budgets: name one, or unset it"

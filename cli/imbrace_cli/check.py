@@ -48,9 +48,8 @@ def check(
     The command writes a small object into the lake and deletes it. Exit code 1 if anything is wrong.
     """
     from imbrace_lake.phones.numbers import parse_phone
-    from imbrace_lake.settings import load_settings
 
-    settings = load_settings(organization=organization, lake=lake, gateway=gateway, region=region)
+    settings = options.read_settings(organization=organization, lake=lake, gateway=gateway, region=region)
     number = parse_phone(phone, settings.region) if phone is not None else None
     with waiting("checking") as say:
         findings = _run_checks(settings, number, say)

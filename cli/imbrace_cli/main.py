@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     prepare_streams()
     from imbrace_cli.run import Interrupted
-    from imbrace_lake.errors import ImbraceLakeError, UsageError
+    from imbrace_lake.errors import ImbraceLakeError, SettingsError, UsageError
 
     try:
         code = _command(arguments)(args=arguments, prog_name=program(), standalone_mode=False)
@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo_error(str(exc), "interrupted")
         return INTERRUPTED
     except ImbraceLakeError as exc:
-        echo_error(str(exc))
+        for problem in exc.problems if isinstance(exc, SettingsError) else (str(exc),):
+            echo_error(problem)
         if current_interrupt().is_requested:
             return INTERRUPTED
         return WRONG_USE if isinstance(exc, UsageError) else FAILED

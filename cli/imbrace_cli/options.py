@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import environ
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imbrace_lake.errors import SettingsError
+from imbrace_cli.terminal import echo_error
+from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
@@ -121,15 +122,48 @@ def lake_settings(*, needed: Sequence[str] = ("lake",), **given: object) -> Sett
     Raises:
         SettingsError: A setting is missing or invalid.
     """
-    from imbrace_lake.settings import load_settings
+    settings = read_settings(**given)
+    if problems := _lake_problems(settings, needed):
+        raise SettingsError(*problems)
+    return settings
+
+
+def read_settings(**given: object) -> Settings:
+    """Read the settings, and warn of variables that look like one.
+
+    Args:
+        given: The command's options, None for those that are not given.
+
+    Raises:
+        SettingsError: A value is invalid.
+    """
+    from imbrace_lake.settings import load_settings, unknown_settings
+
+    try:
+        settings = load_settings(**given)
+    finally:
+        # A wrong name often explains why a setting is missing or wrong.
+        with suppress(OSError, UnicodeError):
+            for warning in unknown_settings():
+                echo_error(warning, "warning")
+    return settings
+
+
+def _lake_problems(settings: Settings, needed: Sequence[str]) -> list[str]:
+    """Return what is missing or wrong, a sentence for each."""
     from imbrace_lake.store.factory import open_store
 
-    settings = load_settings(**given)
-    for name in needed:
-        if not getattr(settings, name):
-            raise SettingsError(f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}")
-    open_store(settings.require("lake"))
-    return settings
+    problems = [
+        f"no {name} is given: use --{name}, or set IMBRACE_{name.upper()}"
+        for name in needed
+        if not getattr(settings, name)
+    ]
+    if settings.lake:
+        try:
+            open_store(settings.lake)
+        except UsageError as exc:
+            problems.append(str(exc))
+    return problems
 
 
 def checked_settings(**given: object) -> Settings:
@@ -140,10 +174,15 @@ def checked_settings(**given: object) -> Settings:
     """
     from imbrace_lake.phones.numbers import parse_region
 
-    settings = lake_settings(needed=("organization", "lake"), **given)
-    settings.gateway_options()
+    settings = read_settings(**given)
+    problems = _lake_problems(settings, ("organization", "lake")) + settings.gateway_problems()
     if settings.region is not None:
-        parse_region(settings.region)
+        try:
+            parse_region(settings.region)
+        except UsageError as exc:
+            problems.append(str(exc))
+    if problems:
+        raise SettingsError(*problems)
     return settings
 
 

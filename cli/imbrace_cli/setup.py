@@ -82,7 +82,6 @@ def setup(
 
     from imbrace_cli.prefect_environment import configured_api_url, prepare_client
     from imbrace_cli.prefect_session import ask_server, server_unavailable
-    from imbrace_lake.settings import load_settings
 
     api_url = configured_api_url()
     if api_url is None:
@@ -90,7 +89,7 @@ def setup(
             "no Prefect server is configured: set PREFECT_API_URL to its address, which ends with /api, or"
             " use `imbrace-lake up`, which starts one"
         )
-    settings = load_settings(organization=organization, lake=lake, gateway=gateway)
+    settings = options.read_settings(organization=organization, lake=lake, gateway=gateway)
     phones = check_settings(settings, phones, pool, queue)
     try:
         # Prefect itself would report a missing server with a traceback.

@@ -66,8 +66,6 @@ def up(
     """
     import httpx
 
-    from imbrace_lake.settings import load_settings
-
     if demo and any((organization, gateway, phones)):
         raise UsageError("--demo has its own organization, gateway and list: leave these options out")
     home = default_home() / "demo" if demo else default_home()
@@ -78,7 +76,7 @@ def up(
             phones = stack.enter_context(_fake_gateway(home, lake or "lake"))
         else:
             _export_dotenv()
-        settings = load_settings(organization=organization, lake=lake, gateway=gateway)
+        settings = options.read_settings(organization=organization, lake=lake, gateway=gateway)
         phones = check_settings(settings, phones, pool, queue)
         api_url = None if demo else configured_api_url()
         if api_url is None and not settings.lake and not _was_set_up(home):

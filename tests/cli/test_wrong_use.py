@@ -52,6 +52,25 @@ def test_a_missing_setting_is_reported(command: str, unset: str, reported: str, 
     assert reported in result.err
 
 
+def test_all_wrong_settings_are_reported_at_once_one_a_line(run: Run) -> None:
+    del os.environ["IMBRACE_LAKE"]
+    os.environ.update(IMBRACE_TOKEN="", IMBRACE_ORGANISATION="org_secret", IMBRACE_REGION="Taiwan")
+
+    result = run("export", NUMBER, "--gateway", "app-gateway.imbrace.co/3rd")
+
+    assert (result.code, result.out) == (2, "")
+    beginnings = (
+        "warning: IMBRACE_ORGANISATION is not a setting: is IMBRACE_ORGANIZATION meant?",
+        "error: no lake is given: use --lake, or set IMBRACE_LAKE",
+        "error: IMBRACE_GATEWAY must start with https://",
+        "error: no token is set: set IMBRACE_TOKEN",
+        "error: There is no region 'Taiwan'",
+    )
+    lines = result.err.splitlines()
+    assert [line.startswith(begin) for line, begin in zip(lines, beginnings, strict=True)] == [True] * 5
+    assert "org_secret" not in result.err
+
+
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "äpi_1"])
 def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str, run: Run) -> None:
     os.environ["IMBRACE_TOKEN"] = token

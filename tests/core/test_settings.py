@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.settings import PRODUCTION, Settings, load_settings
+from imbrace_lake.settings import PRODUCTION, Settings, load_settings, unknown_settings
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,33 @@ def test_the_error_of_an_invalid_value_names_the_setting_and_not_the_value(
     assert str(caught.value).startswith(sentence)
     assert not any(str(value) in str(caught.value) for value in given.values() if isinstance(value, str))
     assert caught.value.__cause__ is None
+
+
+def test_all_invalid_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMBRACE_TRIES", "many")
+    monkeypatch.setenv("IMBRACE_LAKE", TOKEN)
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings(page_size=0)
+
+    assert [one.partition(":")[0] for one in caught.value.problems] == [
+        "IMBRACE_LAKE", "IMBRACE_PAGE_SIZE", "IMBRACE_TRIES",
+    ]  # fmt: skip
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "; ".join(caught.value.problems)  # noqa: S301 - our own
+
+
+def test_a_variable_that_nothing_reads_is_named_without_its_value(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clean / ".env").write_text(f"IMBRACE_TOKN={SECRET}\nimbrace_lake=./lake\nOTHER=1\n")
+    for name in ("BUDGT", "XYZZY", "HOME", "ACCEPTANCE", "TEST_DATABASE", "SLACK_URL", "WORK_POOL"):
+        monkeypatch.setenv(f"IMBRACE_{name}", SECRET)
+
+    assert unknown_settings() == [
+        "IMBRACE_BUDGT is not a setting: is IMBRACE_BUDGET meant?",
+        "IMBRACE_TOKN in .env is not a setting: is IMBRACE_TOKEN meant?",
+        "IMBRACE_XYZZY is not a setting: see docs/settings.md",
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])

@@ -42,7 +42,7 @@ SELECT m.message_id, m.conversation_id, m.organization_id, m.business_unit_id, m
        CAST(coalesce(m.role = 'bot' AND (m.bare LIKE '{%}' OR m.bare LIKE '[{%}]' OR m.bare LIKE '["%"]' OR m.bare = '[]'), false) AS BOOLEAN) AS is_machine,
        m.created_at AT TIME ZONE s.time_zone AS local_at
 FROM (
-    SELECT raw.*, trim(replace(replace(replace(raw.text, chr(9), ' '), chr(10), ' '), chr(13), ' ')) AS bare,
+    SELECT raw.*, trim(BOTH ' ' FROM replace(replace(replace(replace(replace(replace(raw.text, chr(9), ' '), chr(10), ' '), chr(13), ' '), chr(160), ' '), chr(12288), ' '), chr(65279), ' ')) AS bare,
            CASE WHEN substr(raw.sender_id, 1, 4) = 'pub_' OR b.sender_id IS NOT NULL THEN 'bot'
                 ELSE raw.sender_role END AS role
     FROM lake_messages AS raw LEFT JOIN bots AS b ON b.sender_id = raw.sender_id

@@ -30,6 +30,7 @@ _OFFER = '{"title":"?","quick_replies":[{"id":1,"title":"Yes"}]}'
 # A bot's text, and whether it is nothing but JSON.
 BOT_TEXTS = {
     '{"step": 1}': True, ' \n[{"a":1}]\t': True, '["a", "b"]': True, "[]": True, "{}": True,
+    '\u00a0\ufeff{"a": "\u00a0"}\u3000\r\n': True, "\u2003{}": False, "\u3800[]": False, '["a"]\u200b': False,
     "Hello {name}": False, "[photo]": False, "{half": False, "早安 🙂": False, "": False,
 }  # fmt: skip
 _STEPS = (0, 0, 1, 999, 1_000, 60_000, 3_600_000, 7 * 3_600_000, 86_400_000, 86_400_001, 3 * 86_400_000)

@@ -14,6 +14,7 @@ from imbrace_lake.query.views import ViewSettings
 
 Row = dict[str, Any]
 PEOPLE = ("contact", "user", "bot")
+WHITE_SPACE = " \t\n\r\u00a0\u3000\ufeff"
 MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -28,7 +29,7 @@ def is_machine(row: Row, settings: ViewSettings) -> bool:
     if role_of(row, settings) != "bot":
         return False
     try:
-        found = json.loads(row["text"] or "")
+        found = json.loads((row["text"] or "").strip(WHITE_SPACE))
     except ValueError:
         return False
     return isinstance(found, dict | list)

@@ -29,3 +29,9 @@
 {% macro duckdb__minute(local) %}substr(CAST({{ local }} AS VARCHAR), 1, 16){% endmacro %}
 
 {% macro spark__minute(local) %}substr(CAST({{ local }} AS STRING), 1, 16){% endmacro %}
+
+{% macro bare(text) %}{{ return(adapter.dispatch('bare', 'imbrace_lake')(text)) }}{% endmacro %}
+
+{% macro duckdb__bare(text) %}trim(BOTH ' ' FROM replace(replace(replace(replace(replace(replace({{ text }}, chr(9), ' '), chr(10), ' '), chr(13), ' '), chr(160), ' '), chr(12288), ' '), chr(65279), ' ')){% endmacro %}
+
+{% macro spark__bare(text) %}trim(BOTH ' ' FROM replace(replace(replace(replace(replace(replace({{ text }}, chr(9), ' '), chr(10), ' '), chr(13), ' '), chr(160), ' '), decode(unhex('e38080'), 'UTF-8'), ' '), decode(unhex('efbbbf'), 'UTF-8'), ' ')){% endmacro %}

@@ -3,7 +3,7 @@ SELECT m.message_id, m.conversation_id, m.organization_id, m.business_unit_id, m
        CAST(coalesce(m.role = 'bot' AND (m.bare LIKE '{{ '{%' }}}' OR m.bare LIKE '[{{ '{%' }}}]' OR m.bare LIKE '["%"]' OR m.bare = '[]'), false) AS BOOLEAN) AS is_machine,
        {{ imbrace_lake.local("m.created_at", "s.time_zone") }} AS local_at
 FROM (
-    SELECT raw.*, trim(replace(replace(replace(raw.text, chr(9), ' '), chr(10), ' '), chr(13), ' ')) AS bare,
+    SELECT raw.*, {{ imbrace_lake.bare("raw.text") }} AS bare,
            CASE WHEN substr(raw.sender_id, 1, 4) = 'pub_' OR b.sender_id IS NOT NULL THEN 'bot'
                 ELSE raw.sender_role END AS role
     FROM {{ source('lake', 'messages') }} AS raw LEFT JOIN {{ ref('bots') }} AS b ON b.sender_id = raw.sender_id

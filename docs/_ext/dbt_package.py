@@ -19,7 +19,7 @@ from imbrace_lake.query.views import SOURCES, ViewSettings, views
 
 FOLDER = Path(__file__).resolve().parents[2] / "dbt"
 BY_HAND = ("settings", "bots", "business_hours")
-MACROS = ("milliseconds", "local", "days", "lines", "minute")
+MACROS = ("milliseconds", "local", "days", "lines", "minute", "bare")
 _WRITTEN = "Written by `./dev docs --write` from imbrace_lake/query/views.py."
 # Values that a column can have.
 _ROLES = ("contact", "user", "bot")
@@ -59,6 +59,10 @@ class Dbt(Dialect):
     def minute(self, local: str) -> str:
         """Return a local time as a text to the minute."""
         return _call("minute", local)
+
+    def bare(self, text: str) -> str:
+        """Return a text without the white space around it."""
+        return _call("bare", text)
 
 
 def _call(macro: str, *arguments: str) -> str:

@@ -7,6 +7,9 @@ from typing import ClassVar
 
 # A Monday before every time in a lake, so that differences in days are never negative.
 FIRST_MONDAY = "1899-12-25"
+# What is removed around a text, besides spaces: tab, line breaks, no-break space, ideographic space and byte
+# order mark. The `trim` of some engines removes only spaces, and that of others many more characters.
+WHITE_SPACE = (0x09, 0x0A, 0x0D, 0xA0, 0x3000, 0xFEFF)
 
 
 class Dialect(ABC):
@@ -16,7 +19,6 @@ class Dialect(ABC):
         name: The name of the engine, and of its file in `sql/`.
         create: The beginning of a statement that makes a view.
         text: The type of a text.
-        character: The function that returns the character of a number.
         length: The function that returns the number of characters of a text.
         zone: The time zone in the row `s` of the settings; None if the engine needs it in the statement.
         preamble: Statements before the views.
@@ -26,7 +28,6 @@ class Dialect(ABC):
     name: str
     create = "CREATE OR REPLACE VIEW"
     text = "VARCHAR"
-    character = "chr"
     length = "length"
     zone: str | None = "s.time_zone"
     preamble: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +52,16 @@ class Dialect(ABC):
     @abstractmethod
     def lines(self, line: str, order: str) -> str:
         """Return the aggregate that joins lines in an order."""
+
+    def character(self, code: int) -> str:
+        """Return the character with a number in Unicode."""
+        return f"chr({code})"
+
+    def bare(self, text: str) -> str:
+        """Return a text without the spaces and the characters of `WHITE_SPACE` around it."""
+        for code in WHITE_SPACE:
+            text = f"replace({text}, {self.character(code)}, ' ')"
+        return f"trim(BOTH ' ' FROM {text})"
 
     def time_of_day(self, local: str) -> str:
         """Return the milliseconds since midnight of a local time."""
@@ -118,6 +129,10 @@ class Spark(Dialect):
         """Return the aggregate that joins lines in an order."""
         pairs = f"array_sort(collect_list(struct({order} AS number, {line} AS line)))"
         return f"array_join(transform({pairs}, one -> one.line), chr(10))"
+
+    def character(self, code: int) -> str:
+        """Return the character with a number in Unicode, of which `chr` takes only the last 8 bits."""
+        return f"decode(unhex('{chr(code).encode().hex()}'), 'UTF-8')" if code > 255 else f"chr({code})"
 
 
 class Trino(Dialect):
@@ -190,7 +205,6 @@ class ClickHouse(Dialect):
 
     name = "clickhouse"
     text = "Nullable(String)"
-    character = "char"
     length = "lengthUTF8"
     zone = "(SELECT time_zone FROM settings)"
     # As in the standard: rows without a partner and casts of null are null, and columns come before aliases.
@@ -216,6 +230,10 @@ class ClickHouse(Dialect):
         """Return the aggregate that joins lines in an order."""
         pairs = f"arraySort(groupArray(({order}, {line})))"
         return f"arrayStringConcat(arrayMap(one -> one.2, {pairs}), char(10))"
+
+    def character(self, code: int) -> str:
+        """Return the character with a number in Unicode, whose bytes are arguments of `char`."""
+        return f"char({', '.join(map(str, chr(code).encode()))})"
 
 
 DIALECTS: tuple[Dialect, ...] = (DuckDB(), Spark(), Trino(), DataFusion(), ClickHouse())

@@ -155,13 +155,6 @@ def _zone(dialect: Dialect, settings: ViewSettings) -> str:
     return dialect.zone or _text(settings.time_zone)
 
 
-def _bare(dialect: Dialect, text: str) -> str:
-    """Return a text without the white space around it, of which Trino's `trim` removes only spaces."""
-    for code in (9, 10, 13):
-        text = f"replace({text}, {dialect.character}({code}), ' ')"
-    return f"trim({text})"
-
-
 def _open_since_start(dialect: Dialect, local: str, hours: str) -> str:
     """Return the milliseconds that the business was open from `FIRST_MONDAY` to a local time."""
     days, time = dialect.days(local), dialect.time_of_day(local)
@@ -227,7 +220,7 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
                CAST(coalesce(m.role = 'bot' AND {_JSON}, false) AS BOOLEAN) AS is_machine,
                {dialect.local("m.created_at", zone)} AS local_at
         FROM (
-            SELECT raw.*, {_bare(dialect, "raw.text")} AS bare,
+            SELECT raw.*, {dialect.bare("raw.text")} AS bare,
                    CASE WHEN substr(raw.sender_id, 1, 4) = 'pub_' OR b.sender_id IS NOT NULL THEN 'bot'
                         ELSE raw.sender_role END AS role
             FROM lake_messages AS raw LEFT JOIN bots AS b ON b.sender_id = raw.sender_id

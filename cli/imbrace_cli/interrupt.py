@@ -131,6 +131,18 @@ def interruptible(*, until_interrupted: bool = False) -> Iterator[Interrupt]:
         os.close(signals)
 
 
+@contextmanager
+def at_prompt() -> Iterator[None]:
+    """Let Ctrl-C only raise KeyboardInterrupt in the block, which can continue; SIGTERM ends the command."""
+    wakeup = signal.set_wakeup_fd(-1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+
 def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as `asyncio.run` does; Ctrl-C cancels it.
 

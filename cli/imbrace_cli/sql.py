@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.interrupt import at_prompt, current_interrupt
 from imbrace_cli.options import lake_settings
 from imbrace_cli.terminal import echo_error, echo_status, stdout_console
-from imbrace_lake.errors import InputError, SettingsError, UsageError
+from imbrace_lake.errors import InputError, SettingsError, StoreError, UsageError
 from imbrace_lake.export.humanize import duration
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ Exit codes:
 """
 
 PROMPT, CONTINUED = "lake> ", "  ...> "
+HELP = (
+    "SHOW TABLES; or .tables lists the views, DESCRIBE view; the columns of one. End a query with ; and leave"
+    " with Ctrl-D or .quit. Ctrl-C ends the query that runs, or clears the line."
+)
 MOST_ROWS = 100
+# A table is shown if a terminal has this width for each column, or the column needs less.
+NARROW = 24
 MOST_GAP_HOURS = 87_600
 
 
@@ -103,7 +110,8 @@ def sql(
         if query is not None:
             _show(reader.sql(query), format_ or (Format.TABLE if sys.stdout.isatty() else Format.CSV))
         elif sys.stdin.isatty():
-            _prompt(reader, format_ or Format.TABLE)
+            with at_prompt():
+                _prompt(reader, format_ or Format.TABLE)
         elif piped := sys.stdin.read().strip():
             _show(reader.sql(piped), format_ or Format.CSV)
 
@@ -188,15 +196,32 @@ def _origin(result: Result) -> str:
 
 
 def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    """Write the first rows as a table, or each column on a line if the terminal is too narrow for them."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_edge=False)
-    for name in names:
-        table.add_column(name)
-    for row in islice(rows, MOST_ROWS):
-        table.add_row(*(Text("" if value is None else str(_text(value))) for value in row))
-    stdout_console().print(table)
+    shown = [["" if value is None else str(_text(value)) for value in row] for row in islice(rows, MOST_ROWS)]
+    console = stdout_console()
+    widths = [max(map(cell_len, cells)) for cells in zip(names, *shown, strict=True)]
+    if not console.is_terminal:
+        console.width = max(console.width, sum(widths) + 3 * len(widths))
+    if not shown or sum(min(width, NARROW) + 3 for width in widths) - 3 <= console.width:
+        table = Table(show_edge=False)
+        for name in names:
+            table.add_column(name)
+        for row in shown:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    else:
+        for number, row in enumerate(shown, start=1):
+            table = Table(show_edge=False, show_header=False)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            for name, value in zip(names, row, strict=True):
+                table.add_row(Text(name), Text(value))
+            console.print(f"row {number}", style="bold")
+            console.print(table)
     if next(rows, None) is not None:
         echo_status(f"the first {MOST_ROWS} rows; --format csv writes all")
 
@@ -234,29 +259,46 @@ def _text(value: Any) -> Any:
 
 
 def _prompt(reader: Lake, format_: Format) -> None:
-    """Read queries that end with a semicolon, until the end of the input."""
+    """Read queries and run them, until the end of the input."""
     with suppress(ImportError):
         # The arrow keys return earlier queries of this prompt, which are not written to a file.
         import readline  # noqa: F401
-    echo_status(
-        "SHOW TABLES; lists the views, DESCRIBE view; its columns. End a query with ; and leave with Ctrl-D."
-    )
-    lines: list[str] = []
+    echo_status(HELP)
     while True:
+        try:
+            if (query := _next_query()) is None:
+                return
+            _show(reader.sql(query), format_)
+        except KeyboardInterrupt:
+            if current_interrupt().is_requested:
+                raise
+            sys.stdout.write("\n")
+        except SettingsError:  # DuckDB is not installed
+            raise
+        except (InputError, StoreError, UsageError) as exc:
+            echo_error(str(exc))
+
+
+def _next_query() -> str | None:
+    """Return the lines up to a semicolon; None at the end of the input."""
+    from imbrace_lake.query.engine import is_complete
+
+    lines: list[str] = []
+    while not is_complete("\n".join(lines)):
         try:
             line = input(CONTINUED if lines else PROMPT)
         except EOFError:
             sys.stdout.write("\n")
-            return
-        if not lines and line.strip().rstrip(";").lower() in ("exit", "quit", ".exit", ".quit"):
-            return
-        lines.append(line)
-        if not line.rstrip().endswith(";"):
-            if not "".join(lines).strip():
-                lines = []
-            continue
-        query, lines = "\n".join(lines), []
-        try:
-            _show(reader.sql(query), format_)
-        except (InputError, UsageError) as exc:
-            echo_error(str(exc))
+            return None
+        command = "" if lines else line.strip().rstrip("; ").lower()
+        if command in ("exit", "quit", ".exit", ".quit"):
+            return None
+        if command == ".tables":
+            return "SHOW TABLES"
+        if command in ("help", ".help"):
+            echo_status(HELP)
+        elif command.startswith("."):
+            echo_error(f"there is no command {command.split()[0]}: .help shows what there is")
+        elif command or lines:
+            lines.append(line)
+    return "\n".join(lines)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 
 from imbrace_lake.errors import InputError, SettingsError, StoreError
 from imbrace_lake.query.result import Rows
 from imbrace_lake.query.views import View
+
+T = TypeVar("T")
 
 INSTALL = "queries need DuckDB: install imbrace-lake[query]"
 READ_ONLY = "a lake is only read here: write a query, SELECT …"
@@ -82,21 +86,53 @@ class Engine:
             InputError: The text is not one query that only reads, or the query fails.
             StoreError: An object cannot be read.
         """
+        reader = self._interruptibly(lambda: self._begin(sql, parameters, rows))
+        return Rows(reader.schema, self._batches(reader))
+
+    def _begin(self, sql: str, parameters: dict[str, Any] | list[Any], rows: int) -> pa.RecordBatchReader:
         import duckdb
 
         kinds = duckdb.StatementType
         with _explained():
             statements = self._connection.extract_statements(sql)
-            if len(statements) != 1:
-                raise InputError("write one query: SELECT …, without another after it")
+            if not statements:
+                raise InputError("there is no query: write SELECT …")
+            if len(statements) > 1:
+                raise InputError(f"there are {len(statements)} queries: write one, SELECT …")
             # A PIVOT has several statements.
             if statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
                 raise InputError(READ_ONLY)
             relation = self._connection.sql(statements[0].query, params=parameters)
             if relation is None:
                 raise InputError(READ_ONLY)
-            reader = relation.to_arrow_reader(rows)
-        return Rows(reader.schema, _batches(reader))
+            return relation.to_arrow_reader(rows)
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        with _explained():
+            while (batch := self._interruptibly(lambda: next(reader, None))) is not None:
+                yield batch
+
+    def _interruptibly(self, work: Callable[[], T]) -> T:
+        """Call a function that Ctrl-C ends: the main thread does not notice it while DuckDB works there."""
+        if threading.current_thread() is not threading.main_thread():
+            return work()
+        outcome: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as exc:  # noqa: BLE001 - raised by `result`
+                outcome.set_exception(exc)
+
+        thread = threading.Thread(target=call, name="query", daemon=True)
+        thread.start()
+        try:
+            return outcome.result()
+        finally:
+            # After Ctrl-C; several times, because DuckDB forgets one that comes before its next step.
+            while not outcome.done():
+                self._connection.interrupt()
+                thread.join(0.05)
 
     def close(self) -> None:
         """Close the connection and delete its temporary files."""
@@ -104,9 +140,18 @@ class Engine:
         shutil.rmtree(self._spill, ignore_errors=True)
 
 
-def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    with _explained():
-        yield from reader
+def is_complete(text: str) -> bool:
+    """Whether a query ends with a semicolon that is not in a text or a comment.
+
+    Raises:
+        SettingsError: DuckDB is not installed.
+    """
+    try:
+        import duckdb
+    except ImportError:
+        raise SettingsError(INSTALL) from None
+    ends = [start for start, kind in duckdb.tokenize(text) if kind != duckdb.token_type.comment]
+    return bool(ends) and text.encode()[ends[-1] :].lstrip()[:1] == b";"
 
 
 @contextmanager

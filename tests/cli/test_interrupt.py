@@ -22,6 +22,7 @@ from imbrace_cli.interrupt import (
     ACKNOWLEDGED,
     INTERRUPTED,
     Interrupt,
+    at_prompt,
     current_interrupt,
     interruptible,
     run_interruptibly,
@@ -100,6 +101,20 @@ def test_a_command_that_runs_until_ctrl_c_handles_it_itself() -> None:
         signal.raise_signal(signal.SIGINT)
 
     assert not interrupt.is_requested
+
+
+def test_at_a_prompt_ctrl_c_does_not_end_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    with interruptible() as interrupt:
+        with at_prompt():
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+            assert not interrupt.is_requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert interrupt.is_requested
+
+    assert capfd.readouterr().err == ""
 
 
 def test_a_coroutine_is_cancelled_and_can_clean_up(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import builtins
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from imbrace_cli import sql
-from tests.cli.conftest import Run
+from imbrace_cli.interrupt import current_interrupt
+from imbrace_lake.lake.schema import SCHEMA
+from tests.cli.conftest import Result, Run
 from tests.talks import make_entries, make_phones, make_rows, write_lake
 
 
@@ -184,3 +187,89 @@ def test_the_prompt_reads_queries_until_the_end(run: Run, monkeypatch: pytest.Mo
     assert "syntax error" in result.err
     assert "a lake is only read here" in result.err
     assert prompts[:4] == [sql.PROMPT, sql.PROMPT, sql.CONTINUED, sql.PROMPT]
+
+
+@pytest.fixture
+def type_(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Enter lines at the prompt; an error is raised instead."""
+
+    def enter(*lines: str | type[BaseException]) -> Result:
+        rest = iter(lines)
+
+        def answer(_: str) -> str:
+            if isinstance(line := next(rest, EOFError), str):
+                return line
+            raise line
+
+        monkeypatch.setattr(builtins, "input", answer)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        return run("sql", "--lake", "lake", "--format", "csv")
+
+    return enter
+
+
+@pytest.mark.parametrize("leave", ["exit", "quit;", ".quit", ".exit"])
+def test_the_prompt_has_the_usual_commands(type_: Callable[..., Result], leave: str) -> None:
+    result = type_("help", ".help;", ".tables", ".mode x", leave, "SELECT 1 AS not_reached;")
+
+    assert result.code == 0
+    assert "response_times" in result.out.split()
+    assert "not_reached" not in result.out
+    assert result.err.count("leave with Ctrl-D") == 3
+    assert "there is no command .mode: .help shows what there is" in result.err
+
+
+def test_the_prompt_knows_where_a_query_ends(type_: Callable[..., Result]) -> None:
+    result = type_(
+        "SELECT 'a;", "b' AS text -- not here;", "; -- but there", "-- nothing", ";", "SELECT 1; SELECT 2;"
+    )
+
+    assert result.out == 'text\n"a;\nb"\n\n'
+    assert "there is no query: write SELECT …" in result.err
+    assert "there are 2 queries: write one" in result.err
+
+
+def test_ctrl_c_clears_the_lines_and_stays_at_the_prompt(type_: Callable[..., Result]) -> None:
+    result = type_(
+        "SELECT 1,", KeyboardInterrupt, "SELECT 2 AS two;", KeyboardInterrupt, "SELECT 3 AS three;"
+    )
+
+    assert (result.code, result.out) == (0, "\ntwo\n2\n\nthree\n3\n\n")
+
+
+def test_sigterm_ends_the_prompt(type_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminated(KeyboardInterrupt):
+        def __init__(self) -> None:
+            current_interrupt().is_requested = True
+
+    result = type_(Terminated, "SELECT 1;")
+
+    assert (result.code, result.out) == (130, "")
+
+
+@pytest.mark.parametrize("text", ["", " ", ";", "-- a comment", "/* another */"])
+def test_a_text_without_a_query_is_one_sentence(run: Run, text: str) -> None:
+    result = run("sql", "--lake", "lake", "--", text)
+
+    assert (result.code, result.out, result.err) == (1, "", "error: there is no query: write SELECT …\n")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_row_that_is_wider_than_the_terminal_has_a_line_for_each_column(run: Run) -> None:
+    result = run("sql", "--lake", "lake", "--format", "table", "FROM messages LIMIT 2")
+
+    lines = [re.sub("\x1b[^m]*m", "", line).rstrip() for line in result.out.splitlines()]
+    assert len(lines) == 2 * (1 + 19)
+    assert [line for line in lines if "row" in line] == ["row 1", "row 2"]
+    assert [line.split("│")[0].strip() for line in lines[1:20]] == [*SCHEMA.names, "is_machine", "local_at"]
+    assert max(map(len, lines)) <= 100
+
+    # A column with long texts does not need their length.
+    assert (
+        "━━━"
+        in run("sql", "--lake", "lake", "--format", "table", "SELECT 1 AS n, repeat('word ', 99) AS t").out
+    )
+
+
+def test_a_table_in_a_pipe_has_its_full_width(ask: Callable[..., str]) -> None:
+    assert len(ask("--format", "table", "SELECT repeat('-', 300) AS a, 1 AS b").splitlines()) == 3

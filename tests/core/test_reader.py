@@ -185,6 +185,32 @@ def test_lakes_that_are_not_closed_do_not_stop_the_process(made: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
 
 
+SLOW = "SELECT sum(a.i * b.i % 7) FROM range(10000000) AS a(i), range(100000) AS b(i)"
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from imbrace_lake import Lake
+with Lake.open(sys.argv[1]) as lake:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    try:
+        getattr(lake.sql(sys.argv[2]), sys.argv[3])()
+    except KeyboardInterrupt:
+        print(time.monotonic() - start < 10)
+    print(lake.sql("SELECT 7 AS n").to_arrow().to_pylist())
+"""
+
+
+@pytest.mark.parametrize("method", ["to_arrow", "to_pandas"])
+@pytest.mark.parametrize("query", [SLOW, f"SELECT 1 UNION ALL {SLOW}"])
+def test_ctrl_c_ends_a_query_at_once(made: Path, query: str, method: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, made, query, method],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (result.stdout, result.stderr) == ("True\n[{'n': 7}]\n", "")
+
+
 def test_a_lake_is_closed_when_it_is_not_used_any_more(made: Path) -> None:
     before = {*threading.enumerate()}
     gc.disable()

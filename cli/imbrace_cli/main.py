@@ -6,6 +6,7 @@
 2     wrong use: an argument, an option or a setting is missing or invalid
 3     partial: the output names the conversations that failed, differ or are stale
 130   interrupted
+141   nothing reads the output any more, as after ``| head``
 ====  ================================================================================
 
 This module imports only what every command needs: ``--help`` does not wait for Prefect.
@@ -14,6 +15,7 @@ This module imports only what every command needs: ``--help`` does not wait for 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import resource
 import sys
@@ -45,7 +47,7 @@ from imbrace_cli import (
 from imbrace_cli.interrupt import INTERRUPTED, current_interrupt, interruptible
 from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
 
-FAILED, WRONG_USE = 1, 2
+FAILED, WRONG_USE, CLOSED_PIPE = 1, 2, 141
 # They run until Ctrl-C, and end others in order.
 _UNTIL_INTERRUPTED = ("sandbox", "server", "up")
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
@@ -135,11 +137,34 @@ def _first(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     prepare_streams()
+    try:
+        return _run(arguments)
+    except (BrokenPipeError, SystemExit) as exc:
+        # So typer and rich end a process whose output nothing reads any more.
+        cause = exc.__context__ if isinstance(exc, SystemExit) else exc
+        if isinstance(cause, BrokenPipeError):
+            return CLOSED_PIPE
+        raise
+    finally:
+        _discard_unwritable()
+
+
+def _discard_unwritable() -> None:
+    """Prevent that Python reports at its end what it cannot write, and ends with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from imbrace_cli.run import Interrupted
     from imbrace_lake.errors import ImbraceLakeError, SettingsError, UsageError
 
     try:
         code = _command(arguments)(args=arguments, prog_name=program(), standalone_mode=False)
+        sys.stdout.flush()
     except typer.TyperException as exc:
         echo_error(_explained(exc))
         return WRONG_USE
@@ -231,6 +256,10 @@ def _explained(exc: typer.TyperException) -> str:
         return (
             "the address of a webhook is not an argument, because every user of this machine can read the"
             " arguments of a command: set IMBRACE_SLACK_URL or IMBRACE_TEAMS_URL, or enter it when asked"
+        )
+    if context is not None and context.info_name == "sql" and " " in getattr(exc, "option_name", ""):
+        return (
+            "a query that begins with a comment looks like an option: write -- and a space before the query"
         )
     # Neutral, because `echo_error` writes the program as it was called.
     path = "" if context is None else f"{PROGRAM}{context.command_path.removeprefix(program())}"

@@ -112,7 +112,13 @@ def list_problems(problems: Iterable[str], count: int) -> None:
 
 
 def prepare_streams() -> None:
-    """Replace characters that a terminal cannot show, which would otherwise end a command with an error."""
+    """Replace characters that a terminal cannot show, and streams that are closed (`>&-`).
+
+    Either would otherwise end a command with an error.
+    """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

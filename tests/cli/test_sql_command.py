@@ -6,8 +6,10 @@ import builtins
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from imbrace_cli import sql
 from imbrace_cli.interrupt import current_interrupt
+from imbrace_cli.sql import Format
 from imbrace_lake.lake.schema import SCHEMA
 from tests.cli.conftest import Result, Run
 from tests.talks import make_entries, make_phones, make_rows, write_lake
@@ -254,6 +257,15 @@ def test_a_text_without_a_query_is_one_sentence(run: Run, text: str) -> None:
     assert (result.code, result.out, result.err) == (1, "", "error: there is no query: write SELECT …\n")
 
 
+def test_a_query_that_looks_like_an_option_is_one_sentence(run: Run) -> None:
+    result = run("sql", "--lake", "lake", "-- the first\nSELECT 1")
+
+    assert result.code == 2
+    assert (
+        "a query that begins with a comment looks like an option: write -- and a space before" in result.err
+    )
+
+
 @pytest.mark.usefixtures("terminal")
 def test_a_row_that_is_wider_than_the_terminal_has_a_line_for_each_column(run: Run) -> None:
     result = run("sql", "--lake", "lake", "--format", "table", "FROM messages LIMIT 2")
@@ -273,3 +285,17 @@ def test_a_row_that_is_wider_than_the_terminal_has_a_line_for_each_column(run: R
 
 def test_a_table_in_a_pipe_has_its_full_width(ask: Callable[..., str]) -> None:
     assert len(ask("--format", "table", "SELECT repeat('-', 300) AS a, 1 AS b").splitlines()) == 3
+
+
+@pytest.mark.parametrize("query", ["FROM range(1000000)", "SELECT 1"])
+@pytest.mark.parametrize("form", Format)
+def test_a_pipe_that_is_closed_ends_the_command_without_a_word(form: Format, query: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    result = subprocess.run(
+        [sys.executable, "-m", "imbrace_cli", "sql", "--lake", "lake", "--format", form, query],
+        stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writes)
+
+    assert (result.returncode, result.stderr) == (141, "")

@@ -105,6 +105,8 @@ def test_a_request_id_is_kept_or_replaced(theirs: str | None, is_kept: bool) -> 
         ("s3://bucket/886-911-425-977/a.csv", "s3://bucket/…/a.csv"),
         ("s3://0988752959/a.csv", "s3://…/a.csv"),
         ("20261127 425.csv", "….csv"),
+        ("17958816001.csv", "….csv"),
+        ("+1795881600.csv", "+….csv"),
         ("２０２６０９８８７５.csv", "….csv"),
     ],
 )
@@ -119,6 +121,8 @@ def test_the_name_of_a_list_is_shown_without_phone_numbers(name: str, shown: str
         "s3://bucket-123456789012-eu/customers_20261127.csv",
         "http://192.168.100.25:9000/2026-11-27-1530.csv",
         "export_20261127_153000.csv",
+        "lists/1795881600/a.csv",
+        "phones-1795881600123.csv",
         "part-00000-12345678-4f89-11d3-9a0c-0305e82c3301.csv",
         "1234567890abcdef1234567890abcdef.csv",
     ],

@@ -114,7 +114,7 @@ def run_watched(
             current_observer.reset(token)
         if interrupt.is_requested and state.is_cancelled():
             raise Interrupted(_interrupted_message(observer))
-        result = result or RunResult(_failed(settings, state))
+        result = result or RunResult(_failed(settings, state, observer))
         result.summary.flow_run_url = session.run_url(result.summary.run_id)
     return Outcome(result.summary, result.problems)
 
@@ -167,9 +167,9 @@ async def _watched(
             return await flow(params, return_state=True)
 
 
-def _failed(settings: Settings, state: Any) -> RunSummary:
-    """Return the summary of a run that could not open its lake."""
-    from imbrace_lake.export.run import RunSummary
+def _failed(settings: Settings, state: Any, observer: Observer) -> RunSummary:
+    """Return the summary of a run that could not open its lake, or not write its accounts."""
+    from imbrace_lake.export.run import RunSummary, totals_of
 
     now = datetime.now(UTC)
     return RunSummary(
@@ -179,4 +179,5 @@ def _failed(settings: Settings, state: Any) -> RunSummary:
         started_at=now,
         finished_at=now,
         reason=state.message,
+        totals=totals_of(observer.progress),
     )

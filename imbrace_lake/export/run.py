@@ -382,7 +382,7 @@ async def open_run(
                 organization,
                 utc_now,
                 started_at,
-                partial(totals_of, progress, gateway),
+                partial(totals_of, progress),
                 parent_run_id=parent_run_id,
             ) as run_heartbeat,
         ):
@@ -516,7 +516,7 @@ async def close_run(
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
     summary.parent_run_id = run.parent_run_id
     summary.finished_at = run.clock()
-    summary.totals = totals = totals_of(run.progress, run.gateway)
+    summary.totals = totals = totals_of(run.progress)
     totals.phones = dict(phones)
     statuses = published.statuses["conversations"]
     if run.progress.shards is not None:
@@ -597,17 +597,17 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     return len(entries)
 
 
-def totals_of(progress: Progress, gateway: GatewayClient) -> RunTotals:
+def totals_of(progress: Progress) -> RunTotals:
     """Return the totals of a run and its shards so far."""
-    shards = progress.shards or RunTotals()
+    shards, traffic, limiter = progress.shards or RunTotals(), progress.traffic, progress.limiter
     return RunTotals(
         conversations=dict(progress.statuses),
         messages_new=progress.messages_new,
         messages_total=progress.messages_total,
         requests=progress.requests,
-        retries=gateway.traffic.retries + shards.retries,
-        refusals=gateway.limiter.counts.rate_limited + shards.refusals,
-        received_bytes=gateway.traffic.size_bytes + shards.received_bytes,
+        retries=(traffic.retries if traffic else 0) + shards.retries,
+        refusals=(limiter.counts.rate_limited if limiter else 0) + shards.refusals,
+        received_bytes=(traffic.size_bytes if traffic else 0) + shards.received_bytes,
         written_bytes=progress.written_bytes,
     )
 

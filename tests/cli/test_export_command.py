@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from imbrace_cli.local_server import LocalServer
+from imbrace_lake.errors import StoreError
 from imbrace_lake.tuning import MEMORY_POOL_VARIABLE
 from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run, prefect_leaks
@@ -73,6 +74,24 @@ def test_a_phone_number_in_the_name_of_a_list_reaches_neither_prefect_nor_the_le
     assert found["name"] == "export export ….csv"
     assert by_name.code == 2
     assert "the name of the column may contain a phone number" in by_name.err
+
+
+def test_a_run_whose_accounts_cannot_be_written_shows_what_it_did(
+    run: Run, box: Sandbox, monkeypatch: pytest.MonkeyPatch, workdir: Path
+) -> None:
+    async def publish(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("imbrace_lake.lake.ledger.Journal.publish", publish)
+
+    result = run("export", *box.phones, "--json")
+
+    summary = json.loads(result.out)
+    assert (result.code, summary["status"]) == (1, "failed")
+    assert "could not be written: the disk is full" in summary["reason"]
+    assert summary["totals"]["requests"] == sum(box.stats().requests.values())
+    assert summary["totals"]["messages_new"] == sum(exported(workdir).values())
+    assert summary["totals"]["written_bytes"] > 0
 
 
 def test_a_file_is_exported_and_its_flaws_are_listed(

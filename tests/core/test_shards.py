@@ -454,7 +454,7 @@ def test_the_header_of_a_run_under_way_shows_its_progress(box: Sandbox, tmp_path
         header = await read_header(run.lake, PARENT)
 
         assert header is not None
-        assert header.totals == totals_of(run.progress, run.gateway)
+        assert header.totals == totals_of(run.progress)
         assert header.totals.conversations == {"complete": 4}
         assert await read_header(run.lake, "no-run") is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -29,6 +30,7 @@ Examples:
 """
 
 SERVER_SECONDS = 2.0
+_VERSION = re.compile(r'"?((\d+)\.[\w.+-]{1,40})"?')
 _MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "error": ("✗", "bold red"), "skipped": ("-", "dim")}
 
 
@@ -104,11 +106,22 @@ def _check_server(api_url: str, ours: str) -> Finding:
         return Finding("prefect server", "error", why_unavailable(exc, api_url))
     if answer.status_code in (401, 403):
         return Finding("prefect server", "error", f"{shown} asks for a login: {LOGIN_ADVICE}")
-    theirs = answer.text.strip().strip('"') if answer.status_code == 200 else ""
-    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
-        message = f"{shown} has version {theirs}, this is {ours}: a server should not be the older one"
-        return Finding("prefect server", "note", message)
-    return Finding("prefect server", "ok", f"{shown} answers" + (f", version {theirs}" if theirs else ""))
+    if answer.status_code == 404:
+        # The hosted service does not have this page.
+        return Finding("prefect server", "ok", f"{shown} answers")
+    theirs = _VERSION.fullmatch(answer.text.strip()) if answer.status_code == 200 else None
+    if theirs is None:
+        message = (
+            f"{shown} does not answer as a Prefect server (status {answer.status_code}): perhaps a proxy or a"
+            " page for signing in answers; set PREFECT_API_URL to the server's address, which ends with /api"
+        )
+        return Finding("prefect server", "error", message)
+    message = f"{shown} has version {theirs[1]}, this is {ours}"
+    if theirs[2] != ours.partition(".")[0]:
+        return Finding("prefect server", "error", f"{message}: use a server of the same major version")
+    if theirs[1].split(".")[:2] != ours.split(".")[:2]:
+        return Finding("prefect server", "note", f"{message}: a server should not be the older one")
+    return Finding("prefect server", "ok", f"{shown} answers, version {theirs[1]}")
 
 
 def _echo_findings(findings: list[Finding]) -> None:

@@ -75,7 +75,11 @@ def test_the_local_server_is_reported(run: Run, prefect: LocalServer) -> None:
     ("status", "body", "reported", "code"),
     [
         (200, f'"{version("prefect")}"', f"answers, version {version('prefect')}", 0),
-        (200, '"2.0.0"', "has version 2.0.0", 0),
+        (200, '"3.0.0"', "has version 3.0.0", 0),
+        (200, '"2.20.9"', "use a server of the same major version", 1),
+        (200, "<html>Sign in, 3.8</html>", "does not answer as a Prefect server (status 200)", 1),
+        (302, "", "does not answer as a Prefect server (status 302)", 1),
+        (503, "", "does not answer as a Prefect server (status 503)", 1),
         (404, "", "/api answers\n", 0),
         (401, "", "set PREFECT_API_AUTH_STRING", 1),
     ],

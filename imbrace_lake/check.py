@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from imbrace_lake.errors import (
+    AccessBlocked,
     CertificateRejected,
     GatewayError,
     ImbraceLakeError,
@@ -241,6 +242,8 @@ def _describe_error(options: GatewayOptions, exc: GatewayError) -> list[Finding]
         case OrganizationMismatch():
             mismatch = Finding("organization", "error", f"{exc}: change {PREFIX}ORGANIZATION, or the token")
             return [answers, Finding("token", "ok", "known to the gateway"), mismatch]
+        case AccessBlocked():
+            return [Finding("gateway", "error", f"{exc}: {exc.advice[0].lower()}{exc.advice[1:]}")]
         case RateLimited():
             message = "the gateway rate-limits every request at present (429): wait, as a run would"
             return [Finding("gateway", "error", message)]

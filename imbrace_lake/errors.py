@@ -10,6 +10,7 @@
     ├── GatewayError              the gateway's answer to one request
     │   ├── TokenRejected         401, believed after a few tries           fatal
     │   ├── OrganizationMismatch  403 that concerns every request           fatal
+    │   ├── AccessBlocked         403 of a firewall in front of the gateway fatal
     │   ├── CertificateRejected   TLS: the certificate is not trusted       fatal
     │   ├── GatewayDown           no request has succeeded for too long     fatal
     │   ├── BadRequest            400 and any other status without its own class
@@ -126,6 +127,13 @@ class OrganizationMismatch(GatewayError):
 
     is_fatal = True
     advice = "Use a token of this organization, then rerun."
+
+
+class AccessBlocked(GatewayError):
+    """403 with a page on every request: not the gateway answers, but something in front of it."""
+
+    is_fatal = True
+    advice = "Ask who runs the network, or the vendor, why a firewall blocks these requests, then rerun."
 
 
 class CertificateRejected(GatewayError):

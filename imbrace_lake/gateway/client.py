@@ -23,6 +23,7 @@ import httpx
 from pydantic import SecretStr
 
 from imbrace_lake.errors import (
+    AccessBlocked,
     AnswerTooLarge,
     BadRequest,
     ConversationForbidden,
@@ -188,7 +189,7 @@ class GatewayClient:
         self._accepted = 0  # requests whose token the gateway accepted
         self._links_accepted = 0  # of those, requests that named the organization
         self._probing = asyncio.Lock()
-        self._is_forbidden = False
+        self._everywhere: Forbidden | None = None
         self._is_token_rejected = False
         # Since when requests have been failing and none has succeeded.
         self._failing_since: float | None = None
@@ -380,6 +381,12 @@ class GatewayClient:
         names_another = exc.expected not in (None, ours)
         is_open = not self._links_accepted and (is_links or exc.expected != ours)
         if is_open and ((is_links and names_another) or await self._is_forbidden_everywhere()):
+            if self._everywhere is not None and self._everywhere.is_page:
+                reason = (
+                    "something in front of the gateway, such as a firewall, rejects every request (status 403"
+                    " with a page of HTML)"
+                )
+                return AccessBlocked(exc.path, reason, exc.request_id)
             return OrganizationMismatch(exc.path, exc.mismatch(ours), exc.request_id)
         if is_links:
             return BadRequest(exc.path, "the gateway forbids this request (status 403)", exc.request_id)
@@ -391,17 +398,17 @@ class GatewayClient:
     async def _is_forbidden_everywhere(self) -> bool:
         """Whether the gateway forbids even a harmless request for links."""
         async with self._probing:
-            if self._links_accepted or self._is_forbidden:
-                return self._is_forbidden
+            if self._links_accepted or self._everywhere is not None:
+                return self._everywhere is not None
             query = self._links_query([HARMLESS])
             try:
                 await self._tried(LINKS_PATH, lambda *_: query, lambda body: body)
-            except Forbidden:
-                self._is_forbidden = True
+            except Forbidden as exc:
+                self._everywhere = exc
             except GatewayError:
                 # Any other error decides nothing; the expected answer for this number is 404.
                 return False
-            return self._is_forbidden
+            return self._everywhere is not None
 
     async def _raise_if_repeated(self, exc: TokenRejected, rejections: int, *, is_elsewhere: bool) -> None:
         """Raise the error of a 401 that was repeated often enough.

@@ -30,15 +30,23 @@ class Forbidden(GatewayError):
     Args:
         expected: The organization of the token, if the answer names one.
         shown: The same, printable.
+        is_page: Whether the answer is a page of HTML, which the gateway itself does not send.
     """
 
     def __init__(
-        self, path: str, reason: str, request_id: str, expected: str | None = None, shown: str = ""
+        self,
+        path: str,
+        reason: str,
+        request_id: str,
+        expected: str | None = None,
+        shown: str = "",
+        is_page: bool = False,
     ) -> None:
         super().__init__(path, reason, request_id)
-        self.args = (path, reason, request_id, expected, shown)
+        self.args = (path, reason, request_id, expected, shown, is_page)
         self.expected = expected
         self.shown = shown
+        self.is_page = is_page
 
     def mismatch(self, ours: str) -> str:
         """Return the reason for an organization that is not the token's."""
@@ -77,7 +85,9 @@ def error_from_response(
     if status == 403:
         expected = _value_of(answer.body, "details", "expected")
         shown = "" if expected is None else printable(expected, secrets=secrets)
-        return Forbidden(path, "the gateway forbids this request (status 403)", request_id, expected, shown)
+        is_page = answer.body.lstrip().startswith(b"<")
+        reason = "the gateway forbids this request (status 403)"
+        return Forbidden(path, reason, request_id, expected, shown, is_page)
     # The path alone does not suffice, because web frameworks repeat it: "Cannot GET /conversations/links".
     if status == 404 and re.search(r"conversations? (not )?found", _message_of(answer.body)):
         return ConversationNotFound(path, "the gateway does not have this conversation", request_id)

@@ -18,6 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbrace_lake.errors import (
+    AccessBlocked,
     BadRequest,
     ConversationForbidden,
     ConversationNotFound,
@@ -308,6 +309,20 @@ def test_a_403_without_details_names_the_requested_organization() -> None:
 
     with pytest.raises(OrganizationMismatch, match="does not belong to organization org_mine"):
         page_of(client, "c")
+
+
+@pytest.mark.parametrize("ask_for", [lambda each: each.get_links([PHONE]), lambda each: each.get_page("c")])
+def test_a_403_with_a_page_is_that_of_a_firewall(ask_for: Any) -> None:
+    page = "\n<!DOCTYPE html><html><title>Access Denied</title></html>"
+    client = playing(lambda request: httpx.Response(403, text=page))
+
+    with pytest.raises(
+        AccessBlocked, match="something in front of the gateway, such as a firewall"
+    ) as caught:
+        ask(client, ask_for)
+
+    assert caught.value.is_fatal
+    assert "organization" not in f"{caught.value}{caught.value.advice}"
 
 
 FORBIDDEN = ["403", "403:plain", "403:html", "403:other"]

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+# Nothing that takes time: until `main` is called, Ctrl-C shows a traceback.
 import gc
+import os
 import signal
 import sys
-import threading
-
-from imbrace_cli.interrupt import INTERRUPTED, LAST_SECONDS, end_process
 
 # Modules are objects that stay, so a garbage collection while they are loaded finds next to nothing.
 LOADING_THRESHOLD = 50_000
 
 
+def _end(*_: object) -> None:
+    # Not `end_process`, whose module may be one of those that are being loaded.
+    try:
+        os.write(2, b"\ninterrupted: the same command starts again\n")
+    finally:
+        os._exit(130)
+
+
 def main() -> int:
     """Run the command of the arguments, and return its exit code."""
-    # Not if Ctrl-C is ignored.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: end_process("interrupted"))
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        # Not if it is ignored.
+        if signal.getsignal(number) is default:
+            signal.signal(number, _end)
     gc.set_threshold(LOADING_THRESHOLD)
+    import threading
+
+    from imbrace_cli.interrupt import INTERRUPTED, LAST_SECONDS, end_process
     from imbrace_cli.main import main as run
 
     code = run()

@@ -47,21 +47,27 @@ def start(program: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_while_modules_are_loaded_ends_the_program_without_a_traceback() -> None:
-    program = start("""
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("loaded", ["imbrace_cli.interrupt", "imbrace_cli.main", "imbrace_cli.run"])
+def test_a_signal_while_modules_are_loaded_ends_the_program_with_a_sentence(loaded: str, sent: str) -> None:
+    program = start(f"""
 import os, signal, sys
 from imbrace_cli.__main__ import main
 class Interrupting:
     def find_spec(self, name, *_):
-        if name == "imbrace_cli.main":
-            os.kill(os.getpid(), signal.SIGINT)
+        if name == "{loaded}":
+            os.kill(os.getpid(), signal.{sent})
 sys.meta_path.insert(0, Interrupting())
 sys.exit(main())
 """)
 
     out, err = program.communicate(timeout=300)
 
-    assert (program.returncode, out, err) == (INTERRUPTED, "", "\ninterrupted\n")
+    assert (program.returncode, out, err) == (
+        INTERRUPTED,
+        "",
+        "\ninterrupted: the same command starts again\n",
+    )
 
 
 def test_ctrl_c_is_acknowledged_while_a_library_keeps_the_main_thread_busy_and_a_second_one_ends_it() -> None:

@@ -16,6 +16,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson
 from imbrace_cli.terminal import as_called, echo, stdout_console, waiting
+from imbrace_lake.errors import SettingsError
 
 if TYPE_CHECKING:
     from imbrace_lake.check import Finding
@@ -72,7 +73,7 @@ def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[st
     versions = _versions()
     try:
         open_gateway = shared_gateway(settings)
-    except ServerUnavailable:
+    except (ServerUnavailable, SettingsError):
         # The findings report it. These few requests do not exceed any limit.
         open_gateway = own_gateway(settings)
     return [*run_interruptibly(core.run_checks(settings, open_gateway, phone, say)), *versions]
@@ -102,6 +103,8 @@ def _check_server(api_url: str, ours: str) -> Finding:
     shown = shown_url(api_url)
     try:
         answer = ask_server(api_url, SERVER_SECONDS)
+    except SettingsError as exc:
+        return Finding("prefect server", "error", str(exc))
     except httpx.HTTPError as exc:
         return Finding("prefect server", "error", why_unavailable(exc, api_url))
     if answer.status_code in (401, 403):

@@ -90,6 +90,18 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
     return environment
 
 
+def check_certificates() -> None:
+    """Check the certificates that the user has chosen, which Prefect would report with a traceback.
+
+    Raises:
+        SettingsError: They cannot be read.
+    """
+    if os.environ.get("SSL_CERT_FILE"):
+        from imbrace_lake.gateway.http_client import certificates
+
+        certificates()
+
+
 def prepare_client(api_url: str, directory: Path | None = None) -> None:
     """Prepare this process for the import of Prefect; the arguments are those of `client_environment`."""
     if directory is not None:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from imbrace_cli.local_server import ServerUnavailable, ensure_server, keep_alive
-from imbrace_cli.prefect_environment import configured_api_url, configured_login, prepare_client
+from imbrace_cli.prefect_environment import (
+    check_certificates,
+    configured_api_url,
+    configured_login,
+    prepare_client,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -114,7 +119,9 @@ def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
 
     Raises:
         httpx.HTTPError: It does not answer, or the address is not valid or not that of an API.
+        SettingsError: The certificates that the user has chosen cannot be read.
     """
+    check_certificates()
     import httpx
 
     url = f"{api_url.rstrip('/')}/admin/version"

@@ -277,3 +277,28 @@ def test_deployments_get_no_list_whose_address_may_contain_a_phone_number(comman
     assert result.code == 2
     assert "the address of the list may contain a phone number, which Prefect would store" in result.err
     assert NUMBER[1:] not in result.err
+
+
+@pytest.mark.parametrize("arguments", [["export", NUMBER], ["budget"], ["server", "start"], ["notify"]])
+@pytest.mark.parametrize("server", [None, "http://127.0.0.1:9/api"])
+def test_certificates_that_cannot_be_read_are_one_sentence(
+    arguments: list[str], server: str | None, run: Run
+) -> None:
+    os.environ["SSL_CERT_FILE"] = "/nope"
+    if server is not None:
+        os.environ["PREFECT_API_URL"] = server
+
+    result = run(*arguments)
+
+    sentence = "SSL_CERT_FILE names a file without readable certificates (FileNotFoundError)"
+    assert (result.code, result.out, result.err) == (2, "", f"error: {sentence}\n")
+
+
+def test_check_reports_certificates_that_cannot_be_read(run: Run) -> None:
+    os.environ.update(SSL_CERT_FILE="/nope", PREFECT_API_URL="http://127.0.0.1:9/api")
+
+    result = run("check")
+
+    assert (result.code, result.err) == (1, "")
+    assert "gateway: SSL_CERT_FILE names a file without readable certificates" in result.out
+    assert "prefect server: SSL_CERT_FILE names a file without readable certificates" in result.out

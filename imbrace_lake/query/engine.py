@@ -52,7 +52,7 @@ class Engine:
         self._spill = tempfile.mkdtemp(prefix="imbrace-lake-")
         self._connection = duckdb.connect()
         try:
-            self._prepare(sources, own)
+            self._interruptibly(lambda: self._prepare(sources, own))
         except BaseException:
             self.close()
             raise

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from itertools import count, islice
@@ -127,7 +127,7 @@ def _view_settings(
         opens, closes = (_minutes(text) for text in hours.split("-"))
     except ValueError:
         raise SettingsError(f"{hours!r} are not business hours: write 09:00-18:00") from None
-    if not {*days} <= {*"1234567"}:
+    if not days or not {*days} <= {*"1234567"}:
         raise SettingsError(f"{days!r} are not business days: write 12345 for Monday to Friday")
     return ViewSettings(
         time_zone=time_zone,
@@ -141,7 +141,7 @@ def _minutes(text: str) -> int:
     """Return a time of day in minutes; 24:00 is the end of the day."""
     if text.strip() == "24:00":
         return 24 * 60
-    found = time.fromisoformat(text.strip())
+    found = datetime.strptime(text.strip(), "%H:%M").time()  # noqa: DTZ007 - a local time
     return found.hour * 60 + found.minute
 
 

@@ -1,6 +1,15 @@
+{%- set days = var("business_hours") %}
+{%- if days is string or days is not sequence or days | length != 7 %}
+{{- exceptions.raise_compiler_error("business_hours: " ~ days ~ " are not 7 texts, from Monday to Sunday") }}
+{%- endif %}
 {%- set minutes = [] %}
-{%- for hours in var("business_hours") %}
-{%- set times = (hours or "00:00-00:00").replace("-", ":").split(":") | map("int") | list %}
+{%- for hours in days %}
+{%- set times = (hours or "00:00-00:00") | string %}
+{%- set is_form = modules.re.fullmatch("\\d\\d:[0-5]\\d-\\d\\d:[0-5]\\d", times) %}
+{%- if not is_form or (hours and not times[:5] < times[6:] <= "24:00") %}
+{{- exceptions.raise_compiler_error("business_hours: " ~ hours ~ " are not business hours: write 09:00-18:00") }}
+{%- endif %}
+{%- set times = times.replace("-", ":").split(":") | map("int") | list %}
 {%- do minutes.append((times[0] * 60 + times[1], times[2] * 60 + times[3])) %}
 {%- endfor %}
 {%- set week = minutes | map("last") | sum - minutes | map("first") | sum %}

@@ -56,6 +56,17 @@ def check_characters(name: str, text: str) -> None:
         raise SettingsError(f"{name} has half of a surrogate pair, which UTF-8 does not have")
 
 
+def check_id(name: str, text: str) -> None:
+    """Reject a text that cannot be an id.
+
+    Raises:
+        SettingsError: It is empty, or has half of a surrogate pair.
+    """
+    check_characters(name, text)
+    if not text.strip():
+        raise SettingsError(f"{name} is empty")
+
+
 def texts(name: str, given: str | Iterable[str], example: str) -> list[str]:
     """Return one or several texts as a list.
 

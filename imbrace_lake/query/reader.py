@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from imbrace_lake.phones.numbers import parse_phone, phone_hash
 from imbrace_lake.query.arguments import (
     address,
     check_characters,
+    check_id,
     check_time,
     check_type,
     kind,
@@ -88,7 +90,7 @@ class Lake:
     All methods that return a `Result` raise these errors when the result is used:
 
     Raises:
-        InputError: There is no lake, or a query is wrong.
+        InputError: There is no lake, a query is wrong, or the lake has only other organizations.
         SettingsError: DuckDB is not installed.
         StoreError: The lake cannot be read.
     """
@@ -105,7 +107,8 @@ class Lake:
     ) -> None:
         url = address(url)
         check_type("organization", organization, str, "a text")
-        check_characters("organization", organization or "")
+        if organization is not None:
+            check_id("the organization's id", organization)
         check_type("settings", settings, ViewSettings, "ViewSettings")
         check_type("options", options, StoreOptions, "StoreOptions")
         check_type("phone_key", phone_key, bytes, "bytes")
@@ -116,6 +119,7 @@ class Lake:
         self.url = open_store(url, options).url
         self.settings = settings
         self._organization = organization
+        self._is_organization_checked = organization is None
         self._source = source
         self._phone_key = phone_key
         self._connection = _Connection(url, options)
@@ -296,6 +300,9 @@ class Lake:
     ) -> Iterator[Rows]:
         """Run a query over the lake as it is now."""
         lake = self._connection.lake()
+        if self._organization is not None and not self._is_organization_checked:
+            self._connection.run(_check_organization(lake, self._organization))
+            self._is_organization_checked = True
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
         messages = None
         if "lake_messages" in used:
@@ -434,6 +441,22 @@ async def _organizations(lake: lakes.Lake) -> list[str]:
         # The first name after all keys of the folder.
         after = f"{folder}0"
     return found
+
+
+async def _check_organization(lake: lakes.Lake, organization: str) -> None:
+    """Reject an organization of which the lake has nothing, if it has another one.
+
+    Raises:
+        InputError: The lake does not have it.
+    """
+    if await lake.store.list(f"{lakes.MESSAGES}org={lakes.encoded(organization)}/", most=1):
+        return
+    known = {unquote(folder.split("org=")[1].rstrip("/")) for folder in await _organizations(lake)}
+    for ledger in LEDGERS:
+        rows = await read_ledger(lake, ledger, columns=["organization_id"])
+        known |= {*rows.column("organization_id").to_pylist()}
+    if known and organization not in known:
+        raise InputError(f"the lake has no organization {organization!r}: it has {', '.join(sorted(known))}")
 
 
 async def _newest_run(lake: lakes.Lake) -> datetime | None:

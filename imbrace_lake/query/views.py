@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.query.arguments import check_characters, check_type, texts
+from imbrace_lake.query.arguments import check_id, check_type, texts
 from imbrace_lake.query.dialects import DIALECTS, Dialect
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -62,7 +62,7 @@ class ViewSettings:
             check_type(name, value, wanted, what)
         object.__setattr__(self, "bots", tuple(texts("bots", self.bots, "u_…")))
         for bot in self.bots:
-            check_characters("the id of a bot", bot)
+            check_id("the id of a bot", bot)
         try:
             ZoneInfo(self.time_zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import available_timezones
 
 import dbt_package
 import duckdb
@@ -22,6 +23,10 @@ from imbrace_lake.query.views import ViewSettings, views
 from tests.core.test_views import SETTINGS
 
 
+class CompilationError(Exception):
+    """What dbt's macro for errors raises."""
+
+
 def render(name: str, engine: str, variables: dict[str, Any]) -> str:
     """Return a model as dbt compiles it, with names of views and sources instead of tables."""
     environment = Environment(extensions=["jinja2.ext.do"])  # noqa: S701 - not HTML
@@ -33,6 +38,10 @@ def render(name: str, engine: str, variables: dict[str, Any]) -> str:
 
     known = {"adapter": SimpleNamespace(dispatch=dispatch), "return": str}
     macros = environment.from_string((FOLDER / "macros/engines.sql").read_text("utf-8")).make_module(known)
+
+    def reject(sentence: str) -> None:
+        raise CompilationError(sentence)
+
     text = "VARCHAR" if engine == "duckdb" else "STRING"
     rendered = environment.from_string((FOLDER / f"models/{name}.sql").read_text("utf-8")).render(
         imbrace_lake=macros,
@@ -40,6 +49,8 @@ def render(name: str, engine: str, variables: dict[str, Any]) -> str:
         ref=str,
         source=lambda source, table: f"{source}_{table}",
         var=variables.__getitem__,
+        exceptions=SimpleNamespace(raise_compiler_error=reject),
+        modules=SimpleNamespace(re=re, pytz=SimpleNamespace(all_timezones_set=available_timezones())),
     )
     return rendered.strip()
 
@@ -76,6 +87,29 @@ def test_variables_make_the_rows_of_the_settings(place: str) -> None:
         with duckdb.connect() as connection:
             expected = connection.execute(queries[name]).fetchall()
             assert sorted(connection.execute(rendered).fetchall()) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("time_zone", "Mars", "time_zone: Mars is not a time zone: write UTC, or Asia/Taipei"),
+        ("gap_minutes", 0, "gap_minutes: 0 is not a number above 0"),
+        ("gap_minutes", "60", "gap_minutes: 60 is not a number above 0"),
+        ("document_characters", 0, "document_characters: 0 is not a number from 1"),
+        ("business_hours", ["9-5"], "business_hours: ['9-5'] are not 7 texts, from Monday to Sunday"),
+        ("business_hours", "9-5", "business_hours: 9-5 are not 7 texts, from Monday to Sunday"),
+        ("business_hours", ["9-5"] * 7, "business_hours: 9-5 are not business hours: write 09:00-18:00"),
+        ("business_hours", ["18:00-09:00"] * 7, "18:00-09:00 are not business hours"),
+        ("business_hours", ["09:00-24:30"] * 7, "09:00-24:30 are not business hours"),
+        ("bots", "u_1", "bots: u_1 is not a list of ids, such as [u_1]"),
+        ("bots", [""], "bots: [''] is not a list of ids"),
+    ],
+)
+def test_variables_that_cannot_be_used_are_one_sentence(name: str, value: Any, sentence: str) -> None:
+    model = name if name in BY_HAND else "settings"
+
+    with pytest.raises(CompilationError, match=re.escape(sentence)):
+        render(model, "duckdb", variables_of(ViewSettings()) | {name: value})
 
 
 def test_variables_have_the_defaults_of_the_settings() -> None:

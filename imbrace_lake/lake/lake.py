@@ -212,7 +212,10 @@ class Lake:
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{part.key} is missing: parts must never be removed") from None
         except (pa.ArrowInvalid, OSError) as exc:
-            raise StoreError(f"{self.url}/{part.key} cannot be read: restore it from a copy") from exc
+            raise StoreError(
+                f"{self.url}/{part.key} cannot be read: restore it from a copy, or delete it and export its"
+                " conversation again"
+            ) from exc
 
     async def replace_part(self, part: Part, body: Body) -> Part:
         """Replace a part with the same number of rows, some of them edited, marked deleted or repaired.

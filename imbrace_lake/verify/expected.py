@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.lake import Lake, partition_key
 from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_objects
-from imbrace_lake.lake.ledger_schema import CONVERSATIONS, Ledger
+from imbrace_lake.lake.ledger_schema import CONVERSATIONS, WINDOW, Ledger
 
 READ_AT_A_TIME = 16
 _TIME = CONVERSATIONS.field("finished_at").type
@@ -74,6 +74,45 @@ class ExpectedObjects:
         own = self.newest.filter(pc.equal(self.newest.column("key"), key))
         begun_at: datetime = own.column("begun_at")[0].as_py()
         return begun_at
+
+
+async def read_replaced(lake: Lake, missing: set[str]) -> set[str]:
+    """Return those of the missing parts without which a later run proved the conversation complete.
+
+    Such a run has listed the other parts of the conversation, and added what they lack.
+
+    Args:
+        lake: The lake.
+        missing: Keys of parts that a ledger records.
+    """
+    folders = {key.rpartition("/")[0] for key in missing}
+    recorded_at: dict[str, datetime] = {}
+    proofs: dict[str, list[tuple[datetime, set[str]]]] = {}
+    columns = [
+        "organization_id",
+        "conversation_id",
+        "status",
+        "proof_method",
+        "parts",
+        "started_at",
+        "finished_at",
+    ]
+    async for tables, _ in _intact_rows(lake, "conversations", columns):
+        for rows in tables:
+            for row in rows.filter(pc.is_valid(rows.column("parts"))).to_pylist():
+                folder = partition_key(row["organization_id"], row["conversation_id"])
+                if folder not in folders:
+                    continue
+                keys = {part["key"] for part in row["parts"]}
+                for key in keys & missing:
+                    recorded_at[key] = max(recorded_at.get(key, row["finished_at"]), row["finished_at"])
+                if row["status"] == "complete" and row["proof_method"] != WINDOW and row["started_at"]:
+                    proofs.setdefault(folder, []).append((row["started_at"], keys))
+    return {
+        key
+        for key, last in recorded_at.items()
+        if any(began > last and key not in keys for began, keys in proofs.get(key.rpartition("/")[0], ()))
+    }
 
 
 def _versions(entries: pa.Table) -> pa.Table:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
+from urllib.parse import unquote
 from uuid import uuid4
 
 from imbrace_lake.concurrency import run_bounded
@@ -25,10 +27,11 @@ from imbrace_lake.lake.ledger import (
     run_of,
 )
 from imbrace_lake.lake.ledger_schema import LEDGERS
+from imbrace_lake.printable import printable
 from imbrace_lake.store.factory import ObjectMeta
 from imbrace_lake.tables.cleaning import TABLES
 from imbrace_lake.tables.verification import verify_tables
-from imbrace_lake.verify.expected import ExpectedObjects
+from imbrace_lake.verify.expected import ExpectedObjects, read_replaced
 from imbrace_lake.verify.findings import Difference, Verification
 from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
 
@@ -37,7 +40,9 @@ SIDE_BY_SIDE = 16
 LARGE_BYTES = 4 * 2**20
 # Folders whose objects have the hash of their content in their keys.
 HASHED = (*LEDGERS, "journal", "checkpoints")
-UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy, or export it into a new lake"
+UNLIKE_LEDGER = "differs from the hash in the ledger: restore it from a copy"
+
+_PART = re.compile(r"messages/org=([^/]+)/conv=([^/]+)/")
 
 # None for an object that no longer exists, an error for one that cannot be read.
 _Body: TypeAlias = bytes | Path | StoreError | None
@@ -62,6 +67,8 @@ async def verify_objects(
     expected.is_complete = expected.is_complete and not any(
         key.startswith("conversations/") for key in missing
     )
+    lost = {key for key in missing if key.startswith(MESSAGES)}
+    missing -= await read_replaced(lake, lost) if lost else set()
     found.differences += [Difference(key, _missing(key)) for key in missing]
     done = 0
     doubtful: list[ObjectMeta] = []
@@ -129,12 +136,13 @@ def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str 
     if not key.startswith(MESSAGES):
         return True, _problem(key, body)
     if body is None:
-        return False, "is missing: restore it from a copy"
+        return False, _missing(key)
     if isinstance(body, StoreError):
         return False, f"cannot be read: {body}"
     if body_hash(body) in expected.parts.get(key, ()):
         return True, None
-    return False, _unrecorded_problem(key, judge_part(body), expected)
+    problem = _unrecorded_problem(key, judge_part(body), expected)
+    return False, problem and f"{problem}. {_without_copy(key)}"
 
 
 def _problem(key: str, body: _Body) -> str | None:
@@ -198,7 +206,24 @@ def _remedy(key: str) -> str:
     return f"restore it from a copy. Without a copy, delete it and runs/*-{run_id}-*, which lists it; {lost}"
 
 
+def _without_copy(key: str, *, is_missing: bool = False) -> str:
+    """Return what to do about a part without a copy."""
+    found = _PART.match(key)
+    if found is None:
+        return "Without a copy, delete it"
+    organization, conversation_id = map(unquote, found.groups())
+    # A very long id is not in its key.
+    is_shown = key.startswith(f"{partition_key(organization, conversation_id)}/")
+    option = f"--conversation {printable(conversation_id)}" if is_shown else "--everything"
+    return (
+        f"Without a copy, {'' if is_missing else 'delete it and '}run `imbrace-lake backfill {option}`, which"
+        " reads the conversation again; what was edited or deleted at the gateway before is lost"
+    )
+
+
 def _missing(key: str) -> str:
+    if key.startswith(MESSAGES):
+        return f"is missing: restore it from a copy. {_without_copy(key, is_missing=True)}"
     run_id = run_of(key)
     if run_id is None:
         return "is missing: restore it from a copy"

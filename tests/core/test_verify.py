@@ -19,11 +19,12 @@ import pytest
 
 from imbrace_lake.errors import GatewayError
 from imbrace_lake.lake.checkpoint import read_states
-from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.lake import Lake, open_lake, partition_key
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import conversation_rows
 from imbrace_lake.lake.parquet import to_parquet
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
+from imbrace_lake.policy import Window
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
@@ -475,3 +476,45 @@ def test_rows_encoded_by_another_version_of_the_writer_are_verified_by_their_has
 
     assert elsewhere(same).is_proven
     assert elsewhere(fewer).problem == judge_part(fewer).problem == WRONG_CLAIM
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_the_advice_about_a_damaged_or_missing_part_without_a_copy_works(
+    bench: Bench, which: int, is_missing: bool
+) -> None:
+    box = bench.box
+    one = max(box.conversations, key=lambda each: box.conversations[each])
+    box.append(one, 3)
+    bench.run()
+    part = sorted(Path(bench.lake, partition_key(box.options.organization_id, one)).iterdir())[which]
+    if is_missing:
+        part.unlink()
+    else:
+        part.write_bytes(b"damaged")
+
+    (found,) = bench.verify().differences
+    part.unlink(missing_ok=True)
+    bench.settings = {"rewalk_days": 0.0}
+    again = bench.run([one])
+
+    assert found.problem.endswith(
+        f"run `imbrace-lake backfill --conversation {one}`, which reads the conversation again; what was"
+        " edited or deleted at the gateway before is lost"
+    )
+    assert ("delete it" in found.problem) != is_missing
+    assert again.totals.conversations == {"complete": 1}
+    assert {*bench.messages(one)} == {item["_id"] for item in box.truth(one)}
+    assert bench.verify().is_sound
+
+
+def test_a_part_lost_after_a_window_of_time_was_read_again_is_still_missing(bench: Bench) -> None:
+    one = max(bench.box.conversations, key=lambda each: bench.box.conversations[each])
+    bench.box.append(one, 3)
+    bench.run()
+    part = Path(bench.lake, partition_key(bench.box.options.organization_id, one), "part-00000.parquet")
+    part.unlink()
+
+    bench.run([one], window=Window(since=START))
+
+    assert named(bench.verify()) == [str(part.relative_to(bench.lake))]

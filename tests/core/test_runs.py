@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import BadRequest, ConversationNotFound, MalformedAnswer, SettingsError
+from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, SettingsError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.run import MOST_LISTED, RunContext, RunSummary, close_run
@@ -166,20 +166,20 @@ def test_a_run_that_cannot_continue_states_the_reason(box: Sandbox, tmp_path: Pa
 
 
 def test_each_dead_letter_has_its_advice(box: Sandbox, tmp_path: Path) -> None:
-    refused, malformed, gone = list(box.conversations)[:3]
+    refused, malformed, unknown = list(box.conversations)[:3]
     box.break_conversation(refused, "400")
     box.break_conversation(malformed, "not_json")
-    box.break_conversation(gone, "404")
+    box.break_conversation(unknown, "404")
 
     summary, _ = run_once(box, tmp_path)
 
     assert {letter.conversation_id: letter.advice for letter in summary.dead_letters} == {
         refused: BadRequest.advice,
         malformed: MalformedAnswer.advice,
-        gone: ConversationNotFound.advice,
+        unknown: NeverFound.advice,
     }
     assert sorted(summary.advice()) == sorted(
-        f"1 × {cause.advice}" for cause in (BadRequest, MalformedAnswer, ConversationNotFound)
+        f"1 × {cause.advice}" for cause in (BadRequest, MalformedAnswer, NeverFound)
     )
 
 
@@ -197,7 +197,7 @@ def test_a_summary_lists_dead_letters_up_to_a_limit_and_counts_them_all(
 
     assert summary.dead_letter_count == MOST_LISTED + 20
     assert len(summary.dead_letters) == MOST_LISTED
-    assert summary.dead_letters[0].status == "gone"
+    assert summary.dead_letters[0].status == "failed"
     assert summary.status == "failed"
 
 

@@ -44,10 +44,10 @@ class Engine:
     """
 
     def __init__(self, sources: Mapping[str, Any], own: Iterable[View]) -> None:
-        try:
-            import duckdb
-        except ImportError:
-            raise SettingsError(INSTALL) from None
+        # An interrupted import can end the process, or leave half of a module.
+        _in_thread(_import_duckdb)
+        import duckdb
+
         # For what does not fit into memory.
         self._spill = tempfile.mkdtemp(prefix="imbrace-lake-")
         self._connection = duckdb.connect()
@@ -114,30 +114,52 @@ class Engine:
 
     def _interruptibly(self, work: Callable[[], T]) -> T:
         """Call a function that Ctrl-C ends: the main thread does not notice it while DuckDB works there."""
-        if threading.current_thread() is not threading.main_thread():
-            return work()
-        outcome: Future[T] = Future()
-
-        def call() -> None:
-            try:
-                outcome.set_result(work())
-            except BaseException as exc:  # noqa: BLE001 - raised by `result`
-                outcome.set_exception(exc)
-
-        thread = threading.Thread(target=call, name="query", daemon=True)
-        thread.start()
-        try:
-            return outcome.result()
-        finally:
-            # After Ctrl-C; several times, because DuckDB forgets one that comes before its next step.
-            while not outcome.done():
-                self._connection.interrupt()
-                thread.join(0.05)
+        return _in_thread(work, self._connection.interrupt)
 
     def close(self) -> None:
         """Close the connection and delete its temporary files."""
         self._connection.close()
         shutil.rmtree(self._spill, ignore_errors=True)
+
+
+def _in_thread(work: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:
+    """Call a function in another thread if this is the main thread, and wait for its end, also after Ctrl-C.
+
+    Args:
+        work: The function.
+        interrupt: Is called after Ctrl-C until the function ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as exc:  # noqa: BLE001 - raised by `result`
+            outcome.set_exception(exc)
+
+    thread = threading.Thread(target=call, name="query", daemon=True)
+    thread.start()
+    try:
+        return outcome.result()
+    finally:
+        # Several times, because DuckDB forgets one that comes before its next step.
+        while not outcome.done():
+            interrupt()
+            thread.join(0.05)
+
+
+def _import_duckdb() -> None:
+    """Import DuckDB.
+
+    Raises:
+        SettingsError: It is not installed.
+    """
+    try:
+        import duckdb  # noqa: F401
+    except ImportError:
+        raise SettingsError(INSTALL) from None
 
 
 def is_complete(text: str) -> bool:
@@ -146,10 +168,9 @@ def is_complete(text: str) -> bool:
     Raises:
         SettingsError: DuckDB is not installed.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise SettingsError(INSTALL) from None
+    _import_duckdb()
+    import duckdb
+
     ends = [start for start, kind in duckdb.tokenize(text) if kind != duckdb.token_type.comment]
     return bool(ends) and text.encode()[ends[-1] :].lstrip()[:1] == b";"
 

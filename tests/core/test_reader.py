@@ -190,22 +190,31 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 from imbrace_lake import Lake
 with Lake.open(sys.argv[1]) as lake:
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    if sys.argv[4] == "loaded":
+        lake.sql("SELECT 1").to_arrow()
     start = time.monotonic()
     try:
+        threading.Timer(float(sys.argv[5]), os.kill, (os.getpid(), signal.SIGINT)).start()
         getattr(lake.sql(sys.argv[2]), sys.argv[3])()
     except KeyboardInterrupt:
-        print(time.monotonic() - start < 10)
+        print(time.monotonic() - start < 60)
     print(lake.sql("SELECT 7 AS n").to_arrow().to_pylist())
 """
 
 
-@pytest.mark.parametrize("method", ["to_arrow", "to_pandas"])
-@pytest.mark.parametrize("query", [SLOW, f"SELECT 1 UNION ALL {SLOW}"])
-def test_ctrl_c_ends_a_query_at_once(made: Path, query: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "query", "state", "seconds"),
+    [
+        ("to_arrow", SLOW, "loaded", 0.5),
+        ("to_pandas", f"SELECT 1 UNION ALL {SLOW}", "loaded", 0.5),
+        # Before the query begins: while modules are loaded or the lake is opened.
+        *(("to_arrow", SLOW, "new", seconds) for seconds in (0.02, 0.06, 0.2)),
+    ],
+)
+def test_ctrl_c_ends_a_query_at_once(made: Path, method: str, query: str, state: str, seconds: float) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, made, query, method],
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-c", INTERRUPTED, made, query, method, state, str(seconds)],
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
     assert (result.stdout, result.stderr) == ("True\n[{'n': 7}]\n", "")

@@ -113,8 +113,10 @@ async def check_list(address: str, settings: Settings) -> Finding:
         return Finding("list", "error", str(exc))
     if not found.valid:
         return Finding("list", "error", f"{found.report.source} has no phone number: use another list")
-    invalid = f", {found.invalid:,} invalid entries" if found.invalid else ""
-    return Finding("list", "ok", f"{found.valid:,} phone numbers in {found.report.source}{invalid}")
+    entries = "entry" if found.invalid == 1 else "entries"
+    invalid = f", {found.invalid:,} invalid {entries}" if found.invalid else ""
+    numbers = f"{found.valid:,} phone number{'s' * (found.valid != 1)}"
+    return Finding("list", "ok", f"{numbers} in {found.report.source}{invalid}")
 
 
 async def check_lake(settings: Settings, options: StoreOptions | None = None) -> list[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 MOST_CHARACTERS = 80
 # A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them.
@@ -93,6 +94,11 @@ def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
         return path or "an unreadable address"
     scheme = f"{_plain(parts.scheme)}://" if parts.scheme else ""
     return f"{scheme}{_plain(host[:MOST_CHARACTERS])}{f':{port}' if port else ''}{path}"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """Return a number with its first digits, and without an exponent: ``0.0000186``, ``123,000``."""
+    return format(Decimal(f"{value:.{digits}g}"), ",f")
 
 
 def without_numbers(name: str) -> str:

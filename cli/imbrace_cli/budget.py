@@ -12,6 +12,7 @@ from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, read_settings
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
+from imbrace_lake.printable import decimal
 
 EXAMPLES = """
 \b
@@ -109,11 +110,11 @@ def _lines(found: Budget, name: str, page: str | None, *, is_set: bool) -> list[
     elif found.per_second == 0:
         first = "the budget is 0: all runs pause until it is raised"
     else:
-        first = f"the budget is {found.per_second:g} {UNIT} for all runs together"
+        first = f"the budget is {decimal(found.per_second, 6)} {UNIT} for all runs together"
     if is_set and found.before != found.per_second:
-        first += f" (before: {'none' if found.before is None else f'{found.before:g}'})"
+        first += f" (before: {'none' if found.before is None else decimal(found.before, 6)})"
     runs = f"{found.runs:,} run{'s' * (found.runs != 1)}"
-    uses = f"in use   up to {found.in_use:.3g} {UNIT}, by {runs}" if found.runs else "in use   by no run"
+    uses = f"in use   up to {decimal(found.in_use)} {UNIT}, by {runs}" if found.runs else "in use   by no run"
     rows = [uses, f"change   {program()} budget N"]
     if page is not None:
         rows.append(f"page     {page}")

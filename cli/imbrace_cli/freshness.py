@@ -18,6 +18,7 @@ from imbrace_cli.prefect_environment import configured_api_url
 from imbrace_cli.terminal import echo, echo_error
 from imbrace_lake.errors import InputError
 from imbrace_lake.export.humanize import duration
+from imbrace_lake.printable import decimal
 
 if TYPE_CHECKING:
     from imbrace_lake.export.visits import VisitReport, Visits
@@ -110,7 +111,8 @@ def freshness(
         if stale:
             echo(
                 "",
-                f"{stale:,} of {len(found):,} conversations: no proof in the last {stale_hours:g} hours",
+                f"{stale:,} of {len(found):,} conversations: no proof in the last"
+                f" {decimal(stale_hours or 0, 6)} hours",
             )
     # A monitor with a mistake in the lake or the organization must not be silent.
     is_empty = stale is not None and not found
@@ -174,15 +176,15 @@ def _outlook(report: VisitReport, visits: Visits, *, is_known: bool) -> list[str
         rows = [
             ("due", f"{report.due:,} of {report.conversations:,}; a run visits {report.requests:,}"),
             ("forecast", report.forecast()),
-            ("price", f"{visits.outlook.price:.3g} hours"),
+            ("price", f"{decimal(visits.outlook.price)} hours"),
         ]  # fmt: skip
     rows.append(("promise", report.promise()))
     rows += [("ages", one) for one in report.ages()]
     rows += [("warning", one) for one in report.warnings() if report.ahead]
     one = outlook.organization
     rows.append(
-        ("average", f"{one.rate:.3g} active hours per hour, {one.messages:.3g} messages per active hour,"
-            f" contrast {one.contrast:.3g}")
+        ("average", f"{decimal(one.rate)} active hours per hour,"
+            f" {decimal(one.messages)} messages per active hour, contrast {decimal(one.contrast)}")
     )  # fmt: skip
     return [f"{name:<10}{text}" for name, text in rows]
 
@@ -216,20 +218,20 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(found), default=str))
         return
-    one, two, three = found.estimates
+    estimates = ", ".join(map(decimal, found.estimates))
     organization = visits.outlook.organization
     wait = "a run visits it next" if found.reason != "waits" else f"due {found.next_visit:%Y-%m-%d %H:%M} UTC"
     rows = [
         ("proven", f"{found.seen:%Y-%m-%d %H:%M} UTC"),
         ("promised", f"again by {found.deadline:%Y-%m-%d %H:%M} UTC"),
-        ("estimates", f"{one:.3g}, {two:.3g}, {three:.3g} active hours per hour (the last 1, 4, 20 active"
-            f" hours; {found.listed} are known)"),
-        ("contrast", f"{organization.contrast:.3g}, with an average of {organization.rate:.3g}"),
-        ("messages", f"{found.messages:.3g} per active hour"),
-        ("rate", f"{found.rate:.3g} messages per hour"),
+        ("estimates", f"{estimates} active hours per hour (the last 1, 4, 20 active hours; {found.listed} are"
+            f" known)"),
+        ("contrast", f"{decimal(organization.contrast)}, with an average of {decimal(organization.rate)}"),
+        ("messages", f"{decimal(found.messages)} per active hour"),
+        ("rate", f"{decimal(found.rate)} messages per hour"),
         ("interval", _interval(found)),
-        ("counted", f"{found.counted:.3g} weighted hours from the proof to the middle of the run"),
-        ("value", f"{found.value:.3g} hours; due from {found.price:.3g} on"),
+        ("counted", f"{decimal(found.counted)} weighted hours from the proof to the middle of the run"),
+        ("value", f"{decimal(found.value)} hours; due from {decimal(found.price)} on"),
         ("visit", f"{wait}: {REASONS[found.reason]}"),
     ]  # fmt: skip
     echo(*(f"{name:<10}{text}" for name, text in rows))
@@ -238,10 +240,10 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
 def _interval(found: Explanation) -> str:
     """Return the interval between two visits, and how it was worked out."""
     hours = math.sqrt(2 * found.price / found.rate)
-    shown = f"√(2 × {found.price:.3g} / {found.rate:.3g}) = {hours:.3g} weighted hours"
+    shown = f"√(2 × {decimal(found.price)} / {decimal(found.rate)}) = {decimal(hours)} weighted hours"
     if math.isclose(hours, found.interval):
         return shown
-    return f"{shown}, but at {'least' if hours < found.interval else 'most'} {found.interval:.3g}"
+    return f"{shown}, but at {'least' if hours < found.interval else 'most'} {decimal(found.interval)}"
 
 
 def _values(one: Freshness) -> dict[str, str | float | None]:

@@ -7,6 +7,8 @@ runs in this process, gets the address. A list whose own address may contain a n
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
 
 STANDARD_INPUT = "-"
+ARGUMENTS = "the arguments"
+_LIST_NAME = re.compile(r"://|\.(csv|gz|ods|parquet|tsv|txt|xls[bx]?|zst)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,12 @@ def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions
         raise UsageError(
             "give the phone numbers either as arguments or by --phones FILE (- for standard input)"
         )
+    for one in numbers:
+        # Unlike `Path.is_file`, also of a text that is too long for a name.
+        is_file = re.search("[A-Za-z]", one) and os.path.isfile(one)  # noqa: PTH113
+        if is_file or _LIST_NAME.search(one):
+            name = without_numbers(one)
+            raise UsageError(f"{name} is the name of a list and not a phone number: write --phones {name}")
     address = _address(phones, numbers, "phone numbers")
     _check_readable(address, table, settings)
     return address
@@ -94,9 +104,7 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
     from imbrace_lake.phones.sources import is_pipe, renamed
 
     if given is None:
-        return stage_in_memory(
-            ("\n".join(" ".join(item.split()) for item in items)).encode(), "the arguments"
-        )
+        return stage_in_memory(("\n".join(" ".join(item.split()) for item in items)).encode(), ARGUMENTS)
     if given == STANDARD_INPUT:
         if sys.stdin.isatty():
             sys.stderr.write(f"reading {what}, one per line; end with Ctrl-D\n")
@@ -104,7 +112,9 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
     reject_secrets(given)
     if is_pipe(given):
         # A pipe, such as the shell's <(command), can be read only once.
-        return stage_in_memory(Path(given).read_bytes(), "the pipe")
+        path = Path(given).expanduser()
+        name = "the pipe" if path.is_fifo() else f"the device {path.name}"
+        return stage_in_memory(path.read_bytes(), name)
     return given if without_numbers(given) == given else renamed(given)
 
 
@@ -162,4 +172,5 @@ def _check_readable(address: str, table: TableOptions, settings: Settings) -> No
     )
     if next(numbers, None) is None:
         name = display_name(address).rpartition("/")[2]
-        raise InputError(f"{name} contains no phone number: give at least one")
+        verb = "contain" if name == ARGUMENTS else "contains"
+        raise InputError(f"{name} {verb} no phone number: give at least one")

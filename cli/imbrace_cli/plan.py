@@ -84,6 +84,7 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 
 def _echo_plan(found: Plan, settings: Settings) -> None:
     from imbrace_cli.terminal import echo
+    from imbrace_flows.words import plural
 
     lake = settings.require("lake")
     if not found.lake_exists:
@@ -92,4 +93,4 @@ def _echo_plan(found: Plan, settings: Settings) -> None:
         lake += " (has none of these conversations yet)"
     rows = [*found.rows(), ("lake", lake)]
     echo("An export would read:", "", *(f"  {name:<15}{value}" for name, value in rows), "")
-    echo(f"An estimate, which took {found.planning_requests:,} more requests. Nothing was written.")
+    echo(f"An estimate, which took {plural(found.planning_requests, 'more request')}. Nothing was written.")

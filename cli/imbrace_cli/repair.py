@@ -12,6 +12,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo, echo_status
+from imbrace_flows.words import plural
 
 if TYPE_CHECKING:
     from imbrace_lake.export.repair import Repaired
@@ -69,9 +70,9 @@ def _echo_repair(found: Repaired) -> None:
     if not found.is_applied:
         echo(*found.keys)
     if not found.keys:
-        echo_status(f"nothing to repair: {found.parts:,} parts")
+        echo_status(f"nothing to repair: {plural(found.parts, 'part')}")
         return
-    rows = f"{found.rows:,} messages in {len(found.keys):,} of {found.parts:,} parts"
+    rows = f"{plural(found.rows, 'message')} in {len(found.keys):,} of {plural(found.parts, 'part')}"
     if found.is_applied:
         echo_status(f"repaired: {rows}")
     else:

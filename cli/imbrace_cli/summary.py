@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from imbrace_cli.terminal import as_called, echo, echo_error, echo_status, list_problems
+from imbrace_flows.words import plural
 from imbrace_lake.export.humanize import counted, size
 from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import printable
@@ -53,8 +54,8 @@ def show_input(report: dict[str, Any] | None) -> None:
     first, others = report["files"][0], report["file_count"] - 1
     # Plain text has no columns or sheets to choose from.
     if others or first["description"] not in ("text, utf-8", "numbers"):
-        more = f" and {others:,} more file{'s' * (others > 1)}" * (others > 0)
-        echo_status(f"list: {first['name']} ({first['description']}){more}, {report['rows']:,} rows")
+        more = f" and {plural(others, 'more file')}" * (others > 0)
+        echo_status(f"list: {first['name']} ({first['description']}){more}, {plural(report['rows'], 'row')}")
     for warning in report["warnings"]:
         echo_error(warning, "input")
 

@@ -15,6 +15,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
+from imbrace_flows.words import plural
 from imbrace_lake.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _verify_object(path: Path, as_json: bool) -> NoReturn:
 
 def _evidence(report: PartReport) -> str:
     """Return the claim of a sound part in one line."""
-    rows = f"{report.rows:,} messages of {report.conversation_id} ({report.organization_id})"
+    rows = f"{plural(report.rows, 'message')} of {report.conversation_id} ({report.organization_id})"
     claim = report.claim
     if claim is None:
         return f"{rows}; an earlier version wrote it, without a claim in its footer"
@@ -151,13 +152,13 @@ def _echo_verification(found: Verification, lake: str) -> None:
         echo_status(f"the lake at {lake} has no conversation yet, so there is nothing to verify")
         return
     echo(*(f"{one.name}: {one.problem}" for one in found.differences))
-    looked = f"{found.parts:,} parts and {found.ledger_objects:,} objects of the ledgers"
+    looked = f"{plural(found.parts, 'part')} and {plural(found.ledger_objects, 'object')} of the ledgers"
     if found.table_files:
-        looked += f", {found.table_files:,} files of tables"
+        looked += f", {plural(found.table_files, 'file')} of tables"
     if found.counts:
-        looked += f", {found.counts:,} counts"
+        looked += f", {plural(found.counts, 'count')}"
     echo_status(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
     if found.tables_not_verified:
         echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:
-        echo_status(f"{found.unrecorded:,} parts of killed runs are complete and not yet in a ledger")
+        echo_status(f"not yet in a ledger: {plural(found.unrecorded, 'complete part')} of killed runs")

@@ -18,7 +18,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from imbrace_flows.deployment_run import is_deployment_run
-from imbrace_flows.words import as_code
+from imbrace_flows.words import as_code, plural
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
 
@@ -78,7 +78,7 @@ def plan_markdown(plan: Plan, *, reads: str, lake: str, organization: str) -> st
     if requester := _requester():
         about.append(("requested by", as_code(requester)))
     rows = (f"- **{name}:** {value}" for name, value in [*about, *plan.rows()])
-    remark = f"An estimate, which took {plan.planning_requests:,} more requests. Nothing was written."
+    remark = f"An estimate, which took {plural(plan.planning_requests, 'more request')}. Nothing was written."
     return "\n".join(["The run would read", "", *rows, "", remark])
 
 

@@ -53,7 +53,7 @@ def input_markdown(report: dict[str, Any]) -> str:
         )
         lines += [f"    - {line}" for line in _left_out(file)]
     more = report["file_count"] - len(report["files"])
-    lines += [f"- and {more:,} more files"] * (more > 0)
+    lines += [f"- and {plural(more, 'more file')}"] * (more > 0)
     lines += [f"- not read, hidden or empty: {as_code(name)}" for name in report["skipped_files"]]
     return "\n".join(lines)
 

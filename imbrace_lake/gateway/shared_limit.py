@@ -18,6 +18,7 @@ from typing import Protocol
 
 from imbrace_lake.concurrency import every
 from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.printable import decimal
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class SharedLimit:
 def _in_words(per_second: float | None) -> str:
     if per_second is None:
         return "as many requests as the gateway accepts"
-    return f"at most {per_second:.3g} requests per second"
+    return f"at most {decimal(per_second)} requests per second"
 
 
 @asynccontextmanager

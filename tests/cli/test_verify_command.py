@@ -112,7 +112,7 @@ def test_parts_of_a_killed_run_are_reported_and_do_not_count_as_a_difference(run
     result = run("verify")
 
     assert result.code == 0
-    assert f"{len(parts(bench))} parts of killed runs are complete and not yet in a ledger" in result.err
+    assert f"not yet in a ledger: {len(parts(bench))} complete parts of killed runs" in result.err
 
 
 @pytest.mark.usefixtures("terminal")

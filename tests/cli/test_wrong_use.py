@@ -22,7 +22,7 @@ NUMBER = "+886911425977"
 # The messages about what a command reads.
 READ = (
     "does not exist", "no file with a list", "has no sheets", "is an HTML page", "no column", "contains no",
-    "there is no lake",
+    "contain no", "there is no lake",
 )  # fmt: skip
 
 
@@ -87,6 +87,10 @@ def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str
     [
         ([], "either as arguments or by --phones"),
         ([NUMBER, "--phones", "phones.txt"], "either as arguments or by --phones"),
+        (["phones.txt"], "the name of a list and not a phone number: write --phones phones.txt"),
+        (["s3://b/0988752959.csv"], "s3://b/….csv is the name of a list and not a phone number"),
+        (["phone"], "the arguments contain no phone number"),
+        (["--phones", "/dev/null"], "the device null contains no phone number"),
         (["--phones", "missing.csv"], "missing.csv does not exist"),
         (["--phones", "folder"], "folder has no file with a list"),
         (["--phones", "*.csv"], "*.csv has no file with a list"),

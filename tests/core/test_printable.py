@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from imbrace_lake.printable import (
     NAME_WITHOUT_NUMBERS,
+    decimal,
     printable,
     printable_address,
     printable_request_id,
@@ -130,3 +131,18 @@ def test_the_name_of_a_list_is_shown_without_phone_numbers(name: str, shown: str
 def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> None:
     assert without_numbers(name) == name
     assert re.search(NAME_WITHOUT_NUMBERS, name)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.0000186, "0.0000186"),
+        (1.5, "1.5"),
+        (123_456, "123,000"),
+        (2 / 3, "0.667"),
+        (1_000, "1,000"),
+    ],
+)
+def test_a_number_for_people_has_no_exponent(value: float, shown: str) -> None:
+    assert decimal(value) == shown

@@ -94,21 +94,25 @@ async def check_files(
     if objects is None:
         objects = await store.list(folder)
     sizes = {meta.key: meta.size_bytes for meta in objects}
-    for file in snapshot.files:
-        size = sizes.get(f"{folder}{file.path}")
-        if size == file.size_bytes:
-            continue
-        newest = await log.read()
-        if newest is None or newest.version != snapshot.version:
-            # Another compaction may have deleted it; it checks its own version.
-            return
-        problem = "is missing" if size is None else f"has {size:,} bytes, not {file.size_bytes:,}"
-        raise damaged_file(store, folder, file, problem)
+    wrong = [file for file in snapshot.files if sizes.get(f"{folder}{file.path}") != file.size_bytes]
+    if not wrong:
+        return
+    newest = await log.read()
+    if newest is None or newest.version != snapshot.version:
+        # Another compaction may have deleted them; it checks its own version.
+        return
+    size = sizes.get(f"{folder}{wrong[0].path}")
+    problem = "is missing" if size is None else f"has {size:,} bytes, not {wrong[0].size_bytes:,}"
+    if len(wrong) > 1:
+        problem += f", and {len(wrong) - 1:,} more of the {len(snapshot.files):,} files are not as written"
+    raise damaged_file(store, folder, wrong[0], problem)
 
 
 def damaged_file(store: Store, folder: str, file: TableFile, problem: str) -> DamagedObject:
     """Return an error that states what is wrong with a data file, and what to do."""
-    return DamagedObject(
-        f"{store.url}/{folder}{file.path} {problem}: delete the folder {folder}, which `imbrace-lake compact`"
-        " then writes again"
-    )
+    return DamagedObject(f"{store.url}/{folder}{file.path} {problem}: {again(folder)}")
+
+
+def again(folder: str) -> str:
+    """Return what to do about a table with a damaged file."""
+    return f"delete the folder {folder}, which `imbrace-lake compact` then writes again"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
 from imbrace_lake.lake.schema import with_digests
-from imbrace_lake.tables.cleaning import STATE_PROPERTY
+from imbrace_lake.tables.cleaning import STATE_PROPERTY, again
 from imbrace_lake.tables.delta_log import Snapshot, TableFile, require_deltalake
 from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerTable, ledger_log, read_ledger_state
 from imbrace_lake.tables.messages import FOLDER, messages_log
@@ -24,7 +24,6 @@ from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
 from imbrace_lake.tables.temporary import reading_folder
 
-_AGAIN = "delete the folder tables, and run `imbrace-lake compact`"
 _NO_STATE = "its state is missing or damaged: the next `imbrace-lake compact` writes it again"
 
 
@@ -85,9 +84,11 @@ async def verify_tables(lake: Lake) -> TableVerification:
 async def _verify_messages(lake: Lake, snapshot: Snapshot, found: TableVerification) -> None:
     """Compare the rows of each conversation with its parts, as they were when they were read."""
     sums: dict[str, Sums] = {}
-    for file in snapshot.files:
-        if not await _is_read(lake, FOLDER, file, found, partial(_add_sums, sums=sums)):
-            return
+    are_read = [
+        await _is_read(lake, FOLDER, file, found, partial(_add_sums, sums=sums)) for file in snapshot.files
+    ]
+    if not all(are_read):
+        return
     state = await read_state(lake.store, snapshot.configuration.get(STATE_PROPERTY, "-"))
     if state is None:
         found.add(FOLDER, _NO_STATE)
@@ -96,7 +97,7 @@ async def _verify_messages(lake: Lake, snapshot: Snapshot, found: TableVerificat
     for name in sorted(expected.keys() | sums.keys()):
         if sums.get(name) != expected.get(name):
             counts = [values.get(name, NOTHING)[0] for values in (sums, expected)]
-            found.add(name, f"has {counts[0]} rows in the table, of {counts[1]}, or others: {_AGAIN}")
+            found.add(name, f"has {counts[0]} rows in the table, of {counts[1]}, or others: {again(FOLDER)}")
 
 
 async def _verify_ledger(
@@ -116,7 +117,7 @@ async def _verify_ledger(
         return
     for name, rows_hash in hashes.items():
         if state.hashes.get(name) != rows_hash:
-            found.add(f"{folder}{name}", f"has other rows than the ledger: {_AGAIN}")
+            found.add(f"{folder}{name}", f"has other rows than the ledger: {again(folder)}")
 
 
 async def _is_read(
@@ -140,15 +141,15 @@ async def _is_read(
             if await asyncio.to_thread(_is_file, path, file):
                 await asyncio.to_thread(read, path)
             else:
-                problem = f"is not the file that the log names: {_AGAIN}"
+                problem = f"is not the file that the log names: {again(folder)}"
         except FileNotFoundError:
-            problem = f"is missing: {_AGAIN}"
+            problem = f"is missing: {again(folder)}"
         except StoreError as exc:
             if exc.is_transient:
                 raise
             problem = f"cannot be read: {exc}"
         except (pa.ArrowException, OSError, ValueError):
-            problem = f"is damaged: {_AGAIN}"
+            problem = f"is damaged: {again(folder)}"
     if problem is not None:
         found.add(f"{folder}{file.path}", problem)
     return problem is None

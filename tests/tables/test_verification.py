@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.tables.ledgers import LEDGER_TABLES
 from tests.core.lake_runs import Bench
 from tests.tables.lakes import compact_all, open_table
@@ -41,7 +42,29 @@ def test_a_missing_and_a_damaged_file_are_reported(bench: Bench) -> None:
     found = {one.name: one.problem for one in bench.verify().differences}
 
     assert found.keys() == {str(path.relative_to(bench.lake)) for path in (missing, damaged)}
-    assert "imbrace-lake compact" in found[str(missing.relative_to(bench.lake))]
+    problem = found[str(missing.relative_to(bench.lake))]
+    again = "delete the folder tables/messages/, which `imbrace-lake compact` then writes again"
+    assert problem == f"is missing: {again}"
+    with pytest.raises(DamagedObject, match=problem):
+        compact_all(bench)
+
+
+def test_all_missing_files_of_a_table_are_reported(bench: Bench) -> None:
+    bench.box.append(next(iter(bench.box.conversations)), 1)
+    bench.run()
+    compact_all(bench)
+    missing = [*Path(bench.lake, "tables", "messages").glob("*.parquet")]
+    for path in missing:
+        path.unlink()
+
+    found = {one.name for one in bench.verify().differences}
+
+    assert len(missing) > 1
+    assert found == {str(path.relative_to(bench.lake)) for path in missing}
+    with pytest.raises(
+        DamagedObject, match="is missing, and 1 more of the 2 files are not as written: delete"
+    ):
+        compact_all(bench)
 
 
 def test_a_row_that_is_not_that_of_the_part_is_reported(bench: Bench) -> None:

@@ -29,6 +29,7 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part, partition_key
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
+from imbrace_lake.lake.spellings import superseded
 from imbrace_lake.tables.cleaning import (
     AS_OF,
     GRACE,
@@ -214,8 +215,12 @@ class MessagesCompaction(Compaction[TableState]):
         is_rebuilt = snapshot is not None and state is None
         state = state or TableState()
         steps = [*_steps(changes)]
+        unlike = {
+            folder: names for folder, names in state.unlike_ledger.items() if folder not in changes.folders
+        }
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             await self._set_proven(snapshot)
+            self._report_unlike(await self._compare_with_ledger(state, unlike))
             return snapshot, state
         changed, finished = len(changes.folders), 0
         # The list of a step is freed with the step.
@@ -243,6 +248,7 @@ class MessagesCompaction(Compaction[TableState]):
             state, snapshot = await self._repair(snapshot, state, final, now)
         state, snapshot = await self._merge_small(snapshot, state, final, now)
         await self._set_proven(snapshot)
+        self._report_unlike(await self._compare_with_ledger(state, unlike))
         return snapshot, state
 
     async def _proven_version(self) -> int | None:
@@ -348,10 +354,16 @@ class MessagesCompaction(Compaction[TableState]):
                 await self._upload(file, path)
                 step.files.append((file, None))
             added = [file for file, _ in step.files]
+            # Before the commit, so that no kill makes later compactions forget what differs.
+            problems = await self._compare_with_ledger(new_state, step.names)
+            new_state.unlike_ledger |= {
+                folder: step.names[folder] for folder, problem in problems.items() if problem is not None
+            }
             after = await self._commit(before, new_state, added, step.gone, properties, now)
             wrong = step.wrong | await self._prove(step)
-        await self._compare_with_ledger(new_state, step)
+        self._report_unlike(problems)
         report = self.report
+        report.unproven += sum(problem is None for problem in problems.values())
         report.rows_added += sum(sums[0] for sums in step.added.values())
         report.rows_removed += sum(sums[0] for sums in step.removed.values())
         return new_state, after, wrong
@@ -589,47 +601,61 @@ class MessagesCompaction(Compaction[TableState]):
                     found[folder] = plus(found.get(folder, NOTHING), sums)
         return found
 
-    async def _compare_with_ledger(self, state: TableState, step: _Step) -> None:
-        """Compare rows and content hash of the changed conversations with the ledger's last proof."""
-        for organization in {names[0] for names in step.names.values()}:
+    async def _compare_with_ledger(
+        self, state: TableState, names: Mapping[str, Names]
+    ) -> dict[str, str | None]:
+        """Compare rows and content hash of some conversations with the ledger's last proof.
+
+        Args:
+            state: The parts in the table.
+            names: Organization and conversation, by folder.
+
+        Returns:
+            What differs, by folder; None if the ledger does not prove these parts.
+        """
+        for organization in {organization for organization, _ in names.values()}:
             if organization not in self._states:
                 self._states[organization] = await read_states(self._lake, organization, _COMPARED)
-        names = [*step.names.items()]
-        for start in range(0, len(names), COMPARED_CONVERSATIONS):
+        items = [*names.items()]
+        problems: dict[str, str | None] = {}
+
+        # Empty folders of spellings that are not continued.
+        deleted: set[str] = set()
+
+        async def compare(folder: str, parts: Sequence[ReadPart], entry: ConversationEntry | None) -> None:
+            if entry is None or not _is_of(entry, parts):
+                if folder in deleted:
+                    return
+                lost = [] if entry is None else await self._lost_parts(folder, parts, entry)
+                problems[folder] = _lost(lost) if lost else None
+                return
+            sums = _total(parts, None)
+            if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
+                problems[folder] = (
+                    f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
+                    " in the ledger, or others: run `imbrace-lake verify`"
+                )
+
+        for start in range(0, len(items), COMPARED_CONVERSATIONS):
             by_organization: dict[str, dict[str, str]] = {}
-            for folder, (organization, conversation) in names[start:][:COMPARED_CONVERSATIONS]:
+            for folder, (organization, conversation) in items[start:][:COMPARED_CONVERSATIONS]:
                 by_organization.setdefault(organization, {})[conversation] = folder
             for organization, own in by_organization.items():
                 entries = self._states[organization].of_each(own)
                 known = state.of_folders(own.values())
+                empty = own.values() - known.keys()
+                deleted = superseded(empty, state.folders()) if empty else set()
                 comparisons = (
-                    partial(
-                        self._compare, folder, [*known.get(folder, {}).values()], entries.get(conversation)
-                    )
+                    partial(compare, folder, [*known.get(folder, {}).values()], entries.get(conversation))
                     for conversation, folder in own.items()
                 )
                 await run_bounded(READ_FOLDERS, comparisons)
+        return problems
 
-    async def _compare(self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry | None) -> None:
-        """Compare the rows of a conversation with its ledger entry."""
-        if entry is None or not _is_of(entry, parts):
-            lost = [] if entry is None else await self._lost_parts(folder, parts, entry)
-            if lost:
-                names = ", ".join(key.rpartition("/")[2] for key in lost[:MOST_NAMES])
-                more = f" and {len(lost) - MOST_NAMES} more" if len(lost) > MOST_NAMES else ""
-                self._differs(
-                    folder, f"has lost {names}{more}, which the ledger names: run `imbrace-lake verify`"
-                )
-            else:
-                self.report.unproven += 1
-            return
-        sums = _total(parts, None)
-        if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
-            self._differs(
-                folder,
-                f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
-                " in the ledger, or others: run `imbrace-lake verify`",
-            )
+    def _report_unlike(self, problems: Mapping[str, str | None]) -> None:
+        for folder, problem in sorted(problems.items()):
+            if problem is not None:
+                self._differs(folder, problem)
 
     async def _lost_parts(
         self, folder: str, parts: Sequence[ReadPart], entry: ConversationEntry
@@ -667,7 +693,7 @@ class MessagesCompaction(Compaction[TableState]):
                 await self._upload(file, path)
                 step.files.append((file, None))
             added = [file for file, _ in step.files]
-            state = TableState(state.rows, dict(state.removed))
+            state = TableState(state.rows, dict(state.removed), dict(state.unlike_ledger))
             after = await self._commit(
                 before, state, added, small, recorded(before.configuration), now, operation="OPTIMIZE"
             )
@@ -752,6 +778,13 @@ def _total(parts: Iterable[ReadPart], months: Iterable[int] | None) -> Sums:
             if chosen is None or month in chosen:
                 total = plus(total, sums)
     return total
+
+
+def _lost(keys: Sequence[str]) -> str:
+    """Return a sentence about lost parts."""
+    names = ", ".join(key.rpartition("/")[2] for key in keys[:MOST_NAMES])
+    more = f" and {len(keys) - MOST_NAMES} more" if len(keys) > MOST_NAMES else ""
+    return f"has lost {names}{more}, which the ledger names: run `imbrace-lake verify`"
 
 
 def _is_of(entry: ConversationEntry, parts: Sequence[ReadPart]) -> bool:

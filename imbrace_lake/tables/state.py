@@ -140,10 +140,13 @@ class TableState:
     Attributes:
         rows: Rows of `STATE`.
         removed: Keys of objects that earlier versions of the table need, and when they were replaced.
+        unlike_ledger: Conversations that differed from the ledger when they were read, by folder:
+            organization and conversation. Later compactions compare them again.
     """
 
     rows: pa.Table = field(default_factory=STATE.empty_table)
     removed: dict[str, datetime] = field(default_factory=dict)
+    unlike_ledger: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def changes(self, parts: Sequence[Part]) -> Changes:
         """Compare the table with all parts of the lake, as listed."""
@@ -206,7 +209,12 @@ class TableState:
         arrays = [pa.array(columns[one.name], one.type) for one in STATE]
         kept = self.rows.filter(pc.invert(self._mask(folders)))
         rows = pa.concat_tables([kept, pa.Table.from_arrays(arrays, schema=STATE)])
-        return TableState(rows.unify_dictionaries().combine_chunks(), dict(self.removed))
+        unlike = {folder: names for folder, names in self.unlike_ledger.items() if folder not in folders}
+        return TableState(rows.unify_dictionaries().combine_chunks(), dict(self.removed), unlike)
+
+    def folders(self) -> set[str]:
+        """Return the folders of all conversations that have rows in the table."""
+        return {folder_of(key) for key in pc.unique(self.rows.column("key").cast(pa.string())).to_pylist()}
 
     def conversation_sums(self) -> dict[str, Sums]:
         """Return the sums of the rows of each conversation, by folder."""
@@ -233,9 +241,8 @@ class TableState:
         """Write the state and return its key."""
         removed = json.dumps({key: moment.isoformat() for key, moment in self.removed.items()})
         rows = self.rows.cast(_PLAIN)
-        body = encode(
-            rows, {"removed": removed}, compression="zstd", use_dictionary=["key", "etag", "sha256"]
-        )
+        metadata = {"removed": removed, "unlike_ledger": json.dumps(self.unlike_ledger)}
+        body = encode(rows, metadata, compression="zstd", use_dictionary=["key", "etag", "sha256"])
         key = named_by_hash(f"{STATE_FOLDER}messages", body)
         await store.overwrite(key, body)
         return key
@@ -255,9 +262,11 @@ async def read_state(store: Store, key: str) -> TableState | None:
     rows = pq.read_table(io.BytesIO(body), read_dictionary=["key", "etag", "sha256"])
     metadata = pq.read_metadata(io.BytesIO(body)).metadata
     removed = json.loads(metadata[b"removed"])
+    unlike = json.loads(metadata.get(b"unlike_ledger", b"{}"))
     return TableState(
         rows.cast(STATE).unify_dictionaries().combine_chunks(),
         {key: datetime.fromisoformat(moment) for key, moment in removed.items()},
+        {folder: tuple(names) for folder, names in unlike.items()},
     )
 
 

@@ -27,9 +27,11 @@ from imbrace_lake.lake.ledger import (
     run_of,
 )
 from imbrace_lake.lake.ledger_schema import LEDGERS
+from imbrace_lake.lake.spellings import superseded
 from imbrace_lake.printable import printable
 from imbrace_lake.store.factory import ObjectMeta
 from imbrace_lake.tables.cleaning import TABLES
+from imbrace_lake.tables.state import folder_of
 from imbrace_lake.tables.verification import verify_tables
 from imbrace_lake.verify.expected import ExpectedObjects, read_replaced
 from imbrace_lake.verify.findings import Difference, Verification
@@ -64,6 +66,7 @@ async def verify_objects(
     objects = [meta for meta in await lake.store.list("") if not meta.key.startswith(TABLES)]
     there = {meta.key for meta in objects}
     missing = (expected.parts.keys() | expected.ledgers) - there
+    missing -= _deleted_spellings(missing, there)
     expected.is_complete = expected.is_complete and not any(
         key.startswith("conversations/") for key in missing
     )
@@ -113,6 +116,16 @@ async def verify_objects(
     found.differences += [Difference(one.name, one.problem) for one in tables.differences]
     found.differences.sort(key=lambda difference: difference.name)
     return found
+
+
+def _deleted_spellings(missing: set[str], there: set[str]) -> set[str]:
+    """Return the missing parts of spellings that are not continued, whose folders users may delete."""
+    if not any(key.startswith(MESSAGES) for key in missing):
+        return set()
+    folders = {folder_of(key) for key in there if key.startswith(MESSAGES)}
+    own = {key for key in missing if key.startswith(MESSAGES) and folder_of(key) not in folders}
+    deleted = superseded({*map(folder_of, own)}, folders)
+    return {key for key in own if folder_of(key) in deleted}
 
 
 async def _read(lake: Lake, meta: ObjectMeta, folder: Path) -> _Body:

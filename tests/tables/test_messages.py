@@ -16,13 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import DamagedObject, InputError
+from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.tables import delta_log, messages
 from imbrace_lake.tables.delta_log import TableFile
 from imbrace_lake.tables.rows import iter_file
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
+from tests.core.runs_of import exporting
+from tests.core.test_conversation_ids import CANONICAL, UUID, serving
 from tests.tables.lakes import SAME, compact, compact_all, difference, log_texts, open_table
+
+OLD = f"tcu_{UUID}"
 
 pytestmark = pytest.mark.slow
 
@@ -220,6 +226,50 @@ def test_a_lost_part_is_reported(bench: Bench) -> None:
     assert report.rows_removed - report.rows_added == 3
     assert path.name in problem
     assert difference(bench) == SAME
+
+
+def test_what_was_lost_is_reported_until_it_is_there_again(bench: Bench, tmp_path: Path) -> None:
+    compact(bench)
+    folder = next(Path(bench.lake, "messages").glob("*/*"))
+    shutil.move(folder, tmp_path / "copy")
+    first = compact(bench)
+
+    again = compact(bench, bench.now + timedelta(minutes=1))
+
+    assert first.differences
+    assert (again.commits, again.differences) == (0, first.differences)
+    # A later change of another conversation does not make it forget.
+    bench.box.append(next(one for one in bench.box.conversations if not folder.name.endswith(one)), 1)
+    bench.run([one for one in bench.box.conversations if not folder.name.endswith(one)])
+    assert compact(bench).differences == first.differences
+    shutil.move(tmp_path / "copy", folder)
+    assert not compact(bench).differences
+    assert not compact(bench, bench.now + timedelta(minutes=1)).differences
+    assert difference(bench) == SAME
+
+
+@pytest.mark.parametrize("deleted", [OLD, CANONICAL])
+def test_only_an_out_of_date_spelling_of_a_conversation_can_be_deleted(tmp_path: Path, deleted: str) -> None:
+    with serving(CANONICAL) as box:
+        box.put(box.truth(CANONICAL), conversation_id=OLD)
+
+        async def export(run: RunContext) -> None:
+            # As earlier versions did, which made a conversation of each spelling.
+            await export_chunk(run, "chunk", [OLD, CANONICAL])
+
+        exporting(box, tmp_path / "lake", export)
+        bench = Bench(box, str(tmp_path / "lake"))
+        compact(bench)
+        (folder,) = Path(bench.lake, "messages").glob(f"*/conv={deleted}")
+        shutil.rmtree(folder)
+
+        reports = [compact(bench, bench.now + timedelta(minutes=minute)) for minute in (1, 2)]
+
+        expected = [] if deleted == OLD else [str(folder.relative_to(bench.lake))]
+        assert [[one.name for one in report.differences] for report in reports] == [expected] * 2
+        assert not reports[0].unproven
+        names = [one.name for one in bench.verify().differences]
+        assert names == [f"{one}/part-00000.parquet" for one in expected]
 
 
 def test_a_part_that_is_not_proven_yet_is_no_difference(bench: Bench) -> None:

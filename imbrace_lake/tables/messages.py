@@ -41,7 +41,7 @@ from imbrace_lake.tables.cleaning import (
 )
 from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
-from imbrace_lake.tables.report import TableReport
+from imbrace_lake.tables.report import TableReport, count_of
 from imbrace_lake.tables.rows import (
     FILE_BYTES,
     MESSAGES_TABLE,
@@ -499,7 +499,10 @@ class MessagesCompaction(Compaction[TableState]):
             found = dropped.get(folder, NOTHING)
             if folder not in forced and found != expected:
                 step.wrong.add(folder)
-                self._differs(folder, f"had {found[0]} rows where its state records {expected[0]}, or others")
+                self._differs(
+                    folder,
+                    f"had {count_of(found[0], 'row')} where its state records {expected[0]:,}, or others",
+                )
 
     def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums], copied: RowsHash) -> FileWriter | None:
         """Write the copy of a file without the rows to remove; None if it has none of them.
@@ -587,7 +590,9 @@ class MessagesCompaction(Compaction[TableState]):
             one, other = found.get(folder, NOTHING), step.added.get(folder, NOTHING)
             if one != other:
                 wrong.add(folder)
-                self._differs(folder, f"{one[0]} rows were added where its parts have {other[0]}, or others")
+                self._differs(
+                    folder, f"has {count_of(one[0], 'new row')} where its parts have {other[0]:,}, or others"
+                )
         return wrong
 
     def _sums_of_file(self, path: Path) -> dict[str, Sums]:
@@ -632,8 +637,8 @@ class MessagesCompaction(Compaction[TableState]):
             sums = _total(parts, None)
             if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
                 problems[folder] = (
-                    f"has {sums[3]} messages in its parts and in the table, and {entry.distinct_messages}"
-                    " in the ledger, or others: run `imbrace-lake verify`"
+                    f"has {count_of(sums[3], 'message')} in its parts and in the table, and"
+                    f" {entry.distinct_messages} in the ledger, or others: run `imbrace-lake verify`"
                 )
 
         for start in range(0, len(items), COMPARED_CONVERSATIONS):

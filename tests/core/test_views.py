@@ -95,6 +95,16 @@ def test_phones_have_their_latest_result(folder: Path) -> None:
     }
 
 
+def test_every_name_that_a_reader_sees_is_described(folder: Path) -> None:
+    page = (ROOT / "docs/views.md").read_text("utf-8")
+
+    with Lake.open(str(folder)) as lake:
+        names = lake.sql("SHOW TABLES").to_arrow().column("name").to_pylist()
+
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 def test_files_are_up_to_date(dialect: Any) -> None:
     name = f"{dialect.name}.sql"

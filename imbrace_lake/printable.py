@@ -101,6 +101,11 @@ def decimal(value: float, digits: int = 3) -> str:
     return format(Decimal(f"{value:.{digits}g}"), ",f")
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 conversation``, ``2 conversations``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def without_numbers(name: str) -> str:
     """Return the name of a list, a column or a sheet with ``…`` for what may be a phone number.
 

@@ -11,6 +11,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import InputError
+from imbrace_lake.printable import plural
 
 if TYPE_CHECKING:
     from imbrace_lake.export.plan import Plan
@@ -84,7 +85,6 @@ def _made(settings: Settings, given: PhoneList) -> Plan:
 
 def _echo_plan(found: Plan, settings: Settings) -> None:
     from imbrace_cli.terminal import echo
-    from imbrace_flows.words import plural
 
     lake = settings.require("lake")
     if not found.lake_exists:

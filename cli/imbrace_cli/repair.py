@@ -12,7 +12,7 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo, echo_status
-from imbrace_flows.words import plural
+from imbrace_lake.printable import plural
 
 if TYPE_CHECKING:
     from imbrace_lake.export.repair import Repaired

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from imbrace_cli.terminal import as_called, echo, echo_error, echo_status, list_problems
-from imbrace_flows.words import plural
 from imbrace_lake.export.humanize import counted, size
 from imbrace_lake.lake.ledger_schema import OUTCOMES
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -15,8 +15,8 @@ from imbrace_cli import options
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
-from imbrace_flows.words import plural
 from imbrace_lake.errors import InputError
+from imbrace_lake.printable import plural
 
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings

@@ -8,8 +8,9 @@ from typing import Any
 from prefect.artifacts import acreate_markdown_artifact
 
 from imbrace_flows.best_effort import best_effort
-from imbrace_flows.words import add_up, as_code, plural
+from imbrace_flows.words import add_up, as_code
 from imbrace_lake.phones.report import ListReport
+from imbrace_lake.printable import plural
 
 INPUT_KEY = "export-input"
 NAMES = {"valid": "to be read", "duplicate": "repeated", "invalid": "unreadable"}

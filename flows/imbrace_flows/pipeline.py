@@ -43,7 +43,6 @@ from imbrace_flows.params import ReadParams
 from imbrace_flows.report import counts_in_words, publish_report
 from imbrace_flows.run_name import list_name
 from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
-from imbrace_flows.words import plural
 from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
@@ -63,7 +62,7 @@ from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
 from imbrace_lake.phones.sources import display_name
 from imbrace_lake.policy import Window
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.tuning import tuned_process
 from imbrace_tasks.assets import record_tables

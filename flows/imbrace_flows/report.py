@@ -11,14 +11,14 @@ from functools import partial
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from imbrace_flows.chart import chart_markdown
-from imbrace_flows.words import add_up, as_code, plural
+from imbrace_flows.words import add_up, as_code
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
 from imbrace_lake.export.visits import VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.tables.report import TableReport
 from imbrace_lake.verify.findings import Verification
 

@@ -17,12 +17,11 @@ from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
 from imbrace_flows.report import publish_freshness, publish_verification
 from imbrace_flows.run_name import run_name
-from imbrace_flows.words import plural
 from imbrace_lake.export.run import utc_now
 from imbrace_lake.export.visits import BudgetGiven, VisitReport, read_visits
 from imbrace_lake.lake.freshness import count_stale, read_freshness
 from imbrace_lake.lake.lake import Lake, open_lake
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.findings import Verification
 from imbrace_tasks.budget import read_shared_limit

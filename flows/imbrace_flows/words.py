@@ -19,11 +19,6 @@ def add_up(total: int | None, what: str, parts: Sequence[tuple[int, str]]) -> st
     return f"{total:,} {what}" + (f" = {shown}" if shown else "")
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: ``1 conversation``, ``2 conversations``."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def as_code(text: object) -> str:
     """Return text from outside so that Markdown and HTML in it have no effect."""
     plain = "".join(char if char.isprintable() and char != "`" else "?" for char in str(text))

@@ -30,6 +30,7 @@ from imbrace_lake.lake.lake import Lake, Part, partition_key
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.lake.spellings import superseded
+from imbrace_lake.printable import plural
 from imbrace_lake.tables.cleaning import (
     AS_OF,
     GRACE,
@@ -41,7 +42,7 @@ from imbrace_lake.tables.cleaning import (
 )
 from imbrace_lake.tables.compaction import Compaction
 from imbrace_lake.tables.delta_log import DeltaLog, Snapshot, TableFile
-from imbrace_lake.tables.report import TableReport, count_of
+from imbrace_lake.tables.report import TableReport
 from imbrace_lake.tables.rows import (
     FILE_BYTES,
     MESSAGES_TABLE,
@@ -501,7 +502,7 @@ class MessagesCompaction(Compaction[TableState]):
                 step.wrong.add(folder)
                 self._differs(
                     folder,
-                    f"had {count_of(found[0], 'row')} where its state records {expected[0]:,}, or others",
+                    f"had {plural(found[0], 'row')} where its state records {expected[0]:,}, or others",
                 )
 
     def _copy(self, step: _Step, path: Path, dropped: dict[str, Sums], copied: RowsHash) -> FileWriter | None:
@@ -591,7 +592,7 @@ class MessagesCompaction(Compaction[TableState]):
             if one != other:
                 wrong.add(folder)
                 self._differs(
-                    folder, f"has {count_of(one[0], 'new row')} where its parts have {other[0]:,}, or others"
+                    folder, f"has {plural(one[0], 'new row')} where its parts have {other[0]:,}, or others"
                 )
         return wrong
 
@@ -637,7 +638,7 @@ class MessagesCompaction(Compaction[TableState]):
             sums = _total(parts, None)
             if (sums[3], content_hash_of(sums)) != (entry.distinct_messages, entry.content_hash):
                 problems[folder] = (
-                    f"has {count_of(sums[3], 'message')} in its parts and in the table, and"
+                    f"has {plural(sums[3], 'message')} in its parts and in the table, and"
                     f" {entry.distinct_messages} in the ledger, or others: run `imbrace-lake verify`"
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from imbrace_lake.printable import plural
 from imbrace_lake.tables.cleaning import AS_OF, RUN
 from imbrace_lake.tables.delta_log import Snapshot
 
@@ -87,29 +88,22 @@ def describe(report: TableReport) -> str:
     noun = report.unit.removesuffix("s")
     is_ledger = noun == "ledger object"
     # The changes of a ledger are the objects that are read.
-    changed = count_of(report.changed, f"new {noun}" if is_ledger else f"changed {noun}")
+    changed = plural(report.changed, f"new {noun}" if is_ledger else f"changed {noun}")
     if report.is_dry_run:
-        read = changed if is_ledger else f"{count_of(report.objects_read, 'object')} of {changed}"
+        read = changed if is_ledger else f"{plural(report.objects_read, 'object')} of {changed}"
         return (
-            f"{report.table}: would read {read} and {count_of(report.files_removed, 'file')} of the table"
+            f"{report.table}: would read {read} and {plural(report.files_removed, 'file')} of the table"
             f" ({_size(report.read_bytes)}), and write about {_size(report.written_bytes)}, with about"
-            f" {count_of(report.requests, 'request')}"
+            f" {plural(report.requests, 'request')}"
         )
-    content = (
-        f"{count_of(report.rows, 'row')} in {count_of(report.files, 'file')} ({_size(report.size_bytes)})"
-    )
+    content = f"{plural(report.rows, 'row')} in {plural(report.files, 'file')} ({_size(report.size_bytes)})"
     as_of = "" if report.as_of is None else f", as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC"
     if not report.commits:
         return f"{report.table}: up to date, {content}{as_of}"
     return (
-        f"{report.table}: {changed}, {count_of(report.rows_added, 'row')} added,"
+        f"{report.table}: {changed}, {plural(report.rows_added, 'row')} added,"
         f" {report.rows_removed:,} removed; {content}{as_of}"
     )
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 row`, `2 rows`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _size(size_bytes: int) -> str:

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
 from imbrace_lake.lake.schema import with_digests
+from imbrace_lake.printable import plural
 from imbrace_lake.tables.cleaning import STATE_PROPERTY, again
 from imbrace_lake.tables.delta_log import Snapshot, TableFile, require_deltalake
 from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerTable, ledger_log, read_ledger_state
 from imbrace_lake.tables.messages import FOLDER, messages_log
-from imbrace_lake.tables.report import TableDifference, count_of
+from imbrace_lake.tables.report import TableDifference
 from imbrace_lake.tables.rows import in_lake_schema, iter_file
 from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
@@ -97,7 +98,7 @@ async def _verify_messages(lake: Lake, snapshot: Snapshot, found: TableVerificat
     for name in sorted(expected.keys() | sums.keys()):
         if sums.get(name) != expected.get(name):
             counts = [values.get(name, NOTHING)[0] for values in (sums, expected)]
-            rows = f"{count_of(counts[0], 'row')} in the table, of {counts[1]:,}"
+            rows = f"{plural(counts[0], 'row')} in the table, of {counts[1]:,}"
             found.add(name, f"has {rows}, or others: {again(FOLDER)}")
 
 

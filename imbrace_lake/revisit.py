@@ -189,19 +189,17 @@ def _hours_of(times: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 
 def add_active_hours(
-    listed: Sequence[int] | None, count: int | None, times: pa.ChunkedArray
+    listed: Sequence[int] | None, count: int | None, times: npt.NDArray[np.int64]
 ) -> tuple[tuple[int, ...], int]:
     """Return the last active hours of a conversation, and the number of all, after further messages.
 
     Args:
         listed, count: The same before; None if there was no message.
-        times: The times of new messages; null where the gateway states none.
+        times: The times of new messages, in milliseconds since 1970.
     """
-    milliseconds = pc.drop_null(pc.unique(times)).cast(pa.int64())
-    new = np.unique(milliseconds.to_numpy(zero_copy_only=False) // 3_600_000).tolist()
+    new = {*(times // 3_600_000).tolist()}
     before = {*(listed or ())}
-    hours = sorted({*before, *new[-LISTED_HOURS:]})[-LISTED_HOURS:]
-    return tuple(hours), (count or 0) + len({*new} - before)
+    return tuple(sorted(before | new)[-LISTED_HOURS:]), (count or 0) + len(new - before)
 
 
 # -- the activity of a conversation -----------------------------------------------------------------

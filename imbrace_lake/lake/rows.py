@@ -10,24 +10,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imbrace_lake.gateway.passes import OVERLAP
 from imbrace_lake.lake.hashes import DIGEST, NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.parquet import to_parquet, write_parquet
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.lake.sorting import SortedRun, drop_repeats, in_order, merged, project, without_repeats
+from imbrace_lake.lake.sorting import (
+    SortedRun,
+    Times,
+    drop_repeats,
+    in_order,
+    merged,
+    project,
+    times_of,
+    without_repeats,
+)
 
 _DAY = 24 * 60 * 60 * 1_000
-_EPOCH = date(1970, 1, 1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Keep: TypeAlias = Callable[[pa.Table], pa.ChunkedArray]
 """A function from rows to a mask of those to keep; it may use `created_at` only."""
@@ -97,24 +105,29 @@ class Rows:
 
     def days(self) -> Iterator[tuple[date, int]]:
         """Yield the number of messages created on each day, UTC; a day can occur more than once."""
+        first = _EPOCH.date()
         for times in self.times():
-            days = Counter((times.drop_null().cast(pa.int64()).to_numpy() // _DAY).tolist())
-            yield from ((_EPOCH + timedelta(day), count) for day, count in days.items())
+            days = Counter((times // _DAY).tolist())
+            yield from ((first + timedelta(day), count) for day, count in days.items())
 
-    def times(self) -> Iterator[pa.ChunkedArray]:
-        """Yield the times of all messages in their order, in batches; null where the gateway states none."""
+    def times(self) -> Iterator[Times]:
+        """Yield the times of all messages that have one, in batches."""
         for rows in self._columns(["created_at"]):
-            yield rows.column("created_at")
+            yield times_of(rows)
 
     @cached_property
     def _facts(self) -> _Facts:
         count, total = 0, NO_HASH
-        times: list[datetime] = []
+        times: list[int] = []
         for rows in self._columns(["created_at", DIGEST]):
             count += rows.num_rows
             total = hash_sum([total, content_hash(rows)])
-            times += filter(None, pc.min_max(rows.column("created_at")).as_py().values())
-        return _Facts(count, total, min(times, default=None), max(times, default=None))
+            if len(found := times_of(rows)):
+                times += int(found.min()), int(found.max())
+        if not times:
+            return _Facts(count, total, None, None)
+        first, last = (_EPOCH + timedelta(milliseconds=one) for one in (min(times), max(times)))
+        return _Facts(count, total, first, last)
 
     def _columns(self, names: list[str]) -> Iterator[pa.Table]:
         """Yield all rows with at least these columns, which must include `created_at`."""

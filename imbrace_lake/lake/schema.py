@@ -139,8 +139,7 @@ def to_rows(items: Sequence[Item], ids: Sequence[str], origin: Origin) -> pa.Tab
         "sender_role": _roles(senders),
         "type": _string_column("type", values, extras),
         "text": _content_texts(values["content"]),
-        "created_at": _time_column("created_at", values, extras),
-        "updated_at": _time_column("updated_at", values, extras),
+        **_time_columns(values, extras),
         # After the others, which add the values that they cannot store to `extra`.
         **_json_columns(items, extras),
         "is_deleted": pa.repeat(False, count),
@@ -230,14 +229,21 @@ def _roles(senders: pa.Array) -> pa.Array:
     return pa.array([roles[sender] for sender in texts], pa.string())
 
 
-def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
-    """Return the times of one field; `extra` gets values that the column would not give back as received."""
+def _time_columns(values: _Values, extras: _Extras) -> dict[str, pa.Array]:
+    """Return both columns of times; `extra` gets values that a column would not give back as received."""
+    fields, count = ("created_at", "updated_at"), len(extras)
+    texts = [text for field in fields for text in values[field]]
     try:
-        times = pa.array(values[field], pa.string()).cast(_TIME)
-        if _are_canonical(values[field]):
-            return times
+        # Together, because a cast takes longer than the texts of a page.
+        times = pa.array(texts, pa.string()).cast(_TIME)
+        if _are_canonical(texts):
+            return {field: times.slice(index * count, count) for index, field in enumerate(fields)}
     except (pa.ArrowInvalid, TypeError, UnicodeEncodeError):
         pass  # a value is not a time, or is more precise than the column
+    return {field: _time_column(field, values, extras) for field in fields}
+
+
+def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
     texts = _string_column(field, values, extras)
     for value, extra in zip(values[field], extras, strict=True):
         if isinstance(value, str) and not _is_canonical(value):

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from statistics import median
 from typing import Any, Self, TypeVar
 
@@ -62,6 +63,8 @@ class WriterProcess:
         self._called: deque[float] = deque(maxlen=START_AFTER if start_after is None else start_after)
         self._is_started = False
         self._numbers = itertools.count()
+        # A method and its object take longer to pickle than the arguments of a call.
+        self._pickled: dict[Callable[..., Any], bytes] = {}
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: asyncio.WriteTransport | None = None
@@ -83,12 +86,12 @@ class WriterProcess:
             await asyncio.to_thread(_wait, self._process)
 
     async def run(self, threads: Executor | None, func: Callable[..., T], *args: object) -> T:
-        """Call a function that may be called twice; it is pickled, with its arguments, result or error.
+        """Call a function that may be called twice; arguments, result or error are pickled, and itself once.
 
         Args:
             threads: The threads of this process that make the call if the second process does not; None for
                 those of the event loop.
-            func: The function.
+            func: The function; one of few, because it is kept.
             args: Its arguments.
         """
         is_first = not self._is_started and self._is_busy()
@@ -131,7 +134,9 @@ class WriterProcess:
         number = next(self._numbers)
         result = self._pending[number] = asyncio.get_running_loop().create_future()
         assert self._connection is not None  # noqa: S101 - narrows the type for mypy
-        self._connection.writelines(_framed(number, (func, args)))
+        if func not in self._pickled:
+            self._pickled[func] = pickle.dumps(func, pickle.HIGHEST_PROTOCOL)
+        self._connection.writelines(_framed(number, (self._pickled[func], args)))
         return await result
 
     def _on_end(self) -> None:
@@ -210,6 +215,7 @@ def serve(connection: socket.socket, caller: int) -> None:
         with lock, suppress(OSError):  # the other process has ended
             connection.sendall(frame)
 
+    function_of: Callable[[bytes], Callable[..., object]] = cache(pickle.loads)
     waits: deque[float] = deque(maxlen=RECENT_WRITES)
     is_slow = False
     with connection.makefile("rb") as calls, ThreadPoolExecutor(THREADS) as threads:
@@ -218,7 +224,8 @@ def serve(connection: socket.socket, caller: int) -> None:
             body = calls.read(length)
             if len(body) < length:
                 return  # the other process was killed in the middle of a call
-            func, args = pickle.loads(body)  # noqa: S301 - our own process
+            pickled, args = pickle.loads(body)  # noqa: S301 - our own process
+            func = function_of(pickled)
             if is_slow:
                 threads.submit(answer, number, func, args)
                 continue

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +47,30 @@ def test_each_of_many_calls_gets_its_own_result() -> None:
             return [*await asyncio.gather(*calls), await writer.run(threads, bytes, body)]
 
     assert with_writer(work) == [*map(bytes, range(300)), body]
+
+
+class First:
+    """Returns the first character of a text, and counts how often it is pickled."""
+
+    def __init__(self) -> None:
+        self.pickled = 0
+
+    def __call__(self, text: str) -> str:
+        return text[0]
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        self.pickled += 1
+        return itemgetter, (0,)
+
+
+def test_a_function_is_pickled_once_for_all_of_its_calls() -> None:
+    first = First()
+
+    async def work(writer: WriterProcess) -> list[str]:
+        return [await writer.run(None, first, text) for text in ("ab", "cd", "ef")]
+
+    assert with_writer(work) == ["a", "c", "e"]
+    assert first.pickled == 1
 
 
 def test_an_error_of_a_call_is_raised() -> None:

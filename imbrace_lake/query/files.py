@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from hashlib import sha256
@@ -26,6 +28,8 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 # A smaller object is read in one request. Of a larger file of a table, which is never replaced, a query reads
 # only the column chunks that it needs. Other objects are downloaded once, so that no two versions are mixed.
 MOST_BYTES = 4 * 2**20
+# At the end of the process: how long requests may take, and without which calls Arrow's threads are at rest.
+CALL_SECONDS, QUIET_SECONDS = 10.0, 0.05
 
 
 def dataset_of(
@@ -51,6 +55,48 @@ def dataset_of(
     format_ = ds.ParquetFileFormat()
     fragments = [format_.make_fragment(key, files) for key in keys]
     return ds.FileSystemDataset(fragments, schema, format_, files)
+
+
+class _Calls:
+    """The calls of Arrow's threads, which must not run any more when the interpreter ends: it would abort."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = self._begun = 0
+        self._is_closed = False
+
+    def __enter__(self) -> None:
+        """Begin a call.
+
+        Raises:
+            OSError: The process ends.
+        """
+        with self._changed:
+            self._begun += 1
+            if self._is_closed:
+                raise OSError("the process ends")
+            self._running += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End a call."""
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Reject further calls, and wait until the present ones have ended and no more are tried."""
+        with self._changed:
+            self._is_closed = True
+            if not self._begun:
+                return
+            self._changed.wait_for(lambda: not self._running, CALL_SECONDS)
+        begun = -1
+        while begun != (begun := self._begun):
+            time.sleep(QUIET_SECONDS)
+
+
+_calls = _Calls()
+atexit.register(_calls.close)
 
 
 class _Ranges(io.RawIOBase):
@@ -93,7 +139,8 @@ class _Ranges(io.RawIOBase):
         length = rest if size < 0 else min(size, rest)
         if not length:
             return b""
-        data: bytes = self._run(self._store.get_range(self._key, self._position, length))
+        with _calls:
+            data: bytes = self._run(self._store.get_range(self._key, self._position, length))
         self._position += len(data)
         return data
 
@@ -116,6 +163,10 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Return the content of an object."""
+        with _calls:
+            return self._open(path)
+
+    def _open(self, path: str) -> pa.NativeFile:
         size_bytes = self._metas[path].size_bytes
         if size_bytes <= MOST_BYTES:
             return pa.BufferReader(self._run(self._store.get(path)))

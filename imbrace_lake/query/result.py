@@ -38,15 +38,17 @@ class Rows:
 
 
 # What readers have not yet read.
-_unread: weakref.WeakSet[Generator[pa.RecordBatch]] = weakref.WeakSet()
+_unread: weakref.WeakKeyDictionary[Generator[pa.RecordBatch], ExitStack] = weakref.WeakKeyDictionary()
 
 
 @atexit.register
 def _end_unread() -> None:
     """Close the queries that are not read to their end; else Arrow keeps them, and DuckDB reports leaks."""
-    for rest in [*_unread]:
+    for rest, opened in [*_unread.items()]:
         with suppress(Exception):  # another thread reads it
             rest.close()
+        with suppress(Exception):
+            opened.close()
 
 
 Open = Callable[[int], AbstractContextManager[Rows]]
@@ -110,7 +112,7 @@ class Result:
                 for batch in found.batches:
                     yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
-        _unread.add(rest := read())
+        _unread[rest := read()] = opened
         return pa.RecordBatchReader.from_batches(schema, rest)
 
     @contextmanager

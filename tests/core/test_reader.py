@@ -554,15 +554,49 @@ def test_a_revision_of_a_killed_run_does_not_double_a_message(tmp_path: Path) ->
 # -- S3 -------------------------------------------------------------------------------------------
 
 
+def upload(made: Path, s3: Seaweed, bucket: str) -> None:
+    client = s3.client()
+    for path in made.rglob("*"):
+        if path.is_file():
+            client.put_object(Bucket=bucket, Key=f"lake/{path.relative_to(made)}", Body=path.read_bytes())
+
+
+# Results that are begun, or not, and never read to their end.
+NOT_READ = """
+import sys
+from pydantic import SecretStr
+from imbrace_lake import Lake
+from imbrace_lake.store.contract import StoreOptions
+
+url, endpoint, key, secret, batches = sys.argv[1:]
+options = StoreOptions(endpoint_url=endpoint, key=SecretStr(key), secret=SecretStr(secret))
+lake = Lake.open(url, options=options)
+readers = [lake.messages().to_reader(1), lake.sql("FROM messages").to_reader(1)]
+for reader in readers[:int(batches)]:
+    reader.read_next_batch()
+print("read")
+"""
+
+
+@pytest.mark.parametrize("begun", ["0", "2"])
+def test_results_on_s3_that_are_not_read_to_their_end_do_not_stop_the_process(
+    made: Path, s3: Seaweed, bucket: str, begun: str
+) -> None:
+    upload(made, s3, bucket)
+    ended = subprocess.run(
+        [sys.executable, "-c", NOT_READ, f"s3://{bucket}/lake", s3.endpoint_url, s3.key, s3.secret, begun],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
+
+
 @pytest.mark.parametrize("most", [files.MOST_BYTES, 1])
 def test_a_lake_on_s3_is_read_without_an_extension(
     made: Path, s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(files, "MOST_BYTES", most)
-    client = s3.client()
-    for path in made.rglob("*"):
-        if path.is_file():
-            client.put_object(Bucket=bucket, Key=f"lake/{path.relative_to(made)}", Body=path.read_bytes())
+    upload(made, s3, bucket)
     with (
         Lake.open(f"s3://{bucket}/lake", options=options_for(s3), phone_key=KEY) as lake,
         Lake.open(str(made)) as local,

@@ -23,6 +23,8 @@ INSTALL = "queries need DuckDB: install imbrace-lake[query]"
 READ_ONLY = "a lake is only read here: write a query, SELECT …"
 _LOCKED = (
     "SET TimeZone = 'UTC'",
+    # Which DuckDB writes to standard output, also into a pipe, if Python has no program file (`python -c`).
+    "SET enable_progress_bar = false",
     "SET python_enable_replacements = false",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",

@@ -388,6 +388,12 @@ def test_queries_that_only_read_are_allowed(lake: Lake, query: str) -> None:
     assert lake.sql(query).to_arrow().num_rows > 0
 
 
+def test_a_long_query_writes_nothing_to_standard_output(lake: Lake) -> None:
+    (row,) = lake.sql("SELECT current_setting('enable_progress_bar') AS shown").to_arrow().to_pylist()
+
+    assert row == {"shown": False}
+
+
 def test_parameters_are_values(lake: Lake) -> None:
     query = "SELECT count(*) AS n FROM messages WHERE conversation_id = $id"
 

@@ -298,6 +298,7 @@ def test_a_table_in_a_pipe_has_its_full_width(ask: Callable[..., str]) -> None:
     assert len(ask("--format", "table", "SELECT repeat('-', 300) AS a, 1 AS b").splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["FROM range(1000000)", "SELECT 1"])
 @pytest.mark.parametrize("form", Format)
 def test_a_pipe_that_is_closed_ends_the_command_without_a_word(form: Format, query: str) -> None:

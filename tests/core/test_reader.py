@@ -172,8 +172,9 @@ print("read")
 """
 
 
+@pytest.mark.slow
 def test_lakes_that_are_not_closed_do_not_stop_the_process(made: Path) -> None:
-    rounds = 400 if IS_FULL else 80
+    rounds = 400 if IS_FULL else 40
     ended = subprocess.run(
         [sys.executable, "-W", "default", "-c", NOT_CLOSED, str(made), str(rounds)],
         capture_output=True,
@@ -202,6 +203,7 @@ with Lake.open(sys.argv[1]) as lake:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "query", "state", "seconds"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
@@ -23,6 +23,19 @@ class Window:
     def is_open(self) -> bool:
         """Whether the window is open on both sides, so that it contains all messages."""
         return self.since is None and self.until is None
+
+    def sentence(self, now: datetime) -> str:
+        """Return what a run that began `now` and read this window can state about it."""
+        until = None if self.until is None or self.until > now else _moment(self.until)
+        since = self.since and _moment(self.since)
+        span = f"from {since}" if since else ""
+        span += f" until {until}" if until else " on" if since else ""
+        return f"every message {span.strip() or 'until now'} was read; nothing is proven about others"
+
+
+def _moment(time: datetime) -> str:
+    text = f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    return f"{text.removesuffix(':00')} UTC"
 
 
 @dataclass(frozen=True, slots=True)

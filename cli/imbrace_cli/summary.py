@@ -9,7 +9,6 @@ import typer
 
 from imbrace_cli.terminal import as_called, echo, echo_error, echo_status, list_problems
 from imbrace_lake.export.humanize import counted, size
-from imbrace_lake.lake.ledger_schema import OUTCOMES
 from imbrace_lake.printable import plural, printable
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from imbrace_cli.run import Outcome
     from imbrace_lake.export.run import RunSummary
-    from imbrace_lake.lake.ledger_schema import RunTotals
 
 MOST_FAILURES = 10
 _STYLES = {
@@ -100,7 +98,7 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip
         rows = [
             ("numbers", counted([(phones.get(status, 0), name) for status, name in names.items()])),
-            ("conversations", _conversations(totals)),
+            ("conversations", _conversations(summary)),
             ("messages", f"{totals.messages_new:,} new of {totals.messages_total:,}"),
             ("requests", _requests(summary)),
             ("time", f"{totals.seconds:,.1f} s"),
@@ -111,9 +109,9 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
     return [f"  {name:<15}{value}" for name, value in rows]
 
 
-def _conversations(totals: RunTotals) -> str:
-    counts = counted([(totals.conversations.get(one, 0), one.replace("_", " ")) for one in OUTCOMES])
-    return counts if totals.found is None else f"{totals.found:,} found: {counts}"
+def _conversations(summary: RunSummary) -> str:
+    counts, found = counted(summary.outcomes()), summary.totals.found
+    return counts if found is None else f"{found:,} found: {counts}"
 
 
 def _requests(summary: RunSummary) -> str:

@@ -7,7 +7,7 @@ dates.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 
 WIDTH, HEIGHT = 720, 300
@@ -15,28 +15,22 @@ MOST_BARS = 60
 _LEFT, _RIGHT = 24, WIDTH - 24
 _TOP, _BASE = 56, 176
 _STRIPE = 224
-_COLORS = {
-    "complete": "#1a7f37",
-    "unchanged": "#6e7781",
-    "gone": "#9a6700",
-    "incomplete": "#bc4c00",
-    "failed": "#cf222e",
-    "not_reached": "#8250df",
-}
+# In the order of the outcomes: complete, unchanged, gone, incomplete, failed, not reached.
+_COLORS = ("#1a7f37", "#6e7781", "#9a6700", "#bc4c00", "#cf222e", "#8250df")
 
 
-def chart_markdown(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
+def chart_markdown(days: Mapping[date, int], conversations: Sequence[tuple[int, str]]) -> str:
     """Return the chart as Markdown with the image in it, which needs no storage and no network."""
     image = b64encode(chart(days, conversations).encode()).decode()
     return f"![New messages by day, conversations by status](data:image/svg+xml;base64,{image})"
 
 
-def chart(days: Mapping[date, int], conversations: Mapping[str, int]) -> str:
+def chart(days: Mapping[date, int], conversations: Sequence[tuple[int, str]]) -> str:
     """Draw the chart of a run.
 
     Args:
         days: New messages by the day they were created, UTC.
-        conversations: Conversations by status.
+        conversations: The number of conversations with each outcome, and its name (`RunSummary.outcomes`).
 
     Returns:
         SVG; at most 60 bars, so never more than a few kilobytes.
@@ -80,19 +74,17 @@ def _bars(days: Mapping[date, int]) -> Iterator[str]:
         yield _text(_RIGHT, _BASE + 18, f"{last}", anchor="end")
 
 
-def _stripe(conversations: Mapping[str, int]) -> Iterator[str]:
-    counts = {status: conversations.get(status, 0) for status in _COLORS}
-    total = sum(counts.values())
+def _stripe(conversations: Sequence[tuple[int, str]]) -> Iterator[str]:
+    total = sum(count for count, _ in conversations)
     yield _text(_LEFT, _STRIPE, f"{total:,} conversations", weight="bold")
     x, legend = float(_LEFT), _LEFT
-    for status, count in counts.items():
+    for (count, name), color in zip(conversations, _COLORS, strict=False):
         if not count:
             continue
         width = (_RIGHT - _LEFT) * count / total
-        color = _COLORS[status]
         yield f'<rect x="{x:.1f}" y="{_STRIPE + 12}" width="{width:.1f}" height="20" fill="{color}"/>'
         yield f'<rect x="{legend}" y="{_STRIPE + 44}" width="12" height="12" fill="{color}"/>'
-        yield _text(legend + 18, _STRIPE + 55, f"{count:,} {status.replace('_', ' ')}")
+        yield _text(legend + 18, _STRIPE + 55, f"{count:,} {name}")
         x += width
         legend += (_RIGHT - _LEFT) // len(_COLORS)
 

@@ -17,7 +17,7 @@ from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
 from imbrace_lake.export.visits import VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
-from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
+from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.printable import plural, printable
 from imbrace_lake.tables.report import TableReport
 from imbrace_lake.verify.findings import Verification
@@ -62,7 +62,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         ),
         partial(
             acreate_markdown_artifact,
-            chart_markdown(days, summary.totals.conversations),
+            chart_markdown(days, summary.outcomes()),
             key=CHART_KEY,
             description="New messages by day, conversations by status",
         ),
@@ -176,8 +176,9 @@ def summary_markdown(summary: RunSummary) -> str:
         sentence(summary),
         "",
         *([f"- **Phone numbers:** {add_up(numbers, 'given', _phones(totals))}"] if numbers else []),
-        f"- **Conversations:** {add_up(totals.found, _reached(summary), _outcomes(totals))}",
-        f"- **Messages:** {totals.messages_new:,} new, {totals.messages_total:,} in these conversations",
+        f"- **Conversations:** {add_up(totals.found, _reached(summary), summary.outcomes())}",
+        f"- **Messages:** {totals.messages_new:,} new, {totals.messages_total:,} in"
+        f" {'this span' if summary.is_window else 'these conversations'}",
         f"- **Cost:** {requests}, {size(totals.received_bytes)} received,"
         f" {size(totals.written_bytes)} written, {duration(totals.seconds)}",
         f"- **Lake:** {as_code(summary.lake)}",
@@ -264,7 +265,7 @@ def counts_in_words(summary: RunSummary) -> str:
     totals = summary.totals
     noun = "conversation" if totals.found == 1 else "conversations"
     return (
-        f"{add_up(totals.found, f'{noun} {_reached(summary)}', _outcomes(totals))};"
+        f"{add_up(totals.found, f'{noun} {_reached(summary)}', summary.outcomes())};"
         f" {plural(totals.messages_new, 'new message')}, {plural(totals.requests, 'request')},"
         f" {duration(totals.seconds)}"
     )
@@ -343,10 +344,6 @@ def _phones(totals: RunTotals) -> list[tuple[int, str]]:
         "error": "not resolved",
     }
     return [(totals.phones.get(status, 0), name) for status, name in names.items()]
-
-
-def _outcomes(totals: RunTotals) -> list[tuple[int, str]]:
-    return [(totals.conversations.get(status, 0), status.replace("_", " ")) for status in OUTCOMES]
 
 
 def sentence(summary: RunSummary) -> str:

@@ -40,7 +40,7 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.lake import Lake, Part, Partitions, open_lake
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
+from imbrace_lake.lake.ledger_schema import OUTCOMES, ConversationEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.policy import ReadPolicy, Window
@@ -437,6 +437,7 @@ class RunSummary:
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
+        is_window: Only a span of time was read, so the run proves nothing about other messages.
     """
 
     run_id: str
@@ -459,11 +460,20 @@ class RunSummary:
     flow_run_url: str | None = None
     parent_run_id: str | None = None
     visits: VisitReport | None = None
+    is_window: bool = False
 
     @property
     def unreadable_count(self) -> int:
         """The number of entries of the input that are not phone numbers."""
         return self.totals.phones.get("invalid", 0)
+
+    def outcomes(self) -> list[tuple[int, str]]:
+        """Return the number of conversations with each outcome, and its name for people."""
+        # A conversation without a message in a window has the status of an unchanged one, even if the lake
+        # has never had it.
+        words = {"complete": "changed", "unchanged": "without news"} if self.is_window else {}
+        statuses = self.totals.conversations
+        return [(statuses.get(one, 0), words.get(one, one.replace("_", " "))) for one in OUTCOMES]
 
     def advice(self) -> list[str]:
         """Return the advice on the dead letters, the most frequent first."""
@@ -543,6 +553,7 @@ async def close_run(
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
     summary.visits = run.visits
+    summary.is_window = not run.window.is_open
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"
@@ -638,6 +649,8 @@ def _status(
         remarks.insert(0, f"{lost} of {done} failed, which the run tolerates")
     elif lost:
         remarks.insert(0, f"{lost} failed; the others are in the lake")
+    if done and not run.window.is_open:
+        remarks.append(run.window.sentence(run.started_at))
     remarks += run.accounts.lost_input
     remarks += _wrong_clock(run.gateway.traffic.seconds_ahead)
     remarks += [] if run.visits is None or run.budget is None else [run.visits.sentence()]

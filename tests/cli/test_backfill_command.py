@@ -71,6 +71,9 @@ def test_only_the_window_is_read(
     result = run("backfill", "--conversations", "-", "--since", middle)
 
     assert result.code == 0
+    assert result.out.startswith(f"complete: every message from {middle[:10]}")
+    assert " on was read; nothing is proven about others\n" in result.out
+    assert "  conversations  1 found: 1 changed\n" in result.out
     assert parsed(texts(workdir, long)) == truth(box, long, since=middle)
     assert len(truth(box, long, since=middle)) == 70
     assert run("backfill", "--conversation", long, "--until", middle).code == 0

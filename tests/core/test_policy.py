@@ -63,3 +63,22 @@ def test_a_window_without_bounds_is_open() -> None:
     assert not Window(since=EXPORTED).is_open
     assert not Window(until=EXPORTED).is_open
     assert "2026-01-01" in str(Window(until=EXPORTED))
+
+
+@pytest.mark.parametrize(
+    ("window", "span"),
+    [
+        (Window(since=EXPORTED), "from 2026-01-01 00:00 UTC on"),
+        (Window(until=EXPORTED), "until 2026-01-01 00:00 UTC"),
+        (Window(until=EXPORTED + timedelta(days=9)), "until now"),
+        (Window(EXPORTED, EXPORTED + timedelta(days=9)), "from 2026-01-01 00:00 UTC on"),
+        (
+            Window(EXPORTED, EXPORTED + timedelta(seconds=9)),
+            "from 2026-01-01 00:00 UTC until 2026-01-01 00:00:09 UTC",
+        ),
+    ],
+)
+def test_a_window_states_only_what_a_run_can_have_read(window: Window, span: str) -> None:
+    now = EXPORTED + timedelta(days=1)
+
+    assert window.sentence(now) == f"every message {span} was read; nothing is proven about others"

@@ -19,7 +19,9 @@ def read(svg: str) -> tuple[list[str], list[ElementTree.Element]]:
 
 
 def test_each_day_has_a_bar_and_each_status_its_count() -> None:
-    texts, bars = read(chart({FIRST: 4, FIRST + timedelta(days=2): 1}, {"complete": 7, "failed": 2}))
+    texts, bars = read(
+        chart({FIRST: 4, FIRST + timedelta(days=2): 1}, [(7, "complete"), (2, "without news"), (0, "gone")])
+    )
 
     assert texts == [
         "5 new messages; a bar for every day, at most 4 in one",
@@ -27,7 +29,7 @@ def test_each_day_has_a_bar_and_each_status_its_count() -> None:
         "2026-01-03",
         "9 conversations",
         "7 complete",
-        "2 failed",
+        "2 without news",
     ]
     assert [one[0].text for one in bars] == ["2026-01-01: 4", "2026-01-02: 0", "2026-01-03: 1"]
     highest, none, low = (float(one.attrib["height"]) for one in bars)
@@ -36,7 +38,7 @@ def test_each_day_has_a_bar_and_each_status_its_count() -> None:
 
 
 def test_the_chart_of_a_long_time_has_several_days_per_bar_and_stays_small() -> None:
-    svg = chart({FIRST + timedelta(days=day): 1 for day in range(3_650)}, {})
+    svg = chart({FIRST + timedelta(days=day): 1 for day in range(3_650)}, [])
 
     texts, bars = read(svg)
 
@@ -46,4 +48,4 @@ def test_the_chart_of_a_long_time_has_several_days_per_bar_and_stays_small() -> 
 
 
 def test_a_run_without_new_messages_has_a_chart_too() -> None:
-    assert read(chart({}, {})) == (["No new messages", "0 conversations"], [])
+    assert read(chart({}, [])) == (["No new messages", "0 conversations"], [])

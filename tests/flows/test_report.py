@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from imbrace_flows.approval import plan_markdown
 from imbrace_flows.flow import _calm_end
 from imbrace_flows.input_report import input_markdown
-from imbrace_flows.params import ExportParams
+from imbrace_flows.params import BackfillParams, ExportParams
 from imbrace_flows.pipeline import Selection, show_log_lines
 from imbrace_flows.report import counts_in_words, failures_markdown, summary_markdown
 from imbrace_flows.words import add_up, as_code
@@ -28,6 +28,7 @@ from imbrace_lake.errors import BadRequest
 from imbrace_lake.export.plan import Plan
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
+from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
 from imbrace_tasks.retry import _is_shown
 from tests.flows.offline import Offline
@@ -105,6 +106,24 @@ def test_the_numbers_of_each_page_add_up_to_those_of_the_ledgers(offline: Offlin
     assert re.findall(r">([\d,]+) (?:complete|failed)<", chart) == ["10", "2"]
     assert f"- **Messages:** {new:,} new" in pages["export-summary"]
     assert not any(phone.lstrip("+") in page for phone in offline.box.phones for page in pages.values())
+
+
+def test_a_window_proves_nothing_about_other_messages(offline: Offline, box: Sandbox) -> None:
+    window = Window(datetime(2001, 1, 1, tzinfo=UTC), datetime(2001, 2, 1, 8, tzinfo=UTC))
+    ids = [*box.conversations][2:]
+
+    state = offline._run("run_1", Selection(ids=ids, window=window), BackfillParams(everything=True))
+
+    read = "very message from 2001-01-01 00:00 UTC until 2001-02-01 08:00 UTC was read; nothing is proven"
+    assert state.is_completed()
+    assert str(state.message).startswith(f"e{read}")
+    assert offline.result is not None
+    summary = offline.result.summary
+    page = summary_markdown(summary)
+    assert page.splitlines()[2] == f"E{read} about others."
+    assert "- **Conversations:** 10 found = 10 without news\n" in page
+    assert "- **Messages:** 0 new, 0 in this span\n" in page
+    assert counts_in_words(summary).startswith("10 conversations found = 10 without news; ")
 
 
 def test_the_summary_begins_with_the_verdict_and_shows_the_next_step_and_a_query(offline: Offline) -> None:

@@ -83,7 +83,9 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         echo("", "numbers not resolved:", *reasons)
-    if summary.dead_letter_count or summary.totals.phones.get("error"):
+    if summary.is_cut_short and summary.number_errors:
+        echo("", "Once the cause is fixed, run the same command again: a rerun would miss what was not found")
+    elif summary.dead_letter_count or summary.totals.phones.get("error"):
         echo(
             "", f"Once the cause is fixed: {as_called(command)} --rerun {summary.run_id} (and the same lake)"
         )

@@ -11,6 +11,7 @@ from functools import partial
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from imbrace_flows.chart import chart_markdown
+from imbrace_flows.run_name import name_of_deployment
 from imbrace_flows.words import add_up, as_code
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.export.humanize import counted, duration, size, span
@@ -53,10 +54,11 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         summary: The summary of the run.
         days: New messages by the day they were created, UTC.
     """
+    started_as = name_of_deployment() if summary.is_cut_short else None
     artifacts: list[Callable[[], Awaitable[object]]] = [
         partial(
             acreate_markdown_artifact,
-            summary_markdown(summary),
+            summary_markdown(summary, started_as),
             key=SUMMARY_KEY,
             description=f"What the run found, read and wrote · run {summary.run_id}",
         ),
@@ -69,7 +71,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
     ]
     if summary.visits is not None:
         artifacts.append(partial(publish_freshness, summary.visits))
-    if failures := failures_markdown(summary):
+    if failures := failures_markdown(summary, started_as):
         message = "What is missing, why, and what to do"
         artifacts.append(partial(acreate_markdown_artifact, failures, key=FAILURES_KEY, description=message))
     if summary.new_shapes:
@@ -162,8 +164,13 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
     return "\n".join(lines)
 
 
-def summary_markdown(summary: RunSummary) -> str:
-    """Return the summary as a page that fits a screen: verdict, counts, the next step and a query."""
+def summary_markdown(summary: RunSummary, started_as: str | None = None) -> str:
+    """Return the summary as a page that fits a screen: verdict, counts, the next step and a query.
+
+    Args:
+        summary: The summary.
+        started_as: The deployment of the run, if it has one.
+    """
     totals = summary.totals
     again = [(totals.retries, "tried again"), (totals.refusals, "rate-limited")]
     requests = plural(totals.requests, "request") + (
@@ -183,7 +190,7 @@ def summary_markdown(summary: RunSummary) -> str:
         f" {size(totals.written_bytes)} written, {duration(totals.seconds)}",
         f"- **Lake:** {as_code(summary.lake)}",
         "",
-        *(f"**Next:** {step}\n" for step in next_steps(summary)),
+        *(f"**Next:** {step}\n" for step in next_steps(summary, started_as)),
         "```sql",
         "SELECT conversation_id, count(*) AS messages,",
         "  max(created_at) AS latest",
@@ -239,11 +246,13 @@ def freshness_markdown(visits: VisitReport) -> str:
     )
 
 
-def next_steps(summary: RunSummary) -> list[str]:
+def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     """Return what a person should do after the run, the most important first."""
     steps = []
     if summary.status == "cancelled":
         steps.append("start it again to export the rest.")
+    elif summary.is_cut_short:
+        steps.append(f"fix the cause, then {_start_again(started_as)}.")
     elif summary.dead_letters or summary.number_errors:
         steps.append(
             "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
@@ -251,6 +260,8 @@ def next_steps(summary: RunSummary) -> list[str]:
         )
     elif summary.status == "failed":
         steps.append("fix the cause, and start it again.")
+    elif summary.status == "partial" and not summary.unreadable_count:
+        steps.append("do what the sentence above advises: `retry-failed` cannot read the rest.")
     if summary.unreadable_count:
         steps.append("`export-input` shows which entries are not phone numbers: correct and export them.")
     if summary.damaged:
@@ -258,6 +269,12 @@ def next_steps(summary: RunSummary) -> list[str]:
     if summary.token_warning:
         steps.append(f"⏳ {summary.token_warning}")
     return steps or ["query the lake, for example with DuckDB:"]
+
+
+def _start_again(started_as: str | None) -> str:
+    """Return what to do about a run that had not found all its conversations."""
+    what = "it" if started_as is None else as_code(started_as)
+    return f"start {what} again: `retry-failed` would miss what this run had not found"
 
 
 def counts_in_words(summary: RunSummary) -> str:
@@ -271,16 +288,22 @@ def counts_in_words(summary: RunSummary) -> str:
     )
 
 
-def failures_markdown(summary: RunSummary) -> str:
-    """Return what is missing, grouped by what to do about it; empty if nothing is missing."""
+def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str:
+    """Return what is missing, grouped by what to do about it; empty if nothing is missing.
+
+    The arguments are those of `summary_markdown`.
+    """
     numbers = sum(summary.number_errors.values())
     missing = [(summary.dead_letter_count, "conversation"), (numbers, "phone number")]
     if not any(count for count, _ in missing):
         return ""
+    step = f"start `retry-failed` with this run: `{summary.run_id}`"
+    if summary.is_cut_short:
+        step = f"{_start_again(started_as)}."
     lines = [
         f"# Not exported: {' and '.join(plural(*one) for one in missing if one[0])}",
         "",
-        f"Once the causes are fixed, start `retry-failed` with this run: `{summary.run_id}`",
+        f"Once the causes are fixed, {step}",
     ]
     for advice, count in summary.causes.items():
         letters = [letter for letter in summary.dead_letters if letter.advice == advice]

@@ -37,7 +37,7 @@ def run_name() -> str:
     parameters = context.parameters or {}
     if not isinstance(parameters.get("params"), BaseModel):
         parameters = context.flow_run.parameters
-    return choose_name(context.flow_run.name, context.flow.name, parameters, _deployment_name())
+    return choose_name(context.flow_run.name, context.flow.name, parameters, name_of_deployment())
 
 
 def choose_name(present: str, flow_name: str, parameters: object, deployment_name: str | None) -> str:
@@ -79,9 +79,10 @@ def is_made_up(name: str) -> bool:
     return _MADE_UP.fullmatch(name) is not None
 
 
-def _deployment_name() -> str | None:
+def name_of_deployment() -> str | None:
+    """Return the name of the deployment of the current run; None without one, or if it is not known."""
     if is_deployment_run():
-        with best_effort("the name of the deployment in the name of this run"):
+        with best_effort("the name of the deployment of this run"):
             return deployment.name or None
     return None
 

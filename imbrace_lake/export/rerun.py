@@ -133,7 +133,7 @@ def _lost(
     if not totals:
         lost.append("its row in runs/ is missing: export its input again")
     if totals.get("found", 0) is None:
-        lost.append("it was killed before it had found all its conversations: start it again with its input")
+        lost.append("it ended before it had found all its conversations: start it again with its input")
     outcomes = sum(totals.get("conversations", {}).values())
     if totals.get("found") is not None and totals["found"] != outcomes:
         lost.append(

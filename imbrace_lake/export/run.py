@@ -463,6 +463,11 @@ class RunSummary:
     is_window: bool = False
 
     @property
+    def is_cut_short(self) -> bool:
+        """Whether the run failed before it had found all its conversations, so that a rerun misses some."""
+        return self.status == "failed" and self.totals.found is None
+
+    @property
     def unreadable_count(self) -> int:
         """The number of entries of the input that are not phone numbers."""
         return self.totals.phones.get("invalid", 0)

@@ -200,7 +200,7 @@ class RunTotals:
     """
 
     phones: dict[str, int] = field(default_factory=dict)
-    # The number of conversations found; None if the run was killed before it had found them all.
+    # The number of conversations found; None if the run ended before it had found them all.
     found: int | None = None
     conversations: dict[str, int] = field(default_factory=dict)
     messages_new: int = 0

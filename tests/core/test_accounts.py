@@ -329,7 +329,7 @@ def test_a_run_that_was_killed_before_it_had_found_all_its_conversations_cannot_
     kill(box, tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
 
-    with pytest.raises(InputError, match="killed before it had found all its conversations: start it again"):
+    with pytest.raises(InputError, match="ended before it had found all its conversations: start it again"):
         in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
 
 

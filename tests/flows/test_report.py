@@ -150,13 +150,48 @@ def summary(**values: Any) -> RunSummary:
     [
         ({"status": "complete"}, "query the lake, for example with DuckDB:"),
         ({"status": "cancelled", "causes": {"Look.": 1}}, "start it again to export the rest."),
-        ({"status": "failed"}, "fix the cause, and start it again."),
+        ({"status": "failed", "totals": RunTotals(found=0)}, "fix the cause, and start it again."),
+        ({"status": "failed", "number_errors": {"broken": 1}}, "fix the cause, then start it again: `retry-"),
+        ({"status": "partial", "reason": "start run_0 again"}, "do what the sentence above advises"),
         ({"status": "complete", "token_warning": "the token expires"}, "⏳ the token expires"),
         ({"status": "partial", "number_errors": {"broken": 1}}, "`export-failures` shows what is missing"),
     ],
 )
 def test_the_next_step_follows_from_the_end(values: dict[str, Any], step: str) -> None:
     assert f"**Next:** {step}" in summary_markdown(summary(**values))
+
+
+def test_an_ingestion_that_found_nothing_because_of_its_token_is_started_again(
+    offline: Offline, box: Sandbox, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "all.csv"
+    numbers.write_text("\n".join(["phone", *box.phones]))
+
+    assert offline.ingest("run_1", phones=numbers, token=SecretStr("api_wrong")).is_failed()
+
+    assert offline.result is not None
+    summary = offline.result.summary
+    assert summary.number_errors
+    for page in (summary_markdown(summary, "ingest"), failures_markdown(summary, "ingest")):
+        assert "start `ingest` again: `retry-failed` would miss" in page
+        assert "run_1" not in page.partition("```sql")[0]
+    retried = offline.run("run_2", rerun="run_1")
+    assert retried.name == "Partial"
+    assert "of run run_1: it ended before it had found all its conversations: start it" in str(
+        retried.message
+    )
+
+
+def test_the_numbers_that_an_export_could_not_resolve_because_of_its_token_are_retried(
+    offline: Offline, box: Sandbox
+) -> None:
+    for one in [*box.conversations][:2]:
+        box.repair(one)
+    assert offline.run("run_1", token=SecretStr("api_wrong")).is_failed()
+
+    assert offline.result is not None
+    assert "start `retry-failed` with this run: `run_1`" in summary_markdown(offline.result.summary)
+    assert offline.run("run_2", rerun="run_1").is_completed()
 
 
 def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:

@@ -40,6 +40,13 @@ _NUMBER_IN_NAME = rf"\d(?:[ ().+_-]{{0,2}}(?!{_NO_NUMBER})\d){{6,}}"
 _KEPT_OR_NUMBER = re.compile(f"({_NO_NUMBER})|{_NUMBER_IN_NAME}", re.IGNORECASE)
 NAME_WITHOUT_NUMBERS = rf"^(?i:{_NO_NUMBER}|(?!{_NO_NUMBER}|{_NUMBER_IN_NAME})[\s\S])*$"
 """Matches what `without_numbers` returns unchanged, for the schema of a form."""
+ADDRESS_WITHOUT_SECRETS = (
+    # The name of a server has no @, and the @ of a path comes after a slash.
+    r"^(?![\s\S]*://[^/?#]*@)"
+    # In the path of a bucket, a question mark can be part of a pattern.
+    r"(?!\s*(?i:https?)://[^?#]*\?[\s\S])(?!(?=[^?#]*://)[^?#]*\?[^/#]*=)"
+)
+"""Matches a path or URL that contains neither credentials nor a signature, for the schema of a form."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 

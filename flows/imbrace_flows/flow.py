@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Failed
 from prefect.utilities.callables import ParameterSchema, parameter_schema
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
+from pydantic.config import JsonDict
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -80,6 +81,11 @@ class LakeFlow(Flow[P, R]):
         """
         logging.getLogger("prefect.flow_runs").addFilter(_calm_end)
         expected = inspect.signature(self.fn).parameters
+        for name, title in TITLES.items():
+            given = parameters.get(name)
+            # A caller can switch the check of the form off.
+            if isinstance(given, Mapping) and "$ref" not in given:
+                return {**dict.fromkeys(expected), "params": Rejected(f"{title}: choose {_SAVED}")}
         try:
             with _unrepeated():
                 return super().validate_parameters(parameters)
@@ -148,19 +154,34 @@ def _titled(parameter: inspect.Parameter) -> inspect.Parameter:
     field = Field(default, json_schema_extra={"title": _title(parameter)})
     kind: Any = _kind(parameter)
     if parameter.default is None:
-        kind = Annotated[kind, _OrNull()]
+        kind = Annotated[kind, _SavedOrNull()]
     return parameter.replace(annotation=kind, default=field)
 
 
-class _OrNull:
-    """Lets null be valid without a choice of types, which a form would show instead of the list of blocks."""
+_SAVED = "a saved block, because Prefect would store any other values in clear"
+_IS_SAVED: JsonDict = {
+    "anyOf": [{"type": "null"}, {"type": "object", "propertyNames": {"const": "$ref"}}],
+}
+
+
+class _SavedOrNull:
+    """Lets a reference to a saved block or null be valid, and nothing that contains the values of a block.
+
+    There is no choice of types, which a form would show instead of the list of blocks.
+    """
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Remove the type from the definition of a block; the rest of it applies to objects only."""
+        """Change the definition of a block, whose fields are filled in on its own page only."""
         schema = handler(core_schema)
-        handler.resolve_ref_schema(schema).pop("type", None)
+        block = handler.resolve_ref_schema(schema)
+        for name in ("type", "required"):
+            block.pop(name, None)
+        # Prefect's server adds references to the definition with this name, and its message then repeats the
+        # value, which can be a token.
+        block["title"] = block["block_type_slug"]
+        block |= {"if": _IS_SAVED, "else": {"const": _SAVED}}
         return schema
 
 

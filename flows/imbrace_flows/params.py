@@ -41,7 +41,7 @@ from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.rerun import RUN_ID, run_id_of
 from imbrace_lake.phones.lists import PHONE_LIKE
 from imbrace_lake.phones.numbers import REGIONS, parse_region
-from imbrace_lake.printable import NAME_WITHOUT_NUMBERS, without_numbers
+from imbrace_lake.printable import ADDRESS_WITHOUT_SECRETS, NAME_WITHOUT_NUMBERS, without_numbers
 
 Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 
@@ -64,8 +64,22 @@ def _name(text: str | None) -> str | None:
     return text
 
 
+def _address(text: str | None) -> str | None:
+    if text is not None and not re.search(ADDRESS_WITHOUT_SECRETS, text):
+        raise ValueError(
+            "its address contains credentials or a signature, which Prefect would store: leave them out, and"
+            " copy the list to where the worker can read it without them"
+        )
+    return _name(text)
+
+
 def _named(*fields: str) -> list[JsonDict]:
     return [matches(field, NAME_WITHOUT_NUMBERS, "a name without a phone number") for field in fields]
+
+
+def _addressed(*fields: str) -> list[JsonDict]:
+    words = "an address without credentials or a signature"
+    return [*_named(*fields), *(matches(field, ADDRESS_WITHOUT_SECRETS, words) for field in fields)]
 
 
 def _run_id(text: str) -> str:
@@ -76,6 +90,7 @@ def _run_id(text: str) -> str:
 
 
 Name = Annotated[Text, AfterValidator(_name)]
+Address = Annotated[Text, AfterValidator(_address)]
 RunId = Annotated[str, AfterValidator(_run_id)]
 Moment = Annotated[AwareDatetime | OrNone, Blankable]
 Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
@@ -165,10 +180,11 @@ class ListParams(ReadParams):
 
     rules: ClassVar[Sequence[JsonDict]] = (
         matches("region", _REGION, "two letters of a country, such as TW"),
-        *_named("phones", "column", "sheet"),
+        *_addressed("phones"),
+        *_named("column", "sheet"),
     )
 
-    phones: Name = Field(
+    phones: Address = Field(
         None,
         title="List of phone numbers",
         description=(
@@ -294,7 +310,7 @@ class UploadParams(ListParams):
 
     form_title = "What to export"
 
-    phones: Annotated[str, AfterValidator(_name)] = Field(
+    phones: Annotated[str, AfterValidator(_address)] = Field(
         min_length=1,
         title="List of phone numbers",
         description=(
@@ -380,7 +396,7 @@ class BackfillParams(ChosenParams):
     form_title = "What to read again"
     rules: ClassVar[Sequence[JsonDict]] = (
         *ChosenParams.rules,
-        *_named("conversations"),
+        *_addressed("conversations"),
         *exactly_one(
             *("everything", "phones", "numbers", "conversations", "rerun"),
             words="everything, a list of phone numbers, a few phone numbers, a list of conversations",
@@ -393,7 +409,7 @@ class BackfillParams(ChosenParams):
         description="All conversations that the lake knows.",
         json_schema_extra=at_position(0),
     )
-    conversations: Name = Field(
+    conversations: Address = Field(
         None,
         title="List of conversations",
         description=(

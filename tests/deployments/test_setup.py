@@ -349,6 +349,25 @@ def test_the_server_rejects_a_parameter_that_a_flow_does_not_have(deployed: Oper
     assert "'phones' was unexpected" in caught.value.response.text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"params": {"phones": "a.csv"}, "credentials": {"organization": "org_1", "token": TOKEN}},
+        {"params": {"phones": f"http://user:{TOKEN}@example.net/a.csv"}},
+    ],
+)
+def test_the_server_rejects_a_secret_which_it_would_store(body: object, deployed: Operator) -> None:
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        deployed.ask(
+            "POST",
+            f"/deployments/{deployed.deployment('export')['id']}/create_flow_run",
+            {"parameters": body},
+        )
+
+    assert caught.value.response.status_code == httpx.codes.CONFLICT
+    assert TOKEN not in caught.value.response.text
+
+
 def test_a_run_that_was_cut_off_before_it_had_a_name_is_named_after_its_deployment(
     setup: Setup, deployed: Operator
 ) -> None:

@@ -35,6 +35,7 @@ from imbrace_lake.phones.report import COLUMN_SETTING, SHEET_SETTING
 
 NUMBER = "+886911425977"
 TOKEN = "api_never_to_be_shown"
+SECRET = "not-to-be-stored"
 RUN = "0d8e8bd7-8b3c-4a34-9d3f-5c3c2d1f0a11"
 
 
@@ -141,6 +142,12 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (export_uploaded_list, {"phones": ""}, "'' should be non-empty"),
     (ingest_changed, {"conversations": f"conv_1, {NUMBER}"}, "ids of conversations, not phone numbers"),
     (ingest_changed, {"conversations": "0911 425-977"}, "ids of conversations, not phone numbers"),
+    (export_conversations, {"phones": f"http://user:{SECRET}@host/a.csv"}, "an address without credentials"),
+    (export_conversations, {"phones": f"https://host/a.csv?sig={SECRET}"}, "or a signature"),
+    (export_conversations, {"phones": f" HTTPS://host/a.csv?{SECRET}"}, "or a signature"),
+    (export_uploaded_list, {"phones": f"abfs://box/a.csv?sig={SECRET}"}, "or a signature"),
+    (ingest_conversations, {"phones": f"s3://key:{SECRET}@bucket/a.csv"}, "an address without credentials"),
+    (backfill_conversations, {"conversations": f"ftp://u:{SECRET}@host/a"}, "an address without credentials"),
     (retry_failures, {"rerun": ""}, "the id of a run, or the address of its page"),
     (retry_failures, {"rerun": "brave-otter"}, "the id of a run, or the address of its page"),
     (retry_failures, {"rerun": f"/artifacts/artifact/{RUN}"}, "the id of a run, or the address of its page"),
@@ -160,7 +167,7 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
     found = rejections(flow, given)
 
     assert any(message in one for one in found), found
-    assert all(len(one) < 150 and NUMBER not in one for one in found)
+    assert all(len(one) < 150 and NUMBER not in one and SECRET not in one for one in found)
 
 
 ACCEPTED: list[tuple[Flow[..., Any], dict[str, object]]] = [
@@ -171,6 +178,9 @@ ACCEPTED: list[tuple[Flow[..., Any], dict[str, object]]] = [
         export_uploaded_list,
         {"phones": "http://192.168.100.25:9000/part-0-12345678-4f89-11d3-9a0c-0305e82c3301"},
     ),
+    (export_uploaded_list, {"phones": "s3://bucket/2026/part-??.csv"}),
+    (export_uploaded_list, {"phones": "s3://bucket/me@example.net/a.csv"}),
+    (export_uploaded_list, {"phones": "/data/a@b?/day=2026-11-27.csv"}),
     (backfill_conversations, {"everything": True, "phones": " ", "since": "2026-01-31T08:00:00+08:00"}),
     (backfill_conversations, {"everything": False, "conversations": "ids.txt", "until": None}),
     (ingest_conversations, {"phones": "a.csv", "drift": "freeze"}),
@@ -196,6 +206,23 @@ def test_a_flow_rejects_what_its_form_rejects(flow: Flow[..., Any], given: dict[
     assert isinstance(flow.validate_parameters({"params": given})["params"], Rejected)
 
 
+# As the two interfaces refer to a block, and as scripts may.
+REFERENCES = [None, {"$ref": {"block_document_id": RUN}}, {"$ref": RUN}]
+VALUES = [TOKEN, {"organization": "org_1", "token": TOKEN}, {"$ref": RUN, "token": TOKEN}, {"token": TOKEN}]
+
+
+@pytest.mark.parametrize("name", ["credentials", "lake"])
+def test_a_block_is_given_by_reference_and_never_by_its_values_which_prefect_would_store(name: str) -> None:
+    schema = schema_of(verify_lake)
+
+    for given in (*REFERENCES, *VALUES):
+        # With and without what the server does at the creation of a deployment.
+        for options in ({}, {"ignore_required": True}, {"ignore_required": True, "preprocess": False}):
+            errors = validate({"params": {}, name: given}, schema, **options)
+            assert [one.json_path for one in errors] == [f"$.{name}"] * (given in VALUES)
+            assert all("a saved block" in one.message and TOKEN not in one.message for one in errors)
+
+
 @pytest.mark.parametrize(("flow", "given"), ACCEPTED)
 def test_the_parameters_that_a_flow_sends_are_those_that_prefect_would_send(
     flow: Flow[..., Any], given: dict[str, object]
@@ -209,7 +236,16 @@ def test_the_parameters_that_a_flow_sends_are_those_that_prefect_would_send(
 def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
     began = time.monotonic()
 
-    for text in (" " * 100_000, "9" * 100_000, ", " * 50_000, "9 " * 50_000, "/flow-run/" * 10_000):
+    for text in (
+        " " * 100_000,
+        "9" * 100_000,
+        ", " * 50_000,
+        "9 " * 50_000,
+        "/flow-run/" * 10_000,
+        "://" * 30_000,
+        "://?" * 25_000,
+    ):
+        rejections(export_conversations, {"phones": text})
         rejections(export_conversations, {"numbers": text})
         rejections(retry_failures, {"rerun": text})
 
@@ -235,8 +271,9 @@ def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
         ({"phones": "a.csv"}, "there is no parameter phones: this flow has params, credentials, lake"),
         ({}, "What to export: field required"),
         (
-            {"params": {"phones": "a.csv"}, "credentials": {"organization": "", "token": TOKEN}},
-            "Organization: string should have at least 1 character",
+            {"params": {"phones": "a.csv"}, "credentials": {"organization": "org_1", "token": TOKEN}},
+            "iMBrace credentials: choose a saved block, because Prefect would store any other values in"
+            " clear",
         ),
     ],
 )

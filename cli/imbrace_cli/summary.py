@@ -94,7 +94,8 @@ def _show_summary(summary: RunSummary, command: str) -> None:
 def _lines(summary: RunSummary) -> list[RenderableType]:
     totals = summary.totals
     phones, conversations = totals.phones, totals.conversations
-    rows = [("lake", summary.lake), ("run", summary.flow_run_url or summary.run_id)]
+    lake = f"{summary.lake} (new)" if summary.is_new_lake else summary.lake
+    rows = [("lake", lake), ("run", summary.flow_run_url or summary.run_id)]
     if phones or conversations:
         names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip

@@ -38,6 +38,7 @@ from imbrace_flows.cancellation import CANCELLED, RunCancelled, cancelled_with, 
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
+from imbrace_flows.known_lakes import check_known_lake, remember_lake
 from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, current_observer, run_result
 from imbrace_flows.params import ReadParams
 from imbrace_flows.report import counts_in_words, publish_report
@@ -182,6 +183,8 @@ def _final_state(result: RunResult) -> State[Any]:
             raise asyncio.CancelledError
         return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
     message = summary.reason or "every conversation is complete"
+    if summary.is_new_lake:
+        message += f"; made a new lake at {summary.lake}"
     if summary.status == "complete":
         # In the name too, which lists of runs show.
         name = UNREADABLE if summary.unreadable_count else "Completed"
@@ -210,6 +213,10 @@ async def read_conversations(
     settings = connection.settings
     token_warning = warn_of_expiry(settings) if selection.parent_run is None else None
     await check_can_shard(settings)
+    # A shard opens the lake of its run.
+    is_known = (
+        selection.parent_run is not None or not is_deployment_run() or await check_known_lake(connection)
+    )
     given = await _read_selection(selection, connection)
     async with beside(publish_input(given.report)):
         if what := given.described():
@@ -236,6 +243,11 @@ async def read_conversations(
             job = _Job(run, settings, params, selection, given, connection.blocks)
             job.record_input()
             logger.info("organization %s, lake %s", printable(run.organization_id), run.lake.url)
+            if run.lake.is_new:
+                level = logging.WARNING if is_deployment_run() else logging.INFO
+                logger.log(level, "made a new lake at %s", run.lake.url)
+            if not is_known:
+                await remember_lake(connection)
             failure, is_cancelled = None, False
             # The accounts are closed after any error.
             try:

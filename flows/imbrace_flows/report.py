@@ -188,7 +188,7 @@ def summary_markdown(summary: RunSummary, started_as: str | None = None) -> str:
         f" {'this span' if summary.is_window else 'these conversations'}",
         f"- **Cost:** {requests}, {size(totals.received_bytes)} received,"
         f" {size(totals.written_bytes)} written, {duration(totals.seconds)}",
-        f"- **Lake:** {as_code(summary.lake)}",
+        f"- **Lake:** {as_code(summary.lake)}{', new: this run made it' if summary.is_new_lake else ''}",
         "",
         *(f"**Next:** {step}\n" for step in next_steps(summary, started_as)),
         "```sql",

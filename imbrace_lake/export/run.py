@@ -437,6 +437,7 @@ class RunSummary:
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
+        is_new_lake: There was no lake, so the run made one.
         is_window: Only a span of time was read, so the run proves nothing about other messages.
     """
 
@@ -460,6 +461,7 @@ class RunSummary:
     flow_run_url: str | None = None
     parent_run_id: str | None = None
     visits: VisitReport | None = None
+    is_new_lake: bool = False
     is_window: bool = False
 
     @property
@@ -558,6 +560,7 @@ async def close_run(
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
     summary.visits = run.visits
+    summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:

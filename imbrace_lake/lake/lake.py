@@ -135,13 +135,15 @@ class Lake:
         store: The store of its objects.
         schema_version: The schema version of the lake.
         phone_key: The key of the phone numbers' hashes, unless the settings have another.
+        is_new: There was no lake before it was opened.
         damaged: Keys of ledger objects that were skipped since the lake was opened, and why.
     """
 
-    def __init__(self, store: Store, schema_version: int, phone_key: bytes) -> None:
+    def __init__(self, store: Store, schema_version: int, phone_key: bytes, *, is_new: bool = False) -> None:
         self.store = store
         self.schema_version = schema_version
         self.phone_key = phone_key
+        self.is_new = is_new
         self.damaged: dict[str, str] = {}
 
     @property
@@ -258,6 +260,7 @@ async def open_lake(
     """
     async with open_store(url, options) as store:
         marker = await _read_marker(store)
+        is_new = marker is None
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
         if marker is None:
@@ -274,7 +277,7 @@ async def open_lake(
                 f"the lake at {store.url} has schema version {version}, and this program supports"
                 f" {SCHEMA_VERSION}: upgrade imbrace-lake"
             )
-        yield Lake(store, version, phone_key)
+        yield Lake(store, version, phone_key, is_new=is_new)
 
 
 async def has_lake(store: Store) -> bool:

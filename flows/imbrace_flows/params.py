@@ -52,7 +52,13 @@ LONGEST_HINT = 50_000
 _REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
 _FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
 # Blanks also separate the groups of a phone number.
-_ALL_IDS = rf"^(?![\s\S]*(?:^|[\s,;]){PHONE_LIKE}(?:$|[\s,;]))"
+_NO_NUMBERS = rf"^(?![\s\S]*(?:^|[\s,;]){PHONE_LIKE}(?:$|[\s,;]))"
+
+
+# A list that another program wrote as text has brackets and quotes.
+_ALL_IDS = r"^[\s,;]*[^\s,;\"'()<>\[\]{}][^\"'()<>\[\]{}]*$"
+UNUSABLE = "?"
+"""What `prefect.yaml` gives to the run of an event whose payload names nothing."""
 
 
 def _name(text: str | None) -> str | None:
@@ -320,6 +326,13 @@ class UploadParams(ListParams):
         json_schema_extra=at_position(1),
     )
 
+    @field_validator("phones")
+    @classmethod
+    def _is_named(cls, phones: str) -> str:
+        if phones.strip() in ("", UNUSABLE):
+            raise ValueError('the event names none: its payload must be {"list": "s3://bucket/list.csv"}')
+        return phones
+
 
 class RetryParams(ReadParams):
     """An export of the failures of an earlier run."""
@@ -367,7 +380,8 @@ class ChangedParams(ReadParams):
 
     form_title = "What has changed"
     rules: ClassVar[Sequence[JsonDict]] = (
-        matches("conversations", _ALL_IDS, "ids of conversations, not phone numbers"),
+        matches("conversations", _NO_NUMBERS, "ids of conversations, not phone numbers"),
+        matches("conversations", _ALL_IDS, "ids of conversations, separated by commas"),
     )
 
     conversations: str = Field(
@@ -380,9 +394,16 @@ class ChangedParams(ReadParams):
 
     @field_validator("conversations")
     @classmethod
-    def _no_numbers(cls, conversations: str) -> str:
-        if not re.search(_ALL_IDS, conversations):
+    def _only_ids(cls, conversations: str) -> str:
+        if conversations.strip() == UNUSABLE:
+            raise ValueError(
+                'the event names none: its payload must be {"conversations": "conv_1, conv_2"}, or have a'
+                " list of such texts"
+            )
+        if not re.search(_NO_NUMBERS, conversations):
             raise ValueError("give ids of conversations, not phone numbers")
+        if not re.search(_ALL_IDS, conversations):
+            raise ValueError("give ids of conversations, separated by commas, without quotes and brackets")
         return conversations
 
     def ids(self) -> list[str]:

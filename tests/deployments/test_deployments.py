@@ -118,7 +118,7 @@ def test_a_rerun_by_id_exports_the_failures_and_typed_numbers_are_shown_nowhere_
     assert TYPED not in repr(ds.dataset(lake / "runs").to_table().to_pylist())
 
 
-def emit(operator: Operator, name: str, payload: dict[str, str]) -> None:
+def emit(operator: Operator, name: str, payload: dict[str, object]) -> None:
     """Send an event, as `prefect event emit` does (tests/test_docs_commands.py)."""
     event = {
         "id": str(uuid4()),
@@ -152,13 +152,32 @@ def test_an_event_with_a_conversation_lets_a_run_visit_it(
     deployed: Operator, exported: str, box: Sandbox, lake: Path
 ) -> None:
     one = next(iter(box.conversations))
-    emit(deployed, "imbrace.conversation.changed", {"conversations": one})
+    emit(deployed, "imbrace.conversation.changed", {"conversations": [one]})
 
     deployment = deployed.deployment("ingest-changed")
     runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
     run = deployed.until(lambda: next(iter(deployed.ask("POST", "/flow_runs/filter", runs)), None), "the run")
     assert run["parameters"]["params"] == {"conversations": one}
     assert deployed.wait(run["id"])["name"] == "Completed"
+
+
+def test_an_event_that_names_nothing_is_a_failed_run_with_the_reason(
+    deployed: Operator, exported: str
+) -> None:
+    emit(deployed, "imbrace.phones.uploaded", {"list": None})
+
+    deployment = deployed.deployment("export-on-upload")
+    runs = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
+
+    def found() -> dict[str, Any] | None:
+        runs_of_events = deployed.ask("POST", "/flow_runs/filter", runs)
+        return next((run for run in runs_of_events if run["parameters"]["params"] == {"phones": "?"}), None)
+
+    state = deployed.wait(deployed.until(found, "the run")["id"])
+    assert (state["name"], state["message"]) == (
+        "Failed",
+        'List of phone numbers: the event names none: its payload must be {"list": "s3://bucket/list.csv"}',
+    )
 
 
 def lake_block(operator: Operator) -> dict[str, Any]:

@@ -6,16 +6,20 @@ import asyncio
 import json
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import prefect
 import pytest
+import yaml  # type: ignore[import-untyped] # no stubs
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
+from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from pydantic import SecretStr, ValidationError
 
+from imbrace_deployments.deploy import PREFECT_FILE
 from imbrace_flows.backfill import backfill_conversations, export_shard
 from imbrace_flows.compact import compact_lake_tables
 from imbrace_flows.export import export_conversations, export_uploaded_list, retry_failures
@@ -142,6 +146,9 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (export_uploaded_list, {"phones": ""}, "'' should be non-empty"),
     (ingest_changed, {"conversations": f"conv_1, {NUMBER}"}, "ids of conversations, not phone numbers"),
     (ingest_changed, {"conversations": "0911 425-977"}, "ids of conversations, not phone numbers"),
+    (ingest_changed, {"conversations": " ,\n; "}, "ids of conversations, separated by commas"),
+    (ingest_changed, {"conversations": "['conv_1', 'conv_2']"}, "ids of conversations, separated by commas"),
+    (ingest_changed, {"conversations": 'conv_1, "conv_2"'}, "ids of conversations, separated by commas"),
     (export_conversations, {"phones": f"http://user:{SECRET}@host/a.csv"}, "an address without credentials"),
     (export_conversations, {"phones": f"https://host/a.csv?sig={SECRET}"}, "or a signature"),
     (export_conversations, {"phones": f" HTTPS://host/a.csv?{SECRET}"}, "or a signature"),
@@ -296,6 +303,52 @@ def test_a_window_that_ends_before_it_begins_fails_in_one_sentence() -> None:
     found = backfill_conversations.validate_parameters({"params": {"everything": True, **window}})
 
     assert found["params"] == Rejected("the window ends before it begins: Until must be later than From")
+
+
+IDS = "Conversations: the event names none: its payload must be"
+LIST = 'List of phone numbers: the event names none: its payload must be {"list": "s3://bucket/list.csv"}'
+PAYLOADS: list[tuple[Any, str, Any, str]] = [
+    (ingest_changed, "conversations", {"conversations": "conv_1, conv_2"}, "conv_1, conv_2"),
+    (ingest_changed, "conversations", {"conversations": ["conv_1", "conv_2"]}, "conv_1, conv_2"),
+    *(
+        (ingest_changed, "conversations", payload, IDS)
+        for payload in (
+            {},
+            *(
+                {"conversations": one}
+                for one in ("", " ", None, 7, [], {}, {"a": "b"}, ["conv_1", None], [["a"]])
+            ),
+        )
+    ),
+    (export_uploaded_list, "phones", {"list": " s3://bucket/a.csv"}, "s3://bucket/a.csv"),
+    *(
+        (export_uploaded_list, "phones", payload, LIST)
+        for payload in ({}, *({"list": one} for one in ("", " ", None, 7, ["a.csv"], {"a": "b"})))
+    ),
+]
+
+
+@pytest.mark.parametrize(("flow", "field", "payload", "expected"), PAYLOADS)
+def test_an_event_gives_its_run_texts_or_lets_it_fail_with_a_sentence(
+    flow: Flow[..., Any], field: str, payload: dict[str, object], expected: str
+) -> None:
+    deployments = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"]
+    (template,) = (
+        trigger["parameters"]["params"][field]["template"]
+        for one in deployments
+        for trigger in one.get("triggers", ())
+        if field in trigger["parameters"]["params"]
+    )
+
+    given = render_user_template_sync(template, {"event": SimpleNamespace(payload=payload)})
+    params = flow.validate_parameters({"params": {field: given}})["params"]
+
+    # The server starts a run in either case, which an operator sees.
+    assert rejections(flow, {field: given}) == []
+    if isinstance(params, Rejected):
+        assert expected in params.reason
+    else:
+        assert getattr(params, field) == expected
 
 
 def test_the_ids_of_a_hint_are_separated_and_each_is_read_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +12,7 @@ from imbrace_cli import options
 from imbrace_cli.export import find_lake
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
+from imbrace_lake.moment import HOW_TO_WRITE, parse_moment
 
 if TYPE_CHECKING:
     from imbrace_flows.params import Source
@@ -30,8 +31,6 @@ Examples:
 Exit codes:
   0 all complete   3 partial   1 failed   2 wrong use   130 interrupted
 """
-
-_TIME = "as in 2026-01-31T08:00+08:00; a plain date is its midnight in UTC."
 
 
 def backfill(
@@ -57,10 +56,10 @@ def backfill(
         str | None, typer.Option(metavar="RUN_ID", help="Retry the failures of this earlier run.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help=f"Only messages from this moment on, {_TIME}")
+        str | None, typer.Option(metavar="TIME", help=f"Only messages from this moment on, {HOW_TO_WRITE}.")
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help=f"Only messages before this moment, {_TIME}")
+        str | None, typer.Option(metavar="TIME", help=f"Only messages before this moment, {HOW_TO_WRITE}.")
     ] = None,
     new_only: Annotated[
         bool, typer.Option("--new-only", help="Read only new messages instead of complete conversations.")
@@ -166,19 +165,12 @@ def _window(since: str | None, until: str | None) -> tuple[datetime | None, date
 
 
 def _instant(option: str, text: str) -> datetime:
-    """Parse a time in ISO 8601.
+    """Parse a time.
 
     Raises:
-        UsageError: The text is not such a time, or has no time zone.
+        UsageError: The text is not a time, or has no time zone.
     """
     try:
-        return datetime.combine(date.fromisoformat(text), time(), UTC)
-    except ValueError:
-        pass
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"{option} {text} is not a time in ISO 8601: write it {_TIME}") from None
-    if instant.tzinfo is None:
-        raise UsageError(f"{option} {text} has no time zone: add Z for UTC, or an offset such as +08:00")
-    return instant
+        return parse_moment(text)
+    except UsageError as exc:
+        raise UsageError(f"{option} {text} {exc}") from None

@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -39,6 +40,7 @@ from imbrace_flows.form import (
 from imbrace_lake.errors import UsageError
 from imbrace_lake.export.drift import DriftMode
 from imbrace_lake.export.rerun import RUN_ID, run_id_of
+from imbrace_lake.moment import parse_moment
 from imbrace_lake.phones.lists import PHONE_LIKE
 from imbrace_lake.phones.numbers import REGIONS, parse_region
 from imbrace_lake.printable import ADDRESS_WITHOUT_SECRETS, NAME_WITHOUT_NUMBERS, without_numbers
@@ -95,10 +97,19 @@ def _run_id(text: str) -> str:
     return run_id_of(text)
 
 
+def _with_zone(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return parse_moment(value)
+        except UsageError as exc:
+            raise ValueError(f"this {exc}") from None
+    return value
+
+
 Name = Annotated[Text, AfterValidator(_name)]
 Address = Annotated[Text, AfterValidator(_address)]
 RunId = Annotated[str, AfterValidator(_run_id)]
-Moment = Annotated[AwareDatetime | OrNone, Blankable]
+Moment = Annotated[AwareDatetime | OrNone, BeforeValidator(_with_zone), Blankable]
 Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
 Minutes = Hours
 Count = Annotated[Annotated[int, Field(ge=1)] | OrNone, Blankable]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -349,6 +350,44 @@ def test_an_event_gives_its_run_texts_or_lets_it_fail_with_a_sentence(
         assert expected in params.reason
     else:
         assert getattr(params, field) == expected
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        (" 2026-01-31T08:00+08:00", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-31T00:00:00.000Z", datetime(2026, 1, 31, tzinfo=UTC)),
+        (" ", None),
+    ],
+)
+def test_a_moment_has_its_zone_or_is_the_midnight_of_a_date_in_utc(
+    name: str, text: str, moment: datetime | None
+) -> None:
+    params = BackfillParams.model_validate({"everything": True, name: text})
+
+    assert getattr(params, name) == moment
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "2026-01-31T08:00",
+            "From: this has no time zone: add Z for UTC, or an offset, as in 2026-01-31T08:00+08",
+        ),
+        (
+            "soon",
+            "From: this is not a time in ISO 8601: write it as in 2026-01-31T08:00+08:00; a plain date is",
+        ),
+    ],
+)
+def test_a_moment_without_a_zone_fails_in_one_sentence_with_an_example(text: str, message: str) -> None:
+    found = backfill_conversations.validate_parameters({"params": {"everything": True, "since": text}})
+
+    assert isinstance(found["params"], Rejected)
+    assert found["params"].reason.startswith(message)
 
 
 def test_the_ids_of_a_hint_are_separated_and_each_is_read_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -161,6 +161,8 @@ def _window(since: str | None, until: str | None) -> tuple[datetime | None, date
     end = None if until is None else _instant("--until", until)
     if begin is not None and end is not None and begin >= end:
         raise UsageError(f"the window ends before it begins: --until {until} is not after --since {since}")
+    if begin is not None and begin > datetime.now(UTC):
+        raise UsageError(f"the window begins in the future: --since {since} is not earlier than now")
     return begin, end
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -511,6 +512,8 @@ class BackfillParams(ChosenParams):
             )
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ValueError("the window ends before it begins: Until must be later than From")
+        if self.since is not None and self.since > datetime.now(UTC):
+            raise ValueError("the window begins in the future: From must be earlier than now")
         is_ingestion = self.everything and not self.walk_whole and self.since is None and self.until is None
         if (self.budget is not None or self.minutes is not None) and not is_ingestion:
             raise ValueError("a budget is for runs that read new messages of everything")

@@ -249,6 +249,7 @@ ALL = ["--everything"]
         ([*ALL, "--until", "2026-01-01T08:00"], "--until 2026-01-01T08:00 has no time zone: add Z for UTC"),
         ([*ALL, "--since", "2026-01-02", "--until", "2026-01-01"], "the window ends before it begins"),
         ([*ALL, "--since", "2026-01-01", "--until", "2026-01-01T01:00+01:00"], "is not after --since"),
+        ([*ALL, "--since", "2999-01-01"], "in the future: --since 2999-01-01 is not earlier than now"),
         ([*ALL, "--new-only", "--since", "2026-01-01"], "--new-only has no window of time"),
         (["--rerun", "some-run"], "there is no lake"),
         ([*ALL, "--lake", "gopher://host/lake"], "gopher://"),

@@ -352,6 +352,14 @@ def test_an_event_gives_its_run_texts_or_lets_it_fail_with_a_sentence(
         assert getattr(params, field) == expected
 
 
+def test_a_window_that_begins_in_the_future_fails_in_one_sentence() -> None:
+    found = backfill_conversations.validate_parameters(
+        {"params": {"everything": True, "since": "2999-01-01"}}
+    )
+
+    assert found["params"] == Rejected("the window begins in the future: From must be earlier than now")
+
+
 @pytest.mark.parametrize("name", ["since", "until"])
 @pytest.mark.parametrize(
     ("text", "moment"),

@@ -28,7 +28,7 @@ from imbrace_deployments.automations import TAG, automations
 from imbrace_deployments.deploy import PREFECT_FILE, deploy
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, icon_url, is_relative
 from imbrace_lake.check import Finding, check_list
-from imbrace_lake.settings import Settings
+from imbrace_lake.settings import PREFIX, Settings
 from imbrace_tasks.budget import set_limit
 
 B = TypeVar("B", ImbraceCredentials, ConversationLake)
@@ -51,7 +51,8 @@ class DesiredState:
         is_forced: Save also values that do not work from this machine.
         prefect_file: The file of the deployments.
         first_schedule: The cron schedule of a new `ingest`; None for every hour.
-        needs_blocks: Treat missing settings as an error, unless an earlier call saved them.
+        needs_blocks: Treat missing settings as an error, unless an earlier call saved them. Those of a block
+            that was deleted are always an error, because the deployments still refer to it.
     """
 
     settings: Settings
@@ -105,11 +106,16 @@ async def set_up(desired: DesiredState) -> Outcome:
 
 @dataclass(slots=True)
 class _BlockState:
-    """A block: the one on the server, the desired one, and the settings that describe it."""
+    """A block: its name, the one on the server, the desired one, and the settings that are missing for it."""
 
+    name: str
     found: ImbraceCredentials | ConversationLake | None
     desired: ImbraceCredentials | ConversationLake | None
-    missing_settings: str
+    missing: list[str]
+
+    def not_set(self) -> str:
+        """Return which settings are missing, as the end of a sentence."""
+        return f"{' and '.join(self.missing)} {'is' if len(self.missing) == 1 else 'are'} not set"
 
 
 class _Setup:
@@ -128,14 +134,16 @@ class _Setup:
         credentials = await _saved(ImbraceCredentials)
         self._blocks = {
             "imbrace_credentials": _BlockState(
+                f"{ImbraceCredentials._block_type_slug}/{BLOCK}",
                 credentials,
                 _credentials_block(settings, credentials),
-                "IMBRACE_TOKEN and IMBRACE_ORGANIZATION are",
+                _missing(settings, "token", "organization"),
             ),
             "imbrace_lake": _BlockState(
+                f"{ConversationLake._block_type_slug}/{BLOCK}",
                 await _saved(ConversationLake),
                 None if settings.lake is None else lake_block(settings.lake, os.environ),
-                "IMBRACE_LAKE is",
+                _missing(settings, "lake"),
             ),
         }
         blocks = [kept.desired or kept.found for kept in self._blocks.values()]
@@ -143,12 +151,15 @@ class _Setup:
             *(block.findings() for block in blocks if block is not None), self._check_list()
         )
         self.outcome.findings = [finding for findings in looks for finding in findings]
-        if self._desired.needs_blocks:
-            self.outcome.findings += [
-                Finding("settings", "error", f"{kept.missing_settings} not set")
-                for kept in self._blocks.values()
-                if kept.desired is None and kept.found is None
-            ]
+        for variable, kept in self._blocks.items():
+            if kept.desired is not None or kept.found is not None:
+                continue
+            reference = await self._client.read_variable_by_name(variable)
+            if reference is not None and reference.value is not None:
+                problem = f"{kept.name}, to which the deployments refer, was deleted, and {kept.not_set()}"
+                self.outcome.findings.append(Finding("block", "error", problem))
+            elif self._desired.needs_blocks:
+                self.outcome.findings.append(Finding("settings", "error", kept.not_set()))
 
     async def _check_list(self) -> list[Finding]:
         phones = self._desired.phones
@@ -223,12 +234,10 @@ class _Setup:
         self._done += await deploy(self._client, desired.prefect_file, desired.first_schedule)
 
     async def _keep_block(self, kept: _BlockState, variable: str) -> None:
-        kind = ImbraceCredentials if variable == "imbrace_credentials" else ConversationLake
-        name = f"{kind._block_type_slug}/{BLOCK}"
-        found, desired = kept.found, kept.desired
+        name, found, desired = kept.name, kept.found, kept.desired
         if desired is None:
             # Without a block, the settings of the worker apply.
-            done = f"{'left the' if found else 'made no'} block {name}, as {kept.missing_settings} not set"
+            done = f"{'left the' if found else 'made no'} block {name}, as {kept.not_set()}"
         elif found is not None and _fields(found) == _fields(desired):
             done = f"found the block {name}"
         else:
@@ -251,6 +260,10 @@ class _Setup:
         elif value is not None and found.value != value:
             await self._client.update_variable(VariableUpdate(name=name, value=value))
             self._done.append(f"changed the variable {name}")
+
+
+def _missing(settings: Settings, *names: str) -> list[str]:
+    return [f"{PREFIX}{name.upper()}" for name in names if getattr(settings, name) is None]
 
 
 async def _saved(kind: type[B]) -> B | None:

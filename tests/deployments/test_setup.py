@@ -311,11 +311,32 @@ def test_a_value_that_the_environment_no_longer_gives_stays(setup: Setup, deploy
     reported = setup()
 
     reported = done(reported)
-    assert reported[0] == (
-        "left the block imbrace-credentials/default, as IMBRACE_TOKEN and IMBRACE_ORGANIZATION are not set"
-    )
+    assert reported[0] == ("left the block imbrace-credentials/default, as IMBRACE_TOKEN is not set")
     assert reported[1] == "left the block conversation-lake/default, as IMBRACE_LAKE is not set"
     assert (variable(deployed, "imbrace_credentials"), variable(deployed, "imbrace_lake")) == before
+
+
+def test_a_block_that_was_deleted_is_an_error_until_its_settings_are_given_again(
+    setup: Setup, deployed: Operator
+) -> None:
+    reference = variable(deployed, "imbrace_credentials")["$ref"]["block_document_id"]
+    deployed.ask("DELETE", f"/block_documents/{reference}")
+    before = everything(deployed)
+    organization = os.environ.pop("IMBRACE_ORGANIZATION")
+
+    reported = setup(code=1)
+    kept = everything(deployed)
+    os.environ["IMBRACE_ORGANIZATION"] = organization
+    again = done(setup())
+
+    assert (
+        "error    block: imbrace-credentials/default, to which the deployments refer, was deleted, and"
+        " IMBRACE_ORGANIZATION is not set"
+    ) in reported
+    assert kept == before
+    assert again[0] == "made the block imbrace-credentials/default"
+    assert any(line.startswith("deployed ") for line in again)
+    assert variable(deployed, "imbrace_credentials")["$ref"]["block_document_id"] != reference
 
 
 def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:

@@ -34,6 +34,9 @@ R = TypeVar("R")
 
 TITLES = {"credentials": "iMBrace credentials", "lake": "Conversation lake"}
 
+_SETTINGS = {"credentials": "IMBRACE_TOKEN and IMBRACE_ORGANIZATION", "lake": "IMBRACE_LAKE"}
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 # By this name, its lines reach the server and the terminal as those of the core do.
 logger = logging.getLogger("imbrace_lake.runs")
 # As Prefect writes states: the type is left out if it is the name.
@@ -98,7 +101,7 @@ class LakeFlow(Flow[P, R]):
             reason = (
                 _explain(error, expected)
                 if isinstance(error, ValidationError)
-                else "a block of this run cannot be loaded: choose a saved one in its form"
+                else _explain_blocks(error, parameters, expected)
             )
         return {**dict.fromkeys(expected), "params": Rejected(reason)}
 
@@ -201,6 +204,24 @@ def _explain(error: ValidationError, expected: Mapping[str, inspect.Parameter]) 
         elif one["type"] != "none_required":
             reasons.append(f"{title}: {text}")
     return "; ".join(dict.fromkeys(reasons))
+
+
+def _explain_blocks(
+    error: object, parameters: Mapping[str, object], expected: Mapping[str, inspect.Parameter]
+) -> str:
+    """Return which block of a run cannot be loaded, and what to do, in one sentence."""
+    given = [name for name in TITLES if parameters.get(name) is not None]
+    # An error of Prefect's repeats the id of the block.
+    named = [name for name in given if any(one in str(error) for one in _ID.findall(str(parameters[name])))]
+    kinds: Any = [_kind(expected[name]) for name in named or given]
+    blocks = " and ".join(f"{kind._block_type_name} ({kind._block_type_slug})" for kind in kinds)
+    settings = " and ".join(_SETTINGS[name] for name in named or given)
+    return (
+        f"the block {blocks} of this run cannot be loaded, perhaps because it was deleted: save it by"
+        f" `imbrace-lake setup` with {settings}, or on the page Blocks, and choose it in the form, or for"
+        " scheduled runs in the parameters of the deployment; then start a new run, because a retry needs the"
+        " old block"
+    )
 
 
 def _calm_end(record: logging.LogRecord) -> bool:

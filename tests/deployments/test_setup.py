@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -16,6 +17,8 @@ from imbrace_cli.main import main
 from imbrace_deployments.automations import automations
 from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
 from imbrace_deployments.worker import RESTARTING, give_back_runs
+from imbrace_flows.flow import Rejected
+from imbrace_flows.verify import verify_lake
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
@@ -337,6 +340,20 @@ def test_a_block_that_was_deleted_is_an_error_until_its_settings_are_given_again
     assert again[0] == "made the block imbrace-credentials/default"
     assert any(line.startswith("deployed ") for line in again)
     assert variable(deployed, "imbrace_credentials")["$ref"]["block_document_id"] != reference
+
+
+def test_a_run_whose_block_was_deleted_names_its_type_and_what_to_do(
+    setup: Setup, deployed: Operator
+) -> None:
+    saved = {"credentials": variable(deployed, "imbrace_credentials")}
+    missing = {"lake": {"$ref": {"block_document_id": str(uuid4())}}}
+
+    found = verify_lake.validate_parameters({"params": {}, **saved, **missing})["params"]
+
+    assert isinstance(found, Rejected)
+    assert found.reason.startswith("the block Conversation Lake (conversation-lake) of this run cannot be")
+    assert "`imbrace-lake setup` with IMBRACE_LAKE," in found.reason
+    assert "start a new run" in found.reason
 
 
 def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:

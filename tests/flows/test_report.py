@@ -313,8 +313,9 @@ def test_a_run_logs_input_lake_found_conversations_and_verdict(
     lines = [one.getMessage() for one in caplog.records if one.name == "imbrace_lake.runs"]
     assert re.fullmatch(r"given: [\d,]+ phone numbers · 1 repeated · 2 unreadable", lines[0])
     assert lines[1] == f"organization {offline.box.options.organization_id}, lake {offline.lake}"
-    assert lines[2] == "found: 12 conversations"
-    assert lines[3].startswith("partial: 12 conversations found = 10 complete + 2 failed; ")
+    assert lines[2] == f"made a new lake at {offline.lake}"
+    assert lines[3] == "found: 12 conversations"
+    assert lines[4].startswith("partial: 12 conversations found = 10 complete + 2 failed; ")
     assert all(one.levelno < logging.ERROR for one in caplog.records)
 
 

@@ -117,8 +117,10 @@ class TokenRejected(GatewayError):
 
     is_fatal = True
     advice = (
-        "Create a token that lasts and put it into the credentials, then rerun. Tokens of the SDK's"
-        " third-party call expire after 10 days unless `expired_at` is later, API keys after 365."
+        "Create a token that lasts. For runs of deployments, save it in the block iMBrace Credentials on"
+        " Prefect's page Blocks, or set IMBRACE_TOKEN and call `imbrace-lake setup`; for commands, set"
+        " IMBRACE_TOKEN. Tokens of the SDK's third-party call"
+        " expire after 10 days unless `expired_at` is later, API keys after 365."
     )
 
 

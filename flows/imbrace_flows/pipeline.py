@@ -190,6 +190,9 @@ def _final_state(result: RunResult) -> State[Any]:
         name = UNREADABLE if summary.unreadable_count else "Completed"
         return Completed(name=name, message=message, data=result)
     name = "Partial" if summary.status == "partial" else "Failed"
+    if summary.remedy:
+        # Notifications show nothing but the message.
+        message = f"{message}. {summary.remedy}"
     return Failed(name=name, message=message, data=RunFailed(message, result))
 
 

@@ -85,16 +85,29 @@ def _of(count: int) -> str:
     return f" (the first {MOST_LISTED} of {count:,})" if count > MOST_LISTED else ""
 
 
-async def publish_verification(lake: str, found: Verification, ages: Sequence[Freshness]) -> None:
-    """Create the artifacts of a verification: a summary, and a table of the differences."""
+async def publish_verification(
+    lake: str, found: Verification, ages: Sequence[Freshness], uncounted: str = ""
+) -> None:
+    """Create the artifacts of a verification: a summary, and a table of the differences.
+
+    Args:
+        lake: Its address.
+        found: What was read, and what differs.
+        ages: The ages of the proofs.
+        uncounted: Why the counts could not be compared with the gateway, and what to do; empty if they were,
+            or were not to be.
+    """
+    headline = "# ❌ Counts not compared" if uncounted else "# ✅ Sound"
     page = [
-        "# ✅ Sound" if found.is_sound else "# ❌ Differs",
+        headline if found.is_sound else "# ❌ Differs",
         "",
         f"- **Read:** {plural(found.parts, 'part')}, {plural(found.ledger_objects, 'object')} of the ledgers,"
         f" {plural(found.table_files, 'file')} of tables",
     ]
     if found.counts:
         page += [f"- **Counts:** {found.counts:,} compared with the gateway"]
+    if uncounted:
+        page += [f"- **Counts:** not compared with the gateway: {uncounted}"]
     page += [f"- **Differences:** {len(found.differences):,}"]
     if found.unrecorded:
         page += [
@@ -252,14 +265,15 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     if summary.status == "cancelled":
         steps.append("start it again to export the rest.")
     elif summary.is_cut_short:
-        steps.append(f"fix the cause, then {_start_again(started_as)}.")
+        again = _start_again(started_as)
+        steps.append(f"{summary.remedy} Then {again}." if summary.remedy else f"fix the cause, then {again}.")
     elif summary.dead_letters or summary.number_errors:
         steps.append(
             "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
             f" `retry-failed` with this run: `{summary.run_id}`"
         )
     elif summary.status == "failed":
-        steps.append("fix the cause, and start it again.")
+        steps.append(summary.remedy or "fix the cause, and start it again.")
     elif summary.status == "partial" and not summary.unreadable_count:
         steps.append("do what the sentence above advises: `retry-failed` cannot read the rest.")
     if summary.unreadable_count:
@@ -316,7 +330,8 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         lines += ["", f"**For the vendor:** {as_code(request[1])}"] if request else []
     if numbers:
         lines += ["", f"## {plural(numbers, 'phone number')}", ""]
-        lines += ["**What to do:** fix the cause, then retry.", *_reasons(summary.number_errors, numbers)]
+        remedy = summary.remedy or "Fix the cause, then retry."
+        lines += [f"**What to do:** {remedy}", *_reasons(summary.number_errors, numbers)]
     if summary.dead_letter_count:
         rows, runs = (query_path(summary.lake, f"{name}/*.parquet") for name in ("conversations", "runs"))
         lines += [

@@ -68,14 +68,17 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
             warn_of_expiry(settings)
             counting = with_retries(verify_lake_counts, settings)
             states.append(await counting(lake, settings, return_state=True))
-        results = [result_of(state) for state in states]
-        for result in results:
-            if isinstance(result, TaskError):
-                return Failed(message=str(result.error))
+        objects, *counts = [result_of(state) for state in states]
+        if isinstance(objects, TaskError):
+            return Failed(message=str(objects.error))
+        # The result of the hash check is shown also without an answer of the gateway.
+        uncounted = "".join(
+            f"{one.error}. {one.error.advice}" for one in counts if isinstance(one, TaskError)
+        )
         ages = await read_freshness(lake, organization, utc_now())
-        found = _merge_results(results)
+        found = _merge_results([objects, *(one for one in counts if not isinstance(one, TaskError))])
         with best_effort("the report of this verification"):
-            await publish_verification(lake.url, found, ages)
+            await publish_verification(lake.url, found, ages, uncounted)
         visits = None
         with best_effort("the forecast of the next runs"):
             visits = await _look_ahead(lake, organization, settings)
@@ -88,6 +91,10 @@ async def _verify(params: VerifyParams, connection: Connection) -> State[Any]:
                 with best_effort("the event about stale proofs"):
                     emit_stale(lake.url, organization, ages, limit)
         state = _ended(found, stale, params.stale_hours)
+        if uncounted:
+            name = state.name if state.is_failed() else "Failed"
+            message = f"the counts could not be compared with the gateway: {uncounted} {state.message}"
+            return Failed(name=name, message=message)
         if visits is not None:
             state.message = "; ".join([str(state.message), *visits.ages()])
         return state

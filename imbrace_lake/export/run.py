@@ -434,6 +434,7 @@ class RunSummary:
         new_shapes: New shapes of messages (drift.py).
         damaged: Ledger objects that the run skipped; `verify` reports what to do about them.
         input: How the list was read (phones/report.py); None without a list.
+        remedy: What to do about the error that ended the run, if one did.
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
@@ -457,6 +458,7 @@ class RunSummary:
     new_shapes: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     input: dict[str, Any] | None = None
+    remedy: str | None = None
     token_warning: str | None = None
     flow_run_url: str | None = None
     parent_run_id: str | None = None
@@ -562,6 +564,7 @@ async def close_run(
     summary.visits = run.visits
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
+    summary.remedy = None if run.fatal is None else run.fatal.advice
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"

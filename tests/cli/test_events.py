@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 from pydantic import SecretStr
 
 from imbrace_cli.local_server import LocalServer
-from imbrace_lake.errors import BadRequest
+from imbrace_lake.errors import BadRequest, TokenRejected
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run, prefect_leaks
 
@@ -232,22 +231,31 @@ def test_a_long_table_of_differences_is_cut_and_reports_it(
     assert len(json.loads(artifacts_of(prefect, run_id)["verify-differences"])) == 2
 
 
-@pytest.mark.parametrize(
-    ("broken", "reported"),
-    [
-        (lambda lake: os.environ.update(IMBRACE_TOKEN="api_other"), "does not accept the token"),
-        (lambda lake: (lake / "lake.json").unlink(), "has lost its lake.json"),
-    ],
-)
-def test_an_impossible_verification_fails_in_one_sentence(
-    broken: Callable[[Path], None], reported: str, lake: Path
+def test_a_verification_whose_token_is_rejected_shows_its_check_of_the_objects(
+    lake: Path, prefect: LocalServer
 ) -> None:
-    broken(lake)
+    os.environ.update(IMBRACE_TOKEN="api_other")
+
+    run_id, kind, name, message = verified(counts=True)
+
+    assert (kind, name) == ("FAILED", "Failed")
+    assert message.startswith(
+        "the counts could not be compared with the gateway: the gateway does not accept"
+    )
+    assert TokenRejected.advice in message
+    assert " objects are as they were written" in message
+    page = artifacts_of(prefect, run_id)["verify-summary"]
+    assert page.startswith("# ❌ Counts not compared\n\n- **Read:** ")
+    assert TokenRejected.advice in page
+
+
+def test_an_impossible_verification_fails_in_one_sentence(lake: Path) -> None:
+    (lake / "lake.json").unlink()
 
     _, kind, name, message = verified(counts=True)
 
     assert (kind, name) == ("FAILED", "Failed")
-    assert reported in message
+    assert "has lost its lake.json" in message
 
 
 def test_the_progress_of_a_run_ends_with_its_counts(

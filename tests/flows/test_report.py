@@ -153,6 +153,11 @@ def summary(**values: Any) -> RunSummary:
         ({"status": "failed", "totals": RunTotals(found=0)}, "fix the cause, and start it again."),
         ({"status": "failed", "number_errors": {"broken": 1}}, "fix the cause, then start it again: `retry-"),
         ({"status": "partial", "reason": "start run_0 again"}, "do what the sentence above advises"),
+        ({"status": "failed", "totals": RunTotals(found=0), "remedy": "Save a token."}, "Save a token.\n"),
+        (
+            {"status": "failed", "remedy": "Save a token."},
+            "Save a token. Then start it again: `retry-failed`",
+        ),
         ({"status": "complete", "token_warning": "the token expires"}, "⏳ the token expires"),
         ({"status": "partial", "number_errors": {"broken": 1}}, "`export-failures` shows what is missing"),
     ],
@@ -192,6 +197,15 @@ def test_the_numbers_that_an_export_could_not_resolve_because_of_its_token_are_r
     assert offline.result is not None
     assert "start `retry-failed` with this run: `run_1`" in summary_markdown(offline.result.summary)
     assert offline.run("run_2", rerun="run_1").is_completed()
+
+
+@pytest.mark.parametrize("remedy", [None, "Save a valid token."])
+def test_numbers_that_an_error_of_the_run_left_unresolved_show_what_to_do_about_it(
+    remedy: str | None,
+) -> None:
+    page = failures_markdown(summary(status="failed", number_errors={"broken": 2}, remedy=remedy))
+
+    assert f"**What to do:** {remedy or 'Fix the cause, then retry.'}\n" in page
 
 
 def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:

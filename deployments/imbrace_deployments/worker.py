@@ -24,6 +24,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Scheduled
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
@@ -83,7 +84,9 @@ class LocalWorker(ProcessWorker):
             result = await super().run(flow_run, configuration, _Started(started))  # type: ignore[arg-type]
         finally:
             self.processes.pop(flow_run.id, None)
-        self.reports.ended(deployment, await self.client.read_flow_run(flow_run.id))
+        # A run that was deleted meanwhile has no state.
+        with suppress(ObjectNotFound):
+            self.reports.ended(deployment, await self.client.read_flow_run(flow_run.id))
         return result
 
     def kill_runs(self) -> None:

@@ -12,10 +12,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
@@ -24,6 +26,8 @@ from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_lake.concurrency import every
 
 POLL_SECONDS = 5.0
+DELETED: Literal["deleted"] = "deleted"
+_NOT_FOUND = "Flow run not found"
 CANCELLED = "Cancelled. Start it again for the rest."
 
 # By this name, its lines reach the server and the terminal as those of the core do.
@@ -31,7 +35,7 @@ logger = logging.getLogger("imbrace_lake.cancelling")
 
 
 class RunCancelled(Exception):
-    """The run was cancelled in the UI, by the API or by its caller."""
+    """The run was cancelled in the UI, by the API or by its caller, or it was deleted there."""
 
 
 @dataclass(slots=True)
@@ -63,7 +67,7 @@ class Cancellation:
 async def cancelled_with(
     run_id: str, *final: StateType, by_caller: Cancellation | None = None
 ) -> AsyncIterator[None]:
-    """End the block soon after a run was cancelled.
+    """End the block soon after a run was cancelled or deleted.
 
     Args:
         run_id: This run, or the parent of a shard.
@@ -73,7 +77,7 @@ async def cancelled_with(
     Raises:
         RunCancelled: The run was cancelled.
     """
-    ending = {StateType.CANCELLING, StateType.CANCELLED, *final}
+    ending = {StateType.CANCELLING, StateType.CANCELLED, DELETED, *final}
     block = asyncio.current_task()
     assert block is not None  # noqa: S101 - narrows the type for mypy
     is_cancelled = False
@@ -86,7 +90,7 @@ async def cancelled_with(
             block.cancel()
 
     async def poll() -> None:
-        if not is_cancelled and await _type_of(client, run_id) in ending:
+        if not is_cancelled and await _state_of(client, run_id) in ending:
             cancel()
 
     try:
@@ -116,23 +120,25 @@ async def reported_when_cancelled() -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         run_id = str(flow_run.id)
-        if is_deployment_run() and await is_cancelling(run_id):
+        if is_deployment_run() and await state_of(run_id) == StateType.CANCELLING:
             with best_effort("the end of this run"):
                 async with get_client() as client:
                     await client.set_flow_run_state(UUID(run_id), Cancelled(message=CANCELLED))
         raise
 
 
-async def is_cancelling(run_id: str) -> bool:
-    """Whether a run that has done its work was cancelled meanwhile: it can only end as cancelled."""
-    async with get_client() as client:
-        return await _type_of(client, run_id) == StateType.CANCELLING
-
-
-async def _type_of(client: PrefectClient, run_id: str) -> StateType | None:
+async def state_of(run_id: str) -> StateType | Literal["deleted"] | None:
     """Return the state of a run; None if the server does not answer."""
+    async with get_client() as client:
+        return await _state_of(client, run_id)
+
+
+async def _state_of(client: PrefectClient, run_id: str) -> StateType | Literal["deleted"] | None:
     try:
         found = await client.read_flow_run(UUID(run_id))
+    except ObjectNotFound as exc:
+        # A proxy, or a server that starts, can answer 404 with other words.
+        return DELETED if _NOT_FOUND in str(exc.http_exc) else None
     except Exception as exc:  # noqa: BLE001 - after any error the run itself continues
         logger.debug("the state of the run is not known: %s", type(exc).__name__)
         return None

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
@@ -34,7 +35,7 @@ from imbrace_flows.approval import (
 )
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
-from imbrace_flows.cancellation import CANCELLED, RunCancelled, cancelled_with, is_cancelling
+from imbrace_flows.cancellation import CANCELLED, DELETED, RunCancelled, cancelled_with, state_of
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
@@ -148,8 +149,13 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
             state = failed_early(exc)
         else:
             state = _final_state(result)
+    present = await state_of(str(flow_run.id))
+    if present == DELETED and is_deployment_run():
+        # Prefect would report in two tracebacks that the run has no state any more.
+        logger.info("the run was deleted in Prefect: %s", state.message)
+        raise Abort
     # Prefect would reject any other state, and the run would stay *Cancelling* for ever.
-    if not state.is_cancelled() and await is_cancelling(str(flow_run.id)):
+    if not state.is_cancelled() and present == StateType.CANCELLING:
         message, ended = f"Cancelled when its work had ended: {state.message}", run_result(state)
         return Cancelled(message=message, data=ended and RunStopped(message, ended))
     return state

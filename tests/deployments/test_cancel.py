@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
 
 from imbrace_sandbox import Sandbox
@@ -54,6 +55,26 @@ def test_a_cancelled_run_stops_and_the_next_run_exports_the_rest(
     assert [pages[one] for one in halted.quick] == [0] * len(halted.quick), (
         "what was done was asked for again"
     )
+
+
+def test_a_run_that_is_deleted_ends_as_if_it_was_cancelled(
+    deployed: Operator, box: Sandbox, lake: Path, halted: Halted
+) -> None:
+    run_id = deployed.start("export", phones=str(halted.phones))
+    deployed.until(lambda: all(box.stats().pages[one] for one in halted.stuck) or None, "the run to be stuck")
+    pid = int(deployed.flow_run(run_id)["infrastructure_pid"].rpartition(":")[2])
+    log = deployed.folder / "worker.log"
+    before = log.stat().st_size
+
+    deployed.ask("DELETE", f"/flow_runs/{run_id}")
+
+    until(lambda: not is_running(pid) or None, "the end of its process", CANCELLED_WITHIN_SECONDS)
+    rows = ds.dataset(lake / "runs").to_table(columns=["run_id", "status"]).to_pylist()
+    statuses = {row["run_id"]: row["status"] for row in rows}
+    assert statuses[run_id] == "cancelled"
+    lines = log.read_bytes()[before:].decode()
+    assert "the run was deleted in Prefect: Cancelled." in lines
+    assert "Traceback" not in lines
 
 
 def test_a_run_that_no_worker_watches_ends_when_it_is_cancelled(

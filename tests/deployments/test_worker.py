@@ -1,0 +1,40 @@
+"""The worker of `up`, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from imbrace_deployments.worker import LocalWorker, Reports
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_the_end_of_a_run_that_was_deleted_is_no_error_of_the_worker(
+    monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool
+) -> None:
+    async def run(*_: object) -> str:
+        return "ended"
+
+    async def read_flow_run(_: object) -> str:
+        if is_deleted:
+            raise ObjectNotFound(Exception())
+        return "run"
+
+    ended: list[object] = []
+    monkeypatch.setattr(ProcessWorker, "run", run)
+    worker = LocalWorker.make(
+        "worker", "pool", 1, cast("Reports", SimpleNamespace(ended=lambda *one: ended.append(one)))
+    )
+    worker._client = cast("Any", SimpleNamespace(read_flow_run=read_flow_run))
+    flow_run, configuration = SimpleNamespace(id=uuid4()), SimpleNamespace(labels={})
+
+    result = asyncio.run(worker.run(cast("Any", flow_run), cast("Any", configuration)))
+
+    assert cast("Any", result) == "ended"
+    assert ended == [("run", "run")] * (not is_deleted)

@@ -16,7 +16,7 @@ from imbrace_flows.words import add_up, as_code
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
-from imbrace_lake.export.visits import VisitReport
+from imbrace_lake.export.visits import NOT_KNOWN, VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.printable import plural, printable
@@ -227,7 +227,9 @@ async def publish_freshness(visits: VisitReport) -> None:
 def freshness_markdown(visits: VisitReport) -> str:
     """Return the ages of the lake, the promise, the forecast and what limits it, as a page."""
     limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
-    if visits.active_age is None:
+    if visits.is_first:
+        active = NOT_KNOWN
+    elif visits.active_age is None:
         active = "none with messages of the last seven days"
     else:
         active = f"95 % of {visits.active:,} seen within {span(visits.active_age)}"

@@ -39,6 +39,7 @@ from imbrace_lake.revisit import (
 PLANNED_SHARE = 0.9
 # A run that chooses its budget by itself ends before the next one begins.
 PLANNED_TIME = 0.95
+NOT_KNOWN = "not known yet: no conversation had been proven before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +220,15 @@ class VisitReport:
             by_age=_by_age(ages, outlook.unproven),
         )
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no conversation had been proven before, so that nothing is known about their activity."""
+        return not self.forecast_mean
+
     def forecast(self) -> str:
         """Return the forecast as a sentence."""
+        if self.is_first:
+            return NOT_KNOWN
         fresh = f"{100 * self.forecast_hour:.0f} %"
         return (
             f"news is found after {span(self.forecast_mean)} on average, half of it within"
@@ -331,6 +339,7 @@ class Visits:
             due=due,
             not_reached=due - reached - int(outlook.is_due()[rows[is_visited]].sum()),
             unproven=unproven,
+            oldest=0.0 if done.oldest is None and newly else done.oldest,
             by_age=by_age,
             conversations=done.conversations + self.first,
             ended=ended,

@@ -340,6 +340,22 @@ def test_a_run_that_visits_everything_shows_the_ages_too(offline: Offline) -> No
     assert "- **Limited by:** nothing: a run visits everything\n" in page_of(offline)
 
 
+@pytest.mark.parametrize("budget", [None, 2 * COUNT])
+def test_the_page_of_the_first_run_of_a_lake_does_not_contradict_itself(
+    offline: Offline, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int | None
+) -> None:
+    first = Offline(box, tmp_path / "empty", monkeypatch)
+    numbers = tmp_path / "all.csv"
+
+    assert first.ingest("first", phones=numbers, budget=budget).is_completed()
+
+    page = page_of(first)
+    assert "- **Active conversations:** not known yet: no conversation had been proven before\n" in page
+    assert "- **Oldest proof:** 0 min\n" in page
+    assert "- **Forecast:** not known yet: no conversation had been proven before\n" in page
+    assert f"| under an hour | {COUNT} |" in page
+
+
 def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline) -> None:
     offline.ingest("second", budget=1, promise_days=1.0)
 

@@ -127,7 +127,15 @@ def _contents(prefect_file: Path) -> list[str]:
 
 
 def _state(fingerprint: str, deployments: list[DeploymentResponse]) -> dict[str, str]:
-    return {"made of": fingerprint} | {str(one.id): one.name for one in deployments}
+    """Return what the deployments are made of, and those on the server with their limits of concurrent runs.
+
+    A limit can be deleted or changed alone: without one, two backfills would run at the same time.
+    """
+    state = {"made of": fingerprint}
+    for one in deployments:
+        limit = one.global_concurrency_limit
+        state[str(one.id)] = one.name if limit is None else f"{one.name}, at most {limit.limit} at a time"
+    return state
 
 
 async def _saved_state(client: PrefectClient) -> object:

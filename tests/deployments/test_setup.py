@@ -443,6 +443,23 @@ def test_a_schedule_stays_as_the_operator_left_it(
     assert deployed.deployment("ingest")["id"] == ingest["id"]
 
 
+def test_a_limit_of_concurrent_runs_that_was_deleted_or_changed_is_made_again(
+    setup: Setup, deployed: Operator
+) -> None:
+    backfill, export = (deployed.deployment(name) for name in ("backfill", "export"))
+    deployed.ask("DELETE", f"/v2/concurrency_limits/deployment:{backfill['id']}")
+    deployed.ask("PATCH", f"/v2/concurrency_limits/deployment:{export['id']}", {"limit": 7})
+
+    reported, again = done(setup()), done(setup())
+
+    limits = [
+        deployed.deployment(name)["global_concurrency_limit"]["limit"] for name in ("backfill", "export")
+    ]
+    assert limits == [1, 3]
+    assert any(line.startswith("deployed ") for line in reported)
+    assert not any(line.startswith("deployed ") for line in again)
+
+
 def test_deployments_of_earlier_releases_are_removed_and_their_schedules_taken_over(
     setup: Setup, deployed: Operator, schedules: None
 ) -> None:

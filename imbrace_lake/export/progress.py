@@ -69,6 +69,11 @@ class Progress:
         """Requests sent by the run and its shards."""
         return (self.traffic.requests if self.traffic else 0) + (self.shards.requests if self.shards else 0)
 
+    @property
+    def failing_seconds(self) -> float:
+        """For how long requests have been failing and none has succeeded."""
+        return self.traffic.failing_seconds if self.traffic else 0.0
+
     def show_shards(self, totals: RunTotals) -> None:
         """Show what the shards of the run have done so far."""
         self.shards, self.statuses = totals, Counter(totals.conversations)
@@ -124,12 +129,13 @@ class Progress:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the run does nothing at the moment: without budget, after a 429, or between two tries."""
+        """Whether the run does nothing now: without budget, after a 429, in an outage, between two tries."""
         limiter = self.limiter
         if limiter is None:
             return False
         is_between_tries = bool(self.retried) and not limiter.in_flight
-        return limiter.per_second == 0 or limiter.pause_seconds() > FIRST_SECONDS or is_between_tries
+        is_waiting = max(limiter.pause_seconds(), self.failing_seconds) > FIRST_SECONDS
+        return limiter.per_second == 0 or is_waiting or is_between_tries
 
 
 class Rate:
@@ -212,9 +218,9 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     limiter = progress.limiter
     if limiter is None or progress.stage not in ("resolving", "exporting"):
         return ""
-    bound = limiter.bound()
-    if bound is not None and bound != "in flight":
-        return _bound_in_words(bound, limiter)
+    bound, failing = limiter.bound(), progress.failing_seconds
+    if failing > FIRST_SECONDS or bound not in (None, "in flight"):
+        return _bound_in_words(bound, limiter, failing)
     if pace.busy >= BUSY_SHARE:
         return "the processor of this machine"
     if bound == "in flight":
@@ -232,7 +238,9 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     return ""
 
 
-def _bound_in_words(bound: Bound, limiter: RequestLimiter) -> str:
+def _bound_in_words(bound: Bound | None, limiter: RequestLimiter, failing_seconds: float) -> str:
+    if failing_seconds > FIRST_SECONDS:
+        return f"the gateway: no request has succeeded for {duration(failing_seconds)}"
     match bound:
         case "budget" if limiter.per_second == 0:
             others = "other runs, which use the whole budget"

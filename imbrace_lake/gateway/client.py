@@ -6,6 +6,7 @@ The client retries a request for seconds, and the orchestrator a task for minute
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -58,6 +59,8 @@ from imbrace_lake.printable import printable_request_id
 if TYPE_CHECKING:
     from imbrace_lake.gateway.http_client import Answer, OpenSession
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 # From the number of answers that timed out, and of those that were too large, to the query of the next try.
 Query = Callable[[int, int], str]
@@ -67,6 +70,8 @@ LINKS_PATH = "/conversations/links"
 MAX_URL_BYTES = 7_500
 SMALLEST_PAGE = 10
 TOKEN_TRIES = 4
+# A warning in the log after failures only, for this long.
+OUTAGE_SECONDS = 15.0
 SHORT_BODY_TRIES = 3
 # The most digits of an `Age`; a longer one is ignored.
 MOST_AGE_DIGITS = 10
@@ -108,11 +113,13 @@ class Traffic:
         requests: The number of requests sent, including retries.
         retries: The number of retries.
         size_bytes: The received bytes of bodies, before decompression.
+        failing_since: Since when requests have been failing and none has succeeded, by `time.monotonic()`.
     """
 
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
+    failing_since: float | None = None
     _date: str = ""
     # The most by which this machine's clock, and the gateway's, were ahead of a clock that does not jump.
     _ours: float = -math.inf
@@ -123,6 +130,11 @@ class Traffic:
     def add_bytes(self, size_bytes: int) -> None:
         """Count received bytes."""
         self.size_bytes += size_bytes
+
+    @property
+    def failing_seconds(self) -> float:
+        """For how long requests have been failing and none has succeeded."""
+        return 0.0 if self.failing_since is None else time.monotonic() - self.failing_since
 
     @property
     def seconds_ahead(self) -> float:
@@ -191,8 +203,7 @@ class GatewayClient:
         self._probing = asyncio.Lock()
         self._everywhere: Forbidden | None = None
         self._is_token_rejected = False
-        # Since when requests have been failing and none has succeeded.
-        self._failing_since: float | None = None
+        self._is_outage_logged = False
         # Two, so that one of them is another path than that of the rejected request.
         self._accepted_paths: deque[str] = deque(maxlen=2)
         self._longest_page = 0
@@ -331,7 +342,7 @@ class GatewayClient:
             try:
                 result = await self._try(path, sent, parse)
             except RateLimited:
-                self._failing_since = None
+                self._end_outage()
                 # Does not count as one of the tries: the limiter pauses all requests.
                 if self._is_rate_limited_for_good():
                     raise
@@ -354,22 +365,34 @@ class GatewayClient:
                 overdue += isinstance(exc, GatewayTimeout)
                 delay = self._delay(tries)
             else:
-                self._failing_since = None
+                self._end_outage()
                 return result
             self.traffic.retries += 1
             await asyncio.sleep(delay)
 
     def _raise_if_down(self, exc: GatewayError) -> None:
         """Raise the error that ends the run if requests have been failing for long and none has succeeded."""
-        now = time.monotonic()
+        failing = self.traffic.failing_seconds
         if not exc.is_transient:
-            self._failing_since = None
-        elif self._failing_since is None:
-            self._failing_since = now
-        elif now - self._failing_since > self.options.outage_seconds:
+            self._end_outage()
+        elif self.traffic.failing_since is None:
+            self.traffic.failing_since = time.monotonic()
+        elif failing > self.options.outage_seconds:
             seconds = f"{self.options.outage_seconds:g} s"
             reason = f"no request has succeeded for over {seconds}, and of the last one: {exc.reason}"
             raise GatewayDown(exc.path, reason, exc.request_id) from None
+        elif failing > OUTAGE_SECONDS and not self._is_outage_logged:
+            self._is_outage_logged = True
+            logger.warning(
+                "no request to the gateway has succeeded for %.0f s, and the run tries again: %s",
+                failing,
+                exc,
+            )
+
+    def _end_outage(self) -> None:
+        if self._is_outage_logged:
+            logger.warning("the gateway answers again, after %.0f s", self.traffic.failing_seconds)
+        self.traffic.failing_since, self._is_outage_logged = None, False
 
     async def _explained(self, exc: Forbidden) -> GatewayError:
         """Return the error for a 403, which concerns either one conversation or every request.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import pickle
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -710,6 +711,31 @@ def test_an_outage_ends_the_run_once_no_request_has_succeeded_for_long(fail: Pla
     assert all(one.is_transient and not one.is_fatal for one in failed)
     assert (last.is_transient, last.is_fatal) == (False, True)
     assert last.reason.startswith("no request has succeeded for over 0.2 s, and of the last one: ")
+
+
+@pytest.mark.parametrize("works", [200, 404, 429])
+def test_an_outage_is_logged_once_and_so_is_its_end(
+    works: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.gateway.client.OUTAGE_SECONDS", 0.01)
+    statuses = iter([503, 503, 503, works, 200, 200])
+    bodies = {404: {"message": "Conversation not found"}, 429: {}}
+
+    def play(request: httpx.Request) -> httpx.Response:
+        status = next(statuses)
+        return httpx.Response(status, json=bodies.get(status, body_of(["a"])))
+
+    async def job(client: GatewayClient) -> None:
+        for _ in range(3):
+            with suppress(ConversationNotFound, GatewayUnavailable):
+                await client.get_page("c")
+            await asyncio.sleep(0.02)
+
+    ask(playing(play, tries=2), job)
+
+    outage, end = (one.getMessage() for one in caplog.records if one.levelno == logging.WARNING)
+    assert outage.startswith("no request to the gateway has succeeded for 0 s, and the run tries again: ")
+    assert end == "the gateway answers again, after 0 s"
 
 
 @pytest.mark.parametrize("works", [200, 404])

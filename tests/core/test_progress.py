@@ -195,6 +195,17 @@ def test_a_run_is_limited_by_its_machine_the_lake_or_its_failures() -> None:
     assert limited() == ("", "", False)
 
 
+def test_a_run_is_limited_by_a_gateway_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_down(progress: Progress, limiter: RequestLimiter) -> None:
+        progress.traffic = Traffic(failing_since=0.0)
+
+    monkeypatch.setattr(Traffic, "failing_seconds", property(lambda traffic: 45.0 + traffic.failing_since))
+
+    assert limited(be_down, requests=3, per_second=5)[::2] == (
+        "the gateway: no request has succeeded for 45 s", True
+    )  # fmt: skip
+
+
 def test_a_run_with_shards_is_limited_by_its_workers() -> None:
     progress = Progress(stage="exporting", shards=RunTotals(), waiting_shards=2)
 

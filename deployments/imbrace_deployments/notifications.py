@@ -56,7 +56,10 @@ _BODY = (
     f"{{% elif event.event == '{LAKE_STALE}' %}}"
     "{{ event.payload.conversations }} conversations of {{ event.payload.lake }} have no proof of the last"
     " {{ event.payload.stale_hours|round|int }} hours."
-    "{% else %}{{ flow_run.state.message }}{% endif %}"
+    "{% else %}{{ flow_run.state.message }}"
+    # Prefect's message has no next step.
+    "{% if flow_run.state.name == 'Crashed' %}\n\nIt is not started again by itself: look at the last lines"
+    " of its log, then start the same work again. What was complete is in the lake.{% endif %}{% endif %}"
     "{% if flow_run %}\n\n{{ flow_run|ui_url }}{% endif %}"
 )
 

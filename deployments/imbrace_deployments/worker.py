@@ -86,13 +86,35 @@ class LocalWorker(ProcessWorker):
             self.processes.pop(flow_run.id, None)
         # A run that was deleted meanwhile has no state.
         with suppress(ObjectNotFound):
-            self.reports.ended(deployment, await self.client.read_flow_run(flow_run.id))
+            ended = await self.client.read_flow_run(flow_run.id)
+            if result.status_code and ended.state is not None and ended.state.is_crashed():
+                self.get_flow_run_logger(flow_run).error("%s", describe_crash(result.status_code))
+            self.reports.ended(deployment, ended)
         return result
 
     def kill_runs(self) -> None:
         """End all runs at once; the lake is consistent, as after any kill."""
         for pid in self.processes.values():
             kill_group(pid)
+
+
+def describe_crash(exit_code: int) -> str:
+    """Return how the process of a run ended, and what to do; Prefect's own lines about it are half of that.
+
+    Args:
+        exit_code: That of the process, not zero; negative for a signal.
+    """
+    try:
+        what = f"was ended by {signal.Signals(-exit_code).name} (signal {-exit_code})"
+    except ValueError:
+        what = f"ended unexpectedly with exit code {exit_code}"
+    if exit_code == -signal.SIGKILL:
+        what += ", perhaps because this machine lacks memory"
+    return (
+        f"the process of this run {what}. A first crash needs no action: the run is started again, and"
+        " continues. After a second one, look at the memory and the system log of this machine, and start the"
+        " run again"
+    )
 
 
 class _Status(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -216,6 +217,34 @@ def test_killed_at_any_moment_and_called_again_it_continues(
     ]
     assert len(workers) == 1
     assert state["name"] == "Completed"
+    assert (code, nothing_is_left(home)) == (0, True), up.output
+
+
+def test_a_run_whose_process_was_killed_says_so_in_red_and_continues(
+    start: Callable[[], Up], operator: Callable[[], Operator], box: Sandbox, home: Path
+) -> None:
+    stuck = box.put([], phone="+886911500003")
+    box.append(stuck, 3)
+    box.break_conversation(stuck, "stall")
+    (home / "killed.txt").write_text("+886911500003\n", encoding="utf-8")
+    with start() as up:
+        up.shows("worker ")
+        run_id = operator().start("export", phones=str(home / "killed.txt"))
+        until(lambda: box.stats().pages[stuck] or None, "the run to be stuck")
+        os.killpg(int(operator().flow_run(run_id)["infrastructure_pid"]), signal.SIGKILL)
+        box.repair(stuck)
+        wanted = {"logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": logging.ERROR}}}
+
+        def red() -> list[str] | None:
+            return [one["message"] for one in operator().ask("POST", "/logs/filter", wanted)] or None
+
+        lines = until(red, "a red line", PATIENCE_SECONDS)
+        # Crashed is its end only if it crashes again.
+        until(lambda: "Completed" in operator().states(run_id) or None, "its end", PATIENCE_SECONDS)
+        code, _ = up.end(signal.SIGINT)
+
+    (line,) = [one for one in lines if one.startswith("the process of this run")]
+    assert "was ended by SIGKILL (signal 9), perhaps because this machine lacks memory." in line
     assert (code, nothing_is_left(home)) == (0, True), up.output
 
 

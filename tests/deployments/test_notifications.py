@@ -165,6 +165,7 @@ def test_the_server_tells_of_partial_failed_and_crashed_runs_and_of_a_stale_lake
         for other in ("restarted export", "export week.csv", "No news here"):
             assert other not in everything
     assert sum("lost export: Crashed" in text and lost in text for text in slacks) == 1
+    assert sum("look at the last lines of its log" in text for text in slacks) == 1
     assert len(slacks) == 4
     assert {path for host, path, _ in received.posts if "slack" in host} == {
         SLACK_URL.removeprefix("https://hooks.slack.com")

@@ -244,6 +244,7 @@ class NotReached(ImbraceLakeError):
 
     is_transient = True
     advice = "Fix the cause of the run's end, then rerun."
+    advice_if_cancelled = "Start the run again to export the rest."
 
 
 class UnexpectedError(ImbraceLakeError):

@@ -86,9 +86,8 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     if summary.is_cut_short and summary.number_errors:
         echo("", "Once the cause is fixed, run the same command again: a rerun would miss what was not found")
     elif summary.dead_letter_count or summary.totals.phones.get("error"):
-        echo(
-            "", f"Once the cause is fixed: {as_called(command)} --rerun {summary.run_id} (and the same lake)"
-        )
+        when = "To export the rest" if summary.status == "cancelled" else "Once the cause is fixed"
+        echo("", f"{when}: {as_called(command)} --rerun {summary.run_id} (and the same lake)")
 
 
 def _lines(summary: RunSummary) -> list[RenderableType]:

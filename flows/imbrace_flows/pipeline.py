@@ -530,7 +530,9 @@ class _Job:
                     accounts.phones += self.results[name].statuses
                     accounts.number_errors += self.results[name].reasons
                 else:
-                    reason = f"not reached: {run.fatal or run.problem or 'the run ended before'}"
+                    reason = (
+                        f"not reached: {run.fatal or run.problem or 'the run ended before it was resolved'}"
+                    )
                     statuses = await note_unresolved(run.journal, recording, name, part, reason)
                     accounts.phones += statuses
                     accounts.number_errors[reason] += statuses["error"]

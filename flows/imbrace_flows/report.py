@@ -33,6 +33,7 @@ DIFFERENCES_KEY = "verify-differences"
 COMPACTION_KEY = "compact-summary"
 
 MOST_EXAMPLES = 5
+CANCELLED_STEP = "start it again to export the rest"
 MOST_REASONS = 5
 # The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
 _REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
@@ -111,7 +112,8 @@ async def publish_verification(
     page += [f"- **Differences:** {len(found.differences):,}"]
     if found.unrecorded:
         page += [
-            f"- **Not yet in a ledger:** {plural(found.unrecorded, 'complete part')} of runs that were killed"
+            f"- **Not yet in a ledger:** {plural(found.unrecorded, 'complete part')}"
+            " of runs that are under way or were killed"
         ]
     page += [
         f"- **Lake:** {as_code(lake)}",
@@ -264,8 +266,9 @@ def freshness_markdown(visits: VisitReport) -> str:
 def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     """Return what a person should do after the run, the most important first."""
     steps = []
+    given = sum(summary.totals.phones.values())
     if summary.status == "cancelled":
-        steps.append("start it again to export the rest.")
+        steps.append(f"{CANCELLED_STEP}.")
     elif summary.is_cut_short:
         again = _start_again(started_as)
         steps.append(f"{summary.remedy} Then {again}." if summary.remedy else f"fix the cause, then {again}.")
@@ -274,7 +277,7 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
             "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
             f" `retry-failed` with this run: `{summary.run_id}`"
         )
-    elif summary.status == "failed":
+    elif summary.status == "failed" and not (given and summary.unreadable_count == given):
         steps.append(summary.remedy or "fix the cause, and start it again.")
     elif summary.status == "partial" and not summary.unreadable_count:
         steps.append("do what the sentence above advises: `retry-failed` cannot read the rest.")
@@ -313,13 +316,15 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
     missing = [(summary.dead_letter_count, "conversation"), (numbers, "phone number")]
     if not any(count for count, _ in missing):
         return ""
-    step = f"start `retry-failed` with this run: `{summary.run_id}`"
-    if summary.is_cut_short:
-        step = f"{_start_again(started_as)}."
+    step = f"Once the causes are fixed, start `retry-failed` with this run: `{summary.run_id}`"
+    if summary.status == "cancelled":
+        step = f"The run was cancelled: {CANCELLED_STEP}."
+    elif summary.is_cut_short:
+        step = f"Once the causes are fixed, {_start_again(started_as)}."
     lines = [
         f"# Not exported: {' and '.join(plural(*one) for one in missing if one[0])}",
         "",
-        f"Once the causes are fixed, {step}",
+        step,
     ]
     for advice, count in summary.causes.items():
         letters = [letter for letter in summary.dead_letters if letter.advice == advice]
@@ -332,8 +337,10 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         lines += ["", f"**For the vendor:** {as_code(request[1])}"] if request else []
     if numbers:
         lines += ["", f"## {plural(numbers, 'phone number')}", ""]
-        remedy = summary.remedy or "Fix the cause, then retry."
-        lines += [f"**What to do:** {remedy}", *_reasons(summary.number_errors, numbers)]
+        shown = summary.remedy or "Fix the cause, then retry."
+        if summary.status == "cancelled":
+            shown = f"{CANCELLED_STEP[:1].upper()}{CANCELLED_STEP[1:]}."
+        lines += [f"**What to do:** {shown}", *_reasons(summary.number_errors, numbers)]
     if summary.dead_letter_count:
         rows, runs = (query_path(summary.lake, f"{name}/*.parquet") for name in ("conversations", "runs"))
         lines += [

@@ -22,6 +22,7 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.phones.lists import PhoneList
 from imbrace_lake.phones.numbers import PhoneNumber
+from imbrace_lake.printable import rate
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.factory import StoreOptions, open_store
 
@@ -74,7 +75,7 @@ class Plan:
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip
         basis = f"from the lengths of {self.sampled:,}" if self.sampled < self.new else "from their lengths"
         messages = f"about {self.messages:,} in the new ones ({basis})" if self.new else "none that are new"
-        pace = f"at {self.per_second:,.3g} requests per second ({self.pace})"
+        pace = f"at {rate(self.per_second)} ({self.pace})"
         return [
             ("numbers", counted([(self.numbers[status], name) for status, name in names.items()])),
             ("conversations", counted([(self.new, "new to the lake"), (self.known, "known to it")])),

@@ -125,6 +125,7 @@ class RunContext:
         budget: The budget of a run that chooses what to visit; None for a run that exports all it found.
         visits: What an ingestion reached, and the ages that it left.
         began: When the run began, by `time.monotonic()`.
+        is_cancelled: A person has cancelled the run.
         fatal: The error that ends the run, because every further request would end with it.
     """
 
@@ -168,6 +169,7 @@ class RunContext:
     budget: RunBudget | None = None
     visits: VisitReport | None = None
     began: float = field(default_factory=time.monotonic)
+    is_cancelled: bool = False
     fatal: ImbraceLakeError | None = None
 
     @property
@@ -207,6 +209,8 @@ class RunContext:
         """Return what a person can do about a conversation that could not be exported."""
         # A conversation that was deleted upstream has no error.
         default = NotReached if entry.status == "not_reached" else ConversationNotFound
+        if self.is_cancelled and entry.status == "not_reached":
+            return NotReached.advice_if_cancelled
         return self.errors.get(entry.conversation_id, default).advice
 
     def add_problem(self, error: ImbraceLakeError) -> None:
@@ -527,6 +531,7 @@ async def close_run(
     if run.shapes.new and run.drift != "freeze" and run.progress.shards is None:
         rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
         await run.journal.note("shapes", "new", rows)
+    run.is_cancelled = is_cancelled
     if is_cancelled:
         failure = "the run was cancelled"
     accounts = run.accounts
@@ -610,7 +615,10 @@ async def _tidy(run: RunContext) -> None:
 
 async def _note_unreached(run: RunContext, failure: str | None) -> int:
     """Record conversations without an outcome as dead letters, and return their number."""
-    accounts, reason = run.accounts, f"not reached: {failure or run.problem or 'the run ended before'}"
+    accounts, reason = (
+        run.accounts,
+        f"not reached: {failure or run.problem or 'the run ended before it was read'}",
+    )
     reasons = {one: accounts.reasons.get(one, reason) for one in accounts.unreached()}
     requested = accounts.pages_requested
     entries = await note_unreached(run.journal, run.organization_id, reasons, run.clock(), requested)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from imbrace_lake.concurrency import every
 from imbrace_lake.gateway.limiter import RequestLimiter
-from imbrace_lake.printable import decimal
+from imbrace_lake.printable import rate
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +177,13 @@ class SharedLimit:
         elif limit == 0:
             logger.warning("the limit %s is 0: all requests wait until it is raised", self._name)
         else:
-            logger.info("the limit of all runs together, %s, is %.3g requests per second", self._name, limit)
+            logger.info("the limit of all runs together, %s, is %s", self._name, rate(limit))
 
 
 def _in_words(per_second: float | None) -> str:
     if per_second is None:
         return "as many requests as the gateway accepts"
-    return f"at most {decimal(per_second)} requests per second"
+    return f"at most {rate(per_second)}"
 
 
 @asynccontextmanager

@@ -142,7 +142,7 @@ def read_phone_list(
     """
     region = parse_region(region) if region is not None else None
     report = ListReport(source_name or _short_name(source))
-    cells = _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
+    cells = _iter_cells(source, Wanted(column, None, region, sheet), report, schemes, source_name)
     tables: list[pa.Table] = []
     while batch := list(itertools.islice(cells, _BATCH_ROWS)):
         tables.append(_parse_batch(batch, region, report))
@@ -246,10 +246,14 @@ def _empty(report: ListReport, what: str) -> InputError:
 
 
 def _iter_cells(
-    source: Source, wanted: Wanted, report: ListReport, schemes: Collection[str]
+    source: Source,
+    wanted: Wanted,
+    report: ListReport,
+    schemes: Collection[str],
+    source_name: str | None = None,
 ) -> Iterator[Cell]:
     """Yield the filled cells of a list; positions continue from file to file."""
-    name = display_name(source)
+    name = source_name or display_name(source)
     with explained(name):
         if isinstance(source, str | Path):
             files, report.skipped_files = find_files(source, schemes)

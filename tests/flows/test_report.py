@@ -24,7 +24,7 @@ from imbrace_flows.params import BackfillParams, ExportParams
 from imbrace_flows.pipeline import Selection, show_log_lines
 from imbrace_flows.report import counts_in_words, failures_markdown, summary_markdown
 from imbrace_flows.words import add_up, as_code
-from imbrace_lake.errors import BadRequest
+from imbrace_lake.errors import BadRequest, NotReached
 from imbrace_lake.export.plan import Plan
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
@@ -164,6 +164,36 @@ def summary(**values: Any) -> RunSummary:
 )
 def test_the_next_step_follows_from_the_end(values: dict[str, Any], step: str) -> None:
     assert f"**Next:** {step}" in summary_markdown(summary(**values))
+
+
+def test_a_list_without_a_readable_number_has_one_next_step(offline: Offline) -> None:
+    offline._run("run_1", Selection(numbers=["none", "12"]), ExportParams(numbers=SecretStr("none, 12")))
+
+    assert offline.result is not None
+    page = summary_markdown(offline.result.summary)
+    assert page.startswith("# ❌ Failed")
+    assert re.findall(r"\*\*Next:\*\* (`[a-z-]+`)?", page) == ["`export-input`"]
+    shown = (one for one in offline.shown if isinstance(one, tuple))
+    pages = {options["key"]: args[0] for args, options in shown if "key" in options and args}
+    assert "the typed numbers" in str(pages["export-input"])
+    assert "the arguments" not in str(pages["export-input"])
+
+
+def test_both_pages_of_a_cancelled_run_advise_to_start_it_again() -> None:
+    advice = NotReached.advice_if_cancelled
+    cancelled = summary(
+        status="cancelled",
+        dead_letters=[DeadLetter("conv_1", "not_reached", "not reached: the run was cancelled", advice)],
+        dead_letter_count=1,
+        causes={advice: 1},
+        number_errors={"not reached: the run ended before it was resolved": 1},
+    )
+
+    page = failures_markdown(cancelled).partition("```sql")[0]
+    assert "**Next:** start it again to export the rest." in summary_markdown(cancelled)
+    assert page.lower().count("start it again to export the rest.") == 2
+    assert "**What to do:** Start the run again to export the rest." in page
+    assert "ix the cause" not in page
 
 
 def test_an_ingestion_that_found_nothing_because_of_its_token_is_started_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from imbrace_lake.gateway.limiter import Bound, RequestLimiter
 from imbrace_lake.lake.ledger_schema import ConversationEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.lake.publish import PublishResult
+from imbrace_lake.printable import plural
 
 # The span over which speeds are measured, and the shortest one for an estimate.
 REQUEST_SECONDS = 10.0
@@ -231,7 +233,8 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     if progress.memory is not None and progress.memory.reserved_bytes > progress.memory.most_bytes:
         return "memory: further messages wait in files"
     if progress.retried and not limiter.in_flight:
-        return f"failures: {sum(progress.retried.values()):,} conversations wait for another try"
+        waiting = sum(progress.retried.values())
+        return f"failures: {plural(waiting, 'conversation')} wait{'s' * (waiting == 1)} for another try"
     left = progress.conversations - progress.conversations_done
     if progress.stage == "exporting" and 0 < left < limiter.in_flight_limit:
         return f"the last {left:,} conversation{'s' * (left > 1)}"
@@ -261,16 +264,23 @@ class TimeLeft:
 
     def __init__(self) -> None:
         self._done = Rate(DONE_SECONDS)
+        self._last_done = 0
+        self._done_at = -math.inf
 
     def seconds(self, progress: Progress) -> float | None:
         """Return the seconds to the last conversation; None if no estimate can be true yet."""
         # While numbers are resolved, the number of their conversations is unknown.
         if progress.stage != "exporting":
             return None
-        per_second = self._done.of(progress.conversations_done)
+        done, now = progress.conversations_done, time.monotonic()
+        per_second = self._done.of(done)
+        if done != self._last_done:
+            self._last_done, self._done_at = done, now
         if not per_second or self._done.measured_seconds < FIRST_SECONDS or progress.is_stopped:
             return None
-        return (progress.conversations - progress.conversations_done) / per_second
+        seconds = (progress.conversations - done) / per_second
+        # The last conversations can be those whose requests fail and are sent again.
+        return seconds if now - self._done_at <= max(seconds, FIRST_SECONDS) else None
 
 
 class ProgressLine:

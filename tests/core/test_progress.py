@@ -62,6 +62,17 @@ def test_the_time_left_is_unknown_until_some_seconds_were_measured(clock: Clock)
     assert reported == [None, None, 40.0, 80.0]
 
 
+def test_there_is_no_time_left_once_it_has_passed_and_no_conversation_was_done(clock: Clock) -> None:
+    left, progress = TimeLeft(), Progress(stage="exporting", conversations=100)
+    reported = []
+    for seconds, done in ((0, 0), (10, 50), (19, 50), (20, 99), (23, 99), (40, 99), (41, 100)):
+        clock.now = 100.0 + seconds
+        progress.statuses = Counter(complete=done)
+        reported.append(left.seconds(progress) is not None)
+
+    assert reported == [False, True, True, True, True, False, True]
+
+
 def test_the_time_left_is_unknown_while_conversations_are_counted_or_none_is_exported(clock: Clock) -> None:
     left = TimeLeft()
     resolving = Progress(stage="resolving", numbers=10, numbers_resolved=5)

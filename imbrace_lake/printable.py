@@ -108,6 +108,12 @@ def decimal(value: float, digits: int = 3) -> str:
     return format(Decimal(f"{value:.{digits}g}"), ",f")
 
 
+def rate(per_second: float, digits: int = 3) -> str:
+    """Return a rate of requests: ``1 request per second``, ``2.5 requests per second``."""
+    number = decimal(per_second, digits)
+    return f"{number} request{'s' * (number != '1')} per second"
+
+
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 conversation``, ``2 conversations``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -12,7 +12,7 @@ from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, read_settings
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.printable import decimal
+from imbrace_lake.printable import decimal, rate
 
 EXAMPLES = """
 \b
@@ -23,7 +23,6 @@ Examples:
   imbrace-lake budget 0          # pauses all runs
 """
 
-UNIT = "requests per second"
 # A slot of Prefect's limits is a 32-bit integer.
 MOST_PER_SECOND = 1_000_000
 
@@ -110,12 +109,15 @@ def _lines(found: Budget, name: str, page: str | None, *, is_set: bool) -> list[
     elif found.per_second == 0:
         first = "the budget is 0: all runs pause until it is raised"
     else:
-        first = f"the budget is {decimal(found.per_second, 6)} {UNIT} for all runs together"
+        first = f"the budget is {rate(found.per_second, 6)} for all runs together"
     if is_set and found.before != found.per_second:
         first += f" (before: {'none' if found.before is None else decimal(found.before, 6)})"
     runs = f"{found.runs:,} run{'s' * (found.runs != 1)}"
-    uses = f"in use   up to {decimal(found.in_use)} {UNIT}, by {runs}" if found.runs else "in use   by no run"
-    rows = [uses, f"change   {program()} budget N"]
+    uses = f"in use   up to {rate(found.in_use)}, by {runs}" if found.runs else "in use   by no run"
+    rows = [f"change   {program()} budget N"]
+    if found.per_second is not None:
+        # Without a budget, what runs reported a moment ago is not part of one.
+        rows.insert(0, uses)
     if page is not None:
         rows.append(f"page     {page}")
     return [first, *(f"  {row}" for row in rows)]

@@ -28,6 +28,7 @@ from imbrace_deployments.automations import TAG, automations
 from imbrace_deployments.deploy import PREFECT_FILE, deploy
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, icon_url, is_relative
 from imbrace_lake.check import Finding, check_list
+from imbrace_lake.printable import rate
 from imbrace_lake.settings import PREFIX, Settings
 from imbrace_tasks.budget import set_limit
 
@@ -202,15 +203,13 @@ class _Setup:
         except ObjectNotFound:
             first = desired or self._desired.settings.requests_per_second or DEFAULT_REQUESTS_PER_SECOND
             await set_limit(self._client, BUDGET, first)
-            self._done.append(f"made the budget {BUDGET}: {first:g} requests per second, for all workers")
+            self._done.append(f"made the budget {BUDGET}: {rate(first, 6)}, for all workers")
             return
         if desired is None or desired == found.slot_decay_per_second:
-            self._done.append(
-                f"left the budget {BUDGET} at {found.slot_decay_per_second:g} requests per second"
-            )
+            self._done.append(f"left the budget {BUDGET} at {rate(found.slot_decay_per_second, 6)}")
             return
         await set_limit(self._client, BUDGET, desired)
-        self._done.append(f"changed the budget {BUDGET} to {desired:g} requests per second")
+        self._done.append(f"changed the budget {BUDGET} to {rate(desired, 6)}")
 
     async def automations(self) -> None:
         """Make the automations; a disabled one stays disabled."""

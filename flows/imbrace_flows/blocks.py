@@ -181,11 +181,16 @@ def connect(
         given: Other settings by name; None for the value of the machine.
 
     Raises:
-        SettingsError: A value cannot be used, or the lake of a deployment is a relative folder.
+        SettingsError: A value cannot be used, or a deployment has no lake, or a relative folder.
     """
     if lake is not None:
         given["lake"] = lake.url
     settings = load_settings(**given) if credentials is None else credentials.settings(**given)
+    if is_deployment_run() and not settings.lake:
+        raise SettingsError(
+            f"no lake is set: choose a block of the type {ConversationLake._block_type_name} for this run, or"
+            " set IMBRACE_LAKE on the worker"
+        )
     # A worker runs each flow in a temporary directory, where a lake would be lost.
     if is_deployment_run() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(

@@ -128,6 +128,21 @@ def test_an_address_that_is_none_of_an_api_is_named_with_advice(run: Run) -> Non
     assert [one.code for one in (wrong, checked, invalid)] == [1, 1, 1]
 
 
+def test_without_a_budget_no_use_of_it_is_shown_and_one_request_is_singular() -> None:
+    without, one = (
+        _lines(Budget(per_second, None, 1.0, 1), "limit", None, is_set=False) for per_second in (None, 1.0)
+    )
+
+    assert without == [
+        "no budget: there is no active limit limit, so each run has its own limit",
+        "  change   imbrace-lake budget N",
+    ]
+    assert one[:2] == [
+        "the budget is 1 request per second for all runs together",
+        "  in use   up to 1 request per second, by 1 run",
+    ]
+
+
 def test_without_a_page_of_the_ui_none_is_shown() -> None:
     lines = _lines(Budget(2.0, 2.0, 0.25, 1), "limit", None, is_set=False)
 

@@ -110,6 +110,17 @@ def test_a_relative_lake_is_rejected_where_a_worker_would_lose_it() -> None:
         connect(CREDENTIALS, None)
 
 
+def test_a_run_of_a_deployment_without_a_lake_says_where_to_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMBRACE_LAKE", raising=False)
+    with (
+        patch("imbrace_flows.blocks.is_deployment_run", return_value=True),
+        pytest.raises(
+            SettingsError, match=r"block of the type Conversation Lake .* IMBRACE_LAKE on the worker"
+        ),
+    ):
+        connect(CREDENTIALS, None)
+
+
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
 def test_an_absolute_lake_is_not_rejected(lake: str) -> None:
     with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):

@@ -119,11 +119,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def rate(per_second: float) -> str:
-    """Return a number of requests per second: ``1 request per second``, ``0.5 requests per second``."""
-    return f"{decimal(per_second)} request{'s' * (per_second != 1)} per second"
-
-
 def without_numbers(name: str) -> str:
     """Return the name of a list, a column or a sheet with ``…`` for what may be a phone number.
 

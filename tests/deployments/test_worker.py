@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.exceptions import ObjectNotFound
-from prefect.workers.process import ProcessWorker
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from imbrace_deployments.worker import LocalWorker, Reports
 
@@ -18,13 +18,17 @@ from imbrace_deployments.worker import LocalWorker, Reports
 def test_the_end_of_a_run_that_was_deleted_is_no_error_of_the_worker(
     monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool
 ) -> None:
-    async def run(*_: object) -> str:
-        return "ended"
+    process = ProcessWorkerResult(identifier="1", status_code=0)
 
-    async def read_flow_run(_: object) -> str:
+    async def run(*_: object) -> ProcessWorkerResult:
+        return process
+
+    found = SimpleNamespace(state=None)
+
+    async def read_flow_run(_: object) -> object:
         if is_deleted:
             raise ObjectNotFound(Exception())
-        return "run"
+        return found
 
     ended: list[object] = []
     monkeypatch.setattr(ProcessWorker, "run", run)
@@ -36,5 +40,5 @@ def test_the_end_of_a_run_that_was_deleted_is_no_error_of_the_worker(
 
     result = asyncio.run(worker.run(cast("Any", flow_run), cast("Any", configuration)))
 
-    assert cast("Any", result) == "ended"
-    assert ended == [("run", "run")] * (not is_deleted)
+    assert result is process
+    assert ended == [("run", found)] * (not is_deleted)

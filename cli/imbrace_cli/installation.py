@@ -38,6 +38,7 @@ from imbrace_cli.terminal import echo, echo_error, waiting
 from imbrace_deployments.automations import TAG
 from imbrace_deployments.setup import DesiredState, set_up
 from imbrace_deployments.worker import LocalWorker, give_back_runs
+from imbrace_flows.run_name import is_made_up
 from imbrace_lake.errors import ImbraceLakeError, SettingsError
 
 # As many as the deployments allow together; one more per core leaves slots for shards.
@@ -231,14 +232,14 @@ class Lines:
     def started(self, deployment: str, run: FlowRun) -> None:
         """Show that a run has a process, and where its page is."""
         url = self._session.run_url(run.id)
-        self.say(f"{deployment}: started" + (f", {url}" if url else ""))
+        self.say(f"{_run_name(deployment, run)}: started" + (f", {url}" if url else ""))
 
     def ended(self, deployment: str, run: FlowRun) -> None:
         """Show the verdict of a run."""
         if run.state is None:
             return
         message = (run.state.message or "").partition("\n")[0][:LONGEST_MESSAGE]
-        self.say(f"{deployment}: {run.state.name}" + (f", {message}" if message else ""))
+        self.say(f"{_run_name(deployment, run)}: {run.state.name}" + (f", {message}" if message else ""))
 
     async def show_schedules(self) -> bool:
         """Show the next scheduled run of each deployment; return False if one is not there yet."""
@@ -265,6 +266,14 @@ class Lines:
         shown = [f"{name} at {_clock(at)}" for at, name in sorted(due)]
         self.say(f"next scheduled runs: {', '.join([*shown, *paused])}")
         return True
+
+
+def _run_name(deployment: str, run: FlowRun) -> str:
+    """Return the name of a run, which it gets when it has begun, and the first part of its id.
+
+    Two runs of the same list have the same name.
+    """
+    return f"{deployment if is_made_up(run.name) else run.name} ({str(run.id)[:8]})"
 
 
 def _clock(at: datetime) -> str:

@@ -63,11 +63,11 @@ class Up:
         return self._output.read_text(encoding="utf-8")
 
     def shows(self, text: str) -> None:
-        """Wait until it has shown a text."""
+        """Wait until it has shown a text, which is a regular expression."""
 
         def look() -> bool | None:
-            assert self.process.poll() is None or text in self.output, self.output
-            return text in self.output or None
+            assert self.process.poll() is None or re.search(text, self.output), self.output
+            return re.search(text, self.output) is not None or None
 
         until(look, f"{text!r}", PATIENCE_SECONDS, lambda: self.output)
 
@@ -149,7 +149,7 @@ def test_a_scheduled_run_completes_and_ctrl_c_ends_everything(
         waited = (datetime.now(UTC) - began).seconds // 60
         minute = minute_of_ingestion(operator())
         let_ingestion_be_due(operator())
-        up.shows("ingest: Completed")
+        up.shows(r"ingest \([0-9a-f]{8}\): Completed")
         os.environ["IMBRACE_HOME"] = str(home)
         second = run("up", "--demo", "--lake", "s3://bucket/lake"), run("up")
         code, _ = up.end(signal.SIGINT)
@@ -191,7 +191,7 @@ def test_killed_at_any_moment_and_called_again_it_continues(
     with start() as up:
         up.shows("worker ")
         run_id = operator().start("export", phones=str(home / "more.txt"))
-        up.shows("export: started")
+        up.shows(r"export \([0-9a-f]{8}\): started, http")
         until(lambda: box.stats().pages[stuck] or None, "the run to be stuck")
         up.end(signal.SIGKILL)
     assert processes(home), "the run goes on without its worker"
@@ -199,7 +199,7 @@ def test_killed_at_any_moment_and_called_again_it_continues(
     box.repair(stuck)
     with start() as up:
         up.shows("cut off earlier, to be continued now")
-        up.shows("export: Completed")
+        up.shows(r"export \S+ \([0-9a-f]{8}\): Completed")
         workers = operator().ask("POST", "/work_pools/imbrace/workers/filter", {})
         states = operator().states(run_id)
         pid = operator().server.pid
@@ -259,7 +259,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_continues_later(
     with start() as up:
         up.shows("worker ")
         run_id = operator().start("export", phones=str(home / "others.txt"))
-        up.shows("export: started")
+        up.shows(r"export \([0-9a-f]{8}\): started, http")
         until(lambda: box.stats().pages[stuck] or None, "the run to be stuck")
         code, seconds = up.end(signal.SIGINT, signal.SIGINT)
     assert (code, nothing_is_left(home)) == (130, True), up.output
@@ -268,7 +268,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_continues_later(
 
     box.repair(stuck)
     with start() as up:
-        up.shows("export: Completed")
+        up.shows(r"export \S+ \([0-9a-f]{8}\): Completed")
         assert operator().states(run_id)[-1] == "Completed"
         up.end(signal.SIGTERM)
 

@@ -220,6 +220,7 @@ def test_killed_at_any_moment_and_called_again_it_continues(
     assert (code, nothing_is_left(home)) == (0, True), up.output
 
 
+@pytest.mark.skipif(not IS_FULL, reason="test_death.py kills a process, too: IMBRACE_ACCEPTANCE=full")
 def test_a_run_whose_process_was_killed_says_so_in_red_and_continues(
     start: Callable[[], Up], operator: Callable[[], Operator], box: Sandbox, home: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from imbrace_deployments.worker import LocalWorker, Reports
+from imbrace_deployments.worker import LocalWorker, Reports, describe_crash
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
@@ -42,3 +42,18 @@ def test_the_end_of_a_run_that_was_deleted_is_no_error_of_the_worker(
 
     assert result is process
     assert ended == [("run", found)] * (not is_deleted)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "what"),
+    [
+        (
+            -9,
+            "the process of this run was ended by SIGKILL (signal 9), perhaps because this machine",
+        ),
+        (-11, "the process of this run was ended by SIGSEGV (signal 11). A first crash needs no action"),
+        (1, "the process of this run ended unexpectedly with exit code 1. A first crash needs no action"),
+    ],
+)
+def test_a_crash_is_described_by_how_the_process_ended(exit_code: int, what: str) -> None:
+    assert describe_crash(exit_code).startswith(what)

@@ -83,6 +83,8 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         echo("", "numbers not resolved:", *reasons)
+    if summary.remedy and not failures:
+        echo("", "what to do:", f"  {as_called(summary.remedy)}")
     if summary.is_cut_short and summary.number_errors:
         echo("", "Once the cause is fixed, run the same command again: a rerun would miss what was not found")
     elif summary.dead_letter_count or summary.totals.phones.get("error"):

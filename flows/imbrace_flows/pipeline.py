@@ -189,15 +189,16 @@ def _final_state(result: RunResult) -> State[Any]:
             raise asyncio.CancelledError
         return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
     message = summary.reason or "every conversation is complete"
-    if summary.is_new_lake:
+    # The terminal shows both beside the message. Notifications and lists of runs show only the message.
+    is_alone = is_deployment_run()
+    if is_alone and summary.is_new_lake:
         message += f"; made a new lake at {summary.lake}"
     if summary.status == "complete":
         # In the name too, which lists of runs show.
         name = UNREADABLE if summary.unreadable_count else "Completed"
         return Completed(name=name, message=message, data=result)
     name = "Partial" if summary.status == "partial" else "Failed"
-    if summary.remedy:
-        # Notifications show nothing but the message.
+    if is_alone and summary.remedy:
         message = f"{message}. {summary.remedy}"
     return Failed(name=name, message=message, data=RunFailed(message, result))
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from prefect.states import Failed
 
 from imbrace_flows.blocks import Connection
 from imbrace_flows.compact import compact_lake_tables
+from imbrace_flows.observer import RunResult
 from imbrace_flows.params import CompactParams, VerifyParams
-from imbrace_flows.pipeline import failed_early
+from imbrace_flows.pipeline import _final_state, failed_early
 from imbrace_flows.report import compaction_markdown
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import BadRequest, StoreError, StoreUnavailable, TokenRejected, UsageError
-from imbrace_lake.export.run import RunContext
+from imbrace_lake.export.run import RunContext, RunSummary
 from imbrace_lake.tables.report import TableReport
 from imbrace_sandbox import Sandbox, SandboxOptions
 from imbrace_tasks.export import export_conversations_chunk
@@ -77,6 +79,21 @@ def test_a_run_of_a_deployment_that_cannot_begin_says_why_in_one_line_of_its_log
     assert [one.getMessage() for one in caplog.records] == ["a.csv does not exist"] * of_deployment
 
 
+@pytest.mark.parametrize("of_deployment", [True, False])
+def test_the_message_of_a_deployments_run_has_what_no_terminal_shows(
+    monkeypatch: pytest.MonkeyPatch, *, of_deployment: bool
+) -> None:
+    monkeypatch.setattr("imbrace_flows.pipeline.is_deployment_run", lambda: of_deployment)
+    summary = RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC))
+    summary.status, summary.reason = "failed", "the gateway does not accept the token"
+    summary.is_new_lake, summary.remedy = True, "Save a valid token."
+
+    message = _final_state(RunResult(summary)).message
+
+    more = "; made a new lake at ./lake. Save a valid token."
+    assert message == "the gateway does not accept the token" + more * of_deployment
+
+
 @pytest.mark.parametrize("step", ["resolve.resolve_numbers", "export.export_chunk"])
 def test_after_a_fatal_error_no_further_task_starts_and_the_run_fails_with_it(
     offline: Offline, monkeypatch: pytest.MonkeyPatch, step: str
@@ -103,8 +120,6 @@ def test_after_a_fatal_error_no_further_task_starts_and_the_run_fails_with_it(
     assert len(calls) == 1
     assert (state.is_failed(), state.name) == (True, "Failed")
     assert (state.message or "").startswith(str(REJECTED))
-    # Notifications show nothing but the message.
-    assert (state.message or "").endswith(f". {REJECTED.advice}")
     assert bool(loading) == (step == "export.export_chunk")
 
 

@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema
 from imbrace_flows.cancellation import reported_when_cancelled
 from imbrace_flows.earlier_reports import earlier_reports_replaced
 from imbrace_flows.params import RunParams
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import ADDRESS_WITHOUT_SECRETS, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +87,11 @@ class LakeFlow(Flow[P, R]):
         for name, title in TITLES.items():
             given = parameters.get(name)
             # A caller can switch the check of the form off.
-            if isinstance(given, Mapping) and "$ref" not in given:
+            if (
+                isinstance(given, Mapping)
+                and "$ref" not in given
+                and _has_secret(_kind(expected[name]), given)
+            ):
                 return {**dict.fromkeys(expected), "params": Rejected(f"{title}: choose {_SAVED}")}
         try:
             with _unrepeated():
@@ -161,14 +165,35 @@ def _titled(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(annotation=kind, default=field)
 
 
-_SAVED = "a saved block, because Prefect would store any other values in clear"
-_IS_SAVED: JsonDict = {
-    "anyOf": [{"type": "null"}, {"type": "object", "propertyNames": {"const": "$ref"}}],
-}
+_SAVED = "a saved block, because Prefect would store its secret in clear"
+_REFERENCE: JsonDict = {"type": "object", "propertyNames": {"const": "$ref"}}
+
+
+def _has_secret(kind: type[BaseModel], given: Mapping[str, object]) -> bool:
+    """Whether the values of a block contain what Prefect must not store, or the block needs such a value."""
+    secrets = {*kind.model_json_schema()["secret_fields"]}
+    needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+    texts = (value for value in given.values() if isinstance(value, str))
+    return bool(secrets & ({*given} | needed)) or not all(
+        re.search(ADDRESS_WITHOUT_SECRETS, text) for text in texts
+    )
+
+
+def _without_secret(block: JsonSchemaValue) -> JsonDict:
+    """Return the schema of the values of a block for which `_has_secret` is false."""
+    secrets = {*block["secret_fields"]}
+    if secrets & {*block["required"]}:
+        return _REFERENCE
+    return {
+        "type": "object",
+        "propertyNames": {"enum": sorted({*block["properties"]} - secrets)},
+        "required": block["required"],
+        "patternProperties": {"": {"pattern": ADDRESS_WITHOUT_SECRETS}},
+    }
 
 
 class _SavedOrNull:
-    """Lets a reference to a saved block or null be valid, and nothing that contains the values of a block.
+    """Lets a reference to a saved block or null be valid, and the values of a block only without a secret.
 
     There is no choice of types, which a form would show instead of the list of blocks.
     """
@@ -179,12 +204,13 @@ class _SavedOrNull:
         """Change the definition of a block, whose fields are filled in on its own page only."""
         schema = handler(core_schema)
         block = handler.resolve_ref_schema(schema)
+        allowed: JsonDict = {"anyOf": [{"type": "null"}, _REFERENCE, _without_secret(block)]}
         for name in ("type", "required"):
             block.pop(name, None)
         # Prefect's server adds references to the definition with this name, and its message then repeats the
         # value, which can be a token.
         block["title"] = block["block_type_slug"]
-        block |= {"if": _IS_SAVED, "else": {"const": _SAVED}}
+        block |= {"if": allowed, "else": {"const": _SAVED}}
         return schema
 
 

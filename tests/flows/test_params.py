@@ -216,19 +216,35 @@ def test_a_flow_rejects_what_its_form_rejects(flow: Flow[..., Any], given: dict[
 
 # As the two interfaces refer to a block, and as scripts may.
 REFERENCES = [None, {"$ref": {"block_document_id": RUN}}, {"$ref": RUN}]
-VALUES = [TOKEN, {"organization": "org_1", "token": TOKEN}, {"$ref": RUN, "token": TOKEN}, {"token": TOKEN}]
+VALUES = [
+    TOKEN,
+    {"organization": "org_1", "token": TOKEN},
+    {"$ref": RUN, "token": TOKEN},
+    {"token": TOKEN},
+    {"organization": "org_1"},
+    {"url": "s3://bucket/lake", "secret_key": TOKEN},
+    {"url": f"s3://key:{TOKEN}@bucket/lake"},
+    {"url": "s3://bucket/lake", "endpoint": f"https://key:{TOKEN}@host"},
+]
 
 
 @pytest.mark.parametrize("name", ["credentials", "lake"])
-def test_a_block_is_given_by_reference_and_never_by_its_values_which_prefect_would_store(name: str) -> None:
+def test_a_block_is_given_by_reference_or_by_values_without_a_secret_which_prefect_would_store(
+    name: str,
+) -> None:
     schema = schema_of(verify_lake)
 
-    for given in (*REFERENCES, *VALUES):
+    lake = {"url": "s3://bucket/lake", "endpoint": "https://host:9000", "region": "ap-east-1"}
+    for given in (*REFERENCES, *VALUES, lake):
         # With and without what the server does at the creation of a deployment.
         for options in ({}, {"ignore_required": True}, {"ignore_required": True, "preprocess": False}):
             errors = validate({"params": {}, name: given}, schema, **options)
-            assert [one.json_path for one in errors] == [f"$.{name}"] * (given in VALUES)
+            is_wrong = given in VALUES or (given is lake and name == "credentials")
+            assert [one.json_path for one in errors] == [f"$.{name}"] * is_wrong
             assert all("a saved block" in one.message and TOKEN not in one.message for one in errors)
+        if isinstance(given, dict) and "$ref" not in given:
+            found = verify_lake.validate_parameters({"params": {}, name: given})
+            assert isinstance(found["params"], Rejected) == is_wrong
 
 
 @pytest.mark.parametrize(("flow", "given"), ACCEPTED)
@@ -280,8 +296,7 @@ def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
         ({}, "What to export: field required"),
         (
             {"params": {"phones": "a.csv"}, "credentials": {"organization": "org_1", "token": TOKEN}},
-            "iMBrace credentials: choose a saved block, because Prefect would store any other values in"
-            " clear",
+            "iMBrace credentials: choose a saved block, because Prefect would store its secret in clear",
         ),
     ],
 )

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 MOST_CHARACTERS = 80
-# A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them.
-_LONG_NUMBER = re.compile(r"\d(?:[ ().+_-]{0,2}\d){6,}")
+# A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them. Text programs
+# turn hyphens and spaces into others.
+_SEPARATORS = r"[\s().+_\u2010-\u2015\u2212\u2060-]{0,2}"
+_LONG_NUMBER = re.compile(rf"\d(?:{_SEPARATORS}\d){{6,}}")
 # Markdown turns these into links (GitHub's autolinks).
 _AUTOLINK = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
 # The groups of a UUID can be all digits by chance.
@@ -36,13 +38,14 @@ _NO_NUMBER = "|".join(
         r"(?<=://)(?:(?=[^/]*[a-z])[^/]+|\d{1,3}(?:\.\d{1,3}){3}(?=[:/]))",
     )
 )
-_NUMBER_IN_NAME = rf"\d(?:[ ().+_-]{{0,2}}(?!{_NO_NUMBER})\d){{6,}}"
+_NUMBER_IN_NAME = rf"\d(?:{_SEPARATORS}(?!{_NO_NUMBER})\d){{6,}}"
 _KEPT_OR_NUMBER = re.compile(f"({_NO_NUMBER})|{_NUMBER_IN_NAME}", re.IGNORECASE)
 NAME_WITHOUT_NUMBERS = rf"^(?i:{_NO_NUMBER}|(?!{_NO_NUMBER}|{_NUMBER_IN_NAME})[\s\S])*$"
 """Matches what `without_numbers` returns unchanged, for the schema of a form."""
-ADDRESS_WITHOUT_SECRETS = (
-    # The name of a server has no @, and the @ of a path comes after a slash.
-    r"^(?![\s\S]*://[^/?#]*@)"
+# The name of a server has no @, and the @ of a path comes after a slash.
+ADDRESS_WITHOUT_CREDENTIALS = r"^(?![\s\S]*://[^/?#]*@)"
+"""Matches a path or URL without the name and password of a user, for the schema of a form."""
+ADDRESS_WITHOUT_SECRETS = ADDRESS_WITHOUT_CREDENTIALS + (
     # In the path of a bucket, a question mark can be part of a pattern.
     r"(?!\s*(?i:https?)://[^?#]*\?[\s\S])(?!(?=[^?#]*://)[^?#]*\?[^/#]*=)"
 )

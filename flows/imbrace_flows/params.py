@@ -44,7 +44,12 @@ from imbrace_lake.export.rerun import RUN_ID, run_id_of
 from imbrace_lake.moment import parse_moment
 from imbrace_lake.phones.lists import PHONE_LIKE
 from imbrace_lake.phones.numbers import REGIONS, parse_region
-from imbrace_lake.printable import ADDRESS_WITHOUT_SECRETS, NAME_WITHOUT_NUMBERS, without_numbers
+from imbrace_lake.printable import (
+    ADDRESS_WITHOUT_CREDENTIALS,
+    ADDRESS_WITHOUT_SECRETS,
+    NAME_WITHOUT_NUMBERS,
+    without_numbers,
+)
 
 Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 
@@ -95,6 +100,10 @@ def _run_id(text: str) -> str:
     # Not by a constraint, whose message a form would show in addition to that of a rule.
     if not text.strip():
         raise ValueError("give the id of a run, or the address of its page")
+    if not re.search(ADDRESS_WITHOUT_CREDENTIALS, text):
+        raise ValueError(
+            "this address contains credentials, which Prefect would store: give the id of the run"
+        )
     return run_id_of(text)
 
 
@@ -352,6 +361,7 @@ class RetryParams(ReadParams):
     form_title = "What to retry"
     rules: ClassVar[Sequence[JsonDict]] = (
         matches("rerun", RUN_ID, "the id of a run, or the address of its page"),
+        matches("rerun", ADDRESS_WITHOUT_CREDENTIALS, "an address without credentials"),
     )
 
     rerun: RunId = Field(

@@ -43,7 +43,7 @@ LINKS = json.dumps([{"phone_number": "886911425977", "conversation_links": []}])
 
 
 def answer(body: bytes = BODY, *headers: bytes, status: bytes = b"200 OK", length: bool = True) -> bytes:
-    # The server closes the connection after every answer; unannounced, a client may send its next request there.
+    # The server closes the connection after every answer: a client must not send its next request there.
     lines = [b"HTTP/1.1 " + status, b"content-type: application/json", b"connection: close", *headers]
     if length:
         lines.append(b"content-length: %d" % len(body))

@@ -30,7 +30,11 @@ def test_any_text_becomes_short_and_harmless_in_markup_and_terminals(text: str, 
     assert "://" not in shown
 
 
-@given(st.integers(10**6, 10**15), st.sampled_from(["", " ", "-", ".", ") "]), st.text(max_size=20))
+@given(
+    st.integers(10**6, 10**15),
+    st.sampled_from(["", " ", "-", ".", ") ", "\u2011", "\u2013", "\xa0", "\u202f"]),
+    st.text(max_size=20),
+)
 def test_no_long_number_is_shown_in_any_notation(number: int, separator: str, around: str) -> None:
     written = separator.join(re.findall("..?", str(number)))
 

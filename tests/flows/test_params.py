@@ -140,6 +140,7 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (export_conversations, {"phones": "a.csv", "fones": 1}, "'fones' does not match"),
     (export_conversations, {"phones": "a.csv", "tolerated_failures": 7}, "greater than the maximum of 1"),
     (export_conversations, {"phones": "export 0988 752 959.csv"}, "a name without a phone number"),
+    (export_conversations, {"phones": "0988\u2011752\u2011959.csv"}, "a name without a phone number"),
     (export_conversations, {"phones": "a.csv", "sheet": NUMBER}, "a name without a phone number"),
     (backfill_conversations, {"conversations": f"s3://b/{NUMBER}/ids"}, "a name without a phone number"),
     (ingest_conversations, {"phones": "a.csv", "column": NUMBER[1:]}, "a name without a phone number"),
@@ -159,6 +160,11 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (retry_failures, {"rerun": ""}, "the id of a run, or the address of its page"),
     (retry_failures, {"rerun": "brave-otter"}, "the id of a run, or the address of its page"),
     (retry_failures, {"rerun": f"/artifacts/artifact/{RUN}"}, "the id of a run, or the address of its page"),
+    (
+        retry_failures,
+        {"rerun": f"http://user:{SECRET}@host/runs/flow-run/{RUN}"},
+        "an address without credentials",
+    ),
     (backfill_conversations, {"everything": False}, "one of these: everything, a list of phone numbers"),
     (backfill_conversations, {"everything": True, "numbers": NUMBER}, "only one of these: everything"),
     (backfill_conversations, {"everything": True, "since": "soon"}, "'soon' is not a 'date-time'"),
@@ -207,7 +213,8 @@ def test_a_form_accepts_what_its_flow_accepts(flow: Flow[..., Any], given: dict[
 
 
 @pytest.mark.parametrize(
-    ("flow", "given"), [(flow, given) for flow, given, _ in WRONG if given.get("rerun", "") == ""]
+    ("flow", "given"),
+    [(flow, given) for flow, given, _ in WRONG if SECRET in str(given) or given.get("rerun", "") == ""],
 )
 def test_a_flow_rejects_what_its_form_rejects(flow: Flow[..., Any], given: dict[str, object]) -> None:
     # As without the check of the form, which an operator can switch off.
@@ -258,7 +265,7 @@ def test_the_parameters_that_a_flow_sends_are_those_that_prefect_would_send(
 
 
 def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
-    began = time.monotonic()
+    began = time.process_time()
 
     for text in (
         " " * 100_000,
@@ -273,7 +280,7 @@ def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
         rejections(export_conversations, {"numbers": text})
         rejections(retry_failures, {"rerun": text})
 
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

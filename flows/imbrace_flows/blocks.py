@@ -22,7 +22,7 @@ from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.form import OrNone, Secret, Text
 from imbrace_lake.check import Finding, check_gateway, check_lake
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.settings import PRODUCTION, Expiry, Settings, load_settings, reject_token
+from imbrace_lake.settings import PREFIX, PRODUCTION, Expiry, Settings, load_settings, reject_token
 from imbrace_lake.store.factory import StoreOptions
 from imbrace_tasks.budget import open_gateway
 
@@ -172,25 +172,33 @@ def is_relative(lake: str) -> bool:
 
 
 def connect(
-    credentials: ImbraceCredentials | None, lake: ConversationLake | None, **given: Any
+    credentials: ImbraceCredentials | None,
+    lake: ConversationLake | None,
+    needed: Sequence[str] = ("token", "organization"),
+    /,
+    **given: Any,
 ) -> Connection:
     """Return the connection of a run: blocks and given values win over the settings of the machine.
 
     Args:
         credentials, lake: The blocks of the flow.
+        needed: The settings of the gateway that the flow cannot do without.
         given: Other settings by name; None for the value of the machine.
 
     Raises:
-        SettingsError: A value cannot be used, or a deployment has no lake, or a relative folder.
+        SettingsError: A value cannot be used, or a deployment has no lake, a relative folder or no `needed`.
     """
     if lake is not None:
         given["lake"] = lake.url
     settings = load_settings(**given) if credentials is None else credentials.settings(**given)
-    if is_deployment_run() and not settings.lake:
-        raise SettingsError(
-            f"no lake is set: choose a block of the type {ConversationLake._block_type_name} for this run, or"
-            " set IMBRACE_LAKE on the worker"
-        )
+    if is_deployment_run():
+        missing = [name for name in needed if not getattr(settings, name)]
+        problems = [
+            *([_missing("lake", block=ConversationLake)] if not settings.lake else []),
+            *([_missing(*missing, block=ImbraceCredentials)] if missing else []),
+        ]
+        if problems:
+            raise SettingsError(*problems)
     # A worker runs each flow in a temporary directory, where a lake would be lost.
     if is_deployment_run() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(
@@ -198,6 +206,14 @@ def connect(
         )
     blocks = {"credentials": _reference(credentials), "lake": _reference(lake)}
     return Connection(settings, None if lake is None else lake.options(), blocks)
+
+
+def _missing(*names: str, block: type[Block]) -> str:
+    variables = " and ".join(f"{PREFIX}{name.upper()}" for name in names)
+    return (
+        f"no {' and no '.join(names)} {'is' if len(names) == 1 else 'are'} set: choose a block of the type"
+        f" {block._block_type_name} for this run, or set {variables} on the worker"
+    )
 
 
 def _reference(block: Block | None) -> dict[str, Any] | None:

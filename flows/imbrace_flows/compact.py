@@ -57,7 +57,7 @@ async def compact_lake_tables(
     try:
         # A worker starts a process for each run.
         with tuned_process(TABLE_ALLOCATOR) if is_deployment_run() else nullcontext():
-            return await _compact(params, connect(None, lake))
+            return await _compact(params, connect(None, lake, ()))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         return failed_early(exc)
 

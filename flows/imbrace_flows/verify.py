@@ -53,7 +53,8 @@ async def verify_lake(
     """
     show_log_lines()
     try:
-        return await _verify(params, connect(credentials, lake))
+        needed = ("token", "organization") if params.counts else ("organization",)
+        return await _verify(params, connect(credentials, lake, needed))
     except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
         return failed_early(exc)
 

@@ -121,10 +121,42 @@ def test_a_run_of_a_deployment_without_a_lake_says_where_to_set_it(monkeypatch: 
         connect(CREDENTIALS, None)
 
 
+@pytest.mark.parametrize(
+    ("needed", "sentence"),
+    [
+        (
+            ("token", "organization"),
+            "no token and no organization are set: choose a block of the type iMBrace Credentials for this run,"
+            " or set IMBRACE_TOKEN and IMBRACE_ORGANIZATION on the worker",
+        ),
+        (
+            ("organization",),
+            "no organization is set: choose a block of the type iMBrace Credentials for this run, or set"
+            " IMBRACE_ORGANIZATION on the worker",
+        ),
+        ((), None),
+    ],
+)
+def test_a_run_of_a_deployment_without_credentials_says_where_to_set_them(
+    needed: tuple[str, ...], sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("IMBRACE_TOKEN", "IMBRACE_ORGANIZATION"):
+        monkeypatch.delenv(name, raising=False)
+    lake = ConversationLake(url="s3://bucket/lake")
+    with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
+        if sentence is None:
+            connect(None, lake, needed)
+            return
+        with pytest.raises(SettingsError) as caught:
+            connect(None, lake, needed)
+
+    assert str(caught.value) == sentence
+
+
 @pytest.mark.parametrize("lake", ["/data/lake", "~/lake", "s3://bucket/lake"])
 def test_an_absolute_lake_is_not_rejected(lake: str) -> None:
     with patch("imbrace_flows.blocks.is_deployment_run", return_value=True):
-        assert connect(None, ConversationLake(url=lake)).settings.lake == lake
+        assert connect(CREDENTIALS, ConversationLake(url=lake)).settings.lake == lake
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ LOADING_THRESHOLD = 50_000
 def _end(*_: object) -> None:
     # Not `end_process`, whose module may be one of those that are being loaded.
     try:
-        os.write(2, b"\ninterrupted: the same command starts again\n")
+        os.write(2, b"\ninterrupted: run the same command to start again\n")
     finally:
         os._exit(130)
 

@@ -28,8 +28,8 @@ ACKNOWLEDGED = "interrupted: stopping; press Ctrl-C again to end at once"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what systemd, containers and `timeout` send."""
 _GIVEN_UP = (
-    "interrupted: ended without waiting any longer for the lake or the Prefect server; the same command"
-    " continues"
+    "interrupted: ended without waiting any longer for the lake or the Prefect server; run the same"
+    " command to continue"
 )
 
 

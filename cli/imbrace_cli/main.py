@@ -52,7 +52,7 @@ FAILED, WRONG_USE, CLOSED_PIPE = 1, 2, 141
 _UNTIL_INTERRUPTED = ("sandbox", "server", "up")
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 
-STOPPED = "the same command starts again"
+STOPPED = "run the same command to start again"
 
 app = typer.Typer(
     name=PROGRAM,

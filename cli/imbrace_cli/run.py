@@ -143,9 +143,11 @@ def _prepare_client() -> None:
 
 def _interrupted_message(observer: Observer) -> str:
     from imbrace_lake.lake.ledger_schema import PROVEN
+    from imbrace_lake.printable import plural
 
     done = sum(observer.progress.statuses[status] for status in PROVEN)
-    return f"{done:,} conversations are complete in the lake; the same command exports the others"
+    count = f"{plural(done, 'conversation')} {'is' if done == 1 else 'are'}"
+    return f"{count} complete in the lake; run the same command to export the others"
 
 
 async def _watched(

@@ -100,7 +100,7 @@ def test_ctrl_c_and_sigterm_are_acknowledged_and_end_the_run_as_cancelled(
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines() == [
-        "interrupted: 0 conversations are complete in the lake; the same command exports the others"
+        "interrupted: 0 conversations are complete in the lake; run the same command to export the others"
     ]
     run = last_run(prefect_server)
     assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Cancelled")

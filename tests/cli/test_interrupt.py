@@ -66,7 +66,7 @@ sys.exit(main())
     assert (program.returncode, out, err) == (
         INTERRUPTED,
         "",
-        "\ninterrupted: the same command starts again\n",
+        "\ninterrupted: run the same command to start again\n",
     )
 
 

@@ -168,7 +168,7 @@ def test_ctrl_c_is_one_sentence(run: Run, settings: dict[str, str], monkeypatch:
     result = run("plan", "+886911425977")
 
     assert result.code == 130
-    assert result.err == "interrupted: the same command starts again\n"
+    assert result.err == "interrupted: run the same command to start again\n"
 
 
 def test_ctrl_c_that_a_library_turns_into_an_error_is_one_sentence_too(
@@ -184,7 +184,7 @@ def test_ctrl_c_that_a_library_turns_into_an_error_is_one_sentence_too(
 
     result = run("plan", "+886911425977")
 
-    assert (result.code, result.err) == (130, "interrupted: the same command starts again\n")
+    assert (result.code, result.err) == (130, "interrupted: run the same command to start again\n")
 
 
 def test_a_bug_shows_its_traceback(

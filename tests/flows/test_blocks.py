@@ -126,8 +126,8 @@ def test_a_run_of_a_deployment_without_a_lake_says_where_to_set_it(monkeypatch: 
     [
         (
             ("token", "organization"),
-            "no token and no organization are set: choose a block of the type iMBrace Credentials for this run,"
-            " or set IMBRACE_TOKEN and IMBRACE_ORGANIZATION on the worker",
+            "no token and no organization are set: choose a block of the type iMBrace Credentials for this"
+            " run, or set IMBRACE_TOKEN and IMBRACE_ORGANIZATION on the worker",
         ),
         (
             ("organization",),

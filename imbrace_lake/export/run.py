@@ -709,6 +709,7 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
         lake: The address of the lake, without credentials.
     """
     row = closed.row
+    advice = NotReached.advice_if_cancelled if row["status"] == "cancelled" else NotReached.advice
     return RunSummary(
         row["run_id"],
         row["organization_id"],
@@ -719,11 +720,11 @@ def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:
         row["finished_at"],
         closed.totals,
         [
-            DeadLetter(one.conversation_id, one.status, one.reason or "", NotReached.advice)
+            DeadLetter(one.conversation_id, one.status, one.reason or "", advice)
             for one in closed.dead_letters
         ],
         closed.dead_letter_count,
-        {NotReached.advice: closed.dead_letter_count} if closed.dead_letter_count else {},
+        {advice: closed.dead_letter_count} if closed.dead_letter_count else {},
         parent_run_id=row["parent_run_id"],
     )
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,9 @@ def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
         closed = await close_if_dead(lake, "dead", DEAD_AT)
 
         assert closed is not None
-        assert closed_summary(closed, lake.url).status == "cancelled"
+        summary = closed_summary(replace(closed, dead_letter_count=2), lake.url)
+        assert summary.status == "cancelled"
+        assert summary.causes == {"Start the run again to export the rest.": 2}
         assert await runs(lake) == [("dead", "cancelled")]
         assert await journals(lake) == set()
 

@@ -172,7 +172,7 @@ class MessagesCompaction(Compaction[TableState]):
     # -- the course of a compaction ---------------------------------------------------------------
 
     async def plan(self) -> TableReport:
-        """Find out what a compaction would read and write, and write nothing."""
+        """Find out what a compaction would read and write, and which losses are known; write nothing."""
         report = self.report
         report.is_dry_run = True
         snapshot = await self._log.read()
@@ -197,6 +197,8 @@ class MessagesCompaction(Compaction[TableState]):
         new_files = len(files) + -(-changes.new_bytes // 3 // FILE_BYTES)
         # A file is read to copy it and written, then read again for the proof; a commit, and the state.
         report.requests = len(changes.new) + 3 * new_files + (4 if changes.folders else 0)
+        if state is not None:
+            self._report_unlike(await self._compare_with_ledger(state, _still_unlike(state, changes)))
         return report
 
     async def _run_once(self) -> tuple[Snapshot | None, TableState | None]:
@@ -216,9 +218,7 @@ class MessagesCompaction(Compaction[TableState]):
         is_rebuilt = snapshot is not None and state is None
         state = state or TableState()
         steps = [*_steps(changes)]
-        unlike = {
-            folder: names for folder, names in state.unlike_ledger.items() if folder not in changes.folders
-        }
+        unlike = _still_unlike(state, changes)
         if not steps and done.get(RUN) == final[RUN] and AS_OF in done and not self._wrong:
             await self._set_proven(snapshot)
             self._report_unlike(await self._compare_with_ledger(state, unlike))
@@ -730,6 +730,11 @@ def _drop_mask(path: Path, drops: Drops) -> np.ndarray[tuple[int], np.dtype[np.b
             found[index] = months is None or int(month) in months
         masks.append(found)
     return np.concatenate(masks)
+
+
+def _still_unlike(state: TableState, changes: Changes) -> dict[str, Names]:
+    """Return the unchanged conversations that differed from the ledger, by folder."""
+    return {folder: names for folder, names in state.unlike_ledger.items() if folder not in changes.folders}
 
 
 def _steps(changes: Changes) -> Iterator[dict[str, list[Part]]]:

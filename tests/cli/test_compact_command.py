@@ -62,8 +62,11 @@ def test_a_lost_conversation_is_a_difference(run: Run, tmp_path: Path) -> None:
 
     as_text = run("compact", "--lake", str(lake))
     as_json = run("compact", "--lake", str(copy), "--json")
+    dry = run("compact", "--dry-run", "--lake", str(lake))
 
     assert (as_text.code, as_json.code) == (3, 3)
+    assert (dry.code, dry.out) == (3, as_text.out)
+    assert "written again" not in dry.err
     assert "has lost part-00000.parquet, which the ledger names: run `imbrace-lake verify`" in as_text.out
     (found,) = json.loads(as_json.out)["tables"][0]["differences"]
     assert as_text.out == f"{found['name']}: {found['problem']}\n"

@@ -68,7 +68,9 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "reason": "why the conversation is incomplete, failed or gone, or what the run accepted",
         "is_dead_letter": "whether the run should have exported the conversation and could not",
         "server_count": "the gateway's count of messages",
-        "distinct_messages": "messages in the lake that are not marked deleted",
+        "distinct_messages": (
+            "messages in the lake that are not marked deleted; of a `window`, those in its span of time"
+        ),
         "new_messages": "messages that this run added",
         "edited_messages": "messages that this run replaced by a newer version",
         "deleted_messages": "messages that this run marked deleted",

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_hash, read_objects
-from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, Ledger
+from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, WINDOW, Ledger
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, check_files, recorded
@@ -48,10 +48,14 @@ from imbrace_lake.tables.rows_hash import RowsHash, hash_of_file
 # Ledger objects that are read at a time.
 GROUP_BYTES, GROUP_OBJECTS = 4 * 2**20, 64
 MOST_SMALL_FILES = 8
+# Tables of another rule are built again: since 2, a current row is not about a window of time.
+_RULE = b"2"
 
 
 def _current_conversations(rows: pa.Table) -> pa.Table:
-    """Return the latest row of each conversation."""
+    """Return the latest row of each conversation that is not only about a window of time."""
+    is_window = pc.equal(rows.column("proof_method"), WINDOW).fill_null(False)
+    rows = rows.filter(pc.invert(is_window))
     same = ["organization_id", "conversation_id"]
     keys = rows.select([*same, "finished_at", "run_id"])
     keys = keys.append_column("row", pa.array(np.arange(rows.num_rows)))
@@ -122,6 +126,7 @@ class LedgerTableState:
         metadata = {
             "hashes": json.dumps(self.hashes),
             "removed": json.dumps({key: moment.isoformat() for key, moment in self.removed.items()}),
+            "rule": _RULE.decode(),
         }
         rows = pa.table({"key": pa.array(sorted(self.keys), pa.string())})
         body = encode(rows, metadata, compression="zstd")
@@ -145,7 +150,7 @@ async def read_ledger_state(
         return None
     rows = pq.read_table(io.BytesIO(body))
     metadata = pq.read_metadata(io.BytesIO(body)).metadata
-    if b"hashes" not in metadata:
+    if b"hashes" not in metadata or metadata.get(b"rule") != _RULE:
         # A table of an earlier version.
         return None
     removed = json.loads(metadata[b"removed"])

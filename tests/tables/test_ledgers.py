@@ -15,6 +15,7 @@ import pytest
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, PHONES, Ledger
+from imbrace_lake.policy import Window
 from imbrace_lake.tables import ledgers
 from imbrace_lake.tables.rows_hash import RowsHash
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -96,6 +97,26 @@ def test_the_current_tables_have_the_latest_row(bench: Bench) -> None:
     assert sorted(row["conversation_id"] for row in entries) == sorted(bench.box.conversations)
     assert {row["run_id"] for row in entries} == {bench.ledger("runs")[-1]["run_id"]}
     assert sorted((row["phone_hash"], row["status"]) for row in phones) == [("x", "none"), ("y", "resolved")]
+
+
+def test_a_window_of_time_is_not_the_current_state_of_a_conversation(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, *_ = bench.box.conversations
+    bench.run([one], window=Window(since=START))
+    # As a version wrote it that took windows for the current state.
+    monkeypatch.setattr(ledgers, "_RULE", b"1")
+    monkeypatch.setattr(ledgers, "WINDOW", "none")
+    compact_all(bench)
+    earlier = open_table(bench, "conversations_current").to_pyarrow_table()
+    assert "window" in earlier["proof_method"].to_pylist()
+
+    monkeypatch.undo()
+    compact_all(bench)
+
+    entries = open_table(bench, "conversations_current").to_pyarrow_table().to_pylist()
+    assert sorted(row["conversation_id"] for row in entries) == sorted(bench.box.conversations)
+    assert "window" not in {row["proof_method"] for row in entries}
 
 
 def test_only_new_objects_are_read(bench: Bench) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import warnings
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,7 +27,8 @@ from imbrace_lake.lake import lake as lakes
 from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_ledger
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, LEDGERS, Ledger
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.phones.numbers import parse_phone, phone_hash
+from imbrace_lake.phones.numbers import PhoneNumber, mask, parse_phone, parse_region, phone_hash
+from imbrace_lake.printable import printable
 from imbrace_lake.query.arguments import (
     address,
     check_characters,
@@ -47,6 +49,8 @@ from imbrace_lake.store.contract import ObjectMeta, StoreOptions
 from imbrace_lake.store.factory import open_store
 
 T = TypeVar("T")
+# Of the names that a warning contains.
+MOST_NAMED = 5
 Source = Literal["table", "parts"]
 
 _ROLE = "CASE WHEN substr(sender_id, 1, 4) = 'pub_' THEN 'bot' ELSE sender_role END AS sender_role"
@@ -183,6 +187,7 @@ class Lake:
         until: datetime | None = None,
         conversations: str | Iterable[str] | None = None,
         phones: str | Iterable[str] | None = None,
+        region: str | None = None,
         columns: str | Iterable[str] | None = None,
         deleted: bool = False,
         as_of: datetime | None = None,
@@ -191,23 +196,28 @@ class Lake:
 
         Only the folders of the conversations are read if they are given, by id or phone number; times are
         compared with the statistics of each object before it is read. A single text is the same as a list
-        with only this text.
+        with only this text. A conversation or a number that the lake does not have is a `UserWarning`.
 
         Args:
             since, until: Only messages created at or after the first and before the second time.
             conversations: Only these conversations, by id in any spelling.
-            phones: Only conversations of these numbers, with country code, as the latest run resolved them.
+            phones: Only conversations of these numbers, as the latest run resolved them.
+            region: The country of numbers without a country code, such as ``TW``.
             columns: The columns; all by default.
             deleted: Include messages that are deleted upstream.
             as_of: Return what the lake said at this time, with the versions and deletions that were known
                 then.
 
         Raises:
-            SettingsError: A column does not exist, a time has no time zone, or an argument has another type.
+            SettingsError: A column does not exist, a time has no time zone, `since` is not before `until`, or
+                an argument has another type.
             InvalidPhoneNumber: A number is not a phone number.
+            UsageError: There is no such region.
         """
         for name, moment in {"since": since, "until": until, "as_of": as_of}.items():
             check_time(name, moment)
+        if since is not None and until is not None and since >= until:
+            raise SettingsError(f"since must be before until: {since.isoformat()}, {until.isoformat()}")
         check_type("deleted", deleted, bool, "True or False")
         names = SCHEMA.names if columns is None else texts("columns", columns, "text")
         if unknown := {*names} - {*SCHEMA.names}:
@@ -217,7 +227,12 @@ class Lake:
         if not names or len({*names}) < len(names):
             raise SettingsError("columns must name each column once, and at least one; leave it out for all")
         ids = None if conversations is None else frozenset(texts("conversations", conversations, "conv_…"))
-        numbers = None if phones is None else frozenset(map(parse_phone, texts("phones", phones, "+886…")))
+        if region is not None:
+            check_type("region", region, str, "a text, such as 'TW'")
+            region = parse_region(region)
+        numbers = None
+        if phones is not None:
+            numbers = frozenset(parse_phone(one, region) for one in texts("phones", phones, "+886…"))
         condition, values = _conditions(since=since, until=until, deleted=deleted)
         selected = ", ".join(f'"{name}"' for name in names)
         if as_of is None:
@@ -233,7 +248,7 @@ class Lake:
                 found = self._conversations_of(numbers)
                 wanted = found if wanted is None else found & {*map(canonical_conversation_id, wanted)}
             with self._query(
-                query, values, size, conversations=wanted, as_of=as_of, with_views=False
+                query, values, size, conversations=wanted, named=ids, as_of=as_of, with_views=False
             ) as rows:
                 yield rows
 
@@ -295,10 +310,11 @@ class Lake:
         size: int,
         *,
         conversations: frozenset[str] | None = None,
+        named: frozenset[str] | None = None,
         as_of: datetime | None = None,
         with_views: bool = True,
     ) -> Iterator[Rows]:
-        """Run a query over the lake as it is now."""
+        """Run a query over the lake as it is now; `named` are the conversations that the caller named."""
         lake = self._connection.lake()
         if self._organization is not None and not self._is_organization_checked:
             self._connection.run(_check_organization(lake, self._organization))
@@ -306,7 +322,7 @@ class Lake:
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
         messages = None
         if "lake_messages" in used:
-            messages = self._connection.run(self._messages(lake, conversations, as_of))
+            messages = self._connection.run(self._messages(lake, conversations, named or (), as_of))
         # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
         until = messages.as_of if messages is not None and messages.source == "table" else None
         sources: dict[str, Any] = {
@@ -325,7 +341,11 @@ class Lake:
         return [*ledgers, *views(DuckDB(), self.settings)]
 
     async def _messages(
-        self, lake: lakes.Lake, conversations: frozenset[str] | None, as_of: datetime | None
+        self,
+        lake: lakes.Lake,
+        conversations: frozenset[str] | None,
+        named: Collection[str],
+        as_of: datetime | None,
     ) -> _Messages:
         table = None
         if self._source != "parts":
@@ -349,6 +369,12 @@ class Lake:
         parts: list[ObjectMeta] = []
         for listing in await asyncio.gather(*map(lake.store.list, folders)):
             parts += (meta for meta in listing if meta.key.endswith(".parquet"))
+        if named:
+            there = {part.key.rsplit("/", 2)[1] for part in parts}
+            missing = [one for one in named if there.isdisjoint(map(_folder, _spellings(one)))]
+            if conversations != named:
+                missing = [one for one in missing if canonical_conversation_id(one) in (conversations or ())]
+            _warn("the lake has no messages of these conversations", [*map(printable, missing)])
         return _Messages("parts", await _newest_run(lake), self._dataset(lake, parts))
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
@@ -361,22 +387,38 @@ class Lake:
             organizations = [f"{lakes.MESSAGES}org={lakes.encoded(self._organization)}/"]
         if conversations is None:
             return organizations
-        names = sorted({lakes.encoded(name) for one in conversations for name in _spellings(one)})
-        return [f"{organization}conv={name}/" for organization in organizations for name in names]
+        names = sorted({_folder(name) for one in conversations for name in _spellings(one)})
+        return [f"{organization}{name}/" for organization in organizations for name in names]
 
     def _dataset(self, lake: lakes.Lake, objects: Iterable[ObjectMeta]) -> Any:
         return dataset_of(lake.store, self._connection.run, SCHEMA, objects)
 
-    def _conversations_of(self, numbers: frozenset[str]) -> frozenset[str]:
+    def _conversations_of(self, numbers: frozenset[PhoneNumber]) -> frozenset[str]:
         """Return the conversations of phone numbers."""
         key = self._phone_key or self._connection.lake().phone_key
-        hashes = [phone_hash(number, key) for number in map(parse_phone, numbers)]
-        query = (
-            "SELECT DISTINCT unnest(conversation_ids) AS id FROM phones"
-            " WHERE list_contains($hashes, phone_hash)"
+        hashes = {phone_hash(number, key): number for number in numbers}
+        # By the number itself, too, because a lake can have hashes of an earlier key.
+        query = """
+            SELECT organization_id, phone_hash, phone, conversation_ids FROM phones
+            WHERE list_contains($hashes, phone_hash) OR list_contains($numbers, phone)
+            ORDER BY resolved_at"""
+        rows = self.sql(query, {"hashes": [*hashes], "numbers": [*numbers]}).to_arrow().to_pylist()
+        found = {}
+        for row in rows:
+            number = row["phone"] or hashes[row["phone_hash"]]
+            found[number, row["organization_id"]] = row["conversation_ids"] or ()
+        _warn(
+            "no run has resolved these numbers, or phone_key is missing, by which it hashed them",
+            [mask(number) for number in numbers - {number for number, _ in found}],
         )
-        found = self.sql(query, {"hashes": hashes}).to_arrow()
-        return frozenset(found.column("id").to_pylist())
+        return frozenset(one for ids in found.values() for one in ids)
+
+
+def _warn(problem: str, names: Sequence[str]) -> None:
+    """Warn of arguments that select nothing, and name the first."""
+    if names:
+        shown = [*sorted(names)[:MOST_NAMED], *(["…"] if len(names) > MOST_NAMED else [])]
+        warnings.warn(f"{problem}: {', '.join(shown)}", stacklevel=2)
 
 
 # The version of each message at a time: the current version if it is that old; else a replaced one. A killed
@@ -421,6 +463,10 @@ def _conditions(
     if not deleted:
         conditions.append("NOT is_deleted")
     return " AND ".join(conditions), values
+
+
+def _folder(conversation_id: str) -> str:
+    return f"conv={lakes.encoded(conversation_id)}"
 
 
 def _spellings(conversation_id: str) -> set[str]:

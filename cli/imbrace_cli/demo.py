@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,10 +49,13 @@ def demo(
             box = running.enter_context(Sandbox(SandboxOptions(conversations=conversations, seed=seed), port))
         except OSError:
             raise InputError(f"port {port} is taken or not permitted: choose another by --port") from None
-        _run(box, lake)
+        given = {"--lake": str(lake), "--conversations": str(conversations), "--seed": str(seed)}
+        usual = {"--lake": "lake", "--conversations": "120", "--seed": "7"}
+        words = [word for name, value in given.items() if value != usual[name] for word in (name, value)]
+        _run(box, lake, shlex.join(["demo", *words]))
 
 
-def _run(box: Sandbox, lake: Path) -> None:
+def _run(box: Sandbox, lake: Path, again: str) -> None:
     from imbrace_cli.demo_report import show_report
     from imbrace_cli.inputs import stage_in_memory
     from imbrace_cli.run import export_flow, run_watched
@@ -81,16 +85,16 @@ def _run(box: Sandbox, lake: Path) -> None:
     show_outcome(outcome, "imbrace-lake export")
     if outcome.exit_code == 0:
         show_report(Path(os.path.abspath(lake)), folder_name)  # noqa: PTH100 - resolve() would follow links
-        echo("", *_next_steps(outcome.summary.flow_run_url))
+        echo("", *_next_steps(outcome.summary.flow_run_url, again))
     raise typer.Exit(outcome.exit_code)
 
 
-def _next_steps(run_url: str | None) -> list[str]:
+def _next_steps(run_url: str | None, again: str) -> list[str]:
     from imbrace_cli.terminal import program
 
     look = [f"See the run:    {run_url}"] if run_url else []
     return [
         *look,
-        f"Run it again:   {program()} demo      (finds everything unchanged)",
+        f"Run it again:   {program()} {again}      (finds everything unchanged)",
         f"Your own:       {program()} export --phones FILE --organization ORG --lake URL",
     ]

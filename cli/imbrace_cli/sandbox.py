@@ -119,6 +119,7 @@ def _describe(url: str, options: SandboxOptions) -> None:
         "",
         f"  export IMBRACE_TOKEN={options.token}",
         f"  export IMBRACE_GATEWAY={url} IMBRACE_ORGANIZATION={options.organization_id}",
+        "  export IMBRACE_LIST_SCHEMES=http",
         f"  {program()} export --phones {url.removesuffix('/3rd')}/_sandbox/phones --lake ./lake",
     )
 

@@ -63,7 +63,11 @@ class Format(StrEnum):
 def sql(
     query: Annotated[
         str | None,
-        typer.Argument(metavar="QUERY", help="The query; without one, a prompt.", show_default=False),
+        typer.Argument(
+            metavar="QUERY",
+            help="The query; without one, a prompt, or the query in standard input.",
+            show_default=False,
+        ),
     ] = None,
     format_: Annotated[
         Format | None,
@@ -76,7 +80,11 @@ def sql(
         ),
     ] = None,
     time_zone: Annotated[
-        str, typer.Option(metavar="ZONE", help="Time zone of days, weeks and hours, Asia/Taipei.")
+        str,
+        typer.Option(
+            metavar="ZONE",
+            help="Time zone of the views' days, weeks, hours and local_at, such as Asia/Taipei.",
+        ),
     ] = "UTC",
     gap_hours: Annotated[
         float, typer.Option(metavar="N", help="A silence longer than this ends an episode.")
@@ -122,11 +130,15 @@ def _view_settings(
     from imbrace_lake import ViewSettings
 
     if not 0 < gap_hours <= MOST_GAP_HOURS:
-        raise SettingsError(f"--gap-hours {gap_hours:g} is not between 0 and {MOST_GAP_HOURS:,}")
+        raise SettingsError(f"--gap-hours must be more than 0 and at most {MOST_GAP_HOURS:,}")
     try:
         opens, closes = (_minutes(text) for text in hours.split("-"))
     except ValueError:
         raise SettingsError(f"{hours!r} are not business hours: write 09:00-18:00") from None
+    if opens >= closes:
+        raise SettingsError(
+            f"business hours must end later on the same day, such as 09:00-18:00, not {hours}"
+        )
     if not days or not {*days} <= {*"1234567"}:
         raise SettingsError(f"{days!r} are not business days: write 12345 for Monday to Friday")
     return ViewSettings(

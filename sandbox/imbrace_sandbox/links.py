@@ -94,7 +94,7 @@ def _link(options: SandboxOptions, digits: str, conversation_id: str) -> str:
     if digest[0] % 3 == 1:
         value = value.replace("_", "%5F").replace("-", "%2D")
     elif digest[0] % 3 == 2:
-        value = "".join(f"%{ord(letter):02x}" for letter in value)
+        value = "".join(f"%{byte:02x}" for byte in value.encode())
     host = _HOSTS[digest[1] % len(_HOSTS)]
     # A decoy: an address in a parameter, with the conv_id of another conversation.
     back = quote(f"https://{host}/inbox?conv_id=conv_00000000&tab=1", safe="")

@@ -26,6 +26,7 @@ def test_the_demo_ends_with_a_queried_lake_and_a_second_one_changes_nothing(run:
     assert "9 complete" in first.out
     assert "9 unchanged" in second.out
     assert "… 7 more" in first.out
+    assert "demo --conversations 9      (finds everything unchanged)" in first.out
     assert "FROM read_parquet('./lake/messages/**/*.parquet')" in first.out
     assert "\n text " in first.out
     assert "See the run:    http://127.0.0.1:" in first.out

@@ -42,6 +42,7 @@ def test_the_sandbox_serves_until_ctrl_c(run: Run) -> None:
     assert len(seen[0]) == 5
     assert f"gateway       http://127.0.0.1:{port}/3rd" in result.out
     assert SandboxOptions().token in result.out
+    assert "export IMBRACE_LIST_SCHEMES=http\n" in result.out
     assert "imbrace-lake export --phones" in result.out
     assert result.err == "stopped: the fake gateway has ended\n"
 

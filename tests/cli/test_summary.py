@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from imbrace_cli.run import Outcome
 from imbrace_cli.summary import show_outcome
+from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
 from tests.cli.conftest import prefect_leaks
@@ -49,6 +51,16 @@ def test_long_lists_are_cut_and_counted(workdir: Path, capsys: pytest.CaptureFix
     assert "what to do:\n  12 × Fix it.\n" in out
     assert err.count("input: line") == 20
     assert err.endswith("input: and 5 more\n")
+
+
+def test_conversations_that_are_gone_need_no_second_export(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = replace(summary(failures=2), causes={ConversationNotFound.advice: 2})
+    show_outcome(Outcome(gone, []), "imbrace-lake export")
+    show_outcome(Outcome(replace(gone, causes={**gone.causes, "Fix it.": 1}), []), "imbrace-lake export")
+
+    assert capsys.readouterr().out.count("Once the cause is fixed: ") == 1
 
 
 def test_counts_of_zero_are_not_shown(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

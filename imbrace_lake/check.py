@@ -329,7 +329,7 @@ async def _probe_lake(settings: Settings, options: StoreOptions | None = None) -
     try:
         async with asyncio.timeout(options.timeout_seconds):
             async with open_store(settings.require("lake"), options) as store:
-                findings, exists = await _probe_store(store)
+                findings, exists = await _probe_store(store, options)
     except TimeoutError:
         message = (
             f"{settings.lake} did not answer within {options.timeout_seconds:g} s, the time-out of an export:"
@@ -348,8 +348,8 @@ async def _probe_lake(settings: Settings, options: StoreOptions | None = None) -
     return _Probe([*findings, *ledgers.findings], ledgers.conversation_id)
 
 
-async def _probe_store(store: Store) -> tuple[list[Finding], bool]:
-    exists = await has_lake(store)
+async def _probe_store(store: Store, options: StoreOptions) -> tuple[list[Finding], bool]:
+    exists = await has_lake(store, options)
     probe = await store.probe()
     state = "has a lake" if exists else "has no lake yet; the first export creates it"
     if probe.is_conditional:

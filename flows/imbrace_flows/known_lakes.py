@@ -38,7 +38,7 @@ async def check_known_lake(connection: Connection) -> bool:
     if not is_known:
         return False
     async with open_store(connection.settings.require("lake"), connection.store) as store:
-        if not await has_lake(store):
+        if not await has_lake(store, connection.store):
             raise InputError(
                 f"the lake at {store.url} is not there any more: mount its disk, correct its address or"
                 f" restore it from a copy; for a new lake there, delete the variable {name} in Prefect"

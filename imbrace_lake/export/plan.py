@@ -211,7 +211,7 @@ async def _read_states(
     """Return whether there is a lake, and its states; does not create a lake."""
     url = settings.require("lake")
     async with open_store(url, options) as store:
-        if not await has_lake(store):
+        if not await has_lake(store, options):
             return False, ConversationStates.empty()
     async with open_lake(url, now=None, options=options) as lake:
         return True, await read_states(lake, organization)

@@ -229,7 +229,8 @@ def limited_by(progress: Progress, pace: Pace) -> str:
         latency = f" after {limiter.in_flight / pace.answers:.2g} s" if pace.answers else ""
         return f"the gateway: answers{latency}, {limiter.in_flight:,} at a time"
     if progress.writing > limiter.in_flight:
-        return f"the lake: {progress.writing:,} conversations are being written"
+        verb = "is" if progress.writing == 1 else "are"
+        return f"the lake: {plural(progress.writing, 'conversation')} {verb} being written"
     if progress.memory is not None and progress.memory.reserved_bytes > progress.memory.most_bytes:
         return "memory: further messages wait in files"
     if progress.retried and not limiter.in_flight:

@@ -20,7 +20,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import file_digest, sha256
@@ -49,7 +49,9 @@ LONGEST_NAME = 200
 # The rows of a large part in memory at a time.
 BATCH_ROWS = 4_096
 
-_PART = re.compile(r"^.+/part-\d{5}\.parquet$")
+# Folders that readers list: what another lake wrote below them would be read as a part of this one.
+_LISTED = frozenset((*FOLDERS, "shards/", "state/", "tables/"))
+_PART = re.compile(r"^messages/org=[^/]+/conv=[^/]+/part-\d{5}\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Partitions:
     """
 
     def __init__(self, listing: Iterable[ObjectMeta]) -> None:
-        listing = [meta for meta in listing if _PART.match(meta.key)]
+        listing = [meta for meta in listing if is_part(meta.key)]
         self._rows = pa.table(
             {
                 "key": pa.array([meta.key for meta in listing], pa.string()),
@@ -169,7 +171,7 @@ class Lake:
     async def list_below(self, folder: str = MESSAGES) -> list[Part]:
         """List the parts below a folder, by default those of all organizations, in order."""
         found = await self.store.list(folder)
-        return [Part(meta.key, meta.size_bytes, etag=meta.etag) for meta in found if _PART.match(meta.key)]
+        return [Part(meta.key, meta.size_bytes, etag=meta.etag) for meta in found if is_part(meta.key)]
 
     async def read_parts(self, parts: Sequence[Part]) -> list[tuple[Part, pa.Table]]:
         """Read parts, one request each, and return them as read, perhaps newer than listed, with their rows.
@@ -254,12 +256,13 @@ async def open_lake(
     """Open a lake; with `now`, create it if there is none.
 
     Raises:
-        InputError: There is no lake and `now` is None, or a newer version of this project wrote it.
+        InputError: There is no lake, and `now` is None or the address is inside another lake; or a newer
+            version of this project wrote the lake.
         DamagedObject: The lake has lost its `lake.json`, or that is damaged.
         StoreError: The store cannot be used.
     """
     async with open_store(url, options) as store:
-        marker = await _read_marker(store)
+        marker = await _read_marker(store, options)
         is_new = marker is None
         if marker is None and now is not None:
             marker = await _write_marker(store, now)
@@ -280,13 +283,23 @@ async def open_lake(
         yield Lake(store, version, phone_key, is_new=is_new)
 
 
-async def has_lake(store: Store) -> bool:
+def is_part(key: str) -> bool:
+    """Whether an object of the lake is a part."""
+    return _PART.match(key) is not None
+
+
+async def has_lake(store: Store, options: StoreOptions | None = None) -> bool:
     """Whether there is a lake.
+
+    Args:
+        store: The open store.
+        options: Those with which it was opened.
 
     Raises:
         DamagedObject: There is a lake without its `lake.json`.
+        InputError: There is none, and the address is inside another lake.
     """
-    return await _read_marker(store) is not None
+    return await _read_marker(store, options) is not None
 
 
 async def renew_marker(url: str, *, now: datetime, options: StoreOptions | None = None) -> None:
@@ -304,13 +317,14 @@ async def renew_marker(url: str, *, now: datetime, options: StoreOptions | None 
         await _write_marker(store, now)
 
 
-async def _read_marker(store: Store) -> bytes | None:
+async def _read_marker(store: Store, options: StoreOptions | None) -> bytes | None:
     """Read `lake.json`; None if there is no lake."""
     try:
         return await store.get(MARKER)
     except FileNotFoundError:
         found = await _find_any(store)
     if found is None:
+        await _reject_address_inside_lake(store, options)
         return None
     try:
         # Another run may have created the lake meanwhile, and written the object that was found.
@@ -321,6 +335,20 @@ async def _read_marker(store: Store) -> bytes | None:
             " Without a copy, run `imbrace-lake new-key`: later hashes of phone numbers then differ from"
             " earlier ones"
         ) from None
+
+
+async def _reject_address_inside_lake(store: Store, options: StoreOptions | None) -> None:
+    segments = store.url.split("/")
+    for index, segment in enumerate(segments):
+        outer = "/".join(segments[:index])
+        if f"{segment}/" not in _LISTED or not outer or outer.endswith("/"):
+            continue
+        # Who may use only this address sees nothing above it.
+        with suppress(StoreError):
+            async with open_store(outer, options) as around:
+                is_lake = await around.head(MARKER) is not None
+            if is_lake:
+                raise InputError(f"{store.url} is inside the lake at {outer}: give this, or another")
 
 
 async def _find_any(store: Store) -> str | None:

@@ -368,7 +368,7 @@ class Lake:
         folders = await self._folders(lake, conversations)
         parts: list[ObjectMeta] = []
         for listing in await asyncio.gather(*map(lake.store.list, folders)):
-            parts += (meta for meta in listing if meta.key.endswith(".parquet"))
+            parts += (meta for meta in listing if lakes.is_part(meta.key))
         if named:
             there = {part.key.rsplit("/", 2)[1] for part in parts}
             missing = [one for one in named if there.isdisjoint(map(_folder, _spellings(one)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -26,7 +27,13 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     """
     if not url.strip():
         raise SettingsError("the lake's URL is empty: write a folder or s3://bucket/prefix")
+    if url != url.strip():
+        raise SettingsError("the lake's URL begins or ends with a space or a line break: leave it out")
     if "://" not in url:
+        if found := re.match(r"(s3a?|gs|abfss?|https?|arn)[:;]", url.strip(), re.IGNORECASE):
+            raise SettingsError(
+                f"the lake's address begins with {found[0]}, which is not a folder: write s3://bucket/prefix"
+            )
         return LocalStore(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100
     if "::" in url:
         raise SettingsError("a lake's URL cannot be a chain of file systems ('::'): name the store alone")

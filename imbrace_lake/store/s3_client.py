@@ -74,7 +74,8 @@ class Bucket:
                     self._client = await files.set_session()
         except ValueError as exc:
             raise SettingsError(
-                f"the S3 settings for {self.display_name} cannot be used: check region and endpoint"
+                f"the S3 settings for {self.display_name} cannot be used: check the region, and write the"
+                " endpoint as https://host or http://host:port"
             ) from exc
         except (*FAILURES, TimeoutError) as exc:
             raise explain(exc, self.display_name, "S3") from exc

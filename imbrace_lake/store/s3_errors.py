@@ -70,15 +70,18 @@ def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
         case boto.ParamValidationError():
             return StoreError(f"no bucket or object can have that name ({bucket}): check the lake's URL")
     if isinstance(exc, NO_CREDENTIALS):
-        return StoreError(
-            f"no credentials for {bucket}:"
-            " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them"
-        )
+        return StoreError(f"no credentials for {bucket}: {_source_of_credentials(exc)}")
     if isinstance(exc, TimeoutError):
         return StoreUnavailable(f"{bucket} did not answer in time: check the server")
     if isinstance(exc, NETWORK_ERRORS):
         return StoreUnavailable(f"the connection to {bucket} broke ({type(exc).__name__}): try again")
     return StoreError(f"{bucket} cannot be used ({type(exc).__name__}): check the settings for {endpoint}")
+
+
+def _source_of_credentials(exc: Exception) -> str:
+    if isinstance(exc, boto.ProfileNotFound):
+        return "AWS_PROFILE names a profile that does not exist: correct it, or unset it"
+    return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile that has them"
 
 
 def _code(exc: boto.ClientError) -> tuple[str, int]:

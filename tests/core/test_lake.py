@@ -181,6 +181,22 @@ def test_reading_a_missing_lake_does_not_make_it(tmp_path: Path) -> None:
     assert not (tmp_path / "lake.json").exists()
 
 
+@pytest.mark.parametrize("inside", ["messages", "messages/org=o/more", "tables", "phones/"])
+def test_an_address_inside_a_lake_is_rejected(tmp_path: Path, inside: str) -> None:
+    async def make(address: Path | str) -> None:
+        async with open_lake(str(address), now=NOW):
+            pass
+
+    asyncio.run(make(tmp_path / "lake"))
+    with pytest.raises(InputError, match=rf"is inside the lake at {tmp_path}/lake: give this, or another"):
+        asyncio.run(make(f"{tmp_path}/lake/{inside}"))
+
+    assert [path.name for path in (tmp_path / "lake").iterdir() if path.is_file()] == ["lake.json"]
+    # No lake is around these.
+    asyncio.run(make(tmp_path / "messages" / "lake"))
+    asyncio.run(make(tmp_path / "lake" / "other"))
+
+
 def test_a_lake_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     marker: dict[str, object] = {"schema_version": SCHEMA_VERSION + 1, "phone_key": "00"}
     marker["checksum"] = sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()

@@ -56,6 +56,9 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("file://lake/a", "names no host"),
         ("simplecache::s3://bucket/a", "chain of file systems"),
         ("s3://[bucket/a", "is not a URL"),
+        ("s3:/bucket/a", "begins with s3:, which is not a folder: write s3://bucket/prefix"),
+        ("arn:aws:s3:::bucket/a", "begins with arn:, which is not a folder"),
+        ("s3://bucket/a ", "begins or ends with a space"),
     ],
 )
 def test_a_url_that_cannot_be_a_lake_is_rejected(url: str, sentence: str) -> None:

@@ -95,7 +95,9 @@ def test_missing_credentials_are_reported(s3: Seaweed, bucket: str) -> None:
 def test_a_missing_profile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "missing-profile")
 
-    assert "AWS_PROFILE" in str(rejection("s3://bucket", StoreOptions("http://127.0.0.1:1")))
+    missing = rejection("s3://bucket", StoreOptions("http://127.0.0.1:1"))
+
+    assert "AWS_PROFILE names a profile that does not exist" in str(missing)
 
 
 def test_a_missing_bucket_is_reported(s3: Seaweed) -> None:

@@ -94,6 +94,17 @@ def test_the_message_of_a_deployments_run_has_what_no_terminal_shows(
     assert message == "the gateway does not accept the token" + more * of_deployment
 
 
+def test_the_message_of_a_complete_run_names_what_the_gateway_does_not_have() -> None:
+    summary = RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC))
+    summary.status, summary.totals.conversations = "complete", {"complete": 9, "gone": 1}
+
+    message = _final_state(RunResult(summary)).message
+
+    assert message == (
+        "every conversation is complete, except for 1 conversation that the gateway does not have"
+    )
+
+
 @pytest.mark.parametrize("step", ["resolve.resolve_numbers", "export.export_chunk"])
 def test_after_a_fatal_error_no_further_task_starts_and_the_run_fails_with_it(
     offline: Offline, monkeypatch: pytest.MonkeyPatch, step: str

@@ -66,7 +66,8 @@ async def export_chunk(
                 return
             prior = prior_states.pop(conversation_id, PriorState())
             try:
-                await chunk_journal.add(await export_conversation(run, conversation_id, prior))
+                async with run.reachable_lake():
+                    await chunk_journal.add(await export_conversation(run, conversation_id, prior))
             except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
                 error = as_own_error(exc, f"conversation={printable(conversation_id)}")
                 if error.is_fatal:

@@ -17,7 +17,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached, as_own_error
+from imbrace_lake.errors import (
+    ConversationNotFound,
+    ImbraceLakeError,
+    NotReached,
+    StoreUnavailable,
+    as_own_error,
+)
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
 from imbrace_lake.export.humanize import span
@@ -38,7 +44,7 @@ from imbrace_lake.gateway.models import Page
 from imbrace_lake.lake.checkpoint import read_state, write_checkpoint
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.hash_index import HashIndex
-from imbrace_lake.lake.lake import Lake, Part, Partitions, open_lake
+from imbrace_lake.lake.lake import MARKER, Lake, Part, Partitions, open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import OUTCOMES, ConversationEntry, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
@@ -127,6 +133,7 @@ class RunContext:
         began: When the run began, by `time.monotonic()`.
         is_cancelled: A person has cancelled the run.
         fatal: The error that ends the run, because every further request would end with it.
+        is_lake_failing: The lake's storage failed at the last conversation; None if it never did.
     """
 
     run_id: str
@@ -171,6 +178,7 @@ class RunContext:
     began: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
     fatal: ImbraceLakeError | None = None
+    is_lake_failing: bool | None = None
 
     @property
     def damaged_objects(self) -> list[str]:
@@ -218,6 +226,26 @@ class RunContext:
         if error.is_fatal and self.fatal is None:
             self.fatal = error
         self.problem = self.problem or str(error)
+
+    @asynccontextmanager
+    async def reachable_lake(self) -> AsyncIterator[None]:
+        """Export a conversation; once the lake's storage has failed, only if it answers again.
+
+        Otherwise, conversations would be read from the gateway for nothing.
+
+        Raises:
+            StoreUnavailable: The storage fails.
+        """
+        try:
+            if self.is_lake_failing:
+                await self.lake.store.head(MARKER)
+                self.is_lake_failing = False
+            yield
+        except StoreUnavailable as exc:
+            if self.is_lake_failing is None:
+                logger.warning("%s; conversations wait for another try", exc)
+            self.is_lake_failing = True
+            raise
 
     async def get_page(self, conversation_id: str, skip: int, limit: int) -> Page:
         """Fetch a page of a conversation, and count it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, SettingsError
+from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, SettingsError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.run import MOST_LISTED, RunContext, RunSummary, close_run
@@ -262,3 +262,28 @@ def test_progress_moves_from_zero_to_all(box: Sandbox, tmp_path: Path) -> None:
     assert shares == pytest.approx([0.0, 0.0, 0.5, 1.0])
     assert progress.conversations_done == 10
     assert Progress().share() == 0.0
+
+
+def test_while_the_storage_fails_no_conversation_is_read_for_nothing(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = sorted(box.conversations)
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable("the bucket cannot be reached")
+
+    async def work() -> None:
+        settings = settings_for(box, tmp_path, max_in_flight=1, task_retries=0)
+        async with open_run(settings, "run") as run:
+            with monkeypatch.context() as away:
+                away.setattr(run.lake.store, "create", fail)
+                away.setattr(run.lake.store, "head", fail)
+                first = await export_chunk(run, "chunk", ids, is_last_try=False)
+            assert (first.statuses.total(), first.is_worth_retrying) == (0, True)
+            assert 0 < sum(map(bool, run.accounts.pages_requested.values())) < len(ids)
+            assert (await export_chunk(run, "chunk", ids)).statuses == {"complete": len(ids)}
+
+    asyncio.run(work())
+
+    warnings = [one.getMessage() for one in caplog.records if "reached" in one.getMessage()]
+    assert warnings == ["the bucket cannot be reached; conversations wait for another try"]

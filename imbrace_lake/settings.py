@@ -112,7 +112,9 @@ class Settings(BaseSettings):
         None,
         description="The lake: a folder, `s3://bucket/prefix`, or the URL of an installed fsspec driver.",
     )
-    region: str | None = Field(None, description="Country of numbers written without a country code, `TW`.")
+    region: str | None = Field(
+        None, description="Country of numbers written without a country code, such as `TW`."
+    )
     list_schemes: str = Field(
         "",
         pattern=r"^[a-zA-Z0-9+.,\s-]*$",
@@ -127,10 +129,10 @@ class Settings(BaseSettings):
         32,
         ge=1,
         le=1_000,
-        description="Most requests under way at a time; fewer while the gateway is rate-limiting.",
+        description="Maximum requests under way at a time; fewer while the gateway is rate-limiting.",
     )
     requests_per_second: float | None = Field(
-        None, gt=0, description="Most requests per second of one process; no limit by default."
+        None, gt=0, description="Maximum requests per second of one process; no limit by default."
     )
     request_limit: str = Field(
         "imbrace-requests",
@@ -139,7 +141,7 @@ class Settings(BaseSettings):
     budget: int | None = Field(
         None,
         ge=1,
-        description="Most requests of an ingestion; by default as many as the limit allows until the next.",
+        description="Maximum requests of an ingestion; by default what the limit allows until the next.",
     )
     period_minutes: float = Field(60.0, gt=0, description="Minutes between two ingestions.")
     promise_days: float = Field(
@@ -156,19 +158,21 @@ class Settings(BaseSettings):
     )
     pages_ahead: int = Field(8, ge=1, le=64, description="Pages of a long conversation requested at a time.")
     max_messages: int = Field(
-        DEFAULT_BOUNDS.messages, ge=1, description="Most messages of one conversation; more are incomplete."
+        DEFAULT_BOUNDS.messages,
+        ge=1,
+        description="Maximum messages of one conversation; more are incomplete.",
     )
     max_uncounted_messages: int = Field(
         DEFAULT_BOUNDS.uncounted_messages,
         ge=1,
-        description="Most messages of a conversation for which the gateway states no count.",
+        description="Maximum messages of a conversation for which the gateway states no count.",
     )
     accept_repeats: bool = Field(
         False, description="Export lists in which the gateway always repeats messages, marked `repeats`."
     )
     look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
     look_back_messages: int = Field(
-        200, ge=0, description="Most messages of one conversation to compare for edits."
+        200, ge=0, description="Maximum messages of one conversation to compare for edits."
     )
     rewalk_days: float = Field(
         30.0, ge=0, description="Days between two full walks of a conversation, which find older edits."

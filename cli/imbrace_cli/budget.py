@@ -19,7 +19,7 @@ EXAMPLES = """
 Examples:
   imbrace-lake budget            # shows it, and how much of it is in use
   imbrace-lake budget 5
-  imbrace-lake budget 0.5        # one request in two seconds
+  imbrace-lake budget 0.5        # one request every two seconds
   imbrace-lake budget 0          # pauses all runs
 """
 

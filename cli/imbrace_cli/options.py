@@ -64,14 +64,14 @@ RequestsPerSecond = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        help="Most requests per second; no limit by default.  [IMBRACE_REQUESTS_PER_SECOND]",
+        help="Maximum requests per second; no limit by default.  [IMBRACE_REQUESTS_PER_SECOND]",
     ),
 ]
 MaxInFlight = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Most requests under way at a time; 32 by default.  [IMBRACE_MAX_IN_FLIGHT]",
+        help="Maximum requests under way at a time; 32 by default.  [IMBRACE_MAX_IN_FLIGHT]",
     ),
 ]
 ChunkSize = Annotated[

@@ -54,7 +54,7 @@ def sandbox(
         typer.Option(metavar="FILE", help="Serve the conversations of this .jsonl or .jsonl.gz file."),
     ] = None,
     page_cap: Annotated[
-        int | None, typer.Option(metavar="N", help="Most messages per page, also if more are requested.")
+        int | None, typer.Option(metavar="N", help="Maximum messages per page, even if more are requested.")
     ] = None,
     mixed: Annotated[
         float | None,

@@ -48,7 +48,7 @@ def up(
     prefect_file: PrefectFile = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Most runs at a time; by default 8 and one per core."),
+        typer.Option(min=2, metavar="N", help="Maximum runs at a time; by default 8 plus one per core."),
     ] = None,
     demo: Annotated[
         bool,

@@ -75,7 +75,7 @@ _COMMON: Mapping[str, str] = {
     "reply_at": "time of this message",
     "reply_sender_id": "who replied",
     "reply_ms": "from `contact_at` to `reply_at`, in milliseconds",
-    "reply_business_ms": "the same in milliseconds of business hours",
+    "reply_business_ms": "as `reply_ms`, counting only business hours",
     "reply_with_bots_message_id": "id of the next message of a person or a bot",
     "reply_with_bots_at": "time of this message",
     "reply_with_bots_role": "`user` or `bot`",

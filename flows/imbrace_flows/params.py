@@ -378,7 +378,7 @@ class IngestParams(ListParams):
 
     budget: Count = Field(
         None,
-        title="Most requests",
+        title="Maximum requests",
         description=(
             "If these are not sufficient for all conversations, the run visits those with the most expected"
             " news. If empty, as many as the limit of requests allows until the next run."
@@ -387,7 +387,7 @@ class IngestParams(ListParams):
     )
     minutes: Minutes = Field(
         None,
-        title="Most minutes",
+        title="Maximum minutes",
         description="After this time, the run begins no further visit. If empty, until the next run is near.",
         json_schema_extra=at_position(6),
     )
@@ -487,14 +487,14 @@ class BackfillParams(ChosenParams):
     )
     budget: Count = Field(
         None,
-        title="Most requests",
-        description="Most requests of a run that reads new messages of everything.",
+        title="Maximum requests",
+        description="Maximum requests of a run that reads new messages of everything.",
         json_schema_extra=ONLY_IN_SCRIPTS,
     )
     minutes: Minutes = Field(
         None,
-        title="Most minutes",
-        description="Most minutes of such a run.",
+        title="Maximum minutes",
+        description="Maximum minutes of such a run.",
         json_schema_extra=ONLY_IN_SCRIPTS,
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -181,5 +181,5 @@ def _failed(settings: Settings, state: Any, observer: Observer) -> RunSummary:
         started_at=now,
         finished_at=now,
         reason=state.message,
-        totals=totals_of(observer.progress),
+        totals=replace(totals_of(observer.progress), found=observer.progress.conversations or None),
     )

@@ -101,12 +101,14 @@ def _lines(summary: RunSummary) -> list[RenderableType]:
     if phones or conversations:
         names = {"resolved": "with conversations", "none": "without", "duplicate": "repeated",
                  "invalid": "invalid", "error": "not resolved"}  # fmt: skip
+        numbers = counted([(phones.get(status, 0), name) for status, name in names.items()])
         rows = [
-            ("numbers", counted([(phones.get(status, 0), name) for status, name in names.items()])),
+            # A run that could not write its accounts knows neither these nor the time.
+            *([("numbers", numbers)] if phones else []),
             ("conversations", _conversations(summary)),
             ("messages", f"{totals.messages_new:,} new of {totals.messages_total:,}"),
             ("requests", _requests(summary)),
-            ("time", f"{totals.seconds:,.1f} s"),
+            *([("time", f"{totals.seconds:,.1f} s")] if totals.seconds else []),
             *rows,
         ]
     if summary.token_warning:

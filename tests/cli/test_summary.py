@@ -63,6 +63,18 @@ def test_conversations_that_are_gone_need_no_second_export(
     assert capsys.readouterr().out.count("Once the cause is fixed: ") == 1
 
 
+def test_a_run_without_accounts_shows_only_what_it_knows(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    totals = RunTotals(conversations={"complete": 14, "failed": 35}, found=60)
+    show_outcome(Outcome(replace(summary(), totals=totals), []), "imbrace-lake export")
+
+    out = capsys.readouterr().out
+    assert "  conversations  60 found: 14 complete · 35 failed\n" in out
+    assert "numbers" not in out
+    assert "time" not in out
+
+
 def test_counts_of_zero_are_not_shown(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show_outcome(Outcome(summary(), []), "imbrace-lake export")
 

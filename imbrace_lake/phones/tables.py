@@ -22,7 +22,7 @@ import python_calamine as calamine
 
 from imbrace_lake.errors import InputError
 from imbrace_lake.phones.columns import Wanted, choose_columns, column_names, count_numbers, find_header
-from imbrace_lake.phones.formats import TextSource
+from imbrace_lake.phones.formats import SAMPLE_BYTES, TextSource
 from imbrace_lake.phones.report import FileReport, short
 
 _BATCH_ROWS = 1 << 14
@@ -134,7 +134,8 @@ def read_csv(
     report.format, report.delimiter = "CSV", delimiter
     if not any(any(map(str.strip, row)) for row in rows):
         if not text.is_complete:
-            raise InputError(f"{report.name} is not proper CSV: its first row does not end.")
+            problem = f"its first row does not end within {SAMPLE_BYTES >> 10} KiB"
+            raise InputError(f"{report.name} is not proper CSV: {problem}.")
         return Table(None, [], [])
     names, start = _header(rows, wanted, report)
     body = _csv_rows(text.stream, delimiter, report.name)

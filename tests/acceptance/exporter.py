@@ -77,7 +77,8 @@ class Exporter:
                 stderr=console,
                 pass_fds=[writing],
                 cwd=self._folder,
-                env={**environment, **self._debugging, "PYTHONPATH": str(ROOT)},
+                # Unbuffered, because tests read the console while the process waits for its next job.
+                env={**environment, **self._debugging, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
                 text=True,
             )
         os.close(writing)

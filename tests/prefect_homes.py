@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_cli.local_server import ensure_server, stop_server
+from imbrace_cli.local_server import LocalServer, ensure_server, stop_server
+from imbrace_cli.prefect_environment import CERTIFICATE, write_certificate
 
 DATABASE = Path("prefect", "prefect.db")
 
@@ -21,6 +22,17 @@ def make_home(factory: pytest.TempPathFactory, name: str) -> Path:
     home.joinpath(DATABASE).parent.mkdir(mode=0o700)
     _copy(_once_started(factory) / DATABASE, home / DATABASE)
     return home
+
+
+def one_certificate(server: LocalServer) -> str:
+    """A file with one certificate, for clients of a server, which speaks plain HTTP.
+
+    Each of Prefect's clients begins by reading the certificates of all authorities, which takes 20 ms or more
+    of CPU, and `prefect deploy` makes 36 of them. Our commands do the same for the local server.
+    """
+    path = server.directory / CERTIFICATE
+    write_certificate(path)
+    return str(path)
 
 
 def _once_started(factory: pytest.TempPathFactory) -> Path:

@@ -43,7 +43,7 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import prefect_leaks
 from tests.environment import restored_environment
 from tests.ports import free_port
-from tests.prefect_homes import make_home
+from tests.prefect_homes import make_home, one_certificate
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
@@ -449,6 +449,7 @@ def _environment(folder: Path, server: LocalServer, s3: Seaweed) -> dict[str, st
     own = {
         "PATH": f"{folder / 'programs'}:{BIN}:{os.environ['PATH']}",
         "PREFECT_API_URL": server.api_url,
+        "PREFECT_API_SSL_CERT_FILE": one_certificate(server),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_API_PORT": str(free_port()),
         "AWS_ACCESS_KEY_ID": s3.key,
@@ -467,9 +468,20 @@ def client(server: LocalServer) -> Iterator[None]:
     with restored_environment():
         prepare_client(server.api_url)
         # Its settings are fixed by the first import, in whichever test that is.
-        from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+        from prefect.settings import (
+            PREFECT_API_SSL_CERT_FILE,
+            PREFECT_API_URL,
+            PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+            temporary_settings,
+        )
 
-    with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+    with temporary_settings(
+        {
+            PREFECT_API_URL: server.api_url,
+            PREFECT_API_SSL_CERT_FILE: one_certificate(server),
+            PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+        }
+    ):
         yield
         end_threads()
 

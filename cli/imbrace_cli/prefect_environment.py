@@ -105,13 +105,13 @@ def check_certificates() -> None:
 def prepare_client(api_url: str, directory: Path | None = None) -> None:
     """Prepare this process for the import of Prefect; the arguments are those of `client_environment`."""
     if directory is not None:
-        _write_certificate(directory / CERTIFICATE)
+        write_certificate(directory / CERTIFICATE)
     os.environ.update(client_environment(api_url, directory))
     # At the end of a run it warns that it is still working, which is so for a second or two in every run.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
 
-def _write_certificate(path: Path) -> None:
+def write_certificate(path: Path) -> None:
     """Write a file with a single certificate, unless there is one."""
     if path.exists():
         return

@@ -19,6 +19,7 @@ import httpx
 
 from imbrace_cli.local_server import LocalServer
 from imbrace_lake.settings import PREFIX
+from tests.prefect_homes import one_certificate
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -70,6 +71,7 @@ class Operator:
         own = {
             "PYTHONPATH": str(ROOT),
             "PREFECT_API_URL": self.server.api_url,
+            "PREFECT_API_SSL_CERT_FILE": one_certificate(self.server),
             "PREFECT_HOME": str(self.folder / "home"),
             "NO_COLOR": "1",
             "DO_NOT_TRACK": "1",

@@ -24,6 +24,7 @@ from tests.cli.fake_server import fake_server
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
 from tests.environment import restored_environment
+from tests.prefect_homes import one_certificate
 from tests.prefect_threads import end_threads
 from tools.seaweed import Seaweed
 
@@ -46,9 +47,12 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Setup]:
     """Call it in this process, as the operator who called it before, and return its lines."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
 
-    os.environ.update({**deployed.settings, "PREFECT_API_URL": deployed.server.api_url})
+    certificate = one_certificate(deployed.server)
+    # As in the environment of the operator's commands; of this process Prefect has read it already.
+    os.environ.update(deployed.settings)
+    os.environ.update(PREFECT_API_URL=deployed.server.api_url, PREFECT_API_SSL_CERT_FILE=certificate)
 
     def call(*arguments: str, code: int = 0) -> list[str]:
         ended = main(["setup", *arguments])
@@ -56,7 +60,9 @@ def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str])
         assert ended == code, err
         return [*out.splitlines(), *err.splitlines()]
 
-    with temporary_settings({PREFECT_API_URL: deployed.server.api_url}):
+    with temporary_settings(
+        {PREFECT_API_URL: deployed.server.api_url, PREFECT_API_SSL_CERT_FILE: certificate}
+    ):
         yield call
         end_threads()
 

@@ -205,7 +205,7 @@ print("read")
 
 @pytest.mark.slow
 def test_lakes_that_are_not_closed_do_not_stop_the_process(made: Path) -> None:
-    rounds = 400 if IS_FULL else 40
+    rounds = 400 if IS_FULL else 15
     ended = subprocess.run(
         [sys.executable, "-W", "default", "-c", NOT_CLOSED, str(made), str(rounds)],
         capture_output=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imbrace_cli.local_server import LocalServer, ensure_server, stop_server
+from imbrace_cli.local_server import ensure_server, stop_server
 from imbrace_cli.prefect_environment import CERTIFICATE, write_certificate
 
 DATABASE = Path("prefect", "prefect.db")
@@ -24,13 +24,13 @@ def make_home(factory: pytest.TempPathFactory, name: str) -> Path:
     return home
 
 
-def one_certificate(server: LocalServer) -> str:
-    """A file with one certificate, for clients of a server, which speaks plain HTTP.
+def one_certificate(directory: Path) -> str:
+    """A file with one certificate in a folder, for clients of servers, which speak plain HTTP.
 
     Each of Prefect's clients begins by reading the certificates of all authorities, which takes 20 ms or more
     of CPU, and `prefect deploy` makes 36 of them. Our commands do the same for the local server.
     """
-    path = server.directory / CERTIFICATE
+    path = directory / CERTIFICATE
     write_certificate(path)
     return str(path)
 

@@ -449,7 +449,7 @@ def _environment(folder: Path, server: LocalServer, s3: Seaweed) -> dict[str, st
     own = {
         "PATH": f"{folder / 'programs'}:{BIN}:{os.environ['PATH']}",
         "PREFECT_API_URL": server.api_url,
-        "PREFECT_API_SSL_CERT_FILE": one_certificate(server),
+        "PREFECT_API_SSL_CERT_FILE": one_certificate(server.directory),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_API_PORT": str(free_port()),
         "AWS_ACCESS_KEY_ID": s3.key,
@@ -478,7 +478,7 @@ def client(server: LocalServer) -> Iterator[None]:
     with temporary_settings(
         {
             PREFECT_API_URL: server.api_url,
-            PREFECT_API_SSL_CERT_FILE: one_certificate(server),
+            PREFECT_API_SSL_CERT_FILE: one_certificate(server.directory),
             PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
         }
     ):

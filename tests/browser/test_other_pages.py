@@ -41,7 +41,7 @@ def local(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 
 @pytest.fixture(scope="module")
 def composed(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServer]:
-    with composed_server(tmp_path_factory.mktemp("composed")) as server:
+    with composed_server(make_home(tmp_path_factory, "composed")) as server:
         with server.client() as client:
             client.post("/variables/", json=SECRET).raise_for_status()
         yield server

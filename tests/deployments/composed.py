@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from imbrace_cli.local_server import STOP_SECONDS
 from tests.deployments.operator import BIN, CERTIFICATES, ROOT, patient_client, until
 from tests.ports import free_port
+from tests.prefect_homes import one_certificate
 
 LOGIN = "operator:a long random password"
 COMPOSE = ROOT / "deployments" / "docker" / "compose.yaml"
@@ -71,12 +72,16 @@ class ComposedServer:
     def client_environment(self, service_name: str) -> dict[str, str]:
         """Return the environment of a service that talks to the server."""
         own = {key: value for key, value in service(service_name)["environment"].items() if "PREFECT" in key}
-        return {**_bare(self.home), **own, "PREFECT_API_URL": self.api_url}
+        server = {
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_API_SSL_CERT_FILE": one_certificate(self.home / "prefect"),
+        }
+        return {**_bare(self.home), **own, **server}
 
 
 @contextmanager
 def composed_server(home: Path) -> Iterator[ComposedServer]:
-    """Run `prefect server start` with the environment of the service `server`."""
+    """Run `prefect server start` with the environment of the service `server`, in a home of `make_home`."""
     port = free_port()
     with (home / "server.log").open("wb") as log:
         server = ComposedServer(port, home)

@@ -71,7 +71,7 @@ class Operator:
         own = {
             "PYTHONPATH": str(ROOT),
             "PREFECT_API_URL": self.server.api_url,
-            "PREFECT_API_SSL_CERT_FILE": one_certificate(self.server),
+            "PREFECT_API_SSL_CERT_FILE": one_certificate(self.server.directory),
             "PREFECT_HOME": str(self.folder / "home"),
             "NO_COLOR": "1",
             "DO_NOT_TRACK": "1",

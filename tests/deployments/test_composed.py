@@ -14,13 +14,14 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.deployments.composed import LOGIN, ComposedServer, composed_server, service
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import BIN, CERTIFICATES, until
+from tests.prefect_homes import make_home
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServer]:
-    with composed_server(tmp_path_factory.mktemp("composed")) as server:
+    with composed_server(make_home(tmp_path_factory, "composed")) as server:
         yield server
 
 

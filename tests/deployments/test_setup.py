@@ -49,7 +49,7 @@ def setup(deployed: Operator, workdir: Path, capsys: pytest.CaptureFixture[str])
     """Call it in this process, as the operator who called it before, and return its lines."""
     from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL, temporary_settings
 
-    certificate = one_certificate(deployed.server)
+    certificate = one_certificate(deployed.server.directory)
     # As in the environment of the operator's commands; of this process Prefect has read it already.
     os.environ.update(deployed.settings)
     os.environ.update(PREFECT_API_URL=deployed.server.api_url, PREFECT_API_SSL_CERT_FILE=certificate)

@@ -211,16 +211,20 @@ def test_a_value_that_works_only_for_the_workers_is_saved_by_force(
     assert variable(deployed, "imbrace_phones") == str(phones)
 
 
-def test_a_list_is_saved_with_its_absolute_path(
+def test_a_list_is_saved_with_its_absolute_path_and_deployments_use_the_given_pool_and_queue(
     setup: Setup, deployed: Operator, workdir: Path, phones: Path
 ) -> None:
     (workdir / "own.txt").write_text("+886911425977\n")
 
-    setup("--phones", "own.txt")
-    saved = variable(deployed, "imbrace_phones")
-    setup("--phones", str(phones))
+    setup("--phones", "own.txt", "--pool", "elsewhere", "--queue", "slow")
+    try:
+        saved, moved = variable(deployed, "imbrace_phones"), deployed.deployment("retry-failed")
+    finally:
+        setup("--phones", str(phones))
 
     assert saved == str(workdir / "own.txt")
+    assert (moved["work_pool_name"], moved["work_queue_name"]) == ("elsewhere", "slow")
+    assert deployed.deployment("retry-failed")["work_pool_name"] == "imbrace"
 
 
 def test_a_missing_list_is_saved_as_an_empty_text_which_the_form_accepts(
@@ -360,17 +364,6 @@ def test_a_run_whose_block_was_deleted_names_its_type_and_what_to_do(
     assert found.reason.startswith("the block Conversation Lake (conversation-lake) of this run cannot be")
     assert "`imbrace-lake setup` with IMBRACE_LAKE," in found.reason
     assert "start a new run" in found.reason
-
-
-def test_deployments_use_the_pool_and_queue_that_setup_was_given(setup: Setup, deployed: Operator) -> None:
-    setup("--pool", "elsewhere", "--queue", "slow")
-    try:
-        moved = deployed.deployment("retry-failed")
-    finally:
-        setup()
-
-    assert (moved["work_pool_name"], moved["work_queue_name"]) == ("elsewhere", "slow")
-    assert deployed.deployment("retry-failed")["work_pool_name"] == "imbrace"
 
 
 @pytest.fixture

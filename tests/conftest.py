@@ -18,11 +18,17 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from imbrace_lake import writer_process
+from tests.acceptance.scale import IS_FULL
 from tests.environment import restored_environment
 from tools.seaweed import Seaweed
 
 # On a busy machine an example may take seconds.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "unhurried",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=500 if IS_FULL else 60,
+)
 settings.load_profile("unhurried")
 
 

@@ -12,10 +12,12 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from tests.acceptance.scale import IS_FULL
 from tests.cli.conftest import Run
 
 NUMBER = "+886911425977"
@@ -142,15 +144,20 @@ def test_a_settings_file_in_utf_16_is_reported(command: str, run: Run, workdir: 
     )
 
 
+WITH_A_BUCKET = (
+    ["export", "--phones", "s3://bucket/list.csv"],
+    ["backfill", "--conversations", "s3://bucket/lists/"],
+    ["freshness", "--lake", "s3://bucket/lake"],
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["of-a-session", "of-a-start-url"])
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["export", "--phones", "s3://bucket/list.csv"],
-        ["backfill", "--conversations", "s3://bucket/lists/"],
-        ["freshness", "--lake", "s3://bucket/lake"],
-    ],
+    ("arguments", "profile"),
+    # Each is a process; by default each command and each profile is in one of them.
+    [*product(WITH_A_BUCKET, ("of-a-session", "of-a-start-url"))]
+    if IS_FULL
+    else [*zip(WITH_A_BUCKET, ("of-a-session", "of-a-start-url", "of-a-session"), strict=True)],
 )
 def test_an_expired_aws_session_is_reported_with_the_command_that_renews_it(
     arguments: list[str], profile: str, workdir: Path

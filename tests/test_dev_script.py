@@ -195,6 +195,7 @@ def test_the_pictures_of_the_documentation_are_made_again(repository: Path) -> N
     assert "--all-groups" in calls(repository)[0]
 
 
+@pytest.mark.slow
 def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Path) -> None:
     assert dev(repository, "audit", "--no-dev").returncode == 0
     assert (
@@ -209,6 +210,7 @@ def test_the_audit_asks_for_the_locked_packages_and_fails_with_uv(repository: Pa
     assert failed.stderr.startswith("./dev: the audit found something, or could not ask")
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_is_made_from_the_lock(repository: Path) -> None:
     assert dev(repository, "sbom").returncode == 0
     assert "export --quiet --locked --format cyclonedx1.5" in calls(repository)[-1]

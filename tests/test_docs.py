@@ -109,6 +109,7 @@ def test_every_column_has_a_description(table: str) -> None:
     assert [*DESCRIPTIONS[table]] == SCHEMAS[table].names
 
 
+@pytest.mark.slow
 def test_the_dictionary_and_the_pictures_have_every_table_and_view() -> None:
     names = {view.name for view, _ in described_views()}
 

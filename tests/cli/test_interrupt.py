@@ -70,6 +70,7 @@ sys.exit(main())
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_acknowledged_while_a_library_keeps_the_main_thread_busy_and_a_second_one_ends_it() -> None:
     program = start("""
 import hashlib

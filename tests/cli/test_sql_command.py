@@ -48,6 +48,7 @@ def ask(run: Run) -> Callable[..., str]:
     return ask
 
 
+@pytest.mark.slow
 def test_csv_is_the_form_for_programs(run: Run) -> None:
     result = run(
         "sql",
@@ -69,6 +70,7 @@ def test_json_has_a_line_for_each_row(ask: Callable[..., str]) -> None:
     assert rows[0].keys() >= {"episode", "started_at", "first_response_ms"}
 
 
+@pytest.mark.slow
 def test_columns_with_one_name_are_all_written(ask: Callable[..., str]) -> None:
     query = "SELECT 1 AS a, 5 AS b, 2 AS a, 7 AS a_1, 8 AS a"
 
@@ -132,6 +134,7 @@ def test_it_states_what_was_read(run: Run) -> None:
     assert result.err == "read the parts; no run has ended yet\n"
 
 
+@pytest.mark.slow
 def test_options_are_the_settings_of_the_views(ask: Callable[..., str]) -> None:
     options = ("--time-zone", "Asia/Taipei", "--gap-hours", "0.5", "--hours", "08:30-24:00", "--days", "17")
 
@@ -188,6 +191,7 @@ def test_a_query_can_come_from_standard_input(run: Run, monkeypatch: pytest.Monk
     assert run("sql", "--lake", "lake").out == ""
 
 
+@pytest.mark.slow
 def test_the_prompt_reads_queries_until_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter(["", "SELECT 41", "+ 1 AS answer;", "SELEC;", "DELETE FROM turns;", "SELECT 2 AS two;"])
     prompts: list[str] = []
@@ -241,6 +245,7 @@ def test_the_prompt_has_the_usual_commands(type_: Callable[..., Result], leave: 
     assert "there is no command .mode: .help shows what there is" in result.err
 
 
+@pytest.mark.slow
 def test_the_prompt_knows_where_a_query_ends(type_: Callable[..., Result]) -> None:
     result = type_(
         "SELECT 'a;", "b' AS text -- not here;", "; -- but there", "-- nothing", ";", "SELECT 1; SELECT 2;"
@@ -251,6 +256,7 @@ def test_the_prompt_knows_where_a_query_ends(type_: Callable[..., Result]) -> No
     assert "there are 2 queries: write one" in result.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_clears_the_lines_and_stays_at_the_prompt(type_: Callable[..., Result]) -> None:
     result = type_(
         "SELECT 1,", KeyboardInterrupt, "SELECT 2 AS two;", KeyboardInterrupt, "SELECT 3 AS three;"

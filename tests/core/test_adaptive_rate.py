@@ -46,6 +46,7 @@ def test_an_unknown_limit_is_found_by_429_answers(per_second: int, used_share: f
     assert use.limited_share < 0.015
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accepted", [30, 45])
 def test_a_budget_above_the_gateways_limit_is_corrected_by_429_answers(accepted: int) -> None:
     load = Load(accepted)
@@ -57,6 +58,7 @@ def test_a_budget_above_the_gateways_limit_is_corrected_by_429_answers(accepted:
     assert use.limited_share < 0.02
 
 
+@pytest.mark.slow
 def test_independent_limiters_find_one_limit_together() -> None:
     load = Load(50)
 
@@ -96,6 +98,7 @@ def test_a_long_window_that_is_used_up_causes_few_429_answers() -> None:
     assert load.use(0.0, 5400.0).limited_share < 0.4
 
 
+@pytest.mark.slow
 def test_429_answers_at_any_rate_do_not_stop_the_limiter() -> None:
     load = Load(0, stray_share=0.01)
 
@@ -104,6 +107,7 @@ def test_429_answers_at_any_rate_do_not_stop_the_limiter() -> None:
     assert load.use(WARM_UP_SECONDS, 120.0).per_second > 20
 
 
+@pytest.mark.slow
 def test_without_429_answers_the_rate_has_no_bound() -> None:
     load = Load(0)
 
@@ -112,6 +116,7 @@ def test_without_429_answers_the_rate_has_no_bound() -> None:
     assert load.use(0.0, 20.0).per_second == pytest.approx(32 / (LATENCY_SECONDS + 0.005), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_not_used_does_not_grow() -> None:
     async def job() -> None:
         limiter = RequestLimiter()

@@ -69,6 +69,7 @@ def test_the_results_of_a_killed_run_are_recorded_again_and_its_journal_is_remov
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_entries_of_unchanged_conversations_are_recorded_in_larger_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

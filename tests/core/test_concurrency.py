@@ -340,6 +340,7 @@ def test_an_error_of_an_item_read_ahead_comes_in_its_turn() -> None:
         next(items)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_ends_the_thread() -> None:
     before = threading.active_count()
     for _ in read_ahead(iter(range(100)), 2):

@@ -208,6 +208,7 @@ def years(runs_of_years: Path, tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_states_of_earlier_ledgers_and_later_ledgers_are_read_with_it(
     years: Path,
 ) -> None:
@@ -253,6 +254,7 @@ def test_a_deleted_checkpoint_changes_nothing(years: Path) -> None:
     in_lake(years, job)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_changes_nothing_wherever_the_damage_is(years: Path) -> None:
     async def job(lake: Lake) -> None:
         newest = max(stored.key for stored in await lake.store.list("checkpoints/"))
@@ -293,6 +295,7 @@ def test_a_checkpoint_of_a_version_without_the_newest_columns_is_used(years: Pat
     in_lake(years, job)
 
 
+@pytest.mark.slow
 def test_only_the_latest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imbrace_lake.lake.checkpoint.MAX_AFTER_CHECKPOINT", 2)
 

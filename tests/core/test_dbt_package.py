@@ -70,6 +70,7 @@ def variables_of(settings: ViewSettings) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", [DuckDB(), Spark()], ids=lambda dialect: dialect.name)
 def test_models_have_the_queries_of_the_views(dialect: Dialect) -> None:
     for view in views(dialect, ViewSettings()):
@@ -119,6 +120,7 @@ def test_variables_have_the_defaults_of_the_settings() -> None:
     assert project["vars"]["imbrace_lake"] == ours | variables_of(ViewSettings())
 
 
+@pytest.mark.slow
 def test_the_package_has_no_other_files_and_describes_every_model() -> None:
     generated = dict(dbt_package.files())
     described = YAML(typ="safe").load(FOLDER / "models/views.yml")["models"]

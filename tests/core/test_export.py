@@ -133,6 +133,7 @@ def test_a_part_that_is_missing_in_the_lake_is_exported_again(box: Sandbox, tmp_
     assert_holds_all(box, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_missing_part_of_two_is_exported_again(box: Sandbox, tmp_path: Path, number: int) -> None:
     lost = list(box.conversations)[2]

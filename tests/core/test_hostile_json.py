@@ -116,6 +116,7 @@ def test_any_json_is_stored_strictly_and_comes_back(content: str, other: str, ga
     assert_strict_and_lossless(*(hostile.message(name, content, f'"{name}":{gap}{other}') for name in names))
 
 
+@pytest.mark.slow
 @given(st.lists(hostile.JSON_TEXTS, min_size=2, max_size=2, unique=True))
 def test_a_digest_shows_every_difference(texts: list[str]) -> None:
     first, second = ({"content": parse(text.encode())} for text in texts)
@@ -181,6 +182,7 @@ def test_the_original_is_json_in_a_string() -> None:
 # -- the parser -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(hostile.JSON_TEXTS, hostile.SPACES)
 def test_the_exact_parser_agrees_with_the_standard_library(text: str, gap: str) -> None:
     body = f"{gap}[{text}]{gap}".encode()
@@ -195,6 +197,7 @@ def test_the_exact_parser_agrees_with_the_standard_library(text: str, gap: str) 
     assert write(parse(write(value).encode())) == write(value)
 
 
+@pytest.mark.slow
 @given(hostile.JSON_TEXTS, hostile.SPACES)
 @example("0", "\n")
 def test_the_parser_of_deep_json_agrees_with_the_other_parser(text: str, gap: str) -> None:

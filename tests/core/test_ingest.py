@@ -133,6 +133,7 @@ def test_an_answer_with_the_same_bytes_as_the_last_one_is_not_parsed(
     assert read() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("many", "pages"), [(1, 1), (99, 1), (100, 2), (101, 2), (300, 4)])
 def test_a_grown_conversation_costs_its_new_pages_and_an_overlap(bench: Bench, many: int, pages: int) -> None:
     bench.box.append(only(bench), many)
@@ -144,6 +145,7 @@ def test_a_grown_conversation_costs_its_new_pages_and_an_overlap(bench: Bench, m
     assert statuses(bench) == {"unchanged": 1}
 
 
+@pytest.mark.slow
 def test_all_messages_of_an_emptied_conversation_are_marked_deleted(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=0, sizes=(30,))
     bench.run()
@@ -190,6 +192,7 @@ def test_a_message_inserted_among_old_ones_is_found(bench: Bench) -> None:
     assert is_equal(bench)
 
 
+@pytest.mark.slow
 def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_bench: OpenBench) -> None:
     bench = open_bench({"look_back_days": 7.0, "look_back_messages": 200}, conversations=0, sizes=(400,))
     truth = bench.box.truth(only(bench))
@@ -297,6 +300,7 @@ def test_names_that_utf_8_cannot_encode_fail_no_run(open_bench: OpenBench, drift
     ] * (drift == "freeze")
 
 
+@pytest.mark.slow
 def test_a_role_that_earlier_versions_did_not_know_is_not_an_edit(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +360,7 @@ def count_problems(bench: Bench) -> list[str]:
     return [difference.problem for difference in found.differences]
 
 
+@pytest.mark.slow
 def test_a_list_with_repeats_is_exported_if_repeats_are_accepted(repeating: Bench) -> None:
     assert statuses(repeating, ids=ODD) == {"incomplete": 1}
     repeating.settings = ACCEPTING
@@ -401,6 +406,7 @@ def test_later_runs_over_a_list_with_repeats_read_only_new_messages(
     assert count_problems(repeating) == []
 
 
+@pytest.mark.slow
 def test_a_deletion_in_a_list_with_repeats_is_found(repeating: Bench) -> None:
     repeating.settings = ACCEPTING
     repeating.run(ODD)
@@ -429,6 +435,7 @@ def test_a_list_without_repeats_is_proven_like_any_other_again(repeating: Bench)
         assert not later.differences(ODD)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_gone_keeps_its_rows_and_can_come_back(bench: Bench) -> None:
     before = bench.rows()
     bench.box.vanish(only(bench))
@@ -500,6 +507,7 @@ def test_conversations_that_change_during_incremental_runs_are_right_in_the_end(
         assert is_equal(bench)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_between_runs_loses_nothing(bench: Bench) -> None:
     for hours in (-3, -50, 2):
         bench.now += timedelta(hours=hours)
@@ -512,6 +520,7 @@ def test_a_clock_that_goes_back_between_runs_loses_nothing(bench: Bench) -> None
         assert not bench.differences()
 
 
+@pytest.mark.slow
 def test_surprising_values_do_not_change_the_hash_of_unchanged_messages(open_bench: OpenBench) -> None:
     bench = open_bench(conversations=0, sizes=(240,), surprises=0.5)
     bench.run()

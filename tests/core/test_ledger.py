@@ -204,6 +204,7 @@ def test_all_fields_of_an_entry_that_the_next_run_needs_are_read_back(tmp_path: 
     assert in_lake(tmp_path, job) == whole
 
 
+@pytest.mark.slow
 def test_entries_as_json_lines_and_as_parquet_are_the_same_rows() -> None:
     odd = entry(
         "größer\n\u2028", status="failed", reason='said "2026-01-01T00:00:00Z"', is_dead_letter=True,
@@ -218,6 +219,7 @@ def test_entries_as_json_lines_and_as_parquet_are_the_same_rows() -> None:
     assert rows_of_lines(entry_line(odd)).to_pylist() == conversation_rows([odd]).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_of", [hash, lambda values: 7, lambda values: len(values[0])])
 @given(
     rows=st.lists(

@@ -87,6 +87,7 @@ IDS = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(IDS, min_size=1, max_size=8))
 def test_ids_that_differ_in_the_json_stay_different_and_are_valid_utf_8(values: list[Any]) -> None:
     body = json.dumps({"items": [{"_id": value, "public_id": "of none"} for value in values]}).encode()

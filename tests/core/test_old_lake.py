@@ -77,6 +77,7 @@ def test_an_unchanged_conversation_costs_one_request_and_no_write(bench: Bench) 
     assert bench.look(lambda lake: lake.store.list("messages/")) == before
 
 
+@pytest.mark.slow
 def test_engines_read_the_extended_lake_with_old_and_new_parts(bench: Bench) -> None:
     bench.box.append(SINGLE, 3)
     bench.box.append(EMPTY, 2)

@@ -114,6 +114,7 @@ class TestPhoneList:
         assert "no phone number" in rejection(write(tmp_path / "n.csv", content))
         assert "no phone number" in rejection([])
 
+    @pytest.mark.slow
     @given(st.lists(st.sampled_from([A, BARE_A, B, f" {B[:4]}-{B[4:]}", C, "Anna", "12"]), min_size=1))
     def test_statuses_equal_those_of_a_plain_dictionary(self, texts: list[str]) -> None:
         first: dict[str, int] = {}

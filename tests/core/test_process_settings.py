@@ -41,6 +41,7 @@ def test_a_list_with_long_cells_does_not_change_the_limit_of_csv(tmp_path: Path)
         csv.field_size_limit(before)
 
 
+@pytest.mark.slow
 def test_lists_with_long_cells_are_read_concurrently(tmp_path: Path) -> None:
     before = csv.field_size_limit(1_000)
     try:
@@ -160,6 +161,7 @@ print(os.environ.get(MEMORY_POOL_VARIABLE), pa.default_memory_pool().backend_nam
     assert done.stdout.split() == [str(wish), expected]
 
 
+@pytest.mark.slow
 def test_a_tuned_process_imports_pandas_only_for_its_data_frames() -> None:
     program = """
 import sys

@@ -202,6 +202,7 @@ def test_publishing_the_same_rows_again_writes_nothing(tmp_path: Path) -> None:
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.slow
 def test_a_publication_updates_the_content_hash_from_the_old_rows_to_the_new(tmp_path: Path) -> None:
     async def job(first: Writer, second: Writer) -> None:
         await first.publish(message(1), message(2), message(3))
@@ -254,6 +255,7 @@ def test_after_a_crash_between_revision_and_part_the_next_run_replaces_the_part(
     with_two_writers(tmp_path, job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [[], [1], [1, 2]])
 def test_messages_that_another_run_adds_during_a_full_walk_are_not_marked_deleted(
     tmp_path: Path, there: list[int]

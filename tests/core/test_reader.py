@@ -67,6 +67,7 @@ def expected(*, keep: Any = lambda row: True, deleted: bool = False) -> list[str
     return sorted(row["message_id"] for row in ROWS if keep(row) and (deleted or not row["is_deleted"]))
 
 
+@pytest.mark.slow
 def test_messages_have_the_columns_and_types_of_the_lake(lake: Lake) -> None:
     result = lake.messages()
 
@@ -87,6 +88,7 @@ def test_messages_of_a_span_of_time(lake: Lake) -> None:
     assert 0 < len(found) < len(expected())
 
 
+@pytest.mark.slow
 def test_only_the_folders_of_wanted_conversations_are_read(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "lake")
     for folder in (tmp_path / "lake/messages").glob("*/*"):
@@ -145,6 +147,7 @@ def test_a_conversation_is_found_in_any_spelling(tmp_path: Path, spelling: str) 
             assert ids(lake.messages(conversations=[spelling.format(uuid)])) == ["m"]
 
 
+@pytest.mark.slow
 def test_only_one_organization_is_read_on_request(made: Path) -> None:
     with Lake.open(str(made), organization="org_1") as lake:
         assert ids(lake.messages()) == expected(keep=lambda row: row["organization_id"] == "org_1")
@@ -152,6 +155,7 @@ def test_only_one_organization_is_read_on_request(made: Path) -> None:
         assert lake.phones().to_arrow().num_rows == 0
 
 
+@pytest.mark.slow
 def test_a_result_has_the_form_that_the_reader_needs(lake: Lake) -> None:
     result = lake.messages(columns=["message_id", "created_at"])
     table = result.to_arrow()
@@ -169,6 +173,7 @@ def test_a_result_has_the_form_that_the_reader_needs(lake: Lake) -> None:
     assert repr(result) == "Result(message_id, created_at)"
 
 
+@pytest.mark.slow
 def test_nothing_is_read_before_a_result_is_used(tmp_path: Path) -> None:
     lake = Lake.open(str(tmp_path / "none"))
     result = lake.messages()
@@ -335,6 +340,7 @@ def test_a_batch_has_rows(lake: Lake, rows: Any) -> None:
             read(rows)
 
 
+@pytest.mark.slow
 def test_a_single_text_is_the_same_as_a_list_with_it(made: Path, lake: Lake) -> None:
     of_one = ids(lake.messages(conversations=["conv_2"]))
 
@@ -430,6 +436,7 @@ def test_a_long_query_writes_nothing_to_standard_output(lake: Lake) -> None:
     assert row == {"shown": False}
 
 
+@pytest.mark.slow
 def test_parameters_are_values(lake: Lake) -> None:
     query = "SELECT count(*) AS n FROM messages WHERE conversation_id = $id"
 
@@ -440,6 +447,7 @@ def test_parameters_are_values(lake: Lake) -> None:
     assert lake.sql(query.replace("$id", "$1"), ("conv_2",)).to_arrow() == count
 
 
+@pytest.mark.slow
 def test_settings_change_the_views(made: Path) -> None:
     with Lake.open(str(made), settings=ViewSettings(gap=timedelta(seconds=1))) as lake:
         many = lake.episodes().to_arrow().num_rows
@@ -471,6 +479,7 @@ def table(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_table_is_read_if_there_is_one(table: Path) -> None:
     in_table = expected(keep=lambda row: row["conversation_id"] != "conv_29")
     with Lake.open(str(table)) as lake:
@@ -494,6 +503,7 @@ def test_a_lake_without_a_table_says_so(made: Path) -> None:
         lake.messages().to_arrow()
 
 
+@pytest.mark.slow
 def test_a_compacted_lake_is_read_from_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(SandboxOptions(conversations=5, messages_max=30)) as box:
         bench = Bench(box, str(tmp_path / "lake"))

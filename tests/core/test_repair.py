@@ -149,6 +149,7 @@ def test_after_a_repair_a_run_finds_all_conversations_unchanged(bench: Bench) ->
     assert bench.verify().is_sound
 
 
+@pytest.mark.slow
 def test_after_a_repair_a_full_walk_finds_only_the_values_that_were_lost(bench: Bench) -> None:
     repair(bench)
 
@@ -187,6 +188,7 @@ def test_long_numbers_in_a_lake_of_the_first_version_are_repaired(tmp_path: Path
         assert repair(bench, apply=False).rows == 0
 
 
+@pytest.mark.slow
 def test_a_lake_of_this_version_needs_no_repair(tmp_path: Path) -> None:
     with Sandbox(SandboxOptions(conversations=2, sizes=(120,), surprises=0.5)) as box:
         box.put(hostile.messages(), conversation_id="hostile")
@@ -246,6 +248,7 @@ def kill_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(LocalStore, name, counted)
 
 
+@pytest.mark.slow
 def test_an_edit_during_a_repair_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Lake.replace_part
     edits: list[str] = []
@@ -271,6 +274,7 @@ def test_an_edit_during_a_repair_is_kept(bench: Bench, monkeypatch: pytest.Monke
     assert bench.verify().is_sound
 
 
+@pytest.mark.slow
 def test_an_export_that_began_before_the_repair_may_end_after_it(bench: Bench) -> None:
     def repaired_meanwhile(run: Any) -> None:
         thread = Thread(target=repair, args=(bench,))
@@ -338,6 +342,7 @@ def test_a_damaged_lock_is_reported_in_one_sentence(tmp_path: Path, body: str) -
         asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [995, 1_000, 1_023, 9_990])
 def test_a_conversation_with_a_message_of_any_depth_is_exported(tmp_path: Path, levels: int) -> None:
     with Sandbox(SandboxOptions(conversations=0)) as box:

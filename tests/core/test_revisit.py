@@ -151,6 +151,7 @@ def test_without_differences_conversations_are_visited_in_turn() -> None:
 # -- the promise ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0.0, 0.15])
 def test_no_proof_is_older_than_the_promise_although_runs_are_skipped_or_killed(lost: float) -> None:
     policy = RevisitPolicy(promise=timedelta(days=4))
@@ -173,6 +174,7 @@ def a_lake_lists(count: int) -> list[list[float]]:
     return [[float(ago) for ago in range(1, 21)] if row < count / 10 else [1_500.0] for row in range(count)]
 
 
+@pytest.mark.slow
 def test_proofs_of_the_same_age_are_renewed_evenly_before_the_promise() -> None:
     lake = known(0.0, a_lake_lists(1_000))
     promised = []

@@ -143,6 +143,7 @@ def test_of_a_message_edited_between_two_pages_the_later_version_counts(tmp_path
     assert rows.column("updated_at").null_count == 3
 
 
+@pytest.mark.slow
 def test_rows_are_filtered_after_their_latest_version_is_chosen(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_the_long_conversation_spills_and_not_the_short_ones(tmp_path: Path) -> 
         assert not spilled(other.rows())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_a_group", [10, 50_000])
 def test_a_file_written_by_batches_has_the_bytes_of_one_encoded_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_a_group: int

@@ -183,6 +183,7 @@ def test_each_dead_letter_has_its_advice(box: Sandbox, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_summary_lists_dead_letters_up_to_a_limit_and_counts_them_all(
     start: StartBox, tmp_path: Path
 ) -> None:

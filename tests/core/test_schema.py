@@ -306,6 +306,7 @@ def test_pandas_reads_the_part_as_written(part: tuple[Path, list[Item]]) -> None
 SOME = [item(f"m{n}", minute=n // 2) for n in range(12)] + [{"_id": "timeless"}]
 
 
+@pytest.mark.slow
 @given(st.permutations(SOME), st.integers(0, len(SOME)))
 def test_the_content_hash_ignores_the_order_and_the_pages_of_messages(shuffled: list[Item], cut: int) -> None:
     pages = [from_gateway(shuffled[:cut]), from_gateway(shuffled[cut:])]

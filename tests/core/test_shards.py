@@ -405,6 +405,7 @@ def test_a_rerun_of_a_killed_run_exports_only_what_its_shards_have_not_recorded(
     assert sorted(found) == sorted(unrecorded)
 
 
+@pytest.mark.slow
 def test_a_restarted_run_misses_nothing_that_was_not_reached_at_first(box: Sandbox, tmp_path: Path) -> None:
     in_run(box, tmp_path, lambda run: run.found(box.conversations))
     in_run(box, tmp_path, lambda run: close_dead_runs(run, "another"), "another")

@@ -179,6 +179,7 @@ def test_an_unused_share_goes_to_another_process_until_it_is_needed() -> None:
     assert load.use(70.0, 100.0).per_second >= 8.5
 
 
+@pytest.mark.slow
 def test_rates_of_starting_ending_and_killed_processes_stay_within_the_limit() -> None:
     board, load = Board(20.0), Load(20)
 
@@ -199,6 +200,7 @@ def test_rates_of_starting_ending_and_killed_processes_stay_within_the_limit() -
     assert [*board.leases] == [0]
 
 
+@pytest.mark.slow
 def test_a_change_of_the_limit_is_followed_within_15_seconds() -> None:
     board, load = Board(10.0), Load(0)
 
@@ -291,6 +293,7 @@ def test_a_limit_of_zero_and_a_deleted_limit_are_followed_and_logged(
     ]
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_created_during_a_run_is_followed() -> None:
     board, load = Board(None), Load(0)
 

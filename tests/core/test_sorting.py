@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ def from_gateway(items: Sequence[Item]) -> pa.Table:
 SOME = [item(f"m{n}", minute=n // 2) for n in range(12)] + [{"_id": "timeless"}]
 
 
+@pytest.mark.slow
 @given(st.permutations(SOME), st.lists(st.sampled_from(SOME)))
 def test_rows_ignore_arrival_order_and_repeats(shuffled: list[Item], repeats: list[Item]) -> None:
     rows = in_order(without_repeats(from_gateway([*shuffled, *repeats])))
@@ -38,6 +40,7 @@ def test_rows_ignore_arrival_order_and_repeats(shuffled: list[Item], repeats: li
     assert rows.column("message_id").to_pylist()[-1] == "timeless"
 
 
+@pytest.mark.slow
 @given(st.permutations(SOME))
 def test_a_part_is_sorted_by_time_and_then_by_id_also_from_a_page(shuffled: list[Item]) -> None:
     ids = [one["_id"] for one in shuffled]

@@ -73,6 +73,7 @@ def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(l
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_of_eight_replacements_of_one_version_exactly_one_wins_each_of_forty_races(lake: OpenStore) -> None:
     async def race(stores: list[Store], number: int) -> None:
         key = f"messages/{number}"

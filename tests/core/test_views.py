@@ -70,6 +70,7 @@ def test_views_equal_plain_python(folder: Path, place: str) -> None:
             assert len(found) > 1
 
 
+@pytest.mark.slow
 def test_messages_have_roles_and_machine_messages(folder: Path) -> None:
     with Lake.open(str(folder), settings=SETTINGS["Berlin"]) as lake:
         rows = lake.sql("SELECT * FROM messages").to_arrow().to_pylist()

@@ -99,6 +99,7 @@ def a_moving_list(seed: int) -> MovingList:
 # -- lists that move ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_no_message_is_lost_silently_while_the_list_moves(group: int) -> None:
     complete = 0
@@ -144,6 +145,7 @@ def test_a_list_that_moves_now_and_then_is_always_proven(cap: int | None, counts
         assert moving.must_see() <= result.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", range(4))
 def test_pages_read_ahead_edge_to_edge_lose_nothing(group: int) -> None:
     """Walk long lists in small pages, answered in any order, with as many arrivals as deletions."""
@@ -252,6 +254,7 @@ def test_a_walk_of_a_list_without_end_is_bounded_by_its_length_at_first(
         assert counts == "frozen"
 
 
+@pytest.mark.slow
 def test_a_list_without_count_or_end_names_the_setting_that_bounds_it() -> None:
     def grow(moving: MovingList) -> None:
         for _ in range(100):

@@ -301,6 +301,7 @@ def test_a_shard_whose_results_cannot_be_read_is_lost_and_no_other(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("is_missing", [True, False])
 def test_a_shard_whose_outcomes_are_damaged_or_missing_leaves_them_to_the_rerun(

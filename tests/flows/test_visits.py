@@ -73,6 +73,7 @@ def test_the_conversations_that_were_not_visited_are_no_dead_letters(offline: Of
     assert not any(row["is_dead_letter"] for row in offline.rows("conversations"))
 
 
+@pytest.mark.slow
 def test_later_runs_visit_the_others(offline: Offline) -> None:
     reached: set[str] = set()
     for number in range(4):
@@ -82,6 +83,7 @@ def test_later_runs_visit_the_others(offline: Offline) -> None:
     assert len(reached) == COUNT
 
 
+@pytest.mark.slow
 def test_a_run_that_can_visit_everything_by_itself_does_so(offline: Offline, box: Sandbox) -> None:
     state = offline.ingest("second")
 
@@ -109,6 +111,7 @@ def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
     assert offline.outcomes("second") == Counter()
 
 
+@pytest.mark.slow
 def test_a_budget_counts_all_pages_and_no_conversation_is_left_half_read(
     offline: Offline, box: Sandbox
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_budget_counts_all_pages_and_no_conversation_is_left_half_read(
     assert set(offline.outcomes("second")) == {"complete"}
 
 
+@pytest.mark.slow
 def test_conversations_that_only_the_list_has_come_first(
     offline: Offline, box: Sandbox, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def kill_after(offline: Offline, monkeypatch: pytest.MonkeyPatch, run_id: str, b
     monkeypatch.setattr("imbrace_lake.export.recovery.DEAD_AFTER", timedelta(0))
 
 
+@pytest.mark.slow
 def test_the_visits_of_a_killed_run_count_and_the_others_stay_due(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +233,7 @@ def test_an_outcome_of_a_killed_run_does_not_replace_a_visit(
     assert offline.is_complete()
 
 
+@pytest.mark.slow
 def test_another_attempt_of_a_run_visits_the_others(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +280,7 @@ def test_two_runs_at_the_same_time_leave_a_lake_as_one_run(
     assert offline.is_complete()
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,6 +341,7 @@ def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offlin
     assert f"| under an hour | {COUNT} |" in page
 
 
+@pytest.mark.slow
 def test_a_run_that_visits_everything_shows_the_ages_too(offline: Offline) -> None:
     offline.ingest("second")
 

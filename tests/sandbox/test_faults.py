@@ -273,6 +273,7 @@ def test_equal_seeds_fail_equal_requests(start: StartBox, connect: Connect) -> N
     assert set(once) == {200, 401, 429, 500}
 
 
+@pytest.mark.slow
 def test_mixed_faults_contain_every_passing_fault_at_about_its_rate(
     start: StartBox, connect: Connect
 ) -> None:

@@ -116,6 +116,7 @@ def test_equal_seeds_serve_equal_bytes_and_other_seeds_do_not(start: StartBox, c
     assert once != other
 
 
+@pytest.mark.slow
 def test_prerendering_changes_nothing_but_speed(start: StartBox) -> None:
     sizes = (5_001,)  # one more than are ever kept
     plain, made = start(sizes=sizes, surprises=0.1), start(sizes=sizes, surprises=0.1, prerender=True)

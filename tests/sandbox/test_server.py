@@ -104,6 +104,7 @@ def test_serving_reports_its_start_and_ends_with_a_signal() -> None:
         httpx.get(url)
 
 
+@pytest.mark.slow
 def test_the_server_of_the_command_line_stops_without_output() -> None:
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", ALONE],

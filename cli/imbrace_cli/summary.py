@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from imbrace_cli.terminal import as_called, echo, echo_error, echo_status, list_problems
-from imbrace_lake.errors import ConversationNotFound
 from imbrace_lake.export.humanize import counted, size
 from imbrace_lake.printable import plural, printable
 
@@ -88,7 +87,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
         echo("", "what to do:", f"  {as_called(summary.remedy)}")
     if summary.is_cut_short and summary.number_errors:
         echo("", "Once the cause is fixed, run the same command again: a rerun would miss what was not found")
-    elif summary.causes.keys() - {ConversationNotFound.advice} or summary.totals.phones.get("error"):
+    elif summary.is_worth_rerun or summary.totals.phones.get("error"):
         when = "To export the rest" if summary.status == "cancelled" else "Once the cause is fixed"
         echo("", f"{when}: {as_called(command)} --rerun {summary.run_id} (and the same lake)")
 

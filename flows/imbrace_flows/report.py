@@ -272,7 +272,7 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     elif summary.is_cut_short:
         again = _start_again(started_as)
         steps.append(f"{summary.remedy} Then {again}." if summary.remedy else f"fix the cause, then {again}.")
-    elif summary.dead_letters or summary.number_errors:
+    elif summary.is_worth_rerun:
         steps.append(
             "`export-failures` shows what is missing, why, and what to do. Once that is done, start"
             f" `retry-failed` with this run: `{summary.run_id}`"
@@ -321,6 +321,8 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         step = f"The run was cancelled: {CANCELLED_STEP}."
     elif summary.is_cut_short:
         step = f"Once the causes are fixed, {_start_again(started_as)}."
+    elif not summary.is_worth_rerun:
+        step = "A retry would not change this."
     lines = [
         f"# Not exported: {' and '.join(plural(*one) for one in missing if one[0])}",
         "",

@@ -504,6 +504,11 @@ class RunSummary:
         return self.status == "failed" and self.totals.found is None
 
     @property
+    def is_worth_rerun(self) -> bool:
+        """Whether a rerun may export some of what is missing: more than conversations that do not exist."""
+        return bool(self.causes.keys() - {ConversationNotFound.advice} or self.number_errors)
+
+    @property
     def unreadable_count(self) -> int:
         """The number of entries of the input that are not phone numbers."""
         return self.totals.phones.get("invalid", 0)

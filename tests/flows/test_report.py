@@ -24,7 +24,7 @@ from imbrace_flows.params import BackfillParams, ExportParams
 from imbrace_flows.pipeline import Selection, show_log_lines
 from imbrace_flows.report import counts_in_words, failures_markdown, summary_markdown
 from imbrace_flows.words import add_up, as_code
-from imbrace_lake.errors import BadRequest, NotReached
+from imbrace_lake.errors import BadRequest, ConversationNotFound, NotReached
 from imbrace_lake.export.plan import Plan
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
@@ -149,6 +149,10 @@ def summary(**values: Any) -> RunSummary:
     ("values", "step"),
     [
         ({"status": "complete"}, "query the lake, for example with DuckDB:"),
+        (
+            {"status": "complete", "causes": {ConversationNotFound.advice: 1}},
+            "query the lake, for example with DuckDB:",
+        ),
         ({"status": "cancelled", "causes": {"Look.": 1}}, "start it again to export the rest."),
         ({"status": "failed", "totals": RunTotals(found=0)}, "fix the cause, and start it again."),
         ({"status": "failed", "number_errors": {"broken": 1}}, "fix the cause, then start it again: `retry-"),
@@ -236,6 +240,12 @@ def test_numbers_that_an_error_of_the_run_left_unresolved_show_what_to_do_about_
     page = failures_markdown(summary(status="failed", number_errors={"broken": 2}, remedy=remedy))
 
     assert f"**What to do:** {remedy or 'Fix the cause, then retry.'}\n" in page
+
+
+def test_a_page_of_conversations_that_do_not_exist_advises_no_retry() -> None:
+    gone = {"dead_letter_count": 2, "causes": {ConversationNotFound.advice: 2}}
+
+    assert "\nA retry would not change this.\n" in failures_markdown(summary(status="complete", **gone))
 
 
 def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:

@@ -98,7 +98,9 @@ class FileReport:
         if self.columns:
             plural = "s" * (len(self.columns) > 1)
             parts.append(f"column{plural} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
-            parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
+            # Columns of Parquet have names without a header.
+            if self.format != "Parquet":
+                parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
         return ", ".join(filter(None, parts))
 
     def warnings(self) -> Iterator[str]:

@@ -362,6 +362,7 @@ class TestNumbers:
 
         phones = read(tmp_path / "n.parquet")
 
+        assert phones.report.describe() == "Parquet, column phone"
         assert phones.unique().to_pylist() == [A]
         assert phones.invalid == 3
 

@@ -14,15 +14,15 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.gateway.limiter import RequestLimiter
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
 from imbrace_lake.printable import printable
-from imbrace_lake.revisit import RevisitPolicy
 
 if TYPE_CHECKING:
     from imbrace_lake.gateway.client import GatewayOptions
+    from imbrace_lake.gateway.limiter import RequestLimiter
+    from imbrace_lake.revisit import RevisitPolicy
 
 PRODUCTION = "https://app-gateway.imbrace.co/3rd"
 PREFIX = "IMBRACE_"
@@ -288,6 +288,8 @@ class Settings(BaseSettings):
 
     def revisit_policy(self) -> RevisitPolicy:
         """Return the limits of the time between two visits of a conversation."""
+        from imbrace_lake.revisit import RevisitPolicy
+
         return RevisitPolicy(timedelta(days=self.promise_days), timedelta(minutes=self.period_minutes))
 
     def bounds(self) -> Bounds:
@@ -300,6 +302,8 @@ class Settings(BaseSettings):
 
     def new_limiter(self) -> RequestLimiter:
         """Return a new limiter, for all requests of one process to share."""
+        from imbrace_lake.gateway.limiter import RequestLimiter
+
         return RequestLimiter(max_in_flight=self.max_in_flight, per_second=self.requests_per_second)
 
 

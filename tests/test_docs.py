@@ -17,7 +17,7 @@ import typer.main
 from columns import DESCRIPTIONS, SCHEMAS
 from views import KEYS, described_views
 
-from imbrace_cli.main import app
+from imbrace_cli.main import make_app
 from imbrace_flows import events
 from imbrace_lake.export.run import DeadLetter, RunSummary
 
@@ -126,7 +126,7 @@ def test_the_dictionary_and_the_pictures_have_every_table_and_view() -> None:
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme[readme.index("| command | what |") :].split("\n\n", 1)[0]
-    commands: set[str] = {*vars(typer.main.get_command(app))["commands"]}
+    commands: set[str] = {*vars(typer.main.get_command(make_app()))["commands"]}
 
     named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
 

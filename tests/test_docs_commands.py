@@ -36,7 +36,7 @@ import sqlglot
 import typer.main
 
 from imbrace_cli.local_server import LocalServer, ensure_server, keep_alive, stop_server
-from imbrace_cli.main import app, main
+from imbrace_cli.main import main, make_app
 from imbrace_cli.prefect_environment import prepare_client
 from imbrace_cli.terminal import PROGRAM
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -572,7 +572,7 @@ def _options_of(module: str) -> set[str]:
 
 
 def test_names_of_commands_and_options_exist() -> None:
-    tree, unknown = typer.main.get_command(app), []
+    tree, unknown = typer.main.get_command(make_app()), []
     for span in SPANS:
         first, *words = span.text.split()
         if first == "./dev" and words and words[0] != "run":

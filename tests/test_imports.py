@@ -110,11 +110,13 @@ def test_importing_our_packages_does_not_change_the_process() -> None:
 def test_a_compaction_imports_neither_an_http_client_nor_the_metadata_of_phone_numbers() -> None:
     program = """
 import json, sys
-import imbrace_cli.main, imbrace_cli.compact
+import imbrace_cli.main, imbrace_cli.compact, imbrace_cli.terminal
 # The command chooses the allocator with which Arrow is loaded.
 assert "pyarrow" not in sys.modules
 import imbrace_lake.lake.lake, imbrace_lake.settings, imbrace_lake.tables.compact
-print(json.dumps([name for name in ("httpx", "phonenumbers", "prefect", "rich") if name in sys.modules]))
+imbrace_cli.terminal.is_watched()
+others = "httpx", "imbrace_cli.local_server", "imbrace_lake.revisit", "phonenumbers", "prefect", "rich"
+print(json.dumps([name for name in others if name in sys.modules]))
 """
 
     assert json.loads(run(program)) == []

@@ -9,7 +9,7 @@ import signal
 import sys
 
 # Modules are objects that stay, so a garbage collection while they are loaded finds next to nothing.
-LOADING_THRESHOLD = 50_000
+LOADING_THRESHOLD = 100_000
 
 
 def _end(*_: object) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
+from imbrace_lake.errors import ImbraceLakeError
+
 T = TypeVar("T")
 
 INTERRUPTED = 130
@@ -31,6 +33,10 @@ _GIVEN_UP = (
     "interrupted: ended without waiting any longer for the lake or the Prefect server; run the same"
     " command to continue"
 )
+
+
+class Interrupted(ImbraceLakeError):
+    """Ctrl-C ended a run; the message shows what is complete."""
 
 
 class Interrupt:

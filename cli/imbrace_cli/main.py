@@ -20,31 +20,12 @@ import re
 import resource
 import sys
 from collections.abc import Sequence
-from copy import copy
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from imbrace_cli import (
-    backfill,
-    budget,
-    check,
-    compact,
-    demo,
-    export,
-    freshness,
-    new_key,
-    notify,
-    plan,
-    repair,
-    sandbox,
-    server,
-    setup,
-    sql,
-    up,
-    verify,
-)
-from imbrace_cli.interrupt import INTERRUPTED, current_interrupt, interruptible
+from imbrace_cli.interrupt import INTERRUPTED, Interrupted, current_interrupt, interruptible
 from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
 
 FAILED, WRONG_USE, CLOSED_PIPE = 1, 2, 141
@@ -54,62 +35,63 @@ _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't star
 
 STOPPED = "run the same command to start again"
 
-app = typer.Typer(
-    name=PROGRAM,
-    help=(
-        "Every iMBrace conversation of a list of phone numbers, proven complete, as Parquet in your data"
-        " lake."
-    ),
-    epilog="New here? `imbrace-lake demo` needs no token, no bucket and no server.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    # Plain help is shorter, appears at once, and is the same in a pipe.
-    rich_markup_mode=None,
-    context_settings={"max_content_width": 100},
-)
-app.command(
-    "demo", epilog=demo.EXAMPLES, short_help="Export generated conversations into ./lake, and query it."
-)(demo.demo)
-app.command("export", epilog=export.EXAMPLES, short_help="Export conversations into the lake.")(export.export)
-app.command(
-    "backfill", epilog=backfill.EXAMPLES, short_help="Read conversations again, or a window of time."
-)(backfill.backfill)
-app.command("plan", epilog=plan.EXAMPLES, short_help="Estimate an export; writes nothing.")(plan.plan)
-app.command("check", epilog=check.EXAMPLES, short_help="Test token, gateway and lake; report what to fix.")(
-    check.check
-)
-app.command("verify", epilog=verify.EXAMPLES, short_help="Read every object; report what is damaged.")(
-    verify.verify
-)
-app.command("compact", epilog=compact.EXAMPLES, short_help="Bring the tables for queries up to date.")(
-    compact.compact
-)
-app.command(
-    "repair", epilog=repair.EXAMPLES, short_help="Rewrite rows of earlier versions for all query engines."
-)(repair.repair)
-app.command("freshness", epilog=freshness.EXAMPLES, short_help="Show the age of each proof.")(
-    freshness.freshness
-)
-app.command("sql", epilog=sql.EXAMPLES, short_help="Query the lake; without a query, a prompt.")(sql.sql)
-app.command("new-key", epilog=new_key.EXAMPLES, short_help="Create a new lake.json for a lake that lost it.")(
-    new_key.new_key
-)
-app.command("up", epilog=up.EXAMPLES, short_help="Run server, deployments and a worker until Ctrl-C.")(up.up)
-app.command("setup", epilog=setup.EXAMPLES, short_help="Prepare a Prefect server for deployments.")(
-    setup.setup
-)
-app.command(
-    "budget",
-    epilog=budget.EXAMPLES,
-    short_help="Show or set the requests per second of all runs.",
-    # A negative number is a wrong value, not an unknown option.
-    context_settings={"ignore_unknown_options": True},
-)(budget.budget)
-app.command("notify", epilog=notify.EXAMPLES, short_help="Send messages about failed runs and stale lakes.")(
-    notify.notify
-)
-app.command("sandbox", epilog=sandbox.EXAMPLES, short_help="Serve the fake gateway.")(sandbox.sandbox)
-app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
+# What each command does, in the order of the list. Its module and function have its name, with underscores.
+_COMMANDS = {
+    "demo": "Export generated conversations into ./lake, and query it.",
+    "export": "Export conversations into the lake.",
+    "backfill": "Read conversations again, or a window of time.",
+    "plan": "Estimate an export; writes nothing.",
+    "check": "Test token, gateway and lake; report what to fix.",
+    "verify": "Read every object; report what is damaged.",
+    "compact": "Bring the tables for queries up to date.",
+    "repair": "Rewrite rows of earlier versions for all query engines.",
+    "freshness": "Show the age of each proof.",
+    "sql": "Query the lake; without a query, a prompt.",
+    "new-key": "Create a new lake.json for a lake that lost it.",
+    "up": "Run server, deployments and a worker until Ctrl-C.",
+    "setup": "Prepare a Prefect server for deployments.",
+    "budget": "Show or set the requests per second of all runs.",
+    "notify": "Send messages about failed runs and stale lakes.",
+    "sandbox": "Serve the fake gateway.",
+}
+# A negative number is a wrong value, not an unknown option.
+_CONTEXTS = {"budget": {"ignore_unknown_options": True}}
+
+
+def make_app(only: str | None = None) -> typer.Typer:
+    """Return the command line.
+
+    Args:
+        only: The name of the only command to load, because all of them take 0.1 s; unknown names load all.
+    """
+    if only not in (*_COMMANDS, "server"):
+        only = None
+    app = typer.Typer(
+        name=PROGRAM,
+        help=(
+            "Every iMBrace conversation of a list of phone numbers, proven complete, as Parquet in your data"
+            " lake."
+        ),
+        epilog="New here? `imbrace-lake demo` needs no token, no bucket and no server.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Plain help is shorter, appears at once, and is the same in a pipe.
+        rich_markup_mode=None,
+        context_settings={"max_content_width": 100},
+    )
+    app.callback(invoke_without_command=True)(_first)
+    for name, summary in _COMMANDS.items():
+        if only in (None, name):
+            function = name.replace("-", "_")
+            module = import_module(f"imbrace_cli.{function}")
+            app.command(
+                name, epilog=module.EXAMPLES, short_help=summary, context_settings=_CONTEXTS.get(name)
+            )(getattr(module, function))
+    if only in (None, "server"):
+        from imbrace_cli import server
+
+        app.add_typer(server.app, name="server", short_help="Start, stop or find the local Prefect server.")
+    return app
 
 
 def _show_version(wanted: bool) -> None:
@@ -120,7 +102,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _first(
     context: typer.Context,
     _version: Annotated[
@@ -159,7 +140,6 @@ def _discard_unwritable() -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    from imbrace_cli.run import Interrupted
     from imbrace_lake.errors import ImbraceLakeError, SettingsError, UsageError
 
     try:
@@ -195,14 +175,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _command(arguments: Sequence[str] | None) -> Any:
     """Return the command, with examples as the user would call them.
 
-    If the first argument names a command, the result has only that one: to build all takes 20 ms.
+    If the first argument names a command, the result has only that one.
     """
     first = (sys.argv[1:] if arguments is None else arguments)[:1]
-    chosen = copy(app)
-    chosen.registered_commands = [one for one in app.registered_commands if [one.name] == first]
-    if not chosen.registered_commands:
-        chosen = app
-    command = typer.main.get_command(chosen)
+    command = typer.main.get_command(make_app(*first))
     for one in (command, *getattr(command, "commands", {}).values()):
         one.epilog = one.epilog and as_called(one.epilog)
     return command

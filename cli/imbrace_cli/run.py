@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from imbrace_cli.interrupt import Interrupt, current_interrupt
+from imbrace_cli.interrupt import Interrupt, Interrupted, current_interrupt
 from imbrace_cli.options import environment
 from imbrace_cli.prefect_session import prefect_session
 from imbrace_lake.concurrency import every
-from imbrace_lake.errors import ImbraceLakeError, SettingsError
+from imbrace_lake.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     ReadingFlow = Flow[..., Coroutine[Any, Any, State[Any]]]
 
 COMPLETE, FAILED, PARTIAL = 0, 1, 3
-
-
-class Interrupted(ImbraceLakeError):
-    """Ctrl-C ended a run; the message shows what is complete."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ def stdout_console() -> Console:
 
 def is_watched() -> bool:
     """Return whether a person watches standard error while the command works."""
-    return stderr_console().is_interactive
+    # Rich decides, but takes 40 ms to load, and without these only a terminal can be interactive.
+    is_forced = any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"))
+    return (is_forced or sys.stderr.isatty()) and stderr_console().is_interactive
 
 
 @contextmanager

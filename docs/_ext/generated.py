@@ -82,10 +82,10 @@ def commands() -> str:
     """Return a section for each command: help, arguments, options and examples."""
     import typer.main
 
-    from imbrace_cli.main import app
+    from imbrace_cli.main import make_app
     from imbrace_cli.terminal import PROGRAM
 
-    children = _visible_children(typer.main.get_command(app))
+    children = _visible_children(typer.main.get_command(make_app()))
     summary = [
         (f"[`{name}`](#{PROGRAM}-{name})", _sentence(child.short_help)) for name, child in children.items()
     ]

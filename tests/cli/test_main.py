@@ -32,9 +32,22 @@ def test_the_version_is_that_of_the_package(run: Run) -> None:
 
 
 def test_only_the_command_that_is_called_is_built() -> None:
-    assert _command(["export", "--help"]).commands.keys() == {"export", "server"}
+    assert _command(["export", "--help"]).commands.keys() == {"export"}
+    assert _command(["server", "stop"]).commands.keys() == {"server"}
     assert _command(["--help"]).commands.keys() > {*COMMANDS}
     assert _command([]).commands.keys() == _command(["unknown"]).commands.keys()
+
+
+def test_only_the_command_that_is_called_is_loaded() -> None:
+    program = """
+import sys
+from imbrace_cli.main import main
+main(["new-key", "--help"])
+print(sorted(name for name in sys.modules if name in ("imbrace_cli.compact", "imbrace_cli.new_key")))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert answer.stdout.splitlines()[-1] == "['imbrace_cli.new_key']", answer.stderr
 
 
 def test_the_program_does_not_collect_garbage_while_it_loads_modules_or_ends() -> None:

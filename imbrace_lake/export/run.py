@@ -505,8 +505,11 @@ class RunSummary:
 
     @property
     def is_worth_rerun(self) -> bool:
-        """Whether a rerun may export some of what is missing: more than conversations that do not exist."""
-        return bool(self.causes.keys() - {ConversationNotFound.advice} or self.number_errors)
+        """Whether a rerun may export some of what is missing.
+
+        A complete run misses only conversations that the gateway does not have.
+        """
+        return self.status != "complete" and bool(self.causes or self.number_errors)
 
     @property
     def unreadable_count(self) -> int:

@@ -48,7 +48,7 @@ def start(program: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("loaded", ["imbrace_cli.interrupt", "imbrace_cli.main", "imbrace_cli.run"])
+@pytest.mark.parametrize("loaded", ["imbrace_cli.interrupt", "imbrace_cli.main", "imbrace_cli.demo"])
 def test_a_signal_while_modules_are_loaded_ends_the_program_with_a_sentence(loaded: str, sent: str) -> None:
     program = start(f"""
 import os, signal, sys
@@ -58,6 +58,7 @@ class Interrupting:
         if name == "{loaded}":
             os.kill(os.getpid(), signal.{sent})
 sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["demo", "--help"]
 sys.exit(main())
 """)
 

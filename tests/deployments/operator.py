@@ -166,7 +166,16 @@ class Operator:
 
     def until(self, look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
         """Look repeatedly, as `until` does, as long as anything on the server makes progress."""
-        return until(look, what, seconds, self.signs)
+        try:
+            return until(look, what, seconds, self.signs)
+        except TimeoutError as exc:
+            runs = self.ask("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
+            lines = self.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC", "limit": 40})
+            states = [f"{run['id'][:8]} {run['name']}: {run['state_name']}" for run in runs]
+            logged = [
+                f"{line['timestamp']} {str(line['flow_run_id'])[:8]} {line['message']}" for line in lines
+            ]
+            raise TimeoutError("\n".join([str(exc), "runs:", *states, "newest lines:", *logged])) from None
 
     def signs(self) -> object:
         """The progress of everything on the server: runs, tasks, artifacts and the last line of the logs."""

@@ -23,13 +23,18 @@ Examples:
   imbrace-lake demo --conversations 1000 --lake /tmp/lake
 """
 
+# The defaults; the command that the end of a demo shows leaves them out.
+_USUAL = {"--lake": "lake", "--conversations": "120", "--seed": "7"}
+
 
 def demo(
-    lake: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the lake.")] = Path("lake"),
+    lake: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the lake.")] = Path(
+        _USUAL["--lake"]
+    ),
     conversations: Annotated[
         int, typer.Option(min=1, max=20_000, metavar="N", help="Number of conversations.")
-    ] = 120,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 7,
+    ] = int(_USUAL["--conversations"]),
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = int(_USUAL["--seed"]),
     port: Annotated[
         int,
         typer.Option(min=0, max=65_535, metavar="N", help="Port of the fake gateway; any by default."),
@@ -50,8 +55,7 @@ def demo(
         except OSError:
             raise InputError(f"port {port} is taken or not permitted: choose another by --port") from None
         given = {"--lake": str(lake), "--conversations": str(conversations), "--seed": str(seed)}
-        usual = {"--lake": "lake", "--conversations": "120", "--seed": "7"}
-        words = [word for name, value in given.items() if value != usual[name] for word in (name, value)]
+        words = [word for name, value in given.items() if value != _USUAL[name] for word in (name, value)]
         _run(box, lake, shlex.join(["demo", *words]))
 
 

@@ -189,7 +189,7 @@ def _final_state(result: RunResult) -> State[Any]:
             raise asyncio.CancelledError
         return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
     message = summary.reason or "every conversation is complete"
-    if (gone := summary.totals.conversations.get("gone", 0)) and summary.status == "complete":
+    if (gone := summary.totals.conversations.get("gone", 0)) and not summary.reason:
         message += f", except for {plural(gone, 'conversation')} that the gateway does not have"
     # The terminal shows both beside the message. Notifications and lists of runs show only the message.
     is_alone = is_deployment_run()

@@ -507,9 +507,11 @@ class RunSummary:
     def is_worth_rerun(self) -> bool:
         """Whether a rerun may export some of what is missing.
 
-        A complete run misses only conversations that the gateway does not have.
+        Not if a complete run misses only conversations that the gateway does not have. A run that tolerates
+        failures can be complete, too.
         """
-        return self.status != "complete" and bool(self.causes or self.number_errors)
+        ignored = {ConversationNotFound.advice} if self.status == "complete" else set()
+        return bool(self.causes.keys() - ignored or self.number_errors)
 
     @property
     def unreadable_count(self) -> int:

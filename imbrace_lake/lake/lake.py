@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
-from imbrace_lake.store.contract import Body, ObjectMeta
+from imbrace_lake.store.contract import TEMPORARY, Body, ObjectMeta
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ LONGEST_NAME = 200
 # The rows of a large part in memory at a time.
 BATCH_ROWS = 4_096
 
-# Folders that readers list: what another lake wrote below them would be read as a part of this one.
-_LISTED = frozenset((*FOLDERS, "shards/", "state/", "tables/"))
+# Folders of a lake that must not contain another one: its messages would be read, or its files removed.
+_OWN = frozenset((*FOLDERS, "shards/", "state/", "tables/", f"{TEMPORARY}/"))
 _PART = re.compile(r"^messages/org=[^/]+/conv=[^/]+/part-\d{5}\.parquet$")
 
 
@@ -341,7 +341,7 @@ async def _reject_address_inside_lake(store: Store, options: StoreOptions | None
     segments = store.url.split("/")
     for index, segment in enumerate(segments):
         outer = "/".join(segments[:index])
-        if f"{segment}/" not in _LISTED or not outer or outer.endswith("/"):
+        if f"{segment}/" not in _OWN or not outer or outer.endswith("/"):
             continue
         # Who may use only this address sees nothing above it.
         with suppress(StoreError):

@@ -30,7 +30,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     if url != url.strip():
         raise SettingsError("the lake's URL begins or ends with a space or a line break: leave it out")
     if "://" not in url:
-        if found := re.match(r"(s3a?|gs|abfss?|https?|arn)[:;]", url.strip(), re.IGNORECASE):
+        if found := re.match(r"(s3a?|gs|abfss?|https?)(:|//)|arn:", url.strip(), re.IGNORECASE):
             raise SettingsError(
                 f"the lake's address begins with {found[0]}, which is not a folder: write s3://bucket/prefix"
             )

@@ -181,7 +181,7 @@ def test_reading_a_missing_lake_does_not_make_it(tmp_path: Path) -> None:
     assert not (tmp_path / "lake.json").exists()
 
 
-@pytest.mark.parametrize("inside", ["messages", "messages/org=o/more", "tables", "phones/"])
+@pytest.mark.parametrize("inside", ["messages", "messages/org=o/more", "tables", "phones/", ".tmp/a"])
 def test_an_address_inside_a_lake_is_rejected(tmp_path: Path, inside: str) -> None:
     async def make(address: Path | str) -> None:
         async with open_lake(str(address), now=NOW):

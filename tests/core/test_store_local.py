@@ -57,6 +57,7 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("simplecache::s3://bucket/a", "chain of file systems"),
         ("s3://[bucket/a", "is not a URL"),
         ("s3:/bucket/a", "begins with s3:, which is not a folder: write s3://bucket/prefix"),
+        ("s3//bucket/a", "begins with s3//, which is not a folder"),
         ("arn:aws:s3:::bucket/a", "begins with arn:, which is not a folder"),
         ("s3://bucket/a ", "begins or ends with a space"),
     ],

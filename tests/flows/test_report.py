@@ -243,9 +243,11 @@ def test_numbers_that_an_error_of_the_run_left_unresolved_show_what_to_do_about_
 
 
 def test_a_page_of_conversations_that_do_not_exist_advises_no_retry() -> None:
-    gone = {"dead_letter_count": 2, "causes": {ConversationNotFound.advice: 2}}
+    gone: dict[str, Any] = {"dead_letter_count": 2, "causes": {ConversationNotFound.advice: 2}}
 
     assert "\nA retry would not change this.\n" in failures_markdown(summary(status="complete", **gone))
+    tolerated = {**gone, "causes": {**gone["causes"], "Look.": 1}}
+    assert "start `retry-failed`" in failures_markdown(summary(status="complete", **tolerated))
 
 
 def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:

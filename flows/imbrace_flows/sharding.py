@@ -150,7 +150,8 @@ async def export_by_shards(
             await _cancel(client, shards)
             for shard in shards:
                 if not shard.is_over:
-                    await _collect(run, shard, "its run was ended with this one", is_last_try=True)
+                    ended = "its run was ended with this one" if shard.run_id else "this run ended first"
+                    await _collect(run, shard, ended, is_last_try=True)
             _show(run, shards)
 
 

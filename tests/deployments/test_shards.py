@@ -239,7 +239,7 @@ def test_a_worker_that_is_killed_changes_nothing_in_the_result(
 
 
 def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
-    """Start a run of six shards, three of which run and never end."""
+    """Start a run of six shards, three of which run and never end; the others wait for them."""
     for conversation_id in twelve.ids:
         box.break_conversation(conversation_id, "stall")
     box.reset_stats()
@@ -248,6 +248,10 @@ def start_stuck(operator: Operator, box: Sandbox, twelve: Listed) -> str:
         lambda: sum(box.stats().pages[one] > 0 for one in twelve.ids) == 6 or None,
         "three stuck shards",
         PATIENCE_SECONDS,
+    )
+    # On a busy machine, the first shards are stuck before the last ones are started.
+    operator.until(
+        lambda: len(shards_of(operator, run_id)) == 6 or None, "the runs of six shards", PATIENCE_SECONDS
     )
     assert states_of(operator, run_id).count("Running") == 3
     return run_id

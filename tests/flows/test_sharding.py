@@ -413,6 +413,34 @@ def test_a_shard_is_a_backfill_with_the_parameters_of_its_run(
     )
 
 
+def test_a_run_that_is_cancelled_while_it_starts_shards_tells_started_ones_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nothing(Server):
+        async def read_flow_runs(self, **_: object) -> list[FlowRun]:
+            return []
+
+    async def start(*_: object, **options: Any) -> FlowRun:
+        if options["flow_run_name"].endswith("2 of 2"):
+            raise asyncio.CancelledError
+        return FlowRun(id=uuid4(), flow_id=uuid4(), state=Scheduled())
+
+    async def job(run: RunContext) -> dict[str, str]:
+        shards = await plan_shards(run, ["conv_1", "conv_2"], 1)
+        monkeypatch.setattr(sharding, "get_client", lambda: Nothing(shards, []))
+        with pytest.raises(asyncio.CancelledError):
+            await export_by_shards(run, shards, {})
+        return {one: re.sub("run [0-9a-f-]{36}", "run ID", why) for one, why in run.accounts.reasons.items()}
+
+    monkeypatch.setattr(sharding, "arun_deployment", start)
+    monkeypatch.setattr(sharding, "flow_run", SimpleNamespace(name="export a.csv"))
+
+    assert in_run(str(tmp_path), job) == {
+        "conv_1": "not reached: shard 1 (run ID): its run was ended with this one",
+        "conv_2": "not reached: shard 2 (run not started): this run ended first",
+    }
+
+
 def in_run(lake: str, job: Callable[[RunContext], Awaitable[T]]) -> T:
     async def main() -> T:
         settings = load_settings(token="t", organization="org", lake=lake, gateway="http://127.0.0.1:9")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -24,30 +24,53 @@ async def run_bounded(limit: int, jobs: Iterable[Callable[[], Awaitable[T]]]) ->
 
     Raises:
         Exception: The first error of a job. The other jobs have been cancelled and have ended.
+        CancelledError: The caller was cancelled, even if a job then ended with an error.
     """
     results: list[Any] = []
+    failures: list[Exception] = []
     # All workers share one iterator: a free worker takes the next job.
     remaining = iter(jobs)
 
     async def work() -> None:
-        for job in remaining:
-            index = len(results)
-            results.append(None)
-            results[index] = await job()
+        try:
+            for job in remaining:
+                index = len(results)
+                results.append(None)
+                results[index] = await job()
+        except Exception as exc:
+            failures.append(exc)
+            raise
 
-    failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            workers = [group.create_task(work()) for _ in range(limit)]
-    except BaseExceptionGroup as failures:
-        # Callers write `except ImbraceLakeError`, which does not catch a group.
-        failure = failures.exceptions[0]
+    workers = [asyncio.create_task(work()) for _ in range(limit)]
+    await _end_together(workers)
     # Outside of `except`, so that the error keeps its own cause and context.
-    if failure is not None:
-        raise failure
+    if failures:
+        raise failures[0]
     for worker in workers:
         worker.result()  # raises if something else cancelled a job
     return results
+
+
+async def _end_together(workers: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until all workers have ended; when one fails, or the caller is cancelled, cancel the others.
+
+    Not a TaskGroup, which raises the errors of cancelled workers in place of the caller's cancellation.
+    """
+    cancellation: asyncio.CancelledError | None = None
+    is_ending = False
+    while running := [worker for worker in workers if not worker.done()]:
+        try:
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        except asyncio.CancelledError as exc:
+            cancellation, ended = exc, set()
+        # asyncio logs errors that nobody reads.
+        errors = [worker.exception() for worker in ended if not worker.cancelled()]
+        if not is_ending and (cancellation or any(errors)):
+            is_ending = True
+            for worker in running:
+                worker.cancel()
+    if cancellation is not None:
+        raise cancellation
 
 
 def read_ahead(items: Iterator[T], most: int) -> Iterator[T]:

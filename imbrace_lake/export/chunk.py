@@ -60,36 +60,30 @@ async def export_chunk(
     prior_states = run.prior_states(remaining)
     failed: dict[str, ImbraceLakeError] = {}
 
-    async def export(conversation_id: str) -> None:
-        async with run.turn(conversation_id) as is_allowed:
-            if not is_allowed:
-                return
-            prior = prior_states.pop(conversation_id, PriorState())
-            try:
-                async with run.reachable_lake():
-                    await chunk_journal.add(await export_conversation(run, conversation_id, prior))
-            except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
-                error = as_own_error(exc, f"conversation={printable(conversation_id)}")
-                if error.is_fatal:
-                    raise error from None
-                failed[conversation_id] = error
-
     ending: BaseException | None = None
     try:
         # All at once, because `run.slots` bounds the conversations of all chunks together.
-        await run_bounded(len(remaining), (partial(export, one) for one in remaining))
+        jobs = (partial(_export_one, run, chunk_journal, one, prior_states, failed) for one in remaining)
+        await run_bounded(len(remaining), jobs)
     except (ImbraceLakeError, asyncio.CancelledError) as exc:
         ending = exc
-    # Also if the run ends here, so that no outcome is lost.
-    await chunk_journal.write()
-    # After a failed write of the journal, a conversation is done: the next write includes it.
-    failed = {one: error for one, error in failed.items() if one not in done}
     statuses: Counter[str] = Counter(entry.status for entry in done.values())
-    is_worth_retrying = any(error.is_transient for error in failed.values())
-    if is_worth_retrying and not is_last_try and ending is None:
-        run.progress.retried[name] = len(failed)
-        return ChunkResult(statuses, (), is_worth_retrying=True)
-    lost = await _record_failures(run, name, failed)
+    lost: list[ConversationEntry] = []
+    try:
+        # Also if the run ends here, so that no outcome is lost.
+        await chunk_journal.write()
+        # After a failed write of the journal, a conversation is done: the next write includes it.
+        failed = {one: error for one, error in failed.items() if one not in done}
+        is_worth_retrying = any(error.is_transient for error in failed.values())
+        if is_worth_retrying and not is_last_try and ending is None:
+            run.progress.retried[name] = len(failed)
+            return ChunkResult(statuses, (), is_worth_retrying=True)
+        lost = await _record_failures(run, name, failed)
+    except ImbraceLakeError as exc:
+        # A cancelled run ends, whatever the store does.
+        if ending is None:
+            raise
+        logger.warning("outcomes of chunk=%s are not in the journal: %s", name, exc)
     entries = [*done.values(), *lost]
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
     run.add_dead_letters(dead)
@@ -100,6 +94,32 @@ async def export_chunk(
     counts = " ".join(f"{status}={count}" for status, count in sorted(statuses.items()))
     logger.debug("exported chunk=%s %s new=%d", name, counts, sum(entry.new_messages for entry in entries))
     return ChunkResult(statuses, dead, is_worth_retrying)
+
+
+async def _export_one(
+    run: RunContext,
+    chunk_journal: ChunkJournal,
+    conversation_id: str,
+    prior_states: dict[str, PriorState],
+    failed: dict[str, ImbraceLakeError],
+) -> None:
+    """Export a conversation if the budget allows it; its entry goes to the journal, its error to `failed`.
+
+    Raises:
+        ImbraceLakeError: As `export_chunk`.
+    """
+    async with run.turn(conversation_id) as is_allowed:
+        if not is_allowed:
+            return
+        prior = prior_states.pop(conversation_id, PriorState())
+        try:
+            async with run.reachable_lake():
+                await chunk_journal.add(await export_conversation(run, conversation_id, prior))
+        except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
+            error = as_own_error(exc, f"conversation={printable(conversation_id)}")
+            if error.is_fatal:
+                raise error from None
+            failed[conversation_id] = error
 
 
 async def _record_failures(
@@ -120,23 +140,26 @@ async def _record_failures(
             finished_at=run.clock(),
         )
         entries.append(entry)
-        run.errors[conversation_id] = type(error)
+    if not entries:
+        return entries
+    await run.journal.note_entries(f"{name}-failed", entries)
+    # Only now: a chunk whose journal cannot be written is exported again.
+    run.accounts.record(entries)
+    for entry in entries:
+        run.errors[entry.conversation_id] = type(failed[entry.conversation_id])
         run.progress.note(entry)
         # A gateway that rejects everything would add a line per conversation to the orchestrator's database.
         if len(run.errors) <= MOST_WARNED:
             logger.warning(
                 "not exported conversation=%s status=%s reason=%s",
-                printable(conversation_id),
+                printable(entry.conversation_id),
                 entry.status,
-                error,
+                entry.reason,
             )
-        if len(run.errors) == MOST_WARNED:
+        elif len(run.errors) == MOST_WARNED + 1:
             logger.warning(
                 "further failed conversations are not logged: the report of the failures groups all by cause"
             )
-    if entries:
-        await run.journal.note_entries(f"{name}-failed", entries)
-        run.accounts.record(entries)
     return entries
 
 

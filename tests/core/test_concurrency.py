@@ -101,6 +101,38 @@ async def test_only_the_first_error_is_raised_when_the_other_jobs_have_ended() -
 
 
 @in_loop
+async def test_a_cancelled_fan_out_stays_cancelled_if_the_end_of_a_job_fails() -> None:
+    async def fails_when_cancelled() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await broken()
+
+    fan_out = asyncio.create_task(run_bounded(2, [fails_when_cancelled] * 2))
+    await asyncio.sleep(0.01)
+    fan_out.cancel()
+    await asyncio.wait([fan_out])
+    assert fan_out.cancelled()
+
+    errors: list[Exception] = []
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            try:
+                await run_bounded(1, [broken])
+            except Broken as exc:  # the error of the cleanup, whose fan-out nobody has cancelled
+                errors.append(exc)
+
+    cleaning = asyncio.create_task(cleans_up())
+    await asyncio.sleep(0.01)
+    cleaning.cancel()
+    await asyncio.wait([cleaning])
+    assert (cleaning.cancelled(), len(errors)) == (True, 1)
+
+
+@in_loop
 async def test_an_error_keeps_its_cause() -> None:
     async def job() -> None:
         try:

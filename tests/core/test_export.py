@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -337,6 +338,64 @@ def test_failures_are_logged_with_their_request_ids_up_to_a_limit(
     assert all("request id " in line and "request id -" not in line for line in warned[:2])
     assert "further failed conversations are not logged" in warned[2]
     assert reported == []
+
+
+def test_nothing_is_said_to_be_left_out_of_the_log_if_every_failure_is_in_it(
+    box: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.export.chunk.MOST_WARNED", 2)
+    for conversation_id in list(box.conversations)[:2]:
+        box.break_conversation(conversation_id, "400")
+
+    export_all(box, tmp_path)
+
+    assert len([one for one in caplog.records if "not exported" in one.getMessage()]) == 2
+    assert "further failed" not in caplog.text
+
+
+def test_failures_count_once_if_they_cannot_be_recorded_at_first(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[0], "400")
+
+    async def job(run: RunContext) -> tuple[int, int]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run.journal, "note_entries", raising(StoreUnavailable("away")))
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable):
+                    await export_chunk(run, "chunk", ids)
+        await export_chunk(run, "chunk", ids)
+        return run.progress.conversations_done, run.dead_letter_count
+
+    assert exporting(box, tmp_path, job) == (len(ids), 1)
+
+
+def test_a_cancelled_chunk_stays_cancelled_if_its_outcomes_cannot_be_recorded(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[2], "stall")
+
+    async def job(run: RunContext) -> bool:
+        chunk = asyncio.create_task(export_chunk(run, "chunk", ids, is_last_try=False))
+        while run.progress.conversations_done < len(ids) - 1:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(run.journal, "note_lines", raising(StoreUnavailable("away")))
+            chunk.cancel()
+            await asyncio.wait([chunk])
+        return chunk.cancelled()
+
+    assert exporting(box, tmp_path, job)
+    assert "outcomes of chunk=chunk are not in the journal: away" in caplog.text
+
+
+def raising(error: Exception) -> Callable[..., Awaitable[None]]:
+    async def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_published_conversation_that_cannot_be_recorded_at_once_has_not_failed(

@@ -80,6 +80,8 @@ class PublishedJournal:
     )
 
 
+# Runs seldom end in another order than they began.
+LAST_RUNS = 16
 _STAMP = "%Y%m%dT%H%M%SZ"
 _KEY = re.compile(r"[a-z]+/\d{8}T\d{6}Z-(?P<run>.+)-(?P<hash>[0-9a-f]{16})\.[a-z]+", re.DOTALL)
 
@@ -445,6 +447,20 @@ async def list_runs(lake: Lake, begun: datetime, until: datetime) -> list[str]:
     first, last = (f"runs/{time.strftime(_STAMP)}" for time in (begun, until))
     listing = await lake.store.list("runs/", start_after=first)
     return [meta.key for meta in listing if meta.key[: len(last)] <= last]
+
+
+async def read_last_end(lake: Lake) -> datetime | None:
+    """Return when the last run ended; None if none has.
+
+    Of the ledger, only the objects of the runs that began last, and those written last, are read.
+    """
+    listing = await lake.store.list(JOURNAL) + await lake.store.list("runs/")
+    listing = [meta for meta in listing if ledger_of(meta.key) == "runs"]
+    written_last = sorted(listing, key=lambda meta: meta.modified_at)[-LAST_RUNS:]
+    keys = {meta.key for meta in [*listing[-LAST_RUNS:], *written_last]}
+    tables = await read_objects(lake, sorted(keys), ["finished_at"])
+    ends = [end for rows in tables for end in rows.column("finished_at").to_pylist() if end is not None]
+    return max(ends, default=None)
 
 
 async def knows_run(lake: Lake, run_id: str) -> bool:

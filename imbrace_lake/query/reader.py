@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from imbrace_lake.errors import InputError, SettingsError
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake import lake as lakes
-from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_ledger
+from imbrace_lake.lake.ledger import last_of_each, read_last_end, read_ledger
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, LEDGERS, Ledger
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.phones.numbers import PhoneNumber, mask, parse_phone, parse_region, phone_hash
@@ -375,7 +375,7 @@ class Lake:
             if conversations != named:
                 missing = [one for one in missing if canonical_conversation_id(one) in (conversations or ())]
             _warn("the lake has no messages of these conversations", [*map(printable, missing)])
-        return _Messages("parts", await _newest_run(lake), self._dataset(lake, parts))
+        return _Messages("parts", await read_last_end(lake), self._dataset(lake, parts))
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
         """Return the folders with the messages of some conversations, or of all."""
@@ -503,15 +503,6 @@ async def _check_organization(lake: lakes.Lake, organization: str) -> None:
         known |= {*rows.column("organization_id").to_pylist()}
     if known and organization not in known:
         raise InputError(f"the lake has no organization {organization!r}: it has {', '.join(sorted(known))}")
-
-
-async def _newest_run(lake: lakes.Lake) -> datetime | None:
-    """Return the end of the last run; None if no run has ended."""
-    keys = await list_ledger(lake, "runs")
-    if not keys:
-        return None
-    rows = await read_ledger(lake, "runs", columns=["finished_at"])
-    return max((one for one in rows.column("finished_at").to_pylist() if one is not None), default=None)
 
 
 class _LazyLedger:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part
-from imbrace_lake.lake.ledger import Journal, last_of_each, read_ledger, read_objects
+from imbrace_lake.lake.ledger import (
+    LAST_RUNS,
+    Journal,
+    last_of_each,
+    read_last_end,
+    read_ledger,
+    read_objects,
+)
 from imbrace_lake.lake.ledger_schema import (
     CONVERSATIONS,
     LEDGERS,
@@ -70,6 +77,33 @@ async def record(lake: Lake, name: str, *entries: ConversationEntry, run_id: str
 async def close(journal: Journal) -> None:
     row = {"run_id": journal.run_id, "organization_id": ORG, "status": "complete"}
     await journal.close(row, RunTotals())
+
+
+def test_the_end_of_the_last_run_takes_few_reads_in_an_old_lake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(lake: Lake) -> tuple[datetime | None, int]:
+        assert await read_last_end(lake) is None
+        ends = {number: NOW + timedelta(hours=number, minutes=1) for number in range(100)}
+        long = ends.pop(10)
+        for number, end in [*ends.items(), (10, long + timedelta(days=9))]:
+            run_id = f"run_{number}"
+            row = {"run_id": run_id, "organization_id": ORG, "status": "complete", "finished_at": end}
+            await Journal(lake, run_id, NOW + timedelta(hours=number)).close(row, RunTotals())
+        read: list[str] = []
+        get = lake.store.get
+
+        async def count(key: str) -> bytes:
+            read.append(key)
+            return await get(key)
+
+        monkeypatch.setattr(lake.store, "get", count)
+        return await read_last_end(lake), len(read)
+
+    end, reads = in_lake(tmp_path, job)
+
+    assert end == NOW + timedelta(hours=10, minutes=1, days=9)
+    assert reads <= 2 * LAST_RUNS
 
 
 # -- one run --------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class RequestLimiter:
         self._admitted = RateMeter()
         self._was_throttled = False
         self._in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[int]] = deque()
         self._spent_at = -math.inf  # the time for which the rate counts the last request
         self._closed_until = 0.0
         self._rate_limited_since: float | None = None
@@ -150,13 +150,12 @@ class RequestLimiter:
             self._waiting.append(turn)
             self._admit()
             try:
-                await turn
+                return await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled() and turn.exception() is None:
                     self.release()  # admitted at the time of the cancellation: pass the turn on
                 raise
-        else:
-            self._count_in()
+        self._count_in()
         return self._epoch
 
     def reject_waiters(self) -> None:
@@ -254,7 +253,8 @@ class RequestLimiter:
             turn = self._waiting.popleft()
             if not turn.done():
                 self._count_in()
-                turn.set_result(None)
+                # The epoch of the admission: the limiter may close before the request runs.
+                turn.set_result(self._epoch)
         if not self._waiting or self._in_flight >= self.in_flight_limit:
             return
         # No request in flight will wake the next one when it ends, so a timer must.

@@ -319,6 +319,27 @@ def test_a_success_of_a_request_sent_before_the_pause_does_not_end_it() -> None:
     run(job)
 
 
+def test_a_request_admitted_just_before_the_pause_is_not_its_probe() -> None:
+    async def job() -> None:
+        limiter = RequestLimiter(max_in_flight=2)
+        await limiter.acquire()
+        refused = await limiter.acquire()
+        third = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0)
+
+        # In one turn of the event loop: the third is admitted, and before it runs, the second gets a 429.
+        limiter.release()
+        limiter.on_rate_limited(refused, 30.0)
+        limiter.release()
+        limiter.on_success(await third)
+
+        assert limiter.pause_seconds() == 30.0
+        await asyncio.sleep(10.0)
+        assert limiter.rate_limited_seconds() == 10.0
+
+    run(job)
+
+
 @pytest.mark.parametrize(("hint", "pauses"), [(30.0, [30, 30, 30]), (0.0, [0, 2, 4]), (3.0, [3, 3, 4])])
 def test_retry_after_is_followed_but_does_not_shorten_later_pauses(hint: float, pauses: list[float]) -> None:
     async def job() -> None:

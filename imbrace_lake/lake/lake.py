@@ -51,7 +51,7 @@ BATCH_ROWS = 4_096
 
 # Folders of a lake that must not contain another one: its messages would be read, or its files removed.
 _OWN = frozenset((*FOLDERS, "shards/", "state/", "tables/", f"{TEMPORARY}/"))
-_PART = re.compile(r"^messages/org=[^/]+/conv=[^/]+/part-\d{5}\.parquet$")
+_PART = re.compile(r"messages/org=[^/]+/conv=[^/]+/part-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Part:
     @property
     def number(self) -> int:
         """Its position in the partition, from 0."""
-        return int(self.key[-len("00000.parquet") : -len(".parquet")])
+        return int(self.key.rpartition("/part-")[2].removesuffix(".parquet"))
 
 
 class Partitions:
@@ -285,7 +285,7 @@ async def open_lake(
 
 def is_part(key: str) -> bool:
     """Whether an object of the lake is a part."""
-    return _PART.match(key) is not None
+    return _PART.fullmatch(key) is not None
 
 
 async def has_lake(store: Store, options: StoreOptions | None = None) -> bool:

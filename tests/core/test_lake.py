@@ -314,6 +314,17 @@ def test_parts_are_listed_and_read_in_order(tmp_path: Path) -> None:
     assert rows.schema.remove_metadata() == SCHEMA
 
 
+def test_a_conversation_can_have_more_than_100_000_parts(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> list[int]:
+        await add(lake, "c", 99_999, "a")
+        for message_id in ("b", "c"):
+            numbers = [part.number for part in await lake.list_parts(ORG, "c")]
+            await add(lake, "c", max(numbers) + 1, message_id)
+        return sorted(part.number for part in await lake.list_parts(ORG, "c"))
+
+    assert in_lake(tmp_path, job) == [99_999, 100_000, 100_001]
+
+
 def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
     reservation = Reservation(MemoryBudget(), lambda: tmp_path)
 

@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 
 from imbrace_lake.concurrency import every
-from imbrace_lake.errors import StoreError
+from imbrace_lake.errors import StoreError, StoreUnavailable
 from imbrace_lake.store.factory import Store
 
-LOCK = "lock/run.json"
+LEASE_KEY = "lock/run.json"
 SETTLE_SECONDS = 2.0
 RENEW_SECONDS = 30.0
-# Three renewals may fail before others believe that the run is dead.
 LEASE_SECONDS = 120.0
+# Two renewals in a row may fail. Later, the next one could come after the end of the lease, so the run ends.
+OVERDUE_SECONDS = 75.0
 
 
 class LeaseHeld(StoreError):
@@ -40,29 +41,42 @@ async def exclusive_lease(
     settle_seconds: float = SETTLE_SECONDS,
     renew_seconds: float = RENEW_SECONDS,
 ) -> AsyncIterator[None]:
-    """Keep the lake's only lease while the block runs; the block is cancelled if another run takes the lease.
+    """Keep the lake's only lease while the block runs.
+
+    The block is cancelled if another run takes the lease, or if it could not be renewed for too long.
 
     Raises:
         LeaseHeld: Another run has it.
+        StoreUnavailable: The store does not answer.
     """
-    await _refuse_others(store, run_id, clock())
-    await _write(store, run_id, clock())
-    await asyncio.sleep(settle_seconds)
-    await _refuse_others(store, run_id, clock())
+    await _raise_if_held(store, run_id, clock())
+    renewed_at = clock()
 
     async def renew() -> None:
-        await _refuse_others(store, run_id, clock())
-        await _write(store, run_id, clock())
+        nonlocal renewed_at
+        try:
+            await _raise_if_held(store, run_id, clock())
+            await _write(store, run_id, clock())
+        except StoreUnavailable:
+            if clock() - renewed_at >= timedelta(seconds=OVERDUE_SECONDS):
+                raise
+        else:
+            renewed_at = clock()
 
     try:
+        await _write(store, run_id, renewed_at)
+        await asyncio.sleep(settle_seconds)
+        await _raise_if_held(store, run_id, clock())
         async with every(renew_seconds, renew):
             yield
     finally:
-        if await _holder(store) == run_id:
-            await store.delete(LOCK)
+        # Otherwise the lease expires; an error here would replace that of the run.
+        with suppress(StoreError):
+            if await _holder(store) == run_id:
+                await store.delete(LEASE_KEY)
 
 
-async def _refuse_others(store: Store, run_id: str, now: datetime) -> None:
+async def _raise_if_held(store: Store, run_id: str, now: datetime) -> None:
     holder = await _holder(store, now)
     if holder not in (None, run_id):
         raise LeaseHeld(
@@ -74,19 +88,19 @@ async def _refuse_others(store: Store, run_id: str, now: datetime) -> None:
 async def _holder(store: Store, now: datetime | None = None) -> str | None:
     """Return the run that has the lease; with `now`, only if the lease has not expired."""
     try:
-        body = await store.get(LOCK)
+        body = await store.get(LEASE_KEY)
     except FileNotFoundError:
         return None
     try:
-        lock = json.loads(body)
-        holder, until = str(lock["run_id"]), datetime.fromisoformat(lock["until"])
+        lease = json.loads(body)
+        holder, until = str(lease["run_id"]), datetime.fromisoformat(lease["until"])
     except (ValueError, LookupError, TypeError, RecursionError):
         raise StoreError(
-            f"{store.url}/{LOCK} is damaged: delete it if no run is writing to this lake"
+            f"{store.url}/{LEASE_KEY} is damaged: delete it if no run is writing to this lake"
         ) from None
     return None if now is not None and until <= now else holder
 
 
 async def _write(store: Store, run_id: str, now: datetime) -> None:
     until = now + timedelta(seconds=LEASE_SECONDS)
-    await store.overwrite(LOCK, json.dumps({"run_id": run_id, "until": until.isoformat()}).encode())
+    await store.overwrite(LEASE_KEY, json.dumps({"run_id": run_id, "until": until.isoformat()}).encode())

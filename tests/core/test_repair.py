@@ -23,7 +23,7 @@ from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.lake.schema import to_item
 from imbrace_lake.store.contract import Body
 from imbrace_lake.store.factory import open_store
-from imbrace_lake.store.lease import LOCK, exclusive_lease
+from imbrace_lake.store.lease import LEASE_KEY, exclusive_lease
 from imbrace_lake.verify.part import judge_part
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests import hostile
@@ -334,7 +334,7 @@ def test_a_deeply_nested_header_of_a_journal_stops_no_run(bench: Bench, body: st
 def test_a_damaged_lock_is_reported_in_one_sentence(tmp_path: Path, body: str) -> None:
     async def run() -> None:
         async with open_store(str(tmp_path)) as store:
-            await store.overwrite(LOCK, body.encode())
+            await store.overwrite(LEASE_KEY, body.encode())
             async with exclusive_lease(store, "run", lambda: START, settle_seconds=0):
                 pass
 

@@ -238,7 +238,7 @@ def test_a_run_holds_the_lock_of_a_store_without_conditional_writes(
     async def main() -> str:
         settings = settings_for(box, tmp_path, lake="memory://a-lake-of-its-own")
         async with open_run(settings, "run_1") as run:
-            return (await run.lake.store.get(lease.LOCK)).decode()
+            return (await run.lake.store.get(lease.LEASE_KEY)).decode()
 
     assert json.loads(asyncio.run(main()))["run_id"] == "run_1"
     assert "run one export at a time" in caplog.text

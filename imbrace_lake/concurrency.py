@@ -63,7 +63,7 @@ async def _end_together(workers: Sequence[asyncio.Task[None]]) -> None:
             ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         except asyncio.CancelledError as exc:
             cancellation, ended = exc, set()
-        # asyncio logs errors that nobody reads.
+        # asyncio logs errors that are not read.
         errors = [worker.exception() for worker in ended if not worker.cancelled()]
         if not is_ending and (cancellation or any(errors)):
             is_ending = True

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -79,6 +80,7 @@ class RunHeader:
     started_at: AwareDatetime
     alive_at: AwareDatetime
     job: str = ""
+    # Where the process can be seen: `visible_processes`.
     host: str = ""
     pid: Annotated[int, Field(ge=0, lt=2**31)] = 0
     # Cancelled by a person and closed; the journal stays, so that a run of the same job can continue.
@@ -199,7 +201,8 @@ class Heartbeat:
             if self._has_stopped:
                 return
             self._header.job = job or self._header.job
-            self._header.alive_at = self._clock()
+            # By the clock that all runs of the lake share, if the store has one.
+            self._header.alive_at = self._clock() + self._lake.store.clock_offset
             self._header.totals = self._totals()
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
             await self._lake.store.overwrite(key, _HEADERS.dump_json(self._header))
@@ -244,7 +247,7 @@ async def heartbeat(
         organization_id,
         started_at or now,
         now,
-        host=platform.node(),
+        host=visible_processes(),
         pid=os.getpid(),
         parent_run_id=parent_run_id,
     )
@@ -291,6 +294,7 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
 
     An earlier attempt of this run counts as a dead run, but its journal stays open.
     """
+    now += lake.store.clock_offset
     done = [empty_ledger("conversations")]
     recovery = Recovery(ConversationStates.empty())
     for name, objects in (await list_journals(lake)).items():
@@ -314,8 +318,8 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
             recovery.own_found = await read_found(lake, name) or []
         elif has_ended:
             await journal.drop()
-        else:
-            recovery.closed.append(await _close(lake, journal, header, objects))
+        elif closed := await _close(lake, journal, header, objects):
+            recovery.closed.append(closed)
     recovery.done = ConversationStates(
         last_of_each(pa.concat_tables(done), ["conversation_id"], "finished_at")
     )
@@ -352,7 +356,7 @@ async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | N
     header = await read_header(lake, run_id, objects) if objects else None
     if header is None or await _has_ended(lake, header):
         return None
-    if not _is_dead(header, now):
+    if not _is_dead(header, now + lake.store.clock_offset):
         raise InputError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
     return await _close(lake, Journal(lake, run_id, header.started_at), header, objects)
 
@@ -412,9 +416,20 @@ async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: d
 
 def _is_dead(header: RunHeader, now: datetime) -> bool:
     """Whether the process of a run has ended, or its heartbeat has stopped."""
-    if header.host == platform.node() and header.pid and not _is_running(header.pid):
+    if header.host == visible_processes() and header.pid and not _is_running(header.pid):
         return True
     return now - header.alive_at > DEAD_AFTER
+
+
+def visible_processes() -> str:
+    """Return what identifies the processes that this one can see: those of a container, or of a machine.
+
+    Machines and containers can share a name; see https://man7.org/linux/man-pages/man7/pid_namespaces.7.html.
+    """
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return platform.node()
 
 
 def _is_running(pid: int) -> bool:
@@ -435,10 +450,15 @@ async def _has_ended(lake: Lake, header: RunHeader) -> bool:
     )
 
 
-async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[ObjectMeta]) -> ClosedRun:
+async def _close(
+    lake: Lake, journal: Journal, header: RunHeader, objects: list[ObjectMeta]
+) -> ClosedRun | None:
     """Move the journal of a dead run into the ledgers, and add its row to `runs`.
 
     All times are that of the last heartbeat, so two runs that close the same journal write the same objects.
+
+    Returns:
+        The run; None if another run closed the journal meanwhile.
     """
     ended_at = header.alive_at
     # A cancelled run may have failed to write its own row.
@@ -474,6 +494,10 @@ async def _close(lake: Lake, journal: Journal, header: RunHeader, objects: list[
         "finished_at": ended_at,
         "parent_run_id": header.parent_run_id,
     }
+    if await _has_ended(lake, header):
+        # Another run closed the journal meanwhile, and what was read here may lack objects that it deleted.
+        await journal.drop()
+        return None
     await journal.finish(row, totals, published)
     await journal.drop()
     return ClosedRun(row, totals, unreached[:MOST_CLOSED_LETTERS], len(unreached))

@@ -146,7 +146,7 @@ class RequestLimiter:
             WaitersRejected: The pause is longer than the request may wait.
         """
         if self._waiting or not self._is_admitting():
-            turn = asyncio.get_running_loop().create_future()
+            turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             self._admit()
             try:

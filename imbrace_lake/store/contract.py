@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 from uuid import uuid4
@@ -94,10 +94,13 @@ class Store(Protocol):
     Attributes:
         url: The address of the lake, normalized, without credentials.
         is_conditional: The result of the probe; None before the probe.
+        clock_offset: How far the store's clock is ahead of this machine's, as its last answer to a write
+            showed; 0 where the store has no separate clock.
     """
 
     url: str
     is_conditional: bool | None
+    clock_offset: timedelta = timedelta(0)
 
     async def __aenter__(self) -> Self: ...
 

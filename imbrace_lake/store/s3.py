@@ -199,9 +199,11 @@ class S3Store(Store):
                 if found.get("Metadata", {}).get(WRITE_ID) == write_id:
                     return _s3_object_meta(key, found["ContentLength"], found["ETag"], found["LastModified"])
             raise
+        now = datetime.now(UTC)
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return _s3_object_meta(key, size, answer["ETag"], now)
+        written_at = parsedate_to_datetime(date) if date else now
+        self.clock_offset = written_at - now
+        return _s3_object_meta(key, size, answer["ETag"], written_at)
 
     async def _upload(
         self, path: Path, size: int, new: Mapping[str, Any], condition: Mapping[str, Any]

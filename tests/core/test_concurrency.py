@@ -122,7 +122,7 @@ async def test_a_cancelled_fan_out_stays_cancelled_if_the_end_of_a_job_fails() -
         finally:
             try:
                 await run_bounded(1, [broken])
-            except Broken as exc:  # the error of the cleanup, whose fan-out nobody has cancelled
+            except Broken as exc:  # the error of the cleanup, whose fan-out was not cancelled
                 errors.append(exc)
 
     cleaning = asyncio.create_task(cleans_up())

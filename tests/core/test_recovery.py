@@ -134,6 +134,70 @@ def test_a_run_of_this_machine_without_a_process_is_dead_at_once(tmp_path: Path)
     in_lake(tmp_path, job)
 
 
+def test_a_process_that_cannot_be_seen_from_here_is_not_taken_for_dead(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    async def job(lake: Lake) -> None:
+        await die(lake, header={"pid": ended.pid, "host": "another machine or container"})
+
+        assert (await recover_dead_runs(lake, "next", JOB, START)).closed == []
+        assert await journals(lake) == {"dead"}
+
+    in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=-5), timedelta(minutes=5)])
+def test_the_clock_of_the_store_decides_whether_a_run_is_alive(tmp_path: Path, ahead: timedelta) -> None:
+    async def job(lake: Lake) -> None:
+        # A right clock in the live run, and one that is ahead of the store's in this process.
+        async with heartbeat(lake, "live", "org", lambda: START) as running:
+            await running.send(JOB)
+        lake.store.clock_offset = -ahead
+        assert (await recover_dead_runs(lake, "next", JOB, START + ahead)).closed == []
+        with pytest.raises(InputError, match="still under way"):
+            await close_if_dead(lake, "live", START + ahead)
+
+        # The other way round.
+        async with heartbeat(lake, "live", "org", lambda: START + ahead) as running:
+            await running.send(JOB)
+        lake.store.clock_offset = timedelta(0)
+        assert (await recover_dead_runs(lake, "next", JOB, START)).closed == []
+
+        # The process exists, so only the silence shows that the run is dead.
+        lake.store.clock_offset = -ahead
+        assert (await recover_dead_runs(lake, "next", JOB, DEAD_AT + ahead)).closed
+
+    in_lake(tmp_path, job)
+
+
+def test_a_run_that_another_one_closes_meanwhile_is_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        await Journal(lake, "dead", START).note_found(["a", "b", "c"])
+        async with open_lake(str(tmp_path), now=None) as other:
+            get = other.store.get
+
+            async def meanwhile(key: str) -> bytes:
+                found = await get(key)
+                if key == "journal/dead/run.json":
+                    monkeypatch.undo()
+                    assert (await recover_dead_runs(lake, "first", JOB, DEAD_AT)).closed
+                return found
+
+            monkeypatch.setattr(other.store, "get", meanwhile)
+            # It has read the header when the first run closes the journal.
+            assert (await recover_dead_runs(other, "second", "another job", DEAD_AT)).closed == []
+
+        rows = (await read_ledger(lake, "runs")).to_pylist()
+        assert [json.loads(row["totals"])["found"] for row in rows] == [3]
+        assert await journals(lake) == set()
+
+    in_lake(tmp_path, job)
+
+
 def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
     tmp_path: Path,
 ) -> None:
@@ -254,7 +318,7 @@ def test_two_runs_that_close_the_same_journal_at_once_write_the_same(tmp_path: P
 
         assert ["a"] in [each.done.ids() for each in found]
         assert await journals(lake) == set()
-        assert set(await runs(lake)) == {(f"dead-{number}", "failed") for number in range(12)}
+        assert await runs(lake) == sorted((f"dead-{number}", "failed") for number in range(12))
         rows = (await read_ledger(lake, "conversations")).to_pylist()
         assert {(row["run_id"], row["conversation_id"]) for row in rows} == {
             (f"dead-{number}", one) for number in range(12) for one in "ab"

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,25 @@ def test_a_failed_condition_for_a_missing_object_is_transient(fake: FakeS3) -> N
 
 
 @pytest.mark.slow
+def test_a_write_shows_how_far_the_clock_of_the_server_is_ahead(
+    s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Late:
+            return super().now(tz) - timedelta(minutes=10)
+
+    async def write() -> timedelta:
+        async with open_store(f"s3://{bucket}/lake", options_for(s3)) as store:
+            assert store.clock_offset == timedelta(0)
+            await store.overwrite("a", b"1")
+            return store.clock_offset
+
+    assert abs(asyncio.run(write())) < timedelta(minutes=1)
+    monkeypatch.setattr("imbrace_lake.store.s3.datetime", Late)
+    assert abs(asyncio.run(write()) - timedelta(minutes=10)) < timedelta(minutes=1)
+
+
 def test_folders_that_consoles_make_are_not_objects(fake: FakeS3) -> None:
     fake.objects = {"lake/messages/": b"", "lake/messages/a": b"1", "lakeside": b"2"}
 

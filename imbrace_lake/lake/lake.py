@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -30,6 +31,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
@@ -46,6 +48,8 @@ FOLDERS = (
 )  # fmt: skip
 # File names may have 255 bytes, including `conv=` and a store's own suffixes.
 LONGEST_NAME = 200
+# The parts that are read at a time.
+READ_AT_A_TIME = 32
 # The rows of a large part in memory at a time.
 BATCH_ROWS = 4_096
 
@@ -179,7 +183,8 @@ class Lake:
         Raises:
             StoreError: An object is missing or is not a part; the message names it.
         """
-        return list(await asyncio.gather(*(self._read_part(part) for part in parts)))
+        jobs = (partial(self._read_part, part) for part in parts)
+        return await run_bounded(min(READ_AT_A_TIME, len(parts)), jobs)
 
     async def _read_part(self, part: Part) -> tuple[Part, pa.Table]:
         with self._explained(part):

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
 from imbrace_lake.lake.lake import MARKER, Lake, body_hash
 from imbrace_lake.lake.ledger_schema import (
@@ -304,7 +306,8 @@ async def read_objects(
     tables = []
     remaining = iter(keys)
     while some := [*islice(remaining, READ_AT_A_TIME)]:
-        found = [table for table in await asyncio.gather(*map(read, some)) if table is not None]
+        read_now = await run_bounded(len(some), (partial(read, key) for key in some))
+        found = [table for table in read_now if table is not None]
         if found:
             # Small tables take several times the memory of their rows, and a journal has thousands.
             tables.append(pa.concat_tables(found).combine_chunks() if len(found) > 1 else found[0])

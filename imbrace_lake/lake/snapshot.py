@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
-from imbrace_lake.lake.lake import Lake, Part
+from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake, Part
 from imbrace_lake.lake.memory import Reservation
 from imbrace_lake.lake.schema import EMPTY, with_digests
 
@@ -46,7 +47,8 @@ class PartitionSnapshot:
             path = reservation.new_file()
             return await lake.download_part(part, path), path
 
-        read = await asyncio.gather(*map(read_one, parts))
+        # A read that goes on after the error of another one would write into a folder that is deleted.
+        read = await run_bounded(min(READ_AT_A_TIME, len(parts)), (partial(read_one, one) for one in parts))
         return cls(lake, tuple(part for part, _ in read), tuple(source for _, source in read))
 
     @property

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.tables.temporary import reading_folder
@@ -28,6 +30,7 @@ from imbrace_lake.tables.temporary import reading_folder
 # A checkpoint after this many commits, so that readers open few objects of the log.
 COMMITS_PER_CHECKPOINT = 10
 READ_TRIES = 5
+DOWNLOADED_AT_A_TIME = 32
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
@@ -257,8 +260,9 @@ class DeltaLog:
             return None
         log = folder / "_delta_log"
         log.mkdir()
-        await asyncio.gather(
-            *(self._store.download(meta.key, log / meta.key.rpartition("/")[2]) for meta in wanted)
+        await run_bounded(
+            DOWNLOADED_AT_A_TIME,
+            (partial(self._store.download, meta.key, log / meta.key.rpartition("/")[2]) for meta in wanted),
         )
         return len(commits)
 

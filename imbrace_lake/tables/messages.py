@@ -9,7 +9,6 @@ compactions delete them.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -26,7 +25,7 @@ import pyarrow.compute as pc
 from imbrace_lake.concurrency import read_ahead, run_bounded
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
-from imbrace_lake.lake.lake import Lake, Part, partition_key
+from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake, Part, partition_key
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.lake.spellings import superseded
@@ -392,7 +391,8 @@ class MessagesCompaction(Compaction[TableState]):
                 wanted += [
                     (folder, part) for part in folders[folder] if not is_appended or part.key not in old
                 ]
-            sources = await asyncio.gather(*(self._source(part, step.folder) for _, part in wanted))
+            jobs = (partial(self._source, part, step.folder) for _, part in wanted)
+            sources = await run_bounded(min(READ_AT_A_TIME, len(wanted)), jobs)
             read: dict[str, dict[str, tuple[Part, Source]]] = {}
             for (folder, _), (part, source) in zip(wanted, sources, strict=True):
                 read.setdefault(folder, {})[part.key] = (part, source)

@@ -325,6 +325,30 @@ def test_a_conversation_can_have_more_than_100_000_parts(tmp_path: Path) -> None
     assert in_lake(tmp_path, job) == [99_999, 100_000, 100_001]
 
 
+def test_no_read_goes_on_after_another_one_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(lake: Lake) -> set[asyncio.Task[Any]]:
+        for number in range(3):
+            await add(lake, "c", number, f"m{number}")
+        parts = await lake.list_parts(ORG, "c")
+        get = lake.store.get
+
+        async def fail_or_take_long(key: str) -> bytes:
+            if key == parts[1].key:
+                raise StoreError("damaged")
+            await asyncio.sleep(60.0)
+            return await get(key)
+
+        monkeypatch.setattr(lake.store, "get", fail_or_take_long)
+        before = asyncio.all_tasks()
+        with pytest.raises(StoreError, match="damaged"):
+            await PartitionSnapshot.read(lake, parts, Reservation(MemoryBudget(), lambda: tmp_path))
+        return asyncio.all_tasks() - before
+
+    assert in_lake(tmp_path, job) == set()
+
+
 def test_no_parts_are_an_empty_table(tmp_path: Path) -> None:
     reservation = Reservation(MemoryBudget(), lambda: tmp_path)
 

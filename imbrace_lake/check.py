@@ -228,7 +228,9 @@ async def _probe_gateway(
     if gateway.traffic.retries:
         message = f"{gateway.traffic.retries} of the first requests failed and were sent again"
         findings.append(Finding("gateway", "note", message))
-    if phone is not None and not links.links:
+    if phone is not None and (links.malformed or (links.missing and links.has_others)):
+        findings.append(Finding("number", "error", "the gateway's answer is not about the phone number"))
+    elif phone is not None and not links.links:
         findings.append(Finding("number", "note", "the phone number has no conversation"))
     return _Probe(findings, next((link.conversation_id for link in links.links), None))
 

@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import BadRequest, GatewayError, MalformedAnswer, WrongAddress
+from imbrace_lake.errors import (
+    BadRequest,
+    GatewayError,
+    GatewayUnavailable,
+    MalformedAnswer,
+    WrongAddress,
+)
 from imbrace_lake.gateway.client import GatewayClient, link_batches
 from imbrace_lake.gateway.models import Links
 from imbrace_lake.lake.ledger import Journal
@@ -31,7 +37,7 @@ class Resolved:
 
     Attributes:
         conversation_ids: Its conversations, each once.
-        error: Why they are not known.
+        error: Why they, or further ones, are not known.
         kind: The same, without the request's id.
         cause: The class of the error, which has an `advice`.
     """
@@ -113,8 +119,7 @@ async def resolve_numbers(
         except GatewayError as exc:
             if exc.is_fatal:
                 raise
-            errors.append(exc)
-            return dict.fromkeys(batch, Resolved.failed(exc))
+            return await _resolve_rest(gateway, batch, exc, errors)
 
     # All at once, because the limiter bounds the requests.
     resolving = (partial(resolve_batch, batch) for batch in batches)
@@ -138,6 +143,36 @@ async def note_unresolved(
     rows = numbers.to_pylist()
     found = {PhoneNumber(row["phone"]): unresolved for row in rows if row["status"] == "ok"}
     return await _note(journal, recording, name, rows, found)
+
+
+async def _resolve_rest(
+    gateway: GatewayClient, batch: Sequence[PhoneNumber], error: GatewayError, errors: list[GatewayError]
+) -> Mapping[PhoneNumber, Resolved]:
+    """Resolve the numbers of a batch whose request failed, without those that make it fail.
+
+    The failing half is halved again. If both halves fail, the gateway fails for any number, so the rest gets
+    the error, which is added to `errors`.
+    """
+    found: dict[PhoneNumber, Resolved] = {}
+    failing: Sequence[PhoneNumber] = batch
+    while len(failing) > 1 and isinstance(error, MalformedAnswer | GatewayUnavailable):
+        middle = len(failing) // 2
+        failed = []
+        for half in (failing[:middle], failing[middle:]):
+            try:
+                found |= await resolve(gateway, half)
+            except GatewayError as exc:
+                if exc.is_fatal:
+                    raise
+                error = exc
+                failed.append(half)
+        if len(failed) != 1:
+            break
+        failing = failed[0]
+    rest = [phone for phone in batch if phone not in found]
+    if rest:
+        errors.append(error)
+    return found | dict.fromkeys(rest, Resolved.failed(error))
 
 
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
@@ -166,17 +201,29 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
         missing = [*links.missing, *links.malformed]
         if not missing:
             break
-    reason = "the gateway's entry for this number names no conversation"
-    malformed = Resolved(error=reason, cause=MalformedAnswer)
     # Numbers that are left out every time, without an error, are unknown to the gateway.
-    return found | {phone: malformed if phone in links.malformed else Resolved() for phone in missing}
+    return found | {phone: _unclear(phone, links) for phone in missing}
+
+
+def _unclear(phone: PhoneNumber, links: Links) -> Resolved:
+    """Return the result of a number that has no complete entry in the last answer."""
+    if phone in links.malformed:
+        # What the entry names is exported.
+        named = tuple(link.conversation_id for link in links.links if link.phone == phone)
+        reason = "the gateway's entry for this number does not name all its conversations"
+        return Resolved(named, error=reason, cause=MalformedAnswer)
+    if links.has_others:
+        reason = "the gateway's answer has conversations of other numbers, and no entry for this number"
+        return Resolved(error=reason, cause=MalformedAnswer)
+    return Resolved()
 
 
 def _by_phone(asked: Sequence[PhoneNumber], links: Links) -> dict[PhoneNumber, Resolved]:
     unclear = {*links.missing, *links.malformed}
     conversations: dict[PhoneNumber, list[str]] = {phone: [] for phone in asked if phone not in unclear}
     for link in links.links:
-        conversations[link.phone].append(link.conversation_id)
+        if link.phone in conversations:
+            conversations[link.phone].append(link.conversation_id)
     return {phone: Resolved(tuple(ids)) for phone, ids in conversations.items()}
 
 
@@ -216,5 +263,6 @@ def _row(
         row["conversation_ids"] = list(resolved.conversation_ids)
         row["status"] = "resolved" if resolved.conversation_ids else "none"
         if resolved.error is not None:
-            row |= {"status": "error", "reason": resolved.error, "conversation_ids": None}
+            row |= {"status": "error", "reason": resolved.error}
+            row["conversation_ids"] = row["conversation_ids"] or None
     return row

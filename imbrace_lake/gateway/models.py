@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from urllib.parse import parse_qs, urlsplit
 
 from imbrace_lake.gateway import exact_json
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from imbrace_lake.phones.numbers import PhoneNumber
 
 Item = dict[str, Any]
+# A number as digits, and its conversations; None for one that is not named.
+_Entry: TypeAlias = tuple[str, list[Any]]
 
 LARGE_BYTES = 1 << 19
 """Answers that are larger need care to fit into memory."""
+
+# Shorter digits at the end of a number can be those of many.
+SHORTEST_NUMBER = 7
 
 
 class Malformed(ValueError):
@@ -89,12 +94,14 @@ class Links:
     Attributes:
         links: Phone numbers and their conversations.
         missing: Numbers that are not in the answer.
-        malformed: Numbers with an entry that names no conversation.
+        malformed: Numbers with an entry that does not name all its conversations.
+        has_others: The answer has conversations of a number that was not requested, or of none.
     """
 
     links: tuple[ConversationLink, ...] = ()
     missing: tuple[PhoneNumber, ...] = ()
     malformed: tuple[PhoneNumber, ...] = ()
+    has_others: bool = False
 
 
 def decode_json(body: bytes) -> Any:
@@ -207,47 +214,81 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
     by_digits = {digits(phone): phone for phone in asked}
     answer = decode_json(body)
     if isinstance(answer, list):
-        found, answered = _from_array(answer)
+        entries = _from_array(answer)
     elif isinstance(answer, dict) and isinstance(answer.get("data"), list):
-        found, answered = _from_envelope(answer)
+        entries = _from_envelope(answer)
     else:
         raise Malformed("an answer that is neither an array of links nor an envelope with data")
-    malformed = {number for number, conversation_id in found if not _is_text(conversation_id)}
+    found: dict[PhoneNumber, list[Any]] = {}
+    has_others = False
+    for number, conversation_ids in entries:
+        phone = _asked(number, by_digits)
+        if phone is not None:
+            found.setdefault(phone, []).extend(conversation_ids)
+        has_others |= phone is None and bool(conversation_ids)
     links = dict.fromkeys(
-        ConversationLink(by_digits[number], canonical_conversation_id(conversation_id))
-        for number, conversation_id in found
-        if number in by_digits and number not in malformed and conversation_id is not None
+        ConversationLink(phone, canonical_conversation_id(one))
+        for phone, conversation_ids in found.items()
+        for one in conversation_ids
+        if _is_text(one)
     )
     return Links(
         tuple(links),
-        tuple(phone for number, phone in by_digits.items() if number not in answered),
-        tuple(phone for number, phone in by_digits.items() if number in malformed),
+        tuple(phone for phone in by_digits.values() if phone not in found),
+        tuple(phone for phone, ids in found.items() if not all(map(_is_text, ids))),
+        has_others,
     )
 
 
-def _from_array(entries: list[Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
-    found: list[tuple[str, str | None]] = []
-    answered = set()
+def _asked(number: str, by_digits: Mapping[str, PhoneNumber]) -> PhoneNumber | None:
+    """Return the requested number of an entry, which may state it without the country code."""
+    national = number.lstrip("0")
+    if number in by_digits or len(national) < SHORTEST_NUMBER:
+        return by_digits.get(number)
+    found = [phone for digits, phone in by_digits.items() if digits.endswith(national)]
+    return found[0] if len(found) == 1 else None
+
+
+def _from_array(entries: list[Any]) -> list[_Entry]:
+    """Return the entries of an array; what cannot be read is a conversation that is not named.
+
+    Raises:
+        Malformed: None can be read.
+    """
+    found: list[_Entry] = []
     for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("conversation_links"), list):
-            raise Malformed("an entry without conversation_links")
-        number = _plain(entry.get("phone_number"))
-        answered.add(number)
-        found += [(number, _conversation_of(link)) for link in entry["conversation_links"]]
-    return found, answered
+        values = entry if isinstance(entry, dict) else {}
+        links = values.get("conversation_links")
+        ids = [_conversation_of(link) for link in links] if isinstance(links, list) else [None]
+        found.append((_plain(values.get("phone_number")), ids))
+    if entries and not any(
+        isinstance(one, dict) and isinstance(one.get("conversation_links"), list) for one in entries
+    ):
+        raise Malformed("entries without conversation_links")
+    return found
 
 
-def _from_envelope(answer: Mapping[str, Any]) -> tuple[list[tuple[str, str | None]], set[str]]:
-    found: list[tuple[str, str | None]] = []
-    for entry in answer["data"]:
-        if not isinstance(entry, dict):
-            raise Malformed("an entry that is not an object")
-        found.append((_plain(entry.get("phone_number")), entry.get("conversation_id")))
+def _from_envelope(answer: Mapping[str, Any]) -> list[_Entry]:
+    """Return the entries of an envelope, with one conversation each, as `_from_array` does.
+
+    Raises:
+        Malformed: None can be read, or the envelope states more entries than it has.
+    """
+    rows = answer["data"]
+    if any(type(answer.get(name)) is int and answer[name] > len(rows) for name in ("count", "found")):
+        raise Malformed("an envelope with fewer entries than it states")
+    if rows and not any(isinstance(row, dict) for row in rows):
+        raise Malformed("entries that are not objects")
+    values = [row if isinstance(row, dict) else {} for row in rows]
+    entries: list[_Entry] = [
+        (_plain(one.get("phone_number")), [one.get("conversation_id")]) for one in values
+    ]
     missing = answer.get("not_found")
-    answered = {number for number, _ in found}
     if isinstance(missing, list):
-        answered |= {_plain(number) for number in missing}
-    return found, answered
+        with_conversations = {number for number, _ in entries}
+        # A number that is found and not found may have further conversations.
+        entries += [(one, [None] if one in with_conversations else []) for one in map(_plain, missing)]
+    return entries
 
 
 def _is_text(value: object) -> TypeGuard[str]:
@@ -256,7 +297,7 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 
 def _plain(number: Any) -> str:
-    return "".join(character for character in str(number) if character.isdigit())
+    return "".join(character for character in str(number).removesuffix(".0") if character.isdigit())
 
 
 def _conversation_of(link: Any) -> str | None:

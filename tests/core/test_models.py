@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.gateway.models import ConversationLink, Malformed, decode_json, parse_links, parse_page
+from imbrace_lake.gateway.models import (
+    ConversationLink,
+    Links,
+    Malformed,
+    decode_json,
+    parse_links,
+    parse_page,
+)
 from imbrace_lake.phones.numbers import PhoneNumber
 
 ONE, TWO = PhoneNumber("+886911425977"), PhoneNumber("+12345678")
@@ -227,11 +234,23 @@ def test_a_link_without_a_conversation_is_an_error_only_of_its_number(link: Any)
     answer = parse_links(json.dumps(entries).encode(), [ONE, TWO])
 
     assert answer.malformed == (ONE,)
-    assert answer.links == (ConversationLink(TWO, "c"),)
+    assert answer.links == (ConversationLink(ONE, "c"), ConversationLink(TWO, "c"))
     assert answer.missing == ()
 
 
-@pytest.mark.parametrize("number", ["886911425977", "+886 911 425 977", 886911425977, "886-911-425-977"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        "886911425977",
+        "+886 911 425 977",
+        886911425977,
+        886911425977.0,
+        "886-911-425-977",
+        "00886911425977",
+        "0911425977",
+        "911-425-977",
+    ],
+)
 def test_a_number_is_recognized_in_every_notation_of_the_answer(number: Any) -> None:
     body = json.dumps({"data": [{"phone_number": number, "conversation_id": "c"}]}).encode()
 
@@ -257,6 +276,41 @@ def test_repeated_links_and_numbers_that_were_not_requested_are_left_out() -> No
 
     assert links.links == (ConversationLink(ONE, "c"),)
     assert links.missing == (TWO,)
+    assert links.has_others
+    assert not parse_links(an_array(("886911425977", [link]), ("999", [])), [ONE, TWO]).has_others
+
+
+@pytest.mark.parametrize("number", [None, "n/a", "999", "5977"])
+def test_a_conversation_of_an_unclear_number_is_not_that_of_a_requested_one(number: str | None) -> None:
+    body = json.dumps({"data": [{"phone_number": number, "conversation_id": "c"}]}).encode()
+
+    assert parse_links(body, [ONE, TWO]) == Links((), (ONE, TWO), (), has_others=True)
+
+
+@pytest.mark.parametrize("bad", [7, {"phone_number": TWO[1:], "conversation_links": None}])
+def test_an_unreadable_entry_does_not_spoil_the_others(bad: Any) -> None:
+    good = {"phone_number": "886911425977", "conversation_links": [{"link": "https://x/?conv_id=c"}]}
+
+    links = parse_links(json.dumps([good, bad]).encode(), [ONE, TWO])
+
+    assert links.links == (ConversationLink(ONE, "c"),)
+    assert (links.malformed == (TWO,)) != (links.missing == (TWO,) and links.has_others)
+
+
+@pytest.mark.parametrize("stated", [{"count": 2}, {"found": 2}, {"count": 1, "found": 2}])
+def test_an_envelope_with_fewer_entries_than_it_states_is_malformed(stated: dict[str, int]) -> None:
+    data = [{"phone_number": "886911425977", "conversation_id": "c"}]
+
+    with pytest.raises(Malformed, match="fewer entries than it states"):
+        parse_links(json.dumps({"data": data, **stated}).encode(), [ONE, TWO])
+
+
+def test_a_number_that_is_found_and_not_found_is_unclear() -> None:
+    data = [{"phone_number": "886911425977", "conversation_id": "c"}]
+
+    links = parse_links(json.dumps({"data": data, "not_found": ["886911425977"]}).encode(), [ONE])
+
+    assert links.malformed == (ONE,)
 
 
 def test_numbers_that_an_answer_does_not_mention_are_unanswered() -> None:

@@ -184,8 +184,69 @@ def test_a_number_without_a_conversation_in_its_entry_is_the_only_error() -> Non
     found = resolve_some(playing(answer), ONE, BAD)
 
     assert found[ONE] == Resolved((ONE[1:],))
-    assert found[BAD].error == "the gateway's entry for this number names no conversation"
+    assert found[BAD].error == "the gateway's entry for this number does not name all its conversations"
     assert asked == [[ONE[1:], BAD[1:]], [BAD[1:]], [BAD[1:]]]
+
+
+@pytest.mark.parametrize("bad_answer", [httpx.Response(500), httpx.Response(200, json=[7])])
+def test_a_number_for_which_the_gateway_fails_costs_no_other_number(
+    bad_answer: httpx.Response, tmp_path: Path
+) -> None:
+    good = [f"+8869114259{number}" for number in range(10, 40)]
+    requests = 0
+
+    def answer(numbers: list[str]) -> httpx.Response:
+        nonlocal requests
+        requests += 1
+        if BAD[1:] in numbers:
+            return bad_answer
+        return httpx.Response(
+            200, json=[{"phone_number": number, "conversation_links": [link(number)]} for number in numbers]
+        )
+
+    result, rows = resolved(playing(answer), tmp_path, [*good[:7], BAD, *good[7:]])
+
+    assert result.statuses == {"resolved": len(good), "error": 1}
+    assert [row["position"] for row in rows if row["status"] == "error"] == [8]
+    assert result.error is not None
+    assert requests <= 20
+
+
+def test_an_outage_is_not_searched_for_a_number(tmp_path: Path) -> None:
+    requests = 0
+
+    def answer(_: list[str]) -> httpx.Response:
+        nonlocal requests
+        requests += 1
+        return httpx.Response(500)
+
+    result, _ = resolved(playing(answer), tmp_path, [f"+8869114259{number}" for number in range(10, 40)])
+
+    assert result.statuses == {"error": 30}
+    assert requests == 3 * 2  # the batch and its halves, two tries each
+
+
+def test_what_an_incomplete_entry_names_is_exported_and_its_number_is_an_error(tmp_path: Path) -> None:
+    def answer(numbers: list[str]) -> httpx.Response:
+        links = [link("c"), {"link": "https://x/"}]
+        return httpx.Response(200, json=[{"phone_number": numbers[0], "conversation_links": links}])
+
+    result, rows = resolved(playing(answer), tmp_path, [ONE])
+
+    assert result.conversation_ids == ("c",)
+    assert (rows[0]["status"], rows[0]["conversation_ids"]) == ("error", ["c"])
+
+
+def test_a_number_is_not_without_conversations_if_the_answer_has_those_of_another(tmp_path: Path) -> None:
+    def answer(numbers: list[str]) -> httpx.Response:
+        known = [one for one in (ONE[1:],) if one in numbers]
+        entries = [{"phone_number": one, "conversation_links": [link(one)]} for one in [*known, "4930901820"]]
+        return httpx.Response(200, json=entries)
+
+    result, rows = resolved(playing(answer), tmp_path, [ONE, TWO])
+
+    assert result.statuses == {"resolved": 1, "error": 1}
+    assert "conversations of other numbers" in rows[1]["reason"]
 
 
 def test_an_outage_is_a_transient_error_of_its_numbers(start: StartBox, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -56,6 +57,14 @@ _COMMANDS = {
 }
 # A negative number is a wrong value, not an unknown option.
 _CONTEXTS = {"budget": {"ignore_unknown_options": True}}
+
+
+# Options whose last value would silently replace the others, and what to do instead.
+_INPUTS = {
+    "--phones": "name a folder or a pattern of lists, or call the command for each",
+    "--conversations": "put the ids into one list",
+    "--rerun": "call the command for each run",
+}
 
 
 def make_app(only: str | None = None) -> typer.Typer:
@@ -143,6 +152,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from imbrace_lake.errors import ImbraceLakeError, SettingsError, UsageError
 
     try:
+        _raise_if_given_twice(sys.argv[1:] if arguments is None else arguments)
         code = _command(arguments)(args=arguments, prog_name=program(), standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as exc:
@@ -182,6 +192,20 @@ def _command(arguments: Sequence[str] | None) -> Any:
     for one in (command, *getattr(command, "commands", {}).values()):
         one.epilog = one.epilog and as_called(one.epilog)
     return command
+
+
+def _raise_if_given_twice(arguments: Sequence[str]) -> None:
+    """Reject an input that is given twice, of which only the last one would be read.
+
+    Raises:
+        UsageError: There is one.
+    """
+    from imbrace_lake.errors import UsageError
+
+    given = [argument.partition("=")[0] for argument in takewhile(lambda one: one != "--", arguments)]
+    for name, instead in _INPUTS.items():
+        if given.count(name) > 1:
+            raise UsageError(f"{name} is given {given.count(name)} times, and one is read: {instead}")
 
 
 def _reason(exc: BaseException | None) -> str | None:

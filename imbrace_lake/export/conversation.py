@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import ConversationNotFound, NeverFound
+from imbrace_lake.errors import ConversationNotFound, MalformedAnswer, NeverFound
 from imbrace_lake.export.run import PriorState, RunContext
 from imbrace_lake.export.window import export_window, incomplete
 from imbrace_lake.gateway.id_set import IdSet
@@ -93,6 +93,8 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
             if is_first_report and not run.is_named(conversation_id) and not has_answered:
                 reason = "neither the gateway nor the lake has this conversation"
                 raise NeverFound(exc.path, reason, exc.request_id) from None
+            if has_answered:
+                await export.raise_if_there(exc)
             return export.settled("gone", reason=str(exc), is_dead_letter=is_first_report)
 
 
@@ -181,6 +183,19 @@ class _Export:
         head, look_back = state.head_messages or 0, self._look_back
         is_asleep = state.last_message_at is not None and state.last_message_at < look_back.since
         return head >= look_back.messages or head == state.server_count or is_asleep
+
+    async def raise_if_there(self, error: ConversationNotFound) -> None:
+        """Request the newest message again, after the gateway had a page and not the next one.
+
+        Raises:
+            MalformedAnswer: The gateway has the conversation.
+        """
+        try:
+            await self._run.get_page(self._id, 0, 1)
+        except ConversationNotFound:
+            return
+        reason = "the gateway has this conversation, and answers 404 for one of its pages"
+        raise MalformedAnswer(error.path, reason, error.request_id) from None
 
     async def walk(self, head: Head | None, snapshot: PartitionSnapshot) -> tuple[PageCollector, Proof]:
         """Walk down to the messages in the lake, if there is a head and the counts agree, else to the bottom.

@@ -306,7 +306,9 @@ class GatewayClient:
                 # A body with the same length each time was not truncated: the server counts differently, or
                 # its pages are shorter than before.
                 if len(lengths) < SHORT_BODY_TRIES or len(set(lengths[-SHORT_BODY_TRIES:])) > 1:
-                    raise _ShortBody(path, f"{len(page.ids)} messages, fewer than the answer states")
+                    raise _ShortBody(
+                        path, f"a page of {len(page.ids)} messages, which contradicts its counts"
+                    )
                 self._longest_page = len(page.ids)
                 self._counts_pages = self._counts_pages and page.count_matches
             self._longest_page = max(self._longest_page, len(page.ids))
@@ -360,7 +362,9 @@ class GatewayClient:
             except GatewayError as exc:
                 tries += 1
                 self._raise_if_down(exc)
-                if not exc.is_transient or tries >= self.options.tries:
+                # A short answer is recognized as complete by further ones of the same length.
+                least = SHORT_BODY_TRIES if isinstance(exc, _ShortBody) else 1
+                if not exc.is_transient or tries >= max(least, self.options.tries):
                     raise
                 overdue += isinstance(exc, GatewayTimeout)
                 delay = self._delay(tries)

@@ -30,6 +30,7 @@ _MAX_INTEGER_DIGITS = 4_000
 
 _SPACES = " \t\n\r"
 _NO_SPACE = re.compile(rf"[^{_SPACES}]|\Z")
+_RAW_SURROGATE = re.compile(r"(?<!\\)[\ud800-\udfff]")
 
 
 class Number(float):
@@ -85,7 +86,9 @@ def parse(body: bytes) -> Any:
         written = orjson.dumps(value)
     except (orjson.JSONDecodeError, TypeError):
         # JSON between systems is UTF-8 (RFC 8259, 8.1); a byte-order mark is tolerated.
-        return _parse_exactly(body.decode("utf-8-sig", "surrogatepass"))
+        text = body.decode("utf-8-sig", "surrogatepass")
+        # As escapes, so that two halves of one character become that character, as everywhere in JSON.
+        return _parse_exactly(_RAW_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
     if written == body or _skeleton(written) == _skeleton(body):
         return value
     return _parse_exactly(body.decode())

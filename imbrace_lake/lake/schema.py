@@ -259,6 +259,8 @@ def _time_column(field: str, values: _Values, extras: _Extras) -> pa.Array:
 
 
 def _times(texts: pa.Array) -> pa.Array:
+    # A cast rejects more than six decimals, which .NET and Go write, instead of rounding.
+    texts = pc.replace_substring_regex(texts, r"(\.[0-9]{6})[0-9]+", r"\1")
     # By way of microseconds, because a cast to milliseconds rejects microseconds even with `safe=False`.
     times = pc.cast(texts, pa.timestamp("us", "UTC")).cast(_TIME, safe=False)
     first, end = pa.scalar(FIRST_TIME, _TIME), pa.scalar(END_OF_TIME, _TIME)

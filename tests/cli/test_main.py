@@ -142,6 +142,14 @@ def test_the_server_commands_are_listed(run: Run) -> None:
         (["export", "--xyz"], "No such option: --xyz (see imbrace-lake export --help)"),
         (["export", "--chunk-size", "0"], "'--chunk-size'"),
         (["demo", "--conversations", "many"], "'--conversations'"),
+        (
+            ["export", "--phones", "a.csv", "--phones=b.csv"],
+            "--phones is given 2 times, and one is read: name a",
+        ),
+        (
+            ["backfill", "--rerun", "r1", "--rerun", "r2"],
+            "--rerun is given 2 times, and one is read: call the",
+        ),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments: list[str], reported: str, run: Run) -> None:

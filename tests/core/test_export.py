@@ -14,11 +14,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.errors import ObjectExists, OrganizationMismatch, RepeatedMessages, StoreUnavailable
+from imbrace_lake.errors import (
+    ConversationNotFound,
+    ObjectExists,
+    OrganizationMismatch,
+    RepeatedMessages,
+    StoreUnavailable,
+)
 from imbrace_lake.export.chunk import ChunkResult, choose_chunk_size, export_chunk
 from imbrace_lake.export.conversation import LookBack, PageCollector, export_conversation
 from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run import PriorState, RunContext
+from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.walk import REACHED_KNOWN
@@ -516,6 +523,28 @@ def test_a_conversation_that_vanishes_while_it_is_read_is_gone(box: Sandbox, tmp
     )
 
     assert entry.status == "gone"
+    assert parts_of(tmp_path, conversation_id) == []
+
+
+def test_a_conversation_that_is_there_is_not_gone_because_a_page_of_it_is_missing(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation_id = max(box.conversations, key=lambda one: len(box.truth(one)))
+    get_page = GatewayClient.get_page
+
+    async def lose_later_pages(client: GatewayClient, name: str, *, skip: int = 0, limit: int = 100) -> Page:
+        if skip:
+            raise ConversationNotFound("/conversations/…/messages", "not found", "-")
+        return await get_page(client, name, skip=0, limit=min(limit, 10))
+
+    monkeypatch.setattr(GatewayClient, "get_page", lose_later_pages)
+
+    async def twice(run: RunContext) -> list[ChunkResult]:
+        return [await export_chunk(run, name, [conversation_id]) for name in ("first", "second")]
+
+    for result in exporting(box, tmp_path, twice):
+        assert result.statuses == {"failed": 1}
+        assert "answers 404 for one of its pages" in (result.dead_letters[0].reason or "")
     assert parts_of(tmp_path, conversation_id) == []
 
 

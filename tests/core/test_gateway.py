@@ -856,6 +856,15 @@ def test_a_server_with_the_total_count_in_both_fields_is_recognized_after_the_fi
     assert client.traffic.requests == 10 + 2
 
 
+def test_a_server_with_other_counts_is_accepted_whatever_the_number_of_tries() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=body_of(["a", "b", "c"], count=7))
+
+    page = ask(playing(serve, tries=1), lambda client: client.get_page("c"))
+
+    assert len(page.ids) == 3
+
+
 def test_a_server_that_begins_to_send_shorter_pages_is_soon_accepted() -> None:
     cap = 50
 

@@ -132,7 +132,7 @@ class OrganizationMismatch(GatewayError):
 
 
 class AccessBlocked(GatewayError):
-    """403 with a page on every request: not the gateway answers, but something in front of it."""
+    """403 with a page on every request: something in front of the gateway answers."""
 
     is_fatal = True
     advice = "Ask who runs the network, or the vendor, why a firewall blocks these requests, then rerun."

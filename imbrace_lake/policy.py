@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
@@ -17,7 +17,10 @@ class Window:
     until: datetime | None = None
 
     def __str__(self) -> str:
-        return f"{self.since or '…'} to {self.until or '…'}"
+        """Return the span in words, ``from 2026-01-01 00:00 UTC until …``; empty if it is open."""
+        since = f"from {_moment(self.since)}" if self.since else ""
+        until = f"until {_moment(self.until)}" if self.until else "on" if self.since else ""
+        return f"{since} {until}".strip()
 
     @property
     def is_open(self) -> bool:
@@ -26,11 +29,8 @@ class Window:
 
     def sentence(self, now: datetime) -> str:
         """Return what a run that began `now` and read this window can state about it."""
-        until = None if self.until is None or self.until > now else _moment(self.until)
-        since = self.since and _moment(self.since)
-        span = f"from {since}" if since else ""
-        span += f" until {until}" if until else " on" if since else ""
-        return f"every message {span.strip() or 'until now'} was read; nothing is proven about others"
+        read = replace(self, until=None) if self.until is not None and self.until > now else self
+        return f"every message {str(read) or 'until now'} was read; nothing is proven about others"
 
 
 def _moment(time: datetime) -> str:

@@ -117,9 +117,15 @@ def rate(per_second: float, digits: int = 3) -> str:
     return f"{number} request{'s' * (number != '1')} per second"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: ``1 conversation``, ``2 conversations``."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return a count with its noun: ``1 conversation``, ``2 conversations``.
+
+    Args:
+        count: The count.
+        noun: What follows a count of one.
+        many: What follows any other count; by default the noun with an ``s``.
+    """
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
 def without_numbers(name: str) -> str:

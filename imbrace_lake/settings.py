@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         pattern=r"^[a-zA-Z0-9+.,\s-]*$",
         description="Kinds of addresses that lists are read from besides `file` and `s3`: `gs,https`.",
     )
-    mask_phones: bool = Field(False, description="Leave whole phone numbers out of the lake.")
+    mask_phones: bool = Field(False, description="Store phone numbers only masked and hashed.")
     phone_key: SecretStr | None = Field(
         None, min_length=16, description="Key of the phone numbers' hashes; by default the lake's own key."
     )

@@ -77,7 +77,7 @@ def compact(
         for one in reports:
             echo_status(describe(one))
         if differs and not dry_run:
-            echo_status("what differed from the parts was written again; run `imbrace-lake verify`")
+            echo_status("rows that differed from the parts were written again; run `imbrace-lake verify`")
     raise typer.Exit(DIFFERS if differs else 0)
 
 

@@ -139,7 +139,7 @@ class _LineView:
 
 
 class _Warnings(logging.Handler):
-    """Writes the first warnings of a run as lines; the lake and Prefect have all of them."""
+    """Writes the first warnings of a run as lines; the log of the run in Prefect has all of them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -149,8 +149,11 @@ class _Warnings(logging.Handler):
         self._count += 1
         if self._count <= MOST_LISTED:
             echo_error(record.getMessage(), "warning")
-        if self._count == MOST_LISTED:
-            echo_error("further warnings are counted in the summary", "warning")
+        elif self._count == MOST_LISTED + 1:
+            echo_error(
+                "further warnings are not shown here; the log of the run in Prefect has all of them",
+                "warning",
+            )
 
 
 def details(progress: core.Progress, pace: core.Pace) -> str:

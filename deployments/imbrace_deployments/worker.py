@@ -1,7 +1,8 @@
 """A worker that gives its runs back when it ends, so that the next worker continues them at once.
 
 Prefect's own worker leaves them *Crashed* when it is stopped, and *Running* or *Pending* when it is killed.
-The automations restart crashed runs two minutes later, but only once, and nothing restarts a pending one.
+The automations restart a crashed run 30 s later, but only once. A run of a killed worker
+becomes *Crashed* after 90 s without a heartbeat, and nothing restarts a pending one.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def connect(
     # A worker runs each flow in a temporary directory, where a lake would be lost.
     if is_deployment_run() and settings.lake is not None and is_relative(settings.lake):
         raise SettingsError(
-            f"the lake {settings.lake} is relative to wherever a run works: give a whole path"
+            f"the lake {settings.lake} is relative to the working directory of a run: give an absolute path"
         )
     blocks = {"credentials": _reference(credentials), "lake": _reference(lake)}
     return Connection(settings, None if lake is None else lake.options(), blocks)

@@ -168,13 +168,19 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
         lines.append(row if is_dry_run else f"{row} {one.rows_added:,} | {one.rows_removed:,} |")
     if differences:
         shown = differences[:MOST_EXAMPLES]
+        of = f" ({len(shown)} of {len(differences):,}; the log has all of them)"
         lines += [
             "",
-            f"**What differed** (of {len(differences):,}; all are in the log):",
+            f"**Differences**{of * (len(shown) < len(differences))}:",
             "",
             *(f"- {as_code(one.name)}: {one.problem}" for one in shown),
             "",
-            "**Next:** what differed from the parts was written again. Start `verify`, and find the cause.",
+            *(
+                ["The compaction wrote the rows again that differed from the parts.", ""]
+                if not is_dry_run
+                else []
+            ),
+            "**Next:** start `verify`, and find the cause.",
         ]
     return "\n".join(lines)
 
@@ -412,9 +418,10 @@ def _reached(summary: RunSummary) -> str:
 def damage(summary: RunSummary) -> str:
     """Return which ledger objects could not be read, and what to do, in one sentence."""
     count = len(summary.damaged)
-    objects = "1 ledger object is" if count == 1 else f"{count:,} ledger objects are"
+    them, which = ("it", "which one") if count == 1 else ("them", "which ones")
     return (
-        f"{objects} damaged, and the run continued without it: run `verify` to see which one and what to do."
+        f"{plural(count, 'ledger object is', 'ledger objects are')} damaged, and the run continued without"
+        f" {them}: run `verify` to see {which} and what to do."
     )
 
 

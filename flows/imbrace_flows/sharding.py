@@ -28,7 +28,7 @@ from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"
 POLL_SECONDS = 5.0
-# An automation of `imbrace-lake setup` restarts a crashed run after half a minute; without it, the run that
+# An automation of `imbrace-lake setup` restarts a crashed run after 30 s; without it, the run that
 # waits for the shard does. A run that is silent but has not crashed has lost its worker unnoticed.
 CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0

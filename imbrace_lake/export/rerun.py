@@ -71,7 +71,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
-            f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its whole"
+            f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its complete"
             " list again"
         ) from exc
     # A run that was closed as dead and then started again has two rows, in any order.

@@ -119,7 +119,7 @@ class RunContext:
         dead_letters: The first `MOST_LISTED` conversations that could not be exported.
         dead_letter_count: The number of all such conversations.
         causes: Their number by the advice on their errors.
-        errors: The error class of each of the first, by conversation.
+        errors: The error class of each conversation that failed.
         earlier_found: The conversations that an earlier attempt of this run found.
         resumed: Outcomes from a killed run of the same job, which this run reuses.
         open_chunks: The journal of each chunk under way, by name, so that another try can continue.

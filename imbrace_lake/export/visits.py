@@ -164,7 +164,7 @@ class VisitReport:
         by_age: The number of conversations by the age of their proof.
         forecast_mean, forecast_median, forecast_95: The age at which runs will find news.
         forecast_hour: The share of the news that they will find within an hour.
-        ended: Why no more was visited.
+        ended: Why the run ended its visits.
     """
 
     conversations: int
@@ -317,7 +317,7 @@ class Visits:
             now: The time.
             visited: The conversations with an outcome.
             proven: Those with a proof.
-            ended: Why no more was visited.
+            ended: Why the run ended its visits.
         """
         outlook, rows = self.outlook, self.choice.rows
         start = self.first + len(self.choice.unproven)

@@ -40,9 +40,7 @@ async def export_window(
     window_reader = _WindowReader(run, conversation_id, window, SortBuffer(reservation))
     proof = await window_reader.walk()
     if not proof.is_complete:
-        raise incomplete(
-            f"conversation {printable(conversation_id)} is not proven complete in {window}", proof
-        )
+        raise incomplete(f"conversation {printable(conversation_id)} is not proven complete {window}", proof)
     buffer = window_reader.buffer
     rows = await in_thread_unless(not buffer.is_spilled, buffer.rows, window_reader.are_inside)
     snapshot = await PartitionSnapshot.read(run.lake, parts, reservation)

@@ -153,7 +153,7 @@ class Walk:
                 if readings[0].digest() == readings[1].digest():
                     self._proof = self._describe_repeats(self._proof)
         except (Moved, Endless) as exc:
-            # If this ended the check for repeats, the earlier proof stands.
+            # If this ended the check for repeats, the earlier proof remains valid.
             self._proof = self._proof or self._new_proof(str(exc))
 
     def _missing(self) -> int:

@@ -105,7 +105,7 @@ def test_a_saved_block_is_passed_on_by_reference_and_an_unsaved_one_is_not() -> 
 def test_a_relative_lake_is_rejected_where_a_worker_would_lose_it() -> None:
     with (
         patch("imbrace_flows.blocks.is_deployment_run", return_value=True),
-        pytest.raises(SettingsError, match="give a whole path"),
+        pytest.raises(SettingsError, match="give an absolute path"),
     ):
         connect(CREDENTIALS, None)
 

@@ -22,13 +22,20 @@ from imbrace_flows.flow import _calm_end
 from imbrace_flows.input_report import input_markdown
 from imbrace_flows.params import BackfillParams, ExportParams
 from imbrace_flows.pipeline import Selection, show_log_lines
-from imbrace_flows.report import counts_in_words, failures_markdown, summary_markdown
+from imbrace_flows.report import (
+    compaction_markdown,
+    counts_in_words,
+    failures_markdown,
+    next_steps,
+    summary_markdown,
+)
 from imbrace_flows.words import add_up, as_code
 from imbrace_lake.errors import BadRequest, ConversationNotFound, NotReached
 from imbrace_lake.export.plan import Plan
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.policy import Window
+from imbrace_lake.tables.report import TableDifference, TableReport
 from imbrace_sandbox import Sandbox, SandboxOptions
 from imbrace_tasks.retry import _is_shown
 from tests.flows.offline import Offline
@@ -168,6 +175,34 @@ def summary(**values: Any) -> RunSummary:
 )
 def test_the_next_step_follows_from_the_end(values: dict[str, Any], step: str) -> None:
     assert f"**Next:** {step}" in summary_markdown(summary(**values))
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "1 ledger object is damaged, and the run continued without it: run `verify` to see which one"),
+        (2, "2 ledger objects are damaged, and the run continued without them: run `verify` to see which"),
+    ],
+)
+def test_damaged_objects_are_counted_in_the_next_step(count: int, words: str) -> None:
+    (step,) = next_steps(summary(status="complete", damaged=[f"runs/{one}.parquet" for one in range(count)]))
+
+    assert step.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("count", "title"),
+    [(5, "**Differences**:"), (1_234, "**Differences** (5 of 1,234; the log has all of them):")],
+)
+def test_a_compaction_shows_the_first_differences(count: int, title: str) -> None:
+    differences = [TableDifference(f"conv={one}", "has no rows") for one in range(count)]
+
+    lines = compaction_markdown("./lake", [TableReport("messages", differences=differences)]).splitlines()
+
+    first = lines.index(title) + 2
+    assert lines[first : first + 5] == [f"- `conv={one}`: has no rows" for one in range(5)]
+    assert lines[first + 5 : -2] == ["", "The compaction wrote the rows again that differed from the parts."]
+    assert lines[-1] == "**Next:** start `verify`, and find the cause."
 
 
 def test_a_list_without_a_readable_number_has_one_next_step(offline: Offline) -> None:

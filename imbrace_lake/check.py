@@ -29,6 +29,7 @@ from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.lake.ledger_schema import PROVEN
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber
+from imbrace_lake.printable import plural
 from imbrace_lake.settings import PREFIX, Settings, expiry_warning
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
@@ -113,9 +114,8 @@ async def check_list(address: str, settings: Settings) -> Finding:
         return Finding("list", "error", str(exc))
     if not found.valid:
         return Finding("list", "error", f"{found.report.source} has no phone number: use another list")
-    entries = "entry" if found.invalid == 1 else "entries"
-    invalid = f", {found.invalid:,} invalid {entries}" if found.invalid else ""
-    numbers = f"{found.valid:,} phone number{'s' * (found.valid != 1)}"
+    invalid = f", {plural(found.invalid, 'invalid entry', 'invalid entries')}" if found.invalid else ""
+    numbers = plural(found.valid, "phone number")
     return Finding("list", "ok", f"{numbers} in {found.report.source}{invalid}")
 
 
@@ -287,14 +287,14 @@ async def _probe_messages(
 def _describe_page(page: Page, page_size: int) -> Finding:
     received, total_count = len(page.ids), page.total_count
     if total_count is None:
-        message = f"a page of {received} messages for a limit of {page_size}, without counts"
+        message = f"a page of {plural(received, 'message')} for a limit of {page_size}, without counts"
         return Finding("pages", "note", message)
     if received < min(page_size, total_count):
-        message = f"a page has at most {received} messages, instead of {page_size}: the walk adapts"
+        message = f"a page has at most {plural(received, 'message')}, instead of {page_size}: the walk adapts"
     elif total_count <= page_size:
-        message = f"the conversation has {received} messages, too few to find the longest page"
+        message = f"the conversation has {plural(received, 'message')}, too few to find the longest page"
     else:
-        message = f"a page has {page_size} messages, as requested"
+        message = f"a page has {plural(page_size, 'message')}, as requested"
     return Finding("pages", "ok", message)
 
 
@@ -378,14 +378,14 @@ async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
     except ImbraceLakeError as exc:
         return _Probe([Finding("ledgers", "error", str(exc))])
     count = len(state.ids())
-    message = f"the lake has {count:,} conversation{'s' * (count != 1)} of this organization"
+    message = f"the lake has {plural(count, 'conversation')} of this organization"
     if not count:
         message = "the lake has no conversation of this organization yet: export into it"
     findings = [Finding("ledgers", "ok", message)]
     if lake.damaged:
         message = (
-            f"{len(lake.damaged)} damaged objects, such as {min(lake.damaged)}: exports continue without"
-            " them, and `imbrace-lake verify` reports what to do"
+            f"{plural(len(lake.damaged), 'damaged object')}, such as {min(lake.damaged)}: exports continue"
+            " without, and `imbrace-lake verify` reports what to do"
         )
         findings.append(Finding("ledgers", "note", message))
     lengths = {one.conversation_id: one.server_count or 0 for one in state.states if one.status in PROVEN}

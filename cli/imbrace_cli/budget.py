@@ -12,7 +12,7 @@ from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, read_settings
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
-from imbrace_lake.printable import decimal, rate
+from imbrace_lake.printable import decimal, plural, rate
 
 EXAMPLES = """
 \b
@@ -112,8 +112,11 @@ def _lines(found: Budget, name: str, page: str | None, *, is_set: bool) -> list[
         first = f"the budget is {rate(found.per_second, 6)} for all runs together"
     if is_set and found.before != found.per_second:
         first += f" (before: {'none' if found.before is None else decimal(found.before, 6)})"
-    runs = f"{found.runs:,} run{'s' * (found.runs != 1)}"
-    uses = f"in use   up to {rate(found.in_use)}, by {runs}" if found.runs else "in use   by no run"
+    uses = (
+        f"in use   up to {rate(found.in_use)}, by {plural(found.runs, 'run')}"
+        if found.runs
+        else "in use   by no run"
+    )
     rows = [f"change   {program()} budget N"]
     if found.per_second is not None:
         # Without a budget, what runs reported a moment ago is not part of one.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imbrace_cli.terminal import echo
+from imbrace_lake.printable import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +46,7 @@ def _tree(folder: Path, folder_name: str) -> Tree:
             branch.add(_entry("", f"… {len(conversations) - MOST_FOLDERS:,} more"))
     for ledger, what in (("phones", "numbers"), ("conversations", "conversations"), ("runs", "runs")):
         count = sum(1 for _ in (folder / ledger).iterdir())
-        tree.add(_entry(ledger, f"the ledger of {what}: {count:,} file{'s' * (count != 1)}"))
+        tree.add(_entry(ledger, f"the ledger of {what}: {plural(count, 'file')}"))
     tree.add("lake.json")
     return tree
 

@@ -142,7 +142,7 @@ def _interrupted_message(observer: Observer) -> str:
     from imbrace_lake.printable import plural
 
     done = sum(observer.progress.statuses[status] for status in PROVEN)
-    count = f"{plural(done, 'conversation')} {'is' if done == 1 else 'are'}"
+    count = plural(done, "conversation is", "conversations are")
     return f"{count} complete in the lake; run the same command to export the others"
 
 

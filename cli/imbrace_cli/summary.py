@@ -79,7 +79,8 @@ def _show_summary(summary: RunSummary, command: str) -> None:
             echo(f"  and {summary.dead_letter_count - len(failures):,} more")
         echo("", "what to do:", *(f"  {as_called(line)}" for line in summary.advice()))
     if summary.damaged:
-        echo("", f"damaged and ignored: {len(summary.damaged):,} ledger objects; verify names them")
+        damaged = plural(len(summary.damaged), "ledger object")
+        echo("", f"damaged and ignored: {damaged}; verify shows which")
     if summary.number_errors:
         reasons = (f"  {count:,} × {reason}" for reason, count in summary.number_errors.items())
         echo("", "numbers not resolved:", *reasons)

@@ -157,7 +157,8 @@ def _echo_verification(found: Verification, lake: str) -> None:
         looked += f", {plural(found.table_files, 'file')} of tables"
     if found.counts:
         looked += f", {plural(found.counts, 'count')}"
-    echo_status(f"sound: {looked}" if found.is_sound else f"{len(found.differences):,} differ: {looked}")
+    differ = plural(len(found.differences), "differs", "differ")
+    echo_status(f"sound: {looked}" if found.is_sound else f"{differ}: {looked}")
     if found.tables_not_verified:
         echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:

@@ -54,8 +54,10 @@ _SUBJECT = (
 _BODY = (
     f"{{% if event.event == '{TEST}' %}}Notifications of imbrace-lake arrive here."
     f"{{% elif event.event == '{LAKE_STALE}' %}}"
-    "{{ event.payload.conversations }} conversations of {{ event.payload.lake }} have no proof of the last"
-    " {{ event.payload.stale_hours|round|int }} hours."
+    "{% set count, hours = event.payload.conversations|int, event.payload.stale_hours|round|int %}"
+    "{{ count }} conversation{{ '' if count == 1 else 's' }} of {{ event.payload.lake }}"
+    " {{ 'has' if count == 1 else 'have' }} no proof of the last"
+    " {{ 'hour' if hours == 1 else hours ~ ' hours' }}."
     "{% else %}{{ flow_run.state.message }}"
     # Prefect's message has no next step.
     "{% if flow_run.state.name == 'Crashed' %}\n\nIt is not started again by itself: look at the last lines"

@@ -10,6 +10,8 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 
+from imbrace_lake.printable import plural
+
 WIDTH, HEIGHT = 720, 300
 MOST_BARS = 60
 _LEFT, _RIGHT = 24, WIDTH - 24
@@ -76,7 +78,7 @@ def _bars(days: Mapping[date, int]) -> Iterator[str]:
 
 def _stripe(conversations: Sequence[tuple[int, str]]) -> Iterator[str]:
     total = sum(count for count, _ in conversations)
-    yield _text(_LEFT, _STRIPE, f"{total:,} conversations", weight="bold")
+    yield _text(_LEFT, _STRIPE, plural(total, "conversation"), weight="bold")
     x, legend = float(_LEFT), _LEFT
     for (count, name), color in zip(conversations, _COLORS, strict=False):
         if not count:

@@ -21,6 +21,7 @@ from imbrace_flows.report import publish_compaction
 from imbrace_flows.run_name import run_name
 from imbrace_lake.errors import InputError
 from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.printable import plural
 from imbrace_lake.tables.delta_log import require_deltalake
 from imbrace_lake.tables.report import describe
 from imbrace_lake.tuning import TABLE_ALLOCATOR, tuned_process
@@ -76,6 +77,6 @@ async def _compact(params: CompactParams, connection: Connection) -> State[Any]:
             await publish_compaction(lake.url, reports)
     differences = sum(len(one.differences) for one in reports)
     if differences:
-        named = "1 thing differed" if differences == 1 else f"{differences:,} things differed"
-        return Failed(name="Differs", message=f"{named}, see the summary of this run")
+        named = plural(differences, "thing")
+        return Failed(name="Differs", message=f"{named} differed, see the summary of this run")
     return Completed(message=describe(reports[0]))

@@ -72,9 +72,9 @@ def _left_out(file: dict[str, Any]) -> Iterator[str]:
         where = _listed(empty["positions"], empty["count"])
         yield f"{empty['count']:,} without a number: {noun} {where}"
     if file["titles_skipped"]:
-        yield f"{file['titles_skipped']:,} above the header skipped"
+        yield f"{plural(file['titles_skipped'], 'row')} above the header skipped"
     if file["comments"]:
-        yield f"{file['comments']:,} comment lines skipped"
+        yield f"{plural(file['comments'], 'comment line')} skipped"
 
 
 def _listed(shown: Sequence[object], count: int) -> str:

@@ -49,7 +49,6 @@ from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
-from imbrace_lake.export.humanize import counted
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.recovery import work_fingerprint
@@ -447,8 +446,9 @@ class _Job:
         # Those that an earlier attempt has visited have an outcome.
         ids = [one for one in run.as_stored(visits.ids) if one not in run.accounts.recorded]
         logger.info(
-            "chosen: %s; %s",
-            counted([(len(ids), "conversations to visit"), (visits.choice.due, "due")]),
+            "chosen: %s to visit, %s due; %s",
+            plural(len(ids), "conversation"),
+            f"{visits.choice.due:,}",
             "; ".join(visits.report(run.clock(), (), (), "").ages()),
         )
         try:

@@ -131,10 +131,10 @@ def _ended(found: Verification, stale: int, stale_hours: float | None) -> State[
     message = ""
     if stale:
         hours = "hour" if stale_hours == 1 else f"{stale_hours:g} hours"
-        has = "has" if stale == 1 else "have"
-        message = f"; {plural(stale, 'conversation')} {has} no proof of the last {hours}"
+        conversations = plural(stale, "conversation has", "conversations have")
+        message = f"; {conversations} no proof of the last {hours}"
     if found.is_sound:
-        return Completed(message=f"{objects:,} objects are as they were written{message}")
-    differ = len(found.differences)
-    named = "1 thing differs" if differ == 1 else f"{differ:,} things differ"
+        as_written = plural(objects, "object is as it was", "objects are as they were")
+        return Completed(message=f"{as_written} written{message}")
+    named = plural(len(found.differences), "thing differs", "things differ")
     return Failed(name="Differs", message=f"{named}, see the table of this run{message}")

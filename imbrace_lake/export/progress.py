@@ -216,7 +216,7 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     """Describe what limits the run at the moment, as the end of "limited by …"; empty if unknown."""
     if progress.shards is not None:
         waiting = progress.waiting_shards
-        return f"missing workers: {waiting:,} shard{'s wait' if waiting > 1 else ' waits'}" if waiting else ""
+        return f"missing workers: {plural(waiting, 'shard waits', 'shards wait')}" if waiting else ""
     limiter = progress.limiter
     if limiter is None or progress.stage not in ("resolving", "exporting"):
         return ""
@@ -229,16 +229,16 @@ def limited_by(progress: Progress, pace: Pace) -> str:
         latency = f" after {limiter.in_flight / pace.answers:.2g} s" if pace.answers else ""
         return f"the gateway: answers{latency}, {limiter.in_flight:,} at a time"
     if progress.writing > limiter.in_flight:
-        verb = "is" if progress.writing == 1 else "are"
-        return f"the lake: {plural(progress.writing, 'conversation')} {verb} being written"
+        writing = plural(progress.writing, "conversation is", "conversations are")
+        return f"the lake: {writing} being written"
     if progress.memory is not None and progress.memory.reserved_bytes > progress.memory.most_bytes:
         return "memory: further messages wait in files"
     if progress.retried and not limiter.in_flight:
-        waiting = sum(progress.retried.values())
-        return f"failures: {plural(waiting, 'conversation')} wait{'s' * (waiting == 1)} for another try"
+        retried = plural(sum(progress.retried.values()), "conversation waits", "conversations wait")
+        return f"failures: {retried} for another try"
     left = progress.conversations - progress.conversations_done
     if progress.stage == "exporting" and 0 < left < limiter.in_flight_limit:
-        return f"the last {left:,} conversation{'s' * (left > 1)}"
+        return f"the last {plural(left, 'conversation')}"
     return ""
 
 
@@ -311,5 +311,5 @@ class ProgressLine:
     def describe_end(self, progress: Progress) -> str:
         """Return the line for the end of the run."""
         done, total, unit = progress.position()
-        counts = f"{progress.conversations_failed:,} failed · {progress.messages_total:,} messages"
+        counts = f"{progress.conversations_failed:,} failed · {plural(progress.messages_total, 'message')}"
         return f"{done:,} of {total:,} {unit} · {counts}"

@@ -17,6 +17,7 @@ from imbrace_lake.errors import DamagedObject, InputError
 from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
+from imbrace_lake.printable import plural
 
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 RUN_ID = rf"^\s*(?:\S*/flow-run/)?{_UUID}(?:[/?#]\S*)?\s*$"
@@ -137,26 +138,32 @@ def _lost(
     outcomes = sum(totals.get("conversations", {}).values())
     if totals.get("found") is not None and totals["found"] != outcomes:
         lost.append(
-            f"its accounts do not add up ({totals['found']:,} found, {outcomes:,} outcomes): export its input"
-            " again"
+            f"its accounts do not add up ({totals['found']:,} found, {plural(outcomes, 'outcome')}): export"
+            " its input again"
         )
     if "shards" not in parameters and conversations.num_rows < outcomes:
         count = outcomes - conversations.num_rows
         lost.append(
-            f"{count:,} of its {outcomes:,} outcomes are no longer in the ledger: export its input again"
+            f"{count:,} of its {plural(outcomes, 'outcome')} {'is' if count == 1 else 'are'} no longer in the"
+            " ledger: export its input again"
         )
     entries = parameters.get("entries", 0)
     if phones.num_rows < entries:
         count = entries - phones.num_rows
         lost.append(
-            f"{count:,} of the {entries:,} entries of its list have no outcome: export its list again"
+            f"{count:,} of the {plural(entries, 'entry', 'entries')} of its list"
+            f" {'has' if count == 1 else 'have'} no outcome: export its list again"
         )
     masked = phones.filter(pc.equal(phones.column("status"), "error")).column("phone").null_count
     if masked:
-        lost.append(
-            f"{masked:,} numbers that it could not resolve are masked in the lake: export its list again"
+        numbers = plural(
+            masked, "number that it could not resolve is", "numbers that it could not resolve are"
         )
+        lost.append(f"{numbers} masked in the lake: export its list again")
     unreadable = Counter(phones.column("status").to_pylist())["invalid"]
     if unreadable > tolerated_unreadable * phones.num_rows:
-        lost.append(f"{unreadable:,} entries of its input could not be read: correct the list and export it")
+        lost.append(
+            f"{plural(unreadable, 'entry', 'entries')} of its input could not be read: correct the list and"
+            " export it"
+        )
     return lost

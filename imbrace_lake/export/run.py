@@ -50,7 +50,7 @@ from imbrace_lake.lake.ledger_schema import OUTCOMES, ConversationEntry, RunTota
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.policy import ReadPolicy, Window
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.revisit import SKEW
 from imbrace_lake.settings import Settings
 from imbrace_lake.store.factory import StoreOptions
@@ -309,9 +309,9 @@ class RunContext:
         state = await read_state(self.lake, self.organization_id, now=self.clock())
         if state.ahead:
             logger.warning(
-                "%d entries of the ledgers are from the future, because a clock was or is wrong: check the"
-                " clocks of the workers; until then these entries count as the oldest",
-                state.ahead,
+                "%s from the future, because a clock was or is wrong: check the clocks of the workers; until"
+                " then such entries count as the oldest",
+                plural(state.ahead, "entry of the ledgers is", "entries of the ledgers are"),
             )
         self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
         partitions, recorded = self.partitions.names(), other_spellings(self.states.ids())
@@ -693,12 +693,13 @@ def _status(
     not_reached = run.progress.statuses["not_reached"]
     which = _positions(run.accounts.unreadable, unreadable)
     if failure is not None:
-        reached = f"; {_counted([(not_reached, 'conversation')])} not reached" if not_reached else ""
+        reached = f"; {plural(not_reached, 'conversation')} not reached" if not_reached else ""
         return "failed", failure + reached
     if given and unreadable == given:
         return "failed", f"nothing in the input could be read as a phone number{which}"
     remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
-    lost = _counted([(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")])
+    counts = [(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")]
+    lost = " and ".join(plural(count, noun) for count, noun in counts if count)
     if lost and dead == done:
         return "failed", "; ".join([f"{lost} failed, and nothing was exported", *remarks])
     is_tolerated = not phones["error"] and not run.lost_shards and dead <= tolerated_share * done
@@ -733,10 +734,6 @@ def _positions(first: Sequence[int], count: int) -> str:
     shown = first[:MOST_NAMED_POSITIONS]
     more = f" and {count - len(shown):,} more" if count > len(shown) else ""
     return f" ({'entry' if count == 1 else 'entries'} {', '.join(map(str, shown))}{more})"
-
-
-def _counted(counts: Sequence[tuple[int, str]]) -> str:
-    return " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
 
 
 def closed_summary(closed: ClosedRun, lake: str) -> RunSummary:

@@ -23,6 +23,7 @@ from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.conversation_states import ConversationStates, read_unrecorded
 from imbrace_lake.lake.freshness import CLASSES, NEVER, OLDER
 from imbrace_lake.lake.lake import Lake
+from imbrace_lake.printable import plural
 from imbrace_lake.revisit import (
     COLUMNS,
     Choice,
@@ -238,13 +239,10 @@ class VisitReport:
     def promise(self) -> str:
         """Return the promise, and whether the budget is sufficient for it."""
         kept = "kept" if self.is_promise_kept else "broken"
-        return f"{self._promised()}: {kept}, needs {self._needed()} per run"
+        return f"{self._promised()}: {kept}, needs {plural(self.needed, 'visit')} per run"
 
     def _promised(self) -> str:
         return "1 day" if self.promise_days == 1 else f"{self.promise_days:g} days"
-
-    def _needed(self) -> str:
-        return "1 visit" if self.needed == 1 else f"{self.needed:,} visits"
 
     def sentence(self) -> str:
         """Return what a run with a budget did, and what it left."""
@@ -267,13 +265,13 @@ class VisitReport:
         found = []
         if not self.is_promise_kept:
             found.append(
-                f"the promise of {self._promised()} needs {self._needed()} per run, and the budget allows"
-                f" {self.requests:,}"
+                f"the promise of {self._promised()} needs {plural(self.needed, 'visit')} per run, and the"
+                f" budget allows {self.requests:,}"
             )
         if self.ahead:
             found.append(
-                f"{self.ahead:,} proofs are from the future, because a clock was or is wrong: check the"
-                " clocks of the workers"
+                f"{plural(self.ahead, 'proof is', 'proofs are')} from the future, because a clock was or is"
+                " wrong: check the clocks of the workers"
             )
         return found
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from imbrace_lake.printable import without_numbers
+from imbrace_lake.printable import plural, without_numbers
 
 MOST_POSITIONS = 20
 MOST_FILES = 20
@@ -96,8 +96,8 @@ class FileReport:
         if self.delimiter and self.delimiter != ",":
             parts.append("delimiter " + self.delimiter.replace("\t", "tab"))
         if self.columns:
-            plural = "s" * (len(self.columns) > 1)
-            parts.append(f"column{plural} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
+            noun = "column" if len(self.columns) == 1 else "columns"
+            parts.append(f"{noun} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
             # Columns of Parquet have names without a header.
             if self.format != "Parquet":
                 parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
@@ -106,7 +106,7 @@ class FileReport:
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each choice that may have left out numbers."""
         for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]:
-            cells = f"{count:,} cell{'s look' if count != 1 else ' looks'} like phone numbers"
+            cells = plural(count, "cell looks like a phone number", "cells look like phone numbers")
             choice = f"choose columns with {COLUMN_SETTING}"
             yield f"{self.name}: column {short(name)} was not read, but {cells}; {choice}"
         if self.other_sheets:
@@ -114,15 +114,15 @@ class FileReport:
             sheet = short(self.sheet or "")
             yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with {SHEET_SETTING}"
         if self.sheet is not None and self.empty.count:
-            rows = f"{self.empty.count:,} row{'s have' if self.empty.count != 1 else ' has'} no number"
+            rows = plural(self.empty.count, "row has no number", "rows have no number")
             yield (
                 f"{self.name}: {rows} in these columns; errors (#N/A) and formulas without a stored value are"
                 " blank here: open and save the file if there should be a number"
             )
         if self.titles:
-            yield f"{self.name}: {self.titles} row{'s' * (self.titles > 1)} above the header skipped"
+            yield f"{self.name}: {plural(self.titles, 'row')} above the header skipped"
         if self.comments:
-            yield f"{self.name}: {self.comments:,} line{'s' * (self.comments > 1)} with # skipped"
+            yield f"{self.name}: {plural(self.comments, 'line')} with # skipped"
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.ledger_schema import ConversationEntry
+from imbrace_lake.printable import plural
 from imbrace_lake.verify.findings import Difference, Verification
 
 
@@ -59,9 +60,11 @@ async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> st
         if exc.is_fatal:
             raise
         return f"could not be compared: {exc}"
+    count = page.total_count
+    messages = "an unknown number of messages" if count is None else plural(count, "message")
     if entry.status == "gone":
-        return f"is at the gateway again, with {page.total_count} messages"
-    if page.total_count == (entry.distinct_messages or 0) + entry.repeats:
+        return f"is at the gateway again, with {messages}"
+    if count == (entry.distinct_messages or 0) + entry.repeats:
         return None
-    repeats = f" and {entry.repeats} repeats" if entry.repeats else ""
-    return f"has {page.total_count} messages at the gateway, {entry.distinct_messages}{repeats} in the lake"
+    repeats = f" and {plural(entry.repeats, 'repeat')}" if entry.repeats else ""
+    return f"has {messages} at the gateway, {entry.distinct_messages}{repeats} in the lake"

@@ -13,6 +13,7 @@ from prefect.states import Completed, Failed
 from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.run import RunContext
+from imbrace_lake.printable import plural
 from imbrace_tasks.retry import attempt, is_last_try
 
 
@@ -38,7 +39,7 @@ async def export_conversations_chunk(
     if result.is_worth_retrying and not is_last_try():
         done = sum(result.statuses.values())
         raise ChunkUnfinished(
-            f"{done} of {len(conversation_ids)} conversations done, the others will be retried"
+            f"{done} of {plural(len(conversation_ids), 'conversation')} done, the others will be retried"
         )
     message = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
     return Failed(message=message) if result.dead_letters else Completed(message=message)

@@ -13,6 +13,7 @@ from prefect.states import Completed
 from imbrace_lake.errors import as_own_error
 from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.run import RunContext
+from imbrace_lake.printable import plural
 from imbrace_tasks.retry import attempt, is_last_try
 
 
@@ -31,4 +32,5 @@ async def resolve_phones(run: RunContext, recording: Recording, name: str, numbe
         raise as_own_error(result.error)
     run.progress.numbers_resolved += sum(result.statuses[status] for status in ("resolved", "none", "error"))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.statuses.items()))
-    return Completed(message=f"{counts}; {len(result.conversation_ids)} conversations", data=result)
+    found = plural(len(result.conversation_ids), "conversation")
+    return Completed(message=f"{counts}; {found}", data=result)

@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed
 
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake
+from imbrace_lake.printable import plural
 from imbrace_lake.settings import Settings
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
@@ -25,7 +26,7 @@ async def verify_lake_objects(lake: Lake) -> State[Any]:
     """Read every object of a lake; the result is a `Verification`."""
     found = await verify_objects(lake)
     return _verification_state(
-        found, f"{found.parts} parts and {found.ledger_objects} objects of the ledgers"
+        found, f"{plural(found.parts, 'part')} and {plural(found.ledger_objects, 'object')} of the ledgers"
     )
 
 
@@ -37,10 +38,11 @@ async def verify_lake_counts(lake: Lake, settings: Settings) -> State[Any]:
     states = await read_states(lake, settings.require("organization"))
     async with open_gateway(settings) as gateway:
         await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
-    return _verification_state(found, f"{found.counts} counts")
+    return _verification_state(found, plural(found.counts, "count"))
 
 
 def _verification_state(found: Verification, what: str) -> State[Any]:
     if found.is_sound:
         return Completed(message=f"{what}, and nothing differs", data=found)
-    return Failed(name="Differs", message=f"{what}, and {len(found.differences)} differ", data=found)
+    differ = plural(len(found.differences), "differs", "differ")
+    return Failed(name="Differs", message=f"{what}, and {differ}", data=found)

@@ -168,7 +168,7 @@ def test_the_report_of_a_list_is_shown_recorded_and_an_artifact(
     assert read["files"][0]["left_out"] == [{"column": "fax", "cells": 1}]
     assert read["rejected"] == [{"reason": "it has letters", "count": 1, "where": ["data row 2 of a.csv"]}]
     assert "columns phone, phone_2, header in row 2" in result.err
-    assert "column fax was not read, but 1 cell looks like phone numbers" in result.err
+    assert "column fax was not read, but 1 cell looks like a phone number" in result.err
     artifact = httpx.post(
         f"{prefect.api_url}/artifacts/filter",
         json={"artifacts": {"key": {"any_": ["export-input"]}, "flow_run_id": {"any_": [summary["run_id"]]}}},
@@ -177,7 +177,7 @@ def test_the_report_of_a_list_is_shown_recorded_and_an_artifact(
     assert page.startswith("# 5 entries = 3 to be read + 1 repeated + 1 unreadable\n")
     assert "- **1 × it has letters:** `data row 2 of a.csv`" in page
     assert "column `fax` not read, though 1 cell may be numbers" in page
-    assert "1 above the header skipped" in page
+    assert "1 row above the header skipped" in page
     ledger = (
         ds.dataset(workdir / "lake" / "runs")
         .to_table(columns=["parameters"])

@@ -349,8 +349,10 @@ def test_two_runs_that_close_a_killed_run_write_the_same_accounts(box: Sandbox, 
 @pytest.mark.parametrize(
     ("statuses", "tolerated", "sentence"),
     [
+        ({"invalid": 1}, 0.0, "1 entry of its input could not be read: correct the list and export it"),
         ({"invalid": 2}, 0.0, "2 entries of its input could not be read: correct the list and export it"),
         ({"invalid": 6, "none": 94}, 0.05, "6 entries of its input could not be read"),
+        ({"error": 1}, 0.0, "1 number that it could not resolve is masked in the lake"),
         ({"error": 3}, 0.0, "3 numbers that it could not resolve are masked in the lake"),
     ],
 )
@@ -411,15 +413,41 @@ def test_the_ledger_has_all_numbers_of_a_row_with_several(tmp_path: Path) -> Non
     assert len(ds.dataset(tmp_path / "phones").to_table()) == 3
 
 
-def test_entries_without_a_row_in_the_ledger_are_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (1, "1 of the 1 entry of its list has no outcome"),
+        (7, "7 of the 7 entries of its list have no outcome"),
+    ],
+)
+def test_entries_without_a_row_in_the_ledger_are_missing(count: int, sentence: str, tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await Journal(lake, "run_1", utc_now()).close(
-            {**ROW, "parameters": {"entries": 7}}, RunTotals(found=0)
+            {**ROW, "parameters": {"entries": count}}, RunTotals(found=0)
         )
 
     in_lake(tmp_path, job)
 
-    with pytest.raises(InputError, match="7 of the 7 entries of its list have no outcome"):
+    with pytest.raises(InputError, match=sentence):
+        missed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (1, "1 of its 1 outcome is no longer in the ledger"),
+        (2, "2 of its 2 outcomes are no longer in the ledger"),
+    ],
+)
+def test_outcomes_that_the_ledger_lost_are_counted(count: int, sentence: str, tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        times = {"started_at": utc_now(), "finished_at": utc_now()}
+        totals = RunTotals(found=count, conversations={"failed": count})
+        await Journal(lake, "run_1", utc_now()).close({**ROW, **times, "parameters": {}}, totals)
+
+    in_lake(tmp_path, job)
+
+    with pytest.raises(InputError, match=sentence):
         missed(tmp_path)
 
 

@@ -255,7 +255,7 @@ def test_a_short_conversation_is_reported_as_too_short_for_findings(box: Sandbox
 
     findings = look(settings_of(box, tmp_path), number)
 
-    assert "has 1 messages, too few" in findings["pages"][0].message
+    assert "has 1 message, too few" in findings["pages"][0].message
     assert "too short" in findings["counts"][0].message
 
 

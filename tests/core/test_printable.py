@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from imbrace_lake.printable import (
     NAME_WITHOUT_NUMBERS,
     decimal,
+    plural,
     printable,
     printable_address,
     printable_request_id,
@@ -150,3 +151,17 @@ def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> 
 )
 def test_a_number_for_people_has_no_exponent(value: float, shown: str) -> None:
     assert decimal(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "many", "shown"),
+    [
+        (0, None, "0 parts"),
+        (1, None, "1 part"),
+        (1_000, None, "1,000 parts"),
+        (1, "parts differ", "1 part"),
+        (2, "parts differ", "2 parts differ"),
+    ],
+)
+def test_a_count_has_its_form_of_the_noun(count: int, many: str | None, shown: str) -> None:
+    assert plural(count, "part", many) == shown

@@ -11,6 +11,8 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
+from prefect.events.actions import SendNotification
+from prefect.server.utilities.user_templates import render_user_template
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from imbrace_cli import local_server
@@ -30,6 +32,7 @@ from imbrace_deployments.notifications import (
     statuses,
     teams_block,
 )
+from imbrace_flows.events import LAKE_STALE
 from imbrace_lake.errors import SettingsError
 from tests.core.certificates import make_certificate
 from tests.deployments.operator import Operator
@@ -175,6 +178,24 @@ def test_the_server_tells_of_partial_failed_and_crashed_runs_and_of_a_stale_lake
     assert {one for to, _ in received.mails for one in to} == {"ops@example.com", "on-call@example.com"}
     assert {str(mail["from"]) for _, mail in received.mails} == {"robot@example.com"}
     assert set(received.logins) == {f"\0robot@example.com\0{PASSWORD}".encode()}
+
+
+@pytest.mark.parametrize(
+    ("conversations", "hours", "message"),
+    [
+        (1, 1.0, "1 conversation of ./lake has no proof of the last hour."),
+        (2, 26.0, "2 conversations of ./lake have no proof of the last 26 hours."),
+    ],
+)
+def test_the_message_about_a_stale_lake_counts_conversations_and_hours(
+    conversations: int, hours: float, message: str
+) -> None:
+    payload = {"conversations": conversations, "stale_hours": hours, "lake": "./lake"}
+    event = {"event": LAKE_STALE, "payload": payload}
+    (action,) = notification("slack", uuid4(), "an incoming webhook of Slack").actions
+    assert isinstance(action, SendNotification)
+
+    assert asyncio.run(render_user_template(action.body, {"event": event})) == message
 
 
 def test_a_test_message_arrives_or_its_failure_is_reported(informed: Operator, received: Received) -> None:

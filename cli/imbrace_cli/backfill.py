@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
-from imbrace_cli.export import find_lake
+from imbrace_cli.export import require_run_in_lake
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import UsageError
 from imbrace_lake.moment import HOW_TO_WRITE, parse_moment
@@ -122,7 +122,7 @@ def backfill(
     elif source == "conversations":
         conversations = ids_address(conversations, conversation or [], table, settings)
     else:
-        find_lake(settings, rerun)
+        require_run_in_lake(settings, rerun)
     params = BackfillParams(
         everything=everything, phones=phones, conversations=conversations, rerun=rerun, column=table.column,
         sheet=sheet, region=settings.region, since=begin, until=end, walk_whole=not new_only,

@@ -102,11 +102,11 @@ def _list_or_none(
         return list_address(phones, numbers, table, settings)
     if phones is not None or numbers:
         raise UsageError("give either phone numbers or --rerun, not both")
-    find_lake(settings, rerun)
+    require_run_in_lake(settings, rerun)
     return None
 
 
-def find_lake(settings: Settings, run_id: str | None) -> None:
+def require_run_in_lake(settings: Settings, run_id: str | None) -> None:
     """Check that there is a lake, and that it knows a run, if one is given.
 
     Raises:

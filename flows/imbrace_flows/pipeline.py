@@ -44,7 +44,7 @@ from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, c
 from imbrace_flows.params import ReadParams
 from imbrace_flows.report import counts_in_words, publish_report
 from imbrace_flows.run_name import list_name
-from imbrace_flows.sharding import check_can_shard, export_by_shards, has_shards
+from imbrace_flows.sharding import check_can_shard, export_by_shards, needs_shards
 from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MOST_POSITIONS
@@ -372,16 +372,16 @@ class _Job:
             recorded = {*run.recorded_ids()}
             found = await read_unrecorded(run.lake, run.organization_id, run.partitions, recorded)
             unproven = [*run.unproven, *found]
-            if self._has_budget(len(recorded.union(found, ids))):
+            if self._give_budget(len(recorded.union(found, ids))):
                 del recorded
                 await self._visit(unproven, ids)
                 return
             ids = [*sorted(recorded | found), *ids]
             if self.selection.budget.is_automatic:
                 visits = await self._look_at(unproven, (), None)
-        ids = await run.found(ids)
+        ids = await run.record_found(ids)
         logger.info("found: %s", plural(len(ids), "conversation"))
-        if await has_shards(run, self.settings, len(ids)):
+        if await needs_shards(run, self.settings, len(ids)):
             await export_by_shards(
                 run,
                 await plan_shards(run, ids, self.settings.shard_size),
@@ -397,7 +397,7 @@ class _Job:
         if run.fatal is not None:
             raise run.fatal
 
-    def _has_budget(self, conversations: int) -> bool:
+    def _give_budget(self, conversations: int) -> bool:
         """Give the run its budget; return whether it has one.
 
         A run that chooses its budget by itself has none if it can visit everything.
@@ -474,7 +474,7 @@ class _Job:
             if run.accounts.found is None and run.budget is None:
                 await run.recall()
                 if run.earlier_found or not self.selection.is_everything:
-                    await run.found(self._ids())
+                    await run.record_found(self._ids())
             return await close_run(
                 run,
                 self.recorded,

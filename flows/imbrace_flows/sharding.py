@@ -62,7 +62,7 @@ async def check_can_shard(settings: Settings) -> None:
         )
 
 
-async def has_shards(run: RunContext, settings: Settings, conversations: int) -> bool:
+async def needs_shards(run: RunContext, settings: Settings, conversations: int) -> bool:
     """Whether a run is to be split into shards; sends no request unless it is large.
 
     Raises:

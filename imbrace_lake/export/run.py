@@ -339,7 +339,7 @@ class RunContext:
         canonical = canonical_conversation_ids(conversation_ids)
         return [self.spellings.get(one, one) for one in canonical]
 
-    async def found(self, conversation_ids: Iterable[str]) -> list[str]:
+    async def record_found(self, conversation_ids: Iterable[str]) -> list[str]:
         """Record which conversations the run is to export, including those of an earlier attempt.
 
         Returns:

@@ -65,7 +65,7 @@ def run(
     async def main() -> RunSummary:
         async with open_run(settings_for(box, lake), run_id) as opened:
             await opened.load_prior_state("all")
-            await opened.found(box.conversations)
+            await opened.record_found(box.conversations)
             await work(opened)
             return await close_run(opened, {}, Counter(resolved=10), **closing)
 
@@ -79,7 +79,7 @@ def kill(box: Sandbox, lake: Path, found: Iterable[str] | None = None, done: Seq
         async with open_run(settings_for(box, lake), "run_1") as opened:
             await opened.load_prior_state("all")
             if found is not None:
-                await opened.found(found)
+                await opened.record_found(found)
             if done:
                 await export_chunk(opened, "chunk", done)
 
@@ -152,7 +152,7 @@ def test_every_outcome_records_the_pages_that_were_requested_for_its_conversatio
         await export_chunk(opened, "chunk-1", [*first, gone, failing, repeating])
         with pytest.raises(TokenRejected):
             await export_chunk(opened, "chunk-2", [stopping])
-        await opened.found([*box.conversations])
+        await opened.record_found([*box.conversations])
 
     box.before_page(fail)
     run(box, tmp_path, work)
@@ -297,7 +297,7 @@ def test_an_attempt_that_finds_less_than_the_previous_one_accounts_for_both(
     async def restarted() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             await opened.load_prior_state("all")
-            await export_chunk(opened, "chunk", await opened.found(rest))
+            await export_chunk(opened, "chunk", await opened.record_found(rest))
             return await close_run(opened, {}, Counter())
 
     kill(box, tmp_path, first)
@@ -485,7 +485,7 @@ def test_an_attempt_that_fails_at_its_start_accounts_for_the_previous_one(
     async def failing() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             await opened.recall()
-            await opened.found([])
+            await opened.record_found([])
             return await close_run(opened, {}, Counter(), failure="the token was rejected")
 
     kill(box, tmp_path, box.conversations, done)
@@ -516,7 +516,7 @@ def test_an_old_result_of_a_previous_attempt_is_checked_again(box: Sandbox, tmp_
         async with open_run(settings_for(box, tmp_path), "run_1") as opened:
             opened.clock = lambda: utc_now() + 2 * RESUME_WITHIN
             await opened.load_prior_state("all")
-            await export_chunk(opened, "chunk", await opened.found(everything))
+            await export_chunk(opened, "chunk", await opened.record_found(everything))
             return await close_run(opened, {}, Counter())
 
     summary = asyncio.run(retried())

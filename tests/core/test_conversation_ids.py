@@ -200,7 +200,7 @@ def test_a_run_records_what_it_found_once_in_the_spelling_of_the_lake(old: tuple
     spelling, bench = old
 
     async def find(run: RunContext) -> list[str]:
-        return await run.found([*SPELLINGS, "conv_8"])
+        return await run.record_found([*SPELLINGS, "conv_8"])
 
     assert exporting(bench.box, Path(bench.lake), find, "run_2") == [spelling, "conv_8"]
 

@@ -385,7 +385,7 @@ def test_a_rerun_of_a_killed_run_exports_only_what_its_shards_have_not_recorded(
 ) -> None:
 
     async def killed(run: RunContext) -> list[str]:
-        ids = await run.found(box.conversations)
+        ids = await run.record_found(box.conversations)
         one, two = await plan(run, ids)
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND, most=2, is_killed=True)
@@ -407,11 +407,11 @@ def test_a_rerun_of_a_killed_run_exports_only_what_its_shards_have_not_recorded(
 
 @pytest.mark.slow
 def test_a_restarted_run_misses_nothing_that_was_not_reached_at_first(box: Sandbox, tmp_path: Path) -> None:
-    in_run(box, tmp_path, lambda run: run.found(box.conversations))
+    in_run(box, tmp_path, lambda run: run.record_found(box.conversations))
     in_run(box, tmp_path, lambda run: close_dead_runs(run, "another"), "another")
 
     async def again(run: RunContext) -> tuple[RunSummary, list[str]]:
-        one, two = await plan(run, await run.found(box.conversations))
+        one, two = await plan(run, await run.record_found(box.conversations))
         await do(box, tmp_path, one, FIRST)
         await do(box, tmp_path, two, SECOND)
         return await end(run, one, two), await missed(run)

@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 
 from imbrace_flows import sharding
 from imbrace_flows.params import ShardParams
-from imbrace_flows.sharding import export_by_shards, has_shards
+from imbrace_flows.sharding import export_by_shards, needs_shards
 from imbrace_lake.errors import InputError, StoreError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
@@ -457,7 +457,7 @@ def test_a_run_that_is_small_or_without_a_deployment_sends_no_request_about_shar
     monkeypatch.setattr(sharding, "get_client", lambda: pytest.fail("a request was sent"))
 
     assert not in_run(
-        str(tmp_path), lambda run: has_shards(run, load_settings(shard_size=size), conversations)
+        str(tmp_path), lambda run: needs_shards(run, load_settings(shard_size=size), conversations)
     )
 
 
@@ -543,7 +543,7 @@ def test_a_shard_is_not_split_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     async def job(run: RunContext) -> bool:
         run.parent_run_id = "parent"
-        return await has_shards(run, load_settings(shard_size=1), 12)
+        return await needs_shards(run, load_settings(shard_size=1), 12)
 
     assert not in_run(str(tmp_path), job)
 
@@ -555,4 +555,4 @@ def test_a_store_that_supports_one_run_at_a_time_has_no_shards(
     monkeypatch.setattr("imbrace_lake.store.lease.SETTLE_SECONDS", 0.0)
 
     with pytest.raises(InputError, match="ignores conditional writes"):
-        in_run("memory://lone", lambda run: has_shards(run, load_settings(shard_size=5), 6))
+        in_run("memory://lone", lambda run: needs_shards(run, load_settings(shard_size=5), 6))

@@ -7,7 +7,6 @@ beginning and reads the answer.
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from typing import Literal
 
@@ -18,13 +17,13 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.log import logger_of
 from imbrace_flows.words import as_code
 from imbrace_lake.errors import ImbraceLakeError, UsageError
 from imbrace_lake.export.plan import Plan
 from imbrace_lake.printable import plural
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+logger = logger_of("runs")
 
 PLAN_KEY = "export-plan"
 QUESTION = "approve-plan"

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+from imbrace_flows.log import logger_of
+
+logger = logger_of("runs")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ moment, and the exception is lost in a callback of the event loop. A run of the 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from prefect.states import Cancelled
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.log import logger_of
 from imbrace_lake.concurrency import every
 
 POLL_SECONDS = 5.0
@@ -30,8 +30,7 @@ DELETED: Literal["deleted"] = "deleted"
 _NOT_FOUND = "Flow run not found"
 CANCELLED = "Cancelled. Start it again for the rest."
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.cancelling")
+logger = logger_of("cancelling")
 
 
 class RunCancelled(Exception):

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-import logging
 from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection, ConversationLake, connect
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.flow import flow
+from imbrace_flows.log import logger_of
 from imbrace_flows.params import CompactParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
 from imbrace_flows.report import publish_compaction
@@ -28,8 +28,7 @@ from imbrace_lake.tuning import TABLE_ALLOCATOR, tuned_process
 from imbrace_tasks.compact import compact_tables
 from imbrace_tasks.retry import TaskError, result_of
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+logger = logger_of("runs")
 
 
 @flow(

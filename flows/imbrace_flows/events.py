@@ -9,7 +9,6 @@ Prefect relates each to the flow run that emits it. Their resources keep their i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
@@ -19,14 +18,14 @@ from typing import NamedTuple
 from prefect.events import emit_event
 
 from imbrace_flows.best_effort import best_effort
+from imbrace_flows.log import logger_of
 from imbrace_lake.export.run import MOST_LISTED, RunSummary, utc_now
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 from imbrace_lake.printable import printable
 from imbrace_lake.settings import Settings, expiry_warning
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.expiry")
+logger = logger_of("expiry")
 
 EXPORT_COMPLETED = "imbrace.export.completed"
 CONVERSATION_INCOMPLETE = "imbrace.conversation.incomplete"

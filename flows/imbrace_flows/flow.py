@@ -26,6 +26,7 @@ from pydantic_core import CoreSchema
 
 from imbrace_flows.cancellation import reported_when_cancelled
 from imbrace_flows.earlier_reports import earlier_reports_replaced
+from imbrace_flows.log import logger_of
 from imbrace_flows.params import RunParams
 from imbrace_lake.printable import ADDRESS_WITHOUT_SECRETS, printable
 
@@ -37,8 +38,7 @@ TITLES = {"credentials": "iMBrace credentials", "lake": "Conversation lake"}
 _SETTINGS = {"credentials": "IMBRACE_TOKEN and IMBRACE_ORGANIZATION", "lake": "IMBRACE_LAKE"}
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+logger = logger_of("runs")
 # As Prefect writes states: the type is left out if it is the name.
 _CALM_END = re.compile(r"Finished in state (Cancelled\(|.*type=(PAUSED|CANCELLED)\)$)", re.DOTALL)
 # Of a run that its worker cancels.

@@ -40,6 +40,7 @@ from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
 from imbrace_flows.known_lakes import check_known_lake, remember_lake
+from imbrace_flows.log import logger_of
 from imbrace_flows.observer import Observer, RunFailed, RunResult, RunStopped, current_observer, run_result
 from imbrace_flows.params import ReadParams
 from imbrace_flows.report import counts_in_words, publish_report
@@ -72,8 +73,7 @@ from imbrace_tasks.export import export_conversations_chunk
 from imbrace_tasks.resolve import resolve_phones
 from imbrace_tasks.retry import TaskError, is_transient, result_of
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+logger = logger_of("runs")
 
 UNREADABLE = "Completed with unreadable input"
 PROGRESS_KEY = "export-progress"

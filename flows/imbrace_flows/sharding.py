@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.log import logger_of
 from imbrace_flows.params import ShardParams
 from imbrace_lake.errors import InputError, StoreUnavailable, as_own_error
 from imbrace_lake.export.recovery import read_header
@@ -35,8 +35,7 @@ SILENT_SECONDS = 1_800.0
 WAITING_SECONDS = 300.0
 MOST_TRIES = 2
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.shards")
+logger = logger_of("shards")
 
 
 async def check_can_shard(settings: Settings) -> None:

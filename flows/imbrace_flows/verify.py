@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: `flow.serve()` sends the flow to the run's process without the
 # globals that annotations in text would name, and no parameter is valid there.
-import logging
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +12,7 @@ from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection, ConversationLake, ImbraceCredentials, connect
 from imbrace_flows.events import emit_stale, warn_of_expiry
 from imbrace_flows.flow import flow
+from imbrace_flows.log import logger_of
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.pipeline import failed_early, show_log_lines, with_retries
 from imbrace_flows.report import publish_freshness, publish_verification
@@ -28,8 +28,7 @@ from imbrace_tasks.budget import read_shared_limit
 from imbrace_tasks.retry import TaskError, result_of
 from imbrace_tasks.verify import verify_lake_counts, verify_lake_objects
 
-# By this name, its lines reach the server and the terminal as those of the core do.
-logger = logging.getLogger("imbrace_lake.runs")
+logger = logger_of("runs")
 
 
 @flow(

@@ -36,6 +36,7 @@ from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import (
     HEADER,
     JOURNAL,
+    STAMP,
     groups_of,
     has_hash,
     last_of_each,
@@ -82,7 +83,6 @@ _OPTIONS = {
     "use_dictionary": ["run_id", "organization_id", "status", "proof_method"],
     "write_statistics": False,
 }
-_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +316,7 @@ def _id_rows(organizations: pa.ChunkedArray, ids: pa.ChunkedArray, schema: pa.Sc
 
 def _is_key_ahead(key: str, now: datetime | None) -> bool:
     """Whether the time in the name of a checkpoint is ahead of the clock."""
-    return now is not None and key > f"{FOLDER}{(now + CLOCK_SKEW).strftime(_STAMP)}~"
+    return now is not None and key > f"{FOLDER}{(now + CLOCK_SKEW).strftime(STAMP)}~"
 
 
 def _is_ahead(times: pa.ChunkedArray, now: datetime | None) -> pa.ChunkedArray:
@@ -374,7 +374,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
                 return
             merged = await _merge(lake, base, newer, Path(folder), now, since=max(since, base.since))
             assert merged.path is not None  # noqa: S101 - narrows the type for mypy
-            key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(_STAMP)}", merged.path)
+            key = await asyncio.to_thread(named_by_hash, f"{FOLDER}{now.strftime(STAMP)}", merged.path)
             with suppress(ObjectExists):
                 await lake.store.create(key, merged.path)
         keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
@@ -397,7 +397,7 @@ async def _earliest_open(lake: Lake, now: datetime) -> str:
             # A time without a zone is not the header of a run.
             started_at = stated if stated.tzinfo is not None else started_at
         starts.append(started_at)
-    return (min(starts) - LONGEST_RUN).strftime(_STAMP)
+    return (min(starts) - LONGEST_RUN).strftime(STAMP)
 
 
 async def _merge(

@@ -16,7 +16,7 @@ from imbrace_lake.gateway.models import Item
 # A column that rows of a walk have in memory, and that is not written.
 DIGEST = "digest"
 # With this option orjson rejects objects with repeated keys, which it would write with a loss.
-_EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
+EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 # The content hash of no messages.
 NO_HASH = "0" * 32
 
@@ -24,7 +24,7 @@ NO_HASH = "0" * 32
 def item_digests(items: Sequence[Item]) -> list[bytes]:
     """Return the `item_digest` of each item."""
     try:
-        bodies = [orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS) for item in items]
+        bodies = [orjson.dumps(item, option=EXACT | orjson.OPT_SORT_KEYS) for item in items]
     except TypeError:
         return [item_digest(item) for item in items]
     return [blake2b(body, digest_size=16).digest() for body in bodies]
@@ -33,7 +33,7 @@ def item_digests(items: Sequence[Item]) -> list[bytes]:
 def item_digest(item: Mapping[str, Any]) -> bytes:
     """Return the 16-byte digest of an item, which does not depend on the order of its fields."""
     try:
-        body = orjson.dumps(item, option=_EXACT | orjson.OPT_SORT_KEYS)
+        body = orjson.dumps(item, option=EXACT | orjson.OPT_SORT_KEYS)
     except TypeError:
         body = write(item, is_sorted=True).encode()
     return blake2b(body, digest_size=16).digest()
@@ -47,10 +47,14 @@ def content_hash(rows: pa.Table) -> str:
     """
     if not rows.num_rows:
         return NO_HASH
-    digests = rows.column(DIGEST).combine_chunks()
-    lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
-    low, high = np.add.reduce(lanes, dtype=np.uint64).tolist()
+    low, high = np.add.reduce(digest_lanes(rows), dtype=np.uint64).tolist()
     return f"{low:016x}{high:016x}"
+
+
+def digest_lanes(rows: pa.Table) -> np.ndarray[Any, Any]:
+    """Return the column `DIGEST` of at least one row as two numbers of 64 bits each, without a copy."""
+    digests = rows.column(DIGEST).combine_chunks()
+    return np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
 
 
 def hash_sum(added: Iterable[str], removed: Iterable[str] = ()) -> str:

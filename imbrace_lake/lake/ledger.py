@@ -41,6 +41,7 @@ from imbrace_lake.lake.ledger_schema import (
     rows_of_lines,
     run_row,
 )
+from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import Body, ObjectMeta
 
@@ -84,7 +85,8 @@ class PublishedJournal:
 
 # Runs seldom end in another order than they began.
 LAST_RUNS = 16
-_STAMP = "%Y%m%dT%H%M%SZ"
+# The time in the key of an object: when its run began.
+STAMP = "%Y%m%dT%H%M%SZ"
 _KEY = re.compile(r"[a-z]+/\d{8}T\d{6}Z-(?P<run>.+)-(?P<hash>[0-9a-f]{16})\.[a-z]+", re.DOTALL)
 
 
@@ -95,7 +97,7 @@ class Journal:
         self.run_id = run_id
         self._lake = lake
         # The beginning of the names of the run's objects in the ledgers.
-        self._name = f"{started_at.strftime(_STAMP)}-{run_id}"
+        self._name = f"{started_at.strftime(STAMP)}-{run_id}"
         self._prefix = f"{JOURNAL}{run_id}/"
         self._noted: dict[tuple[Ledger, str], str] = {}
 
@@ -225,18 +227,12 @@ def groups_of(objects: Iterable[ObjectMeta], most_bytes: int = GROUP_BYTES) -> I
         objects: Objects of one ledger.
         most_bytes: The size of a group's objects in the store, which one large object alone may exceed.
     """
-    group: list[ObjectMeta] = []
-    size_bytes = 0
-    for meta in objects:
-        # Lines have less than half as many rows as Parquet of the same size.
-        size = meta.size_bytes * 2 // 5 if meta.key.endswith(LINES) else meta.size_bytes
-        if group and size_bytes + size > most_bytes:
-            yield group
-            group, size_bytes = [], 0
-        group.append(meta)
-        size_bytes += size
-    if group:
-        yield group
+    # Lines have less than half as many rows as Parquet of the same size.
+    return in_groups(
+        objects,
+        lambda meta: meta.size_bytes * 2 // 5 if meta.key.endswith(LINES) else meta.size_bytes,
+        most_bytes,
+    )
 
 
 def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
@@ -447,7 +443,7 @@ async def read_run(
 
 async def list_runs(lake: Lake, begun: datetime, until: datetime) -> list[str]:
     """Return the objects of the ledger `runs` about runs that began in a span of time."""
-    first, last = (f"runs/{time.strftime(_STAMP)}" for time in (begun, until))
+    first, last = (f"runs/{time.strftime(STAMP)}" for time in (begun, until))
     listing = await lake.store.list("runs/", start_after=first)
     return [meta.key for meta in listing if meta.key[: len(last)] <= last]
 

@@ -1,15 +1,41 @@
-"""The memory budget of one process, and the folder for what does not fit."""
+"""The memory budget of one process, the folder for what does not fit, and groups that do."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+
+
+def in_groups(
+    items: Iterable[T], size_of: Callable[[T], int], most_bytes: int, most: int | None = None
+) -> Iterator[list[T]]:
+    """Yield items, in their order, in groups of limited size.
+
+    Args:
+        items: The items.
+        size_of: Returns the size of an item in bytes.
+        most_bytes: The size of a group, which one large item alone may exceed.
+        most: The number of items in a group; no limit by default.
+    """
+    group: list[T] = []
+    size_bytes = 0
+    for item in items:
+        size = size_of(item)
+        if group and (size_bytes + size > most_bytes or len(group) == most):
+            yield group
+            group, size_bytes = [], 0
+        group.append(item)
+        size_bytes += size
+    if group:
+        yield group
 
 
 @dataclass(slots=True)

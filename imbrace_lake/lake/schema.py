@@ -27,7 +27,7 @@ from imbrace_lake.gateway.exact_json import (
     write,
 )
 from imbrace_lake.gateway.models import Item, Page
-from imbrace_lake.lake.hashes import DIGEST, item_digests
+from imbrace_lake.lake.hashes import DIGEST, EXACT, item_digests
 
 SCHEMA_VERSION = 1
 
@@ -85,8 +85,6 @@ _ROLES = {"con_": "contact", "u_": "user", "pub_": "bot"}
 ABSENT = "$absent"
 # In `extra`: JSON, as text, of the fields that strict JSON cannot represent as received, also of `content`.
 ORIGINAL = "$original"
-# With this option orjson rejects objects with repeated keys, which it would write with a loss.
-_EXACT = orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +328,9 @@ def _json_columns(items: Sequence[Item], extras: _Extras) -> dict[str, pa.Array]
     try:
         # Without a function of ours, which would be called 200 times per page.
         contents = [
-            orjson.dumps(item["content"], None, _EXACT) if "content" in item else None for item in items
+            orjson.dumps(item["content"], None, EXACT) if "content" in item else None for item in items
         ]
-        others = [orjson.dumps(extra, None, _EXACT) if extra else None for extra in extras]
+        others = [orjson.dumps(extra, None, EXACT) if extra else None for extra in extras]
     except TypeError:
         rows = [*map(_strict_texts, items, extras)]
         contents, others = [content for content, _ in rows], [other for _, other in rows]

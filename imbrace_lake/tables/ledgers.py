@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_hash, read_objects
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, WINDOW, Ledger
+from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.parquet import encode
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, check_files, recorded
@@ -303,7 +304,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
                 else:
                     current.append(rows)
             path.unlink()
-        for group in _groups(new):
+        for group in in_groups(new, lambda meta: meta.size_bytes, GROUP_BYTES, GROUP_OBJECTS):
             keys = [one.key for one in group]
             tables = await read_objects(self._lake, keys)
             state.keys.update(key for key in keys if key not in self._lake.damaged)
@@ -397,17 +398,3 @@ def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         if one.name not in rows.schema.names:
             rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
     return rows.select(schema.names).cast(schema)
-
-
-def _groups(objects: Iterable[ObjectMeta]) -> Iterator[list[ObjectMeta]]:
-    """Yield objects that are read at the same time."""
-    group: list[ObjectMeta] = []
-    size_bytes = 0
-    for meta in objects:
-        if group and (size_bytes + meta.size_bytes > GROUP_BYTES or len(group) >= GROUP_OBJECTS):
-            yield group
-            group, size_bytes = [], 0
-        group.append(meta)
-        size_bytes += meta.size_bytes
-    if group:
-        yield group

@@ -27,6 +27,7 @@ from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake, Part, partition_key
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
+from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.lake.spellings import superseded
 from imbrace_lake.printable import plural
@@ -739,33 +740,21 @@ def _still_unlike(state: TableState, changes: Changes) -> dict[str, Names]:
 
 def _steps(changes: Changes) -> Iterator[dict[str, list[Part]]]:
     """Yield the changed conversations in steps of limited size."""
-    step: dict[str, list[Part]] = {}
-    size_bytes = 0
-    for folder, parts in changes.folders.items():
-        size = sum(one.size_bytes for one in parts)
-        if step and (size_bytes + size > STEP_BYTES or len(step) >= STEP_CONVERSATIONS):
-            yield step
-            step, size_bytes = {}, 0
-        step[folder] = parts
-        size_bytes += size
-    if step:
-        yield step
+    items = changes.folders.items()
+    for step in in_groups(
+        items, lambda item: sum(one.size_bytes for one in item[1]), STEP_BYTES, STEP_CONVERSATIONS
+    ):
+        yield dict(step)
 
 
 def _groups(folders: Mapping[str, Sequence[Part]]) -> Iterator[list[str]]:
     """Yield conversations whose parts are read at the same time."""
-    group: list[str] = []
-    size_bytes = 0
-    for folder, parts in folders.items():
+
+    def size_of(folder: str) -> int:
         # Larger ones go to files.
-        size = sum(one.size_bytes for one in parts if one.size_bytes <= LARGE_BYTES)
-        if group and (size_bytes + size > READ_BYTES or len(group) >= READ_FOLDERS):
-            yield group
-            group, size_bytes = [], 0
-        group.append(folder)
-        size_bytes += size
-    if group:
-        yield group
+        return sum(one.size_bytes for one in folders[folder] if one.size_bytes <= LARGE_BYTES)
+
+    return in_groups(folders, size_of, READ_BYTES, READ_FOLDERS)
 
 
 def _overlapping(files: Iterable[TableFile], months: frozenset[int]) -> list[TableFile]:

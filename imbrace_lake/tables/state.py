@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imbrace_lake.lake.hashes import DIGEST
+from imbrace_lake.lake.hashes import digest_lanes
 from imbrace_lake.lake.lake import Part
 from imbrace_lake.lake.ledger import has_hash, named_by_hash
 from imbrace_lake.lake.parquet import encode
@@ -67,8 +67,7 @@ def sums_by(rows: pa.Table, keys: np.ndarray[Any, Any]) -> dict[int, Sums]:
     """
     if not rows.num_rows:
         return {}
-    digests = rows.column(DIGEST).combine_chunks()
-    lanes = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)]
+    lanes = digest_lanes(rows)
     current = ~rows.column("is_deleted").to_numpy(zero_copy_only=False)
     distinct, positions = np.unique(keys, return_inverse=True)
     columns = []

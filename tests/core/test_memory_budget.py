@@ -11,7 +11,7 @@ import pytest
 
 from imbrace_lake.lake.claim import PartClaim
 from imbrace_lake.lake.lake import open_lake
-from imbrace_lake.lake.memory import MemoryBudget, Reservation
+from imbrace_lake.lake.memory import MemoryBudget, Reservation, in_groups
 from imbrace_lake.lake.rows import Rows, SortBuffer
 from imbrace_lake.lake.snapshot import EXPANSION, PartitionSnapshot
 from tests.core.test_rows import page
@@ -56,3 +56,19 @@ def test_parts_that_do_not_fit_into_the_budget_are_read_into_files(tmp_path: Pat
                 assert snapshot.is_in_memory == (fitting == 2)
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "groups"),
+    [
+        ([], 2, []),
+        ([9, 1, 0], None, [[9, 1, 0]]),
+        ([9, 2], None, [[9], [2]]),
+        ([11, 1, 11], None, [[11], [1], [11]]),
+        ([1, 1, 1], 2, [[1, 1], [1]]),
+    ],
+)
+def test_groups_are_limited_in_size_and_number_and_keep_the_order(
+    sizes: list[int], most: int | None, groups: list[list[int]]
+) -> None:
+    assert [*in_groups(sizes, lambda size: size, 10, most)] == groups

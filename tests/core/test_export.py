@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -720,6 +721,32 @@ def test_a_run_that_did_not_see_the_part_of_another_adds_only_what_is_missing(
     assert entry.new_messages == 2
     assert pq.read_table(parts_of(tmp_path, conversation_id)[1]).column("message_id").to_pylist() == new
     assert [part.sha256 is None for part in entry.parts] == [False, False]
+
+
+def test_a_proof_is_as_old_as_the_beginning_of_its_visit(box: Sandbox, tmp_path: Path) -> None:
+    conversation_id = list(box.conversations)[2]
+    began, answers = datetime(2026, 1, 1, tzinfo=UTC), 0
+
+    def answer(*_: object) -> None:
+        nonlocal answers
+        answers += 1
+
+    async def visit(run: RunContext) -> None:
+        run.clock = lambda: began + timedelta(minutes=answers)
+        await export_chunk(run, "chunk", [conversation_id])
+
+    box.before_page(answer)
+    exporting(box, tmp_path, visit, "run_1")
+    exporting(box, tmp_path, visit, "run_2")
+    box.append(conversation_id, 2)
+    exporting(box, tmp_path, visit, "run_3")
+
+    entries = ds.dataset(tmp_path / "conversations").to_table().sort_by("started_at").to_pylist()
+    assert [entry["status"] for entry in entries] == ["complete", "unchanged", "complete"]
+    assert [entry["proof_method"] == REACHED_KNOWN for entry in entries] == [False, False, True]
+    for entry in entries:
+        assert entry["proven_until"] == entry["started_at"] < entry["finished_at"]
+        assert entry["full_walk_at"] == began
 
 
 def test_a_race_that_is_lost_repeatedly_is_a_transient_error(

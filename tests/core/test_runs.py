@@ -16,9 +16,11 @@ from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, Setting
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.run import MOST_LISTED, RunContext, RunSummary, close_run
+from imbrace_lake.lake.lake import MARKER
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
 from imbrace_lake.store import lease
+from imbrace_lake.store.contract import ObjectMeta
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox
 from tests.core.runs_of import items_of
@@ -269,6 +271,7 @@ def test_while_the_storage_fails_no_conversation_is_read_for_nothing(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = sorted(box.conversations)
+    looks: list[str] = []
 
     async def fail(*_: object) -> None:
         raise StoreUnavailable("the bucket cannot be reached")
@@ -282,9 +285,18 @@ def test_while_the_storage_fails_no_conversation_is_read_for_nothing(
                 first = await export_chunk(run, "chunk", ids, is_last_try=False)
             assert (first.statuses.total(), first.is_worth_retrying) == (0, True)
             assert 0 < sum(map(bool, run.accounts.pages_requested.values())) < len(ids)
+            head = run.lake.store.head
+
+            async def look(key: str) -> ObjectMeta | None:
+                looks.append(key)
+                return await head(key)
+
+            monkeypatch.setattr(run.lake.store, "head", look)
             assert (await export_chunk(run, "chunk", ids)).statuses == {"complete": len(ids)}
 
     asyncio.run(work())
 
     warnings = [one.getMessage() for one in caplog.records if "reached" in one.getMessage()]
     assert warnings == ["the bucket cannot be reached; conversations wait for another try"]
+    # Once the storage answers again, only conversations that had begun by then ask it first.
+    assert 0 < looks.count(MARKER) < len(ids) / 2

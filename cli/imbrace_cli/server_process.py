@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -125,6 +126,7 @@ class IdleServer(uvicorn.Server):
         *,
         tick_seconds: float = TICK_SECONDS,
         recording_seconds: float = RECORDING_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # A page of the UI keeps connections open, for which the end of the server would wait without a limit.
         super().__init__(
@@ -135,6 +137,7 @@ class IdleServer(uvicorn.Server):
         self._idle_seconds = idle_seconds
         self._tick_seconds = tick_seconds
         self._recording_seconds = recording_seconds
+        self._clock = clock
         self._is_asked_to_end = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -150,13 +153,13 @@ class IdleServer(uvicorn.Server):
         self._is_asked_to_end.set()
 
     def _end_when_unused(self) -> None:
-        used, last_use = time.monotonic(), self._last_use()
+        used, last_use = self._clock(), self._last_use()
         while not self._is_asked_to_end.wait(min(self._tick_seconds, self._idle_seconds)):
             if not self._files.state.exists():
                 break
             if is_in_use(self._files) or self._last_use() != last_use:
-                used, last_use = time.monotonic(), self._last_use()
-            elif time.monotonic() - used >= self._idle_seconds and self._withdraw(last_use):
+                used, last_use = self._clock(), self._last_use()
+            elif self._clock() - used >= self._idle_seconds and self._withdraw(last_use):
                 break
         # No command finds the server from here on.
         self._files.state.unlink(missing_ok=True)

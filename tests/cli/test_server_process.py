@@ -53,7 +53,11 @@ def wait_until(is_true: Callable[[], bool], seconds: float = 20.0) -> None:
 
 @contextmanager
 def running(
-    home: Path, *, idle_seconds: float = 60.0, recording_seconds: float = 0.0
+    home: Path,
+    *,
+    idle_seconds: float = 60.0,
+    recording_seconds: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[IdleServer, Future[None], int]]:
     """Run a server in a thread until it is ready; yield the server, the future of its end and its port."""
     directory = home / "prefect"
@@ -64,7 +68,12 @@ def running(
         described = LocalServer(directory, os.getpid(), port, "3", is_ready=False)
         described.write()
         server = IdleServer(
-            healthy, described, idle_seconds, tick_seconds=0.05, recording_seconds=recording_seconds
+            healthy,
+            described,
+            idle_seconds,
+            tick_seconds=0.05,
+            recording_seconds=recording_seconds,
+            clock=clock,
         )
         end = pool.submit(server.run, [listener])
         try:
@@ -122,14 +131,29 @@ def test_a_server_does_not_end_while_a_command_is_about_to_use_it(tmp_path: Path
         end.result(120)
 
 
-@pytest.mark.slow
 def test_a_new_command_restarts_the_idle_time(tmp_path: Path) -> None:
-    with running(tmp_path, idle_seconds=3.0) as (_, end, _):
-        for second in range(9):
+    seconds, looks = 0.0, 0
+
+    def clock() -> float:
+        nonlocal looks
+        now = seconds
+        looks += 1
+        return now
+
+    def wait_for_a_look() -> None:
+        # The first of the two may have begun before.
+        seen = looks
+        wait_until(lambda: looks >= seen + 2)
+
+    with running(tmp_path, idle_seconds=3.0, clock=clock) as (_, end, _):
+        for second in range(4):
             os.utime(ServerFiles(tmp_path / "prefect").use_lock, (second, second))
-            time.sleep(0.4)
+            wait_for_a_look()
+            seconds += 2.0
+            wait_for_a_look()
         assert not end.done()
 
+        seconds += 1.0
         end.result(120)
 
 

@@ -52,6 +52,7 @@ from imbrace_lake.lake.ledger_schema import (
     empty_ledger,
     entry_line,
 )
+from imbrace_lake.printable import plural
 from imbrace_lake.store.factory import ObjectMeta
 
 # Outcomes are written this often, after this many walks, or after this share of the chunk: unchanged
@@ -484,7 +485,8 @@ async def _close(
     totals.phones = dict(published.statuses["phones"])
     totals.conversations = dict(published.statuses["conversations"] + Counter(by_shards.values()))
     totals.found = None if found is None else len({*found, *recorded})
-    count = "" if not unreached else f"; {len(unreached):,} conversations were not reached"
+    missed = plural(len(unreached), "conversation was", "conversations were")
+    count = f"; {missed} not reached" if unreached else ""
     row = {
         "run_id": header.run_id,
         "organization_id": header.organization_id,

@@ -65,9 +65,13 @@ _DASH_OR_DOT = re.compile(rf"[{_DASHES}.．·・]")
 _FEWEST_DIGITS = 6  # of a complete number: 01 2345 in Vienna
 _LONGEST_ENDING = 4
 _PAIR = 2  # digits: 08-12 34 56-91 changes its separator for the ending
+# A cell can be as long as a file, so each pattern for a whole cell takes time in proportion to its length:
+# what was repeated is never given back (*+), and a run of blanks is tried only from its first one.
 _EXTENSION = re.compile(
-    r"[^#;,a-z]*\d[^#;,a-z]*[#;,]*\s*(?:ext(?:ension)?|extn|x|#)[.:=\s]*\d+", re.IGNORECASE
+    r"[^#;,a-z\d]*+\d[^#;,a-z]*+[#;,]*\s*(?:ext(?:ension)?|extn|x|#)[.:=\s]*\d+", re.IGNORECASE
 )
+_BLANKS = r"(?<!\s)\s+"
+_ANY_BLANKS = rf"(?:{_BLANKS})?"
 # Spreadsheets and address books add byte-order marks, soft hyphens, zero-width and direction marks.
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)]
@@ -430,7 +434,7 @@ def _rejection(text: str, reason: str) -> InvalidPhoneNumber:
 
 # What separates numbers and is never part of one. A plus sign begins a number.
 _BETWEEN = re.compile(
-    r"\s*(?::::|[,;|&、，；｜\r\n\t\v\f\x85\u2028\u2029])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])"
+    _ANY_BLANKS + r"(?::::|[,;|&、，；｜\r\n\t\v\f\x85\u2028\u2029])\s*|(?<=[\d)）])\s*(?=[(（]?[+＋])"
 )
 # A link can contain a message, whose numbers are not those of the list.
 _LINK = re.compile(r"wa\.me/|whatsapp\.com/|whatsapp://", re.IGNORECASE)
@@ -438,14 +442,15 @@ _BETWEEN_LINKS = re.compile(r"[\s,;|]+(?:[/&]\s+)?")
 # Separators that can also be part of a number, so all pieces must be complete numbers. A slash without blanks
 # comes last, because one cell can have it in both roles: 030/1234567 / 030/7654321.
 _PERHAPS_BETWEEN = (
-    re.compile(r"\s+[/／]\s+"),
-    re.compile(r"\s+[\-‐‑‒–—―−ー－]+\s+"),
-    re.compile(r"\s+(?=[(（]?0)"),
+    re.compile(_BLANKS + r"[/／]\s+"),
+    re.compile(rf"{_BLANKS}[{_DASHES}]+\s+"),
+    re.compile(_BLANKS + r"(?=[(（]?0)"),
     re.compile(
-        r"\s+(?:or|and|oder|und|ou|et|o|y|e|u|i|en|of|или|и)\s+|\s*(?:<br\s*/?>|[或和及\\•])\s*",
+        _BLANKS + r"(?:or|and|oder|und|ou|et|o|y|e|u|i|en|of|или|и)\s+"
+        rf"|{_ANY_BLANKS}(?:<br\s*/?>|[或和及\\•])\s*",
         re.IGNORECASE,
     ),
-    re.compile(r"\s*[/／]\s*"),
+    re.compile(_ANY_BLANKS + r"[/／]\s*"),
 )
 _ENDING = re.compile(r"\d{1,4}")
 _SURELY_A_NUMBER = 9  # digits
@@ -488,11 +493,22 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
         return checked
     for between in _PERHAPS_BETWEEN:
         texts = [piece for piece in between.split(written) if piece]
-        if len(texts) > 1:
-            checked = _checked([one for piece in texts for one in _pieces(piece, region)], region)
-            if all(isinstance(result, str) for _, result in checked):
-                return checked
+        if len(texts) > 1 and (complete := _complete(texts, region)):
+            return complete
     return [(text, error)]
+
+
+def _complete(texts: Sequence[str], region: str | None) -> list[_Piece]:
+    """Return the numbers of all pieces; none if one of them is not a complete number."""
+    pieces: list[_Piece] = []
+    for text in texts:
+        some = _pieces(text, region)
+        # Most texts are not numbers, which their first piece shows.
+        if not all(isinstance(result, str) for _, result in some):
+            return []
+        pieces += some
+    checked = _checked(pieces, region)
+    return checked if all(isinstance(result, str) for _, result in checked) else []
 
 
 def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import product
 
 import phonenumbers
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imbrace_lake.phones import numbers
 from imbrace_lake.phones.numbers import parse_cell, parse_phone
 
 A, B = "+886911425977", "+886911425978"
@@ -312,3 +314,42 @@ def test_a_dash_after_groups_with_blanks_begins_an_alternative_ending(number: st
     # The longer number exists, and is also written in groups of two digits.
     assert numbers_of(f"{number}{dash}91") == []
     assert numbers_of(f"{number} 91") == [parse_phone(f"{number}91".replace(" ", ""))]
+
+
+def processor_seconds(text: str) -> float:
+    start = time.process_time()
+    parse_cell(text, "TW")
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("unit", ["9", " ", "5 ", "5/", "+886911425977 ", "0911425977 ", "5 - "])
+def test_the_time_for_a_cell_grows_only_in_proportion_to_its_length(unit: str) -> None:
+    short, long = (f"5{unit * (length // len(unit))}5" for length in (1_500, 12_000))
+
+    of_short = min(processor_seconds(short) for _ in range(3))
+
+    # In proportion is 8 times as long; with the square of the length, 64 times.
+    assert any(processor_seconds(long) < 30 * of_short for _ in range(3))
+
+
+@pytest.mark.parametrize(("separator", "region"), [("+", None), (" +", None), (" 0", "TW")])
+def test_1500_numbers_in_one_cell_are_all_found(separator: str, region: str | None) -> None:
+    code = "886" if region is None else ""
+    text = "".join(f"{separator}{code}91142{number:04}" for number in range(1_500))
+
+    assert numbers_of(text, region) == [f"+88691142{number:04}" for number in range(1_500)]
+
+
+def test_a_long_cell_without_a_sure_separator_is_given_up_at_its_first_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+
+    def counted(text: str, region: str | None = None) -> numbers.PhoneNumber:
+        parsed.append(text)
+        return parse_phone(text, region)
+
+    monkeypatch.setattr(numbers, "parse_phone", counted)
+
+    assert "it is too long" in reasons_of("5 / 5 - 5 or 0/5 " * 100, "TW")[0]
+    assert len(parsed) < 100

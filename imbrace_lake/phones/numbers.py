@@ -90,14 +90,24 @@ _IMPOSSIBLE = {
     ValidationResult.INVALID_LENGTH: "no number of its country has this length",
     ValidationResult.TOO_LONG: "it is too long for its country",
 }
+_OTHER_DIGITS = (
+    "it is not a number of its country as it is written, and would be another one without some of its digits"
+)
 _UNPARSABLE = {NumberParseException.INVALID_COUNTRY_CODE: "there is no such country code"}
 
 
 class _Plan(NamedTuple):
-    """The library's metadata of one country code."""
+    """The library's metadata of one country code.
+
+    Attributes:
+        lengths: The possible lengths of a number without the country code.
+        national_prefix: What the library removes from the beginning of a number, also codes of carriers.
+        dialled: What is usually dialled before a number within the country: ``0``.
+    """
 
     lengths: frozenset[int]
     national_prefix: re.Pattern[str] | None
+    dialled: str
 
 
 def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
@@ -162,16 +172,33 @@ def _interpret(number: str, region: str | None, *, has_plus: bool) -> tuple[Phon
         found, reason = _parse_as_typed("+" + number)
     else:
         found, reason = _regional_reading(number, region)
-    # Each reading removes one national prefix. Repeat until nothing changes: otherwise +44 0 0 20… would be
-    # another phone than +44 20…, and the text of a phone would not parse as the same phone.
-    previous = ""
+    # Each reading removes one national prefix. Repeat until nothing changes: otherwise the text of a phone
+    # would not parse as the same phone.
+    first = previous = ""
     while found is not None:
         phone = PhoneNumber(phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164))
+        first = first or phone
         if phone == previous or _as_it_stands(phone[1:]):
-            return phone, ""
+            # What else is left out, such as the code of a carrier, makes a number that the country uses.
+            is_usual = _has_written_digits(phone, number) or (phone == first and is_in_use(phone))
+            return (phone, "") if is_usual else (None, _OTHER_DIGITS)
         found, reason = _parse_as_typed(phone)
         previous = phone
     return None, reason
+
+
+def _has_written_digits(phone: PhoneNumber, number: str) -> bool:
+    """Return whether a phone has all written digits, except one prefix that is dialled within its country."""
+    if number == phone[1:]:
+        return True
+    code = _country_code(phone[1:])
+    national = phone[1 + len(code) :]
+    plan = _plan(code)
+    prefix = plan.dialled if plan else ""
+    before = number.removesuffix(national)
+    if prefix and before.endswith(prefix) and national.startswith(prefix):
+        return False
+    return before in ("", prefix) or before.endswith((code, code + prefix))
 
 
 def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool:
@@ -319,7 +346,11 @@ def _plan(code: str) -> _Plan | None:
     if metadata is None or metadata.general_desc is None:
         return None
     prefix = metadata.national_prefix_for_parsing
-    return _Plan(frozenset(metadata.general_desc.possible_length), re.compile(prefix) if prefix else None)
+    return _Plan(
+        frozenset(metadata.general_desc.possible_length),
+        re.compile(prefix) if prefix else None,
+        metadata.national_prefix or "",
+    )
 
 
 def _read(text: str) -> tuple[bool, str]:

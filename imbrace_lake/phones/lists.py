@@ -31,6 +31,7 @@ from imbrace_lake.phones.formats import (
 from imbrace_lake.phones.numbers import parse_cell, parse_region
 from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport, short
 from imbrace_lake.phones.sources import (
+    ARGUMENTS,
     Readable,
     byte_chunks,
     display_name,
@@ -222,9 +223,11 @@ def read_ids(
     numbers = [position for position, text in enumerate(found, 1) if _PHONE_NUMBER.fullmatch(text)]
     if numbers:
         shown = ", ".join(map(str, numbers[:3])) + ", …" * (len(numbers) > 3)
+        entries = "entries" if len(found) > 1 else "entry"
+        look = "look like phone numbers (entries" if len(numbers) > 1 else "looks like a phone number (entry"
         raise InputError(
-            f"{report.source} should contain conversation ids, but {len(numbers)} of {len(found)} entries"
-            f" look like phone numbers (entries {shown}): give numbers as a list of phone numbers."
+            f"{report.source} should contain conversation ids, but {len(numbers)} of {len(found)} {entries}"
+            f" {look} {shown}): give numbers as a list of phone numbers."
         )
     ids = [*dict.fromkeys(found)]
     report.counts = {"given": len(found), "valid": len(ids), "duplicate": len(found) - len(ids), "invalid": 0}
@@ -242,7 +245,8 @@ def _empty(report: ListReport, what: str) -> InputError:
         if sheets
         else ""
     )
-    return InputError(f"{report.source} contains no {what}: give at least one{other}.")
+    contains = "contain" if report.source == ARGUMENTS else "contains"
+    return InputError(f"{report.source} {contains} no {what}: give at least one{other}.")
 
 
 def _iter_cells(

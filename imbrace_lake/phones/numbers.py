@@ -453,7 +453,8 @@ def _regional_reading(number: str, region: str) -> tuple[phonenumbers.PhoneNumbe
 
 
 def _shape(text: str) -> str:
-    return f"<text of length {len(text)} with {sum(char.isdigit() for char in text)} digits>"
+    count = sum(char.isdigit() for char in text)
+    return f"<text of length {len(text)} with {count} digit{'s' * (count != 1)}>"
 
 
 def _rejection(text: str, reason: str) -> InvalidPhoneNumber:

@@ -173,7 +173,9 @@ class ListReport:
         """Return a sentence for each choice that may have left out numbers, at most 20."""
         found = [sentence for file in self.files[:MOST_FILES] for sentence in file.warnings()]
         if self.skipped_files:
-            found.append(f"{self.source}: {len(self.skipped_files):,} hidden or empty files were not read")
+            count = len(self.skipped_files)
+            files = f"{count:,} hidden or empty {'files were' if count != 1 else 'file was'} not read"
+            found.append(f"{self.source}: {files}")
         return found[:MOST_COLUMNS]
 
     def as_json(self) -> dict[str, Any]:

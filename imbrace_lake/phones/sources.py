@@ -27,6 +27,8 @@ SCHEMES = frozenset({"file", "s3"})
 """The schemes of lists; settings can add others."""
 STAGED = "memory://imbrace-lake/"
 """The folder, in the memory of this process, of typed and piped lists."""
+ARGUMENTS = "the arguments"
+"""The name, in messages, of a list that was typed."""
 _OWN_SCHEME = "memory"
 _RENAMED = "memory://imbrace-lake-renamed/"
 _renamed: dict[str, str] = {}
@@ -66,7 +68,7 @@ def display_name(source: object) -> str:
     if hasattr(source, "read"):
         return "standard input"
     if not isinstance(source, str | Path):
-        return "the arguments"
+        return ARGUMENTS
     name = str(source)
     if "://" not in name:
         return without_numbers(name)

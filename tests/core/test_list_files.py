@@ -659,6 +659,13 @@ class TestFolders:
         ]
         assert (phones.report.rows, len(phones.report.files), phones.duplicates) == (5, 3, 1)
         assert len(phones.report.skipped_files) == 2
+        assert phones.report.warnings()[-1].endswith(": 2 hidden or empty files were not read")
+
+    def test_one_file_that_is_skipped_is_reported_in_the_singular(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", A)
+        write(tmp_path / ".b.txt", B)
+
+        assert read(tmp_path).report.warnings() == [f"{tmp_path.name}: 1 hidden or empty file was not read"]
 
     @pytest.mark.parametrize(
         ("pattern", "found"), [("*.csv", [B]), ("?.txt", [A]), ("[ab].*", [A, B]), ("**/*.csv", [B, C])]

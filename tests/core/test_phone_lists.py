@@ -534,6 +534,12 @@ class TestConversationIds:
         )
         assert number not in str(caught.value)
 
+    def test_one_phone_number_in_place_of_an_id_is_reported_in_the_singular(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            read_ids(str(write(tmp_path / "ids.txt", f"{A}\n")))
+
+        assert "1 of 1 entry looks like a phone number (entry 1): give" in str(caught.value)
+
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
@@ -541,6 +547,7 @@ class TestConversationIds:
             ("ids.csv", "conv_1\nconv_2\n", "ids.csv has no column 'conversation_id', only conv_1"),
             ("ids.csv", "conversation_id\n", "ids.csv contains no conversation id"),
             ("ids.txt", "# nothing\n", "ids.txt contains no conversation id"),
+            ("the arguments", "", "the arguments contain no conversation id"),
         ],
     )
     def test_a_list_without_ids_is_rejected(self, tmp_path: Path, name: str, content: str, said: str) -> None:

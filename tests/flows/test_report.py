@@ -317,7 +317,7 @@ def test_text_from_a_list_has_no_effect_in_the_report_of_the_input() -> None:
     file = {
         "name": "<img src=x>`a`.csv", "rows": 3, "description": "CSV, column [a](javascript:b)",
         "left_out": [{"column": "**fax**", "cells": 2}], "other_sheets": ["<b>"], "titles_skipped": 1,
-        "comments": 0, "rows_without_text": {"count": 1, "positions": [2]},
+        "comments": 1, "rows_without_text": {"count": 1, "positions": [2]},
     }  # fmt: skip
     report = {
         "numbers": {"given": 3, "valid": 1, "duplicate": 0, "invalid": 2}, "files": [file], "file_count": 3,
@@ -332,6 +332,7 @@ def test_text_from_a_list_has_no_effect_in_the_report_of_the_input() -> None:
     assert "- `<img src=x>?a?.csv`: 3 rows, `CSV, column [a](javascript:b)`" in page
     assert "    - column `**fax**` not read, though 2 cells may be numbers" in page
     assert "    - 1 without a number: entry 2" in page
+    assert "    - 1 comment line skipped" in page
     assert "- and 2 more files" in page
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import InputError
-from imbrace_lake.phones.numbers import is_in_use, parse_cell, visible
+from imbrace_lake.phones.numbers import is_in_use, parse_cell, region_of_code, visible
 from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
 
 _SAMPLE_ROWS = 200
@@ -63,6 +63,17 @@ _OTHER_NUMBER = re.compile(
 _NEVER_PART = re.compile(
     "傳真|传真|ファックス|팩스|แฟ[กค]ซ์|證字號|证号|邮编|郵遞區號|郵便番号|帳號|账号|"
     "型號|型号|類型|类型|種類|日期|国码|國碼|編號|编号"
+)
+# Columns with the country codes of the numbers beside them, compared like _USUAL_NAMES.
+_CODE_NAMES = re.compile(
+    r"(?:contact|customer|client|user)?(?:(?:tele|cell|mobile)?phone|mobile|cell|tel|whatsapp|wa)?"
+    r"(?:country|intl|international)?(?:dial(?:l?ing)?|calling|country|intl|international)(?:phone)?(?:code|prefix)"
+    r"|(?:länder|landes)(?:vorwahl|kennzahl)|indicatif(?:du)?pays|prefijo(?:de)?pa[ií]s"
+    r"|國碼|国码|(?:國際|国际)(?:電話|电话)?(?:冠碼|冠码|區號|区号)|(?:國家|国家)(?:代碼|代码|區號|区号)|国番号"
+)
+# A prefix can also be the title of a person, and a code anything.
+_PERHAPS_CODE_NAMES = re.compile(
+    r"(?:(?:tele|cell|mobile)?phone|mobile|cell|tel|whatsapp|wa)(?:prefix|code|cc)|prefix|cc|isd(?:code)?"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -198,6 +209,29 @@ def choose_columns(
     if named or explicit:
         return sorted({*(numbered or named), *explicit})
     return [0] if width == 1 and free else _likely_column(shown, free, cells, wanted.region, source)
+
+
+def choose_code_columns(
+    names: Sequence[str] | None, rows: Sequence[Sequence[str]], chosen: Sequence[int]
+) -> list[int]:
+    """Return the indexes of the columns with the country codes of the numbers in the chosen columns.
+
+    Their names denote such codes or, if a name may mean anything else, all their values are digits of codes.
+
+    Args:
+        names: The header; without one there is no such column.
+        rows: A sample of the rows.
+        chosen: The columns of numbers.
+    """
+
+    def is_code(index: int, name: str) -> bool:
+        plain = re.sub(r"\d+", "", _plain(name))
+        if not _PERHAPS_CODE_NAMES.fullmatch(plain):
+            return _CODE_NAMES.fullmatch(plain) is not None
+        cells = [row[index] for row in rows if index < len(row) and row[index].strip()]
+        return bool(cells) and all(region_of_code(cell) and any(map(str.isdecimal, cell)) for cell in cells)
+
+    return [index for index, name in enumerate(names or ()) if index not in chosen and is_code(index, name)]
 
 
 def _likely_column(

@@ -28,7 +28,7 @@ from imbrace_lake.phones.formats import (
     spreadsheet_kind,
     take,
 )
-from imbrace_lake.phones.numbers import parse_cell, parse_region
+from imbrace_lake.phones.numbers import parse_cell, parse_cell_of_row, parse_region
 from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport, short
 from imbrace_lake.phones.sources import (
     ARGUMENTS,
@@ -170,7 +170,7 @@ def iter_numbers(
     region: str | None = None,
     sheet: str | None = None,
     schemes: Collection[str] = (),
-) -> Iterator[Cell]:
+) -> Iterator[tuple[int, str]]:
     """Yield the numbers of a list as they are written, in order, with only a part of the list in memory.
 
     Each comes with the position of its line, data row or argument, from 1, over all files.
@@ -190,7 +190,8 @@ def iter_numbers(
         InputError: The source cannot be read; one sentence, free of credentials.
     """
     report = ListReport(_short_name(source))
-    return _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
+    cells = _iter_cells(source, Wanted(column, None, region, sheet), report, schemes)
+    return ((position, text) for position, text, _ in cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def read_ids(
     """
     report = ListReport(_short_name(source))
     cells = _iter_cells(source, Wanted(column, ID_COLUMN, None, sheet), report, schemes)
-    found = [text for _, cell in cells if (text := cell.strip())]
+    found = [text for _, cell, _ in cells if (text := cell.strip())]
     if not found:
         raise _empty(report, "conversation id")
     numbers = [position for position, text in enumerate(found, 1) if _PHONE_NUMBER.fullmatch(text)]
@@ -264,8 +265,8 @@ def _iter_cells(
             for file in files:
                 part = report.add_file(file.name)
                 with explained(file.name), file.open() as opened:
-                    for position, text in _iter_file(opened, wanted, part):
-                        yield part.first + position, text
+                    for position, text, codes in _iter_file(opened, wanted, part):
+                        yield part.first + position, text, codes
         elif hasattr(source, "read"):
             part = report.add_file(name)
             head, chunks = take(byte_chunks(cast("Readable", source)), len(OLE))
@@ -277,7 +278,7 @@ def _iter_cells(
             part = report.add_file(name)
             part.unit, part.format = "number", "numbers"
             for part.rows, text in enumerate(source, 1):
-                yield part.rows, text
+                yield part.rows, text, ()
 
 
 def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
@@ -344,7 +345,7 @@ def _iter_lines(text: TextSource, report: FileReport) -> Iterator[Cell]:
         if number.startswith("#"):
             report.comments += 1
         elif number:
-            yield report.rows, number
+            yield report.rows, number, ()
         else:
             report.empty.add(report.rows)
 
@@ -353,8 +354,8 @@ def _parse_batch(cells: list[Cell], region: str | None, report: ListReport) -> p
     positions: list[int] = []
     phones: list[str | None] = []
     reasons: list[str | None] = []
-    for position, text in cells:
-        for result in parse_cell(text, region):
+    for position, text, codes in cells:
+        for result in parse_cell_of_row(text, codes, region):
             positions.append(position)
             if isinstance(result, str):
                 phones.append(result)

@@ -83,6 +83,17 @@ _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 _MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
 _INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
 _NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default country"
+_OTHER_COUNTRY = (
+    "it is not a number of the country whose code its row has: correct the code, or write the number as"
+    " +886911425977"
+)
+_TWO_CODES = (
+    "it may already begin with the country code that its row has in another column: write it as +886911425977"
+)
+_UNCLEAR_COUNTRY = (
+    "the country code of its row is not one, such as 886 or TW, or its row has several: correct it, or write"
+    " the number as +886911425977"
+)
 _IMPOSSIBLE = {
     ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "it lacks its area code",
     ValidationResult.INVALID_COUNTRY_CODE: "there is no such country code",
@@ -484,6 +495,7 @@ _PERHAPS_BETWEEN = (
     ),
     re.compile(_ANY_BLANKS + r"[/／]\s*"),
 )
+_CODE = re.compile(r"\(?(?:[+＋]|00)?\s?([1-9]\d{0,2})\)?(?:\.0+)?")
 _ENDING = re.compile(r"\d{1,4}")
 _SURELY_A_NUMBER = 9  # digits
 
@@ -501,6 +513,59 @@ def parse_cell(text: str, region: str | None = None) -> list[PhoneNumber | Inval
         At least one item: a number, or an error that states why a piece, or the cell, is not a number.
     """
     return [result for _, result in _pieces(text, region)]
+
+
+def parse_cell_of_row(
+    text: str, codes: Sequence[str], region: str | None = None
+) -> list[PhoneNumber | InvalidPhoneNumber]:
+    """Read the phone numbers of a cell whose row has country codes in cells of their own.
+
+    A number with ``+`` or ``00``, or of a WhatsApp contact, is read as it stands. Any other is read as in the
+    country of the row, and is invalid if the country is unclear, if the number belongs to another one, or if
+    it may also begin with the code already.
+
+    Args:
+        text: The cell with the numbers.
+        codes: The filled cells with country codes, as for :func:`region_of_code`.
+        region: The default region if there are none.
+
+    Returns:
+        As for :func:`parse_cell`.
+    """
+    if not codes:
+        return parse_cell(text, region)
+    regions = [region_of_code(code) for code in codes]
+    callings = {phonenumbers.country_code_for_region(one or "") for one in regions}
+    # It is 0 of an unknown region.
+    calling = str(callings.pop() or "") if len(callings) == 1 else ""
+
+    def check(piece: str, phone: PhoneNumber) -> PhoneNumber | InvalidPhoneNumber:
+        has_plus, written = _read(piece)
+        number = _ascii_digits(written)
+        if has_plus or number.startswith("00"):
+            return phone
+        if not calling:
+            return _rejection(piece, _UNCLEAR_COUNTRY)
+        if not phone.startswith("+" + calling):
+            return _rejection(piece, _OTHER_COUNTRY)
+        is_double = phone != "+" + number and number.startswith(calling) and is_in_use("+" + number)
+        return _rejection(piece, _TWO_CODES) if is_double else phone
+
+    return [
+        check(piece, result) if isinstance(result, str) else result
+        for piece, result in _pieces(text, regions[0] if calling else None)
+    ]
+
+
+def region_of_code(text: str) -> str | None:
+    """Return the region of a country code, written as ``49``, ``+49``, ``0049`` or ``DE``; else None."""
+    written = visible(text)
+    if code := _CODE.fullmatch(written):
+        region = phonenumbers.region_code_for_country_code(int(code[1]))
+    else:
+        region = "GB" if written.upper() == "UK" else written.upper()
+    # NA, Namibia, is also what many programs write for a missing value.
+    return region if region in REGIONS and written.upper() != "NA" else None
 
 
 def _pieces(text: str, region: str | None) -> list[_Piece]:

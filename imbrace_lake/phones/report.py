@@ -47,6 +47,7 @@ class FileReport:
         header_row: The position of the header in the file, from 1; None without a header.
         titles: The number of filled rows above the header, which are skipped.
         columns: The names of the columns that were read, or their positions if there is no header.
+        code_columns: The names of the columns with the country codes of the numbers.
         left_out: Columns that were not read, with the number of their cells that look like phone numbers.
         empty: Rows without any text in these columns.
         comments: The number of lines that begin with ``#``.
@@ -64,6 +65,7 @@ class FileReport:
     header_row: int | None = None
     titles: int = 0
     columns: list[str] = field(default_factory=list)
+    code_columns: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     empty: Skipped = field(default_factory=Skipped)
     comments: int = 0
@@ -82,6 +84,7 @@ class FileReport:
             "header_row": self.header_row,
             "titles_skipped": self.titles,
             "columns": [short(name) for name in self.columns[:MOST_COLUMNS]],
+            "code_columns": [short(name) for name in self.code_columns[:MOST_COLUMNS]],
             "left_out": [
                 {"column": short(name), "cells": count}
                 for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]
@@ -98,13 +101,18 @@ class FileReport:
         if self.columns:
             noun = "column" if len(self.columns) == 1 else "columns"
             parts.append(f"{noun} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
+            if self.code_columns:
+                parts.append(f"country codes in {', '.join(map(short, self.code_columns[:MOST_COLUMNS]))}")
             # Columns of Parquet have names without a header.
             if self.format != "Parquet":
                 parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
         return ", ".join(filter(None, parts))
 
     def warnings(self) -> Iterator[str]:
-        """Yield a sentence for each choice that may have left out numbers."""
+        """Yield a sentence for each choice that may have left out numbers, or completed them."""
+        if self.code_columns:
+            names = ", ".join(short(name) for name in self.code_columns[:MOST_COLUMNS])
+            yield f"{self.name}: numbers without + were read with the country code in column {names}"
         for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]:
             cells = plural(count, "cell looks like a phone number", "cells look like phone numbers")
             choice = f"choose columns with {COLUMN_SETTING}"

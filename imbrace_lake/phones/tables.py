@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 import python_calamine as calamine
 
 from imbrace_lake.errors import InputError
-from imbrace_lake.phones.columns import Wanted, choose_columns, column_names, count_numbers, find_header
+from imbrace_lake.phones.columns import (
+    Wanted,
+    choose_code_columns,
+    choose_columns,
+    column_names,
+    count_numbers,
+    find_header,
+)
 from imbrace_lake.phones.formats import SAMPLE_BYTES, TextSource
 from imbrace_lake.phones.report import FileReport, short
 
@@ -32,8 +39,8 @@ _LONGEST_CELL = 1 << 24
 _EXACT_BELOW = float(1 << 53)
 _EXACT_IN_FLOAT32 = float(1 << 24)
 
-Cell = tuple[int, str]
-"""The position of the row, from 1, and the text of a filled cell."""
+Cell = tuple[int, str, Sequence[str]]
+"""The position of the row, from 1, the text of a filled cell, and the row's cells with country codes."""
 Batch = Sequence[pa.Array]
 """Several rows, as columns of text; nulls are empty cells."""
 
@@ -67,6 +74,8 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
     chosen = choose_columns(table.names, table.sample, wanted, report.name)
     width = max([len(table.names or ()), *map(len, table.sample)])
     report.columns = [column_names(table.names, width)[index] for index in chosen]
+    codes = choose_code_columns(table.names, table.sample, chosen) if wanted.usual is None else []
+    report.code_columns = [column_names(table.names, width)[index] for index in codes]
     for index in chosen:
         table.check(index)
     for batch in table.batches:
@@ -77,13 +86,20 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
             if index not in chosen and (count := count_numbers(values, wanted.region)):
                 name = column_names(table.names, len(batch))[index]
                 report.left_out[name] = report.left_out.get(name, 0) + count
-        columns = [batch[index].to_pylist() if index < len(batch) else [None] * rows for index in chosen]
+        columns = [
+            batch[index].to_pylist() if index < len(batch) else [None] * rows for index in [*chosen, *codes]
+        ]
         for position, cells in enumerate(zip(*columns, strict=True), first):
-            texts = [text for text in cells if text and not text.isspace()]
+            texts = _filled(cells[: len(chosen)])
             if not texts:
                 report.empty.add(position)
+            of_row = _filled(cells[len(chosen) :]) if codes else ()
             for text in texts:
-                yield position, text
+                yield position, text, of_row
+
+
+def _filled(cells: Sequence[str | None]) -> list[str]:
+    return [text for text in cells if text and not text.isspace()]
 
 
 class _LongCells:

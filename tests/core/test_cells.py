@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.phones import numbers
-from imbrace_lake.phones.numbers import parse_cell, parse_phone
+from imbrace_lake.phones.numbers import parse_cell, parse_cell_of_row, parse_phone
 
 A, B = "+886911425977", "+886911425978"
 # In these countries numbers have several lengths, so a longer number is possible too.
@@ -353,3 +353,52 @@ def test_a_long_cell_without_a_sure_separator_is_given_up_at_its_first_piece(
 
     assert "it is too long" in reasons_of("5 / 5 - 5 or 0/5 " * 100, "TW")[0]
     assert len(parsed) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "codes", "phones"),
+    [
+        ("15112345678", ["49"], ["+4915112345678"]),
+        ("01511 2345678", ["+49"], ["+4915112345678"]),
+        ("1511 2345678 / 1511 2345679", ["0049"], ["+4915112345678", "+4915112345679"]),
+        ("911425977", ["tw"], [A]),
+        ("0911-425-977", ["886.0"], [A]),
+        ("886911425977", ["TW"], [A]),
+        ("9198765432", ["IN"], ["+919198765432"]),
+        ("416-555-0123", ["1"], ["+14165550123"]),
+        ("7911 123456", ["UK"], ["+447911123456"]),
+        ("0612345678", ["(+39)"], ["+390612345678"]),
+        ("15112345678", ["49", "DE"], ["+4915112345678"]),
+        ("0911425977", [], [A]),
+        # These state their country, and the code is not added.
+        (A, ["49"], [A]),
+        (A, ["?"], [A]),
+        ("00886911425977", ["US"], [A]),
+        ("wa.me/886911425977", ["49"], [A]),
+        (f"0911425978, {A}", ["886"], [B, A]),
+    ],
+)
+def test_a_number_is_read_with_the_country_code_of_its_row(
+    text: str, codes: list[str], phones: list[str]
+) -> None:
+    assert parse_cell_of_row(text, codes, "TW") == phones
+
+
+@pytest.mark.parametrize(
+    ("text", "codes", "reason"),
+    [
+        ("15112345678", ["Germany"], "is not one"),
+        ("15112345678", ["NA"], "is not one"),
+        ("15112345678", ["999"], "is not one"),
+        ("15112345678", ["49", "FR"], "has several"),
+        ("12025550123", ["886"], "not a number of the country"),
+        ("4915112345678", ["49"], "may already begin"),
+        ("Anna", ["49"], "it has letters"),
+    ],
+)
+def test_a_number_is_not_guessed_if_the_country_code_of_its_row_does_not_suit_it(
+    text: str, codes: list[str], reason: str
+) -> None:
+    (found,) = parse_cell_of_row(text, codes, "TW")
+
+    assert reason in str(found)

@@ -122,6 +122,51 @@ class TestColumns:
             " choose columns with --column (in forms: Columns)"
         ]
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "country_code",
+            "Dial Code",
+            "callingCode",
+            "phone country code 1",
+            "國碼",
+            "prefix",
+            "phone_code",
+            "cc",
+        ],
+    )
+    def test_a_country_code_in_its_own_column_is_used_and_reported(self, tmp_path: Path, name: str) -> None:
+        path = write(
+            tmp_path / "n.csv", f"name,{name},phone\nA,49,15112345678\nB,+886,0911425971\nC,,{B}\nD,1,{B}\n"
+        )
+
+        phones = read(path)
+
+        assert [phone for _, phone in phones_in(path)] == ["+4915112345678", A, B, B]
+        assert phones.report.warnings() == [
+            f"{path}: numbers without + were read with the country code in column {name}"
+        ]
+        assert f"column phone, country codes in {name}, header in row 1" in phones.report.describe()
+        assert phones.report.as_json()["files"][0]["code_columns"] == [name]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("prefix", "Mr"),
+            ("phone_code", "4821"),
+            ("country", "DE"),
+            ("area code", "49"),
+            ("zip code", "49"),
+        ],
+    )
+    def test_a_column_that_may_be_anything_else_gives_no_country_code(
+        self, tmp_path: Path, name: str, value: str
+    ) -> None:
+        path = write(tmp_path / "n.csv", f"name,{name},phone\nA,{value},{A[1:]}\n")
+
+        assert phones_in(path) == [(1, A)]
+        assert read(path).report.files[0].code_columns == []
+
     @pytest.mark.slow
     def test_numbers_that_begin_below_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
         rows = f"{A},\n" * 30_000 + f"{A},{B}\n"

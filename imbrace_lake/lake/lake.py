@@ -25,14 +25,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from hashlib import file_digest, sha256
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import DamagedObject, InputError, ObjectExists, StoreError
+from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.hash_index import HashIndex
 from imbrace_lake.lake.schema import SCHEMA, SCHEMA_VERSION
 from imbrace_lake.store.contract import TEMPORARY, Body, ObjectMeta
@@ -53,6 +56,8 @@ READ_AT_A_TIME = 32
 # The rows of a large part in memory at a time.
 BATCH_ROWS = 4_096
 
+# The columns that name the conversation of a row.
+_OWNER = ("organization_id", "conversation_id")
 # Folders of a lake that must not contain another one: its messages would be read, or its files removed.
 _OWN = frozenset((*FOLDERS, "shards/", "state/", "tables/", f"{TEMPORARY}/"))
 _PART = re.compile(r"messages/org=[^/]+/conv=[^/]+/part-\d{5,}\.parquet")
@@ -181,7 +186,8 @@ class Lake:
         """Read parts, one request each, and return them as read, perhaps newer than listed, with their rows.
 
         Raises:
-            StoreError: An object is missing or is not a part; the message names it.
+            StoreError: An object is missing, is not a part, or has rows of another conversation than its
+                folder; the message names it.
         """
         jobs = (partial(self._read_part, part) for part in parts)
         return await run_bounded(min(READ_AT_A_TIME, len(parts)), jobs)
@@ -190,6 +196,7 @@ class Lake:
         with self._explained(part):
             body = await self.store.get(part.key)
             rows = read_rows(body)
+            self._reject_foreign_rows(part, _conversations([rows]))
             # With the ETag of the listing, so that a part that was replaced since then is not overwritten.
             return Part(part.key, len(body), rows.num_rows, sha256(body).hexdigest(), part.etag), rows
 
@@ -197,11 +204,13 @@ class Lake:
         """Download a part to a file, for `iter_part`, and return it as read, perhaps newer than listed.
 
         Raises:
-            StoreError: The object is missing or is not a part; the message names it.
+            StoreError: The object is missing, is not a part, or has rows of another conversation than its
+                folder; the message names it.
         """
         with self._explained(part):
             await self.store.download(part.key, path)
-            size_bytes, digest, rows = await asyncio.to_thread(_inspect, path)
+            size_bytes, digest, rows, conversations = await asyncio.to_thread(_inspect, path)
+            self._reject_foreign_rows(part, conversations)
             return Part(part.key, size_bytes, rows, digest, part.etag)
 
     def iter_part(self, part: Part, path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -212,6 +221,14 @@ class Lake:
         """
         with self._explained(part):
             yield from iter_rows(path, columns)
+
+    def _reject_foreign_rows(self, part: Part, conversations: Iterable[tuple[str, str]]) -> None:
+        """Reject a part in the folder of another conversation, whose messages a run would mark deleted."""
+        if not all(is_folder_of(part.key, *one) for one in conversations):
+            raise DamagedObject(
+                f"{self.url}/{part.key} contains rows of another conversation: restore it from a copy, or"
+                " delete it and export its conversation again"
+            )
 
     @contextmanager
     def _explained(self, part: Part) -> Iterator[None]:
@@ -440,9 +457,19 @@ def in_schema(schema: pa.Schema, batch: pa.RecordBatch | pa.Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _inspect(path: Path) -> tuple[int, str, int]:
-    """Return size, SHA-256 and number of rows of a part in a file."""
-    return path.stat().st_size, body_hash(path), pq.read_metadata(path).num_rows
+def _inspect(path: Path) -> tuple[int, str, int, set[tuple[str, str]]]:
+    """Return size, SHA-256, number of rows and `_conversations` of a part in a file."""
+    conversations = _conversations(iter_rows(path, _OWNER))
+    return path.stat().st_size, body_hash(path), pq.read_metadata(path).num_rows, conversations
+
+
+def _conversations(batches: Iterable[pa.Table]) -> set[tuple[str, str]]:
+    """Return the organizations and conversations that rows name."""
+    found: set[tuple[str, str]] = set()
+    for rows in batches:
+        organizations, conversations = (pc.unique(rows.column(name)).to_pylist() for name in _OWNER)
+        found.update(product(organizations, conversations))
+    return found
 
 
 def body_hash(body: Body) -> str:
@@ -463,6 +490,18 @@ def partition_key(organization_id: str, conversation_id: str) -> str:
     `org` and `conv` are not names of columns, because some engines fail if a name is in both path and file.
     """
     return f"{MESSAGES}org={encoded(organization_id)}/conv={encoded(conversation_id)}"
+
+
+def is_folder_of(key: str, organization_id: str, conversation_id: str) -> bool:
+    """Whether a part's key is in the folder of a conversation, in any spelling of its id."""
+    folder = _folder(key)
+    if folder == partition_key(organization_id, conversation_id):
+        return True
+    organization, _, name = folder.rpartition("/conv=")
+    canonical = encoded(canonical_conversation_id(unquote(name)))
+    return f"{organization}/conv={canonical}" == partition_key(
+        organization_id, canonical_conversation_id(conversation_id)
+    )
 
 
 def encoded(value: str) -> str:

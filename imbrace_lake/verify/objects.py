@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, body_hash, is_marker, partition_key
+from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, body_hash, is_folder_of, is_marker, partition_key
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
 from imbrace_lake.lake.ledger import (
     FOUND,
@@ -189,7 +189,7 @@ def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects)
     """Return what is wrong with a part whose hash is not in the ledger, perhaps because of a kill."""
     if report.problem is not None:
         return report.problem
-    if not key.startswith(f"{partition_key(report.organization_id, report.conversation_id)}/"):
+    if not is_folder_of(key, report.organization_id, report.conversation_id):
         return "contains rows of another conversation: restore it from a copy"
     if key not in expected.parts or not expected.is_complete:
         return None

@@ -23,9 +23,10 @@ from imbrace_lake.export.run import RunContext, RunSummary, utc_now
 from imbrace_lake.lake.checkpoint import read_state
 from imbrace_lake.lake.conversation_states import read_every_id
 from imbrace_lake.lake.freshness import read_freshness
-from imbrace_lake.lake.lake import Lake, open_lake
+from imbrace_lake.lake.lake import Lake, open_lake, partition_key
 from imbrace_lake.lake.ledger import HEADER, Journal, read_run
 from imbrace_lake.lake.ledger_schema import PHONES, RunTotals, conversation_rows
+from imbrace_lake.policy import Window
 from imbrace_lake.store.atomic_files import AtomicFiles
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -283,6 +284,54 @@ def test_entries_with_the_earliest_and_the_latest_times_are_not_damage(bench: Be
 
     bench.look(add)
 
+    assert bench.verify().is_sound
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["in memory", "in files"])
+def position(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read parts into memory, and into files as if they were large."""
+    if request.param == "in files":
+        monkeypatch.setattr("imbrace_lake.lake.snapshot.EXPANSION", 10**9)
+
+
+def first_part(bench: Bench, conversation_id: str) -> Path:
+    organization = bench.box.options.organization_id
+    return Path(bench.lake, partition_key(organization, conversation_id), "part-00000.parquet")
+
+
+def contents(bench: Bench) -> dict[str, bytes]:
+    return {key_of(bench, path): path.read_bytes() for path in Path(bench.lake).glob("messages/*/*/*")}
+
+
+@pytest.mark.usefixtures("position")
+@pytest.mark.parametrize("window", [None, Window(since=START)])
+def test_a_part_in_the_folder_of_another_conversation_is_damage_and_nothing_is_written(
+    bench: Bench, window: Window | None
+) -> None:
+    paths = [first_part(bench, one) for one in bench.box.conversations]
+    first, second = [path.read_bytes() for path in paths]
+    for path, body in zip(paths, (second, first), strict=True):
+        path.write_bytes(body)
+    swapped = contents(bench)
+
+    summary = bench.run(window=window)
+
+    assert summary.totals.conversations == {"failed": 2}
+    reasons = {dead.conversation_id: str(dead.reason) for dead in summary.dead_letters}
+    for path, one in zip(paths, bench.box.conversations, strict=True):
+        assert reasons[one].endswith(
+            f"{key_of(bench, path)} contains rows of another conversation: restore it from a copy, or delete"
+            " it and export its conversation again"
+        )
+    assert contents(bench) == swapped
+    assert len(bench.verify().differences) == 2
+    for path in paths:
+        path.unlink()
+    assert bench.run().totals.conversations == {"complete": 2}
+    assert bench.differences() == {}
     assert bench.verify().is_sound
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +49,7 @@ from tools.seaweed import Seaweed
 T = TypeVar("T")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_1"
+UUID = "9e917e42-b8d2-453a-9cbd-30fd1ecaf689"
 AWKWARD_IDS = [
     "007",
     "1e5",
@@ -424,6 +426,31 @@ def test_an_unreadable_part_is_reported(tmp_path: Path, damage: str) -> None:
             path.write_bytes(bodies[damage])
         with pytest.raises(StoreError, match=r"conv=c/part-00000\.parquet (is missing|cannot be read)"):
             await lake.read_parts([part])
+
+    in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize(
+    ("stored", "folder", "is_own"),
+    [
+        (f"tcu_{UUID}", f"conv_{UUID}", True),
+        (UUID.upper(), UUID, True),
+        ("a~/%" * 80, "a~/%" * 80, True),
+        ("c", "d", False),
+        (f"conv_{UUID[::-1]}", f"conv_{UUID}", False),
+    ],
+)
+def test_a_part_has_rows_of_the_conversation_of_its_folder_in_any_spelling(
+    tmp_path: Path, stored: str, folder: str, is_own: bool
+) -> None:
+    async def job(lake: Lake) -> None:
+        part = await lake.add_part(ORG, folder, 0, a_part(stored, "a"), 1)
+        for read in (lake.read_parts([part]), lake.download_part(part, tmp_path / "copy")):
+            with nullcontext() if is_own else pytest.raises(DamagedObject, match="of another conversation"):
+                await read
+        other = await lake.add_part("org_2", folder, 0, a_part(stored, "a"), 1)
+        with pytest.raises(DamagedObject, match="of another conversation"):
+            await lake.read_parts([other])
 
     in_lake(tmp_path, job)
 

@@ -1,4 +1,4 @@
-"""Rows by a hash of their id: an index in memory, and files that each fit into memory."""
+"""Rows by a hash of their id: an index in memory, repeated ids, and files that each fit into memory."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ class HashIndex:
         # For each text its first row and the following ones.
         further = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.sort(self._rows[np.repeat(begin, counts) + further])
+
+
+def id_hashes(batches: Iterable[pa.Table]) -> npt.NDArray[np.int64]:
+    """Return a hash of the id of each message of a part, for `first_repeating`."""
+    some = (np.fromiter(map(hash, rows.column("message_id").to_pylist()), np.int64) for rows in batches)
+    return np.concatenate([np.empty(0, np.int64), *some])
+
+
+def first_repeating(parts: Sequence[npt.NDArray[np.int64]]) -> int | None:
+    """Return the index of the first part that has a message of an earlier one; None if there is none.
+
+    Among a million messages, two have the same hash with a probability of 1 in 10^7; in the next process they
+    have others.
+
+    Args:
+        parts: The `id_hashes` of each part.
+    """
+    if not parts or not _has_repeats(parts):
+        return None
+    return next(index for index in range(len(parts)) if _has_repeats(parts[: index + 1]))
+
+
+def _has_repeats(parts: Sequence[npt.NDArray[np.int64]]) -> bool:
+    hashes = np.concatenate(parts)
+    return len(np.unique(hashes)) < len(hashes)
 
 
 class Buckets:

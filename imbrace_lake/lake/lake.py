@@ -458,7 +458,7 @@ def in_schema(schema: pa.Schema, batch: pa.RecordBatch | pa.Table) -> pa.Table:
 
 
 def _inspect(path: Path) -> tuple[int, str, int, set[tuple[str, str]]]:
-    """Return size, SHA-256, number of rows and `_conversations` of a part in a file."""
+    """Return size, SHA-256, number of rows and conversations of a part in a file."""
     conversations = _conversations(iter_rows(path, _OWNER))
     return path.stat().st_size, body_hash(path), pq.read_metadata(path).num_rows, conversations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.concurrency import run_bounded
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.gateway.id_set import IdSet
+from imbrace_lake.lake.hash_index import first_repeating, id_hashes
 from imbrace_lake.lake.hashes import NO_HASH, content_hash, hash_sum
 from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake, Part
 from imbrace_lake.lake.memory import Reservation
@@ -37,7 +40,11 @@ class PartitionSnapshot:
 
     @classmethod
     async def read(cls, lake: Lake, parts: Sequence[Part], reservation: Reservation) -> PartitionSnapshot:
-        """Read the parts, one request each; those that do not fit into memory go to files."""
+        """Read the parts, one request each; those that do not fit into memory go to files.
+
+        Raises:
+            StoreError: A part is missing or damaged, or has messages of another one; the message names it.
+        """
 
         async def read_one(part: Part) -> tuple[Part, pa.Table | Path]:
             size_bytes = EXPANSION * part.size_bytes
@@ -49,7 +56,22 @@ class PartitionSnapshot:
 
         # A read that goes on after the error of another one would write into a folder that is deleted.
         read = await run_bounded(min(READ_AT_A_TIME, len(parts)), (partial(read_one, one) for one in parts))
-        return cls(lake, tuple(part for part, _ in read), tuple(source for _, source in read))
+        snapshot = cls(lake, tuple(part for part, _ in read), tuple(source for _, source in read))
+        if len(read) > 1:
+            find = snapshot._repeating_part
+            repeating = find() if snapshot.is_in_memory else await asyncio.to_thread(find)
+            if repeating is not None:
+                raise DamagedObject(
+                    f"{lake.url}/{repeating.key} repeats messages of an earlier part: delete it and export"
+                    " its conversation again"
+                )
+        return snapshot
+
+    def _repeating_part(self) -> Part | None:
+        """Return the first part that has a message of an earlier one, because each message is stored once."""
+        parts = (self.part_batches(index, ["message_id"]) for index in range(len(self.parts)))
+        index = first_repeating([*map(id_hashes, parts)])
+        return None if index is None else self.parts[index]
 
     @property
     def is_in_memory(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,23 @@ from typing import TypeAlias
 from urllib.parse import unquote
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
+
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import StoreError
-from imbrace_lake.lake.lake import MARKER, MESSAGES, Lake, body_hash, is_folder_of, is_marker, partition_key
+from imbrace_lake.lake.hash_index import first_repeating, id_hashes
+from imbrace_lake.lake.lake import (
+    MARKER,
+    MESSAGES,
+    Lake,
+    body_hash,
+    is_folder_of,
+    is_marker,
+    is_part,
+    iter_rows,
+    partition_key,
+)
 from imbrace_lake.lake.ledger import DAMAGED as DAMAGED_SUFFIX
 from imbrace_lake.lake.ledger import (
     FOUND,
@@ -75,6 +91,7 @@ async def verify_objects(
     found.differences += [Difference(key, _missing(key)) for key in missing]
     done = 0
     doubtful: list[ObjectMeta] = []
+    unrecorded: set[str] = set()
     judging = asyncio.Lock()
     with TemporaryDirectory(prefix="imbrace-verify-") as folder:
 
@@ -87,6 +104,11 @@ async def verify_objects(
                 body.unlink()
             return judgment
 
+        def add(key: str, is_recorded: bool, problem: str | None) -> None:
+            found.add(key, problem)
+            if not is_recorded and problem is None:
+                unrecorded.add(key)
+
         async def check(meta: ObjectMeta) -> None:
             nonlocal done
             is_part = meta.key.startswith(MESSAGES)
@@ -94,28 +116,70 @@ async def verify_objects(
             if is_part and not is_recorded and (problem is not None or meta.key in expected.parts):
                 doubtful.append(meta)
             else:
-                found.unrecorded += not is_recorded
-                found.add(meta.key, problem)
+                add(meta.key, is_recorded, problem)
             found.ledger_objects += meta.key.partition("/")[0] in HASHED
             found.parts += is_part
             done += 1
             on_progress(done, len(objects))
 
         async def check_again(meta: ObjectMeta) -> None:
-            is_recorded, problem = await judge(meta, expected_now)
-            found.unrecorded += not is_recorded and problem is None
-            found.add(meta.key, problem)
+            add(meta.key, *await judge(meta, expected_now))
 
         await run_bounded(SIDE_BY_SIDE, (partial(check, meta) for meta in objects))
         if doubtful:
             # A run may have replaced and recorded them during the verification.
             expected_now = replace(await ExpectedObjects.read(lake), is_complete=expected.is_complete)
             await run_bounded(SIDE_BY_SIDE, (partial(check_again, meta) for meta in doubtful))
+    damaged = {difference.name for difference in found.differences}
+    parts = [meta for meta in objects if is_part(meta.key) and meta.key not in damaged]
+    repeating = await _find_repeating(lake, parts, unrecorded)
+    for key in repeating:
+        found.add(key, f"repeats messages of an earlier part: delete it, and {_backfill(key)}")
+    found.unrecorded = len(unrecorded - repeating)
     tables = await verify_tables(lake)
     found.table_files, found.tables_not_verified = tables.files, tables.not_verified
     found.differences += [Difference(one.name, one.problem) for one in tables.differences]
     found.differences.sort(key=lambda difference: difference.name)
     return found
+
+
+async def _find_repeating(lake: Lake, parts: list[ObjectMeta], unrecorded: set[str]) -> set[str]:
+    """Return parts that repeat messages of earlier ones, at most one of each conversation.
+
+    Only conversations with an unrecorded part are read again: a run reads a partition before it records it.
+    """
+    folders = {folder_of(key) for key in unrecorded}
+    partitions: dict[str, list[str]] = defaultdict(list)
+    for meta in parts:
+        if folder_of(meta.key) in folders:
+            partitions[folder_of(meta.key)].append(meta.key)
+    found: set[str] = set()
+
+    async def check(keys: list[str]) -> None:
+        # Part 100000 is after part 99999.
+        keys.sort(key=lambda key: (len(key), key))
+        ids = {}
+        for key in keys:
+            path = Path(temporary, uuid4().hex)
+            # Who is following the advice of an earlier verification may have deleted it since the listing.
+            with suppress(FileNotFoundError):
+                await lake.store.download(key, path)
+                ids[key] = await asyncio.to_thread(_take_ids, path)
+        repeating = first_repeating([*ids.values()])
+        if repeating is not None:
+            found.add([*ids][repeating])
+
+    with TemporaryDirectory(prefix="imbrace-verify-") as temporary:
+        several = (keys for keys in partitions.values() if len(keys) > 1)
+        await run_bounded(SIDE_BY_SIDE, (partial(check, keys) for keys in several))
+    return found
+
+
+def _take_ids(path: Path) -> npt.NDArray[np.int64]:
+    """Return the `id_hashes` of a part in a file, which is deleted."""
+    ids = id_hashes(iter_rows(path, ["message_id"]))
+    path.unlink()
+    return ids
 
 
 def _deleted_spellings(missing: set[str], there: set[str]) -> set[str]:
@@ -221,17 +285,22 @@ def _remedy(key: str) -> str:
 
 def _without_copy(key: str, *, is_missing: bool = False) -> str:
     """Return what to do about a part without a copy."""
-    found = _PART.match(key)
-    if found is None:
+    if _PART.match(key) is None:
         return "Without a copy, delete it"
-    organization, conversation_id = map(unquote, found.groups())
+    delete = "" if is_missing else "delete it and "
+    return (
+        f"Without a copy, {delete}{_backfill(key)}; what was edited or deleted at the gateway before is lost"
+    )
+
+
+def _backfill(key: str) -> str:
+    """Return the advice to read the conversation of a part again."""
+    found = _PART.match(key)
+    organization, conversation_id = map(unquote, found.groups()) if found else ("", "")
     # A very long id is not in its key.
     is_shown = key.startswith(f"{partition_key(organization, conversation_id)}/")
     option = f"--conversation {printable(conversation_id)}" if is_shown else "--everything"
-    return (
-        f"Without a copy, {'' if is_missing else 'delete it and '}run `imbrace-lake backfill {option}`, which"
-        " reads the conversation again; what was edited or deleted at the gateway before is lost"
-    )
+    return f"run `imbrace-lake backfill {option}`, which reads the conversation again"
 
 
 def _missing(key: str) -> str:

@@ -335,6 +335,47 @@ def test_a_part_in_the_folder_of_another_conversation_is_damage_and_nothing_is_w
     assert bench.verify().is_sound
 
 
+@pytest.mark.usefixtures("position")
+@pytest.mark.parametrize("window", [None, Window(since=START)])
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_a_part_that_repeats_messages_of_another_one_is_damage_and_nothing_is_written(
+    bench: Bench, is_recorded: bool, window: Window | None
+) -> None:
+    one = next(iter(bench.box.conversations))
+    copy = first_part(bench, one).with_name("part-00001.parquet")
+    shutil.copy(first_part(bench, one), copy)
+    if is_recorded:
+        # As earlier releases did.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("imbrace_lake.lake.snapshot.first_repeating", lambda parts: None)
+            assert bench.run().status == "complete"
+        bench.settings = {"rewalk_days": 0.0}
+    before = contents(bench)
+
+    summary = bench.run([one], window=window)
+
+    (dead,) = summary.dead_letters
+    assert str(dead.reason).endswith(
+        f"{key_of(bench, copy)} repeats messages of an earlier part: delete it and export its conversation"
+        " again"
+    )
+    assert contents(bench) == before
+    if not is_recorded:
+        found = bench.verify()
+        assert [(one.name, one.problem) for one in found.differences] == [
+            (
+                key_of(bench, copy),
+                "repeats messages of an earlier part: delete it, and run `imbrace-lake backfill"
+                f" --conversation {one}`, which reads the conversation again",
+            )
+        ]
+        assert found.unrecorded == 0
+    copy.unlink()
+    assert bench.run().status == "complete"
+    assert bench.differences() == {}
+    assert bench.verify().is_sound
+
+
 # -- journals -------------------------------------------------------------------------------------
 
 

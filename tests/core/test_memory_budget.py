@@ -40,11 +40,14 @@ def test_a_short_conversation_does_not_spill_while_a_long_one_fills_the_budget(t
 def test_parts_that_do_not_fit_into_the_budget_are_read_into_files(tmp_path: Path, fitting: int) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path / "lake"), now=NOW) as lake:
-            body = Rows.of(page(Random(1), 300)).encode(
-                Reservation(MemoryBudget(), lambda: tmp_path),
-                PartClaim("org_1", "c1", "run", "complete", "overlap", 1).metadata(),
-            )
-            parts = [await lake.add_part("org_1", "c1", number, body, 1) for number in (0, 1)]
+            bodies = [
+                Rows.of(page(Random(1), 600).slice(start, 300)).encode(
+                    Reservation(MemoryBudget(), lambda: tmp_path),
+                    PartClaim("org_1", "c1", "run", "complete", "overlap", 1).metadata(),
+                )
+                for start in (0, 300)
+            ]
+            parts = [await lake.add_part("org_1", "c1", *one, 1) for one in enumerate(bodies)]
             memory = MemoryBudget(most_bytes=EXPANSION * sum(part.size_bytes for part in parts[:fitting]))
             with Reservation(memory, lambda: tmp_path) as reservation:
                 snapshot = await PartitionSnapshot.read(lake, parts, reservation)

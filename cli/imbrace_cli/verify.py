@@ -159,6 +159,9 @@ def _echo_verification(found: Verification, lake: str) -> None:
         looked += f", {plural(found.counts, 'count')}"
     differ = plural(len(found.differences), "differs", "differ")
     echo_status(f"sound: {looked}" if found.is_sound else f"{differ}: {looked}")
+    if found.without_count:
+        conversations = plural(found.without_count, "conversation")
+        echo_status(f"not compared: {conversations} whose count the gateway does not state")
     if found.tables_not_verified:
         echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:

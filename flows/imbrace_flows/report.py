@@ -107,6 +107,9 @@ async def publish_verification(
     ]
     if found.counts:
         page += [f"- **Counts:** {found.counts:,} compared with the gateway"]
+    if found.without_count:
+        conversations = plural(found.without_count, "conversation")
+        page += [f"- **Not compared:** {conversations} whose count the gateway does not state"]
     if uncounted:
         page += [f"- **Counts:** not compared with the gateway: {uncounted}"]
     page += [f"- **Differences:** {len(found.differences):,}"]

@@ -120,6 +120,7 @@ def _merge_results(results: list[Verification]) -> Verification:
             (one.tables_not_verified for one in results if one.tables_not_verified), None
         ),
         counts=sum(one.counts for one in results),
+        without_count=sum(one.without_count for one in results),
         differences=[difference for one in results for difference in one.differences],
     )
 

@@ -13,6 +13,8 @@ from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.printable import plural
 from imbrace_lake.verify.findings import Difference, Verification
 
+NO_COUNT = "has no count at the gateway"
+
 
 async def verify_counts(
     gateway: GatewayClient,
@@ -27,7 +29,7 @@ async def verify_counts(
     Args:
         gateway: Its limiter bounds the requests.
         states: The last state of each conversation.
-        found: Receives the differences.
+        found: Receives the differences, and the number of conversations that were compared.
         side_by_side: The most conversations at a time that are requested or wait at the limiter.
         on_progress: Receives the number of finished conversations and of all.
 
@@ -40,9 +42,12 @@ async def verify_counts(
     async def ask(entry: ConversationEntry) -> None:
         nonlocal done
         problem = await _count_problem(gateway, entry)
-        if problem is not None:
-            differences.append(Difference(entry.conversation_id, problem))
-        found.counts += 1
+        if problem is NO_COUNT:
+            found.without_count += 1
+        else:
+            found.counts += 1
+            if problem is not None:
+                differences.append(Difference(entry.conversation_id, problem))
         done += 1
         on_progress(done, len(states))
 
@@ -51,7 +56,10 @@ async def verify_counts(
 
 
 async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> str | None:
-    """Describe the difference between the gateway's count and the lake's; None if they are equal."""
+    """Describe the difference between the gateway's count and the lake's; None if they are equal.
+
+    A conversation without a count at the gateway is `NO_COUNT`.
+    """
     try:
         page = await gateway.get_page(entry.conversation_id, limit=1)
     except ConversationNotFound:
@@ -61,7 +69,9 @@ async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> st
             raise
         return f"could not be compared: {exc}"
     count = page.total_count
-    messages = "an unknown number of messages" if count is None else plural(count, "message")
+    if count is None:
+        return "is at the gateway again" if entry.status == "gone" else NO_COUNT
+    messages = plural(count, "message")
     if entry.status == "gone":
         return f"is at the gateway again, with {messages}"
     if count == (entry.distinct_messages or 0) + entry.repeats:

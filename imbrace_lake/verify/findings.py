@@ -24,6 +24,7 @@ class Verification:
         table_files: The number of files of tables that were read.
         tables_not_verified: Why the tables were not read; None if they were, or if there are none.
         counts: The number of conversations whose count was compared with the gateway's.
+        without_count: The number of conversations whose count the gateway does not state.
     """
 
     parts: int = 0
@@ -32,6 +33,7 @@ class Verification:
     table_files: int = 0
     tables_not_verified: str | None = None
     counts: int = 0
+    without_count: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, name: str, problem: str | None) -> None:

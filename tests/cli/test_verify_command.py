@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from imbrace_lake.gateway import client
+from imbrace_lake.gateway.models import parse_page
 from imbrace_sandbox import Sandbox
 from tests.cli.conftest import Run
 from tests.core.lake_runs import Bench
@@ -103,6 +106,19 @@ def test_counts_are_compared_with_the_gateway(run: Run, bench: Bench, box: Sandb
     assert json.loads(sound.out)["counts"] == len(box.conversations)
     assert differs.out.startswith(f"{grown}: has {box.conversations[grown]} messages at the gateway")
     assert len(differs.out.splitlines()) == 1
+
+
+def test_conversations_without_a_count_at_the_gateway_are_reported_and_not_a_difference(
+    run: Run, bench: Bench, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "parse_page", lambda *args: replace(parse_page(*args), total_count=None))
+
+    result = run("verify", "--counts")
+
+    number = len(box.conversations)
+    assert (result.code, result.out) == (0, "")
+    assert f"not compared: {number} conversations whose count the gateway does not state" in result.err
+    assert "None" not in result.err
 
 
 def test_parts_of_a_killed_run_are_reported_and_do_not_count_as_a_difference(run: Run, bench: Bench) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake.errors import GatewayError
+from imbrace_lake.gateway.models import Page
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake, open_lake, partition_key
 from imbrace_lake.lake.ledger import Journal
@@ -286,6 +287,30 @@ def test_counts_are_compared_with_the_gateway(bench: Bench) -> None:
     assert asyncio.run(count()) == [
         f"{ids[1]}: is at the gateway again, with {box.conversations[ids[1]]} messages"
     ]
+
+
+def test_a_conversation_whose_count_the_gateway_does_not_state_is_not_a_difference(bench: Bench) -> None:
+    deleted = next(iter(bench.box.conversations))
+    bench.box.vanish(deleted)
+    bench.run()
+    bench.box.restore(deleted)
+    found = Verification()
+
+    async def count(lake: Lake) -> None:
+        async with gateway_of(settings_for(bench.box, bench.lake)) as gateway:
+            get_page = gateway.get_page
+
+            async def get_page_without_count(*args: Any, **options: Any) -> Page:
+                return replace(await get_page(*args, **options), total_count=None)
+
+            gateway.get_page = get_page_without_count  # type: ignore[method-assign]
+            states = await read_states(lake, bench.box.options.organization_id)
+            await verify_counts(gateway, states, found)
+
+    bench.look(count)
+
+    assert [(one.name, one.problem) for one in found.differences] == [(deleted, "is at the gateway again")]
+    assert (found.counts, found.without_count) == (1, len(bench.box.conversations) - 1)
 
 
 def test_counts_are_requested_concurrently_within_the_limit_of_the_limiter(

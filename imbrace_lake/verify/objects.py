@@ -111,14 +111,13 @@ async def verify_objects(
 
         async def check(meta: ObjectMeta) -> None:
             nonlocal done
-            is_part = meta.key.startswith(MESSAGES)
             is_recorded, problem = await judge(meta, expected)
-            if is_part and not is_recorded and (problem is not None or meta.key in expected.parts):
+            if not is_recorded and (problem is not None or meta.key in expected.parts):
                 doubtful.append(meta)
             else:
                 add(meta.key, is_recorded, problem)
             found.ledger_objects += meta.key.partition("/")[0] in HASHED
-            found.parts += is_part
+            found.parts += is_part(meta.key)
             done += 1
             on_progress(done, len(objects))
 
@@ -212,6 +211,8 @@ def _judge(key: str, body: _Body, expected: ExpectedObjects) -> tuple[bool, str 
     """Return whether an object has its recorded hash, and what is wrong with it."""
     if not key.startswith(MESSAGES):
         return True, _problem(key, body)
+    if not is_part(key):
+        return True, "is not an object of the lake: move it elsewhere"
     if body is None:
         return False, _missing(key)
     if isinstance(body, StoreError):
@@ -285,8 +286,6 @@ def _remedy(key: str) -> str:
 
 def _without_copy(key: str, *, is_missing: bool = False) -> str:
     """Return what to do about a part without a copy."""
-    if _PART.match(key) is None:
-        return "Without a copy, delete it"
     delete = "" if is_missing else "delete it and "
     return (
         f"Without a copy, {delete}{_backfill(key)}; what was edited or deleted at the gateway before is lost"
@@ -295,8 +294,7 @@ def _without_copy(key: str, *, is_missing: bool = False) -> str:
 
 def _backfill(key: str) -> str:
     """Return the advice to read the conversation of a part again."""
-    found = _PART.match(key)
-    organization, conversation_id = map(unquote, found.groups()) if found else ("", "")
+    organization, conversation_id = map(unquote, _PART.findall(key)[0])
     # A very long id is not in its key.
     is_shown = key.startswith(f"{partition_key(organization, conversation_id)}/")
     option = f"--conversation {printable(conversation_id)}" if is_shown else "--everything"

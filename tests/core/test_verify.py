@@ -171,6 +171,23 @@ def test_a_truncated_emptied_or_swapped_part_is_reported(bench: Bench) -> None:
         assert named(bench.verify()) == [str(first.relative_to(bench.lake))]
 
 
+@pytest.mark.usefixtures("position")
+@pytest.mark.parametrize("name", ["messages/notes.txt", "messages/org=o/copy.parquet", "{part}/notes.txt"])
+def test_an_object_among_the_parts_that_is_none_is_to_be_moved(bench: Bench, name: str) -> None:
+    part = next(path for path in objects(bench) if path.name == "part-00000.parquet")
+    other = Path(bench.lake, name.format(part=part.parent))
+    before = bench.verify().parts
+    other.parent.mkdir(exist_ok=True)
+    shutil.copy(part, other)
+
+    found = bench.verify()
+
+    assert [(one.name, one.problem) for one in found.differences] == [
+        (str(other.relative_to(bench.lake)), "is not an object of the lake: move it elsewhere")
+    ]
+    assert (found.parts, found.unrecorded) == (before, 0)
+
+
 def test_a_part_of_a_killed_run_is_counted_and_is_not_a_difference(bench: Bench) -> None:
     box = bench.box
     one = next(iter(box.conversations))

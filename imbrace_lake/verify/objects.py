@@ -51,7 +51,7 @@ from imbrace_lake.tables.state import folder_of
 from imbrace_lake.tables.verification import verify_tables
 from imbrace_lake.verify.expected import ExpectedObjects, read_replaced
 from imbrace_lake.verify.findings import Difference, Verification
-from imbrace_lake.verify.part import DAMAGED, PartReport, judge_part
+from imbrace_lake.verify.part import DAMAGED, NOT_A_PART, PartReport, judge_part
 
 SIDE_BY_SIDE = 16
 # Larger objects are read into files.
@@ -253,7 +253,8 @@ def _problem(key: str, body: _Body) -> str | None:
 def _unrecorded_problem(key: str, report: PartReport, expected: ExpectedObjects) -> str | None:
     """Return what is wrong with a part whose hash is not in the ledger, perhaps because of a kill."""
     if report.problem is not None:
-        return report.problem
+        # Its key is that of a part.
+        return DAMAGED if report.problem == NOT_A_PART else report.problem
     if not is_folder_of(key, report.organization_id, report.conversation_id):
         return "contains rows of another conversation: restore it from a copy"
     if key not in expected.parts or not expected.is_complete:

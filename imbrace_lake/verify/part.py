@@ -21,8 +21,12 @@ from imbrace_lake.lake.parquet import write_row_groups
 from imbrace_lake.lake.schema import SCHEMA, with_digests
 
 DAMAGED = "is damaged: restore it from a copy"
+NOT_A_PART = "is not a part of a conversation"
 WRONG_CLAIM = "does not contain the rows that its footer claims: restore it from a copy"
 MIXED = "contains rows of several conversations: restore it from a copy"
+# A column of the ledger `revisions`, whose rows are otherwise those of parts.
+_OF_REVISIONS = "replaced_at"
+_REQUIRED = {field.name for field in SCHEMA if not field.nullable}
 # The errors of damaged files in Arrow, and of rows that are not messages.
 _UNREADABLE = (
     pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
@@ -70,6 +74,9 @@ def judge_part(body: bytes | Path) -> PartReport:
         path = Path(folder, "again")
         try:
             with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
+                names = {*file.schema_arrow.names}
+                if not names >= _REQUIRED or _OF_REVISIONS in names:
+                    return PartReport(problem=NOT_A_PART)
                 metadata = file.metadata.metadata or {}
                 report.claim = parse_claim(metadata)
                 texts = {name.decode(): value.decode() for name, value in metadata.items()}
@@ -83,7 +90,7 @@ def judge_part(body: bytes | Path) -> PartReport:
                 )
                 is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
         except _UNREADABLE:
-            return PartReport(problem=DAMAGED)
+            return PartReport(problem=NOT_A_PART if _is_json(body) else DAMAGED)
     claim = report.claim
     if claim is None:
         # Earlier releases encoded parts in several ways, so different bytes prove nothing.
@@ -101,6 +108,14 @@ def judge_part(body: bytes | Path) -> PartReport:
         report.problem = DAMAGED
     report.is_proven = report.problem is None
     return report
+
+
+def _is_json(body: bytes | Path) -> bool:
+    """Whether an object can be `lake.json` or one of a journal, which begin as no part does."""
+    if isinstance(body, bytes):
+        return body.startswith(b"{")
+    with body.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def _row_groups(file: pq.ParquetFile, report: PartReport) -> Iterator[list[pa.Table]]:

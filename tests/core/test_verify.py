@@ -29,7 +29,7 @@ from imbrace_lake.policy import Window
 from imbrace_lake.verify.counts import verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
-from imbrace_lake.verify.part import WRONG_CLAIM, PartReport, judge_part
+from imbrace_lake.verify.part import NOT_A_PART, WRONG_CLAIM, PartReport, judge_part
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import START, Bench, settings_for
@@ -494,6 +494,23 @@ def test_a_change_of_any_field_of_a_claim_is_found(bench: Bench) -> None:
         changed = value[:-1] + chr(ord(value[-1]) ^ 1)
         report = judge_part(to_parquet(rows, claim.metadata() | {name: changed}))
         assert (report.problem is None) == (name == "schema_version")  # which to_parquet sets itself
+
+
+def test_any_other_object_of_a_lake_is_not_called_a_damaged_part(bench: Bench) -> None:
+    part = next(path for path in objects(bench) if path.name == "part-00000.parquet")
+    others = [path for path in objects(bench) if "messages" not in path.parts]
+    assert {path.relative_to(bench.lake).parts[0] for path in others} > {
+        "revisions",
+        "lake.json",
+        "checkpoints",
+    }
+
+    for path in others:
+        assert judge_part(path).problem == judge_part(path.read_bytes()).problem == NOT_A_PART, path
+        # In the place of a part it is damage.
+        part.write_bytes(path.read_bytes())
+        (found,) = bench.verify().differences
+        assert found.problem.startswith("is damaged: restore it from a copy. Without a copy, delete it")
 
 
 def test_rows_of_several_conversations_are_not_a_part(bench: Bench) -> None:

@@ -165,4 +165,5 @@ def _echo_verification(found: Verification, lake: str) -> None:
     if found.tables_not_verified:
         echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:
-        echo_status(f"not yet in a ledger: {plural(found.unrecorded, 'complete part')} of killed runs")
+        parts = plural(found.unrecorded, "complete part")
+        echo_status(f"in no ledger: {parts}; the next run that reads their conversations records them")

@@ -114,10 +114,8 @@ async def publish_verification(
         page += [f"- **Counts:** not compared with the gateway: {uncounted}"]
     page += [f"- **Differences:** {len(found.differences):,}"]
     if found.unrecorded:
-        page += [
-            f"- **Not yet in a ledger:** {plural(found.unrecorded, 'complete part')}"
-            " of runs that are under way or were killed"
-        ]
+        parts = plural(found.unrecorded, "complete part")
+        page += [f"- **In no ledger:** {parts}; the next run that reads their conversations records them"]
     page += [
         f"- **Lake:** {as_code(lake)}",
         "",

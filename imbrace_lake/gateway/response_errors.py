@@ -23,6 +23,9 @@ from imbrace_lake.printable import printable, printable_address
 if TYPE_CHECKING:
     from imbrace_lake.gateway.http_client import Answer
 
+# The others of 3xx do not name another address (RFC 9110, 15.4).
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
 
 class Forbidden(GatewayError):
     """403; the client finds out whether it concerns every request.
@@ -71,7 +74,7 @@ def error_from_response(
     if status >= 500 or status == 408:
         kind = GatewayTimeout if status == 504 else GatewayUnavailable
         return kind(path, f"the gateway failed with status {status}", request_id)
-    if 300 <= status < 400:
+    if status in REDIRECTS:
         location = answer.headers.get("location")
         # `printable_address` omits the query, which can repeat phone numbers from ours.
         target = "" if location is None else f" to {printable_address(location, secrets)}"

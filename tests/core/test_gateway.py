@@ -444,6 +444,15 @@ def test_a_redirect_is_reported_with_its_target_and_not_followed(box: Sandbox, s
         assert sum(box.stats().requests.values()) == 1
 
 
+@pytest.mark.parametrize("status", [300, 304, 305, 306])
+def test_a_status_of_3xx_that_names_no_other_address_is_not_called_a_redirect(status: int) -> None:
+    async def play(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status)
+
+    with pytest.raises(BadRequest, match=f"the gateway answers with status {status} instead of 200"):
+        ask(playing(play), lambda client: client.get_page("c"))
+
+
 @pytest.mark.parametrize("conversation_id", [".", "..", "a/../b", "../..", "..\\x", "x/.", "", "\ud800"])
 def test_an_id_that_would_change_the_url_is_rejected_and_not_sent(box: Sandbox, conversation_id: str) -> None:
     client = client_of(box)

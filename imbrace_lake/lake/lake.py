@@ -186,7 +186,7 @@ class Lake:
         """Read parts, one request each, and return them as read, perhaps newer than listed, with their rows.
 
         Raises:
-            StoreError: An object is missing, is not a part, or has rows of another conversation than its
+            DamagedObject: An object is missing, is not a part, or has rows of another conversation than its
                 folder; the message names it.
         """
         jobs = (partial(self._read_part, part) for part in parts)
@@ -204,7 +204,7 @@ class Lake:
         """Download a part to a file, for `iter_part`, and return it as read, perhaps newer than listed.
 
         Raises:
-            StoreError: The object is missing, is not a part, or has rows of another conversation than its
+            DamagedObject: The object is missing, is not a part, or has rows of another conversation than its
                 folder; the message names it.
         """
         with self._explained(part):
@@ -217,7 +217,7 @@ class Lake:
         """Yield the rows of a downloaded part, or some columns of them, in `SCHEMA`, in batches.
 
         Raises:
-            StoreError: The part is damaged; the message names it.
+            DamagedObject: The part is damaged; the message names it.
         """
         with self._explained(part):
             yield from iter_rows(path, columns)
@@ -236,9 +236,9 @@ class Lake:
         try:
             yield
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{part.key} is missing: parts must never be removed") from None
+            raise DamagedObject(f"{self.url}/{part.key} is missing: parts must never be removed") from None
         except (pa.ArrowInvalid, OSError) as exc:
-            raise StoreError(
+            raise DamagedObject(
                 f"{self.url}/{part.key} cannot be read: restore it from a copy, or delete it and export its"
                 " conversation again"
             ) from exc

@@ -43,7 +43,7 @@ class PartitionSnapshot:
         """Read the parts, one request each; those that do not fit into memory go to files.
 
         Raises:
-            StoreError: A part is missing or damaged, or has messages of another one; the message names it.
+            DamagedObject: A part is missing or damaged, or has messages of another one; the message names it.
         """
 
         async def read_one(part: Part) -> tuple[Part, pa.Table | Path]:

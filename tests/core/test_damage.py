@@ -336,6 +336,18 @@ def test_a_part_in_the_folder_of_another_conversation_is_damage_and_nothing_is_w
 
 
 @pytest.mark.usefixtures("position")
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "text"])
+def test_the_advice_on_a_damaged_part_is_not_about_free_space(bench: Bench, damage: str) -> None:
+    one = next(iter(bench.box.conversations))
+    DAMAGES[damage](first_part(bench, one))
+    bench.settings = {"rewalk_days": 0.0}
+
+    summary = bench.run([one])
+
+    assert summary.causes == {DamagedObject.advice: 1}
+
+
+@pytest.mark.usefixtures("position")
 @pytest.mark.parametrize("window", [None, Window(since=START)])
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_a_part_that_repeats_messages_of_another_one_is_damage_and_nothing_is_written(

@@ -139,8 +139,10 @@ def _view_settings(
         raise SettingsError(
             f"business hours must end later on the same day, such as 09:00-18:00, not {hours}"
         )
-    if not days or not {*days} <= {*"1234567"}:
-        raise SettingsError(f"{days!r} are not business days: write 12345 for Monday to Friday")
+    if not days or not {*days} <= {*"1234567"} or len({*days}) < len(days):
+        raise SettingsError(
+            f"{days!r} are not business days: write 12345 for Monday to Friday, each day once"
+        )
     return ViewSettings(
         time_zone=time_zone,
         gap=timedelta(hours=gap_hours),

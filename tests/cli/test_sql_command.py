@@ -163,6 +163,7 @@ def test_options_are_the_settings_of_the_views(ask: Callable[..., str]) -> None:
         (["--hours", "", "SELECT 1"], 2, "are not business hours"),
         (["--days", "0", "SELECT 1"], 2, "are not business days"),
         (["--days", "", "SELECT 1"], 2, "are not business days"),
+        (["--days", "11", "SELECT 1"], 2, "are not business days"),
         (["--bot", "", "SELECT 1"], 2, "the id of a bot is empty"),
         (
             ["--organization", "nope", "SELECT 1"],

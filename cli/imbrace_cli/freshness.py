@@ -86,10 +86,10 @@ def freshness(
     )
     requests = _budget(settings)
     if conversation is not None:
-        _explain(run_interruptibly(_visits(settings, requests)), conversation, as_json=as_json)
+        _, visits = run_interruptibly(_read(settings, requests, with_ages=False))
+        _explain(visits, conversation, as_json=as_json)
         return
-    found = run_interruptibly(_read(settings))
-    visits = run_interruptibly(_visits(settings, requests))
+    found, visits = run_interruptibly(_read(settings, requests))
     report = visits.report(datetime.now(UTC), (), (), "")
     stale = None if stale_hours is None else count_stale(found, timedelta(hours=stale_hours))
     if as_json:
@@ -119,21 +119,18 @@ def freshness(
     raise typer.Exit(STALE if stale or is_empty else 0)
 
 
-async def _read(settings: Settings) -> list[Freshness]:
+async def _read(
+    settings: Settings, requests: int | None, *, with_ages: bool = True
+) -> tuple[list[Freshness], Visits]:
+    """Read the ages and the visits from one open lake, which warns of each damaged object once."""
+    from imbrace_lake.export.visits import read_visits
     from imbrace_lake.lake.freshness import read_freshness
     from imbrace_lake.lake.lake import open_lake
 
     async with open_lake(settings.require("lake"), now=None) as lake:
-        return await read_freshness(lake, settings.require("organization"), datetime.now(UTC))
-
-
-async def _visits(settings: Settings, requests: int | None) -> Visits:
-    from imbrace_lake.export.visits import read_visits
-    from imbrace_lake.lake.lake import open_lake
-
-    async with open_lake(settings.require("lake"), now=None) as lake:
-        organization = settings.require("organization")
-        return await read_visits(lake, organization, settings.revisit_policy(), datetime.now(UTC), requests)
+        organization, now = settings.require("organization"), datetime.now(UTC)
+        ages = await read_freshness(lake, organization, now) if with_ages else []
+        return ages, await read_visits(lake, organization, settings.revisit_policy(), now, requests)
 
 
 def _budget(settings: Settings) -> int | None:

@@ -257,6 +257,17 @@ def test_freshness_explains_when_a_conversation_is_visited_next(run: Run, box: S
     assert "no proof of conversation conv_none" in unknown.err
 
 
+def test_freshness_warns_of_a_damaged_object_once(
+    run: Run, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = damage(next(Path(bench.lake).glob("conversations/*")))
+
+    result = run("freshness")
+
+    assert result.code == 0
+    assert sum(damaged in message for message in caplog.messages) == 1
+
+
 @pytest.mark.usefixtures("bench")
 def test_freshness_needs_an_organization(run: Run) -> None:
     del os.environ["IMBRACE_ORGANIZATION"]

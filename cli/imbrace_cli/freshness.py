@@ -18,7 +18,7 @@ from imbrace_cli.prefect_environment import configured_api_url
 from imbrace_cli.terminal import echo, echo_error
 from imbrace_lake.errors import InputError
 from imbrace_lake.export.humanize import duration
-from imbrace_lake.printable import decimal
+from imbrace_lake.printable import decimal, printable
 
 if TYPE_CHECKING:
     from imbrace_lake.export.visits import VisitReport, Visits
@@ -209,8 +209,8 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
     found = visits.explain(conversation_id)
     if found is None:
         raise InputError(
-            f"the lake has no proof of conversation {conversation_id}: a run visits conversations without a"
-            " proof first"
+            f"the lake has no proof of conversation {printable(conversation_id)}: a run visits conversations"
+            " without a proof first"
         )
     if as_json:
         typer.echo(json.dumps(asdict(found), default=str))

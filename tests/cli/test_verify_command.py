@@ -244,8 +244,9 @@ def test_freshness_explains_when_a_conversation_is_visited_next(run: Run, box: S
     # The gateway's other spelling of the id.
     reported = run("freshness", "--conversation", one.replace("conv_", "tcu_"), "--budget", "5", "--json")
     unknown = run("freshness", "--conversation", "conv_none")
+    number = run("freshness", "--conversation", "+886911425971")
 
-    assert (plain.code, reported.code, unknown.code) == (0, 0, 1)
+    assert (plain.code, reported.code, unknown.code, number.code) == (0, 0, 1, 1)
     names = [line.split()[0] for line in plain.out.splitlines()]
     assert names == [
         *("proven", "promised", "estimates", "contrast", "messages", "rate", "interval", "counted"),
@@ -255,6 +256,7 @@ def test_freshness_explains_when_a_conversation_is_visited_next(run: Run, box: S
     assert values["reason"] in ("value", "waits")
     assert values["interval"] == pytest.approx((2 * values["price"] / values["rate"]) ** 0.5)
     assert "no proof of conversation conv_none" in unknown.err
+    assert "no proof of conversation +…: a run visits" in number.err
 
 
 def test_freshness_warns_of_a_damaged_object_once(

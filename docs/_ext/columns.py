@@ -54,7 +54,7 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "status": "`resolved`, `none` (no conversation), `invalid`, `duplicate` or `error`",
         "reason": "why the number is invalid, or which error occurred",
         "duplicate_of": "the position of the first entry with the same number",
-        "conversation_ids": "the conversations of this number; with the status `error`, those that could be read",
+        "conversation_ids": "the conversations of this number; after an `error`, those that could be read",
         "resolved_at": "when the gateway reported these conversations",
     },
     "conversations": {

@@ -374,7 +374,8 @@ def test_the_list_of_ids_has_every_conversation_of_any_ledger_journal_or_part(tm
         await Journal(lake, "run-1", START).add("phones", rows)
         journal = Journal(lake, "run-2", START)
         await journal.note_entries("x", [entry("under way", 2)])
-        await lake.add_part("org", "in no ledger", 0, a_part("in no ledger", "m"), 1)
+        part = a_part("in no ledger", "m", organization_id="org")
+        await lake.add_part("org", "in no ledger", 0, part, 1)
 
         recorded = (await read_state(lake, "org")).ids()
         assert set(await read_every_id(lake, "org", await lake.list_partitions("org"), recorded)) == names

@@ -79,9 +79,9 @@ def in_lake(
     return asyncio.run(run())
 
 
-def a_part(conversation_id: str, *message_ids: str) -> bytes:
+def a_part(conversation_id: str, *message_ids: str, organization_id: str = ORG) -> bytes:
     items = [{"_id": message_id, "content": {"text": message_id}} for message_id in message_ids]
-    rows = to_rows(items, message_ids, Origin(ORG, conversation_id, "run_1", NOW))
+    rows = to_rows(items, message_ids, Origin(organization_id, conversation_id, "run_1", NOW))
     return to_parquet(in_order(rows).drop_columns([DIGEST]), {})
 
 

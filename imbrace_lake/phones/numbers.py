@@ -205,11 +205,14 @@ def _has_written_digits(phone: PhoneNumber, number: str) -> bool:
     code = _country_code(phone[1:])
     national = phone[1 + len(code) :]
     plan = _plan(code)
-    prefix = plan.dialled if plan else ""
     before = number.removesuffix(national)
-    if prefix and before.endswith(prefix) and national.startswith(prefix):
+    prefixes = {"0", plan.dialled if plan else ""} - {""}
+    if plan and plan.national_prefix:
+        # Earlier prefixes, such as 8 in Lithuania.
+        prefixes |= {digit for digit in "0123456789" if plan.national_prefix.fullmatch(digit)}
+    if any(before.endswith(one) and national.startswith(one) for one in prefixes):
         return False
-    return before in ("", prefix) or before.endswith((code, code + prefix))
+    return before in {"", *prefixes} or before.endswith((code, *(code + one for one in prefixes)))
 
 
 def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool:

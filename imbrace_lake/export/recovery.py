@@ -80,6 +80,8 @@ class RunHeader:
     organization_id: str
     started_at: AwareDatetime
     alive_at: AwareDatetime
+    # How far the clock of the store was ahead of the run's; all other times are by the run's.
+    clock_offset: timedelta = timedelta(0)
     job: str = ""
     # Where the process can be seen: `visible_processes`.
     host: str = ""
@@ -88,6 +90,11 @@ class RunHeader:
     is_cancelled: bool = False
     totals: RunTotals = field(default_factory=RunTotals)
     parent_run_id: str | None = None
+
+    @property
+    def seen_at(self) -> datetime:
+        """When the run last gave a sign of life, by the clock of the store."""
+        return self.alive_at + self.clock_offset
 
 
 _HEADERS = TypeAdapter(RunHeader)
@@ -202,8 +209,8 @@ class Heartbeat:
             if self._has_stopped:
                 return
             self._header.job = job or self._header.job
-            # By the clock that all runs of the lake share, if the store has one.
-            self._header.alive_at = self._clock() + self._lake.store.clock_offset
+            self._header.alive_at = self._clock()
+            self._header.clock_offset = self._lake.store.clock_offset
             self._header.totals = self._totals()
             key = f"{JOURNAL}{self._header.run_id}/{HEADER}"
             await self._lake.store.overwrite(key, _HEADERS.dump_json(self._header))
@@ -295,7 +302,7 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
 
     An earlier attempt of this run counts as a dead run, but its journal stays open.
     """
-    now += lake.store.clock_offset
+    store_now = now + lake.store.clock_offset
     done = [empty_ledger("conversations")]
     recovery = Recovery(ConversationStates.empty())
     for name, objects in (await list_journals(lake)).items():
@@ -303,14 +310,14 @@ async def recover_dead_runs(lake: Lake, run_id: str, job: str, now: datetime) ->
         if header is None:
             continue
         # A dead run writes no more to its journal, nor does one that was cancelled and has ended.
-        is_own, is_dead = name == run_id, _is_dead(header, now)
+        is_own, is_dead = name == run_id, _is_dead(header, store_now)
         if not (is_own or is_dead or header.is_cancelled):
             continue
         has_ended = await _has_ended(lake, header)
         if not (is_own or is_dead or has_ended):
             continue
         journal = Journal(lake, name, header.started_at)
-        is_same_job = header.job == job and now - header.alive_at < RESUME_WITHIN
+        is_same_job = header.job == job and store_now - header.seen_at < RESUME_WITHIN
         # A run that was killed after it wrote its row is complete: the same job now reads everything again.
         if is_own or (is_same_job and (header.is_cancelled or not has_ended)):
             done.append(await _read_outcomes(lake, objects, reusable_at=now))
@@ -415,11 +422,11 @@ async def read_shards(lake: Lake, run_id: str, started_at: datetime, ended_at: d
     return last_of_each(rows, ["conversation_id"], "finished_at")
 
 
-def _is_dead(header: RunHeader, now: datetime) -> bool:
-    """Whether the process of a run has ended, or its heartbeat has stopped."""
+def _is_dead(header: RunHeader, store_now: datetime) -> bool:
+    """Whether the process of a run has ended, or its heartbeat has stopped, by the clock of the store."""
     if header.host == visible_processes() and header.pid and not _is_running(header.pid):
         return True
-    return now - header.alive_at > DEAD_AFTER
+    return store_now - header.seen_at > DEAD_AFTER
 
 
 def visible_processes() -> str:

@@ -144,16 +144,13 @@ def _lost(
     if "shards" not in parameters and conversations.num_rows < outcomes:
         count = outcomes - conversations.num_rows
         lost.append(
-            f"{count:,} of its {plural(outcomes, 'outcome')} {'is' if count == 1 else 'are'} no longer in the"
-            " ledger: export its input again"
+            f"of its {plural(outcomes, 'outcome')}, the ledger has lost {count:,}: export its input again"
         )
     entries = parameters.get("entries", 0)
     if phones.num_rows < entries:
         count = entries - phones.num_rows
-        lost.append(
-            f"{count:,} of the {plural(entries, 'entry', 'entries')} of its list"
-            f" {'has' if count == 1 else 'have'} no outcome: export its list again"
-        )
+        listed = plural(entries, "entry", "entries")
+        lost.append(f"of the {listed} of its list, the ledger lacks {count:,}: export its list again")
     masked = phones.filter(pc.equal(phones.column("status"), "error")).column("phone").null_count
     if masked:
         numbers = plural(

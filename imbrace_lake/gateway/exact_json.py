@@ -30,7 +30,8 @@ _MAX_INTEGER_DIGITS = 4_000
 
 _SPACES = " \t\n\r"
 _NO_SPACE = re.compile(rf"[^{_SPACES}]|\Z")
-_RAW_SURROGATE = re.compile(r"(?<!\\)[\ud800-\udfff]")
+# Not after a single backslash, which makes the text invalid.
+_RAW_SURROGATE = re.compile(r"(?<!\\)((?:\\\\)*)([\ud800-\udfff])")
 
 
 class Number(float):
@@ -88,7 +89,7 @@ def parse(body: bytes) -> Any:
         # JSON between systems is UTF-8 (RFC 8259, 8.1); a byte-order mark is tolerated.
         text = body.decode("utf-8-sig", "surrogatepass")
         # As escapes, so that two halves of one character become that character, as everywhere in JSON.
-        return _parse_exactly(_RAW_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+        return _parse_exactly(_RAW_SURROGATE.sub(lambda match: f"{match[1]}\\u{ord(match[2]):04x}", text))
     if written == body or _skeleton(written) == _skeleton(body):
         return value
     return _parse_exactly(body.decode())

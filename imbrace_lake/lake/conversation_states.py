@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import run_bounded
+from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.hash_index import HashIndex
-from imbrace_lake.lake.lake import Lake, Partitions
+from imbrace_lake.lake.lake import Lake, Part, Partitions, id_of_folder
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, PROVEN, WINDOW, ConversationEntry, entry_of
 
 STATE = [name for name in CONVERSATIONS.names if name not in ("reason", "started_at")]
@@ -143,7 +146,18 @@ async def read_unrecorded(
     """
     found: set[str] = set()
     unrecorded = partitions.first_parts_except(organization_id, recorded)
-    for start in range(0, len(unrecorded), OBJECTS_AT_A_TIME):
-        for _, messages in await lake.read_parts(unrecorded[start : start + OBJECTS_AT_A_TIME]):
+
+    async def read(part: Part) -> None:
+        try:
+            ((_, messages),) = await lake.read_parts([part])
+        except DamagedObject as exc:
+            name = id_of_folder(part.key)
+            if name is None:
+                lake.skip_damaged(part.key, str(exc))
+            else:
+                found.add(name)  # whose export reports the damage
+        else:
             found.update(messages.column("conversation_id").slice(0, 1).to_pylist())
+
+    await run_bounded(OBJECTS_AT_A_TIME, (partial(read, part) for part in unrecorded))
     return found

@@ -224,7 +224,7 @@ class Lake:
 
     def _reject_foreign_rows(self, part: Part, conversations: Iterable[tuple[str, str]]) -> None:
         """Reject a part in the folder of another conversation, whose messages a run would mark deleted."""
-        if not all(is_folder_of(part.key, *one) for one in conversations):
+        if not all(None not in one and is_folder_of(part.key, *one) for one in conversations):
             raise DamagedObject(
                 f"{self.url}/{part.key} contains rows of another conversation: restore it from a copy, or"
                 " delete it and export its conversation again"
@@ -502,6 +502,13 @@ def is_folder_of(key: str, organization_id: str, conversation_id: str) -> bool:
     return f"{organization}/conv={canonical}" == partition_key(
         organization_id, canonical_conversation_id(conversation_id)
     )
+
+
+def id_of_folder(key: str) -> str | None:
+    """Return the id of the conversation in whose folder a part is; None if the name is shortened."""
+    name = _folder(key).rpartition("/conv=")[2]
+    value = unquote(name)
+    return value if encoded(value) == name else None
 
 
 def encoded(value: str) -> str:

@@ -416,8 +416,8 @@ def test_the_ledger_has_all_numbers_of_a_row_with_several(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (1, "1 of the 1 entry of its list has no outcome"),
-        (7, "7 of the 7 entries of its list have no outcome"),
+        (1, "of the 1 entry of its list, the ledger lacks 1"),
+        (7, "of the 7 entries of its list, the ledger lacks 7"),
     ],
 )
 def test_entries_without_a_row_in_the_ledger_are_missing(count: int, sentence: str, tmp_path: Path) -> None:
@@ -435,8 +435,8 @@ def test_entries_without_a_row_in_the_ledger_are_missing(count: int, sentence: s
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        (1, "1 of its 1 outcome is no longer in the ledger"),
-        (2, "2 of its 2 outcomes are no longer in the ledger"),
+        (1, "of its 1 outcome, the ledger has lost 1"),
+        (2, "of its 2 outcomes, the ledger has lost 2"),
     ],
 )
 def test_outcomes_that_the_ledger_lost_are_counted(count: int, sentence: str, tmp_path: Path) -> None:

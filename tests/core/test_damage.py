@@ -21,7 +21,7 @@ from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.run import RunContext, RunSummary, utc_now
 from imbrace_lake.lake.checkpoint import read_state
-from imbrace_lake.lake.conversation_states import read_every_id
+from imbrace_lake.lake.conversation_states import read_every_id, read_unrecorded
 from imbrace_lake.lake.freshness import read_freshness
 from imbrace_lake.lake.lake import Lake, open_lake, partition_key
 from imbrace_lake.lake.ledger import HEADER, Journal, read_run
@@ -333,6 +333,23 @@ def test_a_part_in_the_folder_of_another_conversation_is_damage_and_nothing_is_w
     assert bench.run().totals.conversations == {"complete": 2}
     assert bench.differences() == {}
     assert bench.verify().is_sound
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "text", "of another conversation"])
+def test_a_damaged_part_that_no_ledger_records_costs_only_its_conversation(bench: Bench, damage: str) -> None:
+    one, other = bench.box.conversations
+    if damage in DAMAGES:
+        DAMAGES[damage](first_part(bench, one))
+    else:
+        first_part(bench, one).write_bytes(first_part(bench, other).read_bytes())
+    organization = bench.box.options.organization_id
+
+    async def find(lake: Lake) -> set[str]:
+        partitions = await lake.list_partitions(organization)
+        return await read_unrecorded(lake, organization, partitions, set())
+
+    # The export of the conversation reports the damage.
+    assert bench.look(find) == {one, other}
 
 
 @pytest.mark.usefixtures("position")

@@ -135,8 +135,11 @@ def test_a_body_that_is_not_a_page_is_malformed_and_not_quoted(body: bytes) -> N
 
 
 @pytest.mark.parametrize("pair", [b"\xed\xa0\xbd\xed\xb8\x80", rb"\ud83d\ude00", b"\xed\xa0\xbd\\ude00"])
-def test_the_halves_of_a_character_become_that_character(pair: bytes) -> None:
-    assert decode_json(b'{"text":"' + pair + b'"}') == {"text": "\U0001f600"}
+@pytest.mark.parametrize("before", ["", "\\", "\\\\", '"', "\ud83d"])
+def test_the_halves_of_a_character_become_that_character(pair: bytes, before: str) -> None:
+    written = json.dumps(before)[1:-1].encode()
+
+    assert decode_json(b'{"text":"' + written + pair + b'"}') == {"text": before + "\U0001f600"}
 
 
 @given(st.integers(-(10**40), 10**40), st.text(st.characters(exclude_categories=())))

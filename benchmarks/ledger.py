@@ -48,7 +48,7 @@ from imbrace_lake.settings import Settings
 from imbrace_lake.store.atomic_files import AtomicFiles
 
 ORGANIZATION = "org_benchmark"
-MOST_OBJECTS = 30
+MAX_OBJECTS = 30
 OBJECT_ROWS = 20_000
 FAILED = 3
 HOUR = timedelta(hours=1)
@@ -274,7 +274,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
             for name in (*COMMANDS, *REBUILD):
                 cost = processes.submit(measure, name, lake).result()
-                is_much = name in COMMANDS and cost.objects > MOST_OBJECTS
+                is_much = name in COMMANDS and cost.objects > MAX_OBJECTS
                 print(
                     f"| {name} | {cost.objects:,}{' (too many)' * is_much} | {cost.size_bytes / 1e6:.1f}"
                     f" | {cost.seconds:.2f} s | {cost.memory_bytes / 1e6:.0f} MB |",

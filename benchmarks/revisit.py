@@ -53,7 +53,7 @@ Messages = tuple[Rows, Floats]
 MEAN_RATE = 3 / 168
 # The spread of the logarithm of rates; 1 % of the conversations write 57 % of the messages.
 SPREAD = 2.5
-MOST_RATE = 30.0
+MAX_RATE = 30.0
 # An export reads all messages of a conversation, so a lake knows years of its customers from the first day.
 HISTORY_DAYS = 365
 AGES = np.concatenate([[0.0], np.geomspace(1 / 60, 24 * 365, 700)])
@@ -81,7 +81,7 @@ class Pattern:
         rate = np.ones(count)
         if not self.has_equal_rates:
             rate = np.exp(SPREAD * self.random.standard_normal(count))
-        self.rate = np.minimum(rate * (MEAN_RATE / rate.mean()), MOST_RATE)
+        self.rate = np.minimum(rate * (MEAN_RATE / rate.mean()), MAX_RATE)
         self._sums = np.cumsum(self.rate)
         self._later: Messages = (np.empty(0, np.int64), np.empty(0))
 

@@ -23,7 +23,7 @@ MESSAGES_PER_CONVERSATION = 20.0
 WARM_UP_CONVERSATIONS = 20
 SHARE_CHANGED = 0.01
 ARRIVALS = 3
-MOST_BYTES = 512 * 10**6
+MAX_BYTES = 512 * 10**6
 
 HEADER = (
     "| conversations | store | run | messages in the lake | time | to the row before | to the first run"
@@ -130,7 +130,7 @@ def line_of(row: Row, before: Sequence[Row]) -> str:
     smaller = [each for each in before if each.step == row.step and each.conversations < row.conversations]
     first = [each for each in before if each.step == "first" and each.conversations == row.conversations]
     result = row.round.result
-    result += f"; more than {MOST_BYTES / 1e6:.0f} MB" if memory > MOST_BYTES else ""
+    result += f"; more than {MAX_BYTES / 1e6:.0f} MB" if memory > MAX_BYTES else ""
     return (
         f"| {row.conversations:,} | {row.store} | {row.step} | {row.messages:,} | {metrics.seconds:.1f} s"
         f" | {_ratio(row, smaller)} | {_ratio(row, first)} | {row.new_messages / metrics.seconds:,.0f}"

@@ -46,8 +46,8 @@ from imbrace_sandbox.stored import iter_file
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SHARE_CHANGED = 0.01
 # The promises.
-MOST_MEMORY_BYTES = 512_000_000
-MOST_OF_FIRST = 0.05
+MAX_MEMORY_BYTES = 512_000_000
+MAX_OF_FIRST = 0.05
 FEWEST_TIMES_FASTER = 50
 ENTRIES_AT_A_TIME = 10_000
 SIDE_BY_SIDE = 16
@@ -137,17 +137,17 @@ def promises(measured: dict[str, Measured], queries: Sequence[Query]) -> Iterato
 
     memory_bytes = max(one.memory_bytes for one in measured.values())
     yield line(
-        f"at most {memory_bytes / 1e6:.0f} MB of memory, of {MOST_MEMORY_BYTES / 1e6:.0f} MB",
-        memory_bytes <= MOST_MEMORY_BYTES,
+        f"at most {memory_bytes / 1e6:.0f} MB of memory, of {MAX_MEMORY_BYTES / 1e6:.0f} MB",
+        memory_bytes <= MAX_MEMORY_BYTES,
     )
     for name in ("1 % grown", "1 % edited"):
         changed, first, start = measured[name], measured["first"], measured["start"]
         share = changed.wall_seconds / first.wall_seconds
         net_share = (changed.wall_seconds - start.wall_seconds) / (first.wall_seconds - start.wall_seconds)
         yield line(
-            f"{name}: {share:.1%} of the first time, of {MOST_OF_FIRST:.0%} ({net_share:.1%} without the"
+            f"{name}: {share:.1%} of the first time, of {MAX_OF_FIRST:.0%} ({net_share:.1%} without the"
             f" start; {changed.cpu_seconds / first.cpu_seconds:.1%} of its CPU time)",
-            share <= MOST_OF_FIRST,
+            share <= MAX_OF_FIRST,
         )
     if queries:
         slowest = min(queries, key=lambda one: one.times_faster)

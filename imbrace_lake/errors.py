@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 # The description of an unexpected exception names the innermost line of these packages.
 OWN_PACKAGES = frozenset({"imbrace_lake", "imbrace_tasks", "imbrace_flows", "imbrace_cli"})
 
-MOST_PATH_CHARACTERS = 200
+MAX_PATH_CHARACTERS = 200
 
 
 class ImbraceLakeError(Exception):
@@ -108,7 +108,7 @@ class GatewayError(ImbraceLakeError):
 
     def __str__(self) -> str:
         # The id of a conversation can have any length.
-        path = printable(self.path, most=MOST_PATH_CHARACTERS)
+        path = printable(self.path, most=MAX_PATH_CHARACTERS)
         return f"{self.reason} (GET {path}, request id {self.request_id})"
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 
-MOST_CHARACTERS = 80
+MAX_CHARACTERS = 80
 # A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them. Text programs
 # turn hyphens and spaces into others.
 _SEPARATORS = r"[\s().+_\u2010-\u2015\u2212\u2060-]{0,2}"
@@ -54,7 +54,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 
 
-def printable(text: object, *, most: int = MOST_CHARACTERS, secrets: Iterable[str] = ()) -> str:
+def printable(text: object, *, most: int = MAX_CHARACTERS, secrets: Iterable[str] = ()) -> str:
     """Return a short version of `text` that renders as plain text everywhere.
 
     Characters other than letters, digits and ``._-:/+=,;%`` become ``?``: control characters, and those
@@ -103,7 +103,7 @@ def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     if not host:
         return path or "an unreadable address"
     scheme = f"{_plain(parts.scheme)}://" if parts.scheme else ""
-    return f"{scheme}{_plain(host[:MOST_CHARACTERS])}{f':{port}' if port else ''}{path}"
+    return f"{scheme}{_plain(host[:MAX_CHARACTERS])}{f':{port}' if port else ''}{path}"
 
 
 def decimal(value: float, digits: int = 3) -> str:

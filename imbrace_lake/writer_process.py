@@ -30,7 +30,7 @@ from typing import Any, Self, TypeVar
 START_AFTER = 32
 WITHIN_SECONDS = 1.0
 # Larger bodies are written in a thread of this process, where they are in memory only once.
-MOST_BYTES = 2**20
+MAX_BYTES = 2**20
 # On a slow disk or a network mount several threads write; on a fast disk a single one does, because threads
 # that share the interpreter's lock took a fifth more of the run's time.
 THREADS = 8

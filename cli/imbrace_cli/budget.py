@@ -24,7 +24,7 @@ Examples:
 """
 
 # A slot of Prefect's limits is a 32-bit integer.
-MOST_PER_SECOND = 1_000_000
+MAX_PER_SECOND = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def budget(
         typer.Argument(
             metavar="N",
             min=0,
-            max=MOST_PER_SECOND,
+            max=MAX_PER_SECOND,
             help="The new budget; fractions work, 0 pauses all runs.",
             show_default=False,
         ),

@@ -34,7 +34,7 @@ Exit codes:
 
 DIFFERS = 3
 # A century.
-MOST_HOURS = 876_000
+MAX_HOURS = 876_000
 ShowProgress = Callable[[int, int], None]
 
 
@@ -46,7 +46,7 @@ def compact(
         float,
         typer.Option(
             min=0,
-            max=MOST_HOURS,
+            max=MAX_HOURS,
             metavar="N",
             help="How long files of earlier versions are kept for their readers.",
         ),

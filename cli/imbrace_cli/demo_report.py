@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-MOST_FOLDERS = 2
+MAX_FOLDERS = 2
 COLUMNS = ("type", "messages", "conversations", "latest")
 Row = tuple[object, ...]
 
@@ -38,12 +38,12 @@ def _tree(folder: Path, folder_name: str) -> Tree:
     for organization in sorted((folder / "messages").iterdir()):
         conversations = sorted(organization.iterdir())
         branch = messages.add(Text(organization.name))
-        for conversation in conversations[:MOST_FOLDERS]:
+        for conversation in conversations[:MAX_FOLDERS]:
             parts = branch.add(Text(conversation.name))
             for part in sorted(conversation.iterdir()):
                 parts.add(_entry(part.name, size(part.stat().st_size)))
-        if len(conversations) > MOST_FOLDERS:
-            branch.add(_entry("", f"… {len(conversations) - MOST_FOLDERS:,} more"))
+        if len(conversations) > MAX_FOLDERS:
+            branch.add(_entry("", f"… {len(conversations) - MAX_FOLDERS:,} more"))
     for ledger, what in (("phones", "numbers"), ("conversations", "conversations"), ("runs", "runs")):
         count = sum(1 for _ in (folder / ledger).iterdir())
         tree.add(_entry(ledger, f"the ledger of {what}: {plural(count, 'file')}"))

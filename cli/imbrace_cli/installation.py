@@ -42,7 +42,7 @@ from imbrace_flows.run_name import is_made_up
 from imbrace_lake.errors import ImbraceLakeError, SettingsError
 
 # As many as the deployments allow together; one more per core leaves slots for shards.
-MOST_RUNS_WITHOUT_SHARDS = 8
+MAX_RUNS_WITHOUT_SHARDS = 8
 SERVER_CHECK_SECONDS = 5.0
 RETRY_SECONDS = 10.0
 SCHEDULE_CHECK_SECONDS = 3.0
@@ -73,7 +73,7 @@ class Installation:
         self._desired = desired
         self._session = session
         self._home = home
-        self._limit = limit or MOST_RUNS_WITHOUT_SHARDS + (os.cpu_count() or 1)
+        self._limit = limit or MAX_RUNS_WITHOUT_SHARDS + (os.cpu_count() or 1)
         self._ending = ending
         self._lines = Lines(session, sys.stdout)
         # The server knows a worker by its name. A local server has no other machine.

@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from imbrace_cli.interrupt import ACKNOWLEDGED, current_interrupt
-from imbrace_cli.terminal import MOST_LISTED, echo_error, echo_status, is_watched, stderr_console
+from imbrace_cli.terminal import MAX_LISTED, echo_error, echo_status, is_watched, stderr_console
 from imbrace_lake.export import progress as core
 from imbrace_lake.export.humanize import counted, duration
 
@@ -147,9 +147,9 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._count += 1
-        if self._count <= MOST_LISTED:
+        if self._count <= MAX_LISTED:
             echo_error(record.getMessage(), "warning")
-        elif self._count == MOST_LISTED + 1:
+        elif self._count == MAX_LISTED + 1:
             echo_error(
                 "further warnings are not shown here; the log of the run in Prefect has all of them",
                 "warning",
@@ -166,8 +166,8 @@ def details(progress: core.Progress, pace: core.Pace) -> str:
             f"{pace.messages:,.0f} messages/s" if progress.messages_total else "",
             core.limit_in_force(progress),
         ]
-        if progress.limiter.counts.rate_limited:
-            parts.append(f"{progress.limiter.counts.rate_limited:,} rate-limited")
+        if progress.limiter.rate_limited:
+            parts.append(f"{progress.limiter.rate_limited:,} rate-limited")
     return " · ".join(filter(None, parts))
 
 

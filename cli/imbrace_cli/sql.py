@@ -46,10 +46,10 @@ HELP = (
     "SHOW TABLES; or .tables lists the views, DESCRIBE view; the columns of one. End a query with ; and leave"
     " with Ctrl-D or .quit. Ctrl-C ends the query that runs, or clears the line."
 )
-MOST_ROWS = 100
+MAX_ROWS = 100
 # A table is shown if a terminal has this width for each column, or the column needs less.
 NARROW = 24
-MOST_GAP_HOURS = 87_600
+MAX_GAP_HOURS = 87_600
 
 
 class Format(StrEnum):
@@ -129,8 +129,8 @@ def _view_settings(
 ) -> ViewSettings:
     from imbrace_lake import ViewSettings
 
-    if not 0 < gap_hours <= MOST_GAP_HOURS:
-        raise SettingsError(f"--gap-hours must be more than 0 and at most {MOST_GAP_HOURS:,}")
+    if not 0 < gap_hours <= MAX_GAP_HOURS:
+        raise SettingsError(f"--gap-hours must be more than 0 and at most {MAX_GAP_HOURS:,}")
     try:
         opens, closes = (_minutes(text) for text in hours.split("-"))
     except ValueError:
@@ -161,7 +161,7 @@ def _minutes(text: str) -> int:
 
 def _show(result: Result, format_: Format) -> None:
     """Write the rows of a result, and to standard error what was read."""
-    reader = result.to_reader(MOST_ROWS if format_ is Format.TABLE else 10_000)
+    reader = result.to_reader(MAX_ROWS if format_ is Format.TABLE else 10_000)
     names = reader.schema.names
     rows = _rows(reader)
     if format_ is Format.TABLE:
@@ -215,7 +215,7 @@ def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = [["" if value is None else str(_text(value)) for value in row] for row in islice(rows, MOST_ROWS)]
+    shown = [["" if value is None else str(_text(value)) for value in row] for row in islice(rows, MAX_ROWS)]
     console = stdout_console()
     widths = [max(map(cell_len, cells)) for cells in zip(names, *shown, strict=True)]
     if not console.is_terminal:
@@ -237,7 +237,7 @@ def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
             console.print(f"row {number}", style="bold")
             console.print(table)
     if next(rows, None) is not None:
-        echo_status(f"the first {MOST_ROWS} rows; --format csv writes all")
+        echo_status(f"the first {MAX_ROWS} rows; --format csv writes all")
 
 
 def _plain(value: Any) -> Any:

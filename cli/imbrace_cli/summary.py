@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imbrace_cli.run import Outcome
     from imbrace_lake.export.run import RunSummary
 
-MOST_FAILURES = 10
+MAX_FAILURES = 10
 _STYLES = {
     "complete": "bold green",
     "partial": "bold yellow",
@@ -65,7 +65,7 @@ def _show_summary(summary: RunSummary, command: str) -> None:
     if summary.reason and summary.status not in ("failed", "cancelled"):
         headline.append(f": {summary.reason}", style="not bold default")
     echo(headline, *_lines(summary))
-    failures = summary.dead_letters[:MOST_FAILURES]
+    failures = summary.dead_letters[:MAX_FAILURES]
     if failures:
         echo(
             "",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PROGRAM = "imbrace-lake"
-MOST_LISTED = 20
+MAX_LISTED = 20
 # The folder of an environment that `uvx` made.
 _UVX_FOLDER = re.compile(r"[/\\]archive-v\d+[/\\]")
 _COMMAND = re.compile(rf"(?<![\w./-]){PROGRAM}(?= [a-z+-])")
@@ -106,7 +106,7 @@ def echo_error(sentence: str, kind: str = "error") -> None:
 
 def list_problems(problems: Iterable[str], count: int) -> None:
     """Write the first problems of the input, and the number of the others."""
-    shown = list(islice(problems, MOST_LISTED))
+    shown = list(islice(problems, MAX_LISTED))
     for problem in shown:
         echo_error(problem, "input")
     if count > len(shown):

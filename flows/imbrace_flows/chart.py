@@ -13,7 +13,7 @@ from datetime import date, timedelta
 from imbrace_lake.printable import plural
 
 WIDTH, HEIGHT = 720, 300
-MOST_BARS = 60
+MAX_BARS = 60
 _LEFT, _RIGHT = 24, WIDTH - 24
 _TOP, _BASE = 56, 176
 _STRIPE = 224
@@ -54,7 +54,7 @@ def _bars(days: Mapping[date, int]) -> Iterator[str]:
         yield _text(_LEFT, 32, "No new messages", weight="bold")
         return
     first, last = min(days), max(days)
-    step = -(-((last - first).days + 1) // MOST_BARS)
+    step = -(-((last - first).days + 1) // MAX_BARS)
     bars = [0] * (((last - first).days // step) + 1)
     for day, count in days.items():
         bars[(day - first).days // step] += count

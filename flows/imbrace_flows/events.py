@@ -19,7 +19,7 @@ from prefect.events import emit_event
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.log import logger_of
-from imbrace_lake.export.run import MOST_LISTED, RunSummary, utc_now
+from imbrace_lake.export.run import MAX_LISTED, RunSummary, utc_now
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 from imbrace_lake.printable import printable
@@ -32,7 +32,7 @@ CONVERSATION_INCOMPLETE = "imbrace.conversation.incomplete"
 SCHEMA_DRIFT = "imbrace.schema.drift"
 LAKE_STALE = "imbrace.lake.stale"
 TOKEN_EXPIRING = "imbrace.token.expiring"  # noqa: S105 - the name of an event
-MOST_CONVERSATIONS = 100
+MAX_CONVERSATIONS = 100
 
 
 class Event(NamedTuple):
@@ -60,7 +60,7 @@ EVENTS: Mapping[str, Event] = {
         },
     ),
     CONVERSATION_INCOMPLETE: Event(
-        f"a run could not export this conversation; at most {MOST_CONVERSATIONS} events per run",
+        f"a run could not export this conversation; at most {MAX_CONVERSATIONS} events per run",
         "imbrace.conversation",
         {
             "run_id": "the run's id",
@@ -73,7 +73,7 @@ EVENTS: Mapping[str, Event] = {
         "imbrace.lake",
         {
             "run_id": "the run's id",
-            "new_shapes": f"the shapes, at most {MOST_LISTED}",
+            "new_shapes": f"the shapes, at most {MAX_LISTED}",
             "count": "the number of new shapes",
         },
     ),
@@ -118,7 +118,7 @@ def emit_run_events(summary: RunSummary) -> None:
             "totals": asdict(summary.totals),
         },
     )
-    for letter in summary.dead_letters[:MOST_CONVERSATIONS]:
+    for letter in summary.dead_letters[:MAX_CONVERSATIONS]:
         conversation_id = printable(canonical_conversation_id(letter.conversation_id), most=200)
         emit_event(
             CONVERSATION_INCOMPLETE,
@@ -133,7 +133,7 @@ def emit_run_events(summary: RunSummary) -> None:
             related=[organization],
             payload={
                 "run_id": summary.run_id,
-                "new_shapes": summary.new_shapes[:MOST_LISTED],
+                "new_shapes": summary.new_shapes[:MAX_LISTED],
                 "count": len(summary.new_shapes),
             },
         )

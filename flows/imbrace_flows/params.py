@@ -53,12 +53,12 @@ from imbrace_lake.printable import (
 
 Source = Literal["everything", "phones", "numbers", "conversations", "rerun"]
 
-MOST_TYPED = 20
+MAX_TYPED = 20
 # Fifteen digits, a plus, and some blanks, brackets and a comma.
-LONGEST_TYPED = 32 * MOST_TYPED
+LONGEST_TYPED = 32 * MAX_TYPED
 LONGEST_HINT = 50_000
 _REGION = rf"^\s*(?:(?i:{'|'.join(sorted(REGIONS))}))?\s*$"
-_FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MOST_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
+_FEW = rf"^(?![\s,;]*(?:[^,;\s][^,;\n]*[,;\n][\s,;]*){{{MAX_TYPED}}}[^,;\s])[\s\S]{{0,{LONGEST_TYPED}}}$"
 # Blanks also separate the groups of a phone number.
 _NO_NUMBERS = rf"^(?![\s\S]*(?:^|[\s,;]){PHONE_LIKE}(?:$|[\s,;]))"
 
@@ -261,14 +261,14 @@ class ChosenParams(ListParams):
 
     rules: ClassVar[Sequence[JsonDict]] = (
         *ListParams.rules,
-        matches("numbers", _FEW, f"at most {MOST_TYPED} phone numbers; write more into a list"),
+        matches("numbers", _FEW, f"at most {MAX_TYPED} phone numbers; write more into a list"),
     )
 
     numbers: Secret = Field(
         None,
         title="A few phone numbers",
         description=(
-            f"At most {MOST_TYPED}, separated by commas. Prefect stores what is typed here and shows it to"
+            f"At most {MAX_TYPED}, separated by commas. Prefect stores what is typed here and shows it to"
             " everybody who may see the run: prefer a list."
         ),
         json_schema_extra=at_position(2),
@@ -287,8 +287,8 @@ class ChosenParams(ListParams):
     @classmethod
     def _few(cls, numbers: SecretStr | None) -> SecretStr | None:
         is_too_long = numbers is not None and len(numbers) > LONGEST_TYPED
-        if is_too_long or (numbers is not None and not 0 < len(_separate(numbers)) <= MOST_TYPED):
-            raise ValueError(f"type 1 to {MOST_TYPED} phone numbers, or give the address of a list")
+        if is_too_long or (numbers is not None and not 0 < len(_separate(numbers)) <= MAX_TYPED):
+            raise ValueError(f"type 1 to {MAX_TYPED} phone numbers, or give the address of a list")
         return numbers
 
     def typed(self) -> list[str] | None:

@@ -48,7 +48,7 @@ from imbrace_flows.run_name import list_name
 from imbrace_flows.sharding import check_can_shard, export_by_shards, needs_shards
 from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
-from imbrace_lake.export.accounts import MOST_POSITIONS
+from imbrace_lake.export.accounts import MAX_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
@@ -509,7 +509,7 @@ class _Job:
         )
         is_invalid = pc.equal(numbers.table.column("status"), "invalid")
         positions = numbers.table.column("position").filter(is_invalid)
-        accounts.unreadable = positions.slice(0, MOST_POSITIONS).to_pylist()
+        accounts.unreadable = positions.slice(0, MAX_POSITIONS).to_pylist()
         rows = max(SMALLEST_SLICE, -(-numbers.given // PHONE_TASKS))
         parts = [numbers.table.slice(start, rows) for start in range(0, numbers.given, rows)]
         slices = {f"phones-{i}-of-{len(parts)}": part for i, part in enumerate(parts, 1)}

@@ -15,7 +15,7 @@ from imbrace_flows.run_name import name_of_deployment
 from imbrace_flows.words import add_up, as_code
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.export.humanize import counted, duration, size, span
-from imbrace_lake.export.run import MOST_LISTED, DeadLetter, RunSummary
+from imbrace_lake.export.run import MAX_LISTED, DeadLetter, RunSummary
 from imbrace_lake.export.visits import NOT_KNOWN, VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import RunTotals
@@ -32,9 +32,9 @@ VERIFICATION_KEY = "verify-summary"
 DIFFERENCES_KEY = "verify-differences"
 COMPACTION_KEY = "compact-summary"
 
-MOST_EXAMPLES = 5
+MAX_EXAMPLES = 5
 CANCELLED_STEP = "start it again to export the rest"
-MOST_REASONS = 5
+MAX_REASONS = 5
 # The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
 _REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
 
@@ -76,14 +76,14 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         message = "What is missing, why, and what to do"
         artifacts.append(partial(acreate_markdown_artifact, failures, key=FAILURES_KEY, description=message))
     if summary.new_shapes:
-        shapes = [{"shape": shape} for shape in summary.new_shapes[:MOST_LISTED]]
+        shapes = [{"shape": shape} for shape in summary.new_shapes[:MAX_LISTED]]
         message = f"What the gateway had never sent before{_of(len(summary.new_shapes))}; nothing is lost"
         artifacts.append(partial(acreate_table_artifact, shapes, key=DRIFT_KEY, description=message))
     await run_bounded(len(artifacts), artifacts)
 
 
 def _of(count: int) -> str:
-    return f" (the first {MOST_LISTED} of {count:,})" if count > MOST_LISTED else ""
+    return f" (the first {MAX_LISTED} of {count:,})" if count > MAX_LISTED else ""
 
 
 async def publish_verification(
@@ -127,7 +127,7 @@ async def publish_verification(
         "\n".join(page), key=VERIFICATION_KEY, description="What the verification read and found"
     )
     if found.differences:
-        table = [{"name": one.name, "problem": one.problem} for one in found.differences[:MOST_LISTED]]
+        table = [{"name": one.name, "problem": one.problem} for one in found.differences[:MAX_LISTED]]
         message = f"What differs{_of(len(found.differences))}"
         await acreate_table_artifact(table, key=DIFFERENCES_KEY, description=message)
 
@@ -168,7 +168,7 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
         row += f" {size(one.written_bytes)} |"
         lines.append(row if is_dry_run else f"{row} {one.rows_added:,} | {one.rows_removed:,} |")
     if differences:
-        shown = differences[:MOST_EXAMPLES]
+        shown = differences[:MAX_EXAMPLES]
         of = f" ({len(shown)} of {len(differences):,}; the log has all of them)"
         lines += [
             "",
@@ -339,7 +339,7 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         letters = [letter for letter in summary.dead_letters if letter.advice == advice]
         lines += ["", f"## {plural(count, 'conversation')}", "", f"**What to do:** {advice}"]
         lines += _reasons(Counter(map(_cause, letters)), count)
-        ids = [as_code(printable(letter.conversation_id)) for letter in letters[:MOST_EXAMPLES]]
+        ids = [as_code(printable(letter.conversation_id)) for letter in letters[:MAX_EXAMPLES]]
         more = f" and {count - len(ids):,} more" if count > len(ids) else ""
         lines += ["", f"**Which:** {', '.join(ids)}{more}"] if ids else []
         request = next(filter(None, (_REQUEST.search(letter.reason) for letter in letters)), None)
@@ -379,7 +379,7 @@ def _reasons(reasons: Mapping[str, int], count: int) -> list[str]:
     """Return the lines about the causes of `count` failures; a single cause needs no count."""
     if len(reasons) == 1:
         return ["", f"**Why:** {next(iter(reasons))}"]
-    shown = sorted(reasons.items(), key=lambda one: -one[1])[:MOST_REASONS]
+    shown = sorted(reasons.items(), key=lambda one: -one[1])[:MAX_REASONS]
     rest = count - sum(each for _, each in shown)
     others = [f"- {rest:,} × other reasons, in the lake"] * (rest > 0)
     return ["", "**Why:**", "", *(f"- {each:,} × {reason}" for reason, each in shown), *others]

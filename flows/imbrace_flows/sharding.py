@@ -33,7 +33,7 @@ POLL_SECONDS = 5.0
 CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0
 WAITING_SECONDS = 300.0
-MOST_TRIES = 2
+MAX_TRIES = 2
 
 logger = logger_of("shards")
 
@@ -222,7 +222,7 @@ async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: Fl
     if not state.is_crashed():
         silent = f"its run is {state.name}, and has given no sign of life for {SILENT_SECONDS:g} s"
         await _collect(run, shard, silent)
-    elif found.run_count < MOST_TRIES:
+    elif found.run_count < MAX_TRIES:
         await _restart(client, found)
     else:
         await _collect(run, shard, f"its run ended as {state.name}")

@@ -16,7 +16,7 @@ from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import ConversationEntry, conversation_rows
 
 ROWS_PER_OBJECT = 50_000
-MOST_POSITIONS = 20
+MAX_POSITIONS = 20
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from imbrace_lake.printable import printable
 
 logger = logging.getLogger(__name__)
 
-MOST_WARNED = 5
+MAX_WARNED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +149,14 @@ async def _record_failures(
         run.errors[entry.conversation_id] = type(failed[entry.conversation_id])
         run.progress.note(entry)
         # A gateway that rejects everything would add a line per conversation to the orchestrator's database.
-        if len(run.errors) <= MOST_WARNED:
+        if len(run.errors) <= MAX_WARNED:
             logger.warning(
                 "not exported conversation=%s status=%s reason=%s",
                 printable(entry.conversation_id),
                 entry.status,
                 entry.reason,
             )
-        elif len(run.errors) == MOST_WARNED + 1:
+        elif len(run.errors) == MAX_WARNED + 1:
             logger.warning(
                 "further failed conversations are not logged: the report of the failures groups all by cause"
             )

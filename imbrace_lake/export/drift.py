@@ -20,8 +20,8 @@ from imbrace_lake.lake.ledger_schema import SHAPES
 from imbrace_lake.printable import printable
 
 # The most fields of a message to compare, and the most new shapes that a run records.
-MOST_FIELDS = 200
-MOST_NEW = 2_000
+MAX_FIELDS = 200
+MAX_NEW = 2_000
 
 DriftMode = Literal["evolve", "warn", "freeze"]
 
@@ -71,7 +71,7 @@ class Shapes:
         unseen = {_signature(item): item for item in items}
         for signature in unseen.keys() - self._seen:
             new = [shape for shape in _shapes_of(unseen[signature]) if shape not in self._known]
-            if is_kept and len(self.new) + len(new) > MOST_NEW:
+            if is_kept and len(self.new) + len(new) > MAX_NEW:
                 # The keys of some objects are values, such as ids, so new shapes would never end.
                 continue
             found += [shape for shape in new if shape not in found]
@@ -118,7 +118,7 @@ def _documented() -> Iterable[str]:
 
 def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
     """Yield the shapes of a message, with names made printable: a key can be a phone number."""
-    yield from (f"item.{printable(field)}" for field in islice(item, MOST_FIELDS))
+    yield from (f"item.{printable(field)}" for field in islice(item, MAX_FIELDS))
     kind = item.get("type")
     kind = printable(kind) if isinstance(kind, str) else "null" if kind is None else _kind(kind)
     yield kind
@@ -129,7 +129,7 @@ def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
     if isinstance(content, dict):
         yield from (
             f"{kind}.content.{printable(field)}:{_kind(value)}"
-            for field, value in islice(content.items(), MOST_FIELDS)
+            for field, value in islice(content.items(), MAX_FIELDS)
             if value is not None
         )
 

@@ -61,12 +61,12 @@ WRITE_SECONDS = 1.0
 WRITE_WALKED = 20
 WRITE_SHARE = 10
 # Objects with fewer lines are written again together with the next lines.
-MOST_LINES = 40
+MAX_LINES = 40
 RENEW_SECONDS = 15.0
 DEAD_AFTER = timedelta(seconds=60)
 # The outcomes of a run that died longer ago are out of date.
 RESUME_WITHIN = timedelta(hours=1)
-MOST_CLOSED_LETTERS = 100
+MAX_CLOSED_LETTERS = 100
 # The clocks of two workers differ by less.
 CLOCK_SKEW = timedelta(hours=1)
 OUTCOME_COLUMNS = ["conversation_id", "status", "is_dead_letter", "finished_at"]
@@ -181,7 +181,7 @@ class ChunkJournal:
             self._accounts.record(islice(self.done.values(), self._written, count))
             self._written = count
             self._walked -= walked
-            if len(lines) >= MOST_LINES:
+            if len(lines) >= MAX_LINES:
                 self._first = count
                 del self._lines[: len(lines)]
 
@@ -509,4 +509,4 @@ async def _close(
         return None
     await journal.finish(row, totals, published)
     await journal.drop()
-    return ClosedRun(row, totals, unreached[:MOST_CLOSED_LETTERS], len(unreached))
+    return ClosedRun(row, totals, unreached[:MAX_CLOSED_LETTERS], len(unreached))

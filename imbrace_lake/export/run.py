@@ -60,11 +60,11 @@ logger = logging.getLogger(__name__)
 
 # A few typing errors in a long list are not worth an alarm every hour.
 TOLERATED_UNREADABLE = 0.05
-MOST_REASONS = 20
-MOST_NAMED_POSITIONS = 10
+MAX_REASONS = 20
+MAX_NAMED_POSITIONS = 10
 
 # The most dead letters in a summary; the ledger has all.
-MOST_LISTED = 500
+MAX_LISTED = 500
 
 # Where a run writes a list of conversations for each of its shards (shards.py).
 SHARDS = "shards/"
@@ -116,7 +116,7 @@ class RunContext:
         progress: The counters of the run.
         clock: Returns the time.
         started_at: When the run began.
-        dead_letters: The first `MOST_LISTED` conversations that could not be exported.
+        dead_letters: The first `MAX_LISTED` conversations that could not be exported.
         dead_letter_count: The number of all such conversations.
         causes: Their number by the advice on their errors.
         errors: The error class of each conversation that failed.
@@ -211,7 +211,7 @@ class RunContext:
         """Count conversations that could not be exported, and keep the first for the summary."""
         self.dead_letter_count += len(entries)
         self.causes.update(map(self.advice_on, entries))
-        self.dead_letters.extend(entries[: MOST_LISTED - len(self.dead_letters)])
+        self.dead_letters.extend(entries[: MAX_LISTED - len(self.dead_letters)])
 
     def advice_on(self, entry: ConversationEntry) -> str:
         """Return what a person can do about a conversation that could not be exported."""
@@ -600,7 +600,7 @@ async def close_run(
         summary.dead_letters.append(letter)
     summary.dead_letter_count, summary.causes = run.dead_letter_count, dict(run.causes.most_common())
     summary.unreadable = accounts.unreadable
-    summary.number_errors = dict(accounts.number_errors.most_common(MOST_REASONS))
+    summary.number_errors = dict(accounts.number_errors.most_common(MAX_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
@@ -674,7 +674,7 @@ def totals_of(progress: Progress) -> RunTotals:
         messages_total=progress.messages_total,
         requests=progress.requests,
         retries=(traffic.retries if traffic else 0) + shards.retries,
-        refusals=(limiter.counts.rate_limited if limiter else 0) + shards.refusals,
+        refusals=(limiter.rate_limited if limiter else 0) + shards.refusals,
         received_bytes=(traffic.size_bytes if traffic else 0) + shards.received_bytes,
         written_bytes=progress.written_bytes,
     )
@@ -731,7 +731,7 @@ def _positions(first: Sequence[int], count: int) -> str:
     """Return the positions of entries of the input: `` (entries 2, 5 and 3 more)``."""
     if not first:
         return ""
-    shown = first[:MOST_NAMED_POSITIONS]
+    shown = first[:MAX_NAMED_POSITIONS]
     more = f" and {count - len(shown):,} more" if count > len(shown) else ""
     return f" ({'entry' if count == 1 else 'entries'} {', '.join(map(str, shown))}{more})"
 

@@ -28,9 +28,9 @@ from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import RunTotals, entry_of
 from imbrace_lake.lake.parquet import encode
 
-MOST_IN_ONE = 20_000
+MAX_IN_ONE = 20_000
 # One request of the orchestrator lists them all.
-MOST_SHARDS = 100
+MAX_SHARDS = 100
 RETENTION = timedelta(days=7)
 _COLUMNS = ["run_id", "organization_id", "conversation_id", "status", "reason", "is_dead_letter",
             "distinct_messages", "new_messages", "finished_at"]  # fmt: skip
@@ -62,7 +62,7 @@ class Shard:
 
 def shard_count(conversations: int, chosen_size: int | None = None) -> int:
     """Return the number of shards: one up to 20,000 conversations, or by the chosen size."""
-    return min(MOST_SHARDS, max(1, -(-conversations // (chosen_size or MOST_IN_ONE))))
+    return min(MAX_SHARDS, max(1, -(-conversations // (chosen_size or MAX_IN_ONE))))
 
 
 def split_evenly(conversation_ids: Iterable[str], count: int) -> list[list[str]]:

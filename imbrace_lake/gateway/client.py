@@ -74,7 +74,7 @@ TOKEN_TRIES = 4
 OUTAGE_SECONDS = 15.0
 SHORT_BODY_TRIES = 3
 # The most digits of an `Age`; a longer one is ignored.
-MOST_AGE_DIGITS = 10
+MAX_AGE_DIGITS = 10
 # One of the numbers that the North American plan keeps for fiction (555-0100 to 555-0199).
 HARMLESS = PhoneNumber("+12025550123")
 
@@ -165,7 +165,7 @@ class Traffic:
         now, steady = time.time(), time.monotonic()
         # The gateway has answered between the two times, however long that took.
         self._behind = max(self._behind, theirs - now)
-        if age.isascii() and age.isdecimal() and len(age) <= MOST_AGE_DIGITS:
+        if age.isascii() and age.isdecimal() and len(age) <= MAX_AGE_DIGITS:
             theirs += int(age)
         self._ours = max(self._ours, now - steady)
         self._theirs = max(self._theirs, theirs + (now - sent_at) - steady)

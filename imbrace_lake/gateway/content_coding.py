@@ -8,10 +8,10 @@ from collections.abc import Generator, Iterator
 # The requested codings; `x-gzip` is gzip (RFC 9110, 8.4.1.3).
 ACCEPTED = "gzip, deflate"
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
-MOST_CODINGS = 2
+MAX_CODINGS = 2
 PIECE_BYTES = 1 << 16
 # Servers send one member. An empty one has 20 bytes, so a hostile body could have a million.
-MOST_MEMBERS = 100
+MAX_MEMBERS = 100
 
 
 class Undecodable(ValueError):
@@ -31,7 +31,7 @@ class BodyDecoder:
     def __init__(self, header: str) -> None:
         codings = [coding for name in header.lower().split(",") if (coding := name.strip())]
         codings = [coding for coding in codings if coding != "identity"]
-        if not _CODINGS.issuperset(codings) or len(codings) > MOST_CODINGS:
+        if not _CODINGS.issuperset(codings) or len(codings) > MAX_CODINGS:
             raise Undecodable("a content coding that was not requested")
         # The last coding was applied last, so it is removed first.
         self._layers = [_Inflater(is_gzip=coding != "deflate") for coding in reversed(codings)]
@@ -81,7 +81,7 @@ class _Inflater:
                     if not data.lstrip(b"\0"):
                         break
                     self._members += 1
-                    if not self._is_gzip or self._members > MOST_MEMBERS:
+                    if not self._is_gzip or self._members > MAX_MEMBERS:
                         raise Undecodable("a compressed body with data after its end")
                     self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
                 data = yield from self._inflated(self._inflate, data)

@@ -41,11 +41,11 @@ from imbrace_lake.printable import printable_address
 # Of large answers, only a few are received at a time, so that they fit into memory.
 LARGE_AT_A_TIME = 2
 # Of the answer to a failed request, one sentence is enough.
-MOST_ERROR_BYTES = 1 << 16
+MAX_ERROR_BYTES = 1 << 16
 # Parsed lists and objects take up to 24 times the memory of their JSON: `[],[],[]`. A setting that allows
 # more bytes also allows more values.
 UNCOUNTED_BYTES = 1 << 18
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 BYTES_PER_VALUE = 160
 _VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[,\[{]', re.DOTALL)
 
@@ -57,7 +57,7 @@ OpenSession: TypeAlias = Callable[[], aiohttp.ClientSession]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers and decoded body; for an error status, at most `MOST_ERROR_BYTES` of the body."""
+    """Status, headers and decoded body; for an error status, at most `MAX_ERROR_BYTES` of the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -97,7 +97,7 @@ class HttpClient:
         self._shown = printable_address(base)
         self._timeout_seconds = timeout_seconds
         self._most_bytes = most_bytes
-        self._most_values = max(MOST_VALUES, most_bytes // BYTES_PER_VALUE)
+        self._most_values = max(MAX_VALUES, most_bytes // BYTES_PER_VALUE)
         self._on_received = on_received
         self._large = asyncio.Semaphore(LARGE_AT_A_TIME)
         proxy = None if open_session else _proxy_to(base)
@@ -154,7 +154,7 @@ class HttpClient:
     async def _receive(self, response: aiohttp.ClientResponse, deadline: asyncio.Timeout) -> bytes:
         """Return the decoded body; the caller closes the connection if it was not read to its end."""
         is_error = response.status != 200
-        most = MOST_ERROR_BYTES if is_error else self._most_bytes
+        most = MAX_ERROR_BYTES if is_error else self._most_bytes
         if not is_error and int(response.headers.get("content-length", 0)) > most:
             raise self._too_large()
         decoder = BodyDecoder(", ".join(response.headers.getall("content-encoding", ())))

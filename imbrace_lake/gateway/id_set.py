@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Up to this number the ids are in an ordinary set; hardly any conversation is longer.
-MOST_IN_SET = 16_384
+MAX_IN_SET = 16_384
 
 _Lane: TypeAlias = npt.NDArray[np.uint64]
 _Level: TypeAlias = tuple[_Lane, _Lane]
@@ -20,7 +20,7 @@ _Level: TypeAlias = tuple[_Lane, _Lane]
 class IdSet:
     """A set of ids that only grows.
 
-    Beyond `MOST_IN_SET` it keeps sorted 128-bit digests instead of ids, in arrays of doubling sizes. Two ids
+    Beyond `MAX_IN_SET` it keeps sorted 128-bit digests instead of ids, in arrays of doubling sizes. Two ids
     with the same digest would count as one, which could hide a gap in a walk; among a billion ids the
     probability is 1 in 10^21. Ids whose digests agree only in the first half are distinguished, or at worst
     one of them counts as new: the walk then ends as *incomplete*.
@@ -58,7 +58,7 @@ class IdSet:
     def add(self, ids: Sequence[str]) -> None:
         """Add ids to the set."""
         self._recent.update(self.difference(ids) if self._levels else ids)
-        if len(self._recent) >= MOST_IN_SET:
+        if len(self._recent) >= MAX_IN_SET:
             self._settle()
 
     def update(self, other: IdSet) -> None:
@@ -77,7 +77,7 @@ class IdSet:
 
     def _settle(self) -> None:
         """Replace the ids of a full set by digests."""
-        if len(self._recent) >= MOST_IN_SET:
+        if len(self._recent) >= MAX_IN_SET:
             self._push(_level_of([*self._recent]))
             self._recent = set()
 

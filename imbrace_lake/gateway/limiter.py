@@ -13,7 +13,6 @@ import asyncio
 import math
 import random
 from collections import deque
-from dataclasses import dataclass
 from typing import Literal
 
 from imbrace_lake.gateway.adaptive_rate import AdaptiveRate, RateMeter
@@ -33,14 +32,6 @@ USED_SHARE = 0.98
 Bound = Literal["budget", "rate-limited", "accepted rate", "overload", "in flight"]
 
 
-@dataclass(slots=True)
-class LimiterCounts:
-    """The 429 answers, and the seconds during which the limiter was closed."""
-
-    rate_limited: int = 0
-    closed_seconds: float = 0.0
-
-
 class WaitersRejected(Exception):
     """The limiter stays closed for longer than the request may wait."""
 
@@ -53,12 +44,12 @@ class RequestLimiter:
         per_second: The most requests per second; 0 admits none, None is unlimited.
 
     Attributes:
-        counts: Counters of its whole life.
+        rate_limited: The number of 429 answers.
         shared_limit: The limit of all processes together, of which `per_second` is this process's share.
     """
 
     def __init__(self, *, max_in_flight: int = 32, per_second: float | None = None) -> None:
-        self.counts = LimiterCounts()
+        self.rate_limited = 0
         self.shared_limit: float | None = None
         self._most = float(max_in_flight)
         self._limit = float(max_in_flight)
@@ -198,7 +189,7 @@ class RequestLimiter:
 
         After a second 429, the pause is not shorter than it would be without the gateway's hint.
         """
-        self.counts.rate_limited += 1
+        self.rate_limited += 1
         now = asyncio.get_running_loop().time()
         if self._rate_limited_since is None:
             self._rate_limited_since = now
@@ -222,7 +213,6 @@ class RequestLimiter:
         self._pauses += 1
         self._is_probing = True
         self._closed_until = now + pause
-        self.counts.closed_seconds += pause
 
     def _spacing(self) -> float:
         """Return the seconds between two requests."""

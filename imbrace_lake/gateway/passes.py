@@ -23,7 +23,7 @@ EXTRA_SHARE = 0.05
 # read ahead.
 LONG_PAGES = 20
 # The most pages in a row without an older message, though the gateway states that there are more.
-MOST_IDLE = 20
+MAX_IDLE = 20
 
 
 class Moved(Exception):
@@ -169,7 +169,7 @@ class Pass:
         """
         if not page.ids and page.skip == 0:
             return True
-        if self._idle > MOST_IDLE:
+        if self._idle > MAX_IDLE:
             raise Endless("the gateway states that there are older messages, but lists none")
         if (stated := _states_end(page)) is not None:
             return stated

@@ -9,7 +9,7 @@ from imbrace_lake.gateway.models import Page
 
 # Larger pages are not read ahead, and not kept if they were: eight such pages per conversation would not fit
 # into memory.
-MOST_AHEAD_BYTES = 1 << 20
+MAX_AHEAD_BYTES = 1 << 20
 
 
 class ReadAhead:
@@ -36,7 +36,7 @@ class ReadAhead:
             positions: The positions of the next pages, in order; as many are requested as may be under way.
             last: The page before; if it is large, the next ones probably are too, and only one is requested.
         """
-        breadth = self._breadth if last.size_bytes <= MOST_AHEAD_BYTES else 1
+        breadth = self._breadth if last.size_bytes <= MAX_AHEAD_BYTES else 1
         for skip in positions[:breadth]:
             if skip not in self._pending:
                 self._pending[skip] = asyncio.ensure_future(self._request(skip, is_next=skip == positions[0]))
@@ -70,4 +70,4 @@ class ReadAhead:
 
     async def _request(self, skip: int, *, is_next: bool) -> Page | None:
         page = await self._fetch(skip)
-        return page if is_next or page.size_bytes <= MOST_AHEAD_BYTES else None
+        return page if is_next or page.size_bytes <= MAX_AHEAD_BYTES else None

@@ -56,7 +56,7 @@ FOLDER = "checkpoints/"
 # twice, at its start and at its end, and reads at most 30 objects in all.
 MAX_AFTER_CHECKPOINT = 8
 # The rows of more objects are merged in files before they are read.
-MOST_AT_ONCE = 32
+MAX_AT_ONCE = 32
 KEPT_CHECKPOINTS = 3
 # A run can add objects for this long after the time in their keys, which is that of its start.
 LONGEST_RUN = timedelta(days=7)
@@ -69,7 +69,7 @@ _LONG = 2**50  # milliseconds
 GROUP_ROWS = 16_384
 # The fewest new rows to merge with a checkpoint at a time.
 LEAST_MERGED = 250_000
-MOST_BUCKETS = 256
+MAX_BUCKETS = 256
 
 READ: tuple[Ledger, ...] = ("conversations", "phones", "shapes")
 SAME, AT = ["organization_id", "conversation_id"], "finished_at"
@@ -172,7 +172,7 @@ async def read_state(
             noted, shapes = await _read_journals(lake, needed)
             base = await _load_newest(lake, Path(folder), now)
             newer = await _list_after_checkpoint(lake, base)
-            if len(newer) > MOST_AT_ONCE:
+            if len(newer) > MAX_AT_ONCE:
                 base = await _merge(lake, base, newer, Path(folder), now)
                 newer = []
             async for rows, found in _read_rows(lake, newer, needed):
@@ -440,7 +440,7 @@ def _most_rows(base: Checkpoint) -> int:
 
 def _open_buckets(base: Checkpoint, folder: Path) -> Buckets:
     """Return buckets with the rows of a checkpoint, whose file is not needed afterwards."""
-    count = min(MOST_BUCKETS, -(-_most_rows(base) // GROUP_ROWS))
+    count = min(MAX_BUCKETS, -(-_most_rows(base) // GROUP_ROWS))
     paths = [folder / f"bucket-{number}" for number in range(count)]
     buckets = Buckets(ROWS, "conversation_id", paths)
     buckets.add(base.batches())

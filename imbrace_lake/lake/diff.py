@@ -22,7 +22,7 @@ from imbrace_lake.lake.schema import CONTENT, EMPTY, SCHEMA, WITH_DIGEST, as_wri
 from imbrace_lake.lake.snapshot import PartitionSnapshot
 
 # Each slice is an open file while rows are distributed.
-MOST_SLICES = 256
+MAX_SLICES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def _diff_in_slices(
     read: Rows, snapshot: PartitionSnapshot, baseline: PartitionSnapshot | None, reservation: Reservation
 ) -> PartitionDiff:
     """Distribute both sides over files by a hash of the message id, so that each slice fits into memory."""
-    count = min(MOST_SLICES, -(-(read.size_bytes + snapshot.size_bytes) // reservation.most_bytes))
+    count = min(MAX_SLICES, -(-(read.size_bytes + snapshot.size_bytes) // reservation.most_bytes))
 
     def spread(schema: pa.Schema, batches: Iterable[pa.Table]) -> Buckets:
         buckets = Buckets(schema, "message_id", [reservation.new_file() for _ in range(count)])

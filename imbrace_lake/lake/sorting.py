@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 BATCH_ROWS = 4_096
 BATCH_BYTES = 2**18
 # The most repeated ids to compare at a time.
-MOST_REPEATED = 100_000
+MAX_REPEATED = 100_000
 _LAST = np.iinfo(np.int64).max
 
 Times: TypeAlias = npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ def project(sorted_runs: Iterable[SortedRun], columns: list[str]) -> Iterator[pa
 def drop_repeats(sorted_runs: list[SortedRun]) -> None:
     """Keep one version of each message that is in several runs.
 
-    Takes 8 bytes per row, and compares `MOST_REPEATED` ids at a time, because in a list that was read twice
+    Takes 8 bytes per row, and compares `MAX_REPEATED` ids at a time, because in a list that was read twice
     all of them repeat.
     """
     hashes = np.concatenate([_hashes(rows) for rows in project(sorted_runs, ["message_id"])])
@@ -138,8 +138,8 @@ def drop_repeats(sorted_runs: list[SortedRun]) -> None:
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     del hashes
     dropped: list[list[npt.NDArray[np.int64]]] = [[] for _ in sorted_runs]
-    for begin in range(0, len(repeated), MOST_REPEATED):
-        for number, positions in enumerate(_outdated(sorted_runs, repeated[begin : begin + MOST_REPEATED])):
+    for begin in range(0, len(repeated), MAX_REPEATED):
+        for number, positions in enumerate(_outdated(sorted_runs, repeated[begin : begin + MAX_REPEATED])):
             dropped[number].append(positions)
     for run, parts in zip(sorted_runs, dropped, strict=True):
         if parts:

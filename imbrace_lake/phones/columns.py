@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from imbrace_lake.errors import InputError
 from imbrace_lake.phones.numbers import is_in_use, parse_cell, region_of_code, visible
-from imbrace_lake.phones.report import COLUMN_SETTING, MOST_COLUMNS, short
+from imbrace_lake.phones.report import COLUMN_SETTING, MAX_COLUMNS, short
 
 _SAMPLE_ROWS = 200
 _HEADER_ROWS = 30
@@ -313,8 +313,8 @@ def _named_column(names: Sequence[str], column: str, source: str) -> int:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(short, names[:MOST_COLUMNS]))
-    return shown + (f" and {len(names) - MOST_COLUMNS} more" if len(names) > MOST_COLUMNS else "")
+    shown = ", ".join(map(short, names[:MAX_COLUMNS]))
+    return shown + (f" and {len(names) - MAX_COLUMNS} more" if len(names) > MAX_COLUMNS else "")
 
 
 def _plain(name: str) -> str:

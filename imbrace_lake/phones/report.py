@@ -9,10 +9,10 @@ from typing import Any
 
 from imbrace_lake.printable import plural, without_numbers
 
-MOST_POSITIONS = 20
-MOST_FILES = 20
-MOST_COLUMNS = 20
-MOST_CHARACTERS = 30
+MAX_POSITIONS = 20
+MAX_FILES = 20
+MAX_COLUMNS = 20
+MAX_CHARACTERS = 30
 
 # The command line and Prefect's forms both show these sentences.
 COLUMN_SETTING = "--column (in forms: Columns)"
@@ -29,7 +29,7 @@ class Skipped:
     def add(self, position: int) -> None:
         """Count one row."""
         self.count += 1
-        if len(self.positions) < MOST_POSITIONS:
+        if len(self.positions) < MAX_POSITIONS:
             self.positions.append(position)
 
 
@@ -80,14 +80,14 @@ class FileReport:
             "encoding": self.encoding,
             "delimiter": self.delimiter,
             "sheet": self.sheet and without_numbers(self.sheet),
-            "other_sheets": [*map(without_numbers, self.other_sheets[:MOST_COLUMNS])],
+            "other_sheets": [*map(without_numbers, self.other_sheets[:MAX_COLUMNS])],
             "header_row": self.header_row,
             "titles_skipped": self.titles,
-            "columns": [short(name) for name in self.columns[:MOST_COLUMNS]],
-            "code_columns": [short(name) for name in self.code_columns[:MOST_COLUMNS]],
+            "columns": [short(name) for name in self.columns[:MAX_COLUMNS]],
+            "code_columns": [short(name) for name in self.code_columns[:MAX_COLUMNS]],
             "left_out": [
                 {"column": short(name), "cells": count}
-                for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]
+                for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MAX_COLUMNS]
             ],
             "rows_without_text": {"count": self.empty.count, "positions": self.empty.positions},
             "comments": self.comments,
@@ -100,9 +100,9 @@ class FileReport:
             parts.append("delimiter " + self.delimiter.replace("\t", "tab"))
         if self.columns:
             noun = "column" if len(self.columns) == 1 else "columns"
-            parts.append(f"{noun} {', '.join(short(name) for name in self.columns[:MOST_COLUMNS])}")
+            parts.append(f"{noun} {', '.join(short(name) for name in self.columns[:MAX_COLUMNS])}")
             if self.code_columns:
-                parts.append(f"country codes in {', '.join(map(short, self.code_columns[:MOST_COLUMNS]))}")
+                parts.append(f"country codes in {', '.join(map(short, self.code_columns[:MAX_COLUMNS]))}")
             # Columns of Parquet have names without a header.
             if self.format != "Parquet":
                 parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
@@ -111,14 +111,14 @@ class FileReport:
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each choice that may have left out numbers, or completed them."""
         if self.code_columns:
-            names = ", ".join(short(name) for name in self.code_columns[:MOST_COLUMNS])
+            names = ", ".join(short(name) for name in self.code_columns[:MAX_COLUMNS])
             yield f"{self.name}: numbers without + were read with the country code in column {names}"
-        for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MOST_COLUMNS]:
+        for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MAX_COLUMNS]:
             cells = plural(count, "cell looks like a phone number", "cells look like phone numbers")
             choice = f"choose columns with {COLUMN_SETTING}"
             yield f"{self.name}: column {short(name)} was not read, but {cells}; {choice}"
         if self.other_sheets:
-            names = ", ".join(short(name) for name in self.other_sheets[:MOST_COLUMNS])
+            names = ", ".join(short(name) for name in self.other_sheets[:MAX_COLUMNS])
             sheet = short(self.sheet or "")
             yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with {SHEET_SETTING}"
         if self.sheet is not None and self.empty.count:
@@ -179,12 +179,12 @@ class ListReport:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each choice that may have left out numbers, at most 20."""
-        found = [sentence for file in self.files[:MOST_FILES] for sentence in file.warnings()]
+        found = [sentence for file in self.files[:MAX_FILES] for sentence in file.warnings()]
         if self.skipped_files:
             count = len(self.skipped_files)
             files = f"{count:,} hidden or empty {'files were' if count != 1 else 'file was'} not read"
             found.append(f"{self.source}: {files}")
-        return found[:MOST_COLUMNS]
+        return found[:MAX_COLUMNS]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values of a bounded size, without phone numbers."""
@@ -192,10 +192,10 @@ class ListReport:
             "source": self.source,
             "rows": self.rows,
             "numbers": dict(self.counts),
-            "files": [file.as_json() for file in self.files[:MOST_FILES]],
+            "files": [file.as_json() for file in self.files[:MAX_FILES]],
             "file_count": len(self.files),
             "warnings": self.warnings(),
-            "skipped_files": [name.rpartition("/")[2] for name in self.skipped_files[:MOST_FILES]],
+            "skipped_files": [name.rpartition("/")[2] for name in self.skipped_files[:MAX_FILES]],
             "rejected": [
                 {
                     "reason": reason,
@@ -210,4 +210,4 @@ class ListReport:
 def short(name: str) -> str:
     """Return a name from a file as printable text on one line, without phone numbers, cut if long."""
     printable = "".join(char if char.isprintable() else " " for char in without_numbers(name))
-    return " ".join(printable.split())[:MOST_CHARACTERS] or "(no name)"
+    return " ".join(printable.split())[:MAX_CHARACTERS] or "(no name)"

@@ -13,7 +13,7 @@ from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.ids import is_encodable
 
 # What Arrow can count in a batch.
-MOST_ROWS = 2**31 - 1
+MAX_ROWS = 2**31 - 1
 
 
 def kind(value: object) -> str:
@@ -115,9 +115,9 @@ def check_rows(rows: object) -> None:
     Raises:
         SettingsError: It is not a number from 1.
     """
-    if not isinstance(rows, int) or not 1 <= rows <= MOST_ROWS:
+    if not isinstance(rows, int) or not 1 <= rows <= MAX_ROWS:
         shown = rows if isinstance(rows, int) else kind(rows)
-        raise SettingsError(f"the rows of a batch must be a number from 1 to {MOST_ROWS}, and are {shown}")
+        raise SettingsError(f"the rows of a batch must be a number from 1 to {MAX_ROWS}, and are {shown}")
 
 
 def parameter_values(given: object) -> dict[str, Any] | list[Any]:

@@ -27,7 +27,7 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 
 # A smaller object is read in one request. Of a larger file of a table, which is never replaced, a query reads
 # only the column chunks that it needs. Other objects are downloaded once, so that no two versions are mixed.
-MOST_BYTES = 4 * 2**20
+MAX_BYTES = 4 * 2**20
 # At the end of the process: how long requests may take, and without which calls Arrow's threads are at rest.
 CALL_SECONDS, QUIET_SECONDS = 10.0, 0.05
 
@@ -168,7 +168,7 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
 
     def _open(self, path: str) -> pa.NativeFile:
         size_bytes = self._metas[path].size_bytes
-        if size_bytes <= MOST_BYTES:
+        if size_bytes <= MAX_BYTES:
             return pa.BufferReader(self._run(self._store.get(path)))
         if path.startswith(TABLES):
             return pa.PythonFile(_Ranges(self._store, self._run, path, size_bytes), mode="r")

@@ -50,7 +50,7 @@ from imbrace_lake.store.factory import open_store
 
 T = TypeVar("T")
 # Of the names that a warning contains.
-MOST_NAMED = 5
+MAX_NAMED = 5
 Source = Literal["table", "parts"]
 
 _ROLE = "CASE WHEN substr(sender_id, 1, 4) = 'pub_' THEN 'bot' ELSE sender_role END AS sender_role"
@@ -417,7 +417,7 @@ class Lake:
 def _warn(problem: str, names: Sequence[str]) -> None:
     """Warn of arguments that select nothing, and name the first."""
     if names:
-        shown = [*sorted(names)[:MOST_NAMED], *(["…"] if len(names) > MOST_NAMED else [])]
+        shown = [*sorted(names)[:MAX_NAMED], *(["…"] if len(names) > MAX_NAMED else [])]
         warnings.warn(f"{problem}: {', '.join(shown)}", stacklevel=2)
 
 

@@ -25,7 +25,7 @@ from imbrace_lake.store.contract import (
     check_prefix,
     probe_conditions,
 )
-from imbrace_lake.writer_process import MOST_BYTES, WriterProcess
+from imbrace_lake.writer_process import MAX_BYTES, WriterProcess
 
 # A slow disk or a network mount needs several writes at a time; a fast disk leaves most threads idle.
 THREADS = 8
@@ -134,7 +134,7 @@ class LocalStore(Store):
 
     async def _write(self, func: Callable[..., T], key: str, *args: Body | str | None) -> T:
         """Run a function that writes: in the writer process, unless it writes much."""
-        is_small = not args or (isinstance(args[0], bytes) and len(args[0]) <= MOST_BYTES)
+        is_small = not args or (isinstance(args[0], bytes) and len(args[0]) <= MAX_BYTES)
         if self._writer is None or not is_small:
             return await self._run(func, key, *args)
         with self._explained():

@@ -48,7 +48,7 @@ from imbrace_lake.tables.rows_hash import RowsHash, hash_of_file
 
 # Ledger objects that are read at a time.
 GROUP_BYTES, GROUP_OBJECTS = 4 * 2**20, 64
-MOST_SMALL_FILES = 8
+MAX_SMALL_FILES = 8
 # Tables of another rule are built again: since 2, a current row is not about a window of time.
 _RULE = b"2"
 
@@ -290,7 +290,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         """
         choose = self._table.choose
         small = [one for one in old if one.size_bytes < FILE_BYTES // 4]
-        replaced = [*old] if choose is not None else small if len(small) > MOST_SMALL_FILES else []
+        replaced = [*old] if choose is not None else small if len(small) > MAX_SMALL_FILES else []
         current: list[pa.Table] = []
         for file in replaced:
             path = await self._download(file, files.folder)

@@ -86,10 +86,10 @@ LARGE_BYTES = 4 * 2**20
 # Batches of a file that are read while a row group is encoded; usually they are one row group.
 BATCHES_AHEAD = 6
 # More files than this that are smaller than `SMALL_BYTES` are merged.
-MOST_SMALL_FILES = 8
+MAX_SMALL_FILES = 8
 SMALL_BYTES = FILE_BYTES // 8
 # Lost parts that a difference names.
-MOST_NAMES = 3
+MAX_NAMES = 3
 
 # The columns of the ledger `conversations` with which the table is compared.
 _COMPARED = ["distinct_messages", "content_hash", "parts"]
@@ -686,7 +686,7 @@ class MessagesCompaction(Compaction[TableState]):
         """
         files = () if before is None else before.files
         small = [one for one in files if one.size_bytes < SMALL_BYTES]
-        if before is None or len(small) <= MOST_SMALL_FILES:
+        if before is None or len(small) <= MAX_SMALL_FILES:
             return state, before
         with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
             step = _Step(Path(temporary), Spill(Path(temporary)), gone=small)
@@ -782,8 +782,8 @@ def _total(parts: Iterable[ReadPart], months: Iterable[int] | None) -> Sums:
 
 def _lost(keys: Sequence[str]) -> str:
     """Return a sentence about lost parts."""
-    names = ", ".join(key.rpartition("/")[2] for key in keys[:MOST_NAMES])
-    more = f" and {len(keys) - MOST_NAMES} more" if len(keys) > MOST_NAMES else ""
+    names = ", ".join(key.rpartition("/")[2] for key in keys[:MAX_NAMES])
+    more = f" and {len(keys) - MAX_NAMES} more" if len(keys) > MAX_NAMES else ""
     return f"has lost {names}{more}, which the ledger names: run `imbrace-lake verify`"
 
 

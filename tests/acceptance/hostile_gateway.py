@@ -21,8 +21,8 @@ from tests.core.raw_server import raw_server
 from tests.core.test_broken_answers import BROKEN, ENDLESS, HEAD, answer, endless
 
 # The most that the client accepts by default, and a little less.
-MOST_BYTES = 4 << 20
-LARGE = MOST_BYTES - (1 << 19)
+MAX_BYTES = 4 << 20
+LARGE = MAX_BYTES - (1 << 19)
 PATIENCE_SECONDS = 3.0
 
 

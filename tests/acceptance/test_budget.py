@@ -19,7 +19,7 @@ LIMIT = "imbrace-requests"
 PER_SECOND = 10
 # For their first shares.
 WARM_UP_SECONDS, MEASURED_SECONDS = 60, 120
-LEAST_USED, MOST_LIMITED = 0.85, 0.02
+LEAST_USED, MAX_LIMITED = 0.85, 0.02
 FOLLOWED_SECONDS = 15
 BUSY_SECONDS = 60
 
@@ -97,7 +97,7 @@ def test_two_workers_use_one_budget_and_hardly_exceed_it(workers: Workers) -> No
     per_second, limited_share = workers.measure(MEASURED_SECONDS)
 
     assert per_second >= LEAST_USED * PER_SECOND
-    assert limited_share < MOST_LIMITED
+    assert limited_share < MAX_LIMITED
 
 
 def test_a_change_in_prefect_is_followed_within_15_seconds(workers: Workers) -> None:

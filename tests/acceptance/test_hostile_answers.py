@@ -17,7 +17,7 @@ from tests.acceptance.hostile_gateway import HOSTILE, LARGEST, Hostile, hostile_
 from tests.acceptance.scale import IS_FULL
 
 AT_A_TIME = 32
-MOST_BYTES = 512 * 10**6
+MAX_BYTES = 512 * 10**6
 EVERY = {**HOSTILE, **LARGEST}
 # Answers that end as soon as they are read; the others take longer.
 QUICK = {name: one for name, one in HOSTILE.items() if one.error in (AnswerTooLarge, MalformedAnswer)}
@@ -55,5 +55,5 @@ def test_32_concurrent_hostile_answers_fail_only_their_conversations_in_little_m
     statuses = Counter("incomplete" if error is WalkIncomplete else "failed" for error in lost.values())
     assert outcome.totals["conversations"] == {"complete": len(box.conversations) - len(lost), **statuses}
     assert gateway.most_at_a_time >= AT_A_TIME
-    assert peaks.together_bytes < MOST_BYTES, peaks.of_each
+    assert peaks.together_bytes < MAX_BYTES, peaks.of_each
     print(f"{mix}: {peaks.together_bytes / 1e6:.0f} MB")  # noqa: T201 - shown with -s

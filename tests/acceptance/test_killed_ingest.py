@@ -15,7 +15,7 @@ from tests.core.lake_runs import Bench
 from tests.core.timeline import Amounts, Timeline
 
 KILLS = 100 if IS_FULL else 2
-MOST_READ_AGAIN = 0.10
+MAX_READ_AGAIN = 0.10
 
 
 @pytest.mark.timeout(3_600)
@@ -35,5 +35,5 @@ def test_a_killed_run_that_is_started_again_leaves_the_lake_as_without_the_kill(
 
     again = sorted(killing.read_again)
     # The pages under way at a kill are random, so the promise is about all kills together.
-    assert sum(again) / len(again) <= MOST_READ_AGAIN, again
+    assert sum(again) / len(again) <= MAX_READ_AGAIN, again
     assert killing.polls > KILLS

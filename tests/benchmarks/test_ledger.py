@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ledger import COMMANDS, MOST_OBJECTS, make_lake, measure
+from benchmarks.ledger import COMMANDS, MAX_OBJECTS, make_lake, measure
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,10 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_after_300_runs_a_command_reads_at_most_30_ledger_objects(lake: Path, command: str) -> None:
-    assert 0 < measure(command, lake).objects <= MOST_OBJECTS
+    assert 0 < measure(command, lake).objects <= MAX_OBJECTS
 
 
 def test_each_of_several_idle_runs_reads_at_most_30_ledger_objects(lake: Path) -> None:
     costs = [measure("idle run", lake).objects for _ in range(12)]
 
-    assert max(costs) <= MOST_OBJECTS
+    assert max(costs) <= MAX_OBJECTS

@@ -160,7 +160,7 @@ def test_resources_keep_their_ids_from_run_to_run(
 def test_events_report_at_most_a_hundred_conversations(
     run: Run, workdir: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_flows.events.MOST_CONVERSATIONS", 2)
+    monkeypatch.setattr("imbrace_flows.events.MAX_CONVERSATIONS", 2)
     given = [argument for number in range(4) for argument in ("--conversation", f"conv_{number}")]
 
     summary = json.loads(run("backfill", *given, "--json").out)
@@ -220,7 +220,7 @@ def test_differences_fail_a_verification_and_are_in_its_table_with_what_is_stale
 def test_a_long_table_of_differences_is_cut_and_reports_it(
     lake: Path, prefect: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imbrace_flows.report.MOST_LISTED", 2)
+    monkeypatch.setattr("imbrace_flows.report.MAX_LISTED", 2)
     parts = sorted(lake.glob("messages/**/*.parquet"))[:3]
     for part in parts:
         damage(part)

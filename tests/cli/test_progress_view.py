@@ -33,7 +33,7 @@ def test_the_counters_the_speed_and_the_limit_fit_one_line() -> None:
     progress = sample_progress()
     assert progress.limiter is not None
     progress.limiter.per_second = 20.0
-    progress.limiter.counts.rate_limited = 3
+    progress.limiter.rate_limited = 3
 
     reported = details(progress, Pace(requests=12.34, messages=56.7))
 

@@ -16,7 +16,7 @@ from tests.core.test_broken_answers import ENDLESS
 pytestmark = pytest.mark.slow
 
 AT_A_TIME = 32
-MOST_MEGABYTES = 512
+MAX_MEGABYTES = 512
 
 CLIENT = """
 import asyncio, json, re, sys
@@ -60,5 +60,5 @@ def test_32_hostile_answers_at_a_time_fit_into_512_megabytes(name: str) -> None:
         ends, megabytes = peak_of(f"http://127.0.0.1:{server.port}/3rd")
 
     assert ends == ["AnswerTooLarge"]
-    assert megabytes < MOST_MEGABYTES, f"{megabytes:.0f} MB"
+    assert megabytes < MAX_MEGABYTES, f"{megabytes:.0f} MB"
     print(f"{name}: {megabytes:.0f} MB")  # noqa: T201 - shown with -s

@@ -12,7 +12,7 @@ import pytest
 from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.export import recovery
 from imbrace_lake.export.accounts import Accounts
-from imbrace_lake.export.recovery import MOST_LINES, WRITE_SHARE, WRITE_WALKED, ChunkJournal
+from imbrace_lake.export.recovery import MAX_LINES, WRITE_SHARE, WRITE_WALKED, ChunkJournal
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import ConversationEntry
@@ -40,7 +40,7 @@ def test_every_entry_is_recorded_once_and_objects_stay_small(tmp_path: Path) -> 
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
             chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100))
-            for number in range(3 * MOST_LINES):
+            for number in range(3 * MAX_LINES):
                 await chunk_journal.add(an_entry(number))
             await chunk_journal.write()
             assert sorted(await recorded(lake)) == sorted(chunk_journal.done)
@@ -115,14 +115,14 @@ def test_an_entry_that_comes_during_a_write_is_part_of_the_next_one(
 ) -> None:
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
-            done = map(an_entry, range(MOST_LINES))
+            done = map(an_entry, range(MAX_LINES))
             chunk_journal = ChunkJournal(Journal(lake, "run", NOW), Accounts(), "chunk", ids(100), done)
             overwrite = lake.store.overwrite
             adding: list[asyncio.Task[None]] = []
 
             async def add_meanwhile(key: str, data: bytes) -> ObjectMeta:
                 if not adding:
-                    adding.append(asyncio.create_task(chunk_journal.add(an_entry(MOST_LINES))))
+                    adding.append(asyncio.create_task(chunk_journal.add(an_entry(MAX_LINES))))
                     await asyncio.sleep(0)
                 return await overwrite(key, data)
 
@@ -131,6 +131,6 @@ def test_an_entry_that_comes_during_a_write_is_part_of_the_next_one(
             await asyncio.gather(*adding)
             await chunk_journal.write()
 
-            assert sorted(await recorded(lake)) == sorted(ids(MOST_LINES + 1))
+            assert sorted(await recorded(lake)) == sorted(ids(MAX_LINES + 1))
 
     asyncio.run(work())

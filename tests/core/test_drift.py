@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.export.drift import MOST_NEW, Shapes
+from imbrace_lake.export.drift import MAX_NEW, Shapes
 from imbrace_lake.lake.ledger_schema import SHAPES
 
 TEXT: dict[str, Any] = {
@@ -114,12 +114,12 @@ def test_names_that_may_be_values_are_masked_and_bounded() -> None:
     shapes = Shapes()
 
     shapes.observe("conv_1", [markup])
-    for number in range(MOST_NEW):
+    for number in range(MAX_NEW):
         shapes.observe(
             "conv_1", [{"type": "text", "content": {f"key {chr(97 + number % 26) * (number + 1)}": 1}}]
         )
         shapes.observe("conv_1", [{"type": f"type-{number}-of-many", "content": None}])
 
-    assert len(shapes.new) <= MOST_NEW
+    assert len(shapes.new) <= MAX_NEW
     assert all(len(shape) < 250 and shape.isprintable() and "<" not in shape for shape in shapes.new)
     assert not [shape for shape in shapes.new if "8869" in shape]

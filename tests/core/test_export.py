@@ -337,7 +337,7 @@ def test_failures_are_logged_with_their_request_ids_up_to_a_limit(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("imbrace_lake.export.chunk.MOST_WARNED", 2)
+    monkeypatch.setattr("imbrace_lake.export.chunk.MAX_WARNED", 2)
     for conversation_id in list(box.conversations)[:failures]:
         box.break_conversation(conversation_id, "400")
 

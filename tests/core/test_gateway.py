@@ -592,8 +592,7 @@ def test_a_429_pauses_the_limiter_for_all_requests_and_one_request_ends_the_paus
     assert [page.items for page in pages] == [newest(box, each) for each in ids * 2]
     # At the end of a window of six, at most the four requests under way get a 429; then one goes at a time,
     # ever more slowly. A client without a pause would have got thousands of 429 answers.
-    assert 0 < box.stats().refused == limiter.counts.rate_limited < 60
-    assert limiter.counts.closed_seconds > 0
+    assert 0 < box.stats().refused == limiter.rate_limited < 60
 
 
 def test_no_request_is_sent_while_the_limiter_is_paused(

@@ -13,7 +13,7 @@ from imbrace_lake.gateway.id_set import IdSet
 
 @pytest.mark.parametrize("most_in_set", [1, 7, 50, 10_000])
 def test_an_id_set_equals_a_set_of_strings(monkeypatch: pytest.MonkeyPatch, most_in_set: int) -> None:
-    monkeypatch.setattr(id_set, "MOST_IN_SET", most_in_set)
+    monkeypatch.setattr(id_set, "MAX_IN_SET", most_in_set)
     rng = Random(most_in_set)
     found, expected = IdSet(), set[str]()
     for _ in range(200):
@@ -34,7 +34,7 @@ def test_an_id_set_equals_a_set_of_strings(monkeypatch: pytest.MonkeyPatch, most
 
 
 def test_a_copy_of_a_set_grows_separately(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(id_set, "MOST_IN_SET", 4)
+    monkeypatch.setattr(id_set, "MAX_IN_SET", 4)
     first = IdSet(f"m{number}" for number in range(10))
     second = IdSet()
     second.update(first)
@@ -48,7 +48,7 @@ def test_a_copy_of_a_set_grows_separately(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_ids_that_utf_8_cannot_encode_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(id_set, "MOST_IN_SET", 1)
+    monkeypatch.setattr(id_set, "MAX_IN_SET", 1)
 
     found = IdSet(["\ud800", "é"])
 

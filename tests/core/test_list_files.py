@@ -27,7 +27,7 @@ from s3fs import S3FileSystem
 
 from imbrace_lake.errors import InputError, UsageError
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
-from imbrace_lake.phones.report import MOST_POSITIONS
+from imbrace_lake.phones.report import MAX_POSITIONS
 from tools.seaweed import Seaweed
 
 A, B, C, D = (f"+88691142597{digit}" for digit in range(1, 5))
@@ -815,7 +815,7 @@ class TestReport:
         assert len(json.dumps(report)) < 30_000
         assert report["file_count"] == 60
         assert report["rejected"][0]["count"] == 30_000
-        assert len(report["rejected"][0]["where"]) == MOST_POSITIONS
+        assert len(report["rejected"][0]["where"]) == MAX_POSITIONS
 
     def test_comments_and_blank_lines_of_text_are_counted(self, tmp_path: Path) -> None:
         file = read(write(tmp_path / "n.txt", f"# ours\n\n{A}\n")).report.files[0]

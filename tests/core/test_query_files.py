@@ -54,7 +54,7 @@ def answer(messages: Any, query: str) -> list[Any]:
 def test_only_the_column_chunks_of_a_query_are_read(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str, most: float
 ) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_BYTES", 1000)
     random = Random(1)
     rows = pa.table({"number": range(ROWS), "text": [random.randbytes(50).hex() for _ in range(ROWS)]})
     pq.write_table(rows, tmp_path / "file", row_group_size=ROWS // GROUPS, use_dictionary=False)

@@ -643,11 +643,11 @@ def test_results_on_s3_that_are_not_read_to_their_end_do_not_stop_the_process(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
 
 
-@pytest.mark.parametrize("most", [files.MOST_BYTES, 1])
+@pytest.mark.parametrize("most", [files.MAX_BYTES, 1])
 def test_a_lake_on_s3_is_read_without_an_extension(
     made: Path, s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", most)
+    monkeypatch.setattr(files, "MAX_BYTES", most)
     upload(made, s3, bucket)
     with (
         Lake.open(f"s3://{bucket}/lake", options=options_for(s3), phone_key=KEY) as lake,

@@ -68,7 +68,7 @@ def test_spilled_rows_equal_rows_in_memory(
     reservation: Reservation, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(sorting, "BATCH_ROWS", 7)
-    monkeypatch.setattr(sorting, "MOST_REPEATED", 11)
+    monkeypatch.setattr(sorting, "MAX_REPEATED", 11)
     rng = Random(seed)
     pages = [page(rng, newest) for _ in range(1 + seed % 3) for newest in range(400, 0, -8)]
     buffer = SortBuffer(reservation)

@@ -15,7 +15,7 @@ import pytest
 from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, SettingsError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.run import MOST_LISTED, RunContext, RunSummary, close_run
+from imbrace_lake.export.run import MAX_LISTED, RunContext, RunSummary, close_run
 from imbrace_lake.lake.lake import MARKER
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings
@@ -193,13 +193,13 @@ def test_a_summary_lists_dead_letters_up_to_a_limit_and_counts_them_all(
 
     async def main() -> RunSummary:
         async with open_run(settings_for(box, tmp_path), "run_1") as run:
-            await export_chunk(run, "chunk", [f"conv_{n}" for n in range(MOST_LISTED + 20)])
+            await export_chunk(run, "chunk", [f"conv_{n}" for n in range(MAX_LISTED + 20)])
             return await close_run(run, {}, Counter())
 
     summary = asyncio.run(main())
 
-    assert summary.dead_letter_count == MOST_LISTED + 20
-    assert len(summary.dead_letters) == MOST_LISTED
+    assert summary.dead_letter_count == MAX_LISTED + 20
+    assert len(summary.dead_letters) == MAX_LISTED
     assert summary.dead_letters[0].status == "failed"
     assert summary.status == "failed"
 

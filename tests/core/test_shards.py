@@ -24,7 +24,7 @@ from imbrace_lake.export.recovery import DEAD_AFTER, read_header, recover_dead_r
 from imbrace_lake.export.rerun import read_missed
 from imbrace_lake.export.run import RunContext, RunSummary, close_run, totals_of, utc_now
 from imbrace_lake.export.shards import (
-    MOST_SHARDS,
+    MAX_SHARDS,
     RETENTION,
     Shard,
     collect_results,
@@ -110,7 +110,7 @@ async def end(run: RunContext, *shards: Shard, tolerated_share: float = 0.0) -> 
         (100_000, None, 5),
         (12, 12, 1),
         (13, 12, 2),
-        (1_000_000, 1, MOST_SHARDS),
+        (1_000_000, 1, MAX_SHARDS),
     ],
 )
 def test_a_run_has_one_shard_until_it_is_large_or_configured_otherwise(

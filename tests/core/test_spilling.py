@@ -38,10 +38,10 @@ LITTLE = {"memory_megabytes": 0.01}
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorting, "BATCH_ROWS", 50)
-    monkeypatch.setattr(sorting, "MOST_REPEATED", 70)
+    monkeypatch.setattr(sorting, "MAX_REPEATED", 70)
     monkeypatch.setattr(lake_module, "BATCH_ROWS", 60)
-    monkeypatch.setattr(diff_module, "MOST_SLICES", 8)
-    monkeypatch.setattr(id_set, "MOST_IN_SET", 90)
+    monkeypatch.setattr(diff_module, "MAX_SLICES", 8)
+    monkeypatch.setattr(id_set, "MAX_IN_SET", 90)
 
 
 def content(bench: Bench) -> pa.Table:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds, Fetch, MessageList
 from imbrace_lake.gateway.models import Page
 from imbrace_lake.gateway.passes import Moved, PositionReading
-from imbrace_lake.gateway.read_ahead import MOST_AHEAD_BYTES
+from imbrace_lake.gateway.read_ahead import MAX_AHEAD_BYTES
 from imbrace_lake.gateway.walk import REPEATS, Proof, Walk
 from tests.acceptance.scale import IS_FULL
 from tests.core.moving_list import MovingList, plain_offset_walk
@@ -844,7 +844,7 @@ def test_large_pages_are_not_read_ahead() -> None:
 
     def serve_large(skip: int, limit: int) -> Page:
         under_way.append(moving.under_way)
-        return replace(serve(skip, limit), size_bytes=MOST_AHEAD_BYTES + 1)
+        return replace(serve(skip, limit), size_bytes=MAX_AHEAD_BYTES + 1)
 
     moving.serve = serve_large  # type: ignore[method-assign]
 
@@ -863,7 +863,7 @@ def test_a_large_page_that_was_read_ahead_is_dropped_and_requested_in_its_turn()
     def serve_sizes(skip: int, limit: int) -> Page:
         page = serve(skip, limit)
         served[skip] = served.get(skip, 0) + 1
-        return replace(page, size_bytes=MOST_AHEAD_BYTES + 1 if large <= skip < large + 100 else 1_000)
+        return replace(page, size_bytes=MAX_AHEAD_BYTES + 1 if large <= skip < large + 100 else 1_000)
 
     moving.serve = serve_sizes  # type: ignore[method-assign]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from xml.etree import ElementTree
 
-from imbrace_flows.chart import MOST_BARS, chart
+from imbrace_flows.chart import MAX_BARS, chart
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 FIRST = date(2026, 1, 1)
@@ -43,7 +43,7 @@ def test_the_chart_of_a_long_time_has_several_days_per_bar_and_stays_small() -> 
     texts, bars = read(svg)
 
     assert texts[0] == "3,650 new messages; a bar for every 61 days, at most 61 in one"
-    assert len(bars) <= MOST_BARS
+    assert len(bars) <= MAX_BARS
     assert len(svg) < 20_000
 
 

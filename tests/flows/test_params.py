@@ -27,7 +27,7 @@ from imbrace_flows.export import export_conversations, export_uploaded_list, ret
 from imbrace_flows.flow import Rejected
 from imbrace_flows.ingest import ingest_changed, ingest_conversations
 from imbrace_flows.params import (
-    MOST_TYPED,
+    MAX_TYPED,
     BackfillParams,
     ChangedParams,
     ExportParams,
@@ -50,7 +50,7 @@ def test_typed_numbers_are_separated_by_commas_and_line_breaks_and_may_contain_b
     assert params.typed() == ["+886 911 425 977", "(02) 2345-6789", "+14152837465"]
 
 
-@pytest.mark.parametrize("typed", ["", " , ;\n", ",".join([NUMBER] * (MOST_TYPED + 1)), "9" * 1_000])
+@pytest.mark.parametrize("typed", ["", " , ;\n", ",".join([NUMBER] * (MAX_TYPED + 1)), "9" * 1_000])
 def test_no_numbers_and_too_many_numbers_are_rejected(typed: str) -> None:
     with pytest.raises(ValidationError):
         ExportParams(numbers=SecretStr(typed))
@@ -59,9 +59,7 @@ def test_no_numbers_and_too_many_numbers_are_rejected(typed: str) -> None:
 def test_the_stated_number_of_phone_numbers_can_be_typed_in_their_longest_form() -> None:
     longest = "+886 (9) 11 42-59 77 12 3"
 
-    assert (
-        ExportParams(numbers=SecretStr(",\n".join([longest] * MOST_TYPED))).typed() == [longest] * MOST_TYPED
-    )
+    assert ExportParams(numbers=SecretStr(",\n".join([longest] * MAX_TYPED))).typed() == [longest] * MAX_TYPED
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (export_conversations, {"phones": "a.csv", "numbers": NUMBER}, "only one of these: a list of phone"),
     (export_conversations, {"phones": "a.csv", "region": "Taiwan"}, "two letters of a country, such as TW"),
     (export_conversations, {"phones": "a.csv", "region": "XX"}, "two letters of a country, such as TW"),
-    (export_conversations, {"numbers": f"{NUMBER}, " * (MOST_TYPED + 1)}, "at most 20 phone numbers"),
+    (export_conversations, {"numbers": f"{NUMBER}, " * (MAX_TYPED + 1)}, "at most 20 phone numbers"),
     (export_conversations, {"phones": ["a.csv"]}, "['a.csv'] is not valid under"),
     (export_conversations, {"phones": "a.csv", "fones": 1}, "'fones' does not match"),
     (export_conversations, {"phones": "a.csv", "tolerated_failures": 7}, "greater than the maximum of 1"),
@@ -186,7 +184,7 @@ def test_a_form_rejects_wrong_input_in_a_short_sentence_without_phone_numbers(
 
 ACCEPTED: list[tuple[Flow[..., Any], dict[str, object]]] = [
     (export_conversations, {"phones": "a.csv", "numbers": "", "region": "", "column": None}),
-    (export_conversations, {"numbers": f"{NUMBER}, " * MOST_TYPED, "region": "tw", "shard_size": 3}),
+    (export_conversations, {"numbers": f"{NUMBER}, " * MAX_TYPED, "region": "tw", "shard_size": 3}),
     (export_uploaded_list, {"phones": "s3://bucket-123456789012/export_20261127_153000.csv"}),
     (
         export_uploaded_list,

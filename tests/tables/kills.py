@@ -37,7 +37,7 @@ async def compact_tables(
 def _work(url: str, now: datetime, ledgers: Sequence[str], at: int) -> None:
     """Compact a lake in several steps, delete old files, and die before a write to the tables."""
     messages.STEP_BYTES = 1
-    messages.MOST_SMALL_FILES = 2
+    messages.MAX_SMALL_FILES = 2
     delta_log.COMMITS_PER_CHECKPOINT = 2
     writes = 0
 

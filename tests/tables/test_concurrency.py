@@ -59,7 +59,7 @@ def bench(box: Sandbox, tmp_path: Path) -> Bench:
 @pytest.fixture
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge files and write checkpoints often."""
-    monkeypatch.setattr(messages, "MOST_SMALL_FILES", 2)
+    monkeypatch.setattr(messages, "MAX_SMALL_FILES", 2)
     monkeypatch.setattr(delta_log, "COMMITS_PER_CHECKPOINT", 2)
 
 

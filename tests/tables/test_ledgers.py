@@ -64,7 +64,7 @@ def add_phones(bench: Bench, run_id: str, seconds: int, *rows: dict[str, Any]) -
 
 
 def test_each_ledger_has_a_table_with_all_its_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "MOST_SMALL_FILES", 2)
+    monkeypatch.setattr(ledgers, "MAX_SMALL_FILES", 2)
     add_phones(bench, "run_a", 0, {"phone_hash": "x"}, {"phone_hash": None, "status": "invalid"})
     one = next(iter(bench.box.conversations))
     for _ in range(3):

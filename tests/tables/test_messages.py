@@ -314,7 +314,7 @@ def test_a_part_that_was_proven_after_the_list_of_parts_is_no_difference(
 def test_small_files_are_merged_and_old_ones_deleted_after_the_grace_period(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "MOST_SMALL_FILES", 3)
+    monkeypatch.setattr(messages, "MAX_SMALL_FILES", 3)
     monkeypatch.setattr(delta_log, "COMMITS_PER_CHECKPOINT", 3)
     one = next(iter(bench.box.conversations))
     for _ in range(5):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import itemgetter
 from statistics import median
 from typing import Any
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.export.humanize import counted, duration
 from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
@@ -96,37 +97,34 @@ class _Timed:
     def __init__(self, gateway: GatewayClient) -> None:
         self.gateway = gateway
         self.seconds: list[float] = []
-        self.slots = asyncio.Semaphore(SAMPLES_IN_FLIGHT)
         self.failed: list[GatewayError] = []
 
     async def resolve(self, batch: Sequence[PhoneNumber]) -> Mapping[PhoneNumber, Resolved]:
-        async with self.slots:
-            began = time.perf_counter()
-            try:
-                return await resolve(self.gateway, batch)
-            except GatewayError as exc:
-                if exc.is_fatal:
-                    raise
-                self.failed.append(exc)
-                return dict.fromkeys(batch, Resolved.failed(exc))
-            finally:
-                self.seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        try:
+            return await resolve(self.gateway, batch)
+        except GatewayError as exc:
+            if exc.is_fatal:
+                raise
+            self.failed.append(exc)
+            return dict.fromkeys(batch, Resolved.failed(exc))
+        finally:
+            self.seconds.append(time.perf_counter() - began)
 
     async def length(self, conversation_id: str, limit: int) -> tuple[int, int] | None:
         """Return the number of messages of a conversation, and of its page; None if it cannot be read."""
-        async with self.slots:
-            began = time.perf_counter()
-            try:
-                page = await self.gateway.get_page(conversation_id, limit=limit)
-            except ConversationNotFound:
-                return 0, 0
-            except GatewayError as exc:
-                if exc.is_fatal:
-                    raise
-                self.failed.append(exc)
-                return None
-            self.seconds.append(time.perf_counter() - began)
-            return page.total_count or len(page.ids), len(page.ids)
+        began = time.perf_counter()
+        try:
+            page = await self.gateway.get_page(conversation_id, limit=limit)
+        except ConversationNotFound:
+            return 0, 0
+        except GatewayError as exc:
+            if exc.is_fatal:
+                raise
+            self.failed.append(exc)
+            return None
+        self.seconds.append(time.perf_counter() - began)
+        return page.total_count or len(page.ids), len(page.ids)
 
 
 async def make_plan(
@@ -161,7 +159,7 @@ async def make_plan(
     batches = link_batches(numbers, organization, most=NUMBERS_PER_REQUEST)
     exists, states = await _read_states(settings, organization, store_options)
     found: dict[PhoneNumber, Resolved] = {}
-    for answer in await asyncio.gather(*map(timed.resolve, batches)):
+    for answer in await run_bounded(SAMPLES_IN_FLIGHT, (partial(timed.resolve, batch) for batch in batches)):
         found.update(answer)
     if found and all(one.error is not None for one in found.values()):
         if timed.failed:
@@ -225,7 +223,7 @@ async def _sample(timed: _Timed, new: Sequence[str], page_size: int) -> tuple[li
     """
     step = max(1, math.ceil(len(new) / SAMPLE_CONVERSATIONS))
     chosen = new[::step]
-    answers = await asyncio.gather(*(timed.length(one, 1) for one in chosen))
+    answers = await run_bounded(SAMPLES_IN_FLIGHT, (partial(timed.length, one, 1) for one in chosen))
     read = [(answer[0], one) for answer, one in zip(answers, chosen, strict=True) if answer is not None]
     lengths = [length for length, _ in read]
     page = await timed.length(max(read)[1], page_size) if read else None

@@ -9,21 +9,22 @@ conversations from the rows of its shards in the ledgers, and only from there::
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ImbraceLakeError, InputError, StoreError, WalkIncomplete
 from imbrace_lake.export.run import SHARDS, RunContext
-from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import RunTotals, entry_of
 from imbrace_lake.lake.parquet import encode
@@ -82,7 +83,7 @@ async def plan_shards(
             own.append(meta.key)
         elif now - meta.modified_at > RETENTION:
             old.append(meta.key)
-    await asyncio.gather(*(store.delete(key) for key in old))
+    await run_bounded(min(READ_AT_A_TIME, len(old)), (partial(store.delete, key) for key in old))
     shards = [
         Shard(number, key, await read_list(run.lake, key, run.organization_id))
         for number, key in enumerate(sorted(own), 1)

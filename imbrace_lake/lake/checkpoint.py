@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.lake.conversation_states import STATE, ConversationStates, LakeState, is_state
 from imbrace_lake.lake.hash_index import Buckets
@@ -380,7 +382,7 @@ async def write_checkpoint(lake: Lake, now: datetime) -> None:
         keys = sorted(meta.key for meta in await lake.store.list(FOLDER))
         kept = [key for key in keys if key not in lake.damaged and not _is_key_ahead(key, now)]
         unneeded = {*keys} - {*kept[-KEPT_CHECKPOINTS:]}
-        await asyncio.gather(*(lake.store.delete(key) for key in unneeded))
+        await run_bounded(len(unneeded), (partial(lake.store.delete, key) for key in unneeded))
     except (StoreError, OSError) as exc:
         reason = exc if isinstance(exc, StoreError) else exc.strerror or type(exc).__name__
         logger.warning("wrote no checkpoint reason=%s", reason)

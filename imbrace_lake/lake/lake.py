@@ -375,7 +375,8 @@ async def _reject_address_inside_lake(store: Store, options: StoreOptions | None
 
 async def _find_any(store: Store) -> str | None:
     """Return the key of an object that only a lake has; None if there is no lake."""
-    listings = await asyncio.gather(*(store.list(folder, most=1) for folder in FOLDERS))
+    looks = (partial(store.list, folder, most=1) for folder in FOLDERS)
+    listings = await run_bounded(len(FOLDERS), looks)
     return next((meta.key for listing in listings for meta in listing), None)
 
 

@@ -9,7 +9,6 @@ everything else is Parquet. The name of an object ends with the hash of its cont
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 from collections import Counter
@@ -178,7 +177,8 @@ class Journal:
         noted = [meta.key for meta in await self._lake.store.list(self._prefix)]
         # The header last, because it shows whose journal it is.
         header = f"{self._prefix}{HEADER}"
-        await asyncio.gather(*(self._lake.store.delete(key) for key in noted if key != header))
+        lines = (partial(self._lake.store.delete, key) for key in noted if key != header)
+        await run_bounded(min(READ_AT_A_TIME, len(noted)), lines)
         await self._lake.store.delete(header)
 
     async def add(self, ledger: Ledger, rows: pa.Table) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, 
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, get_args
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import InputError, SettingsError
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake import lake as lakes
@@ -367,7 +369,8 @@ class Lake:
             return _Messages("table", table.as_of, rows)
         folders = await self._folders(lake, conversations)
         parts: list[ObjectMeta] = []
-        for listing in await asyncio.gather(*map(lake.store.list, folders)):
+        listings = (partial(lake.store.list, folder) for folder in folders)
+        for listing in await run_bounded(min(lakes.READ_AT_A_TIME, len(folders)), listings):
             parts += (meta for meta in listing if lakes.is_part(meta.key))
         if named:
             there = {part.key.rsplit("/", 2)[1] for part in parts}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
 from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_objects
@@ -155,5 +156,6 @@ async def _intact_rows(
 
     keys = await list_ledger(lake, ledger)
     for start in range(0, len(keys), READ_AT_A_TIME):
-        some = await asyncio.gather(*(read(key) for key in keys[start : start + READ_AT_A_TIME]))
+        jobs = (partial(read, key) for key in keys[start:][:READ_AT_A_TIME])
+        some = await run_bounded(READ_AT_A_TIME, jobs)
         yield [rows for tables in some for rows in tables or ()], None not in some

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from imbrace_cli.exit_codes import INTERRUPTED
+
 # Modules are objects that stay, so a garbage collection while they are loaded finds next to nothing.
 LOADING_THRESHOLD = 100_000
 
@@ -17,7 +19,7 @@ def _end(*_: object) -> None:
     try:
         os.write(2, b"\ninterrupted: run the same command to start again\n")
     finally:
-        os._exit(130)
+        os._exit(INTERRUPTED)
 
 
 def main() -> int:
@@ -29,7 +31,7 @@ def main() -> int:
     gc.set_threshold(LOADING_THRESHOLD)
     import threading
 
-    from imbrace_cli.interrupt import INTERRUPTED, LAST_SECONDS, end_process
+    from imbrace_cli.interrupt import LAST_SECONDS, end_process
     from imbrace_cli.main import main as run
 
     code = run()

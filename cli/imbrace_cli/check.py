@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, FAILED
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson
 from imbrace_cli.terminal import as_called, echo, stdout_console, waiting
@@ -61,7 +62,7 @@ def check(
         typer.echo(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
     else:
         _echo_findings(findings)
-    raise typer.Exit(1 if wrong else 0)
+    raise typer.Exit(FAILED if wrong else COMPLETE)
 
 
 def _run_checks(settings: Settings, phone: PhoneNumber | None, say: Callable[[str], object]) -> list[Finding]:

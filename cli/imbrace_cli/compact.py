@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
@@ -32,7 +33,6 @@ Exit codes:
   0 the tables are up to date   3 something differed   1 failed   2 wrong use
 """
 
-DIFFERS = 3
 # A century.
 MAX_HOURS = 876_000
 ShowProgress = Callable[[int, int], None]
@@ -78,7 +78,7 @@ def compact(
             echo_status(describe(one))
         if differs and not dry_run:
             echo_status("rows that differed from the parts were written again; run `imbrace-lake verify`")
-    raise typer.Exit(DIFFERS if differs else 0)
+    raise typer.Exit(PARTIAL if differs else COMPLETE)
 
 
 def _iso(moment: datetime) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE
 from imbrace_lake.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _run(box: Sandbox, lake: Path, again: str) -> None:
         phones = stage_in_memory("\n".join(box.messy_phones()).encode(), "numbers.txt")
         outcome = run_watched(checked, export_flow, ExportParams(phones=phones), {})
     show_outcome(outcome, "imbrace-lake export")
-    if outcome.exit_code == 0:
+    if outcome.exit_code == COMPLETE:
         show_report(Path(os.path.abspath(lake)), folder_name)  # noqa: PTH100 - resolve() would follow links
         echo("", *_next_steps(outcome.summary.flow_run_url, again))
     raise typer.Exit(outcome.exit_code)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDED_AT_ONCE = 130
+from imbrace_cli.exit_codes import INTERRUPTED
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,7 +42,7 @@ class Ending:
         if self.is_requested:
             for end in self.kill:
                 end()
-            os._exit(ENDED_AT_ONCE)
+            os._exit(INTERRUPTED)
         self.is_requested = True
         # Not through a stream: this signal may have interrupted its write.
         _write(f"\n{self.describe()}; press Ctrl-C again to end at once\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.prefect_environment import configured_api_url
@@ -39,7 +40,6 @@ Exit codes:
   0 nothing is stale   3 something is stale   1 failed   2 wrong use
 """
 
-STALE = 3
 REASONS = {
     "everything": "a run visits all conversations",
     "ahead": "its proof is from the future, because a clock was or is wrong",
@@ -116,7 +116,7 @@ def freshness(
             )
     # A monitor with a mistake in the lake or the organization must not be silent.
     is_empty = stale is not None and not found
-    raise typer.Exit(STALE if stale or is_empty else 0)
+    raise typer.Exit(PARTIAL if stale or is_empty else COMPLETE)
 
 
 async def _read(

@@ -16,11 +16,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
+from imbrace_cli.exit_codes import INTERRUPTED
 from imbrace_lake.errors import ImbraceLakeError
 
 T = TypeVar("T")
 
-INTERRUPTED = 130
 PATIENCE_SECONDS = 15.0
 """How long a command may take to stop; two seconds are usual."""
 LAST_SECONDS = 5.0

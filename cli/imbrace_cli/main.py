@@ -1,14 +1,5 @@
 """The command line `imbrace-lake`: runs a command, and turns errors into a sentence and an exit code.
 
-====  ================================================================================
-0     complete
-1     failed, also because a list, a lake or a server cannot be used
-2     wrong use: an argument, an option or a setting is missing or invalid
-3     partial: the output names the conversations that failed, differ or are stale
-130   interrupted
-141   nothing reads the output any more, as after ``| head``
-====  ================================================================================
-
 This module imports only what every command needs: ``--help`` does not wait for Prefect.
 """
 
@@ -26,10 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from imbrace_cli.interrupt import INTERRUPTED, Interrupted, current_interrupt, interruptible
+from imbrace_cli.exit_codes import CLOSED_PIPE, COMPLETE, FAILED, INTERRUPTED, WRONG_USE
+from imbrace_cli.interrupt import Interrupted, current_interrupt, interruptible
 from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams, program
 
-FAILED, WRONG_USE, CLOSED_PIPE = 1, 2, 141
 # They run until Ctrl-C, and end others in order.
 _UNTIL_INTERRUPTED = ("sandbox", "server", "up")
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
@@ -179,7 +170,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return FAILED
     if code == INTERRUPTED:
         echo_error(STOPPED, "interrupted")
-    return int(code or 0)
+    return int(code or COMPLETE)
 
 
 def _command(arguments: Sequence[str] | None) -> Any:

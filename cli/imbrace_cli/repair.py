@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, lake_settings
 from imbrace_cli.terminal import echo, echo_status
@@ -29,8 +30,6 @@ Exit codes:
   0 nothing to repair, or repaired   3 something to repair   1 failed   2 wrong use
 """
 
-OUTDATED = 3
-
 
 def repair(
     apply: Annotated[
@@ -50,7 +49,7 @@ def repair(
         typer.echo(json.dumps(asdict(found)))
     else:
         _echo_repair(found)
-    raise typer.Exit(OUTDATED if found.keys and not apply else 0)
+    raise typer.Exit(PARTIAL if found.keys and not apply else COMPLETE)
 
 
 async def _repair(settings: Settings, apply: bool) -> Repaired:

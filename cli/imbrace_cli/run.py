@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from imbrace_cli.exit_codes import COMPLETE, FAILED, PARTIAL
 from imbrace_cli.interrupt import Interrupt, Interrupted, current_interrupt
 from imbrace_cli.options import environment
 from imbrace_cli.prefect_session import prefect_session
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
 
     ReadingFlow = Flow[..., Coroutine[Any, Any, State[Any]]]
-
-COMPLETE, FAILED, PARTIAL = 0, 1, 3
 
 
 @dataclass(frozen=True, slots=True)

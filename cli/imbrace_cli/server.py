@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from imbrace_cli.exit_codes import FAILED
 from imbrace_cli.terminal import echo, echo_status, waiting
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def status() -> None:
     server = server_status()
     if server is None:
         echo("not running")
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     _describe(server)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import FAILED
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.terminal import echo, echo_error, program
 from imbrace_lake.errors import SettingsError, UsageError
@@ -114,7 +115,7 @@ def setup(
         )
     if outcome.wrong:
         echo_error(_verdict(outcome))
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _verdict(outcome: Outcome) -> str:

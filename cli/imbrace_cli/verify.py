@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
@@ -35,7 +36,6 @@ Exit codes:
   0 sound   3 something differs   1 failed   2 wrong use
 """
 
-DIFFERS = 3
 ShowProgress = Callable[[str, int, int], None]
 
 
@@ -78,7 +78,7 @@ def verify(
         typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
     else:
         _echo_verification(found, settings.require("lake"))
-    raise typer.Exit(0 if found.is_sound else DIFFERS)
+    raise typer.Exit(COMPLETE if found.is_sound else PARTIAL)
 
 
 def _verify_object(path: Path, as_json: bool) -> NoReturn:
@@ -93,7 +93,7 @@ def _verify_object(path: Path, as_json: bool) -> NoReturn:
         echo(f"{path}: {report.problem}")
     else:
         echo_status(f"sound: {_evidence(report)}")
-    raise typer.Exit(0 if report.problem is None else DIFFERS)
+    raise typer.Exit(COMPLETE if report.problem is None else PARTIAL)
 
 
 def _evidence(report: PartReport) -> str:

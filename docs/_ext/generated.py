@@ -129,10 +129,10 @@ def _metavar(parameter: Any) -> str:
 
 
 def exit_codes() -> str:
-    """Return the exit codes, which the docstring of the command line lists."""
-    from imbrace_cli import main
+    """Return the exit codes, which the docstring of their module lists."""
+    from imbrace_cli import exit_codes
 
-    rows = re.findall(r"^(\d+) +(.+)$", inspect.getdoc(main) or "", re.MULTILINE)
+    rows = re.findall(r"^(\d+) +(.+)$", inspect.getdoc(exit_codes) or "", re.MULTILINE)
     return _table(("exit code", "means"), rows)
 
 

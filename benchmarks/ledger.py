@@ -168,9 +168,11 @@ async def _idle_run(settings: Settings) -> None:
         open_run(settings, gateway, run_id) as run,
     ):
         await run.load_prior_state("everything")
-        ids = await read_every_id(run.lake, run.organization_id, run.partitions, run.recorded_ids())
+        ids = await read_every_id(
+            run.lake, run.organization_id, run.prior.partitions, run.prior.recorded_ids()
+        )
         for start in range(0, len(ids), OBJECT_ROWS):
-            states = run.states.of_each(ids[start : start + OBJECT_ROWS])
+            states = run.prior.states.of_each(ids[start : start + OBJECT_ROWS])
             await run.journal.note_entries(f"chunk-{start}", states.values())
         await close_run(run, {}, Counter())
 

@@ -19,7 +19,8 @@ from prefect.events import emit_event
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.log import logger_of
-from imbrace_lake.export.run import MAX_LISTED, RunSummary, utc_now
+from imbrace_lake.export.failures import MAX_LISTED
+from imbrace_lake.export.run import RunSummary, utc_now
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.freshness import Freshness, count_stale
 from imbrace_lake.printable import printable

@@ -362,16 +362,16 @@ class _Job:
         run, numbers = self.run, self.given.numbers
         if numbers is not None:
             await self._resolve(numbers)
-        if run.fatal is not None:
-            raise run.fatal
+        if run.failures.fatal is not None:
+            raise run.failures.fatal
         ids, visits = self._ids(), None
         # The work identifies the job, so that this run continues a killed run of the same job.
         what = ("everything", *ids) if self.selection.is_everything else ids
         await run.load_prior_state(work_fingerprint(what, run.organization_id, run.window, run.policy))
         if self.selection.is_everything:
-            recorded = {*run.recorded_ids()}
-            found = await read_unrecorded(run.lake, run.organization_id, run.partitions, recorded)
-            unproven = [*run.unproven, *found]
+            recorded = {*run.prior.recorded_ids()}
+            found = await read_unrecorded(run.lake, run.organization_id, run.prior.partitions, recorded)
+            unproven = [*run.prior.unproven, *found]
             if self._give_budget(len(recorded.union(found, ids))):
                 del recorded
                 await self._visit(unproven, ids)
@@ -393,9 +393,9 @@ class _Job:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
             if visits is not None:
                 done = run.accounts.recorded
-                run.visits = visits.report(run.clock(), done, done - run.errors.keys(), "")
-        if run.fatal is not None:
-            raise run.fatal
+                run.visits = visits.report(run.clock(), done, done - run.failures.errors.keys(), "")
+        if run.failures.fatal is not None:
+            raise run.failures.fatal
 
     def _give_budget(self, conversations: int) -> bool:
         """Give the run its budget; return whether it has one.
@@ -419,13 +419,13 @@ class _Job:
         run = self.run
         return await asyncio.to_thread(
             choose_visits,
-            run.states,
+            run.prior.states,
             unproven,
             listed,
             self.settings.revisit_policy(),
             run.clock(),
             left,
-            run.as_stored,
+            run.prior.as_stored,
         )
 
     async def _visit(self, unproven: Sequence[str], listed: Sequence[str]) -> None:
@@ -444,7 +444,7 @@ class _Job:
         run.resumed = ConversationStates.empty()
         visits = await self._look_at(unproven, listed, left)
         # Those that an earlier attempt has visited have an outcome.
-        ids = [one for one in run.as_stored(visits.ids) if one not in run.accounts.recorded]
+        ids = [one for one in run.prior.as_stored(visits.ids) if one not in run.accounts.recorded]
         logger.info(
             "chosen: %s to visit, %s due; %s",
             plural(len(ids), "conversation"),
@@ -455,12 +455,14 @@ class _Job:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
         finally:
             recorded = run.accounts.recorded
-            run.visits = visits.report(run.clock(), recorded, recorded - run.errors.keys(), budget.ended())
+            run.visits = visits.report(
+                run.clock(), recorded, recorded - run.failures.errors.keys(), budget.ended()
+            )
             self.recorded["visits"] = asdict(run.visits)
             for warning in run.visits.warnings():
                 logger.warning("%s", warning)
-        if run.fatal is not None:
-            raise run.fatal
+        if run.failures.fatal is not None:
+            raise run.failures.fatal
 
     async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
         """Close the accounts of the run; see `close_run`.
@@ -519,13 +521,15 @@ class _Job:
         async def resolve_slice(name: str, part: pa.Table) -> None:
             result = result_of(await resolving(quote(run), recording, name, part, return_state=True))
             if isinstance(result, TaskError):
-                run.add_problem(result.error)
+                run.failures.add_problem(result.error)
             else:
                 self.results[name] = result
 
         try:
             jobs = (partial(resolve_slice, *one) for one in slices.items())
-            await run_bounded(settings.chunks_in_flight, takewhile(lambda _: run.fatal is None, jobs))
+            await run_bounded(
+                settings.chunks_in_flight, takewhile(lambda _: run.failures.fatal is None, jobs)
+            )
         finally:
             # Also when the run is cancelled or fails, so that a rerun by id resolves the missing numbers.
             for name, part in slices.items():
@@ -533,9 +537,8 @@ class _Job:
                     accounts.phones += self.results[name].statuses
                     accounts.number_errors += self.results[name].reasons
                 else:
-                    reason = (
-                        f"not reached: {run.fatal or run.problem or 'the run ended before it was resolved'}"
-                    )
+                    problem = run.failures.fatal or run.failures.problem
+                    reason = f"not reached: {problem or 'the run ended before it was resolved'}"
                     statuses = await note_unresolved(run.journal, recording, name, part, reason)
                     accounts.phones += statuses
                     accounts.number_errors[reason] += statuses["error"]
@@ -625,13 +628,13 @@ async def export_chunks(
         name = f"chunk-{number + 1}-of-{count}"
         result = result_of(await exporting(quote(run), name, quote(chunk), return_state=True))
         if isinstance(result, TaskError):
-            run.add_problem(result.error)
+            run.failures.add_problem(result.error)
 
     # After an error that would also end every further request, or without budget, no chunk is started.
     jobs = (partial(export, number) for number in range(count))
 
     def is_going_on(_: object) -> bool:
-        return run.fatal is None and not (run.budget is not None and run.budget.is_used_up)
+        return run.failures.fatal is None and not (run.budget is not None and run.budget.is_used_up)
 
     await run_bounded(settings.chunks_in_flight, takewhile(is_going_on, jobs))
 

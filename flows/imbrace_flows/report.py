@@ -14,8 +14,9 @@ from imbrace_flows.chart import chart_markdown
 from imbrace_flows.run_name import name_of_deployment
 from imbrace_flows.words import add_up, as_code
 from imbrace_lake.concurrency import run_bounded
+from imbrace_lake.export.failures import MAX_LISTED
 from imbrace_lake.export.humanize import counted, duration, size, span
-from imbrace_lake.export.run import MAX_LISTED, DeadLetter, RunSummary
+from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.export.visits import NOT_KNOWN, VisitReport
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import RunTotals

@@ -248,7 +248,7 @@ async def _collect(run: RunContext, shard: Shard, state: str, *, is_last_try: bo
     problem = f"shard {shard.number} (run {shard.run_id or 'not started'}) cannot be collected: {error}"
     logger.warning("%s", problem)
     run.accounts.reasons.update(dict.fromkeys(shard.conversation_ids, f"not reached: {problem}"))
-    run.lost_shards += 1
+    run.failures.lost_shards += 1
     shard.totals, shard.is_over = RunTotals(), True
 
 

@@ -12,8 +12,9 @@ from functools import partial
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ImbraceLakeError, NeverFound, WalkIncomplete, as_own_error
 from imbrace_lake.export.conversation import export_conversation
+from imbrace_lake.export.prior import PriorState
 from imbrace_lake.export.recovery import ChunkJournal
-from imbrace_lake.export.run import PriorState, RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.lake.ledger_schema import NEVER_FOUND, ConversationEntry
 from imbrace_lake.printable import printable
 
@@ -57,7 +58,7 @@ async def export_chunk(
     chunk_journal = run.open_chunks[name]
     done = chunk_journal.done
     remaining = chunk_journal.remaining()
-    prior_states = run.prior_states(remaining)
+    prior_states = run.prior.of_each(run.organization_id, remaining)
     failed: dict[str, ImbraceLakeError] = {}
 
     ending: BaseException | None = None
@@ -86,7 +87,7 @@ async def export_chunk(
         logger.warning("outcomes of chunk=%s are not in the journal: %s", name, exc)
     entries = [*done.values(), *lost]
     dead = tuple(entry for entry in entries if entry.is_dead_letter)
-    run.add_dead_letters(dead)
+    run.failures.add_dead_letters(dead)
     del run.open_chunks[name]
     if ending is not None:
         raise ending
@@ -146,17 +147,17 @@ async def _record_failures(
     # Only now: a chunk whose journal cannot be written is exported again.
     run.accounts.record(entries)
     for entry in entries:
-        run.errors[entry.conversation_id] = type(failed[entry.conversation_id])
+        run.failures.errors[entry.conversation_id] = type(failed[entry.conversation_id])
         run.progress.note(entry)
         # A gateway that rejects everything would add a line per conversation to the orchestrator's database.
-        if len(run.errors) <= MAX_WARNED:
+        if len(run.failures.errors) <= MAX_WARNED:
             logger.warning(
                 "not exported conversation=%s status=%s reason=%s",
                 printable(entry.conversation_id),
                 entry.status,
                 entry.reason,
             )
-        elif len(run.errors) == MAX_WARNED + 1:
+        elif len(run.failures.errors) == MAX_WARNED + 1:
             logger.warning(
                 "further failed conversations are not logged: the report of the failures groups all by cause"
             )

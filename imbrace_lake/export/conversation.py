@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import ConversationNotFound, MalformedAnswer, NeverFound
-from imbrace_lake.export.run import PriorState, RunContext
+from imbrace_lake.export.prior import PriorState
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.export.window import export_window, incomplete
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.models import LARGE_BYTES, Page
@@ -90,7 +91,7 @@ async def export_conversation(run: RunContext, conversation_id: str, prior: Prio
             is_first_report = prior.state is None and not prior.parts
             # A second page is requested after the first has arrived.
             has_answered = run.accounts.pages_requested[conversation_id] > requested + 1
-            if is_first_report and not run.is_named(conversation_id) and not has_answered:
+            if is_first_report and not run.prior.is_named(conversation_id) and not has_answered:
                 reason = "neither the gateway nor the lake has this conversation"
                 raise NeverFound(exc.path, reason, exc.request_id) from None
             if has_answered:

@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,14 +19,15 @@ import pyarrow as pa
 
 from imbrace_lake.errors import (
     ConversationNotFound,
-    ImbraceLakeError,
     NotReached,
     StoreUnavailable,
     as_own_error,
 )
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
+from imbrace_lake.export.failures import Failures
 from imbrace_lake.export.humanize import span
+from imbrace_lake.export.prior import PriorStates, read_prior_states
 from imbrace_lake.export.progress import Progress
 from imbrace_lake.export.recovery import (
     ChunkJournal,
@@ -38,15 +39,13 @@ from imbrace_lake.export.recovery import (
 )
 from imbrace_lake.export.visits import RunBudget, VisitReport
 from imbrace_lake.gateway.client import GatewayClient
-from imbrace_lake.gateway.ids import canonical_conversation_id, canonical_conversation_ids, other_spellings
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.gateway.models import Page
-from imbrace_lake.lake.checkpoint import read_state, write_checkpoint
+from imbrace_lake.lake.checkpoint import write_checkpoint
 from imbrace_lake.lake.conversation_states import ConversationStates
-from imbrace_lake.lake.hash_index import HashIndex
-from imbrace_lake.lake.lake import MARKER, Lake, Part, Partitions, open_lake
+from imbrace_lake.lake.lake import MARKER, Lake, open_lake
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.ledger_schema import OUTCOMES, ConversationEntry, RunTotals
+from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
 from imbrace_lake.policy import ReadPolicy, Window
@@ -63,9 +62,6 @@ TOLERATED_UNREADABLE = 0.05
 MAX_REASONS = 20
 MAX_NAMED_POSITIONS = 10
 
-# The most dead letters in a summary; the ledger has all.
-MAX_LISTED = 500
-
 # Where a run writes a list of conversations for each of its shards (shards.py).
 SHARDS = "shards/"
 
@@ -75,19 +71,6 @@ RunStatus = Literal["complete", "partial", "failed", "cancelled"]
 def utc_now() -> datetime:
     """Return the time in UTC; the default clock of a run."""
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class PriorState:
-    """The state of a conversation when the run began.
-
-    Attributes:
-        state: Its last proven state; None if it was never proven.
-        parts: Its parts.
-    """
-
-    state: ConversationEntry | None = None
-    parts: Sequence[Part] = ()
 
 
 @dataclass(slots=True)
@@ -100,12 +83,8 @@ class RunContext:
         lake, gateway: Open, of this event loop.
         journal: Where the run records its results.
         slots: Bounds the conversations that are in memory at a time.
-        states: The last proven state of each conversation; see `load_prior_state`.
-        unproven: Ids of the other conversations that the ledgers name.
-        index: Finds them; made when it is first needed.
-        partitions: Which parts each conversation has, as listed when the run began.
+        prior: What the lake had when the run began; see `load_prior_state`.
         heartbeat: Heartbeat that keeps other runs from recovering this journal.
-        spellings: The ids under which the lake has conversations, where they differ from the canonical ids.
         shapes: Which shapes of messages are known, and which the run saw first.
         drift: Whether a new shape is recorded, also logged as a warning, or fails the conversation.
         window: The span of time whose messages are read; open on both sides for all messages.
@@ -116,23 +95,16 @@ class RunContext:
         progress: The counters of the run.
         clock: Returns the time.
         started_at: When the run began.
-        dead_letters: The first `MAX_LISTED` conversations that could not be exported.
-        dead_letter_count: The number of all such conversations.
-        causes: Their number by the advice on their errors.
-        errors: The error class of each conversation that failed.
+        failures: The conversations and tasks that failed.
         earlier_found: The conversations that an earlier attempt of this run found.
         resumed: Outcomes from a killed run of the same job, which this run reuses.
         open_chunks: The journal of each chunk under way, by name, so that another try can continue.
         accounts: The conversations that the run found, and those with an outcome.
         recovered: Killed runs whose journals this run has closed.
-        problem: The first error that a task of the run ended with.
         parent_run_id: Of a shard: the run that it is a part of.
-        lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         budget: The budget of a run that chooses what to visit; None for a run that exports all it found.
         visits: What an ingestion reached, and the ages that it left.
         began: When the run began, by `time.monotonic()`.
-        is_cancelled: A person has cancelled the run.
-        fatal: The error that ends the run, because every further request would end with it.
         is_lake_failing: The lake's storage failed at the last conversation; None if it never did.
     """
 
@@ -142,12 +114,8 @@ class RunContext:
     gateway: GatewayClient
     journal: Journal
     slots: asyncio.Semaphore
-    states: ConversationStates = field(default_factory=ConversationStates.empty)
-    unproven: Sequence[str] = ()
-    index: HashIndex | None = None
-    partitions: Partitions = field(default_factory=Partitions.empty)
+    prior: PriorStates = field(default_factory=PriorStates)
     heartbeat: Heartbeat | None = None
-    spellings: dict[str, str] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=Shapes)
     drift: DriftMode = "evolve"
     window: Window = field(default_factory=Window)
@@ -161,23 +129,16 @@ class RunContext:
     progress: Progress = field(default_factory=Progress)
     clock: Callable[[], datetime] = utc_now
     started_at: datetime = field(default_factory=utc_now)
-    dead_letters: list[ConversationEntry] = field(default_factory=list)
-    dead_letter_count: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
-    errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
     earlier_found: Sequence[str] = ()
     resumed: ConversationStates = field(default_factory=ConversationStates.empty)
     open_chunks: dict[str, ChunkJournal] = field(default_factory=dict)
     accounts: Accounts = field(default_factory=Accounts)
     recovered: list[ClosedRun] = field(default_factory=list)
-    problem: str | None = None
     parent_run_id: str | None = None
-    lost_shards: int = 0
     budget: RunBudget | None = None
     visits: VisitReport | None = None
     began: float = field(default_factory=time.monotonic)
-    is_cancelled: bool = False
-    fatal: ImbraceLakeError | None = None
     is_lake_failing: bool | None = None
 
     @property
@@ -185,47 +146,9 @@ class RunContext:
         """Keys of damaged ledger objects that the run skipped."""
         return sorted(self.lake.damaged)
 
-    def recorded_ids(self) -> list[str]:
-        """Return every conversation that the ledgers named when the run began."""
-        return [*self.states.ids(), *self.unproven]
-
-    def is_named(self, conversation_id: str) -> bool:
-        """Whether a phone number or an earlier run has named a conversation that was never proven."""
-        if self.index is None:
-            self.index = HashIndex(map(canonical_conversation_id, self.unproven), len(self.unproven))
-        wanted = canonical_conversation_id(conversation_id)
-        found = (self.unproven[row] for row in self.index.find([wanted]))
-        return any(canonical_conversation_id(one) == wanted for one in found)
-
     def new_reservation(self) -> Reservation:
         """Return a new conversation's share of the memory budget, for a `with` statement."""
         return Reservation(self.memory_budget, self.lake.store.temporary_directory)
-
-    def prior_states(self, conversation_ids: Collection[str]) -> dict[str, PriorState]:
-        """Return the prior states of some conversations, without those that have none."""
-        states = self.states.of_each(conversation_ids)
-        parts = self.partitions.of_each(self.organization_id, conversation_ids)
-        return {one: PriorState(states.get(one), parts.get(one, ())) for one in states.keys() | parts.keys()}
-
-    def add_dead_letters(self, entries: Sequence[ConversationEntry]) -> None:
-        """Count conversations that could not be exported, and keep the first for the summary."""
-        self.dead_letter_count += len(entries)
-        self.causes.update(map(self.advice_on, entries))
-        self.dead_letters.extend(entries[: MAX_LISTED - len(self.dead_letters)])
-
-    def advice_on(self, entry: ConversationEntry) -> str:
-        """Return what a person can do about a conversation that could not be exported."""
-        # A conversation that was deleted upstream has no error.
-        default = NotReached if entry.status == "not_reached" else ConversationNotFound
-        if self.is_cancelled and entry.status == "not_reached":
-            return NotReached.advice_if_cancelled
-        return self.errors.get(entry.conversation_id, default).advice
-
-    def add_problem(self, error: ImbraceLakeError) -> None:
-        """Keep the first error that a task of the run ended with, and the first that ends the run."""
-        if error.is_fatal and self.fatal is None:
-            self.fatal = error
-        self.problem = self.problem or str(error)
 
     @asynccontextmanager
     async def reachable_lake(self) -> AsyncIterator[None]:
@@ -304,40 +227,9 @@ class RunContext:
         self.earlier_found = recovery.own_found
         if self.heartbeat is not None:
             await self.heartbeat.send(job)
-        # One after the other, because each takes several times the memory of its result.
-        self.partitions = await self.lake.list_partitions(self.organization_id)
-        state = await read_state(self.lake, self.organization_id, now=self.clock())
-        if state.ahead:
-            logger.warning(
-                "%s from the future, because a clock was or is wrong: check the clocks of the workers; until"
-                " then such entries count as the oldest",
-                plural(state.ahead, "entry of the ledgers is", "entries of the ledgers are"),
-            )
-        self.states, self.unproven, self.shapes = state.states, state.unproven, Shapes(state.shapes)
-        partitions, recorded = self.partitions.names(), other_spellings(self.states.ids())
-        self.spellings = other_spellings(partitions)
-        if recorded:
-            # The existing partition decides, because a second one would repeat its messages.
-            there = {*partitions}
-            kept = {one: other for one, other in recorded.items() if one not in there}
-            self.spellings = kept | self.spellings
+        self.prior, self.shapes = await read_prior_states(self.lake, self.organization_id, self.clock())
         # Arrow would keep the memory.
         pa.default_memory_pool().release_unused()
-
-    def as_stored(self, conversation_ids: Iterable[str]) -> list[str]:
-        """Return the ids under which the lake has conversations, or is to have them.
-
-        The id of a conversation is canonical, unless an earlier release stored it only under another
-        spelling: that remains the spelling of its partition, rows and entries.
-
-        Args:
-            conversation_ids: In any spelling.
-
-        Returns:
-            The ids, each conversation once, in their order.
-        """
-        canonical = canonical_conversation_ids(conversation_ids)
-        return [self.spellings.get(one, one) for one in canonical]
 
     async def record_found(self, conversation_ids: Iterable[str]) -> list[str]:
         """Record which conversations the run is to export, including those of an earlier attempt.
@@ -345,7 +237,7 @@ class RunContext:
         Returns:
             Their ids as the lake spells them, each once.
         """
-        ids = self.as_stored([*conversation_ids, *self.earlier_found])
+        ids = self.prior.as_stored([*conversation_ids, *self.earlier_found])
         if len(ids) > len(self.earlier_found):
             await self.journal.note_found(ids)
         self.accounts.found = ids
@@ -358,12 +250,7 @@ class RunContext:
 
     def release(self) -> None:
         """Free the prior state before closing, which needs the memory."""
-        self.states, self.resumed, self.partitions = (
-            ConversationStates.empty(),
-            ConversationStates.empty(),
-            Partitions.empty(),
-        )
-        self.unproven, self.index = (), None
+        self.prior, self.resumed = PriorStates(), ConversationStates.empty()
         pa.default_memory_pool().release_unused()
 
 
@@ -569,10 +456,10 @@ async def close_run(
     if run.shapes.new and run.drift != "freeze" and run.progress.shards is None:
         rows = run.shapes.rows(run.run_id, run.organization_id, run.started_at)
         await run.journal.note("shapes", "new", rows)
-    run.is_cancelled = is_cancelled
+    accounts, failures = run.accounts, run.failures
+    failures.is_cancelled = is_cancelled
     if is_cancelled:
         failure = "the run was cancelled"
-    accounts = run.accounts
     unreached = await _note_unreached(run, failure)
     published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)
@@ -595,10 +482,15 @@ async def close_run(
     totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
     if run.parent_run_id is not None:
         totals.days = {str(day): count for day, count in run.progress.days.items()}
-    for entry in run.dead_letters:
-        letter = DeadLetter(entry.conversation_id, entry.status, entry.reason or "", run.advice_on(entry))
+    for entry in failures.dead_letters:
+        letter = DeadLetter(
+            entry.conversation_id, entry.status, entry.reason or "", failures.advice_on(entry)
+        )
         summary.dead_letters.append(letter)
-    summary.dead_letter_count, summary.causes = run.dead_letter_count, dict(run.causes.most_common())
+    summary.dead_letter_count, summary.causes = (
+        failures.dead_letter_count,
+        dict(failures.causes.most_common()),
+    )
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MAX_REASONS))
     summary.new_shapes = sorted(run.shapes.new)
@@ -607,7 +499,7 @@ async def close_run(
     summary.visits = run.visits
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
-    summary.remedy = None if run.fatal is None else run.fatal.advice
+    summary.remedy = None if failures.fatal is None else failures.fatal.advice
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"
@@ -655,13 +547,13 @@ async def _note_unreached(run: RunContext, failure: str | None) -> int:
     """Record conversations without an outcome as dead letters, and return their number."""
     accounts, reason = (
         run.accounts,
-        f"not reached: {failure or run.problem or 'the run ended before it was read'}",
+        f"not reached: {failure or run.failures.problem or 'the run ended before it was read'}",
     )
     reasons = {one: accounts.reasons.get(one, reason) for one in accounts.unreached()}
     requested = accounts.pages_requested
     entries = await note_unreached(run.journal, run.organization_id, reasons, run.clock(), requested)
     accounts.record(entries)
-    run.add_dead_letters(entries)
+    run.failures.add_dead_letters(entries)
     return len(entries)
 
 
@@ -689,7 +581,7 @@ def _status(
 ) -> tuple[RunStatus, str | None]:
     """Return the status of the run, decided by its worst fault, and a sentence about all its faults."""
     given, unreadable = sum(phones.values()), phones["invalid"]
-    dead, done = run.dead_letter_count, sum(run.progress.statuses.values())
+    dead, done = run.failures.dead_letter_count, sum(run.progress.statuses.values())
     not_reached = run.progress.statuses["not_reached"]
     which = _positions(run.accounts.unreadable, unreadable)
     if failure is not None:
@@ -698,11 +590,11 @@ def _status(
     if given and unreadable == given:
         return "failed", f"nothing in the input could be read as a phone number{which}"
     remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
-    counts = [(dead, "conversation"), (phones["error"], "phone number"), (run.lost_shards, "shard")]
+    counts = [(dead, "conversation"), (phones["error"], "phone number"), (run.failures.lost_shards, "shard")]
     lost = " and ".join(plural(count, noun) for count, noun in counts if count)
     if lost and dead == done:
         return "failed", "; ".join([f"{lost} failed, and nothing was exported", *remarks])
-    is_tolerated = not phones["error"] and not run.lost_shards and dead <= tolerated_share * done
+    is_tolerated = not phones["error"] and not run.failures.lost_shards and dead <= tolerated_share * done
     if lost and is_tolerated:
         remarks.insert(0, f"{lost} of {done} failed, which the run tolerates")
     elif lost:

@@ -162,9 +162,11 @@ async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
         shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True
     )
     shard.totals, shard.is_over = totals, True
-    run.lost_shards += not has_ended or bool(missing)
-    run.errors.update({one.conversation_id: errors[one.status] for one in dead if one.status in errors})
-    run.add_dead_letters(dead)
+    run.failures.lost_shards += not has_ended or bool(missing)
+    run.failures.errors.update(
+        {one.conversation_id: errors[one.status] for one in dead if one.status in errors}
+    )
+    run.failures.add_dead_letters(dead)
     run.accounts.recorded.update(recorded)
     run.accounts.reasons.update(dict.fromkeys(missing, reason))
     run.shapes.new.update(new_shapes)

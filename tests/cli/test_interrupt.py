@@ -18,9 +18,9 @@ import pytest
 
 from imbrace_cli import interrupt as module
 from imbrace_cli import prefect_session
+from imbrace_cli.exit_codes import INTERRUPTED
 from imbrace_cli.interrupt import (
     ACKNOWLEDGED,
-    INTERRUPTED,
     Interrupt,
     at_prompt,
     current_interrupt,

@@ -206,5 +206,5 @@ async def run_once(
             run.journal = Journal(run.lake, run.run_id, fixed)
         await run.load_prior_state(work_fingerprint(chosen, run.organization_id, run.window, run.policy))
         prepare(run)
-        await export_chunk(run, "chunk-1-of-1", run.as_stored(chosen))
+        await export_chunk(run, "chunk-1-of-1", run.prior.as_stored(chosen))
         return await close_run(run, {}, Counter())

@@ -24,8 +24,9 @@ from imbrace_lake.errors import (
 )
 from imbrace_lake.export.chunk import ChunkResult, choose_chunk_size, export_chunk
 from imbrace_lake.export.conversation import LookBack, PageCollector, export_conversation
+from imbrace_lake.export.prior import PriorState
 from imbrace_lake.export.recovery import ChunkJournal
-from imbrace_lake.export.run import PriorState, RunContext
+from imbrace_lake.export.run import RunContext
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.models import Page
@@ -55,7 +56,7 @@ def export_all(box: Sandbox, lake: Path, run_id: str = "run_1", *, is_last_try: 
 
 
 def past_of(run: RunContext, conversation_id: str) -> PriorState:
-    return run.prior_states([conversation_id]).get(conversation_id, PriorState())
+    return run.prior.of_each(run.organization_id, [conversation_id]).get(conversation_id, PriorState())
 
 
 def by_id(items: list[dict[str, object]]) -> dict[object, dict[str, object]]:
@@ -368,7 +369,7 @@ def test_failures_count_once_if_they_cannot_be_recorded_at_first(
                 with pytest.raises(StoreUnavailable):
                     await export_chunk(run, "chunk", ids)
         await export_chunk(run, "chunk", ids)
-        return run.progress.conversations_done, run.dead_letter_count
+        return run.progress.conversations_done, run.failures.dead_letter_count
 
     assert exporting(box, tmp_path, job) == (len(ids), 1)
 
@@ -470,7 +471,7 @@ def test_a_conversation_that_is_not_found_is_a_dead_letter_only_if_the_lake_neve
     box.vanish(new)
 
     async def export_linked(run: RunContext) -> ChunkResult:
-        run.unproven = [new]
+        run.prior.unproven = [new]
         return await export_chunk(run, "chunk", [states, new])
 
     first = exporting(box, tmp_path, export_linked, "run_2")
@@ -499,7 +500,7 @@ def test_an_id_that_neither_the_gateway_nor_the_lake_has_ever_had_fails_in_each_
         assert str(dead.reason).startswith("neither the gateway nor the lake has this conversation (GET")
 
     async def recorded(run: RunContext) -> list[str]:
-        return run.recorded_ids()
+        return run.prior.recorded_ids()
 
     assert exporting(box, tmp_path, recorded, "run_3") == []
 
@@ -707,7 +708,7 @@ def test_a_run_that_did_not_see_the_part_of_another_adds_only_what_is_missing(
     new = box.append(conversation_id, 2)
 
     async def blind(run: RunContext) -> ConversationEntry:
-        run.partitions = Partitions.empty()
+        run.prior.partitions = Partitions.empty()
         return await export_conversation(run, conversation_id, past_of(run, conversation_id))
 
     entry = exporting(box, tmp_path, blind, "run_2")

@@ -14,8 +14,9 @@ import pytest
 
 from imbrace_lake.errors import BadRequest, MalformedAnswer, NeverFound, SettingsError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.failures import MAX_LISTED
 from imbrace_lake.export.progress import Progress
-from imbrace_lake.export.run import MAX_LISTED, RunContext, RunSummary, close_run
+from imbrace_lake.export.run import RunContext, RunSummary, close_run
 from imbrace_lake.lake.lake import MARKER
 from imbrace_lake.lake.ledger import read_ledger
 from imbrace_lake.settings import Settings

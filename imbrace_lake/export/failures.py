@@ -1,0 +1,58 @@
+"""What a run could not export, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from imbrace_lake.errors import ConversationNotFound, ImbraceLakeError, NotReached
+from imbrace_lake.lake.ledger_schema import ConversationEntry
+
+# The most dead letters in a summary; the ledger has all.
+MAX_LISTED = 500
+
+
+@dataclass(slots=True)
+class Failures:
+    """The failures of one run.
+
+    Attributes:
+        dead_letters: The first `MAX_LISTED` conversations that could not be exported.
+        dead_letter_count: The number of all such conversations.
+        causes: Their number by the advice on their errors.
+        errors: The error class of each conversation that failed.
+        lost_shards: How many shards are not known to have ended with an outcome for each conversation.
+        problem: The first error that a task of the run ended with.
+        fatal: The error that ends the run, because every further request would end with it.
+        is_cancelled: A person has cancelled the run.
+    """
+
+    dead_letters: list[ConversationEntry] = field(default_factory=list)
+    dead_letter_count: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
+    lost_shards: int = 0
+    problem: str | None = None
+    fatal: ImbraceLakeError | None = None
+    is_cancelled: bool = False
+
+    def add_dead_letters(self, entries: Sequence[ConversationEntry]) -> None:
+        """Count conversations that could not be exported, and keep the first for the summary."""
+        self.dead_letter_count += len(entries)
+        self.causes.update(map(self.advice_on, entries))
+        self.dead_letters.extend(entries[: MAX_LISTED - len(self.dead_letters)])
+
+    def advice_on(self, entry: ConversationEntry) -> str:
+        """Return what a person can do about a conversation that could not be exported."""
+        # A conversation that was deleted upstream has no error.
+        default = NotReached if entry.status == "not_reached" else ConversationNotFound
+        if self.is_cancelled and entry.status == "not_reached":
+            return NotReached.advice_if_cancelled
+        return self.errors.get(entry.conversation_id, default).advice
+
+    def add_problem(self, error: ImbraceLakeError) -> None:
+        """Keep the first error that a task of the run ended with, and the first that ends the run."""
+        if error.is_fatal and self.fatal is None:
+            self.fatal = error
+        self.problem = self.problem or str(error)

@@ -132,9 +132,10 @@ class Compaction(ABC, Generic[S]):
         properties: Mapping[str, str],
         now: datetime,
         *,
+        rows: tuple[int, int] = (0, 0),
         operation: str = "WRITE",
     ) -> Snapshot:
-        """Write the state, commit it with the files, and return the newest version.
+        """Write the state, commit it with the files, and return the new version.
 
         Args:
             before: The version that is replaced; None creates the table.
@@ -142,10 +143,12 @@ class Compaction(ABC, Generic[S]):
             added, gone: Data files.
             properties: Properties of the new version, without its state.
             now: The time.
+            rows: How many rows come and go, for the report.
             operation: As for `DeltaLog.commit`.
 
         Raises:
-            ObjectExists: Another compaction committed first; nothing was changed.
+            ObjectExists: Another compaction committed first, and nothing was changed; or it committed a newer
+                version already, whose state this compaction does not know.
             DamagedObject: The store does not show the commit.
         """
         if before is not None and before.configuration.get(STATE_PROPERTY):
@@ -163,6 +166,8 @@ class Compaction(ABC, Generic[S]):
         report.requests += 2
         report.files_added += len(added)
         report.files_removed += len(gone)
+        report.rows_added += rows[0]
+        report.rows_removed += rows[1]
         expected = {one.path for one in (() if before is None else before.files)}
         expected -= {one.path for one in gone}
         expected |= {one.path for one in added}
@@ -172,8 +177,9 @@ class Compaction(ABC, Generic[S]):
             raise DamagedObject(
                 f"{self._store.url}/{self._folder} does not show version {version} after its commit"
             )
-        # Another compaction may have committed meanwhile.
-        if after.version == version and {one.path for one in after.files} != expected:
+        if after.version > version:
+            raise ObjectExists(f"version {after.version} of {self._store.url}/{self._folder}")
+        if {one.path for one in after.files} != expected:
             raise DamagedObject(
                 f"version {version} of {self._store.url}/{self._folder} does not name its files"
             )

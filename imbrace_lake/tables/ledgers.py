@@ -263,12 +263,10 @@ class LedgerCompaction(Compaction[LedgerTableState]):
                 state.hashes[file.path] = written.rows_hash
         for one in gone:
             state.hashes.pop(one.path, None)
-        after = await self._commit(before, state, added, gone, properties, now)
-        report = self.report
-        report.changed += len(new)
-        report.rows_added += sum(one.rows for one in added)
-        report.rows_removed += sum(one.rows for one in gone)
-        report.is_repaired = bool(report.differences)
+        rows = sum(one.rows for one in added), sum(one.rows for one in gone)
+        after = await self._commit(before, state, added, gone, properties, now, rows=rows)
+        self.report.changed += len(new)
+        self.report.is_repaired = bool(self.report.differences)
         return after, state
 
     async def _write(

@@ -360,13 +360,14 @@ class MessagesCompaction(Compaction[TableState]):
             new_state.unlike_ledger |= {
                 folder: step.names[folder] for folder, problem in problems.items() if problem is not None
             }
-            after = await self._commit(before, new_state, added, step.gone, properties, now)
+            rows = [sum(sums[0] for sums in some.values()) for some in (step.added, step.removed)]
+            after = await self._commit(
+                before, new_state, added, step.gone, properties, now, rows=(rows[0], rows[1])
+            )
             wrong = step.wrong | await self._prove(step)
         self._report_unlike(problems)
         report = self.report
         report.unproven += sum(problem is None for problem in problems.values())
-        report.rows_added += sum(sums[0] for sums in step.added.values())
-        report.rows_removed += sum(sums[0] for sums in step.removed.values())
         return new_state, after, wrong
 
     # -- reading the changed conversations --------------------------------------------------------
@@ -381,6 +382,8 @@ class MessagesCompaction(Compaction[TableState]):
     ) -> None:
         """Read the changed conversations, and collect their new rows and the rows to remove."""
         known = state.of_folders(folders)
+        # Also without a new part, as in a copy of a lake: what was lost is still reported.
+        step.names |= {one: state.unlike_ledger[one] for one in folders if one in state.unlike_ledger}
         for some in _groups(folders):
             wanted: list[tuple[str, Part]] = []
             for folder in some:

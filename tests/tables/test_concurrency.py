@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import duckdb
 import polars
@@ -110,6 +111,30 @@ def test_two_at_once_write_each_row_once(bench: Bench) -> None:
         assert sum(commits) >= 1
         assert difference(bench) == SAME
         change(bench)
+
+
+def test_a_compaction_that_another_one_overtook_after_its_commit_begins_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    monkeypatch.setattr(messages, "STEP_CONVERSATIONS", 1)
+    for one in bench.box.conversations:
+        bench.box.append(one, 1)
+    bench.run()
+    commit = delta_log.DeltaLog.commit
+
+    async def commit_slowly(self: delta_log.DeltaLog, *args: Any, **options: Any) -> None:
+        monkeypatch.setattr(delta_log.DeltaLog, "commit", commit)
+        await commit(self, *args, **options)
+        await asyncio.to_thread(compact, bench)
+
+    monkeypatch.setattr(delta_log.DeltaLog, "commit", commit_slowly)
+
+    report = compact(bench)
+
+    assert (report.conflicts, report.rows_added, report.differences) == (1, 1, [])
+    assert difference(bench) == SAME
+    assert not bench.look(verify_tables).differences
 
 
 def ids_by_conversation(rows: pa.Table) -> Ids:

@@ -248,6 +248,26 @@ def test_what_was_lost_is_reported_until_it_is_there_again(bench: Bench, tmp_pat
     assert difference(bench) == SAME
 
 
+def test_a_copy_of_a_lake_reports_what_was_lost_before(bench: Bench, tmp_path: Path) -> None:
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 3)
+    bench.run()
+    compact(bench)
+    (path,) = Path(bench.lake, "messages").glob("*/*/part-00001.parquet")
+    path.unlink()
+    before = compact(bench)
+    copy = Bench(bench.box, str(tmp_path / "copy"), now=bench.now)
+    # All parts have new versions there.
+    shutil.copytree(bench.lake, copy.lake, copy_function=shutil.copyfile)
+
+    first = compact(copy)
+    again = compact(copy, copy.now + timedelta(minutes=1))
+
+    assert before.differences
+    assert first.commits
+    assert first.differences == again.differences == before.differences
+
+
 @pytest.mark.parametrize("deleted", [OLD, CANONICAL])
 def test_only_an_out_of_date_spelling_of_a_conversation_can_be_deleted(tmp_path: Path, deleted: str) -> None:
     with serving(CANONICAL) as box:

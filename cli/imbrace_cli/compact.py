@@ -77,7 +77,9 @@ def compact(
         for one in reports:
             echo_status(describe(one))
         if differs and not dry_run:
-            echo_status("rows that differed from the parts were written again; run `imbrace-lake verify`")
+            is_repaired = any(one.is_repaired for one in reports)
+            repaired = "wrong rows of the tables were replaced; " * is_repaired
+            echo_status(f"{repaired}find the cause of the differences with `imbrace-lake verify`")
     raise typer.Exit(PARTIAL if differs else COMPLETE)
 
 

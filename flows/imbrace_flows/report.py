@@ -178,8 +178,8 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
             *(f"- {as_code(one.name)}: {one.problem}" for one in shown),
             "",
             *(
-                ["The compaction wrote the rows again that differed from the parts.", ""]
-                if not is_dry_run
+                ["The compaction has replaced rows of the tables that were wrong.", ""]
+                if any(one.is_repaired for one in reports)
                 else []
             ),
             "**Next:** start `verify`, and find the cause.",

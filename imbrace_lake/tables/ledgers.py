@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -114,18 +114,34 @@ class LedgerTableState:
         table: The name of the table.
         keys: The ledger objects.
         hashes: The hash of the rows of each data file, by path.
+        damaged: The versions of damaged ledger objects, by key; their rows are not in the table.
         removed: Keys of objects that only earlier versions need, and when they were replaced.
     """
 
     table: str
     keys: set[str] = field(default_factory=set)
     hashes: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     removed: dict[str, datetime] = field(default_factory=dict)
+
+    def lacks(self, objects: Iterable[ObjectMeta]) -> list[ObjectMeta]:
+        """Return the ledger objects that the table does not have, without those known as damaged."""
+        return [one for one in objects if one.key not in self.keys and self.damaged.get(one.key) != one.etag]
+
+    def add(self, objects: Iterable[ObjectMeta], damaged: Collection[str]) -> None:
+        """Add ledger objects that were read, and note which of them are damaged."""
+        for one in objects:
+            if one.key in damaged:
+                self.damaged[one.key] = one.etag
+            else:
+                self.keys.add(one.key)
+                self.damaged.pop(one.key, None)
 
     async def write(self, store: Store) -> str:
         """Write the state and return its key."""
         metadata = {
             "hashes": json.dumps(self.hashes),
+            "damaged": json.dumps(self.damaged),
             "removed": json.dumps({key: moment.isoformat() for key, moment in self.removed.items()}),
             "rule": _RULE.decode(),
         }
@@ -159,6 +175,7 @@ async def read_ledger_state(
         table.name,
         {*rows.column("key").to_pylist()},
         json.loads(metadata[b"hashes"]),
+        json.loads(metadata.get(b"damaged", b"{}")),
         {one: datetime.fromisoformat(moment) for one, moment in removed.items()},
     )
 
@@ -190,7 +207,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         snapshot = await self._log.read()
         await check_files(self._store, self._log, self._folder, snapshot)
         state = await read_ledger_state(self._store, self._table, snapshot)
-        new = await self._new_objects(state or LedgerTableState(self._table.name))
+        new = (state or LedgerTableState(self._table.name)).lacks(await self._list_objects())
         report = self.report
         report.is_dry_run = True
         report.describe(snapshot)
@@ -246,11 +263,20 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             DamagedObject: The store returns other rows than were written.
             ObjectExists: Another compaction committed first; nothing was changed.
         """
-        new = await self._new_objects(state)
+        objects = await self._list_objects()
+        new = state.lacks(objects)
         is_current = before is not None and recorded(before.configuration).get(RUN) == properties[RUN]
         if is_current and not new and gone is None:
+            self._report_damaged(state)
             return before, state
-        state = replace(state, keys={*state.keys}, hashes=dict(state.hashes), removed=dict(state.removed))
+        there = {one.key for one in objects}
+        state = replace(
+            state,
+            keys={*state.keys},
+            hashes=dict(state.hashes),
+            damaged={key: etag for key, etag in state.damaged.items() if key in there},
+            removed=dict(state.removed),
+        )
         with TemporaryDirectory(prefix="tables-", dir=self._store.temporary_directory()) as temporary:
             folder = Path(temporary)
             files = _Files(folder, self._schema)
@@ -267,7 +293,13 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         after = await self._commit(before, state, added, gone, properties, now, rows=rows)
         self.report.changed += len(new)
         self.report.is_repaired = bool(self.report.differences)
+        self._report_damaged(state)
         return after, state
+
+    def _report_damaged(self, state: LedgerTableState) -> None:
+        reported = {one.name for one in self.report.differences}
+        for key in sorted(state.damaged.keys() - reported):
+            self._differs(key, "is damaged, so its rows are not in the table: run `imbrace-lake verify`")
 
     async def _write(
         self, files: _Files, old: Sequence[TableFile], new: Sequence[ObjectMeta], state: LedgerTableState
@@ -305,7 +337,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         for group in in_groups(new, lambda meta: meta.size_bytes, GROUP_BYTES, GROUP_OBJECTS):
             keys = [one.key for one in group]
             tables = await read_objects(self._lake, keys)
-            state.keys.update(key for key in keys if key not in self._lake.damaged)
+            state.add(group, self._lake.damaged)
             self.report.objects_read += len(keys)
             self.report.read_bytes += sum(one.size_bytes for one in group)
             self.report.requests += len(keys)
@@ -339,10 +371,9 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             f"{self._store.url}/{self._folder}: files do not have the rows that were written into them"
         )
 
-    async def _new_objects(self, state: LedgerTableState) -> list[ObjectMeta]:
-        """Return the objects of the ledger that the table does not have."""
+    async def _list_objects(self) -> list[ObjectMeta]:
         listing = await self._store.list(f"{self._table.ledger}/")
-        return [meta for meta in listing if meta.key not in state.keys and not meta.key.endswith(DAMAGED)]
+        return [meta for meta in listing if not meta.key.endswith(DAMAGED)]
 
 
 @dataclass(frozen=True, slots=True)

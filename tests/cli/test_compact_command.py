@@ -66,7 +66,8 @@ def test_a_lost_conversation_is_a_difference(run: Run, tmp_path: Path) -> None:
 
     assert (as_text.code, as_json.code) == (3, 3)
     assert (dry.code, dry.out) == (3, as_text.out)
-    assert "written again" not in dry.err
+    assert "were replaced" not in dry.err + as_text.err
+    assert as_text.err.endswith("find the cause of the differences with `imbrace-lake verify`\n")
     assert "has lost part-00000.parquet, which the ledger names: run `imbrace-lake verify`" in as_text.out
     (found,) = json.loads(as_json.out)["tables"][0]["differences"]
     assert as_text.out == f"{found['name']}: {found['problem']}\n"

@@ -190,18 +190,21 @@ def test_damaged_objects_are_counted_in_the_next_step(count: int, words: str) ->
     assert step.startswith(words)
 
 
+@pytest.mark.parametrize("is_repaired", [False, True])
 @pytest.mark.parametrize(
     ("count", "title"),
     [(5, "**Differences**:"), (1_234, "**Differences** (5 of 1,234; the log has all of them):")],
 )
-def test_a_compaction_shows_the_first_differences(count: int, title: str) -> None:
+def test_a_compaction_shows_the_first_differences(count: int, title: str, is_repaired: bool) -> None:
     differences = [TableDifference(f"conv={one}", "has no rows") for one in range(count)]
+    report = TableReport("messages", differences=differences, is_repaired=is_repaired)
 
-    lines = compaction_markdown("./lake", [TableReport("messages", differences=differences)]).splitlines()
+    lines = compaction_markdown("./lake", [report]).splitlines()
 
     first = lines.index(title) + 2
     assert lines[first : first + 5] == [f"- `conv={one}`: has no rows" for one in range(5)]
-    assert lines[first + 5 : -2] == ["", "The compaction wrote the rows again that differed from the parts."]
+    repaired = ["", "The compaction has replaced rows of the tables that were wrong."]
+    assert lines[first + 5 : -2] == (repaired if is_repaired else [])
     assert lines[-1] == "**Next:** start `verify`, and find the cause."
 
 

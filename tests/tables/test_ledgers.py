@@ -131,16 +131,22 @@ def test_only_new_objects_are_read(bench: Bench) -> None:
     assert [one.commits for one in after] == [0] * 7
 
 
-def test_a_damaged_ledger_object_is_left_out_until_it_is_restored(bench: Bench) -> None:
+def test_a_damaged_ledger_object_is_reported_and_left_out_until_it_is_restored(bench: Bench) -> None:
     (path,) = Path(bench.lake, "conversations").glob("*.parquet")
     body = path.read_bytes()
     path.write_bytes(body[:-1] + b"x")
     compact_all(bench)
     assert rows_of(bench, "conversations", "conversations") == []
 
-    path.write_bytes(body)
-    compact_all(bench)
+    again = {one.table: one for one in compact_all(bench)}
 
+    for table in ("conversations", "conversations_current"):
+        assert again[table].commits == 0
+        ((name, problem),) = [(one.name, one.problem) for one in again[table].differences]
+        assert name == str(path.relative_to(bench.lake))
+        assert "imbrace-lake verify" in problem
+    path.write_bytes(body)
+    assert not [one for report in compact_all(bench) for one in report.differences]
     assert rows_of(bench, "conversations", "conversations") == ledger_of(bench, "conversations")
 
 

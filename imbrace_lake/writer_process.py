@@ -120,7 +120,8 @@ class WriterProcess:
         with theirs:
             # Not `multiprocessing`, which would also import the main module there, an orchestrator.
             self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; this interpreter and module
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
+                # Without modules of the current folder, which may belong to another project.
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -167,7 +168,10 @@ class _Results(asyncio.Protocol):
             end = _HEADER.size + length
             if len(received) < end:
                 return
-            result, error = pickle.loads(received[_HEADER.size : end])  # noqa: S301 - our own process
+            try:
+                result, error = pickle.loads(received[_HEADER.size : end])  # noqa: S301 - our own process
+            except Exception as exc:  # noqa: BLE001 - an error that can be pickled need not be readable
+                result, error = None, exc
             del received[:end]
             waiting = self._pending.pop(number)
             if waiting.done():
@@ -211,7 +215,11 @@ def serve(connection: socket.socket, caller: int) -> None:
             send(number, None, exc)
 
     def send(number: int, result: object, error: Exception | None) -> None:
-        frame = b"".join(_framed(number, (result, error)))
+        try:
+            frame = b"".join(_framed(number, (result, error)))
+        except Exception as exc:  # noqa: BLE001 - else the caller would wait for ever
+            error = RuntimeError(f"{type(error or exc).__name__} in the second process")
+            frame = b"".join(_framed(number, (None, error)))
         with lock, suppress(OSError):  # the other process has ended
             connection.sendall(frame)
 

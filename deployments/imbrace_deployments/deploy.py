@@ -207,7 +207,7 @@ async def _begin_soon(
 
 async def _call_prefect(*arguments: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "prefect", "--no-prompt", *arguments,
+        sys.executable, "-P", "-m", "prefect", "--no-prompt", *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

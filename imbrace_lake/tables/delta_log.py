@@ -275,9 +275,9 @@ class DeltaLog:
             metadata = table.metadata()
             rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
             created_ms = metadata.created_time
-        except (DeltaError, OSError, ValueError) as exc:
+            files = tuple(_file_of(row) for row in rows)
+        except (DeltaError, OSError, ValueError, KeyError, TypeError) as exc:
             raise self._damaged() from exc
-        files = tuple(_file_of(row) for row in rows)
         return Snapshot(
             table.version(), files, metadata.configuration, str(metadata.id), int(created_ms or 0), commits
         )
@@ -297,11 +297,16 @@ def _numbered(
 
 
 def _file_of(row: Mapping[str, Any]) -> TableFile:
+    """Return a data file.
+
+    Raises:
+        KeyError, TypeError: The log does not state all of it.
+    """
     modified_at = datetime.fromtimestamp(row["modification_time"] / 1000).astimezone()
     return TableFile(
         row["path"],
-        row["size_bytes"],
-        row["num_records"],
+        int(row["size_bytes"]),
+        int(row["num_records"]),
         modified_at,
         row.get("min.month"),
         row.get("max.month"),

@@ -209,9 +209,12 @@ class MessagesCompaction(Compaction[TableState]):
         state = await self._state_of(snapshot)
         self._states = {}
         self._proven = await self._proven_version()
-        if snapshot is not None and state is not None and self._proven != snapshot.version:
-            # The last compaction was killed between a commit and its proof, or another one is under way.
-            await self._check_all(snapshot, state)
+        if snapshot is not None and state is not None:
+            rows = sum(one.rows for one in snapshot.files)
+            # The last compaction was killed between a commit and its proof, or another one is under way; or
+            # the log was damaged, and names fewer or more files.
+            if self._proven != snapshot.version or rows != state.row_count():
+                await self._check_all(snapshot, state)
         changes = (state or TableState()).changes(await self._lake.list_below())
         report.conversations = changes.folder_count
         done = {} if state is None or snapshot is None else dict(snapshot.configuration)

@@ -211,6 +211,10 @@ class TableState:
         unlike = {folder: names for folder, names in self.unlike_ledger.items() if folder not in folders}
         return TableState(rows.unify_dictionaries().combine_chunks(), dict(self.removed), unlike)
 
+    def row_count(self) -> int:
+        """Return the number of rows of the table."""
+        return int(pc.sum(self.rows.column("rows")).as_py() or 0)
+
     def folders(self) -> set[str]:
         """Return the folders of all conversations that have rows in the table."""
         return {folder_of(key) for key in pc.unique(self.rows.column("key").cast(pa.string())).to_pylist()}

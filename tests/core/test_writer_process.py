@@ -81,6 +81,57 @@ def test_an_error_of_a_call_is_raised() -> None:
     with_writer(work)
 
 
+class NotPickled(Exception):
+    """An error that cannot be sent."""
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("not to be pickled")
+
+
+class NotRead(Exception):
+    """An error that cannot be received."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def fail_unsent(seconds: float) -> None:
+    time.sleep(seconds)
+    raise NotPickled
+
+
+def fail_unread(seconds: float) -> None:
+    time.sleep(seconds)
+    raise NotRead(1, 2)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2 * SLOW_SECONDS])
+@pytest.mark.parametrize("fail", [fail_unsent, fail_unread])
+def test_an_error_that_cannot_be_pickled_is_an_error_too(
+    fail: Callable[[float], None], seconds: float
+) -> None:
+    async def work(writer: WriterProcess) -> list[object]:
+        # On a slow disk, threads answer the later calls.
+        calls = (writer.run(None, fail, seconds) for _ in range(RECENT_WRITES + 2))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    found = with_writer(work)
+
+    assert all(isinstance(one, RuntimeError | TypeError) for one in found)
+
+
+def test_the_process_runs_no_module_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(tmp_path, "queue.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+
+    async def work(writer: WriterProcess) -> int:
+        return await writer.run(None, len, "four")
+
+    assert with_writer(work) == 4
+
+
 def test_a_cancelled_call_does_not_affect_others() -> None:
     async def work(writer: WriterProcess) -> int:
         with ThreadPoolExecutor(1) as threads:

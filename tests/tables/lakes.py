@@ -54,11 +54,9 @@ def table_rows(bench: Bench, options: Mapping[str, str] | None = None) -> pa.Tab
 def difference(bench: Bench, options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Compare the rows of the table with those of the parts; `SAME` if they are equal in every column."""
     assert bench.rows().schema.names == SCHEMA.names
-    rows = table_rows(bench, options)
-    one: dict[Any, Row] = by_message(rows)
+    one: dict[Any, Row] = by_message(table_rows(bench, options))
     other = by_message(bench.rows())
     return {
-        "repeated": ["some rows"] * (rows.num_rows > len(one)),
         "missing": sorted(other.keys() - one.keys()),
         "extra": sorted(one.keys() - other.keys()),
         "different": [key for key in one.keys() & other.keys() if one[key] != other[key]],
@@ -76,7 +74,7 @@ def storage_options(s3: Seaweed) -> Mapping[str, str]:
     }
 
 
-SAME: dict[str, list[Any]] = {"repeated": [], "missing": [], "extra": [], "different": []}
+SAME: dict[str, list[Any]] = {"missing": [], "extra": [], "different": []}
 
 
 def log_texts(bench: Bench) -> str:

@@ -26,7 +26,7 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.core.lake_runs import Bench
 from tests.core.runs_of import exporting
 from tests.core.test_conversation_ids import CANONICAL, UUID, serving
-from tests.tables.lakes import SAME, compact, compact_all, difference, log_texts, open_table
+from tests.tables.lakes import SAME, compact, compact_all, difference, log_texts, open_table, table_rows
 
 OLD = f"tcu_{UUID}"
 
@@ -446,6 +446,42 @@ def test_a_table_without_one_of_its_files_is_not_up_to_date(
     shutil.rmtree(path.parent)
     compact_all(bench)
     assert [one.commits for one in compact_all(bench)] == [0] * 7
+
+
+@pytest.mark.parametrize("name", ["numRecords", "size", "modificationTime", "path"])
+def test_a_commit_without_one_of_its_statements_is_an_error_in_one_sentence(bench: Bench, name: str) -> None:
+    compact(bench)
+    for path in Path(bench.lake, "tables", "messages", "_delta_log").glob("*.json"):
+        path.write_text(
+            path.read_text()
+            .replace(f'{name}\\":', f'{name[:-1]}_\\":')
+            .replace(f'"{name}":', f'"{name[:-1]}_":')
+        )
+    bench.box.append(next(iter(bench.box.conversations)), 1)
+    bench.run()
+
+    with pytest.raises(DamagedObject, match="_delta_log/ cannot be read: delete tables/messages/"):
+        compact(bench)
+
+
+@pytest.mark.parametrize(("action", "damaged"), [("add", "adx"), ("remove", "remoxe")])
+def test_a_table_whose_log_has_lost_an_action_is_repaired(bench: Bench, action: str, damaged: str) -> None:
+    compact(bench)
+    one = next(iter(bench.box.conversations))
+    bench.box.edit(one, [bench.box.truth(one)[0]["_id"]])
+    bench.run()
+    compact(bench)
+    path = max(Path(bench.lake, "tables", "messages", "_delta_log").glob("*.json"))
+    assert f'{{"{action}":' in path.read_text()
+    # Readers ignore actions that they do not know.
+    path.write_text(path.read_text().replace(f'{{"{action}":', f'{{"{damaged}":'))
+    assert table_rows(bench).num_rows != bench.rows().num_rows
+
+    report = compact(bench)
+
+    assert report.differences
+    assert report.is_repaired
+    assert difference(bench) == SAME
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])

@@ -56,6 +56,7 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "duplicate_of": "the position of the first entry with the same number",
         "conversation_ids": "the conversations of this number; after an `error`, those that could be read",
         "resolved_at": "when the gateway reported these conversations",
+        "entry": "the number of the entry among those of its row, from 1; null in rows of earlier releases",
     },
     "conversations": {
         "run_id": _RUN,

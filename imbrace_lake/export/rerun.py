@@ -17,6 +17,7 @@ from imbrace_lake.errors import DamagedObject, InputError
 from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
+from imbrace_lake.lake.ledger_schema import SAME_PHONE
 from imbrace_lake.printable import plural
 
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -68,7 +69,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         runs = (await read_run(lake, "runs", run_id, is_strict=True)).to_pylist()
         await _check_complete(lake, runs)
         conversations = await read_run(lake, "conversations", run_id, OUTCOME_COLUMNS, is_strict=True)
-        columns = ["position", "phone_hash", "duplicate_of", "phone", "status", "resolved_at"]
+        columns = [*SAME_PHONE, "phone", "status", "resolved_at"]
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
@@ -88,7 +89,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         conversations = last_of_each(
             pa.concat_tables([conversations, by_shards]), ["conversation_id"], "finished_at"
         )
-    phones = last_of_each(phones, ["position", "phone_hash", "duplicate_of"], "resolved_at")
+    phones = last_of_each(phones, SAME_PHONE, "resolved_at")
     if not runs and not conversations.num_rows and not phones.num_rows:
         raise unknown_run(lake, run_id)
     dead = conversations.filter(conversations.column("is_dead_letter"))

@@ -252,6 +252,7 @@ def _row(
         "status": given["status"],
         "reason": given["reason"],
         "duplicate_of": given["duplicate_of"],
+        "entry": given["entry"],
         "resolved_at": recording.resolved_at,
     }
     if phone is not None:

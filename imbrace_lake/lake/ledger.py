@@ -32,6 +32,7 @@ from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
 from imbrace_lake.lake.lake import MARKER, Lake, body_hash
 from imbrace_lake.lake.ledger_schema import (
     LEDGER_SCHEMAS,
+    SAME_PHONE,
     ConversationEntry,
     Ledger,
     RunTotals,
@@ -47,8 +48,7 @@ from imbrace_lake.store.contract import Body, ObjectMeta
 # Rows of a journal that are equal in these columns are versions of one row, of which the one with the latest
 # time counts. An earlier attempt of the run may have left versions too.
 _VERSIONS: dict[Ledger, tuple[list[str], str]] = {
-    # A row of a list can have several numbers, and the same number twice.
-    "phones": (["position", "phone_hash", "duplicate_of"], "resolved_at"),
+    "phones": (SAME_PHONE, "resolved_at"),
     "conversations": (["organization_id", "conversation_id"], "finished_at"),
     "revisions": (["conversation_id", "message_id", "last_changed_at"], "replaced_at"),
     "shapes": (["shape"], "seen_at"),

@@ -34,8 +34,12 @@ PHONES = pa.schema(
         pa.field("duplicate_of", pa.int64()),
         pa.field("conversation_ids", pa.list_(pa.string())),
         pa.field("resolved_at", _TIME),
+        # Null in rows of earlier releases.
+        pa.field("entry", pa.int64()),
     ]
 )
+# The rows of one run that are equal in these columns are versions of one row.
+SAME_PHONE = ["position", "entry", "phone_hash", "duplicate_of"]
 
 CONVERSATIONS = pa.schema(
     [

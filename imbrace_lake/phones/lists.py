@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TextIO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -70,6 +71,7 @@ class PhoneList:
 
     - ``position`` (int64): counts lines, data rows or arguments from 1, over all files; numbers of the same
       row share it,
+    - ``entry`` (int64): counts the numbers of a row from 1,
     - ``status`` (dictionary of string): ``ok``, ``duplicate`` or ``invalid``,
     - ``phone`` (string): E.164, null if invalid,
     - ``duplicate_of`` (int64): the first position with this phone; null unless a duplicate,
@@ -374,8 +376,16 @@ def _parse_batch(cells: list[Cell], region: str | None, report: ListReport) -> p
     )
 
 
+def _count_from_one(positions: pa.Array) -> pa.Array:
+    """Return the number of each row among those of the same position, which follow each other."""
+    values = positions.to_numpy()
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+    lengths = np.diff(starts, append=len(values))
+    return pa.array(np.arange(len(values)) - np.repeat(starts, lengths) + 1)
+
+
 def _mark_duplicates(table: pa.Table) -> pa.Table:
-    """Add ``status`` and ``duplicate_of`` with vector operations; a dict would take 140 bytes per number."""
+    """Add the other columns with vector operations; a dict would take 140 bytes per number."""
     table = table.combine_chunks()
     phones = table["phone"].combine_chunks()
     # Codes are assigned in order of appearance, so the code is a new maximum in the first row of a phone.
@@ -389,6 +399,7 @@ def _mark_duplicates(table: pa.Table) -> pa.Table:
     return pa.table(
         {
             "position": table["position"],
+            "entry": _count_from_one(table["position"].combine_chunks()),
             "status": status.dictionary_encode().cast(_STATUS),
             "phone": phones,
             "duplicate_of": duplicate_of,

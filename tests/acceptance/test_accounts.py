@@ -36,7 +36,7 @@ FLOW_STEPS = {
     "imbrace_flows.pipeline.read_phone_list": "Failed",
     "imbrace_flows.pipeline.check_can_shard": "Failed",
     "imbrace_tasks.resolve.resolve_numbers": "Failed",
-    "imbrace_lake.export.run.read_state": "Failed",
+    "imbrace_lake.export.prior.read_state": "Failed",
     "imbrace_flows.pipeline.needs_shards": "Failed",
     "imbrace_flows.pipeline.export_chunks": "Failed",
     "imbrace_lake.lake.ledger.Journal.publish": "Failed",

@@ -60,6 +60,7 @@ class TestPhoneList:
 
         assert phones.table.drop_columns("reason").to_pydict() == {
             "position": [1, 2, 3, 4, 5],
+            "entry": [1, 1, 1, 1, 1],
             "status": ["ok", "invalid", "duplicate", "ok", "invalid"],
             "phone": [A, None, A, C, None],
             "duplicate_of": [None, None, 1, None, None],

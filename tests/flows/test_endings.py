@@ -36,7 +36,7 @@ RESOLVING = ("imbrace_tasks.resolve.resolve_numbers",)
 # All conversations are found, and none is reached.
 READING = (
     "imbrace_lake.export.run.recover_dead_runs",
-    "imbrace_lake.export.run.read_state",
+    "imbrace_lake.export.prior.read_state",
     "imbrace_flows.pipeline.needs_shards",
     "imbrace_flows.pipeline.export_chunks",
     "imbrace_tasks.export.export_chunk",

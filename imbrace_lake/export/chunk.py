@@ -52,7 +52,7 @@ async def export_chunk(
     if name not in run.open_chunks:
         resumed = run.resumed.of_each(conversation_ids).values()
         run.open_chunks[name] = ChunkJournal(run.journal, run.accounts, name, conversation_ids, resumed)
-        for entry in resumed:
+        for entry in run.open_chunks[name].done.values():
             run.progress.note(entry)
     run.progress.retried.pop(name, None)
     chunk_journal = run.open_chunks[name]

@@ -143,7 +143,7 @@ class ChunkJournal:
         self._written_at = time.monotonic()
         self._writing = asyncio.Lock()
         for entry in resumed:
-            self._append(replace(entry, run_id=journal.run_id))
+            self._append(_taken_over(entry, journal.run_id))
 
     def remaining(self) -> list[str]:
         """Return the conversations without an outcome in this run and in the run that it continues."""
@@ -184,6 +184,13 @@ class ChunkJournal:
             if len(lines) >= MAX_LINES:
                 self._first = count
                 del self._lines[: len(lines)]
+
+
+def _taken_over(entry: ConversationEntry, run_id: str) -> ConversationEntry:
+    """Return an entry as that of this run; what another run did is counted in that run's own entry."""
+    if entry.run_id == run_id:
+        return entry
+    return replace(entry, run_id=run_id, new_messages=0, edited_messages=0, deleted_messages=0, requests=0)
 
 
 class Heartbeat:
@@ -463,16 +470,17 @@ async def _close(
 ) -> ClosedRun | None:
     """Move the journal of a dead run into the ledgers, and add its row to `runs`.
 
-    All times are that of the last heartbeat, so two runs that close the same journal write the same objects.
+    All times are that of its last sign of life, so two runs that close the same journal write the same
+    objects.
 
     Returns:
         The run; None if another run closed the journal meanwhile.
     """
-    ended_at = header.alive_at
     # A cancelled run may have failed to write its own row.
     reason = "the run was cancelled" if header.is_cancelled else "the run was killed"
     found = await read_found(lake, journal.run_id)
     outcomes = await _read_outcomes(lake, objects)
+    ended_at = max([header.alive_at, *outcomes.column("finished_at").drop_null().to_pylist()])
     recorded = set(outcomes.column("conversation_id").to_pylist())
     by_shards: dict[str, str] = {}
     if header.parent_run_id is None and not recorded.issuperset(found or ()):
@@ -492,6 +500,11 @@ async def _close(
     totals.phones = dict(published.statuses["phones"])
     totals.conversations = dict(published.statuses["conversations"] + Counter(by_shards.values()))
     totals.found = None if found is None else len({*found, *recorded})
+    # The last heartbeat was before the last outcomes.
+    for name, column in (("messages_new", "new_messages"), ("messages_total", "distinct_messages"),
+                         ("requests", "requests")):  # fmt: skip
+        counted = pc.sum(outcomes.column(column)).as_py() or 0
+        setattr(totals, name, max(getattr(totals, name), counted))
     missed = plural(len(unreached), "conversation was", "conversations were")
     count = f"; {missed} not reached" if unreached else ""
     row = {

@@ -54,8 +54,8 @@ def test_the_results_of_a_killed_run_are_recorded_again_and_its_journal_is_remov
     async def work() -> None:
         async with open_lake(str(tmp_path), now=NOW) as lake:
             accounts = Accounts()
-            resumed = [replace(an_entry(1), run_id="killed")]
-            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), accounts, "chunk", ids(4), resumed)
+            killed = replace(an_entry(1), run_id="killed", new_messages=5, edited_messages=1, requests=2)
+            chunk_journal = ChunkJournal(Journal(lake, "run", NOW), accounts, "chunk", ids(4), [killed])
             await chunk_journal.add(an_entry(2))
             await chunk_journal.write()
             assert chunk_journal.remaining() == ["conv_0", "conv_3"]
@@ -65,6 +65,8 @@ def test_the_results_of_a_killed_run_are_recorded_again_and_its_journal_is_remov
                 ("run", "conv_1"),
                 ("run", "conv_2"),
             ]
+            # What the killed run did is in its own entry.
+            assert [rows[0][name] for name in ("new_messages", "edited_messages", "requests")] == [0, 0, 0]
 
     asyncio.run(work())
 

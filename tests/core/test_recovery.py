@@ -85,6 +85,25 @@ def test_the_journal_of_a_dead_run_is_closed_and_the_same_job_continues_from_it(
     in_lake(tmp_path, job)
 
 
+def test_the_row_of_a_closed_run_includes_what_it_did_after_its_last_heartbeat(tmp_path: Path) -> None:
+    async def job(lake: Lake) -> None:
+        await die(lake)
+        late = entry("late", 30, run_id="dead", new_messages=5, distinct_messages=7, requests=2)
+        await Journal(lake, "dead", START).note_entries("chunk-2-of-2", [late])
+
+        await recover_dead_runs(lake, "next", JOB, DEAD_AT)
+
+        (row,) = (await read_ledger(lake, "runs")).to_pylist()
+        totals = json.loads(row["totals"])
+        entries = (await read_ledger(lake, "conversations")).to_pylist()
+        assert totals["messages_new"] == sum(one["new_messages"] for one in entries) >= 5
+        assert totals["messages_total"] == sum(one["distinct_messages"] or 0 for one in entries) >= 7
+        assert totals["requests"] == sum(one["requests"] for one in entries) >= 2
+        assert row["finished_at"] == max(one["finished_at"] for one in entries) == late.finished_at
+
+    in_lake(tmp_path, job)
+
+
 def test_a_dead_letter_is_not_taken_over_from_a_dead_run(tmp_path: Path) -> None:
     async def job(lake: Lake) -> None:
         await die(lake)

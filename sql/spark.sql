@@ -319,15 +319,17 @@ FULL JOIN (SELECT * FROM verdicts WHERE newest = 1) AS v
 LEFT JOIN answered AS e
   ON e.organization_id = m.organization_id AND e.conversation_id = m.conversation_id;
 
--- The latest result for each phone number: its status and its conversations. Invalid numbers have no hash and
--- are left out.
+-- The latest answer for each phone number: its status and its conversations. A request that failed is not an
+-- answer: the status error is that of a number for which no request has succeeded. Earlier answers, which can
+-- name other conversations, are in the ledger. Invalid numbers have no hash and are left out.
 CREATE OR REPLACE TEMPORARY VIEW phones AS
 SELECT organization_id, phone_hash, phone_masked, phone, status, reason, conversation_ids,
        resolved_at, run_id
 FROM (
     SELECT p.*, row_number() OVER (
                PARTITION BY organization_id, phone_hash
-               ORDER BY resolved_at DESC NULLS LAST, run_id DESC, position
+               ORDER BY CASE WHEN status = 'error' THEN 1 ELSE 0 END,
+                        resolved_at DESC NULLS LAST, run_id DESC, position
            ) AS newest
     FROM lake_phones AS p WHERE status <> 'duplicate' AND phone_hash IS NOT NULL
 ) AS t

@@ -147,7 +147,7 @@ def make_entries(conversations: int) -> list[Row]:
 
 
 def make_phones() -> list[Row]:
-    """Return rows of the ledger `phones`: a number that changed, one that is invalid, a duplicate."""
+    """Return rows of the ledger `phones`: a number that changed, failures, one invalid, a duplicate."""
     base = {"organization_id": "org_0"}
     rows: list[Row] = [
         {"run_id": "run_1", "position": 1, "phone_hash": "a", "status": "none", "resolved_at": NOW},
@@ -156,5 +156,9 @@ def make_phones() -> list[Row]:
         {"run_id": "run_2", "position": 2, "phone_hash": "a", "status": "duplicate", "duplicate_of": 1},
         {"run_id": "run_2", "position": 3, "status": "invalid", "reason": "too short"},
         {"run_id": "run_2", "position": 4, "phone_hash": "b", "status": "error", "resolved_at": None},
+        {"run_id": "run_3", "position": 1, "phone_hash": "a", "status": "error", "reason": "500",
+         "resolved_at": NOW + timedelta(hours=2)},
+        {"run_id": "run_3", "position": 2, "phone_hash": "b", "status": "error", "reason": "400",
+         "resolved_at": NOW + timedelta(hours=2)},
     ]  # fmt: skip
     return [base | row for row in rows]

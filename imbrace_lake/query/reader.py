@@ -261,7 +261,7 @@ class Lake:
         return self.sql("SELECT * FROM conversations")
 
     def phones(self) -> Result:
-        """Return the latest result for each phone number."""
+        """Return the latest answer for each phone number; a failed request only if there is no answer."""
         return self.sql("SELECT * FROM phones")
 
     def runs(self) -> Result:

@@ -49,8 +49,9 @@ from imbrace_lake.tables.rows_hash import RowsHash, hash_of_file
 # Ledger objects that are read at a time.
 GROUP_BYTES, GROUP_OBJECTS = 4 * 2**20, 64
 MAX_SMALL_FILES = 8
-# Tables of another rule are built again: since 2, a current row is not about a window of time.
-_RULE = b"2"
+# Tables of another rule are built again: since 2, a current row is not about a window of time; since 3, the
+# current row of a number is its latest answer.
+_RULE = b"3"
 
 
 def _current_conversations(rows: pa.Table) -> pa.Table:
@@ -66,12 +67,15 @@ def _current_conversations(rows: pa.Table) -> pa.Table:
 
 
 def _current_phones(rows: pa.Table) -> pa.Table:
-    """Return the latest row of each number."""
+    """Return the latest answer of each number, or its latest failed request if there is no answer."""
     is_number = pc.and_(
         pc.is_valid(rows.column("phone_hash")), pc.not_equal(rows.column("status"), "duplicate")
     )
     rows = rows.filter(is_number).sort_by([("run_id", "ascending"), ("position", "descending")])
-    return last_of_each(rows, ["organization_id", "phone_hash"], "resolved_at")
+    rows = rows.append_column("is_answer", pc.not_equal(rows.column("status"), "error"))
+    same = ["organization_id", "phone_hash"]
+    latest = last_of_each(rows, [*same, "is_answer"], "resolved_at")
+    return last_of_each(latest, same, "is_answer").drop_columns("is_answer")
 
 
 @dataclass(frozen=True, slots=True)

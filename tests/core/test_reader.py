@@ -137,6 +137,24 @@ def test_a_number_is_found_by_itself_if_its_hash_has_another_key(tmp_path: Path)
         assert ids(lake.messages(phones="0911425977", region="tw")) == found
 
 
+def number_row(run: int, status: str, ids: list[str] | None, **more: Any) -> dict[str, Any]:
+    """Return a row of the ledger `phones` about `NUMBER`, by run `run`, on that day of January 2026."""
+    return {
+        "organization_id": "org_0", "run_id": f"run_{run}", "position": 0, "status": status,
+        "phone_hash": phone_hash(parse_phone(NUMBER), KEY), "conversation_ids": ids,
+        "resolved_at": datetime(2026, 1, run, tzinfo=UTC), **more,
+    }  # fmt: skip
+
+
+def test_a_failed_request_does_not_hide_the_conversations_of_a_number(tmp_path: Path) -> None:
+    rows = [number_row(1, "resolved", ["conv_2"]), number_row(2, "error", None, reason="500")]
+    write_lake(tmp_path / "lake", ROWS, [], rows)
+    with Lake.open(tmp_path / "lake", phone_key=KEY) as lake:
+        assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(conversations="conv_2")) != []
+        (row,) = lake.phones().to_arrow().to_pylist()
+        assert (row["status"], row["run_id"]) == ("resolved", "run_1")
+
+
 @pytest.mark.parametrize("spelling", ["conv_{}", "tcu_{}", "{}"])
 def test_a_conversation_is_found_in_any_spelling(tmp_path: Path, spelling: str) -> None:
     uuid = "5d1a4c7e-9f20-4a4b-8c6d-7e8f11111111"

@@ -86,13 +86,13 @@ def test_messages_have_roles_and_machine_messages(folder: Path) -> None:
         assert row["is_machine"] == expected
 
 
-def test_phones_have_their_latest_result(folder: Path) -> None:
+def test_phones_have_their_latest_answer(folder: Path) -> None:
     with Lake.open(str(folder)) as lake:
         rows = lake.phones().to_arrow().to_pylist()
 
-    assert {row["phone_hash"]: (row["status"], row["conversation_ids"]) for row in rows} == {
-        "a": ("resolved", ["conv_0"]),
-        "b": ("error", None),
+    assert {row["phone_hash"]: (row["status"], row["reason"], row["conversation_ids"]) for row in rows} == {
+        "a": ("resolved", None, ["conv_0"]),
+        "b": ("error", "400", None),
     }
 
 

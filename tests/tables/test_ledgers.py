@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake import Lake as Reader
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, PHONES, Ledger
@@ -37,6 +38,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def rows_of(bench: Bench, name: str, ledger: Ledger) -> list[str]:
     rows = pa.table(open_table(bench, name).to_pyarrow_table()).cast(LEDGER_SCHEMAS[ledger], safe=False)
     return sorted(map(repr, rows.to_pylist()))
+
+
+def as_texts(phones: list[dict[str, Any]]) -> list[str]:
+    return sorted(
+        f"{one['phone_hash']} {one['status']} {one['run_id']} {one['resolved_at']}" for one in phones
+    )
 
 
 def ledger_of(bench: Bench, ledger: Ledger) -> list[str]:
@@ -90,13 +97,21 @@ def test_the_current_tables_have_the_latest_row(bench: Bench) -> None:
     )
     add_phones(bench, "run_c", 1, {"phone_hash": "x", "status": "error"}, {"phone_hash": "y"})
     compact_all(bench)
+    # A failed request shows nothing about the conversations of a number.
+    add_phones(bench, "run_d", 4, *({"phone_hash": one, "status": "error", "reason": "500"} for one in "xyz"))
+    add_phones(bench, "run_e", 5, {"phone_hash": "z", "status": "error", "resolved_at": None})
+    compact_all(bench)
 
     entries = open_table(bench, "conversations_current").to_pyarrow_table().to_pylist()
     phones = open_table(bench, "phones_current").to_pyarrow_table().to_pylist()
 
     assert sorted(row["conversation_id"] for row in entries) == sorted(bench.box.conversations)
     assert {row["run_id"] for row in entries} == {bench.ledger("runs")[-1]["run_id"]}
-    assert sorted((row["phone_hash"], row["status"]) for row in phones) == [("x", "none"), ("y", "resolved")]
+    assert sorted((row["phone_hash"], row["status"], row["reason"]) for row in phones) == [
+        ("x", "none", None), ("y", "resolved", None), ("z", "error", "500"),
+    ]  # fmt: skip
+    with Reader.open(bench.lake) as reader:
+        assert as_texts(phones) == as_texts(reader.phones().to_arrow().to_pylist())
 
 
 def test_a_window_of_time_is_not_the_current_state_of_a_conversation(

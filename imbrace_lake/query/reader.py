@@ -29,7 +29,7 @@ from imbrace_lake.lake import lake as lakes
 from imbrace_lake.lake.ledger import last_of_each, read_last_end, read_ledger
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, LEDGERS, Ledger
 from imbrace_lake.lake.schema import SCHEMA
-from imbrace_lake.phones.numbers import PhoneNumber, mask, parse_phone, parse_region, phone_hash
+from imbrace_lake.phones.numbers import PhoneNumber, mask, parse_phone, parse_region
 from imbrace_lake.printable import printable
 from imbrace_lake.query.arguments import (
     address,
@@ -44,6 +44,7 @@ from imbrace_lake.query.arguments import (
 from imbrace_lake.query.dialects import DuckDB
 from imbrace_lake.query.engine import Engine
 from imbrace_lake.query.files import dataset_of
+from imbrace_lake.query.numbers import Answers
 from imbrace_lake.query.result import Result, Rows
 from imbrace_lake.query.table import read_table_snapshot
 from imbrace_lake.query.views import View, ViewSettings, used_by, views
@@ -203,12 +204,14 @@ class Lake:
         Args:
             since, until: Only messages created at or after the first and before the second time.
             conversations: Only these conversations, by id in any spelling.
-            phones: Only conversations of these numbers, as the latest run resolved them.
+            phones: Only conversations of these numbers: all that any run has resolved for them, also those
+                that the latest answer does not name any more. A number is found by its hash and, where the
+                lake has it, by itself, so also in rows with hashes by another key.
             region: The country of numbers without a country code, such as ``TW``.
             columns: The columns; all by default.
             deleted: Include messages that are deleted upstream.
             as_of: Return what the lake said at this time, with the versions and deletions that were known
-                then.
+                then; for `phones`, the conversations of the answers that were known then.
 
         Raises:
             SettingsError: A column does not exist, a time has no time zone, `since` is not before `until`, or
@@ -228,13 +231,7 @@ class Lake:
             )
         if not names or len({*names}) < len(names):
             raise SettingsError("columns must name each column once, and at least one; leave it out for all")
-        ids = None if conversations is None else frozenset(texts("conversations", conversations, "conv_…"))
-        if region is not None:
-            check_type("region", region, str, "a text, such as 'TW'")
-            region = parse_region(region)
-        numbers = None
-        if phones is not None:
-            numbers = frozenset(parse_phone(one, region) for one in texts("phones", phones, "+886…"))
+        ids, numbers = _chosen(conversations, phones, region)
         condition, values = _conditions(since=since, until=until, deleted=deleted)
         selected = ", ".join(f'"{name}"' for name in names)
         if as_of is None:
@@ -245,10 +242,7 @@ class Lake:
 
         @contextmanager
         def read(size: int) -> Iterator[Rows]:
-            wanted = ids
-            if numbers is not None:
-                found = self._conversations_of(numbers)
-                wanted = found if wanted is None else found & {*map(canonical_conversation_id, wanted)}
+            wanted = self._wanted(ids, numbers, as_of)
             with self._query(
                 query, values, size, conversations=wanted, named=ids, as_of=as_of, with_views=False
             ) as rows:
@@ -268,9 +262,35 @@ class Lake:
         """Return the runs that ended."""
         return self.sql("SELECT * FROM runs")
 
-    def revisions(self) -> Result:
-        """Return the earlier versions of messages that were edited."""
-        return self.sql("SELECT * FROM revisions")
+    def revisions(
+        self,
+        *,
+        conversations: str | Iterable[str] | None = None,
+        phones: str | Iterable[str] | None = None,
+        region: str | None = None,
+    ) -> Result:
+        """Return the earlier versions of messages that were edited; of all by default.
+
+        Args:
+            conversations, phones, region: Only these conversations, as in `messages`.
+
+        Raises:
+            SettingsError: An argument has another type.
+            InvalidPhoneNumber: A number is not a phone number.
+            UsageError: There is no such region.
+        """
+        ids, numbers = _chosen(conversations, phones, region)
+
+        @contextmanager
+        def read(size: int) -> Iterator[Rows]:
+            query, values = "SELECT * FROM revisions", {}
+            if (wanted := self._wanted(ids, numbers, None)) is not None:
+                query += " WHERE list_contains($ids, conversation_id)"
+                values["ids"] = sorted({name for one in wanted for name in _spellings(one)})
+            with self._query(query, values, size) as rows:
+                yield rows
+
+        return Result(read, LEDGER_SCHEMAS["revisions"])
 
     def episodes(self) -> Result:
         """Return the episodes of conversations, with first responses."""
@@ -396,25 +416,46 @@ class Lake:
     def _dataset(self, lake: lakes.Lake, objects: Iterable[ObjectMeta]) -> Any:
         return dataset_of(lake.store, self._connection.run, SCHEMA, objects)
 
-    def _conversations_of(self, numbers: frozenset[PhoneNumber]) -> frozenset[str]:
-        """Return the conversations of phone numbers."""
-        key = self._phone_key or self._connection.lake().phone_key
-        hashes = {phone_hash(number, key): number for number in numbers}
-        # By the number itself, too, because a lake can have hashes of an earlier key.
-        query = """
-            SELECT organization_id, phone_hash, phone, conversation_ids FROM phones
-            WHERE list_contains($hashes, phone_hash) OR list_contains($numbers, phone)
-            ORDER BY resolved_at"""
-        rows = self.sql(query, {"hashes": [*hashes], "numbers": [*numbers]}).to_arrow().to_pylist()
-        found = {}
-        for row in rows:
-            number = row["phone"] or hashes[row["phone_hash"]]
-            found[number, row["organization_id"]] = row["conversation_ids"] or ()
+    def _wanted(
+        self, ids: frozenset[str] | None, numbers: frozenset[PhoneNumber] | None, as_of: datetime | None
+    ) -> frozenset[str] | None:
+        """Return the conversations that a caller chose by id, by phone number or by both; None for all."""
+        if numbers is None:
+            return ids
+        lake = self._connection.lake()
+        with_table = self._source != "parts"
+        answers = Answers(lake, self._connection.run, with_table, self._organization, as_of)
+        # Runs use the key of the settings, and earlier runs may have used that of the lake.
+        found = answers.resolve(numbers, {self._phone_key or lake.phone_key, lake.phone_key})
+        when = "" if as_of is None else f" by {as_of.isoformat()}"
         _warn(
-            "no run has resolved these numbers, or phone_key is missing, by which it hashed them",
-            [mask(number) for number in numbers - {number for number, _ in found}],
+            f"no run has resolved these numbers{when}, or phone_key is missing, by which it hashed them",
+            [*map(mask, found.unknown)],
         )
-        return frozenset(one for ids in found.values() for one in ids)
+        _warn(
+            "conversations of these numbers can be missing, because objects of the ledger are damaged",
+            found.damaged,
+        )
+        if ids is None:
+            return found.conversations
+        return found.conversations & {*map(canonical_conversation_id, ids)}
+
+
+def _chosen(
+    conversations: str | Iterable[str] | None, phones: str | Iterable[str] | None, region: str | None
+) -> tuple[frozenset[str] | None, frozenset[PhoneNumber] | None]:
+    """Return the ids and the numbers of arguments.
+
+    Raises:
+        SettingsError, InvalidPhoneNumber, UsageError: As in `Lake.messages`.
+    """
+    ids = None if conversations is None else frozenset(texts("conversations", conversations, "conv_…"))
+    if region is not None:
+        check_type("region", region, str, "a text, such as 'TW'")
+        region = parse_region(region)
+    if phones is None:
+        return ids, None
+    return ids, frozenset(parse_phone(one, region) for one in texts("phones", phones, "+886…"))
 
 
 def _warn(problem: str, names: Sequence[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import json
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -21,6 +25,9 @@ import pytest
 
 from imbrace_lake import Lake, Result, ViewSettings
 from imbrace_lake.errors import InputError, InvalidPhoneNumber, SettingsError, StoreError
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.lake.ledger import Journal
+from imbrace_lake.lake.ledger_schema import PHONES
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.phones.numbers import parse_phone, phone_hash
 from imbrace_lake.query import files, reader
@@ -30,7 +37,7 @@ from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
 from tests.core.s3_servers import options_for
-from tests.tables.lakes import compact
+from tests.tables.lakes import compact, compact_all
 from tests.talks import make_entries, make_phones, make_rows, write_lake
 from tools.seaweed import Seaweed
 
@@ -133,7 +140,7 @@ def test_a_number_is_found_by_itself_if_its_hash_has_another_key(tmp_path: Path)
     write_lake(tmp_path / "lake", ROWS, make_entries(30), rows)
     with Lake.open(tmp_path / "lake", phone_key=b"another key of 32 bytes") as lake:
         found = ids(lake.messages(phones=NUMBER))
-        assert found == ids(lake.messages(conversations=["conv_2", "conv_4"])) != []
+        assert found == ids(lake.messages(conversations=["conv_1", "conv_2", "conv_4"])) != []
         assert ids(lake.messages(phones="0911425977", region="tw")) == found
 
 
@@ -146,6 +153,18 @@ def number_row(run: int, status: str, ids: list[str] | None, **more: Any) -> dic
     }  # fmt: skip
 
 
+def add_phones(folder: Path, rows: Rows) -> None:
+    """Add rows to the ledger `phones` of a lake, each as its run does."""
+
+    async def write() -> None:
+        async with open_lake(str(folder), now=None) as lake:
+            for row in rows:
+                journal = Journal(lake, row["run_id"], row["resolved_at"])
+                await journal.add("phones", pa.Table.from_pylist([row], schema=PHONES))
+
+    asyncio.run(write())
+
+
 def test_a_failed_request_does_not_hide_the_conversations_of_a_number(tmp_path: Path) -> None:
     rows = [number_row(1, "resolved", ["conv_2"]), number_row(2, "error", None, reason="500")]
     write_lake(tmp_path / "lake", ROWS, [], rows)
@@ -153,6 +172,122 @@ def test_a_failed_request_does_not_hide_the_conversations_of_a_number(tmp_path: 
         assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(conversations="conv_2")) != []
         (row,) = lake.phones().to_arrow().to_pylist()
         assert (row["status"], row["run_id"]) == ("resolved", "run_1")
+
+
+# The answers about a number: two conversations, one of them, a failed request, an incomplete answer, none.
+ANSWERS = [
+    number_row(1, "resolved", ["conv_1", "conv_2"]),
+    number_row(2, "resolved", ["conv_2"]),
+    number_row(3, "error", None, reason="500"),
+    number_row(4, "error", ["conv_4"], reason="not all"),
+    number_row(5, "none", []),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compacted", [0, 3, 5])
+def test_a_number_has_the_conversations_of_all_answers(tmp_path: Path, compacted: int) -> None:
+    bench: Any = SimpleNamespace(
+        lake=str(tmp_path / "lake"), now=datetime(2026, 2, 1, tzinfo=UTC), store=None
+    )
+    bench.look = partial(Bench.look, bench)
+    write_lake(tmp_path / "lake", ROWS, [], ANSWERS[:compacted])
+    if compacted:
+        compact_all(bench)
+    add_phones(tmp_path / "lake", ANSWERS[compacted:])
+
+    for source in (None, "parts"):
+        with Lake.open(tmp_path / "lake", phone_key=KEY, source=source) as lake:
+            found = ids(lake.messages(phones=NUMBER))
+            assert found == ids(lake.messages(conversations=["conv_1", "conv_2", "conv_4"])) != []
+            assert ids(lake.messages(phones=NUMBER, conversations="conv_1")) == ids(
+                lake.messages(conversations="conv_1")
+            )
+            # Only answers that were known at the time.
+            for day, names in {
+                1: ["conv_1", "conv_2"],
+                3: ["conv_1", "conv_2"],
+                4: ["conv_1", "conv_2", "conv_4"],
+            }.items():
+                as_of = datetime(2026, 1, day, 8, tzinfo=timezone(timedelta(hours=8)))
+                by_id = lake.messages(conversations=names, as_of=as_of, columns="message_id")
+                assert ids(lake.messages(phones=NUMBER, as_of=as_of)) == ids(by_id) != []
+            early = datetime(2025, 12, 31, tzinfo=UTC)
+            with pytest.warns(UserWarning, match=r"no run has resolved these numbers by 2025-12-31T.*77$"):
+                assert ids(lake.messages(phones=NUMBER, as_of=early)) == []
+
+
+def test_a_number_is_found_in_rows_that_have_only_its_hash_by_an_earlier_key(tmp_path: Path) -> None:
+    old, current = (phone_hash(parse_phone(NUMBER), key) for key in (b"an old key", KEY))
+    rows = [
+        number_row(1, "resolved", ["conv_1"], phone_hash=old),
+        number_row(2, "resolved", ["conv_2"], phone_hash=old, phone=NUMBER),
+        number_row(3, "resolved", ["conv_4"], phone_hash=current),
+        number_row(4, "resolved", ["conv_6"], phone_hash="of another number", phone="+886911000000"),
+    ]
+    write_lake(tmp_path / "lake", ROWS, [], rows)
+    with Lake.open(tmp_path / "lake", phone_key=KEY) as lake:
+        found = ids(lake.messages(phones=NUMBER))
+        assert found == ids(lake.messages(conversations=["conv_1", "conv_2", "conv_4"])) != []
+
+
+def test_a_number_is_found_with_the_key_of_the_lake_too(tmp_path: Path) -> None:
+    write_lake(tmp_path / "lake", ROWS, [], [])
+    key = bytes.fromhex(json.loads((tmp_path / "lake/lake.json").read_text())["phone_key"])
+    of_lake = phone_hash(parse_phone(NUMBER), key)
+    add_phones(
+        tmp_path / "lake",
+        [number_row(1, "resolved", ["conv_1"], phone_hash=of_lake), number_row(2, "resolved", ["conv_2"])],
+    )
+    with Lake.open(tmp_path / "lake", phone_key=KEY) as lake:
+        found = ids(lake.messages(phones=NUMBER))
+        assert found == ids(lake.messages(conversations=["conv_1", "conv_2"])) != []
+
+
+def test_a_number_whose_requests_all_failed_is_a_warning(tmp_path: Path) -> None:
+    write_lake(tmp_path / "lake", ROWS, [], [number_row(1, "error", None)])
+    with (
+        Lake.open(tmp_path / "lake", phone_key=KEY) as lake,
+        pytest.warns(UserWarning, match="no run has resolved these numbers"),
+    ):
+        assert ids(lake.messages(phones=NUMBER)) == []
+
+
+def test_a_damaged_object_that_can_name_more_conversations_is_a_warning(tmp_path: Path) -> None:
+    write_lake(tmp_path / "lake", ROWS, [], ANSWERS[:1])
+    (path,) = (tmp_path / "lake/phones").iterdir()
+    add_phones(tmp_path / "lake", ANSWERS[1:2])
+    path.write_bytes(b"damaged")
+    with (
+        Lake.open(tmp_path / "lake", phone_key=KEY) as lake,
+        pytest.warns(UserWarning, match=f"can be missing, because .* damaged: phones/{path.name}"),
+    ):
+        assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(conversations="conv_2"))
+
+
+def test_a_stored_conversation_stays_with_its_number_when_the_gateway_does_not_link_it_any_more(
+    tmp_path: Path,
+) -> None:
+    with Sandbox(SandboxOptions(conversations=2, sizes=(3, 5))) as box:
+        bench = Bench(box, str(tmp_path / "lake"))
+        bench.run()
+        first, second, *_ = box.conversations
+        one = box.truth(first)[0]["_id"]
+        box.edit(first, [one])
+        bench.run()
+    rows = [
+        number_row(1, "resolved", [first], organization_id=box.options.organization_id),
+        number_row(2, "none", [], organization_id=box.options.organization_id),
+    ]
+    add_phones(tmp_path / "lake", rows)
+    with Lake.open(tmp_path / "lake", phone_key=KEY) as lake:
+        assert lake.messages(phones=NUMBER).to_arrow().num_rows == len(box.truth(first))
+        (revision,) = lake.revisions(phones=NUMBER).to_arrow().to_pylist()
+        assert revision["message_id"] == one
+        assert lake.revisions(conversations=first.removeprefix("conv_")).to_arrow().num_rows == 1
+        assert lake.revisions(conversations=second).to_arrow().num_rows == 0
+        assert lake.revisions(conversations=[]).to_arrow().num_rows == 0
+        assert lake.revisions().to_arrow().schema == lake.revisions(phones=NUMBER).schema
 
 
 @pytest.mark.parametrize("spelling", ["conv_{}", "tcu_{}", "{}"])

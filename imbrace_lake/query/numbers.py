@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from imbrace_lake.errors import InputError, StoreError
 from imbrace_lake.gateway.ids import canonical_conversation_id
@@ -24,6 +25,12 @@ from imbrace_lake.tables.ledgers import LEDGER_TABLES, ledger_log, read_ledger_s
 from imbrace_lake.tables.rows import table_schema
 
 _COLUMNS = ["organization_id", "phone_hash", "phone", "status", "conversation_ids", "resolved_at"]
+# By default, Arrow reads ahead, and loads the column chunks of a file together.
+_LITTLE_MEMORY: Mapping[str, Any] = {
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=False),
+}
 _ANSWERS = ("resolved", "none")
 (_TABLE,) = (one for one in LEDGER_TABLES if one.name == "phones")
 
@@ -112,8 +119,9 @@ class Answers:
         yield from self._iter_objects([one for one in listing if one.key not in keys], wanted)
         if files:
             schema = table_schema(LEDGER_SCHEMAS["phones"])
+            dataset = dataset_of(self.lake.store, self.run, schema, files)
             try:
-                yield dataset_of(self.lake.store, self.run, schema, files).to_table(_COLUMNS, filter=wanted)
+                yield dataset.to_table(_COLUMNS, filter=wanted, **_LITTLE_MEMORY)
             except (pa.ArrowException, OSError) as exc:
                 raise StoreError(f"the table {files[0].key} cannot be read: {exc}") from exc
 

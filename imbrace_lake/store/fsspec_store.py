@@ -160,18 +160,21 @@ class FsspecStore(Store):
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, partial(func, *args, **kwargs))
+        # Without the causes: their texts can contain a signed address.
         except PermissionError as exc:
             raise StoreError(
                 f"{self.url} denied access ({type(exc).__name__}): check permissions and credentials"
-            ) from exc
+            ) from None
         except (ConnectionError, TimeoutError) as exc:
-            raise StoreUnavailable(f"{self.url} cannot be reached ({type(exc).__name__}): try again") from exc
-        except NotImplementedError as exc:
-            raise StoreError(f"{self.url} cannot be written: choose a store that can") from exc
+            raise StoreUnavailable(
+                f"{self.url} cannot be reached ({type(exc).__name__}): try again"
+            ) from None
+        except NotImplementedError:
+            raise StoreError(f"{self.url} cannot be written: choose a store that can") from None
         except (OSError, ValueError) as exc:
             raise StoreError(
                 f"{self.url} cannot be used ({type(exc).__name__}): check URL and settings"
-            ) from exc
+            ) from None
 
     # The methods below run in threads.
 

@@ -72,13 +72,13 @@ class Bucket:
             with quiet_logins():
                 async with asyncio.timeout(self._options.timeout_seconds):
                     self._client = await files.set_session()
-        except ValueError as exc:
+        except ValueError:
             raise SettingsError(
                 f"the S3 settings for {self.display_name} cannot be used: check the region, and write the"
                 " endpoint as https://host or http://host:port"
-            ) from exc
+            ) from None
         except (*FAILURES, TimeoutError) as exc:
-            raise explain(exc, self.display_name, "S3") from exc
+            raise explain(exc, self.display_name, "S3") from None
         # With `Expect: 100-continue`, a PUT to a stalled server waits without a time limit, and every other
         # PUT takes a third longer.
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
@@ -160,9 +160,9 @@ class Bucket:
                             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
                         return await once(deadline)
                 except TimeoutError as exc:
-                    raise explain(last or exc, self.display_name, self._endpoint) from exc
+                    raise explain(last or exc, self.display_name, self._endpoint) from None
                 except FAILURES as exc:
-                    raise explain(exc, self.display_name, self._endpoint) from exc
+                    raise explain(exc, self.display_name, self._endpoint) from None
 
     def seconds(self, size_bytes: int) -> float:
         """Return the time limit of a call with a body of this size."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import aiohttp
 from botocore import exceptions as boto
 
@@ -24,6 +26,9 @@ WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "I
 WRONG_REGION = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 )
+# Words such as XAmzContentSHA256Mismatch, or the status of an answer without a body. A server can send
+# anything in its place, such as our request: an access key has capitals only, and a signature many digits.
+_CODE = re.compile(r"\d{3}|(?!(?:\D*\d){5})(?=[^a-z]*[a-z])[A-Za-z][A-Za-z0-9.]{0,63}", re.ASCII)
 BUSY = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 
 
@@ -46,7 +51,9 @@ def is_transient(exc: Exception) -> bool:
 
 
 def explain(exc: Exception, bucket: str, endpoint: str) -> StoreError:
-    """Return the error of ours for an error of a call.
+    """Return the error of ours for an error of a call, to be raised without the cause.
+
+    The text of the cause can contain what the server sent, and so what a request had.
 
     Args:
         exc: One of FAILURES, or a TimeoutError.
@@ -86,7 +93,8 @@ def _source_of_credentials(exc: Exception) -> str:
 
 def _code(exc: boto.ClientError) -> tuple[str, int]:
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(exc.response.get("Error", {}).get("Code", status)), int(status)
+    code = str(exc.response.get("Error", {}).get("Code", status))
+    return code if _CODE.fullmatch(code) else f"status {status}", int(status)
 
 
 def _explain_answer(exc: boto.ClientError, bucket: str) -> StoreError:

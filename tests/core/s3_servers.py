@@ -109,6 +109,7 @@ class FakeS3:
         conditions: "kept", "ignored", "unknown" (501) or "failing" (503).
         hidden: "HEAD" or "list" if that does not show any object.
         answers: Status and code of the next answers; without any, the server works as S3.
+        message: The text of an error.
         asked: Method, path and headers of each request.
     """
 
@@ -119,6 +120,7 @@ class FakeS3:
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.objects: dict[str, bytes] = {}
         self.continuation = ""
+        self.message = "prepared"
         self.endpoint_url = ""
 
     @property
@@ -215,7 +217,7 @@ class _Answer(BaseHTTPRequestHandler):
         return f"<ListBucketResult>{end if more else ''}{contents}</ListBucketResult>".encode()
 
     def _fail(self, status: int, code: str) -> None:
-        body = f"<Error><Code>{code}</Code><Message>prepared</Message></Error>".encode()
+        body = f"<Error><Code>{code}</Code><Message>{self.s3.message}</Message></Error>".encode()
         self._send(status, b"" if self.command == "HEAD" else body)
 
     def _send(self, status: int, body: bytes = b"", etag: str | None = None) -> None:

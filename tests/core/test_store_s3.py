@@ -7,18 +7,21 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from imbrace_lake.errors import ObjectChanged, ObjectExists, SettingsError, StoreError, StoreUnavailable
 from imbrace_lake.store import s3 as store_s3
 from imbrace_lake.store import s3_client as store_s3_client
 from imbrace_lake.store.factory import Probe, StoreOptions, open_store
+from imbrace_lake.store.s3_errors import explain
 from tests.core.s3_servers import KEY, SECRET, FakeS3, options_for
 from tools.seaweed import Seaweed
 
@@ -175,6 +178,38 @@ def test_an_error_of_s3_becomes_a_sentence(
     assert refused.is_transient is (kind is StoreUnavailable)
     assert sentence in str(refused)
     assert f"bucket bucket at {fake.endpoint_url}" in str(refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [400, 403, 409, 500])
+@pytest.mark.parametrize("field", ["Code", "Message"])
+def test_an_answer_that_repeats_the_request_is_not_shown(fake: FakeS3, status: int, field: str) -> None:
+    sent = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/x/s3/aws4_request, Signature={'5f' * 32}"
+    fake.message = sent
+    fake.answers = [(status, sent if field == "Code" else "InvalidRequest")] * 5
+
+    refused = rejection("s3://bucket", fake.options)
+
+    shown = "".join(traceback.format_exception(refused))
+    assert not any(secret in shown for secret in (KEY, "5f5f", "aws4_request"))
+    assert field == "Message" or f"(status {status})" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_shown"),
+    [
+        ("XAmzContentSHA256Mismatch", True), ("Client.InvalidParameterValue", True), ("304", True),
+        ("AKIAIOSFODNN7EXAMPLE", False), ("5f" * 32, False), ("886911425977", False), ("a b", False),
+        ("wJalrXUtnFEMI/K7MDENG", False), ("A" + "a" * 64, False), ("Größe", False), ("0911-425-977", False),
+    ],
+)  # fmt: skip
+def test_only_a_code_is_shown_as_one(code: str, is_shown: bool) -> None:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+
+    shown = str(explain(ClientError(answer, "GetObject"), "bucket", "S3"))
+
+    assert (code in shown) is is_shown
+    assert is_shown or "(status 400)" in shown
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Explain failed AWS logins, for lists and lakes."""
+"""What the AWS libraries log, and failed logins in sentences, for lists and lakes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_LOGGERS = ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens")
+_LIBRARIES = ("botocore", "aiobotocore", "s3fs", "fsspec")
+_LOGINS = ("botocore.credentials", "botocore.tokens", "aiobotocore.credentials", "aiobotocore.tokens")
 # Per context and not per process: code outside of the block may log its own logins.
 _is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
+
+# The number of loggers that there were when those of the libraries got their filter.
+_watched = -1
 
 _EXPIRED_SESSIONS = frozenset(
     {
@@ -23,20 +27,32 @@ _EXPIRED_SESSIONS = frozenset(
 )
 
 
-def _is_of_others(record: logging.LogRecord) -> bool:
-    return not _is_quiet.get()
+def _is_shown(record: logging.LogRecord) -> bool:
+    return not _is_quiet.get() or (record.levelno >= logging.INFO and record.name not in _LOGINS)
+
+
+def watch_aws() -> None:
+    """Let :func:`quiet_aws` apply to the loggers that the libraries have made since the last call."""
+    global _watched
+    # A filter of a logger does not apply to the loggers below it. Modules make theirs when they are loaded.
+    if len(logging.root.manager.loggerDict) == _watched:
+        return
+    for name in [*_LOGINS, *logging.root.manager.loggerDict.copy()]:
+        if name.partition(".")[0] in _LIBRARIES:
+            # Added once and never removed: another thread may be in such a block.
+            logging.getLogger(name).addFilter(_is_shown)
+    _watched = len(logging.root.manager.loggerDict)
 
 
 @contextmanager
-def quiet_logins() -> Iterator[None]:
-    """Keep failed logins of the block out of the log.
+def quiet_aws() -> Iterator[None]:
+    """Keep failed logins, and every line of level DEBUG, of the block's calls out of the log.
 
-    botocore logs a traceback of each failure that it also raises. Without a log handler the traceback goes
-    to standard error.
+    With DEBUG, botocore logs tokens, signatures, headers and bodies of requests. Of each failed login it logs
+    a traceback although it also raises the error; without a log handler, it goes to standard error. In a
+    block that loads the libraries, call :func:`watch_aws` after that.
     """
-    for name in _LOGGERS:
-        # Added once and never removed: another thread may be in such a block.
-        logging.getLogger(name).addFilter(_is_of_others)
+    watch_aws()
     before = _is_quiet.get()
     _is_quiet.set(True)
     try:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import fsspec
 import pyarrow as pa
 
-from imbrace_lake.aws_login import expired_session, quiet_logins
+from imbrace_lake.aws_login import expired_session, quiet_aws, watch_aws
 from imbrace_lake.errors import InputError, UsageError
 from imbrace_lake.printable import without_numbers
 
@@ -90,7 +90,7 @@ def renamed(address: str) -> str:
 def explained(name: str) -> Iterator[None]:
     """Turn the errors of reading into one sentence about `name`."""
     try:
-        with quiet_logins():
+        with quiet_aws():
             yield
     except UnicodeError:
         raise InputError(f"{name} is not valid text in its encoding: save it as UTF-8.") from None
@@ -168,6 +168,8 @@ def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:
 def _remote_files(source: str) -> tuple[list[SourceFile], list[str]]:
     name = display_name(source)
     filesystem, path = fsspec.core.url_to_fs(source)
+    # Only now its library is loaded.
+    watch_aws()
     # Drivers cache listings for the life of the process, and the list may have changed since an earlier run.
     filesystem.invalidate_cache()
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from botocore.handlers import add_expect_header
 from s3fs import S3FileSystem
 
-from imbrace_lake.aws_login import quiet_logins
+from imbrace_lake.aws_login import quiet_aws
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.store.contract import StoreOptions
 from imbrace_lake.store.s3_errors import FAILURES, explain, is_transient
@@ -69,7 +69,7 @@ class Bucket:
             asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **_settings(self._options)
         )
         try:
-            with quiet_logins():
+            with quiet_aws():
                 async with asyncio.timeout(self._options.timeout_seconds):
                     self._client = await files.set_session()
         except ValueError:
@@ -146,7 +146,7 @@ class Bucket:
             raise RuntimeError("open the store with `async with` first")
         last: Exception | None = None
         # Credentials that expire are renewed within a call.
-        with quiet_logins():
+        with quiet_aws():
             async with self._slots:
                 try:
                     async with asyncio.timeout(seconds) as deadline:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from imbrace_lake.aws_login import quiet_logins
+from imbrace_lake.aws_login import quiet_aws
 from imbrace_lake.errors import InputError
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.tuning import MEMORY_POOL_VARIABLE, tuned_process
@@ -67,7 +67,7 @@ def test_lists_with_long_cells_are_read_concurrently(tmp_path: Path) -> None:
 def test_only_the_logins_of_our_calls_are_kept_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger(LOGIN)
     with caplog.at_level(logging.DEBUG):
-        with quiet_logins(), quiet_logins():
+        with quiet_aws(), quiet_aws():
             logger.error("ours")
             other = threading.Thread(target=logger.warning, args=("of another thread",))
             other.start()
@@ -76,6 +76,37 @@ def test_only_the_logins_of_our_calls_are_kept_out_of_the_log(caplog: pytest.Log
 
     assert [record.getMessage() for record in caplog.records] == ["of another thread", "later"]
     assert logger.level == logging.NOTSET
+
+
+def test_no_log_of_any_level_has_a_credential_or_the_body_of_a_request() -> None:
+    program = """
+import asyncio, logging, os, sys
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+from imbrace_lake.phones.lists import read_phone_list
+from imbrace_lake.store.factory import open_store
+from tests.core.s3_servers import FakeS3
+
+async def write(server):
+    async with open_store("s3://bucket/lake") as store:
+        await store.create("phones/a", b"0911425977")
+        await store.get("phones/a")
+
+with FakeS3().running() as server:
+    os.environ |= {"AWS_ENDPOINT_URL": server.endpoint_url, "AWS_ACCESS_KEY_ID": "a-secret-key"}
+    os.environ |= {"AWS_SECRET_ACCESS_KEY": "a-secret", "AWS_SESSION_TOKEN": "a-token"}
+    server.objects["list.txt"] = b"0911425977"
+    order = [lambda: read_phone_list("s3://bucket/list.txt", region="TW"), lambda: asyncio.run(write(server))]
+    for step in order[:: int(sys.argv[1])]:
+        step()
+    assert len(server.asked) >= 3
+logging.getLogger("botocore.endpoint").debug("of the caller")
+"""
+    for first in ("1", "-1"):
+        shown = subprocess.run(
+            [sys.executable, "-c", program, first], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        assert "of the caller" in shown
+        assert not any(one in shown for one in ("a-secret", "a-token", "Signature", "0911425977", "phones/a"))
 
 
 def test_a_run_of_the_library_does_not_change_garbage_collector_and_memory_pool(

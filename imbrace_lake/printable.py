@@ -14,7 +14,26 @@ MAX_CHARACTERS = 80
 # A phone number has 7 to 15 digits (ITU-T E.164), and people write separators between them. Text programs
 # turn hyphens and spaces into others.
 _SEPARATORS = r"[\s().+_\u2010-\u2015\u2212\u2060-]{0,2}"
-_LONG_NUMBER = re.compile(rf"\d(?:{_SEPARATORS}\d){{6,}}")
+# With any other characters between them, also those of a URL, seven digits are rather a count or a time. The
+# classes name the characters, because \W of JavaScript, which checks forms, contains all letters but a to z.
+_ESCAPE = (
+    r"%(?:0[9AaDd]|2[\dA-Fa-f]|3[A-Fa-f]|[46]0|[57][B-Fb-f]|[Cc]2%[ABab][\dA-Fa-f]|[Ee]2%8[01]%[\dA-Fa-f]{2}"
+    r"|[Ee]2%88%92|[Ee]3%80%8[0-3]|[Ee][Ff]%[Bb][Cc]%8[\dA-Fa-f])"
+)
+_ANY = (
+    rf"(?:{_ESCAPE}|(?!{_ESCAPE}|://)[\s\x00-\x2f\x3a-\x40\x5b-\x60\x7b-\xa9\xab-\xb1\xb4\xb6-\xb8\xbb\xbf"
+    r"\u2000-\u206f\u2212\u3000-\u3003\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]){0,5}"
+)
+_BEGIN = r"(?<!%)(?<!%[0-7])"
+_DIGIT = r"(?:\d|%3\d)"
+
+
+def _number(unless: str = "") -> str:
+    """Return the pattern of a number in which no digit begins what `unless` matches."""
+    return rf"(?:{_BEGIN}\d|%3\d)(?:{_ANY}{unless}{_DIGIT}){{7,}}|{_BEGIN}\d(?:{_SEPARATORS}{unless}\d){{6,}}"
+
+
+_LONG_NUMBER = re.compile(_number())
 # Markdown turns these into links (GitHub's autolinks).
 _AUTOLINK = re.compile(r"(?<=:)//|(?<=www)\.", re.IGNORECASE)
 # The groups of a UUID can be all digits by chance.
@@ -28,8 +47,16 @@ _NO_NUMBER = "|".join(
         _UUID.pattern,
         r"(?<![0-9a-z])(?:[0-9a-f]{8}){4,8}(?![0-9a-z])",
         r"(?<![+\d])20[2-9]\d(?:"
-        + "|".join(one.join(("", *_MONTH_DAY)) for one in ("-", "_", r"\."))
+        + "|".join(one.join(("", *_MONTH_DAY)) for one in ("-", "_", r"\.", "/", r"\\"))
         + r")(?!\d)",
+        # Other dates with slashes, years, and folders of years and months.
+        r"(?<![+\d/])[0-3]?\d/[0-3]?\d/20[2-9]\d(?![/\d])",
+        r"(?<![+\d/])20[0-4]\d/20[0-4]\d(?![/\d])",
+        rf"(?<![+\d])20[2-9]\d[-_./\\]{_MONTH_DAY[0]}(?!\d|[^/\\\d]\d)",
+        # A time with its fraction or zone, and from one time to another.
+        r"(?<!\d)[0-2]\d(?::|%3A)[0-5]\d(?::|%3A)[0-6]\d(?:[.,]\d{1,9})?"
+        r"(?:(?:[+-]|%2B)[01]\d:?[0-5]\d)?(?![:.]?\d)",
+        r"(?<!\d)[0-2]?\d:[0-5]\d ?[\u2013-] ?[0-2]?\d:[0-5]\d(?![:.]?\d)",
         r"(?<![+\d])20[2-9]\d"
         + "".join(_MONTH_DAY)
         + r"(?:[ _.t-]?[0-2]\d[0-5]\d(?:[0-5]\d)?)?(?![ _.-]?\d)",
@@ -38,7 +65,7 @@ _NO_NUMBER = "|".join(
         r"(?<=://)(?:(?=[^/]*[a-z])[^/]+|\d{1,3}(?:\.\d{1,3}){3}(?=[:/]))",
     )
 )
-_NUMBER_IN_NAME = rf"\d(?:{_SEPARATORS}(?!{_NO_NUMBER})\d){{6,}}"
+_NUMBER_IN_NAME = _number(f"(?!{_NO_NUMBER})")
 _KEPT_OR_NUMBER = re.compile(f"({_NO_NUMBER})|{_NUMBER_IN_NAME}", re.IGNORECASE)
 NAME_WITHOUT_NUMBERS = rf"^(?i:{_NO_NUMBER}|(?!{_NO_NUMBER}|{_NUMBER_IN_NAME})[\s\S])*$"
 """Matches what `without_numbers` returns unchanged, for the schema of a form."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from imbrace_lake.printable import (
@@ -114,6 +115,16 @@ def test_a_request_id_is_kept_or_replaced(theirs: str | None, is_kept: bool) -> 
         ("17958816001.csv", "….csv"),
         ("+1795881600.csv", "+….csv"),
         ("２０２６０９８８７５.csv", "….csv"),
+        ("0911 - 425 - 977.csv", "….csv"),
+        ("0911,425,977.csv", "….csv"),
+        ("0911%20425%20977.csv", "….csv"),
+        ("lists/886911/425977.csv", "lists/….csv"),
+        ("(0911) - (425977)", "(…)"),
+        ("0911:425:977", "…"),
+        ("%30911%3D425=977", "…"),
+        ("0911%425977", "…"),
+        ("09;11*42|59&77", "…"),
+        ("2026-11-27/0911/425/977.csv", "2026-11-27/….csv"),
     ],
 )
 def test_the_name_of_a_list_is_shown_without_phone_numbers(name: str, shown: str) -> None:
@@ -131,9 +142,57 @@ def test_the_name_of_a_list_is_shown_without_phone_numbers(name: str, shown: str
         "phones-1795881600123.csv",
         "part-00000-12345678-4f89-11d3-9a0c-0305e82c3301.csv",
         "1234567890abcdef1234567890abcdef.csv",
+        "s3://bucket/2026/11/27/0001.csv",
+        "lists/2026-11/27/part-0001.csv",
+        "lists/2026/11/0001.csv",
+        "C:\\lists\\2026\\11\\27\\a.csv",
+        "2026-11-27T15:30:00.123456+08:00.csv",
+        "a 2026-11-27 15%3A30%3A00.csv",
+        "%E5%88%97%E8%A1%A8%E9%99%88.csv",
+        "Q1 2025/2026",
+        "Tel. (09:00 - 17:30)",
+        "as of 27/11/2026",
+        "2026年11月27日",
+        "v1.43.117",
     ],
 )
 def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> None:
+    assert without_numbers(name) == name
+    assert re.search(NAME_WITHOUT_NUMBERS, name)
+
+
+@given(
+    st.from_regex(r"[1-9][0-9]{7,14}|0[1-9][0-9]{7,9}", fullmatch=True),
+    st.lists(st.integers(2, 5), min_size=1, max_size=6),
+    st.one_of(
+        st.text(" -./,:;=+()_*&|~#@!?\\'\"\u2013\u00a0\u3000\uff0d", max_size=4),
+        st.sampled_from(["%20", "%2F", "%3a", "%20-%20", "%C2%A0", "%E2%80%93"]),
+    ),
+)
+def test_digits_of_a_number_with_any_separator_are_masked(
+    number: str, groups: list[int], separator: str
+) -> None:
+    rest, parts = number, []
+    for size in groups:
+        parts, rest = [*parts, rest[:size]], rest[size:]
+    written = separator.join(part for part in [*parts, rest] if part)
+    # A number can be written as a day or a time: 20260101, 2026/01/01.
+    assume(not re.search(r"20[0-9]{2}|1[6-9]|[0-3]?[0-9]/[0-3]?[0-9]/|:", written))
+
+    assert "…" in without_numbers(f"list {written}.csv")
+    assert "…" in printable(f"list {written}.csv")
+    assert not re.search(NAME_WITHOUT_NUMBERS, f"list {written}.csv")
+    assert printable_request_id(written, "ours-1") == "ours-1"
+
+
+@given(
+    st.datetimes(datetime(2020, 1, 1), datetime(2033, 1, 1)),  # noqa: DTZ001
+    st.sampled_from(["%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%Y_%m_%d", "%Y%m%d-%H%M%S", "%Y-%m-%dT%H:%M:%S"]),
+    st.sampled_from(["", "/part-0001", "/0001", " v1.2.3", "-eu"]),
+)
+def test_days_and_times_stay_in_names(moment: datetime, form: str, after: str) -> None:
+    name = f"s3://bucket/lists/{moment.strftime(form)}{after}.csv"
+
     assert without_numbers(name) == name
     assert re.search(NAME_WITHOUT_NUMBERS, name)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from typing import Any
 
 from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
 
@@ -63,3 +65,41 @@ class ReadPolicy:
             return True
         share = int.from_bytes(blake2b(conversation_id.encode(), digest_size=4).digest(), "big") / 2**32
         return now - state.full_walk_at >= self.rewalk_after * (0.5 + 0.5 * share)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a run reads of each of its conversations, for a rerun of its failures.
+
+    Attributes:
+        window: The span of time.
+        is_full: Each conversation gets a full walk, or only those that are due.
+    """
+
+    window: Window
+    is_full: bool
+
+    def __str__(self) -> str:
+        """Return what is read, in words."""
+        if not self.window.is_open:
+            return f"the messages {self.window}"
+        return "complete conversations" if self.is_full else "new messages"
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the reading as parameters of a run in the ledger `runs`."""
+        times = {"since": self.window.since, "until": self.window.until}
+        given = {name: time.isoformat() for name, time in times.items() if time is not None}
+        return {**given, "walk_whole": self.is_full}
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any] | None) -> Reading | None:
+        """Return the reading that a row of the ledger `runs` records; None if it does not record any.
+
+        Rows of earlier releases have no parameters for a killed run, and only the id of the other run for a
+        rerun.
+        """
+        if parameters is None or ("rerun" in parameters and "walk_whole" not in parameters):
+            return None
+        times = (parameters.get(name) for name in ("since", "until"))
+        since, until = (None if time is None else datetime.fromisoformat(time) for time in times)
+        return cls(Window(since, until), bool(parameters.get("walk_whole", False)))

@@ -53,7 +53,11 @@ def backfill(
         list[str] | None, typer.Option(metavar="ID", help="A conversation; repeat the option for more.")
     ] = None,
     rerun: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="Retry the failures of this earlier run.")
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Retry the failures of this earlier run; in its window, unless you give another one.",
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help=f"Only messages from this moment on, {HOW_TO_WRITE}.")

@@ -40,7 +40,7 @@ def export(
         str | None,
         typer.Option(
             metavar="RUN_ID",
-            help="Instead of numbers: retry the failures of this earlier run.",
+            help="Instead of numbers: retry the failures of this earlier run, read as it would have.",
         ),
     ] = None,
     organization: options.Organization = None,

@@ -109,7 +109,10 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
         "organization_id": _ORGANIZATION,
         "status": "`complete`, `partial`, `failed` or `cancelled`",
         "reason": "why the run is not complete",
-        "parameters": "JSON: the parameters of the run; `input` reports what was read from its list",
+        "parameters": (
+            "JSON: the parameters of the run; `input` reports what was read from its list; of a killed run,"
+            " only the window of time and whether it read complete conversations"
+        ),
         "versions": "JSON: the versions of the schema, of Python, of this project and of its libraries",
         "started_at": "when the run began",
         "finished_at": "when the run ended",

@@ -47,6 +47,7 @@ async def backfill_conversations(
                 column=params.column,
                 sheet=params.sheet,
                 window=Window(params.since, params.until),
+                is_new_only=not params.walk_whole,
                 budget=BudgetGiven(params.budget, params.minutes),
             ),
             params,

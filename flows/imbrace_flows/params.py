@@ -366,7 +366,10 @@ class RetryParams(ReadParams):
 
     rerun: RunId = Field(
         title="Run to retry",
-        description="The id of the run whose failures to export again, or the address of its page.",
+        description=(
+            "The id of the run whose failures to export again, or the address of its page. They are read as"
+            " that run was to read them: completely after a backfill, or in its window of time."
+        ),
         json_schema_extra=at_position(1),
     )
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice, takewhile
 from typing import Any
@@ -63,7 +63,7 @@ from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.phones.lists import PhoneList, read_ids, read_phone_list
 from imbrace_lake.phones.report import ListReport
 from imbrace_lake.phones.sources import display_name
-from imbrace_lake.policy import Window
+from imbrace_lake.policy import Reading, Window
 from imbrace_lake.printable import plural, printable
 from imbrace_lake.settings import Settings
 from imbrace_lake.tuning import tuned_process
@@ -104,7 +104,8 @@ class Selection:
     """Which conversations a run reads, by one of the first five fields, or everything the lake knows.
 
     Within a `budget`, a run over everything chooses what to visit. In a shard, `parent_run` is the run that
-    it is a part of, and `conversations` a list in the lake.
+    it is a part of, and `conversations` a list in the lake. The rerun of a run reads at least what that run
+    was to read, unless it has a separate window, or is to read new messages only (`is_new_only`).
     """
 
     phones: str | None = None
@@ -117,6 +118,7 @@ class Selection:
     column: str | None = None
     sheet: str | None = None
     window: Window = field(default_factory=Window)
+    is_new_only: bool = False
     budget: BudgetGiven = field(default_factory=BudgetGiven)
 
     def name(self) -> str:
@@ -229,6 +231,9 @@ async def read_conversations(
         selection.parent_run is not None or not is_deployment_run() or await check_known_lake(connection)
     )
     given = await _read_selection(selection, connection)
+    if given.missed is not None and not selection.is_new_only:
+        selection, connection = _as_retried(selection, connection, given.missed.reading)
+        settings = connection.settings
     async with beside(publish_input(given.report)):
         if what := given.described():
             logger.info("given: %s", what)
@@ -348,6 +353,8 @@ class _Job:
         if given.report is not None:
             self.recorded["input"] = given.report.as_json()
         if given.missed is not None:
+            # For a rerun of this run.
+            self.recorded |= Reading(self.run.window, not self.run.policy.rewalk_after).recorded()
             accounts.if_empty = f"run {self.selection.rerun} missed nothing"
             if given.missed.lost:
                 accounts.lost_input = [f"of run {self.selection.rerun}: {one}" for one in given.missed.lost]
@@ -584,6 +591,28 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
                 pass
         return _Given()
     return _Given(numbers, report=numbers.report)
+
+
+def _as_retried(
+    selection: Selection, connection: Connection, retried: Reading | None
+) -> tuple[Selection, Connection]:
+    """Let a rerun read what the run whose failures it exports was to read; if that is unknown, everything.
+
+    Otherwise it would end as complete although old edits of these conversations, for example, were not found.
+    """
+    settings = connection.settings
+    earlier = retried or Reading(Window(), is_full=True)
+    window = earlier.window if selection.window.is_open else selection.window
+    reading = Reading(window, is_full=earlier.is_full or not settings.rewalk_days)
+    why = ""
+    if reading == earlier:
+        unknown = f", because the lake does not record what run {selection.rerun} read"
+        why = unknown if retried is None else f", as run {selection.rerun}"
+    logger.info("reads %s%s", reading, why)
+    if reading.is_full:
+        # After zero days, every conversation is due for a full walk.
+        settings = settings.model_copy(update={"rewalk_days": 0.0})
+    return replace(selection, window=window), replace(connection, settings=settings)
 
 
 async def _ask_for_approval(selection: Selection, connection: Connection, given: _Given) -> None:

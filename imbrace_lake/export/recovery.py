@@ -52,6 +52,7 @@ from imbrace_lake.lake.ledger_schema import (
     empty_ledger,
     entry_line,
 )
+from imbrace_lake.policy import Reading
 from imbrace_lake.printable import plural
 from imbrace_lake.store.factory import ObjectMeta
 
@@ -90,6 +91,8 @@ class RunHeader:
     is_cancelled: bool = False
     totals: RunTotals = field(default_factory=RunTotals)
     parent_run_id: str | None = None
+    # Of the run, for a rerun; earlier versions do not write it.
+    reading: Reading | None = None
 
     @property
     def seen_at(self) -> datetime:
@@ -245,12 +248,13 @@ async def heartbeat(
     totals: Callable[[], RunTotals] = RunTotals,
     *,
     parent_run_id: str | None = None,
+    reading: Reading | None = None,
 ) -> AsyncIterator[Heartbeat]:
     """Send a run's heartbeat while the block runs.
 
     Args:
         lake: The lake.
-        run_id, organization_id, parent_run_id: Those of the run.
+        run_id, organization_id, parent_run_id, reading: Those of the run.
         clock: Returns the time.
         started_at: The time in the keys of the run's ledger objects; now by default. A run that closes the
             journal of this one uses the same keys.
@@ -265,6 +269,7 @@ async def heartbeat(
         host=visible_processes(),
         pid=os.getpid(),
         parent_run_id=parent_run_id,
+        reading=reading,
     )
     running = Heartbeat(lake, header, clock, totals)
 
@@ -512,6 +517,7 @@ async def _close(
         "organization_id": header.organization_id,
         "status": "cancelled" if header.is_cancelled else "failed",
         "reason": f"{reason}; what it had published is in the lake{count}",
+        "parameters": header.reading and header.reading.recorded(),
         "started_at": header.started_at,
         "finished_at": ended_at,
         "parent_run_id": header.parent_run_id,

@@ -18,6 +18,7 @@ from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_de
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import SAME_PHONE
+from imbrace_lake.policy import Reading
 from imbrace_lake.printable import plural
 
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -40,12 +41,14 @@ class Missed:
     Attributes:
         conversation_ids: Its dead letters.
         phones: The numbers that it could not resolve, in E.164.
+        reading: What the run read of each conversation; None if the lake has not recorded it.
         lost: Sentences about missed input that a rerun cannot export.
         closed: The run itself, if it was killed and has just been closed.
     """
 
     conversation_ids: list[str]
     phones: list[str]
+    reading: Reading | None
     lost: list[str] = field(default_factory=list)
     closed: ClosedRun | None = None
 
@@ -78,7 +81,8 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
         ) from exc
     # A run that was closed as dead and then started again has two rows, in any order.
     row: dict[str, Any] = max(runs, key=lambda each: each["finished_at"], default={})
-    totals, parameters = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "{}")
+    totals, recorded = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "null")
+    parameters = recorded or {}
     conversations = last_of_each(conversations, ["conversation_id"], "finished_at")
     own = Counter(conversations.column("status").to_pylist())
     # The other outcomes are in the rows of its shards. Earlier versions named these in `parameters`, and
@@ -97,6 +101,7 @@ async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unrea
     missed = Missed(
         dead.column("conversation_id").unique().to_pylist(),
         errors.drop_null().to_pylist(),
+        Reading.of(recorded),
         _lost(totals, parameters, conversations, phones, tolerated_unreadable),
         closed,
     )

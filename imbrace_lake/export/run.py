@@ -48,7 +48,7 @@ from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import OUTCOMES, RunTotals
 from imbrace_lake.lake.memory import MemoryBudget, Reservation
 from imbrace_lake.lake.schema import SCHEMA_VERSION
-from imbrace_lake.policy import ReadPolicy, Window
+from imbrace_lake.policy import Reading, ReadPolicy, Window
 from imbrace_lake.printable import plural, printable
 from imbrace_lake.revisit import SKEW
 from imbrace_lake.settings import Settings
@@ -286,6 +286,7 @@ async def open_run(
         StoreError: The lake cannot be written.
     """
     started_at = utc_now()
+    window, policy = window or Window(), policy or settings.policy()
     organization = gateway.options.organization
     progress = progress or Progress()
     progress.limiter, progress.traffic = gateway.limiter, gateway.traffic
@@ -303,6 +304,7 @@ async def open_run(
                 started_at,
                 partial(totals_of, progress),
                 parent_run_id=parent_run_id,
+                reading=Reading(window, is_full=not policy.rewalk_after),
             ) as run_heartbeat,
         ):
             progress.memory = settings.new_memory_budget()
@@ -315,9 +317,9 @@ async def open_run(
                 # Twice the requests under way, so that the gateway is not idle while rows are encoded.
                 slots=asyncio.Semaphore(2 * settings.max_in_flight),
                 heartbeat=run_heartbeat,
-                window=window or Window(),
+                window=window,
                 drift=drift,
-                policy=policy or settings.policy(),
+                policy=policy,
                 memory_budget=progress.memory,
                 page_size=settings.page_size,
                 pages_ahead=settings.pages_ahead,

@@ -153,8 +153,8 @@ async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
     totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0
     dead = [entry_of(row) for row in latest.filter(latest.column("is_dead_letter")).to_pylist()]
     missing = [*{*shard.conversation_ids}.difference(recorded)]
-    # The run that closes the journal of a killed run does not know its parameters.
-    has_ended = bool(ends.filter(pc.is_valid(ends.column("parameters"))).num_rows)
+    # The run that closes the journal of a killed run does not know its versions.
+    has_ended = bool(ends.filter(pc.is_valid(ends.column("versions"))).num_rows)
     details = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
     reason = f"not reached: shard {shard.number} (run {shard.run_id or 'not started'}): {details}"
     errors = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}

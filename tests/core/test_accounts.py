@@ -23,7 +23,7 @@ from imbrace_lake.export.run import RunContext, RunSummary, close_run, utc_now
 from imbrace_lake.lake.lake import Lake, open_lake
 from imbrace_lake.lake.ledger import Journal, read_ledger
 from imbrace_lake.lake.ledger_schema import PHONES, RunTotals
-from imbrace_lake.policy import Window
+from imbrace_lake.policy import Reading, Window
 from imbrace_lake.store.local import LocalStore
 from imbrace_sandbox import Sandbox
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
@@ -391,7 +391,7 @@ def test_a_tolerated_share_of_unreadable_entries_is_not_missing(tmp_path: Path) 
 
     in_lake(tmp_path, job)
 
-    assert missed(tmp_path, tolerated=0.05) == Missed([], [])
+    assert missed(tmp_path, tolerated=0.05) == Missed([], [], Reading(Window(), is_full=False))
 
 
 def test_the_ledger_has_all_numbers_of_a_row_with_several(tmp_path: Path) -> None:
@@ -413,7 +413,8 @@ def test_the_ledger_has_all_numbers_of_a_row_with_several(tmp_path: Path) -> Non
 
     in_lake(tmp_path, job)
 
-    assert missed(tmp_path, tolerated=0.3) == Missed([], ["+886911425977", "+886911425978"])
+    numbers = ["+886911425977", "+886911425978"]
+    assert missed(tmp_path, tolerated=0.3) == Missed([], numbers, Reading(Window(), is_full=False))
     assert len(ds.dataset(tmp_path / "phones").to_table()) == 7
 
 

@@ -107,9 +107,9 @@ class Offline:
         selection = Selection(phones=listed, is_everything=True, budget=budget)
         return self._run(run_id, selection, IngestParams(), **given)
 
-    def backfill_everything(self, run_id: str) -> State[Any]:
+    def backfill_everything(self, run_id: str, **given: Any) -> State[Any]:
         """Read everything again that the lake knows."""
-        return self._run(run_id, Selection(is_everything=True), BackfillParams(everything=True))
+        return self._run(run_id, Selection(is_everything=True), BackfillParams(everything=True), **given)
 
     def ingest_changed(self, run_id: str, ids: list[str]) -> State[Any]:
         """Add new messages of the conversations that an event names."""

@@ -244,7 +244,9 @@ class NotReached(ImbraceLakeError):
 
     is_transient = True
     advice = "Fix the cause of the run's end, then rerun."
-    advice_if_cancelled = "Start the run again to export the rest."
+    advice_if_cancelled = (
+        "Retry the run by its id to export the rest; an export can be started again instead."
+    )
 
 
 class UnexpectedError(ImbraceLakeError):

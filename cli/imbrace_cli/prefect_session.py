@@ -25,7 +25,10 @@ SLOW_SECONDS = 1.0
 VERY_SLOW_SECONDS = 30.0
 SLOW_ANSWER_SECONDS = 10.0
 BUSY_PAUSE_SECONDS = 0.5
-BY_CTRL_C = "Ended by Ctrl-C, without waiting for the accounts; start it again to export the rest"
+BY_CTRL_C = (
+    "Ended by Ctrl-C, without waiting for the accounts; start it again to export the rest, or retry-failed"
+    " with this run if it was a backfill"
+)
 LOGIN_ADVICE = "set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY"
 
 

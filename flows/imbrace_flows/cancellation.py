@@ -29,6 +29,9 @@ POLL_SECONDS = 5.0
 DELETED: Literal["deleted"] = "deleted"
 _NOT_FOUND = "Flow run not found"
 CANCELLED = "Cancelled. Start it again for the rest."
+CANCELLED_BACKFILL = (
+    "Cancelled. Start retry-failed with this run for the rest: started again, it would read everything again."
+)
 
 logger = logger_of("cancelling")
 
@@ -113,16 +116,17 @@ async def reported_when_cancelled() -> AsyncIterator[None]:
     """Report the end of a run that its worker cancels with a signal.
 
     The worker reports it too, but before that waits up to 3 s for the end of the process, and starts another
-    one that looks for hooks.
+    one that looks for hooks. An argument of the exception is the message of the state.
     """
     try:
         yield
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as exc:
         run_id = str(flow_run.id)
+        message = str(exc.args[0]) if exc.args else CANCELLED
         if is_deployment_run() and await state_of(run_id) == StateType.CANCELLING:
             with best_effort("the end of this run"):
                 async with get_client() as client:
-                    await client.set_flow_run_state(UUID(run_id), Cancelled(message=CANCELLED))
+                    await client.set_flow_run_state(UUID(run_id), Cancelled(message=message))
         raise
 
 

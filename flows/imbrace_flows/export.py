@@ -93,7 +93,7 @@ async def retry_failures(
     """Export again what an earlier run could not export.
 
     Args:
-        params: A run that ended as Partial or Failed.
+        params: A run that ended as Partial or Failed, or a backfill that was cancelled.
         credentials: Organization and token; by default from the settings of the worker.
         lake: The lake; by default from the settings of the worker.
     """

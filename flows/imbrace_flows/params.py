@@ -367,8 +367,9 @@ class RetryParams(ReadParams):
     rerun: RunId = Field(
         title="Run to retry",
         description=(
-            "The id of the run whose failures to export again, or the address of its page. They are read as"
-            " that run was to read them: completely after a backfill, or in its window of time."
+            "The id of a run that ended as Partial or Failed, or of a cancelled backfill, or the address of"
+            " its page. What it missed is read as that run was to read it: completely after a backfill, or in"
+            " its window of time."
         ),
         json_schema_extra=at_position(1),
     )

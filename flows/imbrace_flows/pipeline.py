@@ -35,7 +35,14 @@ from imbrace_flows.approval import (
 )
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.blocks import Connection
-from imbrace_flows.cancellation import CANCELLED, DELETED, RunCancelled, cancelled_with, state_of
+from imbrace_flows.cancellation import (
+    CANCELLED,
+    CANCELLED_BACKFILL,
+    DELETED,
+    RunCancelled,
+    cancelled_with,
+    state_of,
+)
 from imbrace_flows.deployment_run import is_deployment_run
 from imbrace_flows.events import emit_run_events, warn_of_expiry
 from imbrace_flows.input_report import publish_input
@@ -184,11 +191,12 @@ def show_log_lines() -> None:
 def _final_state(result: RunResult) -> State[Any]:
     summary = result.summary
     if summary.status == "cancelled":
+        message = CANCELLED_BACKFILL if summary.has_rest else CANCELLED
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # By something other than Prefect or the caller of the flow, who would get the state.
-            raise asyncio.CancelledError
-        return Cancelled(message=CANCELLED, data=RunStopped(CANCELLED, result))
+            raise asyncio.CancelledError(message)
+        return Cancelled(message=message, data=RunStopped(message, result))
     message = summary.reason or "every conversation is complete"
     if (gone := summary.totals.conversations.get("gone", 0)) and not summary.reason:
         message += f", except for {plural(gone, 'conversation')} that the gateway does not have"

@@ -34,7 +34,6 @@ DIFFERENCES_KEY = "verify-differences"
 COMPACTION_KEY = "compact-summary"
 
 MAX_EXAMPLES = 5
-CANCELLED_STEP = "start it again to export the rest"
 MAX_REASONS = 5
 # The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
 _REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
@@ -276,7 +275,7 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     steps = []
     given = sum(summary.totals.phones.values())
     if summary.status == "cancelled":
-        steps.append(f"{CANCELLED_STEP}.")
+        steps.append(_cancelled_step(summary))
     elif summary.is_cut_short:
         again = _start_again(started_as)
         steps.append(f"{summary.remedy} Then {again}." if summary.remedy else f"fix the cause, then {again}.")
@@ -296,6 +295,13 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
     if summary.token_warning:
         steps.append(f"⏳ {summary.token_warning}")
     return steps or ["query the lake, for example with DuckDB:"]
+
+
+def _cancelled_step(summary: RunSummary) -> str:
+    """Return how the rest of a cancelled run is exported."""
+    if summary.has_rest:
+        return f"start `retry-failed` with this run to export the rest: `{summary.run_id}`"
+    return "start it again to export the rest."
 
 
 def _start_again(started_as: str | None) -> str:
@@ -326,7 +332,7 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         return ""
     step = f"Once the causes are fixed, start `retry-failed` with this run: `{summary.run_id}`"
     if summary.status == "cancelled":
-        step = f"The run was cancelled: {CANCELLED_STEP}."
+        step = f"The run was cancelled: {_cancelled_step(summary)}"
     elif summary.is_cut_short:
         step = f"Once the causes are fixed, {_start_again(started_as)}."
     elif not summary.is_worth_rerun:
@@ -349,7 +355,8 @@ def failures_markdown(summary: RunSummary, started_as: str | None = None) -> str
         lines += ["", f"## {plural(numbers, 'phone number')}", ""]
         shown = summary.remedy or "Fix the cause, then retry."
         if summary.status == "cancelled":
-            shown = f"{CANCELLED_STEP[:1].upper()}{CANCELLED_STEP[1:]}."
+            step = _cancelled_step(summary)
+            shown = f"{step[:1].upper()}{step[1:]}"
         lines += [f"**What to do:** {shown}", *_reasons(summary.number_errors, numbers)]
     if summary.dead_letter_count:
         rows, runs = (query_path(summary.lake, f"{name}/*.parquet") for name in ("conversations", "runs"))

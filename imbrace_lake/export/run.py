@@ -361,6 +361,8 @@ class RunSummary:
         visits: Of an ingestion: what it reached, and the ages that it left.
         is_new_lake: There was no lake, so the run made one.
         is_window: Only a span of time was read, so the run proves nothing about other messages.
+        is_backfill: Complete conversations or a span of time were read, so that the same run, started again,
+            reads again what this one has read.
     """
 
     run_id: str
@@ -386,6 +388,7 @@ class RunSummary:
     visits: VisitReport | None = None
     is_new_lake: bool = False
     is_window: bool = False
+    is_backfill: bool = False
 
     @property
     def is_cut_short(self) -> bool:
@@ -401,6 +404,12 @@ class RunSummary:
         """
         ignored = {ConversationNotFound.advice} if self.status == "complete" else set()
         return bool(self.causes.keys() - ignored or self.number_errors)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether this run was cancelled, and only a rerun by its id exports the rest and nothing else."""
+        is_known = self.status == "cancelled" and self.totals.found is not None
+        return is_known and self.is_backfill and self.is_worth_rerun
 
     @property
     def unreadable_count(self) -> int:
@@ -501,6 +510,7 @@ async def close_run(
     summary.visits = run.visits
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
+    summary.is_backfill = summary.is_window or not run.policy.rewalk_after
     summary.remedy = None if failures.fatal is None else failures.fatal.advice
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:

@@ -210,6 +210,22 @@ def test_a_verification_reports_only_the_class_of_an_exception(
     assert (state.message or "").startswith(f"unexpected {name} in imbrace_flows.verify:")
 
 
+def test_a_cancelled_backfill_names_the_rerun_that_reads_only_the_rest(
+    offline: Offline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert offline.run("run_1").is_completed()
+    with monkeypatch.context() as patch:
+        cancel_in_the_middle(offline, patch)
+        cancelled = offline.backfill_everything("run_2", rewalk_days=0.0, chunk_size=CONVERSATIONS // 2)
+
+    assert cancelled.is_cancelled()
+    assert str(cancelled.message).startswith("Cancelled. Start retry-failed with this run for the rest")
+    half = CONVERSATIONS // 2
+    assert offline.outcomes("run_2") == {"complete": half, "not_reached": half}
+    assert offline.run("run_3", rerun="run_2").is_completed()
+    assert offline.outcomes("run_3") == {"complete": half}
+
+
 def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:
     """Let the caller cancel the run when one of its two chunks is done."""
 

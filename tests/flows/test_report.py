@@ -148,6 +148,18 @@ def test_the_summary_begins_with_the_verdict_and_shows_the_next_step_and_a_query
     assert max(len(line) for line in lines[lines.index("```sql") :] if "read_parquet" not in line) <= 64
 
 
+def test_both_pages_of_a_cancelled_backfill_advise_to_retry_it_by_its_id() -> None:
+    advice = NotReached.advice_if_cancelled
+    given: dict[str, Any] = {"status": "cancelled", "dead_letter_count": 1, "causes": {advice: 1}}
+    cancelled = summary(**given, is_backfill=True, totals=RunTotals(found=2))
+
+    step = "start `retry-failed` with this run to export the rest: `run_1`"
+    assert f"**Next:** {step}" in summary_markdown(cancelled)
+    assert f"The run was cancelled: {step}" in failures_markdown(cancelled)
+    # It had not found its conversations.
+    assert "start it again to export the rest." in summary_markdown(summary(**given, is_backfill=True))
+
+
 def summary(**values: Any) -> RunSummary:
     return RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC), **values)
 
@@ -234,7 +246,7 @@ def test_both_pages_of_a_cancelled_run_advise_to_start_it_again() -> None:
     page = failures_markdown(cancelled).partition("```sql")[0]
     assert "**Next:** start it again to export the rest." in summary_markdown(cancelled)
     assert page.lower().count("start it again to export the rest.") == 2
-    assert "**What to do:** Start the run again to export the rest." in page
+    assert "**What to do:** Retry the run by its id to export the rest; an export can be" in page
     assert "ix the cause" not in page
 
 

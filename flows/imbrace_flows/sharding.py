@@ -24,6 +24,7 @@ from imbrace_lake.export.recovery import read_header
 from imbrace_lake.export.run import RunContext
 from imbrace_lake.export.shards import Shard, collect_results, shard_count
 from imbrace_lake.lake.ledger_schema import RunTotals
+from imbrace_lake.printable import without_numbers
 from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"
@@ -34,6 +35,7 @@ CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0
 WAITING_SECONDS = 300.0
 MAX_TRIES = 2
+LONGEST_MESSAGE = 500
 
 logger = logger_of("shards")
 
@@ -204,7 +206,8 @@ async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: Fl
         await _collect(run, shard, "its run was deleted")
         return
     if state.is_final() and not state.is_crashed():
-        await _collect(run, shard, f"its run ended as {state.name}")
+        message = without_numbers(" ".join((state.message or "").split()))[:LONGEST_MESSAGE]
+        await _collect(run, shard, f"its run ended as {state.name}", message)
         return
     try:
         header = await read_header(run.lake, shard.run_id)
@@ -228,13 +231,15 @@ async def _check(client: PrefectClient, run: RunContext, shard: Shard, found: Fl
         await _collect(run, shard, f"its run ended as {state.name}")
 
 
-async def _collect(run: RunContext, shard: Shard, state: str, *, is_last_try: bool = False) -> None:
+async def _collect(
+    run: RunContext, shard: Shard, state: str, message: str = "", *, is_last_try: bool = False
+) -> None:
     """Count the results of a shard that is over, or later if the store does not answer now.
 
     Any other error costs this shard only: its conversations then count as not reached.
     """
     try:
-        await collect_results(run, shard, state)
+        await collect_results(run, shard, state, message)
     except StoreUnavailable as exc:
         if not is_last_try and time.monotonic() - shard.heard_at <= SILENT_SECONDS:
             logger.warning("shard=%d: %s, trying again", shard.number, type(exc).__name__)
@@ -248,7 +253,7 @@ async def _collect(run: RunContext, shard: Shard, state: str, *, is_last_try: bo
     problem = f"shard {shard.number} (run {shard.run_id or 'not started'}) cannot be collected: {error}"
     logger.warning("%s", problem)
     run.accounts.reasons.update(dict.fromkeys(shard.conversation_ids, f"not reached: {problem}"))
-    run.failures.lost_shards += 1
+    run.failures.add_lost_shard(problem)
     shard.totals, shard.is_over = RunTotals(), True
 
 

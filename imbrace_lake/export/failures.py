@@ -23,6 +23,7 @@ class Failures:
         causes: Their number by the advice on their errors.
         errors: The error class of each conversation that failed.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
+        shard_problem: How the first of these ended.
         problem: The first error that a task of the run ended with.
         fatal: The error that ends the run, because every further request would end with it.
         is_cancelled: A person has cancelled the run.
@@ -33,6 +34,7 @@ class Failures:
     causes: Counter[str] = field(default_factory=Counter)
     errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
     lost_shards: int = 0
+    shard_problem: str | None = None
     problem: str | None = None
     fatal: ImbraceLakeError | None = None
     is_cancelled: bool = False
@@ -50,6 +52,18 @@ class Failures:
         if self.is_cancelled and entry.status == "not_reached":
             return NotReached.advice_if_cancelled
         return self.errors.get(entry.conversation_id, default).advice
+
+    @property
+    def remedy(self) -> str | None:
+        """What to do about the error that ended the run or its shards."""
+        if self.fatal is not None:
+            return self.fatal.advice
+        return "Fix the cause of the shards' end, then rerun." if self.shard_problem else None
+
+    def add_lost_shard(self, problem: str) -> None:
+        """Count a lost shard, and keep how the first one ended."""
+        self.lost_shards += 1
+        self.shard_problem = self.shard_problem or problem
 
     def add_problem(self, error: ImbraceLakeError) -> None:
         """Keep the first error that a task of the run ended with, and the first that ends the run."""

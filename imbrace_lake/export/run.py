@@ -355,7 +355,7 @@ class RunSummary:
         new_shapes: New shapes of messages (drift.py).
         damaged: Ledger objects that the run skipped; `verify` reports what to do about them.
         input: How the list was read (phones/report.py); None without a list.
-        remedy: What to do about the error that ended the run, if one did.
+        remedy: What to do about the error that ended the run or its shards, if one did.
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
@@ -511,7 +511,7 @@ async def close_run(
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
     summary.is_backfill = summary.is_window or not run.policy.rewalk_after
-    summary.remedy = None if failures.fatal is None else failures.fatal.advice
+    summary.remedy = failures.remedy
     summary.status, summary.reason = _status(run, phones, tolerated_share, tolerated_unreadable, failure)
     if is_cancelled:
         summary.status = "cancelled"
@@ -602,17 +602,25 @@ def _status(
     if given and unreadable == given:
         return "failed", f"nothing in the input could be read as a phone number{which}"
     remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
-    counts = [(dead, "conversation"), (phones["error"], "phone number"), (run.failures.lost_shards, "shard")]
-    lost = " and ".join(plural(count, noun) for count, noun in counts if count)
+    counts = [
+        (dead - not_reached, "conversation"),
+        (phones["error"], "phone number"),
+        (run.failures.lost_shards, "shard"),
+    ]
+    failed = " and ".join(plural(count, noun) for count, noun in counts if count)
+    missed = plural(not_reached, "conversation was", "conversations were")
+    lost = " and ".join([f"{missed} not reached"] * bool(not_reached) + [f"{failed} failed"] * bool(failed))
+    why = [run.failures.shard_problem] * bool(run.failures.shard_problem)
     if lost and dead == done:
-        return "failed", "; ".join([f"{lost} failed, and nothing was exported", *remarks])
+        return "failed", "; ".join([f"{lost}, and nothing was exported", *why, *remarks])
     is_tolerated = not phones["error"] and not run.failures.lost_shards and dead <= tolerated_share * done
     if lost and is_tolerated:
-        remarks.insert(0, f"{lost} of {done} failed, which the run tolerates")
+        remarks.insert(0, f"{plural(dead, 'conversation')} of {done} failed, which the run tolerates")
     elif lost:
-        remarks.insert(0, f"{lost} failed; the others are in the lake")
+        remarks = [f"{lost}; the others are in the lake", *why, *remarks]
     if done and not run.window.is_open:
-        remarks.append(run.window.sentence(run.started_at))
+        sentence = run.window.sentence(run.started_at)
+        remarks.append(f"of the others, {sentence}" if dead else sentence)
     remarks += run.accounts.lost_input
     remarks += _wrong_clock(run.gateway.traffic.seconds_ahead)
     remarks += [] if run.visits is None or run.budget is None else [run.visits.sentence()]

@@ -130,13 +130,14 @@ async def read_list(lake: Lake, key: str, organization_id: str) -> list[str]:
     return ids
 
 
-async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
+async def collect_results(run: RunContext, shard: Shard, state: str, message: str = "") -> None:
     """Count the results of a shard that is over as results of its run.
 
     Args:
         run: The run that the shard is a part of.
         shard: The shard.
         state: How the run of the shard ended, which is the reason of conversations without an outcome.
+        message: The message of its state, which gives the reason if the lake has none.
     """
     # Everything is read before anything is counted, so that after an error this can be repeated.
     rows = await read_run(run.lake, "conversations", shard.run_id, _COLUMNS)
@@ -155,18 +156,22 @@ async def collect_results(run: RunContext, shard: Shard, state: str) -> None:
     missing = [*{*shard.conversation_ids}.difference(recorded)]
     # The run that closes the journal of a killed run does not know its versions.
     has_ended = bool(ends.filter(pc.is_valid(ends.column("versions"))).num_rows)
-    details = "; ".join([state, *filter(None, ends.column("reason").to_pylist())])
-    reason = f"not reached: shard {shard.number} (run {shard.run_id or 'not started'}): {details}"
+    reasons = [one for one in ends.column("reason").to_pylist() if one]
+    if message and not reasons:
+        # A shard that failed before it opened the lake has no row.
+        reasons = [message]
+    problem = f"shard {shard.number} (run {shard.run_id or 'not started'}): {'; '.join([state, *reasons])}"
     errors = {"failed": ImbraceLakeError, "incomplete": WalkIncomplete}
     new_shapes = zip(
         shapes.column("shape").to_pylist(), shapes.column("conversation_id").to_pylist(), strict=True
     )
     shard.totals, shard.is_over = totals, True
-    run.failures.lost_shards += not has_ended or bool(missing)
+    if not has_ended or missing:
+        run.failures.add_lost_shard(problem)
     run.failures.errors.update(
         {one.conversation_id: errors[one.status] for one in dead if one.status in errors}
     )
     run.failures.add_dead_letters(dead)
     run.accounts.recorded.update(recorded)
-    run.accounts.reasons.update(dict.fromkeys(missing, reason))
+    run.accounts.reasons.update(dict.fromkeys(missing, f"not reached: {problem}"))
     run.shapes.new.update(new_shapes)

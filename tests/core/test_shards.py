@@ -360,8 +360,27 @@ def test_a_killed_shard_whose_journal_another_run_closed_has_not_ended(box: Sand
 
     summary = in_run(box, tmp_path, job)
 
-    assert (summary.status, summary.reason) == ("partial", "1 shard failed; the others are in the lake")
+    lost = "1 shard failed; the others are in the lake; shard 2 (run second-shard): its run ended as Crashed"
+    assert (summary.status, (summary.reason or "").partition("; the run was")[0]) == ("partial", lost)
     assert summary.totals.conversations == {"complete": 10}
+
+
+def test_shards_that_failed_before_they_opened_the_lake_give_the_reason_of_the_run(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    async def job(run: RunContext) -> RunSummary:
+        for shard in await plan(run, list(box.conversations)):
+            await collect_results(run, shard, "its run ended as Failed", "no lake is set: set IMBRACE_LAKE")
+        return await close_run(run, {}, Counter())
+
+    summary = in_run(box, tmp_path, job)
+
+    why = "shard 1 (run not started): its run ended as Failed; no lake is set: set IMBRACE_LAKE"
+    lost = "10 conversations were not reached and 2 shards failed, and nothing was exported"
+    assert (summary.status, summary.reason) == ("failed", f"{lost}; {why}")
+    assert summary.totals.conversations == {"not_reached": 10}
+    assert summary.remedy == "Fix the cause of the shards' end, then rerun."
+    assert summary.dead_letters[0].reason == f"not reached: {why}"
 
 
 def test_a_shard_that_was_started_again_counts_each_message_once(box: Sandbox, tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def test_a_rerun_of_a_window_reads_the_window_and_states_it(lake: Lake) -> None:
     assert str(ended.message) == (f"every message {window} was read; nothing is proven about others")
 
 
+def test_a_window_with_a_failure_claims_only_the_other_conversations(lake: Lake) -> None:
+    window = lake.window(40, 60)
+
+    ended = lake.backfill("run_1", window)
+
+    assert str(ended.message) == (
+        "1 conversation failed; the others are in the lake; of the others, every message"
+        f" {window} was read; nothing is proven about others"
+    )
+
+
 def test_a_backfill_of_the_failures_of_a_window_has_this_window_or_its_own(lake: Lake) -> None:
     assert lake.backfill("run_1", lake.window(40, 60)).is_failed()
     lake.box.repair(lake.one)

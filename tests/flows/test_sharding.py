@@ -258,7 +258,7 @@ def reading_fails(
 def check_lost(lake: Path, summary: RunSummary, reported: str) -> None:
     """Make sure that a run whose first shard is lost accounts for it, and that a rerun exports it."""
     assert summary.status == "partial"
-    assert "3 conversations and 1 shard failed" in (summary.reason or "")
+    assert "3 conversations were not reached and 1 shard failed" in (summary.reason or "")
     assert summary.totals.found == 6
     assert summary.totals.conversations == {"complete": 3, "not_reached": 3}
     assert all(reported in letter.reason for letter in summary.dead_letters)
@@ -334,7 +334,8 @@ def test_results_that_could_not_be_read_at_first_count_once(
 
     summary, _ = export(tmp_path, monkeypatch, [Completed()], first_does=2, spoil=spoil)
 
-    assert summary.reason == "1 conversation and 1 shard failed; the others are in the lake"
+    lost = "1 conversation was not reached and 1 shard failed; the others are in the lake; shard 1 (run "
+    assert (summary.reason or "").startswith(lost)
     assert summary.dead_letter_count == len(summary.dead_letters) == 1
     assert summary.totals.conversations == {"complete": 5, "not_reached": 1}
 

@@ -110,15 +110,18 @@ def require_run_in_lake(settings: Settings, run_id: str | None) -> None:
     """Check that there is a lake, and that it knows a run, if one is given.
 
     Raises:
+        UsageError: It is not the id of a run; the message does not repeat it, because it can be anything.
         InputError: The lake does not know it, or there is no lake.
     """
     from imbrace_lake.export.rerun import run_id_of, unknown_run
     from imbrace_lake.lake.lake import open_lake
     from imbrace_lake.lake.ledger import knows_run
 
+    known = None if run_id is None else run_id_of(run_id)
+
     async def find() -> None:
         async with open_lake(settings.require("lake"), now=None) as lake:
-            if run_id is not None and not await knows_run(lake, run_id_of(run_id)):
-                raise unknown_run(lake, run_id)
+            if known is not None and not await knows_run(lake, known):
+                raise unknown_run(lake, known)
 
     run_interruptibly(find())

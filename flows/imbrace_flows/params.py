@@ -97,14 +97,17 @@ def _addressed(*fields: str) -> list[JsonDict]:
 
 
 def _run_id(text: str) -> str:
-    # Not by a constraint, whose message a form would show in addition to that of a rule.
-    if not text.strip():
-        raise ValueError("give the id of a run, or the address of its page")
-    if not re.search(ADDRESS_WITHOUT_CREDENTIALS, text):
-        raise ValueError(
-            "this address contains credentials, which Prefect would store: give the id of the run"
-        )
-    return run_id_of(text)
+    try:
+        return run_id_of(text)
+    except UsageError as exc:
+        # Not by a constraint, whose message a form would show in addition to that of a rule.
+        raise ValueError(str(exc)) from None
+
+
+_RUN_IDS = (
+    matches("rerun", RUN_ID, "the id of a run, or the address of its page"),
+    matches("rerun", ADDRESS_WITHOUT_CREDENTIALS, "an address without credentials"),
+)
 
 
 def _with_zone(value: object) -> object:
@@ -306,6 +309,7 @@ class ExportParams(ChosenParams):
     form_title = "What to export"
     rules: ClassVar[Sequence[JsonDict]] = (
         *ChosenParams.rules,
+        *_RUN_IDS,
         *exactly_one("phones", "numbers", "rerun", words="a list of phone numbers, a few phone numbers"),
     )
 
@@ -359,10 +363,7 @@ class RetryParams(ReadParams):
     """An export of the failures of an earlier run."""
 
     form_title = "What to retry"
-    rules: ClassVar[Sequence[JsonDict]] = (
-        matches("rerun", RUN_ID, "the id of a run, or the address of its page"),
-        matches("rerun", ADDRESS_WITHOUT_CREDENTIALS, "an address without credentials"),
-    )
+    rules: ClassVar[Sequence[JsonDict]] = _RUN_IDS
 
     rerun: RunId = Field(
         title="Run to retry",
@@ -443,6 +444,7 @@ class BackfillParams(ChosenParams):
     form_title = "What to read again"
     rules: ClassVar[Sequence[JsonDict]] = (
         *ChosenParams.rules,
+        *_RUN_IDS,
         *_addressed("conversations"),
         *exactly_one(
             *("everything", "phones", "numbers", "conversations", "rerun"),

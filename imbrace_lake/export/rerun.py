@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imbrace_lake.errors import DamagedObject, InputError
+from imbrace_lake.errors import DamagedObject, InputError, UsageError
 from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import SAME_PHONE
 from imbrace_lake.policy import Reading
-from imbrace_lake.printable import plural
+from imbrace_lake.printable import ADDRESS_WITHOUT_CREDENTIALS, plural
 
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 RUN_ID = rf"^\s*(?:\S*/flow-run/)?{_UUID}(?:[/?#]\S*)?\s*$"
@@ -27,11 +27,20 @@ RUN_ID = rf"^\s*(?:\S*/flow-run/)?{_UUID}(?:[/?#]\S*)?\s*$"
 
 
 def run_id_of(text: str) -> str:
-    """Return the id of a run that is given by its id or by the address of its page."""
-    found = re.search(rf"/flow-run/({_UUID})", text)
-    run_id = found[1] if found else text.strip()
+    """Return the id of a run that is given by its id or by the address of its page.
+
+    Raises:
+        UsageError: It is neither, or the address has credentials; the message does not repeat it.
+    """
+    if not re.search(ADDRESS_WITHOUT_CREDENTIALS, text):
+        raise UsageError(
+            "this address contains credentials, which Prefect would store: give the id of the run"
+        )
+    found = re.search(rf"/flow-run/({_UUID})", text) or re.search(f"({_UUID})", text)
+    if found is None or not re.search(RUN_ID, text):
+        raise UsageError("give the id of a run, or the address of its page")
     # The ledgers have ids in lower case.
-    return run_id.lower() if re.fullmatch(_UUID, run_id) else run_id
+    return found[1].lower()
 
 
 @dataclass(slots=True)

@@ -278,10 +278,10 @@ def test_failures_that_are_tolerated_leave_the_run_complete(run: Run, box: Sandb
 def test_an_unknown_run_cannot_be_rerun(run: Run, phones: Path) -> None:
     run("export", "--phones", str(phones))
 
-    result = run("export", "--rerun", "no-such-run")
+    result = run("export", "--rerun", "3f2504e0-4f89-41d3-9a0c-0305e82c3301")
 
     assert result.code == 1
-    assert "has no run no-such-run" in result.err
+    assert "has no run 3f2504e0-4f89-41d3-9a0c-0305e82c3301" in result.err
 
 
 @pytest.mark.parametrize("as_json", [False, True])

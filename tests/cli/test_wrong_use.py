@@ -21,6 +21,7 @@ from tests.acceptance.scale import IS_FULL
 from tests.cli.conftest import Run
 
 NUMBER = "+886911425977"
+RUN = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 # The messages about what a command reads.
 READ = (
     "does not exist", "no file with a list", "has no sheets", "is an HTML page", "no column", "contains no",
@@ -209,11 +210,21 @@ def test_a_pipe_is_read_once(run: Run, workdir: Path) -> None:
 
 
 def test_an_earlier_run_and_numbers_exclude_each_other(run: Run) -> None:
-    assert "not both" in run("export", NUMBER, "--rerun", "some-run").err
+    assert "not both" in run("export", NUMBER, "--rerun", RUN).err
+
+
+@pytest.mark.parametrize("command", ["export", "backfill"])
+@pytest.mark.parametrize("given", ["0911425977", f"http://u:pass-word@host/flow-run/{RUN}", "some-run"])
+def test_a_rerun_needs_the_id_of_a_run(run: Run, workdir: Path, command: str, given: str) -> None:
+    result = run(command, "--rerun", given, "--lake", "lake")
+
+    assert result.code == 2
+    assert "the id of" in result.err
+    assert not any(text in result.out + result.err for text in ("0911425977", "pass-word", "some-run"))
 
 
 def test_a_rerun_needs_a_lake(run: Run, workdir: Path) -> None:
-    result = run("export", "--rerun", "some-run")
+    result = run("export", "--rerun", RUN)
 
     assert result.code == 1
     assert "there is no lake" in result.err
@@ -258,7 +269,7 @@ ALL = ["--everything"]
         ([*ALL, "--since", "2026-01-01", "--until", "2026-01-01T01:00+01:00"], "is not after --since"),
         ([*ALL, "--since", "2999-01-01"], "in the future: --since 2999-01-01 is not earlier than now"),
         ([*ALL, "--new-only", "--since", "2026-01-01"], "--new-only has no window of time"),
-        (["--rerun", "some-run"], "there is no lake"),
+        (["--rerun", RUN], "there is no lake"),
         ([*ALL, "--lake", "gopher://host/lake"], "gopher://"),
         ([*ALL, "--gateway", "app-gateway.imbrace.co/3rd"], "must start with https://"),
     ],

@@ -66,9 +66,9 @@ def test_the_stated_number_of_phone_numbers_can_be_typed_in_their_longest_form()
     "given",
     [
         {},
-        {"phones": "a.csv", "rerun": "a-run"},
+        {"phones": "a.csv", "rerun": RUN},
         {"phones": "a.csv", "numbers": NUMBER},
-        {"numbers": NUMBER, "rerun": "a-run"},
+        {"numbers": NUMBER, "rerun": RUN},
     ],
 )
 def test_an_export_has_exactly_one_source(given: dict[str, str]) -> None:
@@ -163,6 +163,10 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
         {"rerun": f"http://user:{SECRET}@host/runs/flow-run/{RUN}"},
         "an address without credentials",
     ),
+    (export_conversations, {"rerun": "0911425977"}, "the id of a run, or the address of its page"),
+    (backfill_conversations, {"rerun": "0911425977"}, "the id of a run, or the address of its page"),
+    (export_conversations, {"rerun": f"http://u:{SECRET}@h/flow-run/{RUN}"}, "without credentials"),
+    (backfill_conversations, {"rerun": f"http://u:{SECRET}@h/flow-run/{RUN}"}, "without credentials"),
     (backfill_conversations, {"everything": False}, "one of these: everything, a list of phone numbers"),
     (backfill_conversations, {"everything": True, "numbers": NUMBER}, "only one of these: everything"),
     (backfill_conversations, {"everything": True, "since": "soon"}, "'soon' is not a 'date-time'"),

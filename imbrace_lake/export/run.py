@@ -610,7 +610,7 @@ def _status(
     failed = " and ".join(plural(count, noun) for count, noun in counts if count)
     missed = plural(not_reached, "conversation was", "conversations were")
     lost = " and ".join([f"{missed} not reached"] * bool(not_reached) + [f"{failed} failed"] * bool(failed))
-    why = [run.failures.shard_problem] * bool(run.failures.shard_problem)
+    why = [] if run.failures.shard_problem is None else [run.failures.shard_problem]
     if lost and dead == done:
         return "failed", "; ".join([f"{lost}, and nothing was exported", *why, *remarks])
     is_tolerated = not phones["error"] and not run.failures.lost_shards and dead <= tolerated_share * done

@@ -172,7 +172,8 @@ def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> 
 def test_digits_of_a_number_with_any_separator_are_masked(
     number: str, groups: list[int], separator: str
 ) -> None:
-    rest, parts = number, []
+    parts: list[str] = []
+    rest = number
     for size in groups:
         parts, rest = [*parts, rest[:size]], rest[size:]
     written = separator.join(part for part in [*parts, rest] if part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from itertools import count, islice
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
+import orjson
 import typer
 
 from imbrace_cli import options
@@ -109,6 +109,9 @@ def sql(
 
     Reads the compacted table if the lake has one, else the parts, and reports which and how old they are. A
     query can reach nothing but the lake. The page on views has their definitions.
+
+    Numbers have all their digits, in JSON too, where a reader with floats rounds them. Intervals have the form
+    of ISO 8601: P1M2D, PT3.5S.
     """
     from imbrace_lake import Lake
 
@@ -174,7 +177,7 @@ def _show(result: Result, format_: Format) -> None:
         names = _distinct(names)
         for row in rows:
             values = dict(zip(names, map(_plain, row), strict=True))
-            sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+            sys.stdout.write(_json(values) + "\n")
     if result.source is not None:
         echo_status(_origin(result))
 
@@ -186,7 +189,8 @@ def _rows(reader: RecordBatchReader) -> Iterator[tuple[Any, ...]]:
             columns = [column.to_pylist() for column in batch.columns]
         except (OverflowError, ValueError):
             raise UsageError(
-                "a date or time of the result is not in the years 1 to 9999: cast it to VARCHAR in the query"
+                "a date or time of the result is not in the years 1 to 9999, or has nanoseconds: cast it to"
+                " VARCHAR in the query"
             ) from None
         yield from zip(*columns, strict=True)
 
@@ -241,21 +245,24 @@ def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a result as JSON has it."""
+    """Return a value of a result as `_json` writes it."""
     if isinstance(value, float):
         # JSON has neither infinity nor NaN.
         return value if isfinite(value) else None
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        # A number of JSON has any number of digits, and a float has 15.
+        return orjson.Fragment(f"{value:f}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return orjson.Fragment(str(value))
     if isinstance(value, datetime):
-        # The lake has milliseconds.
+        # The lake has milliseconds; a TIMESTAMP_NS is a value of pandas, or an error without pandas.
         precision = "microseconds" if value.microsecond % 1_000 else "milliseconds"
+        precision = "nanoseconds" if getattr(value, "nanosecond", 0) else precision
         return value.isoformat(timespec=precision).replace("+00:00", "Z")
     if isinstance(value, bytes):
         return value.hex()
     if hasattr(value, "nanoseconds"):
-        # An interval, in the form of ISO 8601.
-        return f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:g}S"
+        return _interval(value.months, value.days, value.nanoseconds)
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
@@ -263,13 +270,38 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    """Return an interval in the form of ISO 8601, such as `P1M2DT3.5S` or `-PT3S`.
+
+    A month has no length in days, and a day none in seconds. If the parts have different signs, each has its
+    sign, which only ISO 8601-2 allows.
+    """
+    parts = (months, days, nanoseconds)
+    is_negative = min(parts) < 0 and max(parts) <= 0
+    if is_negative:
+        months, days, nanoseconds = (-part for part in parts)
+    seconds, rest = divmod(abs(nanoseconds), 10**9)
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    date = f"{months}M" * bool(months) + f"{days}D" * bool(days)
+    time = f"T{'-' * (nanoseconds < 0)}{seconds}{fraction}S"
+    return f"{'-' * is_negative}P{date}{time if nanoseconds or not date else ''}"
+
+
+def _json(value: Any) -> str:
+    """Return a value from `_plain` as JSON."""
+    return orjson.dumps(value).decode()
+
+
 def _text(value: Any) -> Any:
     """Return a value of a result as CSV and tables have it."""
     if isinstance(value, float):
         return value
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     value = _plain(value)
-    is_json = isinstance(value, list | dict | bool)
-    return json.dumps(value, ensure_ascii=False) if is_json else value
+    return _json(value) if isinstance(value, list | dict | bool) else value
 
 
 def _prompt(reader: Lake, format_: Format) -> None:

@@ -84,15 +84,63 @@ def test_values_of_all_types_have_a_form_that_programs_read(ask: Callable[..., s
     query = (
         "SELECT sum(i) AS sum, 1/0 AS none, INTERVAL 3 DAYS AS span, TRUE AS yes, [TRUE] AS list,"
         " 1.25::DECIMAL(9, 2) AS exact, '\\xAA'::BLOB AS blob,"
-        " TIMESTAMP '2026-01-01 00:00:00.123456' AS at FROM range(4) AS t(i)"
+        " TIMESTAMP '2026-01-01 00:00:00.123456' AS at,"
+        " TIMESTAMP_NS '2026-01-01 00:00:00.123456789' AS ns FROM range(4) AS t(i)"
     )
 
     assert json.loads(ask("--format", "json", query)) == {
-        "sum": 6, "none": None, "span": "P0M3DT0S", "yes": True, "list": [True], "exact": 1.25, "blob": "aa",
-        "at": "2026-01-01T00:00:00.123456",
+        "sum": 6, "none": None, "span": "P3D", "yes": True, "list": [True], "exact": 1.25, "blob": "aa",
+        "at": "2026-01-01T00:00:00.123456", "ns": "2026-01-01T00:00:00.123456789",
     }  # fmt: skip
     _, row = csv.reader(io.StringIO(ask(query)))
-    assert row == ["6", "inf", "P0M3DT0S", "true", "[true]", "1.25", "aa", "2026-01-01T00:00:00.123456"]
+    assert row == [
+        "6", "inf", "P3D", "true", "[true]", "1.25", "aa", "2026-01-01T00:00:00.123456",
+        "2026-01-01T00:00:00.123456789",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("INTERVAL '1160.221' SECOND", "PT1160.221S"),
+        ("TIMESTAMP '2026-01-01 23:59:59.999' - TIMESTAMP '2026-01-01'", "PT86399.999S"),
+        ("INTERVAL 1 MICROSECOND", "PT0.000001S"),
+        ("INTERVAL 100000 HOURS + INTERVAL 1 MICROSECOND", "PT360000000.000001S"),
+        ("INTERVAL 0 DAYS", "PT0S"),
+        ("INTERVAL 14 MONTHS + INTERVAL 2 DAYS + INTERVAL 3 SECONDS", "P14M2DT3S"),
+        ("-INTERVAL '1.5' SECOND", "-PT1.5S"),
+        ("-INTERVAL 1 MONTH", "-P1M"),
+        ("INTERVAL 1 DAY - INTERVAL '1.5' SECOND", "P1DT-1.5S"),
+    ],
+)
+def test_intervals_are_exact(ask: Callable[..., str], value: str, text: str) -> None:
+    query = f"SELECT {value} AS a, [{value}] AS b"
+
+    assert json.loads(ask("--format", "json", query)) == {"a": text, "b": [text]}
+    assert [*csv.reader(io.StringIO(ask(query)))][1] == [text, f'["{text}"]']
+    assert text in ask("--format", "table", query)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            "1234567890123456789.1234567890123456789::DECIMAL(38, 19)",
+            "1234567890123456789.1234567890123456789",
+        ),
+        ("0.0000000000000000001::DECIMAL(38, 19)", "0.0000000000000000001"),
+        ("-1.50::DECIMAL(9, 2)", "-1.50"),
+        ("170141183460469231731687303715884105727::HUGEINT", "170141183460469231731687303715884105727"),
+        ("18446744073709551615::UBIGINT", "18446744073709551615"),
+        ("(-9223372036854775808)::BIGINT", "-9223372036854775808"),
+    ],
+)
+def test_numbers_have_all_their_digits(ask: Callable[..., str], value: str, text: str) -> None:
+    query = f"SELECT {value} AS a, [{value}] AS b"
+
+    assert ask("--format", "json", query) == f'{{"a":{text},"b":[{text}]}}\n'
+    assert [*csv.reader(io.StringIO(ask(query)))][1] == [text, f"[{text}]"]
+    assert text in ask("--format", "table", query)
 
 
 @pytest.mark.parametrize("value", ["DATE '10000-01-01'", "'infinity'::TIMESTAMP", "TIMESTAMP '290000-01-01'"])
@@ -100,7 +148,7 @@ def test_a_time_beyond_all_calendars_is_one_sentence(run: Run, value: str) -> No
     result = run("sql", "--lake", "lake", f"SELECT {value}")
 
     assert result.code == 2
-    assert "is not in the years 1 to 9999: cast it to VARCHAR" in result.err
+    assert "is not in the years 1 to 9999, or has nanoseconds: cast it to VARCHAR" in result.err
 
 
 @pytest.mark.parametrize("hours", ["nan", "inf", "1e12", "0", "-1"])

@@ -53,8 +53,13 @@ from imbrace_lake.phones.tables import (
 Source = str | Path | TextIO | Iterable[str]
 
 ID_COLUMN = "conversation_id"
-PHONE_LIKE = r"(?:\+|00)?\(?\d[\d\s()./-]{5,18}\d"
-"""Digits as numbers are written; ids have 32 hexadecimal digits."""
+PHONE_LIKE = (
+    r"(?:(?i:tel|phone|mobile|fax|sms|mms|callto|sips?|wa|whatsapp|viber|line|telegram|signal|imessage)[:=]"
+    r"(?:%20|[\s/])*|(?i:https?://)?(?i:wa\.me|t\.me|api\.whatsapp\.com/send/?\?phone=)/?)?"
+    r"(?:%2[Bb]|[+(\s])*\d(?:(?:%2[0-9A-Fa-f]|[\s()./:=,;_|*~\u2010-\u2015-])*\d){6,18}"
+    r"(?:@[A-Za-z][A-Za-z.]*)?"
+)
+"""Digits as numbers are written, as links to them, and as ids of contacts; ids have 32 hexadecimal digits."""
 _PHONE_NUMBER = re.compile(PHONE_LIKE)
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}

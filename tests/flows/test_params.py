@@ -145,7 +145,23 @@ WRONG: list[tuple[Flow[..., Any], dict[str, object], str]] = [
     (export_uploaded_list, {"phones": f"s3://bucket/{NUMBER}.txt"}, "a name without a phone number"),
     (export_uploaded_list, {"phones": ""}, "'' should be non-empty"),
     (ingest_changed, {"conversations": f"conv_1, {NUMBER}"}, "ids of conversations, not phone numbers"),
-    (ingest_changed, {"conversations": "0911 425-977"}, "ids of conversations, not phone numbers"),
+    *(
+        (ingest_changed, dict[str, object](conversations=text), "ids of conversations, not phone numbers")
+        for text in (
+            "0911 425-977",
+            "0911,425,977",
+            "0911:425:977",
+            "tel:+886911425971",
+            "886911425977@s.whatsapp.net",
+            "886911425977@c.us",
+            "886911425977:12@s.whatsapp.net",
+            "wa:0911/425977",
+            "whatsapp:+886911425977",
+            "https://wa.me/886911425977",
+            "%2B886911425977",
+            "conv_1, tel:+886911425971, conv_2",
+        )
+    ),
     (ingest_changed, {"conversations": " ,\n; "}, "ids of conversations, separated by commas"),
     (ingest_changed, {"conversations": "['conv_1', 'conv_2']"}, "ids of conversations, separated by commas"),
     (ingest_changed, {"conversations": 'conv_1, "conv_2"'}, "ids of conversations, separated by commas"),

@@ -132,7 +132,10 @@ class Settings(BaseSettings):
         description="Maximum requests under way at a time; fewer while the gateway is rate-limiting.",
     )
     requests_per_second: float | None = Field(
-        None, gt=0, description="Maximum requests per second of one process; no limit by default."
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Maximum requests per second of one process; no limit by default.",
     )
     request_limit: str = Field(
         "imbrace-requests",
@@ -141,17 +144,23 @@ class Settings(BaseSettings):
     budget: int | None = Field(
         None,
         ge=1,
+        le=1_000_000_000,
         description="Maximum requests of an ingestion; by default what the limit allows until the next.",
     )
-    period_minutes: float = Field(60.0, gt=0, description="Minutes between two ingestions.")
+    period_minutes: float = Field(60.0, gt=0, le=525_600, description="Minutes between two ingestions.")
     promise_days: float = Field(
-        7.0, gt=0, description="No conversation waits longer for a visit, if the budget is sufficient."
+        7.0,
+        gt=0,
+        le=36_500,
+        description="No conversation waits longer for a visit, if the budget is sufficient.",
     )
-    timeout_seconds: float = Field(35.0, gt=0, description="Longest wait for one answer.")
+    timeout_seconds: float = Field(35.0, gt=0, le=86_400, description="Longest wait for one answer.")
     tries: int = Field(6, ge=1, le=20, description="How often one request is sent before it has failed.")
-    patience_seconds: float = Field(2_100.0, ge=0, description="How long to keep retrying after status 429.")
+    patience_seconds: float = Field(
+        2_100.0, ge=0, le=31_536_000, description="How long to keep retrying after status 429."
+    )
     outage_seconds: float = Field(
-        2_100.0, gt=0, description="How long a run continues although no request succeeds."
+        2_100.0, gt=0, le=31_536_000, description="How long a run continues although no request succeeds."
     )
     answer_megabytes: float = Field(
         4.0, gt=0, le=1_024, description="Longest answer; a larger page is requested in smaller pieces."
@@ -160,31 +169,41 @@ class Settings(BaseSettings):
     max_messages: int = Field(
         DEFAULT_BOUNDS.messages,
         ge=1,
+        le=1_000_000_000,
         description="Maximum messages of one conversation; more are incomplete.",
     )
     max_uncounted_messages: int = Field(
         DEFAULT_BOUNDS.uncounted_messages,
         ge=1,
+        le=1_000_000_000,
         description="Maximum messages of a conversation for which the gateway states no count.",
     )
     accept_repeats: bool = Field(
         False, description="Export lists in which the gateway always repeats messages, marked `repeats`."
     )
-    look_back_days: float = Field(7.0, ge=0, description="Messages younger than this are compared for edits.")
+    look_back_days: float = Field(
+        7.0, ge=0, le=36_500, description="Messages younger than this are compared for edits."
+    )
     look_back_messages: int = Field(
-        200, ge=0, description="Maximum messages of one conversation to compare for edits."
+        200, ge=0, le=1_000_000_000, description="Maximum messages of one conversation to compare for edits."
     )
     rewalk_days: float = Field(
-        30.0, ge=0, description="Days between two full walks of a conversation, which find older edits."
+        30.0,
+        ge=0,
+        le=36_500,
+        description="Days between two full walks of a conversation, which find older edits.",
     )
     memory_megabytes: float = Field(
-        16.0, gt=0, description="Memory for messages; more of them wait in files until they are written."
+        16.0,
+        gt=0,
+        le=1_048_576,
+        description="Memory for messages; more of them wait in files until they are written.",
     )
     chunk_size: int | None = Field(
         None, ge=1, le=10_000, description="Conversations per task; by default it depends on their number."
     )
     shard_size: int | None = Field(
-        None, ge=1, description="Conversations per shard; by default up to 20,000."
+        None, ge=1, le=1_000_000_000, description="Conversations per shard; by default up to 20,000."
     )
     chunks_in_flight: int = Field(6, ge=1, le=64, description="Tasks that run at a time.")
     tolerated_unreadable: float = Field(
@@ -192,7 +211,10 @@ class Settings(BaseSettings):
     )
     task_retries: int = Field(2, ge=0, le=10, description="How often a task is tried again.")
     task_retry_seconds: float = Field(
-        15.0, ge=0, description="The wait before a task's second try; it doubles with each further try."
+        15.0,
+        ge=0,
+        le=86_400,
+        description="The wait before a task's second try; it doubles with each further try.",
     )
 
     @field_validator("*", mode="before")

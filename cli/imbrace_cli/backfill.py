@@ -78,7 +78,12 @@ def backfill(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="N", help="With --everything --new-only: at most this many minutes."),
+        typer.Option(
+            min=0.01,
+            max=876_000.0,
+            metavar="N",
+            help="With --everything --new-only: at most this many minutes.",
+        ),
     ] = None,
     organization: options.Organization = None,
     lake: options.Lake = None,

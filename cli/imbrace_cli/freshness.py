@@ -53,7 +53,10 @@ def freshness(
     stale_hours: Annotated[
         float | None,
         typer.Option(
-            min=0.0, metavar="N", help="End with exit code 3 if a proof is older than this, or there is none."
+            min=0.0,
+            max=876_000.0,
+            metavar="N",
+            help="End with exit code 3 if a proof is older than this, or there is none.",
         ),
     ] = None,
     limit: Annotated[

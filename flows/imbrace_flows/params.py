@@ -123,9 +123,9 @@ Name = Annotated[Text, AfterValidator(_name)]
 Address = Annotated[Text, AfterValidator(_address)]
 RunId = Annotated[str, AfterValidator(_run_id)]
 Moment = Annotated[AwareDatetime | OrNone, BeforeValidator(_with_zone), Blankable]
-Hours = Annotated[Annotated[float, Field(gt=0)] | OrNone, Blankable]
+Hours = Annotated[Annotated[float, Field(gt=0, le=876_000)] | OrNone, Blankable]
 Minutes = Hours
-Count = Annotated[Annotated[int, Field(ge=1)] | OrNone, Blankable]
+Count = Annotated[Annotated[int, Field(ge=1, le=1_000_000_000)] | OrNone, Blankable]
 
 
 class RunParams(BaseModel):

@@ -245,3 +245,16 @@ def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(SettingsError, match=r"\.env is a folder"):
         load_settings()
+
+
+@pytest.mark.parametrize("text", ["inf", "1e300", "1e14", "nan", "-inf"])
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if "float" in str(field.annotation)]
+)
+def test_a_number_without_a_sane_bound_is_rejected_in_a_sentence(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"IMBRACE_{name.upper()}", text)
+
+    with pytest.raises(SettingsError, match=f"IMBRACE_{name.upper()}: .*(less|greater) than"):
+        load_settings()

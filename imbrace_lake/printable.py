@@ -78,6 +78,7 @@ ADDRESS_WITHOUT_SECRETS = ADDRESS_WITHOUT_CREDENTIALS + (
 )
 """Matches a path or URL that contains neither credentials nor a signature, for the schema of a form."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
+_IP = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:.]*:[0-9a-f:.]*")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 
 
@@ -130,7 +131,8 @@ def printable_address(url: str, secrets: Iterable[str] = ()) -> str:
     if not host:
         return path or "an unreadable address"
     scheme = f"{_plain(parts.scheme)}://" if parts.scheme else ""
-    return f"{scheme}{_plain(host[:MAX_CHARACTERS])}{f':{port}' if port else ''}{path}"
+    shown = host if _IP.fullmatch(host) else printable(host, secrets=secrets)
+    return f"{scheme}{_plain(shown[:MAX_CHARACTERS])}{f':{port}' if port else ''}{path}"
 
 
 def decimal(value: float, digits: int = 3) -> str:

@@ -74,6 +74,10 @@ def test_a_value_that_is_not_text_is_shown_by_its_type(value: object) -> None:
     [
         ("https://user:secret@gate.example/3rd?x=886911425977#y", "https://gate.example/3rd"),
         ("http://192.168.100.200:8443/a/886911425977/b", "http://192.168.100.200:8443/a/…/b"),
+        ("http://[2001:db8:1111:2222::1]:8443/a", "http://2001:db8:1111:2222::1:8443/a"),
+        ("https://886911425977.example/a", "https://….example/a"),
+        ("https://0911-425-977.example/a", "https://….example/a"),
+        (f"https://{TOKEN.replace('_', '-')[4:]}.example/a", "https://….example/a"),
         ("/login?token=1", "/login"),
         ("//elsewhere.example/x", "elsewhere.example/x"),
         (f"https://x.example/{TOKEN}", "https://x.example/…"),

@@ -79,6 +79,7 @@ ADDRESS_WITHOUT_SECRETS = ADDRESS_WITHOUT_CREDENTIALS + (
 """Matches a path or URL that contains neither credentials nor a signature, for the schema of a form."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
 _IP = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:.]*:[0-9a-f:.]*")
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:/+-]{0,38}[A-Za-z0-9_])?")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
 
 
@@ -101,6 +102,14 @@ def printable(text: object, *, most: int = MAX_CHARACTERS, secrets: Iterable[str
         shown = re.sub(re.escape(secret), "…", shown, flags=re.IGNORECASE)
     shown = _plain(_UUID_OR_LONG_NUMBER.sub(lambda found: found[1] or "…", shown))
     return shown if len(shown) <= most and len(text) <= most + 100 else shown[: most - 1] + "…"
+
+
+def printable_name(name: str) -> str:
+    """Return the name of a field or a type; what does not look like one can be data and is only counted.
+
+    Names have 1 to 40 characters: ASCII letters and digits, and ``_.:/+-`` between them.
+    """
+    return printable(name) if _NAME.fullmatch(name) else f"(a name of {plural(len(name), 'character')})"
 
 
 def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = ()) -> str:

@@ -17,7 +17,7 @@ from imbrace_lake.errors import ImbraceLakeError
 from imbrace_lake.gateway.exact_json import Number, RepeatedKeys
 from imbrace_lake.gateway.models import Item
 from imbrace_lake.lake.ledger_schema import SHAPES
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import printable_name
 
 # The most fields of a message to compare, and the most new shapes that a run records.
 MAX_FIELDS = 200
@@ -117,10 +117,10 @@ def _documented() -> Iterable[str]:
 
 
 def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
-    """Yield the shapes of a message, with names made printable: a key can be a phone number."""
-    yield from (f"item.{printable(field)}" for field in islice(item, MAX_FIELDS))
+    """Yield the shapes of a message, with printable names: a key can be a number or an answer in a form."""
+    yield from (f"item.{printable_name(field)}" for field in islice(item, MAX_FIELDS))
     kind = item.get("type")
-    kind = printable(kind) if isinstance(kind, str) else "null" if kind is None else _kind(kind)
+    kind = printable_name(kind) if isinstance(kind, str) else "null" if kind is None else _kind(kind)
     yield kind
     content = item.get("content")
     if content is None:
@@ -128,7 +128,7 @@ def _shapes_of(item: Mapping[str, Any]) -> Iterable[str]:
     yield f"{kind}.content:{_kind(content)}"
     if isinstance(content, dict):
         yield from (
-            f"{kind}.content.{printable(field)}:{_kind(value)}"
+            f"{kind}.content.{printable_name(field)}:{_kind(value)}"
             for field, value in islice(content.items(), MAX_FIELDS)
             if value is not None
         )

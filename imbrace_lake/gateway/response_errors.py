@@ -55,7 +55,8 @@ class Forbidden(GatewayError):
         """Return the reason for an organization that is not the token's."""
         if self.expected is None or self.expected == ours:
             return f"the token does not belong to organization {ours}"
-        return f"the token belongs to organization {self.shown}, not to {ours}"
+        theirs = f"organization {self.shown}" if self.shown else "another organization"
+        return f"the token belongs to {theirs}, not to {ours}"
 
 
 def error_from_response(
@@ -87,7 +88,9 @@ def error_from_response(
         return TokenRejected(path, reason, request_id)
     if status == 403:
         expected = _value_of(answer.body, "details", "expected")
-        shown = "" if expected is None else printable(expected, secrets=secrets)
+        # Anything else than an id is not shown.
+        is_id = expected is not None and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", expected)
+        shown = printable(expected, secrets=secrets) if is_id else ""
         is_page = answer.body.lstrip().startswith(b"<")
         reason = "the gateway forbids this request (status 403)"
         return Forbidden(path, reason, request_id, expected, shown, is_page)

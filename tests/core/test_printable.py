@@ -15,6 +15,7 @@ from imbrace_lake.printable import (
     plural,
     printable,
     printable_address,
+    printable_name,
     printable_request_id,
     without_numbers,
 )
@@ -229,3 +230,17 @@ def test_a_number_for_people_has_no_exponent(value: float, shown: str) -> None:
 )
 def test_a_count_has_its_form_of_the_noun(count: int, many: str | None, shown: str) -> None:
     assert plural(count, "part", many) == shown
+
+
+@pytest.mark.parametrize(
+    "name", ["is_mail", "quickReplies", "whatsapp.sticker", "x-id", "_id", "a", "application/json"]
+)
+def test_the_name_of_a_field_is_shown(name: str) -> None:
+    assert printable_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["What is your name? Ann", "Ann Lee", "größe", "a" * 41, "", "ann@example.com", "a\nb"]
+)
+def test_a_key_that_is_rather_data_is_only_counted(name: str) -> None:
+    assert printable_name(name) == f"(a name of {plural(len(name), 'character')})"

@@ -76,6 +76,12 @@ class Progress:
         """For how long requests have been failing and none has succeeded."""
         return self.traffic.failing_seconds if self.traffic else 0.0
 
+    @property
+    def silent_seconds(self) -> float:
+        """For how long requests have been under way and none was answered."""
+        is_waiting = self.limiter is not None and self.limiter.in_flight
+        return self.traffic.silent_seconds if self.traffic and is_waiting else 0.0
+
     def show_shards(self, totals: RunTotals) -> None:
         """Show what the shards of the run have done so far."""
         self.shards, self.statuses = totals, Counter(totals.conversations)
@@ -136,7 +142,8 @@ class Progress:
         if limiter is None:
             return False
         is_between_tries = bool(self.retried) and not limiter.in_flight
-        is_waiting = max(limiter.pause_seconds(), self.failing_seconds) > FIRST_SECONDS
+        waiting = max(limiter.pause_seconds(), self.failing_seconds, self.silent_seconds)
+        is_waiting = waiting > FIRST_SECONDS
         return limiter.per_second == 0 or is_waiting or is_between_tries
 
 
@@ -220,14 +227,15 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     limiter = progress.limiter
     if limiter is None or progress.stage not in ("resolving", "exporting"):
         return ""
-    bound, failing = limiter.bound(), progress.failing_seconds
-    if failing > FIRST_SECONDS or bound not in (None, "in flight"):
-        return _bound_in_words(bound, limiter, failing)
+    bound, failing, silent = limiter.bound(), progress.failing_seconds, progress.silent_seconds
+    if max(failing, silent) > FIRST_SECONDS or bound not in (None, "in flight"):
+        return _bound_in_words(bound, limiter, failing, silent)
     if pace.busy >= BUSY_SHARE:
         return "the processor of this machine"
     if bound == "in flight":
-        latency = f" after {limiter.in_flight / pace.answers:.2g} s" if pace.answers else ""
-        return f"the gateway: answers{latency}, {limiter.in_flight:,} at a time"
+        latency = limiter.in_flight / pace.answers if pace.answers else math.nan
+        answers = f"answers after {latency:.2g} s, {limiter.in_flight:,} at a time"
+        return f"the gateway: {answers if pace.answers else _under_way(limiter)}"
     if progress.writing > limiter.in_flight:
         writing = plural(progress.writing, "conversation is", "conversations are")
         return f"the lake: {writing} being written"
@@ -242,9 +250,18 @@ def limited_by(progress: Progress, pace: Pace) -> str:
     return ""
 
 
-def _bound_in_words(bound: Bound | None, limiter: RequestLimiter, failing_seconds: float) -> str:
+def _under_way(limiter: RequestLimiter) -> str:
+    return f"{plural(limiter.in_flight, 'request')} under way"
+
+
+def _bound_in_words(
+    bound: Bound | None, limiter: RequestLimiter, failing_seconds: float, silent_seconds: float
+) -> str:
     if failing_seconds > FIRST_SECONDS:
         return f"the gateway: no request has succeeded for {duration(failing_seconds)}"
+    if silent_seconds > FIRST_SECONDS:
+        # Not an outage yet: some answers take long.
+        return f"the gateway: no answer for {duration(silent_seconds)}, {_under_way(limiter)}"
     match bound:
         case "budget" if limiter.per_second == 0:
             others = "other runs, which use the whole budget"

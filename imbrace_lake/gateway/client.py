@@ -114,12 +114,15 @@ class Traffic:
         retries: The number of retries.
         size_bytes: The received bytes of bodies, before decompression.
         failing_since: Since when requests have been failing and none has succeeded, by `time.monotonic()`.
+        waiting_since: When the first request after the last answer was sent, or the last answer came while
+            others were under way, by the same clock; None if every request was answered.
     """
 
     requests: int = 0
     retries: int = 0
     size_bytes: int = 0
     failing_since: float | None = None
+    waiting_since: float | None = None
     _date: str = ""
     # The most by which this machine's clock, and the gateway's, were ahead of a clock that does not jump.
     _ours: float = -math.inf
@@ -135,6 +138,11 @@ class Traffic:
     def failing_seconds(self) -> float:
         """For how long requests have been failing and none has succeeded."""
         return 0.0 if self.failing_since is None else time.monotonic() - self.failing_since
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long requests have been under way and none was answered."""
+        return 0.0 if self.waiting_since is None else time.monotonic() - self.waiting_since
 
     @property
     def seconds_ahead(self) -> float:
@@ -380,7 +388,8 @@ class GatewayClient:
         if not exc.is_transient:
             self._end_outage()
         elif self.traffic.failing_since is None:
-            self.traffic.failing_since = time.monotonic()
+            # A gateway that hangs has been down since it received the first request that timed out.
+            self.traffic.failing_since = self.traffic.waiting_since or time.monotonic()
         elif failing > self.options.outage_seconds:
             seconds = f"{self.options.outage_seconds:g} s"
             reason = f"no request has succeeded for over {seconds}, and of the last one: {exc.reason}"
@@ -495,11 +504,17 @@ class GatewayClient:
         try:
             self.traffic.requests += 1
             request_id, sent_at = f"{self._ids}-{self.traffic.requests:x}", time.time()
+            if self.traffic.waiting_since is None:
+                self.traffic.waiting_since = time.monotonic()
             try:
                 answer = await self._http.get(path, query, request_id)
             except GatewayTimeout:
                 self.limiter.on_overload(ticket)
                 raise
+            except asyncio.CancelledError:
+                self._note_silence(is_over=self.limiter.in_flight == 1)
+                raise
+            self._note_silence(is_over=True)
             self.traffic.compare_clocks(
                 answer.headers.get("date", ""), sent_at, answer.headers.get("age", "")
             )
@@ -512,6 +527,11 @@ class GatewayClient:
             raise self._error_of(answer, ticket, path, request_id)
         finally:
             self.limiter.release()
+
+    def _note_silence(self, *, is_over: bool) -> None:
+        """Begin to count the silence again if it is over: at once if other requests are under way."""
+        if is_over:
+            self.traffic.waiting_since = time.monotonic() if self.limiter.in_flight > 1 else None
 
     def _accept(self, path: str) -> None:
         self._accepted += 1

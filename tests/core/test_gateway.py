@@ -25,6 +25,7 @@ from imbrace_lake.errors import (
     ConversationNotFound,
     GatewayDown,
     GatewayError,
+    GatewayTimeout,
     GatewayUnavailable,
     MalformedAnswer,
     OrganizationMismatch,
@@ -719,6 +720,67 @@ def test_an_outage_ends_the_run_once_no_request_has_succeeded_for_long(fail: Pla
     assert all(one.is_transient and not one.is_fatal for one in failed)
     assert (last.is_transient, last.is_fatal) == (False, True)
     assert last.reason.startswith("no request has succeeded for over 0.2 s, and of the last one: ")
+
+
+def test_an_outage_of_a_gateway_that_hangs_began_with_the_first_request_without_an_answer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.gateway.client.OUTAGE_SECONDS", 0.2)
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Until the client closes the connection.
+        await reader.read()
+        writer.close()
+        closed.append(True)
+
+    closed: list[bool] = []
+
+    async def run() -> tuple[float, float]:
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}/3rd"
+        async with client_of(NOWHERE, url=url, timeout_seconds=0.5, tries=1) as client:
+            pages = [asyncio.ensure_future(client.get_page(one)) for one in ("a", "b")]
+            await asyncio.sleep(0.3)
+            silent = client.traffic.silent_seconds
+            assert client.traffic.failing_since is None
+            await asyncio.wait(pages)
+            assert all(isinstance(page.exception(), GatewayTimeout) for page in pages)
+            failing = client.traffic.failing_seconds
+        server.close()
+        while len(closed) < len(pages):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        return silent, failing
+
+    silent, failing = asyncio.run(run())
+
+    assert silent >= 0.25
+    assert failing >= 0.45
+    (warning,) = (one.getMessage() for one in caplog.records if one.levelno == logging.WARNING)
+    assert warning.startswith("no request to the gateway has succeeded for ")
+
+
+def test_a_gateway_that_answers_other_requests_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(client: GatewayClient) -> tuple[float | None, float]:
+        slow = asyncio.ensure_future(client.get_page("slow"))
+        await asyncio.sleep(0.3)
+        await client.get_page("fast")
+        silent = client.traffic.silent_seconds
+        slow.cancel()
+        await asyncio.wait([slow])
+        return client.traffic.waiting_since, silent
+
+    async def play(request: httpx.Request) -> httpx.Response:
+        if "slow" in request.url.path:
+            await asyncio.sleep(60)
+        return httpx.Response(200, json=body_of(["a"]))
+
+    waiting_since, silent = ask(playing(play), run)
+
+    assert silent < 0.2
+    # A request that was cancelled waits no more.
+    assert waiting_since is None
 
 
 @pytest.mark.parametrize("works", [200, 404, 429])

@@ -217,6 +217,22 @@ def test_a_run_is_limited_by_a_gateway_that_does_not_answer(monkeypatch: pytest.
     )  # fmt: skip
 
 
+def test_a_run_whose_requests_are_not_answered_is_limited_by_the_gateway_and_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def be_silent(progress: Progress, limiter: RequestLimiter) -> None:
+        progress.traffic = Traffic(waiting_since=0.0)
+
+    monkeypatch.setattr(Traffic, "silent_seconds", property(lambda _: 18.0))
+
+    for limits in ({"per_second": 5}, {"max_in_flight": 2}):
+        found = limited(be_silent, requests=3, pace=Pace(answers=1.0), **limits)
+        assert found[::2] == ("the gateway: no answer for 18 s, 2 requests under way", True)
+    # Without a request under way, nothing is waited for.
+    assert limited(be_silent, requests=3, per_second=0)[0] == "the budget, which is 0: raise it"
+    assert limited(requests=3, max_in_flight=2)[0] == "the gateway: 2 requests under way"
+
+
 def test_a_run_with_shards_is_limited_by_its_workers() -> None:
     progress = Progress(stage="exporting", shards=RunTotals(), waiting_shards=2)
 

@@ -269,11 +269,12 @@ class Lines:
 
 
 def _run_name(deployment: str, run: FlowRun) -> str:
-    """Return the name of a run, which it gets when it has begun, and the first part of its id.
+    """Return the name of a run, which it gets when it has begun, and the end of its id.
 
-    Two runs of the same list have the same name.
+    Two runs of the same list have the same name. The ids of scheduled runs begin with a time, the same for
+    all that are scheduled within 65 s.
     """
-    return f"{deployment if is_made_up(run.name) else run.name} ({str(run.id)[:8]})"
+    return f"{deployment if is_made_up(run.name) else run.name} ({str(run.id)[-8:]})"
 
 
 def _clock(at: datetime) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from imbrace_flows.best_effort import best_effort
 from imbrace_flows.deployment_run import is_deployment_run
+from imbrace_flows.params import UNUSABLE
 from imbrace_lake.phones.sources import STAGED
 from imbrace_lake.printable import without_numbers
 
@@ -24,7 +25,10 @@ LONGEST_FILE_NAME = 60
 # Prefect makes up two words for a run without a name (`sandy-dragonfly`), the form of the new UI likewise
 # (`Handmade-Horse`), and that of the classic UI a star (`omega2-orionis-vector`).
 _MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+){1,2}", re.IGNORECASE)
-_RUN_ID = re.compile(r"\b([0-9a-f]{8})-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\b", re.IGNORECASE)
+# Its end, because the ids of scheduled runs begin with a time.
+_RUN_ID = re.compile(
+    r"\b[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}([0-9a-f]{8})\b", re.IGNORECASE
+)
 _BEGIN_OF_TIME = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2})?")
 
 
@@ -102,6 +106,8 @@ def _subject(given: Mapping[str, Any]) -> str:
         return "typed numbers"
     for kind in ("phones", "conversations"):
         address = given.get(kind)
+        if kind == "phones" and str(address).strip() == UNUSABLE:
+            return "without a list"
         if address:
             return list_name(str(address), kind)
     return ""

@@ -731,9 +731,9 @@ def test_an_outage_of_a_gateway_that_hangs_began_with_the_first_request_without_
         # Until the client closes the connection.
         await reader.read()
         writer.close()
-        closed.append(True)
+        closed.release()
 
-    closed: list[bool] = []
+    closed = asyncio.Semaphore(0)
 
     async def run() -> tuple[float, float]:
         server = await asyncio.start_server(hang, "127.0.0.1", 0)
@@ -748,8 +748,8 @@ def test_an_outage_of_a_gateway_that_hangs_began_with_the_first_request_without_
             assert all(isinstance(page.exception(), GatewayTimeout) for page in pages)
             failing = client.traffic.failing_seconds
         server.close()
-        while len(closed) < len(pages):
-            await asyncio.sleep(0.01)
+        for _ in pages:
+            await closed.acquire()
         await asyncio.sleep(0.01)
         return silent, failing
 

@@ -110,8 +110,8 @@ def sql(
     Reads the compacted table if the lake has one, else the parts, and reports which and how old they are. A
     query can reach nothing but the lake. The page on views has their definitions.
 
-    Numbers have all their digits, in JSON too, where a reader with floats rounds them. Intervals have the form
-    of ISO 8601: P1M2D, PT3.5S.
+    Numbers have all their digits, in JSON too, where a reader with floats rounds them. Intervals have the
+    form of ISO 8601: P1M2D, PT3.5S.
     """
     from imbrace_lake import Lake
 

@@ -210,7 +210,8 @@ def _final_state(result: RunResult) -> State[Any]:
         return Completed(name=name, message=message, data=result)
     name = "Partial" if summary.status == "partial" else "Failed"
     if is_alone and summary.remedy:
-        message = f"{message}. {summary.remedy}"
+        # The artifacts have the rest of a long one.
+        message = f"{message}. {summary.remedy.partition('. ')[0].rstrip('.')}."
     return Failed(name=name, message=message, data=RunFailed(message, result))
 
 

@@ -19,8 +19,8 @@ CREATE OR REPLACE VIEW bots AS
 SELECT CAST(NULL AS VARCHAR) AS sender_id WHERE 1 = 0;
 
 -- When the business is open, for each weekday from Monday (1) to Sunday (7): milliseconds since midnight, in
--- local time; opens_ms = closes_ms for a closed day. before_ms is the open time of the week before this day,
--- week_ms that of the week.
+-- local time; opens_ms = closes_ms for a closed day. A day has one span, which does not pass midnight; breaks
+-- and holidays are open. before_ms is the open time of the week before this day, week_ms that of the week.
 CREATE OR REPLACE VIEW business_hours AS
 SELECT 1 AS weekday, CAST(32400000 AS BIGINT) AS opens_ms, CAST(64800000 AS BIGINT) AS closes_ms, CAST(0 AS BIGINT) AS before_ms, CAST(162000000 AS BIGINT) AS week_ms
 UNION ALL SELECT 2 AS weekday, CAST(32400000 AS BIGINT) AS opens_ms, CAST(64800000 AS BIGINT) AS closes_ms, CAST(32400000 AS BIGINT) AS before_ms, CAST(162000000 AS BIGINT) AS week_ms
@@ -262,10 +262,11 @@ WHERE sender_role IN ('user', 'bot') AND content LIKE '%"quick_replies":[{%'
 GROUP BY organization_id;
 
 -- One row for each conversation of the lake or of the ledger: messages that are not deleted by role, deleted
--- ones, first and last; its episodes, those in which the contact wrote, and those that a person answered; the
--- first response of its first episode and the longest of all. is_waiting: the last message is the contact's.
--- The verdict is the last entry of the ledger that is not about a window of time: status, proof_method,
--- is_dead_letter, reason, server_count, and when (verified_at).
+-- ones, first and last; its episodes, those in which the contact wrote, and those that a person answered.
+-- first_response_ms: the first response of the first episode in which the contact wrote; null if no person
+-- replied in it. longest_first_response_ms: the longest of all. is_waiting: the last message is the
+-- contact's. The verdict is the last entry of the ledger that is not about a window of time: status,
+-- proof_method, is_dead_letter, reason, server_count, and when (verified_at).
 CREATE OR REPLACE VIEW conversations AS
 WITH counted AS (
     SELECT organization_id, conversation_id, count(CASE WHEN NOT is_deleted THEN 1 END) AS messages,

@@ -250,7 +250,8 @@ def _explained(exc: typer.TyperException) -> str:
         )
     if context is not None and context.info_name == "sql" and " " in getattr(exc, "option_name", ""):
         return (
-            "a query that begins with a comment looks like an option: write -- and a space before the query"
+            "a query that begins with a comment looks like an option: write -- before it, as in"
+            f' {PROGRAM} sql --lake lake -- "-- a comment" …'
         )
     # Neutral, because `echo_error` writes the program as it was called.
     path = "" if context is None else f"{PROGRAM}{context.command_path.removeprefix(program())}"

@@ -125,7 +125,11 @@ _COMMON: Mapping[str, str] = {
 _OWN: Mapping[tuple[str, str], str] = {
     ("conversations", "status"): "status of the latest ledger entry; null if there is none",
     ("conversations", "reason"): "why it is incomplete, failed or gone",
-    ("conversations", "first_response_ms"): "first response of the first episode in which the contact wrote",
+    (
+        "conversations",
+        "first_response_ms",
+    ): "first response of the first episode in which the contact wrote; null"
+    " without a reply by a person in it",
     ("response_times", "episodes"): "episodes in which the contact wrote",
     ("documents", "text"): "lines of local time, role and text",
     ("bots", "sender_id"): "the id of the sender",

@@ -104,6 +104,7 @@ class Engine:
             # A PIVOT has several statements.
             if statements[0].type not in (kinds.SELECT, kinds.EXPLAIN, kinds.MULTI):
                 raise InputError(READ_ONLY)
+            _check_parameters(statements[0].named_parameters, parameters)
             relation = self._connection.sql(statements[0].query, params=parameters)
             if relation is None:
                 raise InputError(READ_ONLY)
@@ -122,6 +123,26 @@ class Engine:
         """Close the connection and delete its temporary files."""
         self._connection.close()
         shutil.rmtree(self._spill, ignore_errors=True)
+
+
+def _check_parameters(named: Iterable[str], given: dict[str, Any] | list[Any]) -> None:
+    """Reject values that do not belong to the parameters of a query.
+
+    Args:
+        named: The parameters of the query; the first `?` is 1.
+        given: The values, by name or in their order.
+
+    Raises:
+        InputError: A parameter has no value, or a value has no parameter.
+    """
+    names = given if isinstance(given, dict) else map(str, range(1, len(given) + 1))
+    # Names are equal for DuckDB whatever their case.
+    wanted, known = {one.lower() for one in named}, {one.lower() for one in names}
+    problems = {"has no value for": wanted - known, "has no": known - wanted}
+    for problem, some in problems.items():
+        if some:
+            shown = ", ".join(f"${one}" for one in sorted(some))
+            raise InputError(f"the query {problem} {shown}; ? is $1 for the first, $2 for the second")
 
 
 def _in_thread(work: Callable[[], T], interrupt: Callable[[], None] = lambda: None) -> T:

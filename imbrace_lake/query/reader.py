@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Never, Self, TypeVar, get_args
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -182,6 +182,14 @@ class Lake:
     def __repr__(self) -> str:
         """Show the address, which has no credentials."""
         return f"Lake.open({self.url!r})"
+
+    def __reduce__(self) -> Never:
+        """Reject pickling: the object has connections, and can have keys that belong into no file.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a Lake cannot be pickled or copied: call Lake.open(…) again where it is needed")
 
     def messages(
         self,

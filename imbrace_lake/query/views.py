@@ -201,7 +201,8 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
     yield (
         "business_hours",
         """When the business is open, for each weekday from Monday (1) to Sunday (7): milliseconds since
-        midnight, in local time; opens_ms = closes_ms for a closed day. before_ms is the open time of
+        midnight, in local time; opens_ms = closes_ms for a closed day. A day has one span, which does not
+        pass midnight; breaks and holidays are open. before_ms is the open time of
         the week before this day, week_ms that of the week.""",
         _hours(settings),
     )
@@ -376,7 +377,8 @@ def _views(dialect: Dialect, settings: ViewSettings) -> Iterator[tuple[str, str,
         "conversations",
         """One row for each conversation of the lake or of the ledger: messages that are not deleted by
         role, deleted ones, first and last; its episodes, those in which the contact wrote, and those
-        that a person answered; the first response of its first episode and the longest of all.
+        that a person answered. first_response_ms: the first response of the first episode in which the
+        contact wrote; null if no person replied in it. longest_first_response_ms: the longest of all.
         is_waiting: the last message is the contact's. The verdict is the last entry of the ledger that
         is not about a window of time: status, proof_method, is_dead_letter, reason, server_count, and
         when (verified_at).""",

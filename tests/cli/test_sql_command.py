@@ -336,7 +336,8 @@ def test_a_query_that_looks_like_an_option_is_one_sentence(run: Run) -> None:
 
     assert result.code == 2
     assert (
-        "a query that begins with a comment looks like an option: write -- and a space before" in result.err
+        "a query that begins with a comment looks like an option: write -- before it, as in imbrace-lake"
+        ' sql --lake lake -- "-- a comment" …' in result.err
     )
 
 

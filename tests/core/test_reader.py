@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -484,6 +486,31 @@ def test_a_lake_is_not_opened_with_wrong_arguments(given: dict[str, Any]) -> Non
 def test_wrong_arguments_of_queries_are_explained(lake: Lake, query: Any, values: Any) -> None:
     with pytest.raises(SettingsError):
         lake.sql(query, values)
+
+
+@pytest.mark.parametrize(
+    ("query", "values", "sentence"),
+    [
+        ("SELECT ?, ?", [1], r"has no value for \$2;"),
+        ("SELECT ?", [1, 2], r"has no \$2;"),
+        ("SELECT $a, $b", {"b": 1}, r"has no value for \$a;"),
+        ("SELECT $a", {"a": 1, "c": 2, "b": 3}, r"has no \$b, \$c;"),
+        ("SELECT 1", [2], r"has no \$1;"),
+        ("SELECT $a", [1], r"has no value for \$a;"),
+        ("SELECT ?", None, r"has no value for \$1;"),
+    ],
+)
+def test_missing_and_superfluous_parameters_are_named(
+    lake: Lake, query: str, values: Any, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=f"^the query {sentence}"):
+        lake.sql(query, values).to_arrow()
+
+
+def test_a_lake_is_not_pickled_with_its_keys(lake: Lake) -> None:
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"a Lake cannot be pickled or copied: call Lake\.open"):
+            copied(lake)
 
 
 @pytest.mark.parametrize("rows", [0, -1, 2**31, 1.5, "5", None])

@@ -174,6 +174,11 @@ def without_numbers(name: str) -> str:
     return _KEPT_OR_NUMBER.sub(lambda found: found[1] or "…", name)
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is a phone number rather than an id: a long number without letters."""
+    return not re.search("[A-Za-z]", text) and _LONG_NUMBER.search(text) is not None
+
+
 def _plain(text: str) -> str:
     kept = (one if one in _SAFE_PUNCTUATION or one.isalnum() or one == "…" else "?" for one in text)
     return _AUTOLINK.sub("…", "".join(kept))

@@ -17,7 +17,7 @@ from imbrace_lake.errors import SettingsError
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
-from imbrace_lake.printable import printable
+from imbrace_lake.printable import is_number, printable
 
 if TYPE_CHECKING:
     from imbrace_lake.gateway.client import GatewayOptions
@@ -231,6 +231,8 @@ class Settings(BaseSettings):
         """Reject a token in another setting, which logs and ledgers would show, and an id as the token."""
         if isinstance(value, str):
             reject_token(value, is_organization=info.field_name == "organization")
+        if info.field_name == "organization" and value and is_number(str(value)):
+            raise ValueError("it is a phone number: an organization's id begins with org_")
         secret = value.get_secret_value() if isinstance(value, SecretStr) else ""
         if info.field_name == "token" and secret.startswith("org_"):
             raise ValueError("it begins with org_, so it is an organization's id: a token begins with api_")
@@ -300,6 +302,8 @@ class Settings(BaseSettings):
             address = httpx.URL()
         if address.userinfo:
             return f"{PREFIX}GATEWAY contains a user or a password, which logs would show: remove it"
+        if address.query or address.fragment:
+            return f"{PREFIX}GATEWAY has a query (what follows ? or #), which logs would show: remove it"
         return None if address.host else f"{PREFIX}GATEWAY is not an address: {self.gateway}"
 
     def policy(self) -> ReadPolicy:

@@ -258,3 +258,19 @@ def test_a_number_without_a_sane_bound_is_rejected_in_a_sentence(
 
     with pytest.raises(SettingsError, match=f"IMBRACE_{name.upper()}: .*(less|greater) than"):
         load_settings()
+
+
+@pytest.mark.parametrize("number", ["+886911425977", "0911 425 977", "886911425977", "0911/425/977"])
+def test_a_phone_number_as_organization_is_rejected_without_repeating_it(number: str) -> None:
+    with pytest.raises(SettingsError, match="IMBRACE_ORGANIZATION: it is a phone number") as caught:
+        load_settings(organization=number)
+
+    assert number not in str(caught.value)
+
+
+def test_a_gateway_with_a_query_is_rejected_without_repeating_it() -> None:
+    settings = load_settings(gateway="https://host/3rd?token=pass-word", token="api_x", organization="org_x")
+
+    [problem] = settings.gateway_problems()
+    assert "has a query" in problem
+    assert "pass-word" not in problem

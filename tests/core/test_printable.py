@@ -183,7 +183,7 @@ def test_digits_of_a_number_with_any_separator_are_masked(
         parts, rest = [*parts, rest[:size]], rest[size:]
     written = separator.join(part for part in [*parts, rest] if part)
     # A number can be written as a day or a time: 20260101, 2026/01/01.
-    assume(not re.search(r"20[0-9]{2}|1[6-9]|[0-3]?[0-9]/[0-3]?[0-9]/|:", written))
+    assume(not re.search(r"20[0-9]{2}|1[6-9]|[0-3]?[0-9]/[0-3]?[0-9]/|:|%3a", written))
 
     assert "…" in without_numbers(f"list {written}.csv")
     assert "…" in printable(f"list {written}.csv")

@@ -235,7 +235,7 @@ def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
         assert closed is not None
         summary = closed_summary(replace(closed, dead_letter_count=2), lake.url)
         assert summary.status == "cancelled"
-        assert summary.causes == {"Start the run again to export the rest.": 2}
+        assert summary.causes == {NotReached.advice_if_cancelled: 2}
         assert await runs(lake) == [("dead", "cancelled")]
         assert await journals(lake) == set()
 

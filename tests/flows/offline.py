@@ -95,7 +95,9 @@ class Offline:
     def run(self, run_id: str, *, rerun: str | None = None, **given: Any) -> State[Any]:
         """Export the conversations of all numbers, or the failures of a run."""
         typed = None if rerun else [*self.box.phones]
-        params = ExportParams(numbers=",".join(typed) if typed else None, rerun=rerun)
+        # The form takes only the ids that Prefect makes.
+        shown = rerun and str(uuid5(NAMESPACE_URL, rerun))
+        params = ExportParams(numbers=",".join(typed) if typed else None, rerun=shown)
         return self._run(run_id, Selection(numbers=typed, rerun=rerun), params, **given)
 
     def ingest(

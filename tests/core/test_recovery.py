@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_lake.errors import InputError, StoreUnavailable
+from imbrace_lake.errors import InputError, NotReached, StoreUnavailable
 from imbrace_lake.export.recovery import (
     DEAD_AFTER,
     RESUME_WITHIN,

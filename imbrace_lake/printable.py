@@ -69,8 +69,9 @@ _NUMBER_IN_NAME = _number(f"(?!{_NO_NUMBER})")
 _KEPT_OR_NUMBER = re.compile(f"({_NO_NUMBER})|{_NUMBER_IN_NAME}", re.IGNORECASE)
 NAME_WITHOUT_NUMBERS = rf"^(?i:{_NO_NUMBER}|(?!{_NO_NUMBER}|{_NUMBER_IN_NAME})[\s\S])*$"
 """Matches what `without_numbers` returns unchanged, for the schema of a form."""
-# The name of a server has no @, and the @ of a path comes after a slash.
-ADDRESS_WITHOUT_CREDENTIALS = r"^(?![\s\S]*://[^/?#]*@)"
+# The name of a server has no @, and the @ of a path comes after a slash; a scheme without slashes, as in
+# sftp:name:password@host, is none that is read, but can be typed.
+ADDRESS_WITHOUT_CREDENTIALS = r"^(?![\s\S]*://[^/?#]*@)(?![^/?#]*:[^/?#]*@)"
 """Matches a path or URL without the name and password of a user, for the schema of a form."""
 ADDRESS_WITHOUT_SECRETS = ADDRESS_WITHOUT_CREDENTIALS + (
     # In the path of a bucket, a question mark can be part of a pattern.

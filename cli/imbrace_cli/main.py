@@ -25,6 +25,8 @@ from imbrace_cli.terminal import PROGRAM, as_called, echo_error, prepare_streams
 _UNTIL_INTERRUPTED = ("sandbox", "server", "up")
 _NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|can't start new thread", re.IGNORECASE)
 
+_PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy")
+
 STOPPED = "run the same command to start again"
 
 # What each command does, in the order of the list. Its module and function have its name, with underscores.
@@ -216,8 +218,10 @@ def _reason(exc: BaseException | None) -> str | None:
             case OSError(errno=errno.ENOSPC, filename=None):
                 return "the output cannot be written: no space is left where standard output goes"
             case ImportError() if "socksio" in str(exc):
+                proxies = [name for name in _PROXIES if os.environ.get(name, "").startswith("socks")]
                 return (
-                    "a SOCKS proxy needs the package socksio: install it, or set another proxy than ALL_PROXY"
+                    "a SOCKS proxy needs the package socksio: install it, or set another proxy in"
+                    f" {' and '.join(proxies) or 'the environment'}"
                 )
             case RuntimeError() if str(exc).startswith("Found incompatible versions"):
                 return f"the Prefect server cannot be used: {str(exc).rstrip('.')}"

@@ -239,14 +239,17 @@ def _proxy_to(base: str) -> httpx.Proxy | None:
     """Return the proxy for an address from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`."""
     address = httpx.URL(base)
     proxies = getproxies()
-    named = proxies.get(address.scheme) or proxies.get("all")
+    own = proxies.get(address.scheme)
+    named = own or proxies.get("all")
     port = address.port or (443 if address.scheme == "https" else 80)
     # With the port, because entries of NO_PROXY may have one.
     if not named or proxy_bypass(f"{address.host}:{port}"):
         return None
-    name = f"{address.scheme.upper()}_PROXY"
+    name = f"{address.scheme.upper() if own else 'ALL'}_PROXY"
     try:
         proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
+        # aiohttp rejects more, such as a port above 65535.
+        URL(str(proxy.url))
     except (httpx.InvalidURL, ValueError):
         proxy = None
     if proxy is None or not proxy.url.host or proxy.url.scheme not in ("http", "https"):

@@ -261,7 +261,7 @@ def test_a_lack_of_memory_is_one_sentence(exc: Exception, run: Run, monkeypatch:
         (OSError(errno.ENOSPC, "No space left on device"), "the output cannot be written: no space is left"),
         (
             ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
-            "a SOCKS proxy needs",
+            "a SOCKS proxy needs the package socksio: install it, or set another proxy in HTTP_PROXY",
         ),
         (
             RuntimeError("Found incompatible versions: client: 3.9.1, server: 2.20.3. Major versions differ"),
@@ -276,6 +276,8 @@ def test_what_the_environment_explains_is_one_sentence(
         raise exc
 
     monkeypatch.setattr(plan_command, "_made", fail)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://name:password@127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "*")
 
     result = run("plan", "+886911425977")
 

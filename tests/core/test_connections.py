@@ -323,9 +323,22 @@ def test_an_unreachable_proxy_is_reported(environment: Environment) -> None:
     assert "secret" not in everything_of(error)
 
 
-@pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "ftp://x:1", "://"])
-def test_an_invalid_proxy_address_is_a_settings_error(value: str, environment: Environment) -> None:
-    environment(HTTPS_PROXY=value)
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "socks5://127.0.0.1:1080",
+        "http://",
+        "http://[::1",
+        "ftp://x:1",
+        "://",
+        "http://me:secret@bad host:99999",
+    ],
+)
+def test_an_invalid_proxy_address_is_a_settings_error(
+    name: str, value: str, environment: Environment
+) -> None:
+    environment(**{name: value})
 
-    with pytest.raises(SettingsError, match="HTTPS_PROXY is not the address of a proxy"):
+    with pytest.raises(SettingsError, match=f"{name} is not the address of a proxy"):
         client_of(NOWHERE, url="https://gateway.invalid/3rd")

@@ -16,7 +16,7 @@ from imbrace_cli.exit_codes import COMPLETE, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings, lake_settings
 from imbrace_cli.terminal import echo, echo_status, is_watched, stderr_console
-from imbrace_lake.errors import InputError
+from imbrace_lake.errors import ImbraceLakeError, InputError
 from imbrace_lake.printable import plural
 
 if TYPE_CHECKING:
@@ -73,11 +73,14 @@ def verify(
         requests_per_second=requests_per_second, max_in_flight=max_in_flight,
     )  # fmt: skip
     with _progress() as show_progress:
-        found = run_interruptibly(_verify(settings, counts, show_progress))
+        found, uncounted = run_interruptibly(_verify(settings, counts, show_progress))
     if as_json:
-        typer.echo(json.dumps({"sound": found.is_sound, **asdict(found)}))
+        is_sound = found.is_sound and uncounted is None
+        typer.echo(json.dumps({"sound": is_sound, **asdict(found)}))
     else:
         _echo_verification(found, settings.require("lake"))
+    if uncounted is not None:
+        raise uncounted
     raise typer.Exit(COMPLETE if found.is_sound else PARTIAL)
 
 
@@ -107,7 +110,10 @@ def _evidence(report: PartReport) -> str:
     return f"{rows}, as claimed by run {claim.run_id}: {proof}{count}"
 
 
-async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProgress) -> Verification:
+async def _verify(
+    settings: Settings, is_counting: bool, show_progress: ShowProgress
+) -> tuple[Verification, ImbraceLakeError | None]:
+    """Verify a lake; an error of the gateway must not lose what was found in the lake."""
     from functools import partial
 
     from imbrace_cli.gateway import shared_gateway
@@ -118,8 +124,10 @@ async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProg
 
     async with open_lake(settings.require("lake"), now=None) as lake:
         found = await verify_objects(lake, partial(show_progress, "objects"))
-        if is_counting:
-            states = await read_states(lake, settings.require("organization"))
+        if not is_counting:
+            return found, None
+        states = await read_states(lake, settings.require("organization"))
+        try:
             async with shared_gateway(settings)(settings.gateway_options()) as gateway:
                 await verify_counts(
                     gateway,
@@ -128,7 +136,9 @@ async def _verify(settings: Settings, is_counting: bool, show_progress: ShowProg
                     side_by_side=settings.max_in_flight,
                     on_progress=partial(show_progress, "counts"),
                 )
-    return found
+        except ImbraceLakeError as exc:
+            return found, exc
+    return found, None
 
 
 @contextmanager

@@ -51,8 +51,11 @@ async def verify_counts(
         done += 1
         on_progress(done, len(states))
 
-    await run_bounded(side_by_side, (partial(ask, entry) for entry in states))
-    found.differences += sorted(differences, key=lambda difference: difference.name)
+    try:
+        await run_bounded(side_by_side, (partial(ask, entry) for entry in states))
+    finally:
+        # Also those that were found before an error.
+        found.differences += sorted(differences, key=lambda difference: difference.name)
 
 
 async def _count_problem(gateway: GatewayClient, entry: ConversationEntry) -> str | None:

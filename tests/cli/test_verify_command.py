@@ -148,7 +148,8 @@ def test_a_failed_verification_ends_with_1_and_wrong_use_with_2(
     run: Run, bench: Bench, workdir: Path
 ) -> None:
     os.environ["IMBRACE_TOKEN"] = "api_wrong"
-    refused = run("verify", "--counts")
+    parts(bench)[0].unlink()
+    refused, as_json = run("verify", "--counts"), run("verify", "--counts", "--json")
     (Path(bench.lake) / "lake.json").write_text("{}")
     damaged = run("verify")
     nowhere = run("verify", "--lake", str(workdir / "other"))
@@ -157,10 +158,12 @@ def test_a_failed_verification_ends_with_1_and_wrong_use_with_2(
 
     assert (refused.code, damaged.code, nowhere.code, missing.code) == (1, 1, 1, 2)
     assert "does not accept the token" in refused.err
+    assert "is missing" in refused.out
+    assert (as_json.code, json.loads(as_json.out)["sound"]) == (1, False)
     assert "lake.json is damaged" in damaged.err
     assert "there is no lake" in nowhere.err
     assert "set IMBRACE_TOKEN" in missing.err
-    assert {result.out for result in (refused, damaged, nowhere, missing)} == {""}
+    assert {result.out for result in (damaged, nowhere, missing)} == {""}
 
 
 def test_freshness_counts_by_age_and_lists_the_oldest_proof_first(

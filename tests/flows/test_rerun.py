@@ -15,7 +15,7 @@ from imbrace_flows.pipeline import Selection
 from imbrace_lake.export import recovery
 from imbrace_lake.policy import Window
 from imbrace_sandbox import Sandbox, SandboxOptions
-from tests.flows.offline import Offline
+from tests.flows.offline import Offline, in_form
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +50,13 @@ class Lake(Offline):
     def backfill(self, run_id: str, window: Window | None = None, rerun: str | None = None) -> Any:
         """Backfill everything, or the failures of a run."""
         window = window or Window()
-        params = BackfillParams(everything=rerun is None, rerun=rerun, since=window.since, until=window.until)
+        shown = rerun and in_form(rerun)
+        params = BackfillParams(everything=rerun is None, rerun=shown, since=window.since, until=window.until)
         selection = Selection(is_everything=rerun is None, rerun=rerun, window=window)
         return self._run(run_id, selection, params, rewalk_days=0.0)
 
     def retry(self, run_id: str, rerun: str, params: type[ReadParams] = RetryParams) -> Any:
-        return self._run(run_id, Selection(rerun=rerun), params.model_validate({"rerun": rerun}))
+        return self._run(run_id, Selection(rerun=rerun), params.model_validate({"rerun": in_form(rerun)}))
 
     def edits(self) -> list[int]:
         """The positions whose edits are in the lake."""
@@ -137,7 +138,7 @@ def test_a_rerun_of_an_export_reads_new_messages_and_its_backfill_reads_everythi
 def test_a_rerun_of_a_backfill_that_is_to_read_new_messages_only_reads_these(lake: Lake) -> None:
     assert lake.backfill("run_1").is_failed()
     lake.box.repair(lake.one)
-    params = BackfillParams(rerun="run_1", walk_whole=False)
+    params = BackfillParams(rerun=in_form("run_1"), walk_whole=False)
 
     assert lake._run("run_2", Selection(rerun="run_1", is_new_only=True), params).is_completed()
 

@@ -505,11 +505,14 @@ async def _close(
     totals.phones = dict(published.statuses["phones"])
     totals.conversations = dict(published.statuses["conversations"] + Counter(by_shards.values()))
     totals.found = None if found is None else len({*found, *recorded})
-    # The last heartbeat was before the last outcomes.
-    for name, column in (("messages_new", "new_messages"), ("messages_total", "distinct_messages"),
-                         ("requests", "requests")):  # fmt: skip
-        counted = pc.sum(outcomes.column(column)).as_py() or 0
-        setattr(totals, name, max(getattr(totals, name), counted))
+    # The last outcomes came after the last heartbeat; an earlier attempt may have left versions of some.
+    latest = last_of_each(outcomes, ["conversation_id"], "finished_at")
+    new, total, requests = (
+        pc.sum(latest.column(name)).as_py() or 0 for name in ("new_messages", "distinct_messages", "requests")
+    )
+    totals.messages_new = max(totals.messages_new, new)
+    totals.messages_total = max(totals.messages_total, total)
+    totals.requests = max(totals.requests, requests)
     missed = plural(len(unreached), "conversation was", "conversations were")
     count = f"; {missed} not reached" if unreached else ""
     row = {

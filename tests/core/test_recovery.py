@@ -90,6 +90,9 @@ def test_the_row_of_a_closed_run_includes_what_it_did_after_its_last_heartbeat(t
         await die(lake)
         late = entry("late", 30, run_id="dead", new_messages=5, distinct_messages=7, requests=2)
         await Journal(lake, "dead", START).note_entries("chunk-2-of-2", [late])
+        # Another attempt of the run had other chunks.
+        before = replace(late, finished_at=START)
+        await Journal(lake, "dead", START).note_entries("chunk-1-of-3", [before])
 
         await recover_dead_runs(lake, "next", JOB, DEAD_AT)
 

@@ -211,13 +211,19 @@ def test_removed_conversations_leave_the_table(bench: Bench) -> None:
     assert not report.unproven
 
 
-def test_a_lost_part_is_reported(bench: Bench) -> None:
+def lose_a_part(bench: Bench) -> Path:
+    """Delete a part of three messages that the table has."""
     one = next(iter(bench.box.conversations))
     bench.box.append(one, 3)
     bench.run()
     compact(bench)
     (path,) = Path(bench.lake, "messages").glob("*/*/part-00001.parquet")
     path.unlink()
+    return path
+
+
+def test_a_lost_part_is_reported(bench: Bench) -> None:
+    path = lose_a_part(bench)
 
     report = compact(bench)
 
@@ -249,12 +255,7 @@ def test_what_was_lost_is_reported_until_it_is_there_again(bench: Bench, tmp_pat
 
 
 def test_a_copy_of_a_lake_reports_what_was_lost_before(bench: Bench, tmp_path: Path) -> None:
-    one = next(iter(bench.box.conversations))
-    bench.box.append(one, 3)
-    bench.run()
-    compact(bench)
-    (path,) = Path(bench.lake, "messages").glob("*/*/part-00001.parquet")
-    path.unlink()
+    lose_a_part(bench)
     before = compact(bench)
     copy = Bench(bench.box, str(tmp_path / "copy"), now=bench.now)
     # All parts have new versions there.

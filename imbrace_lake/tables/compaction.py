@@ -156,8 +156,6 @@ class Compaction(ABC, Generic[S]):
         state.removed = {key: at for key, at in state.removed.items() if now - at <= self._grace + GRACE}
         state.removed |= {f"{self._folder}{one.path}": now for one in gone}
         key = await state.write(self._store)
-        # A new state with the content of an old one has its key.
-        state.removed.pop(key, None)
         await self._log.commit(
             before, added, gone, {**properties, STATE_PROPERTY: key}, now, operation=operation
         )

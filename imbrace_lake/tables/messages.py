@@ -26,7 +26,7 @@ from imbrace_lake.concurrency import read_ahead, run_bounded
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake, Part, partition_key
-from imbrace_lake.lake.ledger_schema import PROVEN, ConversationEntry
+from imbrace_lake.lake.ledger_schema import ConversationEntry
 from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.lake.spellings import superseded
@@ -675,7 +675,7 @@ class MessagesCompaction(Compaction[TableState]):
     ) -> list[str]:
         """Return the keys of the parts that a ledger entry proves and the lake does not have."""
         missing = {one.key for one in entry.parts} - {one.part.key for one in parts}
-        if entry.status not in PROVEN or not missing:
+        if not _is_proof(entry) or not missing:
             return []
         # A run may have added them and recorded them since the parts were listed.
         return sorted(missing - {one.key for one in await self._lake.list_below(f"{folder}/")})
@@ -797,4 +797,9 @@ def _is_of(entry: ConversationEntry, parts: Sequence[ReadPart]) -> bool:
     """Return whether a ledger entry proves exactly these parts."""
     own = {one.part.key: one.part.sha256 for one in parts}
     recorded = {one.key: (one.sha256 or "")[:16] for one in entry.parts}
-    return entry.status in PROVEN and entry.content_hash is not None and own == recorded
+    return _is_proof(entry) and own == recorded
+
+
+def _is_proof(entry: ConversationEntry) -> bool:
+    """Return whether an entry states the last proven messages, as that of a gone conversation also does."""
+    return entry.content_hash is not None

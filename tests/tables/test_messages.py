@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars
@@ -232,6 +233,21 @@ def test_a_lost_part_is_reported(bench: Bench) -> None:
     assert report.rows_removed - report.rows_added == 3
     assert path.name in problem
     assert difference(bench) == SAME
+
+
+def test_a_gone_conversation_is_compared_with_its_last_proof(bench: Bench) -> None:
+    gone = next(iter(bench.box.conversations))
+    bench.box.vanish(gone)
+    bench.run()
+    shutil.rmtree(Path(bench.lake, "tables"), ignore_errors=True)
+
+    report = compact(bench)
+
+    assert (report.unproven, report.differences) == (0, [])
+    (path,) = Path(bench.lake, "messages").glob(f"*/conv={gone}/part-00000.parquet")
+    path.unlink()
+    (found,) = compact(bench).differences
+    assert "has lost part-00000.parquet" in found.problem
 
 
 def test_what_was_lost_is_reported_until_it_is_there_again(bench: Bench, tmp_path: Path) -> None:
@@ -543,6 +559,88 @@ def test_rows_without_a_time_have_no_month(bench: Bench) -> None:
 
     assert difference(bench) == SAME
     assert [row["month"] for row in without] == [None]
+
+
+def test_a_message_without_a_time_is_replaced_when_it_is_edited(bench: Bench) -> None:
+    bench.settings["rewalk_days"] = 0
+    timeless = {"_id": "m1", "created_at": "no time", "content": {"text": "x"}, "from": "u_1"}
+    conversation = bench.box.put([timeless])
+    bench.run()
+    compact(bench)
+    bench.box.edit(conversation, ["m1"])
+    bench.run()
+
+    report = compact(bench)
+
+    assert (report.rows_removed, report.rows_added) == (1, 1)
+    assert difference(bench) == SAME
+
+
+def test_a_table_that_could_not_be_repaired_is_compared_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = str(next(Path(bench.lake, "messages").glob("*/*")).relative_to(bench.lake))
+
+    async def is_wrong(*arguments: object) -> set[str]:
+        return {owner}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(messages.MessagesCompaction, "_prove", is_wrong)
+        assert not compact(bench).is_repaired
+
+    assert compact(bench).read_bytes > 0
+    assert compact(bench).read_bytes == 0
+    assert difference(bench) == SAME
+
+
+def test_a_version_that_does_not_name_its_files_is_an_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    bench.box.append(next(iter(bench.box.conversations)), 1)
+    bench.run()
+    commit = delta_log.DeltaLog.commit
+
+    async def without_files(
+        self: delta_log.DeltaLog, before: Any, added: Any, *others: Any, **options: Any
+    ) -> None:
+        await commit(self, before, (), *others, **options)
+
+    monkeypatch.setattr(delta_log.DeltaLog, "commit", without_files)
+
+    with pytest.raises(DamagedObject, match=r"version 1 of .* does not name its files"):
+        compact(bench)
+
+
+def test_a_merged_file_with_other_rows_is_found_and_its_conversations_are_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 1)
+    bench.run()
+    compact(bench)
+    monkeypatch.setattr(messages, "MAX_SMALL_FILES", 2)
+    upload = messages.MessagesCompaction._upload
+    uploads: list[TableFile] = []
+
+    async def damaging(self: messages.MessagesCompaction, file: TableFile, path: Path) -> None:
+        uploads.append(file)
+        # The first file has the new messages, the second one is the merged one.
+        if len(uploads) == 2:
+            pq.write_table(pq.read_table(path).slice(1), f"{path}-other")
+            path = Path(f"{path}-other")
+        await upload(self, file, path)
+
+    monkeypatch.setattr(messages.MessagesCompaction, "_upload", damaging)
+    bench.box.append(one, 1)
+    bench.run()
+
+    report = compact(bench)
+
+    assert len(report.differences) == 1
+    assert report.is_repaired
+    assert difference(bench) == SAME
 
 
 def test_a_step_that_was_killed_before_its_proof_is_proven_by_the_next_compaction(

@@ -153,6 +153,19 @@ def test_a_slow_gateway_is_reported_as_slow_and_not_as_an_error(
     assert said == [f"waiting for {box.url}, as an export would: up to 35 s"] * 2
 
 
+@pytest.mark.slow
+def test_a_wait_for_a_turn_is_not_reported_as_a_slow_gateway(
+    tmp_path: Path, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "SLOW_SECONDS", 0.2)
+    box.set_options(latency_seconds=0.5)
+
+    findings = look(settings_of(box, tmp_path, requests_per_second=50))
+
+    assert findings["gateway"][0].verdict == "ok"
+    assert findings["gateway"][0].message.endswith(" ms, including the wait for a turn within the limit")
+
+
 def test_a_check_waits_as_long_for_the_gateway_as_an_export(tmp_path: Path, box: Sandbox) -> None:
     """The time limit of every step covers the slowest answer that an export accepts."""
     settings = settings_of(box, tmp_path)

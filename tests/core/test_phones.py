@@ -298,6 +298,7 @@ def test_the_gateway_gets_digits_without_the_plus_sign() -> None:
         (TAIWAN, "+886*******77"),
         ("whatsapp:+886 911 425 977", "+886*******77"),
         ("+12025550123", "+1********23"),
+        ("＋886911425977", "+886*******77"),
         # Only a plus sign proves the country code.
         ("886911425977", "**********77"),
         # Too short to show even two.

@@ -610,6 +610,12 @@ def test_queries_that_only_read_are_allowed(lake: Lake, query: str) -> None:
     assert lake.sql(query).to_arrow().num_rows > 0
 
 
+def test_no_query_can_change_the_settings_of_the_connection(lake: Lake) -> None:
+    (row,) = lake.sql("SELECT current_setting('lock_configuration') AS is_locked").to_arrow().to_pylist()
+
+    assert row == {"is_locked": True}
+
+
 def test_a_long_query_writes_nothing_to_standard_output(lake: Lake) -> None:
     (row,) = lake.sql("SELECT current_setting('enable_progress_bar') AS shown").to_arrow().to_pylist()
 

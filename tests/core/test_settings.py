@@ -156,6 +156,12 @@ def test_a_token_in_another_setting_is_reported_without_the_token(
         assert str(caught.value) == f"IMBRACE_{name.upper()}: {reason}"
 
 
+def test_an_organization_that_begins_like_a_token_is_taken_for_one() -> None:
+    # Tokens have other forms too, and no organization begins so.
+    with pytest.raises(SettingsError, match="IMBRACE_ORGANIZATION: it begins with api_"):
+        load_settings(organization="api_short")
+
+
 def test_a_lake_can_have_a_name_that_begins_like_a_token() -> None:
     assert load_settings(lake="api_exports").lake == "api_exports"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -298,6 +300,20 @@ def test_a_killed_run_is_followed_by_no_writes(tmp_path: Path) -> None:
         time.sleep(0.01)
 
     assert [path for path in lake.rglob("*") if path.is_file()] == []
+
+
+def test_a_call_of_which_only_the_beginning_arrives_is_not_made() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _, body = writer_process._framed(0, (pickle.dumps(abs), (-3,)))
+        # The caller was killed in the middle of a call.
+        ours.sendall(writer_process._HEADER.pack(0, len(body)) + body[:-1])
+        ours.shutdown(socket.SHUT_WR)
+
+        writer_process.serve(theirs, os.getppid())
+
+        theirs.shutdown(socket.SHUT_WR)
+        assert ours.recv(1) == b""
 
 
 def _is_running(process: int) -> bool:

@@ -114,6 +114,25 @@ def test_the_current_tables_have_the_latest_row(bench: Bench) -> None:
         assert as_texts(phones) == as_texts(reader.phones().to_arrow().to_pylist())
 
 
+def test_of_rows_with_the_same_time_the_last_run_and_the_first_entry_count() -> None:
+    at, later, earlier = START, "run_b", "run_a"
+    same = {"organization_id": "o", "conversation_id": "c", "status": "complete", "finished_at": at}
+    entries = [{**same, "run_id": run} for run in (later, earlier)]
+    number = {"organization_id": "o", "phone_hash": "x", "status": "none", "resolved_at": at}
+    phones = [{**number, "run_id": later, "position": position} for position in (1, 0, 2)]
+    phones.append({**number, "run_id": earlier, "position": 0})
+
+    current = {
+        one.ledger: one.choose(pa.Table.from_pylist(rows, schema=LEDGER_SCHEMAS[one.ledger])).to_pylist()
+        for one in ledgers.LEDGER_TABLES
+        for ledger, rows in (("conversations", entries), ("phones", phones))
+        if one.choose is not None and one.ledger == ledger
+    }
+
+    assert [row["run_id"] for row in current["conversations"]] == [later]
+    assert [(row["run_id"], row["position"]) for row in current["phones"]] == [(later, 0)]
+
+
 def test_a_window_of_time_is_not_the_current_state_of_a_conversation(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

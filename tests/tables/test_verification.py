@@ -104,6 +104,19 @@ def test_a_row_that_is_not_that_of_the_ledger_is_reported(bench: Bench) -> None:
     assert "other rows than the ledger" in found.problem
 
 
+def test_a_log_with_a_wrong_number_of_rows_is_reported(bench: Bench) -> None:
+    # Engines answer `count(*)` from the log.
+    log = next(Path(bench.lake, "tables", "messages", "_delta_log").glob("*.json"))
+    rows = bench.rows().num_rows
+    log.write_text(log.read_text().replace(f'numRecords\\": {rows}', f'numRecords\\": {rows + 1}'))
+    assert f"{rows + 1}" in log.read_text()
+
+    (found,) = bench.verify().differences
+
+    assert found.name == str(a_file(bench, "messages").relative_to(bench.lake))
+    assert "is not the file that the log names" in found.problem
+
+
 def test_a_lost_state_and_a_damaged_log_are_reported(bench: Bench) -> None:
     shutil.rmtree(Path(bench.lake, "tables", "state"))
     lost = {one.name for one in bench.verify().differences}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -251,6 +251,38 @@ def last_of_each(rows: pa.Table, same: list[str], at: str) -> pa.Table:
     several = order[~is_single]
     last = dict(zip(_tuples(rows.select(same).take(pa.array(several))), several.tolist(), strict=True))
     return rows.take(pa.array(np.sort(np.append(order[is_single], [*last.values()]).astype(np.int64))))
+
+
+class CondensedRows:
+    """Rows that are added table by table, and of which a function keeps few, such as `last_of_each`.
+
+    The function is called when the rows have grown by half, so the time per row does not depend on the number
+    of tables.
+
+    Args:
+        keep: Chooses from rows; of chosen and added rows, it must choose as from all.
+        empty: A table without rows, with the schema of all rows.
+    """
+
+    def __init__(self, keep: Callable[[pa.Table], pa.Table], empty: pa.Table) -> None:
+        self._keep = keep
+        self._tables = [empty]
+        self._added_rows = 0
+        self._kept_rows = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows."""
+        self._tables.append(rows)
+        self._added_rows += rows.num_rows
+        if self._added_rows >= max(ROWS_AT_A_TIME, self._kept_rows // 2):
+            self.rows()
+
+    def rows(self) -> pa.Table:
+        """Return the chosen rows."""
+        if len(self._tables) > 1:
+            self._tables = [self._keep(pa.concat_tables(self._tables))]
+            self._added_rows, self._kept_rows = 0, self._tables[0].num_rows
+        return self._tables[0]
 
 
 def _tuples(rows: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -27,7 +27,14 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.lake import Lake
-from imbrace_lake.lake.ledger import DAMAGED, has_hash, last_of_each, named_by_hash, read_objects
+from imbrace_lake.lake.ledger import (
+    DAMAGED,
+    CondensedRows,
+    has_hash,
+    last_of_each,
+    named_by_hash,
+    read_objects,
+)
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, WINDOW, Ledger
 from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.parquet import encode
@@ -325,7 +332,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         choose = self._table.choose
         small = [one for one in old if one.size_bytes < FILE_BYTES // 4]
         replaced = [*old] if choose is not None else small if len(small) > MAX_SMALL_FILES else []
-        current: list[pa.Table] = []
+        current = None if choose is None else CondensedRows(choose, self._schema.empty_table())
         for file in replaced:
             path = await self._download(file, files.folder)
             self.report.read_bytes += file.size_bytes
@@ -333,10 +340,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
                 raise _OtherRows(file.path)
             for rows in iter_file(path):
                 rows = _in_schema(rows, self._schema)
-                if choose is None:
-                    await self._in_thread(files.add, rows)
-                else:
-                    current.append(rows)
+                await self._in_thread(files.add if current is None else current.add, rows)
             path.unlink()
         for group in in_groups(new, lambda meta: meta.size_bytes, GROUP_BYTES, GROUP_OBJECTS):
             keys = [one.key for one in group]
@@ -347,12 +351,9 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             self.report.requests += len(keys)
             for rows in tables:
                 rows = rows.cast(self._schema)
-                if choose is None:
-                    await self._in_thread(files.add, rows)
-                else:
-                    current = [await self._in_thread(choose, pa.concat_tables([*current, rows]))]
-        for rows in current:
-            files.add(rows)
+                await self._in_thread(files.add if current is None else current.add, rows)
+        if current is not None:
+            await self._in_thread(lambda: files.add(current.rows()))
         return replaced
 
     async def _store_file(self, written: _Written, folder: Path) -> TableFile:

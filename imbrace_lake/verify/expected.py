@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
-from imbrace_lake.lake.ledger import last_of_each, list_ledger, read_objects
+from imbrace_lake.lake.ledger import CondensedRows, last_of_each, list_ledger, read_objects
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, WINDOW, Ledger
 
 READ_AT_A_TIME = 16
@@ -49,17 +49,15 @@ class ExpectedObjects:
     @classmethod
     async def read(cls, lake: Lake) -> Self:
         """Read all ledgers and journals, without damaged objects."""
-        versions, is_complete = _VERSIONS.empty_table(), True
-        first = versions
+        is_complete = True
+        # The ledgers record the same few versions many times.
+        versions = CondensedRows(_last_of_each_version, _VERSIONS.empty_table())
+        first = CondensedRows(_first_of_each_version, _VERSIONS.empty_table())
         columns = ["parts", "started_at", "finished_at"]
         async for tables, are_all in _intact_rows(lake, "conversations", columns):
-            some = pa.concat_tables([versions, *map(_versions, tables)])
-            # The ledgers record the same few versions many times.
-            versions = last_of_each(some, ["key", "sha256"], "finished_at")
-            first = pa.concat_tables([first, *map(_versions, tables)])
-            before = pc.negate(first.column("finished_at").cast(pa.int64()))
-            first = last_of_each(first.append_column("before", before), ["key", "sha256"], "before")
-            first = first.drop_columns(["before"])
+            for rows in map(_versions, tables):
+                versions.add(rows)
+                first.add(rows)
             is_complete = is_complete and are_all
         written = set()
         async for tables, _ in _intact_rows(lake, "runs", ["objects"]):
@@ -67,8 +65,8 @@ class ExpectedObjects:
                 written.update(pc.list_flatten(rows.column("objects")).to_pylist())
         # An entry of an unchanged conversation repeats the version from the start of its run, which a repair
         # may have replaced meanwhile. So the first record of each version counts.
-        newest = last_of_each(first, ["key"], "finished_at")
-        return cls(_hashes(versions, newest), newest, written, is_complete)
+        newest = last_of_each(first.rows(), ["key"], "finished_at")
+        return cls(_hashes(versions.rows(), newest), newest, written, is_complete)
 
     def newest_begun_at(self, key: str) -> datetime:
         """Return when the run whose entry is the newest of a part began to read the conversation."""
@@ -126,6 +124,16 @@ def _versions(entries: pa.Table) -> pa.Table:
     columns = [pc.struct_field(parts, "key"), pc.struct_field(parts, "sha256"), begun_at, finished_at]
     versions = pa.Table.from_arrays(columns, schema=_VERSIONS)
     return versions.filter(pc.is_valid(versions.column("sha256")))
+
+
+def _last_of_each_version(versions: pa.Table) -> pa.Table:
+    return last_of_each(versions, ["key", "sha256"], "finished_at")
+
+
+def _first_of_each_version(versions: pa.Table) -> pa.Table:
+    before = pc.negate(versions.column("finished_at").cast(pa.int64()))
+    first = last_of_each(versions.append_column("before", before), ["key", "sha256"], "before")
+    return first.drop_columns(["before"])
 
 
 def _hashes(versions: pa.Table, newest: pa.Table) -> dict[str, tuple[str, ...]]:

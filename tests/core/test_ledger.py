@@ -25,6 +25,7 @@ from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake, Part
 from imbrace_lake.lake.ledger import (
     LAST_RUNS,
+    CondensedRows,
     Journal,
     last_of_each,
     read_last_end,
@@ -417,3 +418,35 @@ def test_the_current_view_is_one_sql_statement(tmp_path: Path) -> None:
             [str(tmp_path / "conversations/*.parquet")],
         ).fetchall()
     assert rows == [("a", 2), ("only-r1", 0), ("only-r2", 0), ("only-r3", 0)]
+
+
+def test_condensed_rows_are_those_that_are_kept_of_all_in_a_time_that_grows_with_them_only() -> None:
+    kept_of = 0
+
+    def keep(rows: pa.Table) -> pa.Table:
+        nonlocal kept_of
+        kept_of += rows.num_rows
+        return last_of_each(rows, ["key"], "at")
+
+    schema = pa.schema([("key", pa.int64()), ("at", pa.timestamp("ms", "UTC"))])
+    # Each of 2,000 runs has an entry of ten of 10,000 conversations, some of them older than those before.
+    runs = [
+        pa.table(
+            {"key": [(run * 7 + one) % 10_000 for one in range(10)], "at": [run ^ 1] * 10}, schema=schema
+        )
+        for run in range(2_000)
+    ]
+    condensed = CondensedRows(keep, schema.empty_table())
+    for rows in runs:
+        condensed.add(rows)
+
+    every = pa.concat_tables(runs)
+    expected = last_of_each(every, ["key"], "at")
+    order = [("key", "ascending")]
+    assert condensed.rows().sort_by(order).equals(expected.sort_by(order))
+    assert condensed.rows().num_rows > 5_000
+    assert kept_of < 10 * every.num_rows
+
+
+def test_without_rows_condensed_rows_are_empty() -> None:
+    assert CondensedRows(lambda rows: rows, PHONES.empty_table()).rows().num_rows == 0

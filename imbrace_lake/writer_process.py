@@ -117,16 +117,20 @@ class WriterProcess:
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         ours, theirs = socket.socketpair()
-        with theirs:
-            # Not `multiprocessing`, which would also import the main module there, an orchestrator.
-            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; this interpreter and module
-                # Without modules of the current folder, which may belong to another project.
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        try:
+            with theirs:
+                # Not `multiprocessing`, which would also import the main module there, an orchestrator.
+                self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; this interpreter and module
+                    # Without modules of the current folder, which may belong to another project.
+                    [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                )
+        except OSError:
+            ours.close()
+            raise
         self._connection, _ = await asyncio.get_running_loop().create_connection(
             lambda: _Results(self._pending, self._on_end), sock=ours
         )

@@ -302,6 +302,20 @@ def test_a_killed_run_is_followed_by_no_writes(tmp_path: Path) -> None:
     assert [path for path in lake.rglob("*") if path.is_file()] == []
 
 
+def test_where_no_process_can_be_started_this_one_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*args: object, **options: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    async def run() -> int:
+        async with WriterProcess(start_after=1) as writer:
+            return await writer.run(None, os.getpid)
+
+    monkeypatch.setattr(subprocess, "Popen", cannot)
+
+    # A socket that is left open would be a warning, and so an error.
+    assert asyncio.run(run()) == os.getpid()
+
+
 def test_a_call_of_which_only_the_beginning_arrives_is_not_made() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -38,6 +38,7 @@ from imbrace_lake.lake.ledger import (
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, WINDOW, Ledger
 from imbrace_lake.lake.memory import in_groups
 from imbrace_lake.lake.parquet import encode
+from imbrace_lake.printable import plural
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.tables.cleaning import GRACE, RUN, STATE_FOLDER, STATE_PROPERTY, check_files, recorded
 from imbrace_lake.tables.compaction import Compaction
@@ -139,6 +140,10 @@ class LedgerTableState:
         """Return the ledger objects that the table does not have, without those known as damaged."""
         return [one for one in objects if one.key not in self.keys and self.damaged.get(one.key) != one.etag]
 
+    def surplus(self, objects: Iterable[ObjectMeta]) -> set[str]:
+        """Return the keys of ledger objects that the table has and the lake does not have."""
+        return self.keys - {one.key for one in objects}
+
     def add(self, objects: Iterable[ObjectMeta], damaged: Collection[str]) -> None:
         """Add ledger objects that were read, and note which of them are damaged."""
         for one in objects:
@@ -191,8 +196,14 @@ async def read_ledger_state(
     )
 
 
+async def list_objects(store: Store, table: LedgerTable) -> list[ObjectMeta]:
+    """List the objects of a table's ledger."""
+    listing = await store.list(f"{table.ledger}/")
+    return [meta for meta in listing if not meta.key.endswith(DAMAGED)]
+
+
 class _OtherRows(Exception):
-    """A file of the table has other rows than were written into it; the argument is its path."""
+    """The table has other rows than its ledger; the arguments are the name of a file or folder, and why."""
 
 
 class LedgerCompaction(Compaction[LedgerTableState]):
@@ -218,7 +229,11 @@ class LedgerCompaction(Compaction[LedgerTableState]):
         snapshot = await self._log.read()
         await check_files(self._store, self._log, self._folder, snapshot)
         state = await read_ledger_state(self._store, self._table, snapshot)
-        new = (state or LedgerTableState(self._table.name)).lacks(await self._list_objects())
+        objects = await list_objects(self._store, self._table)
+        if state is None or state.surplus(objects):
+            # The table is built again.
+            state = LedgerTableState(self._table.name)
+        new = state.lacks(objects)
         report = self.report
         report.is_dry_run = True
         report.describe(snapshot)
@@ -241,8 +256,8 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             try:
                 return await self._add_new(before, state, properties, now)
             except _OtherRows as exc:
-                problem = "had other rows than the ledger, and the table was built again"
-                self._differs(f"{self._folder}{exc}", problem)
+                name, problem = exc.args
+                self._differs(name, f"{problem}, and the table was built again")
         # The state is lost, or a file is damaged.
         removed = {} if state is None else state.removed
         empty = LedgerTableState(self._table.name, removed=removed)
@@ -270,11 +285,14 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             The new version and state; the old ones if there is nothing to do.
 
         Raises:
-            _OtherRows: A file that is read to be replaced has other rows than were written.
+            _OtherRows: The lake does not have ledger objects of the table, or a file that is read to be
+                replaced has other rows than were written.
             DamagedObject: The store returns other rows than were written.
             ObjectExists: Another compaction committed first; nothing was changed.
         """
-        objects = await self._list_objects()
+        objects = await list_objects(self._store, self._table)
+        if surplus := state.surplus(objects):
+            raise _OtherRows(self._folder, f"had {rows_of_missing(surplus)}")
         new = state.lacks(objects)
         is_current = before is not None and recorded(before.configuration).get(RUN) == properties[RUN]
         if is_current and not new and gone is None:
@@ -337,7 +355,7 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             path = await self._download(file, files.folder)
             self.report.read_bytes += file.size_bytes
             if not await _has_rows(path, state.hashes.get(file.path)):
-                raise _OtherRows(file.path)
+                raise _OtherRows(f"{self._folder}{file.path}", "had other rows than the ledger")
             for rows in iter_file(path):
                 rows = _in_schema(rows, self._schema)
                 await self._in_thread(files.add if current is None else current.add, rows)
@@ -376,10 +394,6 @@ class LedgerCompaction(Compaction[LedgerTableState]):
             f"{self._store.url}/{self._folder}: files do not have the rows that were written into them"
         )
 
-    async def _list_objects(self) -> list[ObjectMeta]:
-        listing = await self._store.list(f"{self._table.ledger}/")
-        return [meta for meta in listing if not meta.key.endswith(DAMAGED)]
-
 
 @dataclass(frozen=True, slots=True)
 class _Written:
@@ -416,6 +430,11 @@ class _Files:
     def close(self, now: datetime) -> list[_Written]:
         """Finish all files."""
         return [_Written(one.close(now), one.path, rows_hash.hexdigest()) for one, rows_hash in self._files]
+
+
+def rows_of_missing(keys: Collection[str]) -> str:
+    """Return what a table has that was compacted from a newer lake, or before ledger objects were deleted."""
+    return f"the rows of {plural(len(keys), 'ledger object')} that the lake does not have"
 
 
 async def _has_rows(path: Path, rows_hash: str | None) -> bool:

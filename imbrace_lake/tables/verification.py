@@ -13,11 +13,19 @@ import pyarrow.parquet as pq
 
 from imbrace_lake.errors import DamagedObject, InputError, StoreError
 from imbrace_lake.lake.lake import Lake, partition_key
+from imbrace_lake.lake.ledger import run_of
 from imbrace_lake.lake.schema import with_digests
 from imbrace_lake.printable import plural
-from imbrace_lake.tables.cleaning import STATE_PROPERTY, again
+from imbrace_lake.tables.cleaning import RUN, STATE_PROPERTY, again
 from imbrace_lake.tables.delta_log import Snapshot, TableFile, require_deltalake
-from imbrace_lake.tables.ledgers import LEDGER_TABLES, LedgerTable, ledger_log, read_ledger_state
+from imbrace_lake.tables.ledgers import (
+    LEDGER_TABLES,
+    LedgerTable,
+    ledger_log,
+    list_objects,
+    read_ledger_state,
+    rows_of_missing,
+)
 from imbrace_lake.tables.messages import FOLDER, messages_log
 from imbrace_lake.tables.report import TableDifference
 from imbrace_lake.tables.rows import in_lake_schema, iter_file
@@ -25,7 +33,9 @@ from imbrace_lake.tables.rows_hash import hash_of_file
 from imbrace_lake.tables.state import NOTHING, Sums, plus, read_state, sums_by_conversation
 from imbrace_lake.tables.temporary import reading_folder
 
-_NO_STATE = "its state is missing or damaged: the next `imbrace-lake compact` writes it again"
+_AGAIN = "the next `imbrace-lake compact` writes it again"
+_UPDATED = "the next `imbrace-lake compact` updates it"
+_NO_STATE = f"its state is missing or damaged: {_AGAIN}"
 
 
 @dataclass(slots=True)
@@ -52,7 +62,8 @@ async def verify_tables(lake: Lake) -> TableVerification:
 
     Each must have the rows that the log states. Number and content hash of the messages of each conversation
     must be those that its parts had when they were read, and the rows of the ledgers those that were written.
-    That the tables are older than the lake is not a difference.
+    That the tables are older than the lake is not a difference, but that they are newer is, as in a lake that
+    was restored below them.
     """
     found = TableVerification()
     logs = {FOLDER: messages_log(lake)}
@@ -94,6 +105,9 @@ async def _verify_messages(lake: Lake, snapshot: Snapshot, found: TableVerificat
     if state is None:
         found.add(FOLDER, _NO_STATE)
         return
+    run_id = snapshot.configuration.get(RUN)
+    if run_id and all(run_of(meta.key) != run_id for meta in await lake.store.list("runs/")):
+        found.add(FOLDER, f"has the messages until run {run_id}, which the lake does not have: {_UPDATED}")
     expected = {key: value for key, value in state.conversation_sums().items() if value != NOTHING}
     for name in sorted(expected.keys() | sums.keys()):
         if sums.get(name) != expected.get(name):
@@ -117,6 +131,8 @@ async def _verify_ledger(
     if state is None:
         found.add(folder, _NO_STATE)
         return
+    if surplus := state.surplus(await list_objects(lake.store, table)):
+        found.add(folder, f"has {rows_of_missing(surplus)}: {_AGAIN}")
     for name, rows_hash in hashes.items():
         if state.hashes.get(name) != rows_hash:
             found.add(f"{folder}{name}", f"has other rows than the ledger: {again(folder)}")

@@ -71,3 +71,38 @@ def test_a_copy_is_readable_and_continues(copy: tuple[Bench, Mapping[str, str]])
     # Ledger objects have the same names in the copy, and are not read again.
     assert [reports[name].objects_read for name in ("conversations", "runs", "revisions")] == [1, 1, 1]
     assert bench.verify().is_sound
+
+
+def test_tables_that_are_newer_than_a_restored_lake_are_reported_and_built_again(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=3, sizes=(3, 40))) as box:
+        bench = Bench(box, str(tmp_path / "lake"))
+        bench.run()
+        backup = Bench(box, str(tmp_path / "backup"), now=bench.now)
+        shutil.copytree(bench.lake, backup.lake)
+        box.append(next(iter(box.conversations)), 2)
+        bench.run()
+        compact_all(bench)
+        shutil.copytree(Path(bench.lake, "tables"), Path(backup.lake, "tables"))
+        last_run = bench.ledger("runs")[-1]["run_id"]
+
+        found = {one.name: one.problem for one in backup.verify().differences}
+        planned = compact_all(backup, is_dry_run=True)
+        reports = compact_all(backup)
+
+    messages = found.pop("tables/messages/")
+    assert messages.startswith(f"has the messages until run {last_run}, which the lake does not have: ")
+    again = "the next `imbrace-lake compact` writes it again"
+    assert found == {
+        f"tables/{name}/": f"has the rows of 1 ledger object that the lake does not have: {again}"
+        for name in ("conversations", "conversations_current", "runs")
+    }
+    problem = "had the rows of 1 ledger object that the lake does not have, and the table was built again"
+    assert {one.problem for report in reports for one in report.differences} == {problem}
+    assert [one.objects_read for one in planned[1:]] == [one.objects_read for one in reports[1:]]
+    assert difference(backup) == SAME
+    runs = open_table(backup, "runs").to_pyarrow_table().to_pylist()
+    assert [row["run_id"] for row in runs] == [row["run_id"] for row in backup.ledger("runs")]
+    current = open_table(backup, "conversations_current").to_pyarrow_table().to_pylist()
+    assert sorted(row["conversation_id"] for row in current) == sorted(box.conversations)
+    assert backup.verify().is_sound
+    assert [one.commits for one in compact_all(backup)] == [0] * 7

@@ -46,6 +46,9 @@ RENEWED_AFTER = 0.9
 ACTIVE_HOURS = 168
 # Clocks may differ by this many hours.
 SKEW = 1 / 12
+# The state of a lake takes entries that are further ahead as older than all others (lake/checkpoint.py), so
+# only these can be renewed at once.
+RENEWABLE_SKEW = 1.0
 ROWS_AT_A_TIME = 16_384
 COLUMNS = (
     "conversation_id", "status", "proven_until", "finished_at", "first_message_at", "last_message_at",
@@ -89,18 +92,32 @@ class RevisitPolicy:
         """Return the number of runs in some hours."""
         return hours / self.shortest
 
+    def needed(self, conversations: int) -> int:
+        """Return the visits per run that the promise needs: no conversation is visited twice in a run."""
+        return math.ceil(conversations / max(1, math.floor(self.periods(self.longest))))
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether runs are often enough for the promise, if each visits everything."""
+        return self.period <= self.promise
+
+    def share(self, conversations: int, requests: int) -> int:
+        """Return the most visits of a run for the promise: half, or all if only all of them can keep it."""
+        return requests if requests / 2 < self.needed(conversations) <= requests else requests // 2
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What the lake knows about conversations that were proven at least once.
 
     Attributes:
-        seen: The time of the last proof.
+        seen: The time of the last proof, or of the last look at a conversation that is deleted upstream.
         since: The time of the first message, from which on active hours are known.
         hours: The last active hours, those in which messages were written, the newest last;
             `ABSENT` at the front if there were fewer.
         messages, active: The number of all messages, and of all active hours; 0 where it is unknown.
         ids: The ids; None if the order of the rows decides between equal conversations.
+        gone: Which conversations are deleted upstream; None if none is.
     """
 
     seen: Floats
@@ -109,9 +126,15 @@ class Known:
     messages: Integers
     active: Integers
     ids: pa.ChunkedArray | None = None
+    gone: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    @property
+    def is_gone(self) -> npt.NDArray[np.bool_]:
+        """Which conversations are deleted upstream."""
+        return np.zeros(len(self), np.bool_) if self.gone is None else self.gone
 
     def rows(self, rows: Any) -> Known:
         """Return some conversations, without their ids."""
@@ -124,6 +147,10 @@ class Known:
         last = self.hours[:, -1]
         return (last > math.floor(now) - ACTIVE_HOURS) & (last <= now)
 
+    def ahead(self, now: float) -> int:
+        """Return the number of proofs from the future."""
+        return int(np.count_nonzero(self.seen > now + SKEW))
+
     def slices(self) -> Iterator[tuple[slice, Known]]:
         """Yield all conversations, some at a time."""
         for start in range(0, len(self), ROWS_AT_A_TIME):
@@ -134,7 +161,8 @@ class Known:
 def known_of(states: pa.Table, policy: RevisitPolicy) -> Known:
     """Return what the states of conversations (`COLUMNS`) show.
 
-    A conversation that was deleted upstream counts as silent since 1970: only the promise lets it be visited.
+    A conversation that was deleted upstream counts as silent since 1970, and as seen when a run last looked:
+    only the promise lets it be visited.
     A state of an earlier version lacks the active hours: they are then spread evenly from its first message
     to its last.
     """
@@ -142,21 +170,25 @@ def known_of(states: pa.Table, policy: RevisitPolicy) -> Known:
     seen, since = np.empty(count), np.empty(count)
     messages, active = np.zeros(count, np.int32), np.zeros(count, np.int32)
     hours = np.full((count, LISTED_HOURS), ABSENT, np.int32)
+    gone = np.zeros(count, np.bool_)
     for start in range(0, count, ROWS_AT_A_TIME):
         rows, some = slice(start, start + ROWS_AT_A_TIME), states.slice(start, ROWS_AT_A_TIME)
-        seen[rows] = _hours_of(pc.coalesce(some.column("proven_until"), some.column("finished_at")))
+        is_gone = gone[rows] = pc.equal(some.column("status"), "gone").to_numpy()
+        proven, looked = some.column("proven_until"), some.column("finished_at")
+        seen[rows] = np.where(
+            is_gone, _hours_of(pc.coalesce(looked, proven)), _hours_of(pc.coalesce(proven, looked))
+        )
         first = _hours_of(some.column("first_message_at"))
         since[rows] = np.where(np.isnan(first), seen[rows] - policy.longest, first)
         lists = some.column("active_hours")
         _fill(hours[rows], lists.combine_chunks())
         counts = pc.if_else(pc.is_null(lists), some.column("distinct_messages"), 0)
         _spread(hours[rows], first, _hours_of(some.column("last_message_at")), _numbers(counts))
-        is_gone = pc.equal(some.column("status"), "gone").to_numpy()
         since[rows][is_gone], hours[rows][is_gone] = 0.0, ABSENT
         active[rows] = _numbers(some.column("active_hour_count"))
         is_counted = active[rows] > 0
         messages[rows] = np.where(is_counted, _numbers(some.column("distinct_messages")), 0)
-    return Known(seen, since, hours, messages, active, states.column("conversation_id"))
+    return Known(seen, since, hours, messages, active, states.column("conversation_id"), gone)
 
 
 def _fill(hours: Integers, lists: pa.ListArray) -> None:
@@ -375,11 +407,14 @@ def pick(
     policy: RevisitPolicy,
     requests: int,
     ids: pa.ChunkedArray | None = None,
+    now: float = 0.0,
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Choose the conversations to visit, in the order of their visits.
 
     As many of the oldest proofs as the promise needs, and the most valuable other visits. Proofs that must be
-    renewed come first, then the conversations with the most expected messages.
+    renewed come first, then the conversations with the most expected messages. If more must be renewed than
+    the run has visits for the promise, they take turns: those that fail in every run do not keep others
+    waiting.
 
     Args:
         rate, counted: As in `values`.
@@ -387,12 +422,17 @@ def pick(
         policy: The promise, and the time until the next run.
         requests: The number of visits.
         ids: Decide between equal values; the order of the rows by default.
+        now: The time, which decides whose turn it is.
 
     Returns:
         The rows, and the number of them that are chosen for the promise.
     """
     promised = min(_needed_now(left, policy, requests), requests, len(left))
-    first = _most(-left, promised, ids)
+    late = np.flatnonzero(left <= 0)
+    if len(late) > promised:
+        first = late[_in_turn(len(late), promised, policy.periods(now))]
+    else:
+        first = _most(-left, promised, ids)
     value = values(rate, counted)
     value[first] = -1.0
     rows = np.concatenate([first, _most(value, min(requests, len(left)) - promised, ids)])
@@ -408,9 +448,15 @@ def _needed_now(left: Floats, policy: RevisitPolicy, requests: int) -> int:
     runs = (np.clip(left, 0, policy.longest) / policy.shortest).astype(np.int64)
     due = np.cumsum(np.bincount(runs))
     most = int(np.ceil((due / np.maximum(np.arange(len(due)), 1)).max()))
-    average = len(left) / policy.periods(policy.longest)
-    # More than half of a run only if the promise can be kept, and only so.
-    return min(most, requests if requests / 2 < average <= requests else requests // 2)
+    # A run of a single visit renews what must be renewed, because half of it is none.
+    return min(most, max(policy.share(len(left), requests), min(1, int(due[0]))))
+
+
+def _in_turn(count: int, number: int, runs: float) -> npt.NDArray[np.int64]:
+    """Return which of some conversations have their turn: each run begins where the one before ended."""
+    start = math.floor(runs) * number
+    turn: npt.NDArray[np.int64] = (start + np.arange(number)) % max(1, count)
+    return turn
 
 
 def _most(value: Floats, number: int, ids: pa.ChunkedArray | None) -> npt.NDArray[np.int64]:
@@ -457,6 +503,8 @@ class Forecast:
         fresh: The share of the news that is found within an hour.
         requests: The visits per run that the promise needs.
         is_promise_kept: Whether the budget is sufficient for them.
+        late: The proofs that are older than the promise, or will be before runs renew them, if it is.
+        catches_up: The hours until runs have renewed these.
     """
 
     mean: float
@@ -465,6 +513,8 @@ class Forecast:
     fresh: float
     requests: int
     is_promise_kept: bool
+    late: int = 0
+    catches_up: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +533,7 @@ class Explanation:
         price: The value from which on a visit is due.
         reason: ``everything``: a run visits all conversations; ``ahead``: the proof is from the future;
             ``promise``: it must be renewed; ``value``: the interval is over; ``waits``: not due.
+        is_gone: It is deleted upstream, so only the promise lets it be visited.
     """
 
     seen: datetime
@@ -497,6 +548,7 @@ class Explanation:
     value: float
     price: float
     reason: str
+    is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,6 +556,9 @@ class Outlook:
     """The conversations of a lake at one time, and the budget of a run.
 
     Attributes:
+        requests: The visits of a run, `new` included.
+        unproven: The number of conversations that were never proven.
+        new: How many other conversations this run visits before all of these.
         rate: The expected messages of each conversation, per hour.
         counted: The weighted hours from its last proof to the middle of the run, because visits are spread
             over the time until the next run.
@@ -523,10 +578,17 @@ class Outlook:
     pace: Floats
     left: Floats
     price: float
+    new: int = 0
 
     @classmethod
     def of(
-        cls, known: Known, now: datetime, policy: RevisitPolicy, requests: int, unproven: int = 0
+        cls,
+        known: Known,
+        now: datetime,
+        policy: RevisitPolicy,
+        requests: int,
+        unproven: int = 0,
+        new: int = 0,
     ) -> Outlook:
         """Return the outlook.
 
@@ -536,6 +598,7 @@ class Outlook:
             policy: The promise, and the time between runs.
             requests: The budget of a run.
             unproven: The number of conversations that were never proven.
+            new: The number of other conversations, which this run visits first.
         """
         time = as_hours(now)
         middle = time + policy.shortest / 2
@@ -548,10 +611,10 @@ class Outlook:
                 added, organization, some.seen
             )
             pace[rows] = added[:, 24] / 24 * organization.week.mean()
-        left = np.where(known.seen > time + SKEW, 0.0, known.seen + policy.longest - time)
+        left = np.where(known.seen > time + RENEWABLE_SKEW, 0.0, known.seen + policy.longest - time)
         price = _price(rate, pace, policy, requests)
         return cls(
-            policy, time, requests, known, unproven, organization, rate, counted, pace, left, price
+            policy, time, requests, known, unproven, organization, rate, counted, pace, left, price, new
         )  # fmt: skip
 
     @property
@@ -562,12 +625,17 @@ class Outlook:
     @property
     def ahead(self) -> int:
         """The number of proofs from the future: a clock was or is wrong."""
-        return int(np.count_nonzero(self.known.seen > self.now + SKEW))
+        return self.known.ahead(self.now)
+
+    @property
+    def conversations(self) -> int:
+        """The number of all conversations."""
+        return len(self.known) + self.unproven + self.new
 
     @property
     def is_everything(self) -> bool:
         """Whether a run can visit all conversations."""
-        return len(self.known) + self.unproven <= self.requests
+        return self.conversations <= self.requests
 
     def is_due(self) -> npt.NDArray[np.bool_]:
         """Return which conversations are due."""
@@ -577,18 +645,20 @@ class Outlook:
 
     def choose(self) -> Choice:
         """Choose what to visit within the budget, or everything if it fits."""
-        first = min(self.unproven, self.requests if self.is_everything else self.requests // 2)
-        # Each run begins where the one before ended, so that failures do not keep others waiting.
-        start = math.floor(self.policy.periods(self.now)) * first
-        unproven = (start + np.arange(first)) % max(1, self.unproven)
+        requests = max(0, self.requests - self.new)
+        first = min(self.unproven, requests if self.is_everything else requests // 2)
+        # In turn, so that failures do not keep others waiting.
+        unproven = _in_turn(self.unproven, first, self.policy.periods(self.now))
         rows, promised = pick(
-            self.rate, self.counted, self.left, self.policy, self.requests - first, self.known.ids
+            self.rate, self.counted, self.left, self.policy, requests - first, self.known.ids, self.now
         )  # fmt: skip
         return Choice(unproven, rows, promised, int(self.is_due().sum()) + self.unproven)
 
     def forecast(self) -> Forecast:
         """Return what the budget achieves."""
-        needed = (len(self.known) + self.unproven) / self.policy.periods(self.policy.longest)
+        needed = self.policy.needed(self.conversations)
+        is_kept = self.policy.is_possible and (needed <= self.requests or self.is_everything)
+        late, catches_up = self._late() if is_kept else (0, 0.0)
         wait = self.interval
         share = self.rate / max(float(self.rate.sum()), 1e-300)
 
@@ -604,9 +674,21 @@ class Outlook:
             return high
 
         return Forecast(
-            float((share * wait).sum()) / 2, age(0.5), age(0.95), within(1.0), math.ceil(needed),
-            needed <= self.requests,
+            float((share * wait).sum()) / 2, age(0.5), age(0.95), within(1.0), needed,
+            is_kept, late, catches_up,
         )  # fmt: skip
+
+    def _late(self) -> tuple[int, float]:
+        """Return how many proofs are, or will be, older than the promise, and when runs have renewed them.
+
+        Runs are expected to renew the oldest proofs first, with as many visits as they have for the promise.
+        """
+        promise = self.policy.promise / timedelta(hours=1)
+        left = np.sort(self.known.seen) + promise - self.now
+        share = self.requests if self.is_everything else self.policy.share(self.conversations, self.requests)
+        renewed = np.arange(len(left)) // max(1, share) * self.policy.shortest
+        late = np.flatnonzero((left < 0) | (left < renewed))
+        return len(late), float(renewed[late[-1]]) + self.policy.shortest if len(late) else 0.0
 
     def explain(self, row: int) -> Explanation:
         """Explain when a conversation is visited next."""
@@ -620,7 +702,7 @@ class Outlook:
         next_visit = min(next_visit, seen + self.policy.longest)
         if self.is_everything:
             reason, next_visit = "everything", seen + self.policy.shortest
-        elif seen > self.now + SKEW:
+        elif seen > self.now + RENEWABLE_SKEW:
             reason, next_visit = "ahead", self.now
         elif self.left[row] <= 0:
             reason = "promise"
@@ -639,6 +721,7 @@ class Outlook:
             value=float(values(self.rate[row : row + 1], self.counted[row : row + 1])[0]),
             price=self.price,
             reason=reason,
+            is_gone=bool(self.known.is_gone[row]),
         )
 
 

@@ -180,6 +180,8 @@ def _outlook(report: VisitReport, visits: Visits, *, is_known: bool) -> list[str
         ]  # fmt: skip
     rows.append(("promise", report.promise()))
     rows += [("ages", one) for one in report.ages()]
+    if report.gone:
+        rows.append(("gone", f"{report.gone:,} deleted upstream, which no age includes"))
     rows += [("warning", one) for one in report.warnings() if report.ahead]
     one = outlook.organization
     rows.append(
@@ -210,10 +212,15 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
         InputError: The lake has no proof of it.
     """
     found = visits.explain(conversation_id)
+    if found is None and visits.is_unproven(conversation_id):
+        raise InputError(
+            f"conversation {printable(conversation_id)} was never proven: at most half of a run visits such"
+            " conversations, before all others and in turn"
+        )
     if found is None:
         raise InputError(
-            f"the lake has no proof of conversation {printable(conversation_id)}: a run visits conversations"
-            " without a proof first"
+            f"the lake does not have conversation {printable(conversation_id)}, so no ingestion visits it:"
+            " check the id, or export it"
         )
     if as_json:
         typer.echo(json.dumps(asdict(found), default=str))
@@ -221,8 +228,17 @@ def _explain(visits: Visits, conversation_id: str, *, as_json: bool) -> None:
     estimates = ", ".join(map(decimal, found.estimates))
     organization = visits.outlook.organization
     wait = "a run visits it next" if found.reason != "waits" else f"due {found.next_visit:%Y-%m-%d %H:%M} UTC"
+    seen = f"{found.seen:%Y-%m-%d %H:%M} UTC"
+    if found.is_gone:
+        rows = [
+            ("looked", f"{seen}: the gateway did not have it"),
+            ("promised", f"again by {found.deadline:%Y-%m-%d %H:%M} UTC"),
+            ("visit", f"{wait}: only the promise lets a deleted conversation be visited"),
+        ]  # fmt: skip
+        echo(*(f"{name:<10}{text}" for name, text in rows))
+        return
     rows = [
-        ("proven", f"{found.seen:%Y-%m-%d %H:%M} UTC"),
+        ("proven", seen),
         ("promised", f"again by {found.deadline:%Y-%m-%d %H:%M} UTC"),
         ("estimates", f"{estimates} active hours per hour (the last 1, 4, 20 active hours; {found.listed} are"
             f" known)"),

@@ -409,7 +409,8 @@ class _Job:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
             if visits is not None:
                 done = run.accounts.recorded
-                run.visits = visits.report(run.clock(), done, done - run.failures.errors.keys(), "")
+                proven = done - run.failures.errors.keys()
+                run.visits = visits.report(run.clock(), done, proven, "", run.accounts.gone)
         if run.failures.fatal is not None:
             raise run.failures.fatal
 
@@ -461,18 +462,23 @@ class _Job:
         visits = await self._look_at(unproven, listed, left)
         # Those that an earlier attempt has visited have an outcome.
         ids = [one for one in run.prior.as_stored(visits.ids) if one not in run.accounts.recorded]
+        outlook = visits.report(run.clock(), (), (), "")
         logger.info(
             "chosen: %s to visit, %s due; %s",
-            plural(len(ids), "conversation"),
-            f"{visits.choice.due:,}",
-            "; ".join(visits.report(run.clock(), (), (), "").ages()),
+            plural(min(len(ids), len(ids) if left is None else left), "conversation"),
+            f"{outlook.due:,}",
+            "; ".join(outlook.ages()),
         )
         try:
             await export_chunks(run, self.settings, ids, self.settings.chunk_size)
         finally:
             recorded = run.accounts.recorded
             run.visits = visits.report(
-                run.clock(), recorded, recorded - run.failures.errors.keys(), budget.ended()
+                run.clock(),
+                recorded,
+                recorded - run.failures.errors.keys(),
+                budget.ended(),
+                run.accounts.gone,
             )
             self.recorded["visits"] = asdict(run.visits)
             for warning in run.visits.warnings():

@@ -257,6 +257,7 @@ def freshness_markdown(visits: VisitReport) -> str:
             "",
             f"- **Active conversations:** {active}",
             f"- **Oldest proof:** {oldest}",
+            *([f"- **Deleted upstream:** {visits.gone:,}, which no age includes"] if visits.gone else []),
             f"- {visited}",
             f"- **Promise:** {visits.promise()}",
             f"- **Forecast:** {visits.forecast()}",

@@ -26,6 +26,7 @@ class Accounts:
     Attributes:
         found: The conversations that the run found, each once; None until it knows them all.
         recorded: Those whose outcome is in the journal, or in the ledger rows of a shard.
+        gone: Those which this process found to be deleted upstream.
         pages_requested: How many pages were requested for each conversation without a recorded outcome.
         reasons: Why some conversations were not reached, where that differs from the reason of the others.
         phones: Entries of the input list by status.
@@ -37,6 +38,7 @@ class Accounts:
 
     found: list[str] | None = None
     recorded: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     pages_requested: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
     phones: Counter[str] = field(default_factory=Counter)
@@ -49,6 +51,8 @@ class Accounts:
         """Mark entries as recorded after they have been written to the journal."""
         for entry in entries:
             self.recorded.add(entry.conversation_id)
+            if entry.status == "gone":
+                self.gone.add(entry.conversation_id)
             self.pages_requested.pop(entry.conversation_id, None)
 
     def unreached(self) -> list[str]:

@@ -20,10 +20,12 @@ def duration(seconds: float) -> str:
 
 
 def span(hours: float) -> str:
-    """Format hours: ``6.1 days``, ``3.2 h`` or ``12 min``."""
+    """Format hours: ``6.1 days``, ``3.2 h``, ``12 min`` or ``less than a minute``."""
     if hours >= 48:
         return f"{hours / 24:,.1f} days"
-    return f"{hours:.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{math.ceil(60 * hours)} min" if 60 * hours > 1 else "less than a minute"
 
 
 def size(size_bytes: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -150,6 +150,7 @@ class VisitReport:
 
     Attributes:
         conversations: The number of all conversations.
+        gone: Those of them that are deleted upstream, which no age includes.
         requests: The visits that the budget of a run allows.
         visited: The conversations that were visited.
         due: The conversations that were due when the run began.
@@ -161,6 +162,9 @@ class VisitReport:
         promise_days: The promised age.
         needed: The visits per run that the promise needs.
         is_promise_kept: Whether the budget is sufficient for them.
+        is_promise_possible: Whether any budget is, as often as runs begin.
+        late: The proofs that are older than promised, or will be before runs renew them, if it is sufficient.
+        catches_up: The hours until runs have renewed these.
         ahead: The number of proofs from the future.
         by_age: The number of conversations by the age of their proof.
         forecast_mean, forecast_median, forecast_95: The age at which runs will find news.
@@ -169,6 +173,7 @@ class VisitReport:
     """
 
     conversations: int
+    gone: int
     requests: int
     visited: int
     due: int
@@ -180,6 +185,9 @@ class VisitReport:
     promise_days: float
     needed: int
     is_promise_kept: bool
+    is_promise_possible: bool
+    late: int
+    catches_up: float
     ahead: int
     forecast_mean: float
     forecast_median: float
@@ -197,11 +205,15 @@ class VisitReport:
             known: The same conversations now.
             now: The time.
         """
-        forecast, due = outlook.forecast(), int(outlook.is_due().sum()) + outlook.unproven
+        forecast = replace(outlook, known=known).forecast()
+        due = int(outlook.is_due().sum()) + outlook.unproven
+        is_gone = known.is_gone
         ages = np.maximum(as_hours(now) - known.seen, 0.0)
-        active = ages[known.is_active(as_hours(now))]
+        active = ages[known.is_active(as_hours(now)) & ~is_gone]
+        ages = ages[~is_gone]
         return cls(
-            conversations=len(known) + outlook.unproven,
+            conversations=outlook.conversations,
+            gone=int(is_gone.sum()),
             requests=outlook.requests,
             visited=0,
             due=due,
@@ -213,7 +225,10 @@ class VisitReport:
             promise_days=outlook.policy.promise / timedelta(days=1),
             needed=forecast.requests,
             is_promise_kept=forecast.is_promise_kept,
-            ahead=outlook.ahead,
+            is_promise_possible=outlook.policy.is_possible,
+            late=forecast.late,
+            catches_up=forecast.catches_up,
+            ahead=known.ahead(as_hours(now)),
             forecast_mean=forecast.mean,
             forecast_median=forecast.median,
             forecast_95=forecast.most,
@@ -237,9 +252,19 @@ class VisitReport:
         )
 
     def promise(self) -> str:
-        """Return the promise, and whether the budget is sufficient for it."""
-        kept = "kept" if self.is_promise_kept else "broken"
-        return f"{self._promised()}: {kept}, needs {plural(self.needed, 'visit')} per run"
+        """Return the promise, and whether it is kept."""
+        if not self.is_promise_possible:
+            return f"{self._promised()}: broken, because runs begin less often"
+        needs = f"needs {plural(self.needed, 'visit')} per run"
+        if not self.is_promise_kept:
+            return f"{self._promised()}: broken, {needs}"
+        if not self.late:
+            return f"{self._promised()}: kept, {needs}"
+        return f"{self._promised()}: not kept yet, {needs}; {self._late()}"
+
+    def _late(self) -> str:
+        late = plural(self.late, "proof is", "proofs are")
+        return f"{late} older, or will be, and runs catch up in about {span(self.catches_up)}"
 
     def _promised(self) -> str:
         return "1 day" if self.promise_days == 1 else f"{self.promise_days:g} days"
@@ -263,7 +288,14 @@ class VisitReport:
     def warnings(self) -> list[str]:
         """Return what an operator has to know, in one sentence each."""
         found = []
-        if not self.is_promise_kept:
+        if not self.is_promise_possible:
+            found.append(
+                f"no budget keeps the promise of {self._promised()}, because runs begin less often: change"
+                " IMBRACE_PERIOD_MINUTES with the schedule, or IMBRACE_PROMISE_DAYS"
+            )
+        elif self.late:
+            found.append(f"the promise of {self._promised()} is not kept yet: {self._late()}")
+        elif not self.is_promise_kept:
             found.append(
                 f"the promise of {self._promised()} needs {plural(self.needed, 'visit')} per run, and the"
                 f" budget allows {self.requests:,}"
@@ -292,12 +324,14 @@ class Visits:
         choice: Its choice among them.
         ids: The conversations to visit, in this order.
         first: How many of them come first whatever their value, because a list has them and the lake has not.
+        unproven: The conversations that the lake knows, and that were never proven.
     """
 
     outlook: Outlook
     choice: Choice
     ids: list[str]
     first: int = 0
+    unproven: Sequence[str] = ()
 
     def explain(self, conversation_id: str) -> Explanation | None:
         """Explain when a conversation is visited next; None if it was never proven, or is unknown."""
@@ -306,16 +340,26 @@ class Visits:
             row = pc.index(self.outlook.known.ids, conversation_id).as_py()
         return None if row < 0 else self.outlook.explain(row)
 
+    def is_unproven(self, conversation_id: str) -> bool:
+        """Whether the lake knows a conversation that was never proven."""
+        return conversation_id in self.unproven or canonical_conversation_id(conversation_id) in self.unproven
+
     def report(
-        self, now: datetime, visited: Collection[str], proven: Collection[str], ended: str
+        self,
+        now: datetime,
+        visited: Collection[str],
+        proven: Collection[str],
+        ended: str,
+        gone: Collection[str] = (),
     ) -> VisitReport:
         """Return the state of the lake after the visits.
 
         Args:
             now: The time.
             visited: The conversations with an outcome.
-            proven: Those with a proof.
+            proven: Those with a proof, or which the gateway no longer has.
             ended: Why the run ended its visits.
+            gone: Those of them which the gateway no longer has.
         """
         outlook, rows = self.outlook, self.choice.rows
         start = self.first + len(self.choice.unproven)
@@ -323,12 +367,14 @@ class Visits:
         is_visited = np.fromiter((one in visited for one in others), np.bool_, len(rows))
         is_proven = np.fromiter((one in proven for one in others), np.bool_, len(rows))
         reached = sum(one in visited for one in before)
-        seen = outlook.known.seen.copy()
+        seen, is_gone = outlook.known.seen.copy(), outlook.known.is_gone.copy()
         seen[rows[is_proven]] = as_hours(now)
+        is_gone[rows[is_proven]] = [one in gone for one in others if one in proven]
         due = self.choice.due + self.first
-        done = VisitReport.of(outlook, replace(outlook.known, seen=seen), now)
-        newly = sum(one in proven for one in before)
-        unproven = outlook.unproven + self.first - newly
+        done = VisitReport.of(outlook, replace(outlook.known, seen=seen, gone=is_gone), now)
+        newly = sum(one in proven and one not in gone for one in before)
+        newly_gone = sum(one in gone for one in before)
+        unproven = outlook.unproven + self.first - newly - newly_gone
         by_age = done.by_age | {NEVER: unproven}
         by_age[next(iter(CLASSES))] += newly
         return replace(
@@ -339,7 +385,7 @@ class Visits:
             unproven=unproven,
             oldest=0.0 if done.oldest is None and newly else done.oldest,
             by_age=by_age,
-            conversations=done.conversations + self.first,
+            gone=done.gone + newly_gone,
             ended=ended,
         )
 
@@ -376,12 +422,12 @@ def choose_visits(
     proven = states.known(others.union(map(canonical_conversation_id, others)))
     rest = sorted(one for one in others if not proven & {one, canonical_conversation_id(one)})
     known = known_of(table, policy)
-    left = len(known) + len(rest) if requests is None else max(0, requests - len(new))
-    outlook = Outlook.of(known, now, policy, left, len(rest))
+    count = len(known) + len(rest) + len(new)
+    outlook = Outlook.of(known, now, policy, count if requests is None else requests, len(rest), len(new))
     choice = outlook.choose()
     ids = [*new, *(rest[one] for one in choice.unproven.tolist())]
     ids += table.column("conversation_id").take(pa.array(choice.rows)).to_pylist()
-    return Visits(outlook, choice, ids, len(new))
+    return Visits(outlook, choice, ids, len(new), rest)
 
 
 async def read_visits(

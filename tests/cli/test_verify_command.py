@@ -258,8 +258,8 @@ def test_freshness_explains_when_a_conversation_is_visited_next(run: Run, box: S
     values = json.loads(reported.out)
     assert values["reason"] in ("value", "waits")
     assert values["interval"] == pytest.approx((2 * values["price"] / values["rate"]) ** 0.5)
-    assert "no proof of conversation conv_none" in unknown.err
-    assert "no proof of conversation +…: a run visits" in number.err
+    assert "the lake does not have conversation conv_none" in unknown.err
+    assert "the lake does not have conversation +…, so no ingestion visits it" in number.err
 
 
 def test_freshness_warns_of_a_damaged_object_once(

@@ -220,6 +220,16 @@ def test_a_proof_from_the_future_is_noticed_and_renewed() -> None:
     assert found.explain(1).reason == "ahead"
 
 
+def test_a_proof_that_is_less_than_an_hour_ahead_is_noticed_and_not_renewed_in_each_run() -> None:
+    # In the ledger, it counts as newer than a proof of now until the clock has passed it.
+    lake = known([5.0, -0.5, 6], [[30.0]] * 3)
+
+    found = outlook(lake, 2)
+
+    assert found.ahead == 1
+    assert sorted(found.choose().rows) == [0, 2]
+
+
 def test_clocks_that_differ_by_seconds_are_not_noticed() -> None:
     assert outlook(known([5.0, -10 / 3600], [[30.0]] * 2), 1).ahead == 0
 
@@ -252,6 +262,66 @@ def test_conversations_that_fail_in_every_run_take_turns() -> None:
         reached |= {*outlook(lake, 100, NOW + timedelta(hours=hour), unproven=300).choose().unproven.tolist()}
 
     assert reached == {*range(300)}
+
+
+def test_proven_conversations_that_fail_in_every_run_keep_no_others_waiting() -> None:
+    lake = known(5.0, a_lake_lists(200))
+    failing = np.arange(60)
+    # Their old proofs are the oldest for ever.
+    lake = visit(lake, failing, HOUR - 1_000)
+    oldest = 0.0
+    for hour in range(600):
+        now = HOUR + hour
+        rows = outlook(lake, 40, as_time(now)).choose().rows
+        lake = visit(lake, np.setdiff1d(rows, failing), now)
+        oldest = max(oldest, now - lake.seen[60:].min())
+
+    assert oldest <= 168
+
+
+def test_a_run_of_a_single_visit_keeps_the_promise_too() -> None:
+    lake, oldest = known(5.0, a_lake_lists(100)), 0.0
+    for hour in range(600):
+        now = HOUR + hour
+        lake = visit(lake, outlook(lake, 1, as_time(now)).choose().rows, now)
+        oldest = max(oldest, now - lake.seen.min())
+
+    assert oldest <= 168
+
+
+def test_proofs_that_are_older_than_the_promise_are_late_until_runs_have_renewed_them() -> None:
+    # 300 conversations, of which ten visits per run may be for the promise.
+    lake = visit(known(5.0, a_lake_lists(300)), np.arange(45), HOUR - 175)
+
+    found = outlook(lake, 20).forecast()
+
+    assert (found.requests, found.is_promise_kept) == (2, True)
+    assert (found.late, found.catches_up) == (45, 5.0)
+    assert outlook(visit(lake, np.arange(45), HOUR), 20).forecast().late == 0
+    # Soon, more will be as old as promised than runs can renew until then.
+    lake = visit(known(5.0, a_lake_lists(300)), np.arange(200), HOUR - 163)
+    assert 0 < outlook(lake, 20).forecast().late < 200
+    # Without a limit, one run renews all.
+    assert outlook(lake, 300).forecast().late == 0
+
+
+def test_a_run_visits_no_conversation_twice_so_no_promise_needs_more_visits_than_conversations() -> None:
+    lake = known(5.0, a_lake_lists(25))
+    day = RevisitPolicy(promise=timedelta(days=1), period=timedelta(days=1))
+    assert outlook(lake, 25, policy=day).forecast().requests == 25
+    assert outlook(lake, 25, policy=day).forecast().is_promise_kept
+
+    rare = RevisitPolicy(period=timedelta(days=69))
+    found = outlook(lake, 25, policy=rare).forecast()
+    assert (found.requests, found.is_promise_kept, rare.is_possible) == (25, False, False)
+
+
+def test_new_conversations_are_visits_of_this_run_and_not_of_every_run() -> None:
+    found = outlook(a_lake(500), 30, new=28)
+
+    assert len(found.choose().rows) == 2
+    assert (found.forecast().requests, found.forecast().is_promise_kept) == (4, True)
+    assert len(outlook(a_lake(500), 10, new=28).choose().rows) == 0
 
 
 def test_the_conversations_that_are_due_are_counted() -> None:
@@ -545,6 +615,27 @@ def test_a_conversation_that_was_deleted_upstream_is_visited_for_the_promise_onl
     gone, active = rates(known_of(table, POLICY), organization)
 
     assert gone < active / 100_000
+
+
+def test_a_look_at_a_conversation_that_was_deleted_upstream_is_enough_until_the_promise_needs_another() -> (
+    None
+):
+    table = states(
+        conversation_id=["gone", "active"],
+        status=["gone", "unchanged"],
+        # The last proof of a conversation that is gone never becomes newer.
+        proven_until=[NOW - timedelta(days=30)] * 2,
+        finished_at=[NOW - timedelta(hours=1)] * 2,
+    )
+
+    found = known_of(table, POLICY)
+
+    assert found.seen.tolist() == [HOUR - 1, HOUR - 720]
+    assert found.is_gone.tolist() == [True, False]
+    explained = Outlook.of(found, NOW, POLICY, 1).explain(0)
+    assert (explained.is_gone, explained.reason) == (True, "waits")
+    # By its last proof, it would be visited in every run.
+    assert found.rows([0]).seen[0] + POLICY.longest > HOUR
 
 
 def test_an_hour_is_listed_and_counted_once_however_many_messages_and_visits_it_has() -> None:

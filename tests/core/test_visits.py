@@ -269,6 +269,68 @@ def test_the_report_has_the_ages_after_the_visits() -> None:
     assert later.oldest == pytest.approx(7)
 
 
+def test_no_age_includes_conversations_that_are_gone() -> None:
+    gone = replace(entry("conv_gone", 900, 1_000), status="gone", finished_at=NOW - 3 * HOUR)
+    visits = choose(states_of(*(entry(f"conv_{number}", 5, 30) for number in range(9)), gone), None)
+
+    before = visits.report(NOW, (), (), "")
+    everything = visits.ids
+    after = visits.report(NOW, everything, everything, "", {"conv_gone", "conv_3"})
+    restored = visits.report(NOW, everything, everything, "")
+
+    assert (before.conversations, before.gone, sum(before.by_age.values())) == (10, 1, 9)
+    assert before.oldest == pytest.approx(5)
+    assert (after.gone, after.by_age["under an hour"]) == (2, 8)
+    assert (restored.gone, restored.by_age["under an hour"]) == (0, 10)
+
+
+def test_conversations_that_are_first_reported_as_gone_were_not_proven() -> None:
+    visits = choose(a_lake(5), None, first=("conv_new", "conv_missing"), more=("conv_failed",))
+
+    report = visits.report(NOW, visits.ids, visits.ids, "", {"conv_missing"})
+
+    assert (report.conversations, report.gone, report.unproven) == (8, 1, 0)
+    assert sum(report.by_age.values()) == 7
+
+
+def test_a_list_with_more_new_conversations_than_the_budget_does_not_break_the_promise() -> None:
+    new = tuple(f"conv_new_{number:02}" for number in range(30))
+
+    report = choose(a_lake(20), 10, first=new).report(NOW, (), (), "budget used")
+
+    assert report.warnings() == []
+    assert report.promise() == "7 days: kept, needs 1 visit per run"
+    assert (report.requests, report.due) == (10, 50)
+
+
+def test_proofs_that_are_too_old_are_late_although_the_budget_is_sufficient() -> None:
+    lake = states_of(*(entry(f"conv_{number:03}", 175, 900) for number in range(20)))
+
+    report = choose(lake, 4).report(NOW, (), (), "")
+
+    late = "20 proofs are older, or will be, and runs catch up in about 10.0 h"
+    assert report.promise() == f"7 days: not kept yet, needs 1 visit per run; {late}"
+    assert report.warnings() == [f"the promise of 7 days is not kept yet: {late}"]
+
+
+def test_a_promise_that_is_shorter_than_the_time_between_runs_needs_another_schedule() -> None:
+    policy = RevisitPolicy(period=timedelta(days=9))
+
+    report = choose_visits(a_lake(20), (), (), policy, NOW, 10).report(NOW, (), (), "")
+
+    assert report.promise() == "7 days: broken, because runs begin less often"
+    assert "IMBRACE_PERIOD_MINUTES" in report.warnings()[0]
+
+
+def test_a_conversation_without_a_proof_and_one_that_the_lake_does_not_know_differ() -> None:
+    visits = choose(a_lake(3), 2, more=(f"conv_{UUID}",))
+
+    assert visits.is_unproven(UUID.upper())
+    assert visits.explain(f"conv_{UUID}") is None
+    assert not visits.is_unproven("conv_000")
+    assert not visits.is_unproven("conv_nope")
+
+
 def test_the_report_is_one_sentence_with_what_an_operator_needs() -> None:
     report = replace(
         choose(a_lake(20), 10).report(NOW, (), (), "budget used"),
@@ -293,7 +355,8 @@ def test_the_report_warns_of_a_broken_promise_and_of_clocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "text"), [(146.4, "6.1 days"), (3.21, "3.2 h"), (0.2, "12 min"), (0.0, "0 min"), (30, "30.0 h")]
+    ("hours", "text"),
+    [(146.4, "6.1 days"), (3.21, "3.2 h"), (0.2, "12 min"), (0.0, "less than a minute"), (30, "30.0 h")],
 )
 def test_hours_are_written_for_people(hours: float, text: str) -> None:
     assert span(hours) == text

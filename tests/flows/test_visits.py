@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,9 @@ import pytest
 
 from imbrace_flows.pipeline import export_chunks
 from imbrace_flows.report import freshness_markdown
-from imbrace_lake.export.visits import VisitReport
+from imbrace_lake.export.visits import VisitReport, Visits, read_visits
+from imbrace_lake.lake.lake import open_lake
+from imbrace_lake.revisit import RevisitPolicy
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.flows.offline import Offline
 
@@ -359,7 +361,7 @@ def test_the_page_of_the_first_run_of_a_lake_does_not_contradict_itself(
 
     page = page_of(first)
     assert "- **Active conversations:** not known yet: no conversation had been proven before\n" in page
-    assert "- **Oldest proof:** 0 min\n" in page
+    assert "- **Oldest proof:** less than a minute\n" in page
     assert "- **Forecast:** not known yet: no conversation had been proven before\n" in page
     assert f"| under an hour | {COUNT} |" in page
 
@@ -371,19 +373,43 @@ def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline)
 
 
 @pytest.mark.parametrize(
-    ("oldest", "shown"), [(None, "none; 2 never proven"), (0.0, "0 min; 2 never proven")]
+    ("oldest", "shown"), [(None, "none; 2 never proven"), (0.0, "less than a minute; 2 never proven")]
 )
 def test_a_page_shows_how_many_conversations_were_never_proven(oldest: float | None, shown: str) -> None:
     visits = VisitReport(
-        conversations=9, requests=10, visited=9, due=9, not_reached=0, unproven=2, oldest=oldest, active=0,
-        active_age=None, promise_days=7.0, needed=1, is_promise_kept=True, ahead=0, forecast_mean=0.0,
-        forecast_median=0.0, forecast_95=0.0, forecast_hour=1.0, by_age={"never proven": 2},
+        conversations=9, gone=0, requests=10, visited=9, due=9, not_reached=0, unproven=2, oldest=oldest,
+        active=0, active_age=None, promise_days=7.0, needed=1, is_promise_kept=True, is_promise_possible=True,
+        late=0, catches_up=0.0, ahead=0, forecast_mean=0.0, forecast_median=0.0, forecast_95=0.0,
+        forecast_hour=1.0, by_age={"never proven": 2},
     )  # fmt: skip
 
     assert f"- **Oldest proof:** {shown}\n" in freshness_markdown(visits)
 
 
 # -- hints ------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_conversation_that_is_gone_renews_it_and_no_age_includes_it(
+    offline: Offline, box: Sandbox
+) -> None:
+    began = datetime.now(UTC)
+    gone = [*box.conversations][:6]
+    for one in gone:
+        box.vanish(one)
+
+    offline.ingest("second")
+
+    report = visits(offline)
+    assert (report["gone"], report["conversations"], sum(report["by_age"].values())) == (6, COUNT, COUNT - 6)
+    assert f"- **Deleted upstream:** {len(gone)}, which no age includes\n" in page_of(offline)
+
+    async def look() -> Visits:
+        async with open_lake(str(offline.lake), now=None) as lake:
+            organization = box.options.organization_id
+            return await read_visits(lake, organization, RevisitPolicy(), datetime.now(UTC), 10)
+
+    explained = [asyncio.run(look()).explain(one) for one in gone]
+    assert all(one is not None and one.is_gone and one.seen >= began for one in explained)
 
 
 def test_a_hint_lets_a_run_visit_a_conversation_at_once(offline: Offline, box: Sandbox) -> None:

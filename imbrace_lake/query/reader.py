@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import InputError, SettingsError
+from imbrace_lake.errors import InputError, SettingsError, StoreError
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake import lake as lakes
 from imbrace_lake.lake.ledger import last_of_each, read_last_end, read_ledger
@@ -55,6 +56,7 @@ T = TypeVar("T")
 # Of the names that a warning contains.
 MAX_NAMED = 5
 Source = Literal["table", "parts"]
+CLOSED = "the lake was closed while this result was being read: read it inside the `with` block"
 
 _ROLE = "CASE WHEN substr(sender_id, 1, 4) = 'pub_' THEN 'bot' ELSE sender_role END AS sender_role"
 # Columns in which two rows of a ledger are equal that are the same row, and their time.
@@ -99,7 +101,7 @@ class Lake:
     Raises:
         InputError: There is no lake, a query is wrong, or the lake has only other organizations.
         SettingsError: DuckDB is not installed.
-        StoreError: The lake cannot be read.
+        StoreError: The lake cannot be read, or was closed while the result was being read.
     """
 
     def __init__(
@@ -176,7 +178,10 @@ class Lake:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; a later use opens new ones."""
+        """Close the connections; a later use opens new ones.
+
+        What is still read from open results, such as readers and batches, ends with a `StoreError`.
+        """
         self._connection.close()
 
     def __repr__(self) -> str:
@@ -345,18 +350,18 @@ class Lake:
         with_views: bool = True,
     ) -> Iterator[Rows]:
         """Run a query over the lake as it is now; `named` are the conversations that the caller named."""
-        lake = self._connection.lake()
+        session = self._connection.session()
         if self._organization is not None and not self._is_organization_checked:
-            self._connection.run(_check_organization(lake, self._organization))
+            session.run(_check_organization(session.lake, self._organization))
             self._is_organization_checked = True
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
         messages = None
         if "lake_messages" in used:
-            messages = self._connection.run(self._messages(lake, conversations, named or (), as_of))
+            messages = session.run(self._messages(session, conversations, named or (), as_of))
         # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
         until = messages.as_of if messages is not None and messages.source == "table" else None
         sources: dict[str, Any] = {
-            name: _LazyLedger(self._connection, lake, ledger, self._organization, until)
+            name: _LazyLedger(session, ledger, self._organization, until)
             for name, ledger in _SOURCES.items()
             if ledger is not None
         }
@@ -364,6 +369,7 @@ class Lake:
             sources["lake_messages"] = messages.dataset
         with Engine(sources, [view for view in defined if view.name in used]) as engine:
             rows = engine.query(query, values, size)
+            rows = replace(rows, batches=session.until_closed(rows.batches))
             yield rows if messages is None else replace(rows, source=messages.source, as_of=messages.as_of)
 
     def _views(self) -> list[View]:
@@ -372,11 +378,12 @@ class Lake:
 
     async def _messages(
         self,
-        lake: lakes.Lake,
+        session: _Session,
         conversations: frozenset[str] | None,
         named: Collection[str],
         as_of: datetime | None,
     ) -> _Messages:
+        lake = session.lake
         table = None
         if self._source != "parts":
             # Without the package that reads the table, the parts are read, and named as the source.
@@ -391,7 +398,7 @@ class Lake:
                 )
             table = None
         if table is not None and conversations is None:
-            rows = self._dataset(lake, table.files)
+            rows = dataset_of(lake.store, session.run, SCHEMA, table.files)
             if self._organization is not None:
                 rows = rows.filter(pc.field("organization_id") == self._organization)
             return _Messages("table", table.as_of, rows)
@@ -406,7 +413,8 @@ class Lake:
             if conversations != named:
                 missing = [one for one in missing if canonical_conversation_id(one) in (conversations or ())]
             _warn("the lake has no messages of these conversations", [*map(printable, missing)])
-        return _Messages("parts", await read_last_end(lake), self._dataset(lake, parts))
+        dataset = dataset_of(lake.store, session.run, SCHEMA, parts)
+        return _Messages("parts", await read_last_end(lake), dataset)
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
         """Return the folders with the messages of some conversations, or of all."""
@@ -421,18 +429,16 @@ class Lake:
         names = sorted({_folder(name) for one in conversations for name in _spellings(one)})
         return [f"{organization}{name}/" for organization in organizations for name in names]
 
-    def _dataset(self, lake: lakes.Lake, objects: Iterable[ObjectMeta]) -> Any:
-        return dataset_of(lake.store, self._connection.run, SCHEMA, objects)
-
     def _wanted(
         self, ids: frozenset[str] | None, numbers: frozenset[PhoneNumber] | None, as_of: datetime | None
     ) -> frozenset[str] | None:
         """Return the conversations that a caller chose by id, by phone number or by both; None for all."""
         if numbers is None:
             return ids
-        lake = self._connection.lake()
+        session = self._connection.session()
+        lake = session.lake
         with_table = self._source != "parts"
-        answers = Answers(lake, self._connection.run, with_table, self._organization, as_of)
+        answers = Answers(lake, session.run, with_table, self._organization, as_of)
         # Runs use the key of the settings, and earlier runs may have used that of the lake.
         found = answers.resolve(numbers, {self._phone_key or lake.phone_key, lake.phone_key})
         when = "" if as_of is None else f" by {as_of.isoformat()}"
@@ -561,8 +567,7 @@ class _LazyLedger:
     """A ledger that is read when a query needs it.
 
     Args:
-        connection: The open lake.
-        lake: The lake.
+        session: The open lake.
         ledger: The ledger.
         organization: Only rows of this organization; None for all.
         until: Only rows that were known at this time; None for all.
@@ -570,13 +575,12 @@ class _LazyLedger:
 
     def __init__(
         self,
-        connection: _Connection,
-        lake: lakes.Lake,
+        session: _Session,
         ledger: Ledger,
         organization: str | None,
         until: datetime | None,
     ) -> None:
-        self._connection, self._lake, self._ledger = connection, lake, ledger
+        self._session, self._ledger = session, ledger
         self._organization, self._until = organization, until
         self._rows: pa.Table | None = None
 
@@ -591,7 +595,7 @@ class _LazyLedger:
         return self._rows.__arrow_c_stream__(requested_schema)
 
     def _read(self) -> pa.Table:
-        rows: pa.Table = self._connection.run(read_ledger(self._lake, self._ledger))
+        rows: pa.Table = self._session.run(read_ledger(self._session.lake, self._ledger))
         if self._organization is not None:
             rows = rows.filter(pc.equal(rows.column("organization_id"), self._organization))
         if self._until is not None:
@@ -604,43 +608,83 @@ class _LazyLedger:
 
 
 class _Connection:
-    """An event loop in a thread, with the open lake, for callers without one."""
+    """The open lake of a reader, opened when it is first needed."""
 
     def __init__(self, url: str, options: StoreOptions | None) -> None:
         self._url, self._options = url, options
         self._lock = threading.Lock()
-        self._opened: tuple[_Loop, lakes.Lake] | None = None
-        self._end: weakref.finalize[Any, Any] | None = None
+        self._session: _Session | None = None
 
-    def lake(self) -> lakes.Lake:
-        """Return the lake, opened."""
+    def session(self) -> _Session:
+        """Return the open lake."""
         with self._lock:
-            if self._opened is None:
-                loop = _Loop()
-                try:
-                    opened = lakes.open_lake(self._url, now=None, options=self._options)
-                    lake = loop.run(loop.stack.enter_async_context(opened))
-                except BaseException:
-                    loop.close()
-                    raise
-                self._opened = (loop, lake)
-                self._end = weakref.finalize(self, loop.end)
-                # At the end of the process its threads cannot work any more, and need not.
-                self._end.atexit = False
-            return self._opened[1]
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the event loop, from any other thread."""
-        assert self._opened is not None  # noqa: S101 - `lake` was called
-        return self._opened[0].run(work)
+            if self._session is None:
+                self._session = _Session(self._url, self._options)
+            return self._session
 
     def close(self) -> None:
         """Close the lake, if it is open."""
         with self._lock:
-            if self._opened is not None and self._end is not None:
-                self._end.detach()
-                self._opened[0].close()
-            self._opened = None
+            if self._session is not None:
+                self._session.close()
+            self._session = None
+
+
+class _Session:
+    """An open lake, with an event loop in a thread, for callers without one.
+
+    It is closed by `close`, or when nothing uses it any more.
+
+    Attributes:
+        lake: The open lake.
+    """
+
+    def __init__(self, url: str, options: StoreOptions | None) -> None:
+        self._loop = _Loop()
+        try:
+            opened = lakes.open_lake(url, now=None, options=options)
+            self.lake = self._loop.run(self._loop.stack.enter_async_context(opened))
+        except BaseException:
+            self._loop.close()
+            raise
+        self._end = weakref.finalize(self, self._loop.end)
+        # At the end of the process its threads cannot work any more, and need not.
+        self._end.atexit = False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop, from any other thread.
+
+        Raises:
+            StoreError: The lake is closed, or was closed meanwhile.
+        """
+        return self._loop.run(work)
+
+    def until_closed(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a result until the lake is closed.
+
+        They end then for every kind of store: how much has been read ahead is a matter of chance.
+
+        Raises:
+            StoreError: The lake was closed.
+        """
+        while True:
+            try:
+                batch = None if self._loop.is_closed else next(batches, None)
+            except (InputError, StoreError) as exc:
+                # Arrow and DuckDB wrap the error of a request into their own.
+                if self._loop.is_closed:
+                    raise StoreError(CLOSED) from exc
+                raise
+            if self._loop.is_closed:
+                raise StoreError(CLOSED)
+            if batch is None:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """Close the lake; its requests under way fail."""
+        self._end.detach()
+        self._loop.close()
 
 
 class _Loop:
@@ -648,10 +692,13 @@ class _Loop:
 
     Attributes:
         stack: What the thread closes at the end.
+        is_closed: Whether it runs no further coroutines.
     """
 
     def __init__(self) -> None:
         self.stack = AsyncExitStack()
+        self.is_closed = False
+        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=_serve, args=(self._loop, self.stack), name="lake-reader", daemon=True
@@ -659,25 +706,51 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine, from any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """Run a coroutine, from any other thread.
+
+        Raises:
+            StoreError: The loop is closed, or was closed meanwhile.
+        """
+        # A coroutine that begins after the end of the loop would never return.
+        with self._lock:
+            if self.is_closed:
+                work.close()
+                raise StoreError(CLOSED)
+            outcome = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return outcome.result()
+        except CancelledError:
+            raise StoreError(CLOSED) from None
 
     def end(self) -> None:
         """Tell the thread to close everything, and wait for nothing.
 
         The garbage collector can call this in any thread and at any place, even where the thread has a lock
-        that closing needs.
+        that closing needs. Nothing calls `run` then, because what does so is in use.
         """
+        self.is_closed = True
         with suppress(RuntimeError):  # it has ended
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def close(self) -> None:
-        """Close everything and wait for that."""
+        """Cancel what runs, close everything, and wait for that."""
+        with self._lock:
+            if self.is_closed:
+                return
+            self.is_closed = True
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         try:
-            self.run(self.stack.aclose())
+            closing.result()
         finally:
             self.end()
             self._thread.join()
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.stack.aclose()
 
 
 def _serve(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack) -> None:

@@ -829,6 +829,71 @@ def test_results_on_s3_that_are_not_read_to_their_end_do_not_stop_the_process(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
 
 
+# Results that are not begun, or begun, when their lake is closed.
+CLOSED = """
+import faulthandler, sys
+from pydantic import SecretStr
+from imbrace_lake import Lake
+from imbrace_lake.errors import StoreError
+from imbrace_lake.store.contract import StoreOptions
+
+faulthandler.dump_traceback_later(60, exit=True)
+url, endpoint, key, secret = sys.argv[1:]
+options = StoreOptions(endpoint_url=endpoint, key=SecretStr(key), secret=SecretStr(secret))
+with Lake.open(url, options=options) as lake:
+    results = [lake.messages(), lake.phones(), lake.sql("FROM documents")]
+    readers = [result.to_reader(1) for result in results]
+    readers[2].read_next_batch()
+for reader in readers:
+    try:
+        reader.read_all()
+    except StoreError as exc:
+        print(exc)
+print(results[0].to_arrow().num_rows)
+lake.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_an_open_result_of_a_closed_lake_ends_with_one_sentence(
+    made: Path, s3: Seaweed, bucket: str, kind: str
+) -> None:
+    upload(made, s3, bucket)
+    url = f"s3://{bucket}/lake" if kind == "s3" else str(made)
+    ended = subprocess.run(
+        [sys.executable, "-W", "default", "-c", CLOSED, url, s3.endpoint_url, s3.key, s3.secret],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"{reader.CLOSED}\n" * 3 + f"{len(expected())}\n"
+
+
+def test_closing_ends_the_requests_under_way() -> None:
+    loop = reader._Loop()
+    begun = threading.Event()
+    problems: list[str] = []
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.sleep(3_600)
+
+    def read() -> None:
+        for _ in range(2):
+            try:
+                loop.run(wait())
+            except StoreError as exc:
+                problems.append(str(exc))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    assert begun.wait(30)
+    loop.close()
+    thread.join(30)
+
+    assert problems == [reader.CLOSED] * 2
+
+
 @pytest.mark.parametrize("most", [files.MAX_BYTES, 1])
 def test_a_lake_on_s3_is_read_without_an_extension(
     made: Path, s3: Seaweed, bucket: str, monkeypatch: pytest.MonkeyPatch, most: int

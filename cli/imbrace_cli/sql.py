@@ -206,7 +206,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _origin(result: Result) -> str:
     """Return what was read, and how old it is."""
-    what = "the compacted table" if result.source == "table" else "the parts"
+    what = "the compacted table" if result.source == "table" else f"the {result.source}"
     if result.as_of is None:
         return f"read {what}; no run has ended yet"
     age = (datetime.now(UTC) - result.as_of).total_seconds()

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -355,9 +355,14 @@ class Lake:
             session.run(_check_organization(session.lake, self._organization))
             self._is_organization_checked = True
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
-        messages = None
+        messages: _Messages | None = None
+        source: str | None = None
+        read_as_of: datetime | None = None
         if "lake_messages" in used:
             messages = session.run(self._messages(session, conversations, named or (), as_of))
+            source, read_as_of = messages.source, messages.as_of
+        elif used & _SOURCES.keys():
+            source, read_as_of = "ledgers", session.run(read_last_end(session.lake))
         # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
         until = messages.as_of if messages is not None and messages.source == "table" else None
         sources: dict[str, Any] = {
@@ -369,8 +374,8 @@ class Lake:
             sources["lake_messages"] = messages.dataset
         with Engine(sources, [view for view in defined if view.name in used]) as engine:
             rows = engine.query(query, values, size)
-            rows = replace(rows, batches=session.until_closed(rows.batches))
-            yield rows if messages is None else replace(rows, source=messages.source, as_of=messages.as_of)
+            batches = session.until_closed(rows.batches)
+            yield Rows(rows.schema, batches, source, read_as_of)
 
     def _views(self) -> list[View]:
         ledgers = [View(name, "", f"SELECT * FROM lake_{name}") for name in _ONLY_LEDGERS]  # noqa: S608
@@ -402,6 +407,8 @@ class Lake:
             if self._organization is not None:
                 rows = rows.filter(pc.field("organization_id") == self._organization)
             return _Messages("table", table.as_of, rows)
+        # Before the parts are listed, which then have everything that runs had written by then.
+        last_end = await read_last_end(lake)
         folders = await self._folders(lake, conversations)
         parts: list[ObjectMeta] = []
         listings = (partial(lake.store.list, folder) for folder in folders)
@@ -414,7 +421,7 @@ class Lake:
                 missing = [one for one in missing if canonical_conversation_id(one) in (conversations or ())]
             _warn("the lake has no messages of these conversations", [*map(printable, missing)])
         dataset = dataset_of(lake.store, session.run, SCHEMA, parts)
-        return _Messages("parts", await read_last_end(lake), dataset)
+        return _Messages("parts", last_end, dataset)
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
         """Return the folders with the messages of some conversations, or of all."""

@@ -62,10 +62,11 @@ class Result:
     `pandas.DataFrame.from_arrow(result)`, or its name in a query of DuckDB.
 
     Attributes:
-        source: What is read: `table`, the compacted table, or `parts`. None before the first read.
-        as_of: How new it is. Of the parts, the end of the last run; of the table, the beginning of the
-            compaction that wrote it, which has everything that runs had written by then. None if no run has
-            ended, and before the first read.
+        source: What is read: the messages from `table`, the compacted table, or from `parts`; `ledgers` if
+            no messages are read. None before the first read, and if nothing of the lake is read.
+        as_of: How new it is: everything that runs had written by then is read, of messages and ledgers. Of
+            the table, the beginning of the compaction that wrote it; else the end of the last run. None if no
+            run has ended, and where `source` is None.
     """
 
     def __init__(self, open_rows: Open, schema: pa.Schema | None = None) -> None:

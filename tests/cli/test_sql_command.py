@@ -60,7 +60,7 @@ def test_csv_is_the_form_for_programs(run: Run) -> None:
     names, values = csv.reader(io.StringIO(result.out))
     assert names == ["conversation_ids", "phone", "resolved_at", "n"]
     assert values == ['["conv_0"]', "", "2026-01-01T01:00:00.000Z", "1.5"]
-    assert result.err == ""
+    assert result.err == "read the ledgers; no run has ended yet\n"
 
 
 def test_json_has_a_line_for_each_row(ask: Callable[..., str]) -> None:

@@ -29,7 +29,7 @@ from imbrace_lake import Lake, Result, ViewSettings
 from imbrace_lake.errors import InputError, InvalidPhoneNumber, SettingsError, StoreError
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal
-from imbrace_lake.lake.ledger_schema import PHONES
+from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, PHONES
 from imbrace_lake.lake.schema import SCHEMA
 from imbrace_lake.phones.numbers import parse_phone, phone_hash
 from imbrace_lake.query import files, reader
@@ -174,6 +174,21 @@ def test_a_failed_request_does_not_hide_the_conversations_of_a_number(tmp_path: 
         assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(conversations="conv_2")) != []
         (row,) = lake.phones().to_arrow().to_pylist()
         assert (row["status"], row["run_id"]) == ("resolved", "run_1")
+
+
+def add_run(folder: Path, finished_at: datetime) -> None:
+    """Add a row to the ledger `runs` of a lake."""
+
+    async def write() -> None:
+        async with open_lake(str(folder), now=None) as lake:
+            row = {
+                "run_id": "run_1", "organization_id": "org_0", "status": "complete",
+                "finished_at": finished_at,
+            }  # fmt: skip
+            journal = Journal(lake, "run_1", finished_at)
+            await journal.add("runs", pa.Table.from_pylist([row], schema=LEDGER_SCHEMAS["runs"]))
+
+    asyncio.run(write())
 
 
 # The answers about a number: two conversations, one of them, a failed request, an incomplete answer, none.
@@ -533,11 +548,29 @@ def test_a_single_text_is_the_same_as_a_list_with_it(made: Path, lake: Lake) -> 
         assert opened.url == lake.url
 
 
-def test_results_without_messages_name_no_source(lake: Lake) -> None:
-    result = lake.runs()
+@pytest.mark.parametrize(
+    "query", ["FROM runs", "FROM phones", "FROM revisions", "FROM runs JOIN phones USING (run_id)"]
+)
+def test_results_of_ledgers_state_their_source_and_age(tmp_path: Path, query: str) -> None:
+    finished_at = datetime(2026, 1, 1, tzinfo=UTC)
+    write_lake(tmp_path / "lake", ROWS[:5], make_entries(5), make_phones())
+    with Lake.open(tmp_path / "lake") as lake:
+        result = lake.sql(query)
+        result.to_arrow()
+        assert (result.source, result.as_of) == ("ledgers", None)
+        add_run(tmp_path / "lake", finished_at)
+        result.to_arrow()
+        assert (result.source, result.as_of) == ("ledgers", finished_at)
+        joined = lake.sql("SELECT 1 FROM messages, runs")
+        joined.to_arrow()
+        assert (joined.source, joined.as_of) == ("parts", finished_at)
 
-    assert result.to_arrow().num_rows == 0
-    assert result.source is None
+
+def test_a_result_of_nothing_states_no_source(lake: Lake) -> None:
+    result = lake.sql("FROM settings")
+
+    assert result.to_arrow().num_rows == 1
+    assert (result.source, result.as_of) == (None, None)
 
 
 ESCAPES = [
@@ -711,10 +744,14 @@ def test_a_compacted_lake_is_read_from_its_table(tmp_path: Path, monkeypatch: py
             assert counted["verified_at"] <= compacted_at
         together = lake.sql("SELECT DISTINCT r.finished_at FROM runs AS r, messages")
         assert together.to_arrow().num_rows == 1
-        assert lake.runs().to_arrow().num_rows == 2
+        assert (together.source, together.as_of) == ("table", compacted_at)
+        runs = lake.runs()
+        assert runs.to_arrow().num_rows == 2
         new = parts.messages()
         assert before != as_rows(new.to_arrow())
-        assert (new.source, new.as_of) == ("parts", max(row["finished_at"] for row in bench.ledger("runs")))
+        last_end = max(row["finished_at"] for row in bench.ledger("runs"))
+        assert (new.source, new.as_of) == ("parts", last_end)
+        assert (runs.source, runs.as_of) == ("ledgers", last_end)
         earlier = bench.now - timedelta(seconds=1, milliseconds=1)
         assert lake.messages(as_of=earlier).to_arrow().num_rows == 0
         compact(bench)

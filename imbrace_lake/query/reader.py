@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -82,11 +82,21 @@ _ONLY_LEDGERS: tuple[Ledger, ...] = ("runs", "revisions", "shapes")
 
 @dataclass(frozen=True)
 class _Messages:
-    """The messages that a query reads."""
+    """The messages that a query reads; `folders` are those of chosen conversations, if parts are read."""
 
     source: Source
     as_of: datetime | None
     dataset: Any
+    folders: frozenset[str] | None = None
+
+    def conversation_folders(self) -> frozenset[str]:
+        """Return the names of the folders of chosen conversations that have messages."""
+        if self.folders is not None:
+            return self.folders
+        found: set[str] = set()
+        for batch in self.dataset.to_batches(columns=["conversation_id"]):
+            found.update(batch.column(0).unique().to_pylist())
+        return frozenset(map(_folder, found))
 
 
 class Lake:
@@ -150,7 +160,8 @@ class Lake:
             url: A folder, as text or `Path`, `s3://bucket/prefix`, or the URL of an installed fsspec driver.
             organization: Read only this organization; all by default.
             settings: Time zone, gap, business hours and bots of the views.
-            source: Read the compacted `table` or the `parts`; by default the table if there is one.
+            source: Read the compacted `table` or the `parts`; by default the table if there is one, and the
+                parts, which can be newer, of chosen conversations and phone numbers.
             options: How to reach an S3 store; by default, as the AWS settings of this machine state.
             phone_key: The key of the phone numbers' hashes, if the lake was written with
                 `IMBRACE_PHONE_KEY`.
@@ -210,9 +221,10 @@ class Lake:
     ) -> Result:
         """Return messages, with the columns and types of the lake.
 
-        Only the folders of the conversations are read if they are given, by id or phone number; times are
-        compared with the statistics of each object before it is read. A single text is the same as a list
-        with only this text. A conversation or a number that the lake does not have is a `UserWarning`.
+        Of conversations that are given, by id or phone number, only the folders are read, whose parts can be
+        newer than the table; with `source="table"`, the table is filtered. Times are compared with the
+        statistics of each object before it is read. A single text is the same as a list with only this text.
+        A conversation or a number that the lake does not have is a `UserWarning`.
 
         Args:
             since, until: Only messages created at or after the first and before the second time.
@@ -299,7 +311,7 @@ class Lake:
             query, values = "SELECT * FROM revisions", {}
             if (wanted := self._wanted(ids, numbers, None)) is not None:
                 query += " WHERE list_contains($ids, conversation_id)"
-                values["ids"] = sorted({name for one in wanted for name in _spellings(one)})
+                values["ids"] = _all_spellings(wanted).to_pylist()
             with self._query(query, values, size) as rows:
                 yield rows
 
@@ -359,7 +371,9 @@ class Lake:
         source: str | None = None
         read_as_of: datetime | None = None
         if "lake_messages" in used:
-            messages = session.run(self._messages(session, conversations, named or (), as_of))
+            messages = session.run(self._messages(session, conversations, as_of))
+            if named and conversations is not None:
+                _warn_of_missing(messages, conversations, named)
             source, read_as_of = messages.source, messages.as_of
         elif used & _SOURCES.keys():
             source, read_as_of = "ledgers", session.run(read_last_end(session.lake))
@@ -385,7 +399,6 @@ class Lake:
         self,
         session: _Session,
         conversations: frozenset[str] | None,
-        named: Collection[str],
         as_of: datetime | None,
     ) -> _Messages:
         lake = session.lake
@@ -402,10 +415,13 @@ class Lake:
                     f"the table is as of {table.as_of.isoformat()}, before {as_of.isoformat()}: read parts"
                 )
             table = None
-        if table is not None and conversations is None:
+        # A few folders are read sooner than the table.
+        if table is not None and (conversations is None or self._source == "table"):
             rows = dataset_of(lake.store, session.run, SCHEMA, table.files)
             if self._organization is not None:
                 rows = rows.filter(pc.field("organization_id") == self._organization)
+            if conversations is not None:
+                rows = rows.filter(pc.field("conversation_id").isin(_all_spellings(conversations)))
             return _Messages("table", table.as_of, rows)
         # Before the parts are listed, which then have everything that runs had written by then.
         last_end = await read_last_end(lake)
@@ -414,14 +430,9 @@ class Lake:
         listings = (partial(lake.store.list, folder) for folder in folders)
         for listing in await run_bounded(min(lakes.READ_AT_A_TIME, len(folders)), listings):
             parts += (meta for meta in listing if lakes.is_part(meta.key))
-        if named:
-            there = {part.key.rsplit("/", 2)[1] for part in parts}
-            missing = [one for one in named if there.isdisjoint(map(_folder, _spellings(one)))]
-            if conversations != named:
-                missing = [one for one in missing if canonical_conversation_id(one) in (conversations or ())]
-            _warn("the lake has no messages of these conversations", [*map(printable, missing)])
         dataset = dataset_of(lake.store, session.run, SCHEMA, parts)
-        return _Messages("parts", last_end, dataset)
+        names = None if conversations is None else frozenset(part.key.rsplit("/", 2)[1] for part in parts)
+        return _Messages("parts", last_end, dataset, names)
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
         """Return the folders with the messages of some conversations, or of all."""
@@ -433,7 +444,7 @@ class Lake:
             organizations = [f"{lakes.MESSAGES}org={lakes.encoded(self._organization)}/"]
         if conversations is None:
             return organizations
-        names = sorted({_folder(name) for one in conversations for name in _spellings(one)})
+        names = sorted(map(_folder, _all_spellings(conversations).to_pylist()))
         return [f"{organization}{name}/" for organization in organizations for name in names]
 
     def _wanted(
@@ -484,6 +495,16 @@ def _warn(problem: str, names: Sequence[str]) -> None:
     if names:
         shown = [*sorted(names)[:MAX_NAMED], *(["…"] if len(names) > MAX_NAMED else [])]
         warnings.warn(f"{problem}: {', '.join(shown)}", stacklevel=2)
+
+
+def _warn_of_missing(messages: _Messages, conversations: frozenset[str], named: frozenset[str]) -> None:
+    """Warn of conversations that the caller named, also by number, and that have no messages."""
+    there = messages.conversation_folders()
+    missing = [one for one in named if there.isdisjoint(map(_folder, _spellings(one)))]
+    if conversations != named:
+        missing = [one for one in missing if canonical_conversation_id(one) in conversations]
+    where = "table" if messages.source == "table" else "lake"
+    _warn(f"the {where} has no messages of these conversations", [*map(printable, missing)])
 
 
 # The version of each message at a time: the current version if it is that old; else a replaced one. A killed
@@ -540,6 +561,10 @@ def _spellings(conversation_id: str) -> set[str]:
     bare = canonical.removeprefix("conv_")
     is_uuid = canonical != conversation_id or len(bare) == 36
     return {conversation_id, canonical, *((bare, f"tcu_{bare}") if is_uuid else ())}
+
+
+def _all_spellings(conversations: Iterable[str]) -> pa.Array:
+    return pa.array(sorted({name for one in conversations for name in _spellings(one)}), pa.string())
 
 
 async def _organizations(lake: lakes.Lake) -> list[str]:

@@ -717,6 +717,27 @@ def test_the_table_is_read_if_there_is_one(table: Path) -> None:
             lake.messages(as_of=datetime(2026, 1, 3, tzinfo=UTC)).to_arrow()
 
 
+def test_chosen_conversations_are_read_from_the_table_on_request(table: Path) -> None:
+    with Lake.open(str(table), source="table", phone_key=KEY) as lake:
+        for chosen in (
+            {"conversations": "conv_2"},
+            {"phones": NUMBER, "conversations": ["conv_2", "conv_4"]},
+        ):
+            result = lake.messages(**chosen)
+            assert ids(result) == expected(keep=lambda row: row["conversation_id"] == "conv_2")
+            assert (result.source, result.as_of) == ("table", datetime(2026, 1, 2, tzinfo=UTC))
+        assert ids(lake.messages(phones=NUMBER)) == expected(
+            keep=lambda row: row["conversation_id"] in ("conv_2", "conv_8")
+        )
+        assert ids(lake.messages(conversations=[])) == []
+        with pytest.warns(UserWarning, match="the table has no messages of these conversations: conv_29$"):
+            assert ids(lake.messages(conversations=["conv_29"])) == []
+    with Lake.open(str(table)) as lake:
+        by_default = lake.messages(conversations=["conv_29"])
+        assert ids(by_default) == expected(keep=lambda row: row["conversation_id"] == "conv_29") != []
+        assert by_default.source == "parts"
+
+
 def test_a_lake_without_a_table_says_so(made: Path) -> None:
     with Lake.open(str(made), source="table") as lake, pytest.raises(InputError, match="no compacted table"):
         lake.messages().to_arrow()

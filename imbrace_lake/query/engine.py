@@ -216,5 +216,16 @@ def _explained() -> Iterator[None]:
             raise StoreError(
                 f"an object of the lake cannot be read, or was replaced meanwhile: {exc}"
             ) from exc
-        # DuckDB adds a line of the query, with a mark.
-        raise InputError(re.sub(r"\n\s*\n.*", "", str(exc).strip(), flags=re.DOTALL)) from exc
+        raise InputError(_sentence(str(exc))) from exc
+
+
+def _sentence(error: str) -> str:
+    """Return an error of DuckDB in one line."""
+    # DuckDB names tables and functions with similar names, most of them its own, such as `pg_class`.
+    if unknown := re.match("Catalog Error: (.+?) with name (.+?) does not exist", error, re.DOTALL):
+        kind, name = unknown[1].lower(), " ".join(unknown[2].split())
+        if kind == "table":
+            return f"there is no table or view {name}: SHOW TABLES lists those of the lake"
+        return f"there is no {kind} {name} in DuckDB"
+    # It adds a line of the query, with a mark.
+    return " ".join(re.sub(r"\n\s*\n.*", "", error.strip(), flags=re.DOTALL).split())

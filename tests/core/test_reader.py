@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -520,6 +521,31 @@ def test_missing_and_superfluous_parameters_are_named(
 ) -> None:
     with pytest.raises(InputError, match=f"^the query {sentence}"):
         lake.sql(query, values).to_arrow()
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("FROM classes", "there is no table or view classes: SHOW TABLES lists those of the lake"),
+        ("FROM runs, nope", "there is no table or view nope: SHOW TABLES lists those of the lake"),
+        ("FROM a.b", 'there is no table or view "a.b": SHOW TABLES lists those of the lake'),
+        ("SELECT concatt(1)", "there is no scalar function concatt in DuckDB"),
+        ("SELECT 1::whole", "there is no type whole in DuckDB"),
+        (
+            "SELECT run FROM runs",
+            'Binder Error: Referenced column "run" not found in FROM clause! Candidate bindings: "run_id"',
+        ),
+        ("SELEC 1", 'Parser Error: syntax error at or near "SELEC"'),
+    ],
+)
+def test_errors_of_queries_are_one_line_without_names_of_the_engine(
+    lake: Lake, query: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}") as caught:
+        lake.sql(query).to_arrow()
+
+    assert "\n" not in str(caught.value)
+    assert "Did you mean" not in str(caught.value)
 
 
 def test_a_lake_is_not_pickled_with_its_keys(lake: Lake) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Protocol
 
 from imbrace_sandbox.content import phrase
-from imbrace_sandbox.senders import Item, Senders, digest_of, from_json, iso, to_json, uuid_text
+from imbrace_sandbox.senders import Item, Senders, digest_of, from_iso, from_json, iso, to_json, uuid_text
 
 # Messages of longer conversations are made again for each page, because a million would fill the memory.
 _KEPT_MESSAGES = 5_000
 _STEP_MS = 1_000
+_LAST_MS = 253_370_764_800_000  # 9999-01-01
 
 Which = int | Sequence[str]
 
@@ -197,4 +199,15 @@ def _edit(item: Item, number: int, created_ms: int) -> None:
         item["content"] = content | {"text": f"{before or ''} (edit {number})"}
     else:
         item["content"] = {"text": f"(edit {number})", "is_mail": False}
-    item["updated_at"] = iso(created_ms + 60_000 * number)
+    item["updated_at"] = iso(max([created_ms, *_times_of(item)]) + 60_000 * number)
+
+
+def _times_of(item: Item) -> Iterator[int]:
+    """Yield the times that a message states, because a given one has its own; any of them can be invalid."""
+    for name in ("created_at", "updated_at"):
+        if isinstance(text := item.get(name), str):
+            with suppress(ValueError):
+                at_ms = from_iso(text)
+                # A time of the last days of 9999 leaves no room for an edit.
+                if at_ms < _LAST_MS:
+                    yield at_ms

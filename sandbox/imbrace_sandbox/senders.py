@@ -62,6 +62,18 @@ def iso(milliseconds: int) -> str:
     return f"{_date(day)}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{thousandths:03}Z"
 
 
+def from_iso(text: str) -> int:
+    """Read an instant; without a zone, it is in UTC.
+
+    Raises:
+        ValueError: The text is not a time.
+    """
+    at = datetime.fromisoformat(text)
+    # astimezone() would read a time without a zone as local time.
+    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1_000)
+
+
 @dataclass(frozen=True, slots=True)
 class Senders:
     """The senders of a conversation, common to all its messages."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from imbrace_sandbox.options import SandboxOptions
-from imbrace_sandbox.senders import Item, Senders, digest_of, from_json, to_json
+from imbrace_sandbox.senders import Item, Senders, digest_of, from_iso, from_json, to_json
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "imbrace-lake/sandbox")
 _SPEAKERS = ("customer", "agent", "system")
@@ -143,12 +142,5 @@ def _iter_lines(seed: int, key: str, messages: Sequence[Mapping[str, Any]]) -> I
             # Never zero, so that made-up times strictly increase.
             at_ms += 1_000 + digest[ordinal % len(digest)] * 250
         else:
-            at_ms = _milliseconds(message["at"])
+            at_ms = from_iso(message["at"])
         yield _Line(message["speaker"], message["text"], at_ms)
-
-
-def _milliseconds(text: str) -> int:
-    at = datetime.fromisoformat(text)
-    # A time without a zone is UTC; astimezone() would read it as local time.
-    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1_000)

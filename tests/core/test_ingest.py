@@ -302,6 +302,20 @@ def test_names_that_utf_8_cannot_encode_fail_no_run(open_bench: OpenBench, drift
     ] * (drift == "freeze")
 
 
+def test_an_edit_of_a_given_message_is_exported(open_bench: OpenBench) -> None:
+    bench = open_bench({"rewalk_days": 0.0}, conversations=0)
+    time = "2025-01-01T00:00:00.000Z"
+    item = {"_id": "m1", "from": "con_1", "content": {"text": "x"}, "created_at": time, "updated_at": time}
+    one = bench.box.put([item], conversation_id="conv_given")
+    bench.run([one])
+
+    bench.box.edit(one, ["m1"])
+    bench.run([one])
+
+    assert bench.messages(one)["m1"]["text"] == "x (edit 1)"
+    assert is_equal(bench)
+
+
 @pytest.mark.slow
 def test_a_role_that_earlier_versions_did_not_know_is_not_an_edit(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch

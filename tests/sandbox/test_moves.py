@@ -126,6 +126,31 @@ def test_an_edit_can_change_any_content(box: Sandbox, content: object) -> None:
     assert item["updated_at"] > "2024"
 
 
+@pytest.mark.parametrize(
+    ("times", "edited_at"),
+    [
+        ({"created_at": "2025-03-01T00:00:00Z"}, "2025-03-01T00:01:00.000Z"),
+        ({"created_at": "2025-03-01T08:00:00+08:00", "updated_at": "2025-04-01"}, "2025-04-01T00:01:00.000Z"),
+        ({"created_at": "2025-04-01T00:00:00", "updated_at": "2025-03-01"}, "2025-04-01T00:01:00.000Z"),
+        ({"created_at": "no time", "updated_at": 5}, "2024-01-01T00:01:00.000Z"),
+        ({"created_at": None, "updated_at": "9999-12-31T23:59:59Z"}, "2024-01-01T00:01:00.000Z"),
+        ({"created_at": "1999-01-01T00:00:00Z"}, "2024-01-01T00:01:00.000Z"),
+    ],
+)
+def test_an_edit_of_a_given_message_is_newer_than_its_own_times(
+    box: Sandbox, times: dict[str, object], edited_at: str
+) -> None:
+    conversation_id = box.put([{"_id": "msg_1", "content": {"text": "a"}, **times}])
+
+    box.edit(conversation_id, ["msg_1"])
+
+    (item,) = box.truth(conversation_id)
+    assert item["updated_at"] == edited_at
+    assert {name: item[name] for name in times if name != "updated_at"} == {
+        name: value for name, value in times.items() if name != "updated_at"
+    }
+
+
 @pytest.mark.slow
 def test_an_edit_in_very_many_messages_is_kept(start: StartBox, connect: Connect) -> None:
     box = start(sizes=(1_000_000 if IS_FULL else 100_000,), conversations=0)

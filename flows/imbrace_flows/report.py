@@ -153,7 +153,7 @@ def compaction_markdown(lake: str, reports: Sequence[TableReport]) -> str:
         "",
         f"- **Messages:** {messages.rows:,} in {plural(messages.files, 'file')},"
         f" {size(messages.size_bytes)}{as_of}",
-        f"- **Changed:** {messages.changed:,} of {plural(messages.conversations, 'conversation')}",
+        f"- **Read:** {messages.changed:,} of {plural(messages.conversations, 'conversation')}",
         f"- **Lake:** {as_code(lake)}",
         "",
     ]

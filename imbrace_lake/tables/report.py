@@ -31,7 +31,8 @@ class TableReport:
         run_id: The last run that had ended by then.
         files, rows, size_bytes: The data files of the table and their rows.
         conversations: The number of conversations that the lake has.
-        changed: The number of those that had changed, or of ledger objects that were new.
+        changed: The number of those that were read, because a part is new, replaced or removed, or all in a
+            copy of the lake; or of ledger objects that were new.
         objects_read, read_bytes: The objects that were read, and their sizes.
         rows_added, rows_removed: Rows that came and went; an edited row does both.
         files_added, files_removed, written_bytes: Data files that came and went.
@@ -88,7 +89,7 @@ def describe(report: TableReport) -> str:
     noun = report.unit.removesuffix("s")
     is_ledger = noun == "ledger object"
     # The changes of a ledger are the objects that are read.
-    changed = plural(report.changed, f"new {noun}" if is_ledger else f"changed {noun}")
+    changed = plural(report.changed, f"new {noun}" if is_ledger else noun)
     if report.is_dry_run:
         read = changed if is_ledger else f"{plural(report.objects_read, 'object')} of {changed}"
         return (
@@ -101,7 +102,7 @@ def describe(report: TableReport) -> str:
     if not report.commits:
         return f"{report.table}: up to date, {content}{as_of}"
     return (
-        f"{report.table}: {changed}, {plural(report.rows_added, 'row')} added,"
+        f"{report.table}: {changed}{'' if is_ledger else ' read'}, {plural(report.rows_added, 'row')} added,"
         f" {report.rows_removed:,} removed; {content}{as_of}"
     )
 

@@ -27,7 +27,7 @@ def test_a_dry_run_reports_bytes_and_requests_and_writes_nothing(run: Run, lake:
     result = run("compact", "--dry-run", "--lake", str(lake))
 
     assert (result.code, result.out) == (0, "")
-    assert result.err.startswith("messages: would read 2 objects of 2 changed conversations and 0 files")
+    assert result.err.startswith("messages: would read 2 objects of 2 conversations and 0 files")
     assert "requests" in result.err
     assert not (lake / "tables").exists()
 
@@ -37,11 +37,26 @@ def test_compact_writes_the_tables_and_finds_nothing_to_do_afterwards(run: Run, 
     second = run("compact", "--lake", str(lake), "--json")
 
     assert (first.code, first.out) == (0, "")
-    assert first.err.startswith("messages: 2 changed conversations, ")
+    assert first.err.startswith("messages: 2 conversations read, ")
     report = json.loads(second.out)["tables"][0]
     assert (second.code, report["commits"], report["changed"]) == (0, 0, 0)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", report["as_of"])
     assert DeltaTable(lake / "tables" / "messages").to_pyarrow_table().num_rows == report["rows"]
+
+
+def test_a_copied_lake_is_read_again_and_nothing_is_called_a_change(
+    run: Run, lake: Path, tmp_path: Path
+) -> None:
+    run("compact", "--lake", str(lake))
+    # Without the times of the files.
+    copied = shutil.copytree(lake, tmp_path / "copy", copy_function=shutil.copyfile)
+
+    dry = run("compact", "--dry-run", "--lake", str(copied))
+    result = run("compact", "--lake", str(copied))
+
+    assert dry.err.startswith("messages: would read 2 objects of 2 conversations and 1 file ")
+    assert result.err.startswith("messages: 2 conversations read, 0 rows added, 0 removed; ")
+    assert "changed" not in dry.err + result.err
 
 
 def test_a_folder_without_a_lake_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -209,10 +209,13 @@ def test_damaged_objects_are_counted_in_the_next_step(count: int, words: str) ->
 )
 def test_a_compaction_shows_the_first_differences(count: int, title: str, is_repaired: bool) -> None:
     differences = [TableDifference(f"conv={one}", "has no rows") for one in range(count)]
-    report = TableReport("messages", differences=differences, is_repaired=is_repaired)
+    report = TableReport(
+        "messages", changed=5, conversations=7, differences=differences, is_repaired=is_repaired
+    )
 
     lines = compaction_markdown("./lake", [report]).splitlines()
 
+    assert "- **Read:** 5 of 7 conversations" in lines
     first = lines.index(title) + 2
     assert lines[first : first + 5] == [f"- `conv={one}`: has no rows" for one in range(5)]
     repaired = ["", "The compaction has replaced rows of the tables that were wrong."]

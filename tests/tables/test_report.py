@@ -16,7 +16,7 @@ AS_OF = datetime(2026, 1, 1, tzinfo=UTC)
     [
         (
             TableReport("messages", is_dry_run=True, changed=1, objects_read=2, files_removed=1, requests=1),
-            "messages: would read 2 objects of 1 changed conversation and 1 file of the table (0.0 MB), and"
+            "messages: would read 2 objects of 1 conversation and 1 file of the table (0.0 MB), and"
             " write about 0.0 MB, with about 1 request",
         ),
         (
@@ -30,7 +30,7 @@ AS_OF = datetime(2026, 1, 1, tzinfo=UTC)
         ),
         (
             TableReport("messages", rows=2_000, files=2, changed=1, commits=1, rows_added=1, rows_removed=3),
-            "messages: 1 changed conversation, 1 row added, 3 removed; 2,000 rows in 2 files (0.0 MB)",
+            "messages: 1 conversation read, 1 row added, 3 removed; 2,000 rows in 2 files (0.0 MB)",
         ),
         (
             TableReport("phones", "ledger objects", changed=2, commits=1),

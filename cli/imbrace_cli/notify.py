@@ -14,7 +14,7 @@ from imbrace_cli.terminal import as_called, echo, echo_status, waiting
 from imbrace_lake.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from imbrace_deployments.notifications import Mail
+    from imbrace_deployments.mail import Mail
 
 EXAMPLES = """
 \b
@@ -135,7 +135,7 @@ async def _work(
 def _mail(
     to: list[str] | None, smtp: str | None, user: str | None, sender: str | None, encryption: Encryption
 ) -> Mail:
-    from imbrace_deployments.notifications import Mail
+    from imbrace_deployments.mail import Mail
 
     sender = sender or user
     if not to or not smtp or not sender:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
-from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
 
 from prefect.blocks.notifications import AppriseNotificationBlock, MicrosoftTeamsWebhook, SlackWebhook
@@ -31,6 +30,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from imbrace_deployments.automations import OURS, RESTARTED, TAG
+from imbrace_deployments.mail import Mail
 from imbrace_flows.events import LAKE_STALE
 from imbrace_lake.errors import SettingsError
 
@@ -64,34 +64,6 @@ _BODY = (
     " of its log, then start the same work again. What was complete is in the lake.{% endif %}{% endif %}"
     "{% if flow_run %}\n\n{{ flow_run|ui_url }}{% endif %}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """How e-mail is sent: recipients, sender and SMTP server; without a user, there is no login."""
-
-    recipients: Sequence[str]
-    sender: str
-    host: str
-    port: int
-    encryption: Literal["starttls", "ssl", "none"] = "starttls"
-    user: str | None = None
-
-    def url(self, password: str | None) -> str:
-        """Return the address that the library apprise takes; it contains the password."""
-        login = f"{quote(self.user, safe='')}:{quote(password or '', safe='')}@" if self.user else ""
-        options = {
-            "smtp": self.host,
-            "from": self.sender,
-            "to": ",".join(self.recipients),
-            "mode": "insecure" if self.encryption == "none" else self.encryption,
-            "format": "text",
-        }
-        scheme = "mailto" if self.encryption == "none" else "mailtos"
-        return f"{scheme}://{login}{self.host}:{self.port}/?{urlencode(options)}"
-
-    def __str__(self) -> str:
-        return f"to {', '.join(self.recipients)} by {self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from imbrace_cli.local_server import ensure_server, keep_alive, stop_server
 from imbrace_cli.main import main
 from imbrace_cli.processes import inherited_environment
 from imbrace_deployments.automations import OURS, TAG, WAITING
+from imbrace_deployments.mail import Mail
 from imbrace_deployments.notifications import (
-    Mail,
     Status,
     email_block,
     notification,

@@ -140,13 +140,33 @@ def _mail(
     sender = sender or user
     if not to or not smtp or not sender:
         raise UsageError("e-mail needs --to, --smtp, and --user or --from")
-    host, _, port = smtp.partition(":")
-    if port and not port.isdecimal():
-        raise UsageError(f"{smtp!r} is not a host, or a host and a port: smtp.example.com:587")
+    host, port = _host_and_port(smtp)
     for address in (*to, sender):
         if "@" not in address or set(address) & set(" ,\r\n"):
             raise UsageError(f"{address!r} is not an e-mail address")
-    return Mail(to, sender, host, int(port or PORTS[encryption]), encryption.value, user)
+    return Mail(to, sender, host, port or PORTS[encryption], encryption.value, user)
+
+
+def _host_and_port(smtp: str) -> tuple[str, int | None]:
+    """Parse the address of an SMTP server; an IPv6 address is returned without its brackets.
+
+    Raises:
+        UsageError: It has no host, something beside a host and a port, or an impossible port.
+    """
+    from pydantic import AnyUrl, ValidationError
+
+    # Without the text, which can contain a password.
+    problem = UsageError(
+        "--smtp takes a host, or a host and a port from 1 to 65535: smtp.example.com:587, [2001:db8::1]:587"
+    )
+    try:
+        url = AnyUrl(f"smtp://{smtp}")
+    except ValidationError:
+        raise problem from None
+    others = (url.username, url.password, url.path, url.query, url.fragment)
+    if not url.host or url.port == 0 or smtp.endswith(":") or any(one is not None for one in others):
+        raise problem
+    return url.host.strip("[]"), url.port
 
 
 def _ask(channel: ChannelName, mail: Mail | None) -> str | None:

@@ -30,7 +30,10 @@ class Mail:
             "format": "text",
         }
         scheme = "mailto" if self.encryption == "none" else "mailtos"
-        return f"{scheme}://{login}{self.host}:{self.port}/?{urlencode(options)}"
+        # Apprise rejects an IPv6 address in this position, and connects to that of the options.
+        host = "localhost" if ":" in self.host else self.host
+        return f"{scheme}://{login}{host}:{self.port}/?{urlencode(options)}"
 
     def __str__(self) -> str:
-        return f"to {', '.join(self.recipients)} by {self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"to {', '.join(self.recipients)} by {host}:{self.port}"

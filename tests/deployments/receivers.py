@@ -13,7 +13,7 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from functools import partial
-from socket import MSG_PEEK, MSG_WAITALL
+from socket import AF_INET, AF_INET6, MSG_PEEK, MSG_WAITALL
 from socketserver import BaseRequestHandler, StreamRequestHandler, ThreadingTCPServer
 from typing import Any, BinaryIO, cast
 
@@ -102,13 +102,21 @@ def _read_head(stream: BinaryIO) -> tuple[str, dict[str, str]]:
     return first, headers
 
 
+class SmtpServer(ThreadingTCPServer):
+    """An SMTP server on an IPv4 or IPv6 address."""
+
+    def __init__(self, host: str, received: Received) -> None:
+        self.address_family = AF_INET6 if ":" in host else AF_INET
+        super().__init__((host, 0), partial(Smtp, received))
+
+
 @contextmanager
-def receiving(context: ssl.SSLContext) -> Iterator[Received]:
+def receiving(context: ssl.SSLContext, smtp_host: str = "127.0.0.1") -> Iterator[Received]:
     """Serve both."""
     received = Received(context)
     with (
         ThreadingTCPServer(("127.0.0.1", 0), partial(Https, received)) as https,
-        ThreadingTCPServer(("127.0.0.1", 0), partial(Smtp, received)) as smtp,
+        SmtpServer(smtp_host, received) as smtp,
     ):
         received.port, received.smtp_port = https.server_address[1], smtp.server_address[1]
         for server in (https, smtp):

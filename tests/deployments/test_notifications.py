@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from imbrace_cli import local_server
 from imbrace_cli.local_server import ensure_server, keep_alive, stop_server
 from imbrace_cli.main import main
+from imbrace_cli.notify import Encryption, _mail
 from imbrace_cli.processes import inherited_environment
 from imbrace_deployments.automations import OURS, TAG, WAITING
 from imbrace_deployments.mail import Mail
@@ -233,6 +235,37 @@ def test_channels_are_shown_and_removed(informed: Operator) -> None:
 
 
 @pytest.mark.parametrize(
+    ("smtp", "host", "port", "shown"),
+    [
+        ("smtp.example.com", "smtp.example.com", 587, "smtp.example.com:587"),
+        ("10.0.0.1:65535", "10.0.0.1", 65535, "10.0.0.1:65535"),
+        ("[::1]:25", "::1", 25, "[::1]:25"),
+        ("[2001:DB8::1]", "2001:db8::1", 587, "[2001:db8::1]:587"),
+    ],
+)
+def test_an_smtp_server_is_a_name_or_an_address_with_or_without_a_port(
+    smtp: str, host: str, port: int, shown: str
+) -> None:
+    mail = _mail(["a@b.c"], smtp, None, "a@b.c", Encryption.STARTTLS)
+
+    assert (mail.host, mail.port, str(mail)) == (host, port, f"to a@b.c by {shown}")
+
+
+def test_a_mail_arrives_at_an_ipv6_address(received: Received) -> None:
+    with ExitStack() as stack:
+        try:
+            at_ipv6 = stack.enter_context(receiving(received.context, "::1"))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        mail = Mail(["ops@example.com"], "robot@example.com", "::1", at_ipv6.smtp_port, "none", "robot")
+
+        asyncio.run(email_block(mail, PASSWORD).anotify("It works.", "Test"))
+
+    assert at_ipv6.texts("email") == ["Test\nIt works.\r\n"]
+    assert at_ipv6.logins == [f"\0robot\0{PASSWORD}".encode()]
+
+
+@pytest.mark.parametrize(
     "url", ["", "https://example.com/services/T/B/C", "http://hooks.slack.com/services/T/B/C"]
 )
 def test_another_address_is_no_webhook(url: str) -> None:
@@ -253,7 +286,16 @@ def test_another_address_is_no_webhook(url: str) -> None:
         (["slack", "--to", "ops@example.com"], "are for: imbrace-lake notify email"),
         (["email", "--to", "ops@example.com"], "needs --to, --smtp"),
         (["email", "--to", "ops", "--smtp", "host", "--from", "a@b.c"], "'ops' is not an e-mail address"),
-        (["email", "--to", "a@b.c", "--smtp", "host:smtp", "--from", "a@b.c"], "'host:smtp' is not a host"),
+        *(
+            (
+                ["email", "--to", "a@b.c", "--smtp", smtp, "--from", "a@b.c"],
+                "--smtp takes a host, or a host and a port",
+            )
+            for smtp in (
+                *("host:smtp", "host:", "host:0", "host:70000", ":25", "::1", "[::x]:25", "[::1", "host:25/"),
+                *("name@host", "name:secret@host:25", "a host", "host?", "host#25"),
+            )
+        ),
         (["email", "--to", "a@b.c", "--smtp", "host", "--user", "a@b.c"], "set IMBRACE_SMTP_PASSWORD"),
     ],
 )

@@ -577,7 +577,11 @@ async def _read_selection(selection: Selection, connection: Connection) -> _Give
     if selection.rerun is not None:
         async with open_lake(settings.require("lake"), now=None, options=connection.store) as lake:
             missed = await read_missed(
-                lake, selection.rerun, utc_now(), tolerated_unreadable=settings.tolerated_unreadable
+                lake,
+                selection.rerun,
+                utc_now(),
+                organization_id=settings.require("organization"),
+                tolerated_unreadable=settings.tolerated_unreadable,
             )
             if missed.closed is not None:
                 with best_effort(f"the event of run {selection.rerun}"):

@@ -53,7 +53,7 @@ from imbrace_lake.lake.ledger_schema import (
     entry_line,
 )
 from imbrace_lake.policy import Reading
-from imbrace_lake.printable import plural
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.store.factory import ObjectMeta
 
 # Outcomes are written this often, after this many walks, or after this share of the chunk: unchanged
@@ -366,16 +366,37 @@ async def _read_outcomes(
     return rows.filter(is_done & (pc.field("finished_at") > since))
 
 
-async def close_if_dead(lake: Lake, run_id: str, now: datetime) -> ClosedRun | None:
+def check_organization(run_id: str, organization_id: str, found: Iterable[str | None]) -> None:
+    """Check that a run that is to be retried is of the organization of the credentials.
+
+    Args:
+        run_id: The run.
+        organization_id: That of the credentials.
+        found: That of the run, from its rows or its journal; a damaged header has none.
+
+    Raises:
+        InputError: The run is of another organization, whose conversations this token cannot read.
+    """
+    others = {one for one in found if one} - {organization_id}
+    if others:
+        raise InputError(
+            f"run {run_id} is of the organization {', '.join(map(printable, sorted(others)))}, and these"
+            f" credentials are of {printable(organization_id)}: choose the credentials of that organization"
+        )
+
+
+async def close_if_dead(lake: Lake, run_id: str, organization_id: str, now: datetime) -> ClosedRun | None:
     """Close the journal of one run if it was killed; None if it has none.
 
     Raises:
-        InputError: The run is under way.
+        InputError: The run is under way, or of another organization.
     """
     objects = (await list_journals(lake)).get(run_id, [])
     header = await read_header(lake, run_id, objects) if objects else None
     if header is None or await _has_ended(lake, header):
         return None
+    # A retry that is rejected closes nothing.
+    check_organization(run_id, organization_id, [header.organization_id])
     if not _is_dead(header, now + lake.store.clock_offset):
         raise InputError(f"run {run_id} is still under way: wait until it has ended, or cancel it")
     return await _close(lake, Journal(lake, run_id, header.started_at), header, objects)

@@ -14,7 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import DamagedObject, InputError, UsageError
-from imbrace_lake.export.recovery import OUTCOME_COLUMNS, ClosedRun, close_if_dead, read_shards
+from imbrace_lake.export.recovery import (
+    OUTCOME_COLUMNS,
+    ClosedRun,
+    check_organization,
+    close_if_dead,
+    read_shards,
+)
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
 from imbrace_lake.lake.ledger_schema import SAME_PHONE
@@ -62,32 +68,41 @@ class Missed:
     closed: ClosedRun | None = None
 
 
-async def read_missed(lake: Lake, run_id: str, now: datetime, *, tolerated_unreadable: float) -> Missed:
+async def read_missed(
+    lake: Lake, run_id: str, now: datetime, *, organization_id: str, tolerated_unreadable: float
+) -> Missed:
     """Find the conversations and numbers that a run missed; a killed run is closed first.
 
     Args:
         lake: The lake.
         run_id: The run.
         now: The time.
+        organization_id: The organization that a rerun reads.
         tolerated_unreadable: The share of unreadable input that does not count as missed.
 
     Raises:
-        InputError: The lake does not know the run, the run is under way, or a rerun cannot export any of the
-            missing input.
+        InputError: The lake does not know the run, the run is under way or of another organization, or a
+            rerun cannot export any of the missing input.
         DamagedObject: An object of the run is damaged or missing, so the result would be incomplete.
     """
-    closed = await close_if_dead(lake, run_id, now)
+    closed = await close_if_dead(lake, run_id, organization_id, now)
     try:
         runs = (await read_run(lake, "runs", run_id, is_strict=True)).to_pylist()
+        check_organization(run_id, organization_id, [each["organization_id"] for each in runs])
         await _check_complete(lake, runs)
-        conversations = await read_run(lake, "conversations", run_id, OUTCOME_COLUMNS, is_strict=True)
-        columns = [*SAME_PHONE, "phone", "status", "resolved_at"]
+        columns = [*OUTCOME_COLUMNS, "organization_id"]
+        conversations = await read_run(lake, "conversations", run_id, columns, is_strict=True)
+        columns = [*SAME_PHONE, "phone", "status", "resolved_at", "organization_id"]
         phones = await read_run(lake, "phones", run_id, columns, is_strict=True)
     except DamagedObject as exc:
         raise DamagedObject(
             f"the failures of run {run_id} are not known, because {exc}. Without a copy, export its complete"
             " list again"
         ) from exc
+    # Its row can be missing.
+    for table in (conversations, phones):
+        check_organization(run_id, organization_id, table.column("organization_id").unique().to_pylist())
+    conversations = conversations.select(OUTCOME_COLUMNS)
     # A run that was closed as dead and then started again has two rows, in any order.
     row: dict[str, Any] = max(runs, key=lambda each: each["finished_at"], default={})
     totals, recorded = json.loads(row.get("totals") or "{}"), json.loads(row.get("parameters") or "null")

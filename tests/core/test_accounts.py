@@ -33,8 +33,8 @@ from tests.gateways import open_run
 
 pytestmark = pytest.mark.slow
 
-ROW = {"run_id": "run_1", "organization_id": "org", "status": "failed"}
-OWN = {"run_id": "run_1", "organization_id": "org"}
+ROW = {"run_id": "run_1", "organization_id": "org_sandbox", "status": "failed"}
+OWN = {"run_id": "run_1", "organization_id": "org_sandbox"}
 STEPS = (
     "imbrace_lake.gateway.client.GatewayClient.get_page",
     "imbrace_lake.gateway.client.parse_page",
@@ -104,7 +104,10 @@ def ledger_of(folder: Path, run_id: str) -> Counter[str]:
 
 def missed(folder: Path, run_id: str = "run_1", tolerated: float = 0.0) -> Missed:
     found: Missed = in_lake(
-        folder, lambda lake: read_missed(lake, run_id, utc_now(), tolerated_unreadable=tolerated)
+        folder,
+        lambda lake: read_missed(
+            lake, run_id, utc_now(), organization_id="org_sandbox", tolerated_unreadable=tolerated
+        ),
     )
     return found
 
@@ -313,7 +316,12 @@ def test_a_killed_run_is_closed_by_its_rerun_with_every_outcome(box: Sandbox, tm
     with pytest.raises(InputError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
-    found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+    found = in_lake(
+        tmp_path,
+        lambda lake: read_missed(
+            lake, "run_1", later, organization_id="org_sandbox", tolerated_unreadable=0.0
+        ),
+    )
 
     assert set(found.conversation_ids) == box.conversations.keys() - set(done)
     assert found.closed is not None
@@ -330,7 +338,12 @@ def test_a_run_that_was_killed_before_it_had_found_all_its_conversations_cannot_
     later = utc_now() + 3 * DEAD_AFTER
 
     with pytest.raises(InputError, match="ended before it had found all its conversations: start it again"):
-        in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+        in_lake(
+            tmp_path,
+            lambda lake: read_missed(
+                lake, "run_1", later, organization_id="org_sandbox", tolerated_unreadable=0.0
+            ),
+        )
 
 
 def test_two_runs_that_close_a_killed_run_write_the_same_accounts(box: Sandbox, tmp_path: Path) -> None:
@@ -360,7 +373,7 @@ def test_a_rerun_that_cannot_export_anything_missing_does_not_succeed(
     statuses: dict[str, int], tolerated: float, sentence: str, tmp_path: Path
 ) -> None:
     rows = [
-        {"run_id": "run_1", "organization_id": "org", "position": position, "status": status}
+        {"run_id": "run_1", "organization_id": "org_sandbox", "position": position, "status": status}
         for position, status in enumerate(Counter(statuses).elements(), 1)
     ]
 
@@ -368,7 +381,7 @@ def test_a_rerun_that_cannot_export_anything_missing_does_not_succeed(
         journal = Journal(lake, "run_1", utc_now())
         await journal.note("phones", "1", pa.Table.from_pylist(rows, schema=PHONES))
         await journal.close(
-            {"run_id": "run_1", "organization_id": "org", "status": "failed"}, RunTotals(found=0)
+            {"run_id": "run_1", "organization_id": "org_sandbox", "status": "failed"}, RunTotals(found=0)
         )
 
     in_lake(tmp_path, job)
@@ -380,7 +393,7 @@ def test_a_rerun_that_cannot_export_anything_missing_does_not_succeed(
 def test_a_tolerated_share_of_unreadable_entries_is_not_missing(tmp_path: Path) -> None:
     statuses = ["invalid"] * 5 + ["none"] * 95
     rows = [
-        {"run_id": "run_1", "organization_id": "org", "position": position, "status": status}
+        {"run_id": "run_1", "organization_id": "org_sandbox", "position": position, "status": status}
         for position, status in enumerate(statuses, 1)
     ]
 
@@ -476,7 +489,12 @@ def test_a_killed_second_attempt_is_closed_although_the_first_had_ended(box: San
     with pytest.raises(InputError, match="still under way"):
         missed(tmp_path)
     later = utc_now() + 3 * DEAD_AFTER
-    found = in_lake(tmp_path, lambda lake: read_missed(lake, "run_1", later, tolerated_unreadable=0.0))
+    found = in_lake(
+        tmp_path,
+        lambda lake: read_missed(
+            lake, "run_1", later, organization_id="org_sandbox", tolerated_unreadable=0.0
+        ),
+    )
 
     assert first.totals.conversations == {"not_reached": 10}
     assert set(found.conversation_ids) == box.conversations.keys() - set(done)

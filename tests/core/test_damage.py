@@ -489,7 +489,9 @@ def failed_run(tmp_path: Path) -> Path:
 def dead_letters(lake: Path, run_id: str) -> tuple[list[str], list[str]]:
     async def read() -> tuple[list[str], list[str]]:
         async with open_lake(str(lake), now=None) as opened:
-            missed = await read_missed(opened, run_id, utc_now(), tolerated_unreadable=0.0)
+            missed = await read_missed(
+                opened, run_id, utc_now(), organization_id="org", tolerated_unreadable=0.0
+            )
             return missed.conversation_ids, missed.phones
 
     return asyncio.run(read())

@@ -178,7 +178,7 @@ def test_the_clock_of_the_store_decides_whether_a_run_is_alive(tmp_path: Path, a
         lake.store.clock_offset = -ahead
         assert (await recover_dead_runs(lake, "next", JOB, START + ahead)).closed == []
         with pytest.raises(InputError, match="still under way"):
-            await close_if_dead(lake, "live", START + ahead)
+            await close_if_dead(lake, "live", "org", START + ahead)
 
         # The other way round.
         async with heartbeat(lake, "live", "org", lambda: START + ahead) as running:
@@ -230,10 +230,10 @@ def test_a_cancelled_run_is_closed_as_cancelled_but_only_once_it_is_dead(
         soon = START + DEAD_AFTER / 2
         assert (await recover_dead_runs(lake, "next", JOB, soon)).closed == []
         with pytest.raises(InputError, match="still under way"):
-            await close_if_dead(lake, "dead", soon)
+            await close_if_dead(lake, "dead", "org", soon)
         assert await runs(lake) == []
 
-        closed = await close_if_dead(lake, "dead", DEAD_AT)
+        closed = await close_if_dead(lake, "dead", "org", DEAD_AT)
 
         assert closed is not None
         summary = closed_summary(replace(closed, dead_letter_count=2), lake.url)
@@ -322,7 +322,7 @@ def test_a_temporary_error_for_a_header_leaves_the_journal_unchanged(
         with pytest.raises(StoreUnavailable):
             await recover_dead_runs(lake, "next", JOB, datetime.now(UTC) + 2 * DEAD_AFTER)
         with pytest.raises(StoreUnavailable):
-            await close_if_dead(lake, "dead", datetime.now(UTC) + 2 * DEAD_AFTER)
+            await close_if_dead(lake, "dead", "org", datetime.now(UTC) + 2 * DEAD_AFTER)
 
         assert await journals(lake) == {"dead"}
         assert await runs(lake) == []

@@ -291,7 +291,9 @@ def test_runs_of_earlier_versions_have_no_parent(box: Sandbox, tmp_path: Path) -
 
 async def missed(run: RunContext, run_id: str = PARENT) -> list[str]:
     """Return the conversations that a rerun exports."""
-    found = await read_missed(run.lake, run_id, utc_now(), tolerated_unreadable=0.0)
+    found = await read_missed(
+        run.lake, run_id, utc_now(), organization_id=run.organization_id, tolerated_unreadable=0.0
+    )
     assert found.lost == []
     return found.conversation_ids
 

@@ -178,3 +178,29 @@ def test_a_rerun_of_a_run_whose_reading_is_not_recorded_reads_complete_conversat
     assert lake.edits() == [*EDITED]
     unknown = "reads complete conversations, because the lake does not record what run run_2 read"
     assert unknown in caplog.messages
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_rerun_of_another_organizations_run_is_rejected_before_any_request(
+    is_killed: bool, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        if is_killed:
+            patch.setattr(LOST, fail)
+        lake.backfill("run_1")
+    monkeypatch.setattr(recovery, "_is_dead", lambda *_: True)
+    with Sandbox(SandboxOptions(organization_id="org_beta")) as other:
+        offline = Lake(other, lake.lake, monkeypatch)
+
+        ended = offline.retry("run_2", "run_1")
+
+        assert str(ended.message) == (
+            "run run_1 is of the organization org_sandbox, and these credentials are of org_beta: choose the"
+            " credentials of that organization"
+        )
+        assert not other.stats().requests
+    assert lake.row("run_2") is None
+    assert (lake.row("run_1") is None) == is_killed

@@ -227,7 +227,9 @@ def missed(lake: Path) -> set[str]:
 
     async def main() -> set[str]:
         async with open_lake(str(lake), now=None) as opened:
-            found = await read_missed(opened, "parent", utc_now(), tolerated_unreadable=0.0)
+            found = await read_missed(
+                opened, "parent", utc_now(), organization_id="org_sandbox", tolerated_unreadable=0.0
+            )
             return set(found.conversation_ids)
 
     return asyncio.run(main())

@@ -117,17 +117,16 @@ async def _verify(
     from functools import partial
 
     from imbrace_cli.gateway import shared_gateway
-    from imbrace_lake.lake.checkpoint import read_states
     from imbrace_lake.lake.lake import open_lake
-    from imbrace_lake.verify.counts import verify_counts
+    from imbrace_lake.verify.counts import read_counted, verify_counts
     from imbrace_lake.verify.objects import verify_objects
 
     async with open_lake(settings.require("lake"), now=None) as lake:
         found = await verify_objects(lake, partial(show_progress, "objects"))
         if not is_counting:
             return found, None
-        states = await read_states(lake, settings.require("organization"))
         try:
+            states = await read_counted(lake, settings.require("organization"), found)
             async with shared_gateway(settings)(settings.gateway_options()) as gateway:
                 await verify_counts(
                     gateway,
@@ -158,6 +157,8 @@ def _progress() -> Iterator[ShowProgress]:
 
 
 def _echo_verification(found: Verification, lake: str) -> None:
+    from imbrace_lake.lake.checkpoint import others_in_words
+
     if found.is_sound and not found.parts:
         echo_status(f"the lake at {lake} has no conversation yet, so there is nothing to verify")
         return
@@ -165,13 +166,16 @@ def _echo_verification(found: Verification, lake: str) -> None:
     looked = f"{plural(found.parts, 'part')} and {plural(found.ledger_objects, 'object')} of the ledgers"
     if found.table_files:
         looked += f", {plural(found.table_files, 'file')} of tables"
-    if found.counts:
+    if found.counts is not None:
         looked += f", {plural(found.counts, 'count')}"
     differ = plural(len(found.differences), "differs", "differ")
     echo_status(f"sound: {looked}" if found.is_sound else f"{differ}: {looked}")
     if found.without_count:
         conversations = plural(found.without_count, "conversation")
         echo_status(f"not compared: {conversations} whose count the gateway does not state")
+    if found.not_of_organization:
+        others = others_in_words(found.not_of_organization)
+        echo_status(f"not compared with the gateway: {others}: each organization needs its own token")
     if found.tables_not_verified:
         echo_status(f"not verified: {found.tables_not_verified}")
     if found.unrecorded:

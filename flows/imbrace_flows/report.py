@@ -18,6 +18,7 @@ from imbrace_lake.export.failures import MAX_LISTED
 from imbrace_lake.export.humanize import counted, duration, size, span
 from imbrace_lake.export.run import DeadLetter, RunSummary
 from imbrace_lake.export.visits import NOT_KNOWN, VisitReport
+from imbrace_lake.lake.checkpoint import others_in_words
 from imbrace_lake.lake.freshness import Freshness, by_age
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.printable import plural, printable
@@ -105,11 +106,14 @@ async def publish_verification(
         f"- **Read:** {plural(found.parts, 'part')}, {plural(found.ledger_objects, 'object')} of the ledgers,"
         f" {plural(found.table_files, 'file')} of tables",
     ]
-    if found.counts:
+    if found.counts is not None:
         page += [f"- **Counts:** {found.counts:,} compared with the gateway"]
     if found.without_count:
         conversations = plural(found.without_count, "conversation")
         page += [f"- **Not compared:** {conversations} whose count the gateway does not state"]
+    if found.not_of_organization:
+        others = others_in_words(found.not_of_organization)
+        page += [f"- **Not compared:** {others}: each organization needs its own token"]
     if uncounted:
         page += [f"- **Counts:** not compared with the gateway: {uncounted}"]
     page += [f"- **Differences:** {len(found.differences):,}"]

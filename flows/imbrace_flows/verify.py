@@ -119,8 +119,9 @@ def _merge_results(results: list[Verification]) -> Verification:
         tables_not_verified=next(
             (one.tables_not_verified for one in results if one.tables_not_verified), None
         ),
-        counts=sum(one.counts for one in results),
+        counts=next((one.counts for one in results if one.counts is not None), None),
         without_count=sum(one.without_count for one in results),
+        not_of_organization=next((one.not_of_organization for one in results if one.not_of_organization), {}),
         differences=[difference for one in results for difference in one.differences],
     )
 

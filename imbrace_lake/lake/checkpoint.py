@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,7 +34,7 @@ from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ObjectExists, StoreError
 from imbrace_lake.lake.conversation_states import STATE, ConversationStates, LakeState, is_state
 from imbrace_lake.lake.hash_index import Buckets
-from imbrace_lake.lake.lake import Lake
+from imbrace_lake.lake.lake import Lake, organization_of
 from imbrace_lake.lake.ledger import (
     HEADER,
     JOURNAL,
@@ -49,6 +49,7 @@ from imbrace_lake.lake.ledger import (
 )
 from imbrace_lake.lake.ledger_schema import CONVERSATIONS, NEVER_FOUND, Ledger
 from imbrace_lake.lake.parquet import write_row_groups
+from imbrace_lake.printable import printable
 from imbrace_lake.store.contract import ObjectMeta
 
 logger = logging.getLogger(__name__)
@@ -188,6 +189,19 @@ async def read_state(
             f"the state of {lake.url} cannot be merged ({exc.strerror or type(exc).__name__}): free space in"
             " the temporary folder (TMPDIR)"
         ) from exc
+
+
+async def count_others(lake: Lake, organization_id: str) -> dict[str, int]:
+    """Return the number of conversations of each other organization that has messages in the lake."""
+    folders = map(organization_of, await lake.list_organizations())
+    return {
+        other: len((await read_state(lake, other, [])).ids()) for other in folders if other != organization_id
+    }
+
+
+def others_in_words(others: Mapping[str, int]) -> str:
+    """Return the conversations of other organizations: ``120 of org_1 and 7 of org_2``."""
+    return " and ".join(f"{count:,} of {printable(one)}" for one, count in others.items())
 
 
 def _state_of(

@@ -172,6 +172,17 @@ class Lake:
         """List every part of an organization; once per run, because 10,000 parts take a second."""
         return Partitions(await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"))
 
+    async def list_organizations(self) -> list[str]:
+        """List the folders of all organizations with messages, with one request for each."""
+        found: list[str] = []
+        after = ""
+        while listing := await self.store.list(MESSAGES, start_after=after, most=1):
+            folder = "/".join(listing[0].key.split("/")[:2])
+            found.append(f"{folder}/")
+            # The first name after all keys of the folder.
+            after = f"{folder}0"
+        return found
+
     async def list_parts(self, organization_id: str, conversation_id: str) -> list[Part]:
         """List the parts of one conversation again, in order."""
         folder = partition_key(organization_id, conversation_id)
@@ -491,6 +502,11 @@ def partition_key(organization_id: str, conversation_id: str) -> str:
     `org` and `conv` are not names of columns, because some engines fail if a name is in both path and file.
     """
     return f"{MESSAGES}org={encoded(organization_id)}/conv={encoded(conversation_id)}"
+
+
+def organization_of(folder: str) -> str:
+    """Return the organization of a folder from `Lake.list_organizations`."""
+    return unquote(folder.partition("org=")[2].rstrip("/"))
 
 
 def is_folder_of(key: str, organization_id: str, conversation_id: str) -> bool:

@@ -18,7 +18,6 @@ from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Never, Self, TypeVar, get_args
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -439,7 +438,7 @@ class Lake:
         if conversations is None and self._organization is None:
             return [lakes.MESSAGES]
         if self._organization is None:
-            organizations = await _organizations(lake)
+            organizations = await lake.list_organizations()
         else:
             organizations = [f"{lakes.MESSAGES}org={lakes.encoded(self._organization)}/"]
         if conversations is None:
@@ -567,18 +566,6 @@ def _all_spellings(conversations: Iterable[str]) -> pa.Array:
     return pa.array(sorted({name for one in conversations for name in _spellings(one)}), pa.string())
 
 
-async def _organizations(lake: lakes.Lake) -> list[str]:
-    """Return the folders of all organizations, with one request for each."""
-    found: list[str] = []
-    after = ""
-    while listing := await lake.store.list(lakes.MESSAGES, start_after=after, most=1):
-        folder = "/".join(listing[0].key.split("/")[:2])
-        found.append(f"{folder}/")
-        # The first name after all keys of the folder.
-        after = f"{folder}0"
-    return found
-
-
 async def _check_organization(lake: lakes.Lake, organization: str) -> None:
     """Reject an organization of which the lake has nothing, if it has another one.
 
@@ -587,7 +574,7 @@ async def _check_organization(lake: lakes.Lake, organization: str) -> None:
     """
     if await lake.store.list(f"{lakes.MESSAGES}org={lakes.encoded(organization)}/", most=1):
         return
-    known = {unquote(folder.split("org=")[1].rstrip("/")) for folder in await _organizations(lake)}
+    known = {lakes.organization_of(folder) for folder in await lake.list_organizations()}
     for ledger in LEDGERS:
         rows = await read_ledger(lake, ledger, columns=["organization_id"])
         known |= {*rows.column("organization_id").to_pylist()}

@@ -6,14 +6,33 @@ from collections.abc import Callable
 from functools import partial
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import ConversationNotFound, GatewayError
+from imbrace_lake.errors import ConversationNotFound, GatewayError, InputError
 from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.lake.checkpoint import count_others, others_in_words, read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
+from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger_schema import ConversationEntry
-from imbrace_lake.printable import plural
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.verify.findings import Difference, Verification
 
 NO_COUNT = "has no count at the gateway"
+
+
+async def read_counted(lake: Lake, organization_id: str, found: Verification) -> ConversationStates:
+    """Read the conversations whose counts are to be compared; `found` receives how many cannot be.
+
+    Raises:
+        InputError: The lake has conversations, but none of this organization: no count would be compared.
+    """
+    states = await read_states(lake, organization_id)
+    found.counts, found.not_of_organization = 0, await count_others(lake, organization_id)
+    if found.not_of_organization and not len(states):
+        raise InputError(
+            f"the lake at {lake.url} has no proven conversation of"
+            f" {printable(organization_id)}, but {others_in_words(found.not_of_organization)}: use the"
+            " organization and the token of these"
+        )
+    return states
 
 
 async def verify_counts(
@@ -45,7 +64,7 @@ async def verify_counts(
         if problem is NO_COUNT:
             found.without_count += 1
         else:
-            found.counts += 1
+            found.counts = (found.counts or 0) + 1
             if problem is not None:
                 differences.append(Difference(entry.conversation_id, problem))
         done += 1

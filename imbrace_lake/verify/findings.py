@@ -23,8 +23,11 @@ class Verification:
             whose content matches their claim.
         table_files: The number of files of tables that were read.
         tables_not_verified: Why the tables were not read; None if they were, or if there are none.
-        counts: The number of conversations whose count was compared with the gateway's.
+        counts: The number of conversations whose count was compared with the gateway's; None if counts were
+            not to be compared.
         without_count: The number of conversations whose count the gateway does not state.
+        not_of_organization: The number of conversations of other organizations, which were not compared with
+            the gateway, by organization.
     """
 
     parts: int = 0
@@ -32,8 +35,9 @@ class Verification:
     unrecorded: int = 0
     table_files: int = 0
     tables_not_verified: str | None = None
-    counts: int = 0
+    counts: int | None = None
     without_count: int = 0
+    not_of_organization: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, name: str, problem: str | None) -> None:

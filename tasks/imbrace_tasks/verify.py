@@ -9,11 +9,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.printable import plural
 from imbrace_lake.settings import Settings
-from imbrace_lake.verify.counts import verify_counts
+from imbrace_lake.verify.counts import read_counted, verify_counts
 from imbrace_lake.verify.findings import Verification
 from imbrace_lake.verify.objects import verify_objects
 from imbrace_tasks.budget import open_gateway
@@ -35,10 +34,10 @@ async def verify_lake_objects(lake: Lake) -> State[Any]:
 async def verify_lake_counts(lake: Lake, settings: Settings) -> State[Any]:
     """Ask the gateway for the count of every conversation; the result is a `Verification`."""
     found = Verification()
-    states = await read_states(lake, settings.require("organization"))
+    states = await read_counted(lake, settings.require("organization"), found)
     async with open_gateway(settings) as gateway:
         await verify_counts(gateway, states, found, side_by_side=settings.max_in_flight)
-    return _verification_state(found, plural(found.counts, "count"))
+    return _verification_state(found, plural(found.counts or 0, "count"))
 
 
 def _verification_state(found: Verification, what: str) -> State[Any]:

@@ -14,7 +14,7 @@ import pytest
 
 from imbrace_lake.gateway import client
 from imbrace_lake.gateway.models import parse_page
-from imbrace_sandbox import Sandbox
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import Run
 from tests.core.lake_runs import Bench
 
@@ -311,3 +311,27 @@ def test_a_damaged_ledger_object_is_a_line_with_advice(run: Run, bench: Bench) -
     assert result.code == 3
     assert result.out.startswith(f"conversations/{damaged}: differs from the hash in its name: restore it")
     assert "Without a copy, delete it and runs/*-" in result.out
+
+
+def test_counts_of_a_lake_of_other_organizations_are_reported_as_not_compared(
+    run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = len(bench.box.conversations)
+    with Sandbox(SandboxOptions(conversations=2, organization_id="org_beta")) as other:
+        for name, value in (("GATEWAY", other.url), ("ORGANIZATION", "org_beta")):
+            monkeypatch.setenv(f"IMBRACE_{name}", value)
+
+        nothing = run("verify", "--counts")
+        reported = json.loads(run("verify", "--counts", "--json").out)
+        Bench(other, bench.lake).run()
+        both = run("verify", "--counts")
+
+    of_others = f"{number} of org_sandbox"
+    assert nothing.code == 1
+    assert ", 0 counts" in nothing.err
+    assert f"has no proven conversation of org_beta, but {of_others}" in " ".join(nothing.err.split())
+    assert (reported["sound"], reported["counts"]) == (False, 0)
+    assert reported["not_of_organization"] == {"org_sandbox": number}
+    assert both.code == 0
+    assert ", 2 counts" in both.err
+    assert f"not compared with the gateway: {of_others}" in both.err

@@ -183,11 +183,11 @@ def test_a_task_is_retried_only_after_an_error_that_passes(data: object, is_retr
 # -- verification ---------------------------------------------------------------------------------
 
 
-def verify(offline: Offline, params: VerifyParams) -> State[Any]:
+def verify(offline: Offline, params: VerifyParams, **given: object) -> State[Any]:
     async def publish(*arguments: object) -> None:
         pass
 
-    settings = settings_for(offline.box, offline.lake, request_limit="")
+    settings = settings_for(offline.box, offline.lake, request_limit="").model_copy(update=given)
     patch = offline.monkeypatch.setattr
     patch("imbrace_flows.verify.connect", lambda *blocks: Connection(settings))
     patch("imbrace_flows.verify.with_retries", lambda task, settings: plainly(task))
@@ -206,6 +206,15 @@ def test_a_verification_that_finds_a_difference_fails(offline: Offline, is_damag
 
     assert state.is_failed() == is_damaged
     assert state.name == ("Differs" if is_damaged else "Completed")
+
+
+def test_a_verification_of_counts_of_another_organization_only_fails(offline: Offline) -> None:
+    offline.run("run_1")
+
+    state = verify(offline, VerifyParams(counts=True), organization="org_beta")
+
+    assert state.is_failed()
+    assert "has no proven conversation of org_beta, but 3 of org_sandbox" in str(state.message)
 
 
 @pytest.mark.parametrize("step", ["verify_objects", "verify_counts"])

@@ -27,6 +27,7 @@
     ├── WalkIncomplete            a conversation not proven complete          transient
     │   └── RepeatedMessages      its list contains messages more than once
     ├── NotReached                a conversation that a run found and did not export before it ended
+    ├── TimeOver                  the time of the run was over before numbers were looked up
     ├── UnexpectedError           any other exception, without its text
     └── StoreError                the lake's storage
         ├── DamagedObject         an object is missing or damaged
@@ -247,6 +248,13 @@ class NotReached(ImbraceLakeError):
     advice_if_cancelled = (
         "Retry the run by its id to export the rest; an export can be started again instead."
     )
+
+
+class TimeOver(ImbraceLakeError):
+    """The time that an operator gave the run was over."""
+
+    def __init__(self, reason: str = "the time of the run was over") -> None:
+        super().__init__(reason)
 
 
 class UnexpectedError(ImbraceLakeError):

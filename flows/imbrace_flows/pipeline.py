@@ -57,6 +57,7 @@ from imbrace_lake.concurrency import beside, every, run_bounded
 from imbrace_lake.errors import ImbraceLakeError, as_own_error
 from imbrace_lake.export.accounts import MAX_POSITIONS
 from imbrace_lake.export.chunk import choose_chunk_size
+from imbrace_lake.export.humanize import duration
 from imbrace_lake.export.plan import make_plan
 from imbrace_lake.export.progress import Progress, ProgressLine
 from imbrace_lake.export.recovery import work_fingerprint
@@ -376,6 +377,8 @@ class _Job:
     async def read(self) -> None:
         """Resolve the numbers, then export the conversations."""
         run, numbers = self.run, self.given.numbers
+        if self.selection.budget.minutes is not None:
+            run.until = run.began + 60 * self.selection.budget.minutes
         if numbers is not None:
             await self._resolve(numbers)
         if run.failures.fatal is not None:
@@ -481,10 +484,26 @@ class _Job:
                 run.accounts.gone,
             )
             self.recorded["visits"] = asdict(run.visits)
+            self._note_released(budget)
             for warning in run.visits.warnings():
                 logger.warning("%s", warning)
         if run.failures.fatal is not None:
             raise run.failures.fatal
+
+    def _note_released(self, budget: RunBudget) -> None:
+        """Note why visits ended without an answer."""
+        if not budget.released:
+            return
+        limited = self.run.gateway.limiter.rate_limited_seconds()
+        failing = self.run.gateway.traffic.failing_seconds
+        if limited:
+            why = f"the gateway rate-limited every request (429) for the last {duration(limited)}"
+        elif failing:
+            why = f"no request to the gateway succeeded for the last {duration(failing)}"
+        else:
+            why = "the gateway had not answered when the time was over"
+        stay = plural(budget.released, "conversation stays", "conversations stay")
+        budget.remark = f"{why}, so {stay} due whose visit had begun"
 
     async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
         """Close the accounts of the run; see `close_run`.

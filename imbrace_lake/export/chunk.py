@@ -37,7 +37,8 @@ async def export_chunk(
 ) -> ChunkResult:
     """Export conversations side by side; a failure does not affect the others.
 
-    Once the budget of the run is used up, it leaves out those that it has not begun.
+    Once the budget of the run is used up, it leaves out those that it has not begun. Once its time is over,
+    it leaves out those of which no page has arrived, and tries none again.
 
     Args:
         run: The run.
@@ -74,9 +75,13 @@ async def export_chunk(
         # Also if the run ends here, so that no outcome is lost.
         await chunk_journal.write()
         # After a failed write of the journal, a conversation is done: the next write includes it.
+        is_over = run.budget is not None and run.budget.is_late
+        if is_over:
+            failed = chunk_journal.failed | failed
         failed = {one: error for one, error in failed.items() if one not in done}
-        is_worth_retrying = any(error.is_transient for error in failed.values())
+        is_worth_retrying = not is_over and any(error.is_transient for error in failed.values())
         if is_worth_retrying and not is_last_try and ending is None:
+            chunk_journal.failed = failed
             run.progress.retried[name] = len(failed)
             return ChunkResult(statuses, (), is_worth_retrying=True)
         lost = await _record_failures(run, name, failed)
@@ -115,7 +120,9 @@ async def _export_one(
         prior = prior_states.pop(conversation_id, PriorState())
         try:
             async with run.reachable_lake():
-                await chunk_journal.add(await export_conversation(run, conversation_id, prior))
+                entry = await export_conversation(run, conversation_id, prior)
+                run.note_answer(conversation_id)
+                await chunk_journal.add(entry)
         except Exception as exc:  # noqa: BLE001 - any error fails this conversation only
             error = as_own_error(exc, f"conversation={printable(conversation_id)}")
             if error.is_fatal:

@@ -164,8 +164,7 @@ class _Export:
             and stored == [(part.key, part.size_bytes) for part in state.parts]
         )
         etag = state.head_etag if is_comparable and self._head_suffices(state) else None
-        run.count_page(self._id)
-        page = await run.gateway.get_head(self._id, limit=run.page_size, etag=etag)
+        page = await run.get_head(self._id, etag)
         if page is None:
             return Head(state.head_etag)
         rows = rows_of_page(page, self._origin)

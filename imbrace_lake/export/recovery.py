@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from imbrace_lake.concurrency import every
-from imbrace_lake.errors import InputError, StoreError
+from imbrace_lake.errors import ImbraceLakeError, InputError, StoreError
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.lake.conversation_states import ConversationStates
 from imbrace_lake.lake.lake import Lake
@@ -123,6 +123,7 @@ class ChunkJournal:
 
     Attributes:
         done: The entry of each finished conversation, by its id.
+        failed: The errors of the last try, if there is another one.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class ChunkJournal:
         resumed: Iterable[ConversationEntry] = (),
     ) -> None:
         self.done: dict[str, ConversationEntry] = {}
+        self.failed: dict[str, ImbraceLakeError] = {}
         self._conversation_ids = conversation_ids
         self._lines: list[bytes] = []  # of the entries from `_first` on
         self._journal = journal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import platform
 import time
 from collections import Counter
@@ -105,6 +106,7 @@ class RunContext:
         budget: The budget of a run that chooses what to visit; None for a run that exports all it found.
         visits: What an ingestion reached, and the ages that it left.
         began: When the run began, by `time.monotonic()`.
+        until: When its time is over, by the same clock, if an operator has set it.
         is_lake_failing: The lake's storage failed at the last conversation; None if it never did.
     """
 
@@ -139,6 +141,7 @@ class RunContext:
     budget: RunBudget | None = None
     visits: VisitReport | None = None
     began: float = field(default_factory=time.monotonic)
+    until: float = math.inf
     is_lake_failing: bool | None = None
 
     @property
@@ -172,26 +175,40 @@ class RunContext:
 
     async def get_page(self, conversation_id: str, skip: int, limit: int) -> Page:
         """Fetch a page of a conversation, and count it."""
-        self.count_page(conversation_id)
-        return await self.gateway.get_page(conversation_id, skip=skip, limit=limit)
+        self._count_page(conversation_id)
+        page = await self.gateway.get_page(conversation_id, skip=skip, limit=limit)
+        self.note_answer(conversation_id)
+        return page
+
+    async def get_head(self, conversation_id: str, etag: str | None) -> Page | None:
+        """Fetch the newest page of a conversation, None if it has this `etag`, and count it."""
+        self._count_page(conversation_id)
+        page = await self.gateway.get_head(conversation_id, limit=self.page_size, etag=etag)
+        self.note_answer(conversation_id)
+        return page
 
     @asynccontextmanager
     async def turn(self, conversation_id: str) -> AsyncIterator[bool]:
         """Wait for a slot, and keep it while the block runs; return whether the budget allows a visit.
 
-        A conversation that was requested before ends with an outcome, whatever is left of the budget.
+        A conversation that was requested before is tried again, whatever is left of the requests. When the
+        time is over, the block of a conversation is cancelled if none of its pages has arrived.
         """
         budget = self.budget
         async with self.slots:
-            is_begun = budget is None or bool(self.accounts.pages_requested[conversation_id])
-            try:
-                yield is_begun or (budget is not None and budget.begin(conversation_id))
-            finally:
-                if budget is not None:
-                    budget.end(conversation_id)
+            if budget is None:
+                yield True
+                return
+            is_begun = bool(self.accounts.pages_requested[conversation_id])
+            async with budget.visit(conversation_id):
+                yield (is_begun and not budget.is_late) or budget.begin(conversation_id)
 
-    def count_page(self, conversation_id: str) -> None:
-        """Count the request of a page."""
+    def note_answer(self, conversation_id: str) -> None:
+        """Let a visit end with an outcome, because it has an answer."""
+        if self.budget is not None:
+            self.budget.note_answer(conversation_id)
+
+    def _count_page(self, conversation_id: str) -> None:
         self.accounts.pages_requested[conversation_id] += 1
         if self.budget is not None:
             self.budget.count_page(conversation_id)
@@ -611,7 +628,8 @@ def _status(
     missed = plural(not_reached, "conversation was", "conversations were")
     lost = " and ".join([f"{missed} not reached"] * bool(not_reached) + [f"{failed} failed"] * bool(failed))
     why = [] if run.failures.shard_problem is None else [run.failures.shard_problem]
-    if lost and dead == done:
+    # A run whose time was over during the lookup of its list has not failed.
+    if lost and dead == done and (done or run.budget is None):
         return "failed", "; ".join([f"{lost}, and nothing was exported", *why, *remarks])
     is_tolerated = not phones["error"] and not run.failures.lost_shards and dead <= tolerated_share * done
     if lost and is_tolerated:
@@ -623,7 +641,8 @@ def _status(
         remarks.append(f"of the others, {sentence}" if dead else sentence)
     remarks += run.accounts.lost_input
     remarks += _wrong_clock(run.gateway.traffic.seconds_ahead)
-    remarks += [] if run.visits is None or run.budget is None else [run.visits.sentence()]
+    if run.budget is not None and run.visits is not None:
+        remarks += [*filter(None, [run.budget.remark]), run.visits.sentence()]
     is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
     if is_partial or unreadable > tolerated_unreadable * given:
         return "partial", "; ".join(remarks)

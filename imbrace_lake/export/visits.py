@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -90,6 +91,8 @@ class RunBudget:
         until: The time by `time.monotonic()` after which no visit begins.
         pages: The pages requested by visits.
         waiting: The conversations whose visit has begun without a request.
+        released: The number of visits that ended with the time, because none of their requests had succeeded.
+        remark: Why visits were released.
     """
 
     traffic: Traffic
@@ -97,7 +100,10 @@ class RunBudget:
     until: float = math.inf
     pages: int = 0
     waiting: set[str] = field(default_factory=set)
+    released: int = 0
+    remark: str | None = None
     _before: int = field(init=False)
+    _unanswered: dict[str, asyncio.Timeout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._before = self.traffic.requests - self.traffic.retries
@@ -121,6 +127,8 @@ class RunBudget:
 
     def ended(self) -> str:
         """Return why the run visits no more."""
+        if self.released:
+            return "time used"
         if self.requests is not None and self.used >= self.requests:
             return "budget used"
         return "time used" if self.is_late else "within the budget"
@@ -137,9 +145,33 @@ class RunBudget:
         self.waiting.discard(conversation_id)
         self.pages += 1
 
+    @asynccontextmanager
+    async def visit(self, conversation_id: str) -> AsyncIterator[None]:
+        """End a visit with the block; when the time is over, cancel a visit of which no page has arrived."""
+        # A gateway that rate-limits every request would keep it, and with it the run, for half an hour.
+        seconds = None if self.until == math.inf else max(0.0, self.until - time.monotonic())
+        unanswered = asyncio.timeout(seconds)
+        try:
+            async with unanswered:
+                self._unanswered[conversation_id] = unanswered
+                yield
+        except TimeoutError:
+            if not unanswered.expired():
+                raise
+            self.released += 1
+        finally:
+            self._unanswered.pop(conversation_id, None)
+            self.end(conversation_id)
+
     def end(self, conversation_id: str) -> None:
-        """End a visit."""
+        """Count no request in advance for a visit that has ended."""
         self.waiting.discard(conversation_id)
+
+    def note_answer(self, conversation_id: str) -> None:
+        """Let a visit end with an outcome, because it has an answer."""
+        unanswered = self._unanswered.pop(conversation_id, None)
+        if unanswered is not None and not unanswered.expired():
+            unanswered.reschedule(None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from imbrace_lake.errors import as_own_error
+from imbrace_lake.errors import TimeOver, as_own_error
 from imbrace_lake.export.resolve import Recording, resolve_numbers
 from imbrace_lake.export.run import RunContext
 from imbrace_lake.printable import plural
@@ -27,7 +30,11 @@ from imbrace_tasks.retry import attempt, is_last_try
 @attempt
 async def resolve_phones(run: RunContext, recording: Recording, name: str, numbers: pa.Table) -> State[Any]:
     """Resolve a slice of the numbers; the result is a `ResolveResult`."""
-    result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
+    try:
+        async with asyncio.timeout(None if run.until == math.inf else run.until - time.monotonic()):
+            result = await resolve_numbers(run.gateway, run.journal, recording, name, numbers)
+    except TimeoutError:
+        raise TimeOver from None
     if result.error is not None and not is_last_try():
         raise as_own_error(result.error)
     run.progress.numbers_resolved += sum(result.statuses[status] for status in ("resolved", "none", "error"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from imbrace_lake.export.conversation import LookBack, PageCollector, export_con
 from imbrace_lake.export.prior import PriorState
 from imbrace_lake.export.recovery import ChunkJournal
 from imbrace_lake.export.run import RunContext
+from imbrace_lake.export.visits import RunBudget
 from imbrace_lake.gateway.client import GatewayClient
 from imbrace_lake.gateway.id_set import IdSet
 from imbrace_lake.gateway.models import Page
@@ -588,6 +590,32 @@ def test_a_retried_chunk_exports_only_the_remaining_conversations(box: Sandbox, 
     assert set(pages) == {ids[2]}
     assert done == 7
     assert_holds_all(box, tmp_path)
+
+
+@pytest.mark.parametrize("is_over_at_once", [True, False])
+def test_no_conversation_is_tried_again_after_the_time_of_the_run(
+    box: Sandbox, tmp_path: Path, is_over_at_once: bool
+) -> None:
+    ids = list(box.conversations)
+    box.break_conversation(ids[2], "502")
+
+    async def job(run: RunContext) -> tuple[ChunkResult, int]:
+        run.budget = RunBudget(run.gateway.traffic)
+        if is_over_at_once:
+            box.break_conversation(ids[3], "stall")
+            run.budget.until = time.monotonic() + 0.5
+        result = await export_chunk(run, "chunk", ids, is_last_try=False)
+        if not is_over_at_once:
+            assert result.is_worth_retrying
+            run.budget.until = 0.0
+            result = await export_chunk(run, "chunk", ids, is_last_try=False)
+        return result, run.budget.released
+
+    result, released = exporting(box, tmp_path, job)
+
+    assert not result.is_worth_retrying
+    assert [dead.conversation_id for dead in result.dead_letters] == [ids[2]]
+    assert (result.statuses["complete"], released) == ((5, 1) if is_over_at_once else (6, 0))
 
 
 def test_a_permanent_error_is_reported_at_the_first_try(box: Sandbox, tmp_path: Path) -> None:

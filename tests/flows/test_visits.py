@@ -17,6 +17,9 @@ import pytest
 from imbrace_flows.pipeline import export_chunks
 from imbrace_flows.report import freshness_markdown
 from imbrace_lake.export.visits import VisitReport, Visits, read_visits
+from imbrace_lake.gateway.client import GatewayClient
+from imbrace_lake.gateway.limiter import RequestLimiter
+from imbrace_lake.gateway.models import Page
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.revisit import RevisitPolicy
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -99,9 +102,10 @@ def test_a_budget_follows_from_the_limit_of_requests_and_the_time_between_runs(o
     # 10 per second in 90 % of two seconds.
     state = offline.ingest("second", requests_per_second=10.0, period_minutes=1 / 30)
 
-    assert len(visited(offline, "second")) == 18
-    assert state.message is not None
-    assert state.message.startswith("budget used: 18 visited")
+    assert state.is_completed()
+    assert visits(offline)["requests"] == 18
+    # The time of the run begins before its visits, and a visit without an answer then ends.
+    assert 10 <= visits(offline)["visited"] <= 18
 
 
 def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
@@ -110,6 +114,62 @@ def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
     assert state.is_completed()
     assert state.message is not None
     assert state.message.startswith("time used: 0 visited")
+    assert offline.outcomes("second") == Counter()
+
+
+def test_a_run_ends_in_time_although_the_gateway_rate_limits_every_request(
+    offline: Offline, box: Sandbox
+) -> None:
+    box.set_options(rates={"429": 1.0})
+    began = time.monotonic()
+
+    state = offline.ingest("second", minutes=0.02)
+
+    assert time.monotonic() - began < 10
+    assert state.message is not None
+    assert "the gateway rate-limited every request (429) for the last " in state.message
+    assert f"so {COUNT} conversations stay due whose visit had begun; time used: 0 visited" in state.message
+    assert offline.outcomes("second") == Counter()
+    box.set_options(rates={})
+    assert offline.ingest("third").is_completed()
+    assert offline.outcomes("third") == Counter(unchanged=COUNT)
+
+
+@pytest.mark.parametrize("fault", ["429", "stall"])
+def test_visits_with_an_answer_end_with_an_outcome_after_the_time_is_over(
+    offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    long, *others = box.conversations
+    box.append(long, 250)
+    for one in others:
+        box.break_conversation(one, fault)
+    get_page = GatewayClient.get_page
+
+    async def get_page_late(client: GatewayClient, one: str, *, skip: int, limit: int) -> Page:
+        if skip:
+            await asyncio.sleep(1.5)
+        return await get_page(client, one, skip=skip, limit=limit)
+
+    monkeypatch.setattr(GatewayClient, "get_page", get_page_late)
+    if fault == "429":
+        # Otherwise the limiter, which all requests share, would pause that of the further page, too.
+        monkeypatch.setattr(RequestLimiter, "on_rate_limited", lambda *_: None)
+
+    offline.ingest("second", minutes=0.02)
+
+    assert offline.outcomes("second") == Counter(complete=1)
+    assert visited(offline, "second") == {long}
+
+
+def test_the_lookup_of_a_list_ends_with_the_time(offline: Offline, box: Sandbox, tmp_path: Path) -> None:
+    box.set_options(rates={"429": 1.0})
+
+    state = offline.ingest("second", phones=tmp_path / "all.csv", minutes=0.02)
+
+    assert state.name == "Partial"
+    assert {row["reason"] for row in offline.rows("phones") if row["run_id"] == "second"} == {
+        "not reached: the time of the run was over"
+    }
     assert offline.outcomes("second") == Counter()
 
 

@@ -453,7 +453,7 @@ class _Job:
         run, budget = self.run, self.run.budget
         assert budget is not None  # noqa: S101 - narrows the type for mypy
         left = None if budget.requests is None else max(0, budget.requests - budget.used)
-        if budget.requests is not None and budget.used > budget.requests / 2:
+        if budget.requests is not None and budget.requests > budget.used > budget.requests / 2:
             logger.warning(
                 "the list of phone numbers used %d of the %d requests of this run: visits need a shorter list"
                 " or a larger budget",
@@ -484,26 +484,45 @@ class _Job:
                 run.accounts.gone,
             )
             self.recorded["visits"] = asdict(run.visits)
-            self._note_released(budget)
+            self._note_end(budget)
             for warning in run.visits.warnings():
                 logger.warning("%s", warning)
         if run.failures.fatal is not None:
             raise run.failures.fatal
 
-    def _note_released(self, budget: RunBudget) -> None:
-        """Note why visits ended without an answer."""
-        if not budget.released:
+    def _note_end(self, budget: RunBudget) -> None:
+        """Note why visits ended without an answer, and why the run visited nothing."""
+        run, visits, why = self.run, self.run.visits, None
+        assert visits is not None  # noqa: S101 - narrows the type for mypy
+        if budget.released:
+            limited, failing = run.gateway.limiter.rate_limited_seconds(), run.gateway.traffic.failing_seconds
+            if limited:
+                why = f"the gateway rate-limited every request (429) for the last {duration(limited)}"
+            elif failing:
+                why = f"no request to the gateway succeeded for the last {duration(failing)}"
+            else:
+                why = "the gateway had not answered when the time was over"
+            stay = plural(budget.released, "conversation stays", "conversations stay")
+            budget.remark = f"{why}, so {stay} due whose visit had begun"
+        # A lake without conversations needs no visit.
+        if visits.visited or not visits.conversations or not budget.is_used_up:
             return
-        limited = self.run.gateway.limiter.rate_limited_seconds()
-        failing = self.run.gateway.traffic.failing_seconds
-        if limited:
-            why = f"the gateway rate-limited every request (429) for the last {duration(limited)}"
-        elif failing:
-            why = f"no request to the gateway succeeded for the last {duration(failing)}"
+        advice = "give the run more minutes"
+        if why is not None:
+            budget.remark, advice = None, "start the run later"
+        elif budget.ended() == "budget used":
+            used = f"{budget.used:,} of the {budget.requests:,} requests"
+            why = f"the list of phone numbers used {used} of this run"
+            advice = "give it a shorter list or a larger budget"
+        elif self.given.numbers is not None:
+            why, advice = (
+                "the list of phone numbers used the time of this run",
+                "give it a shorter list or more minutes",
+            )
         else:
-            why = "the gateway had not answered when the time was over"
-        stay = plural(budget.released, "conversation stays", "conversations stay")
-        budget.remark = f"{why}, so {stay} due whose visit had begun"
+            why = "the time was over before the first visit"
+        budget.problem = f"no conversation was visited, because {why}: {advice}"
+        logger.warning("%s", budget.problem)
 
     async def close(self, failure: str | None, *, is_cancelled: bool) -> RunSummary:
         """Close the accounts of the run; see `close_run`.

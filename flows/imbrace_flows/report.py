@@ -72,7 +72,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         ),
     ]
     if summary.visits is not None:
-        artifacts.append(partial(publish_freshness, summary.visits))
+        artifacts.append(partial(publish_freshness, summary.visits, summary.budget_problem))
     if failures := failures_markdown(summary, started_as):
         message = "What is missing, why, and what to do"
         artifacts.append(partial(acreate_markdown_artifact, failures, key=FAILURES_KEY, description=message))
@@ -228,17 +228,22 @@ def summary_markdown(summary: RunSummary, started_as: str | None = None) -> str:
     return "\n".join(lines)
 
 
-async def publish_freshness(visits: VisitReport) -> None:
-    """Create the artifact about the ages of the lake."""
+async def publish_freshness(visits: VisitReport, problem: str | None = None) -> None:
+    """Create the artifact about the ages of the lake; for `problem` see `freshness_markdown`."""
     await acreate_markdown_artifact(
-        freshness_markdown(visits),
+        freshness_markdown(visits, problem),
         key=FRESHNESS_KEY,
         description="How old the proofs are, what is due, the promise and the forecast",
     )
 
 
-def freshness_markdown(visits: VisitReport) -> str:
-    """Return the ages of the lake, the promise, the forecast and what limits it, as a page."""
+def freshness_markdown(visits: VisitReport, problem: str | None = None) -> str:
+    """Return the ages of the lake, the promise, the forecast and what limits it, as a page.
+
+    Args:
+        visits: The state of the lake.
+        problem: Why the run visited nothing, and what to do.
+    """
     limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
     if visits.is_first:
         active = NOT_KNOWN
@@ -267,7 +272,7 @@ def freshness_markdown(visits: VisitReport) -> str:
             f"- **Forecast:** {visits.forecast()}",
             f"- **Limited by:** {limit.get(visits.ended, 'the choice of this run')}",
             "",
-            *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in visits.warnings()),
+            *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in [problem, *visits.warnings()] if one),
             "| last proven | conversations |",
             "|---|--:|",
             *(f"| {name} | {count:,} |" for name, count in visits.by_age.items()),

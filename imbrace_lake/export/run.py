@@ -376,6 +376,7 @@ class RunSummary:
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
+        budget_problem: Why a run visited nothing within its budget, and what to do.
         is_new_lake: There was no lake, so the run made one.
         is_window: Only a span of time was read, so the run proves nothing about other messages.
         is_backfill: Complete conversations or a span of time were read, so that the same run, started again,
@@ -403,6 +404,7 @@ class RunSummary:
     flow_run_url: str | None = None
     parent_run_id: str | None = None
     visits: VisitReport | None = None
+    budget_problem: str | None = None
     is_new_lake: bool = False
     is_window: bool = False
     is_backfill: bool = False
@@ -525,6 +527,7 @@ async def close_run(
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
     summary.visits = run.visits
+    summary.budget_problem = None if run.budget is None else run.budget.problem
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open
     summary.is_backfill = summary.is_window or not run.policy.rewalk_after
@@ -642,8 +645,9 @@ def _status(
     remarks += run.accounts.lost_input
     remarks += _wrong_clock(run.gateway.traffic.seconds_ahead)
     if run.budget is not None and run.visits is not None:
-        remarks += [*filter(None, [run.budget.remark]), run.visits.sentence()]
-    is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input)
+        remarks += [*filter(None, [run.budget.problem, run.budget.remark]), run.visits.sentence()]
+    has_visited_nothing = run.budget is not None and run.budget.problem is not None
+    is_partial = bool(lost and not is_tolerated) or bool(run.accounts.lost_input) or has_visited_nothing
     if is_partial or unreadable > tolerated_unreadable * given:
         return "partial", "; ".join(remarks)
     if not done and run.budget is None:

@@ -93,6 +93,7 @@ class RunBudget:
         waiting: The conversations whose visit has begun without a request.
         released: The number of visits that ended with the time, because none of their requests had succeeded.
         remark: Why visits were released.
+        problem: Why the run visited nothing, and what to do.
     """
 
     traffic: Traffic
@@ -102,6 +103,7 @@ class RunBudget:
     waiting: set[str] = field(default_factory=set)
     released: int = 0
     remark: str | None = None
+    problem: str | None = None
     _before: int = field(init=False)
     _unanswered: dict[str, asyncio.Timeout] = field(default_factory=dict)
 

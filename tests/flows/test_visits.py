@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from imbrace_flows.pipeline import export_chunks
+from imbrace_flows.pipeline import _Job, export_chunks
 from imbrace_flows.report import freshness_markdown
 from imbrace_lake.export.visits import VisitReport, Visits, read_visits
 from imbrace_lake.gateway.client import GatewayClient
@@ -111,9 +111,13 @@ def test_a_budget_follows_from_the_limit_of_requests_and_the_time_between_runs(o
 def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
     state = offline.ingest("second", minutes=1 / 60_000)
 
-    assert state.is_completed()
+    # Not a success, because no later run would visit anything either.
+    assert state.name == "Partial"
     assert state.message is not None
-    assert state.message.startswith("time used: 0 visited")
+    assert state.message.startswith(
+        "no conversation was visited, because the time was over before the first visit: give the run more"
+        " minutes; time used: 0 visited"
+    )
     assert offline.outcomes("second") == Counter()
 
 
@@ -127,8 +131,11 @@ def test_a_run_ends_in_time_although_the_gateway_rate_limits_every_request(
 
     assert time.monotonic() - began < 10
     assert state.message is not None
-    assert "the gateway rate-limited every request (429) for the last " in state.message
-    assert f"so {COUNT} conversations stay due whose visit had begun; time used: 0 visited" in state.message
+    assert state.name == "Partial"
+    assert state.message.startswith(
+        "no conversation was visited, because the gateway rate-limited every request (429) for the last "
+    )
+    assert "start the run later; time used: 0 visited" in state.message
     assert offline.outcomes("second") == Counter()
     box.set_options(rates={})
     assert offline.ingest("third").is_completed()
@@ -205,6 +212,39 @@ def test_conversations_that_only_the_list_has_come_first(
     assert len(found) < 8
     shown = visits(offline)
     assert sum(shown["by_age"].values()) == shown["conversations"] == COUNT + 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "minutes", "why"),
+    [
+        (1, None, "the list of phone numbers used 1 of the 1 requests of this run: give it a shorter list"
+            " or a larger budget; budget used: 0 visited, "),
+        (None, 0.02, "the list of phone numbers used the time of this run: give it a shorter list or more"
+            " minutes; time used: 0 visited, "),
+    ],
+)  # fmt: skip
+def test_a_run_whose_list_uses_up_the_budget_is_not_a_success(
+    offline: Offline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, minutes: float, why: str
+) -> None:
+    if minutes:
+        look_at = _Job._look_at
+
+        async def look_at_late(*arguments: Any) -> Any:
+            await asyncio.sleep(60 * minutes)
+            return await look_at(*arguments)
+
+        monkeypatch.setattr(_Job, "_look_at", look_at_late)
+
+    state = offline.ingest("second", phones=tmp_path / "all.csv", budget=budget, minutes=minutes)
+
+    assert (state.is_failed(), state.name) == (True, "Partial")
+    sentence = f"no conversation was visited, because {why}"
+    assert state.message is not None
+    assert state.message.startswith(sentence)
+    summary, *_ = (page for page in pages_of(offline, "export-summary") if "0 visited" in page)
+    assert summary.startswith(f"# ⚠️ Partial\n\n{sentence[:1].upper()}{sentence[1:]}")
+    assert "**Next:** do what the sentence above advises" in summary
+    assert f"⚠️ {sentence[:1].upper()}{sentence[1:].partition(';')[0]}.\n" in page_of(offline)
 
 
 def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offline, box: Sandbox) -> None:
@@ -382,12 +422,13 @@ def test_a_clock_that_is_wrong_now_is_noticed_by_the_gateways(
 # -- the page of a run ------------------------------------------------------------------------------
 
 
+def pages_of(offline: Offline, key: str) -> list[str]:
+    pages = [one[0][0] for one in offline.shown if isinstance(one, tuple) and one[1].get("key") == key]
+    return [page for page in pages if isinstance(page, str)]
+
+
 def page_of(offline: Offline) -> str:
-    pages = [
-        one[0][0] for one in offline.shown if isinstance(one, tuple) and one[1].get("key") == "freshness"
-    ]
-    assert isinstance(pages[-1], str)
-    return pages[-1]
+    return pages_of(offline, "freshness")[-1]
 
 
 def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offline: Offline) -> None:

@@ -120,6 +120,17 @@ def test_variables_have_the_defaults_of_the_settings() -> None:
     assert project["vars"]["imbrace_lake"] == ours | variables_of(ViewSettings())
 
 
+def test_only_the_target_for_s3_needs_extensions_and_credentials() -> None:
+    profile = YAML(typ="safe").load(FOLDER / "profiles.yml")["imbrace_lake"]
+    local, remote = (profile["outputs"][name] for name in ("duckdb", "s3"))
+
+    assert profile["target"] == "duckdb"
+    assert remote == local | {
+        "extensions": ["httpfs", "aws"],
+        "secrets": [{"type": "s3", "provider": "credential_chain"}],
+    }
+
+
 @pytest.mark.slow
 def test_the_package_has_no_other_files_and_describes_every_model() -> None:
     generated = dict(dbt_package.files())

@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import StrEnum
 from itertools import count, islice
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 import typer
@@ -103,6 +103,13 @@ def sql(
     organization: Annotated[
         str | None, typer.Option(metavar="ORG", help="Read only this organization; all by default.")
     ] = None,
+    source: Annotated[
+        Literal["auto", "table", "parts"],
+        typer.Option(
+            metavar="auto|table|parts",
+            help="Read messages from the compacted table or from the parts; auto: the table if there is one.",
+        ),
+    ] = "auto",
     lake: options.Lake = None,
 ) -> None:
     """Query the lake in DuckDB's SQL: its views, read-only.
@@ -117,7 +124,12 @@ def sql(
 
     settings = lake_settings(lake=lake)
     view_settings = _view_settings(time_zone, gap_hours, hours, days, bot or ())
-    with Lake.open(settings.require("lake"), organization=organization, settings=view_settings) as reader:
+    with Lake.open(
+        settings.require("lake"),
+        organization=organization,
+        settings=view_settings,
+        source=None if source == "auto" else source,
+    ) as reader:
         if query is not None:
             _show(reader.sql(query), format_ or (Format.TABLE if sys.stdout.isatty() else Format.CSV))
         elif sys.stdin.isatty():

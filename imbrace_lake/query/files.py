@@ -164,7 +164,11 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Return the content of an object."""
         with _calls:
-            return self._open(path)
+            try:
+                return self._open(path)
+            except FileNotFoundError:
+                # Not Parquet, so an error of Arrow: one of Python can block DuckDB and Arrow for ever.
+                return pa.BufferReader(b"")
 
     def _open(self, path: str) -> pa.NativeFile:
         size_bytes = self._metas[path].size_bytes

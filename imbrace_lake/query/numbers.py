@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from imbrace_lake.errors import InputError, StoreError
+from imbrace_lake.errors import DamagedObject, InputError
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.lake.ledger import groups_of, ledger_of, list_journals, read_objects
@@ -20,6 +20,7 @@ from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS
 from imbrace_lake.phones.numbers import PhoneNumber, phone_hash
 from imbrace_lake.query.files import dataset_of
 from imbrace_lake.store.contract import ObjectMeta
+from imbrace_lake.tables.cleaning import again
 from imbrace_lake.tables.delta_log import require_deltalake
 from imbrace_lake.tables.ledgers import LEDGER_TABLES, ledger_log, read_ledger_state
 from imbrace_lake.tables.rows import table_schema
@@ -123,7 +124,10 @@ class Answers:
             try:
                 yield dataset.to_table(_COLUMNS, filter=wanted, **_LITTLE_MEMORY)
             except (pa.ArrowException, OSError) as exc:
-                raise StoreError(f"the table {files[0].key} cannot be read: {exc}") from exc
+                folder = f"tables/{_TABLE.name}/"
+                raise DamagedObject(
+                    f"a file in {self.lake.url}/{folder} is missing or damaged: {again(folder)}"
+                ) from exc
 
     def _iter_objects(self, objects: list[ObjectMeta], wanted: pc.Expression) -> Iterator[pa.Table]:
         for group in groups_of(objects):

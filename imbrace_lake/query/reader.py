@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import InputError, SettingsError, StoreError
+from imbrace_lake.errors import DamagedObject, InputError, SettingsError, StoreError
 from imbrace_lake.gateway.ids import canonical_conversation_id
 from imbrace_lake.lake import lake as lakes
 from imbrace_lake.lake.ledger import last_of_each, read_last_end, read_ledger
@@ -50,6 +50,8 @@ from imbrace_lake.query.table import read_table_snapshot
 from imbrace_lake.query.views import View, ViewSettings, used_by, views
 from imbrace_lake.store.contract import ObjectMeta, StoreOptions
 from imbrace_lake.store.factory import open_store
+from imbrace_lake.tables.cleaning import again
+from imbrace_lake.tables.messages import FOLDER
 
 T = TypeVar("T")
 # Of the names that a warning contains.
@@ -81,21 +83,74 @@ _ONLY_LEDGERS: tuple[Ledger, ...] = ("runs", "revisions", "shapes")
 
 @dataclass(frozen=True)
 class _Messages:
-    """The messages that a query reads; `folders` are those of chosen conversations, if parts are read."""
+    """The messages that a query reads.
+
+    Attributes:
+        source, as_of: Those of the result.
+        dataset: The rows.
+        objects: The objects that have them.
+        prefixes: The folders that were listed.
+    """
 
     source: Source
     as_of: datetime | None
     dataset: Any
-    folders: frozenset[str] | None = None
+    objects: Sequence[ObjectMeta]
+    prefixes: Sequence[str]
 
-    def conversation_folders(self) -> frozenset[str]:
-        """Return the names of the folders of chosen conversations that have messages."""
-        if self.folders is not None:
-            return self.folders
+    def conversation_folders(self) -> set[str]:
+        """Return the names of the folders of chosen conversations that have messages.
+
+        Raises:
+            StoreError: The table cannot be read.
+        """
+        if self.source == "parts":
+            return {part.key.rsplit("/", 2)[1] for part in self.objects}
         found: set[str] = set()
-        for batch in self.dataset.to_batches(columns=["conversation_id"]):
-            found.update(batch.column(0).unique().to_pylist())
-        return frozenset(map(_folder, found))
+        try:
+            for batch in self.dataset.to_batches(columns=["conversation_id"]):
+                found.update(batch.column(0).unique().to_pylist())
+        except (pa.ArrowException, OSError) as exc:
+            raise StoreError(str(exc)) from exc
+        return {*map(_folder, found)}
+
+    async def problem(self, lake: lakes.Lake, reason: str) -> StoreError:
+        """Return why they cannot be read, in one sentence with what to do.
+
+        Args:
+            lake: The open lake.
+            reason: The error of the engine.
+        """
+        listings = [await lake.store.list(prefix) for prefix in self.prefixes]
+        there = {meta.key: meta for listing in listings for meta in listing}
+        # Some errors name the object.
+        named = [one.key for one in self.objects if one.key.rsplit("/", 1)[1] in reason]
+        if self.source == "table":
+            newest = await read_table_snapshot(lake)
+            if newest is None or {*newest.files} != {*self.objects}:
+                return StoreError(
+                    "the compacted table was written again while the query read it: run the query again"
+                )
+            sizes = {key: meta.size_bytes for key, meta in there.items()}
+            wrong = [one for one in self.objects if sizes.get(one.key) != one.size_bytes]
+            found = f"{lake.url}/{named[0]}" if len(named) == 1 else f"a file in {lake.url}/{FOLDER}"
+            problem = f"{found} is damaged"
+            if wrong:
+                size = sizes.get(wrong[0].key)
+                what = "is missing" if size is None else f"has {size:,} bytes, not {wrong[0].size_bytes:,}"
+                problem = f"{lake.url}/{wrong[0].key} {what}"
+            return DamagedObject(
+                f"{problem}: {again(FOLDER)}, and read the parts until then (--source parts; in Python,"
+                " source='parts')"
+            )
+        for one in self.objects:
+            if there.get(one.key) != one:
+                what = "replaced" if one.key in there else "removed"
+                return StoreError(
+                    f"{lake.url}/{one.key} was {what} while the query read it: run the query again"
+                )
+        # The names of parts are the same in each folder.
+        return DamagedObject("a part of the lake cannot be read: `imbrace-lake verify` names it")
 
 
 class Lake:
@@ -366,28 +421,31 @@ class Lake:
             session.run(_check_organization(session.lake, self._organization))
             self._is_organization_checked = True
         used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
+        requests = _Requests(session)
         messages: _Messages | None = None
         source: str | None = None
         read_as_of: datetime | None = None
         if "lake_messages" in used:
-            messages = session.run(self._messages(session, conversations, as_of))
+            messages = session.run(self._messages(requests, conversations, as_of))
             if named and conversations is not None:
-                _warn_of_missing(messages, conversations, named)
+                with requests.explained(messages):
+                    _warn_of_missing(messages, conversations, named)
             source, read_as_of = messages.source, messages.as_of
         elif used & _SOURCES.keys():
             source, read_as_of = "ledgers", session.run(read_last_end(session.lake))
         # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
         until = messages.as_of if messages is not None and messages.source == "table" else None
         sources: dict[str, Any] = {
-            name: _LazyLedger(session, ledger, self._organization, until)
+            name: _LazyLedger(requests, ledger, self._organization, until)
             for name, ledger in _SOURCES.items()
             if ledger is not None
         }
         if messages is not None:
             sources["lake_messages"] = messages.dataset
         with Engine(sources, [view for view in defined if view.name in used]) as engine:
-            rows = engine.query(query, values, size)
-            batches = session.until_closed(rows.batches)
+            with requests.explained(messages):
+                rows = engine.query(query, values, size)
+            batches = session.until_closed(requests.explain(rows.batches, messages))
             yield Rows(rows.schema, batches, source, read_as_of)
 
     def _views(self) -> list[View]:
@@ -396,11 +454,11 @@ class Lake:
 
     async def _messages(
         self,
-        session: _Session,
+        requests: _Requests,
         conversations: frozenset[str] | None,
         as_of: datetime | None,
     ) -> _Messages:
-        lake = session.lake
+        lake = requests.lake
         table = None
         if self._source != "parts":
             # Without the package that reads the table, the parts are read, and named as the source.
@@ -416,12 +474,12 @@ class Lake:
             table = None
         # A few folders are read sooner than the table.
         if table is not None and (conversations is None or self._source == "table"):
-            rows = dataset_of(lake.store, session.run, SCHEMA, table.files)
+            rows = dataset_of(lake.store, requests.run, SCHEMA, table.files)
             if self._organization is not None:
                 rows = rows.filter(pc.field("organization_id") == self._organization)
             if conversations is not None:
                 rows = rows.filter(pc.field("conversation_id").isin(_all_spellings(conversations)))
-            return _Messages("table", table.as_of, rows)
+            return _Messages("table", table.as_of, rows, table.files, [FOLDER])
         # Before the parts are listed, which then have everything that runs had written by then.
         last_end = await read_last_end(lake)
         folders = await self._folders(lake, conversations)
@@ -429,9 +487,8 @@ class Lake:
         listings = (partial(lake.store.list, folder) for folder in folders)
         for listing in await run_bounded(min(lakes.READ_AT_A_TIME, len(folders)), listings):
             parts += (meta for meta in listing if lakes.is_part(meta.key))
-        dataset = dataset_of(lake.store, session.run, SCHEMA, parts)
-        names = None if conversations is None else frozenset(part.key.rsplit("/", 2)[1] for part in parts)
-        return _Messages("parts", last_end, dataset, names)
+        dataset = dataset_of(lake.store, requests.run, SCHEMA, parts)
+        return _Messages("parts", last_end, dataset, parts, folders)
 
     async def _folders(self, lake: lakes.Lake, conversations: frozenset[str] | None) -> list[str]:
         """Return the folders with the messages of some conversations, or of all."""
@@ -586,7 +643,7 @@ class _LazyLedger:
     """A ledger that is read when a query needs it.
 
     Args:
-        session: The open lake.
+        requests: The requests of the query.
         ledger: The ledger.
         organization: Only rows of this organization; None for all.
         until: Only rows that were known at this time; None for all.
@@ -594,12 +651,12 @@ class _LazyLedger:
 
     def __init__(
         self,
-        session: _Session,
+        requests: _Requests,
         ledger: Ledger,
         organization: str | None,
         until: datetime | None,
     ) -> None:
-        self._session, self._ledger = session, ledger
+        self._requests, self._ledger = requests, ledger
         self._organization, self._until = organization, until
         self._rows: pa.Table | None = None
 
@@ -614,7 +671,7 @@ class _LazyLedger:
         return self._rows.__arrow_c_stream__(requested_schema)
 
     def _read(self) -> pa.Table:
-        rows: pa.Table = self._session.run(read_ledger(self._session.lake, self._ledger))
+        rows: pa.Table = self._requests.run(read_ledger(self._requests.lake, self._ledger))
         if self._organization is not None:
             rows = rows.filter(pc.equal(rows.column("organization_id"), self._organization))
         if self._until is not None:
@@ -624,6 +681,51 @@ class _LazyLedger:
             # A row of a run that has just ended can be in its journal and in the ledger.
             rows = last_of_each(rows, *_VERSIONS[self._ledger])
         return rows
+
+
+class _Requests:
+    """The requests of one query.
+
+    Attributes:
+        lake: The open lake.
+    """
+
+    def __init__(self, session: _Session) -> None:
+        self.lake = session.lake
+        self._session = session
+        # The first error: Arrow and DuckDB hide it in their own.
+        self._failure: StoreError | None = None
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop of the lake, from any other thread."""
+        try:
+            return self._session.run(work)
+        except StoreError as exc:
+            self._failure = self._failure or exc
+            raise
+
+    @contextmanager
+    def explained(self, messages: _Messages | None) -> Iterator[None]:
+        """Turn an error of the engine about an object of the lake into a sentence that names the object.
+
+        Raises:
+            StoreError: An object cannot be read.
+        """
+        try:
+            yield
+        except (InputError, StoreError) as exc:
+            if self._failure is not None:
+                raise self._failure from exc
+            if messages is None or isinstance(exc, InputError):
+                raise
+            raise self._session.run(messages.problem(self.lake, str(exc))) from exc
+
+    def explain(
+        self, batches: Iterator[pa.RecordBatch], messages: _Messages | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a result; for errors, see `explained`."""
+        with self.explained(messages):
+            yield from batches
 
 
 class _Connection:
@@ -690,7 +792,6 @@ class _Session:
             try:
                 batch = None if self._loop.is_closed else next(batches, None)
             except (InputError, StoreError) as exc:
-                # Arrow and DuckDB wrap the error of a request into their own.
                 if self._loop.is_closed:
                     raise StoreError(CLOSED) from exc
                 raise

@@ -176,6 +176,15 @@ def test_a_table_has_the_first_rows(run: Run) -> None:
     assert "the first 100 rows; --format csv writes all" in result.err
 
 
+def test_the_source_can_be_chosen(run: Run) -> None:
+    query = ("sql", "--lake", "lake", "SELECT count(*) FROM messages", "--source")
+
+    assert run(*query, "auto").out == run(*query, "parts").out != ""
+    result = run(*query, "table")
+    assert result.code == 1
+    assert "has no compacted table" in result.err
+
+
 def test_it_states_what_was_read(run: Run) -> None:
     result = run("sql", "--lake", "lake", "SELECT count(*) FROM messages")
 

@@ -19,7 +19,10 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
+from uuid import uuid4
 
+import fsspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -27,7 +30,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imbrace_lake import Lake, Result, ViewSettings
-from imbrace_lake.errors import InputError, InvalidPhoneNumber, SettingsError, StoreError
+from imbrace_lake.errors import DamagedObject, InputError, InvalidPhoneNumber, SettingsError, StoreError
 from imbrace_lake.lake.lake import open_lake
 from imbrace_lake.lake.ledger import Journal
 from imbrace_lake.lake.ledger_schema import LEDGER_SCHEMAS, PHONES
@@ -764,6 +767,95 @@ def test_chosen_conversations_are_read_from_the_table_on_request(table: Path) ->
         assert by_default.source == "parts"
 
 
+def hole(body: bytes) -> bytes:
+    """Return a file of the same size with wrong values in its middle."""
+    return body[:1_000] + bytes(len(body) - 3_000) + body[-2_000:]
+
+
+ADVICE = (
+    "delete the folder tables/messages/, which `imbrace-lake compact` then writes again, and read the parts"
+    r" until then \(--source parts; in Python, source='parts'\)$"
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda _: None, r"/tables/messages/one\.parquet is missing: "),
+        (lambda body: body[:2_000], r"/tables/messages/one\.parquet has 2,000 bytes, not [\d,]+: "),
+        (hole, r"/tables/messages/(one\.parquet)? is damaged: "),
+    ],
+)
+def test_a_damaged_table_is_one_sentence_with_advice(
+    table: Path, damage: Any, sentence: str, kind: str
+) -> None:
+    path = table / "tables/messages/one.parquet"
+    body = damage(path.read_bytes())
+    path.unlink() if body is None else path.write_bytes(body)
+    url = in_memory(table) if kind == "memory" else str(table)
+    with Lake.open(url, source="table") as lake:
+        for result in (lake.messages(), lake.sql("FROM turns"), lake.messages(conversations="conv_2")):
+            with pytest.raises(DamagedObject, match=sentence + ADVICE) as caught:
+                result.to_arrow()
+            assert "\n" not in str(caught.value)
+    with Lake.open(url, source="parts") as lake:
+        assert ids(lake.messages()) == expected()
+
+
+def test_a_table_that_is_written_again_is_not_damaged(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table / "tables/messages/one.parquet").unlink()
+    snapshot = TableSnapshot(
+        (ObjectMeta("tables/messages/one.parquet", 9, "", EARLY),), datetime(2026, 1, 2, tzinfo=UTC)
+    )
+    monkeypatch.setattr(reader, "read_table_snapshot", AsyncMock(side_effect=[snapshot, None]))
+    with (
+        Lake.open(str(table)) as lake,
+        pytest.raises(StoreError, match=r"was written again .*: run the query"),
+    ):
+        lake.messages().to_arrow()
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "sentence"),
+    [
+        (
+            lambda body: body[:500],
+            "replaced",
+            r"part-0000\d\.parquet was replaced while .*: run the query again$",
+        ),
+        (lambda _: None, "removed", r"part-0000\d\.parquet was removed while .*: run the query again$"),
+        (
+            lambda body: body[:500],
+            "damaged",
+            "a part of the lake cannot be read: `imbrace-lake verify` names it$",
+        ),
+    ],
+)
+def test_a_part_that_changes_while_it_is_read_is_one_sentence(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, kind: str, sentence: str
+) -> None:
+    shutil.copytree(made, tmp_path / "lake")
+    path = next((tmp_path / "lake/messages").glob("*/conv=conv_2/*"))
+
+    def change() -> None:
+        body = damage(path.read_bytes())
+        path.unlink() if body is None else path.write_bytes(body)
+
+    def dataset_of(*arguments: Any) -> Any:
+        if kind != "damaged":
+            change()
+        return files.dataset_of(*arguments)
+
+    monkeypatch.setattr(reader, "dataset_of", dataset_of)
+    if kind == "damaged":
+        change()
+    with Lake.open(str(tmp_path / "lake")) as lake:
+        with pytest.raises(StoreError, match=sentence) as caught:
+            lake.messages(columns="text").to_arrow()
+        assert "\n" not in str(caught.value)
+
+
 def test_a_lake_without_a_table_says_so(made: Path) -> None:
     with Lake.open(str(made), source="table") as lake, pytest.raises(InputError, match="no compacted table"):
         lake.messages().to_arrow()
@@ -874,6 +966,15 @@ def test_a_revision_of_a_killed_run_does_not_double_a_message(tmp_path: Path) ->
 
 
 # -- S3 -------------------------------------------------------------------------------------------
+
+
+def in_memory(folder: Path) -> str:
+    """Copy a lake into the memory of this process; return its URL."""
+    root = f"{uuid4().hex}/lake"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fsspec.filesystem("memory").pipe(f"/{root}/{path.relative_to(folder)}", path.read_bytes())
+    return f"memory://{root}"
 
 
 def upload(made: Path, s3: Seaweed, bucket: str) -> None:

@@ -105,6 +105,9 @@ def check_time(name: str, moment: object) -> None:
             f"{name} must be a datetime with a time zone, and is {kind(moment)}:"
             f" write datetime({parts}, tzinfo=UTC)"
         )
+    # pandas has a datetime that is none.
+    if moment != moment:
+        raise SettingsError(f"{name} is NaT, not a time: write datetime(…, tzinfo=UTC), or leave it out")
     if moment.tzinfo is None or moment.utcoffset() is None:
         raise SettingsError(f"{name} has no time zone: write datetime(…, tzinfo=UTC)")
 
@@ -115,8 +118,8 @@ def check_rows(rows: object) -> None:
     Raises:
         SettingsError: It is not a number from 1.
     """
-    if not isinstance(rows, int) or not 1 <= rows <= MAX_ROWS:
-        shown = rows if isinstance(rows, int) else kind(rows)
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MAX_ROWS:
+        shown = rows if type(rows) is int else kind(rows)
         raise SettingsError(f"the rows of a batch must be a number from 1 to {MAX_ROWS}, and are {shown}")
 
 

@@ -302,7 +302,8 @@ class Lake:
             check_time(name, moment)
         if since is not None and until is not None and since >= until:
             raise SettingsError(f"since must be before until: {since.isoformat()}, {until.isoformat()}")
-        check_type("deleted", deleted, bool, "True or False")
+        if not isinstance(deleted, bool):
+            raise SettingsError(f"deleted must be True or False, and is {kind(deleted)}")
         names = SCHEMA.names if columns is None else texts("columns", columns, "text")
         if unknown := {*names} - {*SCHEMA.names}:
             raise SettingsError(
@@ -560,7 +561,7 @@ def _warn_of_missing(messages: _Messages, conversations: frozenset[str], named: 
     if conversations != named:
         missing = [one for one in missing if canonical_conversation_id(one) in conversations]
     where = "table" if messages.source == "table" else "lake"
-    _warn(f"the {where} has no messages of these conversations", [*map(printable, missing)])
+    _warn(f"the {where} has no messages of these conversations", [repr(printable(one)) for one in missing])
 
 
 # The version of each message at a time: the current version if it is that old; else a replaced one. A killed

@@ -24,12 +24,12 @@ from imbrace_lake.errors import (
 from imbrace_lake.gateway.client import HARMLESS, SHORT_BODY_TRIES, GatewayClient, GatewayOptions
 from imbrace_lake.gateway.factory import OpenGateway
 from imbrace_lake.gateway.models import Counts, Page
-from imbrace_lake.lake.checkpoint import read_state
+from imbrace_lake.lake.checkpoint import count_others, others_in_words, read_state
 from imbrace_lake.lake.lake import has_lake, open_lake
 from imbrace_lake.lake.ledger_schema import PROVEN
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.phones.numbers import PhoneNumber
-from imbrace_lake.printable import plural
+from imbrace_lake.printable import plural, printable
 from imbrace_lake.settings import PREFIX, Settings, expiry_warning
 from imbrace_lake.store.factory import Store, StoreOptions, open_store
 
@@ -372,6 +372,7 @@ async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
             open_lake(settings.require("lake"), now=None, options=options) as lake,
         ):
             state = await read_state(lake, settings.organization, ["server_count"])
+            others = await count_others(lake, settings.organization)
     except TimeoutError:
         message = f"not read completely within {LEDGER_SECONDS:g} s: they are large or slow, and exports wait"
         return _Probe([Finding("ledgers", "skipped", message)])
@@ -382,6 +383,12 @@ async def _probe_ledgers(settings: Settings, options: StoreOptions) -> _Probe:
     if not count:
         message = "the lake has no conversation of this organization yet: export into it"
     findings = [Finding("ledgers", "ok", message)]
+    if others:
+        message = (
+            f"the lake also has conversations of other organizations ({others_in_words(others)}): runs with"
+            f" these settings read only {printable(settings.organization)} and never update the others"
+        )
+        findings.append(Finding("ledgers", "note", message))
     if lake.damaged:
         message = (
             f"{plural(len(lake.damaged), 'damaged object')}, such as {min(lake.damaged)}: exports continue"

@@ -147,9 +147,11 @@ class _Setup:
                 _missing(settings, "lake"),
             ),
         }
-        blocks = [kept.desired or kept.found for kept in self._blocks.values()]
+        token, lake = (kept.desired or kept.found for kept in self._blocks.values())
         looks = await asyncio.gather(
-            *(block.findings() for block in blocks if block is not None), self._check_list()
+            *([token.findings()] if isinstance(token, ImbraceCredentials) else []),
+            *([lake.findings(_organization(token))] if isinstance(lake, ConversationLake) else []),
+            self._check_list(),
         )
         self.outcome.findings = [finding for findings in looks for finding in findings]
         for variable, kept in self._blocks.items():
@@ -242,6 +244,9 @@ class _Setup:
         else:
             await desired.asave(BLOCK, overwrite=True)
             done = f"{'changed' if found else 'made'} the block {name}"
+            before, after = _organization(found), _organization(desired)
+            if before != after and found is not None:
+                done += f": from the organization {before} to {after}, which all deployments read from now on"
             found = desired
         self._done.append(done)
         reference = None if found is None else {"$ref": {"block_document_id": str(found._block_document_id)}}
@@ -271,6 +276,10 @@ async def _saved(kind: type[B]) -> B | None:
         return await kind.aload(BLOCK)
     except ValueError:
         return None
+
+
+def _organization(block: ImbraceCredentials | ConversationLake | None) -> str | None:
+    return block.organization if isinstance(block, ImbraceCredentials) else None
 
 
 def _credentials_block(settings: Settings, found: ImbraceCredentials | None) -> ImbraceCredentials | None:

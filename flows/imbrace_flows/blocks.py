@@ -136,9 +136,10 @@ class ConversationLake(Block):
             path_style=_PATH_STYLES[self.path_style],
         )
 
-    async def findings(self) -> list[Finding]:
-        """Write, read and delete a small object."""
-        return await check_lake(load_settings(lake=self.url), self.options())
+    async def findings(self, organization: str | None = None) -> list[Finding]:
+        """Write, read and delete a small object; count the conversations if an organization is known."""
+        settings = load_settings(lake=self.url, **({"organization": organization} if organization else {}))
+        return await check_lake(settings, self.options())
 
     def check(self) -> str:
         """Write, read and delete a small object; return one sentence about the result or the fix."""

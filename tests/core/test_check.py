@@ -390,6 +390,19 @@ def test_a_lake_without_conversations_is_reported_as_empty(box: Sandbox, tmp_pat
     assert "the lake has no conversation of this organization yet" in findings["ledgers"][0].message
 
 
+def test_the_conversations_of_other_organizations_are_counted(box: Sandbox, tmp_path: Path) -> None:
+    export_all(settings_of(box, tmp_path), *box.conversations)
+    with Sandbox(SandboxOptions(conversations=0, organization_id="org_beta")) as other:
+        findings = look(settings_of(other, tmp_path))
+
+    own, others = findings["ledgers"]
+    assert (own.verdict, others.verdict) == ("ok", "note")
+    assert others.message == (
+        f"the lake also has conversations of other organizations ({len(box.conversations)} of org_sandbox):"
+        " runs with these settings read only org_beta and never update the others"
+    )
+
+
 def test_a_slow_lake_is_reported_as_slow_and_not_as_an_error(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

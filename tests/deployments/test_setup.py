@@ -19,8 +19,10 @@ from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_
 from imbrace_deployments.worker import RESTARTING, give_back_runs
 from imbrace_flows.flow import Rejected
 from imbrace_flows.verify import verify_lake
+from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.cli.conftest import prefect_leaks
 from tests.cli.fake_server import fake_server
+from tests.core.lake_runs import Bench
 from tests.deployments.conftest import TOKEN
 from tests.deployments.operator import ROOT, Operator
 from tests.environment import restored_environment
@@ -258,6 +260,32 @@ def test_a_changed_block_keeps_its_id(setup: Setup, deployed: Operator) -> None:
     assert any("the token expires on 2099-12-31" in line for line in kept)
     # Deployments refer to it by its id.
     assert variable(deployed, "imbrace_credentials") == before
+
+
+def test_another_organization_is_stated_with_what_the_lake_has_of_the_first(
+    setup: Setup, deployed: Operator, workdir: Path
+) -> None:
+    before = dict(os.environ)
+    with (
+        Sandbox(SandboxOptions(conversations=3, organization_id="org_alpha")) as first,
+        Sandbox(SandboxOptions(conversations=0, organization_id="org_beta")) as other,
+    ):
+        Bench(first, str(workdir / "lake")).run()
+        os.environ["IMBRACE_LAKE"] = str(workdir / "lake")
+        os.environ["IMBRACE_GATEWAY"] = other.url
+
+        try:
+            reported = setup("--organization", "org_beta")
+        finally:
+            os.environ.update(before)
+            back = setup()
+
+    changed = "changed the block imbrace-credentials/default: from the organization"
+    read = "which all deployments read from now on"
+    assert done(reported)[0] == f"{changed} org_sandbox to org_beta, {read}"
+    assert done(back)[0] == f"{changed} org_beta to org_sandbox, {read}"
+    (note,) = [line for line in reported if line.startswith("note ")]
+    assert "the lake also has conversations of other organizations (3 of org_alpha)" in note
 
 
 def test_a_budget_that_was_changed_in_the_ui_is_changed_only_on_request(

@@ -24,7 +24,7 @@ from imbrace_lake.export.recovery import read_header
 from imbrace_lake.export.run import RunContext
 from imbrace_lake.export.shards import Shard, collect_results, shard_count
 from imbrace_lake.lake.ledger_schema import RunTotals
-from imbrace_lake.printable import without_numbers
+from imbrace_lake.printable import plural, without_numbers
 from imbrace_lake.settings import Settings
 
 DEPLOYMENT = "export-shard/export-shard"
@@ -35,6 +35,10 @@ CRASHED_SECONDS = 60.0
 SILENT_SECONDS = 1_800.0
 WAITING_SECONDS = 300.0
 MAX_TRIES = 2
+# For shards that are cancelled with their run to write their rows. Prefect kills the process of a cancelled
+# run after 30 s, and this one is still to count their results and to close its accounts.
+ENDING_SECONDS = 15.0
+ENDING_POLL_SECONDS = 0.5
 LONGEST_MESSAGE = 500
 
 logger = logger_of("shards")
@@ -101,8 +105,8 @@ async def export_by_shards(
 ) -> None:
     """Export each shard by a run of its deployment, and count the results as those of the run.
 
-    A run that is cancelled or fails cancels its unfinished shards. Conversations that these have not recorded
-    by then count as not reached.
+    A run that is cancelled or fails cancels its unfinished shards, and waits for their rows, for up to
+    `ENDING_SECONDS`. Conversations that they have not recorded by then count as not reached.
 
     Args:
         run: The run.
@@ -149,11 +153,15 @@ async def export_by_shards(
         finally:
             run.progress.waiting_shards = 0
             await _cancel(client, shards)
-            for shard in shards:
-                if not shard.is_over:
-                    ended = "its run was ended with this one" if shard.run_id else "this run ended first"
-                    await _collect(run, shard, ended, is_last_try=True)
-            _show(run, shards)
+            unended: set[str] = {shard.key for shard in shards if not shard.is_over}
+            try:
+                await _wait_for_ends(client, shards, unended)
+            finally:
+                # Also if the wait is cancelled.
+                for shard in shards:
+                    if not shard.is_over:
+                        await _collect(run, shard, _ending(shard, unended), is_last_try=True)
+                _show(run, shards)
 
 
 def _show(run: RunContext, shards: Sequence[Shard]) -> None:
@@ -270,6 +278,44 @@ async def _cancel(client: PrefectClient, shards: Sequence[Shard]) -> None:
         await asyncio.gather(*(cancel(each) for each in found if each.state and not each.state.is_final()))
     except Exception as exc:  # noqa: BLE001 - each shard also checks whether its parent has ended
         logger.warning("unfinished shards are not cancelled: %s", type(exc).__name__)
+
+
+async def _wait_for_ends(client: PrefectClient, shards: Sequence[Shard], unended: set[str]) -> None:
+    """Wait until the cancelled runs of shards have ended, because they write their rows before that.
+
+    Args:
+        client: The client of the server.
+        shards: All shards of the run.
+        unended: The keys of the shards that are not over; those that end are removed.
+    """
+    until = time.monotonic() + ENDING_SECONDS
+    while unended:
+        try:
+            found = await _find_runs(client, [shard for shard in shards if shard.key in unended])
+        except httpx.HTTPError:
+            found = None
+        if found is not None:
+            running = {key for key, each in found.items() if each.state and not each.state.is_final()}
+            unended &= running
+        if not unended or time.monotonic() >= until:
+            break
+        await asyncio.sleep(ENDING_POLL_SECONDS)
+    if unended:
+        logger.warning(
+            "%s not ended within %g s: their last results are not in the counts of this run, but will be in"
+            " their rows of the ledgers",
+            plural(len(unended), "shard has", "shards have"),
+            ENDING_SECONDS,
+        )
+
+
+def _ending(shard: Shard, unended: set[str]) -> str:
+    """Return how a shard ended that was cancelled with its run."""
+    if not shard.run_id:
+        return "this run ended first"
+    if shard.key in unended:
+        return f"its run had not ended {ENDING_SECONDS:g} s after this one, so its last results are not known here"
+    return "its run was ended with this one"
 
 
 def _type_of(found: FlowRun) -> StateType | None:

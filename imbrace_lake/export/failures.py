@@ -20,7 +20,7 @@ class Failures:
     Attributes:
         dead_letters: The first `MAX_LISTED` conversations that could not be exported.
         dead_letter_count: The number of all such conversations.
-        causes: Their number by the advice on their errors.
+        causes: Their number by the class of their error, and whether they were not reached.
         errors: The error class of each conversation that failed.
         lost_shards: How many shards are not known to have ended with an outcome for each conversation.
         shard_problem: How the first of these ended.
@@ -31,7 +31,7 @@ class Failures:
 
     dead_letters: list[ConversationEntry] = field(default_factory=list)
     dead_letter_count: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
+    causes: Counter[tuple[type[ImbraceLakeError], bool]] = field(default_factory=Counter)
     errors: dict[str, type[ImbraceLakeError]] = field(default_factory=dict)
     lost_shards: int = 0
     shard_problem: str | None = None
@@ -42,16 +42,29 @@ class Failures:
     def add_dead_letters(self, entries: Sequence[ConversationEntry]) -> None:
         """Count conversations that could not be exported, and keep the first for the summary."""
         self.dead_letter_count += len(entries)
-        self.causes.update(map(self.advice_on, entries))
+        self.causes.update(map(self._cause_of, entries))
         self.dead_letters.extend(entries[: MAX_LISTED - len(self.dead_letters)])
 
     def advice_on(self, entry: ConversationEntry) -> str:
         """Return what a person can do about a conversation that could not be exported."""
+        return self._advice(*self._cause_of(entry))
+
+    def by_advice(self) -> dict[str, int]:
+        """Return the number of all dead letters by the advice on them, the most frequent first."""
+        # Only now: whether the run was cancelled is known after its shards have been counted.
+        found: Counter[str] = Counter()
+        for cause, count in self.causes.items():
+            found[self._advice(*cause)] += count
+        return dict(found.most_common())
+
+    def _cause_of(self, entry: ConversationEntry) -> tuple[type[ImbraceLakeError], bool]:
+        is_unreached = entry.status == "not_reached"
         # A conversation that was deleted upstream has no error.
-        default = NotReached if entry.status == "not_reached" else ConversationNotFound
-        if self.is_cancelled and entry.status == "not_reached":
-            return NotReached.advice_if_cancelled
-        return self.errors.get(entry.conversation_id, default).advice
+        default = NotReached if is_unreached else ConversationNotFound
+        return self.errors.get(entry.conversation_id, default), is_unreached
+
+    def _advice(self, error: type[ImbraceLakeError], is_unreached: bool) -> str:
+        return NotReached.advice_if_cancelled if self.is_cancelled and is_unreached else error.advice
 
     @property
     def remedy(self) -> str | None:

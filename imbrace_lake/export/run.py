@@ -517,10 +517,7 @@ async def close_run(
             entry.conversation_id, entry.status, entry.reason or "", failures.advice_on(entry)
         )
         summary.dead_letters.append(letter)
-    summary.dead_letter_count, summary.causes = (
-        failures.dead_letter_count,
-        dict(failures.causes.most_common()),
-    )
+    summary.dead_letter_count, summary.causes = failures.dead_letter_count, failures.by_advice()
     summary.unreadable = accounts.unreadable
     summary.number_errors = dict(accounts.number_errors.most_common(MAX_REASONS))
     summary.new_shapes = sorted(run.shapes.new)

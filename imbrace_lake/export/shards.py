@@ -13,7 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 
@@ -149,6 +149,9 @@ async def collect_results(run: RunContext, shard: Shard, state: str, message: st
     latest = latest.filter(pc.is_in(latest.column("conversation_id"), pa.array(shard.conversation_ids)))
     recorded = latest.column("conversation_id").to_pylist()
     totals = sum((RunTotals(**json.loads(one)) for one in ends.column("totals").to_pylist()), RunTotals())
+    if not ends.num_rows:
+        # What its last sign of life had.
+        totals = replace(shard.totals)
     totals.conversations = dict(Counter(latest.column("status").to_pylist()))
     totals.messages_new = pc.sum(rows.column("new_messages")).as_py() or 0
     totals.messages_total = pc.sum(latest.column("distinct_messages")).as_py() or 0

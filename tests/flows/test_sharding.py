@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 from imbrace_flows import sharding
 from imbrace_flows.params import ShardParams
 from imbrace_flows.sharding import export_by_shards, needs_shards
-from imbrace_lake.errors import InputError, StoreError, StoreUnavailable
+from imbrace_lake.errors import InputError, NotReached, StoreError, StoreUnavailable
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import work_fingerprint
 from imbrace_lake.export.rerun import read_missed
@@ -442,6 +442,65 @@ def test_a_run_that_is_cancelled_while_it_starts_shards_tells_started_ones_from_
         "conv_1": "not reached: shard 1 (run ID): its run was ended with this one",
         "conv_2": "not reached: shard 2 (run not started): this run ended first",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_a_cancelled_run_waits_for_its_shards_and_its_numbers_are_those_of_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ended: bool
+) -> None:
+    monkeypatch.setattr(sharding, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sharding, "ENDING_POLL_SECONDS", 0.01)
+    if not is_ended:
+        monkeypatch.setattr(sharding, "ENDING_SECONDS", 0.05)
+    lake = str(tmp_path)
+
+    class Ending(Server):
+        """Its first shard exports one more conversation after it is cancelled, and then ends."""
+
+        ending: asyncio.Task[None] | None = None
+
+        async def set_flow_run_state(self, flow_run_id: object, state: State[Any]) -> None:
+            await super().set_flow_run_state(flow_run_id, state)
+            if is_ended:
+                self.ending = asyncio.create_task(self.end(str(flow_run_id)))
+
+        async def end(self, run_id: str) -> None:
+            async with open_run(settings_for(box, lake), run_id, parent_run_id="parent") as run:
+                await run.load_prior_state(work_fingerprint(first))
+                await run.record_found(first)
+                await export_chunk(run, "chunk", first[:1])
+                await close_run(run, {}, Counter(), is_cancelled=True)
+            self.answers = [Cancelled()]
+
+    async def main() -> RunSummary:
+        async with open_run(settings_for(box, lake), "parent") as run:
+            shards = await plan_shards(run, [*box.conversations], 3)
+            first.extend(shards[0].conversation_ids)
+            server = Ending(shards, [Running()])
+            monkeypatch.setattr(sharding, "get_client", lambda: server)
+            work = asyncio.create_task(export_by_shards(run, shards[:1], {}))
+            await asyncio.sleep(0.1)
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            run.accounts.found = first
+            return await close_run(run, {}, Counter(), is_cancelled=True)
+
+    first: list[str] = []
+    with Sandbox(SandboxOptions(conversations=6)) as box:
+        summary = asyncio.run(main())
+        requests = box.stats().requests["messages"]
+
+    done = 1 if is_ended else 0
+    assert summary.totals.conversations == +Counter(complete=done, not_reached=3 - done)
+    assert summary.totals.requests == requests
+    assert summary.dead_letter_count == sum(summary.causes.values()) == 3 - done
+    assert (
+        {one.advice for one in summary.dead_letters} == {*summary.causes} == {NotReached.advice_if_cancelled}
+    )
+    unknown = "its last results are not known here"
+    assert all(unknown in one.reason for one in summary.dead_letters) != is_ended
 
 
 def in_run(lake: str, job: Callable[[RunContext], Awaitable[T]]) -> T:

@@ -73,7 +73,10 @@ def backfill(
         typer.Option(
             min=1,
             metavar="N",
-            help="With --everything --new-only: at most this many requests, where most news is expected.",
+            help=(
+                "With --everything --new-only: at most this many requests, retries included, where most news"
+                " is expected; visits that have begun are finished."
+            ),
         ),
     ] = None,
     minutes: Annotated[
@@ -82,7 +85,10 @@ def backfill(
             min=0.01,
             max=876_000.0,
             metavar="N",
-            help="With --everything --new-only: at most this many minutes.",
+            help=(
+                "With --everything --new-only: at most this many minutes; visits that have an answer are"
+                " finished."
+            ),
         ),
     ] = None,
     organization: options.Organization = None,

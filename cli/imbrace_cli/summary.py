@@ -124,5 +124,6 @@ def _conversations(summary: RunSummary) -> str:
 def _requests(summary: RunSummary) -> str:
     totals = summary.totals
     again = counted([(totals.retries, "tried again"), (totals.refusals, "rate-limited")])
-    message = f"{totals.requests:,}" + (f" ({again})" if again != "none" else "")
+    sent = f"{totals.requests:,}" if summary.budget is None else summary.requests()
+    message = sent + (f" ({again})" if again != "none" else "")
     return f"{message}, {size(totals.received_bytes)} received, {size(totals.written_bytes)} written"

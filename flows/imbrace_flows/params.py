@@ -386,14 +386,18 @@ class IngestParams(ListParams):
         title="Maximum requests",
         description=(
             "If these are not sufficient for all conversations, the run visits those with the most expected"
-            " news. If empty, as many as the limit of requests allows until the next run."
+            " news. The lookup of the list, all pages and retries count, and visits that have begun are"
+            " finished. If empty, as many as the limit of requests allows until the next run."
         ),
         json_schema_extra=at_position(5),
     )
     minutes: Minutes = Field(
         None,
         title="Maximum minutes",
-        description="After this time, the run begins no further visit. If empty, until the next run is near.",
+        description=(
+            "After this time, the run only finishes visits that have an answer. If empty, until the next run"
+            " is near."
+        ),
         json_schema_extra=at_position(6),
     )
 

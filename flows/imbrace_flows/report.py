@@ -72,7 +72,7 @@ async def publish_report(summary: RunSummary, days: Mapping[date, int]) -> None:
         ),
     ]
     if summary.visits is not None:
-        artifacts.append(partial(publish_freshness, summary.visits, summary.budget_problem))
+        artifacts.append(partial(publish_freshness, summary.visits, summary))
     if failures := failures_markdown(summary, started_as):
         message = "What is missing, why, and what to do"
         artifacts.append(partial(acreate_markdown_artifact, failures, key=FAILURES_KEY, description=message))
@@ -199,9 +199,7 @@ def summary_markdown(summary: RunSummary, started_as: str | None = None) -> str:
     """
     totals = summary.totals
     again = [(totals.retries, "tried again"), (totals.refusals, "rate-limited")]
-    requests = plural(totals.requests, "request") + (
-        f" ({counted(again)})" if any(count for count, _ in again) else ""
-    )
+    requests = summary.requests() + (f" ({counted(again)})" if any(count for count, _ in again) else "")
     numbers = sum(totals.phones.values())
     lines = [
         f"# {_HEADLINES[summary.status]}",
@@ -228,21 +226,21 @@ def summary_markdown(summary: RunSummary, started_as: str | None = None) -> str:
     return "\n".join(lines)
 
 
-async def publish_freshness(visits: VisitReport, problem: str | None = None) -> None:
-    """Create the artifact about the ages of the lake; for `problem` see `freshness_markdown`."""
+async def publish_freshness(visits: VisitReport, summary: RunSummary | None = None) -> None:
+    """Create the artifact about the ages of the lake; the arguments are those of `freshness_markdown`."""
     await acreate_markdown_artifact(
-        freshness_markdown(visits, problem),
+        freshness_markdown(visits, summary),
         key=FRESHNESS_KEY,
         description="How old the proofs are, what is due, the promise and the forecast",
     )
 
 
-def freshness_markdown(visits: VisitReport, problem: str | None = None) -> str:
+def freshness_markdown(visits: VisitReport, summary: RunSummary | None = None) -> str:
     """Return the ages of the lake, the promise, the forecast and what limits it, as a page.
 
     Args:
         visits: The state of the lake.
-        problem: Why the run visited nothing, and what to do.
+        summary: That of the run; None if none has visited conversations.
     """
     limit = {"budget used": "the budget", "time used": "the time", "": "nothing: a run visits everything"}
     if visits.is_first:
@@ -260,6 +258,9 @@ def freshness_markdown(visits: VisitReport, problem: str | None = None) -> str:
     else:
         # A verification looks ahead, and visits nothing.
         visited = f"**Due at the next run:** {visits.due:,} of {visits.conversations:,}"
+    warnings = visits.warnings()
+    if summary is not None and summary.budget_problem is not None:
+        warnings.insert(0, summary.budget_problem)
     return "\n".join(
         [
             "# Freshness",
@@ -268,11 +269,12 @@ def freshness_markdown(visits: VisitReport, problem: str | None = None) -> str:
             f"- **Oldest proof:** {oldest}",
             *([f"- **Deleted upstream:** {visits.gone:,}, which no age includes"] if visits.gone else []),
             f"- {visited}",
+            *([f"- **Budget:** {summary.requests()}"] if summary and summary.budget is not None else []),
             f"- **Promise:** {visits.promise()}",
             f"- **Forecast:** {visits.forecast()}",
             f"- **Limited by:** {limit.get(visits.ended, 'the choice of this run')}",
             "",
-            *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in [problem, *visits.warnings()] if one),
+            *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in warnings),
             "| last proven | conversations |",
             "|---|--:|",
             *(f"| {name} | {count:,} |" for name, count in visits.by_age.items()),

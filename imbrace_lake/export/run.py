@@ -199,9 +199,14 @@ class RunContext:
             if budget is None:
                 yield True
                 return
-            is_begun = bool(self.accounts.pages_requested[conversation_id])
+            is_begun = bool(self.accounts.pages_requested[conversation_id]) and not budget.is_late
+            if not is_begun:
+                await budget.wait_for_room()
+            if not (is_begun or budget.begin(conversation_id)):
+                yield False
+                return
             async with budget.visit(conversation_id):
-                yield (is_begun and not budget.is_late) or budget.begin(conversation_id)
+                yield True
 
     def note_answer(self, conversation_id: str) -> None:
         """Let a visit end with an outcome, because it has an answer."""
@@ -376,6 +381,7 @@ class RunSummary:
         token_warning: A sentence if the token has expired or will expire soon.
         parent_run_id: Of a shard: the run that it is a part of.
         visits: Of an ingestion: what it reached, and the ages that it left.
+        budget: The maximum requests of a run with a budget.
         budget_problem: Why a run visited nothing within its budget, and what to do.
         is_new_lake: There was no lake, so the run made one.
         is_window: Only a span of time was read, so the run proves nothing about other messages.
@@ -404,6 +410,7 @@ class RunSummary:
     flow_run_url: str | None = None
     parent_run_id: str | None = None
     visits: VisitReport | None = None
+    budget: int | None = None
     budget_problem: str | None = None
     is_new_lake: bool = False
     is_window: bool = False
@@ -434,6 +441,14 @@ class RunSummary:
     def unreadable_count(self) -> int:
         """The number of entries of the input that are not phone numbers."""
         return self.totals.phones.get("invalid", 0)
+
+    def requests(self) -> str:
+        """Return the number of requests, with the budget of the run if it has one."""
+        sent = self.totals.requests
+        if self.budget is None:
+            return plural(sent, "request")
+        of = f"{sent:,} of {plural(self.budget, 'request')}"
+        return f"{of}: visits that have begun are finished" if sent > self.budget else of
 
     def outcomes(self) -> list[tuple[int, str]]:
         """Return the number of conversations with each outcome, and its name for people."""
@@ -524,6 +539,7 @@ async def close_run(
     summary.damaged = sorted(run.damaged_objects)
     summary.input = parameters.get("input")
     summary.visits = run.visits
+    summary.budget = None if run.budget is None else run.budget.requests
     summary.budget_problem = None if run.budget is None else run.budget.problem
     summary.is_new_lake = run.lake.is_new
     summary.is_window = not run.window.is_open

@@ -41,6 +41,9 @@ from imbrace_lake.revisit import (
 PLANNED_SHARE = 0.9
 # A run that chooses its budget by itself ends before the next one begins.
 PLANNED_TIME = 0.95
+# A run expects of a visit the mean of its pages so far, and of as many visits with as many pages.
+EXPECTED_PAGES = 10
+EXPECTED_VISITS = 8
 NOT_KNOWN = "not known yet: no conversation had been proven before"
 
 
@@ -91,6 +94,8 @@ class RunBudget:
         until: The time by `time.monotonic()` after which no visit begins.
         pages: The pages requested by visits.
         waiting: The conversations whose visit has begun without a request.
+        under_way: The number of visits under way.
+        ended_visits: The number of visits that have ended.
         released: The number of visits that ended with the time, because none of their requests had succeeded.
         remark: Why visits were released.
         problem: Why the run visited nothing, and what to do.
@@ -101,11 +106,14 @@ class RunBudget:
     until: float = math.inf
     pages: int = 0
     waiting: set[str] = field(default_factory=set)
+    under_way: int = 0
+    ended_visits: int = 0
     released: int = 0
     remark: str | None = None
     problem: str | None = None
     _before: int = field(init=False)
     _unanswered: dict[str, asyncio.Timeout] = field(default_factory=dict)
+    _has_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._before = self.traffic.requests - self.traffic.retries
@@ -135,6 +143,24 @@ class RunBudget:
             return "budget used"
         return "time used" if self.is_late else "within the budget"
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the rest of the budget is sufficient for what visits under way are expected to use."""
+        if self.requests is None or not self.under_way:
+            return True
+        pages = self.pages + EXPECTED_PAGES * EXPECTED_VISITS
+        expected = max(1.0, pages / (self.ended_visits + EXPECTED_VISITS))
+        return self.used + self.under_way * (expected - 1) < self.requests
+
+    async def wait_for_room(self) -> None:
+        """Wait until another visit may begin, or none any more.
+
+        Each visit that has begun is finished, many long ones at a time would exceed a small budget by far.
+        """
+        while not self.has_room and not self.is_used_up:
+            self._has_ended.clear()
+            await self._has_ended.wait()
+
     def begin(self, conversation_id: str) -> bool:
         """Begin a visit; return whether the budget allows it."""
         if self.is_used_up:
@@ -153,6 +179,7 @@ class RunBudget:
         # A gateway that rate-limits every request would keep it, and with it the run, for half an hour.
         seconds = None if self.until == math.inf else max(0.0, self.until - time.monotonic())
         unanswered = asyncio.timeout(seconds)
+        self.under_way += 1
         try:
             async with unanswered:
                 self._unanswered[conversation_id] = unanswered
@@ -164,6 +191,9 @@ class RunBudget:
         finally:
             self._unanswered.pop(conversation_id, None)
             self.end(conversation_id)
+            self.under_way -= 1
+            self.ended_visits += 1
+            self._has_ended.set()
 
     def end(self, conversation_id: str) -> None:
         """Count no request in advance for a visit that has ended."""

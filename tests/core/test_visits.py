@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -102,6 +103,35 @@ def test_retries_and_the_pieces_of_large_answers_count() -> None:
     assert budget.used == 9
     assert not budget.is_used_up
     assert budget.ended() == "within the budget"
+
+
+def test_a_visit_waits_while_those_under_way_may_use_the_rest_of_the_budget() -> None:
+    asyncio.run(visits_in_turn())
+
+
+async def visits_in_turn() -> None:
+    """Begin four visits with 30 requests, of which each is expected to use ten."""
+    budget = RunBudget(Traffic(), requests=30)
+
+    async def visit(name: str) -> None:
+        await budget.wait_for_room()
+        assert budget.begin(name)
+        async with budget.visit(name):
+            begun.append(name)
+            await may_end[name].wait()
+
+    names, begun = ["a", "b", "c", "d"], list[str]()
+    may_end = {name: asyncio.Event() for name in names}
+    visits = [asyncio.create_task(visit(name)) for name in names]
+    await asyncio.sleep(0.01)
+    assert begun == ["a", "b", "c"]
+    may_end["b"].set()
+    await asyncio.sleep(0.01)
+    assert begun == names
+    for one in may_end.values():
+        one.set()
+    await asyncio.gather(*visits)
+    assert budget.has_room
 
 
 def test_no_visit_begins_after_the_time_is_over() -> None:

@@ -195,6 +195,24 @@ def test_a_budget_counts_all_pages_and_no_conversation_is_left_half_read(
 
 
 @pytest.mark.slow
+def test_a_small_budget_is_not_exceeded_by_many_long_visits_at_a_time(offline: Offline, box: Sandbox) -> None:
+    for one in box.conversations:
+        box.append(one, 600)
+
+    offline.ingest("second", budget=10)
+
+    # Two visits; each has seven pages.
+    assert box.stats().accepted == 14
+    assert set(offline.outcomes("second")) == {"complete"}
+    assert "- **Budget:** 14 of 10 requests: visits that have begun are finished\n" in page_of(offline)
+    assert (
+        "**Cost:** 14 of 10 requests: visits that have begun are" in pages_of(offline, "export-summary")[-1]
+    )
+    assert offline.result is not None
+    assert offline.result.summary.as_json()["budget"] == 10
+
+
+@pytest.mark.slow
 def test_conversations_that_only_the_list_has_come_first(
     offline: Offline, box: Sandbox, tmp_path: Path
 ) -> None:
@@ -441,6 +459,7 @@ def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offlin
     assert "- **Promise:** 7 days: kept, needs 1 visit per run\n" in page
     assert "- **Forecast:** news is found after " in page
     assert "- **Limited by:** the budget\n" in page
+    assert "- **Budget:** 10 of 10 requests\n" in page
     assert f"| under an hour | {COUNT} |" in page
 
 

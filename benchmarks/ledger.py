@@ -180,7 +180,13 @@ async def _idle_run(settings: Settings) -> None:
 async def _rerun(settings: Settings) -> None:
     async with _lake(settings) as lake:
         runs = len(await lake.store.list("runs/"))
-        missed = await read_missed(lake, run_id_of(runs // 2), utc_now(), tolerated_unreadable=0.0)
+        missed = await read_missed(
+            lake,
+            run_id_of(runs // 2),
+            utc_now(),
+            organization_id=settings.require("organization"),
+            tolerated_unreadable=0.0,
+        )
         if len(missed.conversation_ids) != FAILED:
             raise AssertionError(f"{len(missed.conversation_ids)} dead letters")
 

@@ -314,7 +314,8 @@ def _ending(shard: Shard, unended: set[str]) -> str:
     if not shard.run_id:
         return "this run ended first"
     if shard.key in unended:
-        return f"its run had not ended {ENDING_SECONDS:g} s after this one, so its last results are not known here"
+        after = f"{ENDING_SECONDS:g} s after this one"
+        return f"its run had not ended {after}, so its last results are not known here"
     return "its run was ended with this one"
 
 

@@ -314,8 +314,7 @@ def _ending(shard: Shard, unended: set[str]) -> str:
     if not shard.run_id:
         return "this run ended first"
     if shard.key in unended:
-        after = f"{ENDING_SECONDS:g} s after this one"
-        return f"its run had not ended {after}, so its last results are not known here"
+        return f"its run had not ended after {ENDING_SECONDS:g} s, so its last results are not known here"
     return "its run was ended with this one"
 
 

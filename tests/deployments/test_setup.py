@@ -273,6 +273,7 @@ def test_another_organization_is_stated_with_what_the_lake_has_of_the_first(
         Bench(first, str(workdir / "lake")).run()
         os.environ["IMBRACE_LAKE"] = str(workdir / "lake")
         os.environ["IMBRACE_GATEWAY"] = other.url
+        os.environ["IMBRACE_TOKEN"] = other.options.token
 
         try:
             reported = setup("--organization", "org_beta")

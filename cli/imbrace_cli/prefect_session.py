@@ -152,6 +152,8 @@ def _opened(session: Session, say: Callable[[str], object]) -> Session:
 def server_unavailable(exc: httpx.HTTPError, configured: str | None) -> ServerUnavailable:
     """Describe why a server is unavailable; `configured` is its address, None for the local server."""
     if configured is None:
+        if rejected := _rejected(exc):
+            return ServerUnavailable(f"the local Prefect server {rejected}")
         kind = type(exc).__name__
         return ServerUnavailable(
             f"the local Prefect server failed ({kind}): try again; `imbrace-lake server status` shows its"
@@ -172,7 +174,25 @@ def why_unavailable(exc: httpx.HTTPError, api_url: str) -> str:
         return f"{server} does not answer ({kind}): start it, or unset PREFECT_API_URL to use a local one"
     if exc.response.status_code in (401, 403):
         return f"{server} asks for a login: {LOGIN_ADVICE}"
+    if rejected := _rejected(exc):
+        return f"{server} {rejected}"
     return (
         f"{server} answered with status {exc.response.status_code}: PREFECT_API_URL ends with /api, and the"
         " server must be as new as this Prefect"
+    )
+
+
+def _rejected(exc: httpx.HTTPError) -> str | None:
+    """Return what follows the name of a server that found a request invalid; None for other errors."""
+    import httpx
+
+    if not isinstance(exc, httpx.HTTPStatusError):
+        return None
+    status = exc.response.status_code
+    if status != httpx.codes.UNPROCESSABLE_ENTITY:
+        return None
+    # The program makes the requests, so no setting of the user is the cause.
+    return (
+        f"rejected {exc.request.method} {exc.request.url.path} with status {status}: if it is as new as this"
+        " Prefect, this is a fault of imbrace-lake, please report it"
     )

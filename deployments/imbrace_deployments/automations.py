@@ -9,7 +9,9 @@ until the second report has come.
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -113,3 +115,15 @@ def automations(silence: timedelta = SILENCE, pause: timedelta = PAUSE) -> list[
             ],
         ),
     ]
+
+
+async def replace_automation(client: PrefectClient, automation_id: UUID, wanted: AutomationCore) -> None:
+    """Replace an automation by another.
+
+    Raises:
+        httpx.HTTPStatusError: The server rejected it; the automation is unchanged.
+    """
+    # The client sends only the fields that were set, without the types of triggers and actions, which are
+    # defaults: the server then rejects a trigger of triggers.
+    complete = AutomationCore.model_validate(wanted.model_dump(exclude={"owner_resource"}))
+    await client.update_automation(automation_id, complete)

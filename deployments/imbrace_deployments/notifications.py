@@ -29,7 +29,7 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
-from imbrace_deployments.automations import OURS, RESTARTED, TAG
+from imbrace_deployments.automations import OURS, RESTARTED, TAG, replace_automation
 from imbrace_deployments.mail import Mail
 from imbrace_flows.events import LAKE_STALE
 from imbrace_lake.errors import SettingsError
@@ -154,9 +154,19 @@ def notification(
 
 
 async def set_up_channel(channel: Channel, block: AppriseNotificationBlock, description: str) -> None:
-    """Save the block of a channel, and make or replace its automation."""
+    """Save the block of a channel, and make or replace its automation.
+
+    Raises:
+        httpx.HTTPStatusError: The server rejected the automation; an existing channel is unchanged.
+    """
     async with get_client() as client:
         found = await _find(client, channel)
+        block_id = await _saved_block(client, channel, block)
+        if found is not None and block_id is not None:
+            # Before the block, because the server accepts any block, but tests an automation.
+            await replace_automation(client, found.id, notification(channel, block_id, description))
+            await block.asave(_name(channel), overwrite=True, client=client)
+            return
         await block.asave(_name(channel), overwrite=True, client=client)
         if block._block_document_id is None:
             raise RuntimeError(f"the block {_name(channel)} has no id")
@@ -164,7 +174,18 @@ async def set_up_channel(channel: Channel, block: AppriseNotificationBlock, desc
         if found is None:
             await client.create_automation(wanted)
         else:
-            await client.update_automation(found.id, wanted)
+            await replace_automation(client, found.id, wanted)
+
+
+async def _saved_block(
+    client: PrefectClient, channel: Channel, block: AppriseNotificationBlock
+) -> UUID | None:
+    """Return the id of the block that an earlier call saved, if there is one."""
+    try:
+        saved = await client.read_block_document_by_name(_name(channel), block.get_block_type_slug())
+    except ObjectNotFound:
+        return None
+    return saved.id
 
 
 async def remove_channel(channel: Channel) -> bool:

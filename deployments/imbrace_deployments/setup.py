@@ -24,7 +24,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
-from imbrace_deployments.automations import TAG, automations
+from imbrace_deployments.automations import TAG, automations, replace_automation
 from imbrace_deployments.deploy import PREFECT_FILE, deploy
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, icon_url, is_relative
 from imbrace_lake.check import Finding, check_list
@@ -226,7 +226,7 @@ class _Setup:
                 state = "" if wanted.enabled else ", which is disabled"
                 self._done.append(f"found the automation {wanted.name}{state}")
             else:
-                await self._client.update_automation(found[0].id, wanted)
+                await replace_automation(self._client, found[0].id, wanted)
                 self._done.append(f"changed the automation {wanted.name}")
 
     async def deployments(self) -> None:

@@ -45,6 +45,18 @@ def test_a_lost_local_server_is_reported(prefect: LocalServer) -> None:
         raise httpx.ReadError("gone")
 
 
+def test_a_request_that_the_local_server_rejects_is_a_fault_of_the_program(prefect: LocalServer) -> None:
+    import httpx
+
+    with pytest.raises(ServerUnavailable) as caught, prefect_session(print):
+        httpx.post(f"{prefect.api_url}/automations/", json={}).raise_for_status()
+
+    assert str(caught.value) == (
+        "the local Prefect server rejected POST /api/automations/ with status 422: if it is as new as this"
+        " Prefect, this is a fault of imbrace-lake, please report it"
+    )
+
+
 def test_a_wait_for_the_server_is_reported(prefect: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def ensure(on_wait: Callable[[float], None]) -> LocalServer:
         on_wait(0.5)

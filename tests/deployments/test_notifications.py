@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from imbrace_cli.local_server import ensure_server, keep_alive, stop_server
 from imbrace_cli.main import main
 from imbrace_cli.notify import Encryption, _mail
 from imbrace_cli.processes import inherited_environment
+from imbrace_deployments import notifications
 from imbrace_deployments.automations import OURS, TAG, WAITING
 from imbrace_deployments.mail import Mail
 from imbrace_deployments.notifications import (
@@ -39,6 +41,7 @@ from imbrace_lake.errors import SettingsError
 from tests.core.certificates import make_certificate
 from tests.deployments.operator import Operator
 from tests.deployments.receivers import Received, receiving
+from tests.environment import restored_environment
 from tests.prefect_homes import make_home
 
 pytestmark = [
@@ -83,6 +86,11 @@ def teams_url(received: Received) -> str:
     )
 
 
+def mail_to(received: Received, *recipients: str) -> Mail:
+    robot = "robot@example.com"
+    return Mail(recipients, robot, "127.0.0.1", received.smtp_port, "none", robot)
+
+
 @pytest.fixture(scope="module")
 def informed(operator: Operator, received: Received) -> Operator:
     """The same, with all three channels."""
@@ -90,11 +98,7 @@ def informed(operator: Operator, received: Received) -> Operator:
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("slack is set up; try it: ")
     assert done.stderr.endswith("imbrace-lake notify slack --test\n")
-    mail = Mail(
-        ["ops@example.com", "on-call@example.com"],
-        "robot@example.com",
-        *("127.0.0.1", received.smtp_port, "none", "robot@example.com"),
-    )
+    mail = mail_to(received, "ops@example.com", "on-call@example.com")
 
     async def set_up() -> None:
         await set_up_channel("teams", teams_block(teams_url(received)), "a workflow of Microsoft Teams")
@@ -211,6 +215,71 @@ def test_a_test_message_arrives_or_its_failure_is_reported(informed: Operator, r
     assert reason is not None
     assert "403" in reason
     assert "5ec4e75ec4e7" not in reason
+
+
+def test_a_channel_that_is_set_up_can_be_changed(informed: Operator, received: Received) -> None:
+    other_url = SLACK_URL.replace("B00000000", "B11111111")
+    before = automation(informed, "slack")
+    informed.ask("PATCH", f"/automations/{before['id']}", {"enabled": False})
+
+    done = informed.run("imbrace-lake", "notify", "slack", IMBRACE_SLACK_URL=other_url)
+    assert done.returncode == 0, done.stderr
+    changed = automation(informed, "slack")
+    failure = asyncio.run(send_test("slack"))
+
+    assert failure is None
+    assert received.posts[-1][1] == other_url.removeprefix("https://hooks.slack.com")
+    same = ("id", "description", "actions")
+    assert [changed[name] for name in same] == [before[name] for name in same]
+    assert changed["enabled"] is True
+    # As the other tests expect it.
+    asyncio.run(set_up_channel("slack", slack_block(SLACK_URL), before["description"].partition(": ")[2]))
+    assert automation(informed, "slack")["description"] == before["description"]
+
+
+def test_other_recipients_of_mail_replace_the_earlier_ones(informed: Operator, received: Received) -> None:
+    night, day = (
+        mail_to(received, *recipients)
+        for recipients in (["night@example.com"], ["ops@example.com", "on-call@example.com"])
+    )
+
+    async def change(mail: Mail) -> str | None:
+        await set_up_channel("email", email_block(mail, PASSWORD), f"e-mail {mail}")
+        return (await statuses())[2].description
+
+    shown = asyncio.run(change(night))
+    assert asyncio.run(send_test("email")) is None
+    again = asyncio.run(change(day))
+
+    assert received.mails[-1][0] == ["night@example.com"]
+    assert (shown, again) == (f"e-mail {night}", f"e-mail {day}")
+
+
+def test_a_rejected_change_of_a_channel_changes_nothing_and_blames_no_setting(
+    informed: Operator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def channel() -> object:
+        blocks = informed.ask("POST", "/block_documents/filter", {"include_secrets": True})
+        return automation(informed, "slack"), [(block["name"], block["data"]) for block in blocks]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notifications, "_SUBJECT", "{% a template that is not valid")
+    before = channel()
+
+    with restored_environment():
+        os.environ |= {
+            "PREFECT_API_URL": informed.server.api_url,
+            "IMBRACE_SLACK_URL": SLACK_URL.replace("B00000000", "B22222222"),
+        }
+        assert main(["notify", "slack"]) == 1
+
+    reported = capsys.readouterr().err
+    assert f" rejected PUT /api/automations/{automation(informed, 'slack')['id']} with status 422" in reported
+    assert len(reported.splitlines()) == 1
+    assert channel() == before
 
 
 def test_channels_are_shown_and_removed(informed: Operator) -> None:

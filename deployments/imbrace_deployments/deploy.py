@@ -1,6 +1,7 @@
 """Create the deployments of `prefect.yaml` on the server, and remove those of earlier releases.
 
-A schedule belongs to the operator as soon as it exists: what was paused or changed stays so.
+The schedules of a deployment belong to the operator as soon as it exists: `prefect deploy` does not get those
+of the file, so what was changed, replaced, added, removed or paused stays so.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import UUID
 
+import yaml  # type: ignore[import-untyped] # no stubs
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import (
     DeploymentScheduleUpdate,
@@ -51,6 +57,7 @@ SUCCESSORS = {
 DEPLOYED = "imbrace_deployed"
 """The variable with the state of the last call."""
 LONGEST_REASON = 400
+_HOURLY = re.compile(r"[0-5]?\d \* \* \* \*")
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b.*: ")
 
 
@@ -77,18 +84,25 @@ async def deploy(
     if await _saved_state(client) == _state(fingerprint, found):
         await _reject_unknown_parameters(client, found)
         return [f"found {_names(found)}"]
-    # Only this command leads from the file to the server.
-    await _call_prefect("deploy", "--all", "--prefect-file", str(prefect_file))
     before = {one.id: one for one in found}
+    earlier = {SUCCESSORS.get(one.name, one.name): one for one in found} | {
+        one.name: one for one in found if one.name not in SUCCESSORS
+    }
+    content = _load(prefect_file)
+    with _without_schedules(content, earlier) as changed_file:
+        # Only this command leads from the file to the server.
+        await _call_prefect("deploy", "--all", "--prefect-file", str(changed_file))
     outdated, deployed = _parted(before, await _our_deployments(client))
-    earlier = {SUCCESSORS.get(one.name, one.name): one for one in outdated}
-    earlier |= {one.name: before[one.id] for one in deployed if one.id in before}
+    predecessors = {SUCCESSORS.get(one.name, one.name): one for one in outdated}
     done = [f"deployed {_names(deployed)}"]
     for one in deployed:
-        if one.name in earlier:
-            done += await _restore_schedules(client, one, earlier[one.name])
-        elif one.name == INGEST:
+        if one.name in predecessors and not one.schedules:
+            await _take_over_schedules(client, one, predecessors[one.name])
+        elif one.name == INGEST and one.name not in earlier:
             await _begin_soon(client, one, first_schedule)
+    new = {one.id for one in deployed}
+    kept = [one for one in await _our_deployments(client) if one.id in new and one.name in earlier]
+    done += _differing_schedules(kept, content, first_schedule)
     await _reject_unknown_parameters(client, deployed)
     for one in outdated:
         await client.delete_resource_owned_automations(f"prefect.deployment.{one.id}")
@@ -159,24 +173,92 @@ async def _our_deployments(client: PrefectClient) -> list[DeploymentResponse]:
     return await client.read_deployments(deployment_filter=ours)
 
 
-async def _restore_schedules(
+def _load(prefect_file: Path) -> object:
+    """Read the file of the deployments.
+
+    Raises:
+        DeploymentFailed: It is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(prefect_file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as exc:
+        reason = " ".join(str(exc).split())[:LONGEST_REASON]
+        raise DeploymentFailed(f"{prefect_file} is not valid YAML: {reason}") from None
+
+
+def _entries(content: object) -> list[dict[str, Any]]:
+    """Return the deployments of the file; Prefect rejects one that has something else."""
+    return _dicts(content.get("deployments")) if isinstance(content, dict) else []
+
+
+def _dicts(found: object) -> list[dict[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+@contextmanager
+def _without_schedules(content: object, earlier: Mapping[str, DeploymentResponse]) -> Iterator[Path]:
+    """Write a file in which deployments that exist, or whose predecessor exists, have no schedules.
+
+    Prefect leaves theirs on the server, so they stay also if this process is killed.
+    """
+    changed = deepcopy(content)
+    for entry in _entries(changed):
+        if one := earlier.get(str(entry.get("name"))):
+            entry.pop("schedule", None)
+            entry |= {"schedules": None, "paused": one.paused}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(changed, allow_unicode=True), encoding="utf-8")
+        yield file
+
+
+async def _take_over_schedules(
     client: PrefectClient, deployment: DeploymentResponse, before: DeploymentResponse
-) -> list[str]:
-    """Give a deployment the schedules that it, or its predecessor, had on the server."""
-    earlier = {one.slug: one for one in before.schedules}
-    kept = [earlier.get(one.slug, one) for one in deployment.schedules]
-    changes = [
-        DeploymentScheduleUpdate(slug=one.slug, schedule=was.schedule, active=was.active)
-        for one, was in zip(deployment.schedules, kept, strict=True)
-        if (was.schedule, was.active) != (one.schedule, one.active)
+) -> None:
+    """Give a new deployment, which has no schedules yet, those of its predecessor."""
+    schedules = [
+        DeploymentScheduleUpdate(
+            schedule=one.schedule, active=one.active, parameters=one.parameters, slug=one.slug
+        )
+        for one in before.schedules
     ]
-    if changes:
-        await client.update_deployment(deployment.id, DeploymentUpdate(schedules=changes))
-    if before.paused:
-        await client.pause_deployment(deployment.id)
-    if kept and (before.paused or not all(one.active for one in kept)):
-        return [f"left the schedule of {deployment.name} paused"]
-    return []
+    if schedules:
+        await client.update_deployment(deployment.id, DeploymentUpdate(schedules=schedules))
+
+
+def _differing_schedules(
+    deployments: Sequence[DeploymentResponse], content: object, first_schedule: str | None
+) -> list[str]:
+    """Return a sentence about the schedules that are not those of the file, if there are any."""
+    defaults = {}
+    for entry in _entries(content):
+        own = {"cron": first_schedule} if entry.get("name") == INGEST and first_schedule else {}
+        given = _dicts(entry.get("schedules") or [entry.get("schedule")])
+        defaults[entry.get("name")] = sorted(_words(one | own) for one in given)
+    differing = []
+    for one in sorted(deployments, key=lambda one: one.name):
+        schedules = sorted(
+            _words({**each.schedule.model_dump(), "active": each.active}) for each in one.schedules
+        )
+        if one.paused and schedules:
+            differing.append(f"{one.name} (paused)")
+        elif schedules != defaults.get(one.name):
+            differing.append(f"{one.name} ({'; '.join(schedules) or 'none'})")
+    return [f"left the schedules that differ from the defaults: {', '.join(differing)}"] if differing else []
+
+
+def _words(schedule: Mapping[str, Any]) -> str:
+    """Describe a schedule, of the file or the server; the minute of an hourly one does not matter."""
+    interval = schedule.get("interval")
+    if cron := schedule.get("cron"):
+        when = "hourly" if _HOURLY.fullmatch(str(cron)) else str(cron)
+    elif interval:
+        seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+        when = f"every {f'{seconds:.15g}' if isinstance(seconds, int | float) else seconds} s"
+    else:
+        when = str(schedule.get("rrule"))
+    paused = "" if schedule.get("active", True) else ", paused"
+    return f"{when} {schedule.get('timezone') or 'UTC'}{paused}"
 
 
 async def _reject_unknown_parameters(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 
 from imbrace_cli.main import main
 from imbrace_deployments.automations import automations
+from imbrace_deployments.deploy import DeploymentFailed, _load, _words
 from imbrace_deployments.setup import BUDGET, DEFAULT_REQUESTS_PER_SECOND, lake_block
 from imbrace_deployments.worker import RESTARTING, give_back_runs
 from imbrace_flows.flow import Rejected
@@ -463,12 +465,85 @@ def test_a_schedule_stays_as_the_operator_left_it(
     again = done(setup("--prefect-file", str(own)))
 
     assert any(line.startswith("deployed ") for line in reported)
-    assert {"left the schedule of ingest paused", "left the schedule of verify paused"} <= set(reported)
+    differ = (
+        "left the schedules that differ from the defaults: ingest (13 */2 * * * UTC, paused), verify (paused)"
+    )
+    assert differ in reported
     (schedule,) = deployed.deployment("ingest")["schedules"]
     assert (schedule["schedule"]["cron"], schedule["active"]) == ("13 */2 * * *", False)
     assert deployed.deployment("verify")["paused"] is True
     assert not any(line.startswith("deployed ") for line in again)
     assert deployed.deployment("ingest")["id"] == ingest["id"]
+
+
+def test_schedules_that_were_replaced_added_and_removed_stay(
+    setup: Setup, deployed: Operator, schedules: None, tmp_path: Path
+) -> None:
+    names = ("ingest", "verify", "compact", "export")
+    added, removed, first = (deployed.deployment(name) for name in names[1:])
+    done_by_prefect = deployed.run(
+        *("prefect", "deployment", "schedule", "create", "ingest-conversations/ingest", "--replace"),
+        *("--accept-yes", "--cron", "15 6 * * *", "--timezone", "Asia/Taipei"),
+    )
+    assert done_by_prefect.returncode == 0, done_by_prefect.stderr
+    daily = {"interval": 86_400, "anchor_date": "2026-11-29T10:00:00Z", "timezone": "Europe/Berlin"}
+    for one in (added, first):
+        deployed.ask("POST", f"/deployments/{one['id']}/schedules", [{"active": True, "schedule": daily}])
+    deployed.ask("DELETE", f"/deployments/{removed['id']}/schedules/{removed['schedules'][0]['id']}")
+    own = tmp_path / "prefect.yaml"
+    own.write_text((ROOT / "prefect.yaml").read_text() + "# changed\n")
+
+    def present() -> list[Any]:
+        return [deployed.deployment(name)["schedules"] for name in names]
+
+    before = present()
+
+    reported = done(setup("--prefect-file", str(own)))
+
+    after = present()
+    (made,) = after[3]
+    deployed.ask("DELETE", f"/deployments/{first['id']}/schedules/{made['id']}")
+    for one in (added, removed):
+        # The fixture makes it again.
+        deployed.ask("DELETE", f"/deployments/{one['id']}")
+    assert any(line.startswith("deployed ") for line in reported)
+    assert (
+        "left the schedules that differ from the defaults: compact (none),"
+        " export (every 86400 s Europe/Berlin), ingest (15 6 * * * Asia/Taipei),"
+        " verify (30 2 * * * UTC; every 86400 s Europe/Berlin)"
+    ) in reported
+    assert after == before
+    assert [len(one) for one in after] == [1, 2, 0, 1]
+
+
+def test_a_file_of_deployments_that_is_not_yaml_is_one_sentence(tmp_path: Path) -> None:
+    own = tmp_path / "prefect.yaml"
+    own.write_text("deployments: [\nname: x")
+
+    with pytest.raises(DeploymentFailed, match=r"prefect.yaml is not valid YAML: .* line 2") as caught:
+        _load(own)
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"cron": "7 * * * *", "slug": "hourly"}, "hourly UTC"),
+        (
+            {"cron": "7 */2 * * *", "timezone": "Asia/Taipei", "active": False},
+            "7 */2 * * * Asia/Taipei, paused",
+        ),
+        ({"interval": 3600, "active": True}, "every 3600 s UTC"),
+        ({"interval": timedelta(hours=1), "timezone": "UTC"}, "every 3600 s UTC"),
+        ({"interval": "{{ a.variable }}"}, "every {{ a.variable }} s UTC"),
+        ({"rrule": "FREQ=DAILY", "timezone": "UTC"}, "FREQ=DAILY UTC"),
+    ],
+)
+def test_a_schedule_is_described_alike_if_it_comes_from_the_file_or_the_server(
+    schedule: dict[str, Any], words: str
+) -> None:
+    assert _words(schedule) == words
 
 
 def test_a_limit_of_concurrent_runs_that_was_deleted_or_changed_is_made_again(
@@ -512,7 +587,8 @@ def test_deployments_of_earlier_releases_are_removed_and_their_schedules_taken_o
         assert one["id"] not in left
     assert {theirs["id"], shard["id"]} <= left
     (schedule,) = deployed.deployment("ingest")["schedules"]
-    assert schedule["active"] is False
+    assert (schedule["slug"], schedule["active"]) == ("hourly", False)
+    assert "left the schedules that differ from the defaults: ingest (hourly UTC, paused)" in reported
 
 
 def test_without_a_server_it_explains_how_to_start_one(

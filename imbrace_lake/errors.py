@@ -43,6 +43,7 @@ conversation failed with the error.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from traceback import walk_tb
 from typing import ClassVar
 
@@ -154,6 +155,23 @@ class GatewayDown(GatewayError):
 
     is_fatal = True
     advice = "Wait until the gateway works again, then rerun."
+
+
+FATAL = (TokenRejected, OrganizationMismatch, AccessBlocked, CertificateRejected, GatewayDown)
+
+
+def recorded_fatal(error: ImbraceLakeError | None) -> dict[str, list[str]]:
+    """Return an error of `FATAL` as a parameter of a run, which `fatal_of` takes; nothing for any other."""
+    return {"fatal": [type(error).__name__, *error.args]} if isinstance(error, FATAL) else {}
+
+
+def fatal_of(parameters: Mapping[str, object]) -> GatewayError | None:
+    """Return the error that `recorded_fatal` has recorded in the parameters of a run, if there is one."""
+    match parameters.get("fatal"):
+        case [str() as name, str() as path, str() as reason, str() as request_id]:
+            kinds = {kind.__name__: kind for kind in FATAL}
+            return kinds[name](path, reason, request_id) if name in kinds else None
+    return None
 
 
 class BadRequest(GatewayError):

@@ -23,6 +23,7 @@ from imbrace_lake.errors import (
     NotReached,
     StoreUnavailable,
     as_own_error,
+    recorded_fatal,
 )
 from imbrace_lake.export.accounts import Accounts, note_unreached
 from imbrace_lake.export.drift import DriftMode, SchemaDrift, Shapes
@@ -527,6 +528,8 @@ async def close_run(
     totals.seconds = round((summary.finished_at - run.started_at).total_seconds(), 3)
     if run.parent_run_id is not None:
         totals.days = {str(day): count for day, count in run.progress.days.items()}
+        # Its parent ends with the same error.
+        parameters = {**parameters, **recorded_fatal(failures.fatal)}
     for entry in failures.dead_letters:
         letter = DeadLetter(
             entry.conversation_id, entry.status, entry.reason or "", failures.advice_on(entry)

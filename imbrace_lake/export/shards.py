@@ -16,13 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import ImbraceLakeError, InputError, StoreError, WalkIncomplete
+from imbrace_lake.errors import ImbraceLakeError, InputError, StoreError, WalkIncomplete, fatal_of
 from imbrace_lake.export.run import SHARDS, RunContext
 from imbrace_lake.lake.lake import READ_AT_A_TIME, Lake
 from imbrace_lake.lake.ledger import last_of_each, read_run
@@ -159,6 +160,9 @@ async def collect_results(run: RunContext, shard: Shard, state: str, message: st
     missing = [*{*shard.conversation_ids}.difference(recorded)]
     # The run that closes the journal of a killed run does not know its versions.
     has_ended = bool(ends.filter(pc.is_valid(ends.column("versions"))).num_rows)
+    last: dict[str, Any] = max(ends.to_pylist(), key=lambda row: row["finished_at"], default={})
+    # An error that also ended every other shard, or would have, ends the run.
+    fatal = fatal_of(json.loads(last.get("parameters") or "{}"))
     reasons = [one for one in ends.column("reason").to_pylist() if one]
     if message and not reasons:
         # A shard that failed before it opened the lake has no row.
@@ -175,6 +179,8 @@ async def collect_results(run: RunContext, shard: Shard, state: str, message: st
         {one.conversation_id: errors[one.status] for one in dead if one.status in errors}
     )
     run.failures.add_dead_letters(dead)
+    if fatal is not None:
+        run.failures.add_problem(fatal)
     run.accounts.recorded.update(recorded)
     run.accounts.reasons.update(dict.fromkeys(missing, f"not reached: {problem}"))
     run.shapes.new.update(new_shapes)

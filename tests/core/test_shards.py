@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imbrace_lake.errors import BadRequest, ImbraceLakeError, InputError, StoreError
+from imbrace_lake.errors import BadRequest, ImbraceLakeError, InputError, StoreError, TokenRejected
 from imbrace_lake.export.chunk import export_chunk
 from imbrace_lake.export.recovery import DEAD_AFTER, read_header, recover_dead_runs, work_fingerprint
 from imbrace_lake.export.rerun import read_missed
@@ -479,5 +479,36 @@ def test_the_header_of_a_run_under_way_shows_its_progress(box: Sandbox, tmp_path
         assert header.totals == totals_of(run.progress)
         assert header.totals.conversations == {"complete": 4}
         assert await read_header(run.lake, "no-run") is None
+
+    in_run(box, tmp_path, job)
+
+
+def test_a_rejected_token_in_a_shard_ends_the_run_with_its_error_and_advice(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    async def job(run: RunContext) -> None:
+        shards = await plan(run, list(box.conversations))
+        await do(box, tmp_path, shards[0], FIRST)
+        box.set_options(token_expired=True)
+        second = shards[1]
+        second.run_id = SECOND
+        async with open_run(settings_for(box, str(tmp_path)), SECOND, parent_run_id=PARENT) as shard:
+            await shard.record_found(second.conversation_ids)
+            with pytest.raises(TokenRejected) as caught:
+                await export_chunk(shard, "chunk-1-of-1", second.conversation_ids)
+            shard.failures.add_problem(caught.value)
+            await close_run(shard, {}, Counter(), failure=str(caught.value))
+
+        for each in shards:
+            await collect_results(run, each, "its run ended as Failed")
+        run.progress.show_shards(sum((each.totals for each in shards), RunTotals()))
+        fatal = run.failures.fatal
+        summary = await close_run(run, {}, Counter(), failure=str(fatal))
+
+        assert isinstance(fatal, TokenRejected)
+        assert str(fatal) == str(caught.value)
+        assert summary.status == "failed"
+        assert summary.reason == f"{caught.value}; 5 conversations not reached"
+        assert summary.remedy == TokenRejected.advice
 
     in_run(box, tmp_path, job)

@@ -7,8 +7,10 @@ import json
 import logging
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import prefect
 import pytest
@@ -27,6 +29,7 @@ from imbrace_flows.export import export_conversations, export_uploaded_list, ret
 from imbrace_flows.flow import Rejected
 from imbrace_flows.ingest import ingest_changed, ingest_conversations
 from imbrace_flows.params import (
+    LONGEST_HINT,
     MAX_TYPED,
     BackfillParams,
     ChangedParams,
@@ -547,3 +550,13 @@ def test_a_form_is_made_only_when_it_is_needed() -> None:
 
     for one in (export_conversations, export_conversations.with_options(name="another")):
         assert one.parameters.properties.keys() == {"params", "credentials", "lake"}
+
+
+@pytest.mark.parametrize("page", ["docs/events.md", "docs/deployments.md"])
+def test_the_documentation_states_how_many_conversations_an_event_can_name(page: str) -> None:
+    text = " ".join((Path(__file__).parents[2] / page).read_text().split())
+    # An id and a comma.
+    conversations = LONGEST_HINT // len(f"conv_{uuid4()},") // 100 * 100
+
+    assert f"{LONGEST_HINT:,} characters" in text
+    assert f"about {conversations:,} conversations" in text

@@ -193,6 +193,8 @@ def _final_state(result: RunResult) -> State[Any]:
     summary = result.summary
     if summary.status == "cancelled":
         message = CANCELLED_BACKFILL if summary.has_rest else CANCELLED
+        if summary.parent_run_id is not None:
+            message = f"Cancelled. The page of run {summary.parent_run_id} shows how to export the rest."
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # By something other than Prefect or the caller of the flow, who would get the state.

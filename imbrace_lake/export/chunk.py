@@ -165,8 +165,12 @@ async def _record_failures(
                 entry.reason,
             )
         elif len(run.failures.errors) == MAX_WARNED + 1:
+            # A shard has no report.
+            where = "" if run.parent_run_id is None else f" on the page of run {run.parent_run_id}"
             logger.warning(
-                "further failed conversations are not logged: the report of the failures groups all by cause"
+                "further failed conversations are not logged: the report of the failures%s groups all by"
+                " cause",
+                where,
             )
     return entries
 

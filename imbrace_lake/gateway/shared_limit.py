@@ -183,7 +183,7 @@ class SharedLimit:
 def _in_words(per_second: float | None) -> str:
     if per_second is None:
         return "as many requests as the gateway accepts"
-    return f"at most {rate(per_second)}"
+    return f"at most {rate(per_second)}" if per_second else "no request"
 
 
 @asynccontextmanager

@@ -42,8 +42,9 @@ from imbrace_lake.lake.rows import SortBuffer
 from imbrace_lake.lake.schema import SCHEMA, Origin, rows_of_page
 from imbrace_sandbox import Sandbox
 from tests.core.conftest import StartBox, client_of
-from tests.core.lake_runs import Bench
+from tests.core.lake_runs import Bench, settings_for
 from tests.core.runs_of import close, exporting, items_of, objects_in, open_export, parts_of
+from tests.gateways import open_run
 
 
 @pytest.fixture
@@ -330,6 +331,22 @@ def test_a_chunk_in_which_nothing_succeeds_reports_each_conversation(box: Sandbo
 
     assert result.statuses == {"failed": 2}
     assert objects_in(tmp_path) == {}
+
+
+def test_a_shard_refers_to_the_report_of_its_run(
+    box: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imbrace_lake.export.chunk.MAX_WARNED", 0)
+    first = next(iter(box.conversations))
+    box.break_conversation(first, "400")
+
+    async def main() -> None:
+        async with open_run(settings_for(box, str(tmp_path)), "run_2", parent_run_id="run_1") as run:
+            await export_chunk(run, "chunk", [first])
+
+    asyncio.run(main())
+
+    assert "the report of the failures on the page of run run_1 groups all by cause" in caplog.text
 
 
 @pytest.mark.parametrize("failures", [2, 3, 4])

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imbrace_lake.gateway.limiter import RequestLimiter
-from imbrace_lake.gateway.shared_limit import ROUND_SECONDS, Lease, LeasesUnreachable, fair_share, share_limit
+from imbrace_lake.gateway.shared_limit import (
+    ROUND_SECONDS,
+    Lease,
+    LeasesUnreachable,
+    _in_words,
+    fair_share,
+    share_limit,
+)
 from tests.core.clock import run_timeless
 from tests.core.load import Load
 
@@ -250,6 +257,14 @@ def test_without_the_lease_store_processes_keep_their_shares_and_warn_once(
     )
     assert [bool(re.fullmatch(reported, line)) for line in warnings_in(caplog)] == [True, True]
     assert caplog.text.count("can be read again") == 2
+
+
+def test_a_rate_of_none_is_not_called_a_limit() -> None:
+    assert [_in_words(one) for one in (0.0, 2.0, None)] == [
+        "no request",
+        "at most 2 requests per second",
+        "as many requests as the gateway accepts",
+    ]
 
 
 def test_without_a_limit_only_the_setting_counts_and_nothing_is_logged(

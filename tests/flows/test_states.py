@@ -94,6 +94,19 @@ def test_the_message_of_a_deployments_run_has_what_no_terminal_shows(
     assert message == "the gateway does not accept the token" + more * of_deployment
 
 
+def test_a_cancelled_shard_refers_to_its_run() -> None:
+    summary = RunSummary("run_2", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC), "cancelled")
+    summary.parent_run_id, summary.is_backfill, summary.totals.found = "run_1", True, 2
+    summary.causes = {"Look.": 1}
+
+    async def end() -> State[Any]:
+        return _final_state(RunResult(summary))
+
+    message = asyncio.run(end()).message
+
+    assert message == "Cancelled. The page of run run_1 shows how to export the rest."
+
+
 def test_the_message_of_a_complete_run_names_what_the_gateway_does_not_have() -> None:
     summary = RunSummary("run_1", "org_1", "./lake", datetime(2026, 1, 1, tzinfo=UTC))
     summary.status, summary.totals.conversations = "complete", {"complete": 9, "gone": 1}

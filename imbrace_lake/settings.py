@@ -91,6 +91,7 @@ _REASONS = {
     "int_parsing": "it must be a whole number",
     "int_from_float": "it must be a whole number",
     "float_parsing": "it must be a number",
+    "finite_number": "it must be a number",
     "too_short": "it must have at least 16 characters",
 }
 
@@ -99,7 +100,13 @@ class Settings(BaseSettings):
     """The settings of a run; each field is the environment variable `IMBRACE_` + its name."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        # What is not a number would pass, or be reported as outside of bounds.
+        allow_inf_nan=False,
     )
 
     token: SecretStr | None = Field(None, description="The organization's API token, `api_…`.")

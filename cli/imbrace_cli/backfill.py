@@ -72,6 +72,7 @@ def backfill(
         int | None,
         typer.Option(
             min=1,
+            max=options.MAX_COUNT,
             metavar="N",
             help=(
                 "With --everything --new-only: at most this many requests, retries included, where most news"

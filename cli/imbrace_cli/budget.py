@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from imbrace_cli.interrupt import run_interruptibly
-from imbrace_cli.options import AsJson, read_settings
+from imbrace_cli.options import MAX_PER_SECOND, AsJson, read_settings
 from imbrace_cli.terminal import echo, program
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.printable import decimal, plural, rate
@@ -22,9 +22,6 @@ Examples:
   imbrace-lake budget 0.5        # one request every two seconds
   imbrace-lake budget 0          # pauses all runs
 """
-
-# A slot of Prefect's limits is a 32-bit integer.
-MAX_PER_SECOND = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

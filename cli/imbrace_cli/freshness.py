@@ -69,6 +69,7 @@ def freshness(
         int | None,
         typer.Option(
             min=1,
+            max=options.MAX_COUNT,
             metavar="N",
             help="Requests of a run; by default those of the next ingestion.  [IMBRACE_BUDGET]",
         ),

@@ -240,7 +240,13 @@ def _limit() -> str:
 
 
 def _explained(exc: typer.TyperException) -> str:
-    message = exc.format_message()
+    from pydantic import ValidationError
+
+    message, cause = exc.format_message(), exc.__cause__
+    inputs = [str(one["input"]) for one in cause.errors()] if isinstance(cause, ValidationError) else []
+    if any(one.strip(" +-").lower() == "nan" for one in inputs):
+        # It is also outside of any bounds, which Pydantic reports.
+        message = re.sub("Input should .*", "it must be a number", message)
     if "--token" in message:
         return (
             "there is no option --token, because every user of this machine can read the arguments of a"

@@ -15,6 +15,10 @@ from imbrace_lake.errors import SettingsError, UsageError
 if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
 
+# A slot of Prefect's limits is a 32-bit integer.
+MAX_PER_SECOND = 1_000_000.0
+MAX_COUNT = 1_000_000_000
+
 Numbers = Annotated[
     list[str] | None,
     typer.Argument(metavar="NUMBER", help="Phone numbers with country code.", show_default=False),
@@ -87,6 +91,7 @@ ShardSize = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=MAX_COUNT,
         metavar="N",
         help="Split a larger run into shards of this many conversations.  [IMBRACE_SHARD_SIZE]",
     ),
@@ -141,12 +146,22 @@ def read_settings(**given: object) -> Settings:
 
     try:
         settings = load_settings(**given)
+    except SettingsError as exc:
+        raise SettingsError(*(_as_given(problem, given) for problem in exc.problems)) from None
     finally:
         # A wrong name often explains why a setting is missing or wrong.
         with suppress(OSError, UnicodeError):
             for warning in unknown_settings():
                 echo_error(warning, "warning")
     return settings
+
+
+def _as_given(problem: str, given: Mapping[str, object]) -> str:
+    """Return a problem of a setting with the name of its option, if that was given."""
+    variable, _, reason = problem.partition(": ")
+    name = variable.removeprefix("IMBRACE_").lower()
+    is_option = variable.startswith("IMBRACE_") and given.get(name) is not None
+    return f"--{name.replace('_', '-')}: {reason}" if is_option else problem
 
 
 def _lake_problems(settings: Settings, needed: Sequence[str]) -> list[str]:

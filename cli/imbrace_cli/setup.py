@@ -35,6 +35,7 @@ SharedBudget = Annotated[
     float | None,
     typer.Option(
         min=0.001,
+        max=options.MAX_PER_SECOND,
         metavar="N",
         help="Set the budget that all workers share, even if it was changed in the UI.",
     ),

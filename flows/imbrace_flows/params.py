@@ -179,6 +179,7 @@ class ReadParams(RunParams):
     shard_size: int | None = Field(
         None,
         ge=1,
+        le=1_000_000_000,
         title="Conversations per shard",
         description=(
             "A run with more conversations than this is split into shards, which several workers export. By"

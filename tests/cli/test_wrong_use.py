@@ -325,3 +325,47 @@ def test_check_reports_certificates_that_cannot_be_read(run: Run) -> None:
     assert (result.code, result.err) == (1, "")
     assert "gateway: SSL_CERT_FILE names a file without readable certificates" in result.out
     assert "prefect server: SSL_CERT_FILE names a file without readable certificates" in result.out
+
+
+EVERYTHING = ["backfill", "--everything", "--new-only"]
+
+
+@pytest.mark.parametrize("value", ["nan", "1e300", "100000000000", "-1"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (EVERYTHING, "--budget"),
+        (EVERYTHING, "--minutes"),
+        (EVERYTHING, "--tolerated-failures"),
+        (EVERYTHING, "--requests-per-second"),
+        (EVERYTHING, "--max-in-flight"),
+        (EVERYTHING, "--chunk-size"),
+        (EVERYTHING, "--shard-size"),
+        (["export", NUMBER], "--requests-per-second"),
+        (["plan", NUMBER], "--requests-per-second"),
+        (["freshness"], "--budget"),
+        (["freshness"], "--stale-hours"),
+        (["compact"], "--keep-hours"),
+        (["setup"], "--requests-per-second"),
+    ],
+)
+def test_an_option_that_is_not_a_number_or_out_of_bounds_is_reported_by_its_name(
+    command: list[str], option: str, value: str, run: Run
+) -> None:
+    result = run(*command, option, value)
+
+    assert result.code == 2, result.err
+    assert option in result.err
+    assert "IMBRACE_" not in result.err
+    assert "Traceback" not in result.err
+    if value == "nan":
+        assert "number" in result.err or "integer" in result.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_setting_that_is_not_a_number_is_reported_as_that(value: str, run: Run) -> None:
+    os.environ["IMBRACE_PROMISE_DAYS"] = value
+
+    result = run("freshness")
+
+    assert (result.code, "IMBRACE_PROMISE_DAYS: it must be a number" in result.err) == (2, True)

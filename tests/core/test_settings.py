@@ -261,8 +261,9 @@ def test_a_number_without_a_sane_bound_is_rejected_in_a_sentence(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"IMBRACE_{name.upper()}", text)
+    why = "(less|greater) than" if text.startswith("1e") else "it must be a number"
 
-    with pytest.raises(SettingsError, match=f"IMBRACE_{name.upper()}: .*(less|greater) than"):
+    with pytest.raises(SettingsError, match=f"IMBRACE_{name.upper()}: .*{why}"):
         load_settings()
 
 

@@ -638,14 +638,21 @@ def _status(
     if given and unreadable == given:
         return "failed", f"nothing in the input could be read as a phone number{which}"
     remarks = [f"{unreadable:,} of {given:,} input entries could not be read{which}"] * bool(unreadable)
+    statuses = run.progress.statuses
+    # Dead letters that the gateway does not have, although a number names them: `gone` in the counts.
+    gone = max(0, dead - not_reached - statuses["failed"] - statuses["incomplete"])
     counts = [
-        (dead - not_reached, "conversation"),
+        (dead - not_reached - gone, "conversation"),
         (phones["error"], "phone number"),
         (run.failures.lost_shards, "shard"),
     ]
     failed = " and ".join(plural(count, noun) for count, noun in counts if count)
     missed = plural(not_reached, "conversation was", "conversations were")
-    lost = " and ".join([f"{missed} not reached"] * bool(not_reached) + [f"{failed} failed"] * bool(failed))
+    lost = " and ".join(
+        [f"{missed} not reached"] * bool(not_reached)
+        + [f"{plural(gone, 'conversation is', 'conversations are')} gone"] * bool(gone)
+        + [f"{failed} failed"] * bool(failed)
+    )
     why = [] if run.failures.shard_problem is None else [run.failures.shard_problem]
     # A run whose time was over during the lookup of its list has not failed.
     if lost and dead == done and (done or run.budget is None):

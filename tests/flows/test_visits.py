@@ -277,6 +277,23 @@ def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offlin
     assert outcomes.total() == visits(offline)["visited"] == 30
 
 
+def test_a_new_conversation_that_the_gateway_lacks_is_gone_in_words_and_counts(
+    offline: Offline, box: Sandbox, tmp_path: Path
+) -> None:
+    new = box.put([], phone=NEW)
+    box.break_conversation(new, "404")
+    list_of_numbers = tmp_path / "numbers.csv"
+    list_of_numbers.write_text(f"phone\n{NEW}\n")
+
+    state = offline.ingest("second", budget=8, phones=list_of_numbers)
+
+    assert offline.outcomes("second") == Counter(unchanged=6, gone=1)
+    assert state.message is not None
+    assert state.message.startswith(
+        "1 conversation is gone; the others are in the lake; budget used: 7 visited"
+    )
+
+
 def test_a_run_says_which_budget_its_promise_needs(offline: Offline) -> None:
     # 40 conversations in 9 tenths of a day.
     state = offline.ingest("second", budget=1, promise_days=1.0)

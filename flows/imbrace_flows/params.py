@@ -420,7 +420,10 @@ class ChangedParams(ReadParams):
         min_length=1,
         max_length=LONGEST_HINT,
         title="Conversations",
-        description="The id of a conversation, or several separated by commas. An event fills this in.",
+        description=(
+            "The id of a conversation, or several separated by commas, semicolons, spaces or line breaks. An"
+            " event fills this in."
+        ),
         json_schema_extra=at_position(1),
     )
 

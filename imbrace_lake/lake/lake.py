@@ -166,7 +166,8 @@ class Lake:
         """Record that a ledger object is skipped, with one warning per object."""
         if key not in self.damaged:
             self.damaged[key] = problem
-            logger.warning("skipped damaged object=%s reason=%s", ascii(key)[1:-1], problem)
+            # A command shows it as it is, on standard error.
+            logger.warning("%s is damaged and was skipped: %s", ascii(key)[1:-1], problem)
 
     async def list_partitions(self, organization_id: str) -> Partitions:
         """List every part of an organization; once per run, because 10,000 parts take a second."""

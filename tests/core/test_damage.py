@@ -151,6 +151,7 @@ def test_an_export_skips_a_damaged_ledger_object_and_reports_it(
     assert summary.status == "complete"
     assert named == [damaged]
     assert sum(damaged in message for message in caplog.messages) == 1
+    assert f"{damaged} is damaged and was skipped: " in caplog.text
     assert bench.differences() == {}
     assert bench.wrong_hashes() == []
     found = bench.verify()

@@ -258,6 +258,7 @@ def freshness_markdown(visits: VisitReport, summary: RunSummary | None = None) -
     else:
         # A verification looks ahead, and visits nothing.
         visited = f"**Due at the next run:** {visits.due:,} of {visits.conversations:,}"
+    not_due = f"; {visits.conversations - visits.due:,} were not due" if visits.ended else ""
     warnings = visits.warnings()
     if summary is not None and summary.budget_problem is not None:
         warnings.insert(0, summary.budget_problem)
@@ -272,7 +273,7 @@ def freshness_markdown(visits: VisitReport, summary: RunSummary | None = None) -
             *([f"- **Budget:** {summary.requests()}"] if summary and summary.budget is not None else []),
             f"- **Promise:** {visits.promise()}",
             f"- **Forecast:** {visits.forecast()}",
-            f"- **Limited by:** {limit.get(visits.ended, 'the choice of this run')}",
+            f"- **Limited by:** {limit.get(visits.ended, 'the choice of this run')}{not_due}",
             "",
             *(f"⚠️ {one[:1].upper()}{one[1:]}.\n" for one in warnings),
             "| last proven | conversations |",

@@ -475,7 +475,7 @@ def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offlin
     assert f"- **Visited:** 10 of {COUNT}; 0 due and not reached\n" in page
     assert "- **Promise:** 7 days: kept, needs 1 visit per run\n" in page
     assert "- **Forecast:** news is found after " in page
-    assert "- **Limited by:** the budget\n" in page
+    assert f"- **Limited by:** the budget; {COUNT} were not due\n" in page
     assert "- **Budget:** 10 of 10 requests\n" in page
     assert f"| under an hour | {COUNT} |" in page
 

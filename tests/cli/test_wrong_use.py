@@ -112,8 +112,8 @@ def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str
         ([NUMBER, "--lake", "gopher://host/lake"], "gopher://"),
         ([NUMBER, "--gateway", "app-gateway.imbrace.co/3rd"], "must start with https://"),
         ([NUMBER, "--region", "Taiwan"], "There is no region 'Taiwan'"),
-        ([NUMBER, "--requests-per-second", "0"], "IMBRACE_REQUESTS_PER_SECOND"),
-        ([NUMBER, "--max-in-flight", "0"], "IMBRACE_MAX_IN_FLIGHT"),
+        ([NUMBER, "--requests-per-second", "0"], "--requests-per-second: "),
+        ([NUMBER, "--max-in-flight", "0"], "--max-in-flight: "),
     ],
 )
 def test_unusable_input_is_reported(arguments: list[str], reported: str, run: Run, workdir: Path) -> None:

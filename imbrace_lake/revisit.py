@@ -148,7 +148,7 @@ class Known:
         return (last > math.floor(now) - ACTIVE_HOURS) & (last <= now)
 
     def ahead(self, now: float) -> int:
-        """Return the number of proofs from the future."""
+        """Return the number of proofs from the future: a clock was or is wrong."""
         return int(np.count_nonzero(self.seen > now + SKEW))
 
     def slices(self) -> Iterator[tuple[slice, Known]]:
@@ -621,11 +621,6 @@ class Outlook:
     def interval(self) -> Floats:
         """The weighted hours between two visits of each conversation."""
         return _intervals(self.rate, self.price, self.policy)
-
-    @property
-    def ahead(self) -> int:
-        """The number of proofs from the future: a clock was or is wrong."""
-        return self.known.ahead(self.now)
 
     @property
     def conversations(self) -> int:

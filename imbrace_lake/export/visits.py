@@ -468,7 +468,7 @@ def choose_visits(
     Args:
         states: The last proof of each conversation.
         unproven: All other conversations.
-        first: Conversations that come first if they were never proven; the others take part in the choice.
+        first: Conversations that come first if the lake does not know them; the others wait for their turn.
         policy: The promise and the time between runs.
         now: The time.
         requests: How many requests the run may send; None for no limit.
@@ -481,8 +481,9 @@ def choose_visits(
         table = table.filter(pc.is_in(table.column("conversation_id"), current))
     listed = spell([*first])
     there = states.known(listed)
-    new = [one for one in listed if one not in there]
-    others = {*spell([*unproven])} - {*new}
+    others = {*spell([*unproven])}
+    # Those that failed in an earlier run take turns with all others that were never proven.
+    new = [one for one in listed if one not in there and one not in others]
     proven = states.known(others.union(map(canonical_conversation_id, others)))
     rest = sorted(one for one in others if not proven & {one, canonical_conversation_id(one)})
     known = known_of(table, policy)

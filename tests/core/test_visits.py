@@ -253,6 +253,15 @@ def test_conversations_of_a_list_that_the_lake_lacks_come_first() -> None:
     assert (len(visits.ids), visits.first, visits.outlook.unproven) == (10, 1, 1)
 
 
+def test_conversations_of_a_list_that_failed_before_keep_no_others_waiting() -> None:
+    failed = tuple(f"conv_failed_{number}" for number in range(20))
+
+    visits = choose(a_lake(20), 10, first=("conv_new", *failed), more=failed)
+
+    assert visits.ids[0] == "conv_new"
+    assert (visits.first, len(visits.choice.unproven), len(visits.choice.rows)) == (1, 4, 5)
+
+
 def test_without_a_limit_everything_is_visited_in_the_order_of_the_policy() -> None:
     busy = entry("conv_busy", 5, *range(6, 200, 2))
     lake = states_of(*a_lake(20), busy)

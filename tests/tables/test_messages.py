@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -513,20 +513,26 @@ def test_a_damaged_file_that_is_read_is_an_error_in_one_sentence(bench: Bench, d
         compact(bench)
 
 
-def test_a_copy_with_other_rows_is_found_and_its_conversations_are_written_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compact(bench)
+def damage_an_upload(monkeypatch: pytest.MonkeyPatch, is_chosen: Callable[[Path, int], bool]) -> None:
+    """Upload one file without its first row; chosen by its path and the number of uploads before it."""
     upload = messages.MessagesCompaction._upload
+    uploads: list[bool] = []
 
     async def damaging(self: messages.MessagesCompaction, file: TableFile, path: Path) -> None:
-        if path.name.startswith("copy-"):
-            monkeypatch.undo()
+        uploads.append(is_chosen(path, len(uploads)) and not any(uploads))
+        if uploads[-1]:
             pq.write_table(pq.read_table(path).slice(1), f"{path}-other")
             path = Path(f"{path}-other")
         await upload(self, file, path)
 
     monkeypatch.setattr(messages.MessagesCompaction, "_upload", damaging)
+
+
+def test_a_copy_with_other_rows_is_found_and_its_conversations_are_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact(bench)
+    damage_an_upload(monkeypatch, lambda path, before: path.name.startswith("copy-"))
     owner = next(iter(bench.box.conversations))
     bench.box.edit(owner, [bench.box.truth(owner)[-1]["_id"]])
     bench.settings["rewalk_days"] = 0
@@ -621,18 +627,8 @@ def test_a_merged_file_with_other_rows_is_found_and_its_conversations_are_writte
     bench.run()
     compact(bench)
     monkeypatch.setattr(messages, "MAX_SMALL_FILES", 2)
-    upload = messages.MessagesCompaction._upload
-    uploads: list[TableFile] = []
-
-    async def damaging(self: messages.MessagesCompaction, file: TableFile, path: Path) -> None:
-        uploads.append(file)
-        # The first file has the new messages, the second one is the merged one.
-        if len(uploads) == 2:
-            pq.write_table(pq.read_table(path).slice(1), f"{path}-other")
-            path = Path(f"{path}-other")
-        await upload(self, file, path)
-
-    monkeypatch.setattr(messages.MessagesCompaction, "_upload", damaging)
+    # The first file has the new messages, the second one is the merged one.
+    damage_an_upload(monkeypatch, lambda path, before: before == 1)
     bench.box.append(one, 1)
     bench.run()
 

@@ -63,7 +63,8 @@ def running(
     directory = home / "prefect"
     directory.mkdir(exist_ok=True)
     ServerFiles(directory).use_lock.touch()
-    with ThreadPoolExecutor(1) as pool, listen() as listener:
+    # Not the port at which the servers of other tests start to look for theirs.
+    with ThreadPoolExecutor(1) as pool, listen(free_port()) as listener:
         port = listener.getsockname()[1]
         described = LocalServer(directory, os.getpid(), port, "3", is_ready=False)
         described.write()

@@ -55,11 +55,14 @@ Source = str | Path | TextIO | Iterable[str]
 ID_COLUMN = "conversation_id"
 PHONE_LIKE = (
     r"(?:(?i:tel|phone|mobile|fax|sms|mms|callto|sips?|wa|whatsapp|viber|line|telegram|signal|imessage)[:=]"
-    r"(?:%20|[\s/])*|(?i:https?://)?(?i:wa\.me|t\.me|api\.whatsapp\.com/send/?\?phone=)/?)?"
-    r"(?:%2[Bb]|[+(\s])*\d(?:(?:%2[0-9A-Fa-f]|[\s()./:=,;_|*~\u2010-\u2015-])*\d){6,18}"
+    r"(?:%20|[\s/]){0,8}|(?i:https?://)?(?i:wa\.me|t\.me|api\.whatsapp\.com/send/?\?phone=)/?)?"
+    r"(?:%2[Bb]|[+(\s]){0,8}\d(?:(?:%2[0-9A-Fa-f]|[\s()./:=,;_|*~\u2010-\u2015-])*\d){6,18}"
     r"(?:@[A-Za-z][A-Za-z.]*)?"
 )
-"""Digits as numbers are written, as links to them, and as ids of contacts; ids have 32 hexadecimal digits."""
+"""Digits as numbers are written, as links to them, and as ids of contacts; ids have 32 hexadecimal digits.
+
+What may precede a number is bounded: the time for many blanks would grow with the square of their number.
+"""
 _PHONE_NUMBER = re.compile(PHONE_LIKE)
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}

@@ -434,8 +434,11 @@ class Lake:
             source, read_as_of = messages.source, messages.as_of
         elif used & _SOURCES.keys():
             source, read_as_of = "ledgers", session.run(read_last_end(session.lake))
+        until = None
         # Messages of a table and later rows of the ledgers would be two states of the lake in one result.
-        until = messages.as_of if messages is not None and messages.source == "table" else None
+        # Only `as_of` needs later ones: the table can have edits of a run during the compaction.
+        if messages is not None and messages.source == "table" and as_of is None:
+            until = messages.as_of
         sources: dict[str, Any] = {
             name: _LazyLedger(requests, ledger, self._organization, until)
             for name, ledger in _SOURCES.items()

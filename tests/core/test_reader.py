@@ -946,6 +946,22 @@ def test_as_of_any_time_equals_a_replay_of_the_runs(tmp_path: Path) -> None:
         assert current.num_rows == lake.messages().to_arrow().num_rows < len(replay[-1][1])
 
 
+def test_as_of_before_an_edit_that_a_compaction_met_has_the_version_before_it(tmp_path: Path) -> None:
+    with Sandbox(SandboxOptions(conversations=2, messages_max=30)) as box:
+        bench = Bench(box, str(tmp_path / "lake"))
+        bench.run()
+        first = bench.now
+        before = as_rows(bench.rows())
+        box.edit(next(iter(box.conversations)), 1)
+        bench.run()
+        # The run edited a part after the compaction had begun and before it listed the parts.
+        compact(bench, first + timedelta(milliseconds=500))
+    with Lake.open(bench.lake) as lake:
+        found = lake.messages(as_of=first)
+        assert as_rows(found.to_arrow()) == before
+        assert found.source == "table"
+
+
 def test_a_revision_of_a_killed_run_does_not_double_a_message(tmp_path: Path) -> None:
     from imbrace_lake.lake.ledger_schema import REVISIONS
 

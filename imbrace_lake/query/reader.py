@@ -58,6 +58,10 @@ T = TypeVar("T")
 MAX_NAMED = 5
 Source = Literal["table", "parts"]
 CLOSED = "the lake was closed while this result was being read: read it inside the `with` block"
+FORKED = (
+    "this process was forked from the one that opened the lake: start processes by spawn or forkserver, and"
+    " call Lake.open(…) in each"
+)
 
 _ROLE = "CASE WHEN substr(sender_id, 1, 4) = 'pub_' THEN 'bot' ELSE sender_role END AS sender_role"
 # Columns in which two rows of a ledger are equal that are the same row, and their time.
@@ -823,6 +827,8 @@ class _Loop:
         self.stack = AsyncExitStack()
         self.is_closed = False
         self._lock = threading.Lock()
+        # A forked process does not have the thread, and would wait for ever.
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=_serve, args=(self._loop, self.stack), name="lake-reader", daemon=True
@@ -833,8 +839,11 @@ class _Loop:
         """Run a coroutine, from any other thread.
 
         Raises:
-            StoreError: The loop is closed, or was closed meanwhile.
+            StoreError: The loop is closed, or was closed meanwhile, or is that of another process.
         """
+        if self._pid != os.getpid():
+            work.close()
+            raise StoreError(FORKED)
         # A coroutine that begins after the end of the loop would never return.
         with self._lock:
             if self.is_closed:
@@ -859,7 +868,7 @@ class _Loop:
     def close(self) -> None:
         """Cancel what runs, close everything, and wait for that."""
         with self._lock:
-            if self.is_closed:
+            if self.is_closed or self._pid != os.getpid():
                 return
             self.is_closed = True
             closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)

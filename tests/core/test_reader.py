@@ -396,6 +396,36 @@ def test_lakes_that_are_not_closed_do_not_stop_the_process(made: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
 
 
+# A process that inherits an open lake, as the workers of `multiprocessing` on Linux do before Python 3.14.
+FORKED = """
+import os, sys
+from imbrace_lake import Lake
+
+lake = Lake.open(sys.argv[1])
+lake.sql("SELECT 1").to_arrow()
+if os.fork():
+    os.wait()
+    print(lake.sql("SELECT 2 AS n").to_arrow().to_pydict())
+else:
+    try:
+        lake.sql("SELECT 1").to_arrow()
+    except Exception as exc:
+        print(f"{type(exc).__name__}: {exc}", flush=True)
+    lake.close()
+    os._exit(0)
+"""
+
+
+def test_a_lake_in_a_forked_process_is_one_sentence_instead_of_a_wait_without_end(made: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED, str(made)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    sentence, result = ended.stdout.splitlines()
+    assert sentence.startswith("StoreError: this process was forked from the one that opened the lake")
+    assert result == "{'n': [2]}"
+
+
 SLOW = "SELECT sum(a.i * b.i % 7) FROM range(10000000) AS a(i), range(100000) AS b(i)"
 INTERRUPTED = """
 import os, signal, sys, threading, time

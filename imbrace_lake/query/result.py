@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 BATCH_ROWS = 65_536
+# Of a batch that is made of smaller ones.
+BATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ def _end_unread() -> None:
             rest.close()
         with suppress(Exception):
             opened.close()
+
+
+def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches of at most this many rows, as far as the given ones are smaller.
+
+    The engine returns at least one batch for each object that it reads, and most parts have few rows.
+    """
+    waiting: list[pa.RecordBatch] = []
+    count = size = 0
+    for batch in batches:
+        if waiting and (count + batch.num_rows > rows or size + batch.nbytes > BATCH_BYTES):
+            yield pa.concat_batches(waiting)
+            waiting, count, size = [], 0, 0
+        waiting.append(batch)
+        count, size = count + batch.num_rows, size + batch.nbytes
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 Open = Callable[[int], AbstractContextManager[Rows]]
@@ -110,7 +129,7 @@ class Result:
 
         def read() -> Generator[pa.RecordBatch]:
             with opened:
-                for batch in found.batches:
+                for batch in _joined(found.batches, rows):
                     yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
         _unread[rest := read()] = opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import itertools
 import json
 import pickle
 import re
@@ -345,6 +346,27 @@ def test_a_result_has_the_form_that_the_reader_needs(lake: Lake) -> None:
         assert columns.height == table.num_rows
     assert pa.table(result).sort_by("message_id") == table.sort_by("message_id")
     assert repr(result) == "Result(message_id, created_at)"
+
+
+def test_batches_have_as_many_rows_as_asked_for_however_small_the_parts_are(lake: Lake) -> None:
+    result = lake.messages()
+    rows = result.to_arrow().num_rows
+
+    assert [batch.num_rows for batch in result.batches()] == [rows]
+    sizes = [batch.num_rows for batch in result.batches(100)]
+    assert sum(sizes) == rows > 200
+    assert max(sizes) <= 100
+    assert all(one + other > 100 for one, other in itertools.pairwise(sizes))
+
+
+def test_a_batch_of_long_messages_is_limited_by_its_bytes(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = lake.messages()
+    bytes_of_all = result.to_arrow().nbytes
+    monkeypatch.setattr("imbrace_lake.query.result.BATCH_BYTES", bytes_of_all // 4)
+
+    assert len([*result.batches()]) >= 4
 
 
 @pytest.mark.slow

@@ -117,6 +117,21 @@ def decode_json(body: bytes) -> Any:
         raise Malformed(f"{len(body)} bytes that are {reason}") from None
 
 
+def _decode_page(body: bytes) -> dict[str, Any]:
+    """Return an answer with a list of items.
+
+    Raises:
+        Malformed: It is not JSON, or has no such list, or a key twice.
+    """
+    answer = decode_json(body)
+    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+        raise Malformed("an answer without a list of items")
+    if isinstance(answer, exact_json.RepeatedKeys):
+        # The items of the first list would be missed.
+        raise Malformed("an answer that repeats a key")
+    return answer
+
+
 def etag_of(body: bytes) -> str:
     """Return a hash of a body, 32 hexadecimal digits; the gateway itself sends no `ETag`."""
     return sha256(body).hexdigest()[:32]
@@ -130,11 +145,10 @@ def parse_page(body: bytes, skip: int) -> Page:
     conversation's, in case a server reverses the two.
 
     Raises:
-        Malformed: Not an object with a list of messages that each have an id.
+        Malformed: Not an object with a list of messages that each have an id, or a repeated key outside of
+            the messages.
     """
-    answer = decode_json(body)
-    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
-        raise Malformed("an answer without a list of items")
+    answer = _decode_page(body)
     items: list[Item] = answer["items"]
     ids = _ids_of(items)
     counts = [n for n in (answer.get("count"), answer.get("total")) if type(n) is int and n >= 0]
@@ -155,11 +169,9 @@ def parse_counts(body: bytes) -> Counts:
     """Parse the counts of a page as received.
 
     Raises:
-        Malformed: Not an object with a list of messages.
+        Malformed: Not an object with a list of messages, or a repeated key outside of the messages.
     """
-    answer = decode_json(body)
-    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
-        raise Malformed("an answer without a list of items")
+    answer = _decode_page(body)
     count, total = (n if type(n) is int else None for n in (answer.get("count"), answer.get("total")))
     return Counts(len(answer["items"]), count, total, "has_more" in answer)
 
@@ -206,7 +218,7 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
     """Parse an answer of the links endpoint, in either of its two documented shapes.
 
     Raises:
-        Malformed: Neither shape.
+        Malformed: Neither shape, or an object repeats a key.
     """
     # Messages need no phone numbers, and the metadata of all countries takes 40 ms to import.
     from imbrace_lake.phones.numbers import digits
@@ -219,6 +231,9 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
         entries = _from_envelope(answer)
     else:
         raise Malformed("an answer that is neither an array of links nor an envelope with data")
+    if _repeats_key(answer):
+        # The conversations of the first value would be missed.
+        raise Malformed("an answer that repeats a key")
     found: dict[PhoneNumber, list[Any]] = {}
     has_others = False
     for number, conversation_ids in entries:
@@ -275,7 +290,9 @@ def _from_envelope(answer: Mapping[str, Any]) -> list[_Entry]:
         Malformed: None can be read, or the envelope states more entries than it has.
     """
     rows = answer["data"]
-    if any(type(answer.get(name)) is int and answer[name] > len(rows) for name in ("count", "found")):
+    stated = [n for name in ("count", "found", "total") if type(n := answer.get(name)) is int]
+    if any(n > len(rows) for n in stated) or answer.get("has_more") is True:
+        # The rest of it would be missed: requests for links have no positions.
         raise Malformed("an envelope with fewer entries than it states")
     if rows and not any(isinstance(row, dict) for row in rows):
         raise Malformed("entries that are not objects")
@@ -289,6 +306,14 @@ def _from_envelope(answer: Mapping[str, Any]) -> list[_Entry]:
         # A number that is found and not found may have further conversations.
         entries += [(one, [None] if one in with_conversations else []) for one in map(_plain, missing)]
     return entries
+
+
+def _repeats_key(value: Any, levels: int = 4) -> bool:
+    """Whether an object repeats a key, down to the links of an array of entries."""
+    if isinstance(value, exact_json.RepeatedKeys):
+        return True
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and any(_repeats_key(member, levels - 1) for member in members)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

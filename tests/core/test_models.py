@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import product
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from imbrace_lake.gateway.models import (
     Links,
     Malformed,
     decode_json,
+    parse_counts,
     parse_links,
     parse_page,
 )
@@ -302,8 +304,36 @@ def test_an_unreadable_entry_does_not_spoil_the_others(bad: Any) -> None:
     assert (links.malformed == (TWO,)) != (links.missing == (TWO,) and links.has_others)
 
 
-@pytest.mark.parametrize("stated", [{"count": 2}, {"found": 2}, {"count": 1, "found": 2}])
-def test_an_envelope_with_fewer_entries_than_it_states_is_malformed(stated: dict[str, int]) -> None:
+LINKS = '"conversation_links":[{"link":"https://x/?conv_id=c"}]'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"data":[{"phone_number":"12345678","conversation_id":"c"}],"data":[]}',
+        '{"data":[{"phone_number":"12345678","conversation_id":"c","conversation_id":"d"}]}',
+        f'[{{"phone_number":"12345678",{LINKS},"conversation_links":[]}}]',
+        f'[{{"phone_number":"12345678",{LINKS[:-2]},"link":"https://x/?conv_id=d"}}]}}]',
+    ],
+)
+def test_links_with_a_key_twice_are_malformed_because_only_one_value_would_be_read(body: str) -> None:
+    with pytest.raises(Malformed, match="repeats a key"):
+        parse_links(body.encode(), [TWO])
+
+
+@pytest.mark.parametrize("repeated", [b'"items":[],"count":0,"total":0', b'"count":2'])
+def test_a_page_with_a_key_twice_is_malformed_because_only_one_value_would_be_read(repeated: bytes) -> None:
+    body = a_page(1, count=1, total=1)[:-1] + b"," + repeated + b"}"
+
+    for parse in (partial(parse_page, skip=0), parse_counts):
+        with pytest.raises(Malformed, match="repeats a key"):
+            parse(body)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"count": 2}, {"found": 2}, {"count": 1, "found": 2}, {"total": 2}, {"has_more": True}]
+)
+def test_an_envelope_with_fewer_entries_than_it_states_is_malformed(stated: dict[str, object]) -> None:
     data = [{"phone_number": "886911425977", "conversation_id": "c"}]
 
     with pytest.raises(Malformed, match="fewer entries than it states"):

@@ -79,6 +79,7 @@ FIELDS = {
     "a known field twice": '"type":"text","type":"image"',
     "half an emoji in a field": r'"note":"half \ud83d"',
     "half an emoji in a field's name": r'"half \ud83d":1',
+    "a field with a name of 60,000 characters": '"' + "k" * 60_000 + '":1,"n":2',
     "half an emoji in every column": (
         r'"from":"con_\ud83d","business_unit_id":"\ud83d","type":"\ud83d","conversation_id":"\ud83d"'
     ),

@@ -362,8 +362,10 @@ def _strict_texts(item: Item, extra: Mapping[str, Any]) -> tuple[bytes | None, b
             kept[name] = value
             continue
         loose.add(_unescaped(name))
-        if encodable(name) == name:
-            kept |= strict({name: value})
+        strictly = strict({name: value})
+        # A field with a changed name would come back beside the one in `ORIGINAL`.
+        if name in strictly:
+            kept |= strictly
     if loose:
         # Sorted, because a row does not keep the order of the message's fields.
         own = sorted((pair for pair in pairs if pair[0] in loose), key=lambda pair: pair[0])

@@ -108,9 +108,11 @@ def printable(text: object, *, most: int = MAX_CHARACTERS, secrets: Iterable[str
 def printable_name(name: str) -> str:
     """Return the name of a field or a type; what does not look like one can be data and is only counted.
 
-    Names have 1 to 40 characters: ASCII letters and digits, and ``_.:/+-`` between them.
+    Names have 1 to 40 characters: ASCII letters and digits, and ``_.:/+-`` between them. One with a UUID
+    is an id or a token.
     """
-    return printable(name) if _NAME.fullmatch(name) else f"(a name of {plural(len(name), 'character')})"
+    is_name = _NAME.fullmatch(name) and not _UUID.search(name)
+    return printable(name) if is_name else f"(a name of {plural(len(name), 'character')})"
 
 
 def printable_request_id(text: str | None, ours: str, secrets: Iterable[str] = ()) -> str:

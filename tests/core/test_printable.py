@@ -240,7 +240,11 @@ def test_the_name_of_a_field_is_shown(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["What is your name? Ann", "Ann Lee", "größe", "a" * 41, "", "ann@example.com", "a\nb"]
+    "name",
+    [
+        *("What is your name? Ann", "Ann Lee", "größe", "a" * 41, "", "ann@example.com", "a\nb"),
+        *(f"{prefix}0e4c72ba-5f1d-4b7e-9a33-d18f6c2b9e50" for prefix in ("", "api_", "u_")),
+    ],
 )
 def test_a_key_that_is_rather_data_is_only_counted(name: str) -> None:
     assert printable_name(name) == f"(a name of {plural(len(name), 'character')})"

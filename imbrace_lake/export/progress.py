@@ -95,8 +95,8 @@ class Progress:
 
     @property
     def conversations_done(self) -> int:
-        """The number of finished conversations."""
-        return sum(self.statuses.values())
+        """The number of finished conversations; those that a shard of the run did not reach are not."""
+        return self.statuses.total() - self.statuses["not_reached"]
 
     def note(self, entry: ConversationEntry, published: PublishResult | None = None) -> None:
         """Count a finished conversation, and the messages and bytes that were written."""

@@ -241,6 +241,15 @@ def test_a_run_with_shards_is_limited_by_its_workers() -> None:
     assert limited_by(progress, Pace()) == ""
 
 
+def test_conversations_that_a_cancelled_shard_did_not_reach_are_not_done() -> None:
+    progress = Progress(stage="exporting", conversations=100)
+
+    progress.show_shards(RunTotals(conversations={"complete": 5, "failed": 1, "not_reached": 44}))
+
+    assert progress.position() == (6, 100, "conversations")
+    assert progress.share() == 0.06
+
+
 def test_a_stopped_run_has_no_time_left(clock: Clock) -> None:
     async def look() -> list[float | None]:
         left, limiter = TimeLeft(), RequestLimiter()

@@ -7,6 +7,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect
+from imbrace_flows.cancellation import shard_cancelled
 from imbrace_flows.flow import flow
 from imbrace_flows.params import BackfillParams, ShardParams
 from imbrace_flows.pipeline import Selection, read_conversations, run_flow
@@ -87,5 +88,6 @@ async def export_shard(
             params,
             connect(credentials, lake, **params.settings(), rewalk_days=rewalk_days),
             observer,
-        )
+        ),
+        shard_cancelled(params.parent_run),
     )

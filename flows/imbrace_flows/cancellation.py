@@ -36,6 +36,11 @@ CANCELLED_BACKFILL = (
 logger = logger_of("cancelling")
 
 
+def shard_cancelled(parent_run_id: str) -> str:
+    """Return the message of a cancelled shard."""
+    return f"Cancelled. The page of run {parent_run_id} shows how to export the rest."
+
+
 class RunCancelled(Exception):
     """The run was cancelled in the UI, by the API or by its caller, or it was deleted there."""
 

@@ -41,6 +41,7 @@ from imbrace_flows.cancellation import (
     DELETED,
     RunCancelled,
     cancelled_with,
+    shard_cancelled,
     state_of,
 )
 from imbrace_flows.deployment_run import is_deployment_run
@@ -138,8 +139,15 @@ class Selection:
         return "everything in the lake" if self.is_everything else f"the failures of run {self.rerun}"
 
 
-async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[Any]:
-    """Do the work of a flow, and return its final state, with the result as the data."""
+async def run_flow(
+    work: Callable[[Observer], Awaitable[RunResult]], cancelled: str = CANCELLED
+) -> State[Any]:
+    """Do the work of a flow, and return its final state, with the result as the data.
+
+    Args:
+        work: The work.
+        cancelled: The message of a run that is cancelled before it has a result.
+    """
     observer = current_observer.get() or Observer()
     observer.cancellation.run_id = str(flow_run.id)
     show_log_lines()
@@ -151,7 +159,10 @@ async def run_flow(work: Callable[[Observer], Awaitable[RunResult]]) -> State[An
         except Declined as exc:
             state: State[Any] = Cancelled(name="Declined", message=str(exc))
         except RunCancelled:
-            state = Cancelled(message=CANCELLED)
+            state = Cancelled(message=cancelled)
+        except asyncio.CancelledError as exc:
+            # By its worker. The argument becomes the message of the state.
+            raise asyncio.CancelledError(*(exc.args or (cancelled,))) from exc
         except NotClosed as exc:
             state = Cancelled(message=str(exc)) if exc.is_cancelled else Failed(message=str(exc))
         except Exception as exc:  # noqa: BLE001 - nothing but its class may reach the orchestrator
@@ -194,7 +205,7 @@ def _final_state(result: RunResult) -> State[Any]:
     if summary.status == "cancelled":
         message = CANCELLED_BACKFILL if summary.has_rest else CANCELLED
         if summary.parent_run_id is not None:
-            message = f"Cancelled. The page of run {summary.parent_run_id} shows how to export the rest."
+            message = shard_cancelled(summary.parent_run_id)
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # By something other than Prefect or the caller of the flow, who would get the state.

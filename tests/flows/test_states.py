@@ -16,10 +16,11 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
+from imbrace_flows.backfill import export_shard
 from imbrace_flows.blocks import Connection
 from imbrace_flows.compact import compact_lake_tables
-from imbrace_flows.observer import RunResult
-from imbrace_flows.params import CompactParams, VerifyParams
+from imbrace_flows.observer import Observer, RunResult, current_observer
+from imbrace_flows.params import CompactParams, ShardParams, VerifyParams
 from imbrace_flows.pipeline import _final_state, failed_early
 from imbrace_flows.report import compaction_markdown
 from imbrace_flows.verify import verify_lake
@@ -103,6 +104,31 @@ def test_a_cancelled_shard_refers_to_its_run() -> None:
         return _final_state(RunResult(summary))
 
     message = asyncio.run(end()).message
+
+    assert message == "Cancelled. The page of run run_1 shows how to export the rest."
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("by_caller", [True, False])
+def test_a_shard_that_is_cancelled_before_it_opens_its_lake_refers_to_its_run(*, by_caller: bool) -> None:
+    async def end() -> str:
+        observer = Observer()
+        current_observer.set(observer)
+        task = asyncio.current_task()
+        assert task is not None
+        # Its worker ends the task itself.
+        cancel = observer.cancellation.request if by_caller else task.cancel
+        asyncio.get_running_loop().call_later(0.1, cancel)
+        try:
+            state = await export_shard.fn(ShardParams(conversations="list", parent_run="run_1"))
+        except asyncio.CancelledError as exc:
+            return str(exc)
+        return str(state.message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imbrace_flows.backfill.connect", lambda *given, **settings: None)
+        patch.setattr("imbrace_flows.backfill.read_conversations", lambda *given: asyncio.sleep(60))
+        message = asyncio.run(end())
 
     assert message == "Cancelled. The page of run run_1 shows how to export the rest."
 

@@ -64,6 +64,8 @@ _BREAK = re.compile(rf"[\n\r\t\v\f\x85\u2028\u2029/／(（\[［]|\s[{_DASHES}]|[
 _DASH_OR_DOT = re.compile(rf"[{_DASHES}.．·・]")
 _FEWEST_DIGITS = 6  # of a complete number: 01 2345 in Vienna
 _LONGEST_ENDING = 4
+# Lines are numbered as 1. or 2) before a phone number; an area code can be written as 06. or (02).
+_LINE_NUMBER = re.compile(r"\s*[1-9１-９]\d{0,3}(?:\s*[.．]?[)）]|[.．]\s)")
 _PAIR = 2  # digits: 08-12 34 56-91 changes its separator for the ending
 # A cell can be as long as a file, so each pattern for a whole cell takes time in proportion to its length:
 # what was repeated is never given back (*+), and a run of blanks is tried only from its first one.
@@ -81,6 +83,7 @@ _INVISIBLE = dict.fromkeys(
 _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
 _MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
+_NUMBERED = "its first digits may be the number of a line: leave them out, or write it as +886911425977"
 _INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
 _NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default country"
 _OTHER_COUNTRY = (
@@ -163,6 +166,8 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
         raise _rejection(text, reason)
     if not _is_one_number(phone, written, None if has_plus else region):
         raise _rejection(text, _MORE_THAN_ONE)
+    if not has_plus and _is_numbered(phone, written, region):
+        raise _rejection(text, _NUMBERED)
     return phone
 
 
@@ -260,6 +265,30 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
         ):
             return False
     return True
+
+
+def _is_numbered(phone: PhoneNumber, written: str, region: str | None) -> bool:
+    """Return whether the first digits, as in ``2. 0911…``, are not part of the number that follows them."""
+    groups = _GROUP.findall(written)
+    number = _ascii_digits(written)
+    first = len(groups[0])
+    if len(groups) == 1 or first > _LONGEST_ENDING or number.startswith("00"):
+        return False
+    rest = number[first:]
+    following, _ = _interpret(rest, region, has_plus=False)
+    if following == phone:
+        return False
+    if _LINE_NUMBER.match(written):
+        return True
+    code = _country_code(phone[1:])
+    if number == phone[1:] and first <= len(code):
+        # No one divides a country code, except into single digits or pairs.
+        return first not in {len(code), len(groups[1])}
+    if is_in_use(phone):
+        return False
+    calling = str(phonenumbers.country_code_for_region(region or ""))
+    is_complete = region is None or rest.startswith(("0", calling))
+    return is_complete and following is not None and is_in_use(following)
 
 
 def _is_national(written: str, region: str) -> bool:

@@ -175,6 +175,51 @@ def test_a_comma_within_a_number_does_not_divide_it(text: str) -> None:
     assert len(reasons_of(text, "DE")) == 1
 
 
+@pytest.mark.parametrize("line", ["1. ", "2) ", "3.) ", "10. ", "25. ", "100. ", "１． "])
+@pytest.mark.parametrize("form", [*FORMS, "digits"])
+def test_the_number_of_a_line_never_becomes_part_of_a_phone_number(line: str, form: str) -> None:
+    for region, some in VARIABLE.items():
+        for number in some:
+            text = parse_phone(number)[1:] if form == "digits" else written(number, region, form)
+            for default in (region,) if form == "national" else (None, region):
+                found = numbers_of(line + text, default)
+
+                assert set(found) <= {parse_phone(number)}, f"{default} {line + text!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "region"),
+    [
+        ("2. 0664 123456", "AT"),  # and not in Egypt
+        ("1 0911 425 977", "TW"),
+        ("12. 4915112345678", "DE"),
+        ("4 4930123456", None),
+        ("886. 911425977", None),
+    ],
+)
+def test_digits_before_a_number_are_reported(text: str, region: str | None) -> None:
+    assert "may be the number of a line" in reasons_of(text, region)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "region", "phone"),
+    [
+        ("1. 202 555 0123", "US", "+12025550123"),
+        ("1 (202) 555-0123", "DE", "+12025550123"),
+        ("8 (912) 345-67-89", "RU", "+79123456789"),
+        ("06. 12. 34. 56. 78", "FR", "+33612345678"),
+        ("333 0123456", "IT", "+393330123456"),
+        ("11 - 91234 - 5678", "BR", "+5511912345678"),
+        ("44 020 7946 0958", None, "+442079460958"),
+        ("88 69 11 42 59 77", None, A),
+        ("8 8 6 9 1 1 4 2 5 9 7 7", None, A),
+        ("011 886 911 425 977", "US", A),
+    ],
+)
+def test_a_short_first_group_may_belong_to_the_number(text: str, region: str | None, phone: str) -> None:
+    assert parse_cell(text, region) == [phone]
+
+
 @pytest.mark.parametrize("text", [f"{A};ext=5", f"{A} ext. 5", f"{A}#5"])
 def test_an_extension_makes_the_whole_cell_invalid(text: str) -> None:
     assert numbers_of(text) == []

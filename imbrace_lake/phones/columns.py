@@ -84,10 +84,16 @@ _EXPLICIT = re.compile(
     r"|.*@(?:s\.whatsapp\.net|c\.us)$",
     re.IGNORECASE,
 )
-_CANDIDATE = (
-    r"^[\s\"'=(]*\d[\d\s().\-/]{5,}\d[\s\"')]*$|(?:\+|＋)\s?\(?\d[\d\s().\-/]{5,}\d"
+# For Arrow's RE2, where only classes of Unicode cover full-width digits and blanks that do not break.
+_GROUPS = r"\p{N}[\p{N}\p{Z}\p{Cf}\p{Pd}\t()./]{5,}\p{N}"
+_BLANK = r"[\p{Z}\p{Cf}\t"
+_WITH_CODE = (
+    rf"[+＋]{_BLANK}(]{{0,3}}{_GROUPS}"
     r"|(?:wa\.me/|phone=)(?:\+|%2B)?\d{7,}|\d{7,}@(?:s\.whatsapp\.net|c\.us)"
 )
+# Cells with several lines are also the rest of a table after a quotation mark without an end.
+_BARE = rf"(?m)(?:^|[,;:|&]){_BLANK}\"'=(]*{_GROUPS}{_BLANK}\"')]*(?:[,;|&(\r]|$)"
+_CHARACTERS_CHECKED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +268,16 @@ def column_names(names: Sequence[str] | None, width: int) -> list[str]:
 
 def count_numbers(values: pa.Array, region: str | None) -> int:
     """Count the cells of a column that look like phone numbers."""
-    candidates = values.filter(pc.fill_null(pc.match_substring_regex(values, _CANDIDATE), False))
-    some = candidates.slice(0, _CANDIDATES_CHECKED).to_pylist()
-    found = (one for text in some for one in parse_cell(text, region))
+    with_code = pc.fill_null(pc.match_substring_regex(values, _WITH_CODE), False)
+    bare = pc.and_not(pc.fill_null(pc.match_substring_regex(values, _BARE), False), with_code)
+    return sum(_count_checked(values.filter(mask), region) for mask in (with_code, bare))
+
+
+def _count_checked(candidates: pa.Array, region: str | None) -> int:
+    """Return the number of all candidates if one of some is a phone number, else 0."""
+    step = max(1, len(candidates) // _CANDIDATES_CHECKED)
+    some = candidates[::step].to_pylist()
+    found = (one for text in some for one in parse_cell(text[:_CHARACTERS_CHECKED], region))
     return len(candidates) if any(isinstance(one, str) and is_in_use(one) for one in found) else 0
 
 

@@ -123,6 +123,37 @@ class TestColumns:
         ]
 
     @pytest.mark.parametrize(
+        "cell",
+        [
+            f"{A[1:]}; {B[1:]}",
+            f"{A[1:]} (work)",
+            f"tel:{A[1:]}",
+            f"Anna\n{A[1:]}",
+            "+886\N{NO-BREAK SPACE}911\N{NO-BREAK SPACE}425\N{NO-BREAK SPACE}977",
+            "\N{LEFT-TO-RIGHT EMBEDDING}886-911\N{NON-BREAKING HYPHEN}425-977\N{POP DIRECTIONAL FORMATTING}",
+            "８８６９１１４２５９７７",
+        ],
+    )
+    def test_every_notation_is_counted_in_a_column_that_is_left_out(self, tmp_path: Path, cell: str) -> None:
+        path = write(tmp_path / "n.csv", f'fax,phone\n"{cell}",{C}\n')
+
+        assert left_out(read(path)) == {"fax": 1}
+
+    def test_rows_that_a_missing_quotation_mark_hides_are_reported(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "n.csv", f'name,phone\n"Anna,{A[1:]}\nBerta,{B[1:]}\n"Carl,{C[1:]}\n')
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, C)]
+        assert left_out(phones) == {"name": 1}
+
+    def test_one_number_below_many_other_cells_of_a_column_is_reported(self, tmp_path: Path) -> None:
+        rows = "".join(f"+8869112{index:05},1234567\n" for index in range(100))
+        path = write(tmp_path / "n.csv", f"phone,record id\n{rows}{A},{B}\n")
+
+        assert left_out(read(path)) == {"record id": 1}
+
+    @pytest.mark.parametrize(
         "name",
         [
             "country_code",

@@ -265,8 +265,9 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
         if sample is not None and pa.types.is_float64(kind):
             check_exact(sample.column(index).drop_null().to_pylist(), schema.names[index], report.name)
 
+    texts = [_nested_texts if _is_nested(field.type) else _cell_texts for field in schema]
     batches = (
-        [_cell_texts(column) for column in batch.columns]
+        [as_text(column) for as_text, column in zip(texts, batch.columns, strict=True)]
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS)
     )
     return Table(schema.names, rows, batches, check)
@@ -367,6 +368,23 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_readable(kind: pa.DataType) -> bool:
     tests = ("binary", "large_binary", "integer", "floating", "decimal")
     return _is_text(kind) or any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(_value_type(kind)))
+
+
+def _nested_texts(values: pa.Array) -> pa.Array:
+    """Return all values of nested cells, one per line: such a column is not read, but its numbers count."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, list | tuple | dict):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+        elif text := _cell_text(value):
+            yield text
+
+    return pa.array(["\n".join(texts(value)) for value in values.to_pylist()], pa.string())
 
 
 def _cell_texts(values: pa.Array) -> pa.Array:

@@ -248,6 +248,23 @@ class TestColumns:
         assert phones_in(write(tmp_path / "n.csv", f"contact,phone\nAnna,{A}\n")) == [(1, A)]
         assert phones_in(write(tmp_path / "m.csv", f"contact\n{A}\n")) == [(1, A)]
 
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [[A, B], None],
+            [{"kind": "work", "value": [{"number": int(A[1:])}]}, None],
+            pa.array([[("work", A)], None], pa.map_(pa.string(), pa.string())),
+        ],
+    )
+    def test_numbers_in_a_nested_column_of_parquet_are_counted(self, tmp_path: Path, values: Any) -> None:
+        path = tmp_path / "n.parquet"
+        pq.write_table(pa.table({"phone": [C, D], "others": values}), path)
+
+        phones = read(path)
+
+        assert phones_in(path) == [(1, C), (2, D)]
+        assert left_out(phones) == {"others": 1}
+
     def test_parquet_has_several_columns_too(self, tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"phone": [A], "fax": [D], "phone_2": [int(B)], "id": [int(ID)]}), tmp_path / "n"

@@ -64,6 +64,9 @@ PHONE_LIKE = (
 What may precede a number is bounded: the time for many blanks would grow with the square of their number.
 """
 _PHONE_NUMBER = re.compile(PHONE_LIKE)
+_WITH_PLUS = re.compile(r"[+＋](?:\W{0,2}\d){7}")
+# Nearly all ids, which need no other check.
+_CONVERSATION = re.compile(r"(?:conv_|tcu_)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}
 _PARQUET = {".parquet", ".pq"}
@@ -231,7 +234,7 @@ def read_ids(
     found = [text for _, cell, _ in cells if (text := cell.strip())]
     if not found:
         raise _empty(report, "conversation id")
-    numbers = [position for position, text in enumerate(found, 1) if _PHONE_NUMBER.fullmatch(text)]
+    numbers = [position for position, text in enumerate(found, 1) if _has_phone(text)]
     if numbers:
         shown = ", ".join(map(str, numbers[:3])) + ", …" * (len(numbers) > 3)
         entries = "entries" if len(found) > 1 else "entry"
@@ -243,6 +246,15 @@ def read_ids(
     ids = [*dict.fromkeys(found)]
     report.counts = {"given": len(found), "valid": len(ids), "duplicate": len(found) - len(ids), "invalid": 0}
     return IdList(ids, report)
+
+
+def _has_phone(text: str) -> bool:
+    """Return whether an entry of a list of ids is a phone number, or contains one with a plus sign."""
+    if _CONVERSATION.fullmatch(text):
+        return False
+    if _PHONE_NUMBER.fullmatch(text) or _WITH_PLUS.search(text):
+        return True
+    return any(isinstance(one, str) for one in parse_cell(text))
 
 
 def _short_name(source: Source) -> str:

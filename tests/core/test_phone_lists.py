@@ -535,6 +535,27 @@ class TestConversationIds:
         )
         assert number not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f'"{A[1:]}"',
+            f"'{A[1:]}",
+            f"{A[1:]};{B[1:]}",
+            f"{A} (work)",
+            f"Anna {A}",
+            f"mobile {A}",
+            "8.86911425977E11",
+            "＋８８６９１１４２５９７７",
+        ],
+    )
+    def test_a_phone_number_in_place_of_an_id_is_found_in_every_notation(
+        self, tmp_path: Path, text: str
+    ) -> None:
+        path = write(tmp_path / "ids.txt", f"conv_1\n{text}\n")
+
+        with pytest.raises(InputError, match=r"1 of 2 entries looks like a phone number \(entry 2\)"):
+            read_ids(str(path))
+
     def test_one_phone_number_in_place_of_an_id_is_reported_in_the_singular(self, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             read_ids(str(write(tmp_path / "ids.txt", f"{A}\n")))

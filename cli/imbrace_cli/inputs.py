@@ -109,6 +109,10 @@ def _address(given: str | None, items: Sequence[str], what: str) -> str:
         if sys.stdin.isatty():
             sys.stderr.write(f"reading {what}, one per line; end with Ctrl-D\n")
         return stage_in_memory(_read_standard_input(), "standard input")
+    if not given.strip():
+        raise UsageError(
+            f"the address of the list of {what} is empty: give a file, a URL, or - for standard input"
+        )
     reject_secrets(given)
     if is_pipe(given):
         # A pipe, such as the shell's <(command), can be read only once.

@@ -74,6 +74,23 @@ def test_all_wrong_settings_are_reported_at_once_one_a_line(run: Run) -> None:
     assert "org_secret" not in result.err
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize(
+    "command", [["export", "--phones"], ["plan", "--phones"], ["backfill", "--conversations"]]
+)
+def test_an_empty_address_of_a_list_is_not_the_current_folder(
+    command: list[str], empty: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numbers.txt").write_text(f"{NUMBER}\n")
+    monkeypatch.chdir(tmp_path)
+
+    result = run(*command, empty)
+
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: the address of the list of ")
+    assert result.err.endswith(" is empty: give a file, a URL, or - for standard input\n")
+
+
 @pytest.mark.parametrize("token", ["api_1\n", "api 1", "äpi_1"])
 def test_a_token_that_is_not_a_valid_header_is_reported_and_not_shown(token: str, run: Run) -> None:
     os.environ["IMBRACE_TOKEN"] = token

@@ -178,16 +178,18 @@ async def _resolve_rest(
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:
     """Find the conversations of as many numbers as fit one request.
 
-    An answer without some of the numbers may be truncated, so these numbers are requested again, as are those
-    whose entry names no conversation. A rejected request is halved until only the number that causes the
-    rejection is left.
+    An answer without some of the numbers may be truncated, and a gateway may answer only the first numbers of
+    each request. So the others are requested again, until several answers in a row have none of them, as are
+    those whose entry names no conversation. A rejected request is halved until only the number that causes
+    the rejection is left.
 
     Raises:
         GatewayError: The request failed, and not because of a number.
     """
     found: dict[PhoneNumber, Resolved] = {}
     missing = phones
-    for _ in range(UNANSWERED_TRIES):
+    tries = 0
+    while tries < UNANSWERED_TRIES:
         try:
             links = await gateway.get_links(missing)
         except WrongAddress:
@@ -197,7 +199,9 @@ async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict
                 return found | {missing[0]: Resolved.failed(exc)}
             middle = len(missing) // 2
             return found | await resolve(gateway, missing[:middle]) | await resolve(gateway, missing[middle:])
-        found |= _by_phone(missing, links)
+        answered = _by_phone(missing, links)
+        found |= answered
+        tries = 1 if answered else tries + 1
         missing = [*links.missing, *links.malformed]
         if not missing:
             break

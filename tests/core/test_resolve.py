@@ -149,6 +149,24 @@ def test_a_number_missing_from_every_answer_has_no_conversation() -> None:
     assert [len(numbers) for numbers in asked] == [3, 1, 1]
 
 
+@pytest.mark.parametrize("most", [1, 7, 50])
+def test_a_gateway_that_answers_only_the_first_numbers_of_a_request_is_asked_for_the_others(
+    most: int,
+) -> None:
+    phones = [PhoneNumber(f"+8869114259{number:02}") for number in range(100)]
+
+    def answer(numbers: list[str]) -> httpx.Response:
+        entries = [
+            {"phone_number": number, "conversation_links": [link(f"conv_{number}")]}
+            for number in numbers[:most]
+        ]
+        return httpx.Response(200, json=entries)
+
+    found = resolve_some(playing(answer), *phones)
+
+    assert found == {phone: Resolved((f"conv_{phone[1:]}",)) for phone in phones}
+
+
 @pytest.mark.parametrize("position", [0, 3, 6])
 def test_a_number_that_fails_its_request_is_isolated(position: int) -> None:
     good = [PhoneNumber(f"+88691142597{n}") for n in range(6)]

@@ -504,8 +504,7 @@ async def close_run(
         await run.journal.note("shapes", "new", rows)
     accounts, failures = run.accounts, run.failures
     failures.is_cancelled = is_cancelled
-    if is_cancelled:
-        failure = "the run was cancelled"
+    failure = "the run was cancelled" if is_cancelled else failure or await run.lake.problem()
     unreached = await _note_unreached(run, failure)
     published = await run.journal.publish()
     summary = RunSummary(run.run_id, run.organization_id, run.lake.url, run.started_at)

@@ -169,6 +169,20 @@ class Lake:
             # A command shows it as it is, on standard error.
             logger.warning("%s is damaged and was skipped: %s", ascii(key)[1:-1], problem)
 
+    async def problem(self) -> str | None:
+        """Return a sentence if the lake was deleted, moved or replaced since it was opened; else None."""
+        try:
+            marker = await self.store.get(MARKER)
+        except FileNotFoundError:
+            marker = b""
+        if is_marker(marker) and bytes.fromhex(json.loads(marker)["phone_key"]) == self.phone_key:
+            return None
+        # A folder that is deleted or moved is made again by the next write.
+        return (
+            f"the {MARKER} of {self.url} was deleted or replaced while the run wrote to this lake, so other"
+            " objects may be missing: restore the lake, then start the run again"
+        )
+
     async def list_partitions(self, organization_id: str) -> Partitions:
         """List every part of an organization; once per run, because 10,000 parts take a second."""
         return Partitions(await self.store.list(f"{MESSAGES}org={encoded(organization_id)}/"))

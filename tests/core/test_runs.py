@@ -8,6 +8,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shutil import copyfile, rmtree
 from typing import Any
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_complete_run_is_complete_in_the_summary_and_in_the_ledger(box: Sandbo
     assert [key.split("/")[0] for key in row["objects"]] == ["conversations", "shapes"]
     assert all((tmp_path / key).is_file() for key in row["objects"])
     assert row["started_at"] <= row["finished_at"]
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved", "replaced"])
+def test_a_run_whose_lake_vanishes_meanwhile_is_not_complete(
+    box: Sandbox, tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "lake"
+    run_once(box, tmp_path / "other", is_exporting=False)
+
+    async def main() -> RunSummary:
+        async with open_run(settings_for(box, folder), "run_1") as run:
+            ids = sorted(box.conversations)
+            await export_chunk(run, "chunk-1", ids[:5])
+            if change == "deleted":
+                rmtree(folder)
+            elif change == "moved":
+                folder.rename(tmp_path / "elsewhere")
+            else:
+                copyfile(tmp_path / "other" / MARKER, folder / MARKER)
+            await export_chunk(run, "chunk-2", ids[5:])
+            return await close_run(run, {}, Counter())
+
+    summary = asyncio.run(main())
+
+    assert summary.status == "failed"
+    assert summary.reason is not None
+    assert summary.reason.startswith(f"the lake.json of {folder} was deleted or replaced while the run wrote")
 
 
 def test_a_summary_is_plain_json(box: Sandbox, tmp_path: Path) -> None:

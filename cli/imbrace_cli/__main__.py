@@ -24,9 +24,10 @@ def _end(*_: object) -> None:
 
 def main() -> int:
     """Run the command of the arguments, and return its exit code."""
-    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+    defaults = {signal.SIGINT: signal.default_int_handler}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Not if it is ignored.
-        if signal.getsignal(number) is default:
+        if signal.getsignal(number) is defaults.get(number, signal.SIG_DFL):
             signal.signal(number, _end)
     gc.set_threshold(LOADING_THRESHOLD)
     import threading

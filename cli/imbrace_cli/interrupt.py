@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: acknowledged at once; the command stops in order, and a second one ends the process.
+"""Ctrl-C, SIGTERM and SIGHUP: acknowledged at once; the command stops in order, a second ends the process.
 
 Python runs the handler of a signal between two instructions of the main thread, which can be busy in a
 library for a long time. So a thread acknowledges the signal, and ends a process that does not end by itself.
@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 from imbrace_cli.exit_codes import INTERRUPTED
@@ -27,8 +27,8 @@ LAST_SECONDS = 5.0
 """How long the last attempt to report the end of a run may take."""
 _SHOW_CURSOR = b"\x1b[?25h"
 ACKNOWLEDGED = "interrupted: stopping; press Ctrl-C again to end at once"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what systemd, containers and `timeout` send."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what systemd, containers and `timeout` send, and the end of a terminal."""
 _GIVEN_UP = (
     "interrupted: ended without waiting any longer for the lake or the Prefect server; run the same"
     " command to continue"
@@ -84,6 +84,9 @@ class Interrupt:
                 return
             if received[0] not in _SIGNALS:
                 continue
+            if deadline is not None and received[0] == signal.SIGHUP:
+                # When a terminal closes, both its shell and the system send one.
+                continue
             if deadline is not None:
                 # Without waiting for threads or a server: the lake is consistent, as after any kill.
                 end_process()
@@ -108,7 +111,7 @@ def current_interrupt() -> Interrupt:
 
 @contextmanager
 def interruptible(*, until_interrupted: bool = False) -> Iterator[Interrupt]:
-    """Handle Ctrl-C and SIGTERM while the block runs; only the main thread of a process gets them.
+    """Handle Ctrl-C, SIGTERM and SIGHUP while the block runs; only the main thread of a process gets them.
 
     Args:
         until_interrupted: Ctrl-C is the usual end of the block, which handles it itself.
@@ -174,7 +177,9 @@ def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
 def write_line(sentence: str) -> None:
     """Write to standard error without a stream, whose write the signal may have interrupted."""
     # On a terminal, the cursor is behind `^C` or a progress display.
-    os.write(2, f"\n{sentence}\n".encode())
+    with suppress(OSError):
+        # The terminal can be gone.
+        os.write(2, f"\n{sentence}\n".encode())
 
 
 def end_process(sentence: str = "") -> NoReturn:
@@ -182,5 +187,6 @@ def end_process(sentence: str = "") -> NoReturn:
     if sentence:
         write_line(sentence)
     if os.isatty(2):
-        os.write(2, _SHOW_CURSOR)
+        with suppress(OSError):
+            os.write(2, _SHOW_CURSOR)
     os._exit(INTERRUPTED)

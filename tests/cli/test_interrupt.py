@@ -47,7 +47,7 @@ def start(program: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("loaded", ["imbrace_cli.interrupt", "imbrace_cli.main", "imbrace_cli.demo"])
 def test_a_signal_while_modules_are_loaded_ends_the_program_with_a_sentence(loaded: str, sent: str) -> None:
     program = start(f"""
@@ -92,6 +92,29 @@ with interruptible():
 
     assert acknowledged == ["\n", f"{ACKNOWLEDGED}\n"]
     assert program.returncode == INTERRUPTED
+
+
+def test_a_terminal_that_closes_ends_the_command_in_order_however_often_it_says_so() -> None:
+    program = start("""
+import os, time
+from contextlib import suppress
+from imbrace_cli.interrupt import interruptible
+with interruptible():
+    with suppress(KeyboardInterrupt):
+        print("busy", flush=True)
+        time.sleep(60)
+    time.sleep(1)
+    os.write(1, b"in order")
+""")
+    assert program.stdout is not None
+    assert program.stdout.readline() == "busy\n"
+
+    program.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    program.send_signal(signal.SIGHUP)
+    out, _ = program.communicate(timeout=300)
+
+    assert (program.returncode, out) == (0, "in order")
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored() -> None:

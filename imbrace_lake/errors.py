@@ -119,10 +119,10 @@ class TokenRejected(GatewayError):
 
     is_fatal = True
     advice = (
-        "Create a token that lasts. For runs of deployments, save it in the block iMBrace Credentials on"
-        " Prefect's page Blocks, or set IMBRACE_TOKEN and call `imbrace-lake setup`; for commands, set"
-        " IMBRACE_TOKEN. Tokens of the SDK's third-party call"
-        " expire after 10 days unless `expired_at` is later, API keys after 365."
+        "Save a valid token in the block iMBrace Credentials on Prefect's page Blocks, or, for commands, in"
+        " IMBRACE_TOKEN. `imbrace-lake setup` saves IMBRACE_TOKEN in the block. Create a token that lasts:"
+        " those of the SDK's third-party call expire after 10 days unless `expired_at` is later, API keys"
+        " after 365."
     )
 
 

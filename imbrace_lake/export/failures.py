@@ -64,7 +64,12 @@ class Failures:
         return self.errors.get(entry.conversation_id, default), is_unreached
 
     def _advice(self, error: type[ImbraceLakeError], is_unreached: bool) -> str:
-        return NotReached.advice_if_cancelled if self.is_cancelled and is_unreached else error.advice
+        if is_unreached and self.is_cancelled:
+            return NotReached.advice_if_cancelled
+        if error is NotReached and self.fatal is not None:
+            # What ended the run is the cause.
+            return self.fatal.advice
+        return error.advice
 
     @property
     def remedy(self) -> str | None:

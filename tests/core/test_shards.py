@@ -510,5 +510,6 @@ def test_a_rejected_token_in_a_shard_ends_the_run_with_its_error_and_advice(
         assert summary.status == "failed"
         assert summary.reason == f"{caught.value}; 5 conversations not reached"
         assert summary.remedy == TokenRejected.advice
+        assert summary.causes == {TokenRejected.advice: 5}
 
     in_run(box, tmp_path, job)

@@ -77,7 +77,10 @@ class ImbraceCredentials(Block):
     @classmethod
     def _no_token(cls, value: str, info: ValidationInfo) -> str:
         # Prefect stores these fields in clear, and shows them.
-        reject_token(value.strip(), is_organization=info.field_name == "organization")
+        try:
+            reject_token(value.strip(), is_organization=info.field_name == "organization")
+        except ValueError:
+            raise ValueError("it begins with api_, so it is a token, which belongs into Token") from None
         return value
 
     async def findings(self) -> list[Finding]:

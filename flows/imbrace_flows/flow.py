@@ -237,6 +237,11 @@ def _explain_blocks(
 ) -> str:
     """Return which block of a run cannot be loaded, and what to do, in one sentence."""
     given = [name for name in TITLES if parameters.get(name) is not None]
+    wrong = error.__cause__ if isinstance(error, Exception) else None
+    for kind in (_kind(expected[name]) for name in given):
+        # The page Blocks also saves values that a block does not accept.
+        if isinstance(wrong, ValidationError) and wrong.title == kind.__name__:
+            return f"{_wrong_fields(wrong, kind)}: correct it on the page Blocks, then start a new run"
     # An error of Prefect's repeats the id of the block.
     named = [name for name in given if any(one in str(error) for one in _ID.findall(str(parameters[name])))]
     kinds: Any = [_kind(expected[name]) for name in named or given]
@@ -248,6 +253,17 @@ def _explain_blocks(
         " scheduled runs in the parameters of the deployment; then start a new run, because a retry needs the"
         " old block"
     )
+
+
+def _wrong_fields(error: ValidationError, kind: Any) -> str:
+    """Return which fields of a block are wrong, and why, without their values."""
+    reasons = []
+    for one in error.errors(include_input=False, include_url=False):
+        field = kind.model_fields.get(one["loc"][0] if one["loc"] else "")
+        text = one["msg"].removeprefix("Value error, ")
+        reasons.append(f"{(field and field.title) or 'the block'}: {text[:1].lower()}{text[1:]}")
+    block = f"{kind._block_type_name} ({kind._block_type_slug})"
+    return f"the block {block} of this run cannot be used ({'; '.join(dict.fromkeys(reasons))})"
 
 
 def _calm_end(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from pydantic import SecretStr, ValidationError
 
 from imbrace_flows.blocks import ConversationLake, ImbraceCredentials, connect, icon_url
+from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import SettingsError
 from imbrace_lake.settings import PRODUCTION
 from imbrace_sandbox import Sandbox, SandboxOptions
@@ -65,6 +66,29 @@ def test_a_token_in_a_field_that_prefect_stores_in_clear_cannot_be_saved(field: 
         ImbraceCredentials.model_validate(values)
 
     assert token[4:] not in str(caught.value)
+
+
+def test_a_run_names_the_field_of_a_saved_block_that_the_block_does_not_accept() -> None:
+    """The page Blocks saves it all the same."""
+    token = "api_5ec4e75e-c4e7-45ec-8e75-5ec4e75ec4e7"
+    saved = {"organization": token, "token": "api_of_block"}
+
+    def load(block: object, **given: object) -> None:
+        try:
+            ImbraceCredentials.model_validate(saved)
+        except ValidationError as exc:
+            # As Prefect does.
+            raise RuntimeError("Unable to load 'default' of block type 'block'") from exc
+
+    parameters = {"params": {}, "credentials": {"$ref": str(UUID(int=1))}, "lake": {"$ref": str(UUID(int=2))}}
+    with patch("prefect.blocks.core.Block.load_from_ref", load):
+        rejected = verify_lake.validate_parameters(parameters)["params"]
+
+    assert rejected.reason == (
+        "the block iMBrace Credentials (imbrace-credentials) of this run cannot be used (Organization: it"
+        " begins with api_, so it is a token, which belongs into Token): correct it on the page Blocks, then"
+        " start a new run"
+    )
 
 
 def test_without_a_block_the_settings_of_the_machine_apply() -> None:

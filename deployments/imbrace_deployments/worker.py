@@ -7,6 +7,7 @@ becomes *Crashed* after 90 s without a heartbeat, and nothing restarts a pending
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,10 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from imbrace_flows.run_name import is_made_up
 
 RESTARTING = "Restarting"
+# Prefect tries to start a run that waits for others of its deployment every 30 s, for hours if need be.
+_STILL_WAITS = "Server returned a non-pending state 'SCHEDULED'"
+_ATTEMPT = " submitting flow run "
+_REMEMBERED = 1_000
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 _WORKER = "prefect.worker.name"
 
@@ -44,6 +49,27 @@ class Reports(Protocol):
 
     def ended(self, deployment: str, run: FlowRun) -> None:
         """The process of a run has ended; the run has its last state."""
+
+
+class WithoutAttempts(logging.Filter):
+    """Keeps the attempts to start a run that waits for others out of its log, except for the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attempts: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is logged."""
+        message = record.getMessage()
+        if message.endswith(_STILL_WAITS):
+            return False
+        if _ATTEMPT not in message:
+            return True
+        is_first = message not in self._attempts
+        if len(self._attempts) >= _REMEMBERED:
+            self._attempts.clear()
+        self._attempts.add(message)
+        return is_first
 
 
 class LocalWorker(ProcessWorker):
@@ -67,6 +93,7 @@ class LocalWorker(ProcessWorker):
         """Return a worker that has not begun."""
         worker = cls(work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False)
         worker.reports, worker.processes = reports, {}
+        logging.getLogger("prefect.flow_runs.worker").addFilter(WithoutAttempts())
         return worker
 
     async def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -11,7 +12,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from imbrace_deployments.worker import LocalWorker, Reports, describe_crash
+from imbrace_deployments.worker import LocalWorker, Reports, WithoutAttempts, describe_crash
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
@@ -57,3 +58,19 @@ def test_the_end_of_a_run_that_was_deleted_is_no_error_of_the_worker(
 )
 def test_a_crash_is_described_by_how_the_process_ended(exit_code: int, what: str) -> None:
     assert describe_crash(exit_code).startswith(what)
+
+
+def test_the_log_of_a_run_that_waits_for_others_does_not_show_each_attempt_to_start_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger, waiting = logging.getLogger("test_worker"), "Aborted submission of flow run '1': Server"
+    logger.addFilter(WithoutAttempts())
+    first = ["Worker 'up' submitting flow run '1'", "Worker 'up' submitting flow run '2'"]
+    started = "Flow run 'ingest' submitted to infrastructure"
+
+    with caplog.at_level(logging.INFO, "test_worker"):
+        for line in (*first, *first, f"{waiting} returned a non-pending state 'SCHEDULED'", started):
+            logger.info(line)
+        logger.info("%s returned a non-pending state 'CANCELLED'", waiting)
+
+    assert caplog.messages == [*first, started, f"{waiting} returned a non-pending state 'CANCELLED'"]

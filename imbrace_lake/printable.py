@@ -82,6 +82,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=;+/-]{0,99}")
 _IP = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f:.]*:[0-9a-f:.]*")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:/+-]{0,38}[A-Za-z0-9_])?")
 _SAFE_PUNCTUATION = frozenset(" ._-:/+=,;%")
+# What a terminal obeys instead of showing it, and what changes the direction of the text after it; not tabs
+# and line feeds.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: object, *, most: int = MAX_CHARACTERS, secrets: Iterable[str] = ()) -> str:
@@ -103,6 +106,11 @@ def printable(text: object, *, most: int = MAX_CHARACTERS, secrets: Iterable[str
         shown = re.sub(re.escape(secret), "…", shown, flags=re.IGNORECASE)
     shown = _plain(_UUID_OR_LONG_NUMBER.sub(lambda found: found[1] or "…", shown))
     return shown if len(shown) <= most and len(text) <= most + 100 else shown[: most - 1] + "…"
+
+
+def without_controls(text: str) -> str:
+    r"""Return a text of any length for a terminal, with ``\x1b`` for a control character such as Escape."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def printable_name(name: str) -> str:

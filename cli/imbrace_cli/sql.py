@@ -22,6 +22,7 @@ from imbrace_cli.options import lake_settings
 from imbrace_cli.terminal import echo_error, echo_status, stdout_console
 from imbrace_lake.errors import InputError, SettingsError, StoreError, UsageError
 from imbrace_lake.export.humanize import duration
+from imbrace_lake.printable import without_controls
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatchReader
@@ -231,7 +232,12 @@ def _table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = [["" if value is None else str(_text(value)) for value in row] for row in islice(rows, MAX_ROWS)]
+    # The texts of customers, which must not control the terminal.
+    names = [*map(without_controls, names)]
+    shown = [
+        ["" if value is None else without_controls(str(_text(value))) for value in row]
+        for row in islice(rows, MAX_ROWS)
+    ]
     console = stdout_console()
     widths = [max(map(cell_len, cells)) for cells in zip(names, *shown, strict=True)]
     if not console.is_terminal:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 
 from imbrace_lake.errors import InputError, SettingsError, StoreError
+from imbrace_lake.printable import without_controls
 from imbrace_lake.query.result import Rows
 from imbrace_lake.query.views import View
 
@@ -227,5 +228,5 @@ def _sentence(error: str) -> str:
         if kind == "table":
             return f"there is no table or view {name}: SHOW TABLES lists those of the lake"
         return f"there is no {kind} {name} in DuckDB"
-    # It adds a line of the query, with a mark.
-    return " ".join(re.sub(r"\n\s*\n.*", "", error.strip(), flags=re.DOTALL).split())
+    # It adds a line of the query, with a mark. An error about a value has the value.
+    return without_controls(" ".join(re.sub(r"\n\s*\n.*", "", error.strip(), flags=re.DOTALL).split()))

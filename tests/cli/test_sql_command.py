@@ -367,6 +367,21 @@ def test_a_row_that_is_wider_than_the_terminal_has_a_line_for_each_column(run: R
     )
 
 
+@pytest.mark.usefixtures("terminal")
+def test_texts_of_messages_do_not_control_the_terminal(run: Run) -> None:
+    text = "chr(27) || ']0;title' || chr(7) || 'a' || chr(13) || chr(155) || chr(8238) || 'b\nc'"
+    table = ("sql", "--lake", "lake", "--format", "table")
+
+    for query in (f"SELECT {text} AS t", f"SELECT {text} AS t, repeat('x', 90) AS u, 1 AS v, 2 AS w"):
+        lines = re.sub("\x1b\\[[0-9;]*m", "", run(*table, query).out)
+        assert r"\x1b]0;title\x07a\r\x9b\u202eb" in lines
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", lines)
+
+    error = run(*table, f"SELECT ({text})::INT").err
+    assert r"Could not convert string '\x1b]0;title" in error
+    assert "\x1b]" not in error
+
+
 def test_a_table_in_a_pipe_has_its_full_width(ask: Callable[..., str]) -> None:
     assert len(ask("--format", "table", "SELECT repeat('-', 300) AS a, 1 AS b").splitlines()) == 3
 

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
@@ -184,6 +184,34 @@ def _import_duckdb() -> None:
         import duckdb  # noqa: F401
     except ImportError:
         raise SettingsError(INSTALL) from None
+
+
+def names_in(sql: str) -> str:
+    """Return the names of the tables and views of a query; the query itself if it can have them anywhere.
+
+    So a column, an alias, a text or a comment with the name of a view is not a use of the view.
+
+    Raises:
+        SettingsError: DuckDB is not installed.
+    """
+    # DuckDB would take a Ctrl-C in the main thread as an error of the query.
+    _in_thread(_import_duckdb)
+    tree = _in_thread(lambda: _parsed(sql))
+    # A PIVOT or an EXPLAIN is an error, too. `query` and `query_table` read what a text names.
+    if '"error":false' in tree and not re.search('"function_name":"query(_table)?"', tree, re.IGNORECASE):
+        # Not by a parser, because a long sum is nested too deep. Quotes in texts are escaped.
+        return " ".join(re.findall(r'"table_name":"((?:[^"\\]|\\.)*)"', tree))
+    return sql
+
+
+def _parsed(sql: str) -> str:
+    """Return the tree of a query as JSON, or an empty text or an error in JSON."""
+    import duckdb
+
+    with duckdb.connect() as connection, suppress(duckdb.Error):
+        found = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
+        return str(found[0][0])
+    return ""
 
 
 def is_complete(text: str) -> bool:

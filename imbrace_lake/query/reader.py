@@ -42,7 +42,7 @@ from imbrace_lake.query.arguments import (
     texts,
 )
 from imbrace_lake.query.dialects import DuckDB
-from imbrace_lake.query.engine import Engine
+from imbrace_lake.query.engine import Engine, names_in
 from imbrace_lake.query.files import dataset_of
 from imbrace_lake.query.numbers import Answers
 from imbrace_lake.query.result import Result, Rows
@@ -425,7 +425,8 @@ class Lake:
         if self._organization is not None and not self._is_organization_checked:
             session.run(_check_organization(session.lake, self._organization))
             self._is_organization_checked = True
-        used = used_by(query, defined := self._views() if with_views else [], _SOURCES)
+        defined = self._views() if with_views else []
+        used = used_by(names_in(query) if with_views else query, defined, _SOURCES)
         requests = _Requests(session)
         messages: _Messages | None = None
         source: str | None = None

@@ -631,7 +631,17 @@ def test_a_single_text_is_the_same_as_a_list_with_it(made: Path, lake: Lake) -> 
 
 
 @pytest.mark.parametrize(
-    "query", ["FROM runs", "FROM phones", "FROM revisions", "FROM runs JOIN phones USING (run_id)"]
+    "query",
+    [
+        "FROM runs",
+        "FROM phones",
+        "FROM revisions",
+        "FROM runs JOIN phones USING (run_id)",
+        # Names that are not those of views here.
+        "SELECT totals->>'$.conversations.failed' FROM runs",
+        "SELECT count(*) AS messages FROM runs -- not messages",
+        'SELECT run_id AS "messages" FROM phones AS episodes',
+    ],
 )
 def test_results_of_ledgers_state_their_source_and_age(tmp_path: Path, query: str) -> None:
     finished_at = datetime(2026, 1, 1, tzinfo=UTC)
@@ -643,9 +653,10 @@ def test_results_of_ledgers_state_their_source_and_age(tmp_path: Path, query: st
         add_run(tmp_path / "lake", finished_at)
         result.to_arrow()
         assert (result.source, result.as_of) == ("ledgers", finished_at)
-        joined = lake.sql("SELECT 1 FROM messages, runs")
-        joined.to_arrow()
-        assert (joined.source, joined.as_of) == ("parts", finished_at)
+        for several in ("SELECT 1 FROM messages, runs", "SELECT 1 FROM runs, query('FROM \"Messages\"')"):
+            joined = lake.sql(several)
+            joined.to_arrow()
+            assert (joined.source, joined.as_of) == ("parts", finished_at)
 
 
 def test_a_result_of_nothing_states_no_source(lake: Lake) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imbrace_lake.errors import InputError
-from imbrace_lake.phones.numbers import is_in_use, parse_cell, region_of_code, visible
+from imbrace_lake.phones.numbers import is_in_use, parse_cell, parse_cell_of_row, region_of_code, visible
 from imbrace_lake.phones.report import COLUMN_SETTING, MAX_COLUMNS, short
 
 _SAMPLE_ROWS = 200
@@ -75,6 +75,12 @@ _CODE_NAMES = re.compile(
 _PERHAPS_CODE_NAMES = re.compile(
     r"(?:(?:tele|cell|mobile)?phone|mobile|cell|tel|whatsapp|wa)(?:prefix|code|cc)|prefix|cc|isd(?:code)?"
 )
+# Columns with the first digits of the numbers beside them, compared likewise.
+_AREA_NAMES = re.compile(
+    r"(?:(?:tele)?phone|tel|home|work|business)?(?:area|city|std)code|(?:orts|telefon)?vorwahl|ddd|lada|prefisso"
+    r"|c[oó]digo(?:de)?[aá]rea|区号|區號|區碼|区码|市外局番|kengetal|netnummer|riktnummer"
+)
+_AREA_CODE = re.compile(r"\(?(0?[1-9]\d{0,4})\)?(?:\.0+)?")
 _WORD = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _DATE = re.compile(r"\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4}|\d\d?:\d\d(?::\d\d)?")
@@ -238,6 +244,60 @@ def choose_code_columns(
         return bool(cells) and all(region_of_code(cell) and any(map(str.isdecimal, cell)) for cell in cells)
 
     return [index for index, name in enumerate(names or ()) if index not in chosen and is_code(index, name)]
+
+
+def reject_area_codes(
+    names: Sequence[str] | None,
+    rows: Sequence[Sequence[str]],
+    chosen: Sequence[int],
+    codes: Sequence[int],
+    region: str | None,
+    source: str,
+) -> None:
+    """Reject a list of numbers whose area codes are in another column.
+
+    Without its area code, a number would be invalid, or another one.
+
+    Args:
+        names, rows: As for :func:`choose_columns`.
+        chosen: The columns of numbers.
+        codes: The columns of their country codes.
+        region: The default region.
+        source: The name of the list in errors.
+
+    Raises:
+        InputError: Most numbers of a column are complete only with the area code of their row.
+    """
+    for area, name in enumerate(names or ()):
+        if area in chosen or not _AREA_NAMES.fullmatch(re.sub(r"\d+", "", _plain(name))):
+            continue
+        for column in chosen:
+            filled = [
+                row for row in rows if max(area, column) < len(row) and row[area].strip() and row[column]
+            ]
+            divided = 0
+            for row in filled:
+                of_row = [row[index] for index in codes if index < len(row) and row[index].strip()]
+                divided += _is_divided(row[area], row[column], of_row, region)
+            if 2 * divided > len(filled):
+                raise InputError(
+                    f"{source} has the area codes of its phone numbers in another column, {short(name)}: join"
+                    f" the columns, or choose with {COLUMN_SETTING} if the numbers are complete."
+                )
+
+
+def _is_divided(area: str, text: str, codes: Sequence[str], region: str | None) -> bool:
+    """Return whether a number is complete only with the area code of its row."""
+    code, number = _AREA_CODE.fullmatch(visible(area)), visible(text).lstrip("(（")
+    has_country = region is not None or bool(codes)
+    if code is None or not has_country or number.startswith(("+", "＋", "0")):
+        return False
+
+    def is_complete(some: str) -> bool:
+        return any(isinstance(one, str) and is_in_use(one) for one in parse_cell_of_row(some, codes, region))
+
+    has_area_code = number.startswith(code[1].removeprefix("0")) and is_complete(number)
+    return not has_area_code and is_complete(code[1] + number)
 
 
 def _likely_column(

@@ -28,6 +28,7 @@ from imbrace_lake.phones.columns import (
     column_names,
     count_numbers,
     find_header,
+    reject_area_codes,
 )
 from imbrace_lake.phones.formats import SAMPLE_BYTES, TextSource
 from imbrace_lake.phones.report import FileReport, short
@@ -75,6 +76,8 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
     width = max([len(table.names or ()), *map(len, table.sample)])
     report.columns = [column_names(table.names, width)[index] for index in chosen]
     codes = choose_code_columns(table.names, table.sample, chosen) if wanted.usual is None else []
+    if wanted.usual is None and wanted.column is None:
+        reject_area_codes(table.names, table.sample, chosen, codes, wanted.region, report.name)
     report.code_columns = [column_names(table.names, width)[index] for index in codes]
     for index in chosen:
         table.check(index)

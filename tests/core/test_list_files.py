@@ -199,6 +199,48 @@ class TestColumns:
         assert read(path).report.files[0].code_columns == []
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("header", "area", "number", "region"),
+        [
+            ("area code", "02", "2345-6789", "TW"),
+            ("區碼", "(04)", "7234567", "TW"),
+            ("市外局番", "03", "3123-4567", "JP"),
+            ("Vorwahl", "030", "1234567", "DE"),
+            ("Area Code", "202.0", "555-0123", "US"),
+        ],
+    )
+    def test_numbers_without_the_area_codes_in_another_column_are_rejected(
+        self, tmp_path: Path, header: str, area: str, number: str, region: str
+    ) -> None:
+        path = write(tmp_path / "n.csv", f"{header},phone\n{area},{number}\n{area},\n")
+
+        assert rejection(path, region=region) == (
+            f"{path} has the area codes of its phone numbers in another column, {header}: join the columns,"
+            " or choose with --column (in forms: Columns) if the numbers are complete."
+        )
+        assert read(path, region=region, column="phone").given == 1
+        coded = write(tmp_path / "c.csv", f"country code,{header},phone\n{region},{area},{number}\n")
+        assert "has the area codes" in rejection(coded)
+
+    @pytest.mark.parametrize(
+        ("area", "number", "region"),
+        [
+            ("202", "202-555-0123", "US"),
+            ("02", "+886223456789", None),
+            ("02", "0223456789", "TW"),
+            ("02", "0911425977", "TW"),
+            ("02", "911425977", "TW"),
+            ("02", "886223456789", "TW"),
+            ("North", "0223456789", "TW"),
+        ],
+    )
+    def test_an_area_code_beside_complete_numbers_does_not_matter(
+        self, tmp_path: Path, area: str, number: str, region: str | None
+    ) -> None:
+        path = write(tmp_path / "n.csv", f"area code,phone\n{area},{number}\n")
+
+        assert read(path, region=region).valid == 1
+
     def test_numbers_that_begin_below_the_first_rows_are_never_lost_silently(self, tmp_path: Path) -> None:
         rows = f"{A},\n" * 30_000 + f"{A},{B}\n"
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from typing import IO, Any
 
@@ -413,6 +414,9 @@ def _cell_text(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
         # A column of integers with nulls often comes as floats, with NaN for null.
         return ""
+    if isinstance(value, date):
+        # With a time, also a date in a year such as 4395 is not read as eight digits.
+        return str(value) if 1900 <= value.year < 2100 else f"{value} 00:00"
     if not isinstance(value, int | float | Decimal):
         return str(value)
     is_exact = not isinstance(value, float) or (value.is_integer() and value < _EXACT_BELOW)

@@ -634,6 +634,18 @@ def write_ods(path: Path, sheets: Iterable[tuple[str, list[list[Any]]]]) -> None
     document.save(str(path))
 
 
+def test_a_number_that_a_spreadsheet_shows_as_a_date_is_not_the_digits_of_that_date(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for value in ("phone", 911425, A):
+        sheet.append([value])
+    sheet["A2"].number_format = "yyyy-mm-dd"  # 4395-05-23
+    book.save(tmp_path / "n.xlsx")
+
+    assert read(tmp_path / "n.xlsx", region="DE").table["phone"].to_pylist() == [None, A]
+
+
 @pytest.mark.parametrize("state", ["hidden", "veryHidden"])
 def test_the_first_sheet_is_the_first_visible_sheet(tmp_path: Path, state: str) -> None:
     book = openpyxl.Workbook()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from imbrace_lake.errors import InputError
 from imbrace_lake.phones.numbers import is_in_use, parse_cell, parse_cell_of_row, region_of_code, visible
-from imbrace_lake.phones.report import COLUMN_SETTING, MAX_COLUMNS, short
+from imbrace_lake.phones.report import COLUMN_SETTING, listed, short
 
 _SAMPLE_ROWS = 200
 _HEADER_ROWS = 30
@@ -307,15 +307,15 @@ def _likely_column(
     for test in (_is_phone, _is_phone_like):
         likely = [index for index in free if _mostly(cells[index], region, test)]
         if len(likely) > 1:
-            listed = _listed([shown[index] for index in likely])
+            names = listed([shown[index] for index in likely])
             raise InputError(
-                f"{source} has several columns that may contain phone numbers, {listed}: choose with"
+                f"{source} has several columns that may contain phone numbers, {names}: choose with"
                 f" {COLUMN_SETTING}."
             )
         if likely:
             return likely
     raise InputError(
-        f"{source} has no column that is clearly phone numbers, only {_listed(shown)}: choose one with"
+        f"{source} has no column that is clearly phone numbers, only {listed(shown)}: choose one with"
         f" {COLUMN_SETTING}."
     )
 
@@ -382,12 +382,7 @@ def _named_column(names: Sequence[str], column: str, source: str) -> int:
             raise InputError(f"{source} has several columns {column!r}: give the column's number instead.")
     if column.isdecimal() and 1 <= int(column) <= len(names):
         return int(column) - 1
-    raise InputError(f"{source} has no column {column!r}, only {_listed(names)}.")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(short, names[:MAX_COLUMNS]))
-    return shown + (f" and {len(names) - MAX_COLUMNS} more" if len(names) > MAX_COLUMNS else "")
+    raise InputError(f"{source} has no column {column!r}, only {listed(names)}.")
 
 
 def _plain(name: str) -> str:

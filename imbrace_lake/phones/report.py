@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,9 +100,9 @@ class FileReport:
             parts.append("delimiter " + self.delimiter.replace("\t", "tab"))
         if self.columns:
             noun = "column" if len(self.columns) == 1 else "columns"
-            parts.append(f"{noun} {', '.join(short(name) for name in self.columns[:MAX_COLUMNS])}")
+            parts.append(f"{noun} {listed(self.columns)}")
             if self.code_columns:
-                parts.append(f"country codes in {', '.join(map(short, self.code_columns[:MAX_COLUMNS]))}")
+                parts.append(f"country codes in {listed(self.code_columns)}")
             # Columns of Parquet have names without a header.
             if self.format != "Parquet":
                 parts.append(f"header in row {self.header_row}" if self.header_row else "no header")
@@ -111,14 +111,14 @@ class FileReport:
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each choice that may have left out numbers, or completed them."""
         if self.code_columns:
-            names = ", ".join(short(name) for name in self.code_columns[:MAX_COLUMNS])
+            names = listed(self.code_columns)
             yield f"{self.name}: numbers without + were read with the country code in column {names}"
         for name, count in sorted(self.left_out.items(), key=lambda item: -item[1])[:MAX_COLUMNS]:
             cells = plural(count, "cell looks like a phone number", "cells look like phone numbers")
             choice = f"choose columns with {COLUMN_SETTING}"
             yield f"{self.name}: column {short(name)} was not read, but {cells}; {choice}"
         if self.other_sheets:
-            names = ", ".join(short(name) for name in self.other_sheets[:MAX_COLUMNS])
+            names = listed(self.other_sheets)
             sheet = short(self.sheet or "")
             yield f"{self.name}: only sheet {sheet} was read, not {names}; choose with {SHEET_SETTING}"
         if self.sheet is not None and self.empty.count:
@@ -178,13 +178,19 @@ class ListReport:
         return f"{len(self.files):,} files, the first: {self.files[0].describe()}" if self.files else ""
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each choice that may have left out numbers, at most 20."""
-        found = [sentence for file in self.files[:MAX_FILES] for sentence in file.warnings()]
+        """Return at most 20 sentences, one for each choice that may have left out numbers."""
+        # Of many files, those with such columns come first.
+        files = sorted(self.files, key=lambda file: not file.left_out)
+        found = [sentence for file in files for sentence in file.warnings()]
         if self.skipped_files:
             count = len(self.skipped_files)
-            files = f"{count:,} hidden or empty {'files were' if count != 1 else 'file was'} not read"
-            found.append(f"{self.source}: {files}")
-        return found[:MAX_COLUMNS]
+            skipped = f"{count:,} hidden or empty {'files were' if count != 1 else 'file was'} not read"
+            found.append(f"{self.source}: {skipped}")
+        more = len(found) - MAX_COLUMNS
+        if more > 0:
+            rest = plural(more + 1, "remark like these is not shown", "remarks like these are not shown")
+            found[MAX_COLUMNS - 1 :] = [f"{self.source}: {rest}"]
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values of a bounded size, without phone numbers."""
@@ -205,6 +211,12 @@ class ListReport:
                 for reason, skipped in sorted(self.rejected.items(), key=lambda item: -item[1].count)
             ],
         }
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names for people, and how many more there are."""
+    shown = ", ".join(map(short, names[:MAX_COLUMNS]))
+    return shown + (f" and {len(names) - MAX_COLUMNS} more" if len(names) > MAX_COLUMNS else "")
 
 
 def short(name: str) -> str:

@@ -919,6 +919,23 @@ class TestReport:
         assert report["rejected"][0]["count"] == 30_000
         assert len(report["rejected"][0]["where"]) == MAX_POSITIONS
 
+    def test_the_columns_that_are_not_named_are_counted(self, tmp_path: Path) -> None:
+        names = [f"phone_{index}" for index in range(23)]
+        path = write(tmp_path / "n.csv", f"{','.join(names)}\n{','.join([A] * 23)}\n")
+
+        assert f"columns {', '.join(names[:20])} and 3 more, header" in read(path).report.describe()
+
+    def test_a_column_that_is_left_out_of_the_last_of_many_files_is_reported(self, tmp_path: Path) -> None:
+        for index in range(30):
+            write(tmp_path / f"{index:02}.csv", f"# March\nfax,phone\n,{A}\n")
+        write(tmp_path / "30.csv", f"fax,phone\n{B},{A}\n")
+
+        warnings = read(tmp_path).report.warnings()
+
+        assert len(warnings) == 20
+        assert warnings[0].startswith(f"{tmp_path / '30.csv'}: column fax was not read, but 1 cell looks")
+        assert warnings[-1] == f"{tmp_path.name}: 12 remarks like these are not shown"
+
     def test_comments_and_blank_lines_of_text_are_counted(self, tmp_path: Path) -> None:
         file = read(write(tmp_path / "n.txt", f"# ours\n\n{A}\n")).report.files[0]
 

@@ -306,7 +306,11 @@ def _iter_cells(
 def _iter_file(file: IO[bytes], wanted: Wanted, report: FileReport) -> Iterator[Cell]:
     """Return the filled cells of a file, whose content and not its name decides how it is read."""
     head = file.read(HEAD_BYTES)
-    file.seek(0)
+    try:
+        file.seek(0)
+    except ValueError:
+        # A web server that does not state the length of a file sends it only once.
+        file = io.BytesIO(head + file.read())
     if head.startswith(PARQUET):
         return iter_table(read_parquet(file, report), wanted, report)
     suffix = _suffix(report.name)

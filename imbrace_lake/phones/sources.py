@@ -40,6 +40,9 @@ _REASONS = {
     "NoCredentialsError": "there are no AWS credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID",
     "PartialCredentialsError": "the AWS credentials are incomplete",
     "ProfileNotFound": "AWS_PROFILE names a profile that does not exist",
+    "ClientConnectorError": "its server does not answer",
+    "ClientPayloadError": "its server sent only a part of it",
+    "ClientResponseError": "its server answers with an error",
     "EndpointConnectionError": "the store does not answer; check AWS_ENDPOINT_URL",
 }
 
@@ -107,10 +110,12 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of reading; those of S3 occur only if its library is loaded."""
+    """Return the errors of reading; those of S3 and of web servers occur only if their library is loaded."""
     botocore = sys.modules.get("botocore.exceptions")
     of_s3 = (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
-    return (OSError, EOFError, ImportError, pa.ArrowException, *of_s3)
+    aiohttp = sys.modules.get("aiohttp")
+    of_http = (aiohttp.ClientError,) if aiohttp else ()
+    return (OSError, EOFError, ImportError, pa.ArrowException, *of_s3, *of_http)
 
 
 def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[SourceFile], list[str]]:

@@ -8,9 +8,11 @@ import gzip
 import io
 import json
 import os
+import threading
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -940,6 +942,46 @@ class TestReport:
         file = read(write(tmp_path / "n.txt", f"# ours\n\n{A}\n")).report.files[0]
 
         assert (file.comments, file.empty.count, file.rows) == (1, 1, 3)
+
+
+class WebServer(BaseHTTPRequestHandler):
+    """Sends the list of its path as a web server does that states no length, a wrong one, or an error."""
+
+    def do_HEAD(self) -> None:
+        self.respond(b"")
+
+    def do_GET(self) -> None:
+        self.respond(f"phone\n{A}\n".encode())
+
+    def respond(self, body: bytes) -> None:
+        self.send_response(500 if "fails" in self.path else 200)
+        if "cut" in self.path:
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), WebServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_list_of_a_web_server_that_states_no_length_is_read(web: str) -> None:
+    assert phones_in(f"{web}/n.csv", schemes=["http"]) == [(1, A)]
+
+
+@pytest.mark.parametrize(
+    ("name", "reported"),
+    [("cut.csv", "its server sent only a part of it"), ("fails.csv", "its server answers with an error")],
+)
+def test_an_error_of_a_web_server_becomes_one_sentence(web: str, name: str, reported: str) -> None:
+    assert rejection(f"{web}/{name}", schemes=["http"]) == f"{web}/{name} cannot be read: {reported}."
 
 
 def test_a_folder_and_a_pattern_in_a_bucket_are_one_list(

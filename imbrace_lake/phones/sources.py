@@ -9,7 +9,7 @@ import contextlib
 import glob
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -159,15 +159,18 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
 
 def _local_files(path: Path, name: str) -> tuple[list[SourceFile], list[str]]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file())
-        return _listed(
-            name, [(str(file), str(file.relative_to(path)), file.stat().st_size) for file in found]
-        )
+        found = sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+        return _listed(name, [(str(file), str(file.relative_to(path)), _size(file)) for file in found])
     if not path.exists() and glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [match for match in matches if match.is_file()]
-        return _listed(name, [(str(file), file.name, file.stat().st_size) for file in files])
+        files = [match for match in matches if not match.is_dir()]
+        return _listed(name, [(str(file), file.name, _size(file)) for file in files])
     return [SourceFile(name, lambda: path.open("rb"))], []
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a file; None if it is a folder, a pipe or a link to nothing."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def _remote_files(source: str) -> tuple[list[SourceFile], list[str]]:
@@ -204,18 +207,27 @@ def _open_local(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
 
 def _listed(
     name: str,
-    entries: list[tuple[str, str, int]],
+    entries: Sequence[tuple[str, str, int | None]],
     *,
     open_path: Callable[[str], contextlib.AbstractContextManager[IO[bytes]]] = _open_local,
     address: Callable[[str], str] = str,
 ) -> tuple[list[SourceFile], list[str]]:
-    """Separate the files to read from those to skip; entries are path, name below the folder and bytes."""
+    """Separate the files to read from those to skip; entries are path, name below the folder and bytes.
+
+    Raises:
+        InputError: There is no file, or an entry without a size is none.
+    """
     files: list[SourceFile] = []
     skipped: list[str] = []
     for path, relative, size in entries:
         # Engines leave such files beside their output: _SUCCESS, .part-0.crc.
         if size == 0 or any(part.startswith((".", "_")) for part in relative.split("/")):
             skipped.append(display_name(address(path)))
+        elif size is None:
+            raise InputError(
+                f"{display_name(path)} is not a file, but a pipe, or a link to a folder or to nothing: remove"
+                " it, or give its address."
+            )
         else:
             files.append(SourceFile(display_name(address(path)), lambda path=path: open_path(path)))  # type: ignore[misc]
     if not files:

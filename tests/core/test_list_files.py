@@ -810,6 +810,23 @@ class TestFolders:
         assert len(phones.report.skipped_files) == 2
         assert phones.report.warnings()[-1].endswith(": 2 hidden or empty files were not read")
 
+    @pytest.mark.parametrize("pattern", ["", "*"])
+    def test_a_link_to_nothing_or_to_a_folder_is_not_left_out(self, tmp_path: Path, pattern: str) -> None:
+        folder = tmp_path / "lists"
+        write(folder / "a.txt", f"{A}\n")
+        write(tmp_path / "others" / "b.txt", f"{B}\n")
+        # As Kubernetes mounts files: hidden folders, and links to their files.
+        (folder / "..data").symlink_to(tmp_path / "others")
+        (folder / "b.txt").symlink_to("..data/b.txt")
+        assert phones_in(str(folder / pattern)) == [(1, A), (2, B)]
+
+        link = folder / "march"
+        link.symlink_to(tmp_path / ("none" if pattern else "others"))
+
+        assert rejection(str(folder / pattern)).startswith(
+            f"{link} is not a file, but a pipe, or a link to a"
+        )
+
     def test_one_file_that_is_skipped_is_reported_in_the_singular(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", A)
         write(tmp_path / ".b.txt", B)

@@ -143,7 +143,13 @@ class HttpClient:
                     url, headers={**self._headers, "x-request-id": request_id}, **self._options
                 ) as response,
             ):
-                body = await self._receive(response, deadline)
+                try:
+                    body = await self._receive(response, deadline)
+                except (Undecodable, aiohttp.ClientPayloadError):
+                    # Of these, the status suffices; a 429 pauses all requests.
+                    if response.status != 429 and response.status < 500:
+                        raise
+                    body = b""
             return Answer(response.status, response.headers, body)
         except MemoryError:
             raise  # a fault of this process, and not of the answer

@@ -361,6 +361,22 @@ def test_a_malformed_answer_is_requested_again() -> None:
 
 
 @pytest.mark.parametrize(
+    "unreadable",
+    [
+        answer(b"slow down", b"content-length: 500", status=b"429 Too Many", length=False),
+        answer(b"slow down", b"content-encoding: br", status=b"429 Too Many"),
+        answer(b"slow down", b"content-encoding: gzip", status=b"429 Too Many"),
+    ],
+)
+def test_a_429_whose_body_cannot_be_read_pauses_the_requests_and_is_no_failure(unreadable: bytes) -> None:
+    answers = iter([unreadable, unreadable, answer()])
+    with raw_server(lambda _: [next(answers)]) as server:
+        error, _ = ask(server.port, "messages", tries=1)
+
+    assert error is None
+
+
+@pytest.mark.parametrize(
     ("name", "error"),
     [
         ("header over 8 KB", MalformedAnswer),

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imbrace_lake.concurrency import run_bounded
-from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError
+from imbrace_lake.errors import DamagedObject, ObjectExists, StoreError, StoreUnavailable
 from imbrace_lake.lake.lake import MARKER, Lake, body_hash
 from imbrace_lake.lake.ledger_schema import (
     LEDGER_SCHEMAS,
@@ -374,6 +374,7 @@ def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) ->
 
     Raises:
         ValueError: The object is damaged; the message states how, without its key.
+        StoreUnavailable: The process gets no more threads.
     """
     if not has_hash(key, body):
         raise ValueError("differs from the hash in its name")
@@ -390,7 +391,12 @@ def parse_object(key: str, body: bytes, columns: Sequence[str] | None = None) ->
             if pa.types.is_timestamp(one.type):
                 # An error if these times are outside of the limits of Python's datetime.
                 pc.min_max(rows.column(one.name)).as_py()
+    except pa.ArrowMemoryError:
+        raise  # a fault of this process, and not of the object
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as exc:
+        if "launch worker thread" in str(exc):
+            reason = "this process gets no more threads or memory: raise its limits, or free memory"
+            raise StoreUnavailable(reason) from None
         raise ValueError("is not an object of this ledger") from exc
     # A missing column is read as nulls.
     if any(rows.column(one.name).null_count for one in schema if not one.nullable):

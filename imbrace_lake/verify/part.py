@@ -89,6 +89,8 @@ def judge_part(body: bytes | Path) -> PartReport:
                     else filecmp.cmp(body, path, shallow=False)
                 )
                 is_one_writer = pq.read_metadata(path).created_by == file.metadata.created_by
+        except MemoryError:
+            raise  # a fault of this process, and not of the part
         except _UNREADABLE:
             return PartReport(problem=NOT_A_PART if _is_json(body) else DAMAGED)
     claim = report.claim

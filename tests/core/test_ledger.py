@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imbrace_lake.errors import DamagedObject
+from imbrace_lake.errors import DamagedObject, StoreUnavailable
 from imbrace_lake.lake import ledger as ledger_module
 from imbrace_lake.lake.checkpoint import read_states
 from imbrace_lake.lake.conversation_states import ConversationStates
@@ -382,6 +382,33 @@ def test_an_unreadable_ledger_object_is_reported_and_skipped(tmp_path: Path) -> 
             await read_objects(lake, [kept, key], is_strict=True)
 
     in_lake(tmp_path, job)
+
+
+@pytest.mark.parametrize(
+    ("lack", "error"),
+    [
+        (pa.ArrowMemoryError("malloc of size 64 failed"), MemoryError),
+        (pa.ArrowException("Unknown error: Failed to launch worker thread: try again"), StoreUnavailable),
+    ],
+)
+def test_a_ledger_object_is_not_damaged_because_the_process_gets_no_memory_or_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: Exception, error: type[Exception]
+) -> None:
+    async def main(lake: Lake) -> None:
+        journal = Journal(lake, "run_1", NOW)
+        await journal.note_entries("chunk-1", [entry("conv_1")])
+
+        def reject(_: object) -> None:
+            raise lack
+
+        monkeypatch.setattr(ledger_module, "rows_of_lines", reject)
+        with pytest.raises(error):
+            await journal.publish()
+        monkeypatch.undo()
+        assert not lake.damaged
+        assert (await journal.publish()).statuses["conversations"] == {"complete": 1}
+
+    in_lake(tmp_path, main)
 
 
 def test_a_run_can_have_the_name_of_a_ledger(tmp_path: Path) -> None:

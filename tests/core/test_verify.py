@@ -151,6 +151,16 @@ def test_any_flipped_byte_in_a_part_without_a_ledger_is_reported(bench: Bench) -
 
 
 @pytest.mark.usefixtures("position")
+def test_a_part_is_not_damaged_because_the_process_gets_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(*_: object, **_options: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(pq, "ParquetFile", reject)
+
+    with pytest.raises(MemoryError):
+        judge_part(b"PAR1")
+
+
 def test_a_missing_object_is_reported(bench: Bench) -> None:
     for path in objects(bench):
         folder = path.relative_to(bench.lake).parts[0]

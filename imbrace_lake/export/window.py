@@ -144,35 +144,37 @@ class _WindowReader:
     async def _find_start(self) -> int:
         """Return the position of a message newer than the window, close above it; 0 if there is none.
 
-        Bisects the positions, which are in the order of time.
+        Bisects the positions, which are in the order of time, apart from single messages: a page is above the
+        window if all of its messages are.
         """
         if self._window.until is None:
             return 0
         page = await self._fetch(0, self._run.page_size)
         lowest, highest = 0, page.total_count if page.total_count is not None else page.next_skip
         while page.ids:
-            newest, oldest = _span_of(rows_of_page(page, self._origin))
+            _, oldest = _span_of(rows_of_page(page, self._origin))
             if oldest is not None and oldest >= self._window.until:
                 lowest = max(lowest, page.next_skip - 1)
-            elif newest is not None and newest < self._window.until:
-                highest = min(highest, page.skip)
             else:
-                return page.skip
-            if highest - lowest <= 1:
+                highest = min(highest, page.skip)
+            if highest - lowest <= self._run.page_size:
                 break
             page = await self._fetch((lowest + highest) // 2, self._run.page_size)
         return lowest
 
     def _add(self, page: Page) -> bool:
-        """Add a page, and return whether it ends below the window."""
+        """Add a page, and return whether all of it is below the window.
+
+        Its last message alone could be one with a wrong time.
+        """
         self._run.observe_shapes(self._id, page)
         rows = rows_of_page(page, self._origin)
-        newest, oldest = _span_of(rows)
+        newest, _ = _span_of(rows)
         self._newest = max(filter(None, (newest, self._newest)), default=None)
         self.buffer.add(rows)
         page.items.clear()  # the walk needs the ids only
         since = self._window.since
-        return since is not None and oldest is not None and oldest < since
+        return since is not None and newest is not None and newest < since
 
 
 def _span_of(rows: pa.Table) -> tuple[datetime | None, datetime | None]:

@@ -105,6 +105,32 @@ def test_a_window_that_is_empty_or_open_on_one_side_costs_only_its_pages(
             assert bench.messages(one).keys() == before.keys() | expected.keys()
 
 
+@pytest.mark.parametrize("wrong", ["1970-01-01T00:00:00.000Z", "2099-01-01T00:00:00.000Z", None])
+@pytest.mark.parametrize("position", [0, 40, 120, 199])
+def test_a_window_is_complete_although_a_message_has_a_wrong_time(
+    tmp_path: Path, wrong: str | None, position: int
+) -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    times = [(begin + timedelta(minutes=number)).isoformat() for number in range(300)]
+    items: list[dict[str, Any]] = [{"_id": f"m{n}", "created_at": time} for n, time in enumerate(times)]
+    items[-1 - position]["created_at"] = wrong
+    with Sandbox(SandboxOptions(conversations=0)) as box:
+        one = box.put(items)
+        for number, window in enumerate(
+            (
+                Window(begin + timedelta(minutes=20), None),
+                Window(begin + timedelta(minutes=20), begin + timedelta(minutes=180)),
+                Window(None, begin + timedelta(minutes=180)),
+            )
+        ):
+            bench = Bench(box, str(tmp_path / f"lake-{number}"))
+
+            bench.run([one], window=window)
+
+            expected = inside([item for item in items if item["created_at"] is not None], window)
+            assert bench.messages(one).keys() == expected.keys()
+
+
 @pytest.mark.parametrize(("chance", "most", "cost"), [(0.1, 2, 1.0), (0.4, 30, 10.0)])
 def test_a_window_of_a_moving_list_is_complete(tmp_path: Path, chance: float, most: int, cost: float) -> None:
     rng = Random(5)

@@ -97,7 +97,8 @@ async def cancelled_with(
             block.cancel()
 
     async def poll() -> None:
-        if not is_cancelled and await _state_of(client, run_id) in ending:
+        # A shard that was cancelled itself is not cancelled again with its run.
+        if not is_cancelled and await _state_of(client, run_id) in ending and not block.cancelling():
             cancel()
 
     try:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from prefect import Task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.client.schemas.objects import State, StateType
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
@@ -292,7 +292,8 @@ async def read_conversations(
             try:
                 async with progress_artifact(run.progress):
                     await job.read()
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, TerminationSignal):
+                await _be_cancelled()
                 is_cancelled = True
             except Exception as exc:  # noqa: BLE001 - as above
                 failure = str(as_own_error(exc))
@@ -303,6 +304,21 @@ async def read_conversations(
             return RunResult(
                 summary, [] if given.numbers is None else [*islice(given.numbers.problems(), 100)]
             )
+
+
+async def _be_cancelled() -> None:
+    """Continue as a task that was cancelled, which nothing cancels again; the flow's state depends on that.
+
+    The signal with which a worker ends a run is raised by whatever code runs at that moment: mostly the event
+    loop, which then cancels all tasks, but also a task, whose error then ends the flow alone.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - narrows the type for mypy
+    if task.cancelling():
+        return
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
 
 
 async def publish(summary: RunSummary, run: RunContext) -> None:

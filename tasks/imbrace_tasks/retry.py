@@ -22,13 +22,18 @@ from imbrace_lake.errors import ImbraceLakeError, as_own_error
 P = ParamSpec("P")
 
 
+# Of the run of a task, with its run.
+_ENDED = ("cancelled by the runtime environment", "aborted by a termination signal")
+
+
 def _is_shown(record: logging.LogRecord) -> bool:
     """Whether Prefect's line about a task reports an error that no other line reports.
 
     It logs a failed state without an exception twice, and as an error that the run of a task was cancelled.
     """
     is_repeated = record.exc_info == (None, None, None)
-    return not is_repeated and "cancelled by the runtime environment" not in record.getMessage()
+    message = record.getMessage()
+    return not is_repeated and not any(ended in message for ended in _ENDED)
 
 
 def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

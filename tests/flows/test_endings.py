@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.exceptions import CancelledRun, FailedRun
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import CancelledRun, FailedRun, TerminationSignal
 from prefect.states import aget_state_exception
 
+from imbrace_flows.cancellation import cancelled_with
 from imbrace_flows.observer import run_result
 from imbrace_flows.params import VerifyParams
 from imbrace_flows.verify import verify_lake
 from imbrace_lake.errors import StoreError
 from imbrace_lake.export.chunk import export_chunk
+from imbrace_lake.export.run import close_run
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.accidents import EXCEPTIONS, SECRET
 from tests.acceptance.scale import IS_FULL
-from tests.flows.offline import Offline
+from tests.flows.offline import Offline, Server
 
 pytestmark = pytest.mark.slow
 
@@ -224,6 +229,68 @@ def test_a_cancelled_backfill_names_the_rerun_that_reads_only_the_rest(
     assert offline.outcomes("run_2") == {"complete": half, "not_reached": half}
     assert offline.run("run_3", rerun="run_2").is_completed()
     assert offline.outcomes("run_3") == {"complete": half}
+
+
+@pytest.mark.parametrize("error", [TerminationSignal(signal.SIGTERM), asyncio.CancelledError()])
+def test_a_signal_that_reaches_a_task_ends_the_run_as_cancelled_with_all_accounts(
+    error: BaseException, offline: Offline
+) -> None:
+    """Prefect raises it in the code that runs at that moment, or cancels the tasks of the run alone."""
+    is_closing = False
+
+    async def export(run: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "chunk-2-of-2":
+            await asyncio.sleep(0.5)
+            raise error
+        return await export_chunk(run, name, *arguments, **options)
+
+    async def close(*arguments: Any, **options: Any) -> Any:
+        nonlocal is_closing
+        is_closing = True
+        await asyncio.sleep(0.3)
+        return await close_run(*arguments, **options)
+
+    async def state_of(client: object, run_id: str) -> StateType | None:
+        return StateType.CANCELLING if is_closing else None
+
+    with offline.monkeypatch.context() as patch:
+        patch.setattr("imbrace_tasks.export.export_chunk", export)
+        patch.setattr("imbrace_flows.pipeline.close_run", close)
+        patch.setattr("imbrace_flows.cancellation._state_of", state_of)
+        patch.setattr("imbrace_flows.cancellation.POLL_SECONDS", 0.05)
+        with pytest.raises(asyncio.CancelledError, match=r"Cancelled\. Start it again"):
+            offline.run("run_1", chunk_size=CONVERSATIONS // 2)
+
+    half = CONVERSATIONS // 2
+    assert offline.outcomes("run_1") == {"complete": half, "not_reached": half}
+    row = offline.row("run_1")
+    assert row is not None
+    assert row["status"] == "cancelled"
+    assert offline.run("run_2", rerun="run_1").is_completed()
+
+
+def test_a_run_that_is_cancelled_is_not_cancelled_again_while_it_closes_its_accounts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_closing = False
+
+    async def state_of(client: object, run_id: str) -> StateType | None:
+        return StateType.CANCELLING if run_id == "shard" or is_closing else None
+
+    async def close() -> bool:
+        nonlocal is_closing
+        async with cancelled_with("shard"), cancelled_with("its run"):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            is_closing = True
+            await asyncio.sleep(0.3)
+            return True
+
+    monkeypatch.setattr("imbrace_flows.cancellation.get_client", Server)
+    monkeypatch.setattr("imbrace_flows.cancellation._state_of", state_of)
+    monkeypatch.setattr("imbrace_flows.cancellation.POLL_SECONDS", 0.05)
+
+    assert asyncio.run(close())
 
 
 def cancel_in_the_middle(offline: Offline, patch: pytest.MonkeyPatch) -> None:

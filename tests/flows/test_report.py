@@ -471,6 +471,7 @@ def test_only_ends_that_are_errors_are_logged_as_errors(state: Any, level: str) 
         ("Task run failed with state: Failed() - Retries are exhausted", (None, None, None), False),
         ("Crash detected! Execution was cancelled by the runtime environment.", None, False),
         ("Finished in state Crashed('Execution was cancelled by the runtime environment.')", None, False),
+        ("Crash detected! Execution was aborted by a termination signal.", None, False),
         ("Finished in state Crashed('Execution was aborted')", None, True),
     ],
 )

@@ -49,7 +49,7 @@ SCHEDULE_CHECK_SECONDS = 3.0
 SCHEDULE_CHECKS = 40
 GIVE_BACK_SECONDS = 20.0
 DRAIN_SECONDS = 10.0
-LONGEST_MESSAGE = 200
+LONGEST_MESSAGE = 500
 
 
 class SetupFailed(ImbraceLakeError):
@@ -238,7 +238,9 @@ class Lines:
         """Show the verdict of a run."""
         if run.state is None:
             return
-        message = (run.state.message or "").partition("\n")[0][:LONGEST_MESSAGE]
+        message = (run.state.message or "").partition("\n")[0]
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE - 1]}…"
         self.say(f"{_run_name(deployment, run)}: {run.state.name}" + (f", {message}" if message else ""))
 
     async def show_schedules(self) -> bool:

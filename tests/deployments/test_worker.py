@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Failed
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+from imbrace_cli.installation import LONGEST_MESSAGE, Lines
 from imbrace_deployments.worker import LocalWorker, Reports, WithoutAttempts, describe_crash
 
 
@@ -74,3 +78,16 @@ def test_the_log_of_a_run_that_waits_for_others_does_not_show_each_attempt_to_st
         logger.info("%s returned a non-pending state 'CANCELLED'", waiting)
 
     assert caplog.messages == [*first, started, f"{waiting} returned a non-pending state 'CANCELLED'"]
+
+
+def test_a_long_sentence_about_a_run_is_shown_or_marked_as_cut() -> None:
+    stream = io.StringIO()
+    lines = Lines(cast("Any", None), stream)
+
+    for length in (LONGEST_MESSAGE, LONGEST_MESSAGE + 1):
+        run = FlowRun(flow_id=uuid4(), name="export a.csv", state=Failed(message="x" * length))
+        lines.ended("export", run)
+
+    whole, cut = stream.getvalue().splitlines()
+    assert whole.endswith(f": Failed, {'x' * LONGEST_MESSAGE}")
+    assert cut.endswith(f": Failed, {'x' * (LONGEST_MESSAGE - 1)}…")

@@ -59,7 +59,7 @@ _ROWS: Mapping[str, str] = {
     "bots": "sender that is a bot",
     "business_hours": "weekday",
     "messages": "message",
-    "turns": "message that a customer saw or sent",
+    "turns": "message that the customer saw",
     "episodes": "episode of a conversation",
     "replies": "wait of a contact",
     "response_times": "week",

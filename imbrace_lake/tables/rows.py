@@ -340,12 +340,23 @@ def iter_file(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
             most = max((one.total_byte_size // max(1, one.num_rows) for one in groups), default=0)
             count = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, most)))
             for batch in file.iter_batches(count, columns=names, use_threads=False):
-                yield pa.Table.from_batches([batch])
+                rows = pa.Table.from_batches([batch])
+                plain = pa.schema([one.with_type(_plain(one.type)) for one in rows.schema])
+                yield rows if rows.schema.equals(plain) else rows.cast(plain)
     except (pa.ArrowException, OSError) as exc:
         if isinstance(exc, OSError) and exc.errno is not None:
             # An error of the disk, which shows nothing about the file.
             raise
         raise UnreadableFile(path) from exc
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type that this project writes, in place of the variants that other writers of Delta use."""
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
 
 
 def in_lake_schema(rows: pa.Table) -> pa.Table:

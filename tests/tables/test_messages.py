@@ -73,6 +73,19 @@ def test_other_engines_read_the_same_rows(bench: Bench) -> None:
     assert [counts[0], len(counts[1])] == [bench.rows().num_rows] * 2
 
 
+def test_rows_that_another_writer_deleted_are_written_again(bench: Bench) -> None:
+    compact(bench)
+    # In the file that it writes, the type of texts is another one.
+    open_table(bench).delete("sender_role = 'contact'")
+
+    report = compact(bench)
+
+    assert report.differences
+    assert report.is_repaired
+    assert difference(bench) == SAME
+    assert not compact(bench).differences
+
+
 def test_new_messages_are_added_without_reading_anything_else(bench: Bench) -> None:
     compact(bench)
     before = {path.name for path in Path(bench.lake, "tables", "messages").glob("*.parquet")}

@@ -95,16 +95,17 @@ def _verify_object(path: Path, as_json: bool) -> NoReturn:
     elif report.problem is not None:
         echo(f"{path}: {report.problem}")
     else:
-        echo_status(f"sound: {_evidence(report)}")
+        echo_status(f"{'sound' if report.is_proven else 'not proven'}: {_evidence(report)}")
     raise typer.Exit(COMPLETE if report.problem is None else PARTIAL)
 
 
 def _evidence(report: PartReport) -> str:
-    """Return the claim of a sound part in one line."""
+    """Return what a part without a fault proves, in one line."""
     rows = f"{plural(report.rows, 'message')} of {report.conversation_id} ({report.organization_id})"
     claim = report.claim
     if claim is None:
-        return f"{rows}; an earlier version wrote it, without a claim in its footer"
+        writers = "an earlier version" if report.is_proven else "an earlier version or another program"
+        return f"{rows}; {writers} wrote it, without a claim in its footer"
     proof = "no walk" if claim.status is None else f"{claim.status}, proof method {claim.proof_method}"
     count = "" if claim.server_count is None else f", gateway's count {claim.server_count:,}"
     return f"{rows}, as claimed by run {claim.run_id}: {proof}{count}"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from imbrace_lake.gateway import client
@@ -93,6 +94,20 @@ def test_a_copy_of_one_object_is_verified_without_its_lake(run: Run, bench: Benc
     assert (values["sound"], values["claim"]["conversation_id"]) == (True, conversation)
     assert (damaged.code, damaged.out) == (3, "copy: is damaged: restore it from a copy\n")
     assert run("verify", "--object", "missing").code == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_copy_that_another_program_changed_is_not_called_sound(
+    run: Run, bench: Bench, workdir: Path
+) -> None:
+    rows = pd.read_parquet(parts(bench)[0])
+    rows.iloc[1:].to_parquet(workdir / "copy")
+
+    result = run("verify", "--object", "copy")
+
+    assert result.code == 0
+    assert result.err.startswith("not proven: ")
+    assert "an earlier version or another program wrote it, without a claim" in " ".join(result.err.split())
 
 
 def test_counts_are_compared_with_the_gateway(run: Run, bench: Bench, box: Sandbox) -> None:

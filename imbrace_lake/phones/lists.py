@@ -67,6 +67,10 @@ _PHONE_NUMBER = re.compile(PHONE_LIKE)
 _WITH_PLUS = re.compile(r"[+＋](?:\W{0,2}\d){7}")
 # Nearly all ids, which need no other check.
 _CONVERSATION = re.compile(r"(?:conv_|tcu_)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+# Spreadsheets show six digits of a long number, and 32-bit floats keep seven. One real number in 100,000 ends
+# like this; ten times as many are reported.
+_ROUNDED = "00000"
+_ROUNDED_BY_CHANCE = 10_000
 _BATCH_ROWS = 1 << 16
 _CSV = {".csv", ".tsv", ".tab"}
 _PARQUET = {".parquet", ".pq"}
@@ -167,6 +171,9 @@ def read_phone_list(
     # Arrow would keep the memory of the intermediate columns, four times that of the list.
     pa.default_memory_pool().release_unused()
     phones = PhoneList(table, report)
+    rounded = pc.sum(pc.ends_with(table["phone"], _ROUNDED)).as_py() or 0
+    if rounded > max(1, phones.given // _ROUNDED_BY_CHANCE):
+        report.rounded = rounded
     report.counts = {
         "given": phones.given,
         "valid": phones.valid,

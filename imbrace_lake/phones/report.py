@@ -143,6 +143,7 @@ class ListReport:
         skipped_files: Hidden and empty files of a folder.
         counts: Numbers by status: ``ok``, ``duplicate``, ``invalid``; ids have ``ok`` and ``duplicate``.
         rejected: Rows without a valid number, by reason; their positions count over all files.
+        rounded: Numbers that end in five zeros, if there are more than by chance.
     """
 
     source: str
@@ -150,6 +151,7 @@ class ListReport:
     skipped_files: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, Skipped] = field(default_factory=dict)
+    rounded: int = 0
 
     @property
     def rows(self) -> int:
@@ -186,6 +188,10 @@ class ListReport:
             count = len(self.skipped_files)
             skipped = f"{count:,} hidden or empty {'files were' if count != 1 else 'file was'} not read"
             found.append(f"{self.source}: {skipped}")
+        if self.rounded:
+            numbers = f"{self.rounded:,} numbers end in five zeros"
+            why = "if a spreadsheet or a program has rounded them, they are others: export the column as text"
+            found.insert(0, f"{self.source}: {numbers}; {why}")
         more = len(found) - MAX_COLUMNS
         if more > 0:
             rest = plural(more + 1, "remark like these is not shown", "remarks like these are not shown")

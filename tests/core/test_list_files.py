@@ -938,6 +938,23 @@ class TestReport:
         assert report["rejected"][0]["count"] == 30_000
         assert len(report["rejected"][0]["where"]) == MAX_POSITIONS
 
+    @pytest.mark.parametrize(
+        ("numbers", "count"),
+        [
+            (["886911000000", "886912000000", A], 2),
+            (["886911400000.0", "886912500000.0"], 2),  # 32-bit floats, as pandas writes them
+            (["+886223400000", A, B], 0),
+            ([A, B], 0),
+        ],
+    )
+    def test_numbers_that_a_spreadsheet_may_have_rounded_are_reported(
+        self, tmp_path: Path, numbers: list[str], count: int
+    ) -> None:
+        warnings = read(write(tmp_path / "n.txt", "\n".join(numbers))).report.warnings()
+
+        reported = f"n.txt: {count} numbers end in five zeros; if a spreadsheet or a program has rounded them"
+        assert [one.partition(",")[0] for one in warnings] == [reported] * bool(count)
+
     def test_the_columns_that_are_not_named_are_counted(self, tmp_path: Path) -> None:
         names = [f"phone_{index}" for index in range(23)]
         path = write(tmp_path / "n.csv", f"{','.join(names)}\n{','.join([A] * 23)}\n")

@@ -82,12 +82,14 @@ def iter_table(table: Table, wanted: Wanted, report: FileReport) -> Iterator[Cel
     report.code_columns = [column_names(table.names, width)[index] for index in codes]
     for index in chosen:
         table.check(index)
+    # In a list of ids, no phone number is missing.
+    is_counted = wanted.usual is None
     for batch in table.batches:
         rows = len(batch[0]) if batch else 0
         first = report.rows + 1
         report.rows += rows
         for index, values in enumerate(batch):
-            if index not in chosen and (count := count_numbers(values, wanted.region)):
+            if is_counted and index not in chosen and (count := count_numbers(values, wanted.region)):
                 name = column_names(table.names, len(batch))[index]
                 report.left_out[name] = report.left_out.get(name, 0) + count
         columns = [

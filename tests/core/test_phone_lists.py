@@ -520,6 +520,7 @@ class TestConversationIds:
         assert read_ids(str(text)).ids == read_ids(str(table)).ids == ["conv_2", "conv_1"]
         assert read_ids(str(parquet)).ids == ["7", "007"]
         assert read_ids(str(table), column="2").ids == ["conv_2", "conv_1"]
+        assert read_ids(str(table)).report.warnings() == []
 
     @pytest.mark.parametrize("number", [A, "886911425977", "0911 425 977", "+886 (0)911-425977"])
     def test_phone_numbers_in_place_of_ids_are_reported_and_not_repeated(

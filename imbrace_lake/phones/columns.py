@@ -99,6 +99,7 @@ _WITH_CODE = (
 )
 # Cells with several lines are also the rest of a table after a quotation mark without an end.
 _BARE = rf"(?m)(?:^|[,;:|&]){_BLANK}\"'=(]*{_GROUPS}{_BLANK}\"')]*(?:[,;|&(\r]|$)"
+_IN_TEXT = re.compile(r"[+＋][\s(]{0,3}\d[\d\s().\-‑/]{5,20}\d")
 _CHARACTERS_CHECKED = 4096
 
 
@@ -337,7 +338,9 @@ def _count_checked(candidates: pa.Array, region: str | None) -> int:
     """Return the number of all candidates if one of some is a phone number, else 0."""
     step = max(1, len(candidates) // _CANDIDATES_CHECKED)
     some = candidates[::step].to_pylist()
-    found = (one for text in some for one in parse_cell(text[:_CHARACTERS_CHECKED], region))
+    # Also within other words, as in a note.
+    parts = (part for text in some for part in (text[:_CHARACTERS_CHECKED], *_IN_TEXT.findall(text)[:3]))
+    found = (one for part in parts for one in parse_cell(part, region))
     return len(candidates) if any(isinstance(one, str) and is_in_use(one) for one in found) else 0
 
 

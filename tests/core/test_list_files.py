@@ -131,6 +131,7 @@ class TestColumns:
             f"{A[1:]} (work)",
             f"tel:{A[1:]}",
             f"Anna\n{A[1:]}",
+            f"at night: {A}, else at work",
             "+886\N{NO-BREAK SPACE}911\N{NO-BREAK SPACE}425\N{NO-BREAK SPACE}977",
             "\N{LEFT-TO-RIGHT EMBEDDING}886-911\N{NON-BREAKING HYPHEN}425-977\N{POP DIRECTIONAL FORMATTING}",
             "８８６９１１４２５９７７",

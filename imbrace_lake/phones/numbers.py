@@ -28,7 +28,7 @@ _TAIL = 2
 _PLAIN = re.compile(r"(\+?)([1-9][0-9]{6,18})")
 _SCHEME = re.compile(
     r"(?:tel|telephone|telefon|phone|mobile|mobil|mob|handy|cell|whatsapp|signal|callto|sms|smsto"
-    r"|電話|电话|手機|手机|携帯)(?:\.?[:：]|\.|\s)\s*(?://)?|(?:https?://)?wa\.me/",
+    r"|電話|电话|手機|手机|携帯|ph|[cmptw](?=[:：]))(?:\.?[:：]|\.|\s)\s*(?://)?|(?:https?://)?wa\.me/",
     re.IGNORECASE,
 )
 _WHATSAPP_ID = re.compile(r"\+?(\d+)(?::\d+)?@(?:s\.whatsapp\.net|c\.us)", re.IGNORECASE)

@@ -71,6 +71,9 @@ def parsed(text: str, region: str | None = None) -> str | None:
         "tel:+886-911-425-977",
         "WhatsApp:+886911425977",
         "whatsapp: 886911425977",
+        "p:+886911425977",  # as Meta exports leads
+        "T: +886 911 425 977",
+        "Ph. +886911425977",
         "＋８８６（９１１）４２５－９７７",
         "\ufeff+886\u00a0911\u200b425\u2011977\u202c",
         "  +886911425977\r\n",

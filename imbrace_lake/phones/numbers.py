@@ -648,7 +648,8 @@ def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:
         digits = sum(char.isdecimal() for char in piece)
         written = visible(piece)
         is_contact = _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written)
-        is_explicit = region is None or is_contact or piece.lstrip("(（").startswith(("+", "＋", "0"))
+        begin = _SCHEME.sub("", written, count=1).lstrip("(（")
+        is_explicit = region is None or is_contact or begin.startswith(("+", "＋", "0"))
         if (digits >= _SURELY_A_NUMBER or is_in_use(phone)) and (is_explicit or len(phone) >= longest):
             return phone
         return _rejection(piece, _INCOMPLETE)

@@ -161,6 +161,11 @@ def test_numbers_without_a_plus_sign_and_of_fixed_length_are_distinguished_too()
     assert parse_cell(f"{A} ::: ") == [A]
 
 
+def test_a_shorter_number_after_a_hint_is_complete_if_it_has_its_country_code() -> None:
+    assert parse_cell(f"M: {A}, T: +88637123456", "TW") == [A, "+88637123456"]
+    assert parse_cell(f"tel:{A}; tel:037123456", "TW") == [A, "+88637123456"]
+
+
 def test_a_piece_that_is_not_a_number_is_reported_and_the_others_are_read() -> None:
     assert numbers_of(f"{A}, Anna; {B}") == [A, B]
     assert ["letters" in reason for reason in reasons_of(f"{A}, Anna; {B}")] == [True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
+from numbers import Integral
 from typing import Any
 
 import pyarrow as pa
@@ -135,9 +136,14 @@ def parameter_values(given: object) -> dict[str, Any] | list[Any]:
         for name in given:
             if not isinstance(name, str):
                 raise SettingsError(f"the names of parameters must be texts, and one is {kind(name)}")
-        return dict(given)
+        return {name: _number(value) for name, value in given.items()}
     if isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray):
-        return [*given]
+        return [*map(_number, given)]
     raise SettingsError(
         f"parameters must be values by name, {{'name': value}}, or a list for each ?, and are {kind(given)}"
     )
+
+
+def _number(value: Any) -> Any:
+    """Return an integer of NumPy, as data frames have, as one that DuckDB takes; else the value."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, int) else value

@@ -757,6 +757,11 @@ def test_parameters_are_values(lake: Lake) -> None:
     assert count.column("n")[0].as_py() > 0
     assert lake.sql(query.replace("$id", "?"), ["conv_2"]).to_arrow() == count
     assert lake.sql(query.replace("$id", "$1"), ("conv_2",)).to_arrow() == count
+    # A number of a data frame is one of NumPy.
+    number: Any = pd.Series([2**40]).iloc[0]
+    assert type(number) is not int
+    for sql, values in (("SELECT ? AS n", [number]), ("SELECT $n AS n", {"n": number})):
+        assert lake.sql(sql, values).to_arrow().to_pylist() == [{"n": 2**40}]
 
 
 @pytest.mark.slow

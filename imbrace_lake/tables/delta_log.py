@@ -11,12 +11,11 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -131,7 +130,7 @@ class DeltaLog:
         """
         for _ in range(READ_TRIES):
             # An object of the log is missing if another process has just deleted old ones.
-            with reading_folder(self._store, "delta-log-") as folder, suppress(FileNotFoundError):
+            with self._temporary_folder() as folder, suppress(FileNotFoundError):
                 commits = await self._copy(Path(folder))
                 return None if commits is None else await asyncio.to_thread(self._load, folder, commits)
         raise self._damaged()
@@ -216,7 +215,7 @@ class DeltaLog:
             return
         from deltalake import DeltaTable
 
-        with TemporaryDirectory(prefix="delta-log-", dir=self._store.temporary_directory()) as folder:
+        with self._temporary_folder() as folder:
             commits = await self._copy(Path(folder))
             # Another compaction may have written a checkpoint since.
             if commits is None or commits < COMMITS_PER_CHECKPOINT:
@@ -248,6 +247,13 @@ class DeltaLog:
         for key in sorted(old):
             await self._store.delete(key)
         return len(old)
+
+    def _temporary_folder(self) -> AbstractContextManager[str]:
+        """Return a temporary folder for a copy of the log.
+
+        The package `deltalake` takes `%20` in a path for a space, and a backslash for a slash.
+        """
+        return reading_folder(self._store, "delta-log-", without="%\\")
 
     async def _copy(self, folder: Path) -> int | None:
         """Copy the last checkpoint and the commits after it; return their number, None without a table."""

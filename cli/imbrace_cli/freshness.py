@@ -113,11 +113,9 @@ def freshness(
         echo("", *_outlook(report, visits, is_known=requests is not None))
         _list(found, limit)
         if stale:
-            echo(
-                "",
-                f"{stale:,} of {len(found):,} conversations: no proof in the last"
-                f" {decimal(stale_hours or 0, 6)} hours",
-            )
+            hours = decimal(stale_hours or 0, 6)
+            last = "hour" if hours == "1" else f"{hours} hours"
+            echo("", f"{stale:,} of {len(found):,} conversations: no proof in the last {last}")
     # A monitor with a mistake in the lake or the organization must not be silent.
     is_empty = stale is not None and not found
     raise typer.Exit(PARTIAL if stale or is_empty else COMPLETE)

@@ -215,6 +215,8 @@ def test_a_proof_older_than_the_limit_ends_with_3(run: Run, box: Sandbox) -> Non
     count = len(box.conversations)
     assert (fine.code, stale.code, reported.code) == (0, 3, 3)
     assert stale.out.endswith(f"{count} of {count} conversations: no proof in the last 24 hours\n")
+    of_one = run("freshness", "--stale-hours", "1", "--limit", "0")
+    assert of_one.out.endswith(f"{count} of {count} conversations: no proof in the last hour\n")
     values = json.loads(reported.out)
     assert values["stale"] == values["ages"]["under a week"] == count
     assert len(values["conversations"]) == 1

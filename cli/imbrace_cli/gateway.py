@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from imbrace_cli.local_server import server_status
-from imbrace_cli.prefect_environment import configured_api_url, prepare_client
+from imbrace_cli.prefect_environment import check_network, configured_api_url, prepare_client
 from imbrace_cli.prefect_session import ask_server, server_unavailable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def shared_gateway(settings: Settings) -> OpenGateway:
 
     Raises:
         ServerUnavailable: The configured server does not answer, so its limit is not known.
+        SettingsError: The environment names certificates or a proxy that cannot be used.
     """
     import httpx
 
@@ -30,6 +31,7 @@ def shared_gateway(settings: Settings) -> OpenGateway:
     local = server_status() if configured is None else None
     if not settings.request_limit or (configured is None and local is None):
         return own_gateway(settings)
+    check_network()
     if configured is not None:
         try:
             answer = ask_server(configured)

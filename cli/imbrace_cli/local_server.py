@@ -43,7 +43,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imbrace_cli.prefect_environment import check_certificates
+from imbrace_cli.prefect_environment import check_network
 from imbrace_cli.processes import inherited_environment
 from imbrace_cli.server_failure import NO_PROGRESS, explain_failure
 from imbrace_lake.errors import ImbraceLakeError, SettingsError
@@ -141,7 +141,7 @@ def ensure_server(home: Path | None = None, on_wait: Callable[[float], None] | N
             leaves no process behind.
         SettingsError: The certificates that the user has chosen cannot be read.
     """
-    check_certificates()
+    check_network()
     files = _make_files(home)
     idle_seconds = _setting("IMBRACE_SERVER_IDLE_MINUTES", DEFAULT_IDLE_MINUTES) * 60
     keep_seconds = _setting("IMBRACE_SERVER_KEEP_DAYS", DEFAULT_KEEP_DAYS, least=1.0) * 86_400

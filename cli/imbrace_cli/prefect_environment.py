@@ -12,9 +12,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import certifi
 from dotenv import dotenv_values
+
+from imbrace_lake.errors import SettingsError
 
 CERTIFICATE = "certificate.pem"
 
@@ -90,16 +93,26 @@ def client_environment(api_url: str, directory: Path | None = None) -> dict[str,
     return environment
 
 
-def check_certificates() -> None:
-    """Check the certificates that the user has chosen, which Prefect would report with a traceback.
+def check_network() -> None:
+    """Check the certificates and proxies of the environment, which Prefect would report with a traceback.
 
     Raises:
-        SettingsError: They cannot be read.
+        SettingsError: They cannot be used.
     """
     if os.environ.get("SSL_CERT_FILE"):
         from imbrace_lake.gateway.http_client import certificates
 
         certificates()
+    proxies = getproxies()
+    for scheme in [one for one in ("http", "https", "all") if proxies.get(one)]:
+        import httpx
+
+        address = proxies[scheme]
+        try:
+            httpx.Proxy(address if "://" in address else f"http://{address}")
+        except (httpx.InvalidURL, ValueError):
+            sentence = f"{scheme.upper()}_PROXY is not the address of a proxy: it must be http://host:port"
+            raise SettingsError(sentence) from None
 
 
 def prepare_client(api_url: str, directory: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from imbrace_cli.local_server import ServerUnavailable, ensure_server, keep_alive
 from imbrace_cli.prefect_environment import (
-    check_certificates,
+    check_network,
     configured_api_url,
     configured_login,
     prepare_client,
@@ -124,7 +124,7 @@ def ask_server(api_url: str, timeout_seconds: float = 10.0) -> httpx.Response:
         httpx.HTTPError: It does not answer, or the address is not valid or not that of an API.
         SettingsError: The certificates that the user has chosen cannot be read.
     """
-    check_certificates()
+    check_network()
     import httpx
 
     url = f"{api_url.rstrip('/')}/admin/version"

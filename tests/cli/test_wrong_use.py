@@ -344,6 +344,19 @@ def test_check_reports_certificates_that_cannot_be_read(run: Run) -> None:
     assert "prefect server: SSL_CERT_FILE names a file without readable certificates" in result.out
 
 
+@pytest.mark.parametrize("arguments", [["export", NUMBER], ["check"]])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "all_proxy"])
+def test_a_proxy_that_cannot_be_used_is_one_sentence(name: str, arguments: list[str], run: Run) -> None:
+    os.environ.update({name: "http://name:password@host:port", "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+
+    result = run(*arguments)
+
+    sentence = f"{name.upper()} is not the address of a proxy: it must be http://host:port"
+    assert sentence in result.out + result.err
+    assert "Traceback" not in result.err
+    assert "password" not in result.out + result.err
+
+
 EVERYTHING = ["backfill", "--everything", "--new-only"]
 
 

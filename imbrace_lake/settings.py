@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imbrace_lake.errors import SettingsError
+from imbrace_lake.gateway.ids import is_encodable
 from imbrace_lake.gateway.message_list import DEFAULT_BOUNDS, Bounds
 from imbrace_lake.lake.memory import MemoryBudget
 from imbrace_lake.policy import ReadPolicy
@@ -36,6 +37,7 @@ OTHER_VARIABLES = frozenset(
     )
 )  # fmt: skip
 """The variables of the command line and of the composed server, which are not settings of a run."""
+_INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 FOR_TESTS = (f"{PREFIX}ACCEPTANCE", f"{PREFIX}TEST_")
 
 
@@ -240,6 +242,11 @@ class Settings(BaseSettings):
             reject_token(value, is_organization=info.field_name == "organization")
         if info.field_name == "organization" and value and is_number(str(value)):
             raise ValueError("it is a phone number: an organization's id begins with org_")
+        if info.field_name == "organization" and isinstance(value, str) and _INVISIBLE.search(value):
+            # Values that are read from a file often end with a line break.
+            raise ValueError("it contains a space or a line break: set it again")
+        if isinstance(value, str) and not is_encodable(value):
+            raise ValueError("it is not UTF-8 text")
         secret = value.get_secret_value() if isinstance(value, SecretStr) else ""
         if info.field_name == "token" and secret.startswith("org_"):
             raise ValueError("it begins with org_, so it is an organization's id: a token begins with api_")
@@ -311,7 +318,8 @@ class Settings(BaseSettings):
             return f"{PREFIX}GATEWAY contains a user or a password, which logs would show: remove it"
         if address.query or address.fragment:
             return f"{PREFIX}GATEWAY has a query (what follows ? or #), which logs would show: remove it"
-        return None if address.host else f"{PREFIX}GATEWAY is not an address: {self.gateway}"
+        is_address = address.host and (address.port is None or 0 < address.port < 65_536)
+        return None if is_address else f"{PREFIX}GATEWAY is not an address: {self.gateway}"
 
     def policy(self) -> ReadPolicy:
         """Return which messages that are in the lake a run reads again."""

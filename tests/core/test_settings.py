@@ -132,6 +132,8 @@ def test_a_missing_required_setting_is_reported(name: str, value: str | None) ->
         "https:///3rd",
         "http://host:port/3rd",
         "http://[::1",
+        "http://host:65536/3rd",
+        "http://host:0/3rd",
     ],
 )
 def test_an_invalid_address_is_reported_before_anything_is_sent(address: str) -> None:
@@ -273,6 +275,17 @@ def test_a_phone_number_as_organization_is_rejected_without_repeating_it(number:
         load_settings(organization=number)
 
     assert number not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["org_1\n", " org_1", "org 1", "org_1\x1b[31m"])
+def test_an_organization_with_a_space_or_a_line_break_is_rejected(value: str) -> None:
+    with pytest.raises(SettingsError, match="IMBRACE_ORGANIZATION: it contains a space or a line break"):
+        load_settings(organization=value)
+
+
+def test_a_lake_whose_path_is_not_utf_8_is_rejected() -> None:
+    with pytest.raises(SettingsError, match="IMBRACE_LAKE: it is not UTF-8 text"):
+        load_settings(lake="/data/\udcff")
 
 
 def test_a_gateway_with_a_query_is_rejected_without_repeating_it() -> None:

@@ -110,8 +110,10 @@ class LookBack:
         """Whether the look-back ends within a page; `times` are those of its messages."""
         if page.next_skip >= self.messages or page.total_count is None or page.next_skip >= page.total_count:
             return True
-        oldest = pc.min(times).as_py()
-        return oldest is not None and oldest < self.since
+        # The second oldest, because a single message can have a wrong time.
+        oldest = times.take(pc.bottom_k_unstable(times, min(2, len(times))))
+        last = oldest[-1].as_py() if len(oldest) else None
+        return last is not None and last < self.since
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from imbrace_cli import options
+from imbrace_cli.exit_codes import COMPLETE, FAILED, PARTIAL
 from imbrace_cli.interrupt import run_interruptibly
 from imbrace_cli.options import AsJson, checked_settings
 from imbrace_lake.errors import InputError
@@ -23,6 +24,10 @@ EXAMPLES = """
 Examples:
   imbrace-lake plan --phones customers.csv --organization org_… --lake ./lake
   imbrace-lake plan --phones customers.csv --requests-per-second 2
+
+\b
+Exit codes:
+  0 estimated   3 partial   1 failed   2 wrong use   130 interrupted
 """
 
 
@@ -41,7 +46,8 @@ def plan(
 ) -> None:
     """Estimate what an export of the same numbers would read, its requests and time; write nothing.
 
-    The command resolves the numbers, and reads the total count of some of the new conversations.
+    The command resolves the numbers, and reads the total count of some of the new conversations. The estimate
+    leaves out what fails and what is not a phone number; the exit code is that of an export that does so.
     """
     from imbrace_cli.inputs import TableOptions, list_address
     from imbrace_cli.summary import show_input
@@ -68,6 +74,14 @@ def plan(
         typer.echo(json.dumps(found.as_json() | {"input": given.report.as_json()}, ensure_ascii=False))
     else:
         _echo_plan(found, settings)
+    raise typer.Exit(_exit_code(found, given, settings.tolerated_unreadable))
+
+
+def _exit_code(found: Plan, given: PhoneList, tolerated_unreadable: float) -> int:
+    """Return how the export would end if the same numbers and conversations failed again."""
+    if found.failures:
+        return PARTIAL if found.conversations else FAILED
+    return PARTIAL if given.invalid > tolerated_unreadable * given.given else COMPLETE
 
 
 def _made(settings: Settings, given: PhoneList) -> Plan:

@@ -161,7 +161,7 @@ async def make_plan(
     found: dict[PhoneNumber, Resolved] = {}
     for answer in await run_bounded(SAMPLES_IN_FLIGHT, (partial(timed.resolve, batch) for batch in batches)):
         found.update(answer)
-    if found and all(one.error is not None for one in found.values()):
+    if found and all(one.error is not None and not one.conversation_ids for one in found.values()):
         if timed.failed:
             raise timed.failed[0]
         # The gateway rejected the numbers one by one.

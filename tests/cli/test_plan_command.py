@@ -65,6 +65,27 @@ def test_a_plan_of_a_list_without_any_phone_number_fails_as_its_export_would(
     assert box.stats().requests == {}
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+@pytest.mark.parametrize(("has_conversations", "code"), [(True, 3), (False, 1)])
+def test_a_plan_that_misses_numbers_ends_as_its_export_would(
+    has_conversations: bool, code: int, as_json: list[str], run: Run, box: Sandbox
+) -> None:
+    failing, other = sorted(box.phones, key=lambda phone: bool(box.links[phone]) == has_conversations)[-2:]
+    # The request of both numbers, and that of the first.
+    box.fail_next("400", "400")
+
+    result = run("plan", failing, other, *as_json)
+
+    assert result.code == code
+    assert '"error": 1' in result.out or "1 not resolved" in result.out
+    box.fail_next("400", "400")
+    assert run("export", failing, other).code == code
+
+
+def test_a_plan_of_a_list_of_which_too_much_is_unreadable_is_partial(run: Run, box: Sandbox) -> None:
+    assert [run("plan", box.phones[0], *invalid).code for invalid in (["12"], ["12", "13"])] == [0, 3]
+
+
 @pytest.mark.parametrize("fault", ["301", "302", "307", "308"])
 def test_a_plan_for_a_gateway_that_redirects_fails_and_shows_the_address(
     fault: str, run: Run, box: Sandbox

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from imbrace_lake.errors import (
@@ -25,6 +26,7 @@ from imbrace_lake.export.run import close_run
 from imbrace_lake.phones.lists import read_phone_list
 from imbrace_lake.settings import Settings
 from imbrace_sandbox import Sandbox, SandboxOptions
+from tests.core.conftest import client_of, played
 from tests.gateways import gateway_of, open_run
 
 
@@ -165,6 +167,24 @@ def test_a_plan_fails_with_the_gateways_error_if_no_number_could_be_resolved(
         box.break_conversation("links", fault)
         with pytest.raises(error):
             plan(settings_of(box, tmp_path, patience_seconds=0.0), box.phones)
+
+
+def test_a_plan_has_the_conversations_of_numbers_whose_entries_are_incomplete(tmp_path: Path) -> None:
+    links = [{"link": "https://x/?conv_id=c"}, {"link": "https://x/"}]
+
+    def play(request: httpx.Request) -> httpx.Response:
+        if "links" in request.url.path:
+            entry = {"phone_number": request.url.params["phone_numbers"], "conversation_links": links}
+            return httpx.Response(200, json=[entry])
+        return httpx.Response(200, json={"items": [], "count": 0, "total": 0, "has_more": False})
+
+    async def main(box: Sandbox) -> Plan:
+        async with client_of(box, open_session=played(play), url="http://played/3rd") as gateway:
+            return await make_plan(settings_of(box, tmp_path), gateway, read_phone_list(["+886911425977"]))
+
+    found = asyncio.run(main(Sandbox(SandboxOptions(conversations=0))))
+
+    assert (found.conversations, found.numbers["error"], len(found.failures)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("fault", "error"), [each for each in UNANSWERED if each[0] != "403"])

@@ -242,7 +242,8 @@ def parse_links(body: bytes, asked: Iterable[PhoneNumber]) -> Links:
             found.setdefault(phone, []).extend(conversation_ids)
         has_others |= phone is None and bool(conversation_ids)
     links = dict.fromkeys(
-        ConversationLink(phone, canonical_conversation_id(one))
+        # Blanks around an id would make it that of another conversation, which the gateway does not have.
+        ConversationLink(phone, canonical_conversation_id(one.strip()))
         for phone, conversation_ids in found.items()
         for one in conversation_ids
         if _is_text(one)
@@ -318,7 +319,7 @@ def _repeats_key(value: Any, levels: int = 4) -> bool:
 
 def _is_text(value: object) -> TypeGuard[str]:
     """Whether a value can be an id: text that UTF-8 can encode, for URLs and columns."""
-    return isinstance(value, str) and bool(value) and is_encodable(value)
+    return isinstance(value, str) and bool(value.strip()) and is_encodable(value)
 
 
 def _plain(number: Any) -> str:

@@ -213,6 +213,8 @@ def test_the_examples_of_the_vendors_page_are_read() -> None:
         "https://x/#/chat?conv_id=conv_8",
         "/chatroom-routing?conv_id=conv_8",
         "?conv_id=conv_8&conv_id=conv_9",
+        "https://x/?conv_id=conv_8%20",
+        "https://x/?conv_id=+%0Aconv_8+&c",
     ],
 )
 def test_the_conversation_is_the_conv_id_of_the_link_beside_any_other_field(link: str) -> None:
@@ -225,6 +227,7 @@ def test_the_conversation_is_the_conv_id_of_the_link_beside_any_other_field(link
         "",
         "https://x/",
         "https://x/?conv_id=",
+        "https://x/?conv_id=%20",
         "https://x/conv_id=conv_8",
         None,
         7,
@@ -243,6 +246,12 @@ def test_a_link_without_a_conversation_is_an_error_only_of_its_number(link: Any)
     assert answer.malformed == (ONE,)
     assert answer.links == (ConversationLink(ONE, "c"), ConversationLink(TWO, "c"))
     assert answer.missing == ()
+
+
+def test_blanks_around_the_id_of_an_envelope_are_not_part_of_it() -> None:
+    rows = [{"phone_number": ONE[1:], "conversation_id": " conv_8\t"}]
+
+    assert parse_links(json.dumps({"data": rows}).encode(), [ONE]).links == (ConversationLink(ONE, "conv_8"),)
 
 
 @pytest.mark.parametrize(

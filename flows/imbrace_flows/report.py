@@ -38,6 +38,8 @@ MAX_EXAMPLES = 5
 MAX_REASONS = 5
 # The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
 _REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
+# The only cause for which no rerun is worthwhile.
+_GONE = "nothing: `export-failures` shows the conversations that the gateway does not have."
 
 _HEADLINES = {
     "complete": "✅ Complete",
@@ -298,7 +300,9 @@ def next_steps(summary: RunSummary, started_as: str | None = None) -> list[str]:
             f" `retry-failed` with this run: `{summary.run_id}`"
         )
     elif summary.status == "failed" and not (given and summary.unreadable_count == given):
-        steps.append(summary.remedy or "fix the cause, and start it again.")
+        steps.append(summary.remedy or (_GONE if summary.causes else "fix the cause, and start it again."))
+    elif summary.status == "partial" and summary.causes:
+        steps.append(_GONE)
     elif summary.status == "partial" and not summary.unreadable_count:
         steps.append("do what the sentence above advises: `retry-failed` cannot read the rest.")
     if summary.unreadable_count:

@@ -424,13 +424,8 @@ class RunSummary:
 
     @property
     def is_worth_rerun(self) -> bool:
-        """Whether a rerun may export some of what is missing.
-
-        Not if a complete run misses only conversations that the gateway does not have. A run that tolerates
-        failures can be complete, too.
-        """
-        ignored = {ConversationNotFound.advice} if self.status == "complete" else set()
-        return bool(self.causes.keys() - ignored or self.number_errors)
+        """Whether a rerun may export some of what is missing: not what the gateway does not have."""
+        return bool(self.causes.keys() - {ConversationNotFound.advice} or self.number_errors)
 
     @property
     def has_rest(self) -> bool:

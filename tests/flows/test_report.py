@@ -32,7 +32,7 @@ from imbrace_flows.report import (
 from imbrace_flows.words import add_up, as_code
 from imbrace_lake.errors import BadRequest, ConversationNotFound, NotReached
 from imbrace_lake.export.plan import Plan
-from imbrace_lake.export.run import DeadLetter, RunSummary
+from imbrace_lake.export.run import DeadLetter, RunStatus, RunSummary
 from imbrace_lake.lake.ledger_schema import RunTotals
 from imbrace_lake.policy import Window
 from imbrace_lake.tables.report import TableDifference, TableReport
@@ -295,10 +295,14 @@ def test_numbers_that_an_error_of_the_run_left_unresolved_show_what_to_do_about_
     assert f"**What to do:** {remedy or 'Fix the cause, then retry.'}\n" in page
 
 
-def test_a_page_of_conversations_that_do_not_exist_advises_no_retry() -> None:
+@pytest.mark.parametrize("status", ["complete", "partial", "failed"])
+def test_a_page_of_conversations_that_do_not_exist_advises_no_retry(status: RunStatus) -> None:
     gone: dict[str, Any] = {"dead_letter_count": 2, "causes": {ConversationNotFound.advice: 2}}
+    gone["totals"] = RunTotals(found=2)
 
-    assert "\nA retry would not change this.\n" in failures_markdown(summary(status="complete", **gone))
+    assert "\nA retry would not change this.\n" in failures_markdown(summary(status=status, **gone))
+    (step,) = next_steps(summary(status=status, **gone))
+    assert step.startswith("query the lake" if status == "complete" else "nothing: `export-failures` shows")
     tolerated = {**gone, "causes": {**gone["causes"], "Look.": 1}}
     assert "start `retry-failed`" in failures_markdown(summary(status="complete", **tolerated))
 

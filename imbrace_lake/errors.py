@@ -111,7 +111,9 @@ class GatewayError(ImbraceLakeError):
     def __str__(self) -> str:
         # The id of a conversation can have any length.
         path = printable(self.path, most=MAX_PATH_CHARACTERS)
-        return f"{self.reason} (GET {path}, request id {self.request_id})"
+        # An error without an answer has no id.
+        request = "" if self.request_id == "-" else f", request id {self.request_id}"
+        return f"{self.reason} (GET {path}{request})"
 
 
 class TokenRejected(GatewayError):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from imbrace_lake.settings import Settings
 
 STANDARD_INPUT = "-"
-ARGUMENTS = "the arguments"
 _LIST_NAME = re.compile(r"://|\.(csv|gz|ods|parquet|tsv|txt|xls[bx]?|zst)$", re.IGNORECASE)
 
 
@@ -71,7 +70,7 @@ def list_address(phones: str | None, numbers: Sequence[str], table: TableOptions
         if is_file or _LIST_NAME.search(one):
             name = without_numbers(one)
             raise UsageError(f"{name} is the name of a list and not a phone number: write --phones {name}")
-    address = _address(phones, numbers, "phone numbers")
+    address = _address(phones, numbers, table, "phone numbers")
     _check_readable(address, table, settings)
     return address
 
@@ -95,15 +94,20 @@ def ids_address(
 
     if conversations is not None and ids:
         raise UsageError("give the conversations either by --conversations FILE or one by one, not both")
-    address = _address(conversations, ids, "conversation ids")
+    address = _address(conversations, ids, table, "conversation ids")
     read_ids(address, column=table.column, sheet=table.sheet, schemes=settings.schemes())
     return address
 
 
-def _address(given: str | None, items: Sequence[str], what: str) -> str:
+def _address(given: str | None, items: Sequence[str], table: TableOptions, what: str) -> str:
+    from imbrace_lake.phones.report import ARGUMENTS
     from imbrace_lake.phones.sources import is_pipe, renamed
 
     if given is None:
+        if table != TableOptions():
+            raise UsageError(
+                f"--column and --sheet are for tables, and these {what} are arguments: leave them out"
+            )
         return stage_in_memory(("\n".join(" ".join(item.split()) for item in items)).encode(), ARGUMENTS)
     if given == STANDARD_INPUT:
         if sys.stdin.isatty():
@@ -165,6 +169,7 @@ def reject_secrets(address: str) -> None:
 
 def _check_readable(address: str, table: TableOptions, settings: Settings) -> None:
     from imbrace_lake.phones.lists import iter_numbers
+    from imbrace_lake.phones.report import ARGUMENTS
     from imbrace_lake.phones.sources import display_name
 
     numbers = iter_numbers(

@@ -37,7 +37,7 @@ COMPACTION_KEY = "compact-summary"
 MAX_EXAMPLES = 5
 MAX_REASONS = 5
 # The end of an error of the gateway (`imbrace_lake.errors.GatewayError`).
-_REQUEST = re.compile(r" \((GET [^()]*, request id [^()]*)\)")
+_REQUEST = re.compile(r" \((GET [^()]*)\)")
 # The only cause for which no rerun is worthwhile.
 _GONE = "nothing: `export-failures` shows the conversations that the gateway does not have."
 

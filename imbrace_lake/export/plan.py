@@ -166,7 +166,7 @@ async def make_plan(
             raise timed.failed[0]
         # The gateway rejected the numbers one by one.
         first = next(iter(found.values()))
-        raise (first.cause or GatewayError)(LINKS_PATH, str(first.reason))
+        raise (first.cause or GatewayError)(LINKS_PATH, str(first.reason), first.request_id)
     wanted = dict.fromkeys([*ids, *(one for each in found.values() for one in each.conversation_ids)])
     if is_everything:
         wanted |= dict.fromkeys(states.ids())

@@ -40,17 +40,19 @@ class Resolved:
         error: Why they, or further ones, are not known.
         kind: The same, without the request's id.
         cause: The class of the error, which has an `advice`.
+        request_id: The id of its request.
     """
 
     conversation_ids: tuple[str, ...] = ()
     error: str | None = None
     kind: str | None = None
     cause: type[GatewayError] | None = None
+    request_id: str = "-"
 
     @classmethod
     def failed(cls, exc: GatewayError) -> Resolved:
         """Return the result of a number that was not resolved because of an error."""
-        return cls(error=str(exc), kind=exc.reason, cause=type(exc))
+        return cls(error=str(exc), kind=exc.reason, cause=type(exc), request_id=exc.request_id)
 
     @property
     def reason(self) -> str | None:

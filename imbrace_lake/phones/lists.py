@@ -30,9 +30,8 @@ from imbrace_lake.phones.formats import (
     take,
 )
 from imbrace_lake.phones.numbers import parse_cell, parse_cell_of_row, parse_region
-from imbrace_lake.phones.report import SHEET_SETTING, FileReport, ListReport, short
+from imbrace_lake.phones.report import ARGUMENTS, SHEET_SETTING, FileReport, ListReport, short
 from imbrace_lake.phones.sources import (
-    ARGUMENTS,
     Readable,
     byte_chunks,
     display_name,

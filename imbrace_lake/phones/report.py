@@ -14,6 +14,9 @@ MAX_FILES = 20
 MAX_COLUMNS = 20
 MAX_CHARACTERS = 30
 
+ARGUMENTS = "the arguments"
+"""The name, in messages, of a list that was typed."""
+
 # The command line and Prefect's forms both show these sentences.
 COLUMN_SETTING = "--column (in forms: Columns)"
 SHEET_SETTING = "--sheet (in forms: Sheet)"
@@ -171,7 +174,8 @@ class ListReport:
         """Return the position of a row for people: ``line 17 of numbers.txt``."""
         file = self.files[max(0, bisect_right(self.files, position - 1, key=lambda file: file.first) - 1)]
         name = self.source if len(self.files) == 1 else file.name.rpartition("/")[2]
-        return f"{file.unit} {position - file.first} of {name}"
+        unit = "number" if name == ARGUMENTS else file.unit
+        return f"{unit} {position - file.first} of {name}"
 
     def describe(self) -> str:
         """Return one line for people."""

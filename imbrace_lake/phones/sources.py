@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from imbrace_lake.aws_login import expired_session, quiet_aws, watch_aws
 from imbrace_lake.errors import InputError, UsageError
+from imbrace_lake.phones.report import ARGUMENTS
 from imbrace_lake.printable import without_numbers
 
 CHUNK_BYTES = 1 << 20
@@ -27,8 +28,6 @@ SCHEMES = frozenset({"file", "s3"})
 """The schemes of lists; settings can add others."""
 STAGED = "memory://imbrace-lake/"
 """The folder, in the memory of this process, of typed and piped lists."""
-ARGUMENTS = "the arguments"
-"""The name, in messages, of a list that was typed."""
 _OWN_SCHEME = "memory"
 _RENAMED = "memory://imbrace-lake-renamed/"
 _renamed: dict[str, str] = {}

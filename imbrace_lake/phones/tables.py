@@ -249,6 +249,8 @@ def read_parquet(file: IO[bytes], report: FileReport) -> Table:
     parquet = pq.ParquetFile(file)
     schema = parquet.schema_arrow
     report.format, report.header_row = "Parquet", None
+    if not schema.names:
+        raise InputError(f"{report.name} has no columns: check the list.")
     sample = next(parquet.iter_batches(batch_size=_SAMPLE_ROWS), None)
     rows = (
         []

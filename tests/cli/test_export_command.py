@@ -243,7 +243,7 @@ def test_arguments_are_exported_within_the_rate_limit(
 
     assert result.code == 0
     assert set(exported(workdir)) == set(box.links[number]) & set(linked(box))
-    assert "line 2 of the arguments" in result.err
+    assert "number 2 of the arguments" in result.err
     assert box.stats().max_in_flight <= 2
     assert "IMBRACE_MAX_IN_FLIGHT" not in os.environ
 

@@ -390,6 +390,12 @@ class TestParquet:
         assert given_in(path) == given_in(path, "y") == given_in(path, "2") == [(1, BARE_A), (2, BARE_B)]
         assert rejection(path, "w").endswith("has no column 'w', only x, y, z.")
 
+    @pytest.mark.parametrize("column", [None, "a"])
+    def test_parquet_without_columns_is_rejected(self, tmp_path: Path, column: str | None) -> None:
+        path = write_parquet(tmp_path / "n.parquet")
+
+        assert rejection(path, column) == f"{path} has no columns: check the list."
+
     def test_columns_with_the_same_name_are_chosen_by_number(self, tmp_path: Path) -> None:
         table = pa.table([pa.array([BARE_A]), pa.array([BARE_B])], names=["a", "a"])
         pq.write_table(table, tmp_path / "n.parquet")

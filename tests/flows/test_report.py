@@ -310,8 +310,10 @@ def test_a_page_of_conversations_that_do_not_exist_advises_no_retry(status: RunS
 def test_failures_are_grouped_by_what_to_do_with_causes_and_examples() -> None:
     rejected = [
         DeadLetter(f"conv_{n}", "failed", f"rejected (GET /conv_{n}, request id id-{n})", BadRequest.advice)
-        for n in range(7)
+        for n in range(6)
     ]
+    # Without an answer, there is no id of its request.
+    rejected.append(DeadLetter("conv_6", "failed", str(BadRequest("/conv_6", "rejected")), BadRequest.advice))
     others = [DeadLetter(f"other_{n}", "failed", f"other_{n} has drift {n}", "Look.") for n in range(7)]
     page = failures_markdown(
         summary(

@@ -835,7 +835,8 @@ class TestFolders:
         assert read(tmp_path).report.warnings() == [f"{tmp_path.name}: 1 hidden or empty file was not read"]
 
     @pytest.mark.parametrize(
-        ("pattern", "found"), [("*.csv", [B]), ("?.txt", [A]), ("[ab].*", [A, B]), ("**/*.csv", [B, C])]
+        ("pattern", "found"),
+        [("*.csv", [B]), ("?.txt", [A]), ("[ab].*", [A, B]), ("*", [A, B]), ("**/*.csv", [B, C])],
     )
     def test_a_pattern_is_one_list(self, tmp_path: Path, pattern: str, found: list[str]) -> None:
         for name, phone in {"b.csv": B, "a.txt": A, "sub/c.csv": C}.items():

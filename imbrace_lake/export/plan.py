@@ -15,7 +15,7 @@ from typing import Any
 from imbrace_lake.concurrency import run_bounded
 from imbrace_lake.errors import ConversationNotFound, GatewayError
 from imbrace_lake.export.humanize import counted, duration
-from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve
+from imbrace_lake.export.resolve import NUMBERS_PER_REQUEST, Resolved, resolve_batch
 from imbrace_lake.gateway.client import LINKS_PATH, GatewayClient, link_batches
 from imbrace_lake.gateway.ids import canonical_conversation_ids, other_spellings
 from imbrace_lake.lake.checkpoint import read_states
@@ -102,12 +102,7 @@ class _Timed:
     async def resolve(self, batch: Sequence[PhoneNumber]) -> Mapping[PhoneNumber, Resolved]:
         began = time.perf_counter()
         try:
-            return await resolve(self.gateway, batch)
-        except GatewayError as exc:
-            if exc.is_fatal:
-                raise
-            self.failed.append(exc)
-            return dict.fromkeys(batch, Resolved.failed(exc))
+            return await resolve_batch(self.gateway, batch, self.failed)
         finally:
             self.seconds.append(time.perf_counter() - began)
 

@@ -29,6 +29,10 @@ UNANSWERED_TRIES = 3
 # The gateway looks up each number of a request, so larger batches are not faster; their maximum is not
 # documented.
 NUMBERS_PER_REQUEST = 100
+# A few numbers for which the gateway fails are usually found after two: a half or a quarter is without them.
+FAILURES_IN_A_ROW = 4
+# Of one batch whose own request failed: enough for three such numbers.
+REQUESTS_FOR_FAILING = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +119,8 @@ async def resolve_numbers(
     batches = link_batches(phones, recording.organization_id, most=NUMBERS_PER_REQUEST)
     errors: list[GatewayError] = []
 
-    async def resolve_batch(batch: Sequence[PhoneNumber]) -> Mapping[PhoneNumber, Resolved]:
-        try:
-            return await resolve(gateway, batch)
-        except GatewayError as exc:
-            if exc.is_fatal:
-                raise
-            return await _resolve_rest(gateway, batch, exc, errors)
-
     # All at once, because the limiter bounds the requests.
-    resolving = (partial(resolve_batch, batch) for batch in batches)
+    resolving = (partial(resolve_batch, gateway, batch, errors) for batch in batches)
     answers = await run_bounded(len(batches), resolving)
     found = {phone: resolved for answer in answers for phone, resolved in answer.items()}
     statuses = await _note(journal, recording, name, rows, found)
@@ -147,34 +143,58 @@ async def note_unresolved(
     return await _note(journal, recording, name, rows, found)
 
 
+async def resolve_batch(
+    gateway: GatewayClient, batch: Sequence[PhoneNumber], errors: list[GatewayError]
+) -> Mapping[PhoneNumber, Resolved]:
+    """Find the conversations of as many numbers as fit one request, also if the request fails.
+
+    Args:
+        gateway: The gateway.
+        batch: The numbers.
+        errors: The errors of numbers that could not be resolved are added to this.
+
+    Raises:
+        GatewayError: An error that every other request would end with (`is_fatal`).
+    """
+    try:
+        return await resolve(gateway, batch)
+    except GatewayError as exc:
+        if exc.is_fatal:
+            raise
+        return await _resolve_rest(gateway, batch, exc, errors)
+
+
 async def _resolve_rest(
     gateway: GatewayClient, batch: Sequence[PhoneNumber], error: GatewayError, errors: list[GatewayError]
 ) -> Mapping[PhoneNumber, Resolved]:
     """Resolve the numbers of a batch whose request failed, without those that make it fail.
 
-    The failing half is halved again. If both halves fail, the gateway fails for any number, so the rest gets
-    the error, which is added to `errors`.
+    Each failing half is halved again. After several failures in a row, the gateway fails for any number, so
+    the rest gets its errors, which are added to `errors`.
     """
     found: dict[PhoneNumber, Resolved] = {}
-    failing: Sequence[PhoneNumber] = batch
-    while len(failing) > 1 and isinstance(error, MalformedAnswer | GatewayUnavailable):
-        middle = len(failing) // 2
-        failed = []
-        for half in (failing[:middle], failing[middle:]):
+    # The smallest last, so that an answer comes soon if there is one.
+    failing = [(batch, error)]
+    requests = failures_in_a_row = 0
+    while failing:
+        group, error = failing.pop()
+        is_over = requests >= REQUESTS_FOR_FAILING or failures_in_a_row >= FAILURES_IN_A_ROW
+        if is_over or len(group) == 1 or not isinstance(error, MalformedAnswer | GatewayUnavailable):
+            errors.append(error)
+            found |= dict.fromkeys(group, Resolved.failed(error))
+            continue
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            requests += 1
             try:
                 found |= await resolve(gateway, half)
+                failures_in_a_row = 0
             except GatewayError as exc:
                 if exc.is_fatal:
                     raise
-                error = exc
-                failed.append(half)
-        if len(failed) != 1:
-            break
-        failing = failed[0]
-    rest = [phone for phone in batch if phone not in found]
-    if rest:
-        errors.append(error)
-    return found | dict.fromkeys(rest, Resolved.failed(error))
+                failing.append((half, exc))
+                failures_in_a_row += 1
+    return found
 
 
 async def resolve(gateway: GatewayClient, phones: Sequence[PhoneNumber]) -> dict[PhoneNumber, Resolved]:

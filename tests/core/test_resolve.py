@@ -241,7 +241,47 @@ def test_an_outage_is_not_searched_for_a_number(tmp_path: Path) -> None:
     result, _ = resolved(playing(answer), tmp_path, [f"+8869114259{number}" for number in range(10, 40)])
 
     assert result.statuses == {"error": 30}
-    assert requests == 3 * 2  # the batch and its halves, two tries each
+    assert requests == 5 * 2  # the batch, its halves and those of one half, two tries each
+
+
+@pytest.mark.parametrize("positions", [(0, 99), (10, 60, 61), (49, 50), (3, 30, 70)])
+def test_a_few_numbers_for_which_the_gateway_fails_cost_no_other_number(
+    positions: tuple[int, ...], tmp_path: Path
+) -> None:
+    numbers = [f"+8869114259{number:02}" for number in range(100)]
+    bad = {numbers[position][1:] for position in positions}
+    requests = 0
+
+    def answer(asked: list[str]) -> httpx.Response:
+        nonlocal requests
+        requests += 1
+        if bad.intersection(asked):
+            return httpx.Response(500)
+        return httpx.Response(
+            200, json=[{"phone_number": number, "conversation_links": [link(number)]} for number in asked]
+        )
+
+    result, rows = resolved(playing(answer), tmp_path, numbers)
+
+    assert {row["position"] - 1 for row in rows if row["status"] == "error"} == {*positions}
+    assert result.statuses["resolved"] == len(numbers) - len(positions)
+    assert requests <= 2 * 41
+
+
+def test_the_search_for_numbers_for_which_the_gateway_fails_is_bounded(tmp_path: Path) -> None:
+    requests = 0
+
+    def answer(asked: list[str]) -> httpx.Response:
+        nonlocal requests
+        requests += 1
+        if any(int(number) % 3 == 0 for number in asked):
+            return httpx.Response(500)
+        return httpx.Response(200, json=[{"phone_number": one, "conversation_links": []} for one in asked])
+
+    result, _ = resolved(playing(answer), tmp_path, [f"+8869114259{number:02}" for number in range(100)])
+
+    assert result.statuses.total() == 100
+    assert requests <= 2 * 43
 
 
 def test_what_an_incomplete_entry_names_is_exported_and_its_number_is_an_error(tmp_path: Path) -> None:

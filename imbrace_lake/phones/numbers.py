@@ -91,7 +91,8 @@ _OTHER_COUNTRY = (
     " +886911425977"
 )
 _TWO_CODES = (
-    "it may already begin with the country code that its row has in another column: write it as +886911425977"
+    "it may already begin with the country code of its row or of the default country: write it as"
+    " +886911425977"
 )
 _UNCLEAR_COUNTRY = (
     "the country code of its row is not one, such as 886 or TW, or its row has several: correct it, or write"
@@ -140,12 +141,13 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     Bare digits are ambiguous. Without `region` they begin with the country code, as the gateway writes
     numbers. With `region` they may be a national number or begin with any country code, and
 
-    1. the national reading wins if the number is in a range that its country uses,
+    1. the national reading wins if the number is in a range that its country uses; if it begins with the
+       region's own country code and the international reading is in use, too, it is rejected,
     2. else the international one, if it is in use or begins with the region's own country code,
     3. else the national one if it is possible, and finally the international one.
 
-    So where both readings are in use, the region wins, because the user chose it. A list that is entirely in
-    the gateway's form is best read without a region.
+    So where the reading of another country is in use, too, the region wins, because the user chose it. A list
+    that is entirely in the gateway's form is best read without a region.
 
     Args:
         text: One number.
@@ -484,12 +486,15 @@ def _regional_reading(number: str, region: str) -> tuple[phonenumbers.PhoneNumbe
     national, reason = _parse_as_typed(number, region)
     without_prefix = number.removeprefix("00")
     # No country code begins with 0, so most national numbers are decided here.
-    if without_prefix.startswith("0") or (national is not None and phonenumbers.is_valid_number(national)):
+    if without_prefix.startswith("0"):
         return national, reason
+    is_own = number.startswith(str(phonenumbers.country_code_for_region(region)))
+    if national is not None and phonenumbers.is_valid_number(national):
+        is_double = is_own and str(national.national_number) == number and is_in_use("+" + number)
+        return (None, _TWO_CODES) if is_double else (national, reason)
     international, _ = _parse_as_typed("+" + without_prefix)
     if international is None:
         return national, reason
-    is_own = number.startswith(str(phonenumbers.country_code_for_region(region)))
     if national is None or is_own or phonenumbers.is_valid_number(international):
         return international, ""
     return national, ""

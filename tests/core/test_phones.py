@@ -118,6 +118,18 @@ def test_bare_digits_with_a_region_are_read_by_the_documented_order(
     assert parse_phone(text, region) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "region"),
+    [("4915123456789", "DE"), ("62812345678", "ID"), ("468123456", "SE"), ("318001234", "NL")],
+)
+def test_bare_digits_that_may_begin_with_the_code_of_the_region_are_rejected(text: str, region: str) -> None:
+    with pytest.raises(InvalidPhoneNumber, match="may already begin with the country code"):
+        parse_phone(text, region)
+
+    assert parse_phone(text) == parse_phone("00" + text, region) == "+" + text
+    assert is_in_use(parse_phone("0" + text, region))
+
+
 @pytest.mark.parametrize("text", ["+5215512345678", "5215512345678", "+22507123456", "+22961123456"])
 def test_former_notations_that_messengers_keep_are_accepted(text: str) -> None:
     assert parse_phone(text) == "+" + text.removeprefix("+")

@@ -163,14 +163,28 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
     if plain and (plain[1] or region is None) and (phone := _as_it_stands(plain[2])):
         return phone
     has_plus, written = _read(text)
-    phone, reason = _interpret(_ascii_digits(written), None if has_plus else region, has_plus=has_plus)
+    has_code = has_plus or (region is not None and _begins_with_code(written, region))
+    phone, reason = _interpret(_ascii_digits(written), None if has_code else region, has_plus=has_code)
     if phone is None:
         raise _rejection(text, reason)
-    if not _is_one_number(phone, written, None if has_plus else region):
+    if not _is_one_number(phone, written, None if has_code else region):
         raise _rejection(text, _MORE_THAN_ONE)
     if not has_plus and _is_numbered(phone, written, region):
         raise _rejection(text, _NUMBERED)
     return phone
+
+
+def _begins_with_code(written: str, region: str) -> bool:
+    """Return whether the first group is the region's country code, as in ``33 6 12 34 56 78``."""
+    groups = list(_GROUP.finditer(written))
+    code = str(phonenumbers.country_code_for_region(region))
+    if len(groups) == 1 or _ascii_digits(groups[0][0]) != code:
+        return False
+    separators = [written[one.end() : other.start()] for one, other in itertools.pairwise(groups)]
+    # Another separator, or one that divides numbers, may begin the ending of another number.
+    if any(map(_BREAK.search, separators)) or len({*separators[1:]}) > 1:
+        return False
+    return is_in_use("+" + _ascii_digits(written))
 
 
 def is_in_use(phone: str) -> bool:

@@ -104,10 +104,22 @@ def test_an_alternative_ending_makes_the_cell_invalid_and_never_a_longer_number(
         ("+49 30 123 456 78", None, "+493012345678"),
         ("202/555-0123", "US", "+12025550123"),
         ("1/202/555/0123", None, "+12025550123"),
+        ("33 6 12 34 56 78", "FR", "+33612345678"),
+        ("(33) 6 12 34 56 78", "FR", "+33612345678"),
+        ("41 78 123 45 67", "CH", "+41781234567"),
+        ("971-50-123-4567", "AE", "+971501234567"),
+        ("49 1512 3456789", "DE", "+4915123456789"),
     ],
 )
 def test_separators_within_one_number_are_accepted(text: str, region: str | None, phone: str) -> None:
     assert parse_cell(text, region) == [phone]
+
+
+@pytest.mark.parametrize(
+    ("text", "region"), [("45 32 12 34-56", "DK"), ("47 40 61 23/45", "NO"), ("33 6 12 34 56 / 78", "FR")]
+)
+def test_another_separator_after_the_country_code_may_begin_an_ending(text: str, region: str) -> None:
+    assert numbers_of(text, region) == []
 
 
 @pytest.mark.parametrize("separator", SEPARATORS)

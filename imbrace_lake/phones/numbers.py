@@ -252,10 +252,14 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
     before = 0
     for index, (group, following) in enumerate(itertools.pairwise(groups)):
         before += len(group[0])
+        is_break = _BREAK.search(written, group.end(), following.start()) is not None
         if before < _FEWEST_DIGITS:
+            # Islands have numbers of four and five digits, but Luxembourg writes 27 12 34 56.
+            is_foreign = code != str(phonenumbers.country_code_for_region(region or ""))
+            if region and (is_break or is_foreign) and _is_national(written[: group.end()], region):
+                return False
             continue
         shorter = phone[: before - total]
-        is_break = _BREAK.search(written, group.end(), following.start()) is not None
         is_possible = plan is not None and len(shorter) - 1 - len(code) in plan.lengths
         if not is_possible or not is_in_use(shorter):
             # The digits may be a complete national number, whose 0 the library removes only if it ends here.

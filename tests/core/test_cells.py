@@ -122,6 +122,17 @@ def test_another_separator_after_the_country_code_may_begin_an_ending(text: str,
     assert numbers_of(text, region) == []
 
 
+@pytest.mark.parametrize("separator", [*SEPARATORS, " ", "-"])
+@pytest.mark.parametrize(
+    ("first", "second", "region"),
+    [("20123", "20524", "TV"), ("31234", "31773", "FK"), ("62889", "62261", "AC")],
+)
+def test_numbers_of_five_digits_are_not_joined(first: str, second: str, region: str, separator: str) -> None:
+    both = [parse_phone(first, region), parse_phone(second, region)]
+
+    assert numbers_of(f"{first}{separator}{second}", region) in ([], both)
+
+
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_one_to_four_digits_after_a_number_never_make_another_one(separator: str) -> None:
     # A dash may divide a number where its country does so, and only there.

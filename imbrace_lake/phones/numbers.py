@@ -552,6 +552,7 @@ _PERHAPS_BETWEEN = (
 )
 _CODE = re.compile(r"\(?(?:[+＋]|00)?\s?([1-9]\d{0,2})\)?(?:\.0+)?")
 _ENDING = re.compile(r"\d{1,4}")
+_FIRST_GROUP = re.compile(r"[(（]?(?:[+＋]|00?)?\s*\d{1,4}[)）]?")
 _SURELY_A_NUMBER = 9  # digits
 
 _Piece = tuple[str, PhoneNumber | InvalidPhoneNumber]
@@ -640,7 +641,7 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
         if not any(isinstance(result, str) for _, result in pieces):
             return [(text, error)]
         checked = _checked(pieces, region)
-        if any(_ENDING.fullmatch(piece) for piece, result in checked if not isinstance(result, str)):
+        if _is_divided(checked):
             return [(text, _rejection(text, _MORE_THAN_ONE))]
         return checked
     for between in _PERHAPS_BETWEEN:
@@ -648,6 +649,15 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
         if len(texts) > 1 and (complete := _complete(texts, region)):
             return complete
     return [(text, error)]
+
+
+def _is_divided(pieces: Sequence[_Piece]) -> bool:
+    """Return whether a piece may be the ending of a number, ``90``, or the code of the next, ``+504``."""
+    rejected = ["" if isinstance(result, str) else piece for piece, result in pieces]
+    return any(map(_ENDING.fullmatch, rejected)) or any(
+        _FIRST_GROUP.fullmatch(first) and isinstance(result, str) and not second.startswith(("+", "＋", "00"))
+        for first, (second, result) in zip(rejected, pieces[1:], strict=False)
+    )
 
 
 def _complete(texts: Sequence[str], region: str | None) -> list[_Piece]:

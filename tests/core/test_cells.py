@@ -191,13 +191,26 @@ def test_a_shorter_number_after_a_hint_is_complete_if_it_has_its_country_code() 
 
 def test_a_piece_that_is_not_a_number_is_reported_and_the_others_are_read() -> None:
     assert numbers_of(f"{A}, Anna; {B}") == [A, B]
+    assert numbers_of(f"+886, {A}") == [A]
     assert ["letters" in reason for reason in reasons_of(f"{A}, Anna; {B}")] == [True]
     # With the area code of the region it would be a number that is not in the cell.
     assert numbers_of("+886 2 2345 6789, 2345 6790", "TW") == ["+886223456789"]
     assert "lack its country or area code" in reasons_of("+886 2 2345 6789, 2345 6790", "TW")[0]
 
 
-@pytest.mark.parametrize("text", ["123456,78", "2345,6789012", "886,911,425,977", "Anna, Berta"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "123456,78",
+        "2345,6789012",
+        "886,911,425,977",
+        "+350,57123456",
+        "00591,71234567",
+        "01512,3456789",
+        "(0171), 2345678",
+        "Anna, Berta",
+    ],
+)
 def test_a_comma_within_a_number_does_not_divide_it(text: str) -> None:
     assert numbers_of(text, "DE") == []
     assert len(reasons_of(text, "DE")) == 1

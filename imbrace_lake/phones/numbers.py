@@ -262,8 +262,13 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
         shorter = phone[: before - total]
         is_possible = plan is not None and len(shorter) - 1 - len(code) in plan.lengths
         if not is_possible or not is_in_use(shorter):
-            # The digits may be a complete national number, whose 0 the library removes only if it ends here.
-            is_other = region is not None and _is_national(written[: group.end()], region)
+            # The digits may be a complete number whose 0 the library removes only if it ends here, or whose 8
+            # (+7 800 123 45 67) only if more digits follow.
+            complete = _ascii_digits(written[: group.end()])
+            if region is not None:
+                is_other = _is_national(complete, region)
+            else:
+                is_other = is_break and is_in_use("+" + complete.removeprefix("00"))
             if is_other or ((is_break or index == 0) and is_possible and not is_in_use(phone)):
                 return False
             continue
@@ -274,6 +279,8 @@ def _is_one_number(phone: PhoneNumber, written: str, region: str | None) -> bool
             is_break
             or index == 0
             or not is_in_use(phone)
+            # No country writes its last digit by itself.
+            or len(rest) == 1 < len(group[0])
             or _begins_again(rest, shorter)
             or (
                 _DASH_OR_DOT.search(separator)
@@ -652,7 +659,7 @@ def _pieces(text: str, region: str | None) -> list[_Piece]:
 
 
 def _is_divided(pieces: Sequence[_Piece]) -> bool:
-    """Return whether a piece may be the ending of a number, ``90``, or the code of the next, ``+504``."""
+    """Return whether a piece may be the ending of a number (``90``) or begin the next one (``+504``)."""
     rejected = ["" if isinstance(result, str) else piece for piece, result in pieces]
     return any(map(_ENDING.fullmatch, rejected)) or any(
         _FIRST_GROUP.fullmatch(first) and isinstance(result, str) and not second.startswith(("+", "＋", "00"))

@@ -116,6 +116,25 @@ def test_separators_within_one_number_are_accepted(text: str, region: str | None
 
 
 @pytest.mark.parametrize(
+    ("text", "region"),
+    [
+        ("+7 800 123-45-67 (1)", None),
+        ("+7 800 123-45-67 (1)", "RU"),
+        ("37080012345 [2]", None),
+        ("+39 02 1234 5678 2.", None),
+        ("+55 800 12 3456 1", None),
+        ("020-12 34 56 1", "SE"),
+    ],
+)
+def test_a_single_last_digit_is_not_part_of_a_number(text: str, region: str | None) -> None:
+    assert numbers_of(text, region) == []
+
+
+def test_digits_that_are_written_one_by_one_are_read() -> None:
+    assert parse_cell("0 3 0 1 2 3 4 5 6 7", "DE") == ["+49301234567"]
+
+
+@pytest.mark.parametrize(
     ("text", "region"), [("45 32 12 34-56", "DK"), ("47 40 61 23/45", "NO"), ("33 6 12 34 56 / 78", "FR")]
 )
 def test_another_separator_after_the_country_code_may_begin_an_ending(text: str, region: str) -> None:

@@ -662,7 +662,9 @@ def _is_divided(pieces: Sequence[_Piece]) -> bool:
     """Return whether a piece may be the ending of a number (``90``) or begin the next one (``+504``)."""
     rejected = ["" if isinstance(result, str) else piece for piece, result in pieces]
     return any(map(_ENDING.fullmatch, rejected)) or any(
-        _FIRST_GROUP.fullmatch(first) and isinstance(result, str) and not second.startswith(("+", "＋", "00"))
+        (_FIRST_GROUP.fullmatch(first) or _LINK.search(first))
+        and isinstance(result, str)
+        and not second.startswith(("+", "＋", "00"))
         for first, (second, result) in zip(rejected, pieces[1:], strict=False)
     )
 

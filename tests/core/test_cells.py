@@ -130,6 +130,10 @@ def test_a_single_last_digit_is_not_part_of_a_number(text: str, region: str | No
     assert numbers_of(text, region) == []
 
 
+def test_blanks_in_the_number_of_a_link_do_not_make_its_rest_another_number() -> None:
+    assert numbers_of("whatsapp://send?phone=+1 201-555-0123") == []
+
+
 def test_digits_that_are_written_one_by_one_are_read() -> None:
     assert parse_cell("0 3 0 1 2 3 4 5 6 7", "DE") == ["+49301234567"]
 

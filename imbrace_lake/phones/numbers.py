@@ -27,8 +27,13 @@ _TAIL = 2
 
 _PLAIN = re.compile(r"(\+?)([1-9][0-9]{6,18})")
 _SCHEME = re.compile(
-    r"(?:tel|telephone|telefon|phone|mobile|mobil|mob|handy|cell|whatsapp|signal|callto|sms|smsto"
-    r"|電話|电话|手機|手机|携帯|ph|[cmptw](?=[:：]))(?:\.?[:：]|\.|\s)\s*(?://)?|(?:https?://)?wa\.me/",
+    r"\A(?:(?:t[eé]\u0301?l|tel[eé]\u0301?fon[oe]?|t[eé]\u0301?l[eé]\u0301?phone|telem[oó]\u0301?vel|telp|tlf|tlm|tfn"
+    r"|phone|fon|mobile|mobil|mobiltelefon|mob|m[oó]\u0301?vil|celular|cel|cell|cellulare|portable|handy|gsm|hp|cep"
+    r"|whatsapp|wa|signal|callto|sms|smsto|ph|[cmptw](?=[:：])|тел|телефон|моб|мобильный|мобільний|сот|τηλ|κιν"
+    r"|s?đt|điện thoại|โทร|เบอร์|هاتف|جوال|موبايل|טלפון|נייד)(?:\s?\.?\s?[:：]|\.|\s)\s*(?://)?"
+    # Scripts that need no blank before the number.
+    r"|(?:(?:聯絡|联系|連絡|行動|行动|携帯|公司|住家)?(?:電話|电话)(?:番号|號碼|号码)?|(?:手機|手机)(?:號碼|号码|号)?|携帯"
+    r"|전화(?:번호)?|휴대폰|휴대전화|핸드폰|[☎✆📞📱]\ufe0f?)\s?[:：.]?\s*|(?:https?://)?wa\.me/)",
     re.IGNORECASE,
 )
 _WHATSAPP_ID = re.compile(r"\+?(\d+)(?::\d+)?@(?:s\.whatsapp\.net|c\.us)", re.IGNORECASE)

@@ -384,13 +384,57 @@ def test_a_link_to_a_chat_contains_the_number_with_its_country_code(
 
 
 @pytest.mark.parametrize(
-    "label", ["Tel: ", "Tel. ", "Tel.: ", "Phone ", "Mobil: ", "tel://", "smsto:", "電話：", "手機:"]
+    "label",
+    [
+        "Tel: ",
+        "Tel. ",
+        "Tel.: ",
+        "Phone ",
+        "Mobil: ",
+        "tel://",
+        "smsto:",
+        "電話：",
+        "手機:",
+        "手機",
+        "聯絡電話: ",
+        "手机号：",
+        "電話番号 ",
+        "携帯電話：",
+        "Móvil: ",
+        "Mo\u0301vil: ",
+        "Celular: ",
+        "Teléfono ",
+        "Tél. : ",
+        "Mobile : ",
+        "Telemóvel: ",
+        "тел.",
+        "Тел.: ",
+        "Моб: ",
+        "Τηλ.: ",
+        "โทร. ",
+        "SĐT: ",
+        "휴대폰: ",
+        "هاتف: ",
+        "טלפון: ",
+        "GSM ",
+        "HP: ",
+        "☎ ",
+        "📞",
+    ],
 )
 @pytest.mark.parametrize("extension", [";ext=12", " ext. 12", " x12", "#12"])
 def test_a_label_before_a_number_is_left_out_but_not_its_extension(label: str, extension: str) -> None:
     assert parse_cell(f"{label}+886911425977") == [A]
     assert numbers_of(f"{label}+886911425977{extension}") == []
+    assert numbers_of(f"{label}+886 2 2345 6789/90") == []
     assert numbers_of("Fax: +886911425977") == []
+
+
+def test_a_label_in_another_language_may_precede_a_national_number() -> None:
+    assert parse_cell("тел. 8 (916) 123-45-67", "RU") == ["+79161234567"]
+    assert parse_cell("Móvil: 612 34 56 78", "ES") == ["+34612345678"]
+    assert parse_cell("手機0911425977", "TW") == [A]
+    assert parse_cell("手機 0911-425-977、電話 02-2345-6789", "TW") == [A, "+886223456789"]
 
 
 @pytest.mark.parametrize("quotes", ["''", "\u2019\u2019", "``", "\u201c\u201d", "\u201e\u201c", "«»"])

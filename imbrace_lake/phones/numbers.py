@@ -71,6 +71,7 @@ _FEWEST_DIGITS = 6  # of a complete number: 01 2345 in Vienna
 _LONGEST_ENDING = 4
 # Lines are numbered as 1. or 2) before a phone number; an area code can be written as 06. or (02).
 _LINE_NUMBER = re.compile(r"\s*[1-9１-９]\d{0,3}(?:\s*[.．]?[)）]|[.．]\s)")
+_ZERO = re.compile(r"[(（]\s*0\s*[)）]")
 _PAIR = 2  # digits: 08-12 34 56-91 changes its separator for the ending
 # A cell can be as long as a file, so each pattern for a whole cell takes time in proportion to its length:
 # what was repeated is never given back (*+), and a run of blanks is tried only from its first one.
@@ -89,6 +90,7 @@ _FORMER = re.compile(r"\+(?:521\d{10}|225\d{8}|229\d{8})")
 
 _MORE_THAN_ONE = "it has more than one number, or alternative endings: write each number in full"
 _NUMBERED = "its first digits may be the number of a line: leave them out, or write it as +886911425977"
+_NO_ZERO = "no number of its country has the (0) that it begins with: leave out the 0"
 _INCOMPLETE = "it may lack its country or area code, which other numbers beside it have"
 _NO_COUNTRY = "it has no country code; write it as +886911425977 or give a default country"
 _OTHER_COUNTRY = (
@@ -174,6 +176,9 @@ def parse_phone(text: str, region: str | None = None) -> PhoneNumber:
         raise _rejection(text, reason)
     if not _is_one_number(phone, written, None if has_code else region):
         raise _rejection(text, _MORE_THAN_ONE)
+    code = _country_code(phone[1:])
+    if _ZERO.search(written) and phone.startswith(f"+{code}0") and not is_in_use(phone):
+        raise _rejection(text, _NO_ZERO)
     if not has_plus and _is_numbered(phone, written, region):
         raise _rejection(text, _NUMBERED)
     return phone

@@ -134,6 +134,15 @@ def test_blanks_in_the_number_of_a_link_do_not_make_its_rest_another_number() ->
     assert numbers_of("whatsapp://send?phone=+1 201-555-0123") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "region"), [("+376 (0) 18001234", None), ("+975(0)2345678", "BT"), ("+599 (0)3181234", None)]
+)
+def test_a_0_in_brackets_that_its_country_does_not_dial_is_not_a_digit(text: str, region: str | None) -> None:
+    assert numbers_of(text, region) == []
+    assert "leave out the 0" in reasons_of(text, region)[0]
+    assert parse_cell("+39 (0)6 6982 1234") == ["+390669821234"]
+
+
 def test_digits_that_are_written_one_by_one_are_read() -> None:
     assert parse_cell("0 3 0 1 2 3 4 5 6 7", "DE") == ["+49301234567"]
 

@@ -567,6 +567,7 @@ _PERHAPS_BETWEEN = (
     ),
     re.compile(_ANY_BLANKS + r"[/／]\s*"),
 )
+_AND = re.compile(r"[+＋]\s")
 _CODE = re.compile(r"\(?(?:[+＋]|00)?\s?([1-9]\d{0,2})\)?(?:\.0+)?")
 _ENDING = re.compile(r"\d{1,4}")
 _FIRST_GROUP = re.compile(r"[(（]?(?:[+＋]|00?)?\s*\d{1,4}[)）]?")
@@ -679,6 +680,16 @@ def _is_divided(pieces: Sequence[_Piece]) -> bool:
     )
 
 
+def _is_after_and(begin: str, phone: PhoneNumber, region: str | None) -> bool:
+    """Return whether the plus sign of a number may mean "and", as in ``131 2345 6789 + 131 2345 6837``."""
+    if region is None or not _AND.match(begin):
+        return False
+    try:
+        return parse_phone(begin.lstrip("+＋ "), region) != phone
+    except InvalidPhoneNumber:
+        return False
+
+
 def _complete(texts: Sequence[str], region: str | None) -> list[_Piece]:
     """Return the numbers of all pieces; none if one of them is not a complete number."""
     pieces: list[_Piece] = []
@@ -702,7 +713,8 @@ def _checked(pieces: list[_Piece], region: str | None) -> list[_Piece]:
         is_contact = _WHATSAPP_ID.fullmatch(written) or _WHATSAPP_LINK.fullmatch(written)
         begin = _SCHEME.sub("", written, count=1).lstrip("(（")
         is_explicit = region is None or is_contact or begin.startswith(("+", "＋", "0"))
-        if (digits >= _SURELY_A_NUMBER or is_in_use(phone)) and (is_explicit or len(phone) >= longest):
+        is_sure = digits >= _SURELY_A_NUMBER or is_in_use(phone)
+        if is_sure and (is_explicit or len(phone) >= longest) and not _is_after_and(begin, phone, region):
             return phone
         return _rejection(piece, _INCOMPLETE)
 

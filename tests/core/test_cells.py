@@ -143,6 +143,13 @@ def test_a_0_in_brackets_that_its_country_does_not_dial_is_not_a_digit(text: str
     assert parse_cell("+39 (0)6 6982 1234") == ["+390669821234"]
 
 
+def test_a_plus_sign_between_two_national_numbers_is_not_that_of_a_country_code() -> None:
+    assert numbers_of("131 2345 6789 + 131 2345 6837", "CN") == ["+8613123456789"]
+    assert numbers_of("(201) 555-0123 + (201) 555-0124", "US") == ["+12015550123"]
+    assert numbers_of(f"{A} + 886 911 425 978", "TW") == [A, B]
+    assert numbers_of("+ 852 6260 2239", "DE") == ["+85262602239"]
+
+
 def test_digits_that_are_written_one_by_one_are_read() -> None:
     assert parse_cell("0 3 0 1 2 3 4 5 6 7", "DE") == ["+49301234567"]
 

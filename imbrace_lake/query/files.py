@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
+from imbrace_lake.errors import StoreError
 from imbrace_lake.store.contract import ObjectMeta, Store
 from imbrace_lake.store.local import LocalStore
 from imbrace_lake.tables.cleaning import TABLES
@@ -139,8 +141,10 @@ class _Ranges(io.RawIOBase):
         length = rest if size < 0 else min(size, rest)
         if not length:
             return b""
-        with _calls:
-            data: bytes = self._run(self._store.get_range(self._key, self._position, length))
+        data = b""
+        # Too few bytes are an error of Arrow, as in `_StoreFiles.open_input_file`.
+        with _calls, suppress(FileNotFoundError, StoreError):
+            data = self._run(self._store.get_range(self._key, self._position, length))
         self._position += len(data)
         return data
 
@@ -166,7 +170,7 @@ class _StoreFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has 
         with _calls:
             try:
                 return self._open(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, StoreError):
                 # Not Parquet, so an error of Arrow: one of Python can block DuckDB and Arrow for ever.
                 return pa.BufferReader(b"")
 

@@ -521,9 +521,11 @@ class Lake:
         session = self._connection.session()
         lake = session.lake
         with_table = self._source != "parts"
-        answers = Answers(lake, session.run, with_table, self._organization, as_of)
-        # Runs use the key of the settings, and earlier runs may have used that of the lake.
-        found = answers.resolve(numbers, {self._phone_key or lake.phone_key, lake.phone_key})
+        requests = _Requests(session)
+        answers = Answers(lake, requests.run, with_table, self._organization, as_of)
+        with requests.explained(None):
+            # Runs use the key of the settings, and earlier runs may have used that of the lake.
+            found = answers.resolve(numbers, {self._phone_key or lake.phone_key, lake.phone_key})
         when = "" if as_of is None else f" by {as_of.isoformat()}"
         _warn(
             f"no run has resolved these numbers{when}, or phone_key is missing, by which it hashed them",
@@ -703,14 +705,15 @@ class _Requests:
         self.lake = session.lake
         self._session = session
         # The first error: Arrow and DuckDB hide it in their own.
-        self._failure: StoreError | None = None
+        self._failures: list[StoreError] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop of the lake, from any other thread."""
         try:
             return self._session.run(work)
         except StoreError as exc:
-            self._failure = self._failure or exc
+            if not self._failures:
+                self._failures.append(exc)
             raise
 
     @contextmanager
@@ -723,8 +726,9 @@ class _Requests:
         try:
             yield
         except (InputError, StoreError) as exc:
-            if self._failure is not None:
-                raise self._failure from exc
+            if self._failures:
+                # Else its traceback would keep this object and DuckDB, which would report leaks.
+                raise self._failures.pop() from exc
             if messages is None or isinstance(exc, InputError):
                 raise
             raise self._session.run(messages.problem(self.lake, str(exc))) from exc

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from imbrace_lake.errors import StoreUnavailable
 from imbrace_lake.query import files
 from imbrace_lake.query.files import dataset_of
 from imbrace_lake.store.contract import ObjectMeta
@@ -88,3 +89,23 @@ def test_only_the_column_chunks_of_a_query_are_read(
     assert found == expected
     assert 0 < share_read < most
     assert [one == rows for one in tables] == [True] * 4
+
+
+@pytest.mark.parametrize("most", [files.MAX_BYTES, 1])
+def test_a_store_that_fails_is_an_error_of_arrow(
+    run: Run, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    # One of Python can block DuckDB and Arrow for ever.
+    monkeypatch.setattr(files, "MAX_BYTES", most)
+    store = open_store(f"memory://{uuid4().hex}")
+
+    async def fail(*_: Any) -> bytes:
+        raise StoreUnavailable("the store is busy")
+
+    monkeypatch.setattr(store, "get", fail)
+    monkeypatch.setattr(store, "get_range", fail)
+    meta = ObjectMeta("tables/messages/part-1.parquet", 1000, "", datetime.now(UTC))
+    messages = dataset_of(store, run, pa.schema({"number": pa.int64()}), [meta])
+
+    with pytest.raises((pa.ArrowInvalid, OSError)):
+        messages.to_table()

@@ -40,6 +40,7 @@ from imbrace_lake.phones.numbers import parse_phone, phone_hash
 from imbrace_lake.query import files, reader
 from imbrace_lake.query.table import TableSnapshot
 from imbrace_lake.store.contract import ObjectMeta
+from imbrace_lake.tables.compact import compact_lake
 from imbrace_sandbox import Sandbox, SandboxOptions
 from tests.acceptance.scale import IS_FULL
 from tests.core.lake_runs import Bench
@@ -1097,6 +1098,70 @@ def test_results_on_s3_that_are_not_read_to_their_end_do_not_stop_the_process(
     )  # fmt: skip
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "read\n", "")
+
+
+# The bucket allows no reading of messages.
+DENIED = """
+import faulthandler, sys
+from pydantic import SecretStr
+from imbrace_lake import Lake
+from imbrace_lake.errors import StoreError
+from imbrace_lake.store.contract import StoreOptions
+from imbrace_lake.store.s3 import S3Store
+
+faulthandler.dump_traceback_later(60, exit=True)
+url, endpoint, key, secret = sys.argv[1:]
+get = S3Store.get
+
+async def denied(store, name):
+    if name.startswith("messages/"):
+        raise StoreError("access denied")
+    return await get(store, name)
+
+S3Store.get = denied
+options = StoreOptions(endpoint_url=endpoint, key=SecretStr(key), secret=SecretStr(secret))
+for _ in range(3):
+    try:
+        Lake.open(url, options=options).sql("SELECT count(text) FROM messages").to_arrow()
+    except StoreError as exc:
+        print(exc)
+"""
+
+
+def test_a_lake_whose_messages_may_not_be_read_ends_with_one_sentence(
+    made: Path, s3: Seaweed, bucket: str
+) -> None:
+    upload(made, s3, bucket)
+    ended = subprocess.run(
+        [sys.executable, "-c", DENIED, f"s3://{bucket}/lake", s3.endpoint_url, s3.key, s3.secret],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "access denied\n" * 3, "")
+
+
+def test_a_table_of_phones_that_may_not_be_read_is_not_called_damaged(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, tmp_path / "lake")
+
+    async def compact_tables() -> None:
+        async with open_lake(str(tmp_path / "lake"), now=None) as lake:
+            await compact_lake(lake, "compaction", lambda: datetime.now(UTC))
+
+    asyncio.run(compact_tables())
+    with Lake.open(in_memory(tmp_path / "lake")) as lake:
+        store = lake._connection.session().lake.store
+        get = store.get
+
+        async def denied(key: str) -> bytes:
+            if key.startswith("tables/phones/part-"):
+                raise StoreError("access denied")
+            return await get(key)
+
+        monkeypatch.setattr(store, "get", denied)
+        with pytest.raises(StoreError, match=r"^access denied$"):
+            lake.messages(phones=NUMBER).to_arrow()
 
 
 # Results that are not begun, or begun, when their lake is closed.

@@ -73,7 +73,8 @@ class S3Store(Store):
 
     async def list(self, prefix: str, *, start_after: str = "", most: int | None = None) -> Listing:
         check_prefix(prefix)
-        found: Listing = []
+        # Some servers list an object twice, as where one page ends and the next begins.
+        found: dict[str, ObjectMeta] = {}
         position: dict[str, Any] = {"StartAfter": self._base + start_after} if start_after else {}
         if most is not None:
             # One of them may be a "folder" of a console.
@@ -85,10 +86,10 @@ class S3Store(Store):
                 key = item["Key"].removeprefix(self._base)
                 # Some servers ignore StartAfter.
                 if not key.endswith("/") and key > start_after:
-                    found.append(_s3_object_meta(key, item["Size"], item["ETag"], item["LastModified"]))
+                    found[key] = _s3_object_meta(key, item["Size"], item["ETag"], item["LastModified"])
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or (most is not None and len(found) >= most):
-                return sorted(found, key=lambda meta: meta.key)[:most]
+                return [found[key] for key in sorted(found)][:most]
             if token is None or token == position.get("ContinuationToken"):
                 raise StoreError(
                     f"{self._bucket.display_name} repeats pages of lists: use a server that pages as S3 does"

@@ -108,6 +108,7 @@ class FakeS3:
     Attributes:
         conditions: "kept", "ignored", "unknown" (501) or "failing" (503).
         hidden: "HEAD" or "list" if that does not show any object.
+        repeats: Whether listings name each object twice.
         answers: Status and code of the next answers; without any, the server works as S3.
         message: The text of an error.
         asked: Method, path and headers of each request.
@@ -116,6 +117,7 @@ class FakeS3:
     def __init__(self) -> None:
         self.conditions = "kept"
         self.hidden = ""
+        self.repeats = False
         self.answers: list[tuple[int, str]] = []
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.objects: dict[str, bytes] = {}
@@ -211,6 +213,7 @@ class _Answer(BaseHTTPRequestHandler):
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>{escape(_etag(body))}</ETag><Size>{len(body)}</Size></Contents>"
             for key, body in objects
+            for _ in range(2 if self.s3.repeats else 1)
         )
         more = self.s3.continuation
         end = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{more}</NextContinuationToken>"

@@ -303,6 +303,17 @@ def test_folders_that_consoles_make_are_not_objects(fake: FakeS3) -> None:
     assert asyncio.run(keys()) == ["messages/a"]
 
 
+def test_an_object_that_a_server_lists_twice_is_listed_once(fake: FakeS3) -> None:
+    fake.objects = {"lake/messages/a": b"1", "lake/messages/b": b"2"}
+    fake.repeats = True
+
+    async def keys() -> list[str]:
+        async with open_store("s3://bucket/lake", fake.options) as store:
+            return [found.key for found in await store.list("")]
+
+    assert asyncio.run(keys()) == ["messages/a", "messages/b"]
+
+
 def test_a_listing_that_repeats_pages_ends_in_an_error(fake: FakeS3) -> None:
     fake.continuation = "again"
 

@@ -119,9 +119,9 @@ class Compaction(ABC, Generic[S]):
 
     async def _properties(self, now: datetime) -> dict[str, str]:
         """Return the properties of a table that has everything that is in the lake now."""
-        runs = [meta.key for meta in await self._store.list("runs/")]
-        last_run = run_of(runs[-1]) if runs else None
-        return {AS_OF: now.isoformat(timespec="milliseconds"), RUN: last_run or ""}
+        # Files of other programs, such as `.DS_Store`, have no run.
+        runs = [run for meta in await self._store.list("runs/") if (run := run_of(meta.key))]
+        return {AS_OF: now.isoformat(timespec="milliseconds"), RUN: runs[-1] if runs else ""}
 
     async def _commit(
         self,

@@ -12,7 +12,7 @@ import pytest
 from imbrace_lake.errors import DamagedObject
 from imbrace_lake.lake.lake import Lake
 from imbrace_lake.tables import delta_log
-from imbrace_lake.tables.cleaning import check_files
+from imbrace_lake.tables.cleaning import RUN, check_files
 from imbrace_lake.tables.delta_log import Snapshot
 from imbrace_lake.tables.messages import FOLDER, MessagesCompaction, messages_log
 from imbrace_lake.tables.report import TableReport
@@ -142,3 +142,13 @@ def test_a_checkpoint_that_another_compaction_wrote_is_not_written_again(
 
 async def _nothing(*args: object) -> None:
     pass
+
+
+def test_a_foreign_file_among_the_runs_does_not_hide_the_last_run(bench: Bench) -> None:
+    Path(bench.lake, "runs/zzz.tmp").touch()
+    one = next(iter(bench.box.conversations))
+    bench.box.append(one, 1)
+    bench.run()
+    compact(bench)
+
+    assert read_snapshot(bench).configuration[RUN] == bench.ledger("runs")[-1]["run_id"]

@@ -26,11 +26,18 @@ _MIN_DIGITS_FOR_TAIL = 8
 _TAIL = 2
 
 _PLAIN = re.compile(r"(\+?)([1-9][0-9]{6,18})")
+_PLACE = r"(?:home|work|main|office|business|company|private|personal|other)"
+# As in `Mobile phone number:` and `Tel/WhatsApp:`; a fax is not read.
+_MORE = (
+    r"(?:[\s/]+(?:phone|mobile|whatsapp|viber|line|number|num|no|nr|nummer|n[uú]mero|num[eé]ro))*(?:\s?#)?"
+)
 _SCHEME = re.compile(
-    r"\A(?:(?:t[eé]\u0301?l|tel[eé]\u0301?fon[oe]?|t[eé]\u0301?l[eé]\u0301?phone|telem[oó]\u0301?vel|telp|tlf|tlm|tfn"
+    rf"\A(?:{_PLACE}\s?[:：]\s*|(?:{_PLACE}[\s/]+)?"
+    r"(?:t[eé]\u0301?l|tel[eé]\u0301?fon[oe]?|t[eé]\u0301?l[eé]\u0301?phone|telem[oó]\u0301?vel|telp|tlf|tlm|tfn"
     r"|phone|fon|mobile|mobil|mobiltelefon|mob|m[oó]\u0301?vil|celular|cel|cell|cellulare|portable|handy|gsm|hp|cep"
     r"|whatsapp|wa|signal|callto|sms|smsto|ph|[cmptw](?=[:：])|тел|телефон|моб|мобильный|мобільний|сот|τηλ|κιν"
-    r"|s?đt|điện thoại|โทร|เบอร์|هاتف|جوال|موبايل|טלפון|נייד)(?:\s?\.?\s?[:：]|\.|\s)\s*(?://)?"
+    r"|s?đt|điện thoại|โทร|เบอร์|هاتف|جوال|موبايل|טלפון|נייד)"
+    rf"{_MORE}(?:\s?\.?\s?[:：]|\.|\s)\s*(?://)?"
     # Scripts that need no blank before the number.
     r"|(?:(?:聯絡|联系|連絡|行動|行动|携帯|公司|住家)?(?:電話|电话)(?:番号|號碼|号码)?|(?:手機|手机)(?:號碼|号码|号)?|携帯"
     r"|전화(?:번호)?|휴대폰|휴대전화|핸드폰|[☎✆📞📱]\ufe0f?)\s?[:：.]?\s*|(?:https?://)?wa\.me/)",

@@ -406,6 +406,13 @@ def test_a_link_to_a_chat_contains_the_number_with_its_country_code(
         "Tel. ",
         "Tel.: ",
         "Phone ",
+        "Phone number: ",
+        "phone no. ",
+        "Phone #: ",
+        "Work: ",
+        "Work phone: ",
+        "Home/Mobile: ",
+        "Tel/WhatsApp: ",
         "Mobil: ",
         "tel://",
         "smsto:",
@@ -443,7 +450,7 @@ def test_a_label_before_a_number_is_left_out_but_not_its_extension(label: str, e
     assert parse_cell(f"{label}+886911425977") == [A]
     assert numbers_of(f"{label}+886911425977{extension}") == []
     assert numbers_of(f"{label}+886 2 2345 6789/90") == []
-    assert numbers_of("Fax: +886911425977") == []
+    assert numbers_of("Fax: +886911425977") == numbers_of("Tel/Fax: +886911425977") == []
 
 
 def test_a_label_in_another_language_may_precede_a_national_number() -> None:

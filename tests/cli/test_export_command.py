@@ -250,7 +250,7 @@ def test_arguments_are_exported_within_the_rate_limit(
 
 def test_a_rerun_completes_a_partial_run(run: Run, box: Sandbox, phones: Path, workdir: Path) -> None:
     broken = [*linked(box)][1]
-    box.break_conversation(broken, "404")
+    box.break_conversation(broken, "400")
 
     partial = run("export", "--phones", str(phones), "--json")
     reported = run("export", "--phones", str(phones), "--lake", str(workdir / "other"))

@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[2]
 
 def start(program: str) -> subprocess.Popen[str]:
     """Start a program in another process."""
+    # What starts the tests may ignore it, as `nohup` does.
+    program = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n{program}"
     return subprocess.Popen(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

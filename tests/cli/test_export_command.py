@@ -265,6 +265,18 @@ def test_a_rerun_completes_a_partial_run(run: Run, box: Sandbox, phones: Path, w
     assert "1 complete" in repaired.out
 
 
+@pytest.mark.parametrize(("has_conversations", "code"), [(True, 3), (False, 1)])
+def test_an_export_that_misses_numbers_ends_as_its_plan(
+    has_conversations: bool, code: int, run: Run, box: Sandbox
+) -> None:
+    numbers = sorted(box.phones, key=lambda phone: bool(box.links[phone]) == has_conversations)[-2:]
+
+    for command in ("plan", "export"):
+        # The request of both numbers, and that of the first.
+        box.fail_next("400", "400")
+        assert run(command, *numbers).code == code
+
+
 def test_failures_that_are_tolerated_leave_the_run_complete(run: Run, box: Sandbox, phones: Path) -> None:
     box.break_conversation([*linked(box)][1], "400")
 

@@ -32,6 +32,7 @@ def test_a_dry_run_reports_bytes_and_requests_and_writes_nothing(run: Run, lake:
     assert not (lake / "tables").exists()
 
 
+@pytest.mark.slow
 def test_compact_writes_the_tables_and_finds_nothing_to_do_afterwards(run: Run, lake: Path) -> None:
     first = run("compact", "--lake", str(lake))
     second = run("compact", "--lake", str(lake), "--json")
@@ -44,6 +45,7 @@ def test_compact_writes_the_tables_and_finds_nothing_to_do_afterwards(run: Run, 
     assert DeltaTable(lake / "tables" / "messages").to_pyarrow_table().num_rows == report["rows"]
 
 
+@pytest.mark.slow
 def test_a_copied_lake_is_read_again_and_nothing_is_called_a_change(
     run: Run, lake: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_folder_without_a_lake_is_an_error(run: Run, tmp_path: Path) -> None:
     assert "there is no lake" in result.err
 
 
+@pytest.mark.slow
 def test_a_lost_conversation_is_a_difference(run: Run, tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     with Sandbox(SandboxOptions(conversations=2, sizes=(3,))) as box:

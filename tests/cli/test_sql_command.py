@@ -63,6 +63,7 @@ def test_csv_is_the_form_for_programs(run: Run) -> None:
     assert result.err == "read the ledgers; no run has ended yet\n"
 
 
+@pytest.mark.slow
 def test_json_has_a_line_for_each_row(ask: Callable[..., str]) -> None:
     rows = [*map(json.loads, ask("--format", "json", "FROM episodes").splitlines())]
 
@@ -99,6 +100,7 @@ def test_values_of_all_types_have_a_form_that_programs_read(ask: Callable[..., s
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -121,6 +123,7 @@ def test_intervals_are_exact(ask: Callable[..., str], value: str, text: str) -> 
     assert text in ask("--format", "table", query)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -367,6 +370,7 @@ def test_a_row_that_is_wider_than_the_terminal_has_a_line_for_each_column(run: R
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("terminal")
 def test_texts_of_messages_do_not_control_the_terminal(run: Run) -> None:
     text = "chr(27) || ']0;title' || chr(7) || 'a' || chr(13) || chr(155) || chr(8238) || 'b\nc'"

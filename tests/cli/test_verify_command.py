@@ -330,6 +330,7 @@ def test_a_damaged_ledger_object_is_a_line_with_advice(run: Run, bench: Bench) -
     assert "Without a copy, delete it and runs/*-" in result.out
 
 
+@pytest.mark.slow
 def test_counts_of_a_lake_of_other_organizations_are_reported_as_not_compared(
     run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def last_entries(bench: Bench) -> dict[str, dict[str, Any]]:
     return {row["conversation_id"]: row for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_megabytes", [16, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_the_ledger_lists_and_counts_the_hours_of_all_messages(
     start: StartBox, tmp_path: Path, memory_megabytes: float

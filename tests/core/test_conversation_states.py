@@ -223,6 +223,7 @@ def test_a_checkpoint_has_the_states_of_earlier_ledgers_and_later_ledgers_are_re
     in_lake(years, job)
 
 
+@pytest.mark.slow
 def test_ledger_objects_that_are_read_one_at_a_time_give_the_same_states(
     years: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_the_ledger_has_the_proof_and_hashes_that_match_the_bytes(box: Sandbox, 
             assert part["rows"] == pq.read_metadata(tmp_path / part["key"]).num_rows
 
 
+@pytest.mark.slow
 def test_the_content_hash_includes_a_part_that_is_newer_than_the_last_proof(
     box: Sandbox, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_the_content_hash_includes_a_part_that_is_newer_than_the_last_proof(
     assert bench.wrong_hashes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewalk_days", [0, 30])
 def test_the_content_hash_includes_messages_that_another_run_added_meanwhile(
     box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewalk_days: int

@@ -484,6 +484,7 @@ def test_a_conversation_that_is_gone_keeps_its_rows_and_can_come_back(bench: Ben
     assert is_equal(bench)
 
 
+@pytest.mark.slow
 def test_a_shorter_head_is_not_a_change(bench: Bench) -> None:
     bench.box.fail_next("504")
     bench.box.set_options(gateway_timeout_seconds=0.01)

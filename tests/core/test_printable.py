@@ -166,6 +166,7 @@ def test_days_times_hashes_and_servers_in_the_name_of_a_list_stay(name: str) -> 
     assert re.search(NAME_WITHOUT_NUMBERS, name)
 
 
+@pytest.mark.slow
 @given(
     st.from_regex(r"[1-9][0-9]{7,14}|0[1-9][0-9]{7,9}", fullmatch=True),
     st.lists(st.integers(2, 5), min_size=1, max_size=6),

@@ -78,6 +78,7 @@ def test_only_the_logins_of_our_calls_are_kept_out_of_the_log(caplog: pytest.Log
     assert logger.level == logging.NOTSET
 
 
+@pytest.mark.slow
 def test_no_log_of_any_level_has_a_credential_or_the_body_of_a_request() -> None:
     program = """
 import asyncio, logging, os, sys

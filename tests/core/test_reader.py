@@ -95,6 +95,7 @@ def test_messages_have_the_columns_and_types_of_the_lake(lake: Lake) -> None:
     assert roles == {"bot"}
 
 
+@pytest.mark.slow
 def test_messages_of_a_span_of_time(lake: Lake) -> None:
     since, until = datetime(2025, 3, 9, tzinfo=UTC), datetime(2025, 10, 26, tzinfo=UTC)
     found = ids(lake.messages(since=since, until=until))
@@ -132,6 +133,7 @@ def test_what_the_lake_does_not_have_is_a_warning(lake: Lake) -> None:
     assert found == ids(lake.messages(conversations="conv_2"))
 
 
+@pytest.mark.slow
 def test_a_number_is_found_by_itself_if_its_hash_has_another_key(tmp_path: Path) -> None:
     number = {
         "organization_id": "org_0", "run_id": "run_2", "position": 9, "status": "resolved",
@@ -288,6 +290,7 @@ def test_a_damaged_object_that_can_name_more_conversations_is_a_warning(tmp_path
         assert ids(lake.messages(phones=NUMBER)) == ids(lake.messages(conversations="conv_2"))
 
 
+@pytest.mark.slow
 def test_a_stored_conversation_stays_with_its_number_when_the_gateway_does_not_link_it_any_more(
     tmp_path: Path,
 ) -> None:
@@ -439,6 +442,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_a_lake_in_a_forked_process_is_one_sentence_instead_of_a_wait_without_end(made: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", FORKED, str(made)], capture_output=True, text=True, timeout=60, check=False
@@ -631,6 +635,7 @@ def test_a_single_text_is_the_same_as_a_list_with_it(made: Path, lake: Lake) -> 
         assert opened.url == lake.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     [
@@ -725,6 +730,7 @@ def test_a_query_reaches_nothing_but_the_lake(lake: Lake, made: Path, attempt: s
     assert not [*Path("/tmp").glob("imbrace-lake-escape*")]  # noqa: S108
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     [
@@ -816,6 +822,7 @@ def test_the_table_is_read_if_there_is_one(table: Path) -> None:
             lake.messages(as_of=datetime(2026, 1, 3, tzinfo=UTC)).to_arrow()
 
 
+@pytest.mark.slow
 def test_chosen_conversations_are_read_from_the_table_on_request(table: Path) -> None:
     with Lake.open(str(table), source="table", phone_key=KEY) as lake:
         for chosen in (
@@ -1140,6 +1147,7 @@ def test_a_lake_whose_messages_may_not_be_read_ends_with_one_sentence(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "access denied\n" * 3, "")
 
 
+@pytest.mark.slow
 def test_a_table_of_phones_that_may_not_be_read_is_not_called_damaged(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

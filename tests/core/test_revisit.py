@@ -264,6 +264,7 @@ def test_conversations_that_fail_in_every_run_take_turns() -> None:
     assert reached == {*range(300)}
 
 
+@pytest.mark.slow
 def test_proven_conversations_that_fail_in_every_run_keep_no_others_waiting() -> None:
     lake = known(5.0, a_lake_lists(200))
     failing = np.arange(60)
@@ -279,6 +280,7 @@ def test_proven_conversations_that_fail_in_every_run_keep_no_others_waiting() ->
     assert oldest <= 168
 
 
+@pytest.mark.slow
 def test_a_run_of_a_single_visit_keeps_the_promise_too() -> None:
     lake, oldest = known(5.0, a_lake_lists(100)), 0.0
     for hour in range(600):

@@ -225,6 +225,7 @@ def test_lists_of_runs_that_never_ended_are_deleted_after_a_week(box: Sandbox, t
     in_run(box, tmp_path, job)
 
 
+@pytest.mark.slow
 def test_shards_add_up_to_the_summary_of_one_process(box: Sandbox, tmp_path: Path) -> None:
     async def job(run: RunContext) -> tuple[RunSummary, Counter[str]]:
         one, two = await plan(run, list(box.conversations))

@@ -267,6 +267,7 @@ def test_a_rate_of_none_is_not_called_a_limit() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_a_limit_only_the_setting_counts_and_nothing_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

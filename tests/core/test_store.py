@@ -55,6 +55,7 @@ def winners(results: list[ObjectMeta | BaseException], losers: type[StoreError])
     return [result for result in results if isinstance(result, ObjectMeta)]
 
 
+@pytest.mark.slow
 def test_of_eight_writers_of_a_new_object_exactly_one_wins_each_of_forty_races(lake: OpenStore) -> None:
     async def race(stores: list[Store], number: int) -> None:
         key = f"messages/org=1/conv={number}/part-00000.parquet"

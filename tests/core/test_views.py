@@ -86,6 +86,7 @@ def test_messages_have_roles_and_machine_messages(folder: Path) -> None:
         assert row["is_machine"] == expected
 
 
+@pytest.mark.slow
 def test_phones_have_their_latest_answer(folder: Path) -> None:
     with Lake.open(str(folder)) as lake:
         rows = lake.phones().to_arrow().to_pylist()

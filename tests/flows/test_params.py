@@ -287,6 +287,7 @@ def test_the_parameters_that_a_flow_sends_are_those_that_prefect_would_send(
     assert flow.serialize_parameters(values) == Flow.serialize_parameters(flow, values)
 
 
+@pytest.mark.slow
 def test_the_check_of_a_form_is_quick_for_a_long_text() -> None:
     began = time.process_time()
 

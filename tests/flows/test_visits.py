@@ -59,6 +59,7 @@ def visits(offline: Offline) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_its_budget_is_used_and_ends_as_completed(offline: Offline, box: Sandbox) -> None:
     state = offline.ingest("second", budget=10)
 
@@ -71,6 +72,7 @@ def test_a_run_stops_when_its_budget_is_used_and_ends_as_completed(offline: Offl
     assert "due and not reached; oldest proof" in state.message
 
 
+@pytest.mark.slow
 def test_the_conversations_that_were_not_visited_are_no_dead_letters(offline: Offline) -> None:
     offline.ingest("second", budget=10)
 
@@ -121,6 +123,7 @@ def test_a_run_stops_when_its_time_is_over(offline: Offline) -> None:
     assert offline.outcomes("second") == Counter()
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_time_although_the_gateway_rate_limits_every_request(
     offline: Offline, box: Sandbox
 ) -> None:
@@ -142,6 +145,7 @@ def test_a_run_ends_in_time_although_the_gateway_rate_limits_every_request(
     assert offline.outcomes("third") == Counter(unchanged=COUNT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429", "stall"])
 def test_visits_with_an_answer_end_with_an_outcome_after_the_time_is_over(
     offline: Offline, box: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -168,6 +172,7 @@ def test_visits_with_an_answer_end_with_an_outcome_after_the_time_is_over(
     assert visited(offline, "second") == {long}
 
 
+@pytest.mark.slow
 def test_the_lookup_of_a_list_ends_with_the_time(offline: Offline, box: Sandbox, tmp_path: Path) -> None:
     box.set_options(rates={"429": 1.0})
 
@@ -232,6 +237,7 @@ def test_conversations_that_only_the_list_has_come_first(
     assert sum(shown["by_age"].values()) == shown["conversations"] == COUNT + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "minutes", "why"),
     [
@@ -265,6 +271,7 @@ def test_a_run_whose_list_uses_up_the_budget_is_not_a_success(
     assert f"⚠️ {sentence[:1].upper()}{sentence[1:].partition(';')[0]}.\n" in page_of(offline)
 
 
+@pytest.mark.slow
 def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offline, box: Sandbox) -> None:
     for one in [*box.conversations][:20]:
         box.break_conversation(one, "400")
@@ -277,6 +284,7 @@ def test_a_failed_conversation_is_counted_and_the_run_is_partial(offline: Offlin
     assert outcomes.total() == visits(offline)["visited"] == 30
 
 
+@pytest.mark.slow
 def test_a_new_conversation_that_the_gateway_lacks_is_gone_in_words_and_counts(
     offline: Offline, box: Sandbox, tmp_path: Path
 ) -> None:
@@ -294,6 +302,7 @@ def test_a_new_conversation_that_the_gateway_lacks_is_gone_in_words_and_counts(
     )
 
 
+@pytest.mark.slow
 def test_a_run_says_which_budget_its_promise_needs(offline: Offline) -> None:
     # 40 conversations in 9 tenths of a day.
     state = offline.ingest("second", budget=1, promise_days=1.0)
@@ -304,6 +313,7 @@ def test_a_run_says_which_budget_its_promise_needs(offline: Offline) -> None:
     assert (visits(offline)["needed"], visits(offline)["is_promise_kept"]) == (2, False)
 
 
+@pytest.mark.slow
 def test_the_ledger_has_what_a_run_reached(offline: Offline) -> None:
     offline.ingest("second", budget=10)
 
@@ -438,6 +448,7 @@ def test_a_clock_that_was_ahead_is_noticed_and_delays_no_visit(
     assert len(wrong) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ahead", "side"), [(30.0, "ahead of"), (-30.0, "behind")])
 def test_a_clock_that_is_wrong_now_is_noticed_by_the_gateways(
     offline: Offline, monkeypatch: pytest.MonkeyPatch, ahead: float, side: str
@@ -466,6 +477,7 @@ def page_of(offline: Offline) -> str:
     return pages_of(offline, "freshness")[-1]
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_shows_ages_promise_forecast_and_what_limits_it(offline: Offline) -> None:
     offline.ingest("second", budget=10)
 
@@ -487,6 +499,7 @@ def test_a_run_that_visits_everything_shows_the_ages_too(offline: Offline) -> No
     assert "- **Limited by:** nothing: a run visits everything\n" in page_of(offline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 2 * COUNT])
 def test_the_page_of_the_first_run_of_a_lake_does_not_contradict_itself(
     offline: Offline, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int | None
@@ -503,6 +516,7 @@ def test_the_page_of_the_first_run_of_a_lake_does_not_contradict_itself(
     assert f"| under an hour | {COUNT} |" in page
 
 
+@pytest.mark.slow
 def test_a_page_warns_of_a_promise_that_the_budget_cannot_keep(offline: Offline) -> None:
     offline.ingest("second", budget=1, promise_days=1.0)
 
@@ -526,6 +540,7 @@ def test_a_page_shows_how_many_conversations_were_never_proven(oldest: float | N
 # -- hints ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_look_at_a_conversation_that_is_gone_renews_it_and_no_age_includes_it(
     offline: Offline, box: Sandbox
 ) -> None:
@@ -549,6 +564,7 @@ def test_a_look_at_a_conversation_that_is_gone_renews_it_and_no_age_includes_it(
     assert all(one is not None and one.is_gone and one.seen >= began for one in explained)
 
 
+@pytest.mark.slow
 def test_a_hint_lets_a_run_visit_a_conversation_at_once(offline: Offline, box: Sandbox) -> None:
     one, *_ = box.conversations
     box.append(one, 1)

@@ -110,8 +110,8 @@ class LookBack:
         """Whether the look-back ends within a page; `times` are those of its messages."""
         if page.next_skip >= self.messages or page.total_count is None or page.next_skip >= page.total_count:
             return True
-        # The second oldest, because a single message can have a wrong time.
-        oldest = times.take(pc.bottom_k_unstable(times, min(2, len(times))))
+        # Not of the oldest alone, because some messages can have a wrong time.
+        oldest = times.take(pc.bottom_k_unstable(times, min(len(times), max(2, len(times) // 10))))
         last = oldest[-1].as_py() if len(oldest) else None
         return last is not None and last < self.since
 

@@ -214,7 +214,7 @@ def _listed(
     """Separate the files to read from those to skip; entries are path, name below the folder and bytes.
 
     Raises:
-        InputError: There is no file, or an entry without a size is none.
+        InputError: There is no file, or an entry without a size, which is not a file.
     """
     files: list[SourceFile] = []
     skipped: list[str] = []

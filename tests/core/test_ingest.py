@@ -213,14 +213,16 @@ def test_the_look_back_finds_edits_as_far_as_it_reaches_and_no_further(open_benc
 
 
 @pytest.mark.slow
-def test_the_look_back_does_not_end_at_a_message_with_a_wrong_time(open_bench: OpenBench) -> None:
+@pytest.mark.parametrize("wrong", [1, 2, 9])
+def test_the_look_back_does_not_end_at_messages_with_a_wrong_time(open_bench: OpenBench, wrong: int) -> None:
     bench = open_bench({"look_back_days": 7.0, "look_back_messages": 200}, conversations=0)
     begin = bench.now - timedelta(days=1)
     items: list[dict[str, Any]] = [
         {"_id": f"m{n}", "content": {"text": "x"}, "created_at": (begin + timedelta(minutes=n)).isoformat()}
         for n in range(400)
     ]
-    items[-50]["created_at"] = "1970-01-01T00:00:00.000Z"
+    for item in items[-50:][:wrong]:
+        item["created_at"] = "1970-01-01T00:00:00.000Z"
     one = bench.box.put(items)
     bench.run([one])
     bench.box.edit(one, ["m250"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -29,6 +30,13 @@ from tests.core.test_gateway import NOWHERE
 from tests.gateways import open_run
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_of_other_modules() -> None:
+    """Else connections of theirs may be collected during a test, whose event loop then reports them."""
+    gc.collect()
+
 
 PHONE = PhoneNumber("+886911425977")
 SECRET_TEXT = "the customer wrote this"
